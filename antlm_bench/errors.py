@@ -1,0 +1,67 @@
+"""The error tree: everything a user can get wrong ends here, with a message, the place, and a hint.
+
+    BenchError                 exit
+    ├── UsageError             2     an option or its value
+    ├── DeclarationError       2     a TOML of ours or the user's
+    ├── MethodNotSupported     2     this checkpoint cannot be scored that way
+    ├── CheckpointError        3     a model cannot be opened, or says NaN
+    ├── DataError              3     data absent, damaged, unreadable, incomplete
+    ├── RunError               3     a run folder cannot be read or written
+    ├── IncompleteError        5     some cells failed or are missing
+    ├── NotComparable          6     runs of different suites, items or policies
+    └── Interrupted            75    stopped by a signal, resumable
+
+The numbers are the exit codes of the command line; 0 is success, 130 is Ctrl-C.
+"""
+
+from __future__ import annotations
+
+
+class BenchError(Exception):
+    """`message` says what is wrong, `place` where (file:line, option, item), `hint` what to do about it."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.place, self.hint = message, place, hint
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.message}" + (f"\n  hint: {self.hint}" if self.hint else "")
+
+
+class UsageError(BenchError):
+    exit_code = 2
+
+
+class DeclarationError(BenchError):
+    exit_code = 2
+
+
+class MethodNotSupported(BenchError):
+    exit_code = 2
+
+
+class CheckpointError(BenchError):
+    exit_code = 3
+
+
+class DataError(BenchError):
+    exit_code = 3
+
+
+class RunError(BenchError):
+    exit_code = 3
+
+
+class IncompleteError(BenchError):
+    exit_code = 5
+
+
+class NotComparable(BenchError):
+    exit_code = 6
+
+
+class Interrupted(BenchError):
+    exit_code = 75

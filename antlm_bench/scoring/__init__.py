@@ -1,0 +1,1 @@
+"""Scoring: texts -> probes -> a plan without repetition -> log-probabilities."""

@@ -1,0 +1,1 @@
+"""Suites: TOML declarations -> verified files -> Items."""

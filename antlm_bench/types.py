@@ -1,0 +1,213 @@
+"""The vocabulary of the house: every value that crosses a module border is one of these frozen types.
+
+Log-probabilities are natural logarithms (nats) everywhere. Shapes are written (n,), (n, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Attention = Literal["causal", "full"]
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One candidate text of an item; `span` holds the (start, end) characters that count, None = all of them."""
+
+    text: str
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question put to a model: which option is most probable? Two options make a minimal pair.
+
+    `gold` is the index of the right option (an int), or a human rating in 0..1 (a float) for `preference` suites.
+    `labels` are the groups it belongs to, coarse to fine: field, phenomenon, paradigm, ...
+    """
+
+    id: str
+    options: tuple[Option, ...]
+    gold: int | float
+    labels: Labels = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Texts of one exact length as token ids, specials included: the unit that scoring methods work on.
+
+    ids: (n, t) token ids. scored: (n, t) True where the token counts. words: (n, t) index of the word that a token
+    belongs to, -1 for specials. text: (n,) which text of the caller each row is.
+    """
+
+    ids: Ints
+    scored: Bools
+    words: Ints
+    text: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What a model must be shown and where its answer is read: rows of one exact length and attention.
+
+    ids: (r, t) rows as the model sees them (hidden tokens already replaced by the mask id).
+    For each of k reads: row (k,) into ids, at (k,) the position whose logits are read, target (k,) the token id whose
+    log-probability is wanted, text (k,) the caller's text whose score it adds to.
+    """
+
+    ids: Ints
+    attention: Attention
+    row: Ints
+    at: Ints
+    target: Ints
+    text: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The durable artefact: what a model said of one item. Holds ids and numbers, never the text of the stimulus.
+
+    gold: see Item. pred: index of the preferred option (the first of the best; ties show in `scores`).
+    scores: summed log-probability per option. tokens / characters: how many of them each score sums over.
+    flags: facts about the item under this model, out of FLAGS.
+    """
+
+    id: str
+    gold: int | float
+    pred: int
+    scores: tuple[float, ...]
+    tokens: tuple[int, ...]
+    characters: tuple[int, ...]
+    labels: Labels = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+# Facts that an accuracy must be read with; counted beside it.
+FLAGS: dict[str, str] = {
+    "unk": "an option holds a token that the tokenizer does not know",
+    "too-long": "an option does not fit the model's max_length; the item is not scored and counts as wrong",
+    "blind": "the options differ only in tokens that are not scored",
+    "identical": "two options are the same text",
+    "float32": "rescored in fp32 by --precision adaptive",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with what it rests on: n items and a 95% interval [low, high]. `flags` counts FLAGS and ties."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+    flags: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One line of a result: `level` names the label (paradigm, phenomenon, field, ...), `name` its value."""
+
+    level: str
+    name: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one suite says of one checkpoint under one method; derived from predictions, never the other way round.
+
+    metric: accuracy | spearman. macro: the levels that the headline averages over, outermost first.
+    headline: the number that gets published. views: the same number under other intervals or reductions
+    (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a reader.
+    """
+
+    suite: str
+    method: str
+    metric: str
+    macro: tuple[str, ...]
+    headline: Estimate
+    views: Mapping[str, Estimate]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One (suite, method) of a run: its content key, where its predictions lie, and its summary."""
+
+    suite: str
+    method: str
+    key: str
+    settings: Mapping[str, Any]
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything needed to repeat a run: which checkpoint (as `checkpoints.describe` found it) and which software."""
+
+    schema: int
+    model: Mapping[str, Any]
+    software: Mapping[str, str]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder, opened: one checkpoint, its cells, and its predictions on demand (`runs.predictions`)."""
+
+    path: str
+    manifest: Manifest
+    cells: tuple[Cell, ...]
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+
+class LanguageModel(Protocol):
+    """What the scorer needs from a model, and all it needs: a test double is twenty lines."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def attends(self) -> frozenset[str]:
+        """The attentions it can be run with: {"causal"}, {"full"} or both."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest row in tokens, specials included; None = unbounded."""
+        ...
+
+    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings: ...
+
+    def read(self, probes: Iterable[Probes], texts: int) -> Floats:
+        """Summed log-probabilities (texts,): each probe read is added to the text it belongs to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """A bulk of n texts, tokenised: one Encoded per exact length, and facts per text.
+
+    tokens (n,): how many tokens are scored. unk (n,): holds an unknown token. too_long (n,): does not fit; such
+    texts are in no Encoded.
+    """
+
+    lengths: tuple[Encoded, ...]
+    tokens: Ints
+    unk: Bools
+    too_long: Bools
