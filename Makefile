@@ -1,0 +1,46 @@
+# The five things people do here. Everything runs in .venv, which the first target makes (once; a few minutes, mostly torch).
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Tests on the real benchmark files run when these lie beside the checkout; elsewhere they are skipped, with the reason.
+ifneq ($(wildcard ../shared/data/README.md),)
+test: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help demo test check fmt bench
+
+help:
+	@echo "make demo    train two small models on the embedded grammar, score them, print the table (2 minutes, offline)"
+	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
+	@echo "make check   the static half of it"
+	@echo "make fmt     let ruff rewrite the code"
+	@echo "make bench   speed against minicons and lm-eval on this machine"
+
+# The stamp is touched last, so that an install that was cut short is done again.
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.demo/masked/model.safetensors: examples/train_nano.py tasks/nano.toml | .venv/installed
+	@HF_HUB_OFFLINE=1 $(BIN)/python examples/train_nano.py .demo
+
+demo: .venv/installed .demo/masked/model.safetensors
+	@HF_HUB_OFFLINE=1 $(BIN)/antlm-bench score --model .demo/causal --model .demo/masked --suite nano --out .demo/runs
+
+check: .venv/installed
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+test: check
+	@$(BIN)/python -m pytest
+
+fmt: .venv/installed
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: .venv/installed
+	@$(BIN)/python benchmarks/score.py

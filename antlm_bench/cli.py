@@ -1,0 +1,304 @@
+"""The command line: argv to a verb, a verb's result to the terminal, an error to a message and an exit code.
+
+Nothing heavy is imported here: each verb imports what it needs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from antlm_bench import __version__
+from antlm_bench.errors import BenchError, Interrupted, UsageError
+from antlm_bench.spellings import ours
+
+BUG, CTRL_C, BROKEN_PIPE = 70, 130, 141
+EXIT_CODES = (
+    "Exit codes: 0 finished · 2 usage · 3 model or data · 5 incomplete · 6 not comparable · 70 a bug of ours · "
+    "75 stopped by a signal, the same command resumes · 130 Ctrl-C"
+)
+PEERS = (
+    "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
+    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or hyphens."
+)
+
+app = typer.Typer(
+    name="antlm-bench",
+    help="Honest, fast, comparable evaluation of small language models on minimal pairs.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Where the benchmark files are, where they come from, and whether they are intact.")
+app.add_typer(data, name="data")
+
+what = partial(typer.Option, rich_help_panel="What is scored")
+how = partial(typer.Option, rich_help_panel="How it is scored")
+run_folder = partial(typer.Option, rich_help_panel="The run")
+table = partial(typer.Option, rich_help_panel="What is shown")
+
+Json = Annotated[bool, table("--json", help="JSON instead of a table.")]
+Csv = Annotated[bool, table("--csv", help="CSV instead of a table.")]
+Markdown = Annotated[bool, table("--markdown", help="Markdown instead of a table.")]
+Suites = Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="All of them when none is named.")]
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"antlm-bench {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def before_any_verb(version: Version = False) -> None:
+    pass
+
+
+@app.command("score", epilog=PEERS)
+def score_verb(
+    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    suite: Annotated[
+        list[str],
+        what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b."),
+    ],
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
+    columns: Annotated[list[str] | None, what(metavar="good=A,bad=B", help="How a file names its columns.")] = None,
+    allow_incomplete: Annotated[bool, what("--allow-incomplete", help="Score a suite that lacks items.")] = False,
+    method: Annotated[
+        list[str] | None,
+        how(
+            metavar="NAME",
+            help="causal, mlm, mlm-l2r, mntp, fused. Repeatable, or a,b.",
+            show_default="the checkpoint's own",
+        ),
+    ] = None,
+    bos: Annotated[
+        Literal["auto", "always", "never", "tokenizer"] | None,
+        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer.", show_default="auto"),
+    ] = None,
+    ties: Annotated[
+        Literal["half", "strict", "first", "random"] | None,
+        how(metavar="RULE", help="What a tie counts: half (1/k), strict (0), first, random.", show_default="half"),
+    ] = None,
+    compat: Annotated[
+        Literal["babylm-2024", "babylm-2025", "babylm-2026", "lm-eval"] | None,
+        how(metavar="PEER", help="A peer's conventions: babylm-2024, babylm-2025, babylm-2026, lm-eval."),
+    ] = None,
+    max_length: Annotated[
+        int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")
+    ] = None,
+    device: Annotated[
+        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        how(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+    ] = None,
+    precision: Annotated[
+        Literal["exact", "adaptive"] | None,
+        how(
+            metavar="NAME",
+            help="exact, or adaptive: bfloat16, and float32 where the margin is small.",
+            show_default="exact",
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        str | None, how(metavar="N", help="Tokens per batch; no score depends on it.", show_default="auto")
+    ] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    out: Annotated[
+        Path | None, run_folder(metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
+    ] = None,
+    again: Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")] = False,
+    by: Annotated[
+        Literal["suite", "field", "phenomenon", "paradigm"],
+        table(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+    ] = "phenomenon",
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    given: dict[str, Any] = {"revision": revision, "limit": limit, "columns": renamed_columns(columns), "bos": bos}
+    given |= {"ties": ties, "compat": compat, "max_length": max_length, "device": device, "dtype": dtype}
+    given |= {"precision": precision, "batch_tokens": token_budget(batch_tokens), "again": again}
+    given |= {"allow_incomplete": allow_incomplete, "allow_pickle": allow_pickle}
+    given |= {"trust_remote_code": trust_remote_code}
+
+    from antlm_bench.commands.score import ScoreOptions, score
+    from antlm_bench.rendering import show_runs
+
+    options = ScoreOptions(**{name: value for name, value in given.items() if value is not None})
+    show_runs(score(model, split(suite), methods=split(method), out=out, options=options), form, by)
+
+
+@app.command("list")
+def list_verb(
+    kind: Annotated[
+        Literal["suites", "collections", "models", "methods"], typer.Argument(help="What to list.")
+    ] = "suites",
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """List what can be scored, and how."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    from antlm_bench.commands.list import listing
+    from antlm_bench.rendering.terminal import catalog
+
+    show(listing(kind), form)
+
+
+@app.command("show")
+def show_verb(
+    name: Annotated[str, typer.Argument(help="A suite, a collection, a method, a .toml or a file of pairs.")],
+) -> None:
+    """Show one declaration: licence, citation, counts, aggregation, an example, and where its data lies."""
+    from antlm_bench.commands.show import details
+
+
+@app.command("doctor")
+def doctor_verb(
+    model: Annotated[list[str], what(help="Folder, hub id, glob or folder of checkpoints. Repeatable.")],
+    revision: Annotated[str | None, what(help="Revision of a hub model.")] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    json: Json = False,
+) -> None:
+    """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+
+
+@data.command("list")
+def data_list(suites: Suites = None, json: Json = False, csv: Csv = False) -> None:
+    """What each suite's files are: here, incomplete, absent, damaged."""
+
+
+@data.command("fetch")
+def data_fetch(
+    suites: Suites = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to fetch into. [default: the cache]")] = None,
+) -> None:
+    """Download from the official places, verify, store."""
+
+
+@data.command("verify")
+def data_verify(suites: Suites = None) -> None:
+    """Compare the files at hand with the published hashes."""
+
+
+@data.command("where")
+def data_where() -> None:
+    """The folders that are searched, in order."""
+
+
+# ---- helpers: the words of the command line to the types of the house --------------------------------------------
+
+
+def split(values: Sequence[str] | None) -> list[str]:
+    """`a,b` is two names, unless a file is really called that."""
+    return [part for value in values or () for part in ([value] if Path(value).exists() else value.split(",")) if part]
+
+
+def renamed_columns(values: Sequence[str] | None) -> dict[str, str] | None:
+    """`good=A,bad=B` -> {"good": "A", "bad": "B"}."""
+    if not values:
+        return None
+    pairs = [pair.partition("=") for value in values for pair in value.split(",")]
+    if wrong := [name for name, _, column in pairs if not column]:
+        raise UsageError(f"{wrong[0]!r} is not ours=theirs", place="--columns", hint="e.g. --columns good=ok,bad=wrong")
+    return {name: column for name, _, column in pairs}
+
+
+def token_budget(text: str | None) -> str | int | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{text!r} is no number of tokens", place="--batch-tokens", hint="a whole number, or auto")
+    return int(text)
+
+
+def one_format(**asked: bool) -> str:
+    """The one output format that was asked for, else "terminal"."""
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", hint="each prints the same rows")
+    return chosen[0] if chosen else "terminal"
+
+
+# ---- errors and exit codes ---------------------------------------------------------------------------------------
+
+
+class Stopped(BaseException):
+    """A signal arrived; no BaseException of ours, so that no library's `except Exception` swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 (a scheduler's warning) stop like Ctrl-C: finished chunks are kept, nothing is half-written."""
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing is raised, whatever happens."""
+    try:
+        with stopping_on_signals():
+            return int(app(ours(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False) or 0)
+    except Stopped as stop:
+        hint = "the same command continues where this one stopped"
+        report(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
+        return CTRL_C if stop.signum == signal.SIGINT else Interrupted.exit_code
+    except BenchError as error:
+        report(error)
+        return error.exit_code
+    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, under whichever name this version gives it
+            report(UsageError(error.format_message(), hint="antlm-bench --help"))
+            return UsageError.exit_code
+        if os.environ.get("ANTLM_BENCH_TRACEBACK"):
+            raise
+        kind = f"{type(error).__name__}: {error}"
+        hint = "run it again with ANTLM_BENCH_TRACEBACK=1 and report what that prints, with the command line"
+        report(BenchError(f"this is a bug in antlm-bench, not in your input ({kind})", hint=hint))
+        return BUG
+
+
+def report(error: BenchError) -> None:
+    from antlm_bench.rendering.terminal import problem
+
+    problem(error)
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

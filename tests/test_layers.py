@@ -1,0 +1,233 @@
+"""The shape of the house, kept by reading the source: imports point down, each dependency has one door, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "antlm_bench"
+
+# A module belongs to the layer of its longest prefix here; a module that nobody placed fails the test.
+LAYERS: dict[str, int] = {
+    "types": 0,
+    "errors": 0,
+    "declarations": 1,
+    "runs": 1,
+    "suites": 2,
+    "metrics": 2,
+    "statistics": 2,
+    "training.recipe": 2,
+    "compare": 3,
+    "scoring": 3,
+    "architectures": 3,
+    "checkpoints": 4,
+    "scoring.engine": 4,
+    "scoring.external": 4,
+    "training.corpus": 4,
+    "training.objectives": 4,
+    "training.optim": 4,
+    "training.distil": 4,
+    "finetuning.heads": 4,
+    "finetuning.data": 4,
+    "training.pretrain": 5,
+    "finetuning.loop": 5,
+    "rendering": 6,
+    "commands": 6,
+    "spellings": 7,
+    "cli": 7,
+    "__main__": 7,
+}
+
+# Dependency -> the modules that may import it (prefixes).
+DOORS: dict[str, tuple[str, ...]] = {
+    "torch": (
+        "checkpoints",
+        "architectures",
+        "scoring.engine",
+        "scoring.external",
+        "training",
+        "finetuning",
+        "commands",
+    ),
+    "transformers": ("checkpoints", "architectures", "training.corpus"),
+    "tokenizers": ("checkpoints", "training.corpus"),
+    "safetensors": ("checkpoints",),
+    "huggingface_hub": ("suites.sources",),
+    "datasets": ("suites.sources",),
+    "nltk": ("suites",),
+    "sklearn": ("metrics",),
+    "scipy": ("metrics", "statistics"),
+    "pydantic": ("declarations", "suites.spec", "training.recipe"),
+    "pyarrow": ("runs",),
+    "rich": ("rendering", "cli"),
+    "jinja2": ("rendering",),
+    "typer": ("cli",),
+    "click": ("cli",),
+    "minicons": ("scoring.external",),
+    "lm_eval": ("scoring.external",),
+}
+# Slow to import: a verb pays for them only when it uses them, so here they stand inside functions.
+LAZY_IN: dict[str, tuple[str, ...]] = {
+    "commands": ("torch", "transformers", "pyarrow"),
+    "cli": ("rich", "pydantic"),
+    "spellings": ("rich",),
+}
+
+
+class Import(NamedTuple):
+    module: str
+    target: str
+    line: int
+    lazy: bool
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_share" not in path.parts}
+
+
+def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
+    """Every import of a module; those under `if TYPE_CHECKING:` do not run and do not count."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (Import(module, alias.name, child.lineno, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.module and not child.level, f"{module}:{child.lineno}: relative import"
+                for alias in child.names:  # `from antlm_bench.suites import items` imports the module `suites.items`
+                    deeper = f"{child.module}.{alias.name}"
+                    known = deeper.removeprefix("antlm_bench.") in MODULES
+                    yield Import(module, deeper if known else child.module, child.lineno, lazy)
+            yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    return walk(tree, False)
+
+
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+IMPORTS = [found for module, tree in TREES.items() for found in imports_of(module, tree)]
+OURS = [
+    i._replace(target=i.target.removeprefix("antlm_bench").lstrip("."))
+    for i in IMPORTS
+    if i.target.startswith("antlm_bench")
+]
+THEIRS = [i for i in IMPORTS if not i.target.startswith("antlm_bench")]
+
+
+def within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def layer(module: str) -> int:
+    places = [prefix for prefix in LAYERS if within(module, (prefix,))]
+    assert places, f"{module} has no layer: place it in tests/test_layers.py and ARCHITECTURE.md"
+    return LAYERS[max(places, key=len)]
+
+
+def is_package(module: str) -> bool:
+    return MODULES[module].name == "__init__.py"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert all(layer(module) >= 0 for module in MODULES if not is_package(module))
+
+
+def test_imports_only_point_down() -> None:
+    up = [i for i in OURS if i.module and not is_package(i.module) and i.target and layer(i.target) > layer(i.module)]
+    assert not up, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in up)
+
+
+def test_no_circles_within_a_layer() -> None:
+    below: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in OURS:
+        if found.module and found.target in below:
+            below[found.module].add(found.target)
+    while below:
+        leaves = [module for module, targets in below.items() if not targets & below.keys() - {module}]
+        assert leaves, f"imports go in a circle among {sorted(below)}"
+        below = {module: targets for module, targets in below.items() if module not in leaves}
+
+
+@pytest.mark.parametrize("dependency", sorted(DOORS))
+def test_each_dependency_has_its_door(dependency: str) -> None:
+    outside = [i for i in THEIRS if within(i.target, (dependency,)) and not within(i.module, DOORS[dependency])]
+    assert not outside, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in outside)
+
+
+def test_every_dependency_is_declared_and_has_a_door() -> None:
+    known = {*DOORS, *sys.stdlib_module_names, "numpy", "tomli"}
+    strangers = {f"{i.module}:{i.line} imports {i.target}" for i in THEIRS if i.target.split(".")[0] not in known}
+    assert not strangers
+
+
+@pytest.mark.parametrize("place", sorted(LAZY_IN))
+def test_slow_imports_stand_inside_functions_on_the_way_to_a_verb(place: str) -> None:
+    eager = [i for i in THEIRS if within(i.module, (place,)) and within(i.target, LAZY_IN[place]) and not i.lazy]
+    assert not eager, "\n".join(f"{i.module}:{i.line} imports {i.target} at the top" for i in eager)
+
+
+def test_packages_do_nothing_on_import() -> None:
+    allowed = ast.Expr | ast.ImportFrom | ast.Assign | ast.If | ast.FunctionDef
+    for module, tree in TREES.items():
+        if is_package(module):
+            assert all(isinstance(node, allowed) for node in tree.body), module
+
+
+def test_files_and_functions_stay_small() -> None:
+    for module, path in MODULES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 320, f"{module} has {lines} lines: find the missing idea"
+        for node in ast.walk(TREES[module]):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 70, f"{module}.{node.name} has {length} lines"
+
+
+def test_each_file_opens_with_the_sentence_that_justifies_it() -> None:
+    assert not [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
+
+
+def test_no_vague_names() -> None:
+    vague = re.compile(r"(^|[._])(utils?|common|core|base|manager)$")
+    assert not [module for module in MODULES if vague.search(module)]
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter holds after running `code`."""
+    script = f"{code}\nimport sys\nprint('\\n@', *{{name.split('.')[0] for name in sys.modules}})"
+    environment = {**os.environ, "COLUMNS": "100"}
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    return set(out.stdout.rpartition("@")[2].split())
+
+
+def verb(*argv: str) -> str:
+    return f"from antlm_bench.cli import run\nassert run({list(argv)!r}) == 0"
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    assert not loaded_by("import antlm_bench") & {*DOORS, "numpy"}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "pydantic", "pyarrow", "scipy", "numpy", "huggingface_hub"}
+    assert not loaded_by(verb("--help")) & heavy
+    assert not loaded_by(verb("score", "--help")) & heavy
+
+
+@pytest.mark.parametrize("argv", [("list",), ("list", "methods"), ("show", "nano"), ("data", "where")])
+def test_verbs_that_need_no_model_load_no_torch(argv: tuple[str, ...]) -> None:
+    assert not loaded_by(verb(*argv)) & {"torch", "transformers", "minicons", "lm_eval", "sklearn"}
