@@ -114,11 +114,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One line of a result: `level` names the label (paradigm, phenomenon, field, ...), `name` its value."""
+    """One line of a result: `level` names the label (paradigm, phenomenon, field, ...), `name` its value.
+
+    within: the value one level up, where all its items share one; else "".
+    """
 
     level: str
     name: str
     estimate: Estimate
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One (suite, method) of a run: its content key, where its predictions lie, and its summary."""
+    """One (suite, method) of a run: its content key, its summary, and the sha256 of its file of predictions."""
 
     suite: str
     method: str
     key: str
     settings: Mapping[str, Any]
     summary: Summary
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
