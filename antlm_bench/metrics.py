@@ -185,7 +185,7 @@ class Accuracy:
 class Spearman:
     """Rank correlation of the first option's probability with the human rating, as BabyLM scores WUG.
 
-    The probability is the softmax over the options' summed log-probabilities, the correlation over all items of the suite
+    The probability is the softmax over the options' summed log-probabilities, the correlation over all of the suite
     (evaluation-pipeline-2025, sentence_zero_shot/compute_results.py). Items that are too long are left out; n says so.
     """
 

@@ -70,7 +70,7 @@ def bootstrap(strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, see
 
 
 def closed_form(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Normal interval of sum_k w_k mean_k, Var = sum_k w_k^2 s_k^2 / n_k (plain macro-average: 1/K^2 sum_k s_k^2 / n_k).
+    """Normal interval of sum_k w_k mean_k, Var = sum_k w_k^2 s_k^2 / n_k (plain macro-average: 1/K^2 sum s_k^2 / n_k).
 
     A stratum of one item has no s_k; it gets the largest variance its range allows, (max - min)^2 / 4 over all values.
     """

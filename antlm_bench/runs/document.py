@@ -1,0 +1,139 @@
+"""run.json: manifest and cells as JSON, and back with every field checked: damage is an error that names its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn, TypeVar
+
+from antlm_bench.errors import RunError
+from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
+
+SCHEMA = 1  # of run.json and of the predictions; raised when an older program could not read them rightly
+T = TypeVar("T")
+
+
+def to_json(manifest: Manifest, cells: Sequence[Cell], files: Sequence[str]) -> bytes:
+    """The bytes of run.json. `files` tells readers where each cell's predictions lie. RunError for NaN or inf."""
+    document = {
+        "schema": SCHEMA,
+        "manifest": {name: value for name, value in asdict(manifest).items() if name != "schema"},
+        "cells": [{**asdict(cell), "predictions": file} for cell, file in zip(cells, files, strict=True)],
+    }
+    try:
+        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except ValueError as error:
+        hint = "every number of a run is finite, every text valid Unicode: this is a bug, please report it"
+        raise RunError(f"cannot be written as JSON: {error}", place="run.json", hint=hint) from error
+
+
+def from_json(data: bytes, place: str) -> tuple[Manifest, tuple[Cell, ...]]:
+    """Manifest and cells of run.json's bytes; RunError naming `place` and the field for anything that is not one."""
+    try:
+        document = json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"no JSON: {error}", place=place, hint=DAMAGED) from error
+    root = Node(document, place)
+    schema = root.get("schema", int)
+    if schema > SCHEMA:
+        message = f"written by a newer antlm-bench (schema {schema}; this one reads up to {SCHEMA})"
+        raise RunError(message, place=place, hint="pip install --upgrade antlm-bench")
+    manifest = root.child("manifest")
+    return (
+        Manifest(
+            schema=schema,
+            model=manifest.get("model", dict),
+            software=manifest.texts("software"),
+            created=manifest.get("created", str),
+        ),
+        tuple(_cell(cell) for cell in root.children("cells")),
+    )
+
+
+DAMAGED = "the file is damaged: restore it, or move the folder away and score again"
+
+
+class Node:
+    """A JSON value that knows where it stands, so that what is wrong can be said in one line."""
+
+    def __init__(self, value: object, where: str) -> None:
+        self.where = where
+        if not isinstance(value, dict):
+            self.fail("should be an object")
+        self.value: dict[str, Any] = value
+
+    def fail(self, message: str, name: str = "") -> NoReturn:
+        raise RunError(message, place=f"{self.where}{':' if name else ''} {name}".strip(), hint=DAMAGED)
+
+    def get(self, name: str, kind: type[T]) -> T:
+        value = self.value.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.fail(
+                f"should be {kind.__name__}, is {type(value).__name__ if name in self.value else 'missing'}", name
+            )
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.fail("should be a finite number", name)
+        return float(value)
+
+    def child(self, name: str) -> Node:
+        return Node(self.value.get(name), f"{self.where}: {name}")
+
+    def children(self, name: str) -> list[Node]:
+        return [Node(value, f"{self.where}: {name}.{i}") for i, value in enumerate(self.get(name, list))]
+
+    def texts(self, name: str) -> dict[str, str]:
+        node = self.child(name)
+        return {key: node.get(key, str) for key in node.value}
+
+
+def _cell(node: Node) -> Cell:
+    return Cell(
+        suite=node.get("suite", str),
+        method=node.get("method", str),
+        key=node.get("key", str),
+        settings=node.get("settings", dict),
+        summary=_summary(node.child("summary")),
+        digest=node.get("digest", str),
+    )
+
+
+def _summary(node: Node) -> Summary:
+    views = node.child("views")
+    return Summary(
+        suite=node.get("suite", str),
+        method=node.get("method", str),
+        metric=node.get("metric", str),
+        macro=_strings(node, "macro"),
+        headline=_estimate(node.child("headline")),
+        views={name: _estimate(views.child(name)) for name in views.value},
+        groups=tuple(_group(group) for group in node.children("groups")),
+        notes=_strings(node, "notes"),
+    )
+
+
+def _group(node: Node) -> Group:
+    estimate = _estimate(node.child("estimate"))
+    return Group(node.get("level", str), node.get("name", str), estimate, node.get("within", str))
+
+
+def _estimate(node: Node) -> Estimate:
+    flags = node.child("flags")
+    counts: Mapping[str, int] = {name: flags.get(name, int) for name in flags.value}
+    return Estimate(node.number("value"), node.get("n", int), node.number("low"), node.number("high"), counts)
+
+
+def _strings(node: Node, name: str) -> tuple[str, ...]:
+    values = node.get(name, list)
+    if not all(isinstance(value, str) for value in values):
+        node.fail("should be a list of strings", name)
+    return tuple(values)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")

@@ -1,0 +1,258 @@
+"""The run folder: one writer at a time, every file whole or absent, a killed run resumable chunk by chunk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from antlm_bench.errors import RunError
+from antlm_bench.runs import parquet
+from antlm_bench.runs.document import SCHEMA, from_json, to_json
+from antlm_bench.types import Cell, Manifest, Prediction, Run, Summary
+
+
+class Writer:
+    """The only door through which a run folder is written. A context manager: holds the folder's lock while open.
+
+    A suite is scored in chunks of items; each chunk is stored whole when it is done (`put`), asked for on resumption
+    (`chunk`) and trusted only if its bytes are the ones that were written for the same suite, method and key. `finish`
+    joins the chunks, in order, into the final file; its bytes do not depend on how often the run was killed.
+
+    path: created if absent. manifest: of this run; a folder that holds another checkpoint's run (other
+    `manifest.model["weights"]`) is refused. Every failure of the disk or the folder is a RunError.
+    """
+
+    def __init__(self, path: str | Path, manifest: Manifest) -> None:
+        self.path, self.manifest = Path(path), manifest
+        self.cells: list[Cell] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> Writer:
+        with ExitStack() as stack:
+            _make(self.path)
+            stack.enter_context(_lock(self.path))
+            for leftover in self.path.rglob(".*.tmp"):  # a killed process was writing these
+                leftover.unlink(missing_ok=True)
+            if (self.path / "run.json").exists():
+                run = read(self.path)
+                self._accept(run.manifest)
+                self.cells = list(run.cells)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def done(self, suite: str, method: str, key: str) -> bool:
+        """Is this cell finished under this very key, with its predictions intact?"""
+        for cell in self.cells:
+            if (cell.suite, cell.method, cell.key) == (suite, method, key):
+                with suppress(RunError):
+                    columns(self.path, cell)
+                    return True
+        return False
+
+    def chunk(self, suite: str, method: str, key: str, index: int) -> list[Prediction] | None:
+        """The stored chunk, or None if there is none that can be trusted (a damaged one is removed)."""
+        about = {**_about(suite, method, key), "chunk": str(index)}
+        for path in sorted(self._partial(suite, method, key).glob(f"{index:05}.*.parquet")):
+            with suppress(RunError, OSError):
+                data = path.read_bytes()
+                if path.name == _chunk_name(index, data):
+                    table = parquet.decode(data, str(path))
+                    if parquet.about(table) == about:
+                        return parquet.predictions(table)
+            path.unlink(missing_ok=True)
+        return None
+
+    def put(self, suite: str, method: str, key: str, index: int, predictions: Sequence[Prediction]) -> None:
+        """Store a chunk; once this returns it survives a kill or a power cut."""
+        data = parquet.encode(predictions, {**_about(suite, method, key), "chunk": str(index)})
+        folder = self._partial(suite, method, key)
+        _make(folder)
+        write_whole(folder / _chunk_name(index, data), data)
+
+    def finish(
+        self, suite: str, method: str, key: str, settings: Mapping[str, Any], summary: Summary, chunks: int
+    ) -> Cell:
+        """Join chunks 0 .. chunks-1 into the cell's predictions, enter the cell in run.json, drop the chunks.
+
+        A cell of the same suite and method under another key is replaced. Raises RunError if a chunk is missing.
+        """
+        predictions: list[Prediction] = []
+        for index in range(chunks):
+            stored = self.chunk(suite, method, key, index)
+            if stored is None:
+                raise RunError(f"chunk {index} of {suite} is missing", place=str(self.path), hint=parquet.AGAIN)
+            predictions += stored
+        data = parquet.encode(predictions, _about(suite, method, key))
+        cell = Cell(suite, method, key, dict(settings), summary, hashlib.sha256(data).hexdigest())
+        same = [i for i, old in enumerate(self.cells) if (old.suite, old.method) == (suite, method)]
+        cells = [*self.cells]
+        cells[same[0] if same else len(cells) : same[0] + 1 if same else len(cells)] = [cell]
+        document = to_json(self.manifest, cells, [_file(c.suite, c.method) for c in cells])
+        _make((self.path / _file(suite, method)).parent)
+        write_whole(self.path / _file(suite, method), data)
+        write_whole(self.path / "run.json", document)
+        self.cells = cells
+        self.discard(suite, method)
+        return cell
+
+    def discard(self, suite: str, method: str) -> None:
+        """Remove the stored chunks of a suite under a method, whatever their key (`--again` starts from nothing)."""
+        for folder in (self.path / "partial").glob(f"{_stem(suite, method)}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: other suites are under way
+            (self.path / "partial").rmdir()
+
+    def _partial(self, suite: str, method: str, key: str) -> Path:
+        return self.path / "partial" / f"{_stem(suite, method)}.{quote(key, safe='')}"
+
+    def _accept(self, existing: Manifest) -> None:
+        """Keep one folder to one checkpoint, and the time at which it was begun."""
+        if existing.model.get("weights") != self.manifest.model.get("weights"):
+            message = f"the folder holds the run of another checkpoint ({existing.model.get('name', 'unknown')})"
+            raise RunError(message, place=str(self.path), hint="choose another --out, or move that run away")
+        self.manifest = Manifest(SCHEMA, self.manifest.model, self.manifest.software, existing.created)
+
+
+def read(path: str | Path) -> Run:
+    """Open a run folder. Raises RunError if it is none, is damaged, or was written by a newer version."""
+    file = Path(path) / "run.json"
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        begun = (Path(path) / "partial").exists()
+        hint = (
+            "repeat the score command: it goes on where it stopped" if begun else "give the folder that holds run.json"
+        )
+        raise RunError("no finished suite here" if begun else "not a run folder", place=str(path), hint=hint) from error
+    except OSError as error:
+        raise _refusal(file, error, "read") from error
+    manifest, cells = from_json(data, str(file))
+    return Run(str(path), manifest, cells)
+
+
+def columns(path: str | Path, cell: Cell) -> pa.Table:
+    """The predictions of a cell as an Arrow table (`runs.parquet.SCHEMA` and labels), checked against run.json."""
+    file = Path(path) / _file(cell.suite, cell.method)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise _refusal(file, error, "read") from error
+    if hashlib.sha256(data).hexdigest() != cell.digest:
+        raise RunError(
+            "not the bytes that run.json describes: cut short or edited", place=str(file), hint=parquet.AGAIN
+        )
+    return parquet.decode(data, str(file))
+
+
+def predictions(path: str | Path, cell: Cell) -> list[Prediction]:
+    """The predictions of a cell, in the order of the suite."""
+    return parquet.predictions(columns(path, cell))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write, flush to the disk, rename: at every moment `path` holds the old bytes, the new bytes, or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _refusal(path, error, "written") from error
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder for one process; the kernel lets go when that process ends, however it ends."""
+    import fcntl  # POSIX only, and only writers need it
+
+    path = folder / ".lock"
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _refusal(path, error, "written") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(handle, 32).decode(errors="replace").strip()
+            os.close(handle)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise _refusal(path, error, "locked") from error
+            message = f"another process (pid {owner or 'unknown'}) is writing this run"
+            raise RunError(message, place=str(folder), hint="wait for it, or choose another --out") from error
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                break
+        os.close(handle)  # the previous holder removed the file between our open and our lock
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _refusal(path: Path, error: OSError, doing: str) -> RunError:
+    """A RunError that says in plain words why the system refused, and what to do."""
+    words = {
+        errno.ENOSPC: ("the disk is full", "make room and repeat the command: nothing finished is lost"),
+        errno.EDQUOT: ("the disk quota is used up", "make room and repeat the command: nothing finished is lost"),
+        errno.EFBIG: ("the file-size limit is reached", "raise it (ulimit -f) and repeat: nothing finished is lost"),
+        errno.EROFS: ("the file system is read-only", "choose another place with --out"),
+        errno.EACCES: ("permission denied", "choose another place with --out"),
+        errno.EPERM: ("permission denied", "choose another place with --out"),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another place with --out"),
+        errno.EEXIST: ("this is a file, not a folder", "choose another place with --out"),
+        errno.ENOENT: ("the file is missing", parquet.AGAIN),
+    }
+    reason, hint = words.get(cast(int, error.errno), (error.strerror or str(error), "choose another place with --out"))
+    return RunError(f"cannot be {doing}: {reason}", place=str(path), hint=hint)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(folder, error, "created") from error
+
+
+def _about(suite: str, method: str, key: str) -> dict[str, str]:
+    return {"schema": str(SCHEMA), "suite": suite, "method": method, "key": key}
+
+
+def _stem(suite: str, method: str) -> str:
+    return f"{quote(suite, safe='')}.{quote(method, safe='')}"
+
+
+def _file(suite: str, method: str) -> str:
+    return f"predictions/{_stem(suite, method)}.parquet"
+
+
+def _chunk_name(index: int, data: bytes) -> str:
+    """A chunk's name carries the hash of its bytes, so that damage of any kind shows."""
+    return f"{index:05}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"

@@ -1,0 +1,99 @@
+"""Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a RunError.
+
+One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas), its fields in alphabetical
+order, null where an item lacks one. No time, path or host is written, so the bytes depend on the content alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from antlm_bench.errors import RunError
+from antlm_bench.types import Prediction
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("gold", pa.float64()),
+        ("pred", pa.int32()),
+        ("scores", pa.list_(pa.float64())),
+        ("tokens", pa.list_(pa.int32())),
+        ("characters", pa.list_(pa.int32())),
+        ("flags", pa.list_(pa.string())),
+    ]
+)
+OPTION, RATING = "option", "rating"  # what `gold` is: the index of an option, or a number of its own
+AGAIN = "repeat the score command: it recomputes what is damaged"
+
+
+def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes:
+    """Parquet bytes of the predictions; `about` (suite, method, key, ...) goes into the file's metadata.
+
+    Raises RunError for an id or label that is no valid Unicode, or an id that occurs twice.
+    """
+    ids = [p.id for p in predictions]
+    if len(set(ids)) < len(ids):
+        twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+        raise RunError(
+            "two predictions have this id", place=f"item {twice!r}", hint="ids must be unique within a suite"
+        )
+    gold = OPTION if all(isinstance(p.gold, Integral) for p in predictions) else RATING
+    levels = sorted({level for p in predictions for level in p.labels})
+    try:
+        values = {field.name: pa.array([getattr(p, field.name) for p in predictions], field.type) for field in SCHEMA}
+        if levels:
+            labels = [pa.array([p.labels.get(level) for p in predictions], pa.string()) for level in levels]
+            values["labels"] = pa.StructArray.from_arrays(labels, levels)
+        table = pa.table(values).replace_schema_metadata({**about, "gold": gold})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", store_schema=False)
+    except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
+        place = f"{about.get('suite')}.{about.get('method')}"
+        hint = "ids and labels must be valid Unicode, numbers must fit their column"
+        raise RunError(f"cannot be stored: {error}", place=place, hint=hint) from error
+    return bytes(sink.getvalue())
+
+
+def decode(data: bytes, place: str) -> pa.Table:
+    """The table in Parquet bytes that `encode` wrote; RunError naming `place` for anything else."""
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
+    for field in SCHEMA:
+        found = table.schema.field(field.name).type if field.name in table.column_names else "nothing"
+        if found != field.type:
+            raise RunError(f"column {field.name} should hold {field.type}, holds {found}", place=place, hint=AGAIN)
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if metadata.get("gold") not in (OPTION, RATING):
+        raise RunError("not written by antlm-bench", place=place, hint=AGAIN)
+    return table
+
+
+def about(table: pa.Table) -> dict[str, str]:
+    """What `encode` was told about the file."""
+    return {k.decode(): v.decode() for k, v in table.schema.metadata.items() if k != b"gold"}
+
+
+def predictions(table: pa.Table) -> list[Prediction]:
+    """The rows of a decoded table."""
+    get = {name: table[name].to_pylist() for name in table.column_names}
+    number = int if table.schema.metadata[b"gold"] == OPTION.encode() else float
+    labels = get.get("labels", [{}] * table.num_rows)
+    return [
+        Prediction(
+            id=get["id"][i],
+            gold=number(get["gold"][i]),
+            pred=get["pred"][i],
+            scores=tuple(get["scores"][i]),
+            tokens=tuple(get["tokens"][i]),
+            characters=tuple(get["characters"][i]),
+            labels={level: value for level, value in labels[i].items() if value is not None},
+            flags=tuple(get["flags"][i]),
+        )
+        for i in range(table.num_rows)
+    ]
