@@ -1,6 +1,6 @@
 """Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a RunError.
 
-One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas), its fields in alphabetical
+One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas), fields in alphabetical
 order, null where an item lacks one. No time, path or host is written, so the bytes depend on the content alone.
 """
 
@@ -61,15 +61,15 @@ def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes
 def decode(data: bytes, place: str) -> pa.Table:
     """The table in Parquet bytes that `encode` wrote; RunError naming `place` for anything else."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read().replace_schema_metadata(file.metadata.metadata)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
     for field in SCHEMA:
         found = table.schema.field(field.name).type if field.name in table.column_names else "nothing"
         if found != field.type:
             raise RunError(f"column {field.name} should hold {field.type}, holds {found}", place=place, hint=AGAIN)
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    if metadata.get("gold") not in (OPTION, RATING):
+    if (table.schema.metadata or {}).get(b"gold") not in (OPTION.encode(), RATING.encode()):
         raise RunError("not written by antlm-bench", place=place, hint=AGAIN)
     return table
 
