@@ -50,7 +50,7 @@ def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes
             values["labels"] = pa.StructArray.from_arrays(labels, levels)
         table = pa.table(values).replace_schema_metadata({**about, "gold": gold})
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", store_schema=False)
+        pq.write_table(table, sink, compression="zstd")
     except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
         place = f"{about.get('suite')}.{about.get('method')}"
         hint = "ids and labels must be valid Unicode, numbers must fit their column"
@@ -61,8 +61,7 @@ def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes
 def decode(data: bytes, place: str) -> pa.Table:
     """The table in Parquet bytes that `encode` wrote; RunError naming `place` for anything else."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        table = file.read().replace_schema_metadata(file.metadata.metadata)
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
     for field in SCHEMA:
