@@ -1,0 +1,149 @@
+"""TOML -> typed declarations: one strict reader whose errors name the file, the key and the nearest right key.
+
+A declaration is looked up by name in the folders of ANTLM_BENCH_PATH, then in what we ship; never in the current
+directory, so that the same command means the same thing wherever it is typed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from antlm_bench.errors import BenchError, DeclarationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind = Literal["tasks", "models"]
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Strict(False)]  # TOML has arrays, a frozen declaration holds tuples
+
+
+class Declaration(BaseModel):
+    """Base of every table that is read from TOML: frozen, strict (no coercion), and no key that nobody reads."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, table: Any) -> Any:
+        if isinstance(table, dict):
+            for key in table:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError("unknown_key", "{reason}", {"reason": _unknown(key, cls.model_fields)})
+        return table
+
+
+D = TypeVar("D", bound=Declaration)
+
+
+def read_toml(path: Path, model: type[D]) -> D:
+    """The declaration at `path`. DeclarationError names the file with the line (syntax) or the key (content)."""
+    return check(parse(path), model, path)
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, unchecked. DeclarationError names the file and the line."""
+    try:
+        text = decode_utf8(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DeclarationError(f"cannot be read: {error.strerror or error}", place=str(path)) from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise DeclarationError("tables or arrays are nested too deeply", place=str(path)) from None
+    except ValueError as error:  # TOMLDecodeError is one; so is an integer of thousands of digits
+        where = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        place = f"{path}:{where[1]}" if where else str(path)
+        raise DeclarationError(f"not valid TOML: {error}", place=place) from None
+
+
+def check(tables: dict[str, Any], model: type[D], path: Path) -> D:
+    """Tables as a typed declaration; `path` is what an error names."""
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+
+
+def catalog(kind: Kind) -> dict[str, Path]:
+    """Every declaration of a kind that a name can reach: name -> file, sorted; a folder of ANTLM_BENCH_PATH wins."""
+    found: dict[str, Path] = {}
+    for folder in _folders(kind):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def find(kind: Kind, ref: str) -> Path:
+    """The file behind a name of the catalog or a path (anything with a separator or ending in .toml)."""
+    if ref.endswith(".toml") or "/" in ref or os.sep in ref:
+        path = Path(ref).expanduser()
+        if not _is_file(path):
+            raise DeclarationError("there is no such file", place=ref)
+        return path
+    known = catalog(kind)
+    if ref not in known:
+        what = "suite" if kind == "tasks" else "recipe"
+        raise DeclarationError(
+            f"unknown {what} {ref!r}",
+            hint=nearest(ref, known) or f"known: {', '.join(known)}",
+        )
+    return known[ref]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or nothing where no known word is near."""
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return f"did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def decode_utf8(raw: bytes, place: str, error: type[BenchError] = DeclarationError) -> str:
+    """UTF-8 text of a file, or an error that names the line and the byte that is not."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        line = raw.count(b"\n", 0, bad.start) + 1
+        raise error(
+            f"not UTF-8: byte 0x{raw[bad.start]:02x} at offset {bad.start}",
+            place=f"{place}:{line}",
+            hint="save the file as UTF-8",
+        ) from None
+
+
+def _folders(kind: Kind) -> list[Path]:
+    own = [Path(entry).expanduser() / kind for entry in os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep) if entry]
+    here = Path(__file__).resolve().parent
+    wheel = here / "_share" / kind
+    return [*own, wheel if wheel.is_dir() else here.parent / kind]
+
+
+def _explain(path: Path, error: ValidationError) -> DeclarationError:
+    first = error.errors(include_url=False, include_context=True)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    return DeclarationError(message + more, place=f"{path}: {place}" if place else str(path))
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    return f"unknown key {key!r}: " + (nearest(key, known) or f"known are {', '.join(sorted(known))}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False

@@ -1,0 +1,106 @@
+"""A small grammar that makes its own minimal pairs, and training text that never holds a sentence of them.
+
+Random choices use `random.Random(int).random()` alone: the one call whose sequence Python promises to keep for a seed,
+so the pairs are the same on every version and platform.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+
+from antlm_bench.declarations import nearest
+from antlm_bench.errors import DeclarationError
+from antlm_bench.suites.spec import GrammarSpec
+
+Word = dict[str, str]  # form -> how it is written
+_SLOT = re.compile(r"\{([a-z_]+)(\d*)\.([a-z_]+)\}")  # {class.form}, {class1.form}
+
+
+def records(spec: GrammarSpec) -> list[dict[str, str]]:
+    """The minimal pairs: sentence_good, sentence_bad, paradigm, phenomenon, field. No sentence stands in two pairs.
+
+    Raises DeclarationError where a template is wrong or has too few sentences for `pairs`.
+    """
+    made: list[dict[str, str]] = []
+    seen: set[str] = set()
+    for index, paradigm in enumerate(spec.paradigm):
+        dice = random.Random(spec.seed * 1000 + index)
+        templates = [(good, bad, _slots(spec, good + " " + bad)) for good, bad in paradigm.pairs]
+        for number in range(spec.pairs):
+            good, bad, slots = templates[number % len(templates)]
+            for _ in range(1000):
+                words = _choose(slots, dice)
+                pair = _fill(good, words), _fill(bad, words)
+                if pair[0] != pair[1] and not seen.intersection(pair):
+                    break
+            else:
+                raise DeclarationError(f"{good!r} has too few sentences for {spec.pairs} pairs", place=f"grammar.{paradigm.name}")
+            seen.update(pair)
+            made.append(
+                {
+                    "sentence_good": pair[0],
+                    "sentence_bad": pair[1],
+                    "paradigm": paradigm.name,
+                    "phenomenon": paradigm.phenomenon,
+                    "field": paradigm.field,
+                }
+            )
+    return made
+
+
+def corpus(spec: GrammarSpec, sentences: int, seed: int) -> Iterator[str]:
+    """`sentences` grammatical sentences of the same grammar and words, none of them in a pair (good or bad).
+
+    Every template (the good side of each pair, and `also`) has the same share, every word of a class too.
+    """
+    held_out = {record[side] for record in records(spec) for side in ("sentence_good", "sentence_bad")}
+    templates = [good for paradigm in spec.paradigm for good, _ in paradigm.pairs] + list(spec.also)
+    prepared = [(template, _slots(spec, template)) for template in templates]
+    dice = random.Random(seed)
+    left = sentences
+    while left > 0:
+        template, slots = prepared[int(dice.random() * len(prepared))]
+        sentence = _fill(template, _choose(slots, dice))
+        if sentence not in held_out:
+            left -= 1
+            yield sentence
+
+
+def _slots(spec: GrammarSpec, template: str) -> dict[str, tuple[str, list[Word]]]:
+    """The slots of a template: name as written, without the form -> (class, its words)."""
+    slots: dict[str, tuple[str, list[Word]]] = {}
+    for cls, number, form in _SLOT.findall(template):
+        words = _words(spec, cls, template)
+        if form not in words[0]:
+            known = ", ".join(words[0])
+            raise DeclarationError(f"{cls!r} has no form {form!r}; it has {known}", place=f"grammar: {template!r}")
+        slots[cls + number] = cls, words
+    if "{" in _SLOT.sub("", template):
+        raise DeclarationError("a slot is written {class.form} or {class1.form}", place=f"grammar: {template!r}")
+    return slots
+
+
+def _words(spec: GrammarSpec, cls: str, template: str) -> list[Word]:
+    if cls not in spec.lexicon:
+        hint = nearest(cls, spec.lexicon) or f"known are {', '.join(spec.lexicon)}"
+        raise DeclarationError(f"no word class {cls!r}", place=f"grammar: {template!r}", hint=hint)
+    entry = spec.lexicon[cls]
+    if entry.of:
+        return [word for part in entry.of for word in _words(spec, part, template)]
+    return [dict(zip(entry.forms, word.split(), strict=True)) for word in entry.words]
+
+
+def _choose(slots: Mapping[str, tuple[str, list[Word]]], dice: random.Random) -> dict[str, Word]:
+    """A word for every slot; slots of one class get different words."""
+    chosen: dict[str, Word] = {}
+    for slot, (cls, words) in slots.items():
+        taken = [chosen[other] for other in chosen if slots[other][0] == cls]
+        free = [word for word in words if word not in taken]
+        chosen[slot] = free[int(dice.random() * len(free))]
+    return chosen
+
+
+def _fill(template: str, words: Mapping[str, Word]) -> str:
+    return _SLOT.sub(lambda slot: words[slot[1] + slot[2]][slot[3]], template)

@@ -1,0 +1,268 @@
+"""A suite by name or file -> its items: the one way from data to the questions that a model is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.declarations import catalog, find, nearest
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.suites import grammar, pairs, records, sources
+from antlm_bench.suites.spec import CollectionSpec, OptionSpec, SuiteSpec, fields_of, read
+from antlm_bench.types import Item, Option
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file order.
+
+    digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
+    of equal digest answered the same questions. notes: sentences that a reader of the number needs.
+    """
+
+    name: str
+    version: str
+    title: str
+    licence: str
+    metric: str
+    groups: tuple[str, ...]
+    macro: tuple[str, ...]
+    items: tuple[Item, ...]
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    ref: str,
+    *,
+    limit: int | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> Suite:
+    """The suite behind a name of the catalog, a suite's TOML, or a CSV, TSV or JSONL file of pairs.
+
+    limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
+    columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
+    Raises DataError (absent, damaged, unreadable, incomplete unless allowed), DeclarationError, UsageError.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
+    if pairs.is_pairs_file(ref):
+        spec, files = pairs.read(Path(ref).expanduser(), columns or {})
+    else:
+        if columns:
+            raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
+        spec, folder = suite(ref)
+        files = _files(spec, folder)
+    items = build(spec, files)
+    notes = [*spec.notes, *completeness(spec, items, allow_incomplete)]
+    if limit is not None:
+        items = _first(items, spec.finest, limit)
+        notes.append(f"limit: the first {limit} of each {spec.finest or 'suite'}")
+    return Suite(
+        name=spec.name,
+        version=spec.version,
+        title=spec.title,
+        licence=spec.licence,
+        metric=spec.metric,
+        groups=spec.groups,
+        macro=spec.macro,
+        items=tuple(items),
+        digest=_digest(spec, items),
+        notes=tuple(notes),
+    )
+
+
+def members(ref: str) -> list[str]:
+    """The suites that a reference stands for: a collection's members, else the reference itself."""
+    if pairs.is_pairs_file(ref):
+        return [ref]
+    spec = read(find("tasks", ref))
+    return list(spec.members) if isinstance(spec, CollectionSpec) else [ref]
+
+
+def suite(ref: str) -> tuple[SuiteSpec, Path | None]:
+    """The declaration of one suite, and the folder beside which a user's own data may lie (None = a shipped suite)."""
+    path = find("tasks", ref)
+    spec = read(path)
+    if isinstance(spec, CollectionSpec):
+        raise UsageError(f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.members)}")
+    return spec, None if path in catalog("tasks").values() else path.parent
+
+
+def build(spec: SuiteSpec, files: Iterable[tuple[str, str, records.Records]]) -> list[Item]:
+    """The items of (file, its place in errors, its records), in order. DataError names the first line that is wrong."""
+    reader = _Reader(spec)
+    items: list[Item] = []
+    places: dict[str, str] = {}
+    for file, place, rows in files:
+        for line, record in rows:
+            item = reader.item(file, record, f"{place}:{line}")
+            if item is None:
+                continue
+            if item.id in places:
+                raise DataError(f"the id {item.id!r} is already that of {places[item.id]}", place=f"{place}:{line}")
+            places[item.id] = f"{place}:{line}"
+            items.append(item)
+    if not items:
+        raise DataError("no items: every row is skipped, or there is none", place=spec.name)
+    return items
+
+
+def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool) -> list[str]:
+    """The note of an incomplete suite (or none). DataError where it is not allowed, or holds more than it should."""
+    if spec.expect is None:
+        return []
+    level = spec.finest
+    have = Counter(item.labels[level] if level else spec.name for item in items)
+    want = spec.expect.counts or {spec.name: spec.expect.items}
+    if level is None or not spec.expect.counts:
+        have, want = Counter({spec.name: sum(have.values())}), {spec.name: spec.expect.items}
+    for group, count in have.items():
+        if count > want.get(group, 0):
+            raise DataError(f"{count} items in {group!r}, officially {want.get(group, 0)}", place=spec.name,
+                            hint="these are not the files of this version of the suite")
+    short = [group for group in want if have[group] < want[group]]
+    if not short:
+        return []
+    unit = "pairs" if len(spec.item.options) == 2 else "items"
+    of = f"{len(short)} of {len(want)} {level}s short" if level else "short"
+    note = f"incomplete: {sum(have.values())} of {spec.expect.items} {unit} ({of})"
+    if not allow_incomplete:
+        named = ", ".join(f"{group} {have[group]}/{want[group]}" for group in short[:3])
+        raise DataError(note, place=spec.name, hint=f"{named}{', ...' if len(short) > 3 else ''}; "
+                        "get the missing data, or accept what is there with --allow-incomplete")
+    return [note]
+
+
+class _Reader:
+    """Records -> items by one declaration; counts per group, from which the running ids come."""
+
+    def __init__(self, spec: SuiteSpec) -> None:
+        self.spec = spec
+        self.seen: Counter[str] = Counter()
+        self.fields = {text: fields_of(text) for option in spec.item.options for text in (option.context, option.scored)}
+        self.names = {text: fields_of(text) for text in (*spec.labels.values(), spec.item.id or "")}
+
+    def item(self, file: str, record: records.Record, place: str) -> Item | None:
+        """The item of a record, None where the declaration skips it."""
+        spec, rule = self.spec, self.spec.item
+        record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
+        if rule.skip and _holds(_get(record, rule.skip.field, place), rule.skip.containing):
+            return None
+        labels = {label: self._name(template, record, place) for label, template in spec.labels.items()}
+        for label, renamed in spec.rename.items():
+            labels[label] = renamed.get(labels[label], labels[label])
+        if rule.each:
+            template = rule.options[0]
+            options = tuple(self._option(template, {**record, "each": entry}, place) for entry in self._entries(record, place))
+        else:
+            options = tuple(self._option(template, record, place) for template in rule.options)
+        group = labels[spec.finest] if spec.finest else spec.name
+        name = self._name(rule.id, record, place) if rule.id else f"{group}_{self.seen[group]}"
+        self.seen[group] += 1
+        return Item(name, options, self._gold(record, len(options), place), labels)
+
+    def _option(self, template: OptionSpec, record: records.Record, place: str) -> Option:
+        context = _text(template.context, self.fields[template.context], record, place)
+        scored = _text(template.scored, self.fields[template.scored], record, place)
+        if not scored.strip():
+            raise DataError(f"the text of {template.scored!r} is empty", place=place)
+        text = context + scored
+        return Option(text, (len(context), len(text)) if template.context else None)
+
+    def _entries(self, record: records.Record, place: str) -> list[Any]:
+        field, cut = str(self.spec.item.each), self.spec.item.split
+        value = _get(record, field, place)
+        if cut and isinstance(value, str):
+            value = value.split(cut)
+        if not isinstance(value, list):
+            raise DataError(f"{field!r} must be {'a text' if cut else 'a list'}, not {_kind(value)}", place=place)
+        if len(value) < 2:
+            raise DataError(f"{field!r} gives {len(value)} option; an item needs two or more", place=place)
+        return value
+
+    def _gold(self, record: records.Record, options: int, place: str) -> int | float:
+        gold = self.spec.item.gold
+        value = _get(record, gold, place) if isinstance(gold, str) else gold
+        if self.spec.metric == "spearman":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise DataError(f"{gold!r} must be a number in 0..1, not {value!r}", place=place)
+            return float(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < options:
+            raise DataError(f"the right option must be 0..{options - 1}, not {value!r}", place=place)
+        return value
+
+    def _name(self, template: str, record: records.Record, place: str) -> str:
+        for field in self.names[template]:
+            value = _get(record, field, place)
+            if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+                raise DataError(f"{field!r} must be a text or a whole number, not {_kind(value)}", place=place)
+        return _clean(template.format_map(record), template, place)
+
+
+def _text(template: str, fields: list[str], record: records.Record, place: str) -> str:
+    for field in fields:
+        value = _get(record, field, place)
+        if not isinstance(value, str):
+            raise DataError(f"{field!r} must be a text, not {_kind(value)}", place=place)
+    return _clean(template.format_map(record), template, place)
+
+
+def _clean(text: str, template: str, place: str) -> str:
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise DataError(f"{template!r} gives a NUL or half a surrogate pair, which is no text", place=place)
+    return text
+
+
+def _get(record: records.Record, field: str, place: str) -> Any:
+    try:
+        return record[field]
+    except KeyError:
+        known = [name for name in record if name not in ("file", "stem")]
+        raise DataError(f"the field {field!r} is missing", place=place,
+                        hint=nearest(field, known) or f"there are {', '.join(map(repr, known[:20]))}") from None
+
+
+def _holds(value: Any, part: str) -> bool:
+    return any(part in entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str))
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"
+
+
+def _files(spec: SuiteSpec, folder: Path | None) -> Iterable[tuple[str, str, records.Records]]:
+    """(file, the place that errors name, its records)."""
+    if spec.grammar:
+        yield spec.name, spec.name, enumerate(grammar.records(spec.grammar), start=1)
+        return
+    assert spec.data is not None  # SuiteSpec: data or grammar
+    for file in spec.data.files:
+        found = sources.locate(spec, file, folder)
+        yield file, found.place, records.read(found.raw, file, found.place)
+
+
+def _first(items: list[Item], level: str | None, limit: int) -> list[Item]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        group = item.labels[level] if level else ""
+        seen[group] += 1
+        if seen[group] <= limit:
+            kept.append(item)
+    return kept
+
+
+def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:
+    sha = hashlib.sha256(json.dumps([spec.metric, spec.groups, spec.macro]).encode())
+    encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
+    for item in items:
+        sha.update(encode([item.id, [[o.text, o.span] for o in item.options], item.gold, item.labels]).encode())
+    return sha.hexdigest()

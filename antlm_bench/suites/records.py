@@ -1,0 +1,80 @@
+"""The bytes of a data file -> records with their line numbers; every way a file can be odd is an error with file:line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from antlm_bench.declarations import decode_utf8
+from antlm_bench.errors import DataError
+
+Record = dict[str, Any]
+Records = Iterator[tuple[int, Record]]
+
+
+def read(raw: bytes, name: str, place: str) -> Records:
+    """(line, record) of each row of a .jsonl, .csv or .tsv file (by `name`); `place` is the file as errors name it.
+
+    Text is taken as it is; a byte order mark at the start and blank lines are passed over. CSV and TSV: first row =
+    column names; quoting as in RFC 4180 (a quoted field may hold the separator, line ends and doubled quotes).
+    """
+    suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
+    if suffix not in READERS:
+        known = ", ".join(f".{ending}" for ending in READERS)
+        raise DataError(f"cannot tell the format of {name!r}", place=place, hint=f"known endings: {known}, each also .gz")
+    text = decode_utf8(raw, place, DataError).removeprefix("\ufeff")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError("a NUL character", place=f"{place}:{line}", hint="is it a text file, saved as UTF-8?")
+    return READERS[suffix](text, place)
+
+
+def _jsonl(text: str, place: str) -> Records:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not a line of JSON: {error}", place=f"{place}:{number}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"a JSON object is expected, here is {type(record).__name__}", place=f"{place}:{number}")
+        yield number, record
+
+
+def _table(delimiter: str) -> Callable[[str, str], Records]:
+    def rows(text: str, place: str) -> Records:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header: list[str] = []
+        start = 1
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"not a table: {error}", place=f"{place}:{reader.line_num}") from None
+            if row is None:
+                return
+            if row and not header:
+                header = _columns(row, f"{place}:{start}")
+            elif row:
+                if len(row) != len(header):
+                    message = f"{len(row)} fields, but the header has {len(header)} columns"
+                    hint = "a field with the separator in it must stand in double quotes"
+                    raise DataError(message, place=f"{place}:{start}", hint=hint)
+                yield start, dict(zip(header, row))
+            start = reader.line_num + 1
+
+    return rows
+
+
+def _columns(header: list[str], place: str) -> list[str]:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"two columns are called {twice[0]!r}", place=place)
+    return header
+
+
+READERS: dict[str, Callable[[str, str], Records]] = {"jsonl": _jsonl, "csv": _table(","), "tsv": _table("\t")}

@@ -1,0 +1,305 @@
+"""What a suite is, as data: the typed tables of tasks/*.toml. A suite is a file here and no line of Python.
+
+Texts are built by templates, "{field}" standing for a field of the record; `{stem}` and `{file}` are the name of the
+data file without and with its extension, `{each}` one entry of the list that `item.each` names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, field_validator, model_validator
+
+from antlm_bench.declarations import Declaration, Many, check, nearest, parse
+from antlm_bench.errors import DeclarationError
+
+Text = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Pair = Annotated[tuple[Text, Text], Strict(False)]
+Metric = Literal["accuracy", "spearman"]
+
+
+def fields_of(template: str) -> list[str]:
+    """The field names in a template. ValueError where its braces do not close or hold more than a plain name."""
+    names = []
+    for _, name, form, conversion in Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or name.isdigit() or form or conversion or any(c in name for c in "{}[]."):
+            raise ValueError(f"in the template {template!r}, {{...}} must hold the name of a field and nothing else")
+        names.append(name)
+    return names
+
+
+def _template(text: str) -> str:
+    fields_of(text)
+    return text
+
+
+class OptionSpec(Declaration):
+    """One candidate: the model reads context + scored; only `scored` counts (Option.span). No context: all counts."""
+
+    scored: Text
+    context: str = ""
+
+    _checked = field_validator("scored", "context")(_template)
+
+
+class SkipSpec(Declaration):
+    """Rows that are not items: those whose `field` (a text, or any entry of a list) holds `containing`."""
+
+    field: Text
+    containing: Text
+
+
+class ItemSpec(Declaration):
+    """How a record becomes an item.
+
+    options: the candidates. each: a list field (or, with `split`, a text cut there) that gives one option per entry;
+    `options` then holds the one template, with {each}. gold: index of the right option, or the name of the field that
+    holds it (accuracy: an index; spearman: a rating in 0..1). id: template; without it "<finest group>_<running number
+    in that group>", which is BabyLM's prediction id and lm-eval's doc id.
+    """
+
+    options: Annotated[Many[OptionSpec], Field(min_length=1)]
+    each: Text | None = None
+    split: Text | None = None
+    gold: Annotated[int, Field(ge=0)] | Text = 0
+    id: Text | None = None
+    skip: SkipSpec | None = None
+
+    @field_validator("id")
+    @classmethod
+    def _id_template(cls, text: str | None) -> str | None:
+        return text if text is None else _template(text)
+
+    @model_validator(mode="after")
+    def _counts(self) -> ItemSpec:
+        if self.split and not self.each:
+            raise ValueError("`split` cuts the field that `each` names; `each` is missing")
+        if self.each and len(self.options) != 1:
+            raise ValueError("with `each`, `options` holds one template, applied to every entry")
+        if not self.each and len(self.options) < 2:
+            raise ValueError("an item needs two options or more")
+        if not self.each and isinstance(self.gold, int) and self.gold >= len(self.options):
+            raise ValueError(f"gold = {self.gold}, but the options are 0..{len(self.options) - 1}")
+        return self
+
+
+class FileSpec(Declaration):
+    """What is known of an official file: sha256 of its unpacked bytes, or (where nobody could compute it) its rows."""
+
+    sha256: Sha256 | None = None
+    rows: Annotated[int, Field(gt=0)] | None = None
+
+
+class SourceSpec(Declaration):
+    """One official place; exactly one of http (a URL), osf (a node id, with `path`), hub (a data set, with `derive`)."""
+
+    http: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    osf: Annotated[str, Field(pattern=r"^[a-z0-9]{5}$")] | None = None
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    path: Text | None = None
+    revision: Text | None = None
+    split: Text | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SourceSpec:
+        if sum(place is not None for place in (self.http, self.osf, self.hub)) != 1:
+            raise ValueError("a source is one of http, osf and hub")
+        if (self.osf is None) != (self.path is None):
+            raise ValueError("`path` goes with `osf`, and `osf` needs it")
+        if (self.hub is None) != (self.split is None):
+            raise ValueError("`split` goes with `hub`, and `hub` needs it")
+        return self
+
+    @property
+    def place(self) -> str:
+        """The place in words, as an error names it."""
+        return self.http or (f"https://osf.io/{self.osf} ({self.path})" if self.osf else f"https://huggingface.co/datasets/{self.hub}")
+
+
+class VocabularySpec(Declaration):
+    """A word list, one per line, that a derivation filters with."""
+
+    where: Annotated[Many[Text], Field(min_length=1)]
+    sources: Many[SourceSpec] = ()
+    sha256: Sha256 | None = None
+
+
+class DeriveSpec(Declaration):
+    """How hub rows become the official files: rows whose `fields` use only words of the vocabulary, one file per
+    `partition`, each row followed by its twin with the `swap` pairs of fields exchanged."""
+
+    partition: Text
+    fields: Annotated[Many[Text], Field(min_length=1)]
+    swap: Many[Pair] = ()
+    vocabulary: VocabularySpec
+
+
+class DataSpec(Declaration):
+    """The files of a suite.
+
+    where: templates of the path below a data root, tried in turn, `.gz` accepted beside plain, "archive.zip!member" for
+    a member of a zip (read in place with `password`, never unpacked). The first one is where a download is kept.
+    """
+
+    where: Annotated[Many[Text], Field(min_length=1)]
+    files: Annotated[dict[Text, FileSpec], Field(min_length=1)]
+    sources: Many[SourceSpec] = ()
+    password: Text | None = None
+    derive: DeriveSpec | None = None
+
+    @field_validator("where")
+    @classmethod
+    def _below(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        for path in where:
+            if not set(fields_of(path)) <= {"file", "stem"}:
+                raise ValueError(f"{path!r}: only {{file}} and {{stem}} stand in a path")
+            if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
+                raise ValueError(f"{path!r} leaves the data root")
+        return where
+
+    @model_validator(mode="after")
+    def _hub(self) -> DataSpec:
+        if any(source.hub for source in self.sources) and self.derive is None:
+            raise ValueError("a hub source needs a [data.derive] table: how its rows become the files")
+        return self
+
+
+class LexiconSpec(Declaration):
+    """A word class: `words` lists its words, each with the forms named in `forms`, separated by spaces."""
+
+    forms: Annotated[Many[Text], Field(min_length=1)]
+    words: Many[Text] = ()
+    of: Many[Text] = ()
+
+    @model_validator(mode="after")
+    def _shape(self) -> LexiconSpec:
+        if bool(self.words) == bool(self.of):
+            raise ValueError("a word class has either `words` or `of` (the classes that it unites)")
+        for word in self.words:
+            if len(word.split()) != len(self.forms):
+                raise ValueError(f"{word!r} does not have the {len(self.forms)} forms {', '.join(self.forms)}")
+        return self
+
+
+class ParadigmSpec(Declaration):
+    """A contrast: (good, bad) templates with slots {class.form} or {class1.form}; a slot's word is the same in both."""
+
+    name: Text
+    phenomenon: Text
+    field: Text
+    pairs: Annotated[Many[Pair], Field(min_length=1)]
+
+
+class GrammarSpec(Declaration):
+    """A small grammar that generates its own pairs and training text; `also` are sentences of the training text only."""
+
+    seed: int
+    pairs: Annotated[int, Field(gt=0)]
+    lexicon: dict[Text, LexiconSpec]
+    paradigm: Annotated[Many[ParadigmSpec], Field(min_length=1)]
+    also: Many[Text] = ()
+
+
+class ExpectSpec(Declaration):
+    """What the complete suite holds: all items, and how many in each finest group (or in the suite, without groups)."""
+
+    items: Annotated[int, Field(gt=0)]
+    counts: dict[Text, Annotated[int, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> ExpectSpec:
+        total = sum(self.counts.values())
+        if self.counts and total != self.items:
+            raise ValueError(f"the counts add up to {total}, but items = {self.items}")
+        return self
+
+
+class ExampleSpec(Declaration):
+    """A self-test: this record of this file must become these options (and scored parts, gold, labels), or be skipped."""
+
+    file: Text
+    record: dict[str, Any]
+    options: Many[str] = ()
+    scored: Many[str] | None = None
+    gold: int | float = 0
+    labels: dict[str, str] = {}
+    id: str | None = None
+    skipped: bool = False
+
+
+class SuiteSpec(Declaration):
+    """A suite. groups: labels from coarse to fine. macro: the levels that the headline averages over, outermost first;
+    empty = the mean (or the correlation) over all items. rename: label -> {as in the data: as we write it}."""
+
+    kind: Literal["suite"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Text
+    title: Text
+    licence: Text
+    citation: Text
+    homepage: str = ""
+    metric: Metric = "accuracy"
+    groups: Many[Text] = ()
+    macro: Many[Text] = ()
+    notes: Many[Text] = ()
+    item: ItemSpec
+    labels: dict[Text, Text] = {}
+    rename: dict[Text, dict[str, str]] = {}
+    data: DataSpec | None = None
+    grammar: GrammarSpec | None = None
+    expect: ExpectSpec | None = None
+    example: Many[ExampleSpec] = ()
+
+    @field_validator("labels")
+    @classmethod
+    def _label_templates(cls, labels: dict[str, str]) -> dict[str, str]:
+        for template in labels.values():
+            fields_of(template)
+        return labels
+
+    @model_validator(mode="after")
+    def _whole(self) -> SuiteSpec:
+        if (self.data is None) == (self.grammar is None):
+            raise ValueError("a suite has either a [data] or a [grammar] table")
+        for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
+            if unknown := [level for level in levels if level not in self.labels]:
+                raise ValueError(f"`{name}` names {unknown[0]!r}, which is no label; labels are {', '.join(self.labels)}")
+        if unknown := [level for level in self.macro if level not in self.groups]:
+            raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
+        return self
+
+    @property
+    def finest(self) -> str | None:
+        """The label of the smallest groups: `[expect]` counts, ids and limits go by it."""
+        return self.groups[-1] if self.groups else None
+
+
+class CollectionSpec(Declaration):
+    """Suites that are reported together; the headline is the unweighted mean of the members' headlines."""
+
+    kind: Literal["collection"]
+    name: Text
+    version: Text
+    title: Text
+    members: Annotated[Many[Text], Field(min_length=1)]
+    macro: Literal["mean"] = "mean"
+    homepage: str = ""
+    notes: Many[Text] = ()
+
+
+def read(path: Path) -> SuiteSpec | CollectionSpec:
+    """The suite or collection that a TOML declares; its key `kind` says which."""
+    tables = parse(path)
+    kind = tables.get("kind")
+    if kind == "suite":
+        return check(tables, SuiteSpec, path)
+    if kind == "collection":
+        return check(tables, CollectionSpec, path)
+    message = f"kind is {kind!r}" if "kind" in tables else "the key `kind` is missing"
+    hint = (nearest(kind, ("suite", "collection")) if isinstance(kind, str) else "") or 'write kind = "suite" or kind = "collection"'
+    raise DeclarationError(message, place=f"{path}: kind", hint=hint)
