@@ -124,7 +124,8 @@ def decode_utf8(raw: bytes, place: str, error: type[BenchError] = DeclarationErr
 
 
 def _folders(kind: Kind) -> list[Path]:
-    own = [Path(entry).expanduser() / kind for entry in os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep) if entry]
+    listed = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
+    own = [Path(entry).expanduser() / kind for entry in listed if entry]
     here = Path(__file__).resolve().parent
     wheel = here / "_share" / kind
     return [*own, wheel if wheel.is_dir() else here.parent / kind]

@@ -36,7 +36,8 @@ def records(spec: GrammarSpec) -> list[dict[str, str]]:
                 if pair[0] != pair[1] and not seen.intersection(pair):
                     break
             else:
-                raise DeclarationError(f"{good!r} has too few sentences for {spec.pairs} pairs", place=f"grammar.{paradigm.name}")
+                message = f"{good!r} has too few sentences for {spec.pairs} pairs"
+                raise DeclarationError(message, place=f"grammar.{paradigm.name}")
             seen.update(pair)
             made.append(
                 {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,13 +53,13 @@ def load(
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
     if pairs.is_pairs_file(ref):
-        spec, files = pairs.read(Path(ref).expanduser(), columns or {})
+        spec, rows = pairs.read(Path(ref).expanduser(), columns or {})
     else:
         if columns:
             raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
         spec, folder = suite(ref)
-        files = _files(spec, folder)
-    items = build(spec, files)
+        rows = _official(spec, folder)
+    items = build(spec, rows)
     notes = [*spec.notes, *completeness(spec, items, allow_incomplete)]
     if limit is not None:
         items = _first(items, spec.finest, limit)
@@ -96,8 +95,8 @@ def suite(ref: str) -> tuple[SuiteSpec, Path | None]:
     return spec, None if path in catalog("tasks").values() else path.parent
 
 
-def build(spec: SuiteSpec, files: Iterable[tuple[str, str, records.Records]]) -> list[Item]:
-    """The items of (file, its place in errors, its records), in order. DataError names the first line that is wrong."""
+def build(spec: SuiteSpec, files: records.Files) -> list[Item]:
+    """The items of these files, in order. DataError names the first line that is wrong."""
     reader = _Reader(spec)
     items: list[Item] = []
     places: dict[str, str] = {}
@@ -126,8 +125,8 @@ def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool)
         have, want = Counter({spec.name: sum(have.values())}), {spec.name: spec.expect.items}
     for group, count in have.items():
         if count > want.get(group, 0):
-            raise DataError(f"{count} items in {group!r}, officially {want.get(group, 0)}", place=spec.name,
-                            hint="these are not the files of this version of the suite")
+            message = f"{count} items in {group!r}, officially {want.get(group, 0)}"
+            raise DataError(message, place=spec.name, hint="these are not the files of this version of the suite")
     short = [group for group in want if have[group] < want[group]]
     if not short:
         return []
@@ -135,9 +134,9 @@ def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool)
     of = f"{len(short)} of {len(want)} {level}s short" if level else "short"
     note = f"incomplete: {sum(have.values())} of {spec.expect.items} {unit} ({of})"
     if not allow_incomplete:
-        named = ", ".join(f"{group} {have[group]}/{want[group]}" for group in short[:3])
-        raise DataError(note, place=spec.name, hint=f"{named}{', ...' if len(short) > 3 else ''}; "
-                        "get the missing data, or accept what is there with --allow-incomplete")
+        named = ", ".join(f"{group} {have[group]}/{want[group]}" for group in short[:3]) + ", ..." * (len(short) > 3)
+        hint = f"short: {named}; get the rest, or accept what is there with --allow-incomplete"
+        raise DataError(note, place=spec.name, hint=hint)
     return [note]
 
 
@@ -147,7 +146,8 @@ class _Reader:
     def __init__(self, spec: SuiteSpec) -> None:
         self.spec = spec
         self.seen: Counter[str] = Counter()
-        self.fields = {text: fields_of(text) for option in spec.item.options for text in (option.context, option.scored)}
+        texts = [text for option in spec.item.options for text in (option.context, option.scored)]
+        self.fields = {text: fields_of(text) for text in texts}
         self.names = {text: fields_of(text) for text in (*spec.labels.values(), spec.item.id or "")}
 
     def item(self, file: str, record: records.Record, place: str) -> Item | None:
@@ -160,8 +160,8 @@ class _Reader:
         for label, renamed in spec.rename.items():
             labels[label] = renamed.get(labels[label], labels[label])
         if rule.each:
-            template = rule.options[0]
-            options = tuple(self._option(template, {**record, "each": entry}, place) for entry in self._entries(record, place))
+            each = [{**record, "each": entry} for entry in self._entries(record, place)]
+            options = tuple(self._option(rule.options[0], one, place) for one in each)
         else:
             options = tuple(self._option(template, record, place) for template in rule.options)
         group = labels[spec.finest] if spec.finest else spec.name
@@ -226,8 +226,8 @@ def _get(record: records.Record, field: str, place: str) -> Any:
         return record[field]
     except KeyError:
         known = [name for name in record if name not in ("file", "stem")]
-        raise DataError(f"the field {field!r} is missing", place=place,
-                        hint=nearest(field, known) or f"there are {', '.join(map(repr, known[:20]))}") from None
+        hint = nearest(field, known) or f"there are {', '.join(map(repr, known[:20]))}"
+        raise DataError(f"the field {field!r} is missing", place=place, hint=hint) from None
 
 
 def _holds(value: Any, part: str) -> bool:
@@ -238,8 +238,7 @@ def _kind(value: Any) -> str:
     return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"
 
 
-def _files(spec: SuiteSpec, folder: Path | None) -> Iterable[tuple[str, str, records.Records]]:
-    """(file, the place that errors name, its records)."""
+def _official(spec: SuiteSpec, folder: Path | None) -> records.Files:
     if spec.grammar:
         yield spec.name, spec.name, enumerate(grammar.records(spec.grammar), start=1)
         return

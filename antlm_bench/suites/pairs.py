@@ -8,7 +8,7 @@ from pathlib import Path
 
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import records, sources
+from antlm_bench.suites import files, records
 from antlm_bench.suites.spec import DataSpec, FileSpec, ItemSpec, OptionSpec, SuiteSpec
 
 # Our columns, and the spellings that are recognised without being told (BLiMP's and lm-eval's).
@@ -29,7 +29,7 @@ def is_pairs_file(ref: str) -> bool:
     return ref.lower().endswith(ENDINGS)
 
 
-def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, list[tuple[str, str, records.Records]]]:
+def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Files]:
     """A suite of the pairs in a file, and its records as `items.build` takes them. `columns`: our column -> theirs.
 
     Raises UsageError (a column that is not ours), DataError (absent, unreadable, no rows, a column missing).
@@ -39,7 +39,7 @@ def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, list[tuple[
             hint = nearest(ours, COLUMNS) or f"ours are {', '.join(COLUMNS)}"
             raise UsageError(f"unknown column {ours!r}", place="--columns", hint=hint)
     file = path.name.removesuffix(".gz")
-    rows = records.read(sources.read_file(path), path.name.lower(), str(path))
+    rows = records.read(files.read(path), path.name.lower(), str(path))
     first = next(rows, None)
     if first is None:
         raise DataError("0 rows", place=str(path), hint="a file of pairs needs the columns good and bad")
@@ -84,7 +84,10 @@ def _spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
         citation="not stated",
         groups=groups,
         macro=groups[-1:],
-        item=ItemSpec(options=(OptionSpec(scored="{good}"), OptionSpec(scored="{bad}")), id="{id}" if "id" in columns else None),
+        item=ItemSpec(
+            options=(OptionSpec(scored="{good}"), OptionSpec(scored="{bad}")),
+            id="{id}" if "id" in columns else None,
+        ),
         labels={level: f"{{{level}}}" for level in groups},
         data=DataSpec(where=("{file}",), files={file: FileSpec()}),
     )

@@ -1,18 +1,19 @@
-"""The bytes of a data file -> records with their line numbers; every way a file can be odd is an error with file:line."""
+"""The bytes of a data file -> records with line numbers; every way a file can be odd is an error with file:line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError
 
 Record = dict[str, Any]
-Records = Iterator[tuple[int, Record]]
+Records = Iterator[tuple[int, Record]]  # (line, record)
+Files = Iterable[tuple[str, str, Records]]  # (file name, the file as errors name it, its records)
 
 
 def read(raw: bytes, name: str, place: str) -> Records:
@@ -24,7 +25,8 @@ def read(raw: bytes, name: str, place: str) -> Records:
     suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in READERS:
         known = ", ".join(f".{ending}" for ending in READERS)
-        raise DataError(f"cannot tell the format of {name!r}", place=place, hint=f"known endings: {known}, each also .gz")
+        hint = f"known endings: {known}, each also with .gz"
+        raise DataError(f"cannot tell the format of {name!r}", place=place, hint=hint)
     text = decode_utf8(raw, place, DataError).removeprefix("\ufeff")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -64,7 +66,7 @@ def _table(delimiter: str) -> Callable[[str, str], Records]:
                     message = f"{len(row)} fields, but the header has {len(header)} columns"
                     hint = "a field with the separator in it must stand in double quotes"
                     raise DataError(message, place=f"{place}:{start}", hint=hint)
-                yield start, dict(zip(header, row))
+                yield start, dict(zip(header, row, strict=True))
             start = reader.line_num + 1
 
     return rows

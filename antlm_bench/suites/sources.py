@@ -1,23 +1,28 @@
 """Where the bytes of a suite are: the user's data folder, else the cache, else the official place; always checked.
 
 Order: ANTLM_BENCH_DATA, the folder of a user's own TOML, the cache (ANTLM_BENCH_CACHE, else the platform's), download.
-A file counts only if its unpacked bytes have the published sha256; nothing half-written is ever left behind.
+A file counts only if its unpacked bytes have the published sha256; where none is published, its rows are counted and
+the sha256 of the first download is kept beside it. A download is checked before it is stored, and stored at once.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites.spec import DataSpec, FileSpec, SourceSpec, SuiteSpec
+from antlm_bench.declarations import decode_utf8
+from antlm_bench.errors import BenchError, DataError, UsageError
+from antlm_bench.suites import derivation, download, files
+from antlm_bench.suites.spec import FileSpec, SourceSpec, SuiteSpec
+
+OFFLINE = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +33,82 @@ class Found:
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One file of a suite. size: bytes on disk. state: absent | here (present, not read) | verified (has the published
+    sha256) | complete (none is published; the rows are all there) | incomplete | differs | damaged."""
+
+    file: str
+    state: str
+    path: Path | None = None
+    size: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file to find: of the suite itself, or the word list of a derivation."""
+
+    suite: str
+    file: str
+    where: tuple[str, ...]
+    sources: tuple[SourceSpec, ...]
+    known: FileSpec
+    password: str | None = None
+
+    def paths(self, root: Path) -> Iterator[tuple[Path, str]]:
+        """(path, member of the zip there or "") under a root, in the order of search."""
+        for pattern in self.where:
+            path, _, member = pattern.format(file=self.file, stem=self.file.rpartition(".")[0]).partition("!")
+            yield root / path, member
+
+
+# ---- what commands use -------------------------------------------------------------------------------------------
+
+
 def locate(spec: SuiteSpec, file: str, folder: Path | None = None) -> Found:
-    """The bytes of one file of a suite; `folder` is that of a user's own TOML. DataError says what is wrong and where."""
-    assert spec.data is not None
-    data, known = spec.data, spec.data.files[file]
-    for root in roots(folder):
-        for pattern in data.where:
-            found = _look(root, pattern.format(file=file, stem=file.rpartition(".")[0]), data.password)
-            if found:
-                _check(found, known)
-                return found
-    raise DataError(f"{file} of {spec.name!r} is absent")
+    """The bytes of one file; downloaded into the cache if need be. `folder`: that of a user's own TOML.
+
+    Raises DataError: absent (which file, from where, where to put it), damaged, not the official bytes, not storable.
+    """
+    wanted = _wanted(spec, file)
+    return _search(wanted, roots(folder)) or _download(spec, wanted, cache())
+
+
+def status(spec: SuiteSpec, folder: Path | None = None) -> list[Row]:
+    """Which files are present where; reads none of them. A generated suite has none."""
+    return _status(spec, roots(folder))
+
+
+def verify(spec: SuiteSpec, folder: Path | None = None) -> list[Row]:
+    """Every file read and compared with what is published; never downloads, never raises for a bad file."""
+    return _verify(spec, roots(folder))
+
+
+def fetch(spec: SuiteSpec, to: Path | None = None) -> list[Row]:
+    """Download what is missing or bad into `to` (else the cache); `to` then serves as ANTLM_BENCH_DATA. As `locate`."""
+    root, places = (to, [to]) if to else (cache(), roots())
+    for file in spec.data.files if spec.data else ():
+        wanted = _wanted(spec, file)
+        try:
+            good = _search(wanted, places)
+        except DataError as error:
+            if not error.place.startswith(str(root)):
+                raise  # the user's own folder is the user's
+            good = None
+        if not good:
+            _download(spec, wanted, root)
+    return _verify(spec, places)
 
 
 def roots(folder: Path | None = None) -> list[Path]:
-    """The data roots that are searched, in order."""
+    """The data roots that are searched, in order. UsageError where ANTLM_BENCH_DATA names no folder."""
     found = []
     if own := os.environ.get("ANTLM_BENCH_DATA"):
         found.append(Path(own).expanduser())
         if not found[0].is_dir():
             raise UsageError(f"{own!r} is not a folder", place="ANTLM_BENCH_DATA")
-    if folder:
-        found.append(folder)
-    return [*found, cache()]
+    return [*found, *([folder] if folder else []), cache()]
 
 
 def cache() -> Path:
@@ -66,43 +124,161 @@ def cache() -> Path:
     return base / "antlm-bench"
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a user's file, unpacked if it ends in .gz. DataError where it cannot be read."""
-    try:
-        raw = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", place=str(path)) from None
-    return _gunzip(raw, str(path)) if path.name.lower().endswith(".gz") else raw
+def offline() -> str:
+    """The environment variable that forbids the net, or nothing."""
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}), "")
 
 
-def _look(root: Path, where: str, password: str | None) -> Found | None:
-    path, _, member = where.partition("!")
-    for candidate in (root / path, root / f"{path}.gz"):
-        if candidate.is_file():
-            raw = read_file(candidate)
-            return Found(_member(raw, member, password, str(candidate)), f"{candidate}!{member}") if member else Found(raw, str(candidate))
+# ---- looking -----------------------------------------------------------------------------------------------------
+
+
+def _wanted(spec: SuiteSpec, file: str) -> _Wanted:
+    assert spec.data is not None  # callers come from spec.data.files
+    data = spec.data
+    return _Wanted(spec.name, file, data.where, data.sources, data.files[file], data.password)
+
+
+def _present(wanted: _Wanted, places: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    for root in places:
+        for path, member in wanted.paths(root):
+            for candidate in (path, path.with_name(f"{path.name}.gz")):
+                with suppress(OSError, ValueError):
+                    if candidate.is_file():
+                        yield candidate, member
+
+
+def _search(wanted: _Wanted, places: Iterable[Path]) -> Found | None:
+    for path, member in _present(wanted, places):
+        raw = files.read(path)
+        if member:
+            found = Found(files.member(raw, member, wanted.password, str(path)), f"{path}!{member}")
+        else:
+            found = Found(raw, str(path))
+        _check(found, wanted.known, path)
+        return found
     return None
 
 
-def _gunzip(raw: bytes, place: str) -> bytes:
+def _check(found: Found, known: FileSpec, path: Path) -> None:
+    """DataError where the bytes are not those that are published, or not those of the first download to `path`."""
+    want, of = known.sha256, "the published file"
+    pin = _pin(path)
+    if not want and pin.is_file():
+        want, of = pin.read_text(encoding="ascii", errors="replace").split(" ")[0], "the first download"
+    if want and (have := hashlib.sha256(found.raw).hexdigest()) != want:
+        message = f"wrong hash, not the bytes of {of}: sha256 {have[:12]}..., expected {want[:12]}..."
+        raise DataError(message, place=found.place, hint=files.AGAIN)
+
+
+def _pin(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _status(spec: SuiteSpec, places: list[Path]) -> list[Row]:
+    rows = []
+    for file in spec.data.files if spec.data else ():
+        path = next((path for path, _ in _present(_wanted(spec, file), places)), None)
+        rows.append(Row(file, "here", path, path.stat().st_size) if path else Row(file, "absent"))
+    return rows
+
+
+def _verify(spec: SuiteSpec, places: list[Path]) -> list[Row]:
+    rows = _status(spec, places)
+    return [_verified(_wanted(spec, row.file), row, places) if row.path else row for row in rows]
+
+
+def _verified(wanted: _Wanted, row: Row, places: list[Path]) -> Row:
     try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"damaged gzip: {error}", place=place, hint="delete it and fetch it again") from None
+        found = _search(wanted, places)
+    except BenchError as error:
+        state = "differs" if error.message.startswith("wrong hash") else "damaged"
+        return replace(row, state=state, detail=error.message)
+    assert found is not None  # _status saw it
+    if wanted.known.sha256:
+        return replace(row, state="verified")
+    have, want = files.rows(found.raw), wanted.known.rows
+    if want and have != want:
+        return replace(row, state="incomplete" if have < want else "differs", detail=f"{have} of {want} rows")
+    return replace(row, state="complete", detail="no sha256 is published")
 
 
-def _member(raw: bytes, member: str, password: str | None, place: str) -> bytes:
+# ---- fetching ----------------------------------------------------------------------------------------------------
+
+
+def _download(spec: SuiteSpec, wanted: _Wanted, root: Path) -> Found:
+    if forbidden := offline():
+        raise _absent(wanted, f"and {forbidden} forbids to fetch it")
+    if not wanted.sources:
+        raise _absent(wanted, "and its declaration names no source")
+    failed: list[BenchError] = []
+    for source in wanted.sources:
+        try:
+            if source.hub:
+                return _derive(spec, wanted, source, root)
+            if source.http:
+                raw = download.get(source.http.format(file=wanted.file))
+            else:
+                raw = download.osf(str(source.osf), str(source.path).format(file=wanted.file))
+            return _keep(wanted, raw, root, source.place.format(file=wanted.file))
+        except DataError as error:
+            failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    why = "; ".join(f"{error.place}: {error.message}" for error in failed)
+    raise DataError(f"{wanted.file} could not be fetched from any of {len(failed)} places: {why}", place=wanted.suite)
+
+
+def _keep(wanted: _Wanted, raw: bytes, root: Path, origin: str) -> Found:
+    """Check a download, then store it: an archive as it is, any other file packed (EWoK and entity tracking ask that
+    no plain copies lie about), with its sha256 beside it where none is published."""
+    path, member = next(wanted.paths(root))
+    if member:
+        found = Found(files.member(raw, member, wanted.password, origin), f"{path}!{member}")
+        _check(Found(found.raw, origin), wanted.known, path)
+        files.store(path, raw)
+        return found
+    path = path.with_name(f"{path.name}.gz")
+    _check(Found(raw, origin), wanted.known, path)
+    if not wanted.known.sha256:
+        if wanted.known.rows not in (None, files.rows(raw)):
+            raise DataError(f"{files.rows(raw)} rows of {wanted.known.rows}: not the official file", place=origin)
+        files.store(_pin(path), f"{hashlib.sha256(raw).hexdigest()}  {wanted.file}\n".encode())
+    files.store(path, gzip.compress(raw, mtime=0))
+    return Found(raw, str(path))
+
+
+def _derive(spec: SuiteSpec, wanted: _Wanted, source: SourceSpec, root: Path) -> Found:
+    """Make all files of a hub suite at once, store them, return the wanted one."""
+    assert spec.data is not None and spec.data.derive is not None  # DataSpec: hub goes with derive
+    rule = spec.data.derive.vocabulary
+    words = _Wanted(spec.name, rule.file, rule.where, rule.sources, FileSpec(sha256=rule.sha256))
+    listed = _search(words, [*roots(), root]) or _download(spec, words, root)
+    text = decode_utf8(listed.raw, listed.place, DataError)
+    vocabulary = (line.strip() for line in text.split("\n"))
+    made = derivation.derive(_hub_rows(source), spec.data.derive, vocabulary, source.place)
+    if made.keys() != spec.data.files.keys():
+        odd = ", ".join(sorted(made.keys() ^ spec.data.files.keys()))
+        raise DataError(f"the hub's rows do not give the files that are declared: {odd}", place=source.place)
+    kept = {file: _keep(_wanted(spec, file), raw, root, source.place) for file, raw in made.items()}
+    return kept[wanted.file]
+
+
+def _hub_rows(source: SourceSpec) -> Iterable[Mapping[str, Any]]:
+    import datasets
+
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            return archive.read(member, password.encode() if password else None)
-    except KeyError:
-        raise DataError(f"the archive holds no {member!r}", place=place) from None
-    except RuntimeError:
-        raise DataError("wrong password", place=f"{place}!{member}") from None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        raise DataError(f"damaged zip: {error}", place=f"{place}!{member}") from None
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(
+            source.hub, split=source.split, revision=source.revision
+        )
+    except Exception as error:  # the hub's clients raise dozens of types; whatever it is, this file is not to be had
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        hint = f"if it is gated: accept the terms at {source.place}, and set HF_TOKEN"
+        raise DataError(f"the hub does not give it ({reason})", place=source.place, hint=hint) from None
+    return rows
 
 
-def _check(found: Found, known: FileSpec) -> None:
-    if known.sha256 and hashlib.sha256(found.raw).hexdigest() != known.sha256:
-        raise DataError("not the official file: its sha256 differs", place=found.place)
+def _absent(wanted: _Wanted, why: str) -> DataError:
+    here, _ = next(wanted.paths(roots()[0]))
+    places = " or ".join(source.place.format(file=wanted.file) for source in wanted.sources)
+    hint = f"put it at {here} (or that with .gz)" + (f"; it comes from {places}" if places else "")
+    return DataError(f"{wanted.file} of {wanted.suite!r} is absent {why}", place=wanted.suite, hint=hint)

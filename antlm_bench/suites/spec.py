@@ -38,6 +38,15 @@ def _template(text: str) -> str:
     return text
 
 
+def _below(where: tuple[str, ...]) -> tuple[str, ...]:
+    for path in where:
+        if not set(fields_of(path)) <= {"file", "stem"}:
+            raise ValueError(f"{path!r}: only {{file}} and {{stem}} stand in a path")
+        if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
+            raise ValueError(f"{path!r} leaves the data root")
+    return where
+
+
 class OptionSpec(Declaration):
     """One candidate: the model reads context + scored; only `scored` counts (Option.span). No context: all counts."""
 
@@ -96,7 +105,7 @@ class FileSpec(Declaration):
 
 
 class SourceSpec(Declaration):
-    """One official place; exactly one of http (a URL), osf (a node id, with `path`), hub (a data set, with `derive`)."""
+    """One official place: http (a URL), osf (a project, and the `path` in it) or hub (a data set, and its `split`)."""
 
     http: Annotated[str, Field(pattern=r"^https?://")] | None = None
     osf: Annotated[str, Field(pattern=r"^[a-z0-9]{5}$")] | None = None
@@ -109,6 +118,8 @@ class SourceSpec(Declaration):
     def _one(self) -> SourceSpec:
         if sum(place is not None for place in (self.http, self.osf, self.hub)) != 1:
             raise ValueError("a source is one of http, osf and hub")
+        if not {*fields_of(self.http or ""), *fields_of(self.path or "")} <= {"file"}:
+            raise ValueError("only {file} stands in the address of a source")
         if (self.osf is None) != (self.path is None):
             raise ValueError("`path` goes with `osf`, and `osf` needs it")
         if (self.hub is None) != (self.split is None):
@@ -118,15 +129,20 @@ class SourceSpec(Declaration):
     @property
     def place(self) -> str:
         """The place in words, as an error names it."""
-        return self.http or (f"https://osf.io/{self.osf} ({self.path})" if self.osf else f"https://huggingface.co/datasets/{self.hub}")
+        if self.osf:
+            return f"https://osf.io/{self.osf} ({self.path})"
+        return self.http or f"https://huggingface.co/datasets/{self.hub}"
 
 
 class VocabularySpec(Declaration):
-    """A word list, one per line, that a derivation filters with."""
+    """A word list, one word per line, that a derivation filters with; found and fetched like a file of the suite."""
 
+    file: Text
     where: Annotated[Many[Text], Field(min_length=1)]
     sources: Many[SourceSpec] = ()
     sha256: Sha256 | None = None
+
+    _checked = field_validator("where")(_below)
 
 
 class DeriveSpec(Declaration):
@@ -152,15 +168,7 @@ class DataSpec(Declaration):
     password: Text | None = None
     derive: DeriveSpec | None = None
 
-    @field_validator("where")
-    @classmethod
-    def _below(cls, where: tuple[str, ...]) -> tuple[str, ...]:
-        for path in where:
-            if not set(fields_of(path)) <= {"file", "stem"}:
-                raise ValueError(f"{path!r}: only {{file}} and {{stem}} stand in a path")
-            if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
-                raise ValueError(f"{path!r} leaves the data root")
-        return where
+    _checked = field_validator("where")(_below)
 
     @model_validator(mode="after")
     def _hub(self) -> DataSpec:
@@ -196,7 +204,7 @@ class ParadigmSpec(Declaration):
 
 
 class GrammarSpec(Declaration):
-    """A small grammar that generates its own pairs and training text; `also` are sentences of the training text only."""
+    """A small grammar that generates its own pairs and training text; `also`: templates of the training text only."""
 
     seed: int
     pairs: Annotated[int, Field(gt=0)]
@@ -209,7 +217,7 @@ class ExpectSpec(Declaration):
     """What the complete suite holds: all items, and how many in each finest group (or in the suite, without groups)."""
 
     items: Annotated[int, Field(gt=0)]
-    counts: dict[Text, Annotated[int, Field(gt=0)]] = {}
+    counts: dict[Text, Annotated[int, Field(gt=0)]] = Field(default={})
 
     @model_validator(mode="after")
     def _adds_up(self) -> ExpectSpec:
@@ -220,14 +228,14 @@ class ExpectSpec(Declaration):
 
 
 class ExampleSpec(Declaration):
-    """A self-test: this record of this file must become these options (and scored parts, gold, labels), or be skipped."""
+    """A self-test: this record of this file becomes these options (their scored parts, gold, labels), or is skipped."""
 
     file: Text
     record: dict[str, Any]
     options: Many[str] = ()
     scored: Many[str] | None = None
     gold: int | float = 0
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={})
     id: str | None = None
     skipped: bool = False
 
@@ -248,8 +256,8 @@ class SuiteSpec(Declaration):
     macro: Many[Text] = ()
     notes: Many[Text] = ()
     item: ItemSpec
-    labels: dict[Text, Text] = {}
-    rename: dict[Text, dict[str, str]] = {}
+    labels: dict[Text, Text] = Field(default={})
+    rename: dict[Text, dict[str, str]] = Field(default={})
     data: DataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectSpec | None = None
@@ -268,7 +276,8 @@ class SuiteSpec(Declaration):
             raise ValueError("a suite has either a [data] or a [grammar] table")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
-                raise ValueError(f"`{name}` names {unknown[0]!r}, which is no label; labels are {', '.join(self.labels)}")
+                known = ", ".join(self.labels)
+                raise ValueError(f"`{name}` names {unknown[0]!r}, which is no label; labels are {known}")
         if unknown := [level for level in self.macro if level not in self.groups]:
             raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
         return self
@@ -301,5 +310,5 @@ def read(path: Path) -> SuiteSpec | CollectionSpec:
     if kind == "collection":
         return check(tables, CollectionSpec, path)
     message = f"kind is {kind!r}" if "kind" in tables else "the key `kind` is missing"
-    hint = (nearest(kind, ("suite", "collection")) if isinstance(kind, str) else "") or 'write kind = "suite" or kind = "collection"'
-    raise DeclarationError(message, place=f"{path}: kind", hint=hint)
+    close = nearest(kind, ("suite", "collection")) if isinstance(kind, str) else ""
+    raise DeclarationError(message, place=f"{path}: kind", hint=close or 'it is "suite" or "collection"')
