@@ -5,7 +5,7 @@ Log-probabilities are natural logarithms (nats) everywhere. Shapes are written (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -197,10 +197,17 @@ class LanguageModel(Protocol):
         """Longest row in tokens, specials included; None = unbounded."""
         ...
 
-    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings: ...
+    def encode(
+        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+    ) -> Encodings:
+        """Token ids with the specials that this model wants under that attention."""
+        ...
 
-    def read(self, probes: Iterable[Probes], texts: int) -> Floats:
-        """Summed log-probabilities (texts,): each probe read is added to the text it belongs to."""
+    def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
+        """Summed log-probabilities (texts,): each probe read is added to the text it belongs to.
+
+        `tick` is told the share (0..1) of the work that has just been done.
+        """
         ...
 
 
@@ -208,11 +215,10 @@ class LanguageModel(Protocol):
 class Encodings:
     """A bulk of n texts, tokenised: one Encoded per exact length, and facts per text.
 
-    tokens (n,): how many tokens are scored. unk (n,): holds an unknown token. too_long (n,): does not fit; such
-    texts are in no Encoded.
+    unk (n,): holds a token that the tokenizer does not know. too_long (n,): does not fit into the model; such texts
+    are in no Encoded.
     """
 
     lengths: tuple[Encoded, ...]
-    tokens: Ints
     unk: Bools
     too_long: Bools

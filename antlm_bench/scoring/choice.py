@@ -1,0 +1,151 @@
+"""Items to predictions: which option does the model find most probable?
+
+Items are worked through in fixed chunks, so that a killed run resumes at a chunk border with the same bytes, and
+memory does not grow with the suite. Several methods share one reading of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from antlm_bench.errors import DataError
+from antlm_bench.scoring.probes import Method
+from antlm_bench.types import Encodings, Floats, Item, LanguageModel, Prediction, Probes
+
+Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What peers do differently from us when they turn scores into choices; a named bundle is in COMPATS.
+
+    bos: see scoring.text. ties: see metrics. reduction: sum | per-token, which score decides. context: text put before
+    every masked sentence ("eos" = the string of the tokenizer's EOS, as BabyLM 2024 did).
+    """
+
+    bos: str = "auto"
+    ties: str = "half"
+    reduction: str = "sum"
+    context: str = ""
+
+
+# Sources: reference table in docs/conventions.md, each line read in the peer's code.
+COMPATS: dict[str, Policy] = {
+    "lm-eval": Policy(bos="auto", ties="first"),
+    "minicons": Policy(bos="tokenizer", reduction="per-token"),
+    "babylm-2024": Policy(bos="auto", ties="first", reduction="per-token", context="eos"),
+    "babylm-2025": Policy(bos="tokenizer", ties="first"),
+    "babylm-2026": Policy(bos="tokenizer", ties="random"),
+}
+
+
+def chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequence[Item]]:
+    """Fixed blocks of items. Masked methods read one row per token, so their chunks are smaller."""
+    size = 512 if any(m.masks for m in methods) else 4096
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def predict(
+    model: LanguageModel,
+    items: Sequence[Item],
+    methods: Sequence[Method],
+    tick: Tick | None = None,
+    reduction: str = "sum",
+) -> list[list[Prediction]]:
+    """One list of Predictions per method, in item order.
+
+    Raises DataError for an option of which no token can be scored, CheckpointError if the model says NaN.
+    """
+    texts = [option.text for item in items for option in item.options]
+    spans = [option.span for item in items for option in item.options]
+    encodings: dict[str, Encodings] = {}
+    read: list[Probes] = []
+    for number, method in enumerate(methods):
+        for attention, probe in method.parts:
+            if attention not in encodings:
+                encodings[attention] = model.encode(texts, spans, attention)
+            for encoded in encodings[attention].lengths:
+                p = probe(encoded, model.mask_id)
+                if len(p.row):
+                    read.append(
+                        Probes(p.ids, p.attention, p.row, p.at, p.target, p.text + np.int32(number * len(texts)))
+                    )
+    total = len(methods) * len(texts)
+    scores = model.read(read, total, tick) if read else np.zeros(total)
+    reads = sum((np.bincount(p.text, minlength=total) for p in read), np.zeros(total, np.int64))
+    targets = _targets(read, total)
+    results = []
+    for number, method in enumerate(methods):
+        mine = slice(number * len(texts), (number + 1) * len(texts))
+        used = [encodings[attention] for attention, _ in method.parts]
+        results.append(
+            _predictions(items, scores[mine], reads[mine] // len(method.parts), targets[mine], used, reduction)
+        )
+    return results
+
+
+def _predictions(
+    items: Sequence[Item],
+    scores: Floats,
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]],
+    targets: list[bytes],
+    used: Sequence[Encodings],
+    reduction: str,
+) -> list[Prediction]:
+    unk = np.any([e.unk for e in used], axis=0)
+    too_long = np.any([e.too_long for e in used], axis=0)
+    made, top = [], 0
+    for item in items:
+        here = range(top, top + len(item.options))
+        top = here.stop
+        flags = []
+        if any(unk[i] for i in here):
+            flags.append("unk")
+        fits = not any(too_long[i] for i in here)
+        scored = [o.text if o.span is None else o.text[slice(*o.span)] for o in item.options]
+        whole = [o.text for o in item.options]
+        if not fits:
+            flags.append("too-long")
+        elif any(tokens[i] == 0 for i in here):
+            number = next(i for i in here if tokens[i] == 0) - here.start
+            raise DataError(
+                f"no token of option {number + 1} can be scored",
+                place=f"item {item.id}",
+                hint="it is empty for this tokenizer, or its only token has no BOS before it (see --bos)",
+            )
+        elif len(set(scored)) > 1 and len({targets[i] for i in here}) == 1:
+            flags.append("blind")
+        if len(set(whole)) < len(whole):
+            flags.append("identical")
+        values = [float(scores[i]) if fits else -1.0 for i in here]
+        counts = [int(tokens[i]) if fits else 0 for i in here]
+        decides = values if reduction == "sum" or not fits else [v / c for v, c in zip(values, counts, strict=True)]
+        made.append(
+            Prediction(
+                id=item.id,
+                gold=item.gold,
+                pred=int(np.argmax(decides)),
+                scores=tuple(values),
+                tokens=tuple(counts),
+                characters=tuple(len(text) for text in scored),
+                labels=item.labels,
+                flags=tuple(flags),
+            )
+        )
+    return made
+
+
+def _targets(read: Sequence[Probes], total: int) -> list[bytes]:
+    """Per text, the ids that were scored, as bytes: equal bytes mean that the score never saw a difference."""
+    if not read:
+        return [b""] * total
+    text = np.concatenate([p.text for p in read])
+    target = np.concatenate([p.target for p in read])
+    order = np.argsort(text, kind="stable")  # probes list a text's reads left to right
+    borders = np.searchsorted(text[order], np.arange(total + 1))
+    flat = target[order].astype(np.int32)
+    return [flat[borders[i] : borders[i + 1]].tobytes() for i in range(total)]

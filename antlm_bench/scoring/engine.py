@@ -1,0 +1,230 @@
+"""The engine: batches in, log-probabilities out. The only place of scoring that touches torch.
+
+It runs the model's own forward, whatever the architecture, with two interventions: attention is computed on the rows
+that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only the
+positions that are read (a hook on the body). Models whose attention cannot be replaced run on plain rows of one exact
+length instead; `Engine.layout` says which, and it is found by trying (`checkpoints`), never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from antlm_bench.errors import CheckpointError
+from antlm_bench.scoring.plan import Batch, plans
+from antlm_bench.types import Floats, Probes
+
+Layout = Literal["packed", "rows"]
+HEAD_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
+
+
+class CannotPack(Exception):
+    """The model's attention needs something that packed rows do not give; never reaches a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """A Batch's geometry as tensors, for the attention function that runs inside the model."""
+
+    causal: bool
+    pieces: tuple[tuple[int, int], ...]
+    gather: Tensor | None
+    take: Tensor | None
+
+
+_packing: ContextVar[_Packing] = ContextVar("packing")
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed nodes: (1, heads, n, d) in, (1, n, heads, d) out; each row attends to itself alone.
+
+    Raises CannotPack where the architecture asks for what this does not do (soft caps, sinks, windows shorter than a row).
+    """
+    packing = _packing.get()
+    del module
+    if attention_mask is not None or any(extra.get(k) is not None for k in ("softcap", "s_aux", "position_bias")):
+        raise CannotPack
+    window = extra.get("sliding_window")
+    if window is not None and max(t for _, t in packing.pieces) > window:
+        raise CannotPack
+
+    heads = query.shape[1]
+    if key.shape[1] != heads:
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    q, k, v = (_rows(x, packing.gather) for x in (query, key, value))
+    outputs, top = [], 0
+    for rows, length in packing.pieces:
+        end = top + rows * length
+        block = (x[top:end].view(rows, length, heads, -1).transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(*block, is_causal=packing.causal, scale=scaling)
+        outputs.append(out.transpose(1, 2).reshape(rows * length, heads, -1))
+        top = end
+    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if packing.take is not None:
+        merged = merged.index_select(0, packing.take)
+    return merged.unsqueeze(0), None
+
+
+def _rows(x: Tensor, gather: Tensor | None) -> Tensor:
+    """(1, heads, n, d) -> (m, heads, d), contiguous."""
+    flat = x[0].transpose(0, 1).contiguous()
+    return flat if gather is None else flat.index_select(0, gather)
+
+
+class Engine:
+    """A model ready to be read. `budget` is the number of nodes per forward pass; it only ever shrinks (out of memory)."""
+
+    def __init__(self, model: Any, name: str, *, layout: Layout, first_position: int, budget: int) -> None:
+        self.model, self.name, self.layout, self.budget = model, name, layout, budget
+        self.first_position = first_position
+        self.nodes = 0  # computed so far, for tokens per second
+
+    @torch.inference_mode()
+    def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
+        """Summed log-probabilities (texts,) in nats; `tick` hears the share of the work just done.
+
+        Raises CheckpointError if the model says NaN, or if one single row does not fit into memory.
+        """
+        scores = np.zeros(texts)
+        todo = plans(list(probes))
+        everything = sum(plan.nodes for plan in todo)
+        for plan in todo:
+            start = 0
+            while start < len(plan):
+                batch, end = plan.cut(start, self.budget)
+                try:
+                    logp = self._batch(batch)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if end == start + 1 or self.budget <= 1:
+                        raise CheckpointError(
+                            f"{self.name}: one row of {len(batch.ids)} tokens does not fit into memory",
+                            hint="use a bigger device, --dtype bfloat16, or --max-length",
+                        ) from error
+                    self.budget = max(1, len(batch.ids) // 2)
+                    continue
+                if np.isnan(logp).any():
+                    raise CheckpointError(
+                        f"{self.name} answers NaN",
+                        hint="the weights are damaged, or the dtype is too small: --dtype float32",
+                    )
+                scores += np.bincount(batch.text, weights=logp, minlength=texts)
+                self.nodes += len(batch.ids)
+                start = end
+                if tick is not None:
+                    tick(len(batch.ids) / everything)
+        return scores
+
+    def _batch(self, batch: Batch) -> Floats:
+        """Log-probabilities of the batch's reads (k,)."""
+        if self.layout == "packed":
+            return self._packed(batch)
+        return self._plain(batch)
+
+    def _packed(self, batch: Batch) -> Floats:
+        device = next(self.model.parameters()).device
+        gather, take = (None if i is None else torch.from_numpy(i).to(device) for i in (batch.gather, batch.take))
+        token = _packing.set(_Packing(batch.attention == "causal", batch.pieces, gather, take))
+        try:
+            return self._forward(
+                np.asarray(batch.ids, np.int64)[None], batch.heads, batch.head, batch.target, batch.positions[None]
+            )
+        finally:
+            _packing.reset(token)
+
+    def _plain(self, batch: Batch) -> Floats:
+        """One forward per block of equal-length rows: no packing, no padding, the model's native attention."""
+        n = len(batch.ids)
+        ids = np.asarray(batch.ids if batch.gather is None else batch.ids[batch.gather], np.int64)
+        place = (np.arange(n) if batch.take is None else batch.take)[batch.heads]
+        logp, top = np.empty(len(batch.head)), 0
+        for rows, length in batch.pieces:
+            end = top + rows * length
+            mine = (place >= top) & (place < end)
+            reads = mine[batch.head]
+            if reads.any():
+                number = np.cumsum(mine) - 1
+                logp[reads] = self._forward(
+                    ids[top:end].reshape(rows, length),
+                    place[mine] - top,
+                    number[batch.head[reads]],
+                    batch.target[reads],
+                    None,
+                )
+            top = end
+        return logp
+
+    def _forward(
+        self,
+        ids: np.ndarray,
+        heads: np.ndarray,
+        head: np.ndarray,
+        target: np.ndarray,
+        positions: np.ndarray | None,
+    ) -> Floats:
+        """Run (r, t) ids, read the distributions at the flat places `heads`, return log P(target | heads[head])."""
+        device = next(self.model.parameters()).device
+        chosen = torch.from_numpy(heads).to(device)
+        inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+        if positions is not None:
+            inputs["position_ids"] = torch.from_numpy(positions + self.first_position).to(device)
+
+        fired: list[bool] = []
+
+        def only_read(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if fired:
+                return output
+            fired.append(True)
+            hidden = output[0]
+            picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chosen).unsqueeze(0)
+            if isinstance(output, tuple):
+                return (picked, *output[1:])
+            output["last_hidden_state"] = picked
+            return output
+
+        hooks = [body.register_forward_hook(only_read) for body in _bodies(self.model)]
+        try:
+            logits = self.model(**inputs, **_no_cache(self.model)).logits[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(logits) != len(heads):
+            raise CheckpointError(f"{self.name}: {type(self.model).__name__} has no body apart from its LM head")
+        return _log_probabilities(logits, torch.from_numpy(head).to(device), torch.from_numpy(target).to(device))
+
+
+def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor) -> Floats:
+    """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype."""
+    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(HEAD_ROWS)])
+    return (logits[head, target].float() - total[head]).double().cpu().numpy()
+
+
+def _bodies(model: Any) -> list[nn.Module]:
+    """The modules whose output the LM head reads: the base model, or (OPT) the decoder inside it."""
+    return [body for body in (getattr(model.base_model, "decoder", None), model.base_model) if body is not None]
+
+
+def _no_cache(model: Any) -> dict[str, bool]:
+    """Keep causal models from building a key/value cache that nobody reads."""
+    return {"use_cache": False} if getattr(model.config, "use_cache", None) else {}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

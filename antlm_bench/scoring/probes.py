@@ -1,0 +1,125 @@
+"""Scoring methods: which rows a model is shown and where its answer is read. Pure numpy, one short function each.
+
+Zero-shot methods differ in three decisions only: what is hidden, where the log-probability is read, which way the
+model attends. Every function maps Encoded (n, t) to Probes; a text's score is the sum over its reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from antlm_bench.errors import MethodNotSupported, UsageError
+from antlm_bench.types import Attention, Bools, Encoded, Ints, LanguageModel, Probes
+
+
+def causal(encoded: Encoded, mask_id: int | None = None) -> Probes:
+    """log P(w_i | w_<i), read at i-1. The first token of a row is never scored: nothing stands before it.
+
+    The last token is only ever a target, so rows end before it (what lm-eval does, and what lets two sentences that
+    differ in their last token share every row).
+    """
+    del mask_id
+    row, at = np.nonzero(encoded.scored[:, 1:])
+    return _probes(encoded.ids[:, :-1], "causal", row, at, encoded.ids[row, at + 1], encoded.text[row])
+
+
+def mlm(encoded: Encoded, mask_id: int) -> Probes:
+    """Pseudo-log-likelihood: every scored token hidden once, alone (Salazar et al. 2020, arXiv 1910.14659, eq. 2)."""
+    return _masked(encoded, mask_id, lambda rows, at: np.zeros(rows.shape, np.bool_), shift=0)
+
+
+def mlm_l2r(encoded: Encoded, mask_id: int) -> Probes:
+    """As mlm, but the rest of the token's word to its right is hidden too (Kauf & Ivanova 2023, arXiv 2305.10588)."""
+
+    def rest_of_word(rows: Ints, at: Ints) -> Bools:
+        word = encoded.words[rows[:, 0]]
+        if (encoded.words[encoded.scored] < 0).any():
+            raise MethodNotSupported(
+                "this tokenizer does not tell words from tokens",
+                place="--method mlm-l2r",
+                hint="use --method mlm, or save the checkpoint with a fast tokenizer (tokenizer.json)",
+            )
+        mine = word[np.arange(len(at)), at][:, None]
+        return (word == mine) & (mine >= 0) & (np.arange(word.shape[1]) >= at[:, None])
+
+    return _masked(encoded, mask_id, rest_of_word, shift=0)
+
+
+def mntp(encoded: Encoded, mask_id: int) -> Probes:
+    """Masked next-token prediction: hidden at i, read at i-1 (GPT-BERT, Charpentier & Samuel 2024, arXiv 2410.24159)."""
+    return _masked(encoded, mask_id, lambda rows, at: np.zeros(rows.shape, np.bool_), shift=1)
+
+
+def _masked(encoded: Encoded, mask_id: int, also: Callable[[Ints, Ints], Bools], shift: int) -> Probes:
+    """One row per scored token i >= shift, with i and the tokens that `also` names replaced by the mask."""
+    row, at = np.nonzero(encoded.scored[:, shift:])
+    at = at + shift
+    ids = encoded.ids[row]
+    order = np.arange(len(row))
+    target = ids[order, at]
+    hidden = also(np.broadcast_to(row[:, None], ids.shape), at)
+    ids[hidden] = mask_id
+    ids[order, at] = mask_id
+    return _probes(ids, "full", order, at - shift, target, encoded.text[row])
+
+
+def _probes(ids: Ints, attention: Attention, *reads: NDArray[Any]) -> Probes:
+    row, at, target, text = (np.asarray(array, np.int32) for array in reads)
+    return Probes(ids, attention, row, at, target, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A named way to score: the probe functions whose reads are summed, and what the model must be able to do."""
+
+    parts: tuple[tuple[Attention, Callable[..., Probes]], ...]
+    masks: bool
+    says: str
+
+    @property
+    def attends(self) -> frozenset[str]:
+        return frozenset(attention for attention, _ in self.parts)
+
+
+# GPT-BERT's `fused` reads both heads of one hybrid; the sum of the two log-probabilities is the log of their product.
+METHODS: dict[str, Method] = {
+    "causal": Method((("causal", causal),), False, "left-to-right log-probability"),
+    "mlm": Method((("full", mlm),), True, "pseudo-log-likelihood, one token hidden at a time"),
+    "mlm-l2r": Method((("full", mlm_l2r),), True, "mlm with the rest of the word hidden too"),
+    "mntp": Method((("full", mntp),), True, "one token hidden, read one position to its left"),
+    "fused": Method((("causal", causal), ("full", mntp)), True, "causal plus mntp"),
+}
+
+
+def method(name: str, model: LanguageModel) -> Method:
+    """The method of that name, if this model can be scored with it.
+
+    Raises UsageError for an unknown name and MethodNotSupported (before any data is loaded) where the model cannot.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", place="--method", hint=f"one of {', '.join(METHODS)}")
+    chosen = METHODS[name]
+    lacks = sorted(chosen.attends - model.attends)
+    if lacks:
+        raise MethodNotSupported(
+            f"{model.name} cannot be scored with {name!r}: it does not attend {' and '.join(lacks)}",
+            place="--method",
+            hint=f"methods that fit: {', '.join(supported(model))}",
+        )
+    if chosen.masks and model.mask_id is None:
+        raise MethodNotSupported(
+            f"{model.name} cannot be scored with {name!r}: its tokenizer has no mask token",
+            place="--method",
+            hint="score it with --method causal, or save the tokenizer with its mask token",
+        )
+    return chosen
+
+
+def supported(model: LanguageModel) -> list[str]:
+    """The methods this model can be scored with, in the order of METHODS."""
+    return [n for n, m in METHODS.items() if m.attends <= model.attends and (model.mask_id is not None or not m.masks)]

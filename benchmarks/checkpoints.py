@@ -1,0 +1,133 @@
+"""Makes the two checkpoints that the benchmarks score: a 58M Llama and a 24M BERT shape, trained a little on real text.
+
+    python benchmarks/checkpoints.py .bench --minutes 20 [causal] [masked]
+
+Speed does not care about the weights, but `--precision adaptive` does: a random model's margins are all near zero,
+so that ratios measured on it would say nothing. A plain loop, good for a benchmark and not for science.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY, LENGTH, BATCH = 16_000, 128, 32
+
+
+def lines(corpus: Path) -> list[str]:
+    """Every line of the training text, in file order."""
+    texts = []
+    for file in sorted(corpus.glob("train/*.txt.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as handle:
+            texts += handle.read().splitlines()
+    return texts
+
+
+def tokenizer_for(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that adds <s> (causal) or <s> ... </s> (masked), trained on a sample of the text."""
+    specials = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(random.Random(0).sample(texts, min(len(texts), 200_000)), trainer)
+    template = "<s> $A" if kind == "causal" else "<s> $A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)] if kind == "masked" else [("<s>", 1)]
+    )
+    names = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "mask": "<mask>", "unk": "<unk>"}
+    if kind == "masked":
+        names |= {"cls": "<s>", "sep": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{k}_token": v for k, v in names.items()})
+
+
+def shape(kind: str) -> LlamaForCausalLM | BertForMaskedLM:
+    """The shapes of the issue: babyllama (16 x 512, 8 heads, FFN 1024) and BERT (12 x 384, 6 heads, FFN 1280)."""
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "causal":
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=16, num_attention_heads=8,
+            intermediate_size=1024, max_position_embeddings=256, tie_word_embeddings=False, **ids,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+        intermediate_size=1280, max_position_embeddings=256, **ids,
+    )  # fmt: skip
+    return BertForMaskedLM(config)
+
+
+def batches(
+    kind: str, texts: list[str], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (inputs, labels), each (BATCH, LENGTH) ids; rows start a line with its specials and are cut at LENGTH."""
+    shuffle = random.Random(1)
+    generator = torch.Generator().manual_seed(2)
+    while True:
+        order = list(range(len(texts)))
+        shuffle.shuffle(order)
+        stream: list[int] = []
+        for start in range(0, len(order), 4096):
+            for ids in tokenizer([texts[i] for i in order[start : start + 4096]])["input_ids"]:
+                stream += ids
+            size = BATCH * LENGTH
+            while len(stream) >= size:
+                inputs = torch.tensor(stream[:size]).view(BATCH, LENGTH)
+                stream = stream[size:]
+                if kind == "causal":
+                    yield inputs, inputs
+                    continue
+                hidden = (torch.rand(inputs.shape, generator=generator) < 0.15) & (inputs > 4)
+                yield inputs.masked_fill(hidden, 3), inputs.masked_fill(~hidden, -100)
+
+
+def train(kind: str, texts: list[str], out: Path, minutes: float) -> None:
+    """AdamW with warm-up and cosine over wall-clock time, bf16 autocast; saved as safetensors."""
+    torch.manual_seed(0)
+    tokenizer, model = tokenizer_for(kind, texts), shape(kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    start, said = time.monotonic(), 0.0
+    for step, (inputs, labels) in enumerate(batches(kind, texts, tokenizer)):
+        elapsed = (time.monotonic() - start) / 60
+        if elapsed >= minutes:
+            break
+        rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * elapsed / minutes))
+        optimizer.param_groups[0]["lr"] = rate
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if elapsed - said > 1:
+            said = elapsed
+            print(f"{kind}: {elapsed:.1f} min, step {step}, loss {loss.item():.3f}", flush=True)
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("kinds", nargs="*", default=["causal", "masked"])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    arguments = parser.parse_args()
+    corpus = Path(os.environ.get("ANTLM_BENCH_DATA", "../shared/data")) / "corpus"
+    for chosen in arguments.kinds:
+        train(chosen, lines(corpus), arguments.folder / chosen, arguments.minutes)
