@@ -195,6 +195,7 @@ def _facts(out: Console, mapping: Mapping[str, object], depth: int) -> None:
         indent = label.cell_len
         wrapped = Text(words(value)).wrap(out, max(out.width - indent - 1, 20))
         for i, part in enumerate(wrapped):
+            part.rstrip()
             out.print((label if i == 0 else Text(" " * indent)) + part)
 
 
@@ -206,7 +207,7 @@ def words(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
-        return ", ".join(words(part) for part in (sorted(value) if isinstance(value, set | frozenset) else value))
+        return ", ".join(sorted(map(words, value)) if isinstance(value, set | frozenset) else map(words, value))
     return "\n".join(tables.printable(line) for line in str(value).splitlines())
 
 
@@ -223,7 +224,7 @@ def catalog(rows: Sequence[Mapping[str, object]], form: str = "terminal", empty:
         cells = [
             heads,
             ["---"] * len(heads),
-            *([tables.escape(words(row.get(head))) for head in heads] for row in rows),
+            *([tables.escape(" ".join(words(row.get(head)).splitlines())) for head in heads] for row in rows),
         ]
         sys.stdout.write("".join("| " + " | ".join(row) + " |\n" for row in cells))
     else:

@@ -1,0 +1,144 @@
+"""The metrics: what each item contributes, and how contributions become a number with an interval."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from antlm_bench import statistics
+from antlm_bench.errors import CheckpointError, DataError, UsageError
+from antlm_bench.metrics.table import Table, strata
+from antlm_bench.statistics import Interval
+from antlm_bench.types import Bools, Estimate, Floats, Ints
+
+REDUCTIONS = ("sum", "per-token", "per-character")
+
+
+class Accuracy:
+    """Share of items whose right option has the best score."""
+
+    def __init__(self, ties: str) -> None:
+        self.ties = ties
+
+    def values(self, table: Table, reduction: str) -> Floats:
+        """Credit (n,) in 0..1 of each item."""
+        gold, best = self._gold(table), table.best(reduction)
+        shared = best.sum(axis=1)
+        rows = np.arange(len(gold))
+        if self.ties == "first":
+            credit = (best.argmax(axis=1) == gold).astype(float)
+        elif self.ties == "random":
+            credit = (best.argmax(axis=1) == gold).astype(float)
+            for i in np.flatnonzero(shared > 1):
+                credit[i] = float(_draw(table.ids[i], np.flatnonzero(best[i])) == gold[i])
+        else:
+            credit = best[rows, gold] / np.maximum(shared, 1)
+            if self.ties == "strict":
+                credit[shared > 1] = 0.0
+        return np.where(table.flag("too-long"), 0.0, credit)
+
+    def _gold(self, table: Table) -> Ints:
+        given = np.where(table.flag("too-long"), 0, table.gold)  # not scored: may have no options at all
+        gold = given.astype(np.int32)
+        wrong = (gold != given) | (gold < 0) | ((gold >= table.valid.sum(axis=1)) & ~table.flag("too-long"))
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            hint = "accuracy needs the index of the right option; ratings go with metric = spearman"
+            raise DataError(f"gold {table.gold[at]:g} is no option", place=f"item {table.ids[at]}", hint=hint)
+        return gold
+
+    def whole(self, table: Table, macro: Sequence[str]) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]:
+        codes, paths = strata(table, macro)
+        weights = statistics.macro_weights(paths)
+        order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(paths)))[:-1]
+
+        def estimate(credit: Floats, interval: Callable[[list[Floats], Floats], Interval]) -> Estimate:
+            parts = np.split(credit[order], ends)
+            value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
+            if len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
+                interval = statistics.wilson_macro  # one stratum, or nothing varies: see there
+            return _estimate(value, len(credit), interval(parts, weights), flags)
+
+        flags = {name: int(raised.sum()) for name, raised in table.flags.items() if raised.any()}
+        credit = self.values(table, "sum")
+        headline = estimate(credit, statistics.bootstrap)
+        views = {"closed-form": estimate(credit, statistics.closed_form)}
+        if len(paths) > 1:
+            means = np.array([part.mean() for part in np.split(credit[order], ends)])
+            views["clustered"] = _estimate(headline.value, headline.n, statistics.clustered(means, weights), flags)
+        everything = np.zeros(len(credit), np.int32)
+        views["micro"] = self._counted(credit, everything, 1, table)[0]
+        for reduction in REDUCTIONS[1:]:
+            views[reduction] = estimate(self.values(table, reduction), statistics.bootstrap)
+        return headline, views, ()
+
+    def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
+        return self._counted(self.values(table, "sum"), codes, len(names), table)
+
+    def _counted(self, credit: Floats, codes: Ints, count: int, table: Table) -> list[Estimate]:
+        """Mean and Wilson interval of each of `count` groups of items."""
+        known = codes >= 0
+        n = np.bincount(codes[known], minlength=count).astype(np.float64)
+        right = np.bincount(codes[known], credit[known], minlength=count)
+        low, high = statistics.wilson(right.astype(np.float64), n)
+        raised = {name: np.bincount(codes[known & on], minlength=count) for name, on in table.flags.items()}
+        flags = [{name: int(counts[g]) for name, counts in raised.items() if counts[g]} for g in range(count)]
+        return [_estimate(right[g] / n[g], int(n[g]), Interval(low[g], high[g]), flags[g]) for g in range(count)]
+
+
+class Spearman:
+    """Rank correlation of the first option's probability with the human rating, as BabyLM scores WUG.
+
+    The probability is the softmax over the options' summed log-probabilities, the correlation over all of the suite
+    (evaluation-pipeline-2025, sentence_zero_shot/compute_results.py). Items that are too long are left out; n says so.
+    """
+
+    def __init__(self, ties: str) -> None:
+        del ties  # ranks take care of equal values
+
+    def values(self, table: Table, reduction: str) -> Floats:
+        """Probability (n,) of the first option."""
+        scores = np.where(table.valid, table.reduced(reduction), -np.inf)
+        with np.errstate(invalid="ignore"):
+            probability = np.exp(scores[:, 0] - logsumexp(scores, axis=1))
+        lost = np.isnan(probability) & ~table.flag("too-long")
+        if lost.any():
+            place = f"item {table.ids[int(np.flatnonzero(lost)[0])]}"
+            raise CheckpointError("every option has probability 0", place=place, hint="score in float32")
+        return np.asarray(probability)
+
+    def whole(self, table: Table, macro: Sequence[str]) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]:
+        if len(strata(table, macro)[1]) > 1:
+            raise UsageError("spearman runs over all items of a suite", hint="leave `macro` empty in the suite's TOML")
+        everything = np.ones(len(table.ids), bool)
+        headline = self._correlate(table, everything, "sum")
+        views = {reduction: self._correlate(table, everything, reduction) for reduction in REDUCTIONS[1:]}
+        vague = (headline.low, headline.high) == (-1.0, 1.0)
+        return headline, views, ("correlation undefined (too few items, or all equal): shown as 0",) if vague else ()
+
+    def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
+        return [self._correlate(table, codes == g, "sum") for g in range(len(names))]
+
+    def _correlate(self, table: Table, members: Bools, reduction: str) -> Estimate:
+        use = members & ~table.flag("too-long")
+        x, y = self.values(table, reduction)[use], table.gold[use]
+        flags = {name: int((on & members).sum()) for name, on in table.flags.items() if (on & members).any()}
+        value = statistics.spearman(x, y)
+        if value is None:  # we know nothing: the whole range
+            return _estimate(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
+        return _estimate(value, len(x), statistics.bootstrap_spearman(x, y), flags, -1.0)
+
+
+def _draw(item: str, among: NDArray[np.integer]) -> int:
+    """One of `among`, the same for the same id whatever the order, platform or number of items."""
+    return int(among[int.from_bytes(hashlib.blake2b(item.encode()).digest()[:8], "big") % len(among)])
+
+
+def _estimate(value: float, n: int, interval: Interval, flags: Mapping[str, int], floor: float = 0.0) -> Estimate:
+    """An Estimate in floor..1, free of the noise in the last digits that the order of a sum leaves."""
+    value, low, high = (round(float(np.clip(number, floor, 1.0)), 12) for number in (value, *interval))
+    return Estimate(value, int(n), low, high, dict(flags))

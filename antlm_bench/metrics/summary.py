@@ -1,0 +1,76 @@
+"""A suite's Summary: the metric that its declaration names, at every level that it names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol
+
+from antlm_bench.errors import UsageError
+from antlm_bench.metrics.table import Table, parents, tabulate
+from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
+
+METRICS: dict[str, str] = {
+    "accuracy": "antlm_bench.metrics.measures:Accuracy",
+    "spearman": "antlm_bench.metrics.measures:Spearman",
+}
+TIES: dict[str, str] = {
+    "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
+    "strict": "a shared best score is wrong",
+    "first": "the first of the best is chosen, as argmax does in lm-eval and BabyLM 2024-2025, where index 0 is right",
+    "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
+}
+
+
+class Metric(Protocol):
+    """What a metric is made of: what each item contributes (n,), the headline with views and remarks, and groups."""
+
+    def values(self, table: Table, reduction: str) -> Floats: ...
+
+    def whole(self, table: Table, macro: Sequence[str]) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]: ...
+
+    def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]: ...
+
+
+def summarize(
+    predictions: Sequence[Prediction],
+    *,
+    suite: str,
+    method: str,
+    metric: str,
+    macro: Sequence[str],
+    groups: Sequence[str],
+    ties: str = "half",
+    notes: Sequence[str] = (),
+) -> Summary:
+    """The Summary of one suite under one method.
+
+    macro: levels that the headline averages over without weights, outermost first; () = over items. groups: the levels
+    reported, coarse to fine; a group's estimate is over its items (as BabyLM prints fields and phenomena), its interval
+    Wilson's. ties: one of TIES. Items flagged `too-long` were not scored and count as wrong; `flags` counts them.
+
+    Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro` needs is missing, a
+    gold that is no option), CheckpointError (a NaN or +inf score).
+    """
+    measure = _resolve(metric, ties)
+    table = tabulate(predictions, {*macro, *groups})
+    headline, views, remarks = measure.whole(table, macro)
+    lines = []
+    for above, level in zip((None, *groups), groups, strict=False):
+        codes, names = table.levels[level]
+        within = parents(table, above, codes, len(names))
+        estimates = measure.parts(table, codes, names)
+        lines += [Group(level, n, e, w) for n, e, w in zip(names, estimates, within, strict=True)]
+    return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
+
+
+def _resolve(metric: str, ties: str) -> Metric:
+    for what, name, known in (("metric", metric, METRICS), ("tie rule", ties, TIES)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+            raise UsageError(f"unknown {what} {name!r}", hint=hint)
+    module, _, attribute = METRICS[metric].partition(":")
+    made: Metric = getattr(import_module(module), attribute)(ties)
+    return made

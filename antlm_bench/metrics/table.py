@@ -1,0 +1,119 @@
+"""Predictions as columns: what every metric computes on, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from antlm_bench.errors import CheckpointError, DataError
+from antlm_bench.types import Bools, Floats, Ints, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Predictions of one suite as columns. n items, at most k options; cells beyond an item's options are not `valid`.
+
+    gold (n,). scores, tokens, characters, valid (n, k). flags: name -> (n,) True where raised, "tie" included.
+    levels: label level -> (codes (n,), -1 = the item has no such label; names in order of appearance).
+    """
+
+    ids: tuple[str, ...]
+    gold: Floats
+    scores: Floats
+    tokens: Floats
+    characters: Floats
+    valid: Bools
+    flags: Mapping[str, Bools]
+    levels: Mapping[str, tuple[Ints, tuple[str, ...]]]
+
+    def reduced(self, reduction: str) -> Floats:
+        """Scores (n, k) as summed, or divided by the tokens or characters that they sum over."""
+        lengths = {"per-token": self.tokens, "per-character": self.characters}.get(reduction)
+        return self.scores if lengths is None else self.scores / np.maximum(lengths, 1)
+
+    def best(self, reduction: str = "sum") -> Bools:
+        """(n, k) True at the options that share the best score. Two options of one text tie by definition."""
+        scores = self.reduced(reduction)
+        best = (scores == scores.max(axis=1, where=self.valid, initial=-np.inf, keepdims=True)) & self.valid
+        twins = self.flag("identical") & (self.valid.sum(axis=1) == 2)
+        return np.where(twins[:, None], self.valid, best)
+
+    def flag(self, name: str) -> Bools:
+        return self.flags.get(name, np.zeros(len(self.ids), bool))
+
+
+def tabulate(predictions: Sequence[Prediction], levels: set[str]) -> Table:
+    """Predictions as a Table. Raises DataError when there are none, CheckpointError where a score is NaN or +inf."""
+    if not predictions:
+        raise DataError("no predictions to summarise", hint="the suite has no items")
+    valid, (scores, tokens, characters) = _pad(predictions)
+    names = {flag for p in predictions for flag in p.flags}
+    flags = {name: np.array([name in p.flags for p in predictions]) for name in sorted(names)}
+    table = Table(
+        ids=tuple(p.id for p in predictions),
+        gold=np.array([p.gold for p in predictions], float),
+        scores=scores,
+        tokens=tokens,
+        characters=characters,
+        valid=valid,
+        flags=flags,
+        levels={level: _codes([p.labels.get(level) for p in predictions]) for level in levels},
+    )
+    broken = ((np.isnan(scores) | (scores == np.inf)) & valid).any(axis=1) | ~valid.any(axis=1)
+    broken &= ~table.flag("too-long")
+    if broken.any():
+        first = int(np.flatnonzero(broken)[0])
+        raise CheckpointError(
+            f"the model gives no finite score to {int(broken.sum())} of {len(predictions)} items",
+            place=f"item {table.ids[first]}",
+            hint="NaN weights or an overflow; try --dtype float32, and look at the checkpoint's training loss",
+        )
+    tie = (table.best().sum(axis=1) > 1) & ~table.flag("too-long")
+    return replace(table, flags={"tie": tie, **flags})
+
+
+def strata(table: Table, macro: Sequence[str]) -> tuple[Ints, list[tuple[str, ...]]]:
+    """Stratum of each item (n,), and each stratum's label path. DataError where an item lacks a label of `macro`."""
+    for level in macro:
+        absent = np.flatnonzero(table.levels[level][0] < 0)
+        if len(absent):
+            place, hint = f"item {table.ids[int(absent[0])]}", "see `macro` and `groups` in the suite's TOML"
+            raise DataError(f"no label {level!r}, which the headline averages over", place=place, hint=hint)
+    if not macro:
+        return np.zeros(len(table.ids), np.int32), [()]
+    columns = np.stack([table.levels[level][0] for level in macro], axis=1)
+    distinct, codes = np.unique(columns, axis=0, return_inverse=True)
+    paths = [tuple(table.levels[lv][1][code] for lv, code in zip(macro, row, strict=True)) for row in distinct]
+    return codes.reshape(-1).astype(np.int32), paths
+
+
+def parents(table: Table, above: str | None, codes: Ints, count: int) -> list[str]:
+    """For each group, the one value that all its items have one level up, or ""."""
+    if above is None:
+        return [""] * count
+    outer, names = table.levels[above]
+    pairs = np.unique(np.stack([codes, outer], axis=1)[codes >= 0], axis=0)
+    return [names[o[0]] if len(o := pairs[pairs[:, 0] == g, 1]) == 1 and o[0] >= 0 else "" for g in range(count)]
+
+
+def _pad(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats, Floats, Floats]]:
+    sizes = np.array([len(p.scores) for p in predictions])
+    valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
+    padded = []
+    for rows in ([p.scores for p in predictions], [p.tokens for p in predictions], [p.characters for p in predictions]):
+        column = np.zeros(valid.shape)
+        flat = [number for row in rows for number in row]
+        if len(flat) != valid.sum():
+            odd = next(p.id for p, row in zip(predictions, rows, strict=True) if len(row) != len(p.scores))
+            raise DataError("scores, tokens and characters differ in length", place=f"item {odd}")
+        column[valid] = flat
+        padded.append(column)
+    return valid, (padded[0], padded[1], padded[2])
+
+
+def _codes(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]:
+    seen: dict[str, int] = {}
+    codes = [-1 if label is None else seen.setdefault(label, len(seen)) for label in labels]
+    return np.array(codes, np.int32), tuple(seen)

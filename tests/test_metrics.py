@@ -1,0 +1,235 @@
+"""Numbers from predictions, checked by hand, by brute force, and by scipy and scikit-learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import binomtest, spearmanr
+from sklearn.metrics import accuracy_score
+
+from antlm_bench.errors import CheckpointError, DataError, UsageError
+from antlm_bench.metrics import METRICS, TIES, summarize
+from antlm_bench.types import Prediction, Summary
+
+
+def made(id: str, *scores: float, gold: float = 0, flags: tuple[str, ...] = (), **labels: str) -> Prediction:
+    n = len(scores)
+    pred = int(np.argmax(scores)) if n else -1
+    return Prediction(id, gold, pred, scores, (2,) * n, (8,) * n, labels, flags)
+
+
+def summary(predictions: Sequence[Prediction], **options: Any) -> Summary:
+    defaults: dict[str, Any] = {"metric": "accuracy", "macro": [], "groups": []}
+    return summarize(predictions, suite="toy", method="causal", **{**defaults, **options})
+
+
+PAIRS = [
+    made("a0", -1, -2, paradigm="a", phenomenon="x"),
+    made("a1", -1, -2, paradigm="a", phenomenon="x"),
+    made("b0", -1, -2, paradigm="b", phenomenon="x"),
+    made("b1", -3, -2, paradigm="b", phenomenon="x"),
+    made("c0", -3, -2, paradigm="c", phenomenon="y"),
+]
+
+
+def test_the_headline_is_the_unweighted_mean_of_paradigms_and_micro_the_mean_over_items() -> None:
+    found = summary(PAIRS, macro=["paradigm"], groups=["phenomenon", "paradigm"])
+    assert found.headline.value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found.headline.n == 5
+    assert found.views["micro"].value == pytest.approx(3 / 5)
+    assert found.views["clustered"].value == found.headline.value
+    assert found.views["clustered"].low == 0 and found.views["clustered"].high == 1
+
+
+def test_groups_are_over_items_coarse_to_fine_in_order_of_appearance_and_know_their_parent() -> None:
+    groups = summary(PAIRS, macro=["paradigm"], groups=["phenomenon", "paradigm"]).groups
+    assert [(g.level, g.name, g.within) for g in groups] == [
+        ("phenomenon", "x", ""),
+        ("phenomenon", "y", ""),
+        ("paradigm", "a", "x"),
+        ("paradigm", "b", "x"),
+        ("paradigm", "c", "y"),
+    ]
+    assert [g.estimate.value for g in groups] == [3 / 4, 0, 1, 1 / 2, 0]
+    assert [g.estimate.n for g in groups] == [4, 1, 2, 2, 1]
+
+
+def test_a_group_that_spans_two_parents_names_none() -> None:
+    spread = [made("1", 0, -1, field="f", phenomenon="p"), made("2", 0, -1, field="g", phenomenon="p")]
+    assert summary(spread, groups=["field", "phenomenon"]).groups[-1].within == ""
+
+
+def test_items_without_a_label_stand_in_no_group_of_that_level() -> None:
+    found = summary([made("1", 0, -1, field="f"), made("2", 0, -1)], groups=["field"])
+    assert [(g.name, g.estimate.n) for g in found.groups] == [("f", 1)]
+
+
+def test_a_nested_macro_average_is_a_mean_of_means() -> None:
+    right, wrong = (-1.0, -2.0), (-2.0, -1.0)
+    predictions = [
+        made("1", *right, file="r", ops="0"),
+        made("2", *wrong, file="r", ops="1"),
+        made("3", *wrong, file="r", ops="2"),
+        made("4", *right, file="a", ops="0"),
+    ]
+    found = summary(predictions, macro=["file", "ops"], groups=["file"])
+    assert found.headline.value == pytest.approx((1 / 3 + 1) / 2)
+    assert summary(predictions, macro=["ops"]).headline.value == pytest.approx((1 + 0 + 0) / 3)
+
+
+TIED = [made("t", -1, -1), made("u", -1, -1, -1, gold=2), made("v", -2, -1, -1), made("w", -1, -2)]
+
+
+@pytest.mark.parametrize(("ties", "credit"), [("half", 1 / 2 + 1 / 3 + 0 + 1), ("strict", 1), ("first", 2)])
+def test_tie_rules(ties: str, credit: float) -> None:
+    found = summary(TIED, ties=ties)
+    assert found.headline.value == pytest.approx(credit / 4)
+    assert found.headline.flags == {"tie": 3}
+
+
+def test_random_ties_are_fair_and_depend_on_the_id_alone() -> None:
+    many = [made(f"item {i}", -1, -1) for i in range(4000)]
+    found = summary(many, ties="random")
+    assert abs(found.headline.value - 0.5) < 0.03
+    back = summary([*many[::-1], made("other", -1, -2)], ties="random")
+    assert back.headline.value * 4001 == pytest.approx(found.headline.value * 4000 + 1)
+
+
+def test_a_collapsed_model_is_at_chance_by_default_and_perfect_only_by_the_peers_rule() -> None:
+    collapsed = [made(str(i), -7, -7) for i in range(100)]
+    assert summary(collapsed).headline.value == 0.5
+    assert summary(collapsed, ties="first").headline.value == 1
+
+
+def test_identical_texts_tie_even_where_scores_differ_by_rounding() -> None:
+    found = summary([made("i", -1.0, -1.0000001, flags=("identical",))])
+    assert found.headline.value == 0.5
+    assert found.headline.flags == {"tie": 1, "identical": 1}
+
+
+@pytest.mark.parametrize("scores", [(), (float("nan"), float("nan")), (-3.0, float("-inf")), (-1.0, -2.0)])
+def test_too_long_items_count_as_wrong_and_are_counted(scores: tuple[float, ...]) -> None:
+    found = summary([made("a", -1, -2, p="x"), made("b", *scores, p="x", flags=("too-long",), gold=1)], groups=["p"])
+    assert found.headline.value == 0.5
+    assert found.headline.flags == {"too-long": 1} == found.groups[0].estimate.flags
+
+
+def test_flags_are_counted_per_group() -> None:
+    predictions = [made("a", -1, -2, p="x", flags=("unk", "blind")), made("b", -1, -2, p="y", flags=("unk",))]
+    found = summary(predictions, macro=["p"], groups=["p"])
+    assert found.headline.flags == {"unk": 2, "blind": 1}
+    assert [g.estimate.flags for g in found.groups] == [{"unk": 1, "blind": 1}, {"unk": 1}]
+
+
+def test_per_token_and_per_character_views_reduce_the_sums() -> None:
+    longer = Prediction("l", 0, 1, (-6.0, -5.0), (3, 2), (9, 10), {}, ())
+    found = summary([longer])
+    assert found.headline.value == 0  # -6 < -5
+    assert found.views["per-token"].value == 1  # -2 > -2.5
+    assert found.views["per-character"].value == 0  # -0.67 < -0.5
+
+
+def test_nothing_varies_yet_nothing_is_certain() -> None:
+    perfect = [made(f"{p}{i}", -1, -2, p=p) for p in "abc" for i in range(10)]
+    found = summary(perfect, macro=["p"])
+    assert found.headline.value == found.headline.high == 1
+    assert 0.7 < found.headline.low < 0.9
+    assert found.views["closed-form"].low == found.headline.low
+
+
+def test_one_level_has_a_wilson_interval() -> None:
+    found = summary(PAIRS)
+    theirs = binomtest(3, 5).proportion_ci(method="wilson")
+    assert (found.headline.low, found.headline.high) == pytest.approx((theirs.low, theirs.high))
+    assert "clustered" not in found.views
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1)), min_size=1, max_size=40))
+def test_strict_accuracy_is_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
+    predictions = [made(str(i), a, b, gold=gold) for i, (a, b, gold) in enumerate(rows)]
+    chosen = [2 if a == b else int(b > a) for a, b, _ in rows]
+    expected = accuracy_score([gold for *_, gold in rows], chosen)
+    assert summary(predictions, ties="strict").headline.value == pytest.approx(expected)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-1.0, -2.0, float("-inf")]), min_size=2, max_size=5), min_size=1, max_size=30)
+)
+def test_credit_by_brute_force_with_any_number_of_options(rows: list[list[float]]) -> None:
+    predictions = [made(str(i), *scores) for i, scores in enumerate(rows)]
+    credit = [(scores[0] == max(scores)) / scores.count(max(scores)) for scores in rows]
+    assert summary(predictions).headline.value == pytest.approx(np.mean(credit))
+
+
+def test_spearman_is_the_correlation_of_the_first_options_softmax_with_the_rating() -> None:
+    rng = np.random.default_rng(0)
+    scores, ratings = rng.normal(size=(60, 3)) * 3 - 20, rng.random(60)
+    predictions = [made(str(i), *s, gold=float(r)) for i, (s, r) in enumerate(zip(scores, ratings, strict=True))]
+    found = summary(predictions, metric="spearman")
+    assert found.headline.value == pytest.approx(spearmanr(softmax(scores, axis=1)[:, 0], ratings).statistic)
+    assert found.headline.n == 60 and found.headline.low < found.headline.value < found.headline.high
+
+
+def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
+    constant = summary([made(str(i), -1, -1, gold=i / 10) for i in range(10)], metric="spearman")
+    assert (constant.headline.value, constant.headline.low, constant.headline.high) == (0, -1, 1)
+    assert any("undefined" in note for note in constant.notes)
+
+
+def test_spearman_leaves_out_items_that_are_too_long() -> None:
+    predictions = [made(str(i), -i, -3, gold=-i / 10) for i in range(10)]
+    found = summary([*predictions, made("x", gold=0.5, flags=("too-long",))], metric="spearman")
+    assert found.headline.n == 10 and found.headline.value == pytest.approx(1)
+    assert found.headline.flags["too-long"] == 1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "options", "error", "words"),
+    [
+        ([], {}, DataError, "no predictions"),
+        ([made("q7", float("nan"), -1)], {}, CheckpointError, "item q7"),
+        ([made("q7", float("inf"), -1)], {}, CheckpointError, "item q7"),
+        ([made("q7")], {}, CheckpointError, "item q7"),
+        ([made("q7", -1, -2, gold=2)], {}, DataError, "item q7"),
+        ([made("q7", -1, -2, gold=0.5)], {}, DataError, "gold 0.5"),
+        ([made("q7", -1, -2)], {"macro": ["paradigm"]}, DataError, "item q7: no label 'paradigm'"),
+        ([made("q7", -1, -2)], {"metric": "acuracy"}, UsageError, "did you mean accuracy"),
+        ([made("q7", -1, -2)], {"ties": "strikt"}, UsageError, "did you mean strict"),
+        ([Prediction("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
+        ([made("a", 0, -1, p="x"), made("b", 0, -1, p="y")], {"metric": "spearman", "macro": ["p"]}, UsageError, "all"),
+        ([made("q7", *[float("-inf")] * 2, gold=0.5)], {"metric": "spearman"}, CheckpointError, "item q7"),
+    ],
+)
+def test_bad_input_is_a_typed_error_that_names_the_place(
+    predictions: list[Prediction], options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        summary(predictions, **options)
+
+
+def test_every_metric_and_tie_rule_in_the_tables_exists() -> None:
+    for metric in METRICS:
+        for ties in TIES:
+            ratings = [made(str(i), -i, -2, gold=0.0 if metric == "accuracy" else i / 9) for i in range(9)]
+            assert summary(ratings, metric=metric, ties=ties).metric == metric
+
+
+def test_blimp_is_summarised_within_three_seconds() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(67, 1000, 2)).tolist()
+    predictions = [
+        made(f"{k}_{i}", *scores[k][i], paradigm=f"p{k}", phenomenon=f"h{k % 12}", field=f"f{k % 4}")
+        for k in range(67)
+        for i in range(1000)
+    ]
+    start = time.perf_counter()
+    found = summary(predictions, macro=["paradigm"], groups=["field", "phenomenon", "paradigm"])
+    assert time.perf_counter() - start < 3
+    assert len(found.groups) == 4 + 12 + 67

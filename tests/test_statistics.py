@@ -1,0 +1,176 @@
+"""Intervals against libraries, against each other, and against simulation: 95% must mean 95%."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from antlm_bench import statistics
+from antlm_bench.types import Floats
+
+RIGHT = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+def strata(sizes: list[int], rates: list[float], seed: int = 0) -> list[Floats]:
+    rng = np.random.default_rng(seed)
+    return [(rng.random(n) < p).astype(float) for n, p in zip(sizes, rates, strict=True)]
+
+
+def equal(k: int) -> Floats:
+    return np.full(k, 1 / k)
+
+
+@given(RIGHT)
+def test_wilson_is_scipys(case: tuple[int, int]) -> None:
+    k, n = case
+    theirs = stats.binomtest(k, n).proportion_ci(method="wilson")
+    low, high = statistics.wilson(k, n)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@given(st.floats(0, 1), st.integers(1, 10_000))
+def test_wilson_takes_fractional_credit_and_stays_in_the_unit_interval(p: float, n: int) -> None:
+    low, high = statistics.wilson(p * n, n)
+    assert -1e-12 <= low <= p + 1e-12 and p - 1e-12 <= high <= 1 + 1e-12
+
+
+def test_macro_weights_are_equal_at_each_level() -> None:
+    flat = statistics.macro_weights([("a",), ("b",), ("c",)])
+    assert flat == pytest.approx([1 / 3] * 3)
+    nested = statistics.macro_weights([("x", "1"), ("x", "2"), ("y", "1")])
+    assert nested == pytest.approx([1 / 4, 1 / 4, 1 / 2])
+    assert statistics.macro_weights([()]) == pytest.approx([1])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123")), min_size=1, unique=True))
+def test_macro_weights_sum_to_one(paths: list[tuple[str, ...]]) -> None:
+    assert statistics.macro_weights(paths).sum() == pytest.approx(1)
+
+
+def test_the_bootstrap_draws_what_resampling_items_one_by_one_draws() -> None:
+    values = [np.array([0, 0.5, 1, 1, 0, 1, 1, 0.5, 0, 1.0]), np.array([1, 0, 0, 1, 0.0])]
+    rng = np.random.default_rng(1)
+    naive = sum(v[rng.integers(len(v), size=(200_000, len(v)))].mean(axis=1) / 2 for v in values)
+    ours = statistics.bootstrap(values, equal(2), draws=200_000)
+    assert tuple(ours) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.02)
+
+
+@pytest.mark.parametrize("weights", [equal(4), np.array([0.5, 0.25, 0.125, 0.125])])
+def test_bootstrap_and_closed_form_agree(weights: Floats) -> None:
+    drawn = strata([400, 900, 300, 1000], [0.7, 0.55, 0.9, 0.3])
+    assert tuple(statistics.bootstrap(drawn, weights)) == pytest.approx(
+        tuple(statistics.closed_form(drawn, weights)), abs=0.0015
+    )
+
+
+def test_closed_form_is_the_formula() -> None:
+    a, b = np.array([1, 0, 1, 1.0]), np.array([0.5, 1])
+    low, high = statistics.closed_form([a, b], equal(2))
+    variance = (a.var(ddof=1) / 4 + b.var(ddof=1) / 2) / 4
+    assert (low + high) / 2 == pytest.approx(0.75)
+    assert high - low == pytest.approx(2 * 1.959963984540054 * variance**0.5)
+
+
+def test_a_stratum_of_one_item_is_not_taken_for_certain() -> None:
+    low, high = statistics.closed_form([np.array([1.0]), np.array([0.0])], equal(2))
+    assert high - low == pytest.approx(2 * 1.959963984540054 * (2 * 0.25 / 4) ** 0.5)
+
+
+def test_the_clustered_interval_is_the_t_interval_over_means() -> None:
+    means = np.array([0.6, 0.9, 0.75, 0.5])
+    theirs = stats.t.interval(0.95, 3, loc=means.mean(), scale=stats.sem(means))
+    assert tuple(statistics.clustered(means, equal(4))) == pytest.approx(theirs)
+
+
+def test_one_cluster_has_no_clustered_interval() -> None:
+    with pytest.raises(ValueError, match="two strata"):
+        statistics.clustered(np.array([0.5]), equal(1))
+
+
+def test_wilson_macro_of_one_stratum_is_wilson_and_of_perfect_ones_is_not_certain() -> None:
+    low, high = statistics.wilson(30, 40)
+    values = np.repeat([1.0, 0.0], [30, 10])
+    assert tuple(statistics.wilson_macro([values], equal(1))) == pytest.approx((float(low), float(high)))
+    perfect = statistics.wilson_macro([np.ones(100)] * 10, equal(10))
+    assert perfect.high == pytest.approx(1) and 0.98 < perfect.low < 0.999
+
+
+def coverage(interval: str, sizes: list[int], rates: list[float], trials: int = 1500) -> float:
+    weights, rng, hits = equal(len(sizes)), np.random.default_rng(7), 0
+    for _ in range(trials):
+        drawn = [(rng.random(n) < p).astype(float) for n, p in zip(sizes, rates, strict=True)]
+        extra = {"draws": 800} if interval == "bootstrap" else {}
+        low, high = getattr(statistics, interval)(drawn, weights, **extra)
+        hits += low <= np.mean(rates) <= high
+    return hits / trials
+
+
+@pytest.mark.parametrize("interval", ["bootstrap", "closed_form", "wilson_macro"])
+def test_macro_intervals_cover_the_truth_95_times_in_100(interval: str) -> None:
+    assert 0.93 <= coverage(interval, [64, 165, 280, 842, 400], [0.6, 0.45, 0.7, 0.9, 0.55]) <= 0.97
+
+
+def test_the_clustered_interval_covers_when_paradigms_are_a_sample() -> None:
+    rng, hits = np.random.default_rng(3), 0
+    for _ in range(2000):
+        rates = rng.beta(6, 3, size=12)
+        means = rng.binomial(200, rates) / 200
+        low, high = statistics.clustered(means, equal(12))
+        hits += low <= 6 / 9 <= high
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_spearman_is_scipys_and_unknown_where_undefined() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random(50), rng.integers(0, 5, 50).astype(float)
+    assert statistics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert statistics.spearman(x, np.ones(50)) is None
+    assert statistics.spearman(x[:2], y[:2]) is None
+
+
+def test_the_spearman_bootstrap_is_scipys_percentile_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=80)
+    y = x + rng.normal(size=80)
+    theirs = stats.bootstrap(
+        (x, y),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        random_state=1,
+    ).confidence_interval
+    assert tuple(statistics.bootstrap_spearman(x, y)) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
+def test_the_spearman_bootstrap_covers() -> None:
+    rng, hits, truth = np.random.default_rng(5), 0, 6 / np.pi * np.arcsin(0.5 / 2)  # of a normal pair with r = 0.5
+    for _ in range(300):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], size=150).T
+        low, high = statistics.bootstrap_spearman(x, y, draws=400)
+        hits += low <= truth <= high
+    assert 0.91 <= hits / 300 <= 0.985
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), min_size=1, max_size=6))
+def test_intervals_hold_their_estimate_and_repeat_exactly(values: list[list[float]]) -> None:
+    drawn, weights = [np.array(v) for v in values], equal(len(values))
+    value = float(np.mean([v.mean() for v in drawn]))
+    for interval in (statistics.bootstrap, statistics.closed_form, statistics.wilson_macro):
+        low, high = interval(drawn, weights)
+        assert low - 1e-9 <= value <= high + 1e-9
+        assert interval(drawn, weights) == (low, high)
+
+
+def test_blimp_is_bootstrapped_within_two_seconds() -> None:
+    drawn = strata([1000] * 67, list(np.linspace(0.4, 0.99, 67)))
+    start = time.perf_counter()
+    statistics.bootstrap(drawn, equal(67))
+    assert time.perf_counter() - start < 2
