@@ -1,18 +1,19 @@
 """Checkpoints: a folder or hub id in, a LanguageModel out, with everything that was found about it written down.
 
-Nothing is assumed that can be tried: which specials the tokenizer adds, whether the weights fill the whole model, whether
-packed rows give the same numbers as plain ones. Weights come from safetensors only, code from transformers only,
-unless the user says otherwise.
+Nothing is assumed that can be tried: which specials the tokenizer adds, whether the weights fill the whole model,
+whether packed rows give the same numbers as plain ones. Weights come from safetensors only, code from transformers
+only, unless the user says otherwise.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import CannotPack, Engine, attend
+from antlm_bench.scoring.engine import CannotPackError, Engine, attend
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 PACKED = "antlm_packed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 WEIGHT_FILES = {"safetensors": "*.safetensors", "pickle": "pytorch_model*.bin"}
 
@@ -38,7 +40,7 @@ class OpenOptions:
     """How to open a checkpoint; every field can change a score or refuse a file. See the command line's help."""
 
     revision: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "float32"
     bos: str = "auto"
     max_length: int | None = None
@@ -54,6 +56,7 @@ class Checkpoint:
     name: str
     kind: str
     attends: frozenset[str]
+    eos: str
     mask_id: int | None
     max_length: int | None
     engine: Engine
@@ -80,8 +83,8 @@ class Checkpoint:
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
     """Open a local folder or a hub id.
 
-    Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an architecture that is neither
-    causal nor masked) and UsageError (an option that cannot apply).
+    Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an architecture that is
+    neither causal nor masked) and UsageError (an option that cannot apply).
     """
     with _quiet():
         return _open(ref, options or OpenOptions())
@@ -116,6 +119,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         name=name,
         kind=kind,
         attends=frozenset(attends),
+        eos=str(tokenizer.eos_token),
         mask_id=tokenizer.mask_token_id,
         max_length=limit,
         engine=engine,
@@ -144,6 +148,23 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         }
     )
     return opened
+
+
+def quicker(opened: Checkpoint) -> Checkpoint:
+    """The same checkpoint with a bf16 body, for `--precision adaptive`.
+
+    The LM head stays fp32: logits near 10 rounded to bf16 would be off by 0.03 each, more than the whole body is.
+    """
+    model = copy.deepcopy(opened.engine.model)
+    head = copy.deepcopy(opened.engine.model.get_output_embeddings())
+    if head is None:
+        raise CheckpointError(f"{opened.name} has no output embedding to keep in fp32", hint="use --precision exact")
+    model.to(torch.bfloat16)
+    model.set_output_embeddings(head)
+    head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
+    e = opened.engine
+    engine = Engine(model, e.name, layout=e.layout, first_position=e.first_position, budget=e.budget)
+    return replace(opened, engine=engine)
 
 
 def expand(refs: Sequence[str]) -> list[str]:
@@ -245,11 +266,7 @@ def _kind(config: Any, folder: Path) -> str:
     """causal or masked, from the architecture that the checkpoint was saved as."""
     names = list(getattr(config, "architectures", None) or [])
     for name in names:
-        if name.endswith("ForMaskedLM") or name in (
-            "BertForPreTraining",
-            "RobertaForPreTraining",
-            "AlbertForPreTraining",
-        ):
+        if name.endswith("ForMaskedLM") or name in PRETRAINING:
             return "masked"
         if name.endswith(("ForCausalLM", "LMHeadModel")):
             return "causal"
@@ -274,17 +291,17 @@ def _tokenizer(folder: Path, options: OpenOptions) -> Any:
     """The checkpoint's tokenizer; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
-    except Exception as error:
-        if (folder / "tokenizer.json").is_file():
-            try:
+    except Exception as first:
+        try:
+            if (folder / "tokenizer.json").is_file():
                 return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-            except Exception as second:
-                error = second
-        raise CheckpointError(
-            f"cannot read the tokenizer: {_first_line(error)}",
-            place=str(folder),
-            hint="save it beside the weights with tokenizer.save_pretrained(folder)",
-        ) from error
+            raise first
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot read the tokenizer: {_first_line(error)}",
+                place=str(folder),
+                hint="save it beside the weights with tokenizer.save_pretrained(folder)",
+            ) from error
 
 
 def _weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> Any:
@@ -319,7 +336,7 @@ def _weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> Any:
 
 def _max_length(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
     """The longest row: the least of what configuration, tokenizer and user allow."""
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
+    limits: list[Any] = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         limits[0] = limits[0] - 1 - config.pad_token_id  # positions begin after the padding id
     if tokenizer.model_max_length < 10**9:
@@ -356,7 +373,7 @@ def _find_layout(model: Any, kind: str, name: str) -> tuple[Any, int]:
         try:
             model.set_attn_implementation(PACKED)
             packed = Engine(model, name, layout="packed", first_position=first, budget=64).read(probes, 18)
-        except (CannotPack, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
+        except (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
             continue  # this architecture's attention cannot be replaced, or has no such position
         if np.allclose(plain, packed, rtol=1e-5, atol=1e-4):
             return "packed", first
@@ -370,6 +387,9 @@ def _auto_budget(device: torch.device, vocabulary: int) -> int:
 
 
 def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -407,7 +427,7 @@ def _hash(files: Sequence[Path]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library while it loads: what it would warn of (missing weights, attention) is checked and raised here."""
+    """Silence the library while it loads: what it would warn of (missing weights) is checked and raised here."""
     logger, hf = logging.getLogger("transformers"), transformers.utils.logging
     level, bars = logger.level, hf.is_progress_bar_enabled()
     logger.setLevel(logging.CRITICAL)

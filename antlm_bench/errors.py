@@ -16,6 +16,9 @@ The numbers are the exit codes of the command line; 0 is success, 130 is Ctrl-C.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class BenchError(Exception):
     """`message` says what is wrong, `place` where (file:line, option, item), `hint` what to do about it."""
@@ -56,7 +59,13 @@ class RunError(BenchError):
 
 
 class IncompleteError(BenchError):
+    """`runs` are those that did finish."""
+
     exit_code = 5
+
+    def __init__(self, message: str, *, place: str = "", hint: str = "", runs: Sequence[Any] = ()) -> None:
+        super().__init__(message, place=place, hint=hint)
+        self.runs = tuple(runs)
 
 
 class NotComparable(BenchError):

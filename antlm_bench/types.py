@@ -190,6 +190,11 @@ class LanguageModel(Protocol):
         ...
 
     @property
+    def eos(self) -> str:
+        """The EOS token as text; "None" where there is none, which is what one peer then writes before a sentence."""
+        ...
+
+    @property
     def mask_id(self) -> int | None: ...
 
     @property

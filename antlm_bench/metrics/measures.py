@@ -21,8 +21,8 @@ REDUCTIONS = ("sum", "per-token", "per-character")
 class Accuracy:
     """Share of items whose right option has the best score."""
 
-    def __init__(self, ties: str) -> None:
-        self.ties = ties
+    def __init__(self, ties: str, reduction: str) -> None:
+        self.ties, self.reduction = ties, reduction
 
     def values(self, table: Table, reduction: str) -> Floats:
         """Credit (n,) in 0..1 of each item."""
@@ -64,7 +64,7 @@ class Accuracy:
             return _estimate(value, len(credit), interval(parts, weights), flags)
 
         flags = {name: int(raised.sum()) for name, raised in table.flags.items() if raised.any()}
-        credit = self.values(table, "sum")
+        credit = self.values(table, self.reduction)
         headline = estimate(credit, statistics.bootstrap)
         views = {"closed-form": estimate(credit, statistics.closed_form)}
         if len(paths) > 1:
@@ -72,12 +72,12 @@ class Accuracy:
             views["clustered"] = _estimate(headline.value, headline.n, statistics.clustered(means, weights), flags)
         everything = np.zeros(len(credit), np.int32)
         views["micro"] = self._counted(credit, everything, 1, table)[0]
-        for reduction in REDUCTIONS[1:]:
+        for reduction in _others(self.reduction):
             views[reduction] = estimate(self.values(table, reduction), statistics.bootstrap)
         return headline, views, ()
 
     def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
-        return self._counted(self.values(table, "sum"), codes, len(names), table)
+        return self._counted(self.values(table, self.reduction), codes, len(names), table)
 
     def _counted(self, credit: Floats, codes: Ints, count: int, table: Table) -> list[Estimate]:
         """Mean and Wilson interval of each of `count` groups of items."""
@@ -97,8 +97,9 @@ class Spearman:
     (evaluation-pipeline-2025, sentence_zero_shot/compute_results.py). Items that are too long are left out; n says so.
     """
 
-    def __init__(self, ties: str) -> None:
+    def __init__(self, ties: str, reduction: str) -> None:
         del ties  # ranks take care of equal values
+        self.reduction = reduction
 
     def values(self, table: Table, reduction: str) -> Floats:
         """Probability (n,) of the first option."""
@@ -115,13 +116,13 @@ class Spearman:
         if len(strata(table, macro)[1]) > 1:
             raise UsageError("spearman runs over all items of a suite", hint="leave `macro` empty in the suite's TOML")
         everything = np.ones(len(table.ids), bool)
-        headline = self._correlate(table, everything, "sum")
-        views = {reduction: self._correlate(table, everything, reduction) for reduction in REDUCTIONS[1:]}
+        headline = self._correlate(table, everything, self.reduction)
+        views = {other: self._correlate(table, everything, other) for other in _others(self.reduction)}
         vague = (headline.low, headline.high) == (-1.0, 1.0)
         return headline, views, ("correlation undefined (too few items, or all equal): shown as 0",) if vague else ()
 
     def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
-        return [self._correlate(table, codes == g, "sum") for g in range(len(names))]
+        return [self._correlate(table, codes == g, self.reduction) for g in range(len(names))]
 
     def _correlate(self, table: Table, members: Bools, reduction: str) -> Estimate:
         use = members & ~table.flag("too-long")
@@ -131,6 +132,11 @@ class Spearman:
         if value is None:  # we know nothing: the whole range
             return _estimate(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
         return _estimate(value, len(x), statistics.bootstrap_spearman(x, y), flags, -1.0)
+
+
+def _others(reduction: str) -> list[str]:
+    """The reductions that are shown beside the one that decides."""
+    return [other for other in REDUCTIONS if other != reduction]
 
 
 def _draw(item: str, among: NDArray[np.integer]) -> int:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Protocol
 
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics.measures import REDUCTIONS
 from antlm_bench.metrics.table import Table, parents, tabulate
 from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
 
@@ -42,18 +43,19 @@ def summarize(
     macro: Sequence[str],
     groups: Sequence[str],
     ties: str = "half",
+    reduction: str = "sum",
     notes: Sequence[str] = (),
 ) -> Summary:
     """The Summary of one suite under one method.
 
     macro: levels that the headline averages over without weights, outermost first; () = over items. groups: the levels
     reported, coarse to fine; a group's estimate is over its items (as BabyLM prints fields and phenomena), its interval
-    Wilson's. ties: one of TIES. Items flagged `too-long` were not scored and count as wrong; `flags` counts them.
+    Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others are views. Items flagged `too-long` were not scored and count as wrong; `flags` counts them.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro` needs is missing, a
     gold that is no option), CheckpointError (a NaN or +inf score).
     """
-    measure = _resolve(metric, ties)
+    measure = _resolve(metric, ties, reduction)
     table = tabulate(predictions, {*macro, *groups})
     headline, views, remarks = measure.whole(table, macro)
     lines = []
@@ -65,12 +67,13 @@ def summarize(
     return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
 
 
-def _resolve(metric: str, ties: str) -> Metric:
-    for what, name, known in (("metric", metric, METRICS), ("tie rule", ties, TIES)):
+def _resolve(metric: str, ties: str, reduction: str) -> Metric:
+    choices = (("metric", metric, METRICS), ("tie rule", ties, TIES), ("reduction", reduction, REDUCTIONS))
+    for what, name, known in choices:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
             raise UsageError(f"unknown {what} {name!r}", hint=hint)
     module, _, attribute = METRICS[metric].partition(":")
-    made: Metric = getattr(import_module(module), attribute)(ties)
+    made: Metric = getattr(import_module(module), attribute)(ties, reduction)
     return made

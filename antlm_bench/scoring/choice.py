@@ -7,13 +7,13 @@ memory does not grow with the suite. Several methods share one reading of the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Encodings, Floats, Item, LanguageModel, Prediction, Probes
+from antlm_bench.types import Encodings, Floats, Item, LanguageModel, Option, Prediction, Probes
 
 Tick = Callable[[float], None]
 
@@ -47,6 +47,21 @@ def chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequenc
     size = 512 if any(m.masks for m in methods) else 4096
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def in_context(items: Sequence[Item], context: str, model: LanguageModel) -> Sequence[Item]:
+    """The items with a peer's fixed text before every option ("" = none); what precedes the option does not count."""
+    if not context:
+        return items
+    text = f"{model.eos} "
+    moved = []
+    for item in items:
+        options = []
+        for option in item.options:
+            start, end = option.span or (0, len(option.text))
+            options.append(Option(text + option.text, (start + len(text), end + len(text))))
+        moved.append(replace(item, options=tuple(options)))
+    return moved
 
 
 def predict(

@@ -1,14 +1,14 @@
 """The engine: batches in, log-probabilities out. The only place of scoring that touches torch.
 
 It runs the model's own forward, whatever the architecture, with two interventions: attention is computed on the rows
-that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only the
-positions that are read (a hook on the body). Models whose attention cannot be replaced run on plain rows of one exact
-length instead; `Engine.layout` says which, and it is found by trying (`checkpoints`), never assumed.
+that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only
+the positions that are read (a hook on the body). Models whose attention cannot be replaced run on plain rows of one
+exact length instead; `Engine.layout` says which, and it is found by trying (`checkpoints`), never assumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring.plan import Batch, plans
+from antlm_bench.scoring.plan import Batch, Plan, plans
 from antlm_bench.types import Floats, Probes
 
 Layout = Literal["packed", "rows"]
 HEAD_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
 
 
-class CannotPack(Exception):
+class CannotPackError(Exception):
     """The model's attention needs something that packed rows do not give; never reaches a user."""
 
 
@@ -54,15 +54,15 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of packed nodes: (1, heads, n, d) in, (1, n, heads, d) out; each row attends to itself alone.
 
-    Raises CannotPack where the architecture asks for what this does not do (soft caps, sinks, windows shorter than a row).
+    Raises CannotPackError where the architecture asks for what this does not do (soft caps, sinks, short windows).
     """
     packing = _packing.get()
     del module
     if attention_mask is not None or any(extra.get(k) is not None for k in ("softcap", "s_aux", "position_bias")):
-        raise CannotPack
+        raise CannotPackError
     window = extra.get("sliding_window")
     if window is not None and max(t for _, t in packing.pieces) > window:
-        raise CannotPack
+        raise CannotPackError
 
     heads = query.shape[1]
     if key.shape[1] != heads:
@@ -71,8 +71,8 @@ def attend(
     outputs, top = [], 0
     for rows, length in packing.pieces:
         end = top + rows * length
-        block = (x[top:end].view(rows, length, heads, -1).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(*block, is_causal=packing.causal, scale=scaling)
+        qs, ks, vs = (x[top:end].view(rows, length, heads, -1).transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(qs, ks, vs, is_causal=packing.causal, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(rows * length, heads, -1))
         top = end
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -88,21 +88,23 @@ def _rows(x: Tensor, gather: Tensor | None) -> Tensor:
 
 
 class Engine:
-    """A model ready to be read. `budget` is the number of nodes per forward pass; it only ever shrinks (out of memory)."""
+    """A model ready to be read. `budget`: nodes per forward pass; it only ever shrinks (out of memory)."""
 
     def __init__(self, model: Any, name: str, *, layout: Layout, first_position: int, budget: int) -> None:
         self.model, self.name, self.layout, self.budget = model, name, layout, budget
         self.first_position = first_position
         self.nodes = 0  # computed so far, for tokens per second
 
-    @torch.inference_mode()
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
         """Summed log-probabilities (texts,) in nats; `tick` hears the share of the work just done.
 
         Raises CheckpointError if the model says NaN, or if one single row does not fit into memory.
         """
+        with torch.inference_mode():
+            return self._read(plans(list(probes)), texts, tick)
+
+    def _read(self, todo: Sequence[Plan], texts: int, tick: Callable[[float], None] | None) -> Floats:
         scores = np.zeros(texts)
-        todo = plans(list(probes))
         everything = sum(plan.nodes for plan in todo)
         for plan in todo:
             start = 0
@@ -213,7 +215,7 @@ class Engine:
 def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor) -> Floats:
     """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype."""
     total = torch.cat([part.float().logsumexp(-1) for part in logits.split(HEAD_ROWS)])
-    return (logits[head, target].float() - total[head]).double().cpu().numpy()
+    return np.asarray((logits[head, target].float() - total[head]).cpu().double().numpy(), np.float64)
 
 
 def _bodies(model: Any) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """The peers' scorers, opened in one documented place: oracles for tests and benchmarks, never our engine.
 
-minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (minicons' development head has the fix).
+minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (its development head has the fix).
 `minicons_scorer` gives the tokenizer that name back, as an alias of calling it, which is what it always was.
 """
 

@@ -91,7 +91,7 @@ class Plan:
         return self._batch(start, end), end
 
     def _shared_prefix(self) -> Index:
-        """How many leading tokens each sorted row has in common with the row before it (full attention: all or none)."""
+        """How many leading tokens each sorted row shares with the row before it (full: all or none)."""
         differs = self._rows[1:] != self._rows[:-1]
         first = np.where(differs.any(1), differs.argmax(1), self._rows.shape[1])
         shared = np.concatenate([[0], np.minimum(first, self._lengths[1:])])

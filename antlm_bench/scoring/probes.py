@@ -30,7 +30,7 @@ def causal(encoded: Encoded, mask_id: int | None = None) -> Probes:
 
 def mlm(encoded: Encoded, mask_id: int) -> Probes:
     """Pseudo-log-likelihood: every scored token hidden once, alone (Salazar et al. 2020, arXiv 1910.14659, eq. 2)."""
-    return _masked(encoded, mask_id, lambda rows, at: np.zeros(rows.shape, np.bool_), shift=0)
+    return _masked(encoded, mask_id, _nothing, shift=0)
 
 
 def mlm_l2r(encoded: Encoded, mask_id: int) -> Probes:
@@ -45,14 +45,21 @@ def mlm_l2r(encoded: Encoded, mask_id: int) -> Probes:
                 hint="use --method mlm, or save the checkpoint with a fast tokenizer (tokenizer.json)",
             )
         mine = word[np.arange(len(at)), at][:, None]
-        return (word == mine) & (mine >= 0) & (np.arange(word.shape[1]) >= at[:, None])
+        later: Bools = np.arange(word.shape[1]) >= at[:, None]
+        same: Bools = (word == mine) & (mine >= 0)
+        return same & later
 
     return _masked(encoded, mask_id, rest_of_word, shift=0)
 
 
 def mntp(encoded: Encoded, mask_id: int) -> Probes:
-    """Masked next-token prediction: hidden at i, read at i-1 (GPT-BERT, Charpentier & Samuel 2024, arXiv 2410.24159)."""
-    return _masked(encoded, mask_id, lambda rows, at: np.zeros(rows.shape, np.bool_), shift=1)
+    """Masked next-token prediction: hidden at i, read at i-1 (Charpentier & Samuel 2024, arXiv 2410.24159)."""
+    return _masked(encoded, mask_id, _nothing, shift=1)
+
+
+def _nothing(rows: Ints, at: Ints) -> Bools:
+    del at
+    return np.zeros(rows.shape, np.bool_)
 
 
 def _masked(encoded: Encoded, mask_id: int, also: Callable[[Ints, Ints], Bools], shift: int) -> Probes:
@@ -62,7 +69,7 @@ def _masked(encoded: Encoded, mask_id: int, also: Callable[[Ints, Ints], Bools],
     ids = encoded.ids[row]
     order = np.arange(len(row))
     target = ids[order, at]
-    hidden = also(np.broadcast_to(row[:, None], ids.shape), at)
+    hidden = also(np.broadcast_to(row[:, None], ids.shape).astype(np.int32), at.astype(np.int32))
     ids[hidden] = mask_id
     ids[order, at] = mask_id
     return _probes(ids, "full", order, at - shift, target, encoded.text[row])

@@ -18,7 +18,7 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.types import Attention, Encoded, Encodings, Ints
 
 BOS_POLICIES: dict[str, str] = {
-    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer knows one (as lm-eval does); "
+    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer knows one (as lm-eval); "
     "masked: the tokenizer's own template",
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
@@ -55,7 +55,7 @@ def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
     """The specials of a text under a BOS policy.
 
     Causal rows carry no EOS: it would be a target of nothing (every peer leaves it unscored). Masked rows keep the
-    template of their training. Raises UsageError for an unknown policy and CheckpointError where `always` cannot be met.
+    template of their training. Raises UsageError for an unknown policy, CheckpointError where `always` cannot be met.
     """
     if bos not in BOS_POLICIES:
         raise UsageError(f"unknown policy {bos!r}", place="--bos", hint=f"one of {', '.join(BOS_POLICIES)}")
@@ -92,17 +92,15 @@ class Encoder:
         self.unk_id: int | None = tokenizer.unk_token_id
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises CheckpointError if the tokenizer says an id that the model has no embedding for."""
+        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding for."""
         ids, ends, words = self._tokenize(list(texts), [span is not None for span in spans])
         before, after = self.around.before, self.around.after
         unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
         by_length: dict[int, list[int]] = {}
         for number, row in enumerate(ids):
             if before and row[: len(before)] == list(before):  # the text spells its BOS out: exactly one, not two
-                ids[number], ends[number], words[number] = (
-                    x[len(before) :] for x in (row, ends[number], words[number])
-                )
-                row = ids[number]
+                row = ids[number] = row[len(before) :]
+                ends[number], words[number] = ends[number][len(before) :], words[number][len(before) :]
             unk[number] = self.unk_id is not None and self.unk_id in row
             length = len(before) + len(row) + len(after)
             too_long[number] = self.max_length is not None and length > self.max_length

@@ -1,0 +1,275 @@
+"""score: checkpoints and suites in, run folders out. Prints nothing but progress; numbers are rendered elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import __version__, runs
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
+from antlm_bench.errors import BenchError, IncompleteError, UsageError
+from antlm_bench.metrics import TIES, summarize
+from antlm_bench.rendering.progress import Progress
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.suites import items as suites
+from antlm_bench.suites.items import Suite
+from antlm_bench.suites.pairs import is_pairs_file
+from antlm_bench.types import Manifest, Prediction, Run, Summary
+
+CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
+PRECISIONS = ("exact", "adaptive")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """Everything that `score` can be told; None = the default, or what `compat` says. See the command line's help."""
+
+    revision: str | None = None
+    limit: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    allow_incomplete: bool = False
+    bos: str | None = None
+    ties: str | None = None
+    compat: str | None = None
+    max_length: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    precision: str = "exact"
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    again: bool = False
+
+    def policy(self) -> Policy:
+        """The conventions: a peer's bundle, with what was said explicitly on top."""
+        if self.compat is not None and self.compat not in COMPATS:
+            raise UsageError(f"unknown peer {self.compat!r}", place="--compat", hint=f"one of {', '.join(COMPATS)}")
+        policy = COMPATS[self.compat] if self.compat else Policy()
+        if self.ties is not None and self.ties not in TIES:
+            raise UsageError(f"unknown tie rule {self.ties!r}", place="--ties", hint=f"one of {', '.join(TIES)}")
+        return replace(policy, bos=self.bos or policy.bos, ties=self.ties or policy.ties)
+
+    def opening(self) -> OpenOptions:
+        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"bos"}
+        return OpenOptions(bos=self.policy().bos, **{name: getattr(self, name) for name in shared})
+
+
+def score(
+    models: Sequence[str] | str,
+    suites: Sequence[str] | str,
+    *,
+    methods: Sequence[str] | str = (),
+    out: str | Path | None = None,
+    options: ScoreOptions | None = None,
+    **settings: Any,
+) -> list[Run]:
+    """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
+
+    models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of pairs, TOMLs. methods:
+    names out of scoring.probes.METHODS, () = what the checkpoint was trained for. out: the run folder (of several
+    checkpoints: the folder that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
+
+    A cell that is already there under the same content key is not computed again; a killed call resumes.
+    Raises any BenchError of a single checkpoint; of several, the others are scored first and IncompleteError follows.
+    """
+    options = replace(options or ScoreOptions(), **settings)
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {options.precision!r}", place="--precision", hint=" or ".join(PRECISIONS))
+    if options.precision == "adaptive" and options.dtype != "float32":
+        raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
+    refs = expand(_listed(models))
+    loader = _Suites(_listed(suites), options)
+    finished: list[Run] = []
+    failed: list[tuple[str, BenchError]] = []
+    seen: dict[str, str] = {}
+    for ref in refs:
+        try:
+            finished.append(_score_one(ref, loader, _listed(methods), out, options, seen, len(refs) > 1))
+        except BenchError as error:
+            if len(refs) == 1:
+                raise
+            failed.append((ref, error))
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} of {len(refs)} checkpoints were not scored:\n"
+            + "\n".join(f"  {ref}: {error}" for ref, error in failed),
+            hint="mend them and repeat the command: what is finished is kept",
+            runs=finished,
+        )
+    return finished
+
+
+class _Suites:
+    """The suites of a call: references checked at once, items loaded when a model has passed, and only once."""
+
+    def __init__(self, refs: Sequence[str], options: ScoreOptions) -> None:
+        if not refs:
+            raise UsageError("no suite given", place="--suite", hint="see `antlm-bench list suites`")
+        self.refs = list(dict.fromkeys(member for ref in refs for member in suites.members(ref)))
+        self.options = options
+        self.loaded: list[Suite] | None = None
+
+    def load(self) -> list[Suite]:
+        if self.loaded is None:
+            o = self.options
+            self.loaded = [
+                suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=self._columns(ref))
+                for ref in self.refs
+            ]
+        return self.loaded
+
+    def _columns(self, ref: str) -> Mapping[str, str] | None:
+        """Renamed columns are for the files of pairs; without any, `load` refuses them."""
+        return self.options.columns if is_pairs_file(ref) or not any(map(is_pairs_file, self.refs)) else None
+
+
+def _score_one(
+    ref: str,
+    loader: _Suites,
+    methods: Sequence[str],
+    out: str | Path | None,
+    options: ScoreOptions,
+    seen: dict[str, str],
+    several: bool,
+) -> Run:
+    checkpoint = open_checkpoint(ref, options.opening())
+    names = list(dict.fromkeys(methods)) or [checkpoint.methods[0]]
+    for name in names:
+        find_method(name, checkpoint)
+    loaded = loader.load()
+    weights = str(checkpoint.describe["weights"])
+    twin = seen.setdefault(weights, checkpoint.name)
+    remarks = [f"same weights as {twin}: this is not another checkpoint"] if twin != checkpoint.name else []
+    folder = Path("reports") if out is None else Path(out)
+    if out is None or several:
+        folder /= f"{checkpoint.name.replace('/', '--')}-{weights[:8]}"
+    with runs.Writer(folder, _manifest(checkpoint)) as writer:
+        for suite in loaded:
+            _score_suite(checkpoint, suite, names, writer, options, remarks)
+    return runs.read(folder)
+
+
+def _score_suite(
+    checkpoint: Checkpoint,
+    suite: Suite,
+    names: Sequence[str],
+    writer: runs.Writer,
+    options: ScoreOptions,
+    remarks: Sequence[str],
+) -> None:
+    """Every method of one suite that is not there yet, chunk by chunk, one reading of the model for all of them."""
+    policy = options.policy()
+    facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
+    keys = {name: _key(fact) for name, fact in facts.items()}
+    if options.again:
+        for name in names:
+            writer.discard(suite.name, name)
+    todo = [name for name in names if options.again or not writer.done(suite.name, name, keys[name])]
+    if not todo:
+        return
+    methods = [find_method(name, checkpoint) for name in todo]
+    items = choice.in_context(suite.items, policy.context, checkpoint)
+    chunks = list(choice.chunks(items, methods))
+    results: dict[str, list[Prediction]] = {name: [] for name in todo}
+    scorer: Adaptive | None = None
+    label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
+    with Progress(len(items), label) as progress:
+        for number, chunk in enumerate(chunks):
+            stored = {name: writer.chunk(suite.name, name, keys[name], number) for name in todo}
+            # A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one does.
+            if any(part is None for part in stored.values()):
+                if options.precision == "adaptive" and scorer is None:
+                    scorer = Adaptive(quicker(checkpoint), checkpoint).calibrated(items, methods)
+                made = _predict(scorer or checkpoint, chunk, methods, policy, _Ticker(progress, len(chunk)))
+                for name, predictions in zip(todo, made, strict=True):
+                    writer.put(suite.name, name, keys[name], number, predictions)
+                    stored[name] = predictions
+            else:
+                progress.skip(len(chunk))
+            for name in todo:
+                results[name] += stored[name] or []
+    for name in todo:
+        summary = _summary(results[name], suite, name, policy, [*suite.notes, *remarks])
+        writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks))
+
+
+def _predict(
+    scorer: Adaptive | Checkpoint, chunk: Sequence[Any], methods: Sequence[Any], policy: Policy, tick: Any
+) -> list[list[Prediction]]:
+    if isinstance(scorer, Adaptive):
+        return scorer.predict(chunk, methods, tick)
+    return choice.predict(scorer, chunk, methods, tick, policy.reduction)
+
+
+class _Ticker:
+    """Shares of a chunk's work, as whole items of a progress bar."""
+
+    def __init__(self, progress: Progress, items: int) -> None:
+        self.progress, self.items, self.share, self.told = progress, items, 0.0, 0
+
+    def __call__(self, share: float) -> None:
+        self.share += share
+        now = min(self.items, round(self.share * self.items))
+        self.progress.advance(now - self.told)
+        self.told = now
+
+
+def _summary(
+    predictions: Sequence[Prediction], suite: Suite, method: str, policy: Policy, notes: Sequence[str]
+) -> Summary:
+    return summarize(
+        predictions,
+        suite=suite.name,
+        method=method,
+        metric=suite.metric,
+        macro=suite.macro,
+        groups=suite.groups,
+        ties=policy.ties,
+        reduction=policy.reduction,
+        notes=notes,
+    )
+
+
+def _settings(
+    checkpoint: Checkpoint, suite: Suite, method: str, policy: Policy, options: ScoreOptions
+) -> dict[str, Any]:
+    """All that the predictions and the summary of a cell depend on; stored beside them, and hashed into the key."""
+    return {
+        **settings(checkpoint),
+        "suite": suite.name,
+        "suite_version": suite.version,
+        "suite_digest": suite.digest,
+        "method": method,
+        "precision": options.precision,
+        "ties": policy.ties,
+        "reduction": policy.reduction,
+        "context": policy.context,
+        "compat": options.compat,
+        "limit": options.limit,
+        "conventions": CONVENTIONS,
+    }
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _manifest(checkpoint: Checkpoint) -> Manifest:
+    software = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scipy")}
+    software |= {"antlm-bench": __version__, "python": platform.python_version()}
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Manifest(runs.SCHEMA, dict(checkpoint.describe), software, created)
+
+
+def _listed(names: Sequence[str] | str) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)

@@ -1,0 +1,24 @@
+"""One way for the parity tests to ask our scorer for plain summed log-probabilities."""
+
+from __future__ import annotations
+
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.probes import method
+from antlm_bench.types import Item, Option
+
+
+def ours(folder, texts, name, spans=None, **options) -> list[float]:
+    """Summed log-probability of each text under one method."""
+    model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
+    items = [Item(str(i), (Option(t, None if spans is None else spans[i]),), 0) for i, t in enumerate(texts)]
+    return [p.scores[0] for p in choice.predict(model, items, [method(name, model)])[0]]
+
+
+def opened(folder):
+    """(model, tokenizer) as the peers want them."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)

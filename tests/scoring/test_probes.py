@@ -1,0 +1,89 @@
+"""Each method on one hand-made sentence: what is hidden, where it is read, what is wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from antlm_bench.errors import MethodNotSupported, UsageError
+from antlm_bench.scoring import probes
+from antlm_bench.types import Encoded
+
+MASK = 99
+# <s> the un+likely cat </s>: ids 1 5 6 7 8 2, words -1 0 1 1 2 -1
+SENTENCE = Encoded(
+    ids=np.array([[1, 5, 6, 7, 8, 2]], np.int32),
+    scored=np.array([[False, True, True, True, True, False]]),
+    words=np.array([[-1, 0, 1, 1, 2, -1]], np.int32),
+    text=np.array([4], np.int32),
+)
+
+
+def rows(made):
+    return [
+        (made.ids[r].tolist(), int(a), int(t), int(x))
+        for r, a, t, x in zip(made.row, made.at, made.target, made.text, strict=True)
+    ]
+
+
+def test_causal_reads_one_position_before_each_scored_token_and_never_shows_the_last():
+    context = [1, 5, 6, 7, 8]
+    assert rows(probes.causal(SENTENCE)) == [
+        (context, 0, 5, 4),
+        (context, 1, 6, 4),
+        (context, 2, 7, 4),
+        (context, 3, 8, 4),
+    ]
+
+
+def test_causal_cannot_score_a_first_token_without_anything_before_it():
+    bare = Encoded(SENTENCE.ids[:, 1:], SENTENCE.scored[:, 1:], SENTENCE.words[:, 1:], SENTENCE.text)
+    assert [target for _, _, target, _ in rows(probes.causal(bare))] == [6, 7, 8]
+
+
+def test_mlm_hides_one_token_at_a_time():
+    assert rows(probes.mlm(SENTENCE, MASK)) == [
+        ([1, MASK, 6, 7, 8, 2], 1, 5, 4),
+        ([1, 5, MASK, 7, 8, 2], 2, 6, 4),
+        ([1, 5, 6, MASK, 8, 2], 3, 7, 4),
+        ([1, 5, 6, 7, MASK, 2], 4, 8, 4),
+    ]
+
+
+def test_mlm_l2r_also_hides_the_rest_of_the_word():
+    assert rows(probes.mlm_l2r(SENTENCE, MASK))[1] == ([1, 5, MASK, MASK, 8, 2], 2, 6, 4)
+    assert rows(probes.mlm_l2r(SENTENCE, MASK))[2] == ([1, 5, 6, MASK, 8, 2], 3, 7, 4)
+
+
+def test_mntp_reads_one_position_to_the_left():
+    assert rows(probes.mntp(SENTENCE, MASK))[0] == ([1, MASK, 6, 7, 8, 2], 0, 5, 4)
+
+
+def test_mntp_skips_a_first_token_that_has_no_left():
+    bare = Encoded(SENTENCE.ids[:, 1:], SENTENCE.scored[:, 1:], SENTENCE.words[:, 1:], SENTENCE.text)
+    assert [target for _, _, target, _ in rows(probes.mntp(bare, MASK))] == [6, 7, 8]
+
+
+def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
+    blind = Encoded(SENTENCE.ids, SENTENCE.scored, np.full_like(SENTENCE.words, -1), SENTENCE.text)
+    with pytest.raises(MethodNotSupported, match="words"):
+        probes.mlm_l2r(blind, MASK)
+
+
+class Fake:
+    name = "fake"
+
+    def __init__(self, attends, mask_id):
+        self.attends, self.mask_id = frozenset(attends), mask_id
+
+
+def test_a_model_is_only_asked_what_it_can_answer():
+    assert probes.supported(Fake({"causal"}, None)) == ["causal"]
+    assert probes.supported(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
+    assert probes.supported(Fake({"causal", "full"}, 3)) == list(probes.METHODS)
+    with pytest.raises(MethodNotSupported, match="does not attend causal"):
+        probes.method("fused", Fake({"full"}, 3))
+    with pytest.raises(MethodNotSupported, match="no mask token"):
+        probes.method("mlm", Fake({"full"}, None))
+    with pytest.raises(UsageError, match="unknown method 'plm'"):
+        probes.method("plm", Fake({"full"}, 3))
