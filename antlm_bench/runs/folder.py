@@ -47,6 +47,8 @@ class Writer:
                 run = read(self.path)
                 self._accept(run.manifest)
                 self.cells = list(run.cells)
+                for cell in self.cells:  # killed between entering the cell and clearing up
+                    self._clear(self._partial(cell.suite, cell.method, cell.key))
             self._open = stack.pop_all()
         return self
 
@@ -112,9 +114,12 @@ class Writer:
 
     def discard(self, suite: str, method: str) -> None:
         """Remove the stored chunks of a suite under a method, whatever their key (`--again` starts from nothing)."""
-        for folder in (self.path / "partial").glob(f"{_stem(suite, method)}.*"):
+        self._clear(*(self.path / "partial").glob(f"{_stem(suite, method)}.*"))
+
+    def _clear(self, *folders: Path) -> None:
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not empty: other suites are under way
+        with suppress(OSError):  # absent, or not empty: other suites are under way
             (self.path / "partial").rmdir()
 
     def _partial(self, suite: str, method: str, key: str) -> Path:
@@ -209,8 +214,11 @@ def _lock(folder: Path) -> Iterator[None]:
                 break
         os.close(handle)  # the previous holder removed the file between our open and our lock
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise _refusal(path, error, "written") from error
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Predictions survive the round trip whatever they hold, and equal predictions give equal bytes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antlm_bench.errors import RunError
+from antlm_bench.runs import parquet
+from antlm_bench.types import FLAGS, Prediction
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 2**31 - 1)
+ABOUT = {"suite": "s", "method": "m", "key": "k"}
+
+
+def predictions(gold: st.SearchStrategy[int | float]) -> st.SearchStrategy[list[Prediction]]:
+    def options(n: int) -> st.SearchStrategy[Prediction]:
+        return st.builds(
+            Prediction,
+            id=TEXT,
+            gold=gold,
+            pred=st.integers(-1, 9),
+            scores=st.tuples(*[FLOATS] * n),
+            tokens=st.tuples(*[COUNTS] * n),
+            characters=st.tuples(*[COUNTS] * n),
+            labels=st.dictionaries(TEXT, TEXT, max_size=3),
+            flags=st.lists(st.sampled_from(sorted(FLAGS)), unique=True).map(tuple),
+        )
+
+    return st.lists(st.integers(0, 5).flatmap(options), max_size=8, unique_by=lambda p: p.id)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(predictions(st.integers(0, 9)), predictions(FLOATS)))
+def test_round_trip(given: list[Prediction]) -> None:
+    data = parquet.encode(given, ABOUT)
+    table = parquet.decode(data, "here")
+    back = parquet.predictions(table)
+    assert back == given
+    assert [type(p.gold) for p in back] == [type(p.gold) for p in given]
+    assert parquet.about(table) == ABOUT
+    assert parquet.encode(back, ABOUT) == data
+
+
+def test_the_order_of_labels_does_not_show() -> None:
+    one = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"x": "1", "y": "2"})
+    two = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"y": "2", "x": "1"})
+    assert parquet.encode([one], ABOUT) == parquet.encode([two], ABOUT)
+
+
+def test_scores_of_items_that_were_not_scored_survive() -> None:
+    given = [Prediction("a", 0, -1, (math.nan, -math.inf), (0, 0), (3, 3), {}, ("too-long",))]
+    (back,) = parquet.predictions(parquet.decode(parquet.encode(given, ABOUT), "here"))
+    assert math.isnan(back.scores[0]) and back.scores[1] == -math.inf
+
+
+def test_an_id_twice_is_refused() -> None:
+    twice = [Prediction("a", 0, 0, (-1.0,), (1,), (1,))] * 2
+    with pytest.raises(RunError, match="item 'a'"):
+        parquet.encode(twice, ABOUT)
+
+
+def test_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(RunError, match="valid Unicode"):
+        parquet.encode([Prediction("\ud800", 0, 0, (-1.0,), (1,), (1,))], ABOUT)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_parquet_are_a_typed_error(data: bytes) -> None:
+    with pytest.raises(RunError, match="here"):
+        parquet.decode(data, "here")
