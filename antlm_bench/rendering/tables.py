@@ -75,10 +75,10 @@ def model_name(run: Run) -> str:
 
 def model_names(runs: Sequence[Run]) -> list[str]:
     """Each run's model, without the folders that all of them share; what is still equal gets its run folder's name."""
-    paths = [PurePath(model_name(run)).parts for run in runs]
+    paths = [PurePath(model_name(run)).parts or ("",) for run in runs]
     shortest = min(map(len, paths), default=1)
     shared = next((i for i in range(shortest - 1) if len({path[i] for path in paths}) > 1), shortest - 1)
-    shared = shared if len(paths) > 1 or PurePath(*paths[0]).is_absolute() else 0
+    shared = 0 if len(paths) == 1 and not PurePath(*paths[0]).is_absolute() else shared
     names = ["/".join(path[shared:]) for path in paths]
     again = {name for name in names if names.count(name) > 1}
     return [f"{n} ({PurePath(run.path).name})" if n in again else n for n, run in zip(names, runs, strict=True)]
@@ -164,19 +164,16 @@ def number(estimate: Estimate | None, metric: str) -> str:
     return f"{100 * estimate.value:.1f} {f'±{100 * half:.1f}':>5}"
 
 
-def legend(found: Sequence[Column]) -> str:
+def legend(found: Sequence[Column], *, like_these: bool = True) -> str:
     """What the numbers, their averages and their intervals are, in a few words."""
     cells = [cell for column in found for cell in column.cells.values()]
     rules = dict.fromkeys(str(cell.settings.get("ties", "half")) for cell in cells if cell.summary.metric == "accuracy")
-    like = " “Like these”: were the groups themselves a sample." if any(map(_clustered, cells)) else ""
+    like_these = like_these and any("clustered" in cell.summary.views for cell in cells)
+    like = " “Like these”: were the groups themselves a sample." if like_these else ""
     return (
         "Percent right ± half the 95% interval: items resampled within each group for an unweighted mean of groups, "
         f"Wilson's for one group.{like}{''.join(f' {TIES.get(rule, rule)}.' for rule in rules)}"
     )
-
-
-def _clustered(cell: Cell) -> bool:
-    return "clustered" in cell.summary.views
 
 
 def printable(text: str) -> str:
@@ -195,14 +192,14 @@ def markdown(runs: Sequence[Run], by: str) -> str:
             headline = f"**{escape(line.name)}** ({block.average})"
             name = "&emsp;" * line.depth + escape(line.name) if line.depth else headline
             rows.append([name, *(" ".join(number(e, block.metric).split()) for e in line.estimates), items(line)])
-        counted = [f"{flag}: {', '.join(map(str, counts))}" for flag, counts in flags(block.lines[0])]
+        counted = [f"{label}: {', '.join(values)}" for label, values in asides(block)]
         notes += [f"- {escape(block.suite)}: {escape(text)}" for text in (*block.notes, *counted)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return "\n\n".join(part for part in (table, "\n".join(notes), f"_{legend(found)}_") if part) + "\n"
 
 
 def escape(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_|[]<>" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*|[]<>" else c for c in text)
 
 
 def items(line: Line) -> str:
@@ -221,6 +218,15 @@ def flags(line: Line) -> list[tuple[str, tuple[int, ...]]]:
         words["tie"] = "ties, all of identical texts"
         del words["identical"]
     return [(words[flag], counts[flag]) for flag in words]
+
+
+def asides(block: Block) -> list[tuple[str, list[str]]]:
+    """What a headline must be read with: flags that were raised, and its interval if the groups were a sample too."""
+    found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in flags(block.lines[0])]
+    if any(block.clustered):
+        half = [f"±{50 * (e.high - e.low):.1f}" if e else "–" for e in block.clustered]
+        found.append((f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half))
+    return found
 
 
 def csv(runs: Sequence[Run], by: str) -> str:

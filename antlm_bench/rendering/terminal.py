@@ -52,6 +52,7 @@ def draw(out: Console, runs: Sequence[Run], by: str) -> None:
         return
     blocks = tables.blocks(found, by)
     widths = _widths(found, blocks, out.width)
+    fits = widths is not None
     if widths is None:
         _overview(out, found, tables.blocks(found, tables.SUITE))
     else:
@@ -59,14 +60,15 @@ def draw(out: Console, runs: Sequence[Run], by: str) -> None:
         for block in blocks:
             _draw_block(out, block, widths)
     out.print()
-    _paragraph(out, tables.legend(found), "dim")
+    _paragraph(out, tables.legend(found, like_these=fits), "dim")
 
 
 def _widths(found: Sequence[Column], blocks: Sequence[Block], total: int) -> list[int] | None:
     """Widths of the name, of each value column and of n; None where the columns do not fit side by side."""
     lines = [line for block in blocks for line in block.lines]
     items = max([cell_len(tables.items(line)) for line in lines] + [5])
-    wanted = max([_name_width(block, line) for block in blocks for line in block.lines])
+    wanted = max(_name_width(block, line) for block in blocks for line in block.lines)
+    wanted = max([wanted, *(2 + cell_len(label) for block in blocks for label, _ in tables.asides(block))])
     heads = [max(map(cell_len, _head(column, found)), default=0) for column in found]
     for cap in range(VALUE[1], VALUE[0] - 1, -1):
         values = [min(max(head, VALUE[0]), cap) for head in heads]
@@ -90,7 +92,7 @@ def _heading(out: Console, found: Sequence[Column], widths: Sequence[int]) -> No
     same = [names.pop() for names in ({c.model for c in found}, {c.method for c in found}) if len(names) == 1]
     out.print()
     if same:
-        out.print(Text(" " + " · ".join(same), style="bold"))
+        _paragraph(out, " · ".join(same), "bold")
         out.print()
     heads = [_head(column, found) or ["accuracy" if _accuracy(found) else "value"] for column in found]
     for row in range(max(map(len, heads))):
@@ -115,17 +117,8 @@ def _draw_block(out: Console, block: Block, widths: Sequence[int]) -> None:
         out.print(_row(name, values, tables.items(line), widths, ""))
         for note in block.notes:
             _paragraph(out, note, "yellow", 3)
-        for label, cells in _asides(block):
+        for label, cells in tables.asides(block):
             out.print(_row(Text("  " + label), [Text(cell) for cell in cells], "", widths, "dim"))
-
-
-def _asides(block: Block) -> list[tuple[str, list[str]]]:
-    """What a headline must be read with: flags that were raised, and its interval if the groups were a sample too."""
-    found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in tables.flags(block.lines[0])]
-    if any(block.clustered):
-        half = [f"±{50 * (e.high - e.low):.1f}" if e else "" for e in block.clustered]
-        found.append((f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half))
-    return found
 
 
 def _row(name: Text, values: Sequence[Text], items: str, widths: Sequence[int], style: str) -> Text:
