@@ -74,7 +74,7 @@ def check(tables: dict[str, Any], model: type[D], path: Path) -> D:
     try:
         return model.model_validate(tables)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _explain(path, tables, error) from None
 
 
 def catalog(kind: Kind) -> dict[str, Path]:
@@ -131,12 +131,23 @@ def _folders(kind: Kind) -> list[Path]:
     return [*own, wheel if wheel.is_dir() else here.parent / kind]
 
 
-def _explain(path: Path, error: ValidationError) -> DeclarationError:
-    first = error.errors(include_url=False, include_context=True)[0]
-    place = ".".join(str(part) for part in first["loc"])
+def _explain(path: Path, tables: Any, error: ValidationError) -> DeclarationError:
+    first = error.errors(include_url=False)[0]
+    keys = []
+    for part in first["loc"]:  # where a value may be of two types, pydantic adds the type's name: no key of the file
+        inside = tables[part] if _holds(tables, part) else None
+        if inside is None and first["type"] != "missing":
+            break
+        keys.append(str(part))
+        tables = inside
+    place = ".".join(keys)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = re.sub(r"^Value error, ", "", first["msg"])
     return DeclarationError(message + more, place=f"{path}: {place}" if place else str(path))
+
+
+def _holds(tables: Any, key: str | int) -> bool:
+    return key in tables if isinstance(tables, dict) else isinstance(tables, list) and isinstance(key, int)
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

@@ -88,9 +88,12 @@ def _words(spec: GrammarSpec, cls: str, template: str) -> list[Word]:
         hint = nearest(cls, spec.lexicon) or f"known are {', '.join(spec.lexicon)}"
         raise DeclarationError(f"no word class {cls!r}", place=f"grammar: {template!r}", hint=hint)
     entry = spec.lexicon[cls]
-    if entry.of:
-        return [word for part in entry.of for word in _words(spec, part, template)]
-    return [dict(zip(entry.forms, word.split(), strict=True)) for word in entry.words]
+    for part in entry.of:
+        if part not in spec.lexicon or not spec.lexicon[part].words or spec.lexicon[part].forms != entry.forms:
+            message = f"{cls!r} unites {part!r}, which is no class with words of its own in the same forms"
+            raise DeclarationError(message, place=f"grammar.lexicon.{cls}")
+    lists = [spec.lexicon[part].words for part in entry.of] or [entry.words]
+    return [dict(zip(entry.forms, word.split(), strict=True)) for words in lists for word in words]
 
 
 def _choose(slots: Mapping[str, tuple[str, list[Word]]], dice: random.Random) -> dict[str, Word]:
@@ -99,6 +102,8 @@ def _choose(slots: Mapping[str, tuple[str, list[Word]]], dice: random.Random) ->
     for slot, (cls, words) in slots.items():
         taken = [chosen[other] for other in chosen if slots[other][0] == cls]
         free = [word for word in words if word not in taken]
+        if not free:
+            raise DeclarationError(f"a template has more slots of {cls!r} than there are words", place="grammar")
         chosen[slot] = free[int(dice.random() * len(free))]
     return chosen
 

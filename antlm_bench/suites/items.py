@@ -13,7 +13,8 @@ from typing import Any
 from antlm_bench.declarations import catalog, find, nearest
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import grammar, pairs, records, sources
-from antlm_bench.suites.spec import CollectionSpec, OptionSpec, SuiteSpec, fields_of, read
+from antlm_bench.suites.spec import CollectionSpec, OptionSpec, SuiteSpec, read
+from antlm_bench.suites.templates import fields_of
 from antlm_bench.types import Item, Option
 
 
@@ -170,7 +171,7 @@ class _Reader:
         return Item(name, options, self._gold(record, len(options), place), labels)
 
     def _option(self, template: OptionSpec, record: records.Record, place: str) -> Option:
-        context = _text(template.context, self.fields[template.context], record, place)
+        context = template.context and _text(template.context, self.fields[template.context], record, place)
         scored = _text(template.scored, self.fields[template.scored], record, place)
         if not scored.strip():
             raise DataError(f"the text of {template.scored!r} is empty", place=place)

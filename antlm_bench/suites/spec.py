@@ -1,50 +1,23 @@
 """What a suite is, as data: the typed tables of tasks/*.toml. A suite is a file here and no line of Python.
 
-Texts are built by templates, "{field}" standing for a field of the record; `{stem}` and `{file}` are the name of the
-data file without and with its extension, `{each}` one entry of the list that `item.each` names.
+Texts are built by templates (suites/templates.py).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
+from antlm_bench.suites.templates import below, checked, fields_of
 
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
 Metric = Literal["accuracy", "spearman"]
-
-
-def fields_of(template: str) -> list[str]:
-    """The field names in a template. ValueError where its braces do not close or hold more than a plain name."""
-    names = []
-    for _, name, form, conversion in Formatter().parse(template):
-        if name is None:
-            continue
-        if not name or name.isdigit() or form or conversion or any(c in name for c in "{}[]."):
-            raise ValueError(f"in the template {template!r}, {{...}} must hold the name of a field and nothing else")
-        names.append(name)
-    return names
-
-
-def _template(text: str) -> str:
-    fields_of(text)
-    return text
-
-
-def _below(where: tuple[str, ...]) -> tuple[str, ...]:
-    for path in where:
-        if not set(fields_of(path)) <= {"file", "stem"}:
-            raise ValueError(f"{path!r}: only {{file}} and {{stem}} stand in a path")
-        if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
-            raise ValueError(f"{path!r} leaves the data root")
-    return where
 
 
 class OptionSpec(Declaration):
@@ -53,7 +26,7 @@ class OptionSpec(Declaration):
     scored: Text
     context: str = ""
 
-    _checked = field_validator("scored", "context")(_template)
+    _checked = field_validator("scored", "context")(checked)
 
 
 class SkipSpec(Declaration):
@@ -82,7 +55,7 @@ class ItemSpec(Declaration):
     @field_validator("id")
     @classmethod
     def _id_template(cls, text: str | None) -> str | None:
-        return text if text is None else _template(text)
+        return text if text is None else checked(text)
 
     @model_validator(mode="after")
     def _counts(self) -> ItemSpec:
@@ -142,7 +115,7 @@ class VocabularySpec(Declaration):
     sources: Many[SourceSpec] = ()
     sha256: Sha256 | None = None
 
-    _checked = field_validator("where")(_below)
+    _checked = field_validator("where")(below)
 
 
 class DeriveSpec(Declaration):
@@ -168,10 +141,12 @@ class DataSpec(Declaration):
     password: Text | None = None
     derive: DeriveSpec | None = None
 
-    _checked = field_validator("where")(_below)
+    _checked = field_validator("where")(below)
 
     @model_validator(mode="after")
-    def _hub(self) -> DataSpec:
+    def _whole(self) -> DataSpec:
+        if astray := [file for file in self.files if "/" in file or "\\" in file or file.startswith(".")]:
+            raise ValueError(f"{astray[0]!r} is a path; `where` says in which folder the files lie")
         if any(source.hub for source in self.sources) and self.derive is None:
             raise ValueError("a hub source needs a [data.derive] table: how its rows become the files")
         return self

@@ -1,0 +1,188 @@
+"""The shipped suites: each example tests itself, and the real files give the published counts, ids and labels."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from antlm_bench.declarations import catalog
+from antlm_bench.errors import DataError
+from antlm_bench.suites import items, records, sources
+from antlm_bench.suites.spec import CollectionSpec, ExampleSpec, SuiteSpec, read
+
+DECLARED = {name: read(path) for name, path in catalog("tasks").items()}
+SUITES = {name: spec for name, spec in DECLARED.items() if isinstance(spec, SuiteSpec)}
+COLLECTIONS = {name: spec for name, spec in DECLARED.items() if isinstance(spec, CollectionSpec)}
+EXAMPLES = [
+    pytest.param(spec, example, id=f"{name}-{number}")
+    for name, spec in SUITES.items()
+    for number, example in enumerate(spec.example)
+]
+ABSENT = {"comps", "ewok-2025", "ewok-2026"}  # not at hand anywhere: tested on files made here
+# here / published
+REDUCED = {"blimp": (64_000, 67_000), "blimp-filtered": (57_176, 59_875), "blimp-fast": (12_827, 13_400)}
+
+
+def test_the_suites_of_the_literature_are_shipped() -> None:
+    wanted = "blimp blimp-filtered blimp-fast supplement supplement-fast ewok-2025 ewok-2026 ewok-fast-2025 "
+    wanted += "entity-tracking-2025 entity-tracking-2026 comps wug-adj wug-past nano"
+    assert set(wanted.split()) <= set(SUITES)
+    assert set(COLLECTIONS) == {"zero-shot-2024", "zero-shot-2025", "zero-shot-2026", "zero-shot-fast"}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
+    spec = DECLARED[name]
+    assert spec.name == name
+    if isinstance(spec, SuiteSpec):
+        assert spec.licence and spec.citation and spec.example and spec.expect
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_a_collection_s_members_are_shipped_suites(name: str) -> None:
+    assert items.members(name) == list(COLLECTIONS[name].members)
+    assert set(COLLECTIONS[name].members) <= set(SUITES)
+
+
+@pytest.mark.parametrize(("spec", "example"), EXAMPLES)
+def test_an_example_becomes_what_it_says(spec: SuiteSpec, example: ExampleSpec) -> None:
+    def record() -> records.Records:
+        yield 1, dict(example.record)
+
+    if example.skipped:
+        with pytest.raises(DataError, match="every row is skipped"):
+            items.build(spec, [(example.file, example.file, record())])
+        return
+    (item,) = items.build(spec, [(example.file, example.file, record())])
+    assert tuple(option.text for option in item.options) == example.options
+    assert item.gold == example.gold
+    assert item.labels == example.labels
+    assert item.id == example.id or example.id is None
+    scored = tuple(o.text if o.span is None else o.text[slice(*o.span)] for o in item.options)
+    assert scored == (example.scored or example.options)
+    assert all(o.span is None or o.span[1] == len(o.text) for o in item.options)
+    if spec.data:
+        assert example.file in spec.data.files
+
+
+@pytest.mark.parametrize("name", sorted(set(SUITES) - ABSENT - set(REDUCED) - {"nano"}))
+@pytest.mark.usefixtures("real_data")
+def test_a_complete_suite_loads_with_the_published_counts(name: str) -> None:
+    suite, spec = items.load(name), SUITES[name]
+    assert spec.expect
+    assert len(suite.items) == spec.expect.items
+    assert Counter(item.labels[suite.groups[-1]] for item in suite.items) == spec.expect.counts
+    assert not any("incomplete" in note for note in suite.notes)
+    assert {row.state for row in sources.verify(spec)} == {"verified"}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.usefixtures("real_data")
+def test_a_reduced_suite_says_what_is_missing(name: str) -> None:
+    here, published = REDUCED[name]
+    suite = items.load(name, allow_incomplete=True)
+    assert len(suite.items) == here
+    assert f"incomplete: {here} of {published} pairs (10 of 67 paradigms short)" in suite.notes
+    assert len({item.labels["paradigm"] for item in suite.items}) == 67
+    assert {item.labels["field"] for item in suite.items} == {"morphology", "semantics", "syntax", "syntax/semantics"}
+    with pytest.raises(DataError, match=f"incomplete: {here} of {published}") as caught:
+        items.load(name)
+    assert "--allow-incomplete" in caught.value.hint
+    states = Counter(row.state for row in sources.verify(SUITES[name]))
+    assert states == {"verified": 57, "incomplete": 10}
+
+
+def test_blimp_is_read_as_written(real_data: Path) -> None:
+    suite = items.load("blimp", allow_incomplete=True)
+    by_id = {item.id: item for item in suite.items}
+    assert len(by_id) == len(suite.items)
+    for line in gzip.decompress((real_data / "blimp" / "passive_1.jsonl.gz").read_bytes()).splitlines():
+        record = json.loads(line)
+        item = by_id[f"passive_1_{record['pairID']}"]
+        assert [option.text for option in item.options] == [record["sentence_good"], record["sentence_bad"]]
+        assert (item.gold, item.labels["phenomenon"]) == (0, record["linguistics_term"])
+    same = [item.id for item in suite.items if item.options[0].text == item.options[1].text]
+    noted = "passive_1: 324, 810; principle_A_case_2: 105, 287, 372, 816, 967"
+    assert noted in suite.notes[0]
+    assert same == [
+        f"{group}_{n}" for group, ns in (part.split(": ") for part in noted.split("; ")) for n in ns.split(", ")
+    ]
+
+
+@pytest.mark.parametrize("name", ["blimp-filtered", "blimp-fast"])
+@pytest.mark.usefixtures("real_data")
+def test_the_identical_pairs_that_a_note_names_are_those_of_the_data(name: str) -> None:
+    suite = items.load(name, allow_incomplete=True)
+    same = [item.id for item in suite.items if item.options[0].text == item.options[1].text]
+    assert f"{len(same)} pairs hold two identical sentences ({', '.join(same)})" in suite.notes[0]
+
+
+def test_dialogues_keep_their_line_breaks(real_data: Path) -> None:
+    suite = items.load("supplement")
+    turns = [item for item in suite.items if item.labels["paradigm"] == "turn_taking"]
+    first = json.loads((real_data / "supplement" / "turn_taking.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert turns[0].options[0].text == first["sentence_good"]
+    assert "\n" in turns[0].options[0].text
+
+
+def test_ewok_fast_is_read_in_the_archive_and_scored_on_the_target(real_data: Path) -> None:
+    suite = items.load("ewok-fast-2025")
+    for item in suite.items:
+        good, bad = item.options
+        assert good.span and bad.span and good.text[: good.span[0]] == bad.text[: bad.span[0]]
+        assert good.text[good.span[0]] == " " and good.text != bad.text
+    assert not list(real_data.glob("**/physical-dynamics.jsonl"))
+
+
+@pytest.mark.usefixtures("real_data")
+def test_entity_tracking_2026_drops_options_that_name_nothing() -> None:
+    full, kept = items.load("entity-tracking-2025"), items.load("entity-tracking-2026")
+    named = {item.id for item in full.items if any("nothing" in o.text[slice(*o.span or ())] for o in item.options)}
+    assert len(full.items) - len(named) == len(kept.items) == 6_780
+    assert all(len(item.options) == 5 for item in full.items)
+    texts = [item.options for item in full.items if item.id not in named]
+    assert texts == [item.options for item in kept.items]  # same order; the ids are renumbered, as officially
+
+
+@pytest.mark.usefixtures("real_data")
+def test_wug_ratings_are_gold() -> None:
+    past = items.load("wug-past")
+    assert past.metric == "spearman" and {len(item.options) for item in past.items} == {3}
+    assert all(isinstance(item.gold, float) for item in past.items)
+    assert past.items[0].options[1].text.startswith("Fill in the blank") and past.items[0].gold == 0.72
+
+
+def test_comps_is_built_from_its_fields_and_scored_on_the_property(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "comps").mkdir()
+    row = {"prefix_acceptable": "A wug", "prefix_unacceptable": "A dax", "property_phrase": "can fly."}
+    for stem in ("base", "wugs", "wugs_dist-before", "wugs_dist-in-between"):
+        (tmp_path / "comps" / f"comps_{stem}.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    suite = items.load("comps", allow_incomplete=True)
+    assert [item.id for item in suite.items] == ["base_0", "wugs_0", "wugs_dist_before_0", "wugs_dist_in_between_0"]
+    assert suite.items[0].options[1].text == "A dax can fly."
+    assert suite.items[0].options[1].span == (6, 14)
+    assert "incomplete: 4 of 91028 pairs (4 of 4 subsets short)" in suite.notes
+
+
+def test_ewok_2025_and_2026_ask_different_questions_of_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ewok_filtered").mkdir()
+    row = {"Domain": "x", "ContextType": "a", "ContextDiff": "b", "TargetDiff": "c"}
+    row |= {"Context1": "C one.", "Context2": "C two.", "Target1": "T one.", "Target2": "T two."}
+    spec = SUITES["ewok-2025"]
+    assert spec.data
+    for file in spec.data.files:
+        row["Domain"] = file.removesuffix(".jsonl")
+        (tmp_path / "ewok_filtered" / file).write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    old, new = (items.load(f"ewok-{year}", allow_incomplete=True) for year in (2025, 2026))
+    assert [o.text for o in old.items[0].options] == ["C one. T one.", "C one. T two."]
+    assert [o.text for o in new.items[0].options] == ["C one. T one.", "C two. T one."]
+    assert {o.span for item in (*old.items, *new.items) for o in item.options} == {(6, 13)}
+    assert old.digest != new.digest and [i.id for i in old.items] == [i.id for i in new.items]
