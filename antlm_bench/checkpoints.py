@@ -23,12 +23,11 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import CannotPackError, Engine, attend
+from antlm_bench.scoring.engine import PACKED, CannotPackError, Engine, Geometry, attend
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
-PACKED = "antlm_packed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
@@ -106,15 +105,15 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     tokenizer = _tokenizer(folder, options)
     model = _weights(folder, kind, config, options).to(device)
     limit = _max_length(config, tokenizer, options.max_length)
-    layout, first = _find_layout(model, kind, name)
+    geometry = _find_geometry(model, kind, name)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     budget = options.batch_tokens or _auto_budget(device, vocabulary)
     attends = {"causal"} if kind == "causal" else {"full"}
-    if kind == "causal" and layout == "packed" and tokenizer.mask_token_id is not None:
+    if kind == "causal" and geometry.layout == "packed" and tokenizer.mask_token_id is not None:
         attends.add("full")  # the same weights, attending both ways: a hybrid
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     model.to(DTYPES[options.dtype])
-    engine = Engine(model, name, layout=layout, first_position=first, budget=budget)
+    engine = Engine(model, name, geometry, budget)
     opened = Checkpoint(
         name=name,
         kind=kind,
@@ -140,7 +139,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
             "max_length": limit,
             "dtype": options.dtype,
             "device": str(device),
-            "layout": layout,
+            "layout": geometry.layout,
             "bos": options.bos,
             "specials": {a: _spelled(tokenizer, s) for a, s in around.items()},
             "mask": tokenizer.mask_token,
@@ -162,9 +161,7 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     model.to(torch.bfloat16)
     model.set_output_embeddings(head)
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
-    e = opened.engine
-    engine = Engine(model, e.name, layout=e.layout, first_position=e.first_position, budget=e.budget)
-    return replace(opened, engine=engine)
+    return replace(opened, engine=Engine(model, opened.name, opened.engine.geometry, opened.engine.budget))
 
 
 def expand(refs: Sequence[str]) -> list[str]:
@@ -349,12 +346,12 @@ def _max_length(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
     return min(known, default=None)
 
 
-def _find_layout(model: Any, kind: str, name: str) -> tuple[Any, int]:
-    """("packed", first position id) if packed rows give this model's own numbers, else ("rows", 0): tried, not assumed.
+def _find_geometry(model: Any, kind: str, name: str) -> Geometry:
+    """Packed if packed rows give this model's own numbers, else plain rows: tried, not assumed.
 
     Tried on random rows of several lengths with a shared beginning; learned positions may begin after a padding id.
     """
-    attention: Attention = "causal" if kind == "causal" else "full"
+    own = Geometry(model.config._attn_implementation, "causal" if kind == "causal" else "full")
     rng = np.random.default_rng(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     probes = []
@@ -362,23 +359,20 @@ def _find_layout(model: Any, kind: str, name: str) -> tuple[Any, int]:
     for length in (4, 6, 9):
         ids = np.stack([stem[:length], np.concatenate([stem[:2], rng.integers(0, vocabulary, length - 2)])])
         row, at = (x.ravel() for x in np.meshgrid(np.arange(2), np.arange(length), indexing="ij"))
-        target = rng.integers(0, vocabulary, len(row))
-        probes.append(
-            Probes(ids.astype(np.int32), attention, *(x.astype(np.int32) for x in (row, at, target, row * 9 + at)))
-        )
-    plain = Engine(model, name, layout="rows", first_position=0, budget=64).read(probes, 18)
-    native = model.config._attn_implementation
+        reads = (x.astype(np.int32) for x in (row, at, rng.integers(0, vocabulary, len(row)), row * 9 + at))
+        probes.append(Probes(ids.astype(np.int32), own.attends, *reads))
+    plain = Engine(model, name, own, 64).read(probes, 18)
     pad = model.config.pad_token_id
     for first in dict.fromkeys([0, 1 + pad if pad is not None else 0, 2]):
+        packed = replace(own, layout="packed", first_position=first)
         try:
-            model.set_attn_implementation(PACKED)
-            packed = Engine(model, name, layout="packed", first_position=first, budget=64).read(probes, 18)
+            found = Engine(model, name, packed, 64).read(probes, 18)
         except (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
             continue  # this architecture's attention cannot be replaced, or has no such position
-        if np.allclose(plain, packed, rtol=1e-5, atol=1e-4):
-            return "packed", first
-    model.set_attn_implementation(native)
-    return "rows", 0
+        if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
+            return packed
+    model.set_attn_implementation(own.native)
+    return own
 
 
 def _auto_budget(device: torch.device, vocabulary: int) -> int:

@@ -26,7 +26,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
     root, made = tmp_path_factory.mktemp("checkpoints"), {}
 
     def make(kind: str = "causal", adds: bool = True, seed: int = 0, mask: bool = True, **config: object) -> Path:
-        key = (kind, adds, seed, mask, *sorted(config.items()))
+        key = (kind, adds, seed, mask, repr(sorted(config.items())))
         if key not in made:
             made[key] = root / f"{kind}-{len(made)}"
             tokenizer_for(kind, adds, mask).save_pretrained(made[key])

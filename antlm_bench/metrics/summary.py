@@ -50,7 +50,8 @@ def summarize(
 
     macro: levels that the headline averages over without weights, outermost first; () = over items. groups: the levels
     reported, coarse to fine; a group's estimate is over its items (as BabyLM prints fields and phenomena), its interval
-    Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others are views. Items flagged `too-long` were not scored and count as wrong; `flags` counts them.
+    Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others become views. Items
+    flagged `too-long` were not scored and count as wrong; `flags` counts them.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro` needs is missing, a
     gold that is no option), CheckpointError (a NaN or +inf score).

@@ -37,7 +37,7 @@ class Adaptive:
     def predict(
         self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None
     ) -> list[list[Prediction]]:
-        """As choice.predict; rescored items carry the flag float32 and their fp32 scores, the others their bf16 ones."""
+        """As choice.predict; rescored items carry the flag float32 and their fp32 scores, the others bf16 ones."""
         results = predict(self.quick, items, methods, tick)
         bounds, exact = list(self.bounds), [False] * len(items)
         while True:

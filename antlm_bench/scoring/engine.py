@@ -3,7 +3,7 @@
 It runs the model's own forward, whatever the architecture, with two interventions: attention is computed on the rows
 that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only
 the positions that are read (a hook on the body). Models whose attention cannot be replaced run on plain rows of one
-exact length instead; `Engine.layout` says which, and it is found by trying (`checkpoints`), never assumed.
+exact length instead; `Geometry.layout` says which, and it is found by trying (`checkpoints`), never assumed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.plan import Batch, Plan, plans
-from antlm_bench.types import Floats, Probes
+from antlm_bench.types import Attention, Floats, Probes
 
 Layout = Literal["packed", "rows"]
+PACKED = "antlm_packed"  # the name under which `attend` is registered
 HEAD_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
 
 
@@ -40,6 +41,23 @@ class _Packing:
     take: Tensor | None
 
 
+class BeyondWindowError(CannotPackError):
+    """This row is longer than the model's local attention; shorter ones can be packed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a model takes its rows. native: its own attention's name; attends: which way that looks.
+
+    layout: packed nodes, or plain rows of one length. first_position: the id of a row's first position when packed.
+    """
+
+    native: str
+    attends: Attention
+    layout: Layout = "rows"
+    first_position: int = 0
+
+
 _packing: ContextVar[_Packing] = ContextVar("packing")
 
 
@@ -54,7 +72,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of packed nodes: (1, heads, n, d) in, (1, n, heads, d) out; each row attends to itself alone.
 
-    Raises CannotPackError where the architecture asks for what this does not do (soft caps, sinks, short windows).
+    Raises CannotPackError where the architecture asks for what this does not do (soft caps, sinks, local windows).
     """
     packing = _packing.get()
     del module
@@ -62,7 +80,7 @@ def attend(
         raise CannotPackError
     window = extra.get("sliding_window")
     if window is not None and max(t for _, t in packing.pieces) > window:
-        raise CannotPackError
+        raise BeyondWindowError
 
     heads = query.shape[1]
     if key.shape[1] != heads:
@@ -90,9 +108,8 @@ def _rows(x: Tensor, gather: Tensor | None) -> Tensor:
 class Engine:
     """A model ready to be read. `budget`: nodes per forward pass; it only ever shrinks (out of memory)."""
 
-    def __init__(self, model: Any, name: str, *, layout: Layout, first_position: int, budget: int) -> None:
-        self.model, self.name, self.layout, self.budget = model, name, layout, budget
-        self.first_position = first_position
+    def __init__(self, model: Any, name: str, geometry: Geometry, budget: int) -> None:
+        self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
         self.nodes = 0  # computed so far, for tokens per second
 
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
@@ -136,9 +153,23 @@ class Engine:
 
     def _batch(self, batch: Batch) -> Floats:
         """Log-probabilities of the batch's reads (k,)."""
-        if self.layout == "packed":
+        if self.geometry.layout == "rows":
+            return self._plain(batch)
+        self._attend_with(PACKED)
+        try:
             return self._packed(batch)
-        return self._plain(batch)
+        except BeyondWindowError as error:
+            if batch.attention != self.geometry.attends:
+                raise CheckpointError(
+                    f"{self.name}: rows of {max(t for _, t in batch.pieces)} tokens exceed its attention window",
+                    hint=f"it can only be scored with {self.geometry.attends} attention at that length",
+                ) from error
+            self._attend_with(self.geometry.native)
+            return self._plain(batch)
+
+    def _attend_with(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
 
     def _packed(self, batch: Batch) -> Floats:
         device = next(self.model.parameters()).device
@@ -186,7 +217,7 @@ class Engine:
         chosen = torch.from_numpy(heads).to(device)
         inputs = {"input_ids": torch.from_numpy(ids).to(device)}
         if positions is not None:
-            inputs["position_ids"] = torch.from_numpy(positions + self.first_position).to(device)
+            inputs["position_ids"] = torch.from_numpy(positions + self.geometry.first_position).to(device)
 
         fired: list[bool] = []
 
