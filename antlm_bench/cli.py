@@ -5,23 +5,19 @@ Nothing heavy is imported here: each verb imports what it needs, so that `--help
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 
 from antlm_bench import __version__
-from antlm_bench.errors import BenchError, Interrupted, UsageError
+from antlm_bench.errors import BenchError, IncompleteError, UsageError
+from antlm_bench.exits import exit_code
 from antlm_bench.spellings import ours
 
-BUG, CTRL_C, BROKEN_PIPE = 70, 130, 141
 EXIT_CODES = (
     "Exit codes: 0 finished · 2 usage · 3 model or data · 5 incomplete · 6 not comparable · 70 a bug of ours · "
     "75 stopped by a signal, the same command resumes · 130 Ctrl-C"
@@ -145,13 +141,19 @@ def score_verb(
     from antlm_bench.rendering import show_runs
 
     options = ScoreOptions(**{name: value for name, value in given.items() if value is not None})
-    show_runs(score(model, split(suite), methods=split(method), out=out, options=options), form, by)
+    try:
+        runs = score(model, split(suite), methods=split(method), out=out, options=options)
+    except IncompleteError as error:  # what did finish is shown before the error is
+        show_runs(error.runs, form, by)
+        raise
+    show_runs(runs, form, by)
 
 
 @app.command("list")
 def list_verb(
     kind: Annotated[
-        Literal["suites", "collections", "models", "methods"], typer.Argument(help="What to list.")
+        Literal["suites", "collections", "models", "methods"],
+        typer.Argument(metavar="KIND", help="suites, collections, models (training recipes) or methods."),
     ] = "suites",
     json: Json = False,
     csv: Csv = False,
@@ -160,54 +162,78 @@ def list_verb(
     """List what can be scored, and how."""
     form = one_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.commands.list import listing
-    from antlm_bench.rendering.terminal import catalog
+    from antlm_bench.rendering import catalog
 
-    show(listing(kind), form)
+    catalog(listing(kind), form, empty=f"no {kind} yet")
 
 
 @app.command("show")
 def show_verb(
-    name: Annotated[str, typer.Argument(help="A suite, a collection, a method, a .toml or a file of pairs.")],
+    name: Annotated[str, typer.Argument(help="A suite, a collection, a method, or a .toml.")],
 ) -> None:
-    """Show one declaration: licence, citation, counts, aggregation, an example, and where its data lies."""
+    """Show one declaration: licence, citation, counts, averaging, an example, where its data lies."""
     from antlm_bench.commands.show import details
+    from antlm_bench.rendering import facts
+
+    facts(*details(name))
 
 
 @app.command("doctor")
 def doctor_verb(
-    model: Annotated[list[str], what(help="Folder, hub id, glob or folder of checkpoints. Repeatable.")],
-    revision: Annotated[str | None, what(help="Revision of a hub model.")] = None,
+    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
     trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
     allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
-    json: Json = False,
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+    from antlm_bench.commands.doctor import examine
+    from antlm_bench.rendering import facts
+
+    for found in examine(model, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+        facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})
 
 
 @data.command("list")
-def data_list(suites: Suites = None, json: Json = False, csv: Csv = False) -> None:
-    """What each suite's files are: here, incomplete, absent, damaged."""
+def data_list(suites: Suites = None, json: Json = False, csv: Csv = False, markdown: Markdown = False) -> None:
+    """What is here, suite by suite; of named suites, file by file."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    from antlm_bench.commands.data import status
+    from antlm_bench.rendering import catalog
+
+    catalog(status(suites or ()), form)
 
 
 @data.command("fetch")
 def data_fetch(
-    suites: Suites = None,
-    to: Annotated[Path | None, typer.Option(help="Folder to fetch into. [default: the cache]")] = None,
+    suites: Annotated[list[str], typer.Argument(metavar="SUITE...", help="Suites or collections.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to fetch into.", show_default="the cache")
+    ] = None,
 ) -> None:
-    """Download from the official places, verify, store."""
+    """Download from the official places, verify, store; a folder given by --to then serves as ANTLM_BENCH_DATA."""
+    from antlm_bench.commands.data import fetch
+    from antlm_bench.rendering import facts
+
+    for row in fetch(suites, to):
+        facts(row.pop("suite"), row)
 
 
 @data.command("verify")
 def data_verify(suites: Suites = None) -> None:
-    """Compare the files at hand with the published hashes."""
+    """Read every file that is here and compare it with what is published."""
+    from antlm_bench.commands.data import verify
+    from antlm_bench.rendering import catalog
+
+    verify(suites or (), partial(catalog, empty="no data files here"))
 
 
 @data.command("where")
 def data_where() -> None:
     """The folders that are searched, in order."""
+    from antlm_bench.commands.data import where
+    from antlm_bench.rendering import catalog
 
-
-# ---- helpers: the words of the command line to the types of the house --------------------------------------------
+    catalog(where())
 
 
 def split(values: Sequence[str] | None) -> list[str]:
@@ -225,9 +251,9 @@ def renamed_columns(values: Sequence[str] | None) -> dict[str, str] | None:
     return {name: column for name, _, column in pairs}
 
 
-def token_budget(text: str | None) -> str | int | None:
+def token_budget(text: str | None) -> int | None:
     if text is None or text == "auto":
-        return text
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{text!r} is no number of tokens", place="--batch-tokens", hint="a whole number, or auto")
     return int(text)
@@ -241,57 +267,9 @@ def one_format(**asked: bool) -> str:
     return chosen[0] if chosen else "terminal"
 
 
-# ---- errors and exit codes ---------------------------------------------------------------------------------------
-
-
-class Stopped(BaseException):
-    """A signal arrived; no BaseException of ours, so that no library's `except Exception` swallows it."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 (a scheduler's warning) stop like Ctrl-C: finished chunks are kept, nothing is half-written."""
-
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        raise Stopped(signum)
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
 def run(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code; nothing is raised, whatever happens."""
-    try:
-        with stopping_on_signals():
-            return int(app(ours(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False) or 0)
-    except Stopped as stop:
-        hint = "the same command continues where this one stopped"
-        report(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
-        return CTRL_C if stop.signum == signal.SIGINT else Interrupted.exit_code
-    except BenchError as error:
-        report(error)
-        return error.exit_code
-    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own, under whichever name this version gives it
-            report(UsageError(error.format_message(), hint="antlm-bench --help"))
-            return UsageError.exit_code
-        if os.environ.get("ANTLM_BENCH_TRACEBACK"):
-            raise
-        kind = f"{type(error).__name__}: {error}"
-        hint = "run it again with ANTLM_BENCH_TRACEBACK=1 and report what that prints, with the command line"
-        report(BenchError(f"this is a bug in antlm-bench, not in your input ({kind})", hint=hint))
-        return BUG
+    """Run one command line and return its exit code."""
+    return exit_code(lambda: app(ours(argv) or ["--help"], prog_name="antlm-bench", standalone_mode=False), report)
 
 
 def report(error: BenchError) -> None:

@@ -1,0 +1,24 @@
+"""One thing done to several names: a failure of one does not stop the others, and is not forgotten either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from antlm_bench.errors import BenchError, IncompleteError
+
+T = TypeVar("T")
+
+
+def each(names: Sequence[str], do: Callable[[str], T]) -> Iterator[T]:
+    """The results of `do`, in order. Raises the error of a single name as it is; of several, IncompleteError."""
+    failed: list[str] = []
+    for name in names:
+        try:
+            yield do(name)
+        except BenchError as error:
+            if len(names) == 1:
+                raise
+            failed.append(f"  {name}: {error}")
+    if failed:
+        raise IncompleteError(f"{len(failed)} of {len(names)} failed:\n" + "\n".join(failed))

@@ -1,0 +1,67 @@
+"""What a process owes its shell: every way a command can end becomes one message and one exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from antlm_bench.errors import BenchError, Interrupted, UsageError
+
+BUG, CTRL_C, BROKEN_PIPE = 70, 130, 141
+TRACEBACK = "ANTLM_BENCH_TRACEBACK"
+
+
+class Stopped(BaseException):
+    """A signal arrived. Outside the error tree, so that no library's `except Exception` swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does; what it has finished stays."""
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {signum: signal.signal(signum, stop) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def exit_code(command: Callable[[], int | None], report: Callable[[BenchError], None]) -> int:
+    """Run `command`; whatever it raises is reported once and becomes an exit code (table in the README)."""
+    try:
+        with stopping_on_signals():
+            code = command() or 0
+            sys.stdout.flush()  # so that a closed pipe shows here and not at exit, where nobody can answer
+            return code
+    except Stopped as stop:
+        hint = "the same command continues where this one stopped"
+        report(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
+        return CTRL_C if stop.signum == signal.SIGINT else Interrupted.exit_code
+    except BenchError as error:
+        report(error)
+        return error.exit_code
+    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, under whichever name its version gives it
+            report(UsageError(error.format_message(), hint="antlm-bench --help, or antlm-bench VERB --help"))
+            return UsageError.exit_code
+        if os.environ.get(TRACEBACK):
+            raise
+        hint = f"run it again with {TRACEBACK}=1 and report what that prints, with the command line"
+        report(BenchError(f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})", hint=hint))
+        return BUG
