@@ -136,12 +136,20 @@ def test_per_token_and_per_character_views_reduce_the_sums() -> None:
     assert found.views["per-character"].value == 0  # -0.67 < -0.5
 
 
+def test_the_reduction_that_decides_is_the_one_that_ties() -> None:
+    tied = Prediction("l", 0, 1, (-6.0, -4.0), (3, 2), (9, 10), {}, ())  # -2 per token each
+    assert summary([tied]).headline.flags == {}
+    per_token = summary([tied], reduction="per-token")
+    assert (per_token.headline.value, per_token.headline.flags) == (0.5, {"tie": 1})
+    assert (per_token.views["sum"].value, per_token.views["sum"].flags) == (0, {})
+
+
 def test_nothing_varies_yet_nothing_is_certain() -> None:
     perfect = [made(f"{p}{i}", -1, -2, p=p) for p in "abc" for i in range(10)]
     found = summary(perfect, macro=["p"])
     assert found.headline.value == found.headline.high == 1
     assert 0.7 < found.headline.low < 0.9
-    assert found.views["closed-form"].low == found.headline.low
+    assert found.views["closed-form"].low == found.views["clustered"].low == found.headline.low
 
 
 def test_one_level_has_a_wilson_interval() -> None:
@@ -201,6 +209,7 @@ def test_spearman_leaves_out_items_that_are_too_long() -> None:
         ([made("q7", -1, -2, gold=0.5)], {}, DataError, "gold 0.5"),
         ([made("q7", -1, -2)], {"macro": ["paradigm"]}, DataError, "item q7: no label 'paradigm'"),
         ([made("q7", -1, -2)], {"metric": "acuracy"}, UsageError, "did you mean accuracy"),
+        ([made("q7", -1, -2)], {"reduction": "per-tokens"}, UsageError, "did you mean per-token"),
         ([made("q7", -1, -2)], {"ties": "strikt"}, UsageError, "did you mean strict"),
         ([Prediction("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
         ([made("a", 0, -1, p="x"), made("b", 0, -1, p="y")], {"metric": "spearman", "macro": ["p"]}, UsageError, "all"),

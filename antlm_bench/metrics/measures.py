@@ -68,10 +68,14 @@ class Accuracy:
         headline = estimate(credit, statistics.bootstrap)
         views = {"closed-form": estimate(credit, statistics.closed_form)}
         if len(paths) > 1:
-            means = np.array([part.mean() for part in np.split(credit[order], ends)])
-            views["clustered"] = _estimate(headline.value, headline.n, statistics.clustered(means, weights), flags)
+            parts = np.split(credit[order], ends)
+            means = np.array([part.mean() for part in parts])
+            spread = np.ptp(means) > 0
+            interval = statistics.clustered(means, weights) if spread else statistics.wilson_macro(parts, weights)
+            views["clustered"] = _estimate(headline.value, headline.n, interval, flags)
         everything = np.zeros(len(credit), np.int32)
         views["micro"] = self._counted(credit, everything, 1, table)[0]
+        flags = {name: count for name, count in flags.items() if name != "tie"}  # counted for the deciding score only
         for reduction in _others(self.reduction):
             views[reduction] = estimate(self.values(table, reduction), statistics.bootstrap)
         return headline, views, ()

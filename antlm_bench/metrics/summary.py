@@ -57,7 +57,7 @@ def summarize(
     gold that is no option), CheckpointError (a NaN or +inf score).
     """
     measure = _resolve(metric, ties, reduction)
-    table = tabulate(predictions, {*macro, *groups})
+    table = tabulate(predictions, {*macro, *groups}, reduction)
     headline, views, remarks = measure.whole(table, macro)
     lines = []
     for above, level in zip((None, *groups), groups, strict=False):

@@ -33,7 +33,7 @@ class Table:
         lengths = {"per-token": self.tokens, "per-character": self.characters}.get(reduction)
         return self.scores if lengths is None else self.scores / np.maximum(lengths, 1)
 
-    def best(self, reduction: str = "sum") -> Bools:
+    def best(self, reduction: str) -> Bools:
         """(n, k) True at the options that share the best score. Two options of one text tie by definition."""
         scores = self.reduced(reduction)
         best = (scores == scores.max(axis=1, where=self.valid, initial=-np.inf, keepdims=True)) & self.valid
@@ -44,8 +44,11 @@ class Table:
         return self.flags.get(name, np.zeros(len(self.ids), bool))
 
 
-def tabulate(predictions: Sequence[Prediction], levels: set[str]) -> Table:
-    """Predictions as a Table. Raises DataError when there are none, CheckpointError where a score is NaN or +inf."""
+def tabulate(predictions: Sequence[Prediction], levels: set[str], reduction: str = "sum") -> Table:
+    """Predictions as a Table; `reduction` says which scores can tie.
+
+    Raises DataError when there are no predictions, CheckpointError where a score is NaN or +inf.
+    """
     if not predictions:
         raise DataError("no predictions to summarise", hint="the suite has no items")
     valid, (scores, tokens, characters) = _pad(predictions)
@@ -70,7 +73,7 @@ def tabulate(predictions: Sequence[Prediction], levels: set[str]) -> Table:
             place=f"item {table.ids[first]}",
             hint="NaN weights or an overflow; try --dtype float32, and look at the checkpoint's training loss",
         )
-    tie = (table.best().sum(axis=1) > 1) & ~table.flag("too-long")
+    tie = (table.best(reduction).sum(axis=1) > 1) & ~table.flag("too-long")
     return replace(table, flags={"tie": tie, **flags})
 
 

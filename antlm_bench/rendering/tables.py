@@ -168,11 +168,13 @@ def legend(found: Sequence[Column], *, like_these: bool = True) -> str:
     """What the numbers, their averages and their intervals are, in a few words."""
     cells = [cell for column in found for cell in column.cells.values()]
     rules = dict.fromkeys(str(cell.settings.get("ties", "half")) for cell in cells if cell.summary.metric == "accuracy")
+    means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in cells)
+    decides = "".join(f" Options are compared by log-probability {r.replace('-', ' ')}." for r in means if r != "sum")
     like_these = like_these and any("clustered" in cell.summary.views for cell in cells)
     like = " “Like these”: were the groups themselves a sample." if like_these else ""
     return (
         "Percent right ± half the 95% interval: items resampled within each group for an unweighted mean of groups, "
-        f"Wilson's for one group.{like}{''.join(f' {TIES.get(rule, rule)}.' for rule in rules)}"
+        f"Wilson's for one group.{like}{decides}{''.join(f' {TIES.get(rule, rule)}.' for rule in rules)}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,9 @@ def test_numbers() -> None:
 
 def test_the_legend_says_which_tie_rules_hold() -> None:
     assert "counts 1/k" in tables.legend(tables.columns(SWEEP))
+
+
+def test_the_legend_says_when_means_decide() -> None:
+    cell = ONE[0].cells[0]
+    mean = replace(ONE[0], cells=(replace(cell, settings={"ties": "first", "reduction": "per-token"}),))
+    assert "compared by log-probability per token. A tie goes to the first" in tables.legend(tables.columns([mean]))
