@@ -110,7 +110,7 @@ class Engine:
 
     def __init__(self, model: Any, name: str, geometry: Geometry, budget: int) -> None:
         self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
-        self.nodes = 0  # computed so far, for tokens per second
+        self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
 
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
         """Summed log-probabilities (texts,) in nats; `tick` hears the share of the work just done.
@@ -146,6 +146,7 @@ class Engine:
                     )
                 scores += np.bincount(batch.text, weights=logp, minlength=texts)
                 self.nodes += len(batch.ids)
+                self.heads += len(batch.heads)
                 start = end
                 if tick is not None:
                     tick(len(batch.ids) / everything)

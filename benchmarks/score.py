@@ -1,0 +1,228 @@
+"""Our scorer against lm-eval and minicons: same checkpoint, same sentences, same threads, alternating in one process.
+
+    python benchmarks/score.py [--rounds 3] [--causal-pairs 50] [--masked-pairs 3] [--device cpu] [--markdown]
+    python benchmarks/score.py --flips 20000     # instead: decisions of adaptive against exact precision
+
+Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32;
+each peer runs at the best of several batch sizes, found on a slice first. Ratios of medians are the result: absolute
+times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be avoided: the linear layers
+of distinct nodes and the LM head of distinct read positions, against the best matrix product measured in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoints import lines, train
+
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
+from antlm_bench.scoring import choice, external
+from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.probes import method
+from antlm_bench.suites.items import load
+from antlm_bench.types import Item
+
+METHOD = {"causal": "causal", "masked": "mlm"}
+PEERS = {"causal": ("lm-eval", "minicons"), "masked": ("minicons",)}
+BATCHES = {"causal": (8, 16, 32, 64), "masked": (2, 4, 8, 16)}
+FLOORS = {  # what is promised, per kind and precision: at least so many times each peer
+    ("causal", "exact"): {"lm-eval": 2.0, "minicons": 2.7},
+    ("causal", "adaptive"): {"lm-eval": 4.0},
+    ("masked", "exact"): {"minicons": 2.0},
+    ("masked", "adaptive"): {"minicons": 4.0},
+}
+
+
+def peak(device: torch.device) -> float:
+    """The best fp32 matrix product of this process, in FLOP/s: square-ish shapes with hot operands, best of many."""
+    best = 0.0
+    for m, k, n in ((1024, 1024, 1024), (2048, 512, 1024), (4096, 384, 1280)):
+        a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
+        for _ in range(20):
+            best = max(best, 2 * m * k * n / timed(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+    return best
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `work` takes, the device's queue included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peers(kind: str, opened: Checkpoint, texts: Sequence[str]) -> dict[str, Callable[[int, int], list[float]]]:
+    """name -> run(how many sentences, batch size), on the very model that ours uses, with its native attention."""
+    engine, tokenizer = opened.engine, next(iter(opened.encoders.values())).tokenizer
+    device = str(opened.describe["device"])
+    made: dict[str, Callable[[int, int], list[float]]] = {}
+    scorer = external.minicons_scorer("causal" if kind == "causal" else "masked", engine.model, tokenizer, device)
+    options = {} if kind == "causal" else {"PLL_metric": "original"}
+
+    def native(run: Callable[[], list[float]]) -> list[float]:
+        engine.model.set_attn_implementation(engine.geometry.native)
+        return run()
+
+    made["minicons"] = lambda n, size: native(
+        lambda: external.minicons_scores(scorer, list(texts[:n]), size, **options)
+    )
+    if kind == "causal":
+        made["lm-eval"] = lambda n, size: native(
+            lambda: external.lm_eval_scores(engine.model, tokenizer, list(texts[:n]), size)
+        )
+    return made
+
+
+def necessary(opened: Checkpoint, nodes: int, heads: int) -> float:
+    """FLOP of the linear layers for `nodes` and of the LM head for `heads`: 2 per weight; attention itself left out."""
+    model = opened.engine.model
+    head = model.get_output_embeddings().weight.numel()
+    embeddings = sum(e.weight.numel() for e in model.modules() if isinstance(e, torch.nn.Embedding))
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    body = sum(p.numel() for p in model.parameters()) - embeddings - (0 if tied else head)
+    return float(2 * (body * nodes + head * heads))
+
+
+def compare(kind: str, opened: Checkpoint, items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
+    """Rows of the result for one checkpoint: ours exact, ours adaptive, and each peer."""
+    device = torch.device(str(opened.describe["device"]))
+    texts = [option.text for item in items for option in item.options]
+    methods = [method(METHOD[kind], opened)]
+    exact_scores: list[float] = []
+
+    def exact() -> None:
+        exact_scores[:] = [s for p in choice.predict(opened, items, methods)[0] for s in p.scores]
+
+    quick = quicker(opened)
+
+    def adaptive() -> None:
+        Adaptive(quick, opened).calibrated(items, methods).predict(items, methods)
+
+    others = peers(kind, opened, texts)
+    slice_ = min(len(texts), 400 if kind == "causal" else 64)
+    best: dict[str, int] = {}
+    for name, run in others.items():
+        run(8, BATCHES[kind][0])
+        best[name] = min(BATCHES[kind], key=lambda size: timed(lambda: run(slice_, size), device))  # noqa: B023
+    exact()
+    before = (opened.engine.nodes, opened.engine.heads)
+    exact()
+    nodes, heads = opened.engine.nodes - before[0], opened.engine.heads - before[1]
+    times: dict[str, list[float]] = {"ours exact": [], "ours adaptive": [], **{n: [] for n in others}}
+    worst: dict[str, float] = {}
+    for _ in range(rounds):
+        times["ours exact"].append(timed(exact, device))
+        for name, run in others.items():
+            found: list[float] = []
+            times[name].append(timed(lambda: found.extend(run(len(texts), best[name])), device))  # noqa: B023
+            worst[name] = max(abs(a - b) for a, b in zip(found, exact_scores, strict=True))
+        times["ours adaptive"].append(timed(adaptive, device))
+    tokens = sum(sum(p.tokens) for p in choice.predict(opened, items, methods)[0])
+    median = {name: statistics.median(t) for name, t in times.items()}
+    top = peak(device)
+    rows = []
+    for name in ("ours exact", "ours adaptive"):
+        rows.append(
+            {
+                "scorer": name,
+                "sentences/s": len(texts) / median[name],
+                "tokens/s": tokens / median[name],
+                "of fp32 peak": necessary(opened, nodes, heads) / median[name] / top if name == "ours exact" else None,
+                **{f"x {peer}": median[peer] / median[name] for peer in others},
+            }
+        )
+    for peer in others:
+        row = {"scorer": f"{peer} (batch {best[peer]})", "sentences/s": len(texts) / median[peer]}
+        rows.append({**row, "tokens/s": tokens / median[peer], "largest difference": worst[peer]})
+    print(f"# {kind}: {len(texts)} sentences, {tokens} tokens, {nodes} nodes, peak {top / 1e9:.0f} GFLOP/s", flush=True)
+    return rows
+
+
+def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any]:
+    """How many decisions adaptive precision takes otherwise than fp32, and what it rescored."""
+    methods = [method(METHOD[kind], opened)]
+    adaptive = Adaptive(quicker(opened), opened).calibrated(items, methods)
+    different = rescored = quick_flips = 0
+    spent = {"exact": 0.0, "adaptive": 0.0}
+    for chunk in choice.chunks(items, methods):
+        start = time.perf_counter()
+        exact = choice.predict(opened, chunk, methods)[0]
+        middle = time.perf_counter()
+        found = adaptive.predict(chunk, methods)[0]
+        spent["exact"] += middle - start
+        spent["adaptive"] += time.perf_counter() - middle
+        different += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))
+        rescored += sum("float32" in p.flags for p in found)
+        quick = choice.predict(adaptive.quick, chunk, methods)[0]
+        quick_flips += sum(a.pred != b.pred for a, b in zip(exact, quick, strict=True))
+    right = sum(p.pred == p.gold for p in exact) / len(exact)
+    return {
+        "kind": kind, "pairs": len(items), "bound (nats)": adaptive.bounds[0], "rescored in fp32": rescored,
+        "decisions that differ": different, "decisions that bf16 alone would flip": quick_flips,
+        "adaptive over exact, x": spent["exact"] / spent["adaptive"], "accuracy of the last chunk": right,
+    }  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, float):
+            return "" if value is None else str(value)
+        return f"{value:.2g}" if value < 1e-2 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+    body = [[cell(row.get(c)) for c in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *body])
+
+
+def checkpoint(kind: str, folder: Path, steps: int, device: str) -> Checkpoint:
+    if not (folder / kind / "config.json").is_file():
+        train(kind, lines(Path(os.environ["ANTLM_BENCH_DATA"]) / "corpus"), folder / kind, steps)
+    return open_checkpoint(str(folder / kind), OpenOptions(device=device))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=["causal", "masked"])
+    parser.add_argument("--folder", type=Path, default=Path(".bench"))
+    parser.add_argument("--steps", type=int, default=400, help="training steps of a checkpoint that is not there yet")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--causal-pairs", type=int, default=50, help="pairs per BLiMP paradigm")
+    parser.add_argument("--masked-pairs", type=int, default=3, help="pairs per BLiMP paradigm")
+    parser.add_argument("--flips", type=int, default=0, help="count flipped decisions over so many BLiMP pairs instead")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    os.environ.setdefault("ANTLM_BENCH_DATA", "../shared/data")
+    warnings.simplefilter("ignore")
+    failed = 0
+    for kind in arguments.kinds:
+        opened = checkpoint(kind, arguments.folder, arguments.steps, arguments.device)
+        if arguments.flips:
+            each = -(-arguments.flips // 67)
+            items = load("blimp", limit=each, allow_incomplete=True).items[: arguments.flips]
+            print("\n".join(f"{key}: {value}" for key, value in flips(kind, opened, items).items()) + "\n", flush=True)
+            continue
+        pairs = arguments.causal_pairs if kind == "causal" else arguments.masked_pairs
+        items = load("blimp", limit=pairs, allow_incomplete=True).items
+        rows = compare(kind, opened, items, arguments.rounds)
+        print(table(rows) + "\n", flush=True)
+        for row, precision in zip(rows, ("exact", "adaptive"), strict=False):
+            for peer, floor in FLOORS[kind, precision].items():
+                if row[f"x {peer}"] < floor:
+                    failed += 1
+                    print(f"below its floor: {kind} {precision} is {row[f'x {peer}']:.2f}x {peer}, not {floor}x\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

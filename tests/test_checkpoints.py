@@ -1,0 +1,203 @@
+"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the fix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import model_for, tokenizer_for
+from safetensors.torch import load_file, save_file
+
+from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, quicker, weight_hash
+from antlm_bench.errors import CheckpointError, UsageError
+
+
+def opened(folder, **options):
+    return open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
+
+
+@pytest.fixture
+def copy(make_checkpoint, tmp_path):
+    """copy(kind) -> a folder of its own that a test may break."""
+
+    def made(kind="causal", **config):
+        return shutil.copytree(make_checkpoint(kind, **config), tmp_path / kind)
+
+    return made
+
+
+def test_what_was_found_is_written_down(make_checkpoint):
+    facts = opened(make_checkpoint("causal")).facts()
+    assert facts["architecture"] == "LlamaForCausalLM" and facts["kind"] == "causal"
+    assert facts["specials"] == {"causal": "<s> ...", "full": "<s> ..."}
+    assert facts["max_length"] == 64 and facts["vocabulary"] == 400 and facts["layout"] == "packed"
+    assert facts["methods"] == "causal, mlm, mlm-l2r, mntp, fused (default: causal)"
+    masked = opened(make_checkpoint("masked")).facts()
+    assert masked["specials"] == {"full": "<s> ... </s>"} and masked["methods"].endswith("(default: mlm)")
+
+
+@pytest.mark.parametrize(
+    ("adds", "bos", "spelled"),
+    [
+        (True, "auto", "<s> ..."), (False, "auto", "<s> ..."), (False, "always", "<s> ..."),
+        (True, "never", "..."), (True, "tokenizer", "<s> ..."), (False, "tokenizer", "..."),
+    ],
+)  # fmt: skip
+def test_bos_policies_as_they_really_come_out(make_checkpoint, adds, bos, spelled):
+    assert opened(make_checkpoint("causal", adds=adds), bos=bos).describe["specials"]["causal"] == spelled
+
+
+def test_an_eos_stands_for_a_missing_bos_and_always_refuses_neither(copy):
+    folder = copy("causal", adds=False)
+    tokenizer = tokenizer_for("causal", False)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    assert opened(folder).describe["specials"]["causal"] == "</s> ..."
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    assert opened(folder).describe["specials"]["causal"] == "..."
+    with pytest.raises(CheckpointError, match="knows no BOS"):
+        opened(folder, bos="always")
+
+
+def test_no_mask_token_means_no_masked_method(make_checkpoint):
+    assert opened(make_checkpoint("causal", mask=False)).methods == ["causal"]
+
+
+def test_the_weight_hash_follows_the_weights_and_nothing_else(copy, make_checkpoint):
+    folder = copy("causal")
+    before = weight_hash(folder)
+    assert before == weight_hash(make_checkpoint("causal")) == opened(folder).describe["weights"]
+    (folder / "README.md").write_text("a card")
+    assert weight_hash(folder) == before
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values()))[0] += 1e-3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert weight_hash(folder) != before
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(copy):
+    folder = copy("masked")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if "transform" not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match="missing or misshapen"):
+        opened(folder)
+
+
+def test_a_truncated_file_of_weights_is_named(copy):
+    folder = copy("causal")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cannot load the weights"):
+        opened(folder)
+
+
+def test_pickled_weights_are_opened_only_when_allowed(copy):
+    folder = copy("causal")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="unpickling can run code") as refused:
+        opened(folder)
+    assert "--allow-pickle" in refused.value.hint
+    assert opened(folder, allow_pickle=True).kind == "causal"
+
+
+def test_code_of_its_own_is_not_run_unasked(copy, tmp_path):
+    folder = copy("causal")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(CheckpointError):
+        opened(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_when_it_matters(copy):
+    folder = copy("causal")
+    model_for("causal", 0, vocab_size=300).save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="the model has 300 embeddings"):
+        opened(folder).encode(["houses themselves"], [None], "causal")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot read the configuration"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "cannot read the configuration"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+        (lambda f: [x.unlink() for x in f.glob("*token*")], "cannot read the tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("[]"), "cannot read the tokenizer"),
+    ],
+)
+def test_a_damaged_folder_is_a_typed_error(copy, break_it, message):
+    folder = copy("causal")
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=message):
+        opened(folder)
+
+
+def test_an_architecture_that_predicts_no_tokens_is_refused(copy):
+    folder = copy("causal")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="predicts no tokens"):
+        opened(folder)
+
+
+def test_options_that_cannot_apply_are_refused(make_checkpoint):
+    folder = make_checkpoint("causal")
+    for options, message in (
+        ({"revision": "main"}, "no revisions"),
+        ({"dtype": "float8"}, "unknown dtype"),
+        ({"bos": "perhaps"}, "unknown policy"),
+        ({"max_length": 65}, "not in 1..64"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            opened(folder, **options)
+    with pytest.raises(UsageError, match="unknown device"):
+        open_checkpoint(str(folder), OpenOptions(device="abacus"))
+
+
+def test_a_hub_id_that_cannot_be_had_offline_says_so():
+    with pytest.raises(CheckpointError, match="hub"):
+        opened("nobody/nothing")
+
+
+def test_folders_of_checkpoints_and_globs_expand_in_order_of_words_seen(tmp_path, make_checkpoint):
+    for name in ("chck_10M", "chck_2M", "chck_1M", "chck_1B"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    names = ["chck_1M", "chck_2M", "chck_10M", "chck_1B"]
+    assert expand([str(tmp_path)]) == [str(tmp_path / name) for name in names]
+    assert expand([str(tmp_path / "chck_1*")]) == [str(tmp_path / n) for n in ("chck_1M", "chck_10M", "chck_1B")]
+    assert expand(["gpt2", "gpt2"]) == ["gpt2"]
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        expand([str(tmp_path / "nothing*")])
+
+
+def test_texts_that_do_not_fit_are_told_and_never_cut(make_checkpoint):
+    model = opened(make_checkpoint("causal"), max_length=8)
+    found = model.encode(["the cat", "the cat sees " * 10], [None, None], "causal")
+    assert found.too_long.tolist() == [False, True]
+    assert [e.text.tolist() for e in found.lengths] == [[0]]
+
+
+def test_a_bos_spelled_out_in_the_text_is_not_doubled(make_checkpoint):
+    model = opened(make_checkpoint("causal", adds=False))
+    plain, spelled = model.encode(["the cat"], [None], "causal"), model.encode(["<s> the cat"], [None], "causal")
+    assert plain.lengths[0].ids.tolist() == spelled.lengths[0].ids.tolist()
+
+
+def test_the_quicker_copy_keeps_its_lm_head_in_fp32_and_leaves_the_original_alone(make_checkpoint):
+    for kind in ("causal", "masked"):
+        model = opened(make_checkpoint(kind))
+        quick = quicker(model)
+        assert quick.engine.model.get_output_embeddings().weight.dtype == torch.float32
+        assert quick.engine.model.get_input_embeddings().weight.dtype == torch.bfloat16
+        assert {p.dtype for p in model.engine.model.parameters()} == {torch.float32}
