@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from antlm_bench.errors import BenchError, DeclarationError
 
@@ -41,7 +40,8 @@ class Declaration(BaseModel):
         if isinstance(table, dict):
             for key in table:
                 if key not in cls.model_fields:
-                    raise PydanticCustomError("unknown_key", "{reason}", {"reason": _unknown(key, cls.model_fields)})
+                    close = nearest(key, cls.model_fields) or f"known are {', '.join(sorted(cls.model_fields))}"
+                    raise ValueError(f"unknown key {key!r}: {close}")
         return table
 
 
@@ -89,18 +89,23 @@ def catalog(kind: Kind) -> dict[str, Path]:
 def find(kind: Kind, ref: str) -> Path:
     """The file behind a name of the catalog or a path (anything with a separator or ending in .toml)."""
     if ref.endswith(".toml") or "/" in ref or os.sep in ref:
-        path = Path(ref).expanduser()
+        path = user_path(ref)
         if not _is_file(path):
             raise DeclarationError("there is no such file", place=ref)
         return path
     known = catalog(kind)
     if ref not in known:
         what = "suite" if kind == "tasks" else "recipe"
-        raise DeclarationError(
-            f"unknown {what} {ref!r}",
-            hint=nearest(ref, known) or f"known: {', '.join(known)}",
-        )
+        raise DeclarationError(f"unknown {what} {ref!r}", hint=nearest(ref, known) or f"known: {', '.join(known)}")
     return known[ref]
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it: ~ is the home folder; ~nobody stays as it is, to be reported as absent."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -125,7 +130,7 @@ def decode_utf8(raw: bytes, place: str, error: type[BenchError] = DeclarationErr
 
 def _folders(kind: Kind) -> list[Path]:
     listed = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    own = [Path(entry).expanduser() / kind for entry in listed if entry]
+    own = [user_path(entry) / kind for entry in listed if entry]
     here = Path(__file__).resolve().parent
     wheel = here / "_share" / kind
     return [*own, wheel if wheel.is_dir() else here.parent / kind]
@@ -148,10 +153,6 @@ def _explain(path: Path, tables: Any, error: ValidationError) -> DeclarationErro
 
 def _holds(tables: Any, key: str | int) -> bool:
     return key in tables if isinstance(tables, dict) else isinstance(tables, list) and isinstance(key, int)
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    return f"unknown key {key!r}: " + (nearest(key, known) or f"known are {', '.join(sorted(known))}")
 
 
 def _is_file(path: Path) -> bool:

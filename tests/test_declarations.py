@@ -119,6 +119,7 @@ def test_a_name_that_is_nearly_right_is_suggested() -> None:
     with pytest.raises(DeclarationError) as caught:
         find("tasks", "Blmp")
     assert caught.value.hint == "did you mean 'blimp'?"
-    with pytest.raises(DeclarationError, match="no such file"):
-        find("tasks", "./nothing.toml")
+    for ref in ("./nothing.toml", "~nobody-here/x.toml", "x\0.toml", "y" * 5000 + ".toml"):
+        with pytest.raises(DeclarationError, match="no such file"):
+            find("tasks", ref)
     assert nearest("zzz", ["blimp"]) == ""

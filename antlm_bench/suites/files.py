@@ -56,7 +56,7 @@ def store(path: Path, raw: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))  # Windows knows no quota
         reason = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
         raise DataError(reason, place=str(path), hint="the cache goes where ANTLM_BENCH_CACHE says") from None
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import catalog, find, nearest
+from antlm_bench.declarations import find, nearest, user_path
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import grammar, pairs, records, sources
 from antlm_bench.suites.spec import CollectionSpec, OptionSpec, SuiteSpec, read
@@ -54,7 +54,7 @@ def load(
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
     if pairs.is_pairs_file(ref):
-        spec, rows = pairs.read(Path(ref).expanduser(), columns or {})
+        spec, rows = pairs.read(user_path(ref), columns or {})
     else:
         if columns:
             raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
@@ -87,13 +87,13 @@ def members(ref: str) -> list[str]:
     return list(spec.members) if isinstance(spec, CollectionSpec) else [ref]
 
 
-def suite(ref: str) -> tuple[SuiteSpec, Path | None]:
-    """The declaration of one suite, and the folder beside which a user's own data may lie (None = a shipped suite)."""
+def suite(ref: str) -> tuple[SuiteSpec, Path]:
+    """The declaration of one suite, and its folder: the data of a user's own suite may lie beside its TOML."""
     path = find("tasks", ref)
     spec = read(path)
     if isinstance(spec, CollectionSpec):
         raise UsageError(f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.members)}")
-    return spec, None if path in catalog("tasks").values() else path.parent
+    return spec, path.parent
 
 
 def build(spec: SuiteSpec, files: records.Files) -> list[Item]:
@@ -239,7 +239,7 @@ def _kind(value: Any) -> str:
     return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"
 
 
-def _official(spec: SuiteSpec, folder: Path | None) -> records.Files:
+def _official(spec: SuiteSpec, folder: Path) -> records.Files:
     if spec.grammar:
         yield spec.name, spec.name, enumerate(grammar.records(spec.grammar), start=1)
         return

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import decode_utf8
+from antlm_bench.declarations import decode_utf8, user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites import derivation, download, files
 from antlm_bench.suites.spec import FileSpec, SourceSpec, SuiteSpec
@@ -67,7 +67,7 @@ class _Wanted:
 
 
 def locate(spec: SuiteSpec, file: str, folder: Path | None = None) -> Found:
-    """The bytes of one file; downloaded into the cache if need be. `folder`: that of a user's own TOML.
+    """The bytes of one file; downloaded into the cache if need be. `folder`: that of the suite's TOML.
 
     Raises DataError: absent (which file, from where, where to put it), damaged, not the official bytes, not storable.
     """
@@ -105,7 +105,7 @@ def roots(folder: Path | None = None) -> list[Path]:
     """The data roots that are searched, in order. UsageError where ANTLM_BENCH_DATA names no folder."""
     found = []
     if own := os.environ.get("ANTLM_BENCH_DATA"):
-        found.append(Path(own).expanduser())
+        found.append(user_path(own))
         if not found[0].is_dir():
             raise UsageError(f"{own!r} is not a folder", place="ANTLM_BENCH_DATA")
     return [*found, *([folder] if folder else []), cache()]
@@ -114,7 +114,7 @@ def roots(folder: Path | None = None) -> list[Path]:
 def cache() -> Path:
     """The cache folder (it need not exist): ANTLM_BENCH_CACHE, else the platform's place for caches."""
     if own := os.environ.get("ANTLM_BENCH_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":

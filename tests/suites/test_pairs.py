@@ -140,7 +140,13 @@ def test_what_is_wrong_is_named_with_its_line(
 
 def test_a_file_that_is_not_there_or_no_file_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    for ref in (tmp_path / "none.csv", tmp_path / "folder.csv", tmp_path / ("x" * 300 + ".csv")):
+    for ref in (
+        tmp_path / "none.csv",
+        tmp_path / "folder.csv",
+        tmp_path / ("x" * 300 + ".csv"),
+        "~nobody-here/a.csv",
+        "a\0.csv",
+    ):
         with pytest.raises(DataError, match="cannot be read"):
             items.load(str(ref))
 

@@ -187,7 +187,7 @@ def test_offline_and_absent_says_which_file_from_where_and_where_to_put_it(
 ) -> None:
     monkeypatch.setenv(variable, "1")
     with pytest.raises(DataError) as caught:
-        items._official(suite(net.url), None).__iter__().__next__()  # type: ignore[attr-defined]
+        sources.locate(suite(net.url), "wugs.jsonl")
     text = str(caught.value)
     assert f"wugs.jsonl of 'wugs' is absent and {variable} forbids" in text
     assert f"{net.url}/wugs.jsonl" in text and str(sources.cache() / "wugs" / "wugs.jsonl") in text
