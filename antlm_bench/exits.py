@@ -58,7 +58,8 @@ def exit_code(command: Callable[[], int | None], report: Callable[[BenchError], 
         return BROKEN_PIPE
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own, under whichever name its version gives it
-            report(UsageError(error.format_message(), hint="antlm-bench --help, or antlm-bench VERB --help"))
+            message = error.format_message().replace("Value error, ", "")  # pydantic's mark, where typer uses it
+            report(UsageError(message, hint="antlm-bench --help, or antlm-bench VERB --help"))
             return UsageError.exit_code
         if os.environ.get(TRACEBACK):
             raise

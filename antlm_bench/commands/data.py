@@ -77,7 +77,7 @@ def _suite(spec: SuiteSpec, rows: Sequence[sources.Row]) -> Row:
         "suite": spec.name,
         "files": f"{len(here)} of {len(rows)}" if rows else "generated",
         "state": ", ".join(f"{count} {state}" if len(states) > 1 else state for state, count in states.items()),
-        "size": _size(sum(row.size or 0 for row in here)),
+        "size": _size(sum({row.path: row.size or 0 for row in here}.values())),  # members of one zip count once
         "folder": ", ".join(sorted({str(row.path.parent) for row in here if row.path})),
     }
 
@@ -88,7 +88,7 @@ def _file(spec: SuiteSpec, row: sources.Row) -> Row:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count else ""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB" if count else ""
 
 
 def _yes(fact: bool) -> str:

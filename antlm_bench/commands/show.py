@@ -11,7 +11,7 @@ Facts = dict[str, str]
 
 
 def details(name: str) -> tuple[str, Facts]:
-    """(title, facts in reading order) of a suite, a collection or a method. Raises DeclarationError, DataError."""
+    """(name, facts in reading order) of a suite, a collection or a method. Raises DeclarationError, DataError."""
     from antlm_bench.scoring.probes import METHODS
 
     if name in METHODS:
@@ -22,7 +22,7 @@ def details(name: str) -> tuple[str, Facts]:
         return name, {"kind": "a file of pairs: score it with --suite, name its columns with --columns"}
     spec = read(find("tasks", name))
     facts = _collection(spec) if isinstance(spec, CollectionSpec) else _suite(spec)
-    return f"{spec.name}: {spec.title}", {key: value for key, value in facts.items() if value}
+    return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
 
 
 def _collection(spec: CollectionSpec) -> Facts:
