@@ -91,8 +91,8 @@ def score_verb(
         how(metavar="RULE", help="What a tie counts: half (1/k), strict (0), first, random.", show_default="half"),
     ] = None,
     compat: Annotated[
-        Literal["babylm-2024", "babylm-2025", "babylm-2026", "lm-eval"] | None,
-        how(metavar="PEER", help="A peer's conventions: babylm-2024, babylm-2025, babylm-2026, lm-eval."),
+        Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
+        how(metavar="PEER", help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026."),
     ] = None,
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")

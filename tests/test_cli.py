@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from antlm_bench import __version__
-from antlm_bench.cli import run
+from antlm_bench.cli import run, score_verb
 from antlm_bench.errors import IncompleteError
+from antlm_bench.metrics import TIES
+from antlm_bench.scoring.choice import COMPATS
+from antlm_bench.scoring.text import BOS_POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = [sys.executable, "-m", "antlm_bench"]
@@ -92,6 +95,14 @@ def test_every_score_option_has_a_flag_with_help(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     missing = [name for name in fields_of_score_options() if f"--{name.replace('_', '-')} " not in shown]
     assert not missing
+
+
+def test_choices_are_those_that_the_code_knows() -> None:
+    known = {"bos": BOS_POLICIES, "ties": TIES, "compat": COMPATS}
+    hints = get_type_hints(score_verb)
+    for name, table in known.items():
+        literal, _none = get_args(hints[name])
+        assert set(get_args(literal)) == set(table), name
 
 
 def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> None:
