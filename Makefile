@@ -19,7 +19,7 @@ help:
 # The stamp is touched last, so that an install that was cut short is done again.
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv ..."
-	@$(PYTHON) -c 'import sys; sys.exit("the pinned versions need Python 3.11: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("the pinned versions need Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt torch
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
