@@ -107,7 +107,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     limit = _max_length(config, tokenizer, options.max_length)
     geometry = _find_geometry(model, kind, name)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    budget = options.batch_tokens or _auto_budget(device, vocabulary)
+    budget = options.batch_tokens or _auto_budget(device)
     attends = {"causal"} if kind == "causal" else {"full"}
     if kind == "causal" and geometry.layout == "packed" and tokenizer.mask_token_id is not None:
         attends.add("full")  # the same weights, attending both ways: a hybrid
@@ -375,9 +375,9 @@ def _find_geometry(model: Any, kind: str, name: str) -> Geometry:
     return own
 
 
-def _auto_budget(device: torch.device, vocabulary: int) -> int:
-    """Nodes per forward: few enough to stay near the caches of a CPU, enough to fill a GPU; logits under 1 GiB."""
-    return max(64, min(1024 if device.type == "cpu" else 32_768, 2**28 // vocabulary))
+def _auto_budget(device: torch.device) -> int:
+    """Nodes per forward: few enough to stay near the caches of a CPU, enough to fill a GPU."""
+    return 1024 if device.type == "cpu" else 32_768
 
 
 def _device(wanted: str) -> torch.device:

@@ -7,7 +7,43 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["the", "a", "cat", "cats", "dog", "dogs", "sees", "see", "sleeps", "sleep", "who", "what", "which", "never", "ever", "no", "every", "some", "has", "have", "seen", "not", "himself", "herself", "themselves", "boy", "girl", "boys", "girls", "that", "near", "old", "small", "house", "houses"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "cats",
+    "dog",
+    "dogs",
+    "sees",
+    "see",
+    "sleeps",
+    "sleep",
+    "who",
+    "what",
+    "which",
+    "never",
+    "ever",
+    "no",
+    "every",
+    "some",
+    "has",
+    "have",
+    "seen",
+    "not",
+    "himself",
+    "herself",
+    "themselves",
+    "boy",
+    "girl",
+    "boys",
+    "girls",
+    "that",
+    "near",
+    "old",
+    "small",
+    "house",
+    "houses",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 It runs the model's own forward, whatever the architecture, with two interventions: attention is computed on the rows
 that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only
-the positions that are read (a hook on the body). Models whose attention cannot be replaced run on plain rows of one
+the positions that are read (`_head`). Models whose attention cannot be replaced run on plain rows of one
 exact length instead; `Geometry.layout` says which, and it is found by trying (`checkpoints`), never assumed.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -24,7 +25,8 @@ from antlm_bench.types import Attention, Floats, Probes
 
 Layout = Literal["packed", "rows"]
 PACKED = "antlm_packed"  # the name under which `attend` is registered
-HEAD_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
+REDUCED_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
+HEAD_LOGITS = {"cpu": 2**22}  # logits held at a time (16 MiB of fp32: larger blocks are fresh pages at every batch)
 
 
 class CannotPackError(Exception):
@@ -110,6 +112,8 @@ class Engine:
 
     def __init__(self, model: Any, name: str, geometry: Geometry, budget: int) -> None:
         self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
+        device = next(model.parameters()).device.type
+        self.head_rows = max(1, HEAD_LOGITS.get(device, 2**28) // model.get_output_embeddings().weight.shape[0])
         self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
 
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
@@ -207,52 +211,55 @@ class Engine:
 
     def _forward(
         self,
-        ids: np.ndarray,
-        heads: np.ndarray,
-        head: np.ndarray,
-        target: np.ndarray,
-        positions: np.ndarray | None,
+        ids: NDArray[np.int64],
+        heads: NDArray[np.int64],
+        head: NDArray[np.int64],
+        target: NDArray[np.int64],
+        positions: NDArray[np.int64] | None,
     ) -> Floats:
         """Run (r, t) ids, read the distributions at the flat places `heads`, return log P(target | heads[head])."""
         device = next(self.model.parameters()).device
-        chosen = torch.from_numpy(heads).to(device)
         inputs = {"input_ids": torch.from_numpy(ids).to(device)}
         if positions is not None:
             inputs["position_ids"] = torch.from_numpy(positions + self.geometry.first_position).to(device)
+        output = self.model.base_model(**inputs, **_no_cache(self.model))
+        hidden = output[0].reshape(-1, output[0].shape[-1]).index_select(0, torch.from_numpy(heads).to(device))
+        logp = np.empty(len(head))
+        for top in range(0, len(heads), self.head_rows):
+            mine = (head >= top) & (head < top + self.head_rows)
+            logits = self._head(output, hidden[top : top + self.head_rows])
+            at, wanted = (torch.from_numpy(x[mine]).to(device) for x in (head - top, target))
+            logp[mine] = _log_probabilities(logits, at, wanted)
+        return logp
 
-        fired: list[bool] = []
+    def _head(self, output: Any, hidden: Tensor) -> Tensor:
+        """Logits (h, vocabulary) of hidden states (h, d): the model's own forward around a body that answers with them.
 
-        def only_read(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if fired:
-                return output
-            fired.append(True)
-            hidden = output[0]
-            picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chosen).unsqueeze(0)
-            if isinstance(output, tuple):
-                return (picked, *output[1:])
-            output["last_hidden_state"] = picked
-            return output
-
-        hooks = [body.register_forward_hook(only_read) for body in _bodies(self.model)]
+        Whatever lies between body and logits (transforms, biases, scales, caps) is thereby the architecture's own.
+        """
+        if isinstance(output, tuple):
+            output = (hidden.unsqueeze(0), *output[1:])
+        else:
+            output["last_hidden_state"] = hidden.unsqueeze(0)
+        # Beside the base model itself: OPT's LM head reads the decoder inside it.
+        bodies = [b for b in (self.model.base_model, getattr(self.model.base_model, "decoder", None)) if b is not None]
+        for body in bodies:
+            body.forward = lambda *_args, **_inputs: output
         try:
-            logits = self.model(**inputs, **_no_cache(self.model)).logits[0]
+            unused = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
+            logits: Tensor = self.model(input_ids=unused, **_no_cache(self.model)).logits[0]
         finally:
-            for hook in hooks:
-                hook.remove()
-        if len(logits) != len(heads):
+            for body in bodies:
+                del body.forward
+        if len(logits) != len(hidden):
             raise CheckpointError(f"{self.name}: {type(self.model).__name__} has no body apart from its LM head")
-        return _log_probabilities(logits, torch.from_numpy(head).to(device), torch.from_numpy(target).to(device))
+        return logits
 
 
 def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor) -> Floats:
     """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype."""
-    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(HEAD_ROWS)])
+    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(REDUCED_ROWS)])
     return np.asarray((logits[head, target].float() - total[head]).cpu().double().numpy(), np.float64)
-
-
-def _bodies(model: Any) -> list[nn.Module]:
-    """The modules whose output the LM head reads: the base model, or (OPT) the decoder inside it."""
-    return [body for body in (getattr(model.base_model, "decoder", None), model.base_model) if body is not None]
 
 
 def _no_cache(model: Any) -> dict[str, bool]:
