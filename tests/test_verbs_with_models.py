@@ -1,0 +1,71 @@
+"""The command line with real (tiny) checkpoints: doctor's findings, a score that a scheduler stops and that resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from antlm_bench.cli import run
+
+Make = Callable[..., Path]
+
+
+def test_doctor_prints_what_was_found(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--model", str(make_checkpoint("causal")), "--model", str(make_checkpoint("masked"))]) == 0
+    out = capsys.readouterr().out
+    for part in ("LlamaForCausalLM", "BertForMaskedLM", "<s> ...", "<s> ... </s>", "default: causal", "default: mlm"):
+        assert part in out
+
+
+def test_doctor_goes_on_after_a_failure_and_does_not_forget_it(
+    make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    assert run(["doctor", "--model", str(tmp_path)]) == 3
+    assert run(["doctor", "--model", str(tmp_path), "--model", str(make_checkpoint("causal"))]) == 5
+    captured = capsys.readouterr()
+    assert "LlamaForCausalLM" in captured.out
+    assert "1 of 2 failed" in captured.err and str(tmp_path) in captured.err
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """More pairs than one chunk of a masked method holds."""
+    words = ["the", "cat", "dog", "boy", "girl", "house", "old", "small", "near", "that"]
+    lines = [f"{a} {b} {c} sleeps,{a} {b} {c} sleep" for a, b, c in product(words, repeat=3)]
+    file = tmp_path / "pairs.csv"
+    file.write_text("\n".join(["good,bad", *lines]), encoding="utf-8")
+    return file
+
+
+def command(checkpoint: Path, pairs: Path, out: Path) -> list[str]:
+    script = [sys.executable, "-m", "antlm_bench", "score", "--device", "cpu", "--method", "mlm"]
+    return [*script, "--model", str(checkpoint), "--suite", str(pairs), "--out", str(out)]
+
+
+def predictions(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.rglob("predictions/*.parquet")}
+
+
+def test_a_score_that_a_scheduler_stops_says_so_and_resumes(make_checkpoint: Make, pairs: Path, tmp_path: Path) -> None:
+    checkpoint, environment = make_checkpoint("masked"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    child = subprocess.Popen(command(checkpoint, pairs, stopped), env=environment, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not list(stopped.rglob("partial/*/*.parquet")):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 75, said
+    assert "SIGTERM" in said and "continues" in said and "Traceback" not in said
+    assert not predictions(stopped)  # the suite was in the middle
+    for out in (stopped, whole):
+        subprocess.run(command(checkpoint, pairs, out), env=environment, check=True, capture_output=True)
+    assert predictions(stopped) == predictions(whole) and len(predictions(whole)) == 1
