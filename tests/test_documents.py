@@ -1,0 +1,69 @@
+"""The documents say what the code does: tables are compared, places are looked up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from antlm_bench.commands.list import listing
+from antlm_bench.errors import BenchError
+from antlm_bench.scoring.choice import COMPATS, Policy
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/conventions.md"]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def rows(document: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a line that holds `heading`."""
+    below = text(document).split(heading, 1)[1]
+    table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
+    assert table
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+def test_the_compat_table_is_the_one_in_force() -> None:
+    documented = {}
+    for name, bos, ties, decides, context in rows("docs/conventions.md", "## `--compat`"):
+        reduction = "sum" if decides == "sum" else "per-token"
+        context = "" if context == "–" else "eos"
+        documented[name.strip("`")] = Policy(bos.strip("`"), ties.strip("`"), reduction, context)
+    assert documented.pop("(none)") == Policy()
+    assert documented == COMPATS
+
+
+def test_the_readme_counts_the_suites_that_are_shipped() -> None:
+    counted: dict[str, str] = {}
+    for names, items, _ in rows("README.md", "## Suites and their data"):
+        found = re.findall(r"`([^`]+)`", names)
+        for name, count in zip(found, re.findall(r"\d+(?:,\d{3})*", items), strict=True):
+            counted[found[0].removesuffix("-2025") + name if name.startswith("-") else name] = count
+    assert counted == {row["suite"]: row["items"] for row in listing("suites")}
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    documented = {int(code) for code, _ in rows("README.md", "## Exit codes")}
+    assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_named_files_exist(document: str) -> None:
+    base = (ROOT / document).parent
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text(document)) if "://" not in link]
+    named = re.findall(r"`((?:tests|docs|tasks|examples|benchmarks)/[\w./-]*\w)`", text(document))
+    missing = [link for link in links if not (base / link).exists()]
+    assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_module_stands_in_the_tree() -> None:
+    tree = text("ARCHITECTURE.md").split("## Tree", 1)[1].split("## Layers", 1)[0]
+    places = {
+        path.relative_to(ROOT / "antlm_bench").parts[0].removesuffix(".py") for path in ROOT.glob("antlm_bench/*/*.py")
+    }
+    places |= {path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")}
+    assert not [place for place in places if not re.search(rf"\b{place}\b", tree)]
