@@ -1,0 +1,169 @@
+"""A folder or hub id in, a LanguageModel out, with everything that was found about it written down.
+
+Nothing is assumed that can be tried: which specials the tokenizer adds, whether the weights fill the whole model,
+whether packed rows give the same numbers as plain ones. Weights come from safetensors only, code from transformers
+only, unless the user says otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from antlm_bench.checkpoints import folders, loading
+from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
+from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.probes import supported
+from antlm_bench.scoring.text import Encoder, Specials, specials
+from antlm_bench.types import Attention, Encodings, Floats, Probes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A LanguageModel (see types) on an engine; `describe` is what a run's manifest keeps of it."""
+
+    name: str
+    kind: str
+    attends: frozenset[str]
+    eos: str
+    mask_id: int | None
+    max_length: int | None
+    engine: Engine
+    encoders: Mapping[str, Encoder]
+    describe: dict[str, Any] = field(default_factory=dict)
+
+    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
+        return self.encoders[attention].encode(texts, spans)
+
+    def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
+        return self.engine.read(probes, texts, tick)
+
+    @property
+    def methods(self) -> list[str]:
+        """What it can be scored with; the first is the default."""
+        names = supported(self)
+        return names if self.kind == "causal" else [n for n in names if n != "causal"]
+
+    def facts(self) -> Mapping[str, object]:
+        """For `doctor`: what was found, in words."""
+        return {**self.describe, "methods": ", ".join(self.methods) + f" (default: {self.methods[0]})"}
+
+
+def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
+    """Open a local folder or a hub id.
+
+    Raises CheckpointError (absent, damaged, incomplete or pickled weights, no tokenizer, an architecture that is
+    neither causal nor masked) and UsageError (an option that cannot apply).
+    """
+    with loading.quiet():
+        return _open(ref, options or OpenOptions())
+
+
+def _open(ref: str, options: OpenOptions) -> Checkpoint:
+    if options.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {options.dtype!r}", place="--dtype", hint=f"one of {', '.join(DTYPES)}")
+    device = loading.device_of(options.device)
+    folder = locate(ref, options)
+    name = Path(ref).resolve().name if Path(ref).exists() else ref
+    if options.revision:
+        name += f"@{options.revision}"
+    config = loading.configuration_of(folder, options)
+    kind = loading.kind_of(config, folder)
+    tokenizer = loading.tokenizer_of(folder, options)
+    model = loading.weights_of(folder, kind, config, options).to(device)
+    limit = loading.max_length_of(config, tokenizer, options.max_length)
+    geometry = loading.geometry_of(model, kind, name)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    budget = options.batch_tokens or _auto_budget(device)
+    attends = {"causal"} if kind == "causal" else {"full"}
+    if kind == "causal" and geometry.layout == "packed" and tokenizer.mask_token_id is not None:
+        attends.add("full")  # the same weights, attending both ways: a hybrid
+    around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
+    model.to(DTYPES[options.dtype])
+    engine = Engine(model, name, geometry, budget)
+    opened = Checkpoint(
+        name=name,
+        kind=kind,
+        attends=frozenset(attends),
+        eos=str(tokenizer.eos_token),
+        mask_id=tokenizer.mask_token_id,
+        max_length=limit,
+        engine=engine,
+        encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in around.items()},
+    )
+    opened.describe.update(_describe(ref, folder, opened, tokenizer, options))
+    return opened
+
+
+def _describe(ref: str, folder: Path, opened: Checkpoint, tokenizer: Any, options: OpenOptions) -> dict[str, Any]:
+    """The facts that a run's manifest keeps, in the order in which `doctor` shows them."""
+    model = opened.engine.model
+    facts = {
+        "name": opened.name,
+        "source": ref if not Path(ref).exists() else opened.name,
+        "revision": options.revision,
+        "architecture": type(model).__name__,
+        "kind": opened.kind,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights": weight_hash(folder),
+        "tokenizer": folders.hash_of(folders.files(folder, folders.TOKENIZER)),
+        "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
+        "vocabulary": model.get_input_embeddings().weight.shape[0],
+        "max_length": opened.max_length,
+        "dtype": options.dtype,
+        "device": str(next(model.parameters()).device),
+        "layout": opened.engine.geometry.layout,
+        "bos": options.bos,
+        "specials": {a: _spelled(tokenizer, encoder.around) for a, encoder in opened.encoders.items()},
+        "mask": tokenizer.mask_token,
+        "unk": tokenizer.unk_token,
+    }
+    if options.trust_remote_code:
+        facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(folder, folders.CODE)}
+    return facts
+
+
+def quicker(opened: Checkpoint) -> Checkpoint:
+    """The same checkpoint with a bf16 body, for `--precision adaptive`.
+
+    The LM head stays fp32: logits near 10 rounded to bf16 would be off by 0.03 each, more than the whole body is.
+    """
+    model = copy.deepcopy(opened.engine.model)
+    head = copy.deepcopy(opened.engine.model.get_output_embeddings())
+    if head is None:
+        raise CheckpointError(f"{opened.name} has no output embedding to keep in fp32", hint="use --precision exact")
+    model.to(torch.bfloat16)
+    model.set_output_embeddings(head)
+    head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
+    return replace(opened, engine=Engine(model, opened.name, opened.engine.geometry, opened.engine.budget))
+
+
+def settings(opened: Checkpoint) -> dict[str, Any]:
+    """The facts of `describe` that a score depends on, for a cell's content key."""
+    keys = ("weights", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials")
+    return {key: json.loads(json.dumps(opened.describe[key])) for key in keys}
+
+
+def _auto_budget(device: torch.device) -> int:
+    """Nodes per forward: few enough to stay near the caches of a CPU, enough to fill a GPU."""
+    return 1024 if device.type == "cpu" else 32_768
+
+
+def _attention(name: str) -> Attention:
+    return "causal" if name == "causal" else "full"
+
+
+def _spelled(tokenizer: Any, around: Specials) -> str:
+    """The specials as they really come out: `<s> ... </s>`."""
+    return " ".join(
+        [*tokenizer.convert_ids_to_tokens(around.before), "...", *tokenizer.convert_ids_to_tokens(around.after)]
+    )
