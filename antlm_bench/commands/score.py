@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.probes import known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import is_pairs_file
-from antlm_bench.types import Manifest, Prediction, Run, Summary
+from antlm_bench.types import Item, Manifest, Prediction, Run, Summary
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 PRECISIONS = ("exact", "adaptive")
@@ -87,6 +89,9 @@ def score(
         raise UsageError(f"unknown precision {options.precision!r}", place="--precision", hint=" or ".join(PRECISIONS))
     if options.precision == "adaptive" and options.dtype != "float32":
         raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
+    options.policy()  # what no checkpoint can mend is refused before the first is opened
+    for name in _listed(methods):
+        known(name)
     refs = expand(_listed(models))
     loader = _Suites(_listed(suites), options)
     finished: list[Run] = []
@@ -96,7 +101,7 @@ def score(
         try:
             finished.append(_score_one(ref, loader, _listed(methods), out, options, seen, len(refs) > 1))
         except BenchError as error:
-            if len(refs) == 1:
+            if len(refs) == 1 or error is loader.error:  # the same suites for all: no checkpoint's failure
                 raise
             failed.append((ref, error))
     if failed:
@@ -118,14 +123,19 @@ class _Suites:
         self.refs = list(dict.fromkeys(member for ref in refs for member in suites.members(ref)))
         self.options = options
         self.loaded: list[Suite] | None = None
+        self.error: BenchError | None = None
 
     def load(self) -> list[Suite]:
         if self.loaded is None:
             o = self.options
-            self.loaded = [
-                suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=self._columns(ref))
-                for ref in self.refs
-            ]
+            try:
+                self.loaded = [
+                    suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=self._columns(ref))
+                    for ref in self.refs
+                ]
+            except BenchError as error:
+                self.error = error
+                raise
         return self.loaded
 
     def _columns(self, ref: str) -> Mapping[str, str] | None:
@@ -143,9 +153,9 @@ def _score_one(
     several: bool,
 ) -> Run:
     checkpoint = open_checkpoint(ref, options.opening())
-    names = list(dict.fromkeys(methods)) or [checkpoint.methods[0]]
-    for name in names:
-        find_method(name, checkpoint)
+    alike: dict[Policy, list[str]] = {}  # methods that ask about the same texts share a reading of the model
+    for name in dict.fromkeys(methods or checkpoint.methods[:1]):
+        alike.setdefault(options.policy().of(find_method(name, checkpoint)), []).append(name)
     loaded = loader.load()
     weights = str(checkpoint.describe["weights"])
     twin = seen.setdefault(weights, checkpoint.name)
@@ -154,7 +164,7 @@ def _score_one(
     if out is None or several:
         folder /= f"{checkpoint.name.replace('/', '--')}-{weights[:8]}"
     with runs.Writer(folder, _manifest(checkpoint)) as writer:
-        for suite in loaded:
+        for suite, names in product(loaded, alike.values()):
             _score_suite(checkpoint, suite, names, writer, options, remarks)
     return runs.read(folder)
 
@@ -167,8 +177,8 @@ def _score_suite(
     options: ScoreOptions,
     remarks: Sequence[str],
 ) -> None:
-    """Every method of one suite that is not there yet, chunk by chunk, one reading of the model for all of them."""
-    policy = options.policy()
+    """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
+    policy = options.policy().of(known(names[0]))
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
     keys = {name: _key(fact) for name, fact in facts.items()}
     if options.again:
@@ -185,7 +195,7 @@ def _score_suite(
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
         for number, chunk in enumerate(chunks):
-            stored = {name: writer.chunk(suite.name, name, keys[name], number) for name in todo}
+            stored = {name: _stored(writer, suite, name, keys[name], number, chunk) for name in todo}
             # A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one does.
             if any(part is None for part in stored.values()):
                 if options.precision == "adaptive" and scorer is None:
@@ -201,6 +211,14 @@ def _score_suite(
     for name in todo:
         summary = _summary(results[name], suite, name, policy, [*suite.notes, *remarks])
         writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks))
+
+
+def _stored(
+    writer: runs.Writer, suite: Suite, name: str, key: str, number: int, chunk: Sequence[Item]
+) -> list[Prediction] | None:
+    """A chunk of an earlier call, if it holds these very items: beside other methods chunks had another size."""
+    found = writer.chunk(suite.name, name, key, number)
+    return found if found is not None and [p.id for p in found] == [item.id for item in chunk] else None
 
 
 def _predict(

@@ -80,10 +80,13 @@ class Writer:
         return None
 
     def put(self, suite: str, method: str, key: str, index: int, predictions: Sequence[Prediction]) -> None:
-        """Store a chunk; once this returns it survives a kill or a power cut."""
+        """Store a chunk, instead of any stored before; once this returns it survives a kill or a power cut."""
         data = parquet.encode(predictions, {**_about(suite, method, key), "chunk": str(index)})
         folder = self._partial(suite, method, key)
         _make(folder)
+        for old in folder.glob(f"{index:05}.*.parquet"):
+            with suppress(OSError):  # a folder that cannot be written is reported by the writing
+                old.unlink()
         write_whole(folder / _chunk_name(index, data), data)
 
     def finish(

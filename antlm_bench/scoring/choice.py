@@ -31,6 +31,10 @@ class Policy:
     reduction: str = "sum"
     context: str = ""
 
+    def of(self, method: Method) -> Policy:
+        """What it says of one method: the mean that goes with a context is, like it, the masked backend's alone."""
+        return self if method.masks or not self.context else replace(self, reduction="sum", context="")
+
 
 # Sources: reference table in docs/conventions.md, each line read in the peer's code.
 COMPATS: dict[str, Policy] = {

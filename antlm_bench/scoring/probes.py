@@ -103,14 +103,19 @@ METHODS: dict[str, Method] = {
 }
 
 
+def known(name: str) -> Method:
+    """The method of that name, whatever the model. Raises UsageError."""
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", place="--method", hint=f"one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def method(name: str, model: LanguageModel) -> Method:
     """The method of that name, if this model can be scored with it.
 
     Raises UsageError for an unknown name and MethodNotSupported (before any data is loaded) where the model cannot.
     """
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", place="--method", hint=f"one of {', '.join(METHODS)}")
-    chosen = METHODS[name]
+    chosen = known(name)
     lacks = sorted(chosen.attends - model.attends)
     if lacks:
         raise MethodNotSupported(
