@@ -20,6 +20,7 @@ from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.linear import pack_linears
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
@@ -89,6 +90,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         attends.add("full")  # the same weights, attending both ways: a hybrid
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     model.to(DTYPES[options.dtype])
+    pack_linears(model, budget)
     engine = Engine(model, name, geometry, budget)
     opened = Checkpoint(
         name=name,
@@ -115,6 +117,7 @@ def _describe(ref: str, folder: Path, opened: Checkpoint, tokenizer: Any, option
         "kind": opened.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": weight_hash(folder),
+        "config": folders.hash_of([folder / "config.json"]),
         "tokenizer": folders.hash_of(folders.files(folder, folders.TOKENIZER)),
         "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
         "vocabulary": model.get_input_embeddings().weight.shape[0],
@@ -144,13 +147,14 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     model.to(torch.bfloat16)
     model.set_output_embeddings(head)
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
+    pack_linears(model, opened.engine.budget)
     return replace(opened, engine=Engine(model, opened.name, opened.engine.geometry, opened.engine.budget))
 
 
 def settings(opened: Checkpoint) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
-    keys = ("weights", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials")
-    return {key: json.loads(json.dumps(opened.describe[key])) for key in keys}
+    keys = ("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code")
+    return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}
 
 
 def _auto_budget(device: torch.device) -> int:
