@@ -16,8 +16,9 @@ from transformers.models.auto import modeling_auto
 
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.scoring.engine import PACKED, CannotPackError, Engine, Geometry, attend
-from antlm_bench.types import Probes
+from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
+from antlm_bench.scoring.engine import Engine, Geometry
+from antlm_bench.types import Attention, Probes
 
 PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
 
@@ -116,34 +117,54 @@ def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None
     return min(known, default=None)
 
 
+UNFIT = (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError)
+
+
 def geometry_of(model: Any, kind: str, name: str) -> Geometry:
     """Packed if packed rows give this model's own numbers, else plain rows: tried, not assumed.
 
-    Tried on random rows of several lengths with a shared beginning; learned positions may begin after a padding id.
+    Learned positions may begin after a padding id. Likewise whether the last layer can do with the read positions.
     """
     transformers.AttentionInterface.register(PACKED, attend)
     own = Geometry(model.config._attn_implementation, "causal" if kind == "causal" else "full")
-    rng = np.random.default_rng(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    probes = []
-    stem = rng.integers(0, vocabulary, 9)
-    for length in (4, 6, 9):
-        ids = np.stack([stem[:length], np.concatenate([stem[:2], rng.integers(0, vocabulary, length - 2)])])
-        row, at = (x.ravel() for x in np.meshgrid(np.arange(2), np.arange(length), indexing="ij"))
-        reads = (x.astype(np.int32) for x in (row, at, rng.integers(0, vocabulary, len(row)), row * 9 + at))
-        probes.append(Probes(ids.astype(np.int32), own.attends, *reads))
+    probes = _trial(model, own.attends)
     plain = Engine(model, name, own, 64).read(probes, 18)
     pad = model.config.pad_token_id
     for first in dict.fromkeys([0, 1 + pad if pad is not None else 0, 2]):
         packed = replace(own, layout="packed", first_position=first)
         try:
             found = Engine(model, name, packed, 64).read(probes, 18)
-        except (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
+        except UNFIT:
             continue  # this architecture's attention cannot be replaced, or has no such position
         if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
-            return packed
+            return replace(packed, narrow=_narrows(model, name, packed))
     model.set_attn_implementation(own.native)
     return own
+
+
+def _narrows(model: Any, name: str, packed: Geometry) -> bool:
+    """Whether the last layer at the read positions alone gives the same numbers as the whole of it."""
+    engine = Engine(model, name, replace(packed, narrow=True), 64)
+    probes = [replace(p, row=p.row[2::4], at=p.at[2::4], target=p.target[2::4], text=p.text[2::4])
+              for p in _trial(model, "full")]  # fmt: skip
+    try:
+        whole = engine.read(probes, 18)  # the first forward finds out which layer is the last
+        return engine.last is not None and np.allclose(whole, engine.read(probes, 18), rtol=1e-5, atol=1e-4)
+    except UNFIT:
+        return False
+
+
+def _trial(model: Any, attention: Attention) -> list[Probes]:
+    """Random rows of three lengths, some with a shared beginning, every position read; text = its place among 18."""
+    rng = np.random.default_rng(0)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    stem, probes = rng.integers(0, vocabulary, 9), []
+    for length in (4, 6, 9):
+        ids = np.stack([stem[:length], np.concatenate([stem[:2], rng.integers(0, vocabulary, length - 2)])])
+        row, at = (x.ravel() for x in np.meshgrid(np.arange(2), np.arange(length), indexing="ij"))
+        reads = (x.astype(np.int32) for x in (row, at, rng.integers(0, vocabulary, len(row)), row * 9 + at))
+        probes.append(Probes(ids.astype(np.int32), attention, *reads))
+    return probes
 
 
 def device_of(wanted: str) -> torch.device:

@@ -1,50 +1,31 @@
 """The engine: batches in, log-probabilities out. The only place of scoring that touches torch.
 
 It runs the model's own forward, whatever the architecture, with two interventions: attention is computed on the rows
-that a batch's nodes form (`attend`, which `checkpoints` registers with the model's library), and the LM head sees only
-the positions that are read (`_head`). Models whose attention cannot be replaced run on plain rows of one
-exact length instead; `Geometry.layout` says which, and it is found by trying (`checkpoints`), never assumed.
+that a batch's nodes form (scoring.attention, registered with the model's library), and the LM head, and where it can
+the last layer, sees only the positions that are read (`_head`, `_narrows`). Models whose attention cannot be replaced
+run on plain rows of one exact length instead. `Geometry` says which; it is found by trying, never assumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 
 from antlm_bench.errors import CheckpointError
+from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
 from antlm_bench.scoring.plan import Batch, Plan, plans
 from antlm_bench.types import Attention, Floats, Probes
 
 Layout = Literal["packed", "rows"]
-PACKED = "antlm_packed"  # the name under which `attend` is registered
 REDUCED_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
 HEAD_LOGITS = {"cpu": 2**22}  # logits held at a time (16 MiB of fp32: larger blocks are fresh pages at every batch)
-
-
-class CannotPackError(Exception):
-    """The model's attention needs something that packed rows do not give; never reaches a user."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Packing:
-    """A Batch's geometry as tensors, for the attention function that runs inside the model."""
-
-    causal: bool
-    pieces: tuple[tuple[int, int], ...]
-    gather: Tensor | None
-    take: Tensor | None
-
-
-class BeyondWindowError(CannotPackError):
-    """This row is longer than the model's local attention; shorter ones can be packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,59 +33,14 @@ class Geometry:
     """How a model takes its rows. native: its own attention's name; attends: which way that looks.
 
     layout: packed nodes, or plain rows of one length. first_position: the id of a row's first position when packed.
+    narrow: whether the last layer may be run at the read positions alone.
     """
 
     native: str
     attends: Attention
     layout: Layout = "rows"
     first_position: int = 0
-
-
-_packing: ContextVar[_Packing] = ContextVar("packing")
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:
-    """Attention of packed nodes: (1, heads, n, d) in, (1, n, heads, d) out; each row attends to itself alone.
-
-    Raises CannotPackError where the architecture asks for what this does not do (soft caps, sinks, local windows).
-    """
-    packing = _packing.get()
-    del module
-    if attention_mask is not None or any(extra.get(k) is not None for k in ("softcap", "s_aux", "position_bias")):
-        raise CannotPackError
-    window = extra.get("sliding_window")
-    if window is not None and max(t for _, t in packing.pieces) > window:
-        raise BeyondWindowError
-
-    heads = query.shape[1]
-    if key.shape[1] != heads:
-        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    q, k, v = (_rows(x, packing.gather) for x in (query, key, value))
-    outputs, top = [], 0
-    for rows, length in packing.pieces:
-        end = top + rows * length
-        qs, ks, vs = (x[top:end].view(rows, length, heads, -1).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(qs, ks, vs, is_causal=packing.causal, scale=scaling)
-        outputs.append(out.transpose(1, 2).reshape(rows * length, heads, -1))
-        top = end
-    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if packing.take is not None:
-        merged = merged.index_select(0, packing.take)
-    return merged.unsqueeze(0), None
-
-
-def _rows(x: Tensor, gather: Tensor | None) -> Tensor:
-    """(1, heads, n, d) -> (m, heads, d), contiguous."""
-    flat = x[0].transpose(0, 1).contiguous()
-    return flat if gather is None else flat.index_select(0, gather)
+    narrow: bool = False
 
 
 class Engine:
@@ -114,6 +50,8 @@ class Engine:
         self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
         device = next(model.parameters()).device.type
         self.head_rows = max(1, HEAD_LOGITS.get(device, 2**28) // model.get_output_embeddings().weight.shape[0])
+        self.last: LastLayer | None = None  # found at the first forward, if there is one
+        self._looked = False
         self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
 
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
@@ -178,14 +116,26 @@ class Engine:
 
     def _packed(self, batch: Batch) -> Floats:
         device = next(self.model.parameters()).device
-        gather, take = (None if i is None else torch.from_numpy(i).to(device) for i in (batch.gather, batch.take))
-        token = _packing.set(_Packing(batch.attention == "causal", batch.pieces, gather, take))
+        packing = Packing.of(batch, device)
+        token = current.set(packing)
         try:
-            return self._forward(
-                np.asarray(batch.ids, np.int64)[None], batch.heads, batch.head, batch.target, batch.positions[None]
-            )
+            with ExitStack() as stack:
+                if narrow := self._narrows(batch):
+                    stack.enter_context(narrow.only(packing, batch.heads, device))
+                ids, positions = np.asarray(batch.ids, np.int64)[None], batch.positions[None]
+                logp = self._forward(ids, batch.heads, batch.head, batch.target, positions)
         finally:
-            _packing.reset(token)
+            current.reset(token)
+        if not self._looked:
+            self._looked, self.last = True, LastLayer.of(self.model, packing.callers)
+        return logp
+
+    def _narrows(self, batch: Batch) -> LastLayer | None:
+        """The last layer, where it pays to run it at the read positions alone: few of them, in rows as they come."""
+        few = 2 * len(batch.heads) <= len(batch.ids)
+        return (
+            self.last if self.geometry.narrow and batch.attention == "full" and batch.gather is None and few else None
+        )
 
     def _plain(self, batch: Batch) -> Floats:
         """One forward per block of equal-length rows: no packing, no padding, the model's native attention."""
@@ -223,7 +173,9 @@ class Engine:
         if positions is not None:
             inputs["position_ids"] = torch.from_numpy(positions + self.geometry.first_position).to(device)
         output = self.model.base_model(**inputs, **_no_cache(self.model))
-        hidden = output[0].reshape(-1, output[0].shape[-1]).index_select(0, torch.from_numpy(heads).to(device))
+        hidden = output[0].reshape(-1, output[0].shape[-1])
+        if len(hidden) != len(heads):  # else the last layer has left out the rest already
+            hidden = hidden.index_select(0, torch.from_numpy(heads).to(device))
         logp = np.empty(len(head))
         for top in range(0, len(heads), self.head_rows):
             mine = (head >= top) & (head < top + self.head_rows)

@@ -141,7 +141,7 @@ def test_an_error_that_is_not_about_memory_is_not_swallowed(make_checkpoint, pai
 def test_nan_weights_fail_the_run(make_checkpoint, pairs):
     model = open_checkpoint(str(make_checkpoint()), OpenOptions(device="cpu"))
     with torch.no_grad():
-        next(model.engine.model.model.layers[1].parameters()).fill_(float("nan"))
+        model.engine.model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="NaN"):
         scored(model, pairs, "causal")
 

@@ -1,0 +1,71 @@
+"""Linear layers with weights laid out in advance for oneDNN: the same products, without repacking at every call.
+
+On CPUs the library's default path repacks a weight each time it is used and adds the bias in a pass of its own. The
+operators are torch's, but not of its documented interface (its inductor compiler uses them): where they are absent, or
+answer otherwise than the plain layer, the plain layer stays. docs/benchmarks.md has what this brings.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]
+    """y = x W^T + b for inference on a CPU. Keeps the plain weight too: others look at it (tied embeddings, shapes)."""
+
+    def __init__(self, plain: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """The layout is opaque and cannot be copied; a copy of the model starts from plain layers again."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight = copy.deepcopy(self.weight, memo)
+        plain.bias = copy.deepcopy(self.bias, memo)
+        return plain.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return y
+
+
+def pack_linears(model: Any, rows: int) -> int:
+    """Replace the nn.Linear layers of a CPU model in place, tuned for batches of `rows`; returns how many.
+
+    A layer is replaced only if its packed form gives its own numbers on a trial input; the output embedding never is,
+    because others replace or share it.
+    """
+    if not _available(next(model.parameters()).device):
+        return 0
+    replaced, head = 0, model.get_output_embeddings()
+    with torch.inference_mode():
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear and child is not head and not parent.training:
+                    packed = PackedLinear(child, rows)
+                    if _agrees(child, packed):
+                        setattr(parent, name, packed)
+                        replaced += 1
+    return replaced
+
+
+def _available(device: torch.device) -> bool:
+    operators = torch.ops.mkldnn
+    present = all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and present
+
+
+def _agrees(plain: nn.Linear, packed: PackedLinear) -> bool:
+    x = torch.linspace(-1, 1, 3 * plain.in_features).view(3, -1).to(plain.weight.dtype)
+    exact = plain.weight.dtype == torch.float32
+    tolerance = 1e-5 if exact else 2e-2
+    try:
+        return bool(torch.allclose(plain(x), packed(x), rtol=tolerance, atol=tolerance * float(plain(x).abs().max())))
+    except RuntimeError:
+        return False
