@@ -30,6 +30,7 @@ from antlm_bench.types import Item, Manifest, Prediction, Run, Summary
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 PRECISIONS = ("exact", "adaptive")
+Names = Sequence[str | Path] | str | Path  # one or several
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,10 @@ class ScoreOptions:
 
 
 def score(
-    models: Sequence[str] | str,
-    suites: Sequence[str] | str,
+    models: Names,
+    suites: Names,
     *,
-    methods: Sequence[str] | str = (),
+    methods: Names = (),
     out: str | Path | None = None,
     options: ScoreOptions | None = None,
     **settings: Any,
@@ -289,5 +290,5 @@ def _manifest(checkpoint: Checkpoint) -> Manifest:
     return Manifest(runs.SCHEMA, dict(checkpoint.describe), software, created)
 
 
-def _listed(names: Sequence[str] | str) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _listed(names: Names) -> list[str]:
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]

@@ -1,0 +1,102 @@
+"""What the tests of `score` share: files of pairs, a count of what the model computed, a plain loop as oracle."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antlm_bench.checkpoints.opening import Checkpoint
+
+NOUNS = ["cat", "dog", "boy", "girl", "house"]
+ADJECTIVES = ["old", "small", "near", "every"]
+
+
+def agreement(limit: int = 40) -> list[dict[str, str]]:
+    """Rows of a small suite: two phenomena, three paradigms of unequal size."""
+    rows = []
+    for number, (adjective, noun, verb) in enumerate(product(ADJECTIVES, NOUNS, ["sleep", "see"])):
+        paradigm = ("number", "object", "gender")[number % 7 % 3]
+        phenomenon = "binding" if paradigm == "gender" else "agreement"
+        good, bad = f"the {adjective} {noun} {verb}s.", f"the {adjective} {noun} {verb}."
+        if number % 3 == 0:
+            good, bad = f"who {verb}s the {noun}s?", f"who {verb} a {noun}s near the house?"
+        rows.append({"good": good, "bad": bad, "phenomenon": phenomenon, "paradigm": paradigm})
+    return rows[:limit]
+
+
+def write_pairs(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pairs_of(path: Path, *pairs: tuple[str, str]) -> Path:
+    """A file of bare pairs; `x.csv` holds the items x_0, x_1, ..."""
+    return write_pairs(path, [{"good": good, "bad": bad} for good, bad in pairs])
+
+
+@dataclass
+class Work:
+    """What models were asked for after they were opened: calls, and tokens computed."""
+
+    reads: int = 0
+    nodes: int = 0
+
+
+def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    work, original = Work(), Checkpoint.read
+
+    def counted(self: Checkpoint, *args: Any, **options: Any) -> Any:
+        before = self.engine.nodes
+        result = original(self, *args, **options)
+        work.reads, work.nodes = work.reads + 1, work.nodes + self.engine.nodes - before
+        return result
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    return work
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file below a folder: (time of change, hash)."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def by_hand(folder: Path, text: str, *, masked: bool, specials: str, start: int = 0) -> tuple[float, int]:
+    """(sum of log-probabilities, tokens) by the library's own forward, one row at a time, no code of ours.
+
+    specials: "own" = what the tokenizer adds, "bos" = one BOS of ours, "none". start: first character that counts.
+    """
+    import torch
+    import transformers
+
+    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = tokenizer(text, add_special_tokens=specials == "own", return_offsets_mapping=True)
+    ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
+    if specials == "bos":
+        ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
+    total, count = 0.0, 0
+    for at, (token, (_, end)) in enumerate(zip(ids, offsets, strict=True)):
+        if end <= start or (at == 0 and not masked):
+            continue
+        row = torch.tensor([ids])
+        if masked:
+            row[0, at] = tokenizer.mask_token_id
+        with torch.inference_mode():
+            logits = model(input_ids=row).logits[0, at if masked else at - 1]
+        total, count = total + logits.log_softmax(-1)[token].item(), count + 1
+    return total, count
