@@ -1,0 +1,183 @@
+"""Conventions end to end: what an accuracy must be read with, and the peers' choices reproduced by plain loops."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking_score import agreement, by_hand, pairs_of, write_pairs
+
+from antlm_bench import runs, score
+from antlm_bench.errors import DataError
+from antlm_bench.types import Cell, Prediction
+
+Make = Callable[..., Path]
+PAIRS = [
+    ("the cat sleeps near the house.", "the cat sleep near the house."),
+    ("no dogs have ever seen the boy", "some dogs have ever seen the boy, not a girl"),
+    ("who sees himself?", "what does every old girl see that the boys never see?"),
+]
+
+
+def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, list[Prediction]]:
+    [found] = score(folder, suite, out=out, device="cpu", **options)
+    [cell] = found
+    return cell, runs.predictions(found.path, cell)
+
+
+# ---- flags -------------------------------------------------------------------------------------------------------
+
+
+def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
+    suite = pairs_of(tmp_path / "x.csv", *[("the cat sleeps", "the cat sleeps")] * 6)
+    values = {}
+    for ties in ("half", "strict", "first", "random"):
+        cell, predictions = ask(make_checkpoint(), suite, tmp_path / "run", ties=ties)
+        assert {p.flags for p in predictions} == {("identical",)}
+        assert cell.summary.headline.flags == {"identical": 6, "tie": 6}
+        values[ties] = cell.summary.headline.value
+    draws = [int.from_bytes(hashlib.blake2b(f"x_{n}".encode()).digest()[:8], "big") % 2 for n in range(6)]
+    assert values == {"half": 0.5, "strict": 0.0, "first": 1.0, "random": pytest.approx(draws.count(0) / 6)}
+
+
+def test_pairs_whose_difference_is_never_scored_are_blind(make_checkpoint: Make, tmp_path: Path) -> None:
+    suite = pairs_of(tmp_path / "x.csv", ("cat sleeps", "dog sleeps"), ("cat sleeps", "cat sleep"))
+    folder = make_checkpoint("causal", adds=False)
+    cell, (first, second) = ask(folder, suite, tmp_path / "never", bos="never")
+    assert (first.flags, second.flags) == (("blind",), ()) and cell.summary.headline.flags == {"blind": 1}
+    assert first.tokens == (1, 1)  # a number that answers another question: P(sleeps) after either noun
+    cell, predictions = ask(folder, suite, tmp_path / "auto")
+    assert [p.flags for p in predictions] == [(), ()] and not cell.summary.headline.flags
+
+
+def test_unknown_words_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = shutil.copytree(make_checkpoint(), tmp_path / "model")
+    words = Tokenizer(models.WordLevel({"<unk>": 4, "<s>": 1, "the": 5, "cat": 6, "cats": 7}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>").save_pretrained(folder)
+    suite = pairs_of(tmp_path / "x.csv", ("the cat", "the cats"), ("the wug", "the cat"), ("the cat", "the wugs"))
+    cell, predictions = ask(folder, suite, tmp_path / "run")
+    assert [p.flags for p in predictions] == [(), ("unk",), ("unk",)]
+    assert cell.summary.headline.flags == {"unk": 2}
+
+
+def test_what_does_not_fit_is_named_counts_as_wrong_and_is_never_cut(make_checkpoint: Make, tmp_path: Path) -> None:
+    fits, long = ("the cat sleeps", "the cat sleep"), ("the cat " * 40, "the cat sleep")
+    ordinary, _ = ask(make_checkpoint(), pairs_of(tmp_path / "y.csv", fits), tmp_path / "ordinary", ties="first")
+    suite = pairs_of(tmp_path / "x.csv", fits, long, tuple(reversed(long)))
+    cell, predictions = ask(make_checkpoint(), suite, tmp_path / "run", ties="first")
+    assert [p.flags for p in predictions] == [(), ("too-long",), ("too-long",)]
+    assert predictions[1].tokens == (0, 0)
+    assert cell.summary.headline.flags == {"too-long": 2} and cell.summary.headline.n == 3
+    assert cell.summary.headline.value == pytest.approx(ordinary.summary.headline.value / 3)
+
+
+def test_a_text_of_which_nothing_can_be_scored_is_an_error_that_names_it(make_checkpoint: Make, tmp_path: Path) -> None:
+    suite = pairs_of(tmp_path / "x.csv", ("the cat", "cats"))
+    with pytest.raises(DataError, match="no token of option 2 can be scored") as caught:
+        ask(make_checkpoint(), suite, tmp_path / "run", bos="never")
+    assert caught.value.place == "item x_0" and "--bos" in caught.value.hint
+    assert not list(tmp_path.rglob("run.json"))
+
+
+# ---- the peers' bundles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compat", "adds", "specials", "ties"),
+    [
+        ("lm-eval", False, "bos", "first"),
+        ("lm-eval", True, "own", "first"),
+        ("babylm-2024", False, "bos", "first"),
+        ("babylm-2025", False, "none", "first"),
+        ("babylm-2025", True, "own", "first"),
+        ("babylm-2026", False, "none", "random"),
+        ("minicons", False, "none", "half"),
+        ("minicons", True, "own", "half"),
+    ],
+)
+def test_causal_bundles_are_the_peers_choices(
+    make_checkpoint: Make, tmp_path: Path, compat: str, adds: bool, specials: str, ties: str
+) -> None:
+    folder, suite = make_checkpoint("causal", adds=adds), pairs_of(tmp_path / "x.csv", *PAIRS)
+    cell, predictions = ask(folder, suite, tmp_path / "run", compat=compat)
+    assert (cell.settings["ties"], cell.settings["compat"]) == (ties, compat)
+    for prediction, pair in zip(predictions, PAIRS, strict=True):
+        sums, counts = zip(*(by_hand(folder, text, masked=False, specials=specials) for text in pair), strict=True)
+        assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
+        decides = [s / n for s, n in zip(sums, counts, strict=True)] if compat == "minicons" else sums
+        assert prediction.pred == max((0, 1), key=lambda k: decides[k])
+
+
+def test_the_mean_per_token_decides_where_the_peer_takes_it(make_checkpoint: Make, tmp_path: Path) -> None:
+    """The longer sentence has the lower sum; only with the mean can it win."""
+    suite = pairs_of(tmp_path / "x.csv", *[(bad, good) for good, bad in PAIRS[1:]], *PAIRS[1:])
+    folder = make_checkpoint()
+    by_sum, summed = ask(folder, suite, tmp_path / "run")
+    by_mean, averaged = ask(folder, suite, tmp_path / "run", compat="minicons")
+    assert [p.pred for p in summed] == [1, 1, 0, 0] != [p.pred for p in averaged]
+    assert [p.scores for p in summed] == [p.scores for p in averaged]
+    assert by_mean.summary.headline.value == by_sum.summary.views["per-token"].value
+    assert by_sum.summary.headline.value == by_mean.summary.views["sum"].value
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
+    make_checkpoint: Make, tmp_path: Path, eos: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
+    if not eos:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(folder)
+    prefix = "</s> " if eos else "None "
+    cell, predictions = ask(folder, pairs_of(tmp_path / "x.csv", *PAIRS), tmp_path / "run", compat="babylm-2024")
+    assert (cell.settings["context"], cell.settings["reduction"], cell.settings["ties"]) == (
+        "eos",
+        "per-token",
+        "first",
+    )
+    for prediction, pair in zip(predictions, PAIRS, strict=True):
+        sums, counts = zip(
+            *(by_hand(folder, prefix + text, masked=True, specials="own", start=len(prefix)) for text in pair),
+            strict=True,
+        )
+        assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
+        assert prediction.characters == tuple(map(len, pair))
+        assert prediction.pred == max((0, 1), key=lambda k: sums[k] / counts[k])
+
+
+@pytest.mark.parametrize("compat", ["babylm-2025", "babylm-2026", "lm-eval"])
+def test_masked_sentences_stand_in_the_tokenizers_own_template(
+    make_checkpoint: Make, tmp_path: Path, compat: str
+) -> None:
+    folder, suite = make_checkpoint("masked"), pairs_of(tmp_path / "x.csv", *PAIRS)
+    _, predictions = ask(folder, suite, tmp_path / "run", compat=compat)
+    for prediction, pair in zip(predictions, PAIRS, strict=True):
+        sums, counts = zip(*(by_hand(folder, text, masked=True, specials="own") for text in pair), strict=True)
+        assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
+
+
+def test_a_bundles_rules_for_masking_leave_causal_scores_alone(make_checkpoint: Make, tmp_path: Path) -> None:
+    """BabyLM 2024 scores causal models as lm-eval does, in one call with its own masked rules."""
+    suite, options = write_pairs(tmp_path / "x.csv", agreement()), {"device": "cpu", "methods": ["causal", "mlm"]}
+    [found] = score(make_checkpoint(), suite, out=tmp_path / "2024", compat="babylm-2024", **options)
+    [lm_eval] = score(make_checkpoint(), suite, out=tmp_path / "lm", compat="lm-eval", **options)
+    assert [cell.settings["reduction"] for cell in found] == ["sum", "per-token"]
+    causal, mlm = ([runs.predictions(run.path, run.cells[k]) for run in (found, lm_eval)] for k in (0, 1))
+    assert causal[0] == causal[1] and mlm[0] != mlm[1]
+
+
+def test_what_is_said_explicitly_wins_over_the_bundle(make_checkpoint: Make, tmp_path: Path) -> None:
+    suite = pairs_of(tmp_path / "x.csv", *PAIRS)
+    cell, _ = ask(make_checkpoint(), suite, tmp_path / "run", compat="babylm-2026", ties="strict", bos="never")
+    assert (cell.settings["ties"], cell.settings["bos"], cell.settings["compat"]) == ("strict", "never", "babylm-2026")
