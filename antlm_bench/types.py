@@ -202,9 +202,7 @@ class LanguageModel(Protocol):
         """Longest row in tokens, specials included; None = unbounded."""
         ...
 
-    def encode(
-        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
-    ) -> Encodings:
+    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
         """Token ids with the specials that this model wants under that attention."""
         ...
 

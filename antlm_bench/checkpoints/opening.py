@@ -159,7 +159,7 @@ def settings(opened: Checkpoint) -> dict[str, Any]:
 
 def _auto_budget(device: torch.device) -> int:
     """Nodes per forward: few enough to stay near the caches of a CPU, enough to fill a GPU."""
-    return 1024 if device.type == "cpu" else 32_768
+    return 2048 if device.type == "cpu" else 32_768
 
 
 def _attention(name: str) -> Attention:

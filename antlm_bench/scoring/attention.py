@@ -95,11 +95,11 @@ def attend(
     outputs, top = [], 0
     for rows, length in packing.pieces:
         end = top + rows * length
-        qs, ks, vs = (x[top:end].view(rows, length, heads, -1).transpose(1, 2) for x in (q, k, v))
+        qs, ks, vs = (x[top:end].unflatten(0, (rows, length)).transpose(1, 2) for x in (q, k, v))
         out = scaled_dot_product_attention(qs, ks, vs, is_causal=packing.causal, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(rows * length, heads, -1))
         top = end
-    merged = torch.cat(outputs)
+    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if packing.take is not None:
         merged = merged.index_select(0, packing.take)
     return merged.unsqueeze(0), None
@@ -108,11 +108,11 @@ def attend(
 def _narrow(packing: Packing, query: Tensor, scaling: float | None) -> Tensor:
     """Each read position (1, heads, h, d) attends to the kept keys and values of its own row."""
     assert packing.kept is not None
-    heads, q = query.shape[1], _rows(query, None)
+    q = _rows(query, None)
     outputs, top, first = [], 0, 0
     for (rows, length), (row, count) in zip(packing.pieces, packing.reads, strict=True):
         end, last = top + rows * length, first + count
-        ks, vs = (x[top:end].view(rows, length, heads, -1).index_select(0, row).transpose(1, 2) for x in packing.kept)
+        ks, vs = (x[top:end].unflatten(0, (rows, length)).index_select(0, row).transpose(1, 2) for x in packing.kept)
         qs = q[first:last].unsqueeze(2)
         outputs.append(scaled_dot_product_attention(qs, ks, vs, scale=scaling).squeeze(2))
         top, first = end, last
@@ -120,8 +120,8 @@ def _narrow(packing: Packing, query: Tensor, scaling: float | None) -> Tensor:
 
 
 def _rows(x: Tensor, gather: Tensor | None) -> Tensor:
-    """(1, heads, n, d) -> (m, heads, d), contiguous."""
-    flat = x[0].transpose(0, 1).contiguous()
+    """(1, heads, n, d) -> (m, heads, d)."""
+    flat = x[0].transpose(0, 1)
     return flat if gather is None else flat.index_select(0, gather)
 
 

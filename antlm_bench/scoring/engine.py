@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
@@ -50,7 +50,7 @@ class Engine:
         self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
         device = next(model.parameters()).device.type
         self.head_rows = max(1, HEAD_LOGITS.get(device, 2**28) // model.get_output_embeddings().weight.shape[0])
-        self.last: LastLayer | None = None  # found at the first forward, if there is one
+        self.last: LastLayer | None = None  # found before the first batch, if there is one
         self._looked = False
         self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
 
@@ -115,6 +115,13 @@ class Engine:
             self.model.set_attn_implementation(implementation)
 
     def _packed(self, batch: Batch) -> Floats:
+        if self.geometry.narrow and not self._looked:
+            # By a forward of its own: no batch is computed otherwise for being the first one of a process.
+            self._looked, self.last = True, LastLayer.of(self.model, self._through(batch)[1])
+        return self._through(batch)[0]
+
+    def _through(self, batch: Batch) -> tuple[Floats, list[nn.Module]]:
+        """Log-probabilities of the batch's reads, and the attention modules in the order in which they were called."""
         device = next(self.model.parameters()).device
         packing = Packing.of(batch, device)
         token = current.set(packing)
@@ -126,9 +133,7 @@ class Engine:
                 logp = self._forward(ids, batch.heads, batch.head, batch.target, positions)
         finally:
             current.reset(token)
-        if not self._looked:
-            self._looked, self.last = True, LastLayer.of(self.model, packing.callers)
-        return logp
+        return logp, packing.callers
 
     def _narrows(self, batch: Batch) -> LastLayer | None:
         """The last layer, where it pays to run it at the read positions alone: few of them, in rows as they come."""
