@@ -187,9 +187,10 @@ def write_whole(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _refusal(path, error, "written") from error
+    finally:
+        with suppress(OSError):  # renamed where all went well; a disk or a signal may have said no
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
