@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from checkpoints import lines, train
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
@@ -60,25 +61,18 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peers(kind: str, opened: Checkpoint, texts: Sequence[str]) -> dict[str, Callable[[int, int], list[float]]]:
-    """name -> run(how many sentences, batch size), on the very model that ours uses, with its native attention."""
-    engine, tokenizer = opened.engine, next(iter(opened.encoders.values())).tokenizer
-    device = str(opened.describe["device"])
-    made: dict[str, Callable[[int, int], list[float]]] = {}
-    scorer = external.minicons_scorer("causal" if kind == "causal" else "masked", engine.model, tokenizer, device)
+def peers(kind: str, folder: Path, device: str, texts: Sequence[str]) -> dict[str, Callable[[int, int], list[float]]]:
+    """name -> run(how many sentences, batch size), on a model of their own as the library loads it."""
+    auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    scorer = external.minicons_scorer("causal" if kind == "causal" else "masked", model, tokenizer, device)
     options = {} if kind == "causal" else {"PLL_metric": "original"}
-
-    def native(run: Callable[[], list[float]]) -> list[float]:
-        engine.model.set_attn_implementation(engine.geometry.native)
-        return run()
-
-    made["minicons"] = lambda n, size: native(
-        lambda: external.minicons_scores(scorer, list(texts[:n]), size, **options)
-    )
+    made: dict[str, Callable[[int, int], list[float]]] = {
+        "minicons": lambda n, size: external.minicons_scores(scorer, list(texts[:n]), size, **options)
+    }
     if kind == "causal":
-        made["lm-eval"] = lambda n, size: native(
-            lambda: external.lm_eval_scores(engine.model, tokenizer, list(texts[:n]), size)
-        )
+        made["lm-eval"] = lambda n, size: external.lm_eval_scores(model, tokenizer, list(texts[:n]), size)
     return made
 
 
@@ -92,7 +86,7 @@ def necessary(opened: Checkpoint, nodes: int, heads: int) -> float:
     return float(2 * (body * nodes + head * heads))
 
 
-def compare(kind: str, opened: Checkpoint, items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
+def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
     """Rows of the result for one checkpoint: ours exact, ours adaptive, and each peer."""
     device = torch.device(str(opened.describe["device"]))
     texts = [option.text for item in items for option in item.options]
@@ -107,9 +101,9 @@ def compare(kind: str, opened: Checkpoint, items: Sequence[Item], rounds: int) -
     def adaptive() -> None:
         Adaptive(quick, opened).calibrated(items, methods).predict(items, methods)
 
-    others = peers(kind, opened, texts)
+    others = peers(kind, folder, str(device), texts)
     slice_ = min(len(texts), 400 if kind == "causal" else 64)
-    best: dict[str, int] = {}
+    best: dict[str, int] = {}  # each peer's best batch size
     for name, run in others.items():
         run(8, BATCHES[kind][0])
         best[name] = min(BATCHES[kind], key=lambda size: timed(lambda: run(slice_, size), device))  # noqa: B023
@@ -141,7 +135,7 @@ def compare(kind: str, opened: Checkpoint, items: Sequence[Item], rounds: int) -
             }
         )
     for peer in others:
-        row = {"scorer": f"{peer} (batch {best[peer]})", "sentences/s": len(texts) / median[peer]}
+        row: dict[str, Any] = {"scorer": f"{peer} (batch {best[peer]})", "sentences/s": len(texts) / median[peer]}
         rows.append({**row, "tokens/s": tokens / median[peer], "largest difference": worst[peer]})
     print(f"# {kind}: {len(texts)} sentences, {tokens} tokens, {nodes} nodes, peak {top / 1e9:.0f} GFLOP/s", flush=True)
     return rows
@@ -214,7 +208,7 @@ def main() -> int:
             continue
         pairs = arguments.causal_pairs if kind == "causal" else arguments.masked_pairs
         items = load("blimp", limit=pairs, allow_incomplete=True).items
-        rows = compare(kind, opened, items, arguments.rounds)
+        rows = compare(kind, arguments.folder / kind, opened, items, arguments.rounds)
         print(table(rows) + "\n", flush=True)
         for row, precision in zip(rows, ("exact", "adaptive"), strict=False):
             for peer, floor in FLOORS[kind, precision].items():

@@ -222,10 +222,13 @@ def _download(spec: SuiteSpec, wanted: _Wanted, root: Path) -> Found:
             return _keep(wanted, raw, root, source.place.format(file=wanted.file))
         except DataError as error:
             failed.append(error)
+    by_hand = _absent(wanted, "").hint
     if len(failed) == 1:
-        raise failed[0]
+        [only] = failed
+        raise DataError(only.message, place=only.place, hint="; ".join(h for h in (only.hint, by_hand) if h))
     why = "; ".join(f"{error.place}: {error.message}" for error in failed)
-    raise DataError(f"{wanted.file} could not be fetched from any of {len(failed)} places: {why}", place=wanted.suite)
+    message = f"{wanted.file} could not be fetched from any of {len(failed)} places: {why}"
+    raise DataError(message, place=wanted.suite, hint=by_hand)
 
 
 def _keep(wanted: _Wanted, raw: bytes, root: Path, origin: str) -> Found:
