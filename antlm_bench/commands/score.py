@@ -210,7 +210,7 @@ def _score_suite(
             for name in todo:
                 results[name] += stored[name] or []
     for name in todo:
-        summary = _summary(results[name], suite, name, policy, [*suite.notes, *remarks])
+        summary = _summary(results.pop(name), suite, name, policy, [*suite.notes, *remarks])
         writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks))
 
 
