@@ -136,7 +136,11 @@ class Encoder:
             words = [[-1 if w is None else w for w in e.word_ids] for e in encodings]
             return found["input_ids"], offsets, words
         ids = [list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
-        offsets = [_decoded_offsets(self.tokenizer, row, text) for row, text in zip(ids, texts, strict=True)]
+        limit = max(map(len, ids), default=0) if self.max_length is None else self.max_length
+        offsets = [  # of rows that may fit: the work grows with the square of their length
+            _decoded_offsets(self.tokenizer, row, text) if len(row) <= limit else []
+            for row, text in zip(ids, texts, strict=True)
+        ]
         for text, place, needed in zip(texts, offsets, spanned, strict=True):
             if needed and place is None:
                 raise CheckpointError(
@@ -155,17 +159,24 @@ def _decoded_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[in
 
     White space and case are matched loosely (decoders drop and fold them); None if the text does not come back.
     """
-    offsets, at, seen = [], 0, ""
+    offsets, at, seen, before = [], 0, "", ""
     for stop in range(1, len(ids) + 1):
-        wanted = "".join(tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False).split())
+        decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
+        wanted = "".join(decoded.split())
         start = at
+        if len(seen) == len(wanted) and len(decoded) > len(before) and text[at : at + 1].isspace():
+            at += 1  # a token of white space alone
         while at < len(text) and len(seen) < len(wanted):
             seen += "" if text[at].isspace() else text[at]
             at += 1
         if not wanted.casefold().startswith(seen.casefold()):
             return None
         offsets.append((start, at))
-    return offsets if at == len(text.rstrip()) else None
+        before = decoded
+    for i in reversed(range(len(offsets) - 1)):
+        if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does, as in fast tokenizers
+            offsets[i] = (offsets[i][0], offsets[i + 1][1])
+    return offsets if at >= len(text.rstrip()) else None
 
 
 def _block(rows: Sequence[Sequence[int]], members: list[int], length: int) -> Ints:
