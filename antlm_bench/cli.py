@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,7 +239,14 @@ def data_where() -> None:
 
 def split(values: Sequence[str] | None) -> list[str]:
     """`a,b` is two names, unless a file is really called that."""
-    return [part for value in values or () for part in ([value] if Path(value).exists() else value.split(",")) if part]
+    return [part for value in values or () for part in ([value] if exists(value) else value.split(",")) if part]
+
+
+def exists(name: str) -> bool:
+    """Whether something is there; a name that no file system could hold is not."""
+    with suppress(OSError, ValueError):
+        return Path(name).exists()
+    return False
 
 
 def renamed_columns(values: Sequence[str] | None) -> dict[str, str] | None:

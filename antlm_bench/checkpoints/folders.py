@@ -36,7 +36,7 @@ def expand(refs: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for ref in refs:
-        path = Path(ref)
+        path = _path(ref)
         if any(c in ref for c in "*?["):
             root = Path(path.anchor) if path.is_absolute() else Path()
             pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else ref
@@ -56,6 +56,15 @@ def expand(refs: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _path(ref: str) -> Path:
+    """The path that a reference may be. CheckpointError where no file system could hold it."""
+    try:
+        Path(ref).exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        raise CheckpointError(f"no such folder: {first_line(error)}", place=f"{ref:.60}") from error
+    return Path(ref)
+
+
 def _milestone(path: Path) -> tuple[float, str]:
     """Words seen as the folder's name tells them (`chck_1M`, `step-2000`): the last number, K/M/B understood."""
     digits = unit = ""
@@ -72,7 +81,7 @@ def _milestone(path: Path) -> tuple[float, str]:
 
 def locate(ref: str, options: OpenOptions) -> Path:
     """The local folder of a checkpoint; a hub id is downloaded (safetensors, configuration and tokenizer only)."""
-    path = Path(ref)
+    path = _path(ref)
     if path.is_dir():
         if options.revision:
             raise UsageError(
