@@ -91,7 +91,7 @@ def score(
     if options.precision == "adaptive" and options.dtype != "float32":
         raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
     if options.precision == "adaptive" and options.policy().reduction != "sum":
-        raise UsageError("adaptive precision measures the error of sums", place="--compat", hint="use --precision exact")
+        raise UsageError("adaptive precision measures errors of sums", place="--compat", hint="use --precision exact")
     options.policy()  # what no checkpoint can mend is refused before the first is opened
     for name in _listed(methods):
         known(name)

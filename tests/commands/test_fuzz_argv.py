@@ -143,6 +143,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_pairs(tmp_path / "agree.csv", agreement(6))
     pairs_of(tmp_path / "pairs.csv", ("the cat sleeps", "the cat sleep"), ("who", "what"))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "broken.csv").write_text("good,bad\nonly\n")
     (tmp_path / "own.toml").write_text("kind = 'suite'\n")
     (tmp_path / "good.toml").write_text(GOOD)
