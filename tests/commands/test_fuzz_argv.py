@@ -128,6 +128,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network in tests")
 
+    monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(socket.socket, "connect", offline)
     monkeypatch.setattr("antlm_bench.suites.download.PAUSES", (0.0,))
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))

@@ -43,7 +43,8 @@ class Instant:
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` opens an Instant, whatever it is told."""
+    """`score` opens an Instant, whatever it is told; nothing waits for the disk."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
     tokenizer = tokenizer_for("causal", adds=True)
     encoder = Encoder(tokenizer, Specials((1,)), max_length=64, vocabulary=len(tokenizer))
     facts = dict.fromkeys(("architecture", "dtype", "bos", "specials", "config", "tokenizer"), "x")
@@ -216,12 +217,12 @@ scored = ["a", "b"]
 labels = { phenomenon = "bound", paradigm = "p" }
 id = "p_1"
 """
-VALUES = """
+MENU = """
 "" "x" "{" "}" "{}" "{good}" "{good.x}" "{bad[0]}" "{file}" "../x" "/etc/passwd" 0 -1 1.5 nan inf true [] [[]] {} [
 ["paradigm"] ["good","good"] {x=1} 1979-05-27 "\\u0000" "\\u001b" "é" "spearman" "collection" "small.jsonl" "good"
 "number" [{scored="{good}"}] [{scored="{each}"},{scored="{bad}"}]
-""".split()
-VALUES += ["9" * 400, "[" * 300 + "]" * 300, '"' + "x" * 3000 + '"']
+"""
+VALUES = [*MENU.split(), "9" * 400, "[" * 300 + "]" * 300, '"' + "x" * 3000 + '"']
 CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "swap", "insert"]), st.integers(0, 400),
                    st.sampled_from(VALUES), st.text(max_size=5))  # fmt: skip
 
