@@ -175,8 +175,10 @@ def device_of(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise UsageError(f"unknown device {wanted!r}", place="--device", hint="cpu, cuda, cuda:1, mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device here", place="--device", hint="--device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):  # torch knows some that compute nothing
+        raise UsageError(f"nothing is scored on {wanted!r}", place="--device", hint="cpu, cuda, cuda:1, mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no CUDA device {device.index or 0} here", place="--device", hint="--device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("no MPS device here", place="--device", hint="--device cpu")
     return device
