@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import model_for, tokenizer_for
 from safetensors.torch import load_file, save_file
+from tiny import model_for, tokenizer_for
 
 from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, quicker, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError

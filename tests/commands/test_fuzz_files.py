@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from asking_score import agreement
-from conftest import tokenizer_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import tokenizer_for
 
 from antlm_bench import runs, score
 from antlm_bench.checkpoints.opening import Checkpoint

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tokenizer_for
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny import tokenizer_for
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import tokenizer_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tokenizer_for
 from transformers import ByT5Tokenizer
 
 from antlm_bench.errors import CheckpointError
