@@ -2,7 +2,7 @@
 
 On CPUs the library's default path repacks a weight each time it is used and adds the bias in a pass of its own. The
 operators are torch's, but not of its documented interface (its inductor compiler uses them): where they are absent, or
-answer otherwise than the plain layer, the plain layer stays. docs/benchmarks.md has what this brings.
+answer otherwise than the plain layer, the plain layer stays.
 """
 
 from __future__ import annotations
