@@ -69,6 +69,16 @@ def parse(path: Path) -> dict[str, Any]:
         raise DeclarationError(f"not valid TOML: {error}", place=place) from None
 
 
+def parse_value(text: str, place: str) -> Any:
+    """One TOML value as typed on a command line; a bare word is a string. DeclarationError names `place`."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        if re.fullmatch(r"[\w./+-]*", text):
+            return text
+        raise DeclarationError(f"{text!r} is no TOML value", place=place, hint="quote strings: '\"a b\"'") from None
+
+
 def check(tables: dict[str, Any], model: type[D], path: Path) -> D:
     """Tables as a typed declaration; `path` is what an error names."""
     try:

@@ -1,0 +1,300 @@
+"""What a recipe may say: every number of a training run, typed, with nothing left to the code's taste.
+
+A recipe is a TOML in `models/`. It may extend one other recipe, declares smaller scales of itself, and can be varied
+from the command line (`--set optimizer.lr=1e-3`); what comes out is one flat declaration that a run stores whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from antlm_bench.declarations import Declaration, Many, check, find, nearest, parse, parse_value
+from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.scoring.probes import METHODS
+
+Tables = dict[str, Any]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+ENCODERS = ("ltg-bert", "gpt-bert")
+
+
+class ModelSpec(Declaration):
+    """The shape of the network. kv_heads: fewer than heads for grouped-query attention; None = as many."""
+
+    architecture: Literal["llama", "gpt2", "ltg-bert", "gpt-bert"]
+    layers: Count
+    hidden: Count
+    heads: Count
+    kv_heads: Count | None = None
+    ffn: Count
+    positions: Count  # the longest row that the model is made for
+    tied: bool  # one matrix for input and output embeddings
+    dropout: Share = 0.0  # of hidden states
+    attention_dropout: Share = 0.0
+    norm_eps: Positive
+    buckets: Count = 32  # relative positions; 2 x buckets - 1 vectors (ltg-bert, gpt-bert)
+    layer_mix: Literal["", "base", "zero", "normalized", "weighted_output"] = ""  # the ELC variants of ltg-bert
+    attention_gate: bool = True  # gpt-bert
+    layer_weights: bool = True  # gpt-bert
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModelSpec:
+        if self.hidden % self.heads or self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads = {self.heads} must divide hidden = {self.hidden}, and kv_heads must divide heads")
+        if self.layer_mix and self.architecture != "ltg-bert":
+            raise ValueError(f"layer_mix is ltg-bert's, not {self.architecture}'s")
+        return self
+
+
+class TokenizerSpec(Declaration):
+    """A byte-level BPE, trained on the corpus of the run. Specials: <pad> <s> </s> <mask> <unk>, in this order."""
+
+    vocabulary: Annotated[int, Field(ge=261)]  # 256 bytes and the five specials
+    min_frequency: Count = 2
+    normalizer: Literal["", "NFC", "NFKC"] = "NFKC"
+    single_digits: bool = False
+
+
+class CorpusSpec(Declaration):
+    """How text becomes rows. Every line begins with <s>; rows are windows of the stream, and never attend across
+    documents. document: what that is in a text file (a record of a .jsonl always is one). eos: a </s> ends each line.
+    offset: where a pass over the corpus begins to cut rows. words: only that many, every file keeping its share.
+    """
+
+    document: Literal["file", "line"]
+    eos: bool = False
+    offset: Literal["random", "fixed"] = "fixed"
+    words: Count | None = None
+
+
+class PhaseSpec(Declaration):
+    """A block of training: for how long, and which share of every batch is causal and which masked."""
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    causal: Annotated[float, Field(ge=0)] = 0.0
+    masked: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _something(self) -> PhaseSpec:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a phase lasts for either epochs or steps")
+        if not self.causal + self.masked:
+            raise ValueError("a phase needs causal or masked above 0: it trains nothing")
+        return self
+
+    @property
+    def causal_share(self) -> float:
+        return self.causal / (self.causal + self.masked)
+
+
+class ObjectiveSpec(Declaration):
+    """What masked rows are asked, and how tokens are hidden.
+
+    masked: `mlm` predicts a hidden token at its own position, `mntp` one position before it. rate falls (or rises)
+    linearly to final_rate. spans: hide single tokens, or spans of Geometric(1/3) mod 10 or Uniform(1, 3) tokens.
+    corrupt: shares of the hidden tokens that become <mask>, a random token, or stay.
+    """
+
+    masked: Literal["mlm", "mntp"] = "mlm"
+    rate: Share = 0.15
+    final_rate: Share | None = None
+    spans: Literal["token", "geometric", "uniform"] = "token"
+    corrupt: Many[Share] = (0.8, 0.1, 0.1)
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> ObjectiveSpec:
+        if len(self.corrupt) != 3 or abs(sum(self.corrupt) - 1) > 1e-9:
+            raise ValueError("corrupt is [mask, random, kept], adding up to 1")
+        return self
+
+
+class BatchSpec(Declaration):
+    """tokens per optimizer step, growing linearly to final_tokens; length of a row, and from which share of training
+    on it is longer (the tokens of a step stay as they are, so that there are fewer rows)."""
+
+    tokens: Count
+    final_tokens: Count | None = None
+    length: Annotated[int, Field(ge=2)]
+    longer: Many[Many[float]] = ()
+
+    @model_validator(mode="after")
+    def _grows(self) -> BatchSpec:
+        lengths = [float(self.length)]
+        for pair in self.longer:
+            if len(pair) != 2 or not 0 < pair[0] < 1 or pair[1] != int(pair[1]) or pair[1] <= lengths[-1]:
+                raise ValueError("longer is [[share, length], ...]: shares within 0..1, lengths growing")
+            lengths.append(pair[1])
+        if [p[0] for p in self.longer] != sorted({p[0] for p in self.longer}):
+            raise ValueError("longer is [[share, length], ...] with growing shares")
+        if min(self.tokens, self.final_tokens or self.tokens) < max(lengths):
+            raise ValueError(f"tokens must hold at least one row of {max(lengths):.0f}")
+        return self
+
+    @property
+    def longest(self) -> int:
+        return int(self.longer[-1][1]) if self.longer else self.length
+
+
+class OptimizerSpec(Declaration):
+    """lr rises linearly over the warm-up, then follows `schedule` down to final x lr, and over the last share
+    `cooldown` falls linearly to zero. exempt: what weight decay leaves alone beside biases and norms.
+
+    ema: decay of the averaged weights that are saved instead of the last ones; 0 = none.
+    at_switch: whether optimizer state outlives a change of objective. restart: one learning-rate schedule for the
+    whole run, or one per phase.
+    """
+
+    name: Literal["adamw", "lamb"]
+    lr: Positive
+    betas: Many[Share] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    exempt: Many[Literal["embeddings"]] = ()
+    clip: Positive = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final: Share = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup: Share | None = None
+    cooldown: Share = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    at_switch: Literal["keep", "reset"] = "keep"
+    restart: Literal["run", "phase"] = "run"
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimizerSpec:
+        if self.warmup_steps is not None and self.warmup is not None:
+            raise ValueError("warmup (a share of the steps) and warmup_steps exclude each other")
+        if len(self.betas) != 2:
+            raise ValueError("betas are two numbers")
+        return self
+
+
+class DistilSpec(Declaration):
+    """alpha x cross-entropy + (1 - alpha) x temperature^2 x KL to the teachers' averaged logits."""
+
+    teachers: Many[str]
+    temperature: Positive
+    alpha: Share
+
+
+class EvaluateSpec(Declaration):
+    """What every milestone is scored on, with the scorer of `antlm-bench score`. limit: items per paradigm."""
+
+    suites: Many[str]
+    limit: Count | None = None
+
+
+class Recipe(Declaration):
+    """One training run, whole."""
+
+    name: str
+    title: str
+    scale: str = ""
+    sources: Many[str]
+    notes: Many[str] = ()
+    methods: Many[str]  # how its checkpoints are scored; the first by default
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    corpus: CorpusSpec
+    phase: Many[PhaseSpec]
+    objective: ObjectiveSpec = ObjectiveSpec()
+    batch: BatchSpec
+    optimizer: OptimizerSpec
+    distil: DistilSpec | None = None
+    evaluate: EvaluateSpec | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if not self.phase or len({phase.epochs is None for phase in self.phase}) != 1:
+            raise ValueError("phase: at least one, all in epochs or all in steps")
+        if self.batch.longest > self.model.positions:
+            raise ValueError(f"batch: rows of {self.batch.longest} do not fit model.positions = {self.model.positions}")
+        if self.distil and any(phase.masked for phase in self.phase):
+            raise ValueError("distil: only causal phases can be distilled")
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods: unknown method {name!r}: {nearest(name, METHODS) or ', '.join(METHODS)}")
+        trained = {"causal": any(p.causal for p in self.phase), "full": any(p.masked for p in self.phase)}
+        for name in self.methods:
+            if not all(trained[attention] for attention in METHODS[name].attends):
+                raise ValueError(f"methods: {name!r} needs an attention that no phase trains")
+        return self
+
+    @property
+    def attends(self) -> tuple[str, ...]:
+        """The attentions that some phase trains: "causal", "full"."""
+        both = {"causal": any(p.causal for p in self.phase), "full": any(p.masked for p in self.phase)}
+        return tuple(name for name, trained in both.items() if trained)
+
+
+def read_recipe(ref: str, scale: str = "", changes: Sequence[str] = ()) -> Recipe:
+    """The recipe behind a name or a .toml: what it extends below it, its scale above it, `key=value` changes on top.
+
+    Raises DeclarationError (file and key) and UsageError (a scale or a change that cannot be).
+    """
+    path = find("models", ref)
+    tables = _tables(path)
+    scales: Tables = tables.pop("scale", {})
+    if not isinstance(scales, dict) or not all(isinstance(table, dict) for table in scales.values()):
+        raise DeclarationError("scales are tables: [scale.nano], [scale.nano.model]", place=f"{path}: scale")
+    if scale:
+        if scale not in scales:
+            known = f"it has {', '.join(scales)}" if scales else "it declares none"
+            raise UsageError(f"{path.stem} has no scale {scale!r}: {known}", place="--scale")
+        tables = merged(tables, scales[scale])
+    for change in changes:
+        tables = merged(tables, _change(change))
+    return check({**tables, "name": path.stem, "scale": scale}, Recipe, path)
+
+
+def scales_of(ref: str) -> tuple[str, ...]:
+    """The names of the scales that a recipe declares."""
+    return tuple(_tables(find("models", ref)).get("scale", {}))
+
+
+def merged(below: Tables, above: Tables) -> Tables:
+    """Tables on tables, key by key; a list replaces a list, because half of a list of phases means nothing."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _tables(path: Path) -> Tables:
+    """A file's tables on those of the recipe that it extends, one level deep."""
+    tables = parse(path)
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    if not isinstance(parent, str):
+        raise DeclarationError("extends is the name of one recipe", place=f"{path}: extends")
+    below = parse(find("models", parent))
+    if "extends" in below:
+        raise DeclarationError(
+            f"{parent!r} itself extends {below['extends']!r}: one level only",
+            place=f"{path}: extends",
+        )
+    return merged(below, tables)
+
+
+def _change(text: str) -> Tables:
+    """`optimizer.lr=1e-3` as tables."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"{text!r} is not key=value", place="--set", hint="e.g. --set optimizer.lr=1e-3")
+    if parts[0] in ("extends", "scale", "name"):
+        raise UsageError(f"{parts[0]!r} cannot be set", place="--set")
+    tables: Any = parse_value(value.strip(), place=f"--set {key.strip()}")
+    for part in reversed(parts):
+        tables = {part: tables}
+    return dict(tables)

@@ -1,0 +1,147 @@
+"""When what happens: a run's steps as a pure function of recipe and corpus size, so that resuming needs no memory.
+
+A step takes rows of one length out of one pass over the corpus. A pass is an epoch, or the part of one that rows of
+that length lasted. Everything here is known before the first step is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from antlm_bench.errors import DataError
+from antlm_bench.training.recipe import OptimizerSpec, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step, number 0, 1, ... It takes rows first .. first + rows - 1 of pass number `sweep`.
+
+    causal: how many of them, from the front, are causal rows; the others are masked. shares: weight of the causal and
+    of the masked loss. start: tokens seen before this step. switch: the optimizer sees another mixture than before.
+    """
+
+    number: int
+    phase: int
+    sweep: int
+    first: int
+    rows: int
+    length: int
+    causal: int
+    shares: tuple[float, float]
+    lr: float
+    mask_rate: float
+    start: int
+    switch: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def rows_in(tokens: int, length: int, random_offset: bool) -> int:
+    """Rows of one pass; under a random offset the last, cut one is never reached, so that all passes are as long."""
+    return (tokens - (length - 1 if random_offset else 0)) // length
+
+
+def timeline(recipe: Recipe, tokens: int) -> list[Step]:
+    """Every step of a run over a corpus of so many tokens. DataError where the corpus does not fill one row."""
+    batch, floating = recipe.batch, recipe.corpus.offset == "random"
+    if rows_in(tokens, batch.longest, floating) < 1:
+        raise DataError(
+            f"the corpus has {tokens:,} tokens, less than one row of {batch.longest}",
+            hint="give a larger --corpus, or a smaller --scale",
+        )
+    total = total_steps(recipe, tokens)
+    ends = _phase_ends(recipe, total)
+    steps: list[Step] = []
+    length, sweep, first, left, phase, seen = 0, -1, 0, 0, 0, 0
+    for number in range(total):
+        share = number / total
+        new = phase + 1 if number >= ends[phase] else phase
+        wanted = _length(recipe, share)
+        if wanted != length or not left:
+            length, sweep, first, left = wanted, sweep + 1, 0, rows_in(tokens, wanted, floating)
+        rows = min(left, max(1, round(_between(batch.tokens, batch.final_tokens, share)) // length))
+        causal = _split(rows, recipe.phase[new].causal_share)
+        steps.append(
+            Step(
+                number=number,
+                phase=new,
+                sweep=sweep,
+                first=first,
+                rows=rows,
+                length=length,
+                causal=causal,
+                shares=_shares(rows, causal, recipe.phase[new].causal_share),
+                lr=_rate(recipe.optimizer, number, total, ends, new),
+                mask_rate=_between(recipe.objective.rate, recipe.objective.final_rate, share),
+                start=seen,
+                switch=number > 0 and recipe.phase[new].causal_share != recipe.phase[phase].causal_share,
+            )
+        )
+        phase, first, left, seen = new, first + rows, left - rows, seen + rows * length
+    return steps
+
+
+def total_steps(recipe: Recipe, tokens: int) -> int:
+    """Optimizer steps of the run. Epochs of one length and batch are counted exactly, growing ones by their tokens."""
+    if recipe.phase[0].steps is not None:
+        return sum(phase.steps or 0 for phase in recipe.phase)
+    epochs = sum(phase.epochs or 0 for phase in recipe.phase)
+    batch = recipe.batch
+    if not batch.longer and batch.final_tokens is None:
+        rows = rows_in(tokens, batch.length, recipe.corpus.offset == "random")
+        return epochs * math.ceil(rows / (batch.tokens // batch.length))
+    return max(1, round(epochs * tokens / ((batch.tokens + (batch.final_tokens or batch.tokens)) / 2)))
+
+
+def _phase_ends(recipe: Recipe, total: int) -> list[int]:
+    """The step before which each phase ends; by construction the last one's is `total`."""
+    lasts = [phase.epochs or phase.steps or 0 for phase in recipe.phase]
+    return [round(total * sum(lasts[: i + 1]) / sum(lasts)) for i in range(len(lasts))]
+
+
+def _length(recipe: Recipe, share: float) -> int:
+    reached = [int(length) for begins, length in recipe.batch.longer if share >= begins]
+    return reached[-1] if reached else recipe.batch.length
+
+
+def _between(start: float, end: float | None, share: float) -> float:
+    return start if end is None else start + (end - start) * share
+
+
+def _split(rows: int, causal_share: float) -> int:
+    """Causal rows of a batch; an objective with a share gets a row as soon as there are two."""
+    if causal_share in (0.0, 1.0) or rows < 2:
+        return rows if causal_share >= 0.5 else 0
+    return min(rows - 1, max(1, round(rows * causal_share)))
+
+
+def _shares(rows: int, causal: int, causal_share: float) -> tuple[float, float]:
+    """Weights of the two losses: the phase's, unless a batch is too small to hold both."""
+    return (causal_share, 1 - causal_share) if 0 < causal < rows else (float(causal > 0), float(causal == 0))
+
+
+def _rate(spec: OptimizerSpec, number: int, total: int, ends: Sequence[int], phase: int) -> float:
+    """The learning rate of a step: over the run, or over its phase."""
+    if spec.restart == "phase":
+        begins = ends[phase - 1] if phase else 0
+        return learning_rate(spec, number - begins, ends[phase] - begins)
+    return learning_rate(spec, number, total)
+
+
+def learning_rate(spec: OptimizerSpec, step: int, total: int) -> float:
+    """Warm-up, `schedule` from lr to final x lr over what follows, and a linear cool-down to zero over the last steps.
+
+    The first step already moves (warm-up counts from 1), the last one still does.
+    """
+    warm = spec.warmup_steps if spec.warmup_steps is not None else round((spec.warmup or 0.0) * total)
+    cool = round(spec.cooldown * total)
+    if step < warm:
+        return spec.lr * (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, total - warm - cool))
+    shape = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done, "constant": 1.0}[spec.schedule]
+    rate = spec.lr * (spec.final + (1 - spec.final) * shape)
+    return rate if step < total - cool else rate * (total - step) / (cool + 1)
