@@ -258,7 +258,8 @@ def _derive(spec: SuiteSpec, wanted: _Wanted, source: SourceSpec, root: Path) ->
     listed = _search(words, [*roots(), root]) or _download(spec, words, root)
     text = decode_utf8(listed.raw, listed.place, DataError)
     vocabulary = (line.strip() for line in text.split("\n"))
-    made = derivation.derive(_hub_rows(source), spec.data.derive, vocabulary, source.place)
+    rows = hub_rows(str(source.hub), source.split, source.revision, source.place)
+    made = derivation.derive(rows, spec.data.derive, vocabulary, source.place)
     if made.keys() != spec.data.files.keys():
         odd = ", ".join(sorted(made.keys() ^ spec.data.files.keys()))
         raise DataError(f"the hub's rows do not give the files that are declared: {odd}", place=source.place)
@@ -266,17 +267,17 @@ def _derive(spec: SuiteSpec, wanted: _Wanted, source: SourceSpec, root: Path) ->
     return kept[wanted.file]
 
 
-def _hub_rows(source: SourceSpec) -> Iterable[Mapping[str, Any]]:
+def hub_rows(ref: str, split: str | None, revision: str | None = None, place: str = "") -> Iterable[Mapping[str, Any]]:
+    """The rows of a hub dataset's split. DataError, naming `place`, where it cannot be had."""
     import datasets
 
+    place = place or f"https://huggingface.co/datasets/{ref}"
     try:
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(
-            source.hub, split=source.split, revision=source.revision
-        )
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(ref, split=split, revision=revision)
     except Exception as error:  # the hub's clients raise dozens of types; whatever it is, this file is not to be had
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        hint = f"if it is gated: accept the terms at {source.place}, and set HF_TOKEN"
-        raise DataError(f"the hub does not give it ({reason})", place=source.place, hint=hint) from None
+        hint = f"if it is gated: accept the terms at {place}, and set HF_TOKEN"
+        raise DataError(f"the hub does not give it ({reason})", place=place, hint=hint) from None
     return rows
 
 

@@ -361,7 +361,7 @@ EWOK = {"Domain": "d", "Context1": "A cat sat. It slept!", "Context2": "c2", "Ta
 @pytest.mark.usefixtures("net")
 def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = EWOK | {"Context1": "A zyx sat."}
-    monkeypatch.setattr(sources, "_hub_rows", lambda _: [EWOK, unknown])
+    monkeypatch.setattr(sources, "hub_rows", lambda *_: [EWOK, unknown])
     files.store(sources.cache() / "words.txt", b"a\ncat\nsat\nit\nslept\n's\nhere\n.\n!\n")
     found = sources.locate(ewok(), "d.jsonl")
     rows = [json.loads(line) for line in found.raw.splitlines()]
@@ -397,6 +397,6 @@ def test_a_gated_hub_set_says_how_to_get_in(monkeypatch: pytest.MonkeyPatch) -> 
 def test_hub_rows_that_do_not_fit_the_declaration_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     files.store(sources.cache() / "words.txt", b"x\n")
     for rows, says in (([], "do not give the files"), ([{"Domain": "d"}], "'Context1' is None")):
-        monkeypatch.setattr(sources, "_hub_rows", lambda _, rows=rows: rows)
+        monkeypatch.setattr(sources, "hub_rows", lambda *_, rows=rows: rows)
         with pytest.raises(DataError, match=says):
             sources.locate(ewok(), "d.jsonl")

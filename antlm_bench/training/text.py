@@ -1,0 +1,191 @@
+"""Where training text comes from: files, a hub dataset or a grammar, as lines that know where a document begins.
+
+Text is read again for every use (counting, the tokenizer, the tokens) and never held whole: a corpus may be larger
+than memory. Empty lines say nothing and are left out; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.declarations import catalog, decode_utf8, find, user_path
+from antlm_bench.errors import DataError
+from antlm_bench.suites import grammar
+from antlm_bench.suites.sources import hub_rows
+from antlm_bench.suites.spec import SuiteSpec, read
+
+Line = tuple[bool, str]  # whether a document begins here, and the text without its line end
+ENDINGS = (".txt", ".train", ".jsonl")  # each also with .gz
+SENTENCES, GRAMMAR_SEED = 40_000, 1  # of a grammar's training text
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file (or what stands for one): its lines, anew at every call."""
+
+    name: str
+    lines: Callable[[], Iterator[Line]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A training text: its parts, and a digest of everything in them."""
+
+    name: str
+    parts: tuple[Part, ...]
+    digest: str
+
+
+def source(ref: str) -> Source:
+    """The text behind a folder, a file, the name of a suite with a grammar (`nano`), or a hub dataset's id.
+
+    Raises DataError where there is no text, or where it is not UTF-8 or not JSON: naming file and line.
+    """
+    path = user_path(ref)
+    if path.exists():
+        return _files(path)
+    if ref in catalog("tasks"):
+        return _grammar(ref)
+    if ref.count("/") == 1 and not ref.startswith((".", "/", "~")):
+        return _hub(ref)
+    raise DataError(
+        "no such file or folder", place=ref, hint="--corpus takes a folder of text, `nano`, or owner/name of the hub"
+    )
+
+
+def _files(path: Path) -> Source:
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    texts = [file for file in found if _ending(file)]
+    if not texts:
+        raise DataError(
+            "no text here", place=str(path), hint=f"files ending in {', '.join(ENDINGS)}, each also with .gz"
+        )
+    digest = hashlib.sha256()
+    for file in texts:
+        digest.update(hashlib.sha256(_bytes(file)).digest())
+    root = path if path.is_dir() else path.parent
+    parts = [Part(str(file.relative_to(root)), partial(_lines, file)) for file in texts]
+    return Source(path.resolve().name, tuple(parts), digest.hexdigest())
+
+
+def _ending(file: Path) -> str:
+    """The kind of text in a file, "" for none."""
+    name = file.name.removesuffix(".gz")
+    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", place=str(file)) from None
+
+
+def _lines(file: Path) -> Iterator[Line]:
+    """The lines of one file. A record of a .jsonl begins a document; a text file is one."""
+    raw = _bytes(file)
+    if file.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"damaged gzip file: {error}", place=str(file)) from None
+    text = decode_utf8(raw, str(file), DataError)
+    numbered = enumerate(text.split("\n"), 1)
+    if _ending(file) == ".jsonl":
+        for number, line in numbered:
+            if line.strip():
+                yield from _document(_record(line, f"{file}:{number}"))
+    else:
+        yield from _document(line.removesuffix("\r") for _, line in numbered)
+
+
+def _document(lines: Iterator[str]) -> Iterator[Line]:
+    opens = True
+    for line in lines:
+        if line.strip():
+            yield opens, line
+            opens = False
+
+
+def _record(line: str, place: str) -> Iterator[str]:
+    try:
+        record: Any = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", place=place) from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise DataError("a record needs its text as a string under the key 'text'", place=place)
+    return iter(text.split("\n"))
+
+
+def _grammar(ref: str) -> Source:
+    spec = read(find("tasks", ref))
+    if not isinstance(spec, SuiteSpec) or spec.grammar is None:
+        raise DataError(f"{ref!r} has no grammar to make text from", place="--corpus", hint="give a folder of text")
+    rules = spec.grammar
+    digest = hashlib.sha256(rules.model_dump_json().encode()).hexdigest()
+
+    def lines() -> Iterator[Line]:
+        return _document(grammar.corpus(rules, SENTENCES, GRAMMAR_SEED))
+
+    return Source(ref, (Part(ref, lines),), digest)
+
+
+def _hub(ref: str) -> Source:
+    """A hub dataset's split `train`: every row's `text` is a document."""
+    rows = hub_rows(ref, "train")
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_text(row, ref).encode() + b"\n")
+
+    def lines() -> Iterator[Line]:
+        for row in rows:
+            yield from _document(iter(_text(row, ref).split("\n")))
+
+    return Source(ref, (Part(ref, lines),), digest.hexdigest())
+
+
+def _text(row: Any, ref: str) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise DataError(f"its rows hold {', '.join(row)}, but no text under the key 'text'", place=ref)
+    return text
+
+
+def limited(whole: Source, words: int | None) -> Source:
+    """The first lines of every part, so many that the parts keep their shares and all hold about `words` words."""
+    if words is None:
+        return whole
+    counts = [sum(count_words(text) for _, text in part.lines()) for part in whole.parts]
+    if sum(counts) <= words:
+        return whole
+    shares = [round(words * count / sum(counts)) for count in counts]
+    kept = [Part(part.name, partial(_until, part, share)) for part, share in zip(whole.parts, shares, strict=True)]
+    return Source(whole.name, tuple(kept), hashlib.sha256(f"{whole.digest} {words}".encode()).hexdigest())
+
+
+def _until(part: Part, words: int) -> Iterator[Line]:
+    for opens, text in part.lines():
+        if words <= 0:
+            return
+        words -= count_words(text)
+        yield opens, text
+
+
+def count_words(text: str) -> int:
+    """Words as BabyLM counts them: what stands between white space."""
+    return len(text.split())
+
+
+def blocks(lines: Iterator[Line], size: int = 8192) -> Iterator[list[Line]]:
+    while block := list(islice(lines, size)):
+        yield block
