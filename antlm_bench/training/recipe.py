@@ -21,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 ENCODERS = ("ltg-bert", "gpt-bert")
+READS = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}  # method -> the objective that it asks
 
 
 class ModelSpec(Declaration):
@@ -226,6 +227,11 @@ class Recipe(Declaration):
         for name in self.methods:
             if not all(trained[attention] for attention in METHODS[name].attends):
                 raise ValueError(f"methods: {name!r} needs an attention that no phase trains")
+            if name in READS and READS[name] != self.objective.masked:
+                other = ", ".join(one for one, where in READS.items() if where == self.objective.masked)
+                raise ValueError(
+                    f"methods: {name!r} does not read where {self.objective.masked!r} predicts: {other} do"
+                )
         return self
 
     @property

@@ -7,11 +7,17 @@ that length lasted. Everything here is known before the first step is computed.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import OptimizerSpec, Recipe
+from antlm_bench.types import Floats
+
+PIECES = 1000  # equal parts of a run; in each, a step is taken to be the same part of an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +60,16 @@ def timeline(recipe: Recipe, tokens: int) -> list[Step]:
             hint="give a larger --corpus, or a smaller --scale",
         )
     total = total_steps(recipe, tokens)
-    ends = _phase_ends(recipe, total)
+    ends = _phase_ends(recipe, tokens, total)
     steps: list[Step] = []
     length, sweep, first, left, phase, seen = 0, -1, 0, 0, 0, 0
     for number in range(total):
         share = number / total
-        new = phase + 1 if number >= ends[phase] else phase
+        new = bisect(ends, number)
         wanted = _length(recipe, share)
         if wanted != length or not left:
             length, sweep, first, left = wanted, sweep + 1, 0, rows_in(tokens, wanted, floating)
-        rows = min(left, max(1, round(_between(batch.tokens, batch.final_tokens, share)) // length))
+        rows = min(left, _rows(recipe, share))
         causal = _split(rows, recipe.phase[new].causal_share)
         steps.append(
             Step(
@@ -86,21 +92,39 @@ def timeline(recipe: Recipe, tokens: int) -> list[Step]:
 
 
 def total_steps(recipe: Recipe, tokens: int) -> int:
-    """Optimizer steps of the run. Epochs of one length and batch are counted exactly, growing ones by their tokens."""
+    """Optimizer steps of the run. Epochs of one length and batch are counted exactly, those that grow nearly so."""
     if recipe.phase[0].steps is not None:
         return sum(phase.steps or 0 for phase in recipe.phase)
-    epochs = sum(phase.epochs or 0 for phase in recipe.phase)
-    batch = recipe.batch
-    if not batch.longer and batch.final_tokens is None:
-        rows = rows_in(tokens, batch.length, recipe.corpus.offset == "random")
-        return epochs * math.ceil(rows / (batch.tokens // batch.length))
-    return max(1, round(epochs * tokens / ((batch.tokens + (batch.final_tokens or batch.tokens)) / 2)))
+    return max(1, round(sum(phase.epochs or 0 for phase in recipe.phase) / float(_progress(recipe, tokens)[-1])))
 
 
-def _phase_ends(recipe: Recipe, total: int) -> list[int]:
+def _progress(recipe: Recipe, tokens: int) -> Floats:
+    """What part of an epoch an average step does, added up over PIECES of the run: (PIECES + 1,), rising from 0.
+
+    The last step of a pass takes what is left, so that a step is one part in a whole number, however large a batch is.
+    """
+    paces = []
+    for piece in range(PIECES):
+        share = (piece + 0.5) / PIECES
+        rows = rows_in(tokens, _length(recipe, share), recipe.corpus.offset == "random")
+        paces.append(1 / max(1, math.ceil(rows / _rows(recipe, share))))
+    return np.concatenate([[0.0], np.cumsum(paces)]) / PIECES
+
+
+def _phase_ends(recipe: Recipe, tokens: int, total: int) -> list[int]:
     """The step before which each phase ends; by construction the last one's is `total`."""
-    lasts = [phase.epochs or phase.steps or 0 for phase in recipe.phase]
-    return [round(total * sum(lasts[: i + 1]) / sum(lasts)) for i in range(len(lasts))]
+    lasts = np.cumsum([phase.epochs or phase.steps or 0 for phase in recipe.phase])
+    if recipe.phase[0].steps is not None:
+        return [int(last) for last in lasts]
+    progress = _progress(recipe, tokens)
+    shares = np.interp(lasts / lasts[-1] * progress[-1], progress, np.linspace(0, 1, PIECES + 1))
+    return [round(total * float(share)) for share in shares]
+
+
+def _rows(recipe: Recipe, share: float) -> int:
+    """Rows of a whole step."""
+    tokens = _between(recipe.batch.tokens, recipe.batch.final_tokens, share)
+    return max(1, round(tokens) // _length(recipe, share))
 
 
 def _length(recipe: Recipe, share: float) -> int:
