@@ -227,11 +227,9 @@ class Recipe(Declaration):
         for name in self.methods:
             if not all(trained[attention] for attention in METHODS[name].attends):
                 raise ValueError(f"methods: {name!r} needs an attention that no phase trains")
-            if name in READS and READS[name] != self.objective.masked:
-                other = ", ".join(one for one, where in READS.items() if where == self.objective.masked)
-                raise ValueError(
-                    f"methods: {name!r} does not read where {self.objective.masked!r} predicts: {other} do"
-                )
+            asked = READS.get(name, self.objective.masked)
+            if asked != self.objective.masked:
+                raise ValueError(f"methods: {name!r} asks what objective.masked = {asked!r} trains")
         return self
 
     @property
