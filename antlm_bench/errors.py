@@ -7,6 +7,7 @@
     ├── CheckpointError        3     a model cannot be opened, or says NaN
     ├── DataError              3     data absent, damaged, unreadable, incomplete
     ├── RunError               3     a run folder cannot be read or written
+    ├── TrainingError          3     a loss that is NaN or explodes
     ├── IncompleteError        5     some cells failed or are missing
     ├── NotComparable          6     runs of different suites, items or policies
     └── Interrupted            75    stopped by a signal, resumable
@@ -55,6 +56,10 @@ class DataError(BenchError):
 
 
 class RunError(BenchError):
+    exit_code = 3
+
+
+class TrainingError(BenchError):
     exit_code = 3
 
 

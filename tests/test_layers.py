@@ -37,6 +37,8 @@ LAYERS: dict[str, int] = {
     "scoring.attention": 4,
     "scoring.external": 4,
     "training.corpus": 4,
+    "training.build": 4,
+    "training.saving": 4,
     "training.objectives": 4,
     "training.optim": 4,
     "training.distil": 4,
@@ -67,7 +69,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "transformers": ("checkpoints", "architectures", "training.corpus", "training.build"),
     "tokenizers": ("checkpoints", "training.corpus"),
-    "safetensors": ("checkpoints",),
+    "safetensors": ("checkpoints", "training.saving"),
+    "accelerate": ("training.pretrain", "commands.train"),
     "huggingface_hub": ("suites.sources", "checkpoints"),
     "datasets": ("suites.sources",),
     "nltk": ("suites",),
@@ -85,7 +88,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 # Slow to import: a verb pays for them only when it uses them, so here they stand inside functions.
 LAZY_IN: dict[str, tuple[str, ...]] = {
-    "commands": ("torch", "transformers", "pyarrow"),
+    "commands": ("torch", "transformers", "accelerate", "pyarrow"),
     "cli": ("rich", "pydantic"),
     "spellings": ("rich",),
 }

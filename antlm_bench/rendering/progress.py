@@ -52,6 +52,12 @@ class Progress:
     def skip(self, n: int) -> None:
         self._count(n)
 
+    def describe(self, label: str) -> None:
+        """Say something else before the numbers from now on."""
+        self.label = printable(label)
+        if self.bar:
+            self.bar.update(self.task, description=self.label)
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         (self.bar.console if self.bar else self.out).print(Text(printable(text)))

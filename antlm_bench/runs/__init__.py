@@ -6,6 +6,6 @@ DIR/partial/<suite>.<method>.<key>/        chunks of a suite that is being score
 """
 
 from antlm_bench.runs.document import SCHEMA
-from antlm_bench.runs.folder import Writer, columns, predictions, read
+from antlm_bench.runs.folder import Writer, columns, lock, make, predictions, read, write_whole
 
-__all__ = ["SCHEMA", "Writer", "columns", "predictions", "read"]
+__all__ = ["SCHEMA", "Writer", "columns", "lock", "make", "predictions", "read", "write_whole"]

@@ -39,8 +39,8 @@ class Writer:
 
     def __enter__(self) -> Writer:
         with ExitStack() as stack:
-            _make(self.path)
-            stack.enter_context(_lock(self.path))
+            make(self.path)
+            stack.enter_context(lock(self.path))
             for leftover in self.path.rglob(".*.tmp"):  # a killed process was writing these
                 leftover.unlink(missing_ok=True)
             if (self.path / "run.json").exists():
@@ -83,7 +83,7 @@ class Writer:
         """Store a chunk, instead of any stored before; once this returns it survives a kill or a power cut."""
         data = parquet.encode(predictions, {**_about(suite, method, key), "chunk": str(index)})
         folder = self._partial(suite, method, key)
-        _make(folder)
+        make(folder)
         for old in folder.glob(f"{index:05}.*.parquet"):
             with suppress(OSError):  # a folder that cannot be written is reported by the writing
                 old.unlink()
@@ -108,7 +108,7 @@ class Writer:
         cells = [*self.cells]
         cells[same[0] if same else len(cells) : same[0] + 1 if same else len(cells)] = [cell]
         document = to_json(self.manifest, cells, [_file(c.suite, c.method) for c in cells])
-        _make((self.path / _file(suite, method)).parent)
+        make((self.path / _file(suite, method)).parent)
         write_whole(self.path / _file(suite, method), data)
         write_whole(self.path / "run.json", document)
         self.cells = cells
@@ -194,7 +194,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Hold the folder for one process; the kernel lets go when that process ends, however it ends."""
     import fcntl  # POSIX only, and only writers need it
 
@@ -246,7 +246,7 @@ def _refusal(path: Path, error: OSError, doing: str) -> RunError:
     return RunError(f"cannot be {doing}: {reason}", place=str(path), hint=hint)
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,298 @@
+"""train: a recipe and text in, checkpoints out; the same command again continues where it stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from antlm_bench import __version__, runs
+from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
+from antlm_bench.rendering.progress import Progress, duration
+from antlm_bench.training.recipe import Recipe, read_recipe, scales_of
+from antlm_bench.training.text import Source, source
+
+if TYPE_CHECKING:
+    from antlm_bench.training.corpus import Corpus
+    from antlm_bench.training.pretrain import Conditions, Training
+
+RECORD, LOG = "train.json", "train.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What `train` can be told beside recipe, corpus and folder. See the command line's help.
+
+    teachers: checkpoints for a distilled recipe, in its order; none = they are trained first. resume: there must be
+    something to continue.
+    """
+
+    scale: str = ""
+    changes: Sequence[str] = ()
+    teachers: Sequence[str] = ()
+    resume: bool = False
+    device: str = "auto"
+    precision: str = "float32"
+    micro_tokens: int | None = None
+    compiled: bool = False
+    save_every: float = 10.0
+    stop_after: int | None = None
+    trackers: Sequence[str] = field(default_factory=tuple)
+
+
+def train(recipe: str, corpus: str, out: str | Path, options: TrainOptions | None = None) -> Path | None:
+    """Train a recipe on a corpus; the folder of the final checkpoint, None if stopped before by `stop_after`.
+
+    out: receives recipe and corpus digest (train.json), the log (train.jsonl), corpus/, state/, chck_1M ... and main.
+    A finished run is left alone, an unfinished one of the same recipe and text continues.
+
+    Raises DeclarationError, DataError, UsageError (another run is in `out`), TrainingError, RunError.
+    """
+    options = options or TrainOptions()
+    resolved = read_recipe(recipe, options.scale, options.changes)
+    text = source(corpus)
+    folder = Path(out)
+    for teacher in _teachers(resolved, options):  # before anything is written: a misfit must not cost an hour
+        _fits(teacher, resolved)
+    return _train(resolved, text, folder, options)
+
+
+def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) -> Path | None:
+    from accelerate import PartialState
+
+    from antlm_bench.training import corpus as corpora
+    from antlm_bench.training.pretrain import Conditions, Training, pretrain
+
+    processes = PartialState(cpu=options.device == "cpu")
+    main = processes.is_main_process
+    with ExitStack() as stack:
+        if main:
+            runs.make(folder)
+            stack.enter_context(runs.lock(folder))
+            _claim(folder, _record(recipe, text), options.resume)
+        if (folder / "main" / "config.json").exists():
+            return folder / "main"
+        taught = [_teacher(path, teacher, text, folder, options) for path, teacher in _named(recipe, options)]
+        if None in taught:
+            return None
+        with processes.main_process_first():
+            rows = corpora.prepare(text, recipe.corpus, recipe.tokenizer, recipe.model.positions, folder / "corpus")
+        conditions = Conditions(
+            device="cpu" if options.device == "cpu" else "auto",
+            precision="bfloat16" if options.precision == "bfloat16" else "float32",
+            micro_tokens=options.micro_tokens,
+            compiled=options.compiled,
+            save_every=options.save_every,
+            stop_after=options.stop_after,
+            trackers=tuple(options.trackers),
+            tracked_in=str(folder),
+        )
+        training = Training(recipe, rows, conditions, [_opened(Path(str(path)), rows) for path in taught])
+        asked = stack.enter_context(_asked_to_stop())
+        watcher = stack.enter_context(Watching(folder, recipe, asked, conditions, training))
+        made = pretrain(training, folder, watcher, conditions)
+    if made is None and asked:  # everything is saved: now the signal may do what it is for
+        signal.raise_signal(asked[0])
+    return made
+
+
+def _record(recipe: Recipe, text: Source) -> dict[str, Any]:
+    return {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest, "version": __version__}
+
+
+def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
+    """Enter the run in its folder, or see that it is the one that is there."""
+    path = folder / RECORD
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot be read: {error}", place=str(path), hint="choose another --out") from error
+        if other := _difference(there, {key: value for key, value in record.items() if key != "version"}):
+            hint = "choose another --out, or give the same recipe and corpus to continue"
+            raise UsageError(f"another run is here: {other}", place=str(folder), hint=hint)
+        return
+    if resume:
+        raise UsageError("there is nothing to resume", place=str(folder), hint="leave --resume out to begin")
+    if any(file.name != ".lock" for file in folder.iterdir()):
+        raise UsageError("this folder holds something else", place=str(folder), hint="choose another --out")
+    runs.write_whole(path, json.dumps(record, indent=1).encode())
+
+
+def _difference(there: Any, here: Any, place: str = "") -> str:
+    """The first key by which two records differ, with both values; "" where they agree."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = (key for key in here if _difference(there.get(key), here[key]))
+        key = next(keys, None)
+        return "" if key is None else _difference(there.get(key), here[key], f"{place}.{key}".lstrip("."))
+    return "" if there == here else f"{place} is {there!r} there and {here!r} here"
+
+
+# ---- teachers ----------------------------------------------------------------------------------------------------
+
+
+def _teachers(recipe: Recipe, options: TrainOptions) -> list[Recipe]:
+    """The recipes of the teachers that have to be trained."""
+    return [teacher for _, teacher in _named(recipe, options) if teacher]
+
+
+def _named(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | None]]:
+    """(folder given, None) or ("", recipe to train) per teacher. Raises UsageError for too many or too few."""
+    names = recipe.distil.teachers if recipe.distil else ()
+    if options.teachers and len(options.teachers) != len(names):
+        raise UsageError(
+            f"{len(options.teachers)} given, but {recipe.name} has {len(names)}: {', '.join(names) or 'none'}",
+            place="--teacher",
+            hint="give all of them in this order, or none to have them trained first",
+        )
+    if options.teachers:
+        return [(path, None) for path in options.teachers]
+    seed = [f"seed={recipe.seed}"]
+    return [("", read_recipe(name, recipe.scale if recipe.scale in scales_of(name) else "", seed)) for name in names]
+
+
+def _fits(teacher: Recipe, student: Recipe) -> None:
+    pairs = {"tokenizer": (teacher.tokenizer, student.tokenizer), "scale": (teacher.scale, student.scale)}
+    pairs |= {f"corpus.{key}": (getattr(teacher.corpus, key), getattr(student.corpus, key)) for key in ("eos", "words")}
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise DeclarationError(
+                f"{teacher.name} cannot teach {student.name}: {theirs!r} there, {ours!r} here",
+                place=f"{student.name}: {key}",
+                hint="teacher and student read the same tokens",
+            )
+
+
+def _teacher(path: str, recipe: Recipe | None, text: Source, folder: Path, options: TrainOptions) -> Path | str | None:
+    """A teacher's checkpoint: the one given, or one trained under the student's folder."""
+    if recipe is None:
+        return path
+    plain = TrainOptions(device=options.device, precision=options.precision, compiled=options.compiled)
+    return _train(recipe, text, folder / "teachers" / recipe.name, plain)
+
+
+def _opened(folder: Path, corpus: Corpus) -> Any:
+    """A teacher's model. Raises CheckpointError where it cannot be read, or reads other tokens than the student."""
+    from antlm_bench.checkpoints import OpenOptions, loading
+    from antlm_bench.checkpoints.folders import locate
+
+    options = OpenOptions()
+    place = locate(str(folder), options)
+    with loading.quiet():
+        config = loading.configuration_of(place, options)
+        tokens = loading.tokenizer_of(place, options)
+        same = tokens.is_fast and tokens.backend_tokenizer.to_str() == corpus.tokenizer.backend_tokenizer.to_str()
+        if not same:
+            raise CheckpointError(
+                "this teacher has another tokenizer than the student",
+                place=str(folder),
+                hint="train it on the same --corpus with the same [tokenizer], or leave --teacher out",
+            )
+        return loading.weights_of(place, loading.kind_of(config, place), config, options)
+
+
+# ---- what is seen of it ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Signals that arrived: a step is not broken off, the loop looks here after each."""
+    asked: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        asked.append(signum)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {signum: signal.signal(signum, note) for signum in signals}
+    try:
+        yield asked
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Watching:
+    """Writes the log, moves the bar, scores milestones, tells the trackers. A context manager."""
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, asked: list[int], conditions: Conditions, training: Training
+    ) -> None:
+        self.folder, self.recipe, self.asked, self.training = folder, recipe, asked, training
+        self.trackers = conditions.trackers
+        self.log = folder / LOG
+        self.label = f"{recipe.name} {recipe.scale}".strip()
+        self.bar: Progress | None = None
+        self.losses: dict[str, float] = {}
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *why: Any) -> None:
+        if self.bar:
+            self.bar.__exit__(*why)
+        if self.trackers:
+            self.training.accelerator.end_training()
+
+    def begins(self, tokens: int, done: int, seen: int) -> None:
+        """The log of steps that a kill has undone is taken back, so that no step stands in it twice."""
+        kept = []
+        if self.log.exists():
+            lines = self.log.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
+        runs.write_whole(self.log, "".join(line + "\n" for line in kept).encode())
+        self.bar = Progress(tokens, self.label, "tokens")
+        self.bar.__enter__()
+        self.bar.skip(seen)
+        if done:
+            self.bar.say(f"{self.label}: continues after step {done:,}")
+        if self.trackers:
+            self.training.accelerator.init_trackers(self.recipe.name, config={"recipe": self.recipe.model_dump_json()})
+
+    def stepped(self, record: dict[str, Any]) -> None:
+        assert self.bar
+        objectives = "+".join(record["loss"])
+        if record.pop("switch"):
+            record["switch"] = objectives
+            self.bar.say(f"{self.label}: step {record['step']:,} switches from {'+'.join(self.losses)} to {objectives}")
+            self.losses = {}
+        self._write(record)
+        for name, loss in record["loss"].items():  # what is shown is smoothed, what is logged is not
+            self.losses[name] = 0.95 * self.losses.get(name, loss) + 0.05 * loss
+        shown = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())
+        self.bar.describe(f"{self.label} {shown}, {record['words'] / 1e6:.2f}M words")
+        self.bar.advance(record["tokens"] - self.bar.done)
+        if self.trackers:
+            flat = {f"loss/{name}": loss for name, loss in record["loss"].items()}
+            self.training.accelerator.log(flat | {"lr": record["lr"], "norm": record["norm"]}, step=record["step"])
+
+    def saved(self, checkpoint: Path, step: int) -> None:
+        spec = self.recipe.evaluate
+        if spec is None:
+            return
+        from antlm_bench.commands.score import score
+
+        started = time.monotonic()
+        place = self.folder / "scores" / checkpoint.name
+        [run] = score(str(checkpoint), list(spec.suites), methods=self.recipe.methods, out=place, limit=spec.limit)
+        found: list[dict[str, Any]] = [{"suite": c.suite, "method": c.method, "score": c.summary.headline.value}
+                                       for c in run]  # fmt: skip
+        self._write({"step": step, "checkpoint": checkpoint.name, "scores": found})
+        if self.bar:
+            said = ", ".join(f"{one['suite']} {one['method']} {100 * one['score']:.1f}" for one in found)
+            self.bar.say(f"{self.label}: {checkpoint.name}: {said} ({duration(time.monotonic() - started)})")
+
+    def asked_to_stop(self) -> bool:
+        return bool(self.asked)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", place=str(self.log)) from error

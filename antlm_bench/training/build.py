@@ -1,0 +1,132 @@
+"""A model from its declaration, and the two halves of its forward: hidden states, and what its LM head reads.
+
+The halves are apart because a masked objective has a target at one position in seven, and the head is the widest
+matrix of a small model: it runs where a target stands, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
+from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
+from antlm_bench.training import dropout
+from antlm_bench.training.corpus import BOS, EOS, PAD
+from antlm_bench.training.objectives import Batch
+from antlm_bench.training.recipe import ModelSpec
+
+
+def build(spec: ModelSpec, vocabulary: int, masked: bool) -> Any:
+    """A freshly initialised model from torch's global seed. masked: an encoder is saved as a masked LM, else as a
+    causal one; the weights have the same names in both.
+    """
+    shape = {"vocab_size": vocabulary, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    shape |= {"tie_word_embeddings": spec.tied}
+    return {"llama": _llama, "gpt2": _gpt2, "ltg-bert": _ltg_bert, "gpt-bert": _gpt_bert}[spec.architecture](
+        spec, shape, masked
+    )
+
+
+def _llama(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+    del masked
+    config = transformers.LlamaConfig(
+        **shape,
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads or spec.heads,
+        intermediate_size=spec.ffn,
+        max_position_embeddings=spec.positions,
+        rms_norm_eps=spec.norm_eps,
+        attention_dropout=spec.attention_dropout,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def _gpt2(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+    del masked
+    config = transformers.GPT2Config(
+        **shape,
+        n_embd=spec.hidden,
+        n_layer=spec.layers,
+        n_head=spec.heads,
+        n_inner=spec.ffn,
+        n_positions=spec.positions,
+        layer_norm_epsilon=spec.norm_eps,
+        resid_pdrop=spec.dropout,
+        embd_pdrop=spec.dropout,
+        attn_pdrop=spec.attention_dropout,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _encoder(spec: ModelSpec, shape: dict[str, Any]) -> dict[str, Any]:
+    return shape | {
+        "hidden_size": spec.hidden,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.ffn,
+        "position_bucket_size": spec.buckets,
+        "max_position_embeddings": spec.positions,
+        "hidden_dropout_prob": spec.dropout,
+        "attention_probs_dropout_prob": spec.attention_dropout,
+        "layer_norm_eps": spec.norm_eps,
+    }
+
+
+def _ltg_bert(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+    config = LtgBertConfig(**_encoder(spec, shape), layer_mix=spec.layer_mix)
+    return (LtgBertForMaskedLM if masked else LtgBertForCausalLM)(config)
+
+
+def _gpt_bert(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+    config = GptBertConfig(
+        **_encoder(spec, shape), attention_gate=spec.attention_gate, layer_weights=spec.layer_weights
+    )
+    return (GptBertForMaskedLM if masked else GptBertForCausalLM)(config)
+
+
+def targets_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the output embedding sees where a target stands: hidden (n, d), and the targets (n,)."""
+    device = model.get_input_embeddings().weight.device
+    targets = torch.from_numpy(batch.targets).flatten()
+    wanted = (targets >= 0).nonzero()[:, 0]
+    hidden = states(model, batch).flatten(0, 1).index_select(0, wanted.to(device))
+    if hasattr(model, "head"):
+        with dropout.gathered((batch.targets >= 0).sum(1).tolist()) if model.training else nullcontext():
+            hidden = model.head.transform(hidden)
+    return hidden, targets[wanted].to(device)
+
+
+def states(model: Any, batch: Batch) -> Tensor:
+    """Hidden states (b, t, d) of a batch, each row attending as the batch says, whatever the model's own direction."""
+    device = model.get_input_embeddings().weight.device
+    inputs = {"input_ids": torch.from_numpy(batch.inputs).to(device)}
+    mask = batch.attention()
+    if mask is None and batch.causal != natively_causal(model):
+        length = batch.inputs.shape[1]
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+        mask = mask.tril() if batch.causal else mask
+    if mask is not None:
+        inputs["attention_mask"] = mask.to(device)
+    if model.config.model_type == "gpt2":  # positions are learned, so that each document must count from 0
+        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
+    inputs |= {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    hidden: Tensor = model.base_model(**inputs)[0]
+    return hidden
+
+
+def natively_causal(model: Any) -> bool:
+    """Which way rows attend when nothing is said: our encoders carry it, the library's decoders are causal."""
+    return bool(getattr(model.base_model, "causal", True))
+
+
+def output_head(model: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight (V, d) and bias (V,) of the output embedding."""
+    layer = model.get_output_embeddings()
+    return layer.weight, layer.bias

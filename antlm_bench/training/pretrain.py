@@ -1,0 +1,293 @@
+"""One loop for every system: causal, masked, alternating (AntLM), mixed (GPT-BERT) and distilled.
+
+The loop holds weights and optimizer state, and nothing else: what a step does follows from its number (schedule), and
+all randomness is keyed by (seed, step, sample). So a killed run continues bit for bit, and how a step is spread over
+processes and micro-batches changes its sums by rounding only: each loss is divided by the number of its targets in
+the whole step, gradients are added up, and nothing is averaged that was not averaged before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from antlm_bench.errors import TrainingError
+from antlm_bench.training import dropout, optim, saving
+from antlm_bench.training.build import build, output_head, targets_of
+from antlm_bench.training.corpus import Corpus, Int64
+from antlm_bench.training.losses import Head, Teaching, sliced_cross_entropy
+from antlm_bench.training.objectives import Batch, clm, masked
+from antlm_bench.training.recipe import Recipe
+from antlm_bench.training.schedule import Step, rows_in, timeline
+
+MICRO_TOKENS = {"cpu": 4096}  # per forward; a GPU wants more at a time
+MICRO_TOKENS_ELSEWHERE = 65_536
+EXPLODED = 3.0  # times the loss of guessing, ln(vocabulary)
+MILLION = 1_000_000
+# BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every hundred up to a billion.
+MILESTONES = tuple(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Where and how a recipe is run: nothing here changes what is learned by more than rounding.
+
+    micro_tokens: tokens per forward, None = by device. save_every: minutes between two states. stop_after: end after
+    so many steps, as if killed there. trackers: names that Accelerate knows; tracked_in: a folder for their files.
+    """
+
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    micro_tokens: int | None = None
+    compiled: bool = False
+    save_every: float = 10.0
+    stop_after: int | None = None
+    trackers: tuple[str, ...] = ()
+    tracked_in: str | None = None
+
+
+class Watcher(Protocol):
+    """Who is told how training goes; only ever in the main process."""
+
+    def begins(self, tokens: int, done: int, seen: int) -> None: ...
+    def stepped(self, record: dict[str, Any]) -> None: ...
+    def saved(self, checkpoint: Path, step: int) -> None: ...
+    def asked_to_stop(self) -> bool: ...
+
+
+class Training:
+    """A model being trained: weights, optimizer, averaged weights, and what has been seen so far."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, conditions: Conditions, teachers: Sequence[Any] = ()) -> None:
+        self.recipe, self.corpus = recipe, corpus
+        bf16 = conditions.precision == "bfloat16"
+        self.accelerator = Accelerator(
+            cpu=conditions.device == "cpu",
+            mixed_precision="bf16" if bf16 else "no",
+            log_with=list(conditions.trackers) or None,
+            project_dir=conditions.tracked_in,
+        )
+        self.device = self.accelerator.device
+        torch.manual_seed(recipe.seed)
+        self.vocabulary = len(corpus.tokenizer)
+        self.model = build(recipe.model, self.vocabulary, masked="full" in recipe.attends).to(self.device).train()
+        dropout.key(self.model)
+        if conditions.compiled:
+            self.model.base_model.compile()
+        self.micro_tokens = conditions.micro_tokens or MICRO_TOKENS.get(self.device.type, MICRO_TOKENS_ELSEWHERE)
+        spec = recipe.optimizer
+        groups = optim.groups(self.model, spec.weight_decay, spec.exempt)
+        self.optimizer = optim.optimizer(spec.name, groups, spec.lr, (spec.betas[0], spec.betas[1]), spec.eps)
+        self.ema = optim.Ema(self.model, spec.ema) if spec.ema else None
+        self.teachers = [teacher.to(self.device, torch.bfloat16).eval().requires_grad_(False) for teacher in teachers]
+        self.done, self.words, self.tokens = 0, 0.0, 0
+        self._sweep: tuple[int, Int64] = (-1, np.empty(0, np.int64))
+
+    def step(self, step: Step) -> dict[str, Any]:
+        """One optimizer step; what the log keeps of it. Raises TrainingError where the loss leaves all bounds."""
+        first = self._rows(step)
+        if step.switch and self.recipe.optimizer.at_switch == "reset":
+            self.optimizer.state.clear()
+        batches = self._batches(step, first)
+        counts = self._summed({batch.objective: batch.count for batch in batches})
+        shares = self._shares(step, counts)
+        nats = dict.fromkeys(counts, 0.0)
+        for batch in batches:
+            for part in self._micro(batch):
+                nats[batch.objective] += self._backward(part, step, shares[batch.objective] / counts[batch.objective])
+        losses = {name: total / counts[name] for name, total in self._summed(nats).items() if counts[name]}
+        self._add_up_gradients()
+        norm = optim.clip(self.model.parameters(), self.recipe.optimizer.clip)
+        self._check(step, losses, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = step.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(step.number)
+        self.done, self.tokens = step.number + 1, step.start + step.tokens
+        self.words += self.corpus.words_in(first, step.length)
+        return {"step": self.done, "words": round(self.words), "tokens": self.tokens, "lr": step.lr, "norm": norm,
+                "loss": losses}  # fmt: skip
+
+    def _rows(self, step: Step) -> Int64:
+        """Where the rows of a step begin in the stream: a pass's rows in an order of its own."""
+        if self._sweep[0] != step.sweep:
+            dice = np.random.default_rng([self.recipe.seed, step.sweep])
+            floating = self.recipe.corpus.offset == "random"
+            offset = int(dice.integers(step.length)) if floating else 0
+            order = dice.permutation(rows_in(len(self.corpus), step.length, floating))
+            self._sweep = step.sweep, offset + order * step.length
+        return self._sweep[1][step.first : step.first + step.rows]
+
+    def _batches(self, step: Step, first: Int64) -> list[Batch]:
+        """This process's part of a step: one batch per objective, of every so many-th row."""
+        mine = np.arange(self.accelerator.process_index, step.rows, self.accelerator.num_processes)
+        made = []
+        for causal, samples in ((True, mine[mine < step.causal]), (False, mine[mine >= step.causal])):
+            if step.causal == (0 if causal else step.rows):
+                continue
+            ids, segments = self.corpus.rows(first[samples], step.length)
+            if causal:
+                made.append(clm(ids, segments, samples))
+            else:
+                seed = (self.recipe.seed, step.number)
+                spec = self.recipe.objective
+                made.append(masked(ids, segments, samples, spec, step.mask_rate, seed, self.vocabulary))
+        return made
+
+    def _shares(self, step: Step, counts: dict[str, float]) -> dict[str, float]:
+        """Weight of each objective's mean loss; an objective without a single target leaves its weight to the other."""
+        shares = {name: step.shares[name != "clm"] if count else 0.0 for name, count in counts.items()}
+        return {name: share / (sum(shares.values()) or 1.0) for name, share in shares.items()}
+
+    def _micro(self, batch: Batch) -> Iterator[Batch]:
+        size = max(1, self.micro_tokens // batch.inputs.shape[1])
+        parts = (batch[start : start + size] for start in range(0, len(batch), size))
+        return (part for part in parts if part.count)
+
+    def _backward(self, batch: Batch, step: Step, weight: float) -> float:
+        """Add the gradients of `weight` x summed loss; returns the summed cross-entropy in nats."""
+        with ExitStack() as stack:
+            stack.enter_context(self.accelerator.autocast())
+            stack.enter_context(dropout.samples(self.recipe.seed, step.number, batch.samples.tolist()))
+            hidden, targets = targets_of(self.model, batch)
+            loss, nats = sliced_cross_entropy(
+                hidden,
+                *output_head(self.model),
+                targets,
+                z_loss=self.recipe.objective.z_loss,
+                teaching=self._teaching(batch) if self.teachers else None,
+            )
+            (loss * weight).backward()
+        return float(nats)
+
+    def _teaching(self, batch: Batch) -> Teaching:
+        assert self.recipe.distil is not None
+        with torch.no_grad():
+            heads = [Head(targets_of(teacher, batch)[0], *output_head(teacher)) for teacher in self.teachers]
+        return Teaching(heads, self.recipe.distil.temperature, self.recipe.distil.alpha)
+
+    def _summed(self, values: dict[str, float] | dict[str, int]) -> dict[str, float]:
+        """Over all processes."""
+        if self.accelerator.num_processes == 1:
+            return {name: float(value) for name, value in values.items()}
+        local = torch.tensor([*values.values()], dtype=torch.float64, device=self.device)
+        total = self.accelerator.reduce(local, "sum").tolist()
+        return dict(zip(values, total, strict=True))
+
+    def _add_up_gradients(self) -> None:
+        """Over all processes, as one flat tensor; a parameter that some process had no use for counts as zeros."""
+        if self.accelerator.num_processes == 1:
+            return
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learned]
+        total: Tensor = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+        for parameter, grad in zip(learned, total.split([g.numel() for g in grads]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+
+    def _check(self, step: Step, losses: dict[str, float], norm: float) -> None:
+        bound = EXPLODED * math.log(self.vocabulary)
+        worst = max(losses.values(), default=0.0)
+        if math.isfinite(norm) and worst <= bound:  # NaN is not
+            return
+        said = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        raise TrainingError(
+            f"the loss left all bounds ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
+            place=f"step {step.number + 1}, rows {step.first} to {step.first + step.rows - 1} of pass {step.sweep + 1}",
+            hint=f"a lower learning rate (--set optimizer.lr={step.lr / 3:.2g}), a longer warm-up or --precision "
+            "float32; the last state and all checkpoints are kept",
+        )
+
+    def card(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name,
+            "scale": recipe.scale,
+            "attends": list(recipe.attends),
+            "methods": list(recipe.methods),
+            "words_seen": round(self.words),
+            "tokens_seen": self.tokens,
+            "steps": self.done,
+            "seed": recipe.seed,
+        }
+
+    def save_checkpoint(self, folder: Path) -> None:
+        with ExitStack() as stack:
+            if self.ema:
+                stack.enter_context(self.ema.applied(self.model))
+            saving.save_checkpoint(folder, self.model, self.corpus.tokenizer, self.card())
+
+    def save_state(self, folder: Path) -> None:
+        moments, rest = saving.flat(self.optimizer)
+        tensors = saving.prefixed("model.", self.model.named_parameters())
+        tensors |= saving.prefixed("optimizer.", moments.items())
+        tensors |= saving.prefixed("ema.", self.ema.state_dict().items()) if self.ema else {}
+        facts = {"done": self.done, "words": self.words, "tokens": self.tokens, "optimizer": rest}
+        saving.save_state(folder, self.done, tensors, facts)
+
+    def load_state(self, folder: Path) -> bool:
+        """Continue from the newest state, if there is one."""
+        found = saving.load_state(folder)
+        if found is None:
+            return False
+        tensors, facts = found
+        weights = saving.part("model.", tensors)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+        saving.restore(self.optimizer, saving.part("optimizer.", tensors), facts["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(saving.part("ema.", tensors))
+        self.done, self.words, self.tokens = facts["done"], facts["words"], facts["tokens"]
+        return True
+
+
+def pretrain(training: Training, out: Path, watcher: Watcher, conditions: Conditions) -> Path | None:
+    """Train to the end, or until asked to stop; the final checkpoint, None if there is none yet.
+
+    Leaves in `out`: state/, chck_1M ... by words seen, main. Raises TrainingError and RunError.
+    """
+    steps = timeline(training.recipe, len(training.corpus))
+    main = training.accelerator.is_main_process
+    training.load_state(out / "state")
+    if main:
+        watcher.begins(steps[-1].start + steps[-1].tokens, training.done, training.tokens)
+    saved = time.monotonic()
+    for step in steps[training.done :]:
+        before, started = training.words, time.monotonic()
+        record = training.step(step)
+        if main:
+            watcher.stepped(record | {"seconds": time.monotonic() - started, "switch": step.switch})
+        reached = [words for words in MILESTONES if before < words <= training.words]
+        if main and reached:
+            for folder in (out / f"chck_{words // MILLION}M" for words in reached):
+                training.save_checkpoint(folder)
+                watcher.saved(folder, training.done)
+        stop = _any(training, watcher.asked_to_stop()) or training.done == conditions.stop_after
+        if main and (stop or reached or time.monotonic() - saved > 60 * conditions.save_every):
+            training.save_state(out / "state")
+            saved = time.monotonic()
+        if stop and training.done < len(steps):
+            return None
+    if main:
+        training.save_checkpoint(out / "main")
+        training.save_state(out / "state")
+        watcher.saved(out / "main", training.done)
+    training.accelerator.wait_for_everyone()
+    return out / "main"
+
+
+def _any(training: Training, asked: bool) -> bool:
+    return bool(training._summed({"stop": float(asked)})["stop"])

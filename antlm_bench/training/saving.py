@@ -1,0 +1,137 @@
+"""What a training run leaves on disk: checkpoints that others can open, and the state from which it continues.
+
+Everything is written beside its place and renamed into it, so that a full disk or SIGKILL costs nothing older.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from antlm_bench.checkpoints.loading import quiet
+from antlm_bench.errors import RunError
+
+CARD = "antlm_bench"  # the key of config.json under which a checkpoint says where it comes from
+Facts = dict[str, Any]
+
+
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
+    """A Hugging Face folder: safetensors, tokenizer, the card in config.json and in words in README.md.
+
+    Architectures of ours carry their file, so that others can open them with remote code. Raises RunError.
+    """
+
+    def write(place: Path) -> None:
+        setattr(model.config, CARD, dict(card))
+        with quiet():  # the library's progress bars
+            model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        if type(model).__module__.startswith("antlm_bench."):
+            from antlm_bench.architectures import registration
+
+            registration.carry(place, type(model))
+        (place / "README.md").write_text(readme(folder.name, model, card), encoding="utf-8")
+
+    _whole(folder, write)
+
+
+def readme(name: str, model: Any, card: Mapping[str, Any]) -> str:
+    """The card in words, with the block that the hub reads."""
+    count = sum(p.numel() for p in model.parameters())
+    scale = f", scale {card['scale']}" if card["scale"] else ""
+    methods = ", ".join(f"`{method}`" for method in card["methods"])
+    return (
+        "---\nlibrary_name: transformers\ntags: [babylm, antlm-bench]\n---\n\n"
+        f"# {card['recipe']}{scale}: {name}\n\n"
+        f"| | |\n| --- | --- |\n| architecture | {type(model).__name__}, {count:,} parameters |\n"
+        f"| attends | {' and '.join(card['attends'])} |\n| scored as | {methods} |\n"
+        f"| words seen | {card['words_seen']:,} |\n| tokens seen | {card['tokens_seen']:,} |\n"
+        f"| steps | {card['steps']:,} |\n| seed | {card['seed']} |\n\n"
+        f"    antlm-bench score --model {name} --suite blimp\n"
+    )
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
+
+    def write(place: Path) -> None:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, place / "tensors")
+        (place / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    newest = folder / f"{step:08}"
+    if not newest.exists():
+        _whole(newest, write)
+    for other in folder.iterdir():
+        if other != newest:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], Facts] | None:
+    """The newest whole state, None where there is none. Raises RunError where it cannot be read."""
+    whole = sorted(p for p in folder.glob("*") if p.name.isdecimal())
+    if not whole:
+        return None
+    try:
+        return load_file(whole[-1] / "tensors"), json.loads((whole[-1] / "facts.json").read_text(encoding="utf-8"))
+    except Exception as error:  # safetensors and json each have their own
+        raise RunError(
+            f"the state cannot be read: {error}", place=str(whole[-1]), hint="delete the folder: training starts anew"
+        ) from error
+
+
+def flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Facts]:
+    """An optimizer's state as tensors by name, and what is no tensor."""
+    tensors: dict[str, Tensor] = {}
+    rest: Facts = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{key}"] = value
+            else:
+                rest[f"{number}.{key}"] = value
+    return tensors, rest
+
+
+def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Facts) -> None:
+    """Undo `flat`."""
+    state: dict[int, Facts] = {}
+    for name, value in [*tensors.items(), *rest.items()]:
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def prefixed(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors}
+
+
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if that fails."""
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except Exception as error:  # safetensors has its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        hint = "free some space and run the same command: it continues from the last state"
+        raise RunError(f"cannot be written: {reason}", place=str(folder), hint=hint) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
