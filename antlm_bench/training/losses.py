@@ -1,0 +1,194 @@
+"""The loss of a language model, without ever holding its logits.
+
+A vocabulary is some thirty times as wide as a small model, so logits and their gradients, (N, V) each, are most of a
+step's memory. Here rows go through the head in slices, and what backward would need is computed while a slice's
+logits are still at hand; only gradients of the shapes of the inputs outlive the slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from antlm_bench.errors import DeclarationError
+
+# Logits held at a time. On a CPU larger slices win nothing more; a GPU wants fewer, larger matrix products.
+SLICE_LOGITS = {"cpu": 2**22}
+SLICE_LOGITS_ELSEWHERE = 2**27
+
+
+class Head(NamedTuple):
+    """Logits before they are computed: hidden (N, d) times weight (V, d), plus bias (V,) or nothing."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Head:
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)
+
+    def logits(self, rows: slice, out: Tensor) -> Tensor:
+        """Those rows' logits, computed in the head's own dtype, written into `out` (rows, V)."""
+        hidden, weight = self.hidden[rows], self.weight.t()
+        if out.dtype == hidden.dtype:
+            torch.mm(hidden, weight, out=out)
+        else:
+            out.copy_(hidden @ weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """Distillation (Hinton et al. 2015, arXiv 1503.02531) from averaged teachers (BabyLlama, arXiv 2308.02019).
+
+    teachers: one Head each, its hidden states at the student's N rows, in any (low) precision; their logits are
+    averaged, never differentiated. temperature: T of teachers and student. alpha: the share of the hard targets.
+    """
+
+    teachers: Sequence[Head]
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+
+def sliced_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    teaching: Teaching | None = None,
+    slice_logits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum over N rows of alpha CE + (1 - alpha) T^2 KL(teachers || student) + z_loss lse^2; beside it the sum of CE.
+
+    hidden: (N, d), only rows that have a target. weight: (V, d) and bias: (V,), the head. targets: (N,) ids.
+    CE = lse - logit[target] in nats, lse = log sum exp of a row's logits; without `teaching` alpha is 1. z_loss keeps
+    lse near 0 (PaLM, arXiv 2204.02311, section 5; 1e-4 there and in GPT-BERT). KL is summed over the vocabulary; T^2
+    keeps the size of its gradient (Hinton et al. 2015, section 2.1). slice_logits: how many logits live at a time.
+
+    Returns two scalars in fp32 (fp64 for fp64 inputs): the loss, and the cross-entropy for the log, detached. Matrix
+    products run in autocast's precision where it is on, all else in fp32. The loss can be differentiated once.
+    Raises DeclarationError if a teacher has another vocabulary.
+    """
+    for number, teacher in enumerate(teaching.teachers if teaching else ()):
+        if len(teacher.weight) != len(weight):
+            raise DeclarationError(
+                f"teacher {number + 1} has {len(teacher.weight)} words, the student {len(weight)}",
+                place="distil.teachers",
+                hint="distil from teachers that were trained with the student's tokenizer",
+            )
+    kind = hidden.device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    rows = max(1, (slice_logits or SLICE_LOGITS.get(kind, SLICE_LOGITS_ELSEWHERE)) // len(weight))
+    learn = torch.is_grad_enabled()  # inside a Function's forward it never is
+    with torch.autocast(kind, enabled=False):
+        loss, entropy = _Sliced.apply(hidden, weight, bias, targets, _Law(z_loss, teaching, rows, low, learn))
+    return loss, entropy
+
+
+@dataclass(frozen=True, slots=True)
+class _Law:
+    """What is summed, over how many rows at a time, in which dtype the products run, whether gradients are due."""
+
+    z_loss: float
+    teaching: Teaching | None
+    rows: int
+    low: torch.dtype
+    learn: bool
+
+
+class _Sliced(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, law: _Law
+    ) -> tuple[Tensor, Tensor]:
+        head, teaching = Head(hidden, weight, bias).to(law.low), law.teaching
+        high = torch.promote_types(hidden.dtype, torch.float32)
+        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        gradients = [torch.zeros_like(t, dtype=high) if law.learn and need else None for t, need in wanted]
+        losses, entropies = hidden.new_zeros((2, len(hidden)), dtype=high)
+        # The same memory for every slice: on a CPU fresh pages cost more than the arithmetic on them.
+        room = hidden.new_empty((4 if teaching else 1, min(law.rows, len(hidden)), len(weight)), dtype=high)
+
+        for start in range(0, len(hidden), law.rows):
+            rows = slice(start, min(start + law.rows, len(hidden)))
+            logits, *spare = room[:, : rows.stop - start]
+            head.logits(rows, out=logits)
+            if teaching:
+                losses[rows] = _follow(teaching, rows, logits, *spare)
+            entropies[rows], hard = _hit(logits, targets[rows], teaching.alpha if teaching else 1.0, law.z_loss)
+            losses[rows] += hard
+            if teaching:
+                logits.add_(spare[0])
+            if law.learn:
+                _collect(gradients, head, rows, logits.to(law.low))
+
+        entropy = entropies.sum()
+        ctx.gradients, ctx.dtypes = gradients, (hidden.dtype, weight.dtype)
+        ctx.mark_non_differentiable(entropy)
+        return losses.sum(), entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("sliced_cross_entropy can be differentiated once: its gradients were scaled in place")
+        scaled, ctx.gradients = [None if g is None else g.mul_(grad) for g in ctx.gradients], None
+        hidden, weight, bias = scaled
+        state, table = ctx.dtypes
+        return _as(hidden, state), _as(weight, table), _as(bias, table), None, None
+
+
+def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _hit(logits: Tensor, targets: Tensor, alpha: float, z_loss: float) -> tuple[Tensor, Tensor]:
+    """(CE, alpha CE + z_loss lse^2) of each row; `logits` (n, V) become the gradient of the second.
+
+    d CE / d logits = softmax - onehot, and d lse / d logits = softmax.
+    """
+    at = targets[:, None]
+    right, top = logits.gather(1, at), logits.amax(1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+    lse = top + total.log()
+    logits.mul_((alpha + 2 * z_loss * lse) / total).scatter_add_(1, at, torch.full_like(right, -alpha))
+    entropy = lse - right
+    return entropy[:, 0], (alpha * entropy + z_loss * lse**2)[:, 0]
+
+
+def _follow(teaching: Teaching, rows: slice, logits: Tensor, soft: Tensor, mean: Tensor, spare: Tensor) -> Tensor:
+    """(1 - alpha) T^2 KL of each row; its gradient in `logits` (n, V), which stay, is left in `soft`.
+
+    d KL / d logits = (softmax(logits / T) - teachers' softmax) / T.
+    """
+    heat, share = teaching.temperature, 1 - teaching.alpha
+    first, *others = teaching.teachers
+    first.logits(rows, out=mean)
+    for other in others:
+        mean.add_(other.logits(rows, out=spare))
+    torch.log_softmax(mean.div_(heat * len(teaching.teachers)), 1, out=mean)
+    torch.log_softmax(torch.div(logits, heat, out=soft), 1, out=soft)
+    taught = torch.exp(mean, out=spare)
+    divergence = mean.sub_(soft).mul_(taught).sum(1)
+    soft.exp_().sub_(taught).mul_(share * heat)
+    return divergence.mul_(share * heat**2)
+
+
+def _collect(gradients: Sequence[Tensor | None], head: Head, rows: slice, slope: Tensor) -> None:
+    """Add one slice to the gradients of hidden, weight and bias; `slope` (n, V) is the gradient of its logits."""
+    hidden, weight, bias = gradients
+    if hidden is not None:
+        hidden[rows] = slope @ head.weight
+    if weight is not None and weight.dtype == slope.dtype:
+        weight.addmm_(slope.t(), head.hidden[rows])
+    elif weight is not None:
+        weight.add_(slope.t() @ head.hidden[rows])  # products in low precision, their sum in fp32
+    if bias is not None:
+        bias.add_(slope.sum(0, dtype=bias.dtype))

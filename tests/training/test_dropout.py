@@ -1,0 +1,113 @@
+"""Keyed dropout: a mask belongs to (seed, step, sample), never to the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from antlm_bench.training.dropout import KeyedDropout, gathered, key, samples
+
+
+def masks(indices: list[int], calls: int = 1, p: float = 0.3, seed: int = 1, step: int = 2) -> list[Tensor]:
+    drop = KeyedDropout(p)
+    with samples(seed, step, indices):
+        return [drop(torch.ones(len(indices), 40, 5)) for _ in range(calls)]
+
+
+def test_a_sample_has_its_mask_whatever_it_stands_among() -> None:
+    together = masks([3, 7, 11, 5], calls=3)
+    halves = [torch.cat(pair) for pair in zip(masks([3, 7], calls=3), masks([11, 5], calls=3), strict=True)]
+    for one, two in zip(together, halves, strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(masks([5, 3])[0][1], together[0][0])
+
+
+def test_masks_differ_by_call_sample_step_and_seed() -> None:
+    (first, second), (other,), (later,), (reseeded,) = masks([3], 2), masks([4]), masks([3], step=3), masks([3], seed=9)
+    drawn = [first, second, other, later, reseeded]
+    assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.99])
+def test_the_rate_is_p_and_the_mean_is_kept(p: float) -> None:
+    x = torch.ones(4, 100_000, requires_grad=True)
+    with samples(0, 0, [0, 1, 2, 3]):
+        out = KeyedDropout(p)(x)
+    dropped = (out == 0).double().mean().item()
+    assert abs(dropped - p) < 5 * (p * (1 - p) / 400_000) ** 0.5
+    survivors = out[out != 0]
+    torch.testing.assert_close(survivors, torch.full_like(survivors, 1 / (1 - p)), rtol=2e-3, atol=0)
+    out.backward(torch.full_like(out, 2.0))
+    assert x.grad is not None and torch.equal(x.grad, 2 * out.detach()), "the same mask backward, and the same scale"
+
+
+def test_dropping_everything_gives_zeros_and_nothing_the_input() -> None:
+    x = torch.randn(2, 3)
+    with samples(0, 0, [0, 1]):
+        assert not KeyedDropout(1.0)(x).any()
+        assert KeyedDropout(1e-9)(x) is x
+
+
+def test_low_precision_stays_low() -> None:
+    with samples(0, 0, [0]):
+        assert KeyedDropout(0.5)(torch.ones(1, 9, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_gathered_rows_belong_to_their_samples() -> None:
+    drop = KeyedDropout(0.5)
+    with samples(1, 2, [3, 7, 9]), gathered([2, 0, 3]):
+        all_three = drop(torch.ones(5, 8))
+    with samples(1, 2, [9]), gathered([3]):
+        alone = drop(torch.ones(3, 8))
+    assert torch.equal(all_three[2:], alone)
+    with samples(1, 2, [3]), pytest.raises(ValueError, match="2 counts"), gathered([1, 1]):
+        pass
+    with pytest.raises(RuntimeError, match="samples"), gathered([1]):
+        pass
+
+
+def test_training_needs_samples_and_evaluation_does_not() -> None:
+    drop = KeyedDropout(0.1)
+    with pytest.raises(RuntimeError, match="inside `with samples"):
+        drop(torch.ones(2, 2))
+    with samples(0, 0, [0]):
+        drop(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="inside `with samples"):
+        drop(torch.ones(1, 2))
+    x = torch.ones(2, 2)
+    assert drop.eval()(x) is x
+
+
+def test_a_batch_of_other_rows_is_refused() -> None:
+    with samples(0, 0, [0, 1]), pytest.raises(RuntimeError, match=r"\(4, 2\).* 2 rows"):
+        KeyedDropout(0.1)(torch.ones(4, 2))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.drop = nn.Dropout(0.2)
+        self.again = self.drop
+        self.none = nn.Dropout(0.0)
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.4))
+
+
+def test_keying_replaces_active_dropouts_and_changes_nothing_that_is_saved() -> None:
+    block = Block()
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    assert key(block) == 2
+    assert isinstance(block.drop, KeyedDropout) and block.drop is block.again and block.drop.p == 0.2
+    assert isinstance(block.inner[1], KeyedDropout) and not isinstance(block.none, KeyedDropout)
+    after = block.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert key(block) == 0
+    block.eval()
+    assert not block.drop.training
+
+
+def test_keying_keeps_the_mode() -> None:
+    block = Block().eval()
+    key(block)
+    assert not block.drop.training
