@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from antlm_bench.architectures.registration import install
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "score"]
+
+install()  # transformers will know our architectures, if and when it is imported
 
 if TYPE_CHECKING:
     from antlm_bench.commands.score import score

@@ -1,0 +1,120 @@
+"""`import antlm_bench` makes transformers' Auto classes know our architectures, without loading it (or torch).
+
+Registering needs the model files, and they need transformers: not before it is loaded, nor while it is loading (its own
+imports go in circles through the auto module). So the auto module gets a wrapper, as soon as it exists, around the two
+functions from which every use of an unknown model type starts; the first call of either registers everything.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from antlm_bench.errors import CheckpointError
+
+# model_type -> (file in this package, prefix of its class names)
+ARCHITECTURES = {"antlm_ltg_bert": ("ltg_bert", "LtgBert"), "antlm_gpt_bert": ("gpt_bert", "GptBert")}
+# Auto class -> suffix of the class name
+AUTO = {
+    "AutoConfig": "Config",
+    "AutoModel": "Model",
+    "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+}
+MODULE = "transformers.models.auto.configuration_auto"
+ENTRANCES = ("from_pretrained", "for_model")
+
+
+def install() -> None:
+    """Prepare transformers' auto module, now or as soon as it is imported. Calling it again changes nothing."""
+    if MODULE in sys.modules and hasattr(sys.modules[MODULE], "AutoConfig"):
+        _prepare(sys.modules[MODULE])
+    elif not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())
+
+
+def register() -> None:
+    """Tell the Auto classes of transformers about our architectures. Imports torch and transformers."""
+    import transformers
+
+    for model_type, (file, prefix) in ARCHITECTURES.items():
+        module = importlib.import_module(f"antlm_bench.architectures.{file}")
+        classes = {auto: getattr(module, prefix + suffix) for auto, suffix in AUTO.items()}
+        config = classes.pop("AutoConfig")
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        for auto, model in classes.items():
+            getattr(transformers, auto).register(config, model, exist_ok=True)
+
+
+def carry(folder: Path) -> bool:
+    """Put the architecture's file into a saved checkpoint and name it in config.json, for `trust_remote_code=True`.
+
+    Others can then load it without this package. Returns whether the checkpoint is of an architecture of ours.
+    Raises CheckpointError if the folder has no readable config.json or cannot be written.
+    """
+    place = folder / "config.json"
+    try:
+        config = json.loads(place.read_text(encoding="utf-8"))
+        if config.get("model_type") not in ARCHITECTURES:
+            return False
+        file, prefix = ARCHITECTURES[config["model_type"]]
+        (folder / f"{file}.py").write_bytes(Path(__file__).with_name(f"{file}.py").read_bytes())
+        config["auto_map"] = {auto: f"{file}.{prefix}{suffix}" for auto, suffix in AUTO.items()}
+        written = place.with_name("config.json.part")
+        written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(written, place)  # noqa: PTH105 - atomic on every platform
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot carry its architecture: {error}", place=str(place)) from error
+    return True
+
+
+def _prepare(module: ModuleType) -> None:
+    """Wrap the entrances of AutoConfig: the first call of either registers."""
+    for name in ENTRANCES:
+        entrance = getattr(module.AutoConfig, name)
+        if not getattr(entrance, "registers_antlm", False):
+            setattr(module.AutoConfig, name, _registering(entrance))
+
+
+def _registering(entrance: Any) -> Any:
+    @functools.wraps(entrance)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        register_once()
+        return entrance(*args, **kwargs)
+
+    wrapped.registers_antlm = True  # type: ignore[attr-defined]
+    return staticmethod(wrapped)
+
+
+@functools.cache
+def register_once() -> None:
+    register()
+
+
+class _Watch:
+    """A finder that finds nothing: it only sees the auto module go by, and prepares it when it has been executed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:  # noqa: ARG002 - the protocol's
+        if name != MODULE:
+            return None
+        from importlib.util import find_spec
+
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def executed(module: ModuleType) -> None:
+            execute(module)
+            _prepare(module)
+
+        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
