@@ -43,6 +43,7 @@ what = partial(typer.Option, rich_help_panel="What is scored")
 how = partial(typer.Option, rich_help_panel="How it is scored")
 run_folder = partial(typer.Option, rich_help_panel="The run")
 table = partial(typer.Option, rich_help_panel="What is shown")
+recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
 Json = Annotated[bool, table("--json", help="JSON instead of a table.")]
 Csv = Annotated[bool, table("--csv", help="CSV instead of a table.")]
@@ -221,13 +222,22 @@ def list_verb(
 
 @app.command("show")
 def show_verb(
-    name: Annotated[str, typer.Argument(help="A suite, a collection, a method, or a .toml.")],
+    name: Annotated[
+        list[str], typer.Argument(metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml.")
+    ],
+    scale: Annotated[str, recipe_option(metavar="NAME", help="A smaller version that it declares: nano, small.")] = "",
+    change: Annotated[
+        list[str] | None, recipe_option("--set", metavar="KEY=VALUE", help="Change a number of it. Repeatable.")
+    ] = None,
+    words: Annotated[
+        int | None, recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000")
+    ] = None,
 ) -> None:
-    """Show one declaration: licence, citation, counts, averaging, an example, where its data lies."""
+    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data lies."""
     from antlm_bench.commands.show import details
     from antlm_bench.rendering import facts
 
-    facts(*details(name))
+    facts(*details(name, scale=scale, changes=change or (), words=words))
 
 
 @app.command("doctor")

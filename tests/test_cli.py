@@ -180,7 +180,14 @@ def test_what_did_finish_is_shown_before_the_error(scorer: Recorder, capsys: pyt
         ("score --model_args pretraned=m --suite nano", "did you mean pretrained"),
         ("list cakes", "cakes"),
         ("show blmp", "did you mean 'blimp'?"),
-        ("show", "'name'"),
+        ("show", "'[KIND] NAME'"),
+        ("show babylama", "did you mean 'babyllama'?"),
+        ("show models blimp", "unknown recipe 'blimp'"),
+        ("show cakes nano", "cannot be shown"),
+        ("show suites nano blimp", "one at a time"),
+        ("show blimp --scale nano", "only a recipe"),
+        ("show babyllama --scale huge", "it has small, nano"),
+        ("show babyllama --set model.layer=3", "did you mean 'layers'?"),
         ("data", "command"),
         ("data fetch", "SUITE"),
         ("data list pairs.csv", "a file of yours"),
@@ -197,7 +204,7 @@ def test_bad_usage_is_exit_code_2_and_names_the_culprit(
     assert not scorer.calls
 
 
-@pytest.mark.parametrize("kind", ["suites", "collections", "methods"])
+@pytest.mark.parametrize("kind", ["suites", "collections", "models", "methods"])
 def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*form: str) -> str:
         assert run(["list", kind, *form]) == 0
@@ -228,6 +235,33 @@ def test_show_knows_collections_and_methods(capsys: pytest.CaptureFixture[str]) 
     assert "blimp-filtered" in capsys.readouterr().out
     assert run(["show", "mlm"]) == 0
     assert "mask token" in capsys.readouterr().out
+
+
+def test_list_tells_what_a_recipe_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "models", "--json"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["antlm-babyllama"]["parameters"] == "58,343,936"
+    assert rows["antlm-babyllama"]["objective"] == "4 CLM + 16 MLM + 4 CLM epochs"
+    assert rows["gpt-bert-10m"]["objective"] == "7,812 CLM:MNTP 1:15 steps"
+    assert rows["babyllama-distilled"]["objective"] == "6 CLM epochs, distilled"
+    assert "nano" in rows["babyllama"]["scales"]
+
+
+def test_show_resolves_a_recipe_and_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["babyllama", "--scale", "nano", "--set", "seed=7", "--words", "100000"]
+    assert run(["show", *asked]) == 0
+    short = capsys.readouterr().out
+    assert run(["show", "models", *asked]) == 0
+    assert capsys.readouterr().out == short
+    for said in ("840,320", "100,000 words, assumed", "seed     7", "FLOPs", "vocabulary     2,000", "2308.02019"):
+        assert said in short
+
+
+def test_show_knows_a_recipe_of_the_users_by_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "babyllama"\n[model]\nlayers = 3\n')
+    assert run(["show", str(mine)]) == 0
+    assert "layers             3" in capsys.readouterr().out
 
 
 def test_data_verify_finds_a_changed_file(

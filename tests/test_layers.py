@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "architectures": 3,
     "training.recipe": 3,
     "training.schedule": 3,
+    "training.size": 3,
     "training.text": 3,
     "training.masking": 3,
     "checkpoints": 4,
@@ -242,6 +243,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded_by(verb("score", "--help")) & heavy  # typer itself may use pydantic here
 
 
-@pytest.mark.parametrize("argv", [("list",), ("list", "methods"), ("show", "nano"), ("data", "where")])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("list",),
+        ("list", "methods"),
+        ("list", "models"),
+        ("show", "nano"),
+        ("show", "models", "antlm-babyllama", "--scale", "nano"),
+        ("data", "where"),
+    ],
+)
 def test_verbs_that_need_no_model_load_no_torch(argv: tuple[str, ...]) -> None:
     assert not loaded_by(verb(*argv)) & {"torch", "transformers", "minicons", "lm_eval", "sklearn"}

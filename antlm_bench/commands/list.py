@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from antlm_bench.declarations import catalog, parse
+from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.suites.spec import CollectionSpec, SuiteSpec, read
+from antlm_bench.training.recipe import PhaseSpec, Recipe, read_recipe, scales_of
+from antlm_bench.training.size import size
 
 Row = dict[str, str]
 
@@ -41,11 +43,33 @@ def _collections() -> list[Row]:
     ]
 
 
+def objective(recipe: Recipe) -> str:
+    """What a run trains and for how long: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15 steps`."""
+    masked = recipe.objective.masked.upper()
+
+    def block(phase: PhaseSpec) -> str:
+        lasts = f"{phase.epochs or phase.steps or 0:,}"
+        if phase.causal and phase.masked:
+            return f"{lasts} CLM:{masked} {phase.causal:g}:{phase.masked:g}"
+        return f"{lasts} {'CLM' if phase.causal else masked}"
+
+    unit = "epochs" if recipe.phase[0].epochs else "steps"
+    return f"{' + '.join(map(block, recipe.phase))} {unit}" + (", distilled" if recipe.distil else "")
+
+
+def parameters(recipe: Recipe) -> int:
+    """How many its model has, if the tokenizer finds as many tokens in the corpus as it is allowed to."""
+    return size(recipe.model, recipe.tokenizer.vocabulary).parameters
+
+
 def _models() -> list[Row]:
-    return [
-        {"model": name, "title": str(parse(path).get("title", "")), "file": str(path)}
-        for name, path in catalog("models").items()
-    ]
+    rows = []
+    for name in catalog("models"):
+        recipe = read_recipe(name)
+        count, scales = f"{parameters(recipe):,}", ", ".join(scales_of(name))
+        row = {"model": name, "parameters": count, "objective": objective(recipe), "scales": scales}
+        rows.append(row | {"title": recipe.title})
+    return rows
 
 
 def _methods() -> list[Row]:

@@ -1,28 +1,107 @@
-"""`show`: one declaration as a reader needs it: what it asks, what it counts, where its data lies, whom to cite."""
+"""`show`: one declaration as a reader needs it: what it asks, what it counts, what it costs, whom to cite."""
 
 from __future__ import annotations
 
-from antlm_bench.commands.list import item_count
-from antlm_bench.declarations import find
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from antlm_bench.commands.list import KINDS, item_count, objective, parameters
+from antlm_bench.declarations import catalog, find, nearest, parse
+from antlm_bench.errors import DeclarationError, UsageError
+from antlm_bench.scoring.probes import METHODS, known
 from antlm_bench.suites import pairs, sources
 from antlm_bench.suites.spec import CollectionSpec, ExampleSpec, SuiteSpec, read
+from antlm_bench.training.recipe import Recipe, read_recipe
+from antlm_bench.training.schedule import timeline
+from antlm_bench.training.size import training_flops
 
-Facts = dict[str, str]
+Facts = Mapping[str, Any]
+
+WORDS, TOKENS_PER_WORD = 10_000_000, 1.4  # BabyLM's strict-small track; about what a BPE of 16,000 makes of it
 
 
-def details(name: str) -> tuple[str, Facts]:
-    """(name, facts in reading order) of a suite, a collection or a method. Raises DeclarationError, DataError."""
-    from antlm_bench.scoring.probes import METHODS
+def details(
+    asked: Sequence[str], scale: str = "", changes: Sequence[str] = (), words: int | None = None
+) -> tuple[str, Facts]:
+    """(name, facts in reading order) of `[KIND] NAME`: a suite, a collection, a recipe or a method; KIND as in `list`.
 
-    if name in METHODS:
-        one = METHODS[name]
-        needs = " and ".join(sorted(one.attends)) + " attention" + (", a mask token" if one.masks else "")
-        return f"{name} (method)", {"score": one.says, "needs": needs}
+    scale, changes, words: of a recipe, see recipe_details. Raises DeclarationError, DataError, UsageError.
+    """
+    if len(asked) > 2:
+        raise UsageError(f"{len(asked)} names", hint="one at a time: antlm-bench show [KIND] NAME")
+    name = asked[-1]
+    kind = asked[0] if len(asked) == 2 else kind_of(name)
+    if kind not in KINDS:
+        raise UsageError(f"{kind!r} cannot be shown", hint=nearest(kind, KINDS) or f"one of {', '.join(KINDS)}")
+    if kind == "models":
+        return recipe_details(name, scale, changes, words or WORDS)
+    if scale or changes or words:
+        raise UsageError("only a recipe has scales, numbers to set, and a corpus", place=f"show {name}")
+    if kind == "methods":
+        return _method(name)
     if pairs.is_pairs_file(name):
         return name, {"kind": "a file of pairs: score it with --suite, name its columns with --columns"}
     spec = read(find("tasks", name))
     facts = _collection(spec) if isinstance(spec, CollectionSpec) else _suite(spec)
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
+
+
+def kind_of(name: str) -> str:
+    """Which of `models`, `methods` and `suites` a name is; a .toml is a recipe if it has what only recipes have.
+
+    Raises DeclarationError for a name of none of them.
+    """
+    if name in METHODS:
+        return "methods"
+    models, suites = catalog("models"), catalog("tasks")
+    if name in models:
+        return "models"
+    if name in suites or pairs.is_pairs_file(name):
+        return "suites"
+    if not name.endswith(".toml"):
+        hint = nearest(name, [*suites, *models, *METHODS]) or "`antlm-bench list suites` and `list models` know them"
+        raise DeclarationError(f"nothing is called {name!r}", hint=hint)
+    return "models" if {"model", "extends"} & parse(find("models", name)).keys() else "suites"
+
+
+def recipe_details(name: str, scale: str = "", changes: Sequence[str] = (), words: int = WORDS) -> tuple[str, Facts]:
+    """(name, facts) of a recipe, resolved: what it costs on a corpus of so many words, then everything it says.
+
+    words: of the corpus; the recipe's own limit holds all the same. Raises DeclarationError, UsageError, DataError.
+    """
+    recipe = read_recipe(name, scale, changes)
+    said = recipe.model_dump(exclude={"name", "title", "scale", "sources", "notes", "phase"}, exclude_none=True)
+    phases = [phase.model_dump(exclude_none=True) for phase in recipe.phase]
+    facts = {
+        "title": recipe.title,
+        "objective": objective(recipe),
+        "parameters": parameters(recipe),
+        "estimate": _costs(recipe, words),
+        "sources": "\n".join(recipe.sources),
+        "notes": "\n".join(recipe.notes),
+    }
+    tables = {f"phase {number}": phase for number, phase in enumerate(phases, 1)}
+    return recipe.name + (f" ({scale})" if scale else ""), facts | {"recipe": said | tables}
+
+
+def _costs(recipe: Recipe, words: int) -> Facts:
+    """Tokens, steps and FLOPs. The tokenizer does not exist yet, so that tokens are a guess."""
+    limited = min(words, recipe.corpus.words or words)
+    tokens = round(limited * TOKENS_PER_WORD)
+    steps = timeline(recipe, tokens)
+    trained = steps[-1].start + steps[-1].tokens
+    return {
+        "corpus": f"{limited:,} words, assumed to be {TOKENS_PER_WORD} tokens each",
+        "tokens": f"{tokens:,} per epoch, {trained:,} in all ({trained / tokens:,.1f} epochs)",
+        "steps": len(steps),
+        "FLOPs": f"{training_flops(recipe, steps):.1e}{', of teachers too' if recipe.distil else ''}",
+    }
+
+
+def _method(name: str) -> tuple[str, Facts]:
+    one = known(name)
+    needs = " and ".join(sorted(one.attends)) + " attention" + (", a mask token" if one.masks else "")
+    return f"{name} (method)", {"score": one.says, "needs": needs}
 
 
 def _collection(spec: CollectionSpec) -> Facts:
