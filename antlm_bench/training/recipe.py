@@ -174,6 +174,8 @@ class OptimizerSpec(Declaration):
             raise ValueError("warmup (a share of the steps) and warmup_steps exclude each other")
         if len(self.betas) != 2:
             raise ValueError("betas are two numbers")
+        if self.cooldown and self.schedule != "constant" and not self.final:
+            raise ValueError("a cooldown needs final above 0: it falls from there to zero")
         return self
 
 

@@ -1,0 +1,169 @@
+"""Schedules against brute force and hand computation: what is trained when, on which rows, at which rate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_recipe import blocks, toy
+
+from antlm_bench.errors import DataError
+from antlm_bench.training.recipe import OptimizerSpec
+from antlm_bench.training.schedule import Step, learning_rate, rows_in, timeline, total_steps
+
+ANTLM = blocks((4, 1, 0), (16, 0, 1), (4, 1, 0))
+
+
+def passes(steps: list[Step]) -> list[list[Step]]:
+    return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.sweep)]
+
+
+@given(
+    tokens=st.integers(31, 5000),
+    batch=st.integers(16, 600),
+    offset=st.sampled_from(["fixed", "random"]),
+    lasts=st.sampled_from([(4, 16, 4), (6, 60, 6), (1, 4, 1)]),
+)
+def test_blocks_switch_exactly_where_epochs_end(
+    tokens: int, batch: int, offset: str, lasts: tuple[int, int, int]
+) -> None:
+    phases = blocks(*((n, causal, 1 - causal) for n, causal in zip(lasts, (1, 0, 1), strict=True)))
+    recipe = toy(**phases, batch={"tokens": batch}, corpus={"offset": offset})
+    steps = timeline(recipe, tokens)
+    epochs = passes(steps)
+    assert len(epochs) == sum(lasts)
+    kinds = ["causal" if all(s.causal == s.rows for s in epoch) else "masked" for epoch in epochs]
+    assert kinds == ["causal"] * lasts[0] + ["masked"] * lasts[1] + ["causal"] * lasts[2]
+    assert all(step.causal in (0, step.rows) for step in steps)
+    assert [s.number for s in steps if s.switch] == [epochs[lasts[0]][0].number, epochs[-lasts[2]][0].number]
+    assert [s.phase for s in steps] == [i for i, n in enumerate(lasts) for _ in range(n * len(epochs[0]))]
+
+
+@given(tokens=st.integers(31, 5000), batch=st.integers(16, 600), offset=st.sampled_from(["fixed", "random"]))
+def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, offset: str) -> None:
+    recipe = toy(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
+    there = (tokens - 15) // 16 if offset == "random" else tokens // 16
+    for epoch in passes(timeline(recipe, tokens)):
+        taken = [row for step in epoch for row in range(step.first, step.first + step.rows)]
+        assert taken == list(range(there))
+
+
+@given(offset=st.integers(0, 15), tokens=st.integers(31, 400))
+def test_no_offset_shortens_a_pass(offset: int, tokens: int) -> None:
+    whole = [start for start in range(offset, tokens, 16) if start + 16 <= tokens]
+    assert rows_in(tokens, 16, random_offset=True) <= len(whole)
+    assert rows_in(tokens, 16, random_offset=False) == tokens // 16
+
+
+@given(tokens=st.integers(64, 20_000), growth=st.integers(1, 8), longer=st.booleans(), epochs=st.integers(1, 12))
+def test_tokens_seen_are_about_epochs_times_corpus(tokens: int, growth: int, longer: bool, epochs: int) -> None:
+    batch = {"tokens": 64, "final_tokens": 64 * growth, "longer": [[0.7, 32], [0.9, 64]] if longer else []}
+    recipe = toy(batch=batch, phase=[{"epochs": epochs, "causal": 1}])
+    steps = timeline(recipe, tokens)
+    assert all(step.rows >= 1 and step.length * step.rows <= 64 * growth for step in steps)
+    assert [step.start for step in steps] == [0, *itertools.accumulate(step.tokens for step in steps)][:-1]
+    # Lost are remains shorter than a row and the passes that a longer row breaks off; steps are rounded to whole ones.
+    spare = 64 * growth * (2 + 2 * longer) + epochs * (64 if longer else 16)
+    seen = sum(step.tokens for step in steps)
+    assert abs(seen - epochs * tokens) <= spare + 0.1 * epochs * tokens * (growth > 1 or longer)
+
+
+def test_a_batch_larger_than_the_corpus_is_the_corpus_also_while_it_grows() -> None:
+    steps = timeline(toy(batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]), 320)
+    assert len(steps) == 10
+    assert all(step.rows == 20 for step in steps)
+
+
+def test_blocks_of_a_growing_batch_end_by_epochs_not_by_steps() -> None:
+    recipe = toy(**blocks((10, 1, 0), (10, 0, 1)), batch={"tokens": 16, "final_tokens": 1584})
+    steps = timeline(recipe, 160_000)
+    causal = sum(step.tokens for step in steps if step.causal)
+    assert causal / sum(step.tokens for step in steps) == pytest.approx(0.5, abs=0.02)
+    assert sum(step.causal > 0 for step in steps) / len(steps) == pytest.approx(0.5**0.5, abs=0.02)
+
+
+def test_gpt_bert_keeps_its_mixture_in_every_batch() -> None:
+    mixture = blocks((2, 1, 15))
+    steps = timeline(toy(**mixture, batch={"tokens": 16 * 64}), 16 * 64 * 5)
+    assert {(step.rows, step.causal, step.shares) for step in steps} == {(64, 4, (1 / 16, 15 / 16))}
+    (small, *_) = timeline(toy(**mixture, batch={"tokens": 64}), 640)  # 4 rows: one is causal, but weighs a sixteenth
+    assert (small.rows, small.causal, small.shares) == (4, 1, (1 / 16, 15 / 16))
+    (single, *_) = timeline(toy(**mixture, batch={"tokens": 16}), 160)
+    assert (single.rows, single.causal, single.shares) == (1, 0, (0.0, 1.0))
+    assert not any(step.switch for step in steps)
+
+
+def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
+    recipe = toy(
+        **blocks((1000, 1, 15), unit="steps"),
+        objective={"rate": 0.3, "final_rate": 0.15},
+        batch={"tokens": 256, "final_tokens": 1024, "longer": [[0.7, 32], [0.9, 64]]},
+    )
+    steps = timeline(recipe, 1_000_000)
+    assert len(steps) == 1000
+    assert [n for n, s in enumerate(steps) if n == 0 or s.length != steps[n - 1].length] == [0, 700, 900]
+    assert [steps[n].length for n in (0, 699, 700, 899, 900, 999)] == [16, 16, 32, 32, 64, 64]
+    assert [steps[n].tokens for n in (0, 500, 700, 950)] == [256, 640, 768, 960]  # whole rows of 256 + 768 n / 1000
+    assert [steps[n].mask_rate for n in (0, 500)] == pytest.approx([0.3, 0.225])
+    assert steps[-1].mask_rate == pytest.approx(0.15, abs=2e-4)
+    assert [steps[n].first for n in (700, 900)] == [0, 0]  # rows of another length are another pass
+
+
+def test_phases_in_steps_last_as_many() -> None:
+    recipe = toy(**blocks((3, 1, 0), (9, 0, 1), unit="steps"))
+    assert [step.phase for step in timeline(recipe, 160)] == [0] * 3 + [1] * 9
+
+
+def test_a_corpus_that_fills_no_row_is_refused() -> None:
+    with pytest.raises(DataError, match="15 tokens, less than one row of 16"):
+        timeline(toy(), 15)
+    with pytest.raises(DataError, match="less than one row of 32"):
+        timeline(toy(batch={"longer": [[0.9, 32]]}), 31)
+    assert total_steps(toy(), 16) == 2
+
+
+def spec(**settings: object) -> OptimizerSpec:
+    return OptimizerSpec.model_validate({"name": "lamb", "lr": 1.0, **settings})
+
+
+def test_learning_rates_are_those_computed_by_hand() -> None:
+    rates = [learning_rate(spec(schedule="linear", warmup_steps=2), step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    rates = [learning_rate(spec(schedule="cosine", final=0.1), step, 4) for step in range(4)]
+    half = math.sqrt(0.5)
+    assert rates == pytest.approx([1.0, 0.55 + 0.45 * half, 0.55, 0.55 - 0.45 * half])
+    rates = [learning_rate(spec(schedule="constant", warmup=0.2, cooldown=0.3), step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.5, *[1.0] * 6, 0.75, 0.5, 0.25])
+    rates = [learning_rate(spec(schedule="cosine", final=0.1, cooldown=0.2), step, 10) for step in (7, 8, 9)]
+    last = 0.55 + 0.45 * math.cos(math.pi * 7 / 8)
+    assert rates == pytest.approx([last, 0.1 * 2 / 3, 0.1 / 3])
+
+
+@given(
+    total=st.integers(1, 400),
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    warmup=st.floats(0, 0.5),
+    cooldown=st.floats(0, 0.5),
+    final=st.floats(1e-3, 1),
+)
+def test_a_rate_rises_then_falls_and_never_stands_at_zero(
+    total: int, schedule: str, warmup: float, cooldown: float, final: float
+) -> None:
+    one = spec(schedule=schedule, warmup=warmup, cooldown=cooldown, final=final)
+    rates = [learning_rate(one, step, total) for step in range(total)]
+    top = rates.index(max(rates))
+    assert all(0 < rate <= 1 + 1e-12 for rate in rates)
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(rates[: top + 1]))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[top:]))
+
+
+def test_a_schedule_spans_the_run_or_each_phase() -> None:
+    optimizer = {"schedule": "linear", "warmup_steps": 1, "lr": 1.0}
+    run = timeline(toy(**ANTLM, optimizer=optimizer), 64)
+    assert [s.lr for s in run] == pytest.approx([1.0, *(1 - n / 23 for n in range(23))])
+    phased = timeline(toy(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
+    block = [1.0, 1.0, 2 / 3, 1 / 3]
+    assert [s.lr for s in phased] == pytest.approx([*block, 1.0, *(1 - n / 15 for n in range(15)), *block])
