@@ -21,11 +21,11 @@ from transformers.utils import can_return_tuple
 
 LAYER_MIXES = ("", "base", "zero", "normalized", "weighted_output")
 DEFAULTS: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
+    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size":
+    2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-7, "layer_mix": "", "per_head_positions": False,
-    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True,
-    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True, "pad_token_id": None, "bos_token_id":
+    None, "eos_token_id": None,
 }  # fmt: skip
 BLOCKED = -3e4  # added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN)
 
@@ -34,9 +34,8 @@ class LtgBertConfig(PretrainedConfig):
     """Sizes are the paper's base. ValueError names the key that cannot be.
 
     position_bucket_size: distances up to half of it have a vector each, longer ones share them, logarithmically up to
-    max_position_embeddings. layer_mix: "", or the ELC-BERT variant. per_head_positions: projected positions are laid
-    out head by head, not all queries before all keys (as one public wrapper of LTG-BERT has it). is_decoder:
-    classification attends causally and reads the last token, not the first.
+    max_position_embeddings. layer_mix: "", or the ELC-BERT variant. per_head_positions: positions are projected head by
+    head, as in one public wrapper. is_decoder: classification attends causally and reads the last token, not the first.
     """
 
     model_type = "antlm_ltg_bert"
@@ -90,8 +89,7 @@ def plain_norm(size: int, config: Any) -> nn.LayerNorm:
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:
-    """(B, T, heads * h) -> (B, heads, T, h)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, heads * h) -> (B, heads, T, h)
 
 
 class RelativePositions(nn.Module):
@@ -293,6 +291,9 @@ class LtgBertForCausalLM(_LanguageModel, GenerationMixin):
 
     causal, output_class = True, CausalLMOutput
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask: Any = None, **_cache: Any) -> Any:
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
 
 class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
     """Full attention read at the first token of a text, or, if config.is_decoder, causal read at the last."""
@@ -308,9 +309,8 @@ class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
         """Logits (B, num_labels); loss: squared error for one label, else cross-entropy."""
         body = self.model(input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True)
         hidden = body.last_hidden_state
-        text = attention_mask
-        if text is None or text.dim() != 2:
-            text = torch.ones_like(hidden[..., 0]) if input_ids is None else input_ids != self.config.pad_token_id
+        padded = getattr(attention_mask, "ndim", 0) == 2
+        text = attention_mask if padded else input_ids is None or input_ids != self.config.pad_token_id
         place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
         at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
         logits, loss = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at]), None

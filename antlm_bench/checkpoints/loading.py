@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
+from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
@@ -24,6 +25,9 @@ PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with
 
 
 def configuration_of(folder: Path, options: OpenOptions) -> Any:
+    original = conversion.recognise(folder, options)
+    if original is not None:
+        return original.configuration()
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -74,6 +78,9 @@ def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
 
 def weights_of(folder: Path, kind: str, config: Any, options: OpenOptions) -> Any:
     """The model in fp32, evaluation mode. Weights that are not in the file would be random: an error, not a warning."""
+    original = conversion.recognise(folder, options)
+    if original is not None:
+        return original.model(kind, config)
     auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
     try:
         model, info = auto.from_pretrained(

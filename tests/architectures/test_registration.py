@@ -1,0 +1,98 @@
+"""Auto classes know our architectures after `import antlm_bench`, in any order of imports; files travel alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_models import filled
+
+from antlm_bench.architectures.registration import AUTO, carry
+from antlm_bench.errors import CheckpointError
+
+IDS = torch.tensor([[3, 7, 19, 4, 4, 11, 2]])
+USE = """
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+print(type(AutoModelForMaskedLM.from_pretrained(folder)).__name__)
+print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__)
+print(AutoConfig.for_model("antlm_gpt_bert").model_type)
+"""
+
+
+def printed(code: str, folder) -> list[str]:
+    """The lines that a fresh interpreter prints; stray progress bars go to stderr."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", f"folder = {str(folder)!r}\n{code}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("saved") / "model"
+    filled("base")[0].save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import antlm_bench, transformers",
+        "import transformers, antlm_bench",
+        "import antlm_bench, transformers.trainer",
+        "import transformers.trainer, antlm_bench, transformers.models.auto.modeling_auto",
+        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install()",
+        "import antlm_bench\nfrom antlm_bench.architectures import ltg_bert, gpt_bert",
+    ],
+)
+def test_any_order_of_imports_will_do(folder, imports):
+    assert printed(imports + USE, folder) == ["LtgBertForMaskedLM", "LtgBertForCausalLM", "antlm_gpt_bert"]
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers(folder):
+    code = "import sys, antlm_bench\nprint(*{'torch', 'transformers', 'numpy'} & {m.split('.')[0] for m in sys.modules}, 'end')"
+    assert printed(code, folder) == ["end"]
+
+
+@pytest.mark.parametrize("kind", ["normalized", "gpt"])
+def test_a_checkpoint_carries_its_architecture_to_those_without_this_package(tmp_path, kind):
+    model = filled(kind)[0]
+    model.save_pretrained(tmp_path)
+    assert carry(tmp_path) and carry(tmp_path)  # again changes nothing
+    assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(AUTO)
+    assert not list(tmp_path.glob("*.part"))
+    lines = printed(
+        f"""
+import sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "antlm_bench":
+            raise ImportError(name)
+sys.meta_path.insert(0, Nowhere())
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+for auto in (AutoModelForMaskedLM, AutoModelForCausalLM):
+    print(float(auto.from_pretrained(folder, trust_remote_code=True)(torch.tensor({IDS.tolist()})).logits[0, 0, 0]))
+AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, num_labels=2)
+print(any(m.startswith("antlm_bench") for m in sys.modules))
+""",
+        tmp_path,
+    )
+    expected = [filled(kind, suffix)[0](IDS).logits[0, 0, 0].item() for suffix in ("ForMaskedLM", "ForCausalLM")]
+    assert [float(x) for x in lines[:2]] == pytest.approx(expected, abs=1e-5) and lines[2] == "False"
+
+
+def test_a_checkpoint_of_transformers_own_architecture_carries_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert not carry(tmp_path) and [f.name for f in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot carry"):
+        carry(tmp_path)
