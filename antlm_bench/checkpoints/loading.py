@@ -18,7 +18,7 @@ from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
-from antlm_bench.scoring.engine import Engine, Geometry
+from antlm_bench.scoring.engine import Engine, Geometry, whole_rows
 from antlm_bench.types import Attention, Probes
 
 PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
@@ -146,7 +146,27 @@ def geometry_of(model: Any, kind: str, name: str) -> Geometry:
         if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
             return replace(packed, narrow=_narrows(model, name, packed))
     model.set_attn_implementation(own.native)
-    return own
+    return replace(own, masks=_takes_masks(model, own.attends))
+
+
+def _takes_masks(model: Any, attends: Attention) -> bool:
+    """Whether a 4-D mask decides which way rows attend: tried on two rows that differ in their last token."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 6))).repeat(2, 1)
+    ids[1, -1] += 1
+    ids = ids.to(model.device)
+
+    def before_it(**inputs: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            states: torch.Tensor = model.base_model(input_ids=ids, **inputs)[0][:, :-1]
+        return states
+
+    try:
+        own, full, causal = (before_it(**inputs) for inputs in ({}, whole_rows(6, "full"), whole_rows(6, "causal")))
+    except UNFIT:
+        return False
+    sees = [not torch.allclose(states[0], states[1], atol=1e-5) for states in (full, causal)]
+    return sees == [True, False] and torch.allclose(own, full if attends == "full" else causal, atol=1e-4)
 
 
 def _narrows(model: Any, name: str, packed: Geometry) -> bool:

@@ -25,6 +25,7 @@ from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
+CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +39,7 @@ class Checkpoint:
     eos: str
     mask_id: int | None
     max_length: int | None
+    trained_for: tuple[str, ...]
     engine: Engine
     encoders: Mapping[str, Encoder]
     describe: dict[str, Any] = field(default_factory=dict)
@@ -50,9 +52,9 @@ class Checkpoint:
 
     @property
     def methods(self) -> list[str]:
-        """What it can be scored with; the first is the default."""
+        """What it can be scored with; the first is the default. A card's methods go before what else is possible."""
         names = supported(self)
-        return names if self.kind == "causal" else [n for n in names if n != "causal"]
+        return [n for n in self.trained_for if n in names] + [n for n in names if n not in self.trained_for]
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
@@ -85,9 +87,13 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     geometry = loading.geometry_of(model, kind, name)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     budget = options.batch_tokens or _auto_budget(device)
+    said = getattr(config, CARD, None)
+    card: dict[str, Any] = said if isinstance(said, dict) else {}
     attends = {"causal"} if kind == "causal" else {"full"}
-    if kind == "causal" and geometry.layout == "packed" and tokenizer.mask_token_id is not None:
-        attends.add("full")  # the same weights, attending both ways: a hybrid
+    both = geometry.layout == "packed" or geometry.masks
+    if kind == "causal" and both and tokenizer.mask_token_id is not None and not card:
+        attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
+    attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", ())}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     model.to(DTYPES[options.dtype])
     pack_linears(model, budget)
@@ -99,6 +105,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         eos=str(tokenizer.eos_token),
         mask_id=tokenizer.mask_token_id,
         max_length=limit,
+        trained_for=tuple(map(str, card.get("methods", ()))),
         engine=engine,
         encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in around.items()},
     )

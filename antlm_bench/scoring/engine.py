@@ -8,7 +8,7 @@ run on plain rows of one exact length instead. `Geometry` says which; it is foun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +33,8 @@ class Geometry:
     """How a model takes its rows. native: its own attention's name; attends: which way that looks.
 
     layout: packed nodes, or plain rows of one length. first_position: the id of a row's first position when packed.
-    narrow: whether the last layer may be run at the read positions alone.
+    narrow: whether the last layer may be run at the read positions alone. masks: whether a 4-D mask turns plain rows
+    the other way, so that one set of weights can be read in both.
     """
 
     native: str
@@ -41,6 +42,7 @@ class Geometry:
     layout: Layout = "rows"
     first_position: int = 0
     narrow: bool = False
+    masks: bool = False
 
 
 class Engine:
@@ -129,8 +131,9 @@ class Engine:
             with ExitStack() as stack:
                 if narrow := self._narrows(batch):
                     stack.enter_context(narrow.only(packing, batch.heads, device))
-                ids, positions = np.asarray(batch.ids, np.int64)[None], batch.positions[None]
-                logp = self._forward(ids, batch.heads, batch.head, batch.target, positions)
+                ids = np.asarray(batch.ids, np.int64)[None]
+                positions = torch.from_numpy(batch.positions[None] + self.geometry.first_position)
+                logp = self._forward(ids, batch.heads, batch.head, batch.target, {"position_ids": positions})
         finally:
             current.reset(token)
         return logp, packing.callers
@@ -159,7 +162,7 @@ class Engine:
                     place[mine] - top,
                     number[batch.head[reads]],
                     batch.target[reads],
-                    None,
+                    None if batch.attention == self.geometry.attends else whole_rows(length, batch.attention),
                 )
             top = end
         return logp
@@ -170,13 +173,12 @@ class Engine:
         heads: NDArray[np.int64],
         head: NDArray[np.int64],
         target: NDArray[np.int64],
-        positions: NDArray[np.int64] | None,
+        more: Mapping[str, Tensor] | None,
     ) -> Floats:
         """Run (r, t) ids, read the distributions at the flat places `heads`, return log P(target | heads[head])."""
         device = next(self.model.parameters()).device
-        inputs = {"input_ids": torch.from_numpy(ids).to(device)}
-        if positions is not None:
-            inputs["position_ids"] = torch.from_numpy(positions + self.geometry.first_position).to(device)
+        inputs = {"input_ids": torch.from_numpy(ids)} | dict(more or {})
+        inputs = {name: value.to(device) for name, value in inputs.items()}
         output = self.model.base_model(**inputs, **_no_cache(self.model))
         hidden = output[0].reshape(-1, output[0].shape[-1])
         if len(hidden) != len(heads):  # else the last layer has left out the rest already
@@ -211,6 +213,12 @@ class Engine:
         if len(logits) != len(hidden):
             raise CheckpointError(f"{self.name}: {type(self.model).__name__} has no body apart from its LM head")
         return logits
+
+
+def whole_rows(length: int, attention: Attention) -> dict[str, Tensor]:
+    """The 4-D mask under which every row of one length attends that way, whatever the model does by itself."""
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+    return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
 def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor) -> Floats:

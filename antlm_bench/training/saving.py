@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from antlm_bench.architectures import registration
+from antlm_bench.checkpoints import CARD
 from antlm_bench.checkpoints.loading import quiet
 from antlm_bench.errors import RunError
 
-CARD = "antlm_bench"  # the key of config.json under which a checkpoint says where it comes from
 Facts = dict[str, Any]
 
 
@@ -34,10 +36,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str,
         with quiet():  # the library's progress bars
             model.save_pretrained(place)
         tokenizer.save_pretrained(place)
-        if type(model).__module__.startswith("antlm_bench."):
-            from antlm_bench.architectures import registration
-
-            registration.carry(place, type(model))
+        registration.carry(place)
         (place / "README.md").write_text(readme(folder.name, model, card), encoding="utf-8")
 
     _whole(folder, write)
@@ -128,7 +127,7 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-    except Exception as error:  # safetensors has its own for a full disk
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = "free some space and run the same command: it continues from the last state"
         raise RunError(f"cannot be written: {reason}", place=str(folder), hint=hint) from error
