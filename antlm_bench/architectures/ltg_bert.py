@@ -21,11 +21,11 @@ from transformers.utils import can_return_tuple
 
 LAYER_MIXES = ("", "base", "zero", "normalized", "weighted_output")
 DEFAULTS: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size":
-    2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
+    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-7, "layer_mix": "", "per_head_positions": False,
-    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True, "pad_token_id": None, "bos_token_id":
-    None, "eos_token_id": None,
+    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True, "pad_token_id": None,
+    "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 BLOCKED = -3e4  # added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN)
 

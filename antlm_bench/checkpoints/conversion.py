@@ -70,7 +70,7 @@ class Original:
         module, prefix = _module_of(self.model_type)
         known = {key: value for key, value in self.settings.items() if key in module.DEFAULTS}
         if "num_attention_heads" not in known:
-            raise self._error("does not say num_attention_heads", "add it; the weights do not tell")
+            raise self._error("config.json does not say num_attention_heads", "add it: the weights do not tell")
         known["vocab_size"], known["hidden_size"] = shapes["model.embedding.weight"]
         known["position_bucket_size"] = (shapes["model.positions.table.weight"][0] + 1) // 2
         known["num_hidden_layers"] = 1 + max(int(n) for n in re.findall(r"model\.layers\.(\d+)", " ".join(shapes)))
@@ -174,7 +174,7 @@ class Original:
         return next(part[name] for part in _pickled(self.folder, self.options) if name in part)
 
     def _error(self, message: str, hint: str) -> CheckpointError:
-        return CheckpointError(message, place=str(self.folder / "config.json"), hint=hint)
+        return CheckpointError(message, place=str(self.folder), hint=hint)
 
 
 def recognise(folder: Path, options: OpenOptions) -> Original | None:

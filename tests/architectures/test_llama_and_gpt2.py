@@ -91,8 +91,7 @@ def test_gradients_follow_the_mask(model):
         embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
         allowed = torch.ones(7, 7, dtype=torch.bool)
         mask = mask_of(allowed if full else allowed.tril())
-        model.base_model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state[
-            0, 2
-        ].sum().backward()
+        output = model.base_model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
+        (output[0, 2] * torch.linspace(-1, 2, 32)).sum().backward()
         reached = embedded.grad[0].abs().amax(-1) > 0
         assert reached.tolist() == [True] * 7 if full else reached.tolist() == [True] * 3 + [False] * 4

@@ -43,8 +43,6 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import antlm_bench, transformers",
-        "import transformers, antlm_bench",
         "import antlm_bench, transformers.trainer",
         "import transformers.trainer, antlm_bench, transformers.models.auto.modeling_auto",
         "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install()",
@@ -56,7 +54,7 @@ def test_any_order_of_imports_will_do(folder, imports):
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers(folder):
-    code = "import sys, antlm_bench\nprint(*{'torch', 'transformers', 'numpy'} & {m.split('.')[0] for m in sys.modules}, 'end')"
+    code = "import sys, antlm_bench\nprint(*{'torch', 'transformers', 'numpy'} & set(sys.modules), 'end')"
     assert printed(code, folder) == ["end"]
 
 
