@@ -132,7 +132,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float | None) -> float:
 class Ema:
     """An exponential moving average of a model's trainable weights, in fp32 (GPT-BERT keeps one at 0.999).
 
-    After step n = 1, 2, ... average += (1 - d) (weights - average), d = min(decay, (1 + n) / (10 + n)): a young average
+    After step n = 0, 1, ... average += (1 - d) (weights - average), d = min(decay, (1 + n) / (10 + n)): a young average
     forgets quickly, so that the initial weights do not linger. d depends on n alone: the averages are all its state.
     """
 
@@ -143,7 +143,7 @@ class Ema:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
+        """Take in the weights after optimizer step `step`, counted from 0."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach().float() for p in self.weights.values()]
         torch._foreach_lerp_(list(self.average.values()), weights, share)

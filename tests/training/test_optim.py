@@ -183,7 +183,7 @@ def test_the_average_is_the_recursion_and_its_young_steps_forget_the_start() -> 
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 100.0)
     ema, by_hand = Ema(model, 0.5), 100.0
-    for step, value in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 65.0, 66.0, 67.0], 1):
+    for step, value in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 65.0, 66.0, 67.0]):
         nn.init.constant_(model.weight, value)
         ema.update(step)
         decay = min(0.5, (1 + step) / (10 + step))
