@@ -105,6 +105,7 @@ def saved(folder, state, config, *, pickled=False):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     tokenizer_for("masked", True).save_pretrained(folder)
+    (folder / "modeling_ltgbert.py").write_text("raise SystemExit\nq, k = self.in_proj_qk(relative).chunk(2, dim=-1)\n")
     return folder
 
 
@@ -184,6 +185,24 @@ def test_what_only_the_wrappers_code_tells_is_read_from_it_and_not_run(tmp_path)
         folder = saved(tmp_path / mix, ltg_layout(weights), LTG)
         (folder / "modeling_elcbert.py").write_text(f"raise SystemExit\nself.prev_layer_weights\n{line}")
         assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
+
+
+def test_without_the_wrappers_code_the_layout_of_positions_is_asked_for(tmp_path):
+    weights, _ = weights_for("")
+    elsewhere = {"auto_map": {"AutoModel": "someone/model--modeling_ltgbert.LtgBertModel"}}
+    for config, missing in (
+        (LTG, True),
+        (elsewhere, True),
+        (LTG | {"per_head_positions": False}, False),
+        ({"auto_map": None}, False),
+    ):
+        folder = saved(tmp_path / "no", ltg_layout(weights), config)
+        (folder / "modeling_ltgbert.py").unlink()
+        if missing:
+            with pytest.raises(CheckpointError, match=r"modeling_ltgbert\.py is not here(.|\n)*per_head_positions"):
+                open_checkpoint(str(folder))
+        else:
+            assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is False
 
 
 def test_variants_that_nothing_tells_apart_are_asked_for(tmp_path):

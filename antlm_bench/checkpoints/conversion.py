@@ -79,7 +79,8 @@ class Original:
             known["layer_weights"] = mixed
         else:
             known["layer_mix"] = self._variant(ours) if mixed else ""
-            known.setdefault("per_head_positions", bool(PER_HEAD_POSITIONS.search(self._code())))
+            if "per_head_positions" not in known:
+                known["per_head_positions"] = self._per_head()
         known["tie_word_embeddings"] = self._tied(ours)
         causal = any(name.endswith("ForCausalLM") for name in self.settings.get("architectures") or ())
         known["architectures"] = [prefix + ("ForCausalLM" if causal else "ForMaskedLM")]
@@ -148,6 +149,21 @@ class Original:
                 'add "layer_mix": "zero" or "normalized" to config.json',
             )
         return "normalized" if NORMALIZED_LAYERS.search(code) else "zero"
+
+    def _per_head(self) -> bool:
+        """How positions are projected. Wrappers differ, with the same weights; the training code goes half by half."""
+        named = (self.settings.get("auto_map") or {}).values()  # [repository--]module.Class
+        modules = {str(name).rpartition("--")[2].partition(".")[0] for name in named}
+        absent = sorted(
+            name for name in modules if name.startswith("model") and not (self.folder / f"{name}.py").is_file()
+        )
+        if absent:
+            raise self._error(
+                f"public LTG-BERT wrappers differ in how they lay out positions, and {absent[0]}.py is not here to say",
+                'put that file beside the weights (it is read, not run), or add "per_head_positions": false (or true) '
+                "to config.json",
+            )
+        return bool(PER_HEAD_POSITIONS.search(self._code()))
 
     def _tied(self, ours: dict[str, str]) -> bool:
         back = {new: old for old, new in ours.items()}
