@@ -25,7 +25,8 @@ print(AutoConfig.for_model("antlm_gpt_bert").model_type)
 
 def printed(code: str, folder) -> list[str]:
     """The lines that a fresh interpreter prints; stray progress bars go to stderr."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    private = {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}-home", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    environment = {**os.environ, **private}
     done = subprocess.run(
         [sys.executable, "-c", f"folder = {str(folder)!r}\n{code}"], capture_output=True, text=True, env=environment
     )
