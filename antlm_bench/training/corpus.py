@@ -9,7 +9,6 @@ attend and how many words it holds. Built once per output folder, whole or not a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def prepare(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions
     recorded = [FORMAT, text.digest, spec.model_dump(mode="json"), vocabulary.model_dump(mode="json"), positions]
     digest = sha256(json.dumps(recorded).encode()).hexdigest()
     if not _holds(folder, digest):
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        temporary = folder.with_name(f".{folder.name}.tmp")  # one name, so that what a kill left is cleared here
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:

@@ -6,7 +6,6 @@ Everything is written beside its place and renamed into it, so that a full disk 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -118,16 +117,22 @@ def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if that fails."""
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
+    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if that fails.
+
+    The names beside it are always the same, so that what a killed process left there is cleared by the next.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         reason = getattr(error, "strerror", None) or error
         hint = "free some space and run the same command: it continues from the last state"
         raise RunError(f"cannot be written: {reason}", place=str(folder), hint=hint) from error

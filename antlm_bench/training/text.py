@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -50,8 +51,10 @@ def source(ref: str) -> Source:
 
     Raises DataError where there is no text, or where it is not UTF-8 or not JSON: naming file and line.
     """
-    path = user_path(ref)
-    if path.exists():
+    path, there = user_path(ref), False
+    with suppress(OSError):  # a name too long for any file is the name of none
+        there = path.exists()
+    if there:
         return _files(path)
     if ref in catalog("tasks"):
         return _grammar(ref)
@@ -71,7 +74,7 @@ def _files(path: Path) -> Source:
         )
     digest = hashlib.sha256()
     for file in texts:
-        digest.update(hashlib.sha256(_bytes(file)).digest())
+        digest.update(_ending(file).encode() + hashlib.sha256(_bytes(file)).digest())
     root = path if path.is_dir() else path.parent
     parts = [Part(str(file.relative_to(root)), partial(_lines, file)) for file in texts]
     return Source(path.resolve().name, tuple(parts), digest.hexdigest())
@@ -105,25 +108,29 @@ def _lines(file: Path) -> Iterator[Line]:
             if line.strip():
                 yield from _document(_record(line, f"{file}:{number}"))
     else:
-        yield from _document(line.removesuffix("\r") for _, line in numbered)
+        yield from _document(line for _, line in numbered)
 
 
 def _document(lines: Iterator[str]) -> Iterator[Line]:
     opens = True
     for line in lines:
         if line.strip():
-            yield opens, line
+            yield opens, line.removesuffix("\r")
             opens = False
 
 
 def _record(line: str, place: str) -> Iterator[str]:
     try:
         record: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", place=place) from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError("a record needs its text as a string under the key 'text'", place=place)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"no text: half of a surrogate pair at character {error.start}", place=place) from None
     return iter(text.split("\n"))
 
 

@@ -1,0 +1,188 @@
+"""The stream of tokens: it says the text again, its index counts as a reader would, and it is built whole or not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_text import corpus_for, write_text
+from toy_recipe import toy
+
+from antlm_bench.errors import DataError
+from antlm_bench.training import corpus as corpora
+from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIALS, UNK, Corpus, prepare, read
+from antlm_bench.training.text import Source, source
+
+
+def built(folder: Path, *files: str, **corpus: Any) -> Corpus:
+    """The corpus of such texts, each in a file of its own."""
+    text = folder / "text"
+    text.mkdir(parents=True, exist_ok=True)
+    for number, content in enumerate(files):
+        (text / f"{number}.txt").write_text(content, encoding="utf-8")
+    return corpus_for(toy(corpus=corpus), text, folder / "corpus")
+
+
+def decoded(corpus: Corpus) -> list[str]:
+    """Every line of the stream in words again; a byte-level BPE writes a space before the first."""
+    ends = zip(corpus.lines[:-1], corpus.lines[1:], strict=True)
+    return [corpus.tokenizer.decode(corpus.tokens[a:b], skip_special_tokens=True).removeprefix(" ") for a, b in ends]
+
+
+def test_specials_come_first(tmp_path: Path) -> None:
+    tokenizer = built(tmp_path, "a b").tokenizer
+    assert tokenizer.convert_ids_to_tokens(range(FIRST_WORD)) == list(SPECIALS.values())
+    named = {tokenizer.pad_token: PAD, tokenizer.bos_token: BOS, tokenizer.eos_token: EOS}
+    named |= {tokenizer.mask_token: MASK, tokenizer.unk_token: UNK}
+    assert named == {"<pad>": 0, "<s>": 1, "</s>": 2, "<mask>": 3, "<unk>": 4}
+    assert tokenizer.model_max_length == toy().model.positions
+
+
+@pytest.mark.parametrize("eos", [False, True])
+def test_lines_stand_between_specials_as_scoring_writes_them(tmp_path: Path, eos: bool) -> None:
+    corpus = built(tmp_path, "the cat sleeps\nno dog\n", "naïve ☕\n", eos=eos)
+    for begin, end, text in zip(
+        corpus.lines[:-1], corpus.lines[1:], ["the cat sleeps", "no dog", "naïve ☕"], strict=True
+    ):
+        line = corpus.tokens[begin:end].tolist()
+        assert line == corpus.tokenizer(text)["input_ids"], "what a checkpoint's tokenizer adds is what was trained"
+        assert line[0] == BOS and (line[-1] == EOS) == eos
+        assert min(line[1 : -1 if eos else None]) >= FIRST_WORD
+    assert corpus.lines[0] == 0 and corpus.lines[-1] == len(corpus)
+
+
+def test_tokens_say_the_text_again(tmp_path: Path) -> None:
+    lines = ["the old cat", "Zürich, naïve: 42 ☕!", "tabs\tand  spaces ", "�"]
+    assert decoded(built(tmp_path, "\n".join(lines))) == lines
+
+
+def test_the_tokenizer_reads_as_the_recipe_says(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.txt").write_text("ﬁne 2024 2024 2024 2024\n" * 9, encoding="utf-8")
+    kept = corpus_for(toy(tokenizer={"normalizer": ""}), text, tmp_path / "kept")
+    split = corpus_for(toy(tokenizer={"single_digits": True}), text, tmp_path / "split")
+    assert "ﬁne" in decoded(kept)[0] and "fine" in decoded(split)[0]
+    assert "Ġ2024" in kept.tokenizer.tokenize("2024") and len(split.tokenizer.tokenize("2024")) >= 4
+    large, small = ({"vocabulary": size} for size in (300, 261))
+    assert len(corpus_for(toy(tokenizer=small), text, tmp_path / "small").tokenizer) == 261
+    assert 261 < len(corpus_for(toy(tokenizer=large), text, tmp_path / "large").tokenizer) <= 300
+
+
+@pytest.mark.parametrize(("document", "begin"), [("file", [0, 2]), ("line", [0, 1, 2])])
+def test_documents_are_files_or_lines(tmp_path: Path, document: str, begin: list[int]) -> None:
+    corpus = built(tmp_path, "one two\nthree\n", "four\n", document=document)
+    assert corpus.documents.tolist() == [*corpus.lines[begin], len(corpus)]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(2, 12))
+@settings(deadline=None, max_examples=20)
+def test_windows_know_document_and_words(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], length: int
+) -> None:
+    files = ["\n".join("word " * (1 + n % 4) for n in range(count)) for count in counts]
+    if not any(counts):
+        files[0] = "word " * 20
+    corpus = built(tmp_path_factory.mktemp("windows"), *files, document="line" if length % 2 else "file")
+    if len(corpus) < length:
+        return
+    starts = np.arange(0, len(corpus) - length + 1, length)
+    ids, segments = corpus.rows(starts, length)
+    line_of = np.concatenate([[n] * size for n, size in enumerate(np.diff(corpus.lines))])
+    document_of = np.cumsum(np.isin(np.arange(len(corpus)), corpus.documents[:-1]))
+    share = np.diff(corpus.words)[line_of] / np.diff(corpus.lines)[line_of]  # words of a token, one by one
+    for row, start in enumerate(starts):
+        assert ids[row].tolist() == corpus.tokens[start : start + length].tolist()
+        same = document_of[start : start + length]
+        assert np.array_equal(segments[row][:, None] == segments[row], same[:, None] == same)
+        assert corpus.words_in(starts[[row]], length) == pytest.approx(share[start : start + length].sum())
+    assert corpus.words_in(starts, length) == pytest.approx(sum(share[: len(starts) * length]))
+
+
+def test_the_words_of_everything_are_those_of_the_text(tmp_path: Path) -> None:
+    files = ["one two  three\n\nit's four-fold\n", "\n five\n"]
+    corpus = built(tmp_path, *files)
+    assert corpus.words[-1] == sum(len(content.split()) for content in files) == 6
+    assert corpus.words_in(np.array([0]), len(corpus)) == 6
+
+
+def test_words_limit_the_corpus(tmp_path: Path) -> None:
+    whole = built(tmp_path / "a", "one two three\n" * 30)
+    assert whole.words[-1] == 90
+    assert built(tmp_path / "b", "one two three\n" * 30, words=30).words[-1] == 30
+
+
+class TestPreparing:
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> Source:
+        return source(str(write_text(tmp_path / "text")))
+
+    @pytest.fixture
+    def counted(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """Folders in which a corpus was built."""
+        build, folders = corpora._build, []
+
+        def counting(*given: Any) -> None:
+            folders.append(given[-1])
+            build(*given)
+
+        monkeypatch.setattr(corpora, "_build", counting)
+        return folders
+
+    def prepared(self, text: Source, folder: Path, positions: int = 64, **changes: Any) -> Corpus:
+        recipe = toy(**changes)
+        return prepare(text, recipe.corpus, recipe.tokenizer, positions, folder)
+
+    def test_the_same_again_is_opened(self, text: Source, tmp_path: Path, counted: list[Path]) -> None:
+        first, second = (self.prepared(text, tmp_path / "corpus") for _ in range(2))
+        assert len(counted) == 1
+        assert first.digest == second.digest == read(tmp_path / "corpus").digest
+        assert np.array_equal(first.tokens, second.tokens) and isinstance(second.tokens, np.memmap)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "text"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"corpus": {"eos": True}}, {"corpus": {"words": 50}}, {"tokenizer": {"vocabulary": 280}}, {"positions": 32}],
+    )
+    def test_another_setting_is_another_corpus(
+        self, text: Source, tmp_path: Path, counted: list[Path], change: dict[str, Any]
+    ) -> None:
+        first = self.prepared(text, tmp_path / "corpus")
+        assert self.prepared(text, tmp_path / "corpus", **change).digest != first.digest
+        assert len(counted) == 2
+
+    def test_another_text_is_another_corpus(self, text: Source, tmp_path: Path, counted: list[Path]) -> None:
+        self.prepared(text, tmp_path / "corpus")
+        (tmp_path / "text" / "0.txt").write_text("entirely new", encoding="utf-8")
+        made = self.prepared(source(str(tmp_path / "text")), tmp_path / "corpus")
+        assert len(counted) == 2 and decoded(made)[0] == "entirely new"
+
+    def test_what_a_kill_left_is_neither_read_nor_kept(self, text: Source, tmp_path: Path, counted: list[Path]) -> None:
+        whole = self.prepared(text, tmp_path / "whole")
+        shutil.copytree(tmp_path / "whole", counted[0].with_name(".corpus.tmp"))
+        (tmp_path / ".corpus.tmp" / "tokens.npy").write_bytes(b"half")
+        made = self.prepared(text, tmp_path / "corpus")
+        assert np.array_equal(made.tokens, whole.tokens)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "text", "whole"]
+
+    def test_an_error_in_the_middle_leaves_the_older_corpus(
+        self, text: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = self.prepared(text, tmp_path / "corpus")
+        (tmp_path / "text" / "1.txt").write_bytes(b"fine\n\xff\n")
+        with pytest.raises(DataError, match="not UTF-8"):
+            self.prepared(source(str(tmp_path / "text")), tmp_path / "corpus")
+        assert read(tmp_path / "corpus").digest == first.digest
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "text"]
+
+    @pytest.mark.parametrize("content", ["", "\n \n\t\n"])
+    def test_nothing_but_empty_lines_is_no_corpus(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match="holds no text"):
+            self.prepared(source(str(tmp_path)), tmp_path / "corpus")
+        assert not (tmp_path / "corpus").exists()

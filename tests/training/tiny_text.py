@@ -1,0 +1,30 @@
+"""A small training text and corpora of it, for tests of the loop."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from antlm_bench.training.corpus import Corpus, prepare
+from antlm_bench.training.recipe import Recipe
+from antlm_bench.training.text import source
+
+WORDS = "the a cat cats dog dogs sees see sleeps sleep who never every some boy girl that near old small house".split()
+
+
+def sentences(many: int, seed: int = 0) -> list[str]:
+    dice = random.Random(seed)
+    return [" ".join(dice.choices(WORDS, k=dice.randint(1, 9))) + "." for _ in range(many)]
+
+
+def write_text(folder: Path, many: int = 120) -> Path:
+    """A folder of two files of sentences."""
+    folder.mkdir(parents=True)
+    for number in range(2):
+        text = "\n".join(sentences(many // 2, number)) + "\n"
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def corpus_for(recipe: Recipe, text: Path, folder: Path) -> Corpus:
+    return prepare(source(str(text)), recipe.corpus, recipe.tokenizer, recipe.model.positions, folder)
