@@ -74,14 +74,15 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Fa
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], Facts] | None:
     """The newest whole state, None where there is none. Raises RunError where it cannot be read."""
-    whole = sorted(p for p in folder.glob("*") if p.name.isdecimal())
+    whole = [path for path in folder.glob("*") if path.name.isdecimal()]
     if not whole:
         return None
+    newest = max(whole, key=lambda path: int(path.name))
     try:
-        return load_file(whole[-1] / "tensors"), json.loads((whole[-1] / "facts.json").read_text(encoding="utf-8"))
+        return load_file(newest / "tensors"), json.loads((newest / "facts.json").read_text(encoding="utf-8"))
     except Exception as error:  # safetensors and json each have their own
         raise RunError(
-            f"the state cannot be read: {error}", place=str(whole[-1]), hint="delete the folder: training starts anew"
+            f"the state cannot be read: {error}", place=str(newest), hint="delete the folder: training starts anew"
         ) from error
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from tiny import WORDS
+
 from antlm_bench.training.corpus import Corpus, prepare
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.text import source
-
-WORDS = "the a cat cats dog dogs sees see sleeps sleep who never every some boy girl that near old small house".split()
 
 
 def sentences(many: int, seed: int = 0) -> list[str]:

@@ -1,0 +1,162 @@
+"""Objectives against batches written by hand and rules checked token by token: no target is seen or asked elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, Int64
+from antlm_bench.training.objectives import NOT_A_TARGET, Batch, clm, masked
+from antlm_bench.training.recipe import ObjectiveSpec
+
+NO = NOT_A_TARGET
+VOCABULARY = 50
+ALL = ObjectiveSpec(rate=1.0, corrupt=(1.0, 0.0, 0.0))
+
+
+def array(*rows: list[int]) -> Int64:
+    return np.array(rows, dtype=np.int64)
+
+
+def hidden(ids: Int64, segments: Int64, rate: float = 1.0, seed: tuple[int, int] = (1, 2), **spec: Any) -> Batch:
+    samples = np.arange(len(ids))
+    return masked(ids, segments, samples, ALL.model_copy(update=spec), rate, seed, VOCABULARY)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[Int64, Int64]:
+    """Ids with specials among them, and documents that begin anywhere."""
+    many, width = draw(st.integers(1, 4)), draw(st.integers(2, 12))
+    dice = np.random.default_rng(draw(st.integers(0, 999)))
+    ids = dice.integers(0, VOCABULARY, (many, width))
+    ids[dice.random((many, width)) < 0.2] = BOS
+    return ids, 7 + np.cumsum(dice.random((many, width)) < 0.2, axis=1)
+
+
+def test_causal_rows_ask_for_the_next_token_of_the_document() -> None:
+    batch = clm(array([1, 10, 11, 1, 12, 13], [9, 8, 7, 6, 5, 9]), array([3, 3, 3, 4, 4, 4], [5] * 6), np.arange(2))
+    assert batch.targets.tolist() == [[10, 11, NO, 12, 13, NO], [8, 7, 6, 5, 9, NO]]
+    assert batch.inputs.tolist() == [[1, 10, 11, 1, 12, 13], [9, 8, 7, 6, 5, 9]]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1], [0] * 6]
+    assert batch.causal and batch.objective == "clm" and batch.count == 9 and len(batch) == 2
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
+
+
+def test_masked_rows_ask_at_the_place() -> None:
+    batch = hidden(array([1, 10, 11, 1, 12, 2]), array([0, 0, 0, 1, 1, 1]))
+    assert batch.inputs.tolist() == [[1, MASK, MASK, 1, MASK, 2]]
+    assert batch.targets.tolist() == [[NO, 10, 11, NO, 12, NO]]
+    assert not batch.causal and batch.objective == "mlm" and batch.count == 3
+
+
+def test_mntp_asks_one_place_before_and_never_for_what_begins_a_document() -> None:
+    batch = hidden(array([1, 10, 11, 12, 13, 2], [10, 11, 1, 12, 13, 14]), array([0, 0, 0, 1, 1, 1], [0] * 6),
+                   masked="mntp")  # fmt: skip
+    assert batch.inputs.tolist() == [[1, MASK, MASK, 12, MASK, 2], [10, MASK, 1, MASK, MASK, MASK]]
+    assert batch.targets.tolist() == [[10, 11, NO, 13, NO, NO], [11, NO, 12, 13, 14, NO]]
+    assert batch.objective == "mntp"
+
+
+@given(rows())
+def test_a_causal_target_is_the_next_token_and_of_the_same_document(given_rows: tuple[Int64, Int64]) -> None:
+    ids, segments = given_rows
+    targets = clm(ids, segments, np.arange(len(ids))).targets
+    for row, place in np.ndindex(*ids.shape):
+        inside = place + 1 < ids.shape[1] and segments[row, place] == segments[row, place + 1]
+        assert targets[row, place] == (ids[row, place + 1] if inside else NO)
+
+
+@given(rows(), st.sampled_from(["mlm", "mntp"]), st.sampled_from(["token", "geometric", "uniform"]), st.floats(0, 1))
+@settings(deadline=None)
+def test_a_target_is_hidden_text_of_the_same_document(
+    given_rows: tuple[Int64, Int64], objective: str, spans: str, rate: float
+) -> None:
+    ids, segments = given_rows
+    batch = hidden(ids, segments, rate, masked=objective, spans=spans, corrupt=(1.0, 0.0, 0.0))
+    shift = int(objective == "mntp")
+    asked = set()
+    for row, place in zip(*np.nonzero(batch.targets != NO), strict=True):
+        at = place + shift
+        assert batch.targets[row, place] == ids[row, at] >= FIRST_WORD, "text, the true one"
+        assert batch.inputs[row, at] == MASK, "that the input does not show"
+        assert segments[row, place] == segments[row, at]
+        asked.add((row, at))
+    untouched = [place for place in np.ndindex(*ids.shape) if place not in asked]
+    assert all(batch.inputs[place] == ids[place] for place in untouched)
+
+
+def test_at_rate_one_everything_is_asked_but_specials() -> None:
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (20, 16))
+    batch = hidden(ids, np.zeros_like(ids))
+    assert np.array_equal(batch.targets != NO, ids >= FIRST_WORD)
+    assert set(np.unique(ids[batch.targets == NO])) == set(range(FIRST_WORD))
+
+
+def test_four_of_five_targets_are_hidden_and_the_rest_random_words_or_kept() -> None:
+    ids = np.random.default_rng(0).integers(FIRST_WORD, VOCABULARY, (300, 32))
+    batch = hidden(ids, np.zeros_like(ids), 0.5, corrupt=(0.8, 0.1, 0.1))
+    chosen = batch.targets != NO
+    seen = batch.inputs[chosen]
+    assert chosen.mean() == pytest.approx(0.5, abs=0.02)
+    assert (seen == MASK).mean() == pytest.approx(0.8, abs=0.02)
+    assert (seen == ids[chosen]).mean() == pytest.approx(0.1 + 0.1 / (VOCABULARY - FIRST_WORD), abs=0.015)
+    assert set(np.unique(seen)) == {MASK, *range(FIRST_WORD, VOCABULARY)}, "a random word is no special"
+
+
+def test_what_is_hidden_depends_on_seed_step_and_sample_alone() -> None:
+    ids = np.random.default_rng(0).integers(FIRST_WORD, VOCABULARY, (6, 32))
+    segments = np.zeros_like(ids)
+    whole = hidden(ids, segments, 0.3)
+    spec = ALL
+    for sample in range(6):
+        alone = masked(ids[[sample]], segments[[sample]], np.array([sample]), spec, 0.3, (1, 2), VOCABULARY)
+        assert np.array_equal(alone.inputs[0], whole.inputs[sample])
+    assert not np.array_equal(hidden(ids, segments, 0.3, seed=(1, 3)).inputs, whole.inputs)
+    assert not np.array_equal(hidden(ids, segments, 0.3, seed=(2, 2)).inputs, whole.inputs)
+    same = np.repeat(ids[:1], 6, 0)
+    assert len({row.tobytes() for row in hidden(same, segments, 0.3).inputs}) == 6, "each sample has its own"
+
+
+@given(rows(), st.booleans())
+def test_attention_stays_in_the_document_and_causal_looks_back(given_rows: tuple[Int64, Int64], causal: bool) -> None:
+    ids, segments = given_rows
+    batch = clm(ids, segments, np.arange(len(ids))) if causal else hidden(ids, segments, 0.3)
+    mask = batch.attention()
+    many, width = ids.shape
+    expected = np.zeros((many, 1, width, width), bool)
+    for row, query, key in np.ndindex(many, width, width):
+        expected[row, 0, query, key] = segments[row, query] == segments[row, key] and (not causal or key <= query)
+    if mask is None:  # nothing to say but the direction
+        direction = np.tril(np.ones((width, width), bool)) if causal else np.ones((width, width), bool)
+        assert (expected == direction).all()
+    else:
+        assert np.array_equal(mask.numpy(), expected)
+        assert (segments != segments[:, :1]).any()
+
+
+@given(rows())
+def test_positions_count_from_the_beginning_of_the_document(given_rows: tuple[Int64, Int64]) -> None:
+    ids, segments = given_rows
+    positions = clm(ids, segments, np.arange(len(ids))).positions
+    for row, place in np.ndindex(*ids.shape):
+        begins = place == 0 or segments[row, place] != segments[row, place - 1]
+        assert positions[row, place] == (0 if begins else positions[row, place - 1] + 1)
+
+
+def test_a_slice_keeps_what_belongs_to_its_rows() -> None:
+    batch = clm(array([1, 7, 8], [1, 9, EOS], [5, 1, 6]), array([0, 0, 0], [1, 1, 1], [1, 2, 2]), np.array([4, 6, 8]))
+    part = batch[1:3]
+    assert part.samples.tolist() == [6, 8] and part.count == 3 and part.objective == "clm" and part.causal
+    assert part.targets.tolist() == [[9, EOS, NO], [NO, 6, NO]]
+    assert batch[1:2].attention() is None and batch[2:3].attention() is not None
+
+
+def test_no_rows_make_an_empty_batch() -> None:
+    """A process may get none of a step's rows."""
+    none = np.empty((0, 8), np.int64)
+    for batch in (clm(none, none, np.arange(0)), hidden(none, none), hidden(none, none, masked="mntp")):
+        assert len(batch) == batch.count == 0
