@@ -35,7 +35,7 @@ MICRO_TOKENS_ELSEWHERE = 65_536
 EXPLODED = 3.0  # times the loss of guessing, ln(vocabulary)
 MILLION = 1_000_000
 # BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every hundred up to a billion.
-MILESTONES = tuple(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 11))
+MILESTONES = tuple(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)) + (10**9,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Training:
         self._sweep: tuple[int, Int64] = (-1, np.empty(0, np.int64))
 
     def step(self, step: Step) -> dict[str, Any]:
-        """One optimizer step; what the log keeps of it. Raises TrainingError where the loss leaves all bounds."""
+        """One optimizer step; what the log keeps of it. Raises TrainingError for a loss out of bounds or stuck."""
         first = self._rows(step)
         if step.switch and self.recipe.optimizer.at_switch == "reset":
             self.optimizer.state.clear()
@@ -199,11 +199,12 @@ class Training:
     def _check(self, step: Step, losses: dict[str, float], norm: float) -> None:
         bound = EXPLODED * math.log(self.vocabulary)
         worst = max(losses.values(), default=0.0)
-        if math.isfinite(norm) and worst <= bound:  # NaN is not
+        if math.isfinite(norm) and worst <= bound and (norm or not losses):  # NaN is neither
             return
+        what = "the loss left all bounds" if norm else "the gradient is zero: the weights have overflown"
         said = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         raise TrainingError(
-            f"the loss left all bounds ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
+            f"{what} ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
             place=f"step {step.number + 1}, rows {step.first} to {step.first + step.rows - 1} of pass {step.sweep + 1}",
             hint=f"a lower learning rate (--set optimizer.lr={step.lr / 3:.2g}), a longer warm-up or --precision "
             "float32; the last state and all checkpoints are kept",

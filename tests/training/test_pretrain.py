@@ -1,0 +1,423 @@
+"""The loop: it continues bit for bit, a batch's layout changes rounding only, and every step learns what it should."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_text import corpus_for, write_text
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from toy_recipe import blocks, toy
+
+from antlm_bench.checkpoints import open_checkpoint
+from antlm_bench.errors import TrainingError
+from antlm_bench.training import pretrain as loop
+from antlm_bench.training.build import build, output_head, states
+from antlm_bench.training.corpus import Corpus
+from antlm_bench.training.objectives import Batch
+from antlm_bench.training.pretrain import Conditions, Training, pretrain
+from antlm_bench.training.recipe import Recipe
+from antlm_bench.training.schedule import rows_in, timeline
+
+CorpusOf = Callable[[Recipe], Corpus]
+Weights = dict[str, torch.Tensor]
+LTG = {"architecture": "ltg-bert", "dropout": 0.1, "attention_dropout": 0.1, "buckets": 4}
+GPT_BERT = LTG | {"architecture": "gpt-bert"}
+SMOOTH = {"eps": 1e-4}  # so that Adam does not blow up the rounding of gradients that are zero but for it
+
+
+class Log:
+    """Who watches in tests: keeps everything, may ask to stop, may meddle."""
+
+    def __init__(self, meddle: Callable[[dict[str, Any]], None] = lambda _: None, stop_at: int = -1) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.checkpoints: list[tuple[str, int]] = []
+        self.meddle, self.stop_at = meddle, stop_at
+
+    def begins(self, tokens: int, done: int, seen: int) -> None:
+        self.began = tokens, done, seen
+
+    def stepped(self, record: dict[str, Any]) -> None:
+        assert record.pop("seconds") >= 0
+        self.records.append(record)
+        self.meddle(record)
+
+    def saved(self, checkpoint: Path, step: int) -> None:
+        self.checkpoints.append((checkpoint.name, step))
+
+    def asked_to_stop(self) -> bool:
+        return len(self.records) == self.stop_at
+
+
+@pytest.fixture(scope="module")
+def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> CorpusOf:
+    text = write_text(tmp_path_factory.mktemp("text") / "text")
+    root, made = tmp_path_factory.mktemp("corpora"), {}
+
+    def corpus(recipe: Recipe) -> Corpus:
+        key = recipe.corpus.model_dump_json()
+        if key not in made:
+            made[key] = corpus_for(recipe, text, root / str(len(made)))
+        return made[key]
+
+    return corpus
+
+
+def run(
+    recipe: Recipe, corpus: Corpus, out: Path, log: Log | None = None, teachers: Any = (), **conditions: Any
+) -> Training:
+    told = Conditions(device="cpu", **conditions)
+    training = Training(recipe, corpus, told, teachers)
+    made = pretrain(training, out, log or Log(), told)
+    assert made is None or made == out / "main"
+    return training
+
+
+def weights(training: Training) -> Weights:
+    return {name: p.detach().clone() for name, p in training.model.named_parameters()}
+
+
+def farthest(ours: Weights, theirs: Weights) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def steps(many: int, causal: float, masked: float) -> dict[str, Any]:
+    return blocks((many, causal, masked), unit="steps")
+
+
+RESUMED = {
+    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1}, **steps(20, 1, 0)),
+    "lamb, averaged": toy(
+        model=GPT_BERT,
+        optimizer={"name": "lamb", "ema": 0.9, "schedule": "linear", "weight_decay": 0.1},
+        objective={"masked": "mntp", "spans": "uniform", "rate": 0.3, "final_rate": 0.15, "z_loss": 1e-4},
+        corpus={"offset": "random"},
+        **steps(20, 1, 3),
+    ),
+    "alternating": toy(model=LTG, **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps")),
+    "reset at the switch": toy(
+        optimizer={"at_switch": "reset", "restart": "phase", "warmup": 0.2},
+        **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps"),
+    ),
+    "growing": toy(batch={"final_tokens": 128, "longer": [[0.4, 32]]}, **steps(20, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe, corpus = RESUMED[name], corpus_of(RESUMED[name])
+    whole, first, second = Log(), Log(), Log()
+    run(recipe, corpus, tmp_path / "whole", whole)
+    run(recipe, corpus, tmp_path / "parts", first, stop_after=10)
+    assert not (tmp_path / "parts" / "main").exists()
+    training = run(recipe, corpus, tmp_path / "parts", second)
+    assert training.done == 20 and len(first.records) == len(second.records) == 10
+    assert first.records + second.records == whole.records
+    assert second.began == (whole.began[0], 10, first.records[-1]["tokens"])
+    for file in ("main/model.safetensors", "main/config.json", "state/00000020/tensors"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe = toy(**steps(6, 1, 0))
+    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=4)).done == 4
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000004"]
+    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=2)).done == 6, "asked at the end, it has finished"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        toy(optimizer=SMOOTH, **steps(6, 1, 0)),
+        toy(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
+        toy(model=GPT_BERT, optimizer=SMOOTH | {"name": "lamb"}, batch={"tokens": 96}, **steps(6, 1, 2)),
+    ],
+    ids=["llama", "ltg-bert", "gpt-bert"],
+)
+def test_the_layout_of_a_batch_changes_rounding_only(recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    expected = weights(run(recipe, corpus_of(recipe), tmp_path / "whole"))
+    for micro in (1, 16, 32, 48):
+        found = weights(run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_tokens=micro))
+        assert farthest(found, expected) < 1e-5
+
+
+def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
+    for offset in ("fixed", "random"):
+        recipe = toy(corpus={"offset": offset})
+        corpus = corpus_of(recipe)
+        training = Training(recipe, corpus, Conditions(device="cpu"))
+        passes: dict[int, list[int]] = {}
+        for step in timeline(recipe, len(corpus)):
+            passes.setdefault(step.sweep, []).extend(training._rows(step).tolist())
+        many = rows_in(len(corpus), 16, offset == "random")
+        assert len(passes) == 2 and passes[0] != passes[1]
+        for rows in passes.values():
+            begin = min(rows)
+            assert sorted(rows) == [begin + 16 * n for n in range(many)] and begin < 16
+            assert begin == 0 or offset == "random"
+            assert max(rows) + 16 <= len(corpus)
+        assert (len({min(rows) for rows in passes.values()}) > 1) == (offset == "random")
+
+
+def gradients(training: Training, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """What the optimizer is given in a step."""
+    found: Weights = {}
+
+    def keep(*_: Any) -> None:
+        found.update({name: p.grad.clone() for name, p in training.model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(training.optimizer, "step", keep)
+    training.step(step)
+    return found
+
+
+def entropy(training: Training, batch: Batch) -> torch.Tensor:
+    """The mean cross-entropy of a batch, by whole logits."""
+    weight, bias = output_head(training.model)
+    hidden = states(training.model, batch)
+    hidden = training.model.head.transform(hidden) if hasattr(training.model, "head") else hidden
+    logits = hidden @ weight.t() + (0 if bias is None else bias)
+    return F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
+
+
+def slopes(training: Training, loss: torch.Tensor) -> Weights:
+    named = dict(training.model.named_parameters())
+    found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
+    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+@pytest.mark.parametrize("model", [{}, {"architecture": "gpt-bert", "buckets": 4}], ids=["llama", "gpt-bert"])
+def test_two_losses_weigh_what_the_phase_says(
+    model: dict[str, Any], corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy(model=model, optimizer={"clip": 1e9}, batch={"tokens": 128}, **steps(3, 1, 3))
+    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu", micro_tokens=32))
+    step = timeline(recipe, len(training.corpus))[1]
+    causal, hidden = training._batches(step, training._rows(step))
+    assert (len(causal), len(hidden)) == (2, 6) and causal.causal and not hidden.causal
+    expected = slopes(training, 0.25 * entropy(training, causal) + 0.75 * entropy(training, hidden))
+    assert farthest(gradients(training, step, monkeypatch), expected) < 1e-6
+
+
+def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe, log = toy(**steps(3, 1, 1)), Log()
+    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
+    step = timeline(recipe, len(training.corpus))[0]
+    batches = training._batches(step, training._rows(step))
+    expected = {batch.objective: entropy(training, batch).item() for batch in batches}
+    run(recipe, corpus_of(recipe), tmp_path, log)
+    assert log.records[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert [record["step"] for record in log.records] == [1, 2, 3]
+    assert [record["tokens"] for record in log.records] == [64, 128, 192]
+
+
+def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe, log = toy(**blocks((1, 1, 0), (2, 0, 1), (1, 1, 0))), Log()
+    corpus = corpus_of(recipe)
+    run(recipe, corpus, tmp_path, log)
+    epoch = math.ceil(rows_in(len(corpus), 16, False) / 4)
+    asked = [[*record["loss"]] for record in log.records]
+    assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
+    assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
+    read = rows_in(len(corpus), 16, False) * 16
+    assert log.records[-1]["words"] == pytest.approx(4 * corpus.words_in(np.array([0]), read), abs=0.6)
+
+
+@pytest.mark.parametrize(("rule", "updates"), [("keep", 9), ("reset", 4)])
+def test_the_optimizer_forgets_at_a_switch_if_told_to(
+    rule: str, updates: int, corpus_of: CorpusOf, tmp_path: Path
+) -> None:
+    recipe = toy(optimizer={"at_switch": rule}, **blocks((5, 1, 0), (4, 0, 1), unit="steps"))
+    training = run(recipe, corpus_of(recipe), tmp_path)
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {updates}
+
+
+def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe, log = toy(objective={"rate": 0.0}, **steps(2, 0, 1)), Log()
+    corpus = corpus_of(recipe)
+    before = weights(Training(recipe, corpus, Conditions(device="cpu")))
+    assert farthest(weights(run(recipe, corpus, tmp_path, log)), before) == 0
+    assert [record["loss"] for record in log.records] == [{}, {}]
+
+
+def test_an_objective_without_a_target_leaves_its_weight_to_the_other(
+    corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
+    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
+    step = timeline(recipe, len(training.corpus))[0]
+    expected = slopes(training, entropy(training, training._batches(step, training._rows(step))[0]))
+    assert farthest(gradients(training, step, monkeypatch), expected) < 1e-6
+
+
+def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    """Words drawn alike from 35, 1 to 9 in a line: far below guessing among 300, and both ways."""
+    recipe, log = toy(model={"positions": 16}, optimizer={"lr": 1e-2}, **steps(120, 1, 1)), Log()
+    run(recipe, corpus_of(recipe), tmp_path, log)
+    for name in ("clm", "mlm"):
+        first, last = (np.mean([r["loss"][name] for r in part]) for part in (log.records[:5], log.records[-20:]))
+        assert first > 5 and last < 4
+
+
+class TestDistillation:
+    RECIPE = toy(
+        distil={"teachers": ["a", "b"], "temperature": 2.0, "alpha": 0.3}, optimizer={"clip": 1e9}, **steps(2, 1, 0)
+    )
+
+    def teachers(self, *architectures: str, vocabulary: int) -> list[Any]:
+        made = []
+        for number, architecture in enumerate(architectures):
+            torch.manual_seed(number)
+            model = build(toy(model={"architecture": architecture, "hidden": 16}).model, vocabulary, masked=False)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(4 if parameter.dim() > 1 else 1)
+            made.append(model)
+        return made
+
+    def test_the_student_follows_the_teachers_mean(self, corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch) -> None:
+        corpus = corpus_of(self.RECIPE)
+        teachers = self.teachers("llama", "gpt2", vocabulary=len(corpus.tokenizer))
+        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
+        step = timeline(self.RECIPE, len(corpus))[0]
+        (batch,) = training._batches(step, training._rows(step))
+        asked = torch.from_numpy(batch.targets) >= 0
+        taught = [(states(t, batch) @ output_head(t)[0].t())[asked].float() for t in training.teachers]
+        mean = torch.stack(taught).mean(0)
+        logits = (states(training.model, batch) @ output_head(training.model)[0].t())[asked]
+        soft = F.kl_div(
+            F.log_softmax(logits / 2, -1), F.log_softmax(mean / 2, -1), log_target=True, reduction="batchmean"
+        )
+        expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
+        found = gradients(training, step, monkeypatch)
+        assert expected.keys() == found.keys()
+        for name, slope in expected.items():  # teachers are in bfloat16, and their products differ by batch
+            assert (slope - found[name]).norm() < 0.02 * slope.norm(), name
+
+    def test_teachers_do_not_learn_and_stay_out_of_the_state(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        corpus = corpus_of(self.RECIPE)
+        (teacher, other) = self.teachers("llama", "llama", vocabulary=len(corpus.tokenizer))
+        before = {name: p.detach().to(torch.bfloat16) for name, p in teacher.named_parameters()}
+        run(self.RECIPE, corpus, tmp_path, teachers=[teacher, other])
+        assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
+        state = (tmp_path / "state" / "00000002" / "tensors").read_bytes()
+        assert b"teacher" not in state[:20_000]
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("architecture", "said"), [("gpt2", "the loss left all bounds .*nan"), ("llama", "the gradient is zero")]
+    )
+    def test_a_learning_rate_far_too_high_is_named(
+        self, architecture: str, said: str, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
+        """RMSNorm (Llama) divides by an infinite variance: all is 0 then, and the loss that of guessing for ever."""
+        recipe = toy(
+            model={"architecture": architecture}, optimizer={"lr": 1e6, "schedule": "constant"}, **steps(9, 1, 0)
+        )
+        with pytest.raises(TrainingError, match=said) as error:
+            run(recipe, corpus_of(recipe), tmp_path)
+        assert error.value.place == "step 2, rows 4 to 7 of pass 1"
+        assert "--set optimizer.lr=3.3e+05" in error.value.hint and error.value.exit_code == 3
+        assert not (tmp_path / "main").exists()
+
+    @pytest.mark.parametrize("recipe", [toy(**steps(12, 1, 0)), toy(**steps(12, 1, 1))], ids=["clm", "mixed"])
+    def test_not_a_number_stops_and_the_earlier_state_still_serves(
+        self, recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
+        corpus = corpus_of(recipe)
+        run(recipe, corpus, tmp_path / "out", stop_after=5)
+        training = Training(recipe, corpus, Conditions(device="cpu"))
+
+        def break_it(record: dict[str, Any]) -> None:
+            if record["step"] == 7:
+                with torch.no_grad():
+                    output_head(training.model)[0][9, 3] = math.nan
+
+        with pytest.raises(TrainingError, match="nan") as error:
+            pretrain(training, tmp_path / "out", Log(break_it), Conditions(device="cpu"))
+        assert error.value.place.startswith("step 8, rows 28 to 31")
+        assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000005"]
+        found = weights(run(recipe, corpus, tmp_path / "out"))
+        assert farthest(found, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
+
+
+def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe = toy(optimizer={"lr": 3.0, "schedule": "constant"}, **steps(40, 1, 0))
+    with pytest.raises(TrainingError, match="the loss left all bounds") as error:
+        run(recipe, corpus_of(recipe), tmp_path)
+    assert "nan" not in error.value.message and "lr=1)" in error.value.hint
+
+
+def test_milestones_are_babylms() -> None:
+    expected = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+    assert [words / 1_000_000 for words in loop.MILESTONES] == expected
+
+
+class TestMilestones:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "MILLION", 10)
+        monkeypatch.setattr(loop, "MILESTONES", (100, 200, 210, 400, 10**6))
+
+    def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
+        self, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
+        recipe, log = toy(model=GPT_BERT, optimizer={"ema": 0.9}, **blocks((1, 1, 1))), Log()
+        training = run(recipe, corpus_of(recipe), tmp_path, log)
+        reached = {
+            f"chck_{words // 10}M": next(r for r in log.records if r["words"] >= words)
+            for words in (100, 200, 210, 400)
+        }
+        assert log.checkpoints[:-1] == [(name, record["step"]) for name, record in reached.items()]
+        assert log.checkpoints[-1] == ("main", training.done)
+        for name, record in reached.items():
+            card = json.loads((tmp_path / name / "config.json").read_text())["antlm_bench"]
+            assert (card["steps"], card["tokens_seen"]) == (record["step"], record["tokens"])
+            assert card["words_seen"] == record["words"] and card["recipe"] == "toy"
+            assert open_checkpoint(str(tmp_path / name)).methods[0] == "causal"
+            assert (tmp_path / name / "README.md").exists() and (tmp_path / name / "gpt_bert.py").exists()
+
+    def test_what_is_saved_are_the_averaged_weights_of_that_moment(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        recipe, log = toy(optimizer={"ema": 0.9, "schedule": "constant"}, **steps(30, 1, 0)), Log()
+        training = run(recipe, corpus_of(recipe), tmp_path / "whole", log)
+        (at,) = (step for name, step in log.checkpoints if name == "chck_20M")
+        cut = run(recipe, corpus_of(recipe), tmp_path / "cut", stop_after=at)
+        for folder, source in (("chck_20M", cut), ("main", training)):
+            saved = load_file(tmp_path / "whole" / folder / "model.safetensors")
+            assert source.ema is not None
+            assert farthest(saved, source.ema.average) == 0
+            assert farthest(saved, weights(source)) > 1e-4
+
+    def test_a_state_is_saved_with_each(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        recipe = toy(**steps(30, 1, 0))
+        whole = Log()
+        run(recipe, corpus_of(recipe), tmp_path / "a", whole)
+        at = next(record["step"] for record in whole.records if record["words"] >= 210)
+
+        def stop(record: dict[str, Any]) -> None:
+            if record["step"] == at + 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, corpus_of(recipe), tmp_path / "b", Log(stop))
+        assert [path.name for path in (tmp_path / "b" / "state").iterdir()] == [f"{at:08}"]
+
+
+def test_states_are_saved_as_often_as_asked(corpus_of: CorpusOf, tmp_path: Path) -> None:
+    recipe = toy(**steps(4, 1, 0))
+    seen: list[list[str]] = []
+
+    def look(_: dict[str, Any]) -> None:
+        seen.append(sorted(path.name for path in (tmp_path / "state").glob("*")))
+
+    run(recipe, corpus_of(recipe), tmp_path, Log(look), save_every=0.0)
+    assert seen == [[], ["00000001"], ["00000002"], ["00000003"]]
