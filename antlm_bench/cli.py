@@ -5,6 +5,7 @@ Nothing heavy is imported here: each verb imports what it needs, so that `--help
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -199,7 +200,8 @@ def train_verb(
         trackers=track or (),
     )
     made = train(recipe, corpus, out, options)
-    facts(recipe, {"checkpoint": str(made), "score it": f"antlm-bench score --model {made} --suite blimp"})
+    if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun, accelerate launch) one says it
+        facts(recipe, {"checkpoint": str(made), "score it": f"antlm-bench score --model {made} --suite blimp"})
 
 
 @app.command("list")

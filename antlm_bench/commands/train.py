@@ -6,13 +6,14 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
+from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.rendering.progress import Progress, duration
 from antlm_bench.training.recipe import Recipe, read_recipe, scales_of
@@ -56,6 +57,7 @@ def train(recipe: str, corpus: str, out: str | Path, options: TrainOptions | Non
     """
     options = options or TrainOptions()
     resolved = read_recipe(recipe, options.scale, options.changes)
+    _installed(options.trackers)
     text = source(corpus)
     folder = Path(out)
     for teacher in _teachers(resolved, options):  # before anything is written: a misfit must not cost an hour
@@ -102,6 +104,20 @@ def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) ->
     return made
 
 
+def _installed(trackers: Sequence[str]) -> None:
+    """Raises UsageError for a tracker that Accelerate does not know, or would leave out without a word."""
+    if not trackers:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            hint = nearest(name, LOGGER_TYPE_TO_CLASS) or f"one of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            raise UsageError(f"unknown tracker {name!r}", place="--track", hint=hint)
+        if name not in map(str, get_available_trackers()):
+            raise UsageError(f"{name!r} is not installed", place="--track", hint=f"pip install {name}")
+
+
 def _record(recipe: Recipe, text: Source) -> dict[str, Any]:
     return {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest, "version": __version__}
 
@@ -120,7 +136,7 @@ def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
         return
     if resume:
         raise UsageError("there is nothing to resume", place=str(folder), hint="leave --resume out to begin")
-    if any(file.name != ".lock" for file in folder.iterdir()):
+    if any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UsageError("this folder holds something else", place=str(folder), hint="choose another --out")
     runs.write_whole(path, json.dumps(record, indent=1).encode())
 
@@ -241,11 +257,9 @@ class Watching:
 
     def begins(self, tokens: int, done: int, seen: int) -> None:
         """The log of steps that a kill has undone is taken back, so that no step stands in it twice."""
-        kept = []
-        if self.log.exists():
-            lines = self.log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
-        runs.write_whole(self.log, "".join(line + "\n" for line in kept).encode())
+        kept = [record for record in _read(self.log) if record["step"] <= done]
+        runs.write_whole(self.log, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.losses = next((dict(record["loss"]) for record in reversed(kept) if "loss" in record), {})
         self.bar = Progress(tokens, self.label, "tokens")
         self.bar.__enter__()
         self.bar.skip(seen)
@@ -296,3 +310,10 @@ class Watching:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", place=str(self.log)) from error
+
+
+def _read(log: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log. Its last line may be half: the disk was full."""
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        with suppress(ValueError):
+            yield json.loads(line)

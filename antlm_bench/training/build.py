@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
+from antlm_bench.errors import DeclarationError
 from antlm_bench.training import dropout
 from antlm_bench.training.corpus import BOS, EOS, PAD
 from antlm_bench.training.objectives import Batch
@@ -23,13 +24,15 @@ from antlm_bench.training.recipe import ModelSpec
 
 def build(spec: ModelSpec, vocabulary: int, masked: bool) -> Any:
     """A freshly initialised model from torch's global seed. masked: an encoder is saved as a masked LM, else as a
-    causal one; the weights have the same names in both.
+    causal one; the weights have the same names in both. Raises DeclarationError for a shape that cannot be.
     """
     shape = {"vocab_size": vocabulary, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     shape |= {"tie_word_embeddings": spec.tied}
-    return {"llama": _llama, "gpt2": _gpt2, "ltg-bert": _ltg_bert, "gpt-bert": _gpt_bert}[spec.architecture](
-        spec, shape, masked
-    )
+    make = {"llama": _llama, "gpt2": _gpt2, "ltg-bert": _ltg_bert, "gpt-bert": _gpt_bert}[spec.architecture]
+    try:
+        return make(spec, shape, masked)
+    except ValueError as error:  # numbers that a configuration refuses
+        raise DeclarationError(str(error), place="model") from error
 
 
 def _llama(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
