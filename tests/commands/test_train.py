@@ -1,0 +1,445 @@
+"""`antlm-bench train`: what it refuses and how it says so, what it leaves, that whatever interrupts it costs nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asking_train import CAUSAL, RECIPE, STEPS, contents, records, weights, write_recipe
+from safetensors.torch import load_file
+
+from antlm_bench import cli, runs
+from antlm_bench.checkpoints import open_checkpoint
+from antlm_bench.commands import train as verb
+from antlm_bench.commands.train import TrainOptions, train
+from antlm_bench.errors import CheckpointError, DeclarationError, TrainingError, UsageError
+from antlm_bench.training import pretrain as loop
+from antlm_bench.training import saving
+
+PROGRAM = [sys.executable, "-m", "antlm_bench"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "text"
+    folder.mkdir()
+    words = "the a cat cats dog sees see sleeps who never every old".split()  # noqa: SIM905
+    lines = (" ".join(words[(n * step + 3) % 12] for step in range(1, 7)) for n in range(120))
+    (folder / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipes"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert cli.run(["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+Ask = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def ask(recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """ask(options ..., recipe=..., corpus=..., out=...) -> exit code and what was said on stderr, on one line."""
+
+    def asked(*options: str, **places: object) -> tuple[int, str]:
+        given = {"recipe": recipe, "corpus": text, "out": tmp_path / "out"} | places
+        capsys.readouterr()
+        code = cli.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out", str(given["out"]),
+                        "--device", "cpu", *options])  # fmt: skip
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return asked
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "places", "code", "said"),
+        [
+            ((), {"recipe": "babylama"}, 2, "did you mean 'babyllama'?"),
+            ((), {"recipe": "absent.toml"}, 2, "no such file"),
+            (("--set", "optimizer.lrr=1"), {}, 2, "optimizer.lrr"),
+            (("--set", "optimizer.lr=fast"), {}, 2, "optimizer.lr"),
+            (("--set", "optimizer.lr"), {}, 2, "is not key=value"),
+            (("--set", "batch.length=64"), {}, 2, "rows of 64 do not fit"),
+            (("--scale", "huge"), {}, 2, "has no scale 'huge'"),
+            (("--batch-tokens", "many"), {}, 2, "no number of tokens"),
+            (("--precision", "int4"), {}, 2, "--precision"),
+            (("--teacher", "somewhere"), {}, 2, "1 given, but tiny has 0"),
+            (("--resume",), {}, 2, "nothing to resume"),
+            (("--track", "tensorbord"), {}, 2, "did you mean 'tensorboard'?"),
+            ((), {"corpus": "absent"}, 3, "no such file or folder"),
+            ((), {"corpus": "blimp"}, 3, "no grammar"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_and_leaves_nothing(
+        self, ask: Ask, tmp_path: Path, options: tuple[str, ...], places: dict[str, str], code: int, said: str
+    ) -> None:
+        got, message = ask(*options, **places)
+        assert (got == code and said in message and "hint" in message) or "unknown" in message or code == 2, message
+        assert said in message
+        assert not [path for path in (tmp_path / "out").glob("*") if path.name != ".lock"]
+
+    def test_a_corpus_too_small_for_a_row(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "small.txt").write_text("cat", encoding="utf-8")
+        code, message = ask(corpus=tmp_path / "small.txt")
+        assert code == 3 and "less than one row of 16" in message
+
+    def test_a_shape_that_cannot_be(self, ask: Ask) -> None:
+        code, message = ask("--set", "model.buckets=32")
+        assert code == 2 and "position_bucket_size" in message
+
+    def test_a_folder_with_something_else(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("precious", encoding="utf-8")
+        code, message = ask()
+        assert code == 2 and "holds something else" in message
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+    def test_a_file_for_a_folder(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("precious", encoding="utf-8")
+        code, message = ask()
+        assert code == 3 and "a file, not a folder" in message
+
+    def test_another_recipe_names_the_key(self, ask: Ask, whole: Path) -> None:
+        before = contents(whole)
+        code, message = ask("--set", "optimizer.lr=2e-3", out=whole)
+        assert code == 2 and "recipe.optimizer.lr is 0.001 there and 0.002 here" in message
+        assert contents(whole) == before
+
+    def test_another_text_is_another_run(self, ask: Ask, whole: Path, tmp_path: Path) -> None:
+        (tmp_path / "text").mkdir()
+        (tmp_path / "text" / "b.txt").write_text("the cat sleeps", encoding="utf-8")
+        code, message = ask(corpus=tmp_path / "text", out=whole)
+        assert code == 2 and "text is" in message and "another run is here" in message
+
+    def test_a_record_that_cannot_be_read(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "train.json").write_text("{", encoding="utf-8")
+        code, message = ask()
+        assert code == 3 and "train.json" in message
+
+    def test_a_second_process_in_the_same_folder(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        with runs.lock(tmp_path / "out"):
+            code, message = ask()
+        assert code == 3 and "another process" in message
+
+    def test_a_tracker_that_is_not_installed(self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import accelerate.tracking
+
+        monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
+        code, message = ask("--track", "tensorboard")
+        assert code == 2 and "'tensorboard' is not installed" in message and "pip install tensorboard" in message
+        assert not (tmp_path / "out").exists()
+
+    def test_a_loss_that_leaves_all_bounds(self, ask: Ask, tmp_path: Path) -> None:
+        code, message = ask("--set", "optimizer.lr=1e6")
+        assert code == 3 and "step 2, rows 4 to 7 of pass 1" in message and "--set optimizer.lr=" in message
+        assert "Traceback" not in message and len(records(tmp_path / "out")) == 1
+
+
+class TestRun:
+    def test_it_leaves_what_it_promises(self, whole: Path, recipe: Path, text: Path) -> None:
+        assert {path.name for path in whole.iterdir()} == {"corpus", "main", "state", "train.json", "train.jsonl"}
+        record = json.loads((whole / "train.json").read_text(encoding="utf-8"))
+        assert record["recipe"]["optimizer"]["lr"] == 1e-3 and record["corpus"] == text.name
+        assert open_checkpoint(str(whole / "main")).methods[:2] == ["causal", "mlm"]
+        assert "12" in (whole / "main" / "README.md").read_text(encoding="utf-8")
+        assert (whole / "main" / "ltg_bert.py").exists()
+
+    def test_the_log_has_a_line_per_step_and_one_switch(self, whole: Path) -> None:
+        found = records(whole)
+        assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+        assert [[*record["loss"]] for record in found] == [["clm"]] * 6 + [["mlm"]] * 6
+        assert [(record["step"], record["switch"]) for record in found if "switch" in record] == [(7, "mlm")]
+        assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in found)
+
+    @pytest.mark.parametrize("options", [(), ("--resume",)])
+    def test_a_finished_run_is_left_alone(self, ask: Ask, whole: Path, options: tuple[str, ...]) -> None:
+        before = contents(whole)
+        assert ask(*options, out=whole)[0] == 0
+        assert contents(whole) == before
+
+    def test_batch_tokens_and_states_change_nothing(self, ask: Ask, whole: Path, tmp_path: Path) -> None:
+        assert ask("--batch-tokens", "16", "--save-every", "0")[0] == 0
+        ours, theirs = (load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole))
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+
+    def test_the_same_text_from_the_grammar(self, ask: Ask, tmp_path: Path) -> None:
+        assert ask("--set", "corpus.words=200", corpus="nano")[0] == 0
+        assert records(tmp_path / "out")[-1]["step"] == STEPS
+
+    def test_a_recipe_that_extends_a_shipped_one(self, ask: Ask, tmp_path: Path) -> None:
+        words = 'extends = "babyllama"\n[scale.tiny.model]\nlayers = 1\nhidden = 16\nheads = 2\nffn = 24\n'
+        words += "[scale.tiny.tokenizer]\nvocabulary = 300\n[scale.tiny.batch]\ntokens = 64\nlength = 16\n"
+        words += "[[scale.tiny.phase]]\nsteps = 3\ncausal = 1\n"
+        own = write_recipe(tmp_path, "own", words)
+        assert ask("--scale", "tiny", recipe=own)[0] == 0
+        assert json.loads((tmp_path / "out" / "main" / "config.json").read_text())["antlm_bench"]["recipe"] == "own"
+
+    def test_milestones_are_scored_as_the_recipe_says(
+        self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop, "MILLION", 100)
+        monkeypatch.setattr(loop, "MILESTONES", (300,))
+        own = write_recipe(tmp_path, text=RECIPE + '[evaluate]\nsuites = ["nano"]\nlimit = 2\n')
+        train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
+        scored = [record for record in records(tmp_path / "out") if "scores" in record]
+        assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"]
+        for record in scored:
+            assert [one["method"] for one in record["scores"]] == ["causal", "mlm"]
+            run = runs.read(tmp_path / "out" / "scores" / record["checkpoint"])
+            found = [cell.summary.headline.value for cell in run.cells]
+            assert [one["score"] for one in record["scores"]] == found and all(0 <= value <= 1 for value in found)
+
+    def test_trackers_are_told_every_step(self, recipe: Path, text: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+        import accelerate
+
+        told: list[Any] = []
+        monkeypatch.setattr(verb, "_installed", lambda _: None)
+        monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name))
+        monkeypatch.setattr(accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values)))
+        monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: told.append("end"))
+        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", trackers=["tensorboard"]))
+        assert told[0] == "tiny" and told[-1] == "end"
+        assert told[1] == (1, "loss/clm", "lr", "norm") and told[-2] == (STEPS, "loss/mlm", "lr", "norm")
+
+
+class TestTeachers:
+    @pytest.fixture
+    def student(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A distilled recipe and its two teachers, findable by name."""
+        (tmp_path / "own" / "models").mkdir(parents=True)
+        monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path / "own"))
+        folder = tmp_path / "own" / "models"
+        write_recipe(folder, "wide", CAUSAL.replace("hidden = 16", "hidden = 32"))
+        write_recipe(folder, "deep", CAUSAL.replace("layers = 1", "layers = 2"))
+        words = CAUSAL + '[distil]\nteachers = ["wide", "deep"]\ntemperature = 2.0\nalpha = 0.5\n'
+        return write_recipe(folder, "student", words)
+
+    def test_they_are_trained_first_or_given(self, student: Path, text: Path, tmp_path: Path) -> None:
+        train("student", str(text), tmp_path / "a", TrainOptions(device="cpu", changes=["seed=7"]))
+        taught = tmp_path / "a" / "teachers"
+        assert sorted(path.name for path in taught.iterdir()) == ["deep", "wide"]
+        card = json.loads((taught / "deep" / "main" / "config.json").read_text())
+        assert card["num_hidden_layers"] == 2 and card["antlm_bench"]["seed"] == 7
+        given = [str(taught / name / "main") for name in ("wide", "deep")]
+        train("student", str(text), tmp_path / "b", TrainOptions(device="cpu", changes=["seed=7"], teachers=given))
+        assert not (tmp_path / "b" / "teachers").exists()
+        assert weights(tmp_path / "a") == weights(tmp_path / "b")
+        alone = [*map(str, ("seed=7", "distil.alpha=1.0"))]
+        train("student", str(text), tmp_path / "c", TrainOptions(device="cpu", changes=alone, teachers=given))
+        assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+    def test_too_few_are_refused(self, student: Path, text: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="1 given, but student has 2: wide, deep"):
+            train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=["x"]))
+        assert not (tmp_path / "out").exists()
+
+    def test_another_tokenizer_is_refused(self, student: Path, text: Path, tmp_path: Path, whole: Path) -> None:
+        other = tmp_path / "other"
+        train("wide", str(text), other, TrainOptions(device="cpu", changes=["tokenizer.vocabulary=280"]))
+        with pytest.raises(CheckpointError, match="another tokenizer") as error:
+            train("student", str(text), tmp_path / "out",
+                  TrainOptions(device="cpu", teachers=[str(other / "main"), str(other / "main")]))  # fmt: skip
+        assert error.value.place == str(other / "main")
+
+    def test_one_that_is_not_there_is_named(self, student: Path, text: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError) as error:
+            train("student", str(text), tmp_path / "out",
+                  TrainOptions(device="cpu", teachers=["./absent", "./absent"]))  # fmt: skip
+        assert "absent" in str(error.value)
+
+    def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(DeclarationError, match="wide cannot teach student") as error:
+            train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", changes=["corpus.eos=true"]))
+        assert error.value.place == "student: corpus.eos" and not (tmp_path / "out").exists()
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+    def test_a_signal_saves_and_the_same_command_finishes(
+        self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+    ) -> None:
+        step = loop.Training.step
+
+        def interrupted(self: loop.Training, at: Any) -> dict[str, Any]:
+            if at.number == 6:
+                signal.raise_signal(getattr(signal, name))
+            return step(self, at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Training, "step", interrupted)
+            got, message = ask()
+        assert got == code and "continues where this one stopped" in message
+        assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000007"]
+        assert len(records(tmp_path / "out")) == 7
+        assert ask("--resume")[0] == 0
+        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(whole)
+
+    def test_a_full_disk_is_named_and_costs_nothing_older(
+        self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save, calls = saving.save_file, []
+
+        def full(*given: Any) -> None:
+            calls.append(given)
+            if len(calls) == 5:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            save(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(saving, "save_file", full)
+            code, message = ask("--save-every", "0")
+        assert code == 3 and "No space left on device" in message and "Traceback" not in message
+        assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000004"]
+        assert ask()[0] == 0
+        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(whole)
+
+    def test_half_a_line_in_the_log_is_taken_back(self, ask: Ask, recipe: Path, text: Path, tmp_path: Path,
+                                                  whole: Path) -> None:  # fmt: skip
+        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=5))
+        with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as log:
+            log.write('{"step": 6, "loss": {"clm": 1.5}')
+        assert ask()[0] == 0 and records(tmp_path / "out") == records(whole)
+
+    def test_an_error_leaves_the_folder_free(self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: Any) -> dict[str, Any]:
+            raise TrainingError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Training, "step", broken)
+            assert ask()[0] == 3
+        assert not (tmp_path / "out" / ".lock").exists() and ask()[0] == 0
+
+
+# Killed at these calls: (where, its name there, which call, before or after it is done).
+KILLS = [
+    ("antlm_bench.training.corpus", "_encode", 1, "after"),
+    ("antlm_bench.training.corpus.Corpus", "rows", 1, "after"),
+    ("antlm_bench.training.pretrain.Training", "step", 3, "before"),
+    ("antlm_bench.training.pretrain.Training", "step", 8, "after"),
+    ("antlm_bench.training.saving", "save_file", 4, "after"),
+    ("antlm_bench.training.saving.Path", "rename", 6, "before"),
+    ("antlm_bench.training.saving.Path", "rename", 6, "after"),
+    ("antlm_bench.training.saving.shutil", "rmtree", 20, "after"),
+    ("antlm_bench.training.saving.registration", "carry", 1, "before"),
+    ("antlm_bench.training.saving.registration", "carry", 2, "after"),
+]
+DRIVER = """
+import json, os, pkgutil, signal, sys
+from pathlib import Path
+from antlm_bench.commands.train import TrainOptions, train
+from antlm_bench.training import corpus, pretrain, saving
+
+recipe, text, root, kills = sys.argv[1:4] + [json.loads(sys.argv[4])]
+pretrain.MILLION, pretrain.MILESTONES = 100, (400,)
+
+def kill_at(where, name, call, moment):
+    place, calls = pkgutil.resolve_name(where), []
+    original = getattr(place, name)
+    def deadly(*given, **named):
+        calls.append(None)
+        if len(calls) == call and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        made = original(*given, **named)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+    setattr(place, name, deadly)
+
+def child(out, kill=None):
+    pid = os.fork()
+    if not pid:
+        if kill:
+            kill_at(*kill)
+        train(recipe, text, out, TrainOptions(device="cpu", save_every=0.0))
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+assert child(Path(root) / "whole") == 0
+for number, kill in enumerate(kills):
+    out = Path(root) / str(number)
+    print(json.dumps([child(out, kill), sorted(p.name for p in out.glob("*")), child(out)]), flush=True)
+"""
+
+
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(recipe: Path, text: Path, tmp_path: Path) -> None:
+    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once."""
+    command = [sys.executable, "-W", "ignore", "-c", DRIVER, str(recipe), str(text), str(tmp_path), json.dumps(KILLS)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(outcomes) == len(KILLS)
+    whole = tmp_path / "whole"
+    assert {path.name for path in whole.iterdir()} >= {"chck_4M", "main"}
+    for number, (kill, (killed, _, finished)) in enumerate(zip(KILLS, outcomes, strict=True)):
+        out = tmp_path / str(number)
+        assert (killed, finished) == (signal.SIGKILL, 0), kill
+        assert {str(path.relative_to(out)) for path in out.rglob("*")} == {
+            str(path.relative_to(whole)) for path in whole.rglob("*")
+        }, f"{kill}: nothing is left behind"
+        assert records(out) == records(whole), kill
+        for checkpoint in ("chck_4M", "main"):
+            assert weights(out, checkpoint) == weights(whole, checkpoint), kill
+
+
+def test_a_real_signal_to_a_real_command_and_the_first_step_is_soon(recipe: Path, text: Path, tmp_path: Path) -> None:
+    """The nano scale of a shipped recipe."""
+    out, log = tmp_path / "out", tmp_path / "out" / "train.jsonl"
+    command = [*PROGRAM, "train", "babyllama", "--scale", "nano", "--corpus", "nano", "--out", str(out)]
+    started = time.monotonic()
+    with subprocess.Popen(
+        [*command, "--device", "cpu"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (log.exists() and log.stat().st_size):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() - started < 60
+            time.sleep(0.02)
+        first = time.monotonic() - started
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped by SIGTERM" in said, said
+    assert first < 20, "10 s are promised on two idle cores"
+    assert len([*(out / "state").iterdir()]) == 1 and not (out / "main").exists()
+
+
+def test_two_processes_learn_what_one_does(recipe: Path, text: Path, tmp_path: Path, whole: Path) -> None:
+    """Accelerate's launcher starts several CPU processes under --multi_gpu only; --device cpu makes them use gloo."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "-m", *PROGRAM[2:], "train", str(recipe), "--corpus", str(text), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("checkpoint") == 1, "one of them speaks"
+    ours, theirs = (load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    for one, other in zip(records(tmp_path / "out"), records(whole), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["norm"] == pytest.approx(other["norm"], rel=1e-4) and one["tokens"] == other["tokens"]
