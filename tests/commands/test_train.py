@@ -1,4 +1,4 @@
-"""`antlm-bench train`: what it refuses and how it says so, what it leaves, that whatever interrupts it costs nothing."""
+"""`antlm-bench train`: what it refuses and how, what it leaves, and that whatever interrupts it costs nothing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TestRefusals:
         [
             ((), {"recipe": "babylama"}, 2, "did you mean 'babyllama'?"),
             ((), {"recipe": "absent.toml"}, 2, "no such file"),
-            (("--set", "optimizer.lrr=1"), {}, 2, "optimizer.lrr"),
+            (("--set", "optimizer.lrr=1"), {}, 2, "optimizer: unknown key 'lrr': did you mean 'lr'?"),
             (("--set", "optimizer.lr=fast"), {}, 2, "optimizer.lr"),
             (("--set", "optimizer.lr"), {}, 2, "is not key=value"),
             (("--set", "batch.length=64"), {}, 2, "rows of 64 do not fit"),
@@ -94,8 +94,7 @@ class TestRefusals:
         self, ask: Ask, tmp_path: Path, options: tuple[str, ...], places: dict[str, str], code: int, said: str
     ) -> None:
         got, message = ask(*options, **places)
-        assert (got == code and said in message and "hint" in message) or "unknown" in message or code == 2, message
-        assert said in message
+        assert got == code and said in message and message.startswith("error: "), message
         assert not [path for path in (tmp_path / "out").glob("*") if path.name != ".lock"]
 
     def test_a_corpus_too_small_for_a_row(self, ask: Ask, tmp_path: Path) -> None:
@@ -214,9 +213,11 @@ class TestRun:
     def test_trackers_are_told_every_step(self, recipe: Path, text: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
         import accelerate
+        import accelerate.accelerator
 
         told: list[Any] = []
         monkeypatch.setattr(verb, "_installed", lambda _: None)
+        monkeypatch.setattr(accelerate.accelerator, "filter_trackers", lambda *_: ["tensorboard"])
         monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name))
         monkeypatch.setattr(accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values)))
         monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: told.append("end"))
