@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from antlm_bench.allocator import keep_pages
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
@@ -75,6 +76,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     if options.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {options.dtype!r}", place="--dtype", hint=f"one of {', '.join(DTYPES)}")
     device = loading.device_of(options.device)
+    keep_pages()
     folder = locate(ref, options)
     name = Path(ref).resolve().name if Path(ref).exists() else ref
     if options.revision:

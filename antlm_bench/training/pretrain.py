@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from antlm_bench.allocator import keep_pages
 from antlm_bench.errors import TrainingError
 from antlm_bench.training import dropout, optim, saving
 from antlm_bench.training.build import build, output_head, targets_of
@@ -69,6 +70,7 @@ class Training:
     """A model being trained: weights, optimizer, averaged weights, and what has been seen so far."""
 
     def __init__(self, recipe: Recipe, corpus: Corpus, conditions: Conditions, teachers: Sequence[Any] = ()) -> None:
+        keep_pages()
         self.recipe, self.corpus = recipe, corpus
         bf16 = conditions.precision == "bfloat16"
         self.accelerator = Accelerator(
