@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,8 +15,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from antlm_bench import __version__
-from antlm_bench.errors import BenchError, IncompleteError, UsageError
+from antlm_bench.errors import BenchError, IncompleteError
 from antlm_bench.exits import exit_code
+from antlm_bench.options import one_format, renamed_columns, split, token_budget
 from antlm_bench.spellings import ours
 
 EXIT_CODES = (
@@ -298,44 +298,6 @@ def data_where() -> None:
     from antlm_bench.rendering import catalog
 
     catalog(where())
-
-
-def split(values: Sequence[str] | None) -> list[str]:
-    """`a,b` is two names, unless a file is really called that."""
-    return [part for value in values or () for part in ([value] if exists(value) else value.split(",")) if part]
-
-
-def exists(name: str) -> bool:
-    """Whether something is there; a name that no file system could hold is not."""
-    with suppress(OSError, ValueError):
-        return Path(name).exists()
-    return False
-
-
-def renamed_columns(values: Sequence[str] | None) -> dict[str, str] | None:
-    """`good=A,bad=B` -> {"good": "A", "bad": "B"}."""
-    if not values:
-        return None
-    pairs = [pair.partition("=") for value in values for pair in value.split(",")]
-    if wrong := [name for name, _, column in pairs if not column]:
-        raise UsageError(f"{wrong[0]!r} is not ours=theirs", place="--columns", hint="e.g. --columns good=ok,bad=wrong")
-    return {name: column for name, _, column in pairs}
-
-
-def token_budget(text: str | None) -> int | None:
-    if text is None or text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{text!r} is no number of tokens", place="--batch-tokens", hint="a whole number, or auto")
-    return int(text)
-
-
-def one_format(**asked: bool) -> str:
-    """The one output format that was asked for, else "terminal"."""
-    chosen = [name for name, wanted in asked.items() if wanted]
-    if len(chosen) > 1:
-        raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", hint="each prints the same rows")
-    return chosen[0] if chosen else "terminal"
 
 
 def run(argv: Sequence[str]) -> int:

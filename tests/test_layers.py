@@ -54,6 +54,7 @@ LAYERS: dict[str, int] = {
     "rendering": 6,
     "commands": 6,
     "spellings": 7,
+    "options": 7,
     "exits": 7,
     "cli": 7,
     "__main__": 7,
