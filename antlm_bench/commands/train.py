@@ -60,8 +60,9 @@ def train(recipe: str, corpus: str, out: str | Path, options: TrainOptions | Non
     _installed(options.trackers)
     text = source(corpus)
     folder = Path(out)
-    for teacher in _teachers(resolved, options):  # before anything is written: a misfit must not cost an hour
-        _fits(teacher, resolved)
+    for _, teacher in _named(resolved, options):  # before anything is written: a misfit must not cost an hour
+        if teacher:
+            _fits(teacher, resolved)
     return _train(resolved, text, folder, options)
 
 
@@ -153,13 +154,8 @@ def _difference(there: Any, here: Any, place: str = "") -> str:
 # ---- teachers ----------------------------------------------------------------------------------------------------
 
 
-def _teachers(recipe: Recipe, options: TrainOptions) -> list[Recipe]:
-    """The recipes of the teachers that have to be trained."""
-    return [teacher for _, teacher in _named(recipe, options) if teacher]
-
-
 def _named(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | None]]:
-    """(folder given, None) or ("", recipe to train) per teacher. Raises UsageError for too many or too few."""
+    """(checkpoint given, None) or (a folder's name, recipe) per teacher. Raises UsageError for too many or too few."""
     names = recipe.distil.teachers if recipe.distil else ()
     if options.teachers and len(options.teachers) != len(names):
         raise UsageError(
@@ -169,8 +165,11 @@ def _named(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | No
         )
     if options.teachers:
         return [(path, None) for path in options.teachers]
-    seed = [f"seed={recipe.seed}"]
-    return [("", read_recipe(name, recipe.scale if recipe.scale in scales_of(name) else "", seed)) for name in names]
+    made: list[tuple[str, Recipe | None]] = []
+    for name, twins in ((name, names[:place].count(name)) for place, name in enumerate(names)):
+        scale, seed = recipe.scale if recipe.scale in scales_of(name) else "", recipe.seed + twins  # twins differ in it
+        made.append((f"{name}-{twins + 1}" if twins else name, read_recipe(name, scale, [f"seed={seed}"])))
+    return made
 
 
 def _fits(teacher: Recipe, student: Recipe) -> None:
@@ -190,7 +189,7 @@ def _teacher(path: str, recipe: Recipe | None, text: Source, folder: Path, optio
     if recipe is None:
         return path
     plain = TrainOptions(device=options.device, precision=options.precision, compiled=options.compiled)
-    return _train(recipe, text, folder / "teachers" / recipe.name, plain)
+    return _train(recipe, text, folder / "teachers" / path, plain)
 
 
 def _opened(folder: Path, corpus: Corpus) -> Any:

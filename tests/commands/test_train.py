@@ -252,6 +252,14 @@ class TestTeachers:
         train("student", str(text), tmp_path / "c", TrainOptions(device="cpu", changes=alone, teachers=given))
         assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
+    def test_the_same_recipe_twice_is_two_models(self, student: Path, text: Path, tmp_path: Path) -> None:
+        twins = 'distil.teachers=["wide", "wide"]'
+        train("student", str(text), tmp_path / "a", TrainOptions(device="cpu", changes=[twins, "seed=7"]))
+        taught = tmp_path / "a" / "teachers"
+        cards = [json.loads((taught / name / "main" / "config.json").read_text()) for name in ("wide", "wide-2")]
+        assert [card["antlm_bench"]["seed"] for card in cards] == [7, 8]
+        assert weights(taught / "wide") != weights(taught / "wide-2")
+
     def test_too_few_are_refused(self, student: Path, text: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="1 given, but student has 2: wide, deep"):
             train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=["x"]))

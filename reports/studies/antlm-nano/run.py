@@ -1,0 +1,164 @@
+"""The study in one command: train every cell, score it, and print the tables of the README from what was predicted.
+
+    OMP_NUM_THREADS=1 python reports/studies/antlm-nano/run.py --runs DIR      # trains and scores what DIR lacks
+    python reports/studies/antlm-nano/run.py                                   # only the tables, from decisions.csv
+
+Checkpoints and run folders stay in DIR; decisions.csv keeps one row per cell, one character per minimal pair (1 right,
+0 wrong, h a tie), which is all that the intervals need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+HERE = Path(__file__).resolve().parent
+DECISIONS, SCORES, CONTRASTS = HERE / "decisions.csv", HERE / "scores.csv", HERE / "contrasts.csv"
+SEEDS, SIZES, RESAMPLES = (1, 2, 3), (4000, 8000), 10_000
+# Equal within a pair: text, tokenizer, tokens per step, epochs, learning rate and its schedule.
+EVERYWHERE = ("batch.tokens=512",)
+LLAMA = (*EVERYWHERE, "optimizer.warmup_steps=8")
+PHASES = {  # recipe -> (settings, methods)
+    "babyllama": ((*LLAMA, "phase=[{epochs=6,causal=1}]"), "causal"),
+    "antlm-babyllama": (
+        (*LLAMA, "phase=[{epochs=1,causal=1},{epochs=4,masked=1},{epochs=1,causal=1}]"),
+        "causal,mlm,mlm-l2r",
+    ),
+    "ltg-bert": ((*EVERYWHERE, "phase=[{epochs=12,masked=1}]"), "mlm,mlm-l2r"),
+    "antlm-ltg-bert": (
+        (*EVERYWHERE, "phase=[{epochs=1,causal=1},{epochs=10,masked=1},{epochs=1,causal=1}]"),
+        "mlm,mlm-l2r,causal",
+    ),
+    "gpt-bert-10m": (
+        (*EVERYWHERE, "batch.final_tokens=2048", "phase=[{epochs=12,causal=1,masked=3}]"),
+        "mntp,causal,fused",
+    ),
+}
+# (hybrid, its method, plain, its method): the same method where both have it, then each way against the plain's own.
+PAIRS = (
+    ("antlm-babyllama", "causal", "babyllama", "causal"),
+    ("antlm-babyllama", "mlm", "babyllama", "causal"),
+    ("antlm-babyllama", "mlm-l2r", "babyllama", "causal"),
+    ("antlm-ltg-bert", "mlm", "ltg-bert", "mlm"),
+    ("antlm-ltg-bert", "mlm-l2r", "ltg-bert", "mlm-l2r"),
+    ("antlm-ltg-bert", "causal", "ltg-bert", "mlm"),
+)
+
+
+class Decisions(NamedTuple):
+    """One cell: credit per minimal pair, in the order of their names, which begin with their paradigm's."""
+
+    words: int
+    seed: int
+    recipe: str
+    method: str
+    steps: int
+    loss: str
+    credits: str
+
+    @property
+    def credit(self) -> np.ndarray:
+        return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[one] for one in self.credits])
+
+
+def trained(runs: Path, words: int, seed: int, recipe: str) -> Iterator[Decisions]:
+    """Train and score one model, unless its folder already holds that; its cells."""
+    settings, methods = PHASES[recipe]
+    folder = runs / f"{recipe}-{words}-{seed}"
+    ours = [part for one in (f"seed={seed}", f"corpus.words={words}", *settings) for part in ("--set", one)]
+    if not (folder / "main").exists():
+        call("train", recipe, "--corpus", "nano", "--scale", "nano", "--device", "cpu", "--out", folder, *ours)
+    call("score", "--model", folder / "main", "--suite", "nano", "--method", methods, "--out", folder / "score")
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = {name: loss for record in log for name, loss in record["loss"].items()}
+    shown = " ".join(f"{name} {loss:.3f}" for name, loss in last.items())
+    for method in methods.split(","):
+        table = pd.read_parquet(folder / "score" / "predictions" / f"nano.{method}.parquet").sort_values("id")
+        good, bad = np.array(table["scores"].tolist()).T
+        credits = "".join(np.where(good == bad, "h", np.where(good > bad, "1", "0")))
+        yield Decisions(words, seed, recipe, method, log[-1]["step"], shown, credits)
+
+
+def call(*argv: str | Path) -> None:
+    print("+ antlm-bench", *argv, flush=True, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "antlm_bench", *map(str, argv)], check=True, stdout=subprocess.DEVNULL)
+
+
+def contrast(cells: dict[tuple[str, str], list[Decisions]], pair: tuple[str, str, str, str]) -> dict[str, object]:
+    """Hybrid minus plain, in points: over seeds (Student's t), and over minimal pairs drawn again within paradigms.
+
+    The bootstrap draws the same minimal pairs for both models and all seeds: it holds for these three seeds only.
+    """
+    hybrid, plain = cells[pair[0], pair[1]], cells[pair[2], pair[3]]
+    assert [one.seed for one in hybrid] == [one.seed for one in plain]
+    gains = 100 * np.array([a.credit - b.credit for a, b in zip(hybrid, plain, strict=True)])
+    per_seed = gains.mean(axis=1)
+    half = stats.t.ppf(0.975, len(per_seed) - 1) * per_seed.std(ddof=1) / len(per_seed) ** 0.5
+    paradigms = gains.mean(axis=0).reshape(16, 50)  # every paradigm of the suite has 50 pairs
+    drawn = np.random.default_rng(2026).integers(50, size=(RESAMPLES, 16, 50))
+    means = np.take_along_axis(paradigms[None], drawn, axis=2).mean(axis=(1, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    centre = per_seed.mean()
+    return {
+        "words": hybrid[0].words, "hybrid": pair[0], "hybrid_method": pair[1], "plain": pair[2],
+        "plain_method": pair[3], "difference": round(centre, 2),
+        "per_seed": " ".join(f"{one:+.2f}" for one in per_seed),
+        "t_low": round(centre - half, 2), "t_high": round(centre + half, 2),
+        "items_low": round(low, 2), "items_high": round(high, 2),
+    }  # fmt: skip
+
+
+def tables(cells: list[Decisions]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores (a row per size, recipe and method; a column per seed) and contrasts."""
+    scores, contrasts = [], []
+    for words in sorted({one.words for one in cells}):
+        found: dict[tuple[str, str], list[Decisions]] = {}
+        for one in sorted((one for one in cells if one.words == words), key=lambda one: one.seed):
+            found.setdefault((one.recipe, one.method), []).append(one)
+        for recipe, (_, methods) in PHASES.items():
+            for method in methods.split(","):
+                accuracy = [100 * one.credit.mean() for one in found[recipe, method]]
+                row: dict[str, object] = {"words": words, "recipe": recipe, "method": method}
+                row |= {"steps": found[recipe, method][0].steps, "mean": round(float(np.mean(accuracy)), 2)}
+                scores.append(row | {f"seed {s}": round(a, 2) for s, a in zip(SEEDS, accuracy, strict=True)})
+        contrasts += [contrast(found, pair) for pair in PAIRS]
+    return pd.DataFrame(scores), pd.DataFrame(contrasts)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="AntLM at toy scale: train, score, compare.")
+    parser.add_argument("--runs", type=Path, help="folder for checkpoints and scores (default: only make the tables)")
+    runs = parser.parse_args().runs
+    if runs:
+        wanted = product(SIZES, SEEDS, PHASES)
+        cells = [cell for words, seed, recipe in wanted for cell in trained(runs, words, seed, recipe)]
+        with DECISIONS.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([Decisions._fields, *cells])
+    with DECISIONS.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        kept = [Decisions(**(row | {k: int(row[k]) for k in ("words", "seed", "steps")})) for row in rows]
+    scores, contrasts = tables(kept)
+    for table, path in ((scores, SCORES), (contrasts, CONTRASTS)):
+        table.to_csv(path, index=False, lineterminator="\n")
+        print(markdown(table), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
