@@ -81,7 +81,7 @@ def score_verb(
         list[str] | None,
         how(
             metavar="NAME",
-            help="causal, mlm, mlm-l2r, mntp, fused. Repeatable, or a,b.",
+            help="causal, mlm, mlm-l2r, mntp, fused; all that fit. Repeatable, or a,b.",
             show_default="the checkpoint's own",
         ),
     ] = None,

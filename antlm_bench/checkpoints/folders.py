@@ -100,9 +100,9 @@ def locate(ref: str, options: OpenOptions) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", *SAFE]
+    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
+    patterns = ["*.json", "*.txt", "*.model", *CODE, *SAFE]
     patterns += PICKLED if options.allow_pickle else ()
-    patterns += CODE if options.trust_remote_code else ()
     try:
         folder = Path(snapshot_download(ref, revision=options.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types

@@ -78,7 +78,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     device = loading.device_of(options.device)
     keep_pages()
     folder = locate(ref, options)
-    name = Path(ref).resolve().name if Path(ref).exists() else ref
+    name = _name(Path(ref).resolve()) if Path(ref).exists() else ref
     if options.revision:
         name += f"@{options.revision}"
     config = loading.configuration_of(folder, options)
@@ -113,6 +113,11 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     )
     opened.describe.update(_describe(ref, folder, opened, tokenizer, options))
     return opened
+
+
+def _name(folder: Path) -> str:
+    """What a local checkpoint is called in tables; BabyLM's `main` says nothing, the folder around it does."""
+    return folder.name if folder.name != "main" else folder.parent.name
 
 
 def _describe(ref: str, folder: Path, opened: Checkpoint, tokenizer: Any, options: OpenOptions) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from antlm_bench.suites.pairs import is_pairs_file
 from antlm_bench.types import Item, Manifest, Prediction, Run, Summary
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
+ALL = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
 Names = Sequence[str | Path] | str | Path  # one or several
 
@@ -79,7 +80,7 @@ def score(
     """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of pairs, TOMLs. methods:
-    names out of scoring.probes.METHODS, () = what the checkpoint was trained for. out: the run folder (of several
+    names out of scoring.probes.METHODS, () = the first that the checkpoint was trained for, "all" = each. out: the run folder (of several
     checkpoints: the folder that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
 
     A cell that is already there under the same content key is not computed again; a killed call resumes.
@@ -94,7 +95,8 @@ def score(
         raise UsageError("adaptive precision measures errors of sums", place="--compat", hint="use --precision exact")
     options.policy()  # what no checkpoint can mend is refused before the first is opened
     for name in _listed(methods):
-        known(name)
+        if name != ALL:
+            known(name)
     refs = expand(_listed(models))
     loader = _Suites(_listed(suites), options)
     finished: list[Run] = []
@@ -157,7 +159,7 @@ def _score_one(
 ) -> Run:
     checkpoint = open_checkpoint(ref, options.opening())
     alike: dict[Policy, list[str]] = {}  # methods that ask about the same texts share a reading of the model
-    for name in dict.fromkeys(methods or checkpoint.methods[:1]):
+    for name in _methods(methods, checkpoint):
         alike.setdefault(options.policy().of(find_method(name, checkpoint)), []).append(name)
     loaded = loader.load()
     weights = str(checkpoint.describe["weights"])
@@ -170,6 +172,13 @@ def _score_one(
         for suite, names in product(loaded, alike.values()):
             _score_suite(checkpoint, suite, names, writer, options, remarks)
     return runs.read(folder)
+
+
+def _methods(asked: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+    """The methods of a checkpoint: those asked for, else its default; ALL stands for every one that it was made for."""
+    made_for = checkpoint.trained_for or checkpoint.methods
+    named = [each for name in asked for each in (made_for if name == ALL else [name])]
+    return list(dict.fromkeys(named or checkpoint.methods[:1]))
 
 
 def _score_suite(
