@@ -362,21 +362,21 @@ def test_milestones_are_babylms() -> None:
     assert [words / 1_000_000 for words in loop.MILESTONES] == expected
 
 
+DENSE = (*range(100, 400, 20), 400)  # some of them within one step
+
+
 class TestMilestones:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, "MILLION", 10)
-        monkeypatch.setattr(loop, "MILESTONES", (100, 200, 210, 400, 10**6))
+        monkeypatch.setattr(loop, "MILESTONES", (*DENSE, 10**6))
 
     def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = toy(model=GPT_BERT, optimizer={"ema": 0.9}, **blocks((1, 1, 1))), Log()
         training = run(recipe, corpus_of(recipe), tmp_path, log)
-        reached = {
-            f"chck_{words // 10}M": next(r for r in log.records if r["words"] >= words)
-            for words in (100, 200, 210, 400)
-        }
+        reached = {f"chck_{words // 10}M": next(r for r in log.records if r["words"] >= words) for words in DENSE}
         assert log.checkpoints[:-1] == [(name, record["step"]) for name, record in reached.items()]
         assert log.checkpoints[-1] == ("main", training.done)
         for name, record in reached.items():
@@ -401,7 +401,7 @@ class TestMilestones:
         recipe = toy(**steps(30, 1, 0))
         whole = Log()
         run(recipe, corpus_of(recipe), tmp_path / "a", whole)
-        at = next(record["step"] for record in whole.records if record["words"] >= 210)
+        at = next(record["step"] for record in whole.records if record["words"] >= DENSE[-1])
 
         def stop(record: dict[str, Any]) -> None:
             if record["step"] == at + 2:
