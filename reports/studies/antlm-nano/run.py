@@ -29,21 +29,27 @@ SEEDS, SIZES, RESAMPLES = (1, 2, 3), (4000, 8000), 10_000
 # Equal within a pair: text, tokenizer, tokens per step, epochs, learning rate and its schedule.
 EVERYWHERE = ("batch.tokens=512",)
 LLAMA = (*EVERYWHERE, "optimizer.warmup_steps=8")
-PHASES = {  # recipe -> (settings, methods)
-    "babyllama": ((*LLAMA, "phase=[{epochs=6,causal=1}]"), "causal"),
+SYSTEMS = {  # name -> (recipe, settings, methods)
+    "babyllama": ("babyllama", (*LLAMA, "phase=[{epochs=6,causal=1}]"), "causal"),
     "antlm-babyllama": (
+        "antlm-babyllama",
         (*LLAMA, "phase=[{epochs=1,causal=1},{epochs=4,masked=1},{epochs=1,causal=1}]"),
         "causal,mlm,mlm-l2r",
     ),
-    "ltg-bert": ((*EVERYWHERE, "phase=[{epochs=12,masked=1}]"), "mlm,mlm-l2r"),
+    "ltg-bert": ("ltg-bert", (*EVERYWHERE, "phase=[{epochs=12,masked=1}]"), "mlm,mlm-l2r"),
     "antlm-ltg-bert": (
+        "antlm-ltg-bert",
         (*EVERYWHERE, "phase=[{epochs=1,causal=1},{epochs=10,masked=1},{epochs=1,causal=1}]"),
         "mlm,mlm-l2r,causal",
     ),
     "gpt-bert-10m": (
+        "gpt-bert-10m",
         (*EVERYWHERE, "batch.final_tokens=2048", "phase=[{epochs=12,causal=1,masked=3}]"),
         "mntp,causal,fused",
     ),
+    # Controls: what a hybrid's epochs of the backbone's own objective do alone, on a schedule of their own.
+    "babyllama-2-epochs": ("babyllama", (*LLAMA, "phase=[{epochs=2,causal=1}]"), "causal"),
+    "ltg-bert-10-epochs": ("ltg-bert", (*EVERYWHERE, "phase=[{epochs=10,masked=1}]"), "mlm,mlm-l2r"),
 }
 # (hybrid, its method, plain, its method): the same method where both have it, then each way against the plain's own.
 PAIRS = (
@@ -53,15 +59,17 @@ PAIRS = (
     ("antlm-ltg-bert", "mlm", "ltg-bert", "mlm"),
     ("antlm-ltg-bert", "mlm-l2r", "ltg-bert", "mlm-l2r"),
     ("antlm-ltg-bert", "causal", "ltg-bert", "mlm"),
+    ("antlm-babyllama", "causal", "babyllama-2-epochs", "causal"),
+    ("antlm-ltg-bert", "mlm", "ltg-bert-10-epochs", "mlm"),
 )
 
 
 class Decisions(NamedTuple):
-    """One cell: credit per minimal pair, in the order of their names, which begin with their paradigm's."""
+    """One cell: credit per minimal pair, paradigm by paradigm."""
 
     words: int
     seed: int
-    recipe: str
+    system: str
     method: str
     steps: int
     loss: str
@@ -72,22 +80,25 @@ class Decisions(NamedTuple):
         return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[one] for one in self.credits])
 
 
-def trained(runs: Path, words: int, seed: int, recipe: str) -> Iterator[Decisions]:
+def trained(runs: Path, words: int, seed: int, system: str) -> Iterator[Decisions]:
     """Train and score one model, unless its folder already holds that; its cells."""
-    settings, methods = PHASES[recipe]
-    folder = runs / f"{recipe}-{words}-{seed}"
+    recipe, settings, methods = SYSTEMS[system]
+    folder = runs / f"{system}-{words}-{seed}"
     ours = [part for one in (f"seed={seed}", f"corpus.words={words}", *settings) for part in ("--set", one)]
-    if not (folder / "main").exists():
+    if not (folder / "main" / "config.json").exists():
         call("train", recipe, "--corpus", "nano", "--scale", "nano", "--device", "cpu", "--out", folder, *ours)
-    call("score", "--model", folder / "main", "--suite", "nano", "--method", methods, "--out", folder / "score")
+    if not all((folder / "score" / "predictions" / f"nano.{method}.parquet").exists() for method in methods.split(",")):
+        call("score", "--model", folder / "main", "--suite", "nano", "--method", methods, "--out", folder / "score")
     log = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     last = {name: loss for record in log for name, loss in record["loss"].items()}
     shown = " ".join(f"{name} {loss:.3f}" for name, loss in last.items())
     for method in methods.split(","):
-        table = pd.read_parquet(folder / "score" / "predictions" / f"nano.{method}.parquet").sort_values("id")
+        table = pd.read_parquet(folder / "score" / "predictions" / f"nano.{method}.parquet")
+        table["paradigm"] = [labels["paradigm"] for labels in table["labels"]]
+        table = table.sort_values(["paradigm", "id"])
         good, bad = np.array(table["scores"].tolist()).T
         credits = "".join(np.where(good == bad, "h", np.where(good > bad, "1", "0")))
-        yield Decisions(words, seed, recipe, method, log[-1]["step"], shown, credits)
+        yield Decisions(words, seed, system, method, log[-1]["step"], shown, credits)
 
 
 def call(*argv: str | Path) -> None:
@@ -125,12 +136,12 @@ def tables(cells: list[Decisions]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for words in sorted({one.words for one in cells}):
         found: dict[tuple[str, str], list[Decisions]] = {}
         for one in sorted((one for one in cells if one.words == words), key=lambda one: one.seed):
-            found.setdefault((one.recipe, one.method), []).append(one)
-        for recipe, (_, methods) in PHASES.items():
+            found.setdefault((one.system, one.method), []).append(one)
+        for system, (_, _, methods) in SYSTEMS.items():
             for method in methods.split(","):
-                accuracy = [100 * one.credit.mean() for one in found[recipe, method]]
-                row: dict[str, object] = {"words": words, "recipe": recipe, "method": method}
-                row |= {"steps": found[recipe, method][0].steps, "mean": round(float(np.mean(accuracy)), 2)}
+                accuracy = [100 * one.credit.mean() for one in found[system, method]]
+                row: dict[str, object] = {"words": words, "system": system, "method": method}
+                row |= {"steps": found[system, method][0].steps, "mean": round(float(np.mean(accuracy)), 2)}
                 scores.append(row | {f"seed {s}": round(a, 2) for s, a in zip(SEEDS, accuracy, strict=True)})
         contrasts += [contrast(found, pair) for pair in PAIRS]
     return pd.DataFrame(scores), pd.DataFrame(contrasts)
@@ -146,14 +157,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder for checkpoints and scores (default: only make the tables)")
     runs = parser.parse_args().runs
     if runs:
-        wanted = product(SIZES, SEEDS, PHASES)
-        cells = [cell for words, seed, recipe in wanted for cell in trained(runs, words, seed, recipe)]
+        wanted = product(SIZES, SEEDS, SYSTEMS)
+        cells = [cell for words, seed, system in wanted for cell in trained(runs, words, seed, system)]
         with DECISIONS.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([Decisions._fields, *cells])
     with DECISIONS.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        kept = [Decisions(**(row | {k: int(row[k]) for k in ("words", "seed", "steps")})) for row in rows]
+        _, *rows = csv.reader(file)
+    kept = [Decisions(int(words), int(seed), system, method, int(steps), loss, credits)
+            for words, seed, system, method, steps, loss, credits in rows]  # fmt: skip
     scores, contrasts = tables(kept)
     for table, path in ((scores, SCORES), (contrasts, CONTRASTS)):
         table.to_csv(path, index=False, lineterminator="\n")
