@@ -80,8 +80,9 @@ def score(
     """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of pairs, TOMLs. methods:
-    names out of scoring.probes.METHODS, () = the first that the checkpoint was trained for, "all" = each. out: the run folder (of several
-    checkpoints: the folder that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
+    names out of scoring.probes.METHODS, () = the first that the checkpoint was made for, "all" = each of those. out:
+    the run folder (of several checkpoints: the folder that holds theirs), default reports/<name>-<weights>. Keyword
+    settings are ScoreOptions.
 
     A cell that is already there under the same content key is not computed again; a killed call resumes.
     Raises any BenchError of a single checkpoint; of several, the others are scored first and IncompleteError follows.

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
+from antlm_bench.commands.watching import Watching
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
-from antlm_bench.rendering.progress import Progress, duration
 from antlm_bench.training.recipe import Recipe, read_recipe, scales_of
 from antlm_bench.training.text import Source, source
 
 if TYPE_CHECKING:
     from antlm_bench.training.corpus import Corpus
-    from antlm_bench.training.pretrain import Conditions, Training
 
-RECORD, LOG = "train.json", "train.jsonl"
+RECORD = "train.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) ->
             runs.make(folder)
             stack.enter_context(runs.lock(folder))
             _claim(folder, _record(recipe, text), options.resume)
-        if (folder / "main" / "config.json").exists():
+        if _read(folder).get("finished"):
             return folder / "main"
         taught = [_teacher(path, teacher, text, folder, options) for path, teacher in _named(recipe, options)]
         if None in taught:
@@ -100,6 +98,8 @@ def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) ->
         asked = stack.enter_context(_asked_to_stop())
         watcher = stack.enter_context(Watching(folder, recipe, asked, conditions, training))
         made = pretrain(training, folder, watcher, conditions)
+        if made and main:  # only now: a kill after the last step leaves its scores to the next call
+            _write(folder, _read(folder) | {"finished": True})
     if made is None and asked:  # everything is saved: now the signal may do what it is for
         signal.raise_signal(asked[0])
     return made
@@ -125,13 +125,8 @@ def _record(recipe: Recipe, text: Source) -> dict[str, Any]:
 
 def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
     """Enter the run in its folder, or see that it is the one that is there."""
-    path = folder / RECORD
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot be read: {error}", place=str(path), hint="choose another --out") from error
-        if other := _difference(there, {key: value for key, value in record.items() if key != "version"}):
+    if there := _read(folder):
+        if other := _difference(there, {key: record[key] for key in ("recipe", "text")}):
             hint = "choose another --out, or give the same recipe and corpus to continue"
             raise UsageError(f"another run is here: {other}", place=str(folder), hint=hint)
         return
@@ -139,7 +134,22 @@ def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
         raise UsageError("there is nothing to resume", place=str(folder), hint="leave --resume out to begin")
     if any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UsageError("this folder holds something else", place=str(folder), hint="choose another --out")
-    runs.write_whole(path, json.dumps(record, indent=1).encode())
+    _write(folder, record)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What the folder says of its run; nothing where there is none. Raises RunError."""
+    path = folder / RECORD
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"cannot be read: {error}", place=str(path), hint="choose another --out") from error
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    runs.write_whole(folder / RECORD, json.dumps(record, indent=1).encode())
 
 
 def _difference(there: Any, here: Any, place: str = "") -> str:
@@ -149,6 +159,23 @@ def _difference(there: Any, here: Any, place: str = "") -> str:
         key = next(keys, None)
         return "" if key is None else _difference(there.get(key), here[key], f"{place}.{key}".lstrip("."))
     return "" if there == here else f"{place} is {there!r} there and {here!r} here"
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Signals that arrived: a step is not broken off, the loop looks here after each."""
+    asked: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        asked.append(signum)
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {signum: signal.signal(signum, note) for signum in signals}
+    try:
+        yield asked
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 # ---- teachers ----------------------------------------------------------------------------------------------------
@@ -210,109 +237,3 @@ def _opened(folder: Path, corpus: Corpus) -> Any:
                 hint="train it on the same --corpus with the same [tokenizer], or leave --teacher out",
             )
         return loading.weights_of(place, loading.kind_of(config, place), config, options)
-
-
-# ---- what is seen of it ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Signals that arrived: a step is not broken off, the loop looks here after each."""
-    asked: list[int] = []
-
-    def note(signum: int, _frame: FrameType | None) -> None:
-        asked.append(signum)
-
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {signum: signal.signal(signum, note) for signum in signals}
-    try:
-        yield asked
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-class Watching:
-    """Writes the log, moves the bar, scores milestones, tells the trackers. A context manager."""
-
-    def __init__(
-        self, folder: Path, recipe: Recipe, asked: list[int], conditions: Conditions, training: Training
-    ) -> None:
-        self.folder, self.recipe, self.asked, self.training = folder, recipe, asked, training
-        self.trackers = conditions.trackers
-        self.log = folder / LOG
-        self.label = f"{recipe.name} {recipe.scale}".strip()
-        self.bar: Progress | None = None
-        self.losses: dict[str, float] = {}
-
-    def __enter__(self) -> Watching:
-        return self
-
-    def __exit__(self, *why: Any) -> None:
-        if self.bar:
-            self.bar.__exit__(*why)
-        if self.trackers:
-            self.training.accelerator.end_training()
-
-    def begins(self, tokens: int, done: int, seen: int) -> None:
-        """The log of steps that a kill has undone is taken back, so that no step stands in it twice."""
-        kept = [record for record in _read(self.log) if record["step"] <= done]
-        runs.write_whole(self.log, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self.losses = next((dict(record["loss"]) for record in reversed(kept) if "loss" in record), {})
-        self.bar = Progress(tokens, self.label, "tokens")
-        self.bar.__enter__()
-        self.bar.skip(seen)
-        if done:
-            self.bar.say(f"{self.label}: continues after step {done:,}")
-        if self.trackers:
-            self.training.accelerator.init_trackers(self.recipe.name, config={"recipe": self.recipe.model_dump_json()})
-
-    def stepped(self, record: dict[str, Any]) -> None:
-        assert self.bar
-        objectives = "+".join(record["loss"])
-        if record.pop("switch"):
-            record["switch"] = objectives
-            self.bar.say(f"{self.label}: step {record['step']:,} switches from {'+'.join(self.losses)} to {objectives}")
-            self.losses = {}
-        self._write(record)
-        for name, loss in record["loss"].items():  # what is shown is smoothed, what is logged is not
-            self.losses[name] = 0.95 * self.losses.get(name, loss) + 0.05 * loss
-        shown = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())
-        self.bar.describe(f"{self.label} {shown}, {record['words'] / 1e6:.2f}M words")
-        self.bar.advance(record["tokens"] - self.bar.done)
-        if self.trackers:
-            flat = {f"loss/{name}": loss for name, loss in record["loss"].items()}
-            self.training.accelerator.log(flat | {"lr": record["lr"], "norm": record["norm"]}, step=record["step"])
-
-    def saved(self, checkpoint: Path, step: int) -> None:
-        spec = self.recipe.evaluate
-        if spec is None:
-            return
-        from antlm_bench.commands.score import score
-
-        started = time.monotonic()
-        place = self.folder / "scores" / checkpoint.name
-        [run] = score(str(checkpoint), list(spec.suites), methods=self.recipe.methods, out=place, limit=spec.limit)
-        found: list[dict[str, Any]] = [{"suite": c.suite, "method": c.method, "score": c.summary.headline.value}
-                                       for c in run]  # fmt: skip
-        self._write({"step": step, "checkpoint": checkpoint.name, "scores": found})
-        if self.bar:
-            said = ", ".join(f"{one['suite']} {one['method']} {100 * one['score']:.1f}" for one in found)
-            self.bar.say(f"{self.label}: {checkpoint.name}: {said} ({duration(time.monotonic() - started)})")
-
-    def asked_to_stop(self) -> bool:
-        return bool(self.asked)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot be written: {error.strerror}", place=str(self.log)) from error
-
-
-def _read(log: Path) -> Iterator[dict[str, Any]]:
-    """The records of a log. Its last line may be half: the disk was full."""
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        with suppress(ValueError):
-            yield json.loads(line)

@@ -82,11 +82,15 @@ def prepare(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions
 
 
 def read(folder: Path) -> Corpus:
-    """A corpus that `prepare` has built."""
-    tokens, lines, words, documents = (
-        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "lines", "words", "documents")
-    )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    """A corpus that `prepare` has built. Raises DataError where something has happened to it since."""
+    try:
+        tokens, lines, words, documents = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "lines", "words", "documents")
+        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, EOFError) as error:
+        hint = "delete that folder: it is built again from the text"
+        raise DataError(f"cannot be read: {error}", place=str(folder), hint=hint) from error
     return Corpus(tokens, lines, words, documents, tokenizer, (folder / "digest").read_text(encoding="utf-8"))
 
 

@@ -36,7 +36,7 @@ MICRO_TOKENS_ELSEWHERE = 65_536
 EXPLODED = 3.0  # times the loss of guessing, ln(vocabulary)
 MILLION = 1_000_000
 # BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every hundred up to a billion.
-MILESTONES = tuple(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)) + (10**9,)
+MILESTONES = (*(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)), 1000 * MILLION)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,10 @@ class ModelSpec(Declaration):
     def _divides(self) -> ModelSpec:
         if self.hidden % self.heads or self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads = {self.heads} must divide hidden = {self.hidden}, and kv_heads must divide heads")
+        if self.kv_heads and self.architecture != "llama":
+            raise ValueError(f"kv_heads is llama's, not {self.architecture}'s")
+        if self.architecture in ENCODERS and self.buckets >= self.positions:
+            raise ValueError(f"buckets = {self.buckets} must be fewer than positions = {self.positions}")
         if self.layer_mix and self.architecture != "ltg-bert":
             raise ValueError(f"layer_mix is ltg-bert's, not {self.architecture}'s")
         return self

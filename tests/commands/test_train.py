@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from antlm_bench import cli, runs
 from antlm_bench.checkpoints import open_checkpoint
+from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train
 from antlm_bench.errors import CheckpointError, DeclarationError, TrainingError, UsageError
@@ -104,7 +105,7 @@ class TestRefusals:
 
     def test_a_shape_that_cannot_be(self, ask: Ask) -> None:
         code, message = ask("--set", "model.buckets=32")
-        assert code == 2 and "position_bucket_size" in message
+        assert code == 2 and "buckets = 32 must be fewer than positions = 32" in message
 
     def test_a_folder_with_something_else(self, ask: Ask, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
@@ -201,9 +202,19 @@ class TestRun:
         monkeypatch.setattr(loop, "MILLION", 100)
         monkeypatch.setattr(loop, "MILESTONES", (300,))
         own = write_recipe(tmp_path, text=RECIPE + '[evaluate]\nsuites = ["nano"]\nlimit = 2\n')
+        scoring = commands_score.score
+
+        def killed(models: str, *rest: Any, **settings: Any) -> Any:
+            if models.endswith("main"):
+                raise KeyboardInterrupt
+            return scoring(models, *rest, **settings)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(commands_score, "score", killed)
+            train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
         train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
         scored = [record for record in records(tmp_path / "out") if "scores" in record]
-        assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"]
+        assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"], "also after a kill while scoring"
         for record in scored:
             assert [one["method"] for one in record["scores"]] == ["causal", "mlm"]
             run = runs.read(tmp_path / "out" / "scores" / record["checkpoint"])

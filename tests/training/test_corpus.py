@@ -186,3 +186,11 @@ class TestPreparing:
         with pytest.raises(DataError, match="holds no text"):
             self.prepared(source(str(tmp_path)), tmp_path / "corpus")
         assert not (tmp_path / "corpus").exists()
+
+
+def test_a_damaged_corpus_says_where_and_what_to_do(tmp_path: Path) -> None:
+    built(tmp_path, "the cat sleeps")
+    (tmp_path / "corpus" / "lines.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError, match="corpus: cannot be read") as caught:
+        read(tmp_path / "corpus")
+    assert "delete" in caught.value.hint
