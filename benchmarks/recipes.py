@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.declarations import catalog
+from antlm_bench.training.recipe import read_recipe
 
 LAST = 20  # steps
 TAUGHT = {"babyllama-distilled": ("llama-360m", "gpt2-705m")}  # by rows of this very table
@@ -92,6 +93,11 @@ def rows(name: str, options: argparse.Namespace) -> list[list[str]]:
     ]
 
 
+def content(name: str, scale: str) -> str:
+    """All of a recipe that moves a weight: two that differ in name only make the same model."""
+    return read_recipe(name, scale).model_dump_json(exclude={"name", "title", "sources", "notes"})
+
+
 def shown(estimate: dict[str, float]) -> tuple[str, str]:
     return f"{100 * estimate['value']:.1f}", f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
 
@@ -105,9 +111,13 @@ def main() -> None:
     parser.add_argument("--suite", default="blimp-fast")
     options = parser.parse_args()
     known = sorted(options.names or catalog("models"), key=lambda name: (name in TAUGHT, name))  # teachers first
-    table = [line for name in known for line in rows(name, options)]
+    table: list[list[str]] = []
+    made: dict[str, str] = {}
+    for name in known:
+        same = made.setdefault(content(name, options.scale), name)
+        table += rows(name, options) if same == name else [[name, f"as {same}: the same at this scale"]]
     for line in (COLUMNS, ["---"] * len(COLUMNS), *table):
-        print(f"| {' | '.join(line)} |")
+        print(f"| {' | '.join([*line, *[''] * (len(COLUMNS) - len(line))])} |")
 
 
 if __name__ == "__main__":

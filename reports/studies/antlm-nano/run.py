@@ -26,9 +26,10 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 DECISIONS, SCORES, CONTRASTS = HERE / "decisions.csv", HERE / "scores.csv", HERE / "contrasts.csv"
 SEEDS, SIZES, RESAMPLES = (1, 2, 3), (4000, 8000), 10_000
-# Equal within a pair: text, tokenizer, tokens per step, epochs, learning rate and its schedule.
+# Equal within a pair: text, tokenizer, masking, tokens per step, epochs, learning rate and its schedule.
 EVERYWHERE = ("batch.tokens=512",)
 LLAMA = (*EVERYWHERE, "optimizer.warmup_steps=8")
+LTG = (*EVERYWHERE, "objective.spans=token")  # the hybrid's; the backbone's own recipe hides spans
 SYSTEMS = {  # name -> (recipe, settings, methods)
     "babyllama": ("babyllama", (*LLAMA, "phase=[{epochs=6,causal=1}]"), "causal"),
     "antlm-babyllama": (
@@ -36,10 +37,10 @@ SYSTEMS = {  # name -> (recipe, settings, methods)
         (*LLAMA, "phase=[{epochs=1,causal=1},{epochs=4,masked=1},{epochs=1,causal=1}]"),
         "causal,mlm,mlm-l2r",
     ),
-    "ltg-bert": ("ltg-bert", (*EVERYWHERE, "phase=[{epochs=12,masked=1}]"), "mlm,mlm-l2r"),
+    "ltg-bert": ("ltg-bert", (*LTG, "phase=[{epochs=12,masked=1}]"), "mlm,mlm-l2r"),
     "antlm-ltg-bert": (
         "antlm-ltg-bert",
-        (*EVERYWHERE, "phase=[{epochs=1,causal=1},{epochs=10,masked=1},{epochs=1,causal=1}]"),
+        (*LTG, "phase=[{epochs=1,causal=1},{epochs=10,masked=1},{epochs=1,causal=1}]"),
         "mlm,mlm-l2r,causal",
     ),
     "gpt-bert-10m": (
@@ -49,7 +50,12 @@ SYSTEMS = {  # name -> (recipe, settings, methods)
     ),
     # Controls: what a hybrid's epochs of the backbone's own objective do alone, on a schedule of their own.
     "babyllama-2-epochs": ("babyllama", (*LLAMA, "phase=[{epochs=2,causal=1}]"), "causal"),
-    "ltg-bert-10-epochs": ("ltg-bert", (*EVERYWHERE, "phase=[{epochs=10,masked=1}]"), "mlm,mlm-l2r"),
+    "ltg-bert-10-epochs": ("ltg-bert", (*LTG, "phase=[{epochs=10,masked=1}]"), "mlm,mlm-l2r"),
+    "ltg-bert-spans": (
+        "ltg-bert",
+        (*EVERYWHERE, "phase=[{epochs=12,masked=1}]"),
+        "mlm,mlm-l2r",
+    ),
 }
 # (hybrid, its method, plain, its method): the same method where both have it, then each way against the plain's own.
 PAIRS = (
@@ -61,6 +67,7 @@ PAIRS = (
     ("antlm-ltg-bert", "causal", "ltg-bert", "mlm"),
     ("antlm-babyllama", "causal", "babyllama-2-epochs", "causal"),
     ("antlm-ltg-bert", "mlm", "ltg-bert-10-epochs", "mlm"),
+    ("antlm-ltg-bert", "mlm", "ltg-bert-spans", "mlm"),
 )
 
 
