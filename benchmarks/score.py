@@ -1,22 +1,27 @@
-"""Our scorer against lm-eval and minicons: same checkpoint, same sentences, same threads, alternating in one process.
+"""Our scorer against lm-eval and minicons: same checkpoint, same sentences, same threads, in turns in one run.
 
     python benchmarks/score.py [--rounds 3] [--causal-pairs 50] [--masked-pairs 3] [--device cpu] [--markdown]
     python benchmarks/score.py --flips 20000     # instead: decisions of adaptive against exact precision
 
-Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32;
-each peer runs at the best of several batch sizes, found on a slice first. Ratios of medians are the result: absolute
-times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be avoided: the linear layers
-of distinct nodes and the LM head of distinct read positions, against the best matrix product measured in this process.
+Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32. Each
+peer runs at the best of several batch sizes, found on a slice first, in a process of its own, as its users run it: ours
+changes how memory is kept (antlm_bench.allocator), and they shall neither gain nor lose by that. Ratios of medians are
+the result: absolute times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be
+avoided: the linear layers of distinct nodes and the LM head of distinct read positions, against the best matrix
+product of this process.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import multiprocessing
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +81,19 @@ def peers(kind: str, folder: Path, device: str, texts: Sequence[str]) -> dict[st
     return made
 
 
+def serve(pipe: Connection, kind: str, folder: Path, device: str, texts: Sequence[str]) -> None:
+    """In the peers' process: (name, how many, batch size) in, (seconds, scores) out; None ends it."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    made = peers(kind, folder, device, texts)
+    pipe.send(list(made))
+    while asked := pipe.recv():
+        name, many, size = asked
+        found: list[float] = []
+        seconds = timed(lambda: found.extend(made[name](many, size)), torch.device(device))  # noqa: B023
+        pipe.send((seconds, found))
+
+
 def necessary(opened: Checkpoint, nodes: int, heads: int) -> float:
     """FLOP of the linear layers for `nodes` and of the LM head for `heads`: 2 per weight; attention itself left out."""
     model = opened.engine.model
@@ -104,12 +122,21 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
     def adaptive() -> None:
         both.predict(items, methods)
 
-    others = peers(kind, folder, str(device), texts)
+    pipe, theirs = multiprocessing.Pipe()
+    arguments = (theirs, kind, folder, str(device), texts)
+    multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True).start()
+    others = pipe.recv()
+
+    def run(name: str, many: int, size: int) -> tuple[float, list[float]]:
+        pipe.send((name, many, size))
+        seconds, found = pipe.recv()
+        return seconds, found
+
     slice_ = min(len(texts), 400 if kind == "causal" else 64)
     best: dict[str, int] = {}  # each peer's best batch size
-    for name, run in others.items():
-        run(8, BATCHES[kind][0])
-        best[name] = min(BATCHES[kind], key=lambda size: timed(lambda: run(slice_, size), device))  # noqa: B023
+    for name in others:
+        run(name, 8, BATCHES[kind][0])
+        best[name] = min(BATCHES[kind], key=lambda size: run(name, slice_, size)[0])
     exact()
     before = (opened.engine.nodes, opened.engine.heads)
     exact()
@@ -118,11 +145,12 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
     worst: dict[str, float] = {}
     for _ in range(rounds):
         times["ours exact"].append(timed(exact, device))
-        for name, run in others.items():
-            found: list[float] = []
-            times[name].append(timed(lambda: found.extend(run(len(texts), best[name])), device))  # noqa: B023
+        for name in others:
+            seconds, found = run(name, len(texts), best[name])
+            times[name].append(seconds)
             worst[name] = max(abs(a - b) for a, b in zip(found, exact_scores, strict=True))
         times["ours adaptive"].append(timed(adaptive, device))
+    pipe.send(None)
     tokens = sum(sum(p.tokens) for p in choice.predict(opened, items, methods)[0])
     median = {name: statistics.median(t) for name, t in times.items()}
     top = peak(device)

@@ -98,8 +98,8 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", ())}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     model.to(DTYPES[options.dtype])
-    pack_linears(model, budget)
     engine = Engine(model, name, geometry, budget)
+    pack_linears(model, budget, engine.head_rows)
     opened = Checkpoint(
         name=name,
         kind=kind,
@@ -161,8 +161,9 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     model.to(torch.bfloat16)
     model.set_output_embeddings(head)
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
-    pack_linears(model, opened.engine.budget)
-    return replace(opened, engine=Engine(model, opened.name, opened.engine.geometry, opened.engine.budget))
+    engine = Engine(model, opened.name, opened.engine.geometry, opened.engine.budget)
+    pack_linears(model, engine.budget, engine.head_rows)
+    return replace(opened, engine=engine)
 
 
 def settings(opened: Checkpoint) -> dict[str, Any]:

@@ -31,15 +31,15 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         return plain.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x in any dtype: an output embedding may stay fp32 on a bf16 body."""
+        x = x.to(self.weight.dtype)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return y
 
 
-def pack_linears(model: Any, rows: int) -> int:
-    """Replace the nn.Linear layers of a CPU model in place, tuned for batches of `rows`; returns how many.
-
-    A layer is replaced only if its packed form gives its own numbers on a trial input; the output embedding never is,
-    because others replace or share it.
+def pack_linears(model: Any, rows: int, head_rows: int) -> int:
+    """Replace the nn.Linear layers of a CPU model in place, tuned for batches of `rows`, the output embedding for
+    `head_rows`; returns how many. A layer is replaced only if its packed form gives its own numbers on a trial input.
     """
     if not _available(next(model.parameters()).device):
         return 0
@@ -47,8 +47,8 @@ def pack_linears(model: Any, rows: int) -> int:
     with torch.inference_mode():
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and child is not head and not parent.training:
-                    packed = PackedLinear(child, rows)
+                if type(child) is nn.Linear and not parent.training:
+                    packed = PackedLinear(child, head_rows if child is head else rows)
                     if _agrees(child, packed):
                         setattr(parent, name, packed)
                         replaced += 1
