@@ -89,13 +89,12 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     geometry = loading.geometry_of(model, kind, name)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     budget = options.batch_tokens or _auto_budget(device)
-    said = getattr(config, CARD, None)
-    card: dict[str, Any] = said if isinstance(said, dict) else {}
+    card = _card(config)
     attends = {"causal"} if kind == "causal" else {"full"}
     both = geometry.layout == "packed" or geometry.masks
     if kind == "causal" and both and tokenizer.mask_token_id is not None and not card:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
-    attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", ())}
+    attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     model.to(DTYPES[options.dtype])
     engine = Engine(model, name, geometry, budget)
@@ -107,12 +106,19 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         eos=str(tokenizer.eos_token),
         mask_id=tokenizer.mask_token_id,
         max_length=limit,
-        trained_for=tuple(map(str, card.get("methods", ()))),
+        trained_for=tuple(card.get("methods", [])),
         engine=engine,
         encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in around.items()},
     )
     opened.describe.update(_describe(ref, folder, opened, tokenizer, options))
     return opened
+
+
+def _card(config: Any) -> dict[str, list[str]]:
+    """What a checkpoint of ours says it attends and was made for; of anything else under that key, nothing."""
+    said = getattr(config, CARD, None)
+    lists = said.items() if isinstance(said, dict) else ()
+    return {str(key): [str(one) for one in value] for key, value in lists if isinstance(value, list)}
 
 
 def _name(folder: Path) -> str:

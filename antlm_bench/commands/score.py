@@ -107,7 +107,8 @@ def score(
         try:
             finished.append(_score_one(ref, loader, _listed(methods), out, options, seen, len(refs) > 1))
         except BenchError as error:
-            if len(refs) == 1 or error is loader.error:  # the same suites for all: no checkpoint's failure
+            # The same suites and options for all: no checkpoint's failure.
+            if len(refs) == 1 or error is loader.error or isinstance(error, UsageError):
                 raise
             failed.append((ref, error))
     if failed:

@@ -116,18 +116,18 @@ def method(name: str, model: LanguageModel) -> Method:
     Raises UsageError for an unknown name and MethodNotSupported (before any data is loaded) where the model cannot.
     """
     chosen = known(name)
+    if chosen.masks and model.mask_id is None:
+        raise MethodNotSupported(
+            f"{model.name} cannot be scored with {name!r}: its tokenizer has no mask token",
+            place="--method",
+            hint="score it with --method causal, or save the tokenizer with its mask token",
+        )
     lacks = sorted(chosen.attends - model.attends)
     if lacks:
         raise MethodNotSupported(
             f"{model.name} cannot be scored with {name!r}: it does not attend {' and '.join(lacks)}",
             place="--method",
             hint=f"methods that fit: {', '.join(supported(model))}",
-        )
-    if chosen.masks and model.mask_id is None:
-        raise MethodNotSupported(
-            f"{model.name} cannot be scored with {name!r}: its tokenizer has no mask token",
-            place="--method",
-            hint="score it with --method causal, or save the tokenizer with its mask token",
         )
     return chosen
 
