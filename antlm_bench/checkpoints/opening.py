@@ -40,9 +40,9 @@ class Checkpoint:
     eos: str
     mask_id: int | None
     max_length: int | None
-    trained_for: tuple[str, ...]
     engine: Engine
     encoders: Mapping[str, Encoder]
+    trained_for: tuple[str, ...] = ()
     describe: dict[str, Any] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:

@@ -46,7 +46,7 @@ MODELS = [
 ]
 SUITES = ["pairs.csv", "pairs.csv", "agree.csv", "broken.csv", "absent.csv", "own.toml", "good.toml", "blimp", "nanno"]
 SUITES += ["zero-shot-2025", "pairs.csv,agree.csv", "pairs.csv.gz", "model"]
-METHODS = ["causal", "mlm", "mlm-l2r", "mntp", "fused", "causal,mlm", "mlmm"]
+METHODS = ["causal", "all", "mlm", "mlm-l2r", "mntp", "fused", "causal,mlm", "mlmm"]
 PLACES = [
     "out",
     "out",
