@@ -192,10 +192,11 @@ def _named(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | No
         )
     if options.teachers:
         return [(path, None) for path in options.teachers]
+    shared = [change for change in options.changes if change.startswith(("corpus.", "tokenizer."))]  # the same tokens
     made: list[tuple[str, Recipe | None]] = []
     for name, twins in ((name, names[:place].count(name)) for place, name in enumerate(names)):
         scale, seed = recipe.scale if recipe.scale in scales_of(name) else "", recipe.seed + twins  # twins differ in it
-        made.append((f"{name}-{twins + 1}" if twins else name, read_recipe(name, scale, [f"seed={seed}"])))
+        made.append((f"{name}-{twins + 1}" if twins else name, read_recipe(name, scale, [*shared, f"seed={seed}"])))
     return made
 
 

@@ -293,9 +293,15 @@ class TestTeachers:
     def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
+        student.write_text(student.read_text().replace('document = "line"', 'document = "line"\neos = true'))
         with pytest.raises(DeclarationError, match="wide cannot teach student") as error:
-            train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", changes=["corpus.eos=true"]))
+            train("student", str(text), tmp_path / "out", TrainOptions(device="cpu"))
         assert error.value.place == "student: corpus.eos" and not (tmp_path / "out").exists()
+
+    def test_they_read_what_the_student_is_told_to_read(self, student: Path, text: Path, tmp_path: Path) -> None:
+        train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", changes=["corpus.words=200"]))
+        record = json.loads((tmp_path / "out" / "teachers" / "wide" / "train.json").read_text())
+        assert record["recipe"]["corpus"]["words"] == 200
 
 
 class TestInterruptions:
