@@ -72,8 +72,9 @@ def rows(name: str, options: argparse.Namespace) -> list[list[str]]:
     """The lines of one recipe: as many as it has methods, or objectives."""
     log = trained(name, options)
     folder = options.runs / name
-    out, took = call("score", "--model", folder / "main", "--suite", options.suite, "--allow-incomplete",
-                     "--by", "suite", "--out", folder / "score", "--json")  # fmt: skip
+    methods = ",".join(read_recipe(name, options.scale).methods)
+    out, took = call("score", "--model", folder / "main", "--suite", options.suite, "--method", methods,
+                     "--allow-incomplete", "--by", "suite", "--out", folder / "score", "--json")  # fmt: skip
     [run] = json.loads(out)["runs"]
     parameters = f"{run['manifest']['model']['parameters'] / 1e6:.2f}M"
     about = [name, parameters, epochs(name, options.scale), f"{log['tokens'] / 1e6:.1f}M"]
