@@ -7,6 +7,9 @@ ifneq ($(wildcard ../shared/data/README.md),)
 test: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
 endif
 
+# As antlm-bench does for itself: on a shared machine threads that spin long make everything wait.
+test: export GOMP_SPINCOUNT ?= 20000
+
 .PHONY: help demo test check fmt bench
 
 help:

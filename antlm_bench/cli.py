@@ -17,6 +17,7 @@ import typer
 from antlm_bench import __version__
 from antlm_bench.errors import BenchError, IncompleteError
 from antlm_bench.exits import exit_code
+from antlm_bench.machine import spin_briefly
 from antlm_bench.options import one_format, renamed_columns, split, token_budget
 from antlm_bench.spellings import ours
 
@@ -312,4 +313,5 @@ def report(error: BenchError) -> None:
 
 
 def main() -> None:
+    spin_briefly()
     sys.exit(run(sys.argv[1:]))

@@ -5,7 +5,7 @@
 
 Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32. Each
 peer runs at the best of several batch sizes, found on a slice first, in a process of its own, as its users run it: ours
-changes how memory is kept (antlm_bench.allocator), and they shall neither gain nor lose by that. Ratios of medians are
+changes how memory is kept (antlm_bench.machine), and they shall neither gain nor lose by that. Ratios of medians are
 the result: absolute times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be
 avoided: the linear layers of distinct nodes and the LM head of distinct read positions, against the best matrix
 product of this process.

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "antlm_bench"
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
-    "allocator": 0,
+    "machine": 0,
     "declarations": 1,
     "runs": 1,
     "suites": 2,

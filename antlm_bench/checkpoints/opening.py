@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from antlm_bench.allocator import keep_pages
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine
 from antlm_bench.scoring.linear import pack_linears
 from antlm_bench.scoring.probes import supported

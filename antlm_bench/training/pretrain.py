@@ -21,8 +21,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from antlm_bench.allocator import keep_pages
 from antlm_bench.errors import TrainingError
+from antlm_bench.machine import keep_pages
 from antlm_bench.training import dropout, optim, saving
 from antlm_bench.training.build import build, output_head, targets_of
 from antlm_bench.training.corpus import Corpus, Int64
