@@ -23,8 +23,8 @@ from antlm_bench.training.recipe import read_recipe
 
 LAST = 20  # steps
 TAUGHT = {"babyllama-distilled": ("llama-360m", "gpt2-705m")}  # by rows of this very table
-COLUMNS = ("recipe", "parameters", "epochs", "tokens seen", "objective", "loss before", "after", "min",
-           "method", "score", "95% interval", "min")  # fmt: skip
+COLUMNS = ("recipe", "parameters", "epochs", "tokens seen", "objective", "loss before", "after", "train min",
+           "method", "score", "95% interval", "score min")  # fmt: skip
 
 
 def call(*argv: str | Path) -> tuple[str, float]:
