@@ -202,7 +202,9 @@ def train_verb(
     )
     made = train(recipe, corpus, out, options)
     if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun, accelerate launch) one says it
-        facts(recipe, {"checkpoint": str(made), "score it": f"antlm-bench score --model {made} --suite blimp"})
+        suite = corpus if corpus == "nano" else "blimp"
+        score_it = f"antlm-bench score --model {made} --suite {suite} --method all"
+        facts(recipe, {"checkpoint": str(made), "score it": score_it})
 
 
 @app.command("list")
