@@ -2,8 +2,7 @@
 
 Both matter because the models are small. A batch's tensors are blocks that glibc gives back to the system when they are
 freed and asks for anew, page by page, at the next batch. And threads meet hundreds of times a step: where another
-process has one of the cores, a thread that spins at each meeting burns the time that the late one needs, and training
-at scale nano becomes many times slower than half a machine explains.
+process has one of the cores, a thread that spins at each meeting burns the time that the late one needs.
 """
 
 from __future__ import annotations
