@@ -42,6 +42,22 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """One text to be classified, or a pair of texts (`second` != ""); `gold` is the index of its class.
+
+    `labels` are groups, as of an Item; `group` names what must stay on one side of a split (a paragraph with many
+    questions), "" = the example alone.
+    """
+
+    id: str
+    first: str
+    second: str
+    gold: int
+    labels: Labels = field(default_factory=dict)
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """Texts of one exact length as token ids, specials included: the unit that scoring methods work on.
 
@@ -78,6 +94,8 @@ class Prediction:
 
     gold: see Item. pred: index of the preferred option (the first of the best; ties show in `scores`).
     scores: summed log-probability per option. tokens / characters: how many of them each score sums over.
+    Of a classified text the options are the classes, the scores their log-probabilities, and tokens and characters
+    how much of the text was read.
     flags: facts about the item under this model, out of FLAGS.
     """
 
@@ -97,6 +115,7 @@ FLAGS: dict[str, str] = {
     "too-long": "an option does not fit the model's max_length; the item is not scored and counts as wrong",
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
+    "cut": "the text to be classified was longer than max_length, and lost its end",
     "float32": "rescored in fp32 by --precision adaptive",
 }
 
@@ -129,7 +148,7 @@ class Group:
 class Summary:
     """What one suite says of one checkpoint under one method; derived from predictions, never the other way round.
 
-    metric: accuracy | spearman. macro: the levels that the headline averages over, outermost first.
+    metric: accuracy | spearman | f1 | mcc. macro: the levels that the headline averages over, outermost first.
     headline: the number that gets published. views: the same number under other intervals or reductions
     (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a reader.
     """
@@ -146,7 +165,12 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One (suite, method) of a run: its content key, its summary, and the sha256 of its file of predictions."""
+    """One (suite, method, seed) of a run: its content key, its summary, and the sha256 of its file of predictions.
+
+    A task that is finetuned is a suite of its own ("glue-2025.rte"), its methods are "finetune-causal" and
+    "finetune-full", and it has one cell per seed; a scored cell has no seed. settings: all that the predictions depend
+    on. history: how the cell came about (losses, epochs, what went wrong); no number is derived from it.
+    """
 
     suite: str
     method: str
@@ -154,6 +178,8 @@ class Cell:
     settings: Mapping[str, Any]
     summary: Summary
     digest: str = ""
+    seed: int | None = None
+    history: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from antlm_bench import __version__
-from antlm_bench.cli import run, score_verb
+from antlm_bench.cli import run
 from antlm_bench.errors import IncompleteError
 from antlm_bench.metrics import TIES
 from antlm_bench.scoring.choice import COMPATS
 from antlm_bench.scoring.text import BOS_POLICIES
 from antlm_bench.training.recipe import read_recipe
+from antlm_bench.verbs.score import score_verb
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = [sys.executable, "-m", "antlm_bench"]

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from antlm_bench.errors import RunError
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
-SCHEMA = 1  # of run.json and of the predictions; raised when an older program could not read them rightly
+SCHEMA = 2  # of run.json and of the predictions; raised when an older program could not read them rightly
 T = TypeVar("T")
 
 
@@ -93,6 +93,7 @@ class Node:
 
 
 def _cell(node: Node) -> Cell:
+    """A cell; those of schema 1 had neither seed nor history."""
     return Cell(
         suite=node.get("suite", str),
         method=node.get("method", str),
@@ -100,6 +101,8 @@ def _cell(node: Node) -> Cell:
         settings=node.get("settings", dict),
         summary=_summary(node.child("summary")),
         digest=node.get("digest", str),
+        seed=None if node.value.get("seed") is None else node.get("seed", int),
+        history=node.get("history", dict) if "history" in node.value else {},
     )
 
 

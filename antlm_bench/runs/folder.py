@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -57,10 +58,10 @@ class Writer:
     ) -> None:
         self._open.close()
 
-    def done(self, suite: str, method: str, key: str) -> bool:
+    def done(self, suite: str, method: str, key: str, seed: int | None = None) -> bool:
         """Is this cell finished under this very key, with its predictions intact?"""
         for cell in self.cells:
-            if (cell.suite, cell.method, cell.key) == (suite, method, key):
+            if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
                 with suppress(RunError):
                     columns(self.path, cell)
                     return True
@@ -92,9 +93,9 @@ class Writer:
     def finish(
         self, suite: str, method: str, key: str, settings: Mapping[str, Any], summary: Summary, chunks: int
     ) -> Cell:
-        """Join chunks 0 .. chunks-1 into the cell's predictions, enter the cell in run.json, drop the chunks.
+        """Join chunks 0 .. chunks-1 into the cell's predictions, `enter` them, drop the chunks.
 
-        A cell of the same suite and method under another key is replaced. Raises RunError if a chunk is missing.
+        Raises RunError if a chunk is missing.
         """
         predictions: list[Prediction] = []
         for index in range(chunks):
@@ -102,17 +103,26 @@ class Writer:
             if stored is None:
                 raise RunError(f"chunk {index} of {suite} is missing", place=str(self.path), hint=parquet.AGAIN)
             predictions += stored
-        data = parquet.encode(predictions, _about(suite, method, key))
-        cell = Cell(suite, method, key, dict(settings), summary, hashlib.sha256(data).hexdigest())
-        same = [i for i, old in enumerate(self.cells) if (old.suite, old.method) == (suite, method)]
+        cell = self.enter(Cell(suite, method, key, dict(settings), summary), predictions)
+        self.discard(suite, method)
+        return cell
+
+    def enter(self, cell: Cell, predictions: Sequence[Prediction]) -> Cell:
+        """Write a cell's predictions, then run.json with the cell in it; the cell with its digest.
+
+        A cell of the same suite, method and seed under another key is replaced.
+        """
+        data = parquet.encode(predictions, _about(cell.suite, cell.method, cell.key, cell.seed))
+        cell = replace(cell, digest=hashlib.sha256(data).hexdigest())
+        place = _file(cell)
+        same = [i for i, old in enumerate(self.cells) if _file(old) == place]
         cells = [*self.cells]
         cells[same[0] if same else len(cells) : same[0] + 1 if same else len(cells)] = [cell]
-        document = to_json(self.manifest, cells, [_file(c.suite, c.method) for c in cells])
-        make((self.path / _file(suite, method)).parent)
-        write_whole(self.path / _file(suite, method), data)
+        document = to_json(self.manifest, cells, [_file(c) for c in cells])
+        make((self.path / place).parent)
+        write_whole(self.path / place, data)
         write_whole(self.path / "run.json", document)
         self.cells = cells
-        self.discard(suite, method)
         return cell
 
     def discard(self, suite: str, method: str) -> None:
@@ -155,7 +165,7 @@ def read(path: str | Path) -> Run:
 
 def columns(path: str | Path, cell: Cell) -> pa.Table:
     """The predictions of a cell as an Arrow table (`runs.parquet.SCHEMA` and labels), checked against run.json."""
-    file = Path(path) / _file(cell.suite, cell.method)
+    file = Path(path) / _file(cell)
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -253,16 +263,18 @@ def make(folder: Path) -> None:
         raise _refusal(folder, error, "created") from error
 
 
-def _about(suite: str, method: str, key: str) -> dict[str, str]:
-    return {"schema": str(SCHEMA), "suite": suite, "method": method, "key": key}
+def _about(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
+    about = {"schema": str(SCHEMA), "suite": suite, "method": method, "key": key}
+    return about if seed is None else {**about, "seed": str(seed)}
 
 
 def _stem(suite: str, method: str) -> str:
     return f"{quote(suite, safe='')}.{quote(method, safe='')}"
 
 
-def _file(suite: str, method: str) -> str:
-    return f"predictions/{_stem(suite, method)}.parquet"
+def _file(cell: Cell) -> str:
+    seed = "" if cell.seed is None else f".seed{cell.seed}"
+    return f"predictions/{_stem(cell.suite, cell.method)}{seed}.parquet"
 
 
 def _chunk_name(index: int, data: bytes) -> str:

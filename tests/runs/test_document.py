@@ -37,8 +37,10 @@ SUMMARY = Summary(
     ),
     notes=("incomplete: 8 of 67000 pairs",),
 )
-CELL = Cell("blimp", "causal", "k1", {"bos": "auto", "ties": "half", "limit": None}, SUMMARY, "d" * 64)
-BYTES = to_json(MANIFEST, [CELL], ["predictions/blimp.causal.parquet"])
+SCORED = Cell("blimp", "causal", "k1", {"bos": "auto", "ties": "half", "limit": None}, SUMMARY, "d" * 64)
+CELL = Cell("glue-2025.rte", "finetune-full", "k2", {"lr": 3e-5}, SUMMARY, "e" * 64, 2, {"best": 3, "loss": [0.7, 0.5]})
+FILES = ["predictions/blimp.causal.parquet", "predictions/glue-2025.rte.finetune-full.seed2.parquet"]
+BYTES = to_json(MANIFEST, [SCORED, CELL], FILES)
 
 
 def test_the_format_is_the_golden_one() -> None:
@@ -46,7 +48,13 @@ def test_the_format_is_the_golden_one() -> None:
 
 
 def test_round_trip() -> None:
-    assert from_json(BYTES, "run.json") == (MANIFEST, (CELL,))
+    assert from_json(BYTES, "run.json") == (MANIFEST, (SCORED, CELL))
+
+
+def test_a_run_of_schema_1_is_read_as_one_without_seeds() -> None:
+    """Runs written before finetuning stay readable."""
+    old = (GOLDEN.parent / "run.schema1.json").read_bytes()
+    assert from_json(old, "run.json") == (replace(MANIFEST, schema=1), (SCORED,))
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -82,7 +90,7 @@ def test_a_number_that_is_not_finite_is_never_written(bad: float) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
-    newer = BYTES.replace(b'"schema": 1', b'"schema": 2', 1)
+    newer = BYTES.replace(b'"schema": 2', b'"schema": 3', 1)
     with pytest.raises(RunError, match="newer antlm-bench") as caught:
         from_json(newer, "run.json")
     assert "upgrade" in caught.value.hint

@@ -1,0 +1,63 @@
+"""`list`, `show` and `doctor`: what there is, before anything is computed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+import typer
+
+from antlm_bench.options import one_format
+from antlm_bench.verbs.panels import Csv, Json, Markdown, how, what
+
+recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
+
+
+def list_verb(
+    kind: Annotated[
+        Literal["suites", "collections", "models", "methods"],
+        typer.Argument(metavar="KIND", help="suites, collections, models (training recipes) or methods."),
+    ] = "suites",
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """List what can be scored, and how."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    from antlm_bench.commands.list import listing
+    from antlm_bench.rendering import catalog
+
+    catalog(listing(kind), form, empty=f"no {kind} yet")
+
+
+def show_verb(
+    name: Annotated[
+        list[str], typer.Argument(metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml.")
+    ],
+    scale: Annotated[str, recipe_option(metavar="NAME", help="A smaller version that it declares: nano, small.")] = "",
+    change: Annotated[
+        list[str] | None, recipe_option("--set", metavar="KEY=VALUE", help="Change a number of it. Repeatable.")
+    ] = None,
+    words: Annotated[
+        int | None, recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000")
+    ] = None,
+) -> None:
+    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data lies."""
+    from antlm_bench.commands.show import details
+    from antlm_bench.rendering import facts
+
+    facts(*details(name, scale=scale, changes=change or (), words=words))
+
+
+def doctor_verb(
+    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+) -> None:
+    """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+    from antlm_bench.commands.doctor import examine
+    from antlm_bench.rendering import facts
+
+    for found in examine(model, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+        facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})

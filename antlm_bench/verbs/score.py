@@ -1,0 +1,100 @@
+"""`score`: checkpoints on suites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from antlm_bench.errors import IncompleteError
+from antlm_bench.options import one_format, renamed_columns, split, token_budget
+from antlm_bench.verbs.panels import Csv, Json, Markdown, how, run_folder, table, what
+
+PEERS = (
+    "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
+    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or hyphens."
+)
+
+
+def score_verb(
+    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    suite: Annotated[
+        list[str],
+        what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b."),
+    ],
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
+    columns: Annotated[list[str] | None, what(metavar="good=A,bad=B", help="How a file names its columns.")] = None,
+    allow_incomplete: Annotated[bool, what("--allow-incomplete", help="Score a suite that lacks items.")] = False,
+    method: Annotated[
+        list[str] | None,
+        how(
+            metavar="NAME",
+            help="causal, mlm, mlm-l2r, mntp, fused; all that fit. Repeatable, or a,b.",
+            show_default="the checkpoint's own",
+        ),
+    ] = None,
+    bos: Annotated[
+        Literal["auto", "always", "never", "tokenizer"] | None,
+        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer.", show_default="auto"),
+    ] = None,
+    ties: Annotated[
+        Literal["half", "strict", "first", "random"] | None,
+        how(metavar="RULE", help="What a tie counts: half (1/k), strict (0), first, random.", show_default="half"),
+    ] = None,
+    compat: Annotated[
+        Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
+        how(metavar="PEER", help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026."),
+    ] = None,
+    max_length: Annotated[
+        int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")
+    ] = None,
+    device: Annotated[
+        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        how(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+    ] = None,
+    precision: Annotated[
+        Literal["exact", "adaptive"] | None,
+        how(
+            metavar="NAME",
+            help="exact, or adaptive: bfloat16, and float32 where the margin is small.",
+            show_default="exact",
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        str | None, how(metavar="N", help="Tokens per batch; no score depends on it.", show_default="auto")
+    ] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    out: Annotated[
+        Path | None, run_folder(metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
+    ] = None,
+    again: Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")] = False,
+    by: Annotated[
+        Literal["suite", "field", "phenomenon", "paradigm"],
+        table(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+    ] = "phenomenon",
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    given: dict[str, Any] = {"revision": revision, "limit": limit, "columns": renamed_columns(columns), "bos": bos}
+    given |= {"ties": ties, "compat": compat, "max_length": max_length, "device": device, "dtype": dtype}
+    given |= {"precision": precision, "batch_tokens": token_budget(batch_tokens), "again": again}
+    given |= {"allow_incomplete": allow_incomplete, "allow_pickle": allow_pickle}
+    given |= {"trust_remote_code": trust_remote_code}
+
+    from antlm_bench.commands.score import ScoreOptions, score
+    from antlm_bench.rendering import show_runs
+
+    options = ScoreOptions(**{name: value for name, value in given.items() if value is not None})
+    try:
+        runs = score(model, split(suite), methods=split(method), out=out, options=options)
+    except IncompleteError as error:  # what did finish is shown before the error is
+        show_runs(error.runs, form, by)
+        raise
+    show_runs(runs, form, by)
