@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from antlm_bench import __version__, runs
+from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
+from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.metrics import TIES, summarize
 from antlm_bench.rendering.progress import Progress
@@ -26,12 +22,11 @@ from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import is_pairs_file
-from antlm_bench.types import Item, Manifest, Prediction, Run, Summary
+from antlm_bench.types import Item, Prediction, Run, Summary
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
-Names = Sequence[str | Path] | str | Path  # one or several
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +90,17 @@ def score(
     if options.precision == "adaptive" and options.policy().reduction != "sum":
         raise UsageError("adaptive precision measures errors of sums", place="--compat", hint="use --precision exact")
     options.policy()  # what no checkpoint can mend is refused before the first is opened
-    for name in _listed(methods):
+    for name in listed(methods):
         if name != ALL:
             known(name)
-    refs = expand(_listed(models))
-    loader = _Suites(_listed(suites), options)
+    refs = expand(listed(models))
+    loader = _Suites(listed(suites), options)
     finished: list[Run] = []
     failed: list[tuple[str, BenchError]] = []
     seen: dict[str, str] = {}
     for ref in refs:
         try:
-            finished.append(_score_one(ref, loader, _listed(methods), out, options, seen, len(refs) > 1))
+            finished.append(_score_one(ref, loader, listed(methods), out, options, seen, len(refs) > 1))
         except BenchError as error:
             # The same suites and options for all: no checkpoint's failure.
             if len(refs) == 1 or error is loader.error or isinstance(error, UsageError):
@@ -167,10 +162,8 @@ def _score_one(
     weights = str(checkpoint.describe["weights"])
     twin = seen.setdefault(weights, checkpoint.name)
     remarks = [f"same weights as {twin}: this is not another checkpoint"] if twin != checkpoint.name else []
-    folder = Path("reports") if out is None else Path(out)
-    if out is None or several:
-        folder /= f"{checkpoint.name.replace('/', '--')}-{weights[:8]}"
-    with runs.Writer(folder, _manifest(checkpoint)) as writer:
+    folder = place(checkpoint.describe, out, several)
+    with runs.Writer(folder, manifest(checkpoint.describe)) as writer:
         for suite, names in product(loaded, alike.values()):
             _score_suite(checkpoint, suite, names, writer, options, remarks)
     return runs.read(folder)
@@ -194,7 +187,7 @@ def _score_suite(
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
     policy = options.policy().of(known(names[0]))
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
-    keys = {name: _key(fact) for name, fact in facts.items()}
+    keys = {name: key(fact) for name, fact in facts.items()}
     if options.again:
         for name in names:
             writer.discard(suite.name, name)
@@ -290,18 +283,3 @@ def _settings(
         "limit": options.limit,
         "conventions": CONVENTIONS,
     }
-
-
-def _key(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _manifest(checkpoint: Checkpoint) -> Manifest:
-    software = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scipy")}
-    software |= {"antlm-bench": __version__, "python": platform.python_version()}
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Manifest(runs.SCHEMA, dict(checkpoint.describe), software, created)
-
-
-def _listed(names: Names) -> list[str]:
-    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
