@@ -115,8 +115,8 @@ FLAGS: dict[str, str] = {
     "too-long": "an option does not fit the model's max_length; the item is not scored and counts as wrong",
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
-    "cut": "the text to be classified was longer than max_length, and lost its end",
     "float32": "rescored in fp32 by --precision adaptive",
+    "cut": "the text to be classified was longer than max_length, and lost its end",
 }
 
 

@@ -18,6 +18,7 @@ COUNTED: dict[str, str] = {
     "too-long": "too long, counted wrong",
     "blind": "differ in unscored tokens",
     "identical": "identical texts",
+    "cut": "texts cut",
     "float32": "rescored in float32",
 }
 TIES: dict[str, str] = {
@@ -59,12 +60,13 @@ class Block:
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
-    """One column per checkpoint and method, in the order given."""
+    """One column per checkpoint and method, in the order given. Seeds of finetuned tasks have a table of their own."""
     names = model_names(runs)
     found = []
     for run, name in zip(runs, names, strict=True):
-        for method in dict.fromkeys(cell.method for cell in run):
-            found.append(Column(name, method, {cell.suite: cell for cell in run if cell.method == method}))
+        scored = [cell for cell in run if cell.seed is None]
+        for method in dict.fromkeys(cell.method for cell in scored):
+            found.append(Column(name, method, {cell.suite: cell for cell in scored if cell.method == method}))
     return found
 
 
@@ -239,7 +241,7 @@ def csv(runs: Sequence[Run], by: str) -> str:
     writer = csv_module.writer(sink, lineterminator="\n")
     writer.writerow(header)
     for run in runs:
-        for cell in run:
+        for cell in (cell for cell in run if cell.seed is None):
             for level, label, within, e in _flat(cell.summary, by):
                 about = [model_name(run), cell.suite, cell.method, cell.summary.metric, level, label, within]
                 counts = [e.flags.get(flag, 0) for flag in counted]

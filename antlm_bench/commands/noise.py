@@ -1,0 +1,118 @@
+"""noise: the same weights scored under other conditions. What moves then is arithmetic; no margin may be smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
+from antlm_bench.commands.cells import Names, listed
+from antlm_bench.errors import UsageError
+from antlm_bench.metrics import summarize
+from antlm_bench.rendering.progress import Progress
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.suites import items as suites
+from antlm_bench.suites.items import Suite
+from antlm_bench.types import Prediction
+
+Row = dict[str, object]
+LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for
+# condition -> what `checkpoints` is told; the first is what everything is compared with
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32, small batches": {"batch_tokens": 256},
+    "float32, large batches": {"batch_tokens": 16_384},
+    "adaptive": {},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+def noise(
+    model: str,
+    names: Names,
+    *,
+    method: str = "",
+    limit: int = LIMIT,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+    revision: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> list[Row]:
+    """One row per suite and condition: decisions that differ from the first condition's, and by how much scores move.
+
+    names: suites of pairs. method: one of the checkpoint's, "" = its first. limit: items per finest group.
+    `points`: difference of the headlines, in points; a margin of `check` below its largest value tests nothing.
+    Raises UsageError (an unknown condition), and as `commands.score.score`.
+    """
+    for name in conditions:
+        if name not in CONDITIONS:
+            hint = f"some of {', '.join(map(repr, CONDITIONS))}"
+            raise UsageError(f"unknown condition {name!r}", place="--condition", hint=hint)
+    wanted = list(dict.fromkeys(member for ref in listed(names) for member in suites.members(ref)))
+    first = next(iter(CONDITIONS))
+    rows: list[Row] = []
+    loaded: list[Suite] = []
+    before: dict[str, list[Prediction]] = {}
+    for name in dict.fromkeys([first, *conditions]):
+        opened = open_checkpoint(
+            model,
+            OpenOptions(
+                revision=revision,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+                **CONDITIONS[name],
+            ),
+        )
+        loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
+        chosen = method or opened.methods[0]
+        for suite in loaded:
+            made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
+            if name == first:
+                before[suite.name] = made
+            else:
+                rows.append({"suite": suite.name, "method": chosen, "condition": name}
+                            | _difference(suite, before[suite.name], made))  # fmt: skip
+    return rows
+
+
+def _predict(opened: Checkpoint, suite: Suite, name: str, adaptive: bool) -> list[Prediction]:
+    methods = [find_method(name, opened)]
+    scorer = Adaptive(quicker(opened), opened).calibrated(suite.items, methods) if adaptive else None
+
+    def made() -> Iterator[Prediction]:
+        with Progress(len(suite.items), f"{opened.name} {suite.name} {name}") as progress:
+            for chunk in choice.chunks(suite.items, methods):
+                [some] = scorer.predict(chunk, methods) if scorer else choice.predict(opened, chunk, methods)
+                progress.advance(len(chunk))
+                yield from some
+
+    return list(made())
+
+
+def _difference(suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]) -> Row:
+    """Of the same items twice. A decision is which options share the best score, so a tie that breaks is a flip."""
+    flips = sum(_best(a) != _best(b) for a, b in zip(before, after, strict=True))
+    moved = [np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)]
+    return {
+        "items": len(after),
+        "flips": flips,
+        "rate": f"{100 * flips / len(after):.2f}%",
+        "largest move (nats)": f"{max(moved):.2g}",
+        "points": f"{100 * (_headline(suite, after) - _headline(suite, before)):+.2f}",
+    }
+
+
+def _best(prediction: Prediction) -> tuple[int, ...]:
+    top = max(prediction.scores)
+    return tuple(i for i, score in enumerate(prediction.scores) if score == top)
+
+
+def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:
+    made = summarize(predictions, suite=suite.name, method="", metric=suite.metric, macro=suite.macro, groups=())
+    return made.headline.value

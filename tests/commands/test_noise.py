@@ -1,0 +1,79 @@
+"""noise: what other batches and dtypes do to the same weights, against decisions planted and computed anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from asking_score import agreement, write_pairs
+
+from antlm_bench.cli import run
+from antlm_bench.commands import noise as noises
+from antlm_bench.commands.noise import noise
+from antlm_bench.errors import UsageError
+from antlm_bench.types import Prediction
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.csv", agreement())
+
+
+def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path) -> None:
+    rows = noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches", "float32, large batches"])
+    assert [(row["flips"], row["points"], row["items"]) for row in rows] == [(0, "+0.00", 40)] * 2
+    assert all(float(str(row["largest move (nats)"])) < 1e-4 for row in rows)
+
+
+def test_bfloat16_moves_scores_and_says_how_far(make_checkpoint: Make, suite: Path) -> None:
+    [row] = noise(str(make_checkpoint("masked")), str(suite), conditions=["bfloat16"])
+    assert 1e-4 < float(str(row["largest move (nats)"])) < 5 and row["method"] == "mlm"
+
+
+def test_flips_and_points_are_those_of_the_decisions(
+    make_checkpoint: Make, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted condition that reverses the first three items: 3 flips, and the headline moves by their balance."""
+    honest = noises._predict
+    before: list[Prediction] = []
+
+    def reversing(opened, suite, name, adaptive):  # type: ignore[no-untyped-def]
+        made = honest(opened, suite, name, adaptive)
+        if not before:
+            before.extend(made)
+            return made
+        swapped = [
+            Prediction(p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels) for p in made[:3]
+        ]
+        return swapped + made[3:]
+
+    monkeypatch.setattr(noises, "_predict", reversing)
+    monkeypatch.setattr(noises, "_headline", lambda suite, found: sum(p.pred == p.gold for p in found) / len(found))
+    [row] = noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches"])
+    balance = sum((1 - p.pred == p.gold) - (p.pred == p.gold) for p in before[:3])
+    assert row["flips"] == 3 and row["rate"] == "7.50%" and row["points"] == f"{100 * balance / 40:+.2f}"
+
+
+def test_a_tie_that_breaks_is_a_flip() -> None:
+    def said(*scores: float) -> Prediction:
+        return Prediction("x", 0, 0, scores, (1, 1), (1, 1))
+
+    assert noises._best(said(-1.0, -1.0)) != noises._best(said(-1.0, -1.0000001))
+
+
+def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> None:
+    with pytest.raises(UsageError, match="float8"):
+        noise(str(make_checkpoint()), str(suite), conditions=["float8"])
+
+
+def test_the_verb_prints_one_row_per_condition(
+    make_checkpoint: Make, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["noise", "--model", str(make_checkpoint()), "--suite", str(suite), "--condition", "adaptive", "--json"]
+    assert run(line) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["condition"] == "adaptive" and row["items"] == 40
