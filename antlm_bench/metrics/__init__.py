@@ -3,6 +3,7 @@
 Everything here is recomputed from stored predictions at will; nothing needs the model or the texts.
 """
 
-from antlm_bench.metrics.summary import METRICS, TIES, summarize
+from antlm_bench.metrics.classes import Spread, across_seeds, collapsed, contributions
+from antlm_bench.metrics.summary import METRICS, TIES, resolve, summarize
 
-__all__ = ["METRICS", "TIES", "summarize"]
+__all__ = ["METRICS", "TIES", "Spread", "across_seeds", "collapsed", "contributions", "resolve", "summarize"]

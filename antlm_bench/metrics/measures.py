@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from antlm_bench import statistics
-from antlm_bench.errors import CheckpointError, DataError, UsageError
-from antlm_bench.metrics.table import Table, strata
+from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.metrics.table import Table, chosen, gold_options, strata
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
@@ -26,30 +24,8 @@ class Accuracy:
 
     def values(self, table: Table, reduction: str) -> Floats:
         """Credit (n,) in 0..1 of each item."""
-        gold, best = self._gold(table), table.best(reduction)
-        shared = best.sum(axis=1)
-        rows = np.arange(len(gold))
-        if self.ties == "first":
-            credit = (best.argmax(axis=1) == gold).astype(float)
-        elif self.ties == "random":
-            credit = (best.argmax(axis=1) == gold).astype(float)
-            for i in np.flatnonzero(shared > 1):
-                credit[i] = float(_draw(table.ids[i], np.flatnonzero(best[i])) == gold[i])
-        else:
-            credit = best[rows, gold] / np.maximum(shared, 1)
-            if self.ties == "strict":
-                credit[shared > 1] = 0.0
-        return np.where(table.flag("too-long"), 0.0, credit)
-
-    def _gold(self, table: Table) -> Ints:
-        given = np.where(table.flag("too-long"), 0, table.gold)  # not scored: may have no options at all
-        gold = given.astype(np.int32)
-        wrong = (gold != given) | (gold < 0) | ((gold >= table.valid.sum(axis=1)) & ~table.flag("too-long"))
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            hint = "accuracy needs the index of the right option; ratings go with metric = spearman"
-            raise DataError(f"gold {table.gold[at]:g} is no option", place=f"item {table.ids[at]}", hint=hint)
-        return gold
+        gold = gold_options(table)
+        return np.asarray(chosen(table, self.ties, reduction)[np.arange(len(gold)), gold])
 
     def whole(self, table: Table, macro: Sequence[str]) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]:
         codes, paths = strata(table, macro)
@@ -61,7 +37,7 @@ class Accuracy:
             value = float(sum(w * part.mean() for w, part in zip(weights, parts, strict=True)))
             if len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
                 interval = statistics.wilson_macro  # one stratum, or nothing varies: see there
-            return _estimate(value, len(credit), interval(parts, weights), flags)
+            return rounded(value, len(credit), interval(parts, weights), flags)
 
         flags = {name: int(raised.sum()) for name, raised in table.flags.items() if raised.any()}
         credit = self.values(table, self.reduction)
@@ -72,7 +48,7 @@ class Accuracy:
             means = np.array([part.mean() for part in parts])
             spread = np.ptp(means) > 0
             interval = statistics.clustered(means, weights) if spread else statistics.wilson_macro(parts, weights)
-            views["clustered"] = _estimate(headline.value, headline.n, interval, flags)
+            views["clustered"] = rounded(headline.value, headline.n, interval, flags)
         everything = np.zeros(len(credit), np.int32)
         views["micro"] = self._counted(credit, everything, 1, table)[0]
         flags = {name: count for name, count in flags.items() if name != "tie"}  # counted for the deciding score only
@@ -91,7 +67,7 @@ class Accuracy:
         low, high = statistics.wilson(right.astype(np.float64), n)
         raised = {name: np.bincount(codes[known & on], minlength=count) for name, on in table.flags.items()}
         flags = [{name: int(counts[g]) for name, counts in raised.items() if counts[g]} for g in range(count)]
-        return [_estimate(right[g] / n[g], int(n[g]), Interval(low[g], high[g]), flags[g]) for g in range(count)]
+        return [rounded(right[g] / n[g], int(n[g]), Interval(low[g], high[g]), flags[g]) for g in range(count)]
 
 
 class Spearman:
@@ -134,8 +110,8 @@ class Spearman:
         flags = {name: int((on & members).sum()) for name, on in table.flags.items() if (on & members).any()}
         value = statistics.spearman(x, y)
         if value is None:  # we know nothing: the whole range
-            return _estimate(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
-        return _estimate(value, len(x), statistics.bootstrap_spearman(x, y), flags, -1.0)
+            return rounded(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
+        return rounded(value, len(x), statistics.bootstrap_spearman(x, y), flags, -1.0)
 
 
 def _others(reduction: str) -> list[str]:
@@ -143,12 +119,7 @@ def _others(reduction: str) -> list[str]:
     return [other for other in REDUCTIONS if other != reduction]
 
 
-def _draw(item: str, among: NDArray[np.integer]) -> int:
-    """One of `among`, the same for the same id whatever the order, platform or number of items."""
-    return int(among[int.from_bytes(hashlib.blake2b(item.encode()).digest()[:8], "big") % len(among)])
-
-
-def _estimate(value: float, n: int, interval: Interval, flags: Mapping[str, int], floor: float = 0.0) -> Estimate:
+def rounded(value: float, n: int, interval: Interval, flags: Mapping[str, int], floor: float = 0.0) -> Estimate:
     """An Estimate in floor..1, free of the noise in the last digits that the order of a sum leaves."""
     value, low, high = (round(float(np.clip(number, floor, 1.0)), 12) for number in (value, *interval))
     return Estimate(value, int(n), low, high, dict(flags))

@@ -12,9 +12,14 @@ from antlm_bench.metrics.measures import REDUCTIONS
 from antlm_bench.metrics.table import Table, parents, tabulate
 from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
 
+CLASS = "class"  # the reduction of classified texts: their scores are log-probabilities of classes already
+CLASSIFIED = "antlm_bench.metrics.classes:Classified"
 METRICS: dict[str, str] = {
-    "accuracy": "antlm_bench.metrics.measures:Accuracy",
+    "accuracy": "antlm_bench.metrics.measures:Accuracy",  # of classified texts CLASSIFIED
     "spearman": "antlm_bench.metrics.measures:Spearman",
+    "f1": CLASSIFIED,
+    "macro-f1": CLASSIFIED,
+    "mcc": CLASSIFIED,
 }
 TIES: dict[str, str] = {
     "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
@@ -50,13 +55,15 @@ def summarize(
 
     macro: levels that the headline averages over without weights, outermost first; () = over items. groups: the levels
     reported, coarse to fine; a group's estimate is over its items (as BabyLM prints fields and phenomena), its interval
-    Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others become views. Items
-    flagged `too-long` were not scored and count as wrong; `flags` counts them.
+    Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others become views.
+    "class" is for classified texts, whose options are classes; its views are accuracy, f1 (beyond two classes
+    macro-f1), mcc, and majority: the same metric of always answering the most frequent gold class. Items flagged
+    `too-long` were not scored and count as wrong; `flags` counts them.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro` needs is missing, a
     gold that is no option), CheckpointError (a NaN or +inf score).
     """
-    measure = _resolve(metric, ties, reduction)
+    measure = resolve(metric, ties, reduction)
     table = tabulate(predictions, {*macro, *groups}, reduction)
     headline, views, remarks = measure.whole(table, macro)
     lines = []
@@ -68,13 +75,21 @@ def summarize(
     return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
 
 
-def _resolve(metric: str, ties: str, reduction: str) -> Metric:
-    choices = (("metric", metric, METRICS), ("tie rule", ties, TIES), ("reduction", reduction, REDUCTIONS))
+def resolve(metric: str, ties: str, reduction: str) -> Metric:
+    choices = (
+        ("metric", metric, METRICS),
+        ("tie rule", ties, TIES),
+        ("reduction", reduction, (*REDUCTIONS, CLASS)),
+    )
     for what, name, known in choices:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
             raise UsageError(f"unknown {what} {name!r}", hint=hint)
-    module, _, attribute = METRICS[metric].partition(":")
-    made: Metric = getattr(import_module(module), attribute)(ties, reduction)
+    classified = reduction == CLASS
+    if METRICS[metric] == CLASSIFIED and not classified:
+        raise UsageError(f"{metric} is a metric of classified texts", hint=f"accuracy, or reduction = {CLASS}")
+    module, _, attribute = (CLASSIFIED if classified else METRICS[metric]).partition(":")
+    make = getattr(import_module(module), attribute)
+    made: Metric = make(metric, ties) if classified else make(ties, reduction)
     return made

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from antlm_bench.errors import CheckpointError, DataError
 from antlm_bench.types import Bools, Floats, Ints, Prediction
@@ -77,6 +79,36 @@ def tabulate(predictions: Sequence[Prediction], levels: set[str], reduction: str
     return replace(table, flags={"tie": tie, **flags})
 
 
+def gold_options(table: Table) -> Ints:
+    """Index (n,) of the right option. DataError where a gold is none; 0 for items that were not scored."""
+    given = np.where(table.flag("too-long"), 0, table.gold)  # not scored: may have no options at all
+    gold = given.astype(np.int32)
+    wrong = (gold != given) | (gold < 0) | ((gold >= table.valid.sum(axis=1)) & ~table.flag("too-long"))
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        hint = "accuracy needs the index of the right option; ratings go with metric = spearman"
+        raise DataError(f"gold {table.gold[at]:g} is no option", place=f"item {table.ids[at]}", hint=hint)
+    return gold
+
+
+def chosen(table: Table, ties: str, reduction: str) -> Floats:
+    """The answer (n, k) to each item: 1 at the option chosen, or shares of those that tie, by one of summary.TIES.
+
+    Zeros where nothing is chosen: a tie under `strict`, an item that was not scored.
+    """
+    best = table.best(reduction)
+    shared = best.sum(axis=1)
+    if ties == "half":
+        shares = best / np.maximum(shared, 1)[:, None]
+    elif ties == "strict":
+        shares = (best & (shared == 1)[:, None]).astype(float)
+    else:
+        shares = np.eye(best.shape[1])[best.argmax(axis=1)]
+        for i in np.flatnonzero(shared > 1) if ties == "random" else ():
+            shares[i] = np.arange(best.shape[1]) == _draw(table.ids[i], np.flatnonzero(best[i]))
+    return np.asarray(np.where(table.flag("too-long")[:, None], 0.0, shares))
+
+
 def strata(table: Table, macro: Sequence[str]) -> tuple[Ints, list[tuple[str, ...]]]:
     """Stratum of each item (n,), and each stratum's label path. DataError where an item lacks a label of `macro`."""
     for level in macro:
@@ -120,3 +152,8 @@ def _codes(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]:
     seen: dict[str, int] = {}
     codes = [-1 if label is None else seen.setdefault(label, len(seen)) for label in labels]
     return np.array(codes, np.int32), tuple(seen)
+
+
+def _draw(item: str, among: NDArray[np.integer]) -> int:
+    """One of `among`, the same for the same id whatever the order, platform or number of items."""
+    return int(among[int.from_bytes(hashlib.blake2b(item.encode()).digest()[:8], "big") % len(among)])

@@ -1,4 +1,4 @@
-"""The statistics of runs: intervals of one run, and tests between two."""
+"""The statistics of runs: intervals of one run, of several seeds, and tests between two runs."""
 
 from antlm_bench.statistics.intervals import (
     DRAWS,
@@ -7,27 +7,37 @@ from antlm_bench.statistics.intervals import (
     Interval,
     Z,
     bootstrap,
+    bootstrap_counts,
     bootstrap_spearman,
     closed_form,
     clustered,
     macro_weights,
     spearman,
+    unseen_counts,
     wilson,
     wilson_macro,
 )
+from antlm_bench.statistics.seeds import Uncertain, from_interval, mean_of, two_level, two_level_difference
 
 __all__ = [
     "DRAWS",
     "LEVEL",
     "SEED",
     "Interval",
+    "Uncertain",
     "Z",
     "bootstrap",
+    "bootstrap_counts",
     "bootstrap_spearman",
     "closed_form",
     "clustered",
+    "from_interval",
     "macro_weights",
+    "mean_of",
     "spearman",
+    "two_level",
+    "two_level_difference",
+    "unseen_counts",
     "wilson",
     "wilson_macro",
 ]
