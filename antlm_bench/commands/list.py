@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
-from antlm_bench.suites.spec import CollectionSpec, SuiteSpec, read
+from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.training.recipe import PhaseSpec, Recipe, read_recipe, scales_of
 from antlm_bench.training.size import size
 
@@ -37,7 +38,7 @@ def _suites() -> list[Row]:
 
 def _collections() -> list[Row]:
     return [
-        {"collection": spec.name, "members": ", ".join(spec.members), "title": spec.title}
+        {"collection": spec.name, "members": ", ".join(member.suite for member in spec.members), "title": spec.title}
         for spec in map(read, catalog("tasks").values())
         if isinstance(spec, CollectionSpec)
     ]

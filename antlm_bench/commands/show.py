@@ -10,7 +10,8 @@ from antlm_bench.declarations import catalog, find, nearest, parse
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.scoring.probes import METHODS, known
 from antlm_bench.suites import pairs, sources
-from antlm_bench.suites.spec import CollectionSpec, ExampleSpec, SuiteSpec, read
+from antlm_bench.suites.collection import CollectionSpec, MemberSpec
+from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import timeline
 from antlm_bench.training.size import training_flops
@@ -107,11 +108,20 @@ def _method(name: str) -> tuple[str, Facts]:
 def _collection(spec: CollectionSpec) -> Facts:
     return {
         "version": spec.version,
-        "members": "\n".join(spec.members),
-        "headline": "unweighted mean of the members' headlines",
+        "members": "\n".join(map(_member, spec.members)),
+        "headline": "mean of the members by their weights",
         "homepage": spec.homepage,
+        "published": "\n".join(f"{row.name} ({row.source})" for row in spec.published),
         "notes": "\n".join(spec.notes),
     }
+
+
+def _member(member: MemberSpec) -> str:
+    """`GLUE: glue-2024 (finetune: boolq, cola), weight 0.5`, as short as its declaration allows."""
+    name = f"{member.label}: {member.suite}" if member.label else member.suite
+    made = {"score": "", "finetune": f" (finetune: {', '.join(member.tasks)})", "nothing": " (nothing computes it yet)"}
+    chosen = f", {member.metric}" if member.metric else f", mean over {member.over} groups" if member.over else ""
+    return name + made[member.made_by] + chosen + (f", weight {member.weight:g}" if member.weight != 1 else "")
 
 
 def _suite(spec: SuiteSpec) -> Facts:
