@@ -1,5 +1,6 @@
 """The statistics of runs: intervals of one run, of several seeds, and tests between two runs."""
 
+from antlm_bench.statistics.adjusted import adjusted_macro, adjusted_wald
 from antlm_bench.statistics.intervals import (
     DRAWS,
     LEVEL,
@@ -26,6 +27,8 @@ __all__ = [
     "Interval",
     "Uncertain",
     "Z",
+    "adjusted_macro",
+    "adjusted_wald",
     "bootstrap",
     "bootstrap_counts",
     "bootstrap_spearman",

@@ -1,0 +1,45 @@
+"""Suites scored by rank correlation with human ratings: how much better does the second run correlate?"""
+
+from __future__ import annotations
+
+from antlm_bench import statistics
+from antlm_bench.compare.credited import Found
+from antlm_bench.compare.difference import FIRST, HEADLINE, Difference
+from antlm_bench.compare.join import Joined
+from antlm_bench.metrics import resolve
+from antlm_bench.metrics.table import Table, parents
+from antlm_bench.statistics import Interval
+from antlm_bench.types import Bools, Floats
+
+
+def correlated(joined: Joined) -> Found:
+    """Headline and groups of a suite of ratings; its items are resampled. There is no test: the interval decides."""
+    table, other = joined.a[0], joined.b[0]
+    settings, summary = joined.cells_a[0].settings, joined.cells_a[0].summary
+    reduction = str(settings.get("reduction", "sum"))
+    measure = resolve(summary.metric, str(settings.get("ties", "half")), reduction)
+    x, z = measure.values(table, reduction), measure.values(other, reduction)
+    use = ~(table.flag("too-long") | other.flag("too-long"))
+    groups = []
+    levels = [level for level in dict.fromkeys(group.level for group in summary.groups) if level in table.levels]
+    for above, level in zip((None, *levels), levels, strict=False):
+        codes, names = table.levels[level]
+        for code, (name, within) in enumerate(zip(names, parents(table, above, codes, len(names)), strict=True)):
+            groups.append(_difference(level, name, within, table, (x, z), use & (codes == code)))
+    return _difference(HEADLINE, joined.suite, "", table, (x, z), use), tuple(groups), ()
+
+
+def _difference(
+    level: str, name: str, within: str, table: Table, sides: tuple[Floats, Floats], members: Bools
+) -> Difference:
+    x, z, y = (values[members] for values in (*sides, table.gold))
+    a, b = statistics.spearman(x, y), statistics.spearman(z, y)
+    if a is None or b is None:  # undefined, and shown as 0, as a Summary does: we know nothing, the whole range
+        interval = Interval(-2.0, 2.0)
+    elif bool((x == z).all()):
+        interval = Interval(0.0, 0.0)
+    else:
+        interval = statistics.bootstrap_spearman(z, y, minus=x)
+    a, b = a or 0.0, b or 0.0
+    family = FIRST if level == HEADLINE else ""
+    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, family=family)

@@ -1,0 +1,88 @@
+"""Runs with chosen answers, written through runs.Writer: what the tests of compare and check read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from antlm_bench import runs
+from antlm_bench.metrics import summarize
+from antlm_bench.types import Cell, Manifest, Prediction, Run
+
+SETTINGS = {
+    "suite_digest": "d",
+    "suite_version": "1",
+    "ties": "half",
+    "reduction": "sum",
+    "context": "",
+    "bos": "auto",
+    "limit": None,
+    "conventions": 1,
+    "dtype": "float32",
+}
+TREE = {
+    "islands": ("adjunct_island", "wh_island"),
+    "agreement": ("anaphor", "determiner"),
+    "binding": ("case", "c_command"),
+}
+
+
+def predictions(
+    margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
+) -> list[Prediction]:
+    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
+    made = []
+    for paradigm, each in margins.items():
+        labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}
+        for i, margin in enumerate(each):
+            pred = 0 if margin >= 0 else 1
+            made.append(Prediction(f"{paradigm}_{i}", 0, pred, (float(margin) - 9, -9.0), (3, 3), (9, 9), labels))
+    return made
+
+
+def margins(items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for phenomenon, paradigms in TREE.items():
+        rate = rates if isinstance(rates, float) else rates[phenomenon]
+        for paradigm in paradigms:
+            size, sign = rng.uniform(0.1, 3.0, items), np.where(rng.random(items) < rate, 1, -1)
+            made[paradigm] = size * sign
+    return made
+
+
+PHENOMENON = {paradigm: phenomenon for phenomenon, paradigms in TREE.items() for paradigm in paradigms}
+
+
+def cell(
+    made: Sequence[Prediction],
+    suite: str = "toy",
+    method: str = "causal",
+    metric: str = "accuracy",
+    macro: Sequence[str] = ("paradigm",),
+    groups: Sequence[str] = ("phenomenon", "paradigm"),
+    **settings: Any,
+) -> tuple[Cell, Sequence[Prediction]]:
+    asked = {"ties": "half", "reduction": "sum", **{k: v for k, v in settings.items() if k in ("ties", "reduction")}}
+    summary = summarize(made, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **asked)
+    return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), made
+
+
+def write(folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = "") -> Run:
+    """A run folder of these cells, read back."""
+    manifest = Manifest(
+        runs.SCHEMA, {"name": name, "weights": weights or folder.name}, {"antlm-bench": "0"}, "2026-01-01"
+    )
+    with runs.Writer(folder, manifest) as writer:
+        for one, made in cells:
+            writer.enter(one, made)
+    return runs.read(folder)
+
+
+def toy(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
+    """A run of the suite "toy" with these margins."""
+    return write(folder, cell(predictions(values, PHENOMENON), **settings), name=folder.name)
