@@ -8,14 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from antlm_bench.declarations import find, nearest, user_path
+from antlm_bench.declarations import find, user_path
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import grammar, pairs, records, sources
-from antlm_bench.suites.spec import CollectionSpec, OptionSpec, SuiteSpec, read
-from antlm_bench.suites.templates import fields_of
+from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
+from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
 from antlm_bench.types import Item, Option
+
+if TYPE_CHECKING:
+    from antlm_bench.suites.spec import Declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +84,28 @@ def load(
 
 
 def members(ref: str) -> list[str]:
-    """The suites that a reference stands for: a collection's members, else the reference itself."""
+    """The suites to score that a reference stands for: a collection's members, else itself. UsageError for others."""
     if pairs.is_pairs_file(ref):
         return [ref]
-    spec = read(find("tasks", ref))
-    return list(spec.members) if isinstance(spec, CollectionSpec) else [ref]
+    spec, _ = declared(ref)
+    if isinstance(spec, CollectionSpec):
+        return spec.suites()
+    _scorable(ref, spec)
+    return [ref]
 
 
 def suite(ref: str) -> tuple[SuiteSpec, Path]:
     """The declaration of one suite, and its folder: the data of a user's own suite may lie beside its TOML."""
-    path = find("tasks", ref)
-    spec = read(path)
+    spec, folder = declared(ref)
     if isinstance(spec, CollectionSpec):
-        raise UsageError(f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.members)}")
-    return spec, path.parent
+        raise UsageError(f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.suites())}")
+    return _scorable(ref, spec), folder
+
+
+def declared(ref: str) -> tuple[Declared, Path]:
+    """What a name of the catalog or a TOML declares, of whichever kind, and its folder."""
+    path = find("tasks", ref)
+    return read(path), path.parent
 
 
 def build(spec: SuiteSpec, files: records.Files) -> list[Item]:
@@ -155,7 +167,7 @@ class _Reader:
         """The item of a record, None where the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
-        if rule.skip and _holds(_get(record, rule.skip.field, place), rule.skip.containing):
+        if rule.skip and _holds(value_of(record, rule.skip.field, place), rule.skip.containing):
             return None
         labels = {label: self._name(template, record, place) for label, template in spec.labels.items()}
         for label, renamed in spec.rename.items():
@@ -171,8 +183,8 @@ class _Reader:
         return Item(name, options, self._gold(record, len(options), place), labels)
 
     def _option(self, template: OptionSpec, record: records.Record, place: str) -> Option:
-        context = template.context and _text(template.context, self.fields[template.context], record, place)
-        scored = _text(template.scored, self.fields[template.scored], record, place)
+        context = template.context and text_of(template.context, self.fields[template.context], record, place)
+        scored = text_of(template.scored, self.fields[template.scored], record, place)
         if not scored.strip():
             raise DataError(f"the text of {template.scored!r} is empty", place=place)
         text = context + scored
@@ -180,18 +192,18 @@ class _Reader:
 
     def _entries(self, record: records.Record, place: str) -> list[Any]:
         field, cut = str(self.spec.item.each), self.spec.item.split
-        value = _get(record, field, place)
+        value = value_of(record, field, place)
         if cut and isinstance(value, str):
             value = value.split(cut)
         if not isinstance(value, list):
-            raise DataError(f"{field!r} must be {'a text' if cut else 'a list'}, not {_kind(value)}", place=place)
+            raise DataError(f"{field!r} must be {'a text' if cut else 'a list'}, not {described(value)}", place=place)
         if len(value) < 2:
             raise DataError(f"{field!r} gives {len(value)} option; an item needs two or more", place=place)
         return value
 
     def _gold(self, record: records.Record, options: int, place: str) -> int | float:
         gold = self.spec.item.gold
-        value = _get(record, gold, place) if isinstance(gold, str) else gold
+        value = value_of(record, gold, place) if isinstance(gold, str) else gold
         if self.spec.metric == "spearman":
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise DataError(f"{gold!r} must be a number in 0..1, not {value!r}", place=place)
@@ -202,41 +214,21 @@ class _Reader:
 
     def _name(self, template: str, record: records.Record, place: str) -> str:
         for field in self.names[template]:
-            value = _get(record, field, place)
+            value = value_of(record, field, place)
             if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-                raise DataError(f"{field!r} must be a text or a whole number, not {_kind(value)}", place=place)
-        return _clean(template.format_map(record), template, place)
-
-
-def _text(template: str, fields: list[str], record: records.Record, place: str) -> str:
-    for field in fields:
-        value = _get(record, field, place)
-        if not isinstance(value, str):
-            raise DataError(f"{field!r} must be a text, not {_kind(value)}", place=place)
-    return _clean(template.format_map(record), template, place)
-
-
-def _clean(text: str, template: str, place: str) -> str:
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        raise DataError(f"{template!r} gives a NUL or half a surrogate pair, which is no text", place=place)
-    return text
-
-
-def _get(record: records.Record, field: str, place: str) -> Any:
-    try:
-        return record[field]
-    except KeyError:
-        known = [name for name in record if name not in ("file", "stem")]
-        hint = nearest(field, known) or f"there are {', '.join(map(repr, known[:20]))}"
-        raise DataError(f"the field {field!r} is missing", place=place, hint=hint) from None
+                raise DataError(f"{field!r} must be a text or a whole number, not {described(value)}", place=place)
+        return clean(template.format_map(record), template, place)
 
 
 def _holds(value: Any, part: str) -> bool:
     return any(part in entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str))
 
 
-def _kind(value: Any) -> str:
-    return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"
+def _scorable(ref: str, spec: Declared) -> SuiteSpec:
+    if isinstance(spec, SuiteSpec):
+        return spec
+    hint = f"antlm-bench finetune --model CKPT --suite {ref}"
+    raise UsageError(f"{ref!r} is finetuned, not scored", place="--suite", hint=hint)
 
 
 def _official(spec: SuiteSpec, folder: Path) -> records.Files:

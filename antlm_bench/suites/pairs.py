@@ -48,6 +48,11 @@ def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Fil
     return spec, [(file, str(path), _renamed(first, rows, theirs, str(path)))]
 
 
+def named(file: str) -> str:
+    """What a suite is called that is a file of the user's, "" where its name has no letter."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.rpartition(".")[0]).lstrip("._-")
+
+
 def _match(record: records.Record, columns: Mapping[str, str], place: str) -> dict[str, str]:
     """Our column -> theirs, for those that the file has."""
     known = ", ".join(map(repr, list(record)[:20]))
@@ -77,7 +82,7 @@ def _spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
     groups = tuple(level for level in LEVELS if level in columns)
     return SuiteSpec(
         kind="suite",
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", file.rpartition(".")[0]).lstrip("._-") or "pairs",
+        name=named(file) or "pairs",
         version="user",
         title=f"pairs of {title}",
         licence="not stated",

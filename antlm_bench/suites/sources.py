@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from antlm_bench.declarations import decode_utf8, user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites import derivation, download, files
-from antlm_bench.suites.spec import FileSpec, SourceSpec, SuiteSpec
+from antlm_bench.suites.spec import DataSpec, FileSpec, SourceSpec
 
 OFFLINE = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
+
+
+class WithFiles(Protocol):
+    """A suite of any kind, as far as its files go; one that generates its own items has no data."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> DataSpec | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class _Wanted:
 # ---- what commands use -------------------------------------------------------------------------------------------
 
 
-def locate(spec: SuiteSpec, file: str, folder: Path | None = None) -> Found:
+def locate(spec: WithFiles, file: str, folder: Path | None = None) -> Found:
     """The bytes of one file; downloaded into the cache if need be. `folder`: that of the suite's TOML.
 
     Raises DataError: absent (which file, from where, where to put it), damaged, not the official bytes, not storable.
@@ -75,17 +86,23 @@ def locate(spec: SuiteSpec, file: str, folder: Path | None = None) -> Found:
     return _search(wanted, roots(folder)) or _download(spec, wanted, cache())
 
 
-def status(spec: SuiteSpec, folder: Path | None = None) -> list[Row]:
+def local(spec: WithFiles, file: str, known: FileSpec, folder: Path | None = None) -> Found | None:
+    """The bytes of a file that lies where those of the suite lie, but is none of them; never fetched. As `locate`."""
+    assert spec.data is not None  # as in _wanted
+    return _search(_Wanted(spec.name, file, spec.data.where, (), known, spec.data.password), roots(folder))
+
+
+def status(spec: WithFiles, folder: Path | None = None) -> list[Row]:
     """Which files are present where; reads none of them. A generated suite has none."""
     return _status(spec, roots(folder))
 
 
-def verify(spec: SuiteSpec, folder: Path | None = None) -> list[Row]:
+def verify(spec: WithFiles, folder: Path | None = None) -> list[Row]:
     """Every file read and compared with what is published; never downloads, never raises for a bad file."""
     return _verify(spec, roots(folder))
 
 
-def fetch(spec: SuiteSpec, to: Path | None = None) -> list[Row]:
+def fetch(spec: WithFiles, to: Path | None = None) -> list[Row]:
     """Download what is missing or bad into `to` (else the cache); `to` then serves as ANTLM_BENCH_DATA. As `locate`."""
     root, places = (to, [to]) if to else (cache(), roots())
     for file in spec.data.files if spec.data else ():
@@ -132,7 +149,7 @@ def offline() -> str:
 # ---- looking -----------------------------------------------------------------------------------------------------
 
 
-def _wanted(spec: SuiteSpec, file: str) -> _Wanted:
+def _wanted(spec: WithFiles, file: str) -> _Wanted:
     assert spec.data is not None  # callers come from spec.data.files
     data = spec.data
     return _Wanted(spec.name, file, data.where, data.sources, data.files[file], data.password)
@@ -174,7 +191,7 @@ def _pin(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _status(spec: SuiteSpec, places: list[Path]) -> list[Row]:
+def _status(spec: WithFiles, places: list[Path]) -> list[Row]:
     rows = []
     for file in spec.data.files if spec.data else ():
         path = next((path for path, _ in _present(_wanted(spec, file), places)), None)
@@ -182,7 +199,7 @@ def _status(spec: SuiteSpec, places: list[Path]) -> list[Row]:
     return rows
 
 
-def _verify(spec: SuiteSpec, places: list[Path]) -> list[Row]:
+def _verify(spec: WithFiles, places: list[Path]) -> list[Row]:
     rows = _status(spec, places)
     return [_verified(_wanted(spec, row.file), row, places) if row.path else row for row in rows]
 
@@ -205,7 +222,7 @@ def _verified(wanted: _Wanted, row: Row, places: list[Path]) -> Row:
 # ---- fetching ----------------------------------------------------------------------------------------------------
 
 
-def _download(spec: SuiteSpec, wanted: _Wanted, root: Path) -> Found:
+def _download(spec: WithFiles, wanted: _Wanted, root: Path) -> Found:
     if forbidden := offline():
         raise _absent(wanted, f"and {forbidden} forbids to fetch it")
     if not wanted.sources:
@@ -213,6 +230,8 @@ def _download(spec: SuiteSpec, wanted: _Wanted, root: Path) -> Found:
     failed: list[BenchError] = []
     for source in wanted.sources:
         try:
+            if source.hub and source.config:
+                return _keep(wanted, _rows(wanted, source), root, source.place)
             if source.hub:
                 return _derive(spec, wanted, source, root)
             if source.http:
@@ -250,7 +269,15 @@ def _keep(wanted: _Wanted, raw: bytes, root: Path, origin: str) -> Found:
     return Found(raw, str(path))
 
 
-def _derive(spec: SuiteSpec, wanted: _Wanted, source: SourceSpec, root: Path) -> Found:
+def _rows(wanted: _Wanted, source: SourceSpec) -> bytes:
+    """A file as the hub has it: the rows of one configuration and split, as JSON."""
+    config, _, split = wanted.file.rpartition(".")[0].partition(".")
+    named = [str(template).format(config=config, split=split) for template in (source.config, source.split)]
+    rows = hub_rows(str(source.hub), named[1], source.revision, source.place, named[0])
+    return "".join(f"{json.dumps(dict(row))}\n" for row in rows).encode()
+
+
+def _derive(spec: WithFiles, wanted: _Wanted, source: SourceSpec, root: Path) -> Found:
     """Make all files of a hub suite at once, store them, return the wanted one."""
     assert spec.data is not None and spec.data.derive is not None  # DataSpec: hub goes with derive
     rule = spec.data.derive.vocabulary
@@ -267,13 +294,15 @@ def _derive(spec: SuiteSpec, wanted: _Wanted, source: SourceSpec, root: Path) ->
     return kept[wanted.file]
 
 
-def hub_rows(ref: str, split: str | None, revision: str | None = None, place: str = "") -> Iterable[Mapping[str, Any]]:
+def hub_rows(
+    ref: str, split: str | None, revision: str | None = None, place: str = "", config: str | None = None
+) -> Iterable[Mapping[str, Any]]:
     """The rows of a hub dataset's split. DataError, naming `place`, where it cannot be had."""
     import datasets
 
     place = place or f"https://huggingface.co/datasets/{ref}"
     try:
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(ref, split=split, revision=revision)
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(ref, config, split=split, revision=revision)
     except Exception as error:  # the hub's clients raise dozens of types; whatever it is, this file is not to be had
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         hint = f"if it is gated: accept the terms at {place}, and set HF_TOKEN"

@@ -5,14 +5,21 @@ Texts are built by templates (suites/templates.py).
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Strict, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites.templates import below, checked, fields_of
+
+if TYPE_CHECKING:
+    from antlm_bench.suites.classification import ClassificationSpec
+    from antlm_bench.suites.collection import CollectionSpec
+
+    Declared: TypeAlias = "SuiteSpec | CollectionSpec | ClassificationSpec"
 
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -78,13 +85,18 @@ class FileSpec(Declaration):
 
 
 class SourceSpec(Declaration):
-    """One official place: http (a URL), osf (a project, and the `path` in it) or hub (a data set, and its `split`)."""
+    """One official place: http (a URL), osf (a project, and the `path` in it) or hub (a data set, and its `split`).
+
+    config: of a hub data set whose rows are the files as they stand, one file per configuration and split; both may be
+    templates of {config} and {split}, the two parts of a file's name: rte.train.jsonl.
+    """
 
     http: Annotated[str, Field(pattern=r"^https?://")] | None = None
     osf: Annotated[str, Field(pattern=r"^[a-z0-9]{5}$")] | None = None
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     path: Text | None = None
     revision: Text | None = None
+    config: Text | None = None
     split: Text | None = None
 
     @model_validator(mode="after")
@@ -97,6 +109,10 @@ class SourceSpec(Declaration):
             raise ValueError("`path` goes with `osf`, and `osf` needs it")
         if (self.hub is None) != (self.split is None):
             raise ValueError("`split` goes with `hub`, and `hub` needs it")
+        if self.config and not self.hub:
+            raise ValueError("`config` goes with `hub`")
+        if not {*fields_of(self.config or ""), *fields_of(self.split or "")} <= {"config", "split"}:
+            raise ValueError("only {config} and {split} stand in a hub's configuration and split")
         return self
 
     @property
@@ -147,8 +163,8 @@ class DataSpec(Declaration):
     def _whole(self) -> DataSpec:
         if astray := [file for file in self.files if "/" in file or "\\" in file or file.startswith(".")]:
             raise ValueError(f"{astray[0]!r} is a path; `where` says in which folder the files lie")
-        if any(source.hub for source in self.sources) and self.derive is None:
-            raise ValueError("a hub source needs a [data.derive] table: how its rows become the files")
+        if any(source.hub and not source.config for source in self.sources) and self.derive is None:
+            raise ValueError("a hub source needs `config`, or a [data.derive] table: how its rows become the files")
         return self
 
 
@@ -263,27 +279,23 @@ class SuiteSpec(Declaration):
         return self.groups[-1] if self.groups else None
 
 
-class CollectionSpec(Declaration):
-    """Suites that are reported together; the headline is the unweighted mean of the members' headlines."""
-
-    kind: Literal["collection"]
-    name: Text
-    version: Text
-    title: Text
-    members: Annotated[Many[Text], Field(min_length=1)]
-    macro: Literal["mean"] = "mean"
-    homepage: str = ""
-    notes: Many[Text] = ()
+# What a TOML of tasks/ may be: its key `kind` -> the declaration that checks it, resolved on use.
+KINDS: dict[str, str] = {
+    "suite": "antlm_bench.suites.spec:SuiteSpec",
+    "collection": "antlm_bench.suites.collection:CollectionSpec",
+    "classification": "antlm_bench.suites.classification:ClassificationSpec",
+}
 
 
-def read(path: Path) -> SuiteSpec | CollectionSpec:
-    """The suite or collection that a TOML declares; its key `kind` says which."""
+def read(path: Path) -> Declared:
+    """What a TOML of tasks/ declares; its key `kind` says which of KINDS it is."""
     tables = parse(path)
     kind = tables.get("kind")
-    if kind == "suite":
-        return check(tables, SuiteSpec, path)
-    if kind == "collection":
-        return check(tables, CollectionSpec, path)
-    message = f"kind is {kind!r}" if "kind" in tables else "the key `kind` is missing"
-    close = nearest(kind, ("suite", "collection")) if isinstance(kind, str) else ""
-    raise DeclarationError(message, place=f"{path}: kind", hint=close or 'it is "suite" or "collection"')
+    if not isinstance(kind, str) or kind not in KINDS:
+        message = f"kind is {kind!r}" if "kind" in tables else "the key `kind` is missing"
+        close = nearest(kind, KINDS) if isinstance(kind, str) else ""
+        known = ", ".join(f'"{name}"' for name in KINDS)
+        raise DeclarationError(message, place=f"{path}: kind", hint=close or f"it is one of {known}")
+    module, _, name = KINDS[kind].partition(":")
+    model: type[Declared] = getattr(import_module(module), name)
+    return check(tables, model, path)

@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from string import Formatter
+from typing import Any
+
+from antlm_bench.declarations import nearest
+from antlm_bench.errors import DataError
 
 
 def fields_of(template: str) -> list[str]:
@@ -35,3 +40,34 @@ def below(where: tuple[str, ...]) -> tuple[str, ...]:
         if path.startswith(("/", "\\", "~")) or ".." in path.replace("\\", "/").split("/"):
             raise ValueError(f"{path!r} leaves the data root")
     return where
+
+
+def text_of(template: str, fields: Iterable[str], record: Mapping[str, Any], place: str) -> str:
+    """A template whose `fields` are filled with the texts of a record. DataError, naming `place`, where one is none."""
+    for field in fields:
+        value = value_of(record, field, place)
+        if not isinstance(value, str):
+            raise DataError(f"{field!r} must be a text, not {described(value)}", place=place)
+    return clean(template.format_map(record), template, place)
+
+
+def clean(text: str, template: str, place: str) -> str:
+    """The text itself. DataError where it holds what no tokenizer takes."""
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise DataError(f"{template!r} gives a NUL or half a surrogate pair, which is no text", place=place)
+    return text
+
+
+def value_of(record: Mapping[str, Any], field: str, place: str) -> Any:
+    """A field of a record. DataError, with the nearest there is, where it is missing."""
+    try:
+        return record[field]
+    except KeyError:
+        known = [name for name in record if name not in ("file", "stem")]
+        hint = nearest(field, known) or f"there are {', '.join(map(repr, known[:20]))}"
+        raise DataError(f"the field {field!r} is missing", place=place, hint=hint) from None
+
+
+def described(value: Any) -> str:
+    """A wrong value in an error's words."""
+    return "empty" if value in ("", None) else f"{value!r:.40} ({type(value).__name__})"

@@ -1,0 +1,193 @@
+"""What a suite of classification tasks is, as data: its texts, classes, metrics, files, and how it is finetuned on.
+
+Nothing of a task is known to the code: texts are templates of a row's fields, hyper-parameters are tables. What a run
+trains with is four tables on top of each other: [training], [task.X.training], [preset.P.training],
+[preset.P.task.X]; the last one that names a number wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, ValidationError, field_validator, model_validator
+
+from antlm_bench.declarations import Declaration, Many, nearest
+from antlm_bench.suites.spec import DataSpec, Sha256, Text
+from antlm_bench.suites.templates import checked
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Metric = Literal["accuracy", "f1", "mcc"]
+Split = Literal["train", "valid"]
+Tables = dict[str, Any]
+
+
+class TrainingSpec(Declaration):
+    """How a task is finetuned on.
+
+    lr: its peak. batch: examples per update. epochs: at most. patience: epochs without a better selection score, 0 =
+    never stop early. warmup: share of the updates. schedule: what lr does after warm-up; a cosine ends at `floor`, a
+    share of lr. clip: the gradient's norm, 0 = unclipped. dropout: of the head. max_length: tokens, specials included.
+    """
+
+    lr: Positive
+    batch: Count
+    epochs: Count
+    patience: Annotated[int, Field(ge=0)]
+    warmup: Share
+    schedule: Literal["linear", "cosine", "constant"]
+    floor: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip: Annotated[float, Field(ge=0)] | None
+    dropout: Share
+    max_length: Annotated[int, Field(ge=8)]
+    betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+    @field_validator("clip")
+    @classmethod
+    def _none(cls, clip: float | None) -> float | None:
+        return clip or None  # TOML has no null
+
+    @model_validator(mode="after")
+    def _floors(self) -> TrainingSpec:
+        if self.floor and self.schedule != "cosine":
+            raise ValueError(f"floor is where a cosine ends; the schedule is {self.schedule!r}")
+        return self
+
+
+class SubstituteSpec(Declaration):
+    """A known file that is not the official train set, but serves where that is absent. It may go by the official
+    file's name: its sha256 tells. says: what it is, for the reader of a number that was trained on it."""
+
+    file: Text
+    sha256: Sha256
+    rows: Count
+    says: Text
+
+
+class TaskSpec(Declaration):
+    """How a row becomes an example.
+
+    classes: their names, in the order of the integers that `label` (a field) holds; names are labels, too. first,
+    second: templates of the text or the pair. group: template of what rows share that must not be split (a paragraph).
+    id: template; without it the text's number. train, valid: files of [data]. trains_with: a task with the same classes
+    that this one takes the train set and the settings of training from.
+    """
+
+    metric: Metric
+    classes: Annotated[Many[Text], Field(min_length=2)]
+    first: Text
+    second: str = ""
+    label: Text = "label"
+    id: str = ""
+    group: str = ""
+    train: Text | None = None
+    valid: Text
+    trains_with: Text | None = None
+    substitutes: Many[SubstituteSpec] = ()
+    training: Tables = Field(default={})
+    notes: Many[Text] = ()
+
+    _checked = field_validator("first", "second", "id", "group")(checked)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskSpec:
+        if (self.train is None) == (self.trains_with is None):
+            raise ValueError("a task has either a file `train` or a task that it `trains_with`")
+        if self.trains_with and (self.training or self.substitutes):
+            raise ValueError("`trains_with` brings the train set and its settings; there is nothing to add")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have one name")
+        if self.metric == "f1" and len(self.classes) != 2:
+            raise ValueError("f1 is of two classes, the second being the positive one")
+        return self
+
+
+class PresetSpec(Declaration):
+    """Published settings, by name. select: which examples choose the epoch. source: whose, where, and how sure."""
+
+    source: Text
+    select: Literal["held-out", "valid"] = "held-out"
+    training: Tables = Field(default={})
+    task: dict[Text, Tables] = Field(default={})
+
+
+class ClassifiedSpec(Declaration):
+    """A self-test: this record of this task becomes this example."""
+
+    task: Text
+    record: Tables
+    first: Text
+    second: str = ""
+    gold: int
+
+
+class ClassificationSpec(Declaration):
+    """Tasks of classification that belong together. held_out: share of a train set that chooses the epoch."""
+
+    kind: Literal["classification"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Text
+    title: Text
+    licence: Text
+    citation: Text
+    homepage: str = ""
+    notes: Many[Text] = ()
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    training: TrainingSpec
+    task: Annotated[dict[Text, TaskSpec], Field(min_length=1)]
+    preset: dict[Text, PresetSpec] = Field(default={})
+    data: DataSpec
+    example: Many[ClassifiedSpec] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> ClassificationSpec:
+        trained = {name: task for name, task in self.task.items() if task.train}
+        for name, task in self.task.items():
+            self._known(f"task.{name}", task.trains_with, trained)
+            for file in (task.train, task.valid):
+                self._known(f"task.{name}", file, self.data.files)
+            if task.trains_with and self.task[task.trains_with].classes != task.classes:
+                raise ValueError(f"task.{name}: {task.trains_with!r}, that it trains with, has other classes")
+        for preset, spec in self.preset.items():
+            for name in spec.task:  # the settings of a task that trains with another are the other's
+                self._known(f"preset.{preset}.task", name, trained)
+        for example in self.example:
+            self._known("example", example.task, self.task)
+        for preset in ("", *self.preset):  # every combination now, so that no slip waits for its run
+            for name in self.task:
+                self.resolved(name, preset)
+        return self
+
+    def _known(self, place: str, name: str | None, known: Mapping[str, Any]) -> None:
+        if name is not None and name not in known:
+            hint = nearest(name, known) or f"known are {', '.join(known)}"
+            raise ValueError(f"{place}: there is no {name!r}: {hint}")
+
+    def resolved(self, task: str, preset: str = "") -> TrainingSpec:
+        """What a task is trained with under a preset ("" = none). ValueError names the table and the key."""
+        name = self.task[task].trains_with or task
+        tables = {f"task.{name}.training": self.task[name].training}
+        if preset:
+            tables[f"preset.{preset}.training"] = self.preset[preset].training
+            tables[f"preset.{preset}.task.{name}"] = self.preset[preset].task.get(name, {})
+        settled = self.training
+        for place, table in tables.items():
+            try:
+                settled = changed(settled, table)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        return settled
+
+
+def changed(settings: TrainingSpec, table: Mapping[str, Any]) -> TrainingSpec:
+    """Settings with those of a table on top. ValueError, naming the key, where one is wrong."""
+    try:
+        return TrainingSpec.model_validate(settings.model_dump() | dict(table))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: " * bool(where) + first["msg"].removeprefix("Value error, ")) from None
