@@ -150,7 +150,7 @@ class Cells:
         return Interval(min(value, low), max(value, high))
 
     def contributions(self, name: str) -> Floats:
-        """Contribution (n,) of each item, jackknifed: value + (n - 1) (mean of all values without an item - without it).
+        """Contribution (n,) of each item, jackknifed: value + (n - 1) (mean of values without an item - without it).
 
         Of an accuracy these are the items' credits themselves; their mean is the value exactly, and their variance
         divided by n the jackknife's (Efron & Tibshirani 1993, ch. 11). A single item contributes the value.

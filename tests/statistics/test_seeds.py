@@ -1,0 +1,156 @@
+"""Seeds x items: the variance by a slow two-way table, the intervals by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+
+from antlm_bench import statistics
+from antlm_bench.statistics import Uncertain
+from antlm_bench.types import Floats
+
+
+def crossed(rng: np.random.Generator, seeds: int, items: int, sd: tuple[float, float, float]) -> Floats:
+    """Normal effects of seeds, items, and their interaction around 0."""
+    s, i, both = sd
+    return rng.normal(0, s, (seeds, 1)) + rng.normal(0, i, (1, items)) + rng.normal(0, both, (seeds, items))
+
+
+def two_way(y: Floats) -> tuple[float, float, float]:
+    """Mean squares of seeds, items and the rest, summed cell by cell."""
+    s, n = y.shape
+    grand = sum(y[a, b] for a in range(s) for b in range(n)) / (s * n)
+    rows, columns = [y[a].sum() / n for a in range(s)], [y[:, b].sum() / s for b in range(n)]
+    seeds = n * sum((r - grand) ** 2 for r in rows) / (s - 1)
+    items = s * sum((c - grand) ** 2 for c in columns) / (n - 1)
+    rest = sum((y[a, b] - rows[a] - columns[b] + grand) ** 2 for a in range(s) for b in range(n))
+    return seeds, items, rest / ((s - 1) * (n - 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 9), st.floats(0, 3), st.integers(0, 1000))
+def test_the_variance_is_that_of_the_two_way_table(s: int, n: int, luck: float, seed: int) -> None:
+    y = crossed(np.random.default_rng(seed), s, n, (luck, 1, 1))
+    seeds, items, rest = two_way(y)
+    found = statistics.two_level(y)
+    assert found.value == pytest.approx(y.mean())
+    assert found.variance == pytest.approx((max(seeds - rest, 0) + items) / (s * n))
+    assert found.variance >= items / (s * n) - 1e-12
+
+
+def test_degrees_of_freedom_are_satterthwaites() -> None:
+    y = crossed(np.random.default_rng(0), 3, 40, (1, 1, 0.5))
+    seeds, items, rest = two_way(y)
+    expected = (seeds + items - rest) ** 2 / (seeds**2 / 2 + items**2 / 39 + rest**2 / 78)
+    found = statistics.two_level(y)
+    assert found.df == pytest.approx(expected)
+    half = stats.t.ppf(0.975, expected) * found.variance**0.5
+    assert tuple(found.interval) == pytest.approx((found.value - half, found.value + half))
+
+
+def test_one_seed_is_the_t_interval_over_items_and_one_item_that_over_seeds() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    theirs = stats.t.interval(0.95, 29, loc=values.mean(), scale=stats.sem(values))
+    assert tuple(statistics.two_level(values[None]).interval) == pytest.approx(theirs)
+    assert tuple(statistics.two_level(values[:, None]).interval) == pytest.approx(theirs)
+    assert math.isnan(statistics.two_level(values[:1, None]).variance)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sd"), [(3, (0, 1, 1)), (3, (0.1, 1, 1)), (5, (0.05, 1, 0.7)), (5, (0.3, 1, 0.7)), (10, (1, 1, 1))]
+)
+def test_the_interval_covers_the_truth_95_times_in_100(seeds: int, sd: tuple[float, float, float]) -> None:
+    rng, trials = np.random.default_rng(1), 2500
+    hits = 0
+    for _ in range(trials):
+        low, high = statistics.two_level(crossed(rng, seeds, 100, sd)).interval
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / trials <= 0.975
+
+
+def test_binary_outcomes_are_covered_too() -> None:
+    rng, trials = np.random.default_rng(2), 2000
+    x, w = np.polynomial.hermite_e.hermegauss(41)  # items and seeds add up to one normal of variance 1 + 0.3^2
+    truth = float((w / (1 + np.exp(-0.5 - x * 1.09**0.5))).sum() / w.sum())
+    hits = 0
+    for _ in range(trials):
+        rate = 1 / (1 + np.exp(-0.5 - rng.normal(0, 1, (1, 150)) - rng.normal(0, 0.3, (4, 1))))
+        low, high = statistics.two_level((rng.random(rate.shape) < rate).astype(float)).interval
+        hits += low <= truth <= high
+    assert 0.93 <= hits / trials <= 0.975
+
+
+def test_between_single_seeds_the_difference_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=50), rng.normal(0.4, 1, size=50)
+    value, interval, p = statistics.two_level_difference(a[None], b[None])
+    theirs = stats.ttest_rel(b, a)
+    assert value == pytest.approx(b.mean() - a.mean()) and p == pytest.approx(theirs.pvalue)
+    assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_of_one_item_the_difference_is_welchs_test_of_seeds() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=5), rng.normal(1, 2, size=4)
+    value, interval, p = statistics.two_level_difference(a[:, None], b[:, None])
+    theirs = CompareMeans(DescrStatsW(b), DescrStatsW(a))
+    assert p == pytest.approx(theirs.ttest_ind(usevar="unequal")[1])
+    assert tuple(interval) == pytest.approx(theirs.tconfint_diff(usevar="unequal"))
+    assert value == pytest.approx(b.mean() - a.mean())
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (5, 5), (5, 3)])
+def test_equal_models_differ_5_times_in_100(counts: tuple[int, int]) -> None:
+    rng, trials = np.random.default_rng(5), 2500
+    lost, wide = 0, 0
+    for _ in range(trials):
+        items = rng.normal(0, 1, (1, 100))
+        a, b = (items + crossed(rng, count, 100, (0.08, 0.3, 0.6)) for count in counts)
+        _, interval, p = statistics.two_level_difference(a, b)
+        lost += p < 0.05
+        wide += interval.low <= 0 <= interval.high
+    assert 0.025 <= lost / trials <= 0.07
+    assert lost + wide == trials
+
+
+def test_the_same_run_does_not_differ_from_itself_and_a_shift_of_all_is_no_certainty() -> None:
+    a = (np.random.default_rng(0).random((1, 40)) < 0.5).astype(float)
+    assert statistics.two_level_difference(a, a) == (0, (0, 0), 1)
+    assert statistics.two_level_difference(np.zeros((1, 4)), np.ones((1, 4)))[2] == 0.125
+    with pytest.raises(ValueError, match="40 and 39 items"):
+        statistics.two_level_difference(a, a[:, 1:])
+
+
+def test_a_macro_average_adds_variances() -> None:
+    parts = [Uncertain(0.6, 0.01, 4), Uncertain(0.8, 0.04, 9)]
+    found = statistics.mean_of(parts)
+    assert found.value == pytest.approx(0.7)
+    assert found.variance == pytest.approx(0.05 / 4)
+    assert found.df == pytest.approx(0.05**2 / (0.01**2 / 4 + 0.04**2 / 9))
+    weighted = statistics.mean_of(parts, [3, -1])
+    assert (weighted.value, weighted.variance) == pytest.approx((1.0, 0.09 + 0.04))
+    assert statistics.mean_of(parts[:1]) == parts[0]
+
+
+def test_an_interval_is_taken_for_its_variance() -> None:
+    found = statistics.from_interval(0.5, statistics.Interval(0.4, 0.6))
+    assert tuple(found.interval) == pytest.approx((0.4, 0.6))
+    assert statistics.mean_of([found] * 4).variance == pytest.approx(found.variance / 4)
+    assert Uncertain(1.959963984540054, 1.0).p == pytest.approx(0.05)
+    assert Uncertain(0.0, 0.0).p == 1
+
+
+def test_a_macro_average_over_tasks_of_few_seeds_covers() -> None:
+    rng, trials = np.random.default_rng(6), 1500
+    hits = 0
+    for _ in range(trials):
+        tasks = [statistics.two_level(crossed(rng, 3, n, (0.2, 1, 0.7))) for n in (60, 100, 200, 40)]
+        low, high = statistics.mean_of(tasks).interval
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / trials <= 0.97
