@@ -16,7 +16,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
-from antlm_bench.verbs import catalog, data, noise, score, train
+from antlm_bench.verbs import catalog, compare, data, noise, score, train
 
 EXIT_CODES = (
     "Exit codes: 0 finished · 2 usage · 3 model or data · 5 incomplete · 6 not comparable · 70 a bug of ours · "
@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_verb, score.PEERS),
     "train": (train.train_verb, ""),
     "noise": (noise.noise_verb, ""),
+    "compare": (compare.compare_verb, ""),
     "list": (catalog.list_verb, ""),
     "show": (catalog.show_verb, ""),
     "doctor": (catalog.doctor_verb, ""),

@@ -1,5 +1,5 @@
 """Two runs on the same items: their differences with intervals and tests, and what a gate makes of them."""
 
-from antlm_bench.compare.comparison import Comparison, Difference, Flip, compare
+from antlm_bench.compare.comparison import Comparison, Difference, Flip, Versus, compare
 
-__all__ = ["Comparison", "Difference", "Flip", "compare"]
+__all__ = ["Comparison", "Difference", "Flip", "Versus", "compare"]

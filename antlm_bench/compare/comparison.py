@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antlm_bench.compare.correlated import correlated
-from antlm_bench.compare.credited import credited
-from antlm_bench.compare.difference import Comparison, Difference, Flip
+from antlm_bench.compare.credited import Found, credited
+from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.join import Joined, join, match
+from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
 from antlm_bench.types import Run
 
-__all__ = ["Comparison", "Difference", "Flip", "compare"]
+__all__ = ["Comparison", "Difference", "Flip", "Versus", "compare"]
 
 
 def compare(
@@ -21,29 +22,48 @@ def compare(
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> list[Comparison]:
-    """Every suite that both runs answered, b minus a, in the order of the first run.
+    """Every suite that both runs answered, b minus a, in the order of the first run; finetuned tasks come last.
 
     suites: only these ("glue-2025" stands for its tasks). methods: pairs of methods that go together, () = equal ones.
     allow_mixed: compare what two differing cells share, and say so. Raises UsageError, NotComparable, RunError.
     """
-    joined = [join(a, b, x, y, allow_mixed) for x, y in match(a, b, suites, methods)]
-    return [_scored(one) for one in joined]
+    found: list[Comparison] = []
+    tasks: dict[tuple[str, str, str], list[Joined]] = {}
+    for cells_a, cells_b in match(a, b, suites, methods):
+        joined = join(a, b, cells_a, cells_b, allow_mixed)
+        if cells_a[0].seed is None:
+            found.append(_scored(joined))
+        else:
+            tasks.setdefault((collection(cells_a[0]), cells_a[0].method, cells_b[0].method), []).append(joined)
+    return found + [_finetuned(name, each) for (name, _, _), each in tasks.items()]
 
 
 def _scored(joined: Joined) -> Comparison:
     """One scored suite: a table on each side."""
-    cell_a, cell_b = joined.cells_a[0], joined.cells_b[0]
-    metric = cell_a.summary.metric
-    headline, groups, flipped = correlated(joined) if metric == "spearman" else credited(joined)
+    metric = joined.cells_a[0].summary.metric
+    made = correlated(joined) if metric == "spearman" else credited(joined)
+    return _comparison(joined.suite, [joined], made, joined.notes, joined.cells_a[0].summary.macro)
+
+
+def _finetuned(name: str, tasks: Sequence[Joined]) -> Comparison:
+    """The tasks of a collection, under one attention each."""
+    return _comparison(name, tasks, seeded(tasks, name), remarks(tasks), (TASK,))
+
+
+def _comparison(
+    suite: str, parts: Sequence[Joined], made: Found, notes: tuple[str, ...], macro: tuple[str, ...]
+) -> Comparison:
+    headline, groups, flipped = made
+    metrics = {part.cells_a[0].summary.metric for part in parts}
     return Comparison(
-        suite=joined.suite,
-        method_a=cell_a.method,
-        method_b=cell_b.method,
-        metric=metric,
-        seeds=(1, 1),
+        suite=suite,
+        method_a=parts[0].cells_a[0].method,
+        method_b=parts[0].cells_b[0].method,
+        metric=metrics.pop() if len(metrics) == 1 else "mixed",
+        seeds=(min(len(part.a) for part in parts), min(len(part.b) for part in parts)),
         headline=headline,
         groups=groups,
         flipped=flipped,
-        notes=joined.notes,
-        macro=cell_a.summary.macro,
+        notes=notes,
+        macro=macro,
     )

@@ -42,7 +42,7 @@ def credited(joined: Joined) -> Found:
     paired = Paired(
         a=measure.values(table, reduction),
         b=measure.values(other, reduction),
-        moved=_margins(other, reduction) - _margins(table, reduction),
+        moved=margins(other, reduction) - margins(table, reduction),
         same=table.scores.shape == other.scores.shape and bool(np.all(table.scores == other.scores)),
     )
     codes, paths = strata(table, summary.macro)
@@ -127,7 +127,7 @@ def _split(values: Floats, codes: Ints, count: int) -> list[Floats]:
     return np.split(values[order], np.cumsum(sizes)[:-1])[1:]
 
 
-def _margins(table: Table, reduction: str) -> Floats:
+def margins(table: Table, reduction: str) -> Floats:
     """log P(right option) - log P(best other) (n,) in nats, of the scores that decide; nan where one is missing."""
     scores = np.where(table.valid, table.reduced(reduction), -np.inf)
     rows, gold = np.arange(len(scores)), gold_options(table)

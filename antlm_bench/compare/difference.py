@@ -61,7 +61,8 @@ class Flip:
 class Comparison:
     """What two runs say of one suite, or of the finetuned tasks of one collection.
 
-    seeds: how many of each run; scored suites have one. macro: the levels that the headline averages over. flipped:
+    metric: of its items; "mixed" where tasks have metrics of their own. seeds: how many of each run (of the task that
+    has fewest); scored suites have one. macro: the levels that the headline averages over. flipped:
     items that moved, most credit and most margin first lost. notes: what the numbers must be read with.
     """
 
@@ -75,3 +76,16 @@ class Comparison:
     flipped: tuple[Flip, ...]
     notes: tuple[str, ...]
     macro: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Versus:
+    """A run against the reference: their names (told apart by their folders where models are equal) and folders, what
+    both answered, and what only one of them did, in words."""
+
+    name_a: str
+    name_b: str
+    path_a: str
+    path_b: str
+    comparisons: tuple[Comparison, ...]
+    unmatched: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ def draw(out: Console, runs: Sequence[Run], by: str) -> None:
         for block in blocks:
             _draw_block(out, block, widths)
     out.print()
-    _paragraph(out, tables.legend(found, like_these=fits), "dim")
+    paragraph(out, tables.legend(found, like_these=fits), "dim")
 
 
 def _widths(found: Sequence[Column], blocks: Sequence[Block], total: int) -> list[int] | None:
@@ -92,7 +92,7 @@ def _heading(out: Console, found: Sequence[Column], widths: Sequence[int]) -> No
     same = [names.pop() for names in ({c.model for c in found}, {c.method for c in found}) if len(names) == 1]
     out.print()
     if same:
-        _paragraph(out, " · ".join(same), "bold")
+        paragraph(out, " · ".join(same), "bold")
         out.print()
     heads = [_head(column, found) or ["accuracy" if _accuracy(found) else "value"] for column in found]
     for row in range(max(map(len, heads))):
@@ -116,7 +116,7 @@ def _draw_block(out: Console, block: Block, widths: Sequence[int]) -> None:
         name.append("  " + block.average, style="not bold dim")
         out.print(_row(name, values, tables.items(line), widths, ""))
         for note in block.notes:
-            _paragraph(out, note, "yellow", 3)
+            paragraph(out, note, "yellow", 3)
         for label, cells in tables.asides(block):
             out.print(_row(Text("  " + label), [Text(cell) for cell in cells], "", widths, "dim"))
 
@@ -154,14 +154,14 @@ def _overview(out: Console, found: Sequence[Column], blocks: Sequence[Block]) ->
     out.print()
     for block in blocks:
         for note in block.notes:
-            _paragraph(out, f"{block.suite}: {note}", "yellow")
+            paragraph(out, f"{block.suite}: {note}", "yellow")
         raised = [f"up to {max(counts):,} {flag}" for flag, counts in tables.flags(block.lines[0])]
         about = " · ".join([block.average, f"{tables.items(block.lines[0])} items", *raised])
-        _paragraph(out, f"{block.suite}: {about}", "dim")
-    _paragraph(out, "For groups: --csv or --markdown, or fewer checkpoints at once.", "dim")
+        paragraph(out, f"{block.suite}: {about}", "dim")
+    paragraph(out, "For groups: --csv or --markdown, or fewer checkpoints at once.", "dim")
 
 
-def _paragraph(out: Console, text: str, style: str, indent: int = 1) -> None:
+def paragraph(out: Console, text: str, style: str, indent: int = 1) -> None:
     for line in Text(text, style=style).wrap(out, min(out.width, 100) - indent - 1):
         line.rstrip()
         out.print(Text(" " * indent) + line)

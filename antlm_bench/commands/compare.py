@@ -1,0 +1,66 @@
+"""compare: run folders in, their paired differences out; no model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from antlm_bench import runs
+from antlm_bench.compare import Versus
+from antlm_bench.compare import compare as differences
+from antlm_bench.compare.join import belongs, cells
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.rendering.tables import model_names
+from antlm_bench.types import Run
+
+Texts = Mapping[str, tuple[str, ...]]  # id of an item -> its texts
+
+
+def compare(
+    folders: Sequence[str | Path],
+    *,
+    against: str | Path = "",
+    suites: Sequence[str] = (),
+    methods: Sequence[tuple[str, str]] = (),
+    allow_mixed: bool = False,
+) -> list[Versus]:
+    """Every run against the reference: `against`, else the first folder. Other arguments: see compare.comparison.
+
+    Raises RunError, UsageError, NotComparable.
+    """
+    listed = [str(folder) for folder in ([against] if against else []) + [f for f in folders if str(f) != str(against)]]
+    if len(listed) < 2:
+        raise UsageError("one run cannot be compared", hint="antlm-bench compare RUN_A RUN_B, the reference first")
+    opened = [runs.read(folder) for folder in listed]
+    names = model_names(opened)
+    found = []
+    for run, name in zip(opened[1:], names[1:], strict=True):
+        made = differences(opened[0], run, suites=suites, methods=methods, allow_mixed=allow_mixed)
+        compared = {(c.method_a, c.suite) for c in made}, {(c.method_b, c.suite) for c in made}
+        left = [*_left(opened[0], names[0], compared[0], suites), *_left(run, name, compared[1], suites)]
+        found.append(Versus(names[0], name, listed[0], run.path, tuple(made), tuple(left)))
+    return found
+
+
+def texts(folder: str | Path, suite: str) -> Texts:
+    """The options of every item of a scored suite, looked up in the data at hand; nothing of it is in a run.
+
+    Raises DataError where the data is absent or is not what the run was scored on.
+    """
+    from antlm_bench.suites import items
+
+    cell = next(cell for cell in runs.read(folder) if belongs(cell.suite, suite))
+    if cell.seed is not None:
+        raise UsageError(f"{suite} is finetuned", place="--show-texts", hint="texts are shown of scored suites")
+    loaded = items.load(cell.suite, limit=cell.settings.get("limit"), allow_incomplete=True)
+    if loaded.digest != cell.settings.get("suite_digest"):
+        hint = f"antlm-bench data verify {suite}"
+        raise DataError(f"the data of {suite} here is not what was scored", place="--show-texts", hint=hint)
+    return {item.id: tuple(option.text for option in item.options) for item in loaded.items}
+
+
+def _left(run: Run, name: str, compared: set[tuple[str, str]], suites: Sequence[str]) -> list[str]:
+    """The cells of a run that went into no comparison although nobody left them out."""
+    wanted = [s for s in cells(run) if not suites or any(belongs(s[0], asked) for asked in suites)]
+    left = [f"{s} · {m}" for s, m in wanted if not any(method == m and belongs(s, c) for method, c in compared)]
+    return [f"only in {name}: {', '.join(left)}"] if left else []

@@ -1,0 +1,125 @@
+"""Finetuned tasks, several seeds each: differences over seeds x items per task, and their mean over a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from antlm_bench import statistics
+from antlm_bench.compare.credited import Found, margins
+from antlm_bench.compare.difference import FIRST, HEADLINE, Difference, Flip
+from antlm_bench.compare.join import Joined
+from antlm_bench.metrics import resolve
+from antlm_bench.statistics import Interval
+from antlm_bench.types import Cell, Estimate, Floats
+
+CLASS = "class"  # the reduction of classified texts
+TASK = "task"
+POWERED = 1 + 0.8416 / statistics.Z  # half a 95% interval, times this, is a true difference shown with 80% power
+
+
+def collection(cell: Cell) -> str:
+    """What a finetuned cell's task belongs to: "glue-2025" of "glue-2025.rte"."""
+    return str(cell.settings.get("collection") or cell.suite.partition(".")[0])
+
+
+def seeded(tasks: Sequence[Joined], name: str) -> Found:
+    """The mean over tasks without weights, each task a group, and what flipped in any of them.
+
+    Tasks are independent, so variances add up (statistics.mean_of); those of the tasks are taken from their t
+    intervals, which makes the mean's interval slightly too wide rather than too narrow.
+    """
+    found = [_task(task) for task in tasks]
+    groups = tuple(difference for difference, _ in found)
+    whole = statistics.mean_of([statistics.from_interval(d.value, Interval(d.low, d.high)) for d in groups])
+    low, high = whole.interval
+    headline = Difference(
+        level=HEADLINE,
+        name=name,
+        within="",
+        n=sum(d.n for d in groups),
+        a=float(np.mean([d.a for d in groups])),
+        b=float(np.mean([d.b for d in groups])),
+        value=whole.value,
+        low=low,
+        high=high,
+        p=whole.p,
+        family=FIRST,
+        gained=sum(d.gained for d in groups),
+        lost=sum(d.lost for d in groups),
+        detectable=POWERED * (high - low) / 2,
+    )
+    flipped = [flip for _, flips in found for flip in flips]
+    return headline, groups, tuple(sorted(flipped, key=lambda flip: (flip.b - flip.a, flip.margin or 0.0)))
+
+
+def remarks(tasks: Sequence[Joined]) -> tuple[str, ...]:
+    """What the numbers of these tasks must be read with."""
+    found = []
+    for task in tasks:
+        found += [f"{task_name(task)}: {note}" for note in task.notes]
+        for run, cells in (("first", task.cells_a), ("second", task.cells_b)):
+            fallen = sum(bool(cell.history.get("collapsed")) for cell in cells)
+            found += [f"{task_name(task)}: {fallen} of {len(cells)} seeds of the {run} run collapsed"] * (fallen > 0)
+    chosen_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
+    if "valid" in chosen_on:
+        found.append("epochs were selected on the scored examples: both values are optimistic")
+    fewest = min(min(len(task.cells_a), len(task.cells_b)) for task in tasks)
+    if fewest == 1:
+        found.append("one seed only: the interval covers items, and knows nothing of how much a seed moves the number")
+    elif fewest < 3:
+        found.append(f"{fewest} seeds: 3 are the least for a verdict, 5 for a report")
+    return tuple(dict.fromkeys(found))
+
+
+def task_name(task: Joined) -> str:
+    return task.suite.partition(".")[2] or task.suite
+
+
+def _task(task: Joined) -> tuple[Difference, list[Flip]]:
+    cell = task.cells_a[0]
+    ties = str(cell.settings.get("ties", "half"))
+    measure, credit = (resolve(metric, ties, CLASS) for metric in (cell.summary.metric, "accuracy"))
+    a, b = (np.stack([measure.values(table, CLASS) for table in side]) for side in (task.a, task.b))
+    right_a, right_b = (np.mean([credit.values(table, CLASS) for table in side], axis=0) for side in (task.a, task.b))
+    moved = [np.stack([margins(table, CLASS) for table in side]) for side in (task.a, task.b)]
+    value, (low, high), p = statistics.two_level_difference(a, b)
+    if low == high:  # nothing moved: certain only if the runs agree in every score
+        same = all(np.array_equal(x.scores, y.scores) for x in task.a for y in task.b)
+        low, high = (0.0, 0.0) if same else map(float, statistics.adjusted_wald(0.0, 0.0, a.shape[1]))
+    changed = right_b - right_a
+    difference = Difference(
+        level=TASK,
+        name=task_name(task),
+        within="",
+        n=a.shape[1],
+        a=float(a.mean()),
+        b=float(b.mean()),
+        value=value,
+        low=low,
+        high=high,
+        p=p,
+        gained=int((changed > 0).sum()),
+        lost=int((changed < 0).sum()),
+        detectable=POWERED * (high - low) / 2,
+        margin=_margin(*moved),
+    )
+    by_item = moved[1].mean(axis=0) - moved[0].mean(axis=0)
+    return difference, [
+        Flip(
+            id=f"{difference.name}/{task.a[0].ids[row]}",
+            labels={TASK: difference.name},
+            a=float(right_a[row]),
+            b=float(right_b[row]),
+            margin=None if np.isnan(by_item[row]) else float(by_item[row]),
+        )
+        for row in np.flatnonzero(changed).tolist()
+    ]
+
+
+def _margin(a: Floats, b: Floats) -> Estimate | None:
+    if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
+        return None
+    value, (low, high), _ = statistics.two_level_difference(a, b)
+    return Estimate(value, a.shape[1], low, high)

@@ -1,0 +1,113 @@
+"""Did the checkpoint get worse? A comparison and a margin declared before -> pass, regression, or not enough data.
+
+Non-inferiority by the interval of the paired difference d = new - baseline (users know it from clinical trials: Piaggio
+et al. 2012), decided in this order for a margin m > 0:
+  the interval lies above -m                      pass (a drop may be significant and still tolerable: it is said)
+  the interval lies below 0, and d <= -m          regression
+  else                                            inconclusive: too few items for this margin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from antlm_bench.compare.difference import HEADLINE, Comparison, Difference
+from antlm_bench.statistics import LEVEL
+
+Status = Literal["pass", "regression", "inconclusive"]
+PHENOMENON = "phenomenon"  # the level at which a drop is explained, in suites that have it
+WORST: tuple[Status, ...] = ("regression", "inconclusive", "pass")
+MARGIN = 0.01  # one point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How much worse is tolerated, as a fraction (of a correlation: as it is).
+
+    default: of every suite's headline. suites: name -> its own. groups: name of a field, phenomenon, paradigm or task
+    -> margin; a group is judged only if it has one here, or if `every_group` holds for all of the level that explains.
+    """
+
+    default: float = MARGIN
+    suites: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, float] = field(default_factory=dict)
+    every_group: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One difference, judged against its margin. dropped: is it significantly below zero, tolerable or not?"""
+
+    difference: Difference
+    margin: float
+    status: Status
+
+    @property
+    def dropped(self) -> bool:
+        return significant(self.difference) and self.difference.value < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One suite, judged. status: the worst of its headline and of the groups that have margins of their own.
+
+    groups: the groups that were judged. culprits: groups of the level that explains, significantly worse, worst first.
+    """
+
+    comparison: Comparison
+    status: Status
+    headline: Judgement
+    groups: tuple[Judgement, ...]
+    culprits: tuple[Difference, ...]
+
+
+def judge(comparison: Comparison, margins: Margins) -> Verdict:
+    """The verdict on one suite. A group fails only where its drop is significant within its family of tests; one that
+    is too small to be sure of does not make the suite inconclusive, because no group was promised to be large enough.
+    """
+    headline = _judged(comparison.headline, margins.suites.get(comparison.suite, margins.default))
+    level = explaining(comparison)
+    groups = []
+    for group in comparison.groups:
+        margin = margins.groups.get(group.name, margins.every_group if group.level == level else None)
+        if margin is not None:
+            groups.append(_judged(group, margin))
+    failed: list[Status] = [one.status for one in groups if one.status == "regression" and one.dropped]
+    culprits = [g for g in comparison.groups if g.level == level and g.value < 0 and significant(g)]
+    return Verdict(
+        comparison=comparison,
+        status=worst([headline.status, *failed]),
+        headline=headline,
+        groups=tuple(groups),
+        culprits=tuple(sorted(culprits, key=lambda g: g.value)),
+    )
+
+
+def worst(statuses: Sequence[Status]) -> Status:
+    return next((status for status in WORST if status in statuses), "pass")
+
+
+def explaining(comparison: Comparison) -> str:
+    """The level of groups that names what went wrong: phenomena, else the coarsest that has two groups or more."""
+    counts: dict[str, int] = {}
+    for group in comparison.groups:
+        counts[group.level] = counts.get(group.level, 0) + 1
+    several = [level for level, count in counts.items() if count > 1]
+    return PHENOMENON if PHENOMENON in several else several[0] if several else HEADLINE
+
+
+def significant(difference: Difference) -> bool:
+    """Is it another than zero: by its test within its family, or, where there is none, by its interval?"""
+    if difference.adjusted is not None:
+        return difference.adjusted < 1 - LEVEL
+    return difference.low > 0 or difference.high < 0
+
+
+def _judged(difference: Difference, margin: float) -> Judgement:
+    if difference.low > -margin:
+        return Judgement(difference, margin, "pass")
+    if difference.high < 0 and difference.value <= -margin:
+        return Judgement(difference, margin, "regression")
+    return Judgement(difference, margin, "inconclusive")

@@ -1,0 +1,203 @@
+"""Comparisons as people and programs read them: the terminal's table, Markdown, CSV and JSON, all of the same lines."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import json as json_module
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from antlm_bench.compare import Comparison, Difference, Flip, Versus
+from antlm_bench.compare.verdict import explaining, significant
+from antlm_bench.rendering import tables
+from antlm_bench.rendering.terminal import LINES, console, paragraph
+
+Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
+SCORES = ("spearman",)  # metrics that are shown as they are, not in percent
+LEGEND = (
+    "Percent right of the reference and of the run, and their difference in points with its 95% interval: items "
+    "resampled within each group for an unweighted mean of groups, Bonett and Price's for one group. p: adjusted as "
+    "named at the head of its column; ▼ ▲ mark p < .05 (correlations: an interval without 0)."
+)
+
+
+def show_comparisons(
+    found: Sequence[Versus], form: str = "terminal", by: str = "phenomenon", flips: int = 0, texts: Texts | None = None
+) -> None:
+    """Print comparisons on stdout. form: terminal, markdown, csv, json. by: suite, or a level of labels. flips: how
+    many of the items that moved are listed per suite (JSON: all of them). texts: of the items, shown beside them."""
+    if form == "terminal":
+        draw(console(), found, by, flips, texts or {})
+    else:
+        sys.stdout.write(FORMS[form](found, by))
+
+
+def lines(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
+    """The differences to show with their depth: the headline, then groups of `by` under those of the level above."""
+    levels = list(dict.fromkeys(group.level for group in comparison.groups))
+    shown = [] if by == tables.SUITE or not levels else [by if by in levels else explaining(comparison)]
+    if by == "paradigm" and shown and levels.index(shown[0] if shown[0] in levels else levels[0]):
+        shown.insert(0, levels[levels.index(shown[0]) - 1])
+    made = [(0, comparison.headline)]
+    for group in comparison.groups:
+        if shown and group.level == shown[0]:
+            made.append((1, group))
+            inner = [g for g in comparison.groups if len(shown) > 1 and g.level == shown[1] and g.within == group.name]
+            made += [(2, g) for g in inner]
+    return made
+
+
+def number(value: float, metric: str, sign: str = "") -> str:
+    """A value in percent or a difference in points with its `sign` ("+" asks for one); correlations as they are."""
+    made = f"{value:{sign}.2f}" if metric in SCORES else f"{100 * value:{sign}.1f}"
+    return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
+
+
+def interval(difference: Difference, metric: str) -> str:
+    return f"{number(difference.low, metric, '+')}..{number(difference.high, metric, '+')}"
+
+
+def probability(p: float | None) -> str:
+    return "–" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def mark(difference: Difference) -> str:
+    return "" if not significant(difference) else "▼" if difference.value < 0 else "▲"
+
+
+def families(comparison: Comparison, by: str) -> str:
+    """The families of tests behind the lines shown, named once."""
+    return ", ".join(dict.fromkeys(d.family for depth, d in lines(comparison, by) if depth and d.family))
+
+
+def title(comparison: Comparison) -> str:
+    ways = dict.fromkeys((comparison.method_a, comparison.method_b))
+    seeds = comparison.seeds
+    several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
+    return f"{comparison.suite} · {' / '.join(ways)}{several}"
+
+
+def asides(comparison: Comparison) -> list[str]:
+    """What the headline must be read with, in sentences."""
+    head, metric = comparison.headline, comparison.metric
+    unit = "" if metric in SCORES else " points"
+    said = (
+        [f"{head.n:,} items: {head.gained:,} gained, {head.lost:,} lost"]
+        if metric not in SCORES
+        else [f"{head.n:,} items"]
+    )
+    if head.detectable is not None:
+        said[0] += (
+            f"; a true difference of {number(head.detectable, metric)}{unit} would be seen in 4 of 5 such comparisons"
+        )
+    if clustered := head.views.get("clustered"):
+        low, high = number(clustered.low, metric, "+"), number(clustered.high, metric, "+")
+        said.append(f"were the {tables.plural(comparison.macro[-1])} themselves a sample: 95% CI {low}..{high}")
+    if head.margin:
+        m = head.margin
+        said.append(f"margin of the right option: {m.value:+.3f} nats (95% CI {m.low:+.3f}..{m.high:+.3f})")
+    if not significant(head) and any(significant(group) for group in comparison.groups):
+        said.append("the headline shows no difference: differences of single groups are for exploration")
+    return said + list(comparison.notes)
+
+
+def draw(out: Console, found: Sequence[Versus], by: str, flips: int, texts: Texts) -> None:
+    for versus in found:
+        out.print()
+        paragraph(out, f"{tables.printable(versus.name_b)} against {tables.printable(versus.name_a)}", "bold")
+        for comparison in versus.comparisons:
+            out.print()
+            out.print(Padding(_table(comparison, by), (0, 0, 0, 1)), soft_wrap=False)
+            for line in asides(comparison):
+                paragraph(out, tables.printable(line), "dim", 3)
+            for flip in comparison.flipped[:flips]:
+                _flip(out, flip, texts.get(comparison.suite, {}))
+        for line in versus.unmatched:
+            paragraph(out, tables.printable(line), "yellow")
+    out.print()
+    paragraph(out, LEGEND, "dim")
+
+
+def _table(comparison: Comparison, by: str) -> Table:
+    metric = comparison.metric
+    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column(Text(tables.printable(title(comparison))), no_wrap=True, overflow="ellipsis", ratio=None)
+    for head in ("reference", "run", "difference", "95% CI"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column(families(comparison, by).split(" over")[0] or "p", justify="right", no_wrap=True)
+    for depth, d in lines(comparison, by):
+        style = {"▼": "red", "▲": "green"}.get(mark(d), "")
+        table.add_row(
+            Text("  " * depth + tables.printable(d.name)),
+            number(d.a, metric),
+            number(d.b, metric),
+            Text(f"{mark(d)} {number(d.value, metric, '+')}", style=style),
+            interval(d, metric),
+            probability(d.p if d.adjusted is None else d.adjusted),
+            style="" if depth else "bold",
+        )
+    return table
+
+
+def _flip(out: Console, flip: Flip, texts: Mapping[str, tuple[str, ...]]) -> None:
+    margin = "" if flip.margin is None else f", margin {flip.margin:+.2f} nats"
+    paragraph(out, tables.printable(f"{flip.id}: {flip.a:g} -> {flip.b:g}{margin}"), "", 3)
+    for text in texts.get(flip.id, ()):
+        paragraph(out, tables.printable(text), "dim", 5)
+
+
+def markdown(found: Sequence[Versus], by: str) -> str:
+    """GitHub-flavoured Markdown: a table per suite, what it must be read with below."""
+    parts = []
+    for versus in found:
+        parts.append(f"### {tables.escape(versus.name_b)} against {tables.escape(versus.name_a)}")
+        for comparison in versus.comparisons:
+            metric = comparison.metric
+            heads = ["", "reference", "run", "difference", "95% CI", families(comparison, by) or "p"]
+            rows = [heads, ["---", *["---:"] * 5]]
+            for depth, d in lines(comparison, by):
+                name = "&emsp;" * depth + tables.escape(tables.printable(d.name))
+                values = [number(d.a, metric), number(d.b, metric), f"{number(d.value, metric, '+')} {mark(d)}".strip()]
+                values += [interval(d, metric), probability(d.p if d.adjusted is None else d.adjusted)]
+                rows.append([name if depth else f"**{tables.escape(tables.printable(title(comparison)))}**", *values])
+            parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+            parts.append("\n".join(f"- {tables.escape(tables.printable(line))}" for line in asides(comparison)))
+        parts += [f"- {tables.escape(tables.printable(line))}" for line in versus.unmatched]
+    return "\n\n".join([*parts, f"_{LEGEND}_"]) + "\n"
+
+
+def csv(found: Sequence[Versus], by: str) -> str:
+    """Tidy CSV: a row per difference, fractions in full precision, every level."""
+    del by
+    columns = ["level", "name", "within", "n", "a", "b", "value", "low", "high", "p", "adjusted", "family", "gained"]
+    columns += ["lost", "detectable"]
+    sink = io.StringIO()
+    writer = csv_module.writer(sink, lineterminator="\n")
+    head = ["reference", "run", "suite", "method_a", "method_b", "metric", "seeds_a", "seeds_b"]
+    writer.writerow([*head, *columns, "margin", "margin_low", "margin_high"])
+    for versus in found:
+        for c in versus.comparisons:
+            about = [versus.name_a, versus.name_b, c.suite, c.method_a, c.method_b, c.metric, *c.seeds]
+            for d in (c.headline, *c.groups):
+                m = (d.margin.value, d.margin.low, d.margin.high) if d.margin else ("", "", "")
+                writer.writerow([*about, *(getattr(d, name) for name in columns), *m])
+    return sink.getvalue()
+
+
+def json(found: Sequence[Versus], by: str) -> str:
+    """JSON of everything, every level and every item that moved."""
+    del by
+    return (
+        json_module.dumps({"comparisons": [asdict(v) for v in found]}, indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
+
+
+FORMS: dict[str, Callable[[Sequence[Versus], str], str]] = {"markdown": markdown, "csv": csv, "json": json}
