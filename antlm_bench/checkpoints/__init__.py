@@ -1,6 +1,19 @@
-"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer sees (opening)."""
+"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer sees (opening), what
+finetuning starts from (bodies)."""
 
+from antlm_bench.checkpoints.bodies import Body, open_body
 from antlm_bench.checkpoints.folders import OpenOptions, expand, weight_hash
 from antlm_bench.checkpoints.opening import CARD, Checkpoint, open_checkpoint, quicker, settings
 
-__all__ = ["CARD", "Checkpoint", "OpenOptions", "expand", "open_checkpoint", "quicker", "settings", "weight_hash"]
+__all__ = [
+    "CARD",
+    "Body",
+    "Checkpoint",
+    "OpenOptions",
+    "expand",
+    "open_body",
+    "open_checkpoint",
+    "quicker",
+    "settings",
+    "weight_hash",
+]

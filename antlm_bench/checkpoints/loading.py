@@ -146,10 +146,10 @@ def geometry_of(model: Any, kind: str, name: str) -> Geometry:
         if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
             return replace(packed, narrow=_narrows(model, name, packed))
     model.set_attn_implementation(own.native)
-    return replace(own, masks=_takes_masks(model, own.attends))
+    return replace(own, masks=takes_masks(model, own.attends))
 
 
-def _takes_masks(model: Any, attends: Attention) -> bool:
+def takes_masks(model: Any, attends: Attention) -> bool:
     """Whether a 4-D mask decides which way rows attend: tried on two rows that differ in their last token."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 6))).repeat(2, 1)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
-from antlm_bench.scoring.engine import Engine
+from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.linear import pack_linears
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
@@ -73,6 +73,47 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 
 
 def _open(ref: str, options: OpenOptions) -> Checkpoint:
+    found = find(ref, options)
+    budget = options.batch_tokens or _auto_budget(found.model.device)
+    vocabulary = found.model.get_input_embeddings().weight.shape[0]
+    found.model.to(DTYPES[options.dtype])
+    engine = Engine(found.model, found.name, found.geometry, budget)
+    pack_linears(found.model, budget, engine.head_rows)
+    tokenizer, limit = found.tokenizer, found.max_length
+    return Checkpoint(
+        name=found.name,
+        kind=found.kind,
+        attends=frozenset(found.around),
+        eos=str(tokenizer.eos_token),
+        mask_id=tokenizer.mask_token_id,
+        max_length=limit,
+        trained_for=found.trained_for,
+        engine=engine,
+        encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in found.around.items()},
+        describe=describe(ref, found, options),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint in fp32 on its device, as it lies, and what was found out about it.
+
+    around: the specials of a text per attention that it can be run with. trained_for: the methods on its card.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    model: Any
+    tokenizer: Any
+    geometry: Geometry
+    max_length: int | None
+    around: Mapping[str, Specials]
+    trained_for: tuple[str, ...]
+
+
+def find(ref: str, options: OpenOptions) -> Found:
+    """What scoring and finetuning open alike. Raises as `open_checkpoint`."""
     if options.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {options.dtype!r}", place="--dtype", hint=f"one of {', '.join(DTYPES)}")
     device = loading.device_of(options.device)
@@ -87,8 +128,6 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     model = loading.weights_of(folder, kind, config, options).to(device)
     limit = loading.max_length_of(config, tokenizer, options.max_length)
     geometry = loading.geometry_of(model, kind, name)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    budget = options.batch_tokens or _auto_budget(device)
     card = _card(config)
     attends = {"causal"} if kind == "causal" else {"full"}
     both = geometry.layout == "packed" or geometry.masks
@@ -96,22 +135,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
-    model.to(DTYPES[options.dtype])
-    engine = Engine(model, name, geometry, budget)
-    pack_linears(model, budget, engine.head_rows)
-    opened = Checkpoint(
-        name=name,
-        kind=kind,
-        attends=frozenset(attends),
-        eos=str(tokenizer.eos_token),
-        mask_id=tokenizer.mask_token_id,
-        max_length=limit,
-        trained_for=tuple(card.get("methods", [])),
-        engine=engine,
-        encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in around.items()},
-    )
-    opened.describe.update(_describe(ref, folder, opened, tokenizer, options))
-    return opened
+    return Found(name, folder, kind, model, tokenizer, geometry, limit, around, tuple(card.get("methods", [])))
 
 
 def _card(config: Any) -> dict[str, list[str]]:
@@ -126,32 +150,32 @@ def _name(folder: Path) -> str:
     return folder.name if folder.name != "main" else folder.parent.name
 
 
-def _describe(ref: str, folder: Path, opened: Checkpoint, tokenizer: Any, options: OpenOptions) -> dict[str, Any]:
+def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
     """The facts that a run's manifest keeps, in the order in which `doctor` shows them."""
-    model = opened.engine.model
+    model, tokenizer = found.model, found.tokenizer
     facts = {
-        "name": opened.name,
-        "source": ref if not Path(ref).exists() else opened.name,
+        "name": found.name,
+        "source": ref if not Path(ref).exists() else found.name,
         "revision": options.revision,
         "architecture": type(model).__name__,
-        "kind": opened.kind,
+        "kind": found.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights": weight_hash(folder),
-        "config": folders.hash_of([folder / "config.json"]),
-        "tokenizer": folders.hash_of(folders.files(folder, folders.TOKENIZER)),
+        "weights": weight_hash(found.folder),
+        "config": folders.hash_of([found.folder / "config.json"]),
+        "tokenizer": folders.hash_of(folders.files(found.folder, folders.TOKENIZER)),
         "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
         "vocabulary": model.get_input_embeddings().weight.shape[0],
-        "max_length": opened.max_length,
+        "max_length": found.max_length,
         "dtype": options.dtype,
         "device": str(next(model.parameters()).device),
-        "layout": opened.engine.geometry.layout,
+        "layout": found.geometry.layout,
         "bos": options.bos,
-        "specials": {a: _spelled(tokenizer, encoder.around) for a, encoder in opened.encoders.items()},
+        "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
         "mask": tokenizer.mask_token,
         "unk": tokenizer.unk_token,
     }
     if options.trust_remote_code:
-        facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(folder, folders.CODE)}
+        facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(found.folder, folders.CODE)}
     return facts
 
 
@@ -172,7 +196,14 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     return replace(opened, engine=engine)
 
 
-def settings(opened: Checkpoint) -> dict[str, Any]:
+class Described(Protocol):
+    """A checkpoint opened for scoring, or for finetuning."""
+
+    @property
+    def describe(self) -> dict[str, Any]: ...
+
+
+def settings(opened: Described) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
     keys = ("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code")
     return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}

@@ -109,18 +109,27 @@ def targets_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def states(model: Any, batch: Batch) -> Tensor:
     """Hidden states (b, t, d) of a batch, each row attending as the batch says, whatever the model's own direction."""
     device = model.get_input_embeddings().weight.device
-    inputs = {"input_ids": torch.from_numpy(batch.inputs).to(device)}
-    mask = batch.attention()
-    if mask is None and batch.causal != natively_causal(model):
-        length = batch.inputs.shape[1]
-        mask = torch.ones(1, 1, length, length, dtype=torch.bool)
-        mask = mask.tril() if batch.causal else mask
-    if mask is not None:
-        inputs["attention_mask"] = mask.to(device)
+    mask, more = batch.attention(), {}
     if model.config.model_type == "gpt2":  # positions are learned, so that each document must count from 0
-        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
-    inputs |= {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    hidden: Tensor = model.base_model(**inputs)[0]
+        more["position_ids"] = torch.from_numpy(batch.positions).to(device)
+    ids = torch.from_numpy(batch.inputs).to(device)
+    mask = mask if mask is None else mask.to(device)
+    return attended(model.base_model, ids, mask, causal=batch.causal, natively=natively_causal(model), **more)
+
+
+def attended(body: Any, ids: Tensor, mask: Tensor | None, *, causal: bool, natively: bool, **more: Tensor) -> Tensor:
+    """Hidden states (b, t, d) of ids (b, t), attending causally or in full, whatever the body's own direction.
+
+    mask: None where rows are whole; (b, t), 1 = a token, where the body attends in full by itself; or (b, 1, t, t),
+    which says it all. natively: whether the body is causal when nothing is said. more: further inputs of the body.
+    """
+    if mask is None and causal != natively:
+        mask = torch.ones(1, 1, *(ids.shape[1],) * 2, dtype=torch.bool, device=ids.device)
+        mask = mask.tril() if causal else mask
+    inputs: dict[str, Any] = {"input_ids": ids, **more}
+    inputs |= {} if mask is None else {"attention_mask": mask}
+    inputs |= {"use_cache": False} if hasattr(body.config, "use_cache") else {}
+    hidden: Tensor = body(**inputs)[0]
     return hidden
 
 

@@ -31,12 +31,15 @@ class _Samples:
     rows: tuple[int, ...]
     elsewhere: tuple[int, ...]  # the key of the one generator that other devices use
     generators: dict[torch.device, torch.Generator]
+    lengths: tuple[int, ...] | None  # of padded rows, in tokens
 
     def kept(self, like: Tensor, dropped: int) -> Tensor:
         """(rows, ...) of 0 and 1, uint8: each element is kept with probability 1 - dropped / LEVELS."""
         if like.device.type != "cpu":
             return self._kept_elsewhere(like, dropped)
         width = like.numel() // max(1, len(like))
+        if self.lengths is not None and like.dim() > 2:
+            return self._kept_of_texts(like.shape, dropped)
         out = np.empty(like.numel(), np.bool_)
         end = 0
         for stream, rows in zip(self.streams, self.rows, strict=True):
@@ -44,6 +47,15 @@ class _Samples:
             draws = stream.random_raw(-(-(end - start) // 4)).view(np.uint16)[: end - start]
             np.greater_equal(draws, dropped, out=out[start:end])
         return torch.from_numpy(out).view(torch.uint8).view(like.shape)
+
+    def _kept_of_texts(self, shape: torch.Size, dropped: int) -> Tensor:
+        """As `kept`, of padded (rows, t, d) or (rows, heads, t, t): a text draws what it would draw alone."""
+        out = np.zeros(shape, np.bool_)
+        for row, stream, length in zip(out, self.streams, self.lengths or (), strict=True):
+            part = row[:length] if row.ndim == 2 else row[:, :length, :length]
+            draws = stream.random_raw(-(-part.size // 4)).view(np.uint16)[: part.size]
+            np.greater_equal(draws.reshape(part.shape), dropped, out=part)
+        return torch.from_numpy(out).view(torch.uint8)
 
     def _kept_elsewhere(self, like: Tensor, dropped: int) -> Tensor:
         """A kernel per row would be slow: here one generator serves the batch, and its layout matters."""
@@ -60,14 +72,19 @@ _now: ContextVar[_Samples] = ContextVar("samples")
 
 
 @contextmanager
-def samples(seed: int, step: int, indices: Sequence[int]) -> Iterator[None]:
+def samples(seed: int, step: int, indices: Sequence[int], lengths: Sequence[int] | None = None) -> Iterator[None]:
     """Inside, row b (dim 0) of every batch is sample indices[b] of this step; all numbers are >= 0.
+
+    lengths: of rows that are padded on the right to one length t, in tensors (b, t, d) and (b, heads, t, t); masks
+    then do not depend on how far a row is padded.
 
     Each sample's masks are consumed in the order of the calls, so that a model's dropouts differ. On other devices than
     the CPU masks are keyed by (seed, step, indices[0]): repeatable, but the layout of the batch then matters.
     """
     streams = tuple(np.random.SFC64(np.random.SeedSequence((seed, step, int(index)))) for index in indices)
-    token = _now.set(_Samples(streams, (1,) * len(streams), (seed, step, *map(int, indices[:1])), {}))
+    elsewhere = (seed, step, *map(int, indices[:1]))
+    padded = None if lengths is None else tuple(lengths)
+    token = _now.set(_Samples(streams, (1,) * len(streams), elsewhere, {}, padded))
     try:
         yield
     finally:

@@ -1,0 +1,1 @@
+"""Finetuning: texts with classes in, one loop around a checkpoint's body, a Prediction per text out."""

@@ -1,0 +1,100 @@
+"""Which texts an update sees, and in which company: all that is random about data, keyed by seed and epoch.
+
+An update is `batch` texts drawn by a permutation of the epoch; the rows of one update are sorted by length and cut
+into parts under a budget of tokens, so that little is padding. How they are cut changes nothing that is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from antlm_bench.errors import DataError
+from antlm_bench.finetuning.data import Int64, Rows
+from antlm_bench.types import Example
+
+SPLIT, ORDER = 0, 1  # what a stream of randomness is for
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(train, selection): `share` of every class is held out, both in the order given. Groups stay on one side.
+
+    In an order keyed by seed, a group is held out if that brings the counts per class nearer to the wanted ones: single
+    examples meet them up to rounding. Raises DataError where one side would be empty.
+    """
+    members: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        members.setdefault(f"group {example.group}" if example.group else f"example {number}", []).append(number)
+    gold = np.array([example.gold for example in examples], np.int64)
+    missing = share * np.bincount(gold)  # of each class, still to be held out
+    groups, out = list(members.values()), np.zeros(len(gold), np.bool_)
+    for place in np.random.default_rng([seed, SPLIT]).permutation(len(groups)):
+        brings = np.bincount(gold[groups[place]], minlength=len(missing))
+        if np.abs(missing - brings).sum() < np.abs(missing).sum():
+            missing = missing - brings
+            out[groups[place]] = True
+    if not out.any() or out.all():
+        raise DataError(
+            f"{len(gold)} examples in {len(groups)} groups cannot be split: {share:g} of every class held out",
+            hint="give more rows to train on, or another share",
+        )
+    return [e for e, held in zip(examples, out, strict=True) if not held], [
+        e for e, held in zip(examples, out, strict=True) if held
+    ]
+
+
+def updates(count: int, batch: int, seed: int, epoch: int) -> Iterator[Int64]:
+    """The epoch's updates: every one of `count` examples once, `batch` at a time, fewer in the last."""
+    order = np.random.default_rng([seed, ORDER, epoch]).permutation(count)
+    for start in range(0, count, batch):
+        yield order[start : start + batch]
+
+
+def parts(lengths: Int64, chosen: Int64, budget: int) -> Iterator[Int64]:
+    """`chosen` sorted by length, in parts of at most `budget` tokens, padding included; one row at least."""
+    chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+    start = 0
+    while start < len(chosen):
+        stop = start + 1
+        while stop < len(chosen) and (stop + 1 - start) * lengths[chosen[stop]] <= budget:
+            stop += 1
+        yield chosen[start:stop]
+        start = stop
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """b rows padded on the right to one length t.
+
+    ids (b, t); lengths (b,) without padding; types (b, t) 1 = second text, None for models without token types; whole:
+    nothing is padded.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    types: Tensor | None
+    whole: bool
+
+    def text(self) -> Tensor:
+        """(b, t), True = a token."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+
+def padded(rows: Rows, chosen: Int64, pad: int, typed: bool, device: torch.device) -> Padded:
+    """Rows on the right, so that positions count from the text's beginning, and no causal row ever sees padding."""
+    lengths = np.array([len(rows.ids[i]) for i in chosen], np.int64)
+    longest = int(lengths.max())
+    ids = np.full((len(chosen), longest), pad, np.int64)
+    for row, i in zip(ids, chosen, strict=True):
+        row[: len(rows.ids[i])] = rows.ids[i]
+    types = None
+    if typed:
+        place = np.arange(longest)
+        second = (place >= rows.second[chosen][:, None]) & (place < lengths[:, None])
+        types = torch.from_numpy(second.astype(np.int64)).to(device)
+    whole = bool((lengths == longest).all())
+    return Padded(torch.from_numpy(ids).to(device), torch.from_numpy(lengths).to(device), types, whole)

@@ -1,0 +1,165 @@
+"""Texts and pairs of texts to rows of token ids, specials built by us; too long a text loses its end, and is counted.
+
+Conventions that move a score live here. A pair is one row: before + first + between + second + after. `between` is what
+the tokenizer's own template for pairs puts there, else its separator, else its EOS, else a line end (GPT's delimiter
+token, Radford et al. 2018, section 3.3; BERT's [SEP], arXiv 1810.04805, section 3.2). Causal rows begin as in
+scoring; they end with what the tokenizer's own template ends with, because the last token is what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from antlm_bench.checkpoints import Body
+from antlm_bench.errors import CheckpointError, DataError, UsageError
+from antlm_bench.scoring.text import PROBE, template
+from antlm_bench.types import Attention, Bools, Example, Ints
+
+Int64 = NDArray[np.int64]
+SECOND = "It was asleep."  # beside PROBE, to see what the tokenizer puts between two texts
+BULK = 10_000  # texts tokenised by one call
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """n texts as a model reads them.
+
+    ids: n rows (t,). second (n,): where the second text begins, t where there is none. gold (n,): index of the class.
+    cut (n,): whether the text was too long. characters (n,): how many of the text's characters were read.
+    """
+
+    ids: tuple[Ints, ...]
+    second: Ints
+    gold: Int64
+    cut: Bools
+    characters: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int64:
+        return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Token ids put around a text, and between two."""
+
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+def frame(body: Body, attention: Attention) -> Frame:
+    """What this body's rows are made of under that attention."""
+    around = body.around[attention]
+    after = around.after or template(body.tokenizer).after
+    return Frame(around.before, _between(body.tokenizer), after)
+
+
+def _between(tokenizer: Any) -> tuple[int, ...]:
+    """Found by trying, as all of a tokenizer's template."""
+    first, second = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (PROBE, SECOND))
+    pair = list(tokenizer(PROBE, SECOND)["input_ids"])
+    start, stop = _find(first, pair, 0), -1
+    if start >= 0:
+        stop = _find(second, pair, start + len(first))
+    if stop > start + len(first):
+        return tuple(pair[start + len(first) : stop])
+    for one in (tokenizer.sep_token_id, tokenizer.eos_token_id):
+        if one is not None:
+            return (one,)
+    return tuple(tokenizer("\n", add_special_tokens=False)["input_ids"])
+
+
+def _find(part: list[int], whole: list[int], start: int) -> int:
+    places = range(start, len(whole) - len(part) + 1)
+    return next((place for place in places if whole[place : place + len(part)] == part), -1)
+
+
+def padding(body: Body) -> int:
+    """The id that fills a batch up; any will do, but for RoBERTa's positions, which are counted off it."""
+    known = (body.model.config.pad_token_id, body.tokenizer.pad_token_id)
+    return next((one for one in known if isinstance(one, int) and 0 <= one < body.vocabulary), 0)
+
+
+def longest(body: Body, wanted: int) -> int:
+    """Tokens of the longest row: what the task asks for, or less where the model cannot."""
+    return wanted if body.max_length is None else min(wanted, body.max_length)
+
+
+def encode(body: Body, attention: Attention, examples: Sequence[Example], max_length: int) -> Rows:
+    """Rows of at most `max_length` tokens, specials included.
+
+    Raises UsageError (a max_length that leaves no room for text), DataError (a text without any token), CheckpointError
+    (an id that the model has no embedding for).
+    """
+    around = frame(body, attention)
+    known = {text: Text(*found) for text, found in _tokenized(body, examples)}
+    ids, second, cut, characters = [], [], [], []
+    for example in examples:
+        a, pair = known[example.first], bool(example.second)
+        b = known[example.second] if pair else Text((), ())
+        specials = len(around.before) + len(around.after) + (len(around.between) if pair else 0)
+        room = max_length - specials
+        if room < 1 + pair:
+            hint = f"more than {specials} tokens, which are specials"
+            raise UsageError(f"{max_length} tokens have no room for text", place="max_length", hint=hint)
+        left, right = fitted(len(a), len(b), room)
+        middle = around.between if pair else ()
+        row = np.array([*around.before, *a.ids[:left], *middle, *b.ids[:right], *around.after], np.int32)
+        if not len(row) or not left + right:
+            raise DataError("the text has no token", place=example.id, hint="an empty text cannot be classified")
+        ids.append(row)
+        second.append(len(around.before) + left + len(middle) if pair else len(row))
+        cut.append(left + right < len(a) + len(b))
+        characters.append(a.read(left, len(example.first)) + b.read(right, len(example.second)))
+    top = max((int(row.max()) for row in ids), default=0)
+    if top >= body.vocabulary:
+        raise CheckpointError(
+            f"the tokenizer gives id {top}, the model has {body.vocabulary} embeddings",
+            hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
+        )
+    gold = np.array([example.gold for example in examples], np.int64)
+    return Rows(tuple(ids), np.array(second, np.int32), gold, np.array(cut, np.bool_), np.array(characters, np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text's token ids, and where each token ends in it, in characters (empty if the tokenizer does not say)."""
+
+    ids: tuple[int, ...] | Sequence[int]
+    ends: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, tokens: int, characters: int) -> int:
+        """Characters that the first `tokens` tokens hold of so many; in proportion where the ends are unknown."""
+        if tokens >= len(self.ids):
+            return characters
+        return self.ends[tokens - 1] if self.ends and tokens else characters * tokens // len(self.ids)
+
+
+def _tokenized(body: Body, examples: Iterable[Example]) -> Iterator[tuple[str, tuple[Sequence[int], Sequence[int]]]]:
+    """Every different text once: paragraphs come with many questions."""
+    texts = list(dict.fromkeys(text for one in examples for text in (one.first, one.second)))
+    fast = body.tokenizer.is_fast
+    for start in range(0, len(texts), BULK):
+        part = texts[start : start + BULK]
+        found = body.tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for number, (text, ids) in enumerate(zip(part, found["input_ids"], strict=True)):
+            yield text, (ids, [end for _, end in found.encodings[number].offsets] if fast else ())
+
+
+def fitted(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of either text are kept: the longer one loses its end until both fit, the second if they are
+    equally long."""
+    kept = min(first, max(room - second, (room + 1) // 2))
+    return kept, min(second, room - kept)

@@ -1,0 +1,122 @@
+"""A body with a classifier on it: one state per text, and logits from it.
+
+Pooling is a convention that moves a score. A causal body is read at the last token, the only one that has seen the
+whole text (Radford et al. 2018); full attention at the first, where the rows begin with a special token (BERT, arXiv
+1810.04805), else at the mean of all tokens. BabyLM 2025's script reads the first token of causal models too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from antlm_bench.checkpoints import Body
+from antlm_bench.errors import UsageError
+from antlm_bench.finetuning.batches import Padded
+from antlm_bench.finetuning.data import frame
+from antlm_bench.training.build import attended
+from antlm_bench.training.dropout import key
+from antlm_bench.types import Attention
+
+POOLINGS = ("auto", "last", "first", "mean")
+
+
+def pooling_of(body: Body, attention: Attention, wanted: str) -> str:
+    """last | first | mean. Raises UsageError for an unknown name, and for the first token of a causal row."""
+    if wanted not in POOLINGS:
+        raise UsageError(f"unknown pooling {wanted!r}", place="--pooling", hint=f"one of {', '.join(POOLINGS)}")
+    if attention == "causal" and wanted == "first":
+        hint = "last or mean"
+        raise UsageError("the first token of a causal row has seen nothing but itself", place="--pooling", hint=hint)
+    if wanted != "auto":
+        return wanted
+    if attention == "causal":
+        return "last"
+    return "first" if frame(body, attention).before else "mean"
+
+
+class Head(nn.Sequential):  # type: ignore[misc]
+    """norm, linear, GELU, norm, dropout, linear, the norms without weights: the classifier of BabyLM 2025's pipeline.
+
+    (b, d) -> (b, classes). Weights: a truncated normal of std sqrt(2 / (5 d)), cut at two std, keyed by seed; biases 0.
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float, seed: int) -> None:
+        super().__init__(
+            nn.LayerNorm(width, elementwise_affine=False),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width, elementwise_affine=False),
+            nn.Dropout(dropout),
+            nn.Linear(width, classes),
+        )
+        dice, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * width))
+        for linear in (self[1], self[5]):
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=dice)
+            nn.init.zeros_(linear.bias)
+
+
+class Classifier(nn.Module):  # type: ignore[misc]
+    """Padded rows -> logits (b, classes). `body`: a model of hidden states; natively: which way that attends."""
+
+    def __init__(self, body: Any, head: Head, *, natively: Attention, attention: Attention, pooling: str) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.natively, self.attention, self.pooling = natively, attention, pooling
+
+    def forward(self, rows: Padded) -> Tensor:
+        return self.head(self.pooled(rows))
+
+    def pooled(self, rows: Padded) -> Tensor:
+        """(b, d). Padding, on the right, is seen by nobody: not in causal rows, and elsewhere the mask hides it."""
+        mask = None
+        if self.attention == "full" and not rows.whole:
+            mask = rows.text()
+            if self.natively == "causal":
+                mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        more = {} if rows.types is None else {"token_type_ids": rows.types}
+        causal, natively = self.attention == "causal", self.natively == "causal"
+        hidden = attended(self.body, rows.ids, mask, causal=causal, natively=natively, **more)
+        if self.pooling == "mean":
+            text = rows.text()[..., None]
+            return (hidden * text).sum(1) / rows.lengths[:, None]
+        place = torch.arange(len(hidden), device=hidden.device)
+        return hidden[place, rows.lengths - 1 if self.pooling == "last" else 0]
+
+
+def classifier(
+    body: Body, attention: Attention, pooling: str, classes: int, dropout: float, seed: int, lora: int = 0
+) -> Classifier:
+    """A copy of the body with a new head, its dropout keyed (see training.dropout).
+
+    lora: rank of adapters, 0 = train all weights. Raises UsageError where peft is not installed.
+    """
+    model = copy.deepcopy(body.model)
+    with torch.inference_mode():
+        width = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))[0].shape[-1]
+    if lora:
+        _adapt(model, lora, seed)
+    made = Classifier(
+        model, Head(width, classes, dropout, seed), natively=body.natively, attention=attention, pooling=pooling
+    )
+    key(made)
+    return made
+
+
+def _adapt(model: Any, rank: int, seed: int) -> None:
+    """Freeze the model; low-rank adapters (arXiv 2106.09685) on all its linear layers, alpha twice the rank."""
+    try:
+        import peft
+    except ImportError as error:
+        hint = "pip install 'antlm-bench[lora]'"
+        raise UsageError("low-rank adapters need peft", place="--lora", hint=hint) from error
+    kinds = {type(m) for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}  # GPT-2's
+    linear = [name for name, module in model.named_modules() if type(module) in kinds]
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model.requires_grad_(False))

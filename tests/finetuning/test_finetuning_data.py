@@ -1,0 +1,118 @@
+"""Rows of token ids: the frame around texts, what is cut of long ones, and whom padding touches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import model_for
+from tokenizers import processors
+from toy_tasks import body_of, example
+
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.finetuning.batches import padded
+from antlm_bench.finetuning.data import encode, fitted, frame
+from antlm_bench.types import Example
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return body_of(model_for("masked", 0), "masked")
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return body_of(model_for("causal", 0), "causal")
+
+
+def slowly(first: int, second: int, room: int) -> tuple[int, int]:
+    while first + second > room:
+        first, second = (first - 1, second) if first > second else (first, second - 1)
+    return first, second
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 70))
+def test_the_longer_text_loses_its_end_token_by_token(first, second, room):
+    assert fitted(first, second, room) == slowly(first, second, room)
+
+
+def test_masked_rows_have_the_specials_of_their_training_around_and_the_separator_between(masked):
+    row = encode(masked, "full", [Example("e", "the cat", "a dog", 0)], 40).ids[0].tolist()
+    ids = [masked.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat", "a dog")]
+    assert row == [1, *ids[0], 2, *ids[1], 2]
+
+
+def test_causal_rows_begin_with_bos_and_end_with_the_text(causal):
+    row = encode(causal, "causal", [Example("e", "the cat", "", 0)], 40).ids[0].tolist()
+    assert row == [1, *causal.tokenizer("the cat", add_special_tokens=False)["input_ids"]]
+
+
+def test_causal_rows_end_as_the_tokenizers_own_template_does():
+    body = body_of(model_for("causal", 0), "causal")
+    body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert frame(body, "causal").after == (2,)
+
+
+@pytest.mark.parametrize(("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))])
+def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, between):
+    body = body_of(model_for("masked", 0), "masked")
+    body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert frame(body, "full").between == between
+
+
+def test_without_separator_and_eos_a_line_end_stands_between():
+    body = body_of(model_for("causal", 0), "causal", adds=False)
+    assert frame(body, "causal").between == (body.tokenizer.eos_token_id,)
+    body.tokenizer.eos_token = None
+    assert body.tokenizer.decode(frame(body, "causal").between).strip(" ") == "\n"
+
+
+def test_a_text_too_long_is_cut_counted_and_its_characters_told(masked):
+    long = Example("e", "the cat sees " * 20, "a dog", 0)
+    rows = encode(masked, "full", [long, Example("f", "the cat", "a dog", 1)], 16)
+    assert rows.cut.tolist() == [True, False]
+    assert rows.lengths.tolist() == [16, len(rows.ids[1])]
+    whole = masked.tokenizer(long.first, add_special_tokens=False)["input_ids"]
+    second = masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]
+    kept = 16 - 3 - len(second)
+    assert rows.ids[0].tolist() == [1, *whole[:kept], 2, *second, 2]
+    assert rows.characters[0] == len(masked.tokenizer.decode(whole[:kept]).strip()) + len("a dog")
+    assert rows.characters[1] == len("the cat") + len("a dog")
+
+
+def test_token_types_tell_the_second_text_and_padding_is_on_the_right(masked):
+    rows = encode(masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40)
+    made = padded(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
+    second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
+    first = len(rows.ids[0]) - second
+    assert made.types[0].tolist() == [0] * first + [1] * second
+    assert not made.types[1].any() and not made.whole
+    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.text()[1].sum() == len(rows.ids[1])
+
+
+def test_every_paragraph_is_tokenised_once(masked, monkeypatch):
+    seen = []
+    plain = type(masked.tokenizer).__call__
+
+    def spy(self, texts, *args, **more):
+        seen.append(texts)
+        return plain(self, texts, *args, **more)
+
+    monkeypatch.setattr(type(masked.tokenizer), "__call__", spy)
+    encode(masked, "full", [Example(str(i), "the cat", f"a {i}", 0) for i in range(5)], 40)
+    bulk = [texts for texts in seen if isinstance(texts, list)]
+    assert len(bulk) == 1 and len(bulk[0]) == len(set(bulk[0])) == 6
+
+
+def test_what_cannot_be_a_row_is_said(masked):
+    with pytest.raises(UsageError, match="no room for text"):
+        encode(masked, "full", [Example("e", "the cat", "a dog", 0)], 4)
+    with pytest.raises(DataError, match="no token") as error:
+        encode(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
+    assert error.value.place == "empty_7"

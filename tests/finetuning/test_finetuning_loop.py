@@ -1,0 +1,323 @@
+"""The loop against a plain reference, and what it promises: selection, collapse, seeds, accumulation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import model_for
+from torch.nn import functional
+from toy_tasks import body_of, example, task
+
+from antlm_bench.errors import DataError, MethodNotSupported, UsageError
+from antlm_bench.finetuning import loop
+from antlm_bench.finetuning.batches import parts, updates
+from antlm_bench.finetuning.data import encode, padding
+from antlm_bench.finetuning.heads import classifier
+from antlm_bench.finetuning.loop import Conditions, Learner, finetune, split
+from antlm_bench.types import Example
+
+CPU = Conditions(device="cpu")
+DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return body_of(model_for("causal", 0), "causal")
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return body_of(model_for("masked", 0, **DROPPED), "masked")
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.steps, self.epochs = [], []
+
+    def stepped(self, done: int, total: int, loss: float) -> None:
+        self.steps.append((done, total, loss))
+
+    def scored(self, epoch: int, selection: float) -> None:
+        self.epochs.append((epoch, selection))
+
+
+# -- the reference ---------------------------------------------------------------------------------------------------
+
+
+def plainly(body, toy, seed: int, attention: str, pooling: str):
+    """Losses of every update and final log-probabilities of the scored texts: whole batches padded to their longest,
+    a mask always, torch's own AdamW, and no dropout."""
+    model = copy.deepcopy(body.model)
+    spec = toy.training
+    head = classifier(body, attention, pooling, 2, 0.0, seed).head
+    rows, valid = (encode(body, attention, part, spec.max_length) for part in (toy.train, toy.valid))
+
+    def logits(these, members):
+        longest = max(len(these.ids[i]) for i in members)
+        ids = torch.zeros(len(members), longest, dtype=torch.long)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+        for line, i in enumerate(members):
+            n = len(these.ids[i])
+            ids[line, :n], mask[line, :n] = torch.tensor(these.ids[i].astype(int)), 1
+            types[line, these.second[i] : n] = 1
+        more = {"token_type_ids": types} if body.kind == "masked" else {}
+        hidden = model(input_ids=ids, attention_mask=mask, **more)[0]
+        read = {
+            "last": torch.stack([h[m.sum() - 1] for h, m in zip(hidden, mask, strict=True)]),
+            "first": hidden[:, 0],
+            "mean": torch.stack([h[: m.sum()].mean(0) for h, m in zip(hidden, mask, strict=True)]),
+        }[pooling]
+        x = functional.layer_norm(read, read.shape[-1:])
+        x = functional.gelu(functional.linear(x, head[1].weight, head[1].bias))
+        return functional.linear(functional.layer_norm(x, x.shape[-1:]), head[5].weight, head[5].bias)
+
+    everything = [*model.named_parameters(), *head.named_parameters()]
+    groups = [
+        {"params": [p for _, p in everything if p.dim() >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for _, p in everything if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    per_epoch = math.ceil(len(rows) / spec.batch)
+    total, warm, losses = per_epoch * spec.epochs, spec.warmup * per_epoch * spec.epochs, []
+    model.train()
+    for epoch in range(1, spec.epochs + 1):
+        for chosen in updates(len(rows), spec.batch, seed, epoch):
+            step = len(losses)
+            for group in optimizer.param_groups:
+                down = min(1, (total - step) / (total - warm))
+                group["lr"] = spec.lr * ((step + 1) / warm if step + 1 < warm else down)
+            loss = functional.cross_entropy(logits(rows, chosen), torch.tensor(rows.gold[chosen]))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for _, p in everything], spec.clip)
+            optimizer.step()
+            losses.append(loss.item())
+    model.eval()
+    with torch.no_grad():
+        return losses, logits(valid, range(len(valid))).log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("causal", "last"), ("masked", "first"), ("masked", "mean")])
+def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if kind == "masked" else {}
+    body, attention = body_of(model_for(kind, 0, **off), kind), "causal" if kind == "causal" else "full"
+    toy = task(60, 20, epochs=2, dropout=0.0, select="valid", patience=0)
+    notes = Notes()
+    outcome = finetune(body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes)
+    losses, logp = plainly(body, toy, 3, attention, pooling)
+    np.testing.assert_allclose([loss for _, _, loss in notes.steps], losses, rtol=1e-4)
+    if outcome.history["best"] == 2:
+        np.testing.assert_allclose([p.scores for p in outcome.predictions], logp, atol=2e-3)
+    assert outcome.history["best"] == 2
+
+
+# -- what can be learnt, and what cannot -----------------------------------------------------------------------------
+
+
+def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
+    outcome = finetune(causal, task(300, 80, epochs=6), 1, "causal", CPU)
+    assert all(p.pred == p.gold for p in outcome.predictions)
+    assert outcome.history["collapsed"] == []
+    assert outcome.history["pooling"] == "last"
+
+
+def test_which_of_two_texts_is_meant_can_be_learnt(masked):
+    outcome = finetune(masked, task(500, 80, "second", epochs=8, lr=2e-3), 1, "full", CPU)
+    assert sum(p.pred == p.gold for p in outcome.predictions) >= 70
+
+
+def test_random_labels_stay_at_chance(causal):
+    outcome = finetune(causal, task(200, 400, "coin", epochs=3), 1, "causal", CPU)
+    right = sum(p.pred == p.gold for p in outcome.predictions)
+    assert abs(right - 200) < 3.5 * 10  # 3.5 standard deviations of 400 coins
+
+
+def test_predictions_are_of_the_scored_texts_in_order(causal):
+    toy = task(60, 20, epochs=1)
+    found = finetune(causal, toy, 1, "causal", CPU).predictions
+    rows = encode(causal, "causal", toy.valid, 40)
+    assert [p.id for p in found] == [e.id for e in toy.valid]
+    assert [p.gold for p in found] == [e.gold for e in toy.valid]
+    for p, ids, e in zip(found, rows.ids, toy.valid, strict=True):
+        assert np.isclose(np.exp(p.scores).sum(), 1) and p.pred == int(np.argmax(p.scores))
+        assert p.tokens == (len(ids),) * 2 and p.characters == (len(e.first) + len(e.second),) * 2
+        assert p.labels == {"task": "word"} and p.flags == ()
+
+
+# -- seeds, accumulation ---------------------------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
+    toy = task(80, 30, epochs=2)
+    one, same, other = (finetune(masked, toy, seed, "full", CPU).predictions for seed in (1, 1, 2))
+    assert one == same
+    assert [p.scores for p in one] != [p.scores for p in other]
+
+
+def test_the_body_is_as_it_was(masked):
+    before = {name: p.clone() for name, p in masked.model.named_parameters()}
+    finetune(masked, task(60, 20, epochs=1), 1, "full", CPU)
+    finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora=2))
+    assert {n: p.shape for n, p in before.items()} == {n: p.shape for n, p in masked.model.named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in masked.model.named_parameters())
+    assert not masked.model.training and all(p.requires_grad for p in masked.model.parameters())
+
+
+def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
+    learner = Learner(body, task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens))
+    rows = encode(body, attention, learner.task.train, 40)
+    found = {}
+    learner.optimizer.step = lambda: found.update(
+        {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+    )
+    learner.task.training = learner.task.training.model_copy(update={"clip": None})
+    loss = learner._update(rows, np.arange(32), 0, 1e-3)
+    return loss, found
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
+    body, attention = request.getfixturevalue(kind), "causal" if kind == "causal" else "full"
+    (whole, slopes), (parted, added) = (gradients(body, attention, tokens) for tokens in (10_000, 60))
+    assert parted == pytest.approx(whole, abs=1e-6)
+    assert slopes.keys() == added.keys() and slopes
+    for name, slope in slopes.items():
+        torch.testing.assert_close(added[name], slope, atol=1e-6, rtol=1e-4)
+
+
+def test_dropout_is_there(masked):
+    assert gradients(masked, "full", 60)[0] != pytest.approx(gradients(masked, "full", 60, dropout=0.0)[0], abs=1e-6)
+
+
+# -- selection and collapse ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "best", "epochs"),
+    [
+        ([0.5, 0.9, 0.7, 0.6], [1, 1, 1, 1], 2, 4),
+        ([0.5, 0.5, 0.5, 0.5], [1, 0.5, 0.7, 0.6], 2, 4),
+        ([0.5, 0.6, 0.7, 0.8], [1, 2, 3, 4], 4, 5),
+        ([0.9, 0.6, 0.7, 0.8], [1, 1, 1, 1], 1, 3),
+    ],
+)
+def test_the_best_epoch_is_predicted_from_and_patience_ends_it(causal, monkeypatch, scores, losses, best, epochs):
+    weights = []
+    planted = iter([*zip(scores, losses, strict=True), (0.0, 9.0), (0.0, 9.0)])
+
+    def selection(self, rows):
+        weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        return next(planted)
+
+    kept = []
+    monkeypatch.setattr(Learner, "_selection", selection)
+    read = Learner.read
+    monkeypatch.setattr(Learner, "read", lambda self, rows: (kept.append(self), read(self, rows))[1])
+    history = finetune(causal, task(40, 20, epochs=5, patience=2), 1, "causal", CPU).history
+    assert history["best"] == best and len(history["epochs"]) == epochs
+    final = dict(kept[-1].model.named_parameters())
+    assert all(torch.equal(final[name], value) for name, value in weights[best - 1].items())
+
+
+def test_the_published_recipe_selects_on_the_scored_texts(causal):
+    history = finetune(causal, task(60, 20, select="valid", epochs=1), 1, "causal", CPU).history
+    assert (history["train"], history["selection"], history["valid"]) == (60, 20, 20)
+    history = finetune(causal, task(60, 20, epochs=1), 1, "causal", CPU).history
+    assert (history["train"], history["selection"], history["valid"]) == (54, 6, 20)
+
+
+def test_a_loss_that_becomes_nan_is_told_and_the_best_weights_are_used(causal):
+    notes = Notes()
+    outcome = finetune(causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes)
+    assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
+    assert np.isfinite([p.scores for p in outcome.predictions]).all()
+    assert outcome.history["best"] == 0
+
+
+def test_a_constant_prediction_is_told(causal):
+    outcome = finetune(causal, task(60, 20, lr=1e-12, epochs=1), 1, "causal", CPU)
+    assert outcome.history["collapsed"]
+
+
+def test_the_watcher_hears_every_update_and_epoch(causal):
+    notes = Notes()
+    history = finetune(causal, task(60, 20, epochs=2, batch=20), 1, "causal", CPU, notes).history
+    assert [(done, total) for done, total, _ in notes.steps] == [(n, 6) for n in range(1, 7)]
+    assert notes.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
+    assert history["updates"] == 6
+
+
+def test_bad_wishes_are_errors(causal, masked):
+    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+        finetune(causal, task(), 1, "full", CPU)
+    with pytest.raises(UsageError, match="nothing but itself"):
+        finetune(causal, task(), 1, "causal", replace(CPU, pooling="first"))
+    with pytest.raises(UsageError, match="unknown pooling"):
+        finetune(masked, task(), 1, "full", replace(CPU, pooling="middle"))
+    with pytest.raises(DataError, match="no rows"):
+        finetune(masked, task(10, 0), 1, "full", CPU)
+    with pytest.raises(DataError, match="cannot be split"):
+        finetune(masked, task(1, 5), 1, "full", CPU)
+
+
+# -- split, order, rate ----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2), min_size=30, max_size=120), st.floats(0.1, 0.5), st.integers(0, 9))
+def test_a_split_holds_its_share_of_every_class(gold, share, seed):
+    examples = [Example(str(i), "x", "", g) for i, g in enumerate(gold)]
+    train, held = split(examples, share, seed)
+    assert sorted(train + held, key=lambda e: int(e.id)) == examples
+    assert [int(e.id) for e in train] == sorted(int(e.id) for e in train)
+    for cls, count in Counter(gold).items():
+        assert abs(sum(e.gold == cls for e in held) - share * count) <= 0.5 + 1e-9
+    assert split(examples, share, seed) == (train, held)
+
+
+def test_groups_stay_on_one_side_and_seeds_split_differently():
+    examples = [replace(example(i), group=f"p{i // 7}") for i in range(400)]
+    train, held = split(examples, 0.2, 1)
+    assert not {e.group for e in train} & {e.group for e in held}
+    assert 60 <= len(held) <= 100
+    assert split(examples, 0.2, 2)[1] != held
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200))
+def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
+    lengths = np.array(lengths)
+    found = list(parts(lengths, np.arange(len(lengths)), budget))
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    assert np.all(np.diff(lengths[np.concatenate(found)]) >= 0)
+    assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in found)
+
+
+def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
+    first, second = (list(updates(50, 16, 1, epoch)) for epoch in (1, 2))
+    assert [len(chosen) for chosen in first] == [16, 16, 16, 2]
+    assert sorted(np.concatenate(first)) == list(range(50))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "floor", "expected"),
+    [
+        ("linear", 0.0, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("constant", 0.0, [0.5] + [1] * 9),
+        ("cosine", 0.1, [0.5, 1, 1] + [0.1 + 0.9 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(1, 8)]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_comes_down(schedule, floor, expected):
+    spec = task(lr=1.0, warmup=0.2, schedule=schedule, floor=floor).training
+    assert [loop.rate(spec, done, 10) for done in range(10)] == pytest.approx(expected)
+
+
+def test_padding_is_an_id_that_the_body_knows(masked):
+    assert padding(masked) == 0

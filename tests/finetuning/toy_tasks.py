@@ -1,0 +1,53 @@
+"""Tasks that a tiny model can learn, or cannot, and bodies to learn them with."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+from tiny import WORDS, tokenizer_for
+
+from antlm_bench.checkpoints.bodies import Body
+from antlm_bench.scoring.text import specials
+from antlm_bench.suites.classification import TrainingSpec
+from antlm_bench.types import Example
+
+QUICK = {
+    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear", "weight_decay": 0.01,
+    "clip": 1.0, "dropout": 0.1, "max_length": 40,
+}  # fmt: skip
+
+
+def example(number: int, law: str = "word", pairs: bool = True) -> Example:
+    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
+    dice = random.Random(number)
+    gold = dice.randrange(2)
+    first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
+    marked = second if law == "second" else first
+    if law != "coin" and gold:
+        marked[dice.randrange(len(marked))] = "himself"
+    elif law == "second":
+        first[dice.randrange(len(first))] = "himself"
+    second = second if law == "second" or (pairs and number % 3) else []
+    return Example(f"e{number}", " ".join(first), " ".join(second), gold)
+
+
+def task(train: int = 300, valid: int = 80, law: str = "word", select: str = "held-out", **training: object):
+    """Of the shape of suites.examples.Task."""
+    made = [example(number, law) for number in range(train + valid)]
+    return SimpleNamespace(
+        suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
+        train=tuple(made[:train]), valid=tuple(made[train:]), select=select, held_out=0.1,
+        training=TrainingSpec(**(QUICK | training)),
+    )  # fmt: skip
+
+
+def body_of(model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False) -> Body:
+    """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
+    tokenizer = tokenizer_for(kind, adds)
+    if kind == "masked":  # BERT's own names them, too
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    natively = "causal" if kind == "causal" else "full"
+    attends = frozenset({"causal", "full"} if both else {natively})
+    around = {a: specials(tokenizer, a, "auto") for a in sorted(attends)}
+    return Body("toy", kind, attends, natively, model.base_model, tokenizer, around, max_length, (), {})
