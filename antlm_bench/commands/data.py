@@ -12,8 +12,9 @@ from antlm_bench.commands.several import each
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.suites import items, sources
+from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.pairs import is_pairs_file
-from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.suites.sources import WithFiles
 
 GOOD = ("here", "verified", "complete")
 
@@ -59,18 +60,25 @@ def where() -> list[Row]:
 
 
 def _all() -> list[str]:
-    return [name for name, path in catalog("tasks").items() if isinstance(read(path), SuiteSpec)]
+    return [name for name in catalog("tasks") if not isinstance(items.declared(name)[0], CollectionSpec)]
 
 
-def _specs(names: Sequence[str]) -> list[tuple[SuiteSpec, Path | None]]:
+def _specs(names: Sequence[str]) -> list[tuple[WithFiles, Path | None]]:
     """The declarations behind names and collections, each once."""
+    found: dict[str, tuple[WithFiles, Path | None]] = {}
     for name in names:
         if is_pairs_file(name):
             raise UsageError(f"{name!r} is a file of yours: nothing is fetched or published for it")
-    return [items.suite(member) for member in dict.fromkeys(member for name in names for member in items.members(name))]
+        spec, folder = items.declared(name)
+        if isinstance(spec, CollectionSpec):
+            members = [member.suite for member in spec.members if member.made_by != "nothing"]
+            found |= {one.name: (one, where) for one, where in _specs(members)}
+        else:
+            found[spec.name] = (spec, folder)
+    return list(found.values())
 
 
-def _suite(spec: SuiteSpec, rows: Sequence[sources.Row]) -> Row:
+def _suite(spec: WithFiles, rows: Sequence[sources.Row]) -> Row:
     here = [row for row in rows if row.path]
     states = Counter(row.state for row in rows)
     return {
@@ -82,7 +90,7 @@ def _suite(spec: SuiteSpec, rows: Sequence[sources.Row]) -> Row:
     }
 
 
-def _file(spec: SuiteSpec, row: sources.Row) -> Row:
+def _file(spec: WithFiles, row: sources.Row) -> Row:
     place = str(row.path) if row.path else ""
     return {"file": row.file, "suite": spec.name, "state": row.state, "detail": row.detail, "path": place}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
+from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.training.recipe import PhaseSpec, Recipe, read_recipe, scales_of
@@ -28,12 +29,26 @@ def item_count(spec: SuiteSpec) -> str:
     return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
 
 
+def scored_count(spec: ClassificationSpec) -> str:
+    """How many texts all its tasks score, "" where its declaration does not say."""
+    rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
+    return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
+
+
 def _suites() -> list[Row]:
     return [
-        {"suite": spec.name, "items": item_count(spec), "metric": spec.metric, "title": spec.title}
+        {"suite": spec.name, "by": by, "items": items, "metric": metric, "title": spec.title}
         for spec in map(read, catalog("tasks").values())
-        if isinstance(spec, SuiteSpec)
+        if not isinstance(spec, CollectionSpec)
+        for by, items, metric in [_measured(spec)]
     ]
+
+
+def _measured(spec: SuiteSpec | ClassificationSpec) -> tuple[str, str, str]:
+    """(the verb that computes it, items, metrics)."""
+    if isinstance(spec, SuiteSpec):
+        return "score", item_count(spec), spec.metric
+    return "finetune", scored_count(spec), ", ".join(dict.fromkeys(task.metric for task in spec.task.values()))
 
 
 def _collections() -> list[Row]:

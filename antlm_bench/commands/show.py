@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from antlm_bench.commands.list import KINDS, item_count, objective, parameters
+from antlm_bench.commands.list import KINDS, item_count, objective, parameters, scored_count
 from antlm_bench.declarations import catalog, find, nearest, parse
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.scoring.probes import METHODS, known
 from antlm_bench.suites import pairs, sources
+from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
 from antlm_bench.training.recipe import Recipe, read_recipe
@@ -41,9 +42,13 @@ def details(
     if kind == "methods":
         return _method(name)
     if pairs.is_pairs_file(name):
-        return name, {"kind": "a file of pairs: score it with --suite, name its columns with --columns"}
+        pair = "of pairs: score it with --suite, name its columns with --columns"
+        return name, {"kind": f"a file {pair}", "or": "of texts and labels: finetune on it with --suite, score --valid"}
     spec = read(find("tasks", name))
-    facts = _collection(spec) if isinstance(spec, CollectionSpec) else _suite(spec)
+    if isinstance(spec, CollectionSpec):
+        facts = _collection(spec)
+    else:
+        facts = _suite(spec) if isinstance(spec, SuiteSpec) else _classification(spec)
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
 
 
@@ -140,6 +145,40 @@ def _suite(spec: SuiteSpec) -> Facts:
     }
 
 
+def _classification(spec: ClassificationSpec) -> Facts:
+    default = spec.training
+    return {
+        "version": spec.version,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "items": scored_count(spec),
+        "headline": "mean over the tasks, each in its own metric",
+        "tasks": {name: _task(spec, task) for name, task in spec.task.items()},
+        "training": default.model_dump(exclude_none=True),
+        "per task": {name: _differing(spec, name) for name in spec.task if spec.resolved(name) != default},
+        "selection": f"the epoch that is best on {spec.held_out:.0%} of train, held out",
+        "presets": {name: preset.source for name, preset in spec.preset.items()},
+        "data": _data(spec),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+def _task(spec: ClassificationSpec, task: TaskSpec) -> str:
+    """`accuracy of no, yes; 9,427 rows train, 1,635 are scored`."""
+    train, valid = (spec.data.files[file].rows if file else None for file in (task.train, task.valid))
+    rows = f"{train:,} rows train" if train else f"trains with {task.trains_with}" if task.trains_with else ""
+    counts = [*[rows] * bool(rows), *([f"{valid:,} are scored"] if valid else [])]
+    return "; ".join([f"{task.metric} of {', '.join(task.classes)}", *([", ".join(counts)] if counts else [])])
+
+
+def _differing(spec: ClassificationSpec, name: str) -> str:
+    """What a task trains with that is not the suite's."""
+    default = spec.training.model_dump()
+    changes = {key: value for key, value in spec.resolved(name).model_dump().items() if value != default[key]}
+    return ", ".join(f"{key} {value}" for key, value in changes.items())
+
+
 def averaging(spec: SuiteSpec) -> str:
     """What the headline averages, as a sentence."""
     over = "all items" if not spec.macro else f"the items of each {spec.macro[-1]}"
@@ -154,7 +193,7 @@ def _example(example: ExampleSpec) -> str:
     return "\n".join(f"{'+' if index == example.gold else '-'} {text}" for index, text in enumerate(example.options))
 
 
-def _data(spec: SuiteSpec) -> str:
+def _data(spec: sources.WithFiles) -> str:
     if spec.data is None:
         return "generated from the declaration; nothing to fetch"
     rows = sources.status(spec)
