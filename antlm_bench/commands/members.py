@@ -1,0 +1,153 @@
+"""What one member of a collection says of one checkpoint: a number, what it rests on, and what it must be read with."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from antlm_bench import metrics, runs, statistics
+from antlm_bench.errors import UsageError
+from antlm_bench.rendering import tables
+from antlm_bench.statistics import Interval, Uncertain
+from antlm_bench.suites.collection import MemberSpec
+from antlm_bench.types import Cell, Estimate, Run
+
+Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
+Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
+NOTABLE = re.compile(r"^(incomplete|limit|all scored rows|same weights)|undefined|substitute")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A fraction (or correlation) with its 95% interval. n: items. seeds, sd: of what was finetuned (sd nan: one seed).
+
+    low and high are None where nobody knows them: of published numbers. uncertain: the variance that averages use.
+    """
+
+    value: float
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    seeds: int = 0
+    sd: float = math.nan
+    marks: Marks = ()
+    uncertain: Uncertain | None = None
+
+    def marked(self, *sentences: str) -> Number:
+        return replace(self, marks=tuple(dict.fromkeys((*self.marks, *filter(None, sentences)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A member in a column; number None: missing. parts: the tasks of what is finetuned; missing: those not there."""
+
+    number: Number | None = None
+    parts: Mapping[str, Number] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        return self.number is not None and not self.missing
+
+
+def scored(cell: Cell, member: MemberSpec, who: str, seen: Seen) -> Entry:
+    """A suite that was scored: its headline, or what the member names instead. UsageError if the run has none."""
+    summary = cell.summary
+    number: Number | None = None
+    if member.over:
+        found = [group.estimate for group in summary.groups if group.level == member.over]
+        if found:
+            mean = statistics.mean_of([_uncertain(estimate) for estimate in found])
+            number = _number(mean, summary.metric, sum(estimate.n for estimate in found))
+    else:
+        named = {group.name: group.estimate for group in summary.groups} | dict(summary.views)
+        if one := named.get(member.metric) if member.metric else summary.headline:
+            number = Number(one.value, summary.metric, one.low, one.high, one.n, uncertain=_uncertain(one))
+    if number is None:
+        wanted = member.over or member.metric
+        levels = dict.fromkeys(group.level for group in summary.groups)
+        hint = f"there are the views {', '.join(summary.views)} and the levels {', '.join(levels)}"
+        raise UsageError(f"the run has no {wanted!r} of {cell.suite}", place=f"member {member.name}", hint=hint)
+    return Entry(number.marked(*_remarks([cell], who, seen)))
+
+
+def finetuned(
+    run: Run, member: MemberSpec, cells: Mapping[str, Sequence[Cell]], who: str, seen: Seen, *, partial: bool = False
+) -> Entry:
+    """A suite that was finetuned: the unweighted mean over its tasks of each task's mean over seeds.
+
+    cells: task -> the cells of its seeds. The interval is over seeds and items (metrics.across_seeds), tasks taken as
+    independent; of a task with one seed it is over items alone, which is marked. Without `partial` there is no mean of
+    some of the tasks. Raises RunError (damaged predictions), NotComparable (seeds that answered different items).
+    """
+    parts = {}
+    for task in member.tasks:
+        if there := cells.get(task):
+            metric = member.metric or there[0].summary.metric
+            spread = metrics.across_seeds([runs.predictions(run.path, cell) for cell in there], metric)
+            mean = spread.mean
+            number = Number(
+                mean.value, metric, mean.low, mean.high, mean.n, spread.seeds, spread.sd, uncertain=spread.uncertain
+            )
+            parts[task] = number.marked(*_remarks(there, who, seen))
+    missing = tuple(task for task in member.tasks if task not in parts)
+    if not parts or (missing and not partial):
+        return Entry(None, parts, missing)
+    mean_of_tasks = averaged(list(parts.values()))
+    if missing:
+        said = f"{member.name}: the mean of {len(parts)} of {len(member.tasks)} tasks, without {', '.join(missing)}"
+        mean_of_tasks = mean_of_tasks.marked(said)
+    return Entry(mean_of_tasks, parts, missing)
+
+
+def averaged(numbers: Sequence[Number], weights: Sequence[float] | None = None) -> Number:
+    """The weighted mean of independent numbers, Var = sum w^2 var, with all that each must be read with."""
+    total = sum(weights) if weights else 0.0
+    shares = [weight / total for weight in weights] if weights else None
+    mean = statistics.mean_of([one.uncertain or Uncertain(one.value, 0.0) for one in numbers], shares)
+    made = _number(mean, "mean", sum(one.n for one in numbers))
+    made = replace(made, seeds=min((one.seeds for one in numbers if one.seeds), default=0))
+    return made.marked(*(mark for one in numbers for mark in one.marks))
+
+
+def _number(mean: Uncertain, metric: str, n: int) -> Number:
+    low, high = mean.interval
+    return Number(mean.value, metric, low, high, n, uncertain=mean)
+
+
+def _uncertain(estimate: Estimate) -> Uncertain:
+    return statistics.from_interval(estimate.value, Interval(estimate.low, estimate.high))
+
+
+def _remarks(cells: Sequence[Cell], who: str, seen: Seen) -> Iterator[str]:
+    """The sentences that the number of these cells (the seeds of a task, or one scored suite) must be read with."""
+    first, suite = cells[0], tables.printable(cells[0].suite)
+    fallen = [cell for cell in cells if cell.history.get("collapsed")]
+    if fallen:
+        words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
+        yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
+    if first.seed is not None and len(cells) == 1:
+        yield "one seed: the interval does not know how seeds differ"
+    if any(cell.settings.get("select") == "valid" for cell in cells):
+        yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
+    if preset := first.settings.get("preset"):
+        yield f"finetuned with the settings of {preset}"
+    if any(_but_seed(cell) != _but_seed(first) for cell in cells):
+        yield f"{suite}: its seeds were not finetuned with the same settings"
+    for note in dict.fromkeys(note for cell in cells for note in cell.summary.notes if NOTABLE.search(note)):
+        yield f"{suite}: {note}"
+    if compat := first.settings.get("compat"):
+        yield f"scored with the conventions of {compat}"
+    elif (ties := str(first.settings.get("ties", "half"))) != "half":
+        yield f"{suite}: {tables.TIES.get(ties, ties)}"
+    digest = str(first.settings.get("suite_digest", ""))
+    known, whose = seen.setdefault(first.suite, (digest, who))
+    if known != digest:
+        yield f"{suite}: other items than {whose} answered; do not compare"
+
+
+def _but_seed(cell: Cell) -> dict[str, object]:
+    return {name: value for name, value in cell.settings.items() if name not in ("seed", "device")}

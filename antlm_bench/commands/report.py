@@ -1,0 +1,249 @@
+"""report: run folders in, the table that the field publishes out: suites, their macro-average, and what is missing.
+
+Nothing is averaged over a hole: a member that is missing takes the macro-average with it, unless `partial` is asked for
+and then said. A report displays; what must not be compared is marked here and refused by `compare`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from antlm_bench import runs
+from antlm_bench.commands.curve import expand
+from antlm_bench.commands.finetuned import of_seeds
+from antlm_bench.commands.members import Entry, Marks, Number, Seen, averaged, finetuned, scored
+from antlm_bench.declarations import find, nearest
+from antlm_bench.errors import IncompleteError, UsageError
+from antlm_bench.rendering import tables
+from antlm_bench.scoring.probes import METHODS
+from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedSpec
+from antlm_bench.suites.spec import read
+from antlm_bench.types import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One checkpoint as one method reads it, or a published row.
+
+    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is missing, by name;
+    commands: the lines that make it. source: of a published row. marks: what holds for all of its numbers.
+    """
+
+    model: str
+    reading: str
+    entries: tuple[Entry, ...]
+    macro: Number | None = None
+    run: str = ""
+    lacks: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    source: str = ""
+    marks: Marks = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Columns side by side. collection: None where the suites of the runs stand side by side without an average.
+
+    members: the collection's, stand-ins in their place, each under the name that `names` shows.
+    """
+
+    collection: CollectionSpec | None
+    members: tuple[MemberSpec, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Each member's share of the macro-average."""
+        total = sum(member.weight for member in self.members)
+        return tuple(member.weight / total for member in self.members)
+
+
+def report(
+    paths: Sequence[str | Path],
+    *,
+    collection: str = "",
+    published: Sequence[str] | None = None,
+    stand_ins: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> Report:
+    """The report of run folders (or folders of them), one column per checkpoint and method.
+
+    collection: a name of the catalog or a TOML; "" = the suites of the runs, without a macro-average. published: rows
+    of the collection whose name holds one of these words, () = all of them, None = none. stand_ins: member -> the
+    suite that is shown in its place, named in every output. partial: average what is there, marked.
+
+    Raises IncompleteError, whose `runs` hold the report, where a member is missing and `partial` was not asked for;
+    RunError (no run folder, a damaged one), DeclarationError, UsageError, and as `members.finetuned` does.
+    """
+    spec = _collection(collection)
+    if spec is None and (published is not None or stand_ins or partial):
+        raise UsageError("only a collection has members and published rows", hint="name one: --collection babylm-2024")
+    opened = [runs.read(path) for path in expand(paths)]
+    if not opened:
+        raise UsageError("no run folder given", place="report", hint="antlm-bench report RUN...")
+    members = _stood_in(spec, stand_ins or {}) if spec else _plain(opened)
+    seen: Seen = {}
+    columns = []
+    for run, name in zip(opened, tables.model_names(opened), strict=True):
+        for column in _columns(run, name, members, seen, partial=partial or spec is None, every=spec is None):
+            columns.append(_averaged(column, members, run, partial=partial) if spec else column)
+    shown = [_published(row, spec, members) for row in _chosen(spec, published)] if spec else []
+    made = Report(spec, members, (*columns, *shown))
+    if spec and not partial and any(column.lacks for column in columns):
+        raise _incomplete(columns, made)
+    return made
+
+
+def _collection(ref: str) -> CollectionSpec | None:
+    if not ref:
+        return None
+    spec = read(find("tasks", ref))
+    if not isinstance(spec, CollectionSpec):
+        raise UsageError(f"{ref!r} is no collection", place="--collection", hint="see `antlm-bench list collections`")
+    return spec
+
+
+def _stood_in(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
+    """The members, those with a stand-in under a label that says so."""
+    by_name = {key.lower(): member.name for member in spec.members for key in (member.suite, member.name)}
+    chosen: dict[str, str] = {}
+    for name, suite in stand_ins.items():
+        if name.lower() not in by_name:
+            known = [member.name for member in spec.members]
+            hint = nearest(name, [*known, *by_name]) or f"its members are {', '.join(known)}"
+            raise UsageError(f"{spec.name} has no member {name!r}", place="--member", hint=hint)
+        chosen[by_name[name.lower()]] = suite
+    return tuple(
+        member.model_copy(update={"suite": suite, "label": f"{member.name} ({suite})"})
+        if (suite := chosen.get(member.name, member.suite)) != member.suite
+        else member
+        for member in spec.members
+    )
+
+
+def _plain(opened: Sequence[Run]) -> tuple[MemberSpec, ...]:
+    """Every suite of the runs as a member; the tasks of one finetuned suite together."""
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for cell in (cell for run in opened for cell in run):
+        suite, _, task = cell.suite.rpartition(".") if cell.seed is not None else (cell.suite, "", "")
+        made_by = "score" if cell.seed is None else "finetune"
+        named = tasks.setdefault((suite, made_by), [])
+        if made_by == "finetune" and task not in named:
+            named.append(task)
+    return tuple(
+        MemberSpec(suite=suite, made_by="finetune", tasks=tuple(named))
+        if made_by == "finetune"
+        else MemberSpec(suite=suite)
+        for (suite, made_by), named in tasks.items()
+    )
+
+
+def _columns(
+    run: Run, name: str, members: Sequence[MemberSpec], seen: Seen, *, partial: bool, every: bool
+) -> Iterator[Column]:
+    """The columns of a run; of what is finetuned the mean of some tasks where `partial`. every: see _readings."""
+    seeds = of_seeds(run)
+    readings = list(_readings(run, every=every))
+    unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
+    left_out = [f"also finetuned with {way.removeprefix('finetune-')} attention, not shown" for way in sorted(unseen)]
+    for method, way, remark in readings:
+        who = f"{name} ({method or way})"
+        entries = []
+        for member in members:
+            if member.made_by == "finetune":
+                cells = {task: seeds.get((f"{member.suite}.{task}", way), []) for task in member.tasks}
+                made = finetuned(run, member, cells, who, seen, partial=partial)
+                number = made.number.marked(remark) if made.number else None
+                entries.append(replace(made, number=number))
+            else:
+                cell = next((c for c in run if (c.suite, c.method, c.seed) == (member.suite, method, None)), None)
+                entries.append(scored(cell, member, who, seen) if cell else Entry())
+        yield Column(name, method or way, tuple(entries), run=run.path, marks=tuple(left_out))
+
+
+def _readings(run: Run, *, every: bool) -> Iterator[tuple[str, str, str]]:
+    """(scoring method, finetuning method, what to say of the pair): a column each.
+
+    GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one way only shows that
+    one beside each of its methods, and says so; `fused` reads both ways and takes full attention, never the better one.
+    every: a way of finetuning that goes with none of the methods has a column of its own.
+    """
+    methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
+    ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    shown = set()
+    for method in methods:
+        attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
+        fitting = [f"finetune-{attention}" for attention in ("full", "causal") if attention in attends]
+        way = next((way for way in (*fitting, *ways) if way in ways), "")
+        remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
+        shown.add(way)
+        yield method, way, remark if way and fitting != [way] else ""
+    yield from (("", way, "") for way in ways if not methods or (every and way not in shown))
+
+
+def _averaged(column: Column, members: Sequence[MemberSpec], run: Run, *, partial: bool) -> Column:
+    """The column with its macro-average, and what is missing with the commands that make it."""
+    pairs = list(zip(members, column.entries, strict=True))
+    lost = [(member, entry) for member, entry in pairs if not entry.whole]
+    there = [(entry.number, member.weight) for member, entry in pairs if entry.number]
+    lacks = tuple(
+        f"{member.name} ({', '.join(entry.missing)})" if entry.parts else member.name for member, entry in lost
+    )
+    column = replace(column, lacks=lacks, commands=tuple(_commands(column.reading, lost, run)))
+    if not there or (lost and not partial):
+        return column
+    macro = averaged([number for number, _ in there], [weight for _, weight in there])
+    if lost:
+        macro = macro.marked(f"partial: over {len(there)} of {len(members)} members, without {', '.join(lacks)}")
+    return replace(column, macro=macro)
+
+
+def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) -> Iterator[str]:
+    """The command lines that make what is missing."""
+    model = shlex.quote(tables.printable(str(run.manifest.model.get("name", "CKPT"))))
+    suites = [member.suite for member, _ in lost if member.made_by == "score"]
+    if suites:
+        method = f" --method {reading}" if reading in METHODS else ""
+        yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}"
+    for member, entry in lost:
+        if member.made_by == "finetune":
+            tasks = f" --task {','.join(entry.missing)}" if entry.parts else ""
+            yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}"
+        elif member.made_by == "nothing":
+            yield f"{member.name}: nothing here computes {member.suite} yet"
+
+
+def _chosen(spec: CollectionSpec, words: Sequence[str] | None) -> list[PublishedSpec]:
+    """The published rows asked for; UsageError where a word is in none of their names."""
+    if words is None:
+        return []
+    if words and not spec.published:
+        raise UsageError(f"{spec.name} has no published rows", place="--baseline")
+    for word in words:
+        if not any(word.lower() in row.name.lower() for row in spec.published):
+            hint = nearest(word, [row.name for row in spec.published]) or "--published shows all of them"
+            raise UsageError(f"no published row of {spec.name} holds {word!r}", place="--baseline", hint=hint)
+    return [row for row in spec.published if not words or any(word.lower() in row.name.lower() for word in words)]
+
+
+def _published(row: PublishedSpec, spec: CollectionSpec, members: Sequence[MemberSpec]) -> Column:
+    """A published row: its own numbers as printed, and no interval, since nobody knows of how many items."""
+    entries = []
+    for declared, shown in zip(spec.members, members, strict=True):
+        printed = row.values.get(declared.name) if shown.suite == declared.suite else None
+        entries.append(Entry(None if printed is None else Number(printed / 100, "published")))
+    macro = None if row.macro is None else Number(row.macro / 100, "published")
+    return Column(row.name, "", tuple(entries), macro, source=row.source, marks=tuple(row.notes))
+
+
+def _incomplete(columns: Sequence[Column], made: Report) -> IncompleteError:
+    lines = []
+    for column in columns:
+        if column.lacks:
+            lines.append(f"  {column.model} ({column.reading}) lacks {', '.join(column.lacks)}")
+            lines += [f"    {command}" for command in column.commands]
+    message = "some of it is missing, and no macro-average is taken over a hole:\n" + "\n".join(dict.fromkeys(lines))
+    return IncompleteError(message, hint="--partial averages what is there, marked", runs=[made])
