@@ -14,10 +14,13 @@ from antlm_bench.statistics.intervals import (
     clustered,
     macro_weights,
     spearman,
+    standard_error,
     unseen_counts,
     wilson,
     wilson_macro,
 )
+from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
+from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
 from antlm_bench.statistics.seeds import Uncertain, from_interval, mean_of, two_level, two_level_difference
 
 __all__ = [
@@ -29,15 +32,22 @@ __all__ = [
     "Z",
     "adjusted_macro",
     "adjusted_wald",
+    "benjamini_hochberg",
     "bootstrap",
     "bootstrap_counts",
     "bootstrap_spearman",
     "closed_form",
     "clustered",
+    "detectable",
     "from_interval",
+    "holm",
+    "macro_p",
     "macro_weights",
+    "mcnemar",
     "mean_of",
+    "permutation",
     "spearman",
+    "standard_error",
     "two_level",
     "two_level_difference",
     "unseen_counts",

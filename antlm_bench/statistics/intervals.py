@@ -94,17 +94,21 @@ def unseen_counts(
 
 
 def closed_form(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Normal interval of sum_k w_k mean_k, Var = sum_k w_k^2 s_k^2 / n_k (plain macro-average: 1/K^2 sum s_k^2 / n_k).
+    """Normal interval of sum_k w_k mean_k, from its `standard_error`."""
+    value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
+    half = Z * standard_error(strata, weights)
+    return Interval(value - half, value + half)
+
+
+def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
+    """Of sum_k w_k mean_k: Var = sum_k w_k^2 s_k^2 / n_k (plain macro-average: 1/K^2 sum s_k^2 / n_k).
 
     A stratum of one item has no s_k; it gets the largest variance its range allows, (max - min)^2 / 4 over all values.
     """
-    everything = np.concatenate(strata)
-    widest = float(np.ptp(everything)) ** 2 / 4
+    widest = float(np.ptp(np.concatenate(strata))) ** 2 / 4
     variances = np.array([values.var(ddof=1) if len(values) > 1 else widest for values in strata])
     sizes = np.array([len(values) for values in strata])
-    value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
-    half = Z * float(np.sqrt(np.sum(weights**2 * variances / sizes)))
-    return Interval(value - half, value + half)
+    return float(np.sqrt(np.sum(weights**2 * variances / sizes)))
 
 
 def wilson_macro(strata: Sequence[Floats], weights: Floats) -> Interval:

@@ -11,7 +11,7 @@ the expectations n var_a + var_c, S var_b + var_c and var_c (Searle, Casella & M
 
 the plain variances over seeds and over items, less the interaction, which both of them hold. The seeds' part,
 (MS_a - MS_c) / (S n), is never taken below 0. Degrees of freedom are Satterthwaite's (1946): few seeds that differ
-much get the wide quantiles of t. By simulation an interval at 95% covers 94-97% with 5 seeds, 92-97% with 3, and with 2,
+much get the wide quantiles of t. By simulation a 95% interval covers 94-97% with 5 seeds, 92-97% with 3, and with 2,
 where seeds differ far more than items, only 87%. (The pigeonhole bootstrap, Owen 2007, resamples both margins of the
 same table and counts the interaction up to three times; of 3 to 5 seeds there is hardly anything to resample.)
 """

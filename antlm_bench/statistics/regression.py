@@ -1,0 +1,97 @@
+"""How much of what a regression leaves unexplained does one more predictor explain? Partial R2, and its interval.
+
+    partial R2 = (R2 with - R2 without) / (1 - R2 without) = (RSS without - RSS with) / RSS without
+
+of two ordinary least squares, which BabyLM's reading scores are 100 times of (2025, reading/run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from antlm_bench.statistics.intervals import DRAWS, LEVEL, SEED, Interval
+from antlm_bench.types import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """outcome (n,) on design (n, p), the intercept in it; `added` (n,) is the predictor in question. cluster (n,):
+    which of the groups 0.. each row belongs to, that are drawn together."""
+
+    outcome: Floats
+    design: Floats
+    added: Floats
+    cluster: Ints
+
+
+def with_products(columns: Sequence[Floats]) -> Floats:
+    """Intercept, columns (n,) and the product of every two of them, as (n, 1 + k + k(k-1)/2)."""
+    pairs = [a * b for a, b in combinations(columns, 2)]
+    return np.stack([np.ones(len(columns[0])), *columns, *pairs], axis=1)
+
+
+def partial_r2(regression: Regression) -> float | None:
+    """The share in 0..1; None where there are no more rows than coefficients, or nothing is left to explain.
+
+    statsmodels fits by a pseudo-inverse, so predictors that hang together are no error.
+    """
+    from statsmodels.regression.linear_model import OLS
+
+    rows, columns = regression.design.shape
+    if rows < columns + 2:
+        return None
+    without = float(OLS(regression.outcome, regression.design).fit().rsquared)
+    both = np.column_stack([regression.design, regression.added])
+    explained = float(OLS(regression.outcome, both).fit().rsquared)
+    if not np.isfinite([without, explained]).all() or 1 - without < 1e-12:
+        return None
+    return min(max((explained - without) / (1 - without), 0.0), 1.0)
+
+
+def bootstrap_partial_r2(
+    regressions: Sequence[Regression], clusters: int, draws: int = DRAWS, seed: int = SEED
+) -> NDArray[np.float64]:
+    """Replicates (draws, number of regressions) under resampling of whole clusters, the same draw for all regressions.
+
+    A resampled regression needs only sums of squares and products, which are added up from those of the clusters: no
+    replicate touches the rows again. Columns are centred and scaled first, which changes no R2 and keeps the sums exact.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(float)
+    found = np.empty((draws, len(regressions)))
+    for number, one in enumerate(regressions):
+        columns = np.column_stack([one.design[:, 1:], one.added, one.outcome])
+        spread = columns.std(axis=0)
+        table = np.column_stack(
+            [np.ones(len(columns)), (columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1)]
+        )
+        width = table.shape[1]
+        sums = np.zeros((clusters, width, width))
+        np.add.at(sums, one.cluster, table[:, :, None] * table[:, None, :])
+        grams = (counts @ sums.reshape(clusters, -1)).reshape(draws, width, width)
+        without, both = (_residual(grams, width - less) for less in (2, 1))
+        found[:, number] = np.where(without > 0, (without - both) / np.where(without > 0, without, 1), 0)
+    return np.clip(found, 0, 1)
+
+
+def _residual(grams: Floats, size: int) -> Floats:
+    """Residual sum of squares (d,) of the last column of grams (d, k, k) on the first `size`."""
+    ridge = 1e-10 * np.einsum("dii->d", grams)[:, None, None] * np.eye(size)
+    moments = grams[:, :size, -1:]
+    coefficients = np.linalg.solve(grams[:, :size, :size] + ridge, moments)
+    return np.asarray(grams[:, -1, -1] - (moments * coefficients).sum(axis=(1, 2)))
+
+
+def bias_corrected(value: float, replicates: Floats) -> Interval:
+    """Bias-corrected percentile interval (Efron 1981): an R2 only ever grows by resampling noise, so that the plain
+    percentiles of a small one lie above it."""
+    share = np.clip((replicates < value).mean(), 1 / len(replicates), 1 - 1 / len(replicates))
+    middle = 2 * ndtri(share)
+    low, high = np.quantile(replicates, ndtr(middle + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])))
+    return Interval(float(min(low, value)), float(max(high, value)))
