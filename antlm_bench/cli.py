@@ -16,11 +16,11 @@ from antlm_bench.errors import BenchError
 from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
-from antlm_bench.verbs import catalog, compare, data, noise, score, train
+from antlm_bench.verbs import catalog, check, compare, curve, data, noise, score, submit, train
 
 EXIT_CODES = (
-    "Exit codes: 0 finished · 2 usage · 3 model or data · 5 incomplete · 6 not comparable · 70 a bug of ours · "
-    "75 stopped by a signal, the same command resumes · 130 Ctrl-C"
+    "Exit codes: 0 finished · 1 regression · 2 usage · 3 model or data · 4 inconclusive · 5 incomplete · "
+    "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 Ctrl-C"
 )
 # name -> (the verb, what stands below its help)
 VERBS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -28,11 +28,19 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (train.train_verb, ""),
     "noise": (noise.noise_verb, ""),
     "compare": (compare.compare_verb, ""),
+    "check": (check.check_verb, ""),
+    "curve": (curve.curve_verb, ""),
+    "submit": (submit.submit_verb, ""),
+    "preflight": (submit.preflight_verb, ""),
     "list": (catalog.list_verb, ""),
     "show": (catalog.show_verb, ""),
     "doctor": (catalog.doctor_verb, ""),
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
+    "baseline": (
+        "Runs that others are checked against.",
+        {"save": check.baseline_save, "list": check.baseline_list},
+    ),
     "data": (
         "Where the benchmark files are, where they come from, and whether they are intact.",
         {"list": data.data_list, "fetch": data.data_fetch, "verify": data.data_verify, "where": data.data_where},

@@ -1,6 +1,7 @@
 """The error tree: everything a user can get wrong ends here, with a message, the place, and a hint.
 
     BenchError                 exit
+    ├── Regression             1     a checkpoint is worse than its baseline, by more than the margin
     ├── UsageError             2     an option or its value
     ├── DeclarationError       2     a TOML of ours or the user's
     ├── MethodNotSupported     2     this checkpoint cannot be scored that way
@@ -8,6 +9,7 @@
     ├── DataError              3     data absent, damaged, unreadable, incomplete
     ├── RunError               3     a run folder cannot be read or written
     ├── TrainingError          3     a loss that is NaN or explodes
+    ├── Inconclusive           4     too few items for the margin, under --strict
     ├── IncompleteError        5     some cells failed or are missing
     ├── NotComparable          6     runs of different suites, items or policies
     └── Interrupted            75    stopped by a signal, resumable
@@ -33,6 +35,10 @@ class BenchError(Exception):
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
         return f"{where}{self.message}" + (f"\n  hint: {self.hint}" if self.hint else "")
+
+
+class Regression(BenchError):
+    exit_code = 1
 
 
 class UsageError(BenchError):
@@ -61,6 +67,10 @@ class RunError(BenchError):
 
 class TrainingError(BenchError):
     exit_code = 3
+
+
+class Inconclusive(BenchError):
+    exit_code = 4
 
 
 class IncompleteError(BenchError):

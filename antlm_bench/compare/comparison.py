@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from antlm_bench.compare.correlated import correlated
 from antlm_bench.compare.credited import Found, credited
 from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
+from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
 from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
 from antlm_bench.types import Run
@@ -53,7 +54,7 @@ def _finetuned(name: str, tasks: Sequence[Joined]) -> Comparison:
 def _comparison(
     suite: str, parts: Sequence[Joined], made: Found, notes: tuple[str, ...], macro: tuple[str, ...]
 ) -> Comparison:
-    headline, groups, flipped = made
+    headline, groups = adjusted(*made[:2])
     metrics = {part.cells_a[0].summary.metric for part in parts}
     return Comparison(
         suite=suite,
@@ -63,7 +64,7 @@ def _comparison(
         seeds=(min(len(part.a) for part in parts), min(len(part.b) for part in parts)),
         headline=headline,
         groups=groups,
-        flipped=flipped,
+        flipped=made[2],
         notes=notes,
         macro=macro,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from antlm_bench import statistics
 from antlm_bench.compare.credited import Found
-from antlm_bench.compare.difference import FIRST, HEADLINE, Difference
+from antlm_bench.compare.difference import HEADLINE, Difference
 from antlm_bench.compare.join import Joined
 from antlm_bench.metrics import resolve
 from antlm_bench.metrics.table import Table, parents
@@ -41,5 +41,4 @@ def _difference(
     else:
         interval = statistics.bootstrap_spearman(z, y, minus=x)
     a, b = a or 0.0, b or 0.0
-    family = FIRST if level == HEADLINE else ""
-    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, family=family)
+    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from antlm_bench import statistics
-from antlm_bench.compare.difference import FIRST, HEADLINE, Difference, Flip
+from antlm_bench.compare.difference import HEADLINE, Difference, Flip
 from antlm_bench.compare.join import Joined
 from antlm_bench.metrics import resolve
 from antlm_bench.metrics.table import Table, gold_options, parents, strata
@@ -28,10 +28,6 @@ class Paired:
     moved: Floats
     same: bool
 
-    @property
-    def change(self) -> Floats:
-        return self.b - self.a
-
 
 def credited(joined: Joined) -> Found:
     """Headline, groups and flips of a suite whose items earn credit."""
@@ -46,78 +42,66 @@ def credited(joined: Joined) -> Found:
         same=table.scores.shape == other.scores.shape and bool(np.all(table.scores == other.scores)),
     )
     codes, paths = strata(table, summary.macro)
-    headline = _headline(joined.suite, paired, codes, statistics.macro_weights(paths))
+    headline = _difference(HEADLINE, joined.suite, "", paired, codes, statistics.macro_weights(paths))
     groups: list[Difference] = []
     levels = [level for level in dict.fromkeys(group.level for group in summary.groups) if level in table.levels]
     for above, level in zip((None, *levels), levels, strict=False):
-        groups += _level(level, table, paired, above)
+        groups += _groups(level, table, paired, above)
     return headline, tuple(groups), _flips(table, paired)
 
 
-def _headline(suite: str, paired: Paired, codes: Ints, weights: Floats) -> Difference:
-    """The weighted mean over strata. Items are resampled within strata; "clustered": were strata a sample."""
-    parts = _split(paired.change, codes, len(weights))
+def _groups(level: str, table: Table, paired: Paired, above: str | None) -> list[Difference]:
+    """Every group of a label level: differences over its items, as its two values are."""
+    codes, names = table.levels[level]
+    within = parents(table, above, codes, len(names))
+    columns = [_split(column, codes, len(names)) for column in (paired.a, paired.b, paired.moved)]
+    return [
+        _difference(level, name, outer, Paired(a, b, moved, paired.same), np.zeros(len(a), np.int32), np.ones(1))
+        for name, outer, a, b, moved in zip(names, within, *columns, strict=True)
+    ]
+
+
+def _difference(level: str, name: str, within: str, paired: Paired, codes: Ints, weights: Floats) -> Difference:
+    """The weighted mean over strata (a group is one): items are resampled within them; "clustered": were they a sample.
+
+    One stratum of right and wrong answers is tested by McNemar's mid-p, everything else by flipping signs.
+    """
+    change = paired.b - paired.a
+    parts = _split(change, codes, len(weights))
     means = np.array([part.mean() for part in parts])
-    n, value = len(paired.change), float(weights @ means)
+    n, value = len(change), float(weights @ means)
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
     if paired.same:
         interval = Interval(0.0, 0.0)
     elif len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
         interval = statistics.adjusted_macro(parts, weights)
     else:
         interval = statistics.bootstrap(parts, weights)
+    whole = len(parts) == 1 and gained + lost == float(np.abs(change).sum())
     views = {"closed-form": Estimate(value, n, *statistics.closed_form(parts, weights))}
     if len(parts) > 1:
         views["clustered"] = Estimate(value, n, *statistics.clustered(means, weights))
-    a, b = (
-        float(weights @ [part.mean() for part in _split(side, codes, len(weights))]) for side in (paired.a, paired.b)
-    )
     return Difference(
-        level=HEADLINE,
-        name=suite,
-        within="",
+        level=level,
+        name=name,
+        within=within,
         n=n,
-        a=a,
-        b=b,
+        a=_mean(paired.a, codes, weights),
+        b=_mean(paired.b, codes, weights),
         value=value,
         low=interval.low,
         high=interval.high,
-        family=FIRST,
+        p=statistics.mcnemar(lost, gained) if whole else statistics.macro_p(parts, weights),
         views=views,
-        gained=int((paired.change > 0).sum()),
-        lost=int((paired.change < 0).sum()),
+        gained=gained,
+        lost=lost,
+        detectable=statistics.detectable(parts, weights),
         margin=_mean_margin(_split(paired.moved, codes, len(weights)), weights),
     )
 
 
-def _level(level: str, table: Table, paired: Paired, above: str | None) -> list[Difference]:
-    """Every group of a label level: differences over its items, as its two values are."""
-    codes, names = table.levels[level]
-    within = parents(table, above, codes, len(names))
-    parts = [_split(side, codes, len(names)) for side in (paired.a, paired.b, paired.change, paired.moved)]
-    made = []
-    for name, outer, a, b, change, moved in zip(names, within, *parts, strict=True):
-        low, high = (
-            (0.0, 0.0)
-            if paired.same
-            else map(float, statistics.adjusted_wald(change.sum(), change @ change, len(change)))
-        )
-        made.append(
-            Difference(
-                level=level,
-                name=name,
-                within=outer,
-                n=len(change),
-                a=float(a.mean()),
-                b=float(b.mean()),
-                value=float(change.mean()),
-                low=low,
-                high=high,
-                gained=int((change > 0).sum()),
-                lost=int((change < 0).sum()),
-                margin=_mean_margin([moved], np.ones(1)),
-            )
-        )
-    return made
+def _mean(credit: Floats, codes: Ints, weights: Floats) -> float:
+    return float(weights @ [part.mean() for part in _split(credit, codes, len(weights))])
 
 
 def _split(values: Floats, codes: Ints, count: int) -> list[Floats]:
@@ -151,8 +135,9 @@ def _mean_margin(parts: Sequence[Floats], weights: Floats) -> Estimate | None:
 
 def _flips(table: Table, paired: Paired) -> tuple[Flip, ...]:
     """Items whose credit moved: lost ones first, and of those the ones whose margin fell most."""
-    rows = np.flatnonzero(paired.change)
-    rows = rows[np.lexsort((np.nan_to_num(paired.moved[rows]), paired.change[rows]))]
+    change = paired.b - paired.a
+    rows = np.flatnonzero(change)
+    rows = rows[np.lexsort((np.nan_to_num(paired.moved[rows]), change[rows]))]
     levels = {level: (codes[rows].tolist(), names) for level, (codes, names) in table.levels.items()}
     margins = [None if np.isnan(moved) else float(moved) for moved in paired.moved[rows]]
     return tuple(

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from antlm_bench.types import Estimate, Labels
 
 HEADLINE = "headline"
-FEW = 20  # tests in a family up to which each claim shall hold (Holm); beyond, most of them (Benjamini-Hochberg)
-FIRST = "tested first, alone"  # the headline's family: fixed sequence, so it costs the groups nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class Difference:
 
     level: "headline", a label level (field, phenomenon, paradigm) or "task"; name: its value; within: as of a Group.
     a, b: the two values; value: b - a; low, high: its 95% interval. All are fractions (correlations: as they are).
-    p: two-sided, of "no difference"; None where there is no test. adjusted: p within its `family` of tests.
+    p: two-sided, of "no difference"; None where there is no test. adjusted: p within its `family` (see families).
     views: the same difference otherwise: "clustered" (were the groups a sample: paradigms like these), "closed-form".
     gained, lost: items whose credit rose or fell. detectable: the smallest true difference that so many items that vary
     so much show with 80% power. margin: mean difference of margins, log P(right option) - log P(best other), in nats.

@@ -235,12 +235,15 @@ def _flags(array: Any, n: int) -> dict[str, Any]:
 
 
 def _levels(labels: Any, place: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
-    """level -> codes (n,) and names in order of appearance, as metrics.table has them."""
+    """level -> codes (n,) and names in order of appearance, as metrics.table has them.
+
+    numpy fills the gaps: any scalar of pyarrow's would import pandas first, which takes half a second.
+    """
     found = {}
     for field, column in zip(labels.type, labels.flatten(), strict=True):
         if str(field.type) != "string":
             raise RunError(f"label {field.name!r} should hold texts, holds {field.type}", place=place, hint=AGAIN)
         encoded = column.dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        codes = np.nan_to_num(encoded.indices.to_numpy(zero_copy_only=False), nan=-1).astype(np.int32)
         found[field.name] = (codes, tuple(encoded.dictionary.to_pylist()))
     return found

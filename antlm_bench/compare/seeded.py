@@ -8,7 +8,7 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.compare.credited import Found, margins
-from antlm_bench.compare.difference import FIRST, HEADLINE, Difference, Flip
+from antlm_bench.compare.difference import HEADLINE, Difference, Flip
 from antlm_bench.compare.join import Joined
 from antlm_bench.metrics import resolve
 from antlm_bench.statistics import Interval
@@ -45,7 +45,6 @@ def seeded(tasks: Sequence[Joined], name: str) -> Found:
         low=low,
         high=high,
         p=whole.p,
-        family=FIRST,
         gained=sum(d.gained for d in groups),
         lost=sum(d.lost for d in groups),
         detectable=POWERED * (high - low) / 2,

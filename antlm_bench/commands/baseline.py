@@ -1,0 +1,78 @@
+"""baseline: a run small enough to be committed, and found again by its name. It is a run like any other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import runs
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.types import Manifest
+
+PLACE = Path("reports/baselines")
+# Facts of the manifest that say where and on what a model ran, not which model it is.
+MACHINE = ("source", "device", "layout", "path", "hostname")
+Facts = Mapping[str, Any]
+
+
+def save(run: str | Path, name: str = "", *, to: str | Path = PLACE, overwrite: bool = False) -> Path:
+    """Write a slim copy of a run to `to`/name and return its folder: every cell with its predictions (ids and numbers,
+    no texts), without machine facts, histories and leftovers. name: default, the run folder's.
+
+    Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a baseline that is there).
+    """
+    opened = runs.read(run)
+    name = name or Path(run).resolve().name
+    if Path(name).name != name or name.startswith("."):
+        raise UsageError(f"{name!r} is no name of a folder", place="--name", hint="letters, digits, - and _")
+    if not opened.cells:
+        raise RunError("the run has no finished cell", place=str(run), hint="score it first")
+    folder = Path(to) / name
+    if folder.exists() and not overwrite:
+        raise UsageError(f"there is a baseline {name!r} already", place=str(folder), hint="--overwrite replaces it")
+    manifest = opened.manifest
+    model = {key: value for key, value in manifest.model.items() if key not in MACHINE}
+    slim = folder.with_name(f".{name}.new")
+    shutil.rmtree(slim, ignore_errors=True)
+    with runs.Writer(slim, Manifest(runs.SCHEMA, model, manifest.software, manifest.created)) as writer:
+        for cell in opened:
+            kept = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
+            writer.enter(changed(cell, history=kept), runs.predictions(opened.path, cell))
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        slim.rename(folder)
+    except OSError as error:
+        raise RunError(f"cannot be replaced: {error.strerror}", place=str(folder), hint="is it in use?") from error
+    return folder
+
+
+def listing(place: str | Path = PLACE) -> list[Facts]:
+    """One row per baseline; a damaged one says so instead of hiding the others."""
+    rows: list[Facts] = []
+    for path in sorted(Path(place).glob("*/run.json")):
+        row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
+        try:
+            run = runs.read(path.parent)
+            suites = dict.fromkeys(cell.suite for cell in run)
+            row |= {"model": str(run.manifest.model.get("name", "")), "suites": ", ".join(suites)}
+            rows.append(row | {"created": run.manifest.created[:10]})
+        except RunError as error:
+            rows.append(row | {"model": f"unreadable: {error.message}"})
+    return rows
+
+
+def find(ref: str | Path, place: str | Path = PLACE) -> Path:
+    """The run folder behind a path, or the name of a baseline in `place`.
+
+    Raises UsageError naming the baselines that there are.
+    """
+    for folder in (Path(ref), Path(place) / ref):
+        if (folder / "run.json").exists():
+            return folder
+    names = [str(row["baseline"]) for row in listing(place)]
+    hint = f"baselines are {', '.join(names)}" if names else "antlm-bench baseline save RUN makes one"
+    raise UsageError(f"no run folder and no baseline: {str(ref)!r}", place="--against", hint=hint)
