@@ -17,6 +17,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
+WORD_START = -1  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Probes:
 
     ids: (r, t) rows as the model sees them (hidden tokens already replaced by the mask id).
     For each of k reads: row (k,) into ids, at (k,) the position whose logits are read, target (k,) the token id whose
-    log-probability is wanted, text (k,) the caller's text whose score it adds to.
+    log-probability is wanted (or WORD_START), text (k,) the caller's text whose score it adds to.
     """
 
     ids: Ints

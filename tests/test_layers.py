@@ -96,6 +96,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "suites.spec",
         "suites.classification",
         "suites.collection",
+        "suites.psycholinguistic",
         "training.recipe",
         "compare.policy",
     ),

@@ -51,6 +51,10 @@ class Checkpoint:
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
         return self.engine.read(probes, texts, tick)
 
+    def spell(self, token: int) -> str:
+        """A token as text."""
+        return str(next(iter(self.encoders.values())).tokenizer.decode(token))
+
     @property
     def methods(self) -> list[str]:
         """What it can be scored with; the first is the default. A card's methods go before what else is possible."""

@@ -13,11 +13,12 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkp
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.metrics import TIES, summarize
+from antlm_bench.metrics.times import summarize_times
 from antlm_bench.rendering.progress import Progress
-from antlm_bench.scoring import choice
+from antlm_bench.scoring import choice, reading, regions
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, Policy
-from antlm_bench.scoring.probes import known
+from antlm_bench.scoring.probes import Method, known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
@@ -186,6 +187,9 @@ def _score_suite(
 ) -> None:
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
     policy = options.policy().of(known(names[0]))
+    if options.precision == "adaptive" and (suite.times or suite.formulas):
+        hint = "use --precision exact"
+        raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
     keys = {name: key(fact) for name, fact in facts.items()}
     if options.again:
@@ -207,7 +211,7 @@ def _score_suite(
             if any(part is None for part in stored.values()):
                 if options.precision == "adaptive" and scorer is None:
                     scorer = Adaptive(quicker(checkpoint), checkpoint).calibrated(items, methods)
-                made = _predict(scorer or checkpoint, chunk, methods, policy, _Ticker(progress, len(chunk)))
+                made = _predict(scorer or checkpoint, suite, chunk, methods, policy, _Ticker(progress, len(chunk)))
                 for name, predictions in zip(todo, made, strict=True):
                     writer.put(suite.name, name, keys[name], number, predictions)
                     stored[name] = predictions
@@ -229,10 +233,20 @@ def _stored(
 
 
 def _predict(
-    scorer: Adaptive | Checkpoint, chunk: Sequence[Any], methods: Sequence[Any], policy: Policy, tick: Any
+    scorer: Adaptive | Checkpoint,
+    suite: Suite,
+    chunk: Sequence[Item],
+    methods: Sequence[Method],
+    policy: Policy,
+    tick: Any,
 ) -> list[list[Prediction]]:
+    """What is asked about a chunk: which option is best, how likely words are, or whether formulas hold."""
     if isinstance(scorer, Adaptive):
         return scorer.predict(chunk, methods, tick)
+    if suite.times:
+        return reading.predict(scorer, chunk, methods, tick, scorer.spell if suite.glued else None)
+    if suite.formulas:
+        return regions.predict(scorer, chunk, methods, suite.formulas, tick)
     return choice.predict(scorer, chunk, methods, tick, policy.reduction)
 
 
@@ -252,6 +266,8 @@ class _Ticker:
 def _summary(
     predictions: Sequence[Prediction], suite: Suite, method: str, policy: Policy, notes: Sequence[str]
 ) -> Summary:
+    if suite.times:
+        return summarize_times(predictions, suite.times, suite=suite.name, method=method, notes=notes)
     return summarize(
         predictions,
         suite=suite.name,

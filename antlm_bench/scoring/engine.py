@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
 from antlm_bench.scoring.plan import Batch, Plan, plans
-from antlm_bench.types import Attention, Floats, Probes
+from antlm_bench.types import WORD_START, Attention, Floats, Probes
 
 Layout = Literal["packed", "rows"]
 REDUCED_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
@@ -52,6 +52,7 @@ class Engine:
         self.model, self.name, self.geometry, self.budget = model, name, geometry, budget
         device = next(model.parameters()).device.type
         self.head_rows = max(1, HEAD_LOGITS.get(device, 2**28) // model.get_output_embeddings().weight.shape[0])
+        self.beginnings: Tensor | None = None  # the ids that WORD_START stands for, where it is asked about
         self.last: LastLayer | None = None  # found before the first batch, if there is one
         self._looked = False
         self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
@@ -188,8 +189,15 @@ class Engine:
             mine = (head >= top) & (head < top + self.head_rows)
             logits = self._head(output, hidden[top : top + self.head_rows])
             at, wanted = (torch.from_numpy(x[mine]).to(device) for x in (head - top, target))
-            logp[mine] = _log_probabilities(logits, at, wanted)
+            several = self._word_starts(target[mine])
+            logp[mine] = _log_probabilities(logits, at, wanted, several)
         return logp
+
+    def _word_starts(self, target: NDArray[np.int64]) -> Tensor | None:
+        if len(target) == 0 or target.min() != WORD_START:
+            return None
+        assert self.beginnings is not None  # whoever asks about WORD_START says what it is
+        return self.beginnings
 
     def _head(self, output: Any, hidden: Tensor) -> Tensor:
         """Logits (h, vocabulary) of hidden states (h, d): the model's own forward around a body that answers with them.
@@ -221,10 +229,17 @@ def whole_rows(length: int, attention: Attention) -> dict[str, Tensor]:
     return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
-def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor) -> Floats:
-    """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype."""
+def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor, several: Tensor | None = None) -> Floats:
+    """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype.
+
+    The target WORD_START stands for the ids `several`, whose probabilities are added up.
+    """
     total = torch.cat([part.float().logsumexp(-1) for part in logits.split(REDUCED_ROWS)])
-    return np.asarray((logits[head, target].float() - total[head]).cpu().double().numpy(), np.float64)
+    chosen = logits[head, target if several is None else target.clamp(min=0)].float()
+    if several is not None:
+        together = torch.cat([part[:, several].float().logsumexp(-1) for part in logits.split(REDUCED_ROWS)])
+        chosen = torch.where(target == WORD_START, together[head], chosen)
+    return np.asarray((chosen - total[head]).cpu().double().numpy(), np.float64)
 
 
 def _no_cache(model: Any) -> dict[str, bool]:

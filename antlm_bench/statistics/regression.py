@@ -60,7 +60,7 @@ def bootstrap_partial_r2(
     """Replicates (draws, number of regressions) under resampling of whole clusters, the same draw for all regressions.
 
     A resampled regression needs only sums of squares and products, which are added up from those of the clusters: no
-    replicate touches the rows again. Columns are centred and scaled first, which changes no R2 and keeps the sums exact.
+    replicate touches the rows again. Columns are centred and scaled first, which changes no R2 but keeps sums exact.
     """
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(float)

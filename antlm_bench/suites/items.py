@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from antlm_bench.declarations import find, user_path
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import grammar, pairs, records, sources
+from antlm_bench.suites import grammar, pairs, psycholinguistic, records, sources, syntaxgym
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
 from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
 from antlm_bench.types import Item, Option
 
 if TYPE_CHECKING:
+    from antlm_bench.metrics.times import Times
+    from antlm_bench.suites.formula import Formula
     from antlm_bench.suites.spec import Declared
 
 
@@ -28,6 +30,8 @@ class Suite:
 
     digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
     of equal digest answered the same questions. notes: sentences that a reader of the number needs.
+    times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
+    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Suite:
     items: tuple[Item, ...]
     digest: str
     notes: tuple[str, ...] = ()
+    times: Times | None = None
+    glued: bool = False
+    formulas: Mapping[str, Formula] | None = None
 
 
 def load(
@@ -49,7 +56,7 @@ def load(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a suite's TOML, or a CSV, TSV or JSONL file of pairs.
+    """The suite behind a name of the catalog, a suite's TOML, a CSV, TSV or JSONL file of pairs, or SyntaxGym's JSON.
 
     limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
     columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
@@ -57,14 +64,19 @@ def load(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
+    times: Times | None = None
     if pairs.is_pairs_file(ref):
         spec, rows = pairs.read(user_path(ref), columns or {})
+        items = build(spec, rows)
     else:
         if columns:
             raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
+        if syntaxgym.is_gym_file(ref):
+            return _gym(ref, limit)
         spec, folder = suite(ref)
-        rows = _official(spec, folder)
-    items = build(spec, rows)
+        items = build(spec, _official(spec, folder))
+        if spec.times:
+            times = psycholinguistic.times(spec.times, items, _official(spec, folder))
     notes = [*spec.notes, *completeness(spec, items, allow_incomplete)]
     if limit is not None:
         items = _first(items, spec.finest, limit)
@@ -80,12 +92,35 @@ def load(
         items=tuple(items),
         digest=_digest(spec, items),
         notes=tuple(notes),
+        times=times,
+        glued=spec.times is not None and spec.times.words == "glued",
+    )
+
+
+def _gym(ref: str, limit: int | None) -> Suite:
+    """A SyntaxGym suite; the headline is the mean over its predictions."""
+    gym = syntaxgym.read(user_path(ref))
+    items, formulas = syntaxgym.items(gym)
+    kept = items if limit is None else _first(list(items), syntaxgym.LEVEL, limit)
+    notes = () if limit is None else (f"limit: the first {limit} of each {syntaxgym.LEVEL}",)
+    return Suite(
+        name=gym.name,
+        version="user",
+        title=f"SyntaxGym suite {gym.name}",
+        licence="not stated",
+        metric="accuracy",
+        groups=(syntaxgym.LEVEL,),
+        macro=(syntaxgym.LEVEL,),
+        items=tuple(kept),
+        digest=syntaxgym.digest(gym),
+        notes=notes,
+        formulas=formulas,
     )
 
 
 def members(ref: str) -> list[str]:
     """The suites to score that a reference stands for: a collection's members, else itself. UsageError for others."""
-    if pairs.is_pairs_file(ref):
+    if pairs.is_pairs_file(ref) or syntaxgym.is_gym_file(ref):
         return [ref]
     spec, _ = declared(ref)
     if isinstance(spec, CollectionSpec):
@@ -143,7 +178,7 @@ def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool)
     short = [group for group in want if have[group] < want[group]]
     if not short:
         return []
-    unit = "pairs" if len(spec.item.options) == 2 else "items"
+    unit = "pairs" if len(spec.item.options) == 2 and spec.times is None else "items"
     of = f"{len(short)} of {len(want)} {level}s short" if level else "short"
     note = f"incomplete: {sum(have.values())} of {spec.expect.items} {unit} ({of})"
     if not allow_incomplete:
@@ -167,6 +202,7 @@ class _Reader:
         """The item of a record, None where the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
+        record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
         if rule.skip and _holds(value_of(record, rule.skip.field, place), rule.skip.containing):
             return None
         labels = {label: self._name(template, record, place) for label, template in spec.labels.items()}
@@ -176,7 +212,8 @@ class _Reader:
             each = [{**record, "each": entry} for entry in self._entries(record, place)]
             options = tuple(self._option(rule.options[0], one, place) for one in each)
         else:
-            options = tuple(self._option(template, record, place) for template in rule.options)
+            there = [o for o in rule.options if not any(value_of(record, f, place) in v for f, v in o.unless.items())]
+            options = tuple(self._option(template, record, place) for template in there)
         group = labels[spec.finest] if spec.finest else spec.name
         name = self._name(rule.id, record, place) if rule.id else f"{group}_{self.seen[group]}"
         self.seen[group] += 1
@@ -257,4 +294,6 @@ def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:
     encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
     for item in items:
         sha.update(encode([item.id, [[o.text, o.span] for o in item.options], item.gold, item.labels]).encode())
+    if spec.times:
+        sha.update(encode(spec.times.model_dump()).encode())
     return sha.hexdigest()

@@ -13,6 +13,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
+from antlm_bench.suites.psycholinguistic import TimesSpec
 from antlm_bench.suites.templates import below, checked, fields_of
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
-Metric = Literal["accuracy", "spearman"]
+Metric = Literal["accuracy", "spearman", "delta-r2"]
 
 
 class OptionSpec(Declaration):
-    """One candidate: the model reads context + scored; only `scored` counts (Option.span). No context: all counts."""
+    """One candidate: the model reads context + scored; only `scored` counts (Option.span). No context: all counts.
+
+    unless: field -> what it holds in rows that have no such option (words before the first).
+    """
 
     scored: Text
     context: str = ""
+    unless: dict[Text, Many[str]] = Field(default={})
 
     _checked = field_validator("scored", "context")(checked)
 
@@ -233,7 +238,8 @@ class ExampleSpec(Declaration):
 
 class SuiteSpec(Declaration):
     """A suite. groups: labels from coarse to fine. macro: the levels that the headline averages over, outermost first;
-    empty = the mean (or the correlation) over all items. rename: label -> {as in the data: as we write it}."""
+    empty = the mean (or the correlation) over all items. rename: label -> {as in the data: as we write it}. fill: field
+    -> the text that an empty one stands for. times: of a suite of reading times (metric delta-r2)."""
 
     kind: Literal["suite"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -249,6 +255,8 @@ class SuiteSpec(Declaration):
     item: ItemSpec
     labels: dict[Text, Text] = Field(default={})
     rename: dict[Text, dict[str, str]] = Field(default={})
+    fill: dict[Text, str] = Field(default={})
+    times: TimesSpec | None = None
     data: DataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectSpec | None = None
@@ -265,6 +273,8 @@ class SuiteSpec(Declaration):
     def _whole(self) -> SuiteSpec:
         if (self.data is None) == (self.grammar is None):
             raise ValueError("a suite has either a [data] or a [grammar] table")
+        if (self.times is None) == (self.metric == "delta-r2"):
+            raise ValueError("the metric delta-r2 and a [times] table go together")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
                 known = ", ".join(self.labels)

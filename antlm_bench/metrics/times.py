@@ -1,0 +1,107 @@
+"""Reading times: how much of what word length, frequency and position leave unexplained does surprisal explain?
+
+The predictions of a suite of reading times are log-probabilities of words (and of the words before them); the human
+times and the other predictors are the suite's. Everything else is a regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from antlm_bench.errors import DataError
+from antlm_bench.metrics.measures import rounded
+from antlm_bench.statistics import Interval
+from antlm_bench.statistics.regression import (
+    Regression,
+    bias_corrected,
+    bootstrap_partial_r2,
+    partial_r2,
+    with_products,
+)
+from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
+
+DELTA_R2 = "delta-r2"
+SURPRISAL, PREVIOUS = "surprisal", "previous_surprisal"  # columns that the model adds, in nats
+CLUSTER = "sentence"  # the label of what is resampled
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A way of measuring reading: its outcomes, and the predictors that surprisal has to go beyond."""
+
+    name: str
+    outcomes: tuple[str, ...]
+    predictors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The human side of a suite: columns (n,) of numbers per item id, NaN where one is missing."""
+
+    ids: tuple[str, ...]
+    columns: Mapping[str, Floats]
+    measures: tuple[Measure, ...]
+
+
+def summarize_times(
+    predictions: Sequence[Prediction], times: Times, *, suite: str, method: str, notes: Sequence[str] = ()
+) -> Summary:
+    """The headline is the mean over measures of the mean over their outcomes of partial R2, in 0..1.
+
+    A regression leaves out the rows in which it lacks a number, words that were too long among them. Intervals:
+    sentences are drawn again, all measures with the same ones. A regression with too few rows counts as 0, over the
+    whole range, and a remark says so.
+    """
+    columns, cluster = _joined(predictions, times)
+    flags = {"too-long": n} if (n := sum("too-long" in p.flags for p in predictions)) else {}
+    made = [(m, o, _regression(columns, cluster, m, o)) for m in times.measures for o in m.outcomes]
+    values = [partial_r2(regression) for _, _, regression in made]
+    clusters = int(cluster.max()) + 1
+    if clusters > 1 and None not in values:
+        drawn = bootstrap_partial_r2([regression for _, _, regression in made], clusters)
+    else:
+        drawn = np.zeros((1, len(made)))
+
+    def estimate(of: Sequence[int], weights: Floats) -> Estimate:
+        value = float(sum(w * (values[i] or 0.0) for w, i in zip(weights, of, strict=True)))
+        n = max(len(made[i][2].outcome) for i in of)
+        vague = clusters < 2 or any(v is None for v in values)
+        interval = Interval(0.0, 1.0) if vague else bias_corrected(value, drawn[:, of] @ weights)
+        return rounded(value, n, interval, flags)
+
+    groups = []
+    weights = np.zeros(len(made))
+    for measure in times.measures:
+        of = [i for i, (m, _, _) in enumerate(made) if m is measure]
+        weights[of] = 1 / (len(of) * len(times.measures))
+        groups.append(Group("measure", measure.name, estimate(of, np.full(len(of), 1 / len(of)))))
+    for i, (measure, outcome, _) in enumerate(made):
+        groups.append(Group("outcome", outcome, estimate([i], np.ones(1)), measure.name))
+    headline = estimate(list(range(len(made))), weights)
+    lost = [outcome for (_, outcome, _), value in zip(made, values, strict=True) if value is None]
+    remarks = [f"too few rows for a regression, shown as 0: {', '.join(lost)}"] if lost else []
+    return Summary(suite, method, DELTA_R2, ("measure", "outcome"), headline, {}, tuple(groups), (*notes, *remarks))
+
+
+def _joined(predictions: Sequence[Prediction], times: Times) -> tuple[dict[str, Floats], Ints]:
+    """The human columns of exactly these predictions with the model's beside them, and each row's sentence."""
+    place = {name: row for row, name in enumerate(times.ids)}
+    if unknown := [p.id for p in predictions if p.id not in place]:
+        raise DataError("there are no reading times for this item", place=f"item {unknown[0]}")
+    rows = [place[p.id] for p in predictions]
+    columns = {name: column[rows] for name, column in times.columns.items()}
+    for option, name in enumerate((SURPRISAL, PREVIOUS)):
+        said = [p.scores[option] if len(p.scores) > option and "too-long" not in p.flags else None for p in predictions]
+        columns[name] = np.array([np.nan if score is None else -score for score in said])
+    sentences = [p.labels.get(CLUSTER, p.id) for p in predictions]
+    return columns, np.unique(sentences, return_inverse=True)[1].reshape(-1).astype(np.int32)
+
+
+def _regression(columns: Mapping[str, Floats], cluster: Ints, measure: Measure, outcome: str) -> Regression:
+    names = (outcome, SURPRISAL, *measure.predictors)
+    known = np.all([np.isfinite(columns[name]) for name in names], axis=0)
+    design = with_products([columns[name][known] for name in measure.predictors])
+    return Regression(columns[outcome][known], design, columns[SURPRISAL][known], cluster[known])
