@@ -17,6 +17,7 @@ from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
 from antlm_bench.verbs import catalog, check, compare, curve, data, noise, score, submit, train
+from antlm_bench.verbs.report import report_verb
 
 EXIT_CODES = (
     "Exit codes: 0 finished · 1 regression · 2 usage · 3 model or data · 4 inconclusive · 5 incomplete · "
@@ -30,6 +31,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "compare": (compare.compare_verb, ""),
     "check": (check.check_verb, ""),
     "curve": (curve.curve_verb, ""),
+    "report": (report_verb, ""),
     "submit": (submit.submit_verb, ""),
     "preflight": (submit.preflight_verb, ""),
     "list": (catalog.list_verb, ""),

@@ -1,0 +1,142 @@
+"""submit: run folders in, the leaderboard's file out as the official collator writes it, or a list of holes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import runs
+from antlm_bench.declarations import decode_utf8
+from antlm_bench.errors import DataError, IncompleteError, UsageError
+from antlm_bench.exports import leaderboard
+from antlm_bench.exports.collation import Collator, Missing, name_of
+from antlm_bench.suites import items
+from antlm_bench.types import Run
+
+MILESTONE = re.compile(r"chck_(\d+)M")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A file that was written: where, its sha256, what it leaves empty (only where allowed), what to know of it."""
+
+    path: Path
+    digest: str
+    missing: tuple[Missing, ...]
+    notes: tuple[str, ...]
+
+
+def submit(
+    folders: Sequence[str | Path],
+    *,
+    year: str,
+    track: str,
+    out: str | Path,
+    method: str = "",
+    seed: int | None = None,
+    parts: Mapping[str, str] | None = None,
+    allow_partial: bool = False,
+) -> Submission:
+    """Write the file of a year and track from run folders: the final model's, and those of its milestones.
+
+    out: the file, or a folder for one with the official name. method: of the zero-shot parts, "" = the only one there.
+    seed: of the GLUE labels. parts: (dotted) key -> JSON file made elsewhere. allow_partial: holes are announced, not
+    refused.
+    Raises IncompleteError (nothing is written) for holes, UsageError for a choice that is not ours to make, RunError
+    and DataError for what cannot be read.
+    """
+    board = leaderboard.leaderboard(year)
+    milestones = board.milestones(track)
+    final, checkpoints = sorted_runs([run for folder in folders for run in opened(folder)])
+    method = method or only_method(final)
+    given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
+    texts = partial(items.load, allow_incomplete=True)
+    collation = Collator(board, track, final, checkpoints, texts, method, seed).collate(given)
+    if collation.missing and not allow_partial:
+        listed = "\n".join(f"    {missing}" for missing in collation.missing)
+        message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
+        hint = "make them, or write what there is with --allow-partial (the leaderboard counts holes as 0)"
+        raise IncompleteError(message, hint=hint)
+    leaderboard.check(collation.document, board.name, partial=bool(collation.missing))
+    notes = [f"as {board.source} writes it", *collation.notes]
+    if unused := sorted(checkpoints.keys() - set(milestones)):
+        notes.append(f"{track} has no milestone {', '.join(f'chck_{number}M' for number in unused)}: left out")
+    path = placed(Path(out), board.file.format(method=method, name=Path(name_of(final)).name or "model"))
+    data = json.dumps(collation.document).encode()
+    runs.write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Submission(path, digest, collation.missing, tuple(notes))
+
+
+def opened(folder: str | Path) -> list[Run]:
+    """The run in a folder, or those one level down."""
+    path = Path(folder)
+    if not (path / "run.json").exists():
+        inner = sorted(found.parent for found in path.glob("*/run.json"))
+        if inner:
+            return [runs.read(one) for one in inner]
+    return [runs.read(path)]
+
+
+def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:
+    """(the final model's run, milestone in millions of words -> its run), by the checkpoints' names.
+
+    A run whose checkpoint is called chck_<n>M is a milestone's; where all are, the last is the final model's too.
+    """
+    milestones: dict[int, Run] = {}
+    final: list[Run] = []
+    for run in found:
+        number = milestone_of(run)
+        if number is None:
+            final.append(run)
+        elif number in milestones:
+            both = f"{milestones[number].path} and {run.path}"
+            raise UsageError(f"two runs of chck_{number}M: {both}", place="RUN", hint="give the one that counts")
+        else:
+            milestones[number] = run
+    if len(final) > 1:
+        both = ", ".join(run.path for run in final)
+        raise UsageError(f"{len(final)} runs of final models: {both}", place="RUN", hint="a file holds one model")
+    if not final and not milestones:
+        raise UsageError("no run given", place="RUN", hint="antlm-bench score ... writes run folders")
+    return (final[0] if final else milestones[max(milestones)]), milestones
+
+
+def milestone_of(run: Run) -> int | None:
+    """Millions of words, as a checkpoint's name tells them; None for a name that is no milestone's."""
+    match = MILESTONE.fullmatch(re.split(r"[/@]", name_of(run).rstrip("/"))[-1])
+    return int(match[1]) if match else None
+
+
+def only_method(run: Run) -> str:
+    """The zero-shot method of a run; UsageError where there are several, or none."""
+    methods = sorted({cell.method for cell in run if cell.seed is None})
+    if len(methods) != 1:
+        said = f"was scored by {', '.join(methods)}" if methods else "holds no scored suite"
+        hint = f"--method {methods[0]}: a file holds one; hybrids are submitted once per method" if methods else ""
+        raise UsageError(f"{run.path} {said}", place="--method", hint=hint)
+    return methods[0]
+
+
+def read_json(path: Path, place: str) -> Any:
+    """A JSON file; NaN is read, since the official pipeline writes it. DataError names the file."""
+    try:
+        return json.loads(decode_utf8(path.read_bytes(), str(path), DataError))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", place=f"{place} {path}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"no JSON: {error}", place=f"{place} {path}") from None
+
+
+def placed(out: Path, official: str) -> Path:
+    """The file to write: `out`, or the official name in it where it is a folder."""
+    path = out / official if out.is_dir() else out
+    runs.make(path.parent)
+    return path

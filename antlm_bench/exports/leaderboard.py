@@ -1,0 +1,117 @@
+"""What a leaderboard wants, as data: which suites and checkpoints its file holds, and its JSON Schema.
+
+A leaderboard is exports/leaderboards/<name>.toml (what of ours goes where) and exports/schemas/<name>.json (what the
+official file is: keys and exact counts). A new year is two such files and no line of Python.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from antlm_bench.declarations import Declaration, Many, nearest, read_toml
+from antlm_bench.errors import DataError, UsageError
+
+HERE = Path(__file__).resolve().parent
+# How an answer stands in the file: the scored part of the chosen text, that without its space, the whole text, the
+# scored part and the first option's softmax share, the index of the class, or the surprisals of a word and its
+# predecessor.
+Writes = Literal["scored", "stripped", "sentence", "share", "class", "surprisal"]
+
+
+class PartSpec(Declaration):
+    """One key of the file. suite: ours ("" = none: `hint` says what makes it). tracks: only of these; () = of all."""
+
+    key: str
+    suite: str = ""
+    writes: Writes = "scored"
+    tracks: Many[str] = ()
+    hint: str = ""
+
+
+class TrackSpec(Declaration):
+    """Tracks with the same milestones: millions of words seen, in the order of the file; () = none are wanted."""
+
+    names: Many[str]
+    milestones: Many[int] = ()
+
+
+class LeaderboardSpec(Declaration):
+    """A leaderboard's file. absent: what stands for a part that is missing, where that is allowed. fast: what
+    `milestones_in` holds of every milestone. source: the collator that the file imitates."""
+
+    year: str
+    title: str
+    source: str
+    file: str
+    absent: Literal["omit", "null"]
+    track: Many[TrackSpec]
+    part: Many[PartSpec]
+    fast: Many[PartSpec] = ()
+    milestones_in: str = ""
+    notes: Many[str] = ()
+
+    @property
+    def name(self) -> str:
+        return f"babylm-{self.year}"
+
+    def milestones(self, track: str) -> tuple[int, ...]:
+        """The milestones of a track; UsageError for a track that the year does not have."""
+        for spec in self.track:
+            if track in spec.names:
+                return spec.milestones
+        known = [name for spec in self.track for name in spec.names]
+        hint = nearest(track, known) or f"tracks of {self.year}: {', '.join(known)}"
+        raise UsageError(f"unknown track {track!r}", place="--track", hint=hint)
+
+    def parts(self, track: str) -> tuple[PartSpec, ...]:
+        """The parts that a track's file has."""
+        return tuple(part for part in self.part if not part.tracks or track in part.tracks)
+
+
+def leaderboard(year: str) -> LeaderboardSpec:
+    """The leaderboard of a year; UsageError for a year that nobody declared."""
+    known = years()
+    if year not in known:
+        hint = f"known years: {', '.join(known)}"
+        raise UsageError(f"no leaderboard of {year!r} is known", place="--year", hint=hint)
+    return read_toml(HERE / "leaderboards" / f"babylm-{year}.toml", LeaderboardSpec)
+
+
+def years() -> list[str]:
+    return sorted(path.stem.rpartition("-")[2] for path in (HERE / "leaderboards").glob("babylm-*.toml"))
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema that is shipped under a name."""
+    document = json.loads((HERE / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
+    return dict(document)
+
+
+def sizes(name: str, key: str) -> dict[str, int]:
+    """How many predictions the official file holds under each subkey of `key`; none where the schema does not say."""
+    part = schema(name)["properties"].get(key, {})
+    return {
+        subkey: inner["properties"]["predictions"]["minItems"]
+        for subkey, inner in part.get("properties", {}).items()
+        if "predictions" in inner.get("properties", {})
+    }
+
+
+def check(document: Mapping[str, Any], name: str, *, partial: bool = False) -> None:
+    """Validate a document against the schema of that name. DataError names the first place that is wrong.
+
+    partial: parts may be absent, as announced; what is there must be right all the same.
+    """
+    from jsonschema import Draft202012Validator
+
+    for error in Draft202012Validator(schema(name)).iter_errors(dict(document)):
+        if partial and error.validator == "required" and len(error.absolute_path) < 2:
+            continue
+        place = ".".join(map(str, error.absolute_path)) or "the document"
+        message = error.message if len(error.message) < 200 else f"{error.message[:120]} ... ({error.validator})"
+        raise DataError(f"not as {name}.json has it: {message}", place=place, hint="the schema is shipped in exports")

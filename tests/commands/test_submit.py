@@ -1,0 +1,302 @@
+"""The leaderboard's file: complete, refused with holes, never silently right on a tie, and made without torch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_leaderboard as toy
+
+from antlm_bench import runs
+from antlm_bench.cli import run as cli
+from antlm_bench.commands.submit import submit
+from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
+from antlm_bench.exports import leaderboard
+from antlm_bench.suites import items
+
+STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Three items per group instead of the official numbers, in schema, data and runs alike."""
+    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
+    monkeypatch.setattr(items, "load", lambda name, **_: toy.toy_suite(name, 3))
+    return 3
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folders of a complete submission of 2025, three items per group; to be copied."""
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
+        toy.final_run(root / "main", "2025", 3)
+        milestones(root, "2025")
+    return root
+
+
+@pytest.fixture
+def complete(small: int, made: Path, tmp_path: Path) -> list[Path]:
+    """Copies of them."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return [tmp_path / "main", *(tmp_path / f"r{milestone}" for milestone in STRICT_SMALL)]
+
+
+def milestones(folder: Path, year: str) -> list[Path]:
+    return [toy.fast_run(folder / f"r{m}", year, m) for m in STRICT_SMALL]
+
+
+def send(folders: list[Path], tmp_path: Path, year: str = "2025", **options: Any) -> dict[str, Any]:
+    options = {"parts": toy.elsewhere(tmp_path / "parts", year), "track": "strict-small", **options}
+    done = submit(folders, year=year, out=tmp_path / "file.json", **options)
+    return dict(json.loads(done.path.read_text()))
+
+
+@pytest.mark.parametrize("year", ["2025", "2026"])
+def test_a_complete_set_of_runs_becomes_a_file_that_the_official_collator_could_have_written(
+    year: str, small: int, tmp_path: Path
+) -> None:
+    folders = [toy.final_run(tmp_path / "main", year, small), *milestones(tmp_path, year)]
+    document = send(folders, tmp_path, year)
+    assert list(document) == [p.key for p in leaderboard.leaderboard(year).parts("strict-small")] + [
+        "fast_eval_results"
+    ]
+    rows = document["blimp"]["wh_island"]["predictions"]
+    assert [row["id"] for row in rows] == ["wh_island_0", "wh_island_1", "wh_island_2"]
+    assert all(row["pred"] in (f"wh_island {n} right.", f"wh_island {n} wrong.") for n, row in enumerate(rows))
+    ewok = document["ewok"]["physical-dynamics"]["predictions"][0]["pred"]
+    assert ewok.startswith(" physical" if year == "2025" else "Context. physical")
+    assert document["comps"]["base"]["predictions"][0]["pred"].startswith("Context. base 0")
+    assert document["glue"]["rte"]["predictions"][:2] == [{"id": "rte_0", "pred": 1}, {"id": "rte_1", "pred": 0}]
+    fast = document["fast_eval_results"]["blimp"]
+    assert [entry["wh_island"] for entry in fast] == [m / 1000 for m in STRICT_SMALL]
+
+
+def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(complete: list[Path], tmp_path: Path) -> None:
+    (row, *_) = send(complete, tmp_path)["wug_adj"]["wug_adj"]["predictions"]
+    e = 2.718281828459045
+    assert row["prob"] == pytest.approx(e**-1 / (e**-1 + 2 * e**-2))
+    assert row == {"id": "wug_adj_0", "pred": "wug_adj 0 right.", "prob": row["prob"]}
+
+
+def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2025", small)
+    done = submit([final], year="2024", track="strict", out=tmp_path, allow_partial=True)
+    assert done.path.name == "main_textonly_predictions.json.gz"
+    document = json.loads(gzip.decompress(done.path.read_bytes()))
+    assert list(document) == ["blimp", "blimp_supplement", "ewok"]
+    assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith("physical-dynamics 0 ")
+    assert {m.key for m in done.missing} == {f"glue.{task}" for task in leaderboard.sizes("babylm-2024", "glue")}
+
+
+def test_a_hole_is_named_with_the_command_that_fills_it_and_nothing_is_written(
+    complete: list[Path], tmp_path: Path
+) -> None:
+    drop(complete[0], "comps")
+    with pytest.raises(IncompleteError, match="1 parts") as caught:
+        send(complete, tmp_path)
+    assert caught.value.exit_code == 5
+    assert f"antlm-bench score --model out/llama/main --suite comps --method causal --out {complete[0]}" in str(
+        caught.value
+    )
+    assert not (tmp_path / "file.json").exists()
+
+
+def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(IncompleteError, match=r"chck_7M\)") as caught:
+        send([folder for folder in complete if folder.name != "r7"], tmp_path)
+    assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
+
+
+def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_path: Path) -> None:
+    done = submit(complete, year="2025", track="strict-small", out=tmp_path / "f.json", allow_partial=True)
+    assert {m.key for m in done.missing} == {"reading", "aoa", "fast_eval_results.reading"}
+    assert {"reading", "aoa"}.isdisjoint(json.loads(done.path.read_text()))
+
+
+def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2026", small)
+    document = send([final], tmp_path, "2026", parts={}, allow_partial=True)
+    assert document["aoa"] is None and document["global_piqa_parallel"] is None
+    assert document["fast_eval_results"]["blimp"] == [None] * 19
+
+
+def test_a_tie_is_drawn_and_never_given_to_the_right_answer_by_rule(small: int, tmp_path: Path) -> None:
+    suite = toy.toy_suite("blimp-filtered", 3)
+    tied = [toy.prediction(item, 0, scores=(-1.0, -1.0)) for item in suite.items]
+    answers = {}
+    for ties in ("half", "strict", "random", "first"):
+        cell = toy.scored("blimp-filtered", tied, ties=ties)
+        final = toy.write(tmp_path / ties, "m", [(cell, tied)])
+        done = submit([final], year="2025", track="strict-small", out=tmp_path / f"{ties}.json", allow_partial=True)
+        document = json.loads(done.path.read_text())
+        chosen = [row["pred"] for part in document["blimp"].values() for row in part["predictions"]]
+        answers[ties] = [text.endswith("right.") for text in chosen]
+        assert any("201 ties" in note for note in done.notes)
+    assert answers["half"] == answers["strict"] == answers["random"]
+    assert 0.3 < sum(answers["half"]) / 201 < 0.7
+    assert all(answers["first"])  # asked for: --ties first is the official rule of 2025
+
+
+def test_an_item_that_did_not_fit_is_written_as_wrong(small: int, tmp_path: Path) -> None:
+    suite = toy.toy_suite("supplement", 3)
+    lost = [toy.prediction(item, 0, scores=(-1.0, -1.0), flags=("too-long",)) for item in suite.items]
+    final = toy.write(tmp_path / "run", "m", [(toy.scored("supplement", lost), lost)])
+    document = send([final], tmp_path, parts={}, allow_partial=True)
+    texts = [row["pred"] for part in document["blimp_supplement"].values() for row in part["predictions"]]
+    assert texts and not any(text.endswith("right.") for text in texts)
+
+
+def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path: Path) -> None:
+    suite = toy.toy_suite("comps", 3)
+    predictions = [toy.prediction(item) for item in suite.items]
+    with runs.Writer(complete[0], runs.read(complete[0]).manifest) as writer:
+        writer.enter(toy.scored("comps", predictions, suite_digest="another"), predictions)
+    with pytest.raises(IncompleteError, match=r"not those that .* was scored on"):
+        send(complete, tmp_path)
+
+
+def test_a_suite_that_lacks_items_is_a_hole(complete: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 4))
+    with pytest.raises(IncompleteError, match="adjunct_island 3 of 4, anaphor_gender_agreement 3 of 4"):
+        send(complete, tmp_path)
+
+
+def test_a_run_of_a_few_items_is_a_hole(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2025", small, limit=3)
+    with pytest.raises(IncompleteError, match="scored with --limit 3"):
+        submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
+
+
+def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(small: int, tmp_path: Path) -> None:
+    def with_seeds(name: str, *seeds: int) -> Path:
+        cells = [(toy.finetuned("rte", seed), toy.labels("rte", 3)) for seed in seeds]
+        scored = toy.toy_suite("supplement", 3)
+        predictions = [toy.prediction(item) for item in scored.items]
+        return toy.write(tmp_path / name, "m", [*cells, (toy.scored("supplement", predictions), predictions)])
+
+    def ask(folder: Path, seed: int | None = None) -> Any:
+        return submit([folder], year="2026", track="strict-small", out=tmp_path / "f", seed=seed, allow_partial=True)
+
+    assert "glue: the labels of seed 42" in ask(with_seeds("a", 1, 42, 3)).notes
+    assert "glue: the labels of seed 7" in ask(with_seeds("b", 7)).notes
+    with pytest.raises(UsageError, match="rte has the seeds 1, 2"):
+        ask(with_seeds("c", 1, 2))
+    assert "glue: the labels of seed 2" in ask(tmp_path / "c", 2).notes
+    lacking = {missing.key: missing for missing in ask(tmp_path / "c", 9).missing}
+    assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].why
+
+
+def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
+    cell = toy.finetuned("rte", 42, "finetune-full", {"collapsed": ["always 0"]})
+    predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
+    cells = [(cell, toy.labels("rte", 3)), (toy.scored("supplement", predictions), predictions)]
+    final = toy.write(tmp_path / "run", "m", cells)
+    done = submit([final], year="2026", track="strict-small", out=tmp_path / "f", allow_partial=True)
+    assert "glue.rte of seed 42 collapsed: always 0" in done.notes
+    assert "glue: the labels of seed 42, finetune-full (there is no finetune-causal)" in done.notes
+
+
+def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_path: Path) -> None:
+    predictions = [toy.prediction(item) for item in toy.toy_suite("comps", 3).items]
+    cell = toy.scored("comps", predictions)
+    with runs.Writer(complete[0], runs.read(complete[0]).manifest) as writer:
+        writer.enter(type(cell)("comps", "mntp", "k", cell.settings, cell.summary), predictions)
+    with pytest.raises(UsageError, match="was scored by causal, mntp"):
+        send(complete, tmp_path)
+    assert send(complete, tmp_path, method="causal")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"year": "2022"}, UsageError, "known years: 2024, 2025, 2026"),
+        ({"track": "strict-smal"}, UsageError, "did you mean 'strict-small'"),
+        ({"parts": {"aoaa": "x"}}, DataError, "cannot be read"),
+        ({"folders": ["nowhere"]}, RunError, "not a run folder"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    change: dict[str, Any], error: type[Exception], words: str, complete: list[Path], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"folders": complete, "year": "2025", "track": "strict-small", "out": tmp_path / "f.json"}
+    given |= change
+    with pytest.raises(error, match=words):
+        submit(given.pop("folders"), **given)
+
+
+def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(complete: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"metadata": {}}')
+    with pytest.raises(UsageError, match="no part 'vqa'"):
+        send(complete, tmp_path, parts={"vqa": str(tmp_path / "x.json")})
+    parts = toy.elsewhere(tmp_path / "parts", "2025") | {"aoa": str(tmp_path / "x.json")}
+    with pytest.raises(DataError, match="'results' is a required property"):
+        send(complete, tmp_path, parts=parts)
+    assert not (tmp_path / "file.json").exists()
+
+
+def test_two_final_models_or_twice_a_milestone_are_refused(complete: list[Path], tmp_path: Path) -> None:
+    other = toy.fast_run(tmp_path / "again", "2025", 5)
+    with pytest.raises(UsageError, match="two runs of chck_5M"):
+        send([*complete, other], tmp_path)
+    final = toy.fast_run(tmp_path / "second", "2025", 5, "other")
+    with pytest.raises(UsageError, match="2 runs of final models"):
+        send([*complete, final], tmp_path)
+
+
+def test_milestones_that_a_track_does_not_have_are_left_out_and_said(complete: list[Path], tmp_path: Path) -> None:
+    extra = toy.fast_run(tmp_path / "extra", "2025", 200)
+    parts = toy.elsewhere(tmp_path / "parts", "2025")
+    done = submit([*complete, extra], year="2025", track="strict-small", out=tmp_path / "f.json", parts=parts)
+    assert "strict-small has no milestone chck_200M: left out" in done.notes
+
+
+@pytest.mark.parametrize("name", ["a b'; rm -rf $HOME", "models/émile\n\x1b[31m", "../../etc/passwd", "x" * 300, "/"])
+def test_hostile_names_of_models_stay_names(name: str, small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2025", small, name=name)
+    drop(final, "comps")
+    with pytest.raises(IncompleteError) as caught:
+        submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
+    command = next(line for line in str(caught.value).split("antlm-bench ") if "--suite comps" in line)
+    assert shlex.split(command)[:3] == ["score", "--model", name]
+
+
+def test_a_folder_of_runs_stands_for_them(complete: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    for run in complete:
+        run.rename(folder / run.name)
+    assert send([folder], tmp_path)["blimp"]
+
+
+def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsys: Any) -> None:
+    flags = [f"--part={key}={file}" for key, file in toy.elsewhere(tmp_path / "parts", "2025").items()]
+    argv = ["submit", *map(str, complete), "--year", "2025", "--track", "strict-small", "--out", str(tmp_path)]
+    assert cli([*argv, *flags]) == 0
+    assert "all_full_preds_and_fast_scores_causal.json" in capsys.readouterr().out
+    assert cli(argv) == 5
+    assert cli([*argv, "--part", "aoa"]) == 2
+
+
+def test_no_torch_is_loaded() -> None:
+    script = "from antlm_bench.cli import run\nimport sys\n"
+    script += "assert run(['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']) == 3\n"
+    script += "assert run(['preflight', 'nowhere', '--track', 'strict']) == 3\n"
+    script += "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ})
+
+
+def drop(folder: Path, suite: str) -> None:
+    """Take a suite out of a run."""
+    document = json.loads((folder / "run.json").read_text())
+    document["cells"] = [cell for cell in document["cells"] if cell["suite"] != suite]
+    (folder / "run.json").write_text(json.dumps(document))

@@ -1,0 +1,145 @@
+"""Runs and suites of the size that a leaderboard wants, or of a few items per group; no model, no data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import runs
+from antlm_bench.declarations import catalog
+from antlm_bench.exports import leaderboard
+from antlm_bench.suites.items import Suite
+from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
+
+SPECS = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), SuiteSpec)}
+HALF = Estimate(0.5, 2, 0.0, 1.0)
+SHIPPED = leaderboard.schema  # tests replace the name
+
+
+def counts(suite: str, most: int | None = None) -> dict[str, int]:
+    spec = SPECS[suite]
+    assert spec.expect
+    return {name: min(n, most or n) for name, n in spec.expect.counts.items()}
+
+
+def toy_suite(name: str, most: int | None = None) -> Suite:
+    """The suite with as many items per group as officially (or `most`), of made-up texts; the first option is right."""
+    spec = SPECS[name]
+    with_context = any(option.context for option in spec.item.options)
+    items = []
+    for group, n in counts(name, most).items():
+        for i in range(n):
+            text = [f"{group} {i} {which}." for which in ("right", "wrong", "odd")][: 3 if spec.item.each else 2]
+            options = [Option(f"Context. {t}", (8, 9 + len(t))) if with_context else Option(t) for t in text]
+            gold = i / n if spec.metric == "spearman" else 0
+            items.append(Item(f"{group}_{i}", tuple(options), gold, {spec.groups[-1]: group}))
+    return Suite(name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(items), f"digest of {name}")
+
+
+def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
+    k = len(item.options)
+    fields: dict[str, Any] = {
+        "scores": tuple(-1.0 if i == pred else -2.0 for i in range(k)),
+        "tokens": (3,) * k,
+        "characters": (9,) * k,
+        "labels": item.labels,
+        **changes,
+    }
+    return Prediction(item.id, item.gold, pred, **fields)
+
+
+def scored(suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any) -> Cell:
+    metric = SPECS[suite].metric if suite in SPECS else "accuracy"
+    summary = Summary(suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups)
+    known = {"ties": "half", "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
+    return Cell(suite, "causal", "k", known | settings, summary)
+
+
+def finetuned(task: str, seed: int, method: str = "finetune-causal", history: Mapping[str, Any] | None = None) -> Cell:
+    summary = Summary(f"glue-2025.{task}", method, "accuracy", (), HALF, {}, ())
+    return Cell(f"glue-2025.{task}", method, "k", {"task": task}, summary, seed=seed, history=history or {})
+
+
+def labels(task: str, n: int) -> list[Prediction]:
+    row = {"scores": (-1.0, -0.5), "tokens": (4, 4), "characters": (9, 9)}
+    return [Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row) for i in range(n)]
+
+
+def write(path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]]) -> Path:
+    """A run folder of a checkpoint of that name."""
+    with runs.Writer(path, Manifest(runs.SCHEMA, {"name": name, "weights": name}, {}, "2026-01-01T00:00:00")) as writer:
+        for cell, predictions in cells:
+            writer.enter(cell, predictions)
+    return path
+
+
+def final_run(path: Path, year: str, most: int | None = None, name: str = "out/llama/main", **settings: Any) -> Path:
+    """The final model's run: every part of the year that is a choice between texts, and GLUE with seed 42."""
+    board = leaderboard.leaderboard(year)
+    cells: list[tuple[Cell, list[Prediction]]] = []
+    for part in board.parts("strict-small"):
+        if part.writes == "class":
+            sizes = leaderboard.sizes(board.name, part.key)
+            cells += [(finetuned(task, 42), labels(task, n)) for task, n in sizes.items()]
+        elif part.suite in SPECS:
+            predictions = [prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)]
+            cells.append((scored(part.suite, predictions, **settings), predictions))
+    return write(path, name, cells)
+
+
+def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
+    """A milestone's run: the fast suites, with one prediction each; the numbers lie in the summaries."""
+    cells = []
+    for part in leaderboard.leaderboard(year).fast:
+        if part.suite in SPECS:
+            value = milestone / 1000
+            estimate = Estimate(value, 2, 0, 1)
+            groups = tuple(Group(SPECS[part.suite].groups[-1], group, estimate) for group in counts(part.suite))
+            cells.append((scored(part.suite, [], groups), [prediction(toy_suite(part.suite, 1).items[0])]))
+    return write(path, name or f"out/llama/chck_{milestone}M", cells)
+
+
+def elsewhere(folder: Path, year: str) -> dict[str, str]:
+    """The parts that no suite of ours makes, as files in the official pipeline's form."""
+    rows = [{"step": "chck_1M", "target_word": "dog", "context_id": 0, "surprisal": 1.5}]
+    surprisals = {"metadata": {"model_name": "x"}, "results": rows}
+    reading = [{"id": i, "pred": 1.0, "prev_pred": float("nan")} for i in range(reading_size(year))]
+    made: dict[str, Any] = {
+        "reading": {"reading": {"predictions": reading}},
+        "fast_eval_results.reading": [{"spr": 0.1, "rt": 0.2}] * 19,
+    }
+    if year == "2025":
+        made["aoa"] = surprisals
+    else:
+        for kind, n in (("parallel", 103), ("nonparallel", 100)):
+            answers = {str(i): {"predictions": [{"id": str(i), "pred": "x"}]} for i in range(n)}
+            made[f"global_piqa_{kind}"] = answers
+            made[f"fast_eval_results.global_piqa_{kind}"] = [{str(i): 1.0 for i in range(n)}] * 19
+        made |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
+    folder.mkdir(exist_ok=True)
+    for key, value in made.items():
+        (folder / f"{key}.json").write_text(json.dumps(value))
+    return {key: str(folder / f"{key}.json") for key in made}
+
+
+def reading_size(year: str) -> int:
+    return leaderboard.sizes(f"babylm-{year}", "reading")["reading"]
+
+
+def small_schema(name: str, most: int) -> dict[str, Any]:
+    """The shipped schema with at most so many predictions under a key."""
+    document = deepcopy(SHIPPED(name))
+
+    def shrink(node: Any) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "array" and "minItems" in node and "maxItems" in node:
+                node["minItems"] = node["maxItems"] = min(node["minItems"], most)
+            for inner in node.values():
+                shrink(inner)
+
+    shrink(document["properties"])
+    return document
