@@ -1,0 +1,283 @@
+"""The report as rows and remarks, once for every form; Markdown, LaTeX, CSV, JSON, model card are written here."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import json as json_module
+import math
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from antlm_bench.commands.members import Entry, Number
+from antlm_bench.commands.report import Column, Report
+from antlm_bench.errors import UsageError
+from antlm_bench.exports.model_index import Result, model_index
+from antlm_bench.rendering.tables import escape, printable
+
+MACRO, MISSING = "Macro-average", "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a cell: text, and the letters of the remarks below."""
+
+    text: str
+    letters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """kind: member, task (of the member above), aside (about the member above) or macro. cells: one per column."""
+
+    kind: str
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """heads: model and reading per column, with letters. remarks: letter -> sentence. legend: what the numbers are."""
+
+    title: str
+    heads: tuple[tuple[str, Cell], ...]
+    rows: tuple[Row, ...]
+    remarks: dict[str, str]
+    sources: tuple[str, ...]
+    legend: str
+    notes: tuple[str, ...]
+
+
+def sheet(report: Report) -> Sheet:
+    """The report laid out; equal sentences share a letter, given in the order in which a reader meets them."""
+    letters = _Letters()
+    columns = report.columns
+    heads = tuple((printable(c.model), Cell(printable(c.reading), letters.of(c.marks))) for c in columns)
+    rows: list[Row] = []
+    for at, member in enumerate(report.members):
+        entries = [column.entries[at] for column in columns]
+        cells = tuple(Cell(value(e.number), letters.of(e.number.marks if e.number else ())) for e in entries)
+        rows.append(Row("member", printable(member.name), cells))
+        rows += [
+            Row("task", printable(task), tuple(_part(entry, task, letters) for entry in entries))
+            for task in member.tasks
+            if any(task in entry.parts for entry in entries)
+        ]
+        rows += list(_asides(entries))
+    if report.collection:
+        cells = tuple(Cell(value(c.macro), letters.of(c.macro.marks if c.macro else ())) for c in columns)
+        rows.append(Row("macro", MACRO, cells))
+    return Sheet(
+        title=printable(report.collection.title) if report.collection else "",
+        heads=heads,
+        rows=tuple(rows),
+        remarks={letter: printable(sentence) for sentence, letter in letters.given.items()},
+        sources=tuple(f"{printable(c.model)}: {printable(c.source)}" for c in columns if c.source),
+        legend=legend(report),
+        notes=tuple(map(printable, report.collection.notes)) if report.collection else (),
+    )
+
+
+class _Letters:
+    """Sentences get letters a..z, aa..zz in order of appearance."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, str] = {}
+        self.unused = ("".join(letter) for size in (1, 2, 3) for letter in product(string.ascii_lowercase, repeat=size))
+
+    def of(self, sentences: tuple[str, ...]) -> str:
+        for sentence in sentences:
+            if sentence not in self.given:
+                self.given[sentence] = next(self.unused)
+        return ",".join(sorted((self.given[sentence] for sentence in sentences), key=lambda one: (len(one), one)))
+
+
+def value(number: Number | None) -> str:
+    """`63.4 ±0.4`: percent, a correlation times 100, and half the width of the interval where it is known."""
+    if number is None:
+        return MISSING
+    if number.low is None or number.high is None:
+        return f"{100 * number.value:.1f}"
+    return f"{100 * number.value:.1f} ±{50 * (number.high - number.low):.1f}"
+
+
+def _part(entry: Entry, task: str, letters: _Letters) -> Cell:
+    number = entry.parts.get(task)
+    return Cell(value(number), letters.of(number.marks if number else ()))
+
+
+def _asides(entries: list[Entry]) -> Iterator[Row]:
+    """Below what was finetuned: how many seeds, and how far they differ."""
+    if not any(entry.parts for entry in entries):
+        return
+    counts = [sorted({part.seeds for part in entry.parts.values()}) for entry in entries]
+    several = [f"{found[0]}–{found[-1]}" if len(found) > 1 else f"{found[0]}" if found else "" for found in counts]
+    yield Row("aside", "seeds", tuple(map(Cell, several)))
+    spreads = [[part.sd for part in entry.parts.values() if not math.isnan(part.sd)] for entry in entries]
+    if any(spreads):
+        yield Row("aside", "sd of seeds, at most", tuple(Cell(f"{100 * max(sd):.1f}" if sd else "") for sd in spreads))
+
+
+def legend(report: Report) -> str:
+    """What the numbers, their intervals and their average are, in a few words."""
+    numbers = [entry.number for column in report.columns for entry in column.entries if entry.number]
+    tuned = any(entry.parts for column in report.columns for entry in column.entries)
+    said = ["Percent (a correlation times 100) ± half the 95% interval: were the items drawn again"]
+    said[0] += ", and where there are several seeds, they too." if tuned else "."
+    if any(number.low is None for number in numbers):
+        said.append("Published numbers have no interval.")
+    if report.collection:
+        weights = {member.weight for member in report.members}
+        odd = [f"{printable(m.name)} {m.weight:g}" for m in report.members if m.weight != 1]
+        kind = f"weighted ({', '.join(odd)}, else 1)" if len(weights) > 1 else "unweighted"
+        said.append(f"{MACRO}: {kind} mean of the {len(report.members)} members, taken as independent.")
+    return " ".join(said)
+
+
+def markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown: the table, then remarks, sources and the legend."""
+    made = sheet(report)
+    heads = ["<br>".join(filter(None, (escape(m), escape(c.text)))) + _raised(c.letters) for m, c in made.heads]
+    lines = [["", *heads], ["---", *["---:"] * len(heads)]]
+    for row in made.rows:
+        name, bold = escape(row.name), "**" if row.kind == "macro" else ""
+        shown = f"&emsp;{name}" if row.kind == "task" else f"&emsp;_{name}_" if row.kind == "aside" else name
+        lines.append([f"{bold}{shown}{bold}", *(f"{cell.text}{_raised(cell.letters)}" for cell in row.cells)])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    said = [f"- {letter}: {escape(sentence)}" for letter, sentence in made.remarks.items()]
+    said += [f"- {escape(source)}" for source in made.sources]
+    title = f"**{escape(made.title)}**" if made.title else ""
+    return "\n\n".join(part for part in (title, table, "\n".join(said), f"_{escape(made.legend)}_") if part) + "\n"
+
+
+def _raised(letters: str) -> str:
+    return f"<sup>{letters}</sup>" if letters else ""
+
+
+def latex(report: Report) -> str:
+    """A tabular with booktabs' rules, remarks below it; pdflatex reads it, whatever a name holds."""
+    made = sheet(report)
+    models = " & ".join(["", *(tex(model) for model, _ in made.heads)])
+    readings = " & ".join(["", *(tex(cell.text) + _power(cell.letters) for _, cell in made.heads)])
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(made.heads)}}}", "\\toprule"]
+    lines += [f"{models} \\\\", f"{readings} \\\\", "\\midrule"]
+    for row in made.rows:
+        lead = "\\quad " if row.kind in ("task", "aside") else ""
+        cells = [tex(cell.text) + _power(cell.letters) for cell in row.cells]
+        lines += ["\\midrule"] if row.kind == "macro" else []
+        lines.append(f"{' & '.join([lead + tex(row.name), *cells])} \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}", ""]
+    said = [f"{_power(letter)} {tex(sentence)}" for letter, sentence in made.remarks.items()]
+    said += [tex(text) for text in (*made.sources, made.legend)]
+    return "\n".join([*lines, "{\\footnotesize", "\\\\\n".join(said), "\\par}"]) + "\n"
+
+
+def _power(letters: str) -> str:
+    return f"$^{{{letters}}}$" if letters else ""
+
+
+# LaTeX's own words for what it would read as a command, a ligature, or not at all.
+WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+WORDS |= {"–": "endash", "“": "quotedblleft", "”": "quotedblright", '"': "quotedblright", "’": "quoteright"}
+WORDS |= {"`": "quoteleft", "'": "quoteright"}
+TEX = {c: f"\\text{word}{{}}" for c, word in WORDS.items()} | {c: f"\\{c}" for c in "{}$&#_%"}
+TEX |= {"±": "$\\pm$", "[": "{[}", "]": "{]}"}
+
+
+def tex(text: str) -> str:
+    """The text as LaTeX source; what is beyond Latin letters is spelled as its code point, which pdflatex can set."""
+    spelled = "".join(TEX.get(c, c if c < "\u0180" and c.isprintable() else f"U+{ord(c):04X}") for c in text)
+    return spelled.replace("--", "-{}-")  # two hyphens stay two
+
+
+CSV = ["model", "reading", "run", "member", "suite", "task", "metric", "weight", "value", "low", "high", "n"]
+CSV += ["seeds", "sd", "remarks", "source"]
+
+
+def csv(report: Report) -> str:
+    """Tidy CSV: a row per column and member, task and macro-average; fractions in full precision, "" = not known."""
+    sink = io.StringIO()
+    writer = csv_module.DictWriter(sink, CSV, lineterminator="\n")
+    writer.writeheader()
+    for line in _flat(report):
+        remarks = "; ".join(line.pop("remarks"))
+        writer.writerow({key: "" if cell is None else cell for key, cell in {**line, "remarks": remarks}.items()})
+    return sink.getvalue()
+
+
+def json(report: Report) -> str:
+    """JSON: what CSV holds, and per column what is missing and the commands that make it."""
+    spec = report.collection
+    document = {
+        "collection": {"name": spec.name, "version": spec.version, "notes": spec.notes} if spec else None,
+        "members": [
+            {"name": m.name, "suite": m.suite, "made_by": m.made_by, "tasks": m.tasks, "weight": weight}
+            for m, weight in zip(report.members, report.weights, strict=True)
+        ],
+        "columns": [
+            {"model": c.model, "reading": c.reading, "run": c.run, "source": c.source, "remarks": c.marks}
+            | {"missing": c.lacks, "commands": c.commands, "complete": not c.lacks and not c.source}
+            for c in report.columns
+        ],
+        "numbers": list(_flat(report)),
+    }
+    return json_module.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _flat(report: Report) -> Iterator[dict[str, Any]]:
+    for column in report.columns:
+        for member, share, entry in zip(report.members, report.weights, column.entries, strict=True):
+            about = {"member": member.name, "suite": member.suite, "weight": share if report.collection else None}
+            if entry.number:
+                yield _line(column, entry.number, about)
+            for task, number in entry.parts.items():
+                yield _line(column, number, {**about, "suite": f"{member.suite}.{task}", "task": task, "weight": None})
+        if column.macro:
+            suite = report.collection.name if report.collection else ""
+            yield _line(column, column.macro, {"member": MACRO, "suite": suite})
+
+
+def _line(column: Column, number: Number, about: dict[str, Any]) -> dict[str, Any]:
+    line = {"model": printable(column.model), "reading": printable(column.reading), "run": printable(column.run)}
+    line |= {key: printable(cell) if isinstance(cell, str) else cell for key, cell in about.items()}
+    found: dict[str, Any] = {"metric": number.metric, "value": number.value, "low": number.low, "high": number.high}
+    found |= {"n": number.n or None, "seeds": number.seeds or None, "sd": None if math.isnan(number.sd) else number.sd}
+    found |= {"remarks": [printable(mark) for mark in number.marks], "source": printable(column.source)}
+    return {key: {**line, **found}.get(key) for key in CSV}
+
+
+def card(report: Report) -> str:
+    """The model card's front matter of one checkpoint, all its methods. UsageError where the runs are of several."""
+    own = [column for column in report.columns if not column.source]
+    if len({column.run for column in own}) > 1:
+        hint = "one run folder at a time: a card is of one model"
+        raise UsageError(f"{len({c.run for c in own})} checkpoints", place="--model-index", hint=hint)
+    results = []
+    for column in own:
+        for member, entry in zip(report.members, column.entries, strict=True):
+            named = [(member.suite, member.name, entry.number)]
+            named += [(f"{member.suite}.{t}", f"{member.name}: {t}", number) for t, number in entry.parts.items()]
+            results += [_result(column, *one) for one in named if one[2]]
+        if column.macro and report.collection:
+            whole = replace(column.macro, seeds=0)  # no classification, whatever is in it
+            results.append(_result(column, report.collection.name, report.collection.title, whole))
+    missing = [f"missing ({column.reading}): {', '.join(column.lacks)}" for column in own if column.lacks]
+    return model_index(own[0].model if own else "", results, missing)
+
+
+def _result(column: Column, suite: str, title: str, number: Number | None) -> Result:
+    assert number is not None  # the caller's
+    interval = (number.low, number.high, number.n, number.seeds)
+    return Result(suite, title, column.reading, number.metric, number.value, *interval, number.marks)
+
+
+FORMS: dict[str, Callable[[Report], str]] = {
+    "markdown": markdown,
+    "latex": latex,
+    "csv": csv,
+    "json": json,
+    "model-index": card,
+}

@@ -1,0 +1,90 @@
+"""Run folders as `score` and `finetune` leave them, written without a model: what a report is derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from antlm_bench import runs
+from antlm_bench.metrics import summarize
+from antlm_bench.types import Cell, Manifest, Prediction
+
+TASKS_2024 = ("boolq", "cola", "mnli", "mnli-mm", "mrpc", "multirc", "qnli", "qqp", "rte", "sst2", "wsc")
+METRIC = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
+
+
+def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
+    """n minimal pairs in two paradigms, the first `right` of them right."""
+    scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
+    return [
+        Prediction(f"{labels}_{i}", 0, int(s[0] < s[1]), s, (3, 3), (9, 9), {"paradigm": f"{labels}{i % 2}"})
+        for i, s in enumerate(scores)
+    ]
+
+
+def classified(task: str, right: int, n: int, seed: int = 0, constant: bool = False) -> list[Prediction]:
+    """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for all of them."""
+    order = np.random.default_rng(seed).permutation(n)
+    made = []
+    for i in range(n):
+        gold = i % 2
+        said = 0 if constant else gold if order[i] < right else 1 - gold
+        scores = (-0.1, -2.4) if said == 0 else (-2.4, -0.1)
+        made.append(Prediction(f"{task}_{i}", gold, said, scores, (9, 9), (40, 40), {"task": task}))
+    return made
+
+
+def scored(suite: str, method: str, right: int, n: int, notes: Sequence[str] = (), **settings: Any) -> tuple[Any, ...]:
+    predictions = pairs(right, n)
+    summary = summarize(
+        predictions,
+        suite=suite,
+        method=method,
+        metric="accuracy",
+        macro=["paradigm"],
+        groups=["paradigm"],
+        notes=list(notes),
+    )
+    facts = {"suite": suite, "suite_digest": f"digest of {suite}", "ties": "half", **settings}
+    return Cell(suite, method, "k", facts, summary), predictions
+
+
+def tuned(
+    task: str, seed: int, right: int, n: int = 40, way: str = "causal", suite: str = "glue-2024", **more: Any
+) -> tuple[Any, ...]:
+    """more: collapsed (words), notes, and settings of the cell."""
+    collapsed, notes = list(more.pop("collapsed", ())), list(more.pop("notes", ()))
+    name, method = f"{suite}.{task}", f"finetune-{way}"
+    predictions = classified(task, right, n, seed, bool(collapsed))
+    metric = METRIC.get(task, "accuracy")
+    summary = summarize(
+        predictions, suite=name, method=method, metric=metric, macro=(), groups=(), reduction="class", notes=notes
+    )
+    facts = {"suite": name, "suite_digest": f"digest of {task}", "collection": suite, "task": task, "seed": seed}
+    facts |= {"select": "held-out", "preset": "", "lr": 5e-5, **more}
+    return Cell(name, method, "k", facts, summary, seed=seed, history={"collapsed": collapsed}), predictions
+
+
+def written(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
+    """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
+    about: Mapping[str, Any] = {"name": name or folder.name, "weights": f"w of {folder.name}", **model}
+    with runs.Writer(folder, Manifest(runs.SCHEMA, about, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00")) as writer:
+        for cell, predictions in cells:
+            writer.enter(cell, predictions)
+    return folder
+
+
+def zero_shot(method: str, *, ewok: str = "ewok-2025", more: int = 0) -> list[tuple[Any, ...]]:
+    """The scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
+    right = {"blimp-filtered": 70 + more, "supplement": 60, ewok: 50}
+    return [scored(suite, method, count, 100) for suite, count in right.items()]
+
+
+def glue(
+    way: str = "causal", seeds: Sequence[int] = (1, 2, 3), tasks: Sequence[str] = TASKS_2024
+) -> list[tuple[Any, ...]]:
+    """Each task of glue-2024 with these seeds, 28 + seed of 40 right."""
+    return [tuned(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]
