@@ -21,7 +21,14 @@ from antlm_bench.statistics.intervals import (
 )
 from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
 from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
-from antlm_bench.statistics.seeds import Uncertain, from_interval, mean_of, two_level, two_level_difference
+from antlm_bench.statistics.seeds import (
+    Uncertain,
+    from_interval,
+    mean_of,
+    two_level,
+    two_level_change,
+    two_level_difference,
+)
 
 __all__ = [
     "DRAWS",
@@ -49,6 +56,7 @@ __all__ = [
     "spearman",
     "standard_error",
     "two_level",
+    "two_level_change",
     "two_level_difference",
     "unseen_counts",
     "wilson",

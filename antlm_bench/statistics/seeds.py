@@ -66,8 +66,8 @@ def two_level(values: Floats) -> Uncertain:
     return _combined(float(values.mean()), [*_seeds(values), *_items(values.mean(axis=0))])
 
 
-def two_level_difference(a: Floats, b: Floats) -> tuple[float, Interval, float]:
-    """mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, its interval, and two-sided p.
+def two_level_change(a: Floats, b: Floats) -> Uncertain:
+    """mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, and its variance.
 
     The seeds of the two are independent, their items are the same, so what the items contribute is taken as a
     difference per item: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n; the seeds' parts
@@ -78,9 +78,14 @@ def two_level_difference(a: Floats, b: Floats) -> tuple[float, Interval, float]:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} items cannot be paired")
     differences = b.mean(axis=0) - a.mean(axis=0)
-    found = _combined(float(differences.mean()), [*_seeds(a), *_seeds(b), *_items(differences)])
-    if found.variance == 0 and found.value:  # every item moved alike: no spread to judge by, but signs that could flip
-        return found.value, found.interval, float(min(1.0, 2.0 ** (1 - len(differences))))
+    return _combined(float(differences.mean()), [*_seeds(a), *_seeds(b), *_items(differences)])
+
+
+def two_level_difference(a: Floats, b: Floats) -> tuple[float, Interval, float]:
+    """Value, interval, and two-sided p of `two_level_change`. Where all items moved alike, p is that of their signs."""
+    found = two_level_change(a, b)
+    if found.variance == 0 and found.value:  # no spread to judge by, but n signs that could have been others
+        return found.value, found.interval, float(min(1.0, 2.0 ** (1 - a.shape[1])))
     return found.value, found.interval, found.p
 
 
