@@ -275,14 +275,18 @@ def _several(task: TaskSpec, all_rows: Sequence[Example], train: Sequence[Exampl
 
 
 def _notes(note: str, *splits: tuple[str, Sequence[Example], Sequence[Example]]) -> list[str]:
-    """What a reader must know of the data: a substitute, a limit, a scored split that asks only one thing."""
-    limits = [
-        f"limit: {len(taken):,} of {len(there):,} {split} rows, evenly spaced"
-        for split, there, taken in splits
-        if len(taken) < len(there)
-    ]
-    alike = len({example.gold for example in splits[-1][2]}) == 1
-    return [*[note] * bool(note), *limits, *["all scored rows are of one class"] * alike]
+    """What a reader must know of the data: a substitute, a limit, texts seen in training, a split of one class."""
+    notes = [note] if note else []
+    for split, there, taken in splits:
+        if len(taken) < len(there):
+            notes.append(f"limit: {len(taken):,} of {len(there):,} {split} rows, evenly spaced")
+    train, scored = (taken for _, _, taken in splits)
+    known = {(one.first, one.second) for one in train}
+    if seen := sum((one.first, one.second) in known for one in scored):
+        notes.append(f"{seen:,} of {len(scored):,} scored texts also stand in the train set")
+    if len({one.gold for one in scored}) == 1:
+        notes.append("all scored rows are of one class")
+    return notes
 
 
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:

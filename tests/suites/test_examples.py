@@ -82,6 +82,7 @@ def test_what_is_not_the_official_train_set_is_said() -> None:
     assert noted["multirc"].startswith("multirc: trained on a substitute, SuperGLUE's train set")
     assert not any(note for name, note in noted.items() if name not in ("boolq", "multirc"))
     assert "10,000 rows of BabyLM 2025" in " ".join(examples.load("glue-2024", "mnli").notes)
+    assert examples.load("glue-2024", "cola").notes == ("5 of 522 scored texts also stand in the train set",)
     assert "genres are others" in examples.load("glue-2024", "mnli-mm").notes[0]
 
 
@@ -242,9 +243,9 @@ def test_a_limit_takes_evenly_spaced_rows_under_their_own_ids(tmp_path: Path, ro
     gaps = {after - before for before, after in pairwise(expected)}
     assert max(gaps) - min(gaps) <= 1 and expected[0] == 0
     assert len(task.valid) == min(limit, rows)
-    assert bool(task.notes) == (limit < rows) == (task.digest != full.digest)
-    if task.notes:
-        assert task.notes[0] == (f"limit: {limit} of {rows} scored rows, evenly spaced")
+    assert (task.digest != full.digest) == (limit < rows)
+    assert (task.notes[0] == f"limit: {limit} of {rows} scored rows, evenly spaced") == (limit < rows)
+    assert f"{min(limit, rows)} of {min(limit, rows)} scored texts also stand in the train set" in task.notes
 
 
 CELL = st.text("ab \U0001f600\u00e9\u2028", min_size=1, max_size=4).filter(str.strip)
