@@ -103,6 +103,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("runs",),
     "rich": ("rendering",),
     "jinja2": ("rendering",),
+    "markupsafe": ("rendering",),
     "typer": ("cli", "verbs"),
     "click": ("cli",),
     "minicons": ("scoring.external",),

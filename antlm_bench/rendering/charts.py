@@ -45,12 +45,15 @@ def dots(rows: Sequence[Row], names: Sequence[str], look: Look, title: str, zero
     order = list(dict.fromkeys(row["row"] for row in rows))
     axis = alt.Axis(grid=True, gridDash=[1, 3], labelLimit=look.label, labelPadding=8, tickBand="extent")
     y = alt.Y("row:N", sort=order, title=None, axis=axis, scale=alt.Scale(paddingInner=0.25, paddingOuter=0.15))
-    present = [name for name in names if name in {row["series"] for row in rows}]
+    present = _present(rows, names)
     lanes = alt.YOffset("series:N", sort=present, scale=alt.Scale(domain=present, paddingOuter=0.2))
     x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6))
-    drawn = alt.Chart(_data(rows)).encode(y=y, yOffset=lanes, color=_colour(names, look))
+    drawn = alt.Chart(_data(rows)).encode(y=y, yOffset=lanes, color=_colour(names, look, _present(rows, names)))
     intervals = drawn.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6, aria=False)
-    layers = [intervals.encode(x=alt.X("low:Q", title=title), x2="high:Q"), _points(drawn, names, look).encode(x=x)]
+    layers = [
+        intervals.encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        _points(drawn, names, look, present).encode(x=x),
+    ]
     if zero:
         rule = alt.Chart(_data([{"zero": 0}])).mark_rule(color=look.colours["strong-rule"], aria=False)
         layers.insert(0, rule.encode(x="zero:Q"))
@@ -65,12 +68,12 @@ def lines(rows: Sequence[Row], names: Sequence[str], look: Look, title: str) -> 
     """
     x = _words(rows, look)
     y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
-    drawn = alt.Chart(_data(rows)).encode(x=x, color=_colour(names, look))
+    drawn = alt.Chart(_data(rows)).encode(x=x, color=_colour(names, look, _present(rows, names)))
     neighbours = [alt.Detail("series:N"), alt.Detail("stretch:N")]
     band = drawn.mark_area(opacity=0.14, aria=False).encode(alt.Y("low:Q", title=title), y2="high:Q", detail=neighbours)
     bridge = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1, aria=False).encode(y=y, detail="series:N")
     line = drawn.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=neighbours)
-    points = _points(drawn, names, look, 0.55).encode(y=y)
+    points = _points(drawn, names, look, _present(rows, names), 0.55).encode(y=y)
     return alt.layer(band, bridge, line, points).properties(height=170, width=look.width)
 
 
@@ -81,7 +84,7 @@ def losses(rows: Sequence[Row], switches: Sequence[Row], names: Sequence[str], l
     """
     x = alt.X("words:Q", title="words seen", axis=alt.Axis(labelExpr=SHORT, tickCount=5), scale=alt.Scale(nice=False))
     y = alt.Y("value:Q", title="loss, nats per target", scale=alt.Scale(zero=False, nice=True))
-    drawn = alt.Chart(_data(rows)).encode(x=x, y=y, color=_colour(names, look))
+    drawn = alt.Chart(_data(rows)).encode(x=x, y=y, color=_colour(names, look, _present(rows, names)))
     line = drawn.mark_line(strokeWidth=1.5, aria=False).encode(detail=[alt.Detail("series:N"), alt.Detail("stretch:N")])
     marks = drawn.mark_point(size=30, opacity=0, filled=True).encode(description="says:N")
     layers: list[alt.Chart] = [line, marks]
@@ -132,24 +135,32 @@ def _words(rows: Sequence[Row], look: Look) -> alt.X:
     return alt.X("words:Q", title="words seen", scale=scale, axis=axis)
 
 
-def _colour(names: Sequence[str], look: Look) -> alt.Color:
+def _present(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The series that have a row; the others keep their colour, that it may mean the same in every figure."""
+    found = {row["series"] for row in rows}
+    return [name for name in names if name in found]
+
+
+def _colour(names: Sequence[str], look: Look, present: Sequence[str]) -> alt.Color:
     colours = [look.colours[palette.role(index)] for index in range(len(names))]
-    scale = alt.Scale(domain=list(names), range=colours)
-    return alt.Color("series:N", scale=scale, legend=_legend(look) if look.legend else None)
+    return alt.Color("series:N", scale=alt.Scale(domain=list(names), range=colours), legend=_legend(look, present))
 
 
-def _legend(look: Look) -> alt.Legend:
-    return alt.Legend(orient="top", title=None, columns=1 if look.narrow else 3, labelLimit=260, direction="horizontal")
+def _legend(look: Look, present: Sequence[str]) -> alt.Legend | None:
+    if not look.legend:
+        return None
+    columns = 1 if look.narrow else 3
+    return alt.Legend(orient="top", title=None, columns=columns, labelLimit=260, values=list(present), symbolOpacity=1)
 
 
-def _points(drawn: alt.Chart, names: Sequence[str], look: Look, scale: float = 1) -> alt.Chart:
+def _points(drawn: alt.Chart, names: Sequence[str], look: Look, present: Sequence[str], scale: float = 1) -> alt.Chart:
     """Each series' own shape; filled, or an outline where the row is hollow."""
     shapes = alt.Scale(domain=list(names), range=[palette.shape(index) for index in range(len(names))])
     hollow = alt.value(look.colours["raised"])
     return drawn.mark_point(size=POINT * scale, strokeWidth=1.4).encode(
         opacity=alt.condition("datum.faint", alt.value(0.45), alt.value(1)),
-        shape=alt.Shape("series:N", scale=shapes, legend=_legend(look) if look.legend else None),
-        fill=alt.condition("datum.hollow", hollow, _colour(names, look)),
+        shape=alt.Shape("series:N", scale=shapes, legend=_legend(look, present)),
+        fill=alt.condition("datum.hollow", hollow, _colour(names, look, present)),
         description="says:N",
     )
 

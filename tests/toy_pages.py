@@ -14,14 +14,17 @@ from antlm_bench import metrics, runs
 from antlm_bench.types import Cell, Manifest, Prediction
 
 FIELDS = ("morphology", "semantics", "syntax", "syntax/semantics")
-PHENOMENA = (
-    "anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis filler_gap "
-    "irregular_forms island_effects npi_licensing quantifiers subject_verb_agreement"
-).split()
+PHENOMENA = ["anaphor_agreement", "argument_structure", "binding", "control_raising", "determiner_noun_agreement"]
+PHENOMENA += ["ellipsis", "filler_gap", "irregular_forms", "island_effects", "npi_licensing", "quantifiers"]
+PHENOMENA += ["subject_verb_agreement"]
 PARADIGMS = [(f"{PHENOMENA[i % 12]}_with_adjective_irregular_{i // 12 + 1}", PHENOMENA[i % 12]) for i in range(67)]
 TASKS = {"rte": "accuracy", "mrpc": "f1", "boolq": "accuracy", "cola": "mcc"}
 MILESTONES = [*range(1, 10), *range(10, 101, 10)]
-HOSTILE = ['</script><img src=x onerror="alert(1)">', "‮עברית\u0007 🦙", '"><svg/onload=alert(2)>&amp;{{ 7*7 }}' + "x" * 60]
+HOSTILE = [
+    '</script><img src=x onerror="alert(1)">',
+    "‮עברית\u0007 🦙",
+    '"><svg/onload=alert(2)>&amp;{{ 7*7 }}' + "x" * 60,
+]
 
 
 def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
@@ -47,7 +50,13 @@ def pairs(skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: 
 def suite(writer: runs.Writer, name: str, method: str, answers: list[Prediction]) -> None:
     about = {"metric": "accuracy", "macro": ["paradigm"], "groups": ["field", "phenomenon", "paradigm"]}
     summary = metrics.summarize(answers, suite=name, method=method, **about)  # type: ignore[arg-type]
-    settings = {"suite_digest": f"{name}-digest", "suite_version": "1", "ties": "half", "bos": "auto", "dtype": "float32"}
+    settings = {
+        "suite_digest": f"{name}-digest",
+        "suite_version": "1",
+        "ties": "half",
+        "bos": "auto",
+        "dtype": "float32",
+    }
     writer.enter(Cell(name, method, "k", settings, summary), answers)
 
 
@@ -100,8 +109,16 @@ def log(folder: Path, steps: int = 600) -> Path:
     for step in range(1, steps + 1):
         objective = "mlm" if steps / 6 < step <= 5 * steps / 6 else "clm"
         loss = 3 + 4 * np.exp(-step / steps * 4) + (0.8 if objective == "mlm" else 0) + rng.normal() / 12
-        record = {"step": step, "words": 16_000 * step, "tokens": 21_000 * step, "lr": 1e-3, "norm": 1.0}
-        lines.append(record | {"loss": {objective: float(loss)}} | ({"switch": objective} if objective != before else {}))
+        record: dict[str, Any] = {
+            "step": step,
+            "words": 16_000 * step,
+            "tokens": 21_000 * step,
+            "lr": 1e-3,
+            "norm": 1.0,
+        }
+        lines.append(
+            record | {"loss": {objective: float(loss)}} | ({"switch": objective} if objective != before else {})
+        )
         before = objective
     lines.insert(100, {"step": 100, "checkpoint": "chck_1M", "scores": []})
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
