@@ -54,12 +54,6 @@ class Report:
     members: tuple[MemberSpec, ...]
     columns: tuple[Column, ...]
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Each member's share of the macro-average."""
-        total = sum(member.weight for member in self.members)
-        return tuple(member.weight / total for member in self.members)
-
 
 def report(
     paths: Sequence[str | Path],

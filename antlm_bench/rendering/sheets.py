@@ -7,7 +7,7 @@ import io
 import json as json_module
 import math
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -75,10 +75,17 @@ def sheet(report: Report) -> Sheet:
         heads=heads,
         rows=tuple(rows),
         remarks={letter: printable(sentence) for sentence, letter in letters.given.items()},
-        sources=tuple(f"{printable(c.model)}: {printable(c.source)}" for c in columns if c.source),
+        sources=tuple(_sources(columns)),
         legend=legend(report),
         notes=tuple(map(printable, report.collection.notes)) if report.collection else (),
     )
+
+
+def _sources(columns: Sequence[Column]) -> Iterator[str]:
+    """One line per source, with the columns that are its."""
+    for source in dict.fromkeys(column.source for column in columns if column.source):
+        named = [printable(column.model) for column in columns if column.source == source]
+        yield f"{'; '.join(named)}: {printable(source)}"
 
 
 class _Letters:
@@ -106,7 +113,7 @@ def value(number: Number | None) -> str:
 
 def _part(entry: Entry, task: str, letters: _Letters) -> Cell:
     number = entry.parts.get(task)
-    return Cell(value(number), letters.of(number.marks if number else ()))
+    return Cell(value(number) if entry.parts else "", letters.of(number.marks if number else ()))
 
 
 def _asides(entries: list[Entry]) -> Iterator[Row]:
@@ -125,8 +132,8 @@ def legend(report: Report) -> str:
     """What the numbers, their intervals and their average are, in a few words."""
     numbers = [entry.number for column in report.columns for entry in column.entries if entry.number]
     tuned = any(entry.parts for column in report.columns for entry in column.entries)
-    said = ["Percent (a correlation times 100) ± half the 95% interval: were the items drawn again"]
-    said[0] += ", and where there are several seeds, they too." if tuned else "."
+    over = "items, and over seeds where there are several" if tuned else "items"
+    said = [f"Percent (a correlation times 100) ± half the 95% interval over {over}."]
     if any(number.low is None for number in numbers):
         said.append("Published numbers have no interval.")
     if report.collection:
@@ -140,17 +147,22 @@ def legend(report: Report) -> str:
 def markdown(report: Report) -> str:
     """GitHub-flavoured Markdown: the table, then remarks, sources and the legend."""
     made = sheet(report)
-    heads = ["<br>".join(filter(None, (escape(m), escape(c.text)))) + _raised(c.letters) for m, c in made.heads]
+    heads = ["<br>".join(filter(None, (plain(m), plain(c.text)))) + _raised(c.letters) for m, c in made.heads]
     lines = [["", *heads], ["---", *["---:"] * len(heads)]]
     for row in made.rows:
-        name, bold = escape(row.name), "**" if row.kind == "macro" else ""
+        name, bold = plain(row.name), "**" if row.kind == "macro" else ""
         shown = f"&emsp;{name}" if row.kind == "task" else f"&emsp;_{name}_" if row.kind == "aside" else name
         lines.append([f"{bold}{shown}{bold}", *(f"{cell.text}{_raised(cell.letters)}" for cell in row.cells)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    said = [f"- {letter}: {escape(sentence)}" for letter, sentence in made.remarks.items()]
-    said += [f"- {escape(source)}" for source in made.sources]
-    title = f"**{escape(made.title)}**" if made.title else ""
-    return "\n\n".join(part for part in (title, table, "\n".join(said), f"_{escape(made.legend)}_") if part) + "\n"
+    said = [f"- {letter}: {plain(sentence)}" for letter, sentence in made.remarks.items()]
+    said += [f"- {plain(text)}" for text in (*made.sources, *made.notes)]
+    title = f"**{plain(made.title)}**" if made.title else ""
+    return "\n\n".join(part for part in (title, table, "\n".join(said), plain(made.legend)) if part) + "\n"
+
+
+def plain(text: str) -> str:
+    """The text in Markdown; GitHub's own marks ($ for formulas, ~ for strokes) and entities mean nothing in it."""
+    return "".join(f"\\{c}" if c in "$~&" else c for c in escape(text))
 
 
 def _raised(letters: str) -> str:
@@ -171,7 +183,7 @@ def latex(report: Report) -> str:
         lines.append(f"{' & '.join([lead + tex(row.name), *cells])} \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", ""]
     said = [f"{_power(letter)} {tex(sentence)}" for letter, sentence in made.remarks.items()]
-    said += [tex(text) for text in (*made.sources, made.legend)]
+    said += [tex(text) for text in (*made.sources, *made.notes, made.legend)]
     return "\n".join([*lines, "{\\footnotesize", "\\\\\n".join(said), "\\par}"]) + "\n"
 
 
@@ -214,8 +226,8 @@ def json(report: Report) -> str:
     document = {
         "collection": {"name": spec.name, "version": spec.version, "notes": spec.notes} if spec else None,
         "members": [
-            {"name": m.name, "suite": m.suite, "made_by": m.made_by, "tasks": m.tasks, "weight": weight}
-            for m, weight in zip(report.members, report.weights, strict=True)
+            {"name": m.name, "suite": m.suite, "made_by": m.made_by, "tasks": m.tasks, "weight": m.weight}
+            for m in report.members
         ],
         "columns": [
             {"model": c.model, "reading": c.reading, "run": c.run, "source": c.source, "remarks": c.marks}
@@ -229,8 +241,9 @@ def json(report: Report) -> str:
 
 def _flat(report: Report) -> Iterator[dict[str, Any]]:
     for column in report.columns:
-        for member, share, entry in zip(report.members, report.weights, column.entries, strict=True):
-            about = {"member": member.name, "suite": member.suite, "weight": share if report.collection else None}
+        for member, entry in zip(report.members, column.entries, strict=True):
+            weight = member.weight if report.collection else None
+            about = {"member": member.name, "suite": member.suite, "weight": weight}
             if entry.number:
                 yield _line(column, entry.number, about)
             for task, number in entry.parts.items():

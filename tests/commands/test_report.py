@@ -1,0 +1,352 @@
+"""The report's numbers against hand computation and scikit-learn, its refusals, and every doubt that it must mark."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from toy_reports import METRIC, TASKS_2024, classified, glue, scored, tuned, written, zero_shot
+
+from antlm_bench.commands.report import Column, Report, report
+from antlm_bench.declarations import catalog
+from antlm_bench.errors import DeclarationError, IncompleteError, NotComparable, RunError, UsageError
+from antlm_bench.statistics import Z
+from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.spec import read
+
+OURS = """
+kind = "collection"
+name = "ours"
+version = "1"
+title = "Ours"
+"""
+
+
+def own(folder: Path, members: str) -> str:
+    file = folder / "ours.toml"
+    file.write_text(OURS + members, encoding="utf-8")
+    return str(file)
+
+
+def only(made: Report) -> Column:
+    (column,) = made.columns
+    return column
+
+
+def marks(column: Column) -> str:
+    """Everything that is said of a column, member by member and task by task."""
+    entries = [(entry.number, *entry.parts.values()) for entry in column.entries]
+    numbers = [column.macro, *itertools.chain(*entries)]
+    return "\n".join([*column.marks, *(mark for number in numbers if number for mark in number.marks)])
+
+
+def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
+    column = only(report([written(tmp_path / "m", zero_shot("causal") + glue())], collection="babylm-2024"))
+    measure = {"f1": f1_score, "mcc": matthews_corrcoef, "accuracy": accuracy_score}
+    tasks = []
+    for task in TASKS_2024:
+        seeds = [classified(task, 28 + seed, 40, seed) for seed in (1, 2, 3)]
+        per_seed = [measure[METRIC.get(task, "accuracy")]([p.gold for p in s], [p.pred for p in s]) for s in seeds]
+        tasks.append(statistics.mean(per_seed))
+        part = column.entries[3].parts[task]
+        assert (part.value, part.sd, part.seeds, part.n) == (
+            pytest.approx(tasks[-1]),
+            pytest.approx(statistics.stdev(per_seed)),
+            3,
+            40,
+        )
+    assert [e.number.value for e in column.entries if e.number] == pytest.approx(
+        [0.7, 0.6, 0.5, statistics.mean(tasks)]
+    )
+    assert column.macro
+    assert column.macro.value == pytest.approx(statistics.mean([0.7, 0.6, 0.5, statistics.mean(tasks)]))
+    assert not column.lacks and not marks(column)
+
+
+def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> None:
+    column = only(report([written(tmp_path / "m", zero_shot("causal"))], collection="zero-shot-2024"))
+    halves = [(e.number.high - e.number.low) / 2 for e in column.entries if e.number and e.number.low is not None]
+    assert column.macro and column.macro.low is not None and column.macro.high is not None
+    assert (column.macro.high - column.macro.low) / 2 == pytest.approx(sum(h**2 for h in halves) ** 0.5 / 3)
+    binomial = [Z * (p * (1 - p) / 100) ** 0.5 for p in (0.7, 0.6, 0.5)]
+    assert halves == pytest.approx(binomial, abs=0.01)
+
+
+def test_weights_are_the_collection_s(tmp_path: Path) -> None:
+    members = '[[members]]\nsuite = "blimp-filtered"\nweight = 3\n[[members]]\nsuite = "supplement"\n'
+    column = only(report([written(tmp_path / "m", zero_shot("causal"))], collection=own(tmp_path, members)))
+    assert column.macro and column.macro.value == pytest.approx((3 * 0.7 + 0.6) / 4)
+
+
+def test_a_member_may_be_a_view_or_the_mean_over_groups(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", [scored("blimp-filtered", "causal", 71, 101)])
+    members = '[[members]]\nsuite = "blimp-filtered"\nlabel = "{}"\n{}\n'
+    both = members.format("micro", 'metric = "micro"') + members.format("groups", 'over = "paradigm"')
+    micro, groups = only(report([run], collection=own(tmp_path, both))).entries
+    assert micro.number and micro.number.value == pytest.approx(71 / 101)
+    assert groups.number and groups.number.value == pytest.approx((36 / 51 + 35 / 50) / 2)
+    with pytest.raises(UsageError, match="no 'phenomenon' of blimp-filtered") as caught:
+        report([run], collection=own(tmp_path, members.format("x", 'over = "phenomenon"')))
+    assert "paradigm" in caught.value.hint
+
+
+def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole", zero_shot("causal") + glue())
+    holes = written(tmp_path / "a b", zero_shot("mlm")[:2] + glue("full", (1,), ("rte", "mrpc")))
+    with pytest.raises(IncompleteError, match="no macro-average is taken over a hole") as caught:
+        report([whole, holes], collection="babylm-2024")
+    (made,) = caught.value.runs
+    assert made.columns[0].macro and not made.columns[1].macro
+    missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
+    assert made.columns[1].lacks == ("EWoK", f"GLUE ({missing})")
+    assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {"rte", "mrpc"}
+    assert "antlm-bench score --model 'a b' --suite ewok-2025 --method mlm" in caught.value.message
+    finetune = f"antlm-bench finetune --model 'a b' --suite glue-2024 --task {missing.replace(', ', ',')}"
+    assert f"{finetune} --attention full" in caught.value.message
+    assert "--partial" in caught.value.hint
+
+
+def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", zero_shot("causal")[:2] + glue("causal", (1,), ("rte", "sst2")))
+    column = only(report([run], collection="babylm-2024", partial=True))
+    rte = column.entries[3].parts["rte"].value
+    assert column.entries[3].number and column.entries[3].number.value == pytest.approx(rte)
+    assert column.macro and column.macro.value == pytest.approx((0.7 + 0.6 + rte) / 3)
+    assert any(mark.startswith("partial: over 3 of 4 members, without EWoK, GLUE (") for mark in column.macro.marks)
+    assert any("the mean of 2 of 11 tasks" in mark for mark in column.entries[3].number.marks)
+
+
+def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteError, match="Age of acquisition: nothing here computes aoa") as caught:
+        report([written(tmp_path / "m", zero_shot("causal"))], collection="babylm-2025")
+    assert "Eye tracking" in caught.value.runs[0].columns[0].lacks
+
+
+@pytest.mark.parametrize(
+    ("methods", "ways", "pairs"),
+    [
+        (("causal",), ("causal",), [("causal", "causal", False)]),
+        (("mlm", "mlm-l2r"), ("full",), [("mlm", "full", False), ("mlm-l2r", "full", False)]),
+        (("causal", "mntp"), ("causal", "full"), [("causal", "causal", False), ("mntp", "full", False)]),
+        (("causal", "mntp"), ("full",), [("causal", "full", True), ("mntp", "full", False)]),
+        (("mntp", "fused"), ("causal",), [("mntp", "causal", True), ("fused", "causal", True)]),
+        (("fused",), ("causal", "full"), [("fused", "full", True)]),
+        ((), ("causal", "full"), [("finetune-causal", "causal", False), ("finetune-full", "full", False)]),
+    ],
+)
+def test_glue_stands_beside_scores_of_the_same_attention(
+    tmp_path: Path, methods: tuple[str, ...], ways: tuple[str, ...], pairs: list[tuple[str, str, bool]]
+) -> None:
+    right = {"causal": 30, "full": 35}
+    cells = [scored("blimp-filtered", method, 70, 100) for method in methods]
+    cells += [tuned("rte", 1, right[way], way=way) for way in ways]
+    members = '[[members]]\nsuite = "blimp-filtered"\n'
+    members += '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n'
+    made = report([written(tmp_path / "m", cells)], collection=own(tmp_path, members), partial=True)
+    found = []
+    for column in made.columns:
+        number = column.entries[1].number
+        assert number
+        way = next(way for way, count in right.items() if number.value == pytest.approx(count / 40))
+        found.append((column.reading, way, f"finetuned with {way} attention" in marks(column)))
+    assert found == pairs
+    unused = set(ways) - {way for _, way, _ in pairs}
+    assert all((f"also finetuned with {way} attention" in marks(made.columns[0])) for way in unused)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"collapsed": ["constant prediction"]}, "rte: 1 of 2 seeds collapsed (constant prediction)"),
+        ({"select": "valid"}, "selected on the scored split"),
+        ({"preset": "babylm-2025"}, "settings of babylm-2025"),
+        ({"lr": 1e-3}, "not finetuned with the same settings"),
+        ({"notes": ["limit: 20 of 40 train rows, evenly spaced"]}, "limit: 20 of 40"),
+        ({"notes": ["boolq: trained on a substitute"]}, "trained on a substitute"),
+    ],
+)
+def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
+    tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    cells = zero_shot("causal") + glue(seeds=(1, 2), tasks=[t for t in TASKS_2024 if t != "rte"])
+    cells += [
+        tuned("rte", 1, 30, **change),
+        tuned("rte", 2, 30, **({"preset": "babylm-2025"} if "preset" in change else {})),
+    ]
+    column = only(report([written(tmp_path / "m", cells)], collection="babylm-2024"))
+    glue_entry = column.entries[3]
+    assert glue_entry.number and column.macro
+    for number in (glue_entry.parts["rte"], glue_entry.number, column.macro):
+        assert any(sentence in mark for mark in number.marks)
+    assert not glue_entry.parts["wsc"].marks
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        (scored("blimp-filtered", "causal", 7, 9, ["incomplete: 9 of 99 pairs (short)"]), "incomplete: 9 of 99"),
+        (scored("blimp-filtered", "causal", 7, 9, ["limit: the first 9 of each paradigm"]), "limit: the first 9"),
+        (scored("blimp-filtered", "causal", 7, 9, compat="lm-eval"), "conventions of lm-eval"),
+        (scored("blimp-filtered", "causal", 7, 9, ties="first"), "A tie goes to the first option"),
+        (scored("blimp-filtered", "causal", 7, 9, suite_digest="other"), "other items than a (causal) answered"),
+    ],
+)
+def test_doubts_of_a_scored_suite_are_marked(tmp_path: Path, cell: tuple[object, ...], sentence: str) -> None:
+    runs = [written(tmp_path / "a", zero_shot("causal")), written(tmp_path / "b", [cell, *zero_shot("causal")[1:]])]
+    first, second = report(runs, collection="zero-shot-2024").columns
+    assert sentence in marks(second) and not marks(first)
+    assert second.macro and any(sentence in mark for mark in second.macro.marks)
+
+
+def test_one_seed_is_said(tmp_path: Path) -> None:
+    column = only(report([written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))], collection="babylm-2024"))
+    assert "one seed: the interval does not know how seeds differ" in marks(column)
+
+
+def test_a_stand_in_is_named(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", zero_shot("causal", ewok="ewok-fast-2025"))
+    with pytest.raises(IncompleteError):  # never silently
+        report([run], collection="zero-shot-2024")
+    made = report([run], collection="babylm-2024", stand_ins={"ewok": "ewok-fast-2025"}, partial=True, published=())
+    assert made.members[2].name == "EWoK (ewok-fast-2025)"
+    assert made.columns[0].entries[2].number
+    assert all(column.entries[2].number is None for column in made.columns[1:])  # they are of the other suite
+    with pytest.raises(UsageError, match="no member 'ewk'") as caught:
+        report([run], collection="babylm-2024", stand_ins={"ewk": "ewok-fast-2025"})
+    assert "did you mean" in caught.value.hint
+
+
+def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", zero_shot("causal") + glue())
+    made = report([run], collection="babylm-2024", published=["ltg-bert 10m, org"])
+    row = made.columns[1]
+    assert [100 * e.number.value for e in row.entries if e.number] == pytest.approx([60.6, 60.8, 48.9, 60.3])
+    assert row.macro and row.macro.value == pytest.approx(0.577) and row.macro.low is None
+    assert "evaluation-pipeline-2024" in row.source and "doubtful" in marks(row)
+    assert len(report([run], collection="babylm-2024", published=()).columns) == 1 + 10
+    assert len(report([run], collection="babylm-2024").columns) == 1
+    with pytest.raises(UsageError, match="no published row of babylm-2024 holds 'palm'"):
+        report([run], collection="babylm-2024", published=["palm"])
+
+
+def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 2, 32)])
+    two = written(tmp_path / "two", [scored("mine", "causal", 1, 4), tuned("wsc", 1, 30, way="full")])
+    made = report([tmp_path])
+    assert [member.name for member in made.members] == ["nano", "glue-2024", "mine"]
+    assert made.members[1].tasks == ("rte", "wsc")
+    assert {column.run for column in made.columns} == {str(one), str(two)}
+    assert all(column.macro is None and not column.lacks for column in made.columns)
+    assert made.columns[0].entries[1].parts["rte"].value == pytest.approx(31 / 40)
+
+
+def test_both_ways_of_finetuning_have_a_column_where_nothing_is_averaged(tmp_path: Path) -> None:
+    cells = [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 1, 32, way="full")]
+    assert [c.reading for c in report([written(tmp_path / "m", cells)]).columns] == ["causal", "finetune-full"]
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))
+    with pytest.raises(RunError, match="not a run folder"):
+        report([tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match="no run folder"):
+        report([])
+    with pytest.raises(UsageError, match="no collection"):
+        report([run], collection="nano")
+    with pytest.raises(DeclarationError, match="unknown suite"):
+        report([run], collection="babylm-2042")
+    for asked in ({"partial": True}, {"published": ()}, {"stand_ins": {"a": "b"}}):
+        with pytest.raises(UsageError, match="only a collection"):
+            report([run], **asked)  # type: ignore[arg-type]
+    (run / "predictions" / "glue-2024.rte.finetune-causal.seed1.parquet").write_bytes(b"")
+    with pytest.raises(RunError, match=r"not the bytes that run\.json describes"):
+        report([run], collection="babylm-2024")
+
+
+def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 30, n=41)])
+    with pytest.raises(NotComparable, match="40 items"):
+        report([run])
+
+
+@pytest.mark.parametrize(
+    ("member", "complaint"),
+    [
+        ('suite = "glue-2024"\nmade_by = "finetune"', "`tasks` goes with"),
+        ('suite = "blimp"\ntasks = ["rte"]', "`tasks` goes with"),
+        ('suite = "blimp"\nover = "field"\nmetric = "micro"', "`over` averages"),
+        ('suite = "blimp"\nweight = 0', "greater than 0"),
+        ('suite = "blimp"\nwieght = 2', "did you mean 'weight'?"),
+        ('suite = "blimp"\n[[members]]\nsuite = "blimp"', "two members are called 'blimp'"),
+        ('suite = "blimp"\n[[published]]\nname = "A"\nsource = "B"\nvalues = { blmp = 1 }', "did you mean 'blimp'?"),
+    ],
+)
+def test_a_slip_in_a_collection_names_its_place(tmp_path: Path, member: str, complaint: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        report([tmp_path], collection=own(tmp_path, f"[[members]]\n{member}\n"))
+    assert complaint in str(caught.value) and "ours.toml" in caught.value.place
+
+
+def collection(name: str) -> CollectionSpec:
+    spec = read(catalog("tasks")[name])
+    assert isinstance(spec, CollectionSpec)
+    return spec
+
+
+def test_published_averages_of_2024_reproduce_from_their_members() -> None:
+    rows = [row for row in collection("babylm-2024").published if row.macro is not None]
+    assert len(rows) == 6
+    for row in rows:
+        assert statistics.mean(row.values.values()) == pytest.approx(row.macro, abs=0.0501), row.name
+
+
+def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
+    """NLP average = mean of seven tasks, a missing one counted as 0; overall = those, reading and AoA by weight."""
+    spec = collection("babylm-2026")
+    text = [m.name for m in spec.members if m.weight == 1 and m.name != "Age of acquisition"]
+    assert len(text) == 7 and sum(member.weight for member in spec.members) == 9
+    nlp = {"GPT-2 (124M) 10M": 48.99, "GPT-BERT causal-focus 10M": 35.64, "Looped GPT-BERT 10M": 48.48}
+    for row in spec.published[:3]:
+        assert sum(row.values.values()) / 7 == pytest.approx(nlp[row.name], abs=0.006)
+    causal = spec.published[1]
+    reading = {"Eye tracking": 9.89, "Self-paced reading": 3.45}  # the same model in the README of 2025
+    weights = {member.name: member.weight for member in spec.members}
+    whole = sum(weights[name] * score for name, score in {**causal.values, **reading}.items()) / 9
+    assert whole == pytest.approx(causal.macro, abs=0.006)
+
+
+def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(tmp_path: Path) -> None:
+    run = written(tmp_path / "m", zero_shot("causal"))
+    argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
+    code = "import sys; from antlm_bench.cli import run; rc = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(rc)", *argv], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["columns"][0]["missing"] == ["GLUE"]
+    assert "antlm-bench finetune --model m --suite glue-2024" in done.stderr
+    assert not {"torch", "transformers", "sklearn", "statsmodels", "altair"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ([], "RUN..."),
+        (["x", "--member", "ewok"], "is not member=suite"),
+        (["x", "--json", "--latex"], "exclude each other"),
+        (["x", "--collection", "babylm-2O24"], "did you mean 'babylm-2024'?"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_exit_code_2(
+    line: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from antlm_bench.cli import run
+
+    assert run(["report", *line]) == 2
+    assert complaint in capsys.readouterr().err
