@@ -1,6 +1,6 @@
 """Metrics of classified texts: functions of the confusion table, one run or several seeds of it.
 
-Everything is computed on cells: items of the same gold class and the same answer are alike to each of these metrics,
+Everything is computed on kinds: items of the same gold class and the same answer are alike to each of these metrics,
 so n items are at most k x k kinds. Own lines and not scikit-learn's, which is the oracle of the tests: importing it
 takes a second, one table at a time would take minutes of bootstrap, and a verdict must be there in two.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,32 +24,55 @@ from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction
 MAJORITY = "majority"
 
 
-def accuracy(tables: Floats) -> Floats:
-    """Share on the diagonal of tables (..., k, k), rows gold, columns answers; not always of whole counts."""
-    return np.asarray(_diagonal(tables).sum(axis=-1) / tables.sum(axis=(-2, -1)))
+class Totals(NamedTuple):
+    """All that the metrics need of confusion tables: how many items of each class (..., k) are right, gold, answered.
+
+    Counts need not be whole: of ties every class has a share. They may be rates: no metric depends on scale.
+    """
+
+    right: Floats
+    gold: Floats
+    said: Floats
+
+    @classmethod
+    def of(cls, tables: Floats) -> Totals:
+        """Of tables (..., k, k), rows gold, columns answers."""
+        return cls(np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(axis=-1), tables.sum(axis=-2))
 
 
-def f1(tables: Floats) -> Floats:
+def accuracy(totals: Totals) -> Floats:
+    """Share of items that are right."""
+    return np.asarray(totals.right.sum(axis=-1) / totals.gold.sum(axis=-1))
+
+
+def f1(totals: Totals) -> Floats:
     """F1 of class 1, 2 TP / (2 TP + FP + FN), as GLUE scores MRPC and QQP; 0 where that class is not there at all."""
-    return _f1(tables)[..., 1]
+    return _f1(totals)[..., 1]
 
 
-def macro_f1(tables: Floats) -> Floats:
+def macro_f1(totals: Totals) -> Floats:
     """Mean over classes of F1. As in scikit-learn a class that is neither gold nor ever answered is no class."""
-    there = tables.sum(axis=-1) + tables.sum(axis=-2) > 0
-    return np.asarray(_f1(tables).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1))
+    there = totals.gold + totals.said > 0
+    return np.asarray(_f1(totals).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1))
 
 
-def mcc(tables: Floats) -> Floats:
+def mcc(totals: Totals) -> Floats:
     """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where gold or answers are all of one class."""
-    gold, said, n = tables.sum(axis=-1), tables.sum(axis=-2), tables.sum(axis=(-2, -1))
-    covariance = _diagonal(tables).sum(axis=-1) * n - (gold * said).sum(axis=-1)
+    right, gold, said = totals
+    n = gold.sum(axis=-1)
+    covariance = right.sum(axis=-1) * n - (gold * said).sum(axis=-1)
     spread = (n**2 - (said**2).sum(axis=-1)) * (n**2 - (gold**2).sum(axis=-1))
     known = spread > 1e-9 * n**4
     return np.asarray(np.where(known, covariance / np.sqrt(np.where(known, spread, 1.0)), 0.0))
 
 
-MEASURES: dict[str, Callable[[Floats], Floats]] = {"accuracy": accuracy, "f1": f1, "macro-f1": macro_f1, "mcc": mcc}
+def _f1(totals: Totals) -> Floats:
+    """F1 of every class (..., k); 0 where a class is neither gold nor answered."""
+    either = totals.gold + totals.said
+    return np.asarray(2 * totals.right / np.where(either > 0, either, 1.0))
+
+
+MEASURES: dict[str, Callable[[Totals], Floats]] = {"accuracy": accuracy, "f1": f1, "macro-f1": macro_f1, "mcc": mcc}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,40 +138,44 @@ class Cells:
     def classes(self) -> int:
         return int(self.answer.shape[1])
 
-    def tables(self, counts: Floats) -> Floats:
-        """Confusion tables (r, k, k) for r ways (r, m) to fill the kinds."""
-        told = np.eye(self.classes)[self.gold][:, :, None] * self.answer[:, None, :]
-        return np.tensordot(counts, told, axes=1)
+    def totals(self, counts: Floats) -> Totals:
+        """Of r ways (r, m) to fill the kinds."""
+        gold = np.eye(self.classes)[self.gold]
+        return Totals(counts @ (gold * self.answer), counts @ gold, counts @ self.answer)
 
     def measured(self, name: str, counts: Floats) -> Floats:
         """The measure (r,) for counts (r, m)."""
-        pieces = 1 + len(counts) * self.classes**2 // 4_000_000  # 32 MB of doubles at a time
-        return np.concatenate([MEASURES[name](self.tables(part)) for part in np.array_split(counts, pieces)])
+        return MEASURES[name](self.totals(counts))
 
     def value(self, name: str) -> float:
         return float(self.measured(name, self.counts[None])[0])
 
     def estimate(self, name: str, flags: Mapping[str, int]) -> Estimate:
-        """Value and interval: Wilson's for an accuracy, else a bootstrap over items."""
+        """Value and interval: Wilson's for an accuracy, else a bootstrap over items, widened to hold the value.
+
+        (Resamples lose rare classes, so that a macro-F1 of many classes may lie above nearly all of its replicates.)
+        """
         value, n = self.value(name), int(self.counts.sum())
         if name == "accuracy":
             low, high = statistics.wilson(value * n, n)
             return rounded(value, n, Interval(float(low), float(high)), flags)
         interval = statistics.bootstrap_counts(self.counts, lambda counts: self.measured(name, counts))
         if interval.low == interval.high:
-            interval = self._unvaried(name, value)
+            interval = self._unvaried(name)
+        interval = Interval(min(value, interval.low), max(value, interval.high))
         return rounded(value, n, interval, flags, _floor(name))
 
-    def _unvaried(self, name: str, value: float) -> Interval:
+    def _unvaried(self, name: str) -> Interval:
         """Perfect, constant or one-sided answers: a bootstrap sees no variation, which is not certainty.
 
         The k(k-1) cells off the diagonal share a prior weight of one item: the accuracy of a perfect run would so get
         the exact (Clopper-Pearson) bound.
         """
         k = self.classes
-        table = self.tables(self.counts[None]).ravel()
-        low, high = statistics.unseen_counts(table, 1 / (k * (k - 1)), lambda t: MEASURES[name](t.reshape(-1, k, k)))
-        return Interval(min(value, low), max(value, high))
+        table = np.einsum("m,mg,ma->ga", self.counts, np.eye(k)[self.gold], self.answer)
+        return statistics.unseen_counts(
+            table.ravel(), 1 / (k * (k - 1)), lambda cells: MEASURES[name](Totals.of(cells.reshape(-1, k, k)))
+        )
 
     def contributions(self, name: str) -> Floats:
         """Contribution (n,) of each item, jackknifed: value + (n - 1) (mean of values without an item - without it).
@@ -168,8 +196,7 @@ class Cells:
 
     def undefined(self, name: str) -> str:
         """Why the measure has no value here, or ""."""
-        table = self.tables(self.counts[None])[0]
-        gold, said = table.sum(axis=1), table.sum(axis=0)
+        _, gold, said = self.totals(self.counts)
         if name == "f1" and gold[1] + said[1] == 0:
             return "class 1 is neither gold nor ever answered"
         if name == "mcc" and np.count_nonzero(said) < 2:
@@ -250,16 +277,6 @@ def _cells(table: Table, ties: str, metric: str, members: Bools | None = None) -
     keys = keys if members is None else keys[members]
     kinds, which, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     return Cells(counts.astype(float), kinds[:, 0].astype(np.int32), kinds[:, 1:], which.reshape(-1).astype(np.int32))
-
-
-def _diagonal(tables: Floats) -> Floats:
-    return np.diagonal(tables, axis1=-2, axis2=-1)
-
-
-def _f1(tables: Floats) -> Floats:
-    """F1 of every class (..., k); 0 where a class is neither gold nor answered."""
-    either = tables.sum(axis=-1) + tables.sum(axis=-2)
-    return np.asarray(2 * _diagonal(tables) / np.where(either > 0, either, 1.0))
 
 
 def _floor(name: str) -> float:

@@ -76,6 +76,7 @@ def summarize(
 
 
 def resolve(metric: str, ties: str, reduction: str) -> Metric:
+    """The metric of that name. Raises UsageError where a name is unknown, or a metric is not of that kind of item."""
     choices = (
         ("metric", metric, METRICS),
         ("tie rule", ties, TIES),
