@@ -239,6 +239,8 @@ def _levels(labels: Any, place: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
 
     numpy fills the gaps: any scalar of pyarrow's would import pandas first, which takes half a second.
     """
+    if not str(labels.type).startswith("struct<"):
+        raise RunError(f"labels should be a struct of texts, are {labels.type}", place=place, hint=AGAIN)
     found = {}
     for field, column in zip(labels.type, labels.flatten(), strict=True):
         if str(field.type) != "string":

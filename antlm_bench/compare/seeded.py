@@ -11,6 +11,7 @@ from antlm_bench.compare.credited import Found, margins
 from antlm_bench.compare.difference import HEADLINE, Difference, Flip
 from antlm_bench.compare.join import Joined
 from antlm_bench.metrics import resolve
+from antlm_bench.metrics.table import Table, chosen, gold_options
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Cell, Estimate, Floats
 
@@ -79,9 +80,9 @@ def task_name(task: Joined) -> str:
 def _task(task: Joined) -> tuple[Difference, list[Flip]]:
     cell = task.cells_a[0]
     ties = str(cell.settings.get("ties", "half"))
-    measure, credit = (resolve(metric, ties, CLASS) for metric in (cell.summary.metric, "accuracy"))
+    measure = resolve(cell.summary.metric, ties, CLASS)
     a, b = (np.stack([measure.values(table, CLASS) for table in side]) for side in (task.a, task.b))
-    right_a, right_b = (np.mean([credit.values(table, CLASS) for table in side], axis=0) for side in (task.a, task.b))
+    right_a, right_b = (np.mean([_right(table, ties) for table in side], axis=0) for side in (task.a, task.b))
     moved = [np.stack([margins(table, CLASS) for table in side]) for side in (task.a, task.b)]
     value, (low, high), p = statistics.two_level_difference(a, b)
     if low == high:  # nothing moved: certain only if the runs agree in every score
@@ -115,6 +116,11 @@ def _task(task: Joined) -> tuple[Difference, list[Flip]]:
         )
         for row in np.flatnonzero(changed).tolist()
     ]
+
+
+def _right(table: Table, ties: str) -> Floats:
+    """Share (n,) of each answer that is right: whole numbers where a metric's contributions are not."""
+    return np.asarray(chosen(table, ties, CLASS)[np.arange(len(table.ids)), gold_options(table)])
 
 
 def _margin(a: Floats, b: Floats) -> Estimate | None:

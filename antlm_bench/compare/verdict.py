@@ -65,7 +65,7 @@ class Verdict:
 
 def judge(comparison: Comparison, margins: Margins) -> Verdict:
     """The verdict on one suite. A group fails only where its drop is significant within its family of tests; one that
-    is too small to be sure of does not make the suite inconclusive, because no group was promised to be large enough.
+    is inconclusive does not make the suite so, because no group was promised to be large enough for its margin.
     """
     headline = _judged(comparison.headline, margins.suites.get(comparison.suite, margins.default))
     level = explaining(comparison)
@@ -74,7 +74,7 @@ def judge(comparison: Comparison, margins: Margins) -> Verdict:
         margin = margins.groups.get(group.name, margins.every_group if group.level == level else None)
         if margin is not None:
             groups.append(_judged(group, margin))
-    failed: list[Status] = [one.status for one in groups if one.status == "regression" and one.dropped]
+    failed: list[Status] = [one.status for one in groups if one.status == "regression"]
     culprits = [g for g in comparison.groups if g.level == level and g.value < 0 and significant(g)]
     return Verdict(
         comparison=comparison,
@@ -108,6 +108,7 @@ def significant(difference: Difference) -> bool:
 def _judged(difference: Difference, margin: float) -> Judgement:
     if difference.low > -margin:
         return Judgement(difference, margin, "pass")
-    if difference.high < 0 and difference.value <= -margin:
+    sure = difference.level == HEADLINE or significant(difference)  # one group of many: sure among its family
+    if difference.high < 0 and difference.value <= -margin and sure:
         return Judgement(difference, margin, "regression")
     return Judgement(difference, margin, "inconclusive")

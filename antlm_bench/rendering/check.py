@@ -34,7 +34,7 @@ def sentence(verdict: Verdict) -> str:
     head = judged.difference
     change = f"{number(head.a, metric)} -> {number(head.b, metric)}, {drop(head, metric)}"
     line = f"{title(verdict.comparison)}: {verdict.status}: {change}, margin {number(judged.margin, metric)}"
-    failed = [one.difference for one in verdict.groups if one.status == "regression" and one.dropped]
+    failed = [one.difference for one in verdict.groups if one.status == "regression"]
     if judged.status != "regression" and failed:
         line += f"; {len(failed)} with margins of their own failed"
     elif judged.status == "pass" and judged.dropped:

@@ -64,7 +64,7 @@ def _outcome(case: Xml.Element, one: Judgement, verdict: Verdict, strict: bool) 
     metric = verdict.comparison.metric
     message = f"{drop(one.difference, metric)[:-1]}, margin {number(one.margin, metric)})"
     headline = one.difference.level == HEADLINE
-    if one.status == "regression" and (headline or one.dropped):
+    if one.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)
         failure.text = printable(sentence(verdict)) if headline else None
     elif one.status == "inconclusive":
