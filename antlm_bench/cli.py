@@ -16,7 +16,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
-from antlm_bench.verbs import catalog, check, compare, curve, data, noise, score, submit, train
+from antlm_bench.verbs import catalog, check, compare, curve, data, finetune, noise, score, submit, surprisal, train
 from antlm_bench.verbs.report import report_verb
 
 EXIT_CODES = (
@@ -26,6 +26,8 @@ EXIT_CODES = (
 # name -> (the verb, what stands below its help)
 VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_verb, score.PEERS),
+    "finetune": (finetune.finetune_verb, ""),
+    "surprisal": (surprisal.surprisal_verb, surprisal.FORMS),
     "train": (train.train_verb, ""),
     "noise": (noise.noise_verb, ""),
     "compare": (compare.compare_verb, ""),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
 from antlm_bench.scoring.plan import Batch, Plan, plans
-from antlm_bench.types import WORD_START, Attention, Floats, Probes
+from antlm_bench.types import WORD_START, Attention, Floats, Ints, Probes
 
 Layout = Literal["packed", "rows"]
 REDUCED_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
@@ -192,6 +192,10 @@ class Engine:
             several = self._word_starts(target[mine])
             logp[mine] = _log_probabilities(logits, at, wanted, several)
         return logp
+
+    def begin(self, ids: Ints) -> None:
+        """Say which token ids (k,) WORD_START stands for."""
+        self.beginnings = torch.from_numpy(np.asarray(ids, np.int64)).to(next(self.model.parameters()).device)
 
     def _word_starts(self, target: NDArray[np.int64]) -> Tensor | None:
         if len(target) == 0 or target.min() != WORD_START:

@@ -81,7 +81,7 @@ def stretches(
         tokens[encoded.text] = encoded.scored.sum(1)
         plain = probe(encoded, model.mask_id)
         reads += np.bincount(plain.text, minlength=n)
-        read += [plain, *(_borders(encoded, n) if correct else ())]
+        read += [plain, *(_borders(encoded, [bool(a.span and a.span[0]) for a in asked]) if correct else ())]
     read = [p for p in read if len(p.row)]
     sums = model.read(read, 3 * n, tick) if read else np.zeros(3 * n)
     logp = sums[:n] + sums[n : 2 * n] - sums[2 * n :]
@@ -90,14 +90,15 @@ def stretches(
     return Read(logp, tokens, encodings.too_long)
 
 
-def _borders(encoded: Encoded, n: int) -> Iterator[Probes]:
-    """That a word begins after each stretch (texts n..2n) and, except at the start of a text, that it begins where the
-    stretch does (texts 2n..3n)."""
+def _borders(encoded: Encoded, inside: Sequence[bool]) -> Iterator[Probes]:
+    """That a word begins after each of n stretches (texts n..2n), and that it begins where the stretch does (texts
+    2n..3n) if it lies `inside` its text."""
+    n = len(inside)
     some = np.flatnonzero(encoded.scored.any(1))
     first = encoded.scored[some].argmax(1)
     last = encoded.scored.shape[1] - 1 - encoded.scored[some, ::-1].argmax(1)
-    inside = (first > 0) & (encoded.words[some, first - 1] >= 0)
-    for rows, at, shift in ((some, last, n), (some[inside], first[inside] - 1, 2 * n)):
+    later = np.array([inside[text] for text in encoded.text[some]], bool) & (first > 0)
+    for rows, at, shift in ((some, last, n), (some[later], first[later] - 1, 2 * n)):
         starts = np.full(len(rows), WORD_START, np.int32)
         row, place = rows.astype(np.int32), at.astype(np.int32)
         yield Probes(encoded.ids, "causal", row, place, starts, encoded.text[rows] + np.int32(shift))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.types import Attention, Encoded, Encodings, Ints
 
 BOS_POLICIES: dict[str, str] = {
@@ -23,6 +23,11 @@ BOS_POLICIES: dict[str, str] = {
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
+}
+# What a token that begins a word begins with, and the other white space that ends the word before, as tokens spell it.
+SPACES: dict[str, tuple[str, ...]] = {
+    "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
+    "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
 }
 PROBE = "The cat sat on the mat."  # tokenised with and without specials to see what a tokenizer really adds
 
@@ -81,6 +86,25 @@ def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
             hint="use --bos auto: the first token of every text then stays unscored, and is reported",
         )
     return Specials(() if first is None else (first,), last)
+
+
+def word_beginnings(tokenizer: Any) -> Ints:
+    """The ids (k,) after which a word is over: tokens that begin with white space, and the end of the text.
+
+    Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE (GPT-2) and SentencePiece
+    do, WordPiece and tokens that end in </w> do not, and need no correction.
+    """
+    spelled = tokenizer.convert_ids_to_tokens(tokenizer("a a", add_special_tokens=False)["input_ids"])
+    marks = next((marks for mark, marks in SPACES.items() if any(t.startswith(mark) for t in spelled[1:])), ())
+    if not marks:
+        raise MethodNotSupported(
+            "this tokenizer does not mark where words begin: there is nothing to correct",
+            place="--bow-correction",
+            hint="leave it out",
+        )
+    found = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
+    found |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    return np.array(sorted(found), np.int32)
 
 
 class Encoder:

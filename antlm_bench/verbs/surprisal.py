@@ -1,0 +1,79 @@
+"""`surprisal`: words and regions of stimuli, one row each."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from antlm_bench.options import renamed_columns, token_budget
+from antlm_bench.verbs.panels import how
+
+what = partial(typer.Option, rich_help_panel="What is read")
+
+FORMS = (
+    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or per region (text and "
+    "region), item and condition if there are any; SyntaxGym's .json. All other columns are carried over."
+)
+
+
+def surprisal_verb(
+    model: Annotated[str, what(metavar="CKPT", help="Folder or hub id.")],
+    source: Annotated[Path, what("--in", metavar="FILE", help="Stimuli: .txt .csv .tsv .jsonl .json")],
+    out: Annotated[Path, what("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
+    by: Annotated[
+        Literal["word", "region", "sentence"], what(metavar="UNIT", help="A row per word, region or sentence.")
+    ] = "word",
+    columns: Annotated[
+        list[str] | None, what(metavar="sentence=A,item=B", help="How the file names its columns.")
+    ] = None,
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    method: Annotated[
+        Literal["causal", "mlm", "mlm-l2r", "mntp"] | None,
+        how(metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"),
+    ] = None,
+    bow_correction: Annotated[
+        bool, how("--bow-correction", help="Count the end of a word to the word (Pimentel & Meister 2024).")
+    ] = False,
+    bos: Annotated[
+        Literal["auto", "always", "never", "tokenizer"],
+        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer."),
+    ] = "auto",
+    max_length: Annotated[
+        int | None, how(metavar="N", min=1, help="Tokens per text; longer ones get no number, and are counted.")
+    ] = None,
+    device: Annotated[
+        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], how(metavar="NAME", help="float32, bfloat16, float16.")
+    ] = "float32",
+    batch_tokens: Annotated[
+        str | None, how(metavar="N", help="Tokens per batch; no number depends on it.", show_default="auto")
+    ] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+) -> None:
+    """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
+    given: dict[str, Any] = {"revision": revision, "bos": bos, "max_length": max_length, "dtype": dtype}
+    given |= {"device": device, "batch_tokens": token_budget(batch_tokens)}
+    given |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    renamed = renamed_columns(columns)
+
+    from antlm_bench.checkpoints import OpenOptions
+    from antlm_bench.commands.surprisal import surprisal
+    from antlm_bench.rendering import facts
+
+    options = OpenOptions(**{name: value for name, value in given.items() if value is not None})
+    found = surprisal(
+        model, source, out, method=method, by=by, columns=renamed, bow_correction=bow_correction, options=options
+    )
+    said: dict[str, object] = {f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts", "method": found.method}
+    said["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
+    if found.unscored:
+        said["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
+    if found.too_long:
+        said["too long"] = f"{found.too_long:,}: their text does not fit into the model"
+    facts(str(found.path), said)
