@@ -154,3 +154,13 @@ def test_a_macro_average_over_tasks_of_few_seeds_covers() -> None:
         low, high = statistics.mean_of(tasks).interval
         hits += low <= 0 <= high
     assert 0.93 <= hits / trials <= 0.97
+
+
+def test_the_pigeonhole_bootstrap_agrees_but_for_the_interaction_that_it_counts_three_times() -> None:
+    """Owen 2007: resampling seeds and items of the same table has var_a/S + var_b/n + 3 var_c/(S n) on average."""
+    rng = np.random.default_rng(9)
+    y = crossed(rng, 12, 80, (0.3, 1, 1))
+    rows, columns = rng.integers(12, size=(6000, 12, 1)), rng.integers(80, size=(6000, 1, 80))
+    theirs = y[rows, columns].mean(axis=(1, 2)).var()
+    interaction = two_way(y)[2] / y.size
+    assert statistics.two_level(y).variance + 2 * interaction == pytest.approx(theirs, rel=0.1)
