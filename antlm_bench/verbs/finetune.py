@@ -1,0 +1,91 @@
+"""`finetune`: checkpoints on tasks of classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from antlm_bench.errors import IncompleteError, UsageError
+from antlm_bench.options import one_format, split, token_budget
+from antlm_bench.verbs.panels import Csv, Json, Markdown, how, run_folder, what
+
+
+def finetune_verb(
+    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    suite: Annotated[
+        list[str], what(metavar="NAME", help="glue-2025, glue-2024, glue, superglue, a .toml, or a train.csv.")
+    ],
+    task: Annotated[
+        list[str] | None, what(metavar="NAME", help="Some of its tasks. Repeatable, or a,b.", show_default="all")
+    ] = None,
+    valid: Annotated[Path | None, what(metavar="FILE", help="The scored file that goes with a train.csv.")] = None,
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    limit_train: Annotated[int | None, what(metavar="N", min=2, help="Train on N rows, evenly spaced.")] = None,
+    limit_valid: Annotated[int | None, what(metavar="N", min=1, help="Score N rows, evenly spaced.")] = None,
+    seeds: Annotated[int, how(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")] = 3,
+    seed: Annotated[list[int] | None, how(metavar="N", help="This very seed instead. Repeatable.")] = None,
+    attention: Annotated[
+        list[str] | None,
+        how(metavar="WAY", help="causal, full; all: both of a hybrid.", show_default="the checkpoint's first method's"),
+    ] = None,
+    preset: Annotated[
+        str,
+        how("--preset", "--compat", metavar="NAME", help="Published settings: babylm-2025, babyllama, gpt-bert ..."),
+    ] = "",
+    change: Annotated[
+        list[str] | None, how("--set", metavar="KEY=VALUE", help="Change a hyper-parameter: lr=1e-4. Repeatable.")
+    ] = None,
+    pooling: Annotated[
+        Literal["auto", "first", "last", "mean"], how(metavar="NAME", help="What the head reads of a text.")
+    ] = "auto",
+    lora: Annotated[int, how(metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft).")] = 0,
+    device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
+    ] = "float32",
+    batch_tokens: Annotated[
+        str | None, how(metavar="N", help="Tokens per forward; changes speed and memory only.", show_default="auto")
+    ] = None,
+    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
+    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    out: Annotated[
+        Path | None, run_folder(metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
+    ] = None,
+    again: Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")] = False,
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """Finetune checkpoints on classification tasks, several seeds each, into the same run folder as `score`."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+    if seed is not None and any(one < 0 for one in seed):
+        raise UsageError("a seed is 0 or more", place="--seed")
+
+    from antlm_bench.commands.finetune import FinetuneOptions, finetune
+    from antlm_bench.commands.finetuned import rows
+    from antlm_bench.rendering import catalog
+
+    options = FinetuneOptions(
+        revision=revision,
+        valid=None if valid is None else str(valid),
+        limit_train=limit_train,
+        limit_valid=limit_valid,
+        preset=preset,
+        changes=change or (),
+        pooling=pooling,
+        lora=lora,
+        device=device,
+        dtype=dtype,
+        batch_tokens=token_budget(batch_tokens),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        again=again,
+    )
+    chosen = seed or list(range(1, seeds + 1))
+    names, ways = split(task), split(attention)
+    try:
+        runs = finetune(model, split(suite), tasks=names, seeds=chosen, attentions=ways, out=out, options=options)
+    except IncompleteError as error:  # what did finish is shown before the error is
+        catalog(rows(error.runs), form, empty="nothing finetuned yet")
+        raise
+    catalog(rows(runs), form, empty="nothing finetuned yet")
