@@ -15,7 +15,8 @@ from antlm_bench.suites.items import Suite
 from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
-SPECS = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), SuiteSpec)}
+DECLARED = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), SuiteSpec)}
+SPECS = {name: spec for name, spec in DECLARED.items() if spec.expect and spec.expect.counts}  # choices between texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
 SHIPPED = leaderboard.schema  # tests replace the name
 
@@ -59,6 +60,12 @@ def scored(suite: str, predictions: list[Prediction], groups: tuple[Group, ...] 
     return Cell(suite, "causal", "k", known | settings, summary)
 
 
+def word(i: int) -> Prediction:
+    """A word of a reading suite; every tenth has no word before it."""
+    k = 1 if i % 10 == 0 else 2
+    return Prediction(f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)})
+
+
 def finetuned(task: str, seed: int, method: str = "finetune-causal", history: Mapping[str, Any] | None = None) -> Cell:
     summary = Summary(f"glue-2025.{task}", method, "accuracy", (), HALF, {}, ())
     return Cell(f"glue-2025.{task}", method, "k", {"task": task}, summary, seed=seed, history=history or {})
@@ -85,6 +92,9 @@ def final_run(path: Path, year: str, most: int | None = None, name: str = "out/l
         if part.writes == "class":
             sizes = leaderboard.sizes(board.name, part.key)
             cells += [(finetuned(task, 42), labels(task, n)) for task, n in sizes.items()]
+        elif part.writes == "surprisal":
+            words = [word(i) for i in range(reading_size(year))]
+            cells.append((scored(part.suite, words), words))
         elif part.suite in SPECS:
             predictions = [prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)]
             cells.append((scored(part.suite, predictions, **settings), predictions))
@@ -100,6 +110,9 @@ def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
             estimate = Estimate(value, 2, 0, 1)
             groups = tuple(Group(SPECS[part.suite].groups[-1], group, estimate) for group in counts(part.suite))
             cells.append((scored(part.suite, [], groups), [prediction(toy_suite(part.suite, 1).items[0])]))
+        elif part.names:
+            groups = tuple(Group("measure", name, Estimate(0.01, 2, 0, 1)) for name in part.names)
+            cells.append((scored(part.suite, [], groups), [word(0)]))
     return write(path, name or f"out/llama/chck_{milestone}M", cells)
 
 
@@ -107,11 +120,7 @@ def elsewhere(folder: Path, year: str) -> dict[str, str]:
     """The parts that no suite of ours makes, as files in the official pipeline's form."""
     rows = [{"step": "chck_1M", "target_word": "dog", "context_id": 0, "surprisal": 1.5}]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
-    reading = [{"id": i, "pred": 1.0, "prev_pred": float("nan")} for i in range(reading_size(year))]
-    made: dict[str, Any] = {
-        "reading": {"reading": {"predictions": reading}},
-        "fast_eval_results.reading": [{"spr": 0.1, "rt": 0.2}] * 19,
-    }
+    made: dict[str, Any] = {}
     if year == "2025":
         made["aoa"] = surprisals
     else:

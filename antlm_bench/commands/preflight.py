@@ -81,7 +81,7 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
 def misnamed(root: Path, wanted: Sequence[str]) -> Iterator[Problem]:
     """Folders that look like milestones and are none of the track's."""
     for path in sorted(root.iterdir()):
-        if path.is_dir() and path.name not in wanted and re.match(r"ch(ec)?k|ckpt|step", path.name, re.IGNORECASE):
+        if path.is_dir() and path.name not in wanted and re.match(r"ch[a-z]*k|ckpt|step", path.name, re.IGNORECASE):
             if MILESTONE.fullmatch(path.name) and str(int(path.name[5:-1])) == path.name[5:-1]:
                 if wanted:
                     yield Problem(

@@ -179,7 +179,7 @@ class Collator:
                 if part.suite and run is None:
                     pattern = replaced_end(name_of(self.final), "chck_*")
                     raise IncompleteError("no run folder", hint=score_command(None, part.suite, self.method, pattern))
-                entries.append(accuracies(self._cell(run or self.final, part), part.key))
+                entries.append(numbers(self._cell(run or self.final, part), part))
             except IncompleteError as error:
                 entries.append(None)
                 lacking.append(milestone)
@@ -190,17 +190,19 @@ class Collator:
         return entries if not lacking or self.board.absent == "null" else None
 
 
-def accuracies(cell: Cell, key: str) -> Entry:
-    """What a fast suite says of a milestone: {subkey: accuracy in 0..1, a tie counting 1/k}, or Spearman's rho.
+def numbers(cell: Cell, part: PartSpec) -> Entry:
+    """What a fast suite says of a milestone, in 0..1: accuracies (a tie counts 1/k), Spearman's rho, partial R2.
 
     Numbers have room for half a tie; only answers have not. IncompleteError where items are missing.
     """
     if short := [note for note in cell.summary.notes if note.startswith("incomplete")]:
         raise IncompleteError(short[0], hint="get all data (antlm-bench data fetch), then score again")
-    if cell.summary.metric != "accuracy":
-        return {key: cell.summary.headline.value}
-    finest = cell.summary.groups[-1].level
-    return {group.name: group.estimate.value for group in cell.summary.groups if group.level == finest}
+    groups = cell.summary.groups
+    if part.names:
+        return {part.names[group.name]: group.estimate.value for group in groups if group.name in part.names}
+    if cell.summary.metric == "spearman":
+        return {part.key: cell.summary.headline.value}
+    return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
 
 def texts_chosen(
@@ -251,10 +253,15 @@ def written(writes: Writes, item: Item, pick: int) -> str:
 
 
 def surprisals(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """Surprisals in nats of each word and of the word before it; NaN where there is none, as officially."""
+    """Surprisals in nats of each word and of the word before it; NaN where there is none, as officially.
+
+    IncompleteError for words that do not fit the model: the file has no way to say so.
+    """
+    if lost := [p.id for p in predictions if "too-long" in p.flags]:
+        raise IncompleteError(f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}")
     for n, prediction in enumerate(predictions):
-        before = prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
-        yield {"id": n, "pred": prediction.scores[0], "prev_pred": before}
+        before = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
+        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": before}
 
 
 def count(answers: Answers, key: str) -> int:

@@ -23,12 +23,16 @@ Writes = Literal["scored", "stripped", "sentence", "share", "class", "surprisal"
 
 
 class PartSpec(Declaration):
-    """One key of the file. suite: ours ("" = none: `hint` says what makes it). tracks: only of these; () = of all."""
+    """One key of the file. suite: ours ("" = none: `hint` says what makes it). tracks: only of these; () = of all.
+
+    names: of milestones, our groups that stand in the file -> what they are called there; {} = the finest groups.
+    """
 
     key: str
     suite: str = ""
     writes: Writes = "scored"
     tracks: Many[str] = ()
+    names: dict[str, str] = {}  # noqa: RUF012  (pydantic copies it)
     hint: str = ""
 
 

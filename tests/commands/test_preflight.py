@@ -1,0 +1,117 @@
+"""A folder of checkpoints against a track: a right one passes, every way to be wrong is named and mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from antlm_bench.cli import run as cli
+from antlm_bench.commands.preflight import preflight, whole
+from antlm_bench.errors import CheckpointError, IncompleteError, UsageError
+
+STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
+
+
+def checkpoint(path: Path, number: int, words: int | None = None) -> None:
+    path.mkdir(parents=True)
+    card = {} if words is None else {"antlm_bench": {"words_seen": words}}
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **card}))
+    (path / "tokenizer.json").write_text("{}")
+    save_file({"w": np.full(3, number, np.float32)}, path / "model.safetensors")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    checkpoint(tmp_path / "m" / "main", 1000)
+    for number in STRICT_SMALL:
+        checkpoint(tmp_path / "m" / f"chck_{number}M", number, number * 1_000_000 + 20_000)
+    return tmp_path / "m"
+
+
+def test_a_right_folder_passes(model: Path) -> None:
+    found = preflight(model, track="strict-small", year="2026")
+    assert found["milestones"] == 19 and found["weights"] == 20
+
+
+def test_the_last_milestone_may_be_the_final_model(model: Path) -> None:
+    shutil.copy(model / "chck_100M" / "model.safetensors", model / "main" / "model.safetensors")
+    assert preflight(model, track="strict-small", year="2026")
+
+
+def test_a_longer_track_lacks_nine(model: Path) -> None:
+    with pytest.raises(IncompleteError, match="9 problems") as caught:
+        preflight(model, track="strict", year="2026")
+    assert "chck_1000M: missing" in str(caught.value)
+
+
+WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "missing": (lambda m: shutil.rmtree(m / "chck_3M"), ["chck_3M: missing"]),
+    "no final": (lambda m: shutil.rmtree(m / "main"), ["main: no final model"]),
+    "case": (lambda m: (m / "chck_3M").rename(m / "chck_3m"), ["rename it to chck_3M", "chck_3M: missing"]),
+    "zeros": (lambda m: (m / "chck_3M").rename(m / "chck_03M"), ["chck_03M: not the name of a milestone"]),
+    "steps": (lambda m: shutil.copytree(m / "main", m / "step-2000"), ["step-2000: not the name of a milestone"]),
+    "too many": (lambda m: shutil.copytree(m / "main", m / "chck_200M"), ["a milestone that the track does not have"]),
+    "twice": (
+        lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "chck_2M/model.safetensors"),
+        ["chck_2M: the same weights as chck_1M"],
+    ),
+    "pickled": (
+        lambda m: (m / "chck_5M/model.safetensors").rename(m / "chck_5M/pytorch_model.bin"),
+        ["chck_5M: weights are pickled"],
+    ),
+    "no weights": (lambda m: (m / "chck_5M/model.safetensors").unlink(), ["chck_5M: no weights"]),
+    "cut short": (
+        lambda m: (m / "chck_5M/model.safetensors").write_bytes((m / "chck_5M/model.safetensors").read_bytes()[:-1]),
+        ["model.safetensors is cut short"],
+    ),
+    "pointer": (
+        lambda m: (m / "chck_5M/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        ["no safetensors file"],
+    ),
+    "no tokenizer": (lambda m: (m / "chck_9M/tokenizer.json").unlink(), ["chck_9M: no tokenizer"]),
+    "no config": (lambda m: (m / "chck_9M/config.json").unlink(), ["chck_9M: no config.json"]),
+    "config": (lambda m: (m / "chck_9M/config.json").write_text("{"), ["config.json cannot be read"]),
+    "words": (
+        lambda m: (m / "chck_9M/config.json").write_text('{"antlm_bench": {"words_seen": 900000}}'),
+        ["chck_9M: its card says 900,000 words seen"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(wrong: str, model: Path) -> None:
+    spoil, words = WRONG[wrong]
+    spoil(model)
+    with pytest.raises(IncompleteError) as caught:
+        preflight(model, track="strict-small", year="2026")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_no_folder_no_track_no_year(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        preflight(tmp_path / "none", track="strict", year="2026")
+    with pytest.raises(UsageError, match="unknown track"):
+        preflight(tmp_path, track="small", year="2026")
+    with pytest.raises(UsageError, match="no leaderboard of '2019'"):
+        preflight(tmp_path, track="strict", year="2019")
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 2) + b"[]"])
+def test_bytes_that_are_no_safetensors(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(header)
+    assert not whole(tmp_path / "x")
+
+
+def test_the_verb(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["preflight", str(model), "--track", "strict-small"]) == 0
+    assert "19" in capsys.readouterr().out
+    (model / "chck_1M" / "tokenizer.json").unlink()
+    assert cli(["preflight", str(model), "--track", "strict-small"]) == 5

@@ -1,0 +1,156 @@
+"""The shipped schemas are the official files: counts against the suites, whole documents, and every way to be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_leaderboard as toy
+from jsonschema import Draft202012Validator
+
+from antlm_bench import runs
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.exports import leaderboard
+from antlm_bench.exports.collation import Collator
+from antlm_bench.suites import items
+
+YEARS = leaderboard.years()
+PARTS = [
+    pytest.param(board, part, id=f"{board.year}-{part.key}")
+    for board in map(leaderboard.leaderboard, YEARS)
+    for part in board.part
+    if part.suite in toy.SPECS
+]
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
+    board = leaderboard.leaderboard(year)
+    Draft202012Validator.check_schema(leaderboard.schema(board.name))
+    known = leaderboard.schema(board.name)["properties"]
+    assert {part.key for part in board.part} | ({board.milestones_in} if board.fast else set()) == set(known)
+    if board.fast:
+        assert {part.key for part in board.fast} == set(known[board.milestones_in]["properties"])
+
+
+@pytest.mark.parametrize(("board", "part"), PARTS)
+def test_official_counts_are_those_of_our_suites(board: Any, part: Any) -> None:
+    assert leaderboard.sizes(board.name, part.key) == toy.counts(part.suite)
+
+
+@pytest.mark.parametrize("year", ["2025", "2026"])
+def test_fast_keys_are_those_of_our_suites(year: str) -> None:
+    board = leaderboard.leaderboard(year)
+    known = leaderboard.schema(board.name)["properties"]["fast_eval_results"]["properties"]
+    for part in board.fast:
+        if part.suite in toy.SPECS:
+            assert set(known[part.key]["items"]["properties"]) == set(toy.counts(part.suite))
+
+
+def test_official_counts_of_the_finetuned_tasks() -> None:  # evaluation-pipeline-2025, collate_preds.py
+    official = {"boolq": 1635, "mnli": 4908, "mrpc": 204, "multirc": 2424, "qqp": 20215, "rte": 139, "wsc": 52}
+    assert leaderboard.sizes("babylm-2025", "glue") == leaderboard.sizes("babylm-2026", "glue") == official
+    assert sum(leaderboard.sizes("babylm-2025", "blimp").values()) == 59_875
+
+
+def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
+    for year in ("2025", "2026"):
+        board = leaderboard.leaderboard(year)
+        small, large = board.milestones("strict-small"), board.milestones("strict")
+        assert small == (*range(1, 10), *range(10, 101, 10)) and len(small) == 19
+        assert large == (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)) and len(large) == 28
+    assert leaderboard.leaderboard("2024").milestones("strict") == ()
+    with pytest.raises(UsageError, match="tracks of 2024: strict-small, strict"):
+        leaderboard.leaderboard("2024").milestones("multimodal")
+
+
+def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
+    """All 190,000 answers of 2025."""
+    final = runs.read(toy.final_run(tmp_path / "main", "2025"))
+    board = leaderboard.leaderboard("2025")
+    collation = Collator(board, "strict-small", final, {}, toy.toy_suite, "causal").collate({})
+    absent = {missing.key for missing in collation.missing}
+    assert absent == {"aoa", *(f"fast_eval_results.{part.key}" for part in board.fast)}
+    leaderboard.check(collation.document, board.name, partial=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(document, schema) of 2025 with two items per group."""
+    root = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 2))
+        final = runs.read(toy.final_run(root / "main", "2025", 2))
+        milestone = runs.read(toy.fast_run(root / "fast", "2025", 1))
+        board = leaderboard.leaderboard("2025")
+        runs_of = dict.fromkeys(board.milestones("strict-small"), milestone)
+        given = {key: json.loads(Path(file).read_text()) for key, file in toy.elsewhere(root / "p", "2025").items()}
+        texts = partial(toy.toy_suite, most=2)
+        collation = Collator(board, "strict-small", final, runs_of, texts, "causal").collate(given)
+        assert not collation.missing
+        return collation.document, leaderboard.schema("babylm-2025")
+
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "a part is gone": lambda d: d.pop("comps"),
+    "a part too many": lambda d: d.update(cola={}),
+    "a part is null": lambda d: d.update(blimp=None),
+    "a group is gone": lambda d: d["blimp"].pop("wh_island"),
+    "a group too many": lambda d: d["blimp"].update(wh_islands={"predictions": []}),
+    "an answer is gone": lambda d: d["ewok"]["physical-dynamics"]["predictions"].pop(),
+    "an answer too many": lambda d: d["comps"]["base"]["predictions"].append({"id": "base_9", "pred": "x"}),
+    "an answer is an index": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(pred=0),
+    "an answer is null": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(pred=None),
+    "an answer says more": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(gold=0),
+    "a label is a word": lambda d: d["glue"]["rte"]["predictions"][0].update(pred="entailment"),
+    "a task is gone": lambda d: d["glue"].pop("wsc"),
+    "no probability": lambda d: d["wug_adj"]["wug_adj"]["predictions"][0].pop("prob"),
+    "more than certain": lambda d: d["wug_adj"]["wug_adj"]["predictions"][0].update(prob=1.5),
+    "a milestone is gone": lambda d: d["fast_eval_results"]["blimp"].pop(),
+    "a milestone is null": lambda d: d["fast_eval_results"]["blimp"].__setitem__(3, None),
+    "an accuracy in percent": lambda d: d["fast_eval_results"]["blimp"][0].update(wh_island=71.5),
+    "a fast part is gone": lambda d: d["fast_eval_results"].pop("wug_past"),
+    "a step by another name": lambda d: d["aoa"]["results"][0].update(step="step-100"),
+}
+
+
+def test_the_unbroken_document_is_right(small: Any) -> None:
+    document, schema = small
+    assert not list(Draft202012Validator(schema).iter_errors(document))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    document, schema = deepcopy(small[0]), small[1]
+    monkeypatch.setattr(leaderboard, "schema", lambda name: schema)
+    WRONG[wrong](document)
+    with pytest.raises(DataError, match=r"not as babylm-2025\.json has it"):
+        leaderboard.check(document, "babylm-2025")
+
+
+@pytest.mark.parametrize("name", ["entity-tracking-2025", "wug-adj", "wug-past", "supplement"])
+def test_texts_are_those_of_the_official_files(
+    name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again from the files, line by line, the slow way: the n-th answer of a group is a text of its n-th line."""
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
+    suite = items.load(name)
+    predictions = [toy.prediction(item, n % 2) for n, item in enumerate(suite.items)]
+    cell = toy.scored(name, predictions, suite_digest=suite.digest)
+    final = runs.read(toy.write(tmp_path / "run", "m", [(cell, predictions)]))
+    board = leaderboard.leaderboard("2025")
+    document = Collator(board, "strict-small", final, {}, items.load, "causal").collate({}).document
+    ((key, groups),) = ((key, value) for key, value in document.items() if key != "fast_eval_results")
+    assert {group: len(rows["predictions"]) for group, rows in groups.items()} == leaderboard.sizes(board.name, key)
+    answered = [row["pred"] for rows in groups.values() for row in rows["predictions"]]
+    possible = [
+        option.text[slice(*option.span)] if option.span else option.text for i in suite.items for option in i.options
+    ]
+    assert set(answered) <= set(possible)
+    for group, rows in groups.items():
+        assert [row["id"] for row in rows["predictions"]] == [f"{group}_{n}" for n in range(len(rows["predictions"]))]
