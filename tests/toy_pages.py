@@ -47,11 +47,11 @@ def pairs(skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: 
     return found
 
 
-def suite(writer: runs.Writer, name: str, method: str, answers: list[Prediction]) -> None:
+def suite(writer: runs.Writer, name: str, method: str, answers: list[Prediction], digest: str = "d") -> None:
     about = {"metric": "accuracy", "macro": ["paradigm"], "groups": ["field", "phenomenon", "paradigm"]}
     summary = metrics.summarize(answers, suite=name, method=method, **about)  # type: ignore[arg-type]
     settings = {
-        "suite_digest": f"{name}-digest",
+        "suite_digest": digest,
         "suite_version": "1",
         "ties": "half",
         "bos": "auto",

@@ -74,6 +74,12 @@ def gather(paths: Sequence[str | Path], trainings: Sequence[str | Path] = (), ti
         for name, owner, column in zip(series(columns), owners, columns, strict=True)
         for method in column.method.split(" + ")
     }
+    pairs = list(_pairs(beside, opened, called))
+    remarks = [
+        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in the learning curves."
+        for name, members in families.items()
+    ]
+    remarks += [f"{pair.reference} and {pair.other} are not compared: {pair.refused}" for pair in pairs if pair.refused]
     return Contents(
         title=title or _title(names),
         runs=tuple(opened),
@@ -83,14 +89,10 @@ def gather(paths: Sequence[str | Path], trainings: Sequence[str | Path] = (), ti
         ),
         beside=tuple(columns),
         seeds=tuple(_seeds([run for run in opened if any(run.path == one.path for one in beside)], called)),
-        pairs=tuple(_pairs(beside, opened, called)),
+        pairs=tuple(pair for pair in pairs if not pair.refused),
         curves=tuple(curves([run for members in families.values() for run in members])),
         trainings=tuple(map(training, trainings)),
-        remarks=tuple(
-            f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in the learning "
-            "curves."
-            for name, members in families.items()
-        ),
+        remarks=tuple(remarks),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,15 @@ SIGNIFICANT = 0.05
 
 
 def figures(contents: Contents) -> Iterator[Figure]:
-    """Every figure that the contents give something to show for, in reading order."""
+    """Every figure that the contents give something to show for, in reading order, each under a name of its own."""
+    taken: Counter[str] = Counter()
+    for figure in _all(contents):
+        taken[figure.name] += 1
+        again = taken[figure.name]
+        yield figure if again == 1 else replace(figure, name=f"{figure.name}.{again}")
+
+
+def _all(contents: Contents) -> Iterator[Figure]:
     yield from _phenomena(contents.beside)
     yield from _paradigms(contents.beside)
     yield from _differences(contents.pairs, tuple(series(contents.beside)))

@@ -212,9 +212,22 @@ def test_seeds_are_averaged_and_compared_with_the_method_that_each_model_has(fol
     assert blimp.headline.value == pytest.approx(scored[1] - scored[0])
 
 
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    for name, version in (("one", "1"), ("two", "2")):
+        with runs.Writer(tmp_path / name, toy_pages.manifest(name)) as writer:
+            answers = toy_pages.pairs(0.7, name, toy_pages.PARADIGMS[:2], 5)
+            toy_pages.suite(writer, "blimp", "causal", answers, digest=version)
+    contents = webpage.gather([tmp_path])
+    assert not contents.pairs
+    assert "one and two are not compared: blimp" in contents.remarks[0]
+
+
 def test_figures_are_files_for_a_paper(folder: Path, tmp_path: Path) -> None:
-    paths = webpage.figures([folder / "runs" / "babyllama"], tmp_path / "figures", "svg", trainings=[folder / "train"])
+    paths = webpage.figures(
+        [folder / "runs" / "babyllama"], tmp_path / "figures", "svg", trainings=[folder / "train"] * 2
+    )
     assert {path.name for path in paths} == {
+        "training.train.2.svg",
         "phenomena.blimp-filtered.svg",
         "phenomena.supplement.svg",
         "paradigms.blimp-filtered.svg",
