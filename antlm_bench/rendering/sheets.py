@@ -6,6 +6,7 @@ import csv as csv_module
 import io
 import json as json_module
 import math
+import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -162,7 +163,8 @@ def markdown(report: Report) -> str:
 
 def plain(text: str) -> str:
     """The text in Markdown; GitHub's own marks ($ for formulas, ~ for strokes) and entities mean nothing in it."""
-    return "".join(f"\\{c}" if c in "$~&" else c for c in escape(text))
+    marked = "".join(f"\\{c}" if c in "$~&" else c for c in escape(text))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", marked)  # inside a word it means nothing
 
 
 def _raised(letters: str) -> str:
@@ -256,8 +258,10 @@ def _flat(report: Report) -> Iterator[dict[str, Any]]:
 def _line(column: Column, number: Number, about: dict[str, Any]) -> dict[str, Any]:
     line = {"model": printable(column.model), "reading": printable(column.reading), "run": printable(column.run)}
     line |= {key: printable(cell) if isinstance(cell, str) else cell for key, cell in about.items()}
-    found: dict[str, Any] = {"metric": number.metric, "value": number.value, "low": number.low, "high": number.high}
-    found |= {"n": number.n or None, "seeds": number.seeds or None, "sd": None if math.isnan(number.sd) else number.sd}
+    figures = {"value": number.value, "low": number.low, "high": number.high, "sd": number.sd}
+    known = {name: figure for name, figure in figures.items() if figure is not None and not math.isnan(figure)}
+    found: dict[str, Any] = {name: round(figure, 12) for name, figure in known.items()}  # as metrics round theirs
+    found |= {"metric": number.metric, "n": number.n or None, "seeds": number.seeds or None}
     found |= {"remarks": [printable(mark) for mark in number.marks], "source": printable(column.source)}
     return {key: {**line, **found}.get(key) for key in CSV}
 

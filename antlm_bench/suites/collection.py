@@ -20,7 +20,7 @@ class MemberSpec(Declaration):
 
     label: how tables call it, by default the suite. made_by: the verb that computes it, "nothing" where none does yet.
     tasks: of a finetuned suite, those whose scores are averaged (without weights). metric: instead of the suite's own
-    headline a view of it (micro, accuracy, ...). over: the unweighted mean over the groups of that level instead.
+    headline a view or a group of it (micro, eye-tracking). over: instead the unweighted mean over a level's groups.
     """
 
     suite: Text

@@ -124,6 +124,10 @@ def members(ref: str) -> list[str]:
         return [ref]
     spec, _ = declared(ref)
     if isinstance(spec, CollectionSpec):
+        if not spec.suites():
+            finetuned = ",".join(spec.suites("finetune")) or "NAME"
+            hint = f"antlm-bench finetune --model CKPT --suite {finetuned}"
+            raise UsageError(f"nothing of the collection {ref!r} is scored", place="--suite", hint=hint)
         return spec.suites()
     _scorable(ref, spec)
     return [ref]

@@ -17,6 +17,7 @@ from antlm_bench.commands.report import Column, Report, report
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError, IncompleteError, NotComparable, RunError, UsageError
 from antlm_bench.statistics import Z
+from antlm_bench.suites import items
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import read
 
@@ -120,6 +121,15 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
     assert column.macro and column.macro.value == pytest.approx((0.7 + 0.6 + rte) / 3)
     assert any(mark.startswith("partial: over 3 of 4 members, without EWoK, GLUE (") for mark in column.macro.marks)
     assert any("the mean of 2 of 11 tasks" in mark for mark in column.entries[3].number.marks)
+
+
+def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> None:
+    ref = own(tmp_path, '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n')
+    with pytest.raises(UsageError, match="is scored") as caught:
+        items.members(ref)
+    assert "finetune --model CKPT --suite glue-2024" in caught.value.hint
+    column = only(report([written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 32)])], collection=ref))
+    assert column.macro and column.macro.value == pytest.approx(31 / 40)
 
 
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
-from antlm_bench.suites import items, records, sources
+from antlm_bench.suites import examples, items, records, sources
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
 
@@ -47,8 +47,13 @@ def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_a_collection_s_members_are_shipped_suites(name: str) -> None:
     scored = [member.suite for member in COLLECTIONS[name].members if member.made_by == "score"]
-    assert items.members(name) == scored
+    assert items.members(name) == list(dict.fromkeys(scored))
     assert set(scored) <= set(SUITES)
+    for member in COLLECTIONS[name].members:
+        if member.made_by == "finetune":
+            assert set(member.tasks) <= set(examples.tasks(member.suite))
+        elif member.made_by == "nothing":
+            assert member.suite not in DECLARED, "there is such a suite now: say who makes it"
 
 
 @pytest.mark.parametrize(("spec", "example"), EXAMPLES)
