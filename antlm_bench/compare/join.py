@@ -146,7 +146,7 @@ def tabulated(run: Run, cell: Cell) -> Table:
     ids = tuple(arrays["id"].to_pylist())
     if not ids or len(set(ids)) < len(ids):
         raise RunError("an id occurs twice" if ids else "no predictions", place=place, hint=AGAIN)
-    sizes = np.diff(arrays["scores"].offsets.to_numpy())
+    sizes = np.diff(_numbers(arrays["scores"].offsets))
     valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
     flags = _flags(arrays["flags"], len(ids))
     padded = {name: _padded(arrays[name], valid, place) for name in ("scores", "tokens", "characters")}
@@ -155,7 +155,7 @@ def tabulated(run: Run, cell: Cell) -> Table:
         raise RunError(f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is no number", place=place)
     if int(sizes.min()) < 1 and not np.all((sizes > 0) | flags.get("too-long", np.zeros(len(ids), bool))):
         raise RunError(f"{ids[int(sizes.argmin())]!r} has no scores", place=place, hint=AGAIN)
-    gold = arrays["gold"].to_numpy()
+    gold = _numbers(arrays["gold"])
     levels = _levels(arrays["labels"], place) if "labels" in arrays else {}
     return Table(ids, gold, **padded, valid=valid, flags=flags, levels=levels)
 
@@ -218,27 +218,24 @@ def _recoded(codes: Ints, names: tuple[str, ...]) -> tuple[Ints, tuple[str, ...]
 def _padded(array: Any, valid: Any, place: str) -> Any:
     """A list column as (n, k), 0 beyond an item's options."""
     values = array.flatten()
-    if values.null_count or not np.array_equal(np.diff(array.offsets.to_numpy()), valid.sum(axis=1)):
+    if values.null_count or not np.array_equal(np.diff(_numbers(array.offsets)), valid.sum(axis=1)):
         raise RunError("scores, tokens and characters differ in length", place=place, hint=AGAIN)
     column = np.zeros(valid.shape)
-    column[valid] = values.to_numpy()
+    column[valid] = _numbers(values)
     return column
 
 
 def _flags(array: Any, n: int) -> dict[str, Any]:
     """name -> (n,) True where raised."""
     encoded = array.flatten().dictionary_encode()
-    rows, codes = np.repeat(np.arange(n), np.diff(array.offsets.to_numpy())), encoded.indices.to_numpy()
+    rows, codes = np.repeat(np.arange(n), np.diff(_numbers(array.offsets))), _numbers(encoded.indices)
     return {
         name: np.isin(np.arange(n), rows[codes == code]) for code, name in enumerate(encoded.dictionary.to_pylist())
     }
 
 
 def _levels(labels: Any, place: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
-    """level -> codes (n,) and names in order of appearance, as metrics.table has them.
-
-    numpy fills the gaps: any scalar of pyarrow's would import pandas first, which takes half a second.
-    """
+    """level -> codes (n,) and names in order of appearance, as metrics.table has them."""
     if not str(labels.type).startswith("struct<"):
         raise RunError(f"labels should be a struct of texts, are {labels.type}", place=place, hint=AGAIN)
     found = {}
@@ -246,6 +243,17 @@ def _levels(labels: Any, place: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
         if str(field.type) != "string":
             raise RunError(f"label {field.name!r} should hold texts, holds {field.type}", place=place, hint=AGAIN)
         encoded = column.dictionary_encode()
-        codes = np.nan_to_num(encoded.indices.to_numpy(zero_copy_only=False), nan=-1).astype(np.int32)
+        codes = _numbers(encoded.indices)
         found[field.name] = (codes, tuple(encoded.dictionary.to_pylist()))
     return found
+
+
+def _numbers(array: Any) -> Any:
+    """The numbers of an Arrow array (n,), -1 where it is empty; read from its memory, because pyarrow's own
+    `to_numpy` imports pandas first, which takes half of the time that a verdict has."""
+    if array.null_count:
+        return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)
+    kind = np.dtype({"double": "f8", "int32": "i4"}[str(array.type)])
+    if not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind.itemsize)

@@ -1,0 +1,261 @@
+"""`check` and `baseline` as a CI system meets them: exit codes, one red line, files, and the commands of docs/ci.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
+
+from antlm_bench import runs
+from antlm_bench.cli import run
+from antlm_bench.commands import baseline
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.types import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a baseline run, a run with one phenomenon worse, and one that is only noisier."""
+    monkeypatch.chdir(tmp_path)
+    first = margins(300, 0.85, seed=3)
+    noise = np.random.default_rng(4)
+    toy(tmp_path / "base", first)
+    planted = {name: each + noise.normal(0, 0.02, 300) for name, each in first.items()}
+    for name in TREE["islands"]:
+        planted[name] = planted[name] - 0.7
+    toy(tmp_path / "worse", planted)
+    toy(tmp_path / "noisy", margins(300, 0.85, seed=9))  # as good, on other items
+    return tmp_path
+
+
+def test_an_identical_run_passes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("base", "copy")
+    assert run(["check", "copy", "--against", "base", "--margin", "0.1", "--strict"]) == 0
+    captured = capsys.readouterr()
+    assert "pass" in captured.out and not captured.err
+
+
+def test_a_planted_regression_is_found_and_named_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "worse", "--against", "base"]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"toy · causal: regression: \d+\.\d -> \d+\.\d, -\d+\.\d \(95% CI -", error)
+    assert re.search(r"; islands -\d+\.\d \(95% CI -\d+\.\d\.\.-\d+\.\d\)", error)
+    assert "agreement" not in error and "binding" not in error
+    assert run(["check", "worse", "--against", "base", "--margin", "20"]) == 0
+    assert "significantly worse in islands" in capsys.readouterr().out
+
+
+def test_a_noisy_run_is_inconclusive_and_fails_only_when_strict(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["check", "noisy", "--against", "base", "--margin", "0.5"]
+    assert run(asked) == 0
+    out = capsys.readouterr().out
+    assert "inconclusive" in out and "so many items resolve differences from" in out
+    assert run([*asked, "--strict"]) == 4
+    assert "--strict" in capsys.readouterr().err
+
+
+def test_what_the_run_lacks_is_incomplete(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = predictions(margins(300, 0.85, seed=3), PHENOMENON)
+    write(place / "both", cell(made), cell(made, suite="other"))
+    assert run(["check", "base", "--against", "both"]) == 5
+    captured = capsys.readouterr()
+    assert "other · causal" in captured.err and "missing: other · causal" in captured.out and "pass" in captured.out
+    assert run(["check", "base", "--against", "both", "--suite", "toy"]) == 0
+    assert run(["check", "worse", "--against", "both"]) == 1  # a regression is graver than a hole
+    assert run(["check", "base", "--against", "both", "--suite", "blimp"]) == 2
+    write(place / "masked", cell(made, method="mlm"))
+    assert run(["check", "masked", "--against", "base"]) == 5
+    assert run(["check", "masked", "--against", "base", "--method", "causal=mlm"]) == 0
+
+
+def test_other_rules_are_not_comparable(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy(place / "other", margins(300), bos="never")
+    assert run(["check", "other", "--against", "base"]) == 6
+    assert "--bos: auto / never" in capsys.readouterr().err
+
+
+def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["check", "worse", "--against", "base", "--margin", "20"]
+    assert run(asked) == 0
+    assert run([*asked, "--group-margin", "2"]) == 1
+    assert "1 with margins of their own failed; islands" in " ".join(capsys.readouterr().err.split())
+    Path("check.toml").write_text("margin = 20\n[groups]\nislands = 2\n")
+    assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 1
+    Path("check.toml").write_text("margin = 20\n[groups]\nislands = 60\n")
+    assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "complaint"),
+    [
+        ("check base --against nowhere", 2, "no run folder and no baseline: 'nowhere'"),
+        ("check nowhere --against base", 3, "not a run folder"),
+        ("check base --against base --margin 0", 2, "a margin is above 0"),
+        ("check base --against base --policy nowhere.toml", 2, "cannot be read"),
+        ("check base", 2, "--against"),
+        ("baseline save base --name ../x", 2, "is no name of a folder"),
+        ("baseline save nowhere", 3, "not a run folder"),
+    ],
+)
+def test_slips_are_named(line: str, code: int, complaint: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)) == code
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_damaged_run_is_no_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = (place / "worse" / "predictions").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert run(["check", "worse", "--against", "base"]) == 3
+    assert "cut short or edited" in capsys.readouterr().err
+    (place / "worse" / "run.json").write_text("{")
+    assert run(["check", "worse", "--against", "base"]) == 3
+
+
+def test_files_are_written_whatever_the_verdict(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "summary.md"))
+    Path("summary.md").write_text("before\n")
+    files = ["--junit", "deep/er/x.xml", "--markdown", "x.md", "--github"]
+    assert run(["check", "worse", "--against", "base", *files]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^::error title=antlm-bench%3A regression::toy · causal: regression: .*95%25 CI", out, re.M)
+    assert "<failure" in Path("deep/er/x.xml").read_text()
+    assert Path("summary.md").read_text() == "before\n" + Path("x.md").read_text()
+    assert "### regression: worse against baseline base" in Path("x.md").read_text()
+
+
+def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
+    full = runs.read("worse")
+    model = {**full.manifest.model, "source": "/home/me/x", "device": "cuda:1", "layout": "tree"}
+    with runs.Writer("seen", Manifest(runs.SCHEMA, model, {"torch": "2"}, "2026-01-01")) as writer:
+        for one in full:
+            writer.enter(replace(one, history={"epochs": [1], "collapsed": ["x"]}), runs.predictions("worse", one))
+    (Path("seen") / "partial").mkdir()
+    saved = baseline.save("seen", "main")
+    assert saved == Path("reports/baselines/main")
+    read = runs.read(saved)
+    assert not {"source", "device", "layout"} & read.manifest.model.keys()
+    assert read.manifest.model["name"] == "worse" and read.cells[0].history == {"collapsed": ["x"]}
+    assert runs.predictions(saved, read.cells[0]) == runs.predictions("worse", full.cells[0])
+    assert {p.name for p in saved.iterdir()} == {"run.json", "predictions"}
+    assert "/home/me" not in (saved / "run.json").read_text()
+    assert baseline.find("main") == saved
+    with pytest.raises(UsageError, match="there is a baseline 'main' already"):
+        baseline.save("base", "main")
+    baseline.save("base", "main", overwrite=True)
+    assert runs.read(saved).manifest.model["name"] == "base"
+    assert not list(Path("reports/baselines").glob(".*"))
+    with pytest.raises(UsageError, match="baselines are main"):
+        baseline.find("mian")
+
+
+def test_baselines_are_listed_and_a_damaged_one_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["baseline", "list"]) == 0 and "no baseline yet" in capsys.readouterr().out
+    for name in ("good", "bad"):
+        baseline.save("base", name)
+    (Path("reports/baselines/bad/run.json")).write_text("{}")
+    assert run(["baseline", "list", "--json"]) == 0
+    bad, good = json.loads(capsys.readouterr().out)
+    assert (good["baseline"], good["model"], good["suites"]) == ("good", "base", "toy")
+    assert bad["model"].startswith("unreadable")
+    with pytest.raises(RunError, match="no finished cell"):
+        with runs.Writer("empty", Manifest(runs.SCHEMA, {}, {}, "")):
+            pass
+        (Path("empty") / "run.json").write_text(
+            '{"schema": 2, "manifest": {"model": {}, "software": {}, "created": ""}, "cells": []}'
+        )
+        baseline.save("empty")
+
+
+def commands_of_the_docs() -> list[str]:
+    """Every antlm-bench line of docs/ci.md, of shells and of YAML scripts."""
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    return re.findall(r"^(?: +- )?(antlm-bench .*)$", text, re.M)
+
+
+def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
+    shutil.copytree("base", "reports/trusted")
+    shutil.copytree("base", "reports/new")
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    policy = re.search(r"```toml\n(.*?)```", text, re.S)
+    assert policy
+    Path("check.toml").write_text(policy[1])
+    lines = commands_of_the_docs()
+    assert len(lines) == 10
+    for line in lines:
+        argv = shlex.split(line)[1:]
+        assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line
+    assert Path("antlm-bench.xml").exists() and Path("antlm-bench.md").exists()
+
+
+def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    step = action["runs"]["steps"][-1]
+    for one in action["runs"]["steps"]:
+        assert "${{" not in one["run"]  # an input is data, never part of a script
+        assert all(re.fullmatch(r"\$\{\{ inputs\.[a-z]+ \}\}", value) for value in one["env"].values())
+    given = {name: about.get("default", "") for name, about in action["inputs"].items()}
+    bin_folder = place / "bin"
+    bin_folder.mkdir()
+    script = f'#!/bin/sh\nexec "{sys.executable}" -m antlm_bench "$@"\n'
+    (bin_folder / "antlm-bench").write_text(script)
+    (bin_folder / "antlm-bench").chmod(0o755)
+
+    def outcome(**inputs: str) -> subprocess.CompletedProcess[str]:
+        values = {**given, **inputs}
+        asked = {name: values[text[11:-3].strip()] for name, text in step["env"].items()}
+        environment = {**os.environ, **asked, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment["GITHUB_STEP_SUMMARY"] = str(place / "summary.md")
+        return subprocess.run(
+            ["bash", "-e", "-c", step["run"]], env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert outcome(run="base", against="base").returncode == 0
+    worse = outcome(run="worse", against="base", junit="x.xml", suite="toy", margin="2", strict="true")
+    assert worse.returncode == 1 and "::error title=" in worse.stdout and Path("x.xml").exists()
+    assert "regression" in Path("summary.md").read_text()
+
+
+def test_from_start_to_verdict_on_a_large_suite(place: Path) -> None:
+    tree = {f"p{i}": f"ph{i % 12}" for i in range(67)}
+    rng = np.random.default_rng(1)
+    first = {name: rng.normal(1, 1.2, 1000) for name in tree}
+    for name, shift in (("big", 0.0), ("bigger", -0.01)):
+        values = {key: each + shift + rng.normal(0, 0.3, 1000) for key, each in first.items()}
+        write(place / name, cell(predictions(values, tree), suite="blimp"))
+    start, before = time.perf_counter(), os.times()
+    subprocess.run(
+        [sys.executable, "-m", "antlm_bench", "check", "bigger", "--against", "big"],
+        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    after = os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    assert min(worked, time.perf_counter() - start) < 2.5  # two seconds on a machine of its own
+
+
+def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
+    code = (
+        "import sys\nfrom antlm_bench.cli import run\n"
+        "assert run(['check', 'base', '--against', 'base', '--junit', 'j.xml', '--github']) == 0\n"
+        "assert run(['compare', 'base', 'worse']) == 0\n"
+        "slow = {'torch', 'transformers', 'pandas', 'statsmodels', 'sklearn', 'scipy.stats'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

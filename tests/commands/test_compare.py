@@ -1,0 +1,176 @@
+"""`compare` as it is typed: every form of the same lines, hostile names, texts only on request, runs that misfit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from toy_pairs import PHENOMENON, cell, margins, predictions, toy, write
+
+from antlm_bench import runs
+from antlm_bench.cli import run
+from antlm_bench.commands.compare import compare
+from antlm_bench.errors import UsageError
+from antlm_bench.suites import items
+from antlm_bench.types import Prediction
+
+HOSTILE = 'x|`<b>\n\x1b[31m</td>"&\u202e[a](b)é\U0001f600'
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    first = margins(80, 0.9, seed=1)
+    second = margins(80, 0.6, seed=2)
+    return toy(tmp_path / "one", first).path, toy(tmp_path / "two", second).path
+
+
+def test_the_table_says_who_where_how_much_and_how_sure(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", *two]) == 0
+    out = capsys.readouterr().out
+    for said in ("two against one", "toy · causal", "islands", "▼ -", "Holm", "<.001", "480 items", "nats", "95% CI"):
+        assert said in out, said
+    assert "wh_island" not in out
+    assert run(["compare", *two, "--by", "paradigm", "--flips", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "wh_island" in out and out.count("1 -> 0, margin -") == 3
+    assert run(["compare", *two, "--by", "suite"]) == 0
+    assert "islands" not in capsys.readouterr().out
+
+
+def test_nothing_is_cut_off_in_eighty_columns(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["compare", *two, "--by", "paradigm"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+def test_csv_and_json_hold_every_level_in_full_precision(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", *two, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["level"] for row in rows] == ["headline", *["phenomenon"] * 3, *["paradigm"] * 6]
+    assert run(["compare", *two, "--json"]) == 0
+    (versus,) = json.loads(capsys.readouterr().out)["comparisons"]
+    (comparison,) = versus["comparisons"]
+    found = [comparison["headline"], *comparison["groups"]]
+    assert [float(row["value"]) for row in rows] == [d["value"] for d in found]
+    assert [float(row["adjusted"]) for row in rows] == [d["adjusted"] for d in found]
+    (expected,) = compare(two)
+    assert len(comparison["flipped"]) == len(expected.comparisons[0].flipped) > 100
+
+
+def test_hostile_names_stay_text_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = {"adjunct_island": HOSTILE, "anaphor": "plain|"}
+    made = [
+        predictions({name: each for name, each in margins(20, 0.5, s).items() if name in tree}, tree) for s in (1, 2)
+    ]
+    places = [write(tmp_path / f"r{i}", cell(p, suite=HOSTILE), name=f"{i}{HOSTILE}").path for i, p in enumerate(made)]
+    assert run(["compare", *places, "--flips", "2"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert run(["compare", *places, "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "<b>" not in out.replace("\\<b\\>", "")
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert run(["compare", *places, "--csv"]) == 0
+    assert len(list(csv.reader(io.StringIO(capsys.readouterr().out)))) == 1 + 1 + 2 + 2
+    assert run(["compare", *places, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"][0]["suite"] == HOSTILE
+
+
+def test_several_runs_are_each_compared_with_the_reference(two: tuple[str, str], tmp_path: Path) -> None:
+    third = toy(tmp_path / "three", margins(80, 0.7, seed=3)).path
+    assert [(v.name_a, v.name_b) for v in compare([*two, third])] == [("one", "two"), ("one", "three")]
+    assert [(v.name_a, v.name_b) for v in compare([*two, third], against=two[1])] == [("two", "one"), ("two", "three")]
+    with pytest.raises(UsageError, match="one run cannot be compared"):
+        compare([two[0]])
+    with pytest.raises(UsageError, match="one run cannot be compared"):
+        compare([two[0]], against=two[0])
+
+
+def test_what_only_one_run_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = predictions(margins(9), PHENOMENON)
+    a = write(tmp_path / "a", cell(made), cell(made, suite="supplement"), name="A")
+    b = write(tmp_path / "b", cell(made), cell(made, method="mntp"), name="B")
+    assert run(["compare", a.path, b.path]) == 0
+    out = capsys.readouterr().out
+    assert "only in A: supplement · causal" in out and "only in B: toy · mntp" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "complaint"),
+    [
+        ([], 6, "--ties: half / strict"),
+        (["--suite", "blimp"], 2, "has no suite 'blimp'"),
+        (["--method", "=mlm"], 2, "is no method"),
+        (["--method", "causal="], 2, "is no method"),
+        (["--method", "mlm"], 6, "no method is in both runs"),
+        (["--json", "--csv"], 2, "exclude each other"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    more: list[str], code: int, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = toy(tmp_path / "a", margins(5)), toy(tmp_path / "b", margins(5), ties="strict")
+    assert run(["compare", a.path, b.path, *more]) == code
+    captured = capsys.readouterr()
+    assert complaint in captured.err and "hint" in captured.err and not captured.out
+
+
+def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = toy(tmp_path / "a", margins(5)), toy(tmp_path / "b", margins(5), ties="strict")
+    assert run(["compare", a.path, b.path, "--allow-mixed"]) == 0
+    assert "mixed: --ties: half / strict" in capsys.readouterr().out
+
+
+def test_methods_of_one_run_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [predictions(margins(30, 0.8, seed), PHENOMENON) for seed in (1, 2)]
+    hybrid = write(tmp_path / "hybrid", cell(made[0]), cell(made[1], method="mntp"))
+    again = write(tmp_path / "again", cell(made[0]), cell(made[1], method="mntp"))
+    assert run(["compare", hybrid.path, again.path, "--method", "causal=mntp"]) == 0
+    assert "toy · causal / mntp" in capsys.readouterr().out
+
+
+def nano(folder: Path, shift: int) -> str:
+    """A run of the shipped toy suite, every `shift`-th item wrong; the texts are not in it."""
+    suite = items.load("nano")
+    made = [
+        Prediction(item.id, 0, int(i % shift == 0), (-1.0 - (i % shift == 0), -1.5), (3, 3), (9, 9), item.labels)
+        for i, item in enumerate(suite.items)
+    ]
+    return write(
+        folder, cell(made, suite="nano", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest)
+    ).path
+
+
+def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = nano(tmp_path / "a", 5), nano(tmp_path / "b", 3)
+    options = {option.text for item in items.load("nano").items for option in item.options}
+    assert run(["compare", a, b, "--flips", "5"]) == 0
+    assert not any(text in capsys.readouterr().out for text in options)
+    assert run(["compare", a, b, "--show-texts"]) == 0
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert sum(line in options for line in shown) == 20  # ten items of two options
+    other = [nano(tmp_path / name, shift) for name, shift in (("c", 5), ("d", 3))]
+    for place in other:
+        text = (Path(place) / "run.json").read_text().replace(items.load("nano").digest, "x" * 64)
+        (Path(place) / "run.json").write_text(text)
+    assert run(["compare", *other, "--show-texts"]) == 3
+    assert "is not what was scored" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(
+    two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", two[0], str(tmp_path / "nowhere")]) == 3
+    assert "nowhere: not a run folder" in " ".join(capsys.readouterr().err.split())
+    assert runs.read(two[0]).cells
