@@ -84,6 +84,7 @@ def report(
     for run, name in zip(opened, tables.model_names(opened), strict=True):
         for column in _columns(run, name, members, seen, partial=partial or spec is None, every=spec is None):
             columns.append(_averaged(column, members, run, partial=partial) if spec else column)
+    columns = _partly(columns)
     shown = [_published(row, spec, members) for row in _chosen(spec, published)] if spec else []
     made = Report(spec, members, (*columns, *shown))
     if spec and not partial and any(column.lacks for column in columns):
@@ -193,6 +194,13 @@ def _averaged(column: Column, members: Sequence[MemberSpec], run: Run, *, partia
     if lost:
         macro = macro.marked(f"partial: over {len(there)} of {len(members)} members, without {', '.join(lacks)}")
     return replace(column, macro=macro)
+
+
+def _partly(columns: Sequence[Column]) -> list[Column]:
+    """The columns, their averages marked where not all are over the same members: such are no race."""
+    averages = {column.lacks for column in columns if column.macro}
+    said = "averaged over other members than some column beside it: do not compare" if len(averages) > 1 else ""
+    return [replace(column, macro=column.macro.marked(said)) if column.macro else column for column in columns]
 
 
 def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) -> Iterator[str]:

@@ -86,7 +86,8 @@ def _sources(columns: Sequence[Column]) -> Iterator[str]:
     """One line per source, with the columns that are its."""
     for source in dict.fromkeys(column.source for column in columns if column.source):
         named = [printable(column.model) for column in columns if column.source == source]
-        yield f"{'; '.join(named)}: {printable(source)}"
+        every = len(named) > 1 and len(named) == sum(bool(column.source) for column in columns)
+        yield f"{'all published rows' if every else '; '.join(named)}: {printable(source)}"
 
 
 class _Letters:

@@ -123,6 +123,16 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
     assert any("the mean of 2 of 11 tasks" in mark for mark in column.entries[3].number.marks)
 
 
+def test_averages_over_different_members_are_no_race(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", zero_shot("causal")[:2])
+    two = written(tmp_path / "two", zero_shot("causal")[1:])
+    same = written(tmp_path / "same", zero_shot("causal")[:2])
+    marked = [marks(c) for c in report([one, two], collection="zero-shot-2024", partial=True).columns]
+    assert all("do not compare" in said for said in marked)
+    marked = [marks(c) for c in report([one, same], collection="zero-shot-2024", partial=True).columns]
+    assert not any("do not compare" in said for said in marked)
+
+
 def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n')
     with pytest.raises(UsageError, match="is scored") as caught:
