@@ -29,7 +29,7 @@ RULE = (
 
 
 def sentence(verdict: Verdict) -> str:
-    """One line: the suite, what happened to it, and the groups that explain a drop."""
+    """One printable line: the suite, what happened to it, and the groups that explain a drop."""
     judged, metric = verdict.headline, verdict.comparison.metric
     head = judged.difference
     change = f"{number(head.a, metric)} -> {number(head.b, metric)}, {drop(head, metric)}"
@@ -40,7 +40,8 @@ def sentence(verdict: Verdict) -> str:
     elif judged.status == "pass" and judged.dropped:
         line += "; significantly worse, within the margin"
     named = [*failed, *(culprit for culprit in verdict.culprits if culprit not in failed)][:NAMED]
-    return line + (f"; {', '.join(f'{d.name} {drop(d, metric)}' for d in named)}" if named else "")
+    line += f"; {', '.join(f'{d.name} {drop(d, metric)}' for d in named)}" if named else ""
+    return tables.printable(line)
 
 
 def drop(difference: Difference, metric: str) -> str:

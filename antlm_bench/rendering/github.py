@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from antlm_bench.errors import UsageError
 from antlm_bench.rendering.check import sentence
+from antlm_bench.rendering.tables import printable
 
 if TYPE_CHECKING:
     from antlm_bench.commands.check import Checked
@@ -18,7 +19,7 @@ SUMMARY = 1024 * 1024  # bytes that a step's summary may have, else none of it i
 def workflow_commands(checked: Checked) -> str:
     """Workflow commands, one per line: regressions and missing cells as errors, inconclusive suites as warnings."""
     errors = [("regression", sentence(v)) for v in checked.verdicts if v.status == "regression"]
-    errors += [("incomplete", f"the run lacks {cell}") for cell in checked.missing]
+    errors += [("incomplete", f"the run lacks {printable(cell)}") for cell in checked.missing]
     warnings = [("inconclusive", sentence(v)) for v in checked.verdicts if v.status == "inconclusive"]
     warnings += [
         ("drop", sentence(v)) for v in checked.verdicts if v.status == "pass" and (v.culprits or v.headline.dropped)
