@@ -30,7 +30,7 @@ def finetune_verb(
     ] = None,
     preset: Annotated[
         str,
-        how("--preset", "--compat", metavar="NAME", help="Published settings: babylm-2025, babyllama, gpt-bert ..."),
+        how("--preset", "--compat", metavar="NAME", help="Published settings: babylm-2025, babyllama, ..."),
     ] = "",
     change: Annotated[
         list[str] | None, how("--set", metavar="KEY=VALUE", help="Change a hyper-parameter: lr=1e-4. Repeatable.")

@@ -1,0 +1,250 @@
+"""finetune: tasks x attentions x seeds into a run folder: which cells there are, what is computed anew, what failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import WORDS, tokenizer_for
+
+from antlm_bench import runs
+from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
+from antlm_bench.checkpoints import CARD
+from antlm_bench.cli import run
+from antlm_bench.commands.finetune import finetune
+from antlm_bench.commands.finetuned import rows
+from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
+from antlm_bench.exits import Stopped
+from antlm_bench.finetuning import loop
+
+Make = Callable[..., Path]
+QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]
+
+
+def table(path: Path, count: int, start: int = 0) -> Path:
+    """Texts that are "reflexive" where they hold a certain word, else "plain"."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(start, start + count):
+            dice = random.Random(number)
+            words = dice.choices(WORDS[:12], k=dice.randint(3, 8))
+            if number % 2:
+                words[dice.randrange(len(words))] = "himself"
+            writer.writerow([" ".join(words), "reflexive" if number % 2 else "plain"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    return table(folder / "train.csv", 120), table(folder / "valid.csv", 40, 1000)
+
+
+@pytest.fixture
+def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
+    def asked(model: Path | None = None, **settings: Any) -> Any:
+        given = {"seeds": [1, 2], "out": tmp_path / "run", "valid": str(files[1]), "changes": QUICK, "device": "cpu"}
+        [found] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
+        return found
+
+    return asked
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
+    """(task, seed, attention) of everything that is really trained from now on."""
+    honest, done = loop.finetune, []
+
+    def counted(body: Any, task: Any, seed: int, attention: Any, *rest: Any) -> Any:
+        done.append((task.full_name, seed, attention))
+        return honest(body, task, seed, attention, *rest)
+
+    monkeypatch.setattr(loop, "finetune", counted)
+    return done
+
+
+def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..., Any]) -> None:
+    found = ask()
+    assert [(cell.suite, cell.method, cell.seed) for cell in found] == [
+        ("train", "finetune-causal", 1),
+        ("train", "finetune-causal", 2),
+    ]
+    for cell in found:
+        predictions = runs.predictions(found.path, cell)
+        right = sum(p.pred == p.gold for p in predictions) / len(predictions)
+        assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)
+        assert np.exp([p.scores for p in predictions]).sum(axis=1) == pytest.approx(np.ones(40))
+        assert cell.settings["training"]["epochs"] == 2 and cell.settings["classes"] == ["plain", "reflexive"]
+        assert len(cell.history["epochs"]) == 2 and cell.history["pooling"] == "last"
+    first, second = (runs.predictions(found.path, cell) for cell in found)
+    assert [p.scores for p in first] != [p.scores for p in second]
+
+
+def test_the_same_command_again_trains_nothing(ask: Callable[..., Any], trained: list[Any]) -> None:
+    before = ask()
+    trained.clear()
+    assert ask() == before and not trained
+
+
+def test_more_seeds_train_only_the_new_ones_and_again_trains_all(ask: Callable[..., Any], trained: list[Any]) -> None:
+    ask()
+    trained.clear()
+    ask(seeds=[1, 2, 3])
+    assert [seed for _, seed, _ in trained] == [3]
+    ask(again=True)
+    assert [seed for _, seed, _ in trained] == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "anew"),
+    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True), ({"limit_train": 100}, True),
+     ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
+)  # fmt: skip
+def test_what_a_number_depends_on_is_in_its_key(
+    ask: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
+) -> None:
+    ask(seeds=[1])
+    trained.clear()
+    ask(seeds=[1], **changed)
+    assert bool(trained) == anew
+
+
+def test_stopped_between_two_seeds_it_continues(
+    ask: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = loop.finetune
+
+    def stopping(body: Any, task: Any, seed: int, *rest: Any) -> Any:
+        if seed == 2:
+            raise Stopped(15)
+        return honest(body, task, seed, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finetune", stopping)
+        with pytest.raises(Stopped):
+            ask()
+    trained.clear()
+    assert [cell.seed for cell in ask()] == [1, 2]
+    assert [seed for _, seed, _ in trained] == [2]
+
+
+def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = loop.finetune
+
+    def failing(body: Any, task: Any, seed: int, *rest: Any) -> Any:
+        if seed == 1:
+            raise DataError("planted")
+        return honest(body, task, seed, *rest)
+
+    monkeypatch.setattr(loop, "finetune", failing)
+    with pytest.raises(IncompleteError, match="seed 1: planted") as caught:
+        ask()
+    [finished] = caught.value.runs
+    assert [cell.seed for cell in finished] == [2]
+
+
+def test_a_task_without_data_fails_alone(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
+    monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
+    with pytest.raises(IncompleteError, match=r"rte\.train\.jsonl"):
+        finetune(str(make_checkpoint()), "glue-2025", tasks=["rte"], out=tmp_path / "run", device="cpu")
+
+
+@pytest.fixture
+def hybrid(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = GptBertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    setattr(config, CARD, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
+    GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
+    tokenizer_for("causal", adds=True).save_pretrained(tmp_path / "hybrid")
+    return tmp_path / "hybrid"
+
+
+def test_a_hybrid_is_finetuned_as_its_first_method_reads_or_both_ways(
+    ask: Callable[..., Any], trained: list[Any], hybrid: Path
+) -> None:
+    ask(hybrid, seeds=[1])
+    assert [attention for *_, attention in trained] == ["full"]
+    found = ask(hybrid, seeds=[1], attentions="all")
+    assert [attention for *_, attention in trained] == ["full", "causal"]
+    assert {cell.method: cell.history["pooling"] for cell in found} == {
+        "finetune-full": "first",
+        "finetune-causal": "last",
+    }
+
+
+def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any]) -> None:
+    """A learning rate of nothing: the head says what it said at random, which is no better than the majority."""
+    [fine] = rows([ask()])
+    assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
+    [row] = rows([ask(changes=[*QUICK, "lr=1e-12"])])
+    assert "seeds collapsed" in str(row["flags"])
+
+
+def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
+    found = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
+    assert next(iter(found)).summary.headline.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"tasks": ["rte"]}, UsageError, "no task 'rte'"),
+        ({"preset": "babylm-2025"}, UsageError, "no preset"),
+        ({"attentions": ["sideways"]}, UsageError, "sideways"),
+        ({"seeds": []}, UsageError, "no seed"),
+        ({"changes": ["lr=fast"]}, UsageError, "lr"),
+        ({"changes": ["learning_rate=1"]}, UsageError, "learning_rate"),
+        ({"pooling": "max"}, UsageError, "max"),
+    ],
+)
+def test_a_slip_is_refused_before_anything_is_written(
+    ask: Callable[..., Any], tmp_path: Path, given: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        ask(**given)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_attention_that_it_does_not_have_is_refused(ask: Callable[..., Any], make_checkpoint: Make) -> None:
+    with pytest.raises(MethodNotSupported, match="cannot attend full"):
+        ask(make_checkpoint(mask=False), attentions=["full"])
+
+
+def test_another_checkpoints_folder_is_refused(ask: Callable[..., Any], make_checkpoint: Make) -> None:
+    ask(seeds=[1])
+    with pytest.raises(RunError, match="another checkpoint"):
+        ask(make_checkpoint(seed=5), seeds=[1])
+
+
+@pytest.fixture
+def argv(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Iterator[list[str]]:
+    line = ["finetune", "--model", str(make_checkpoint()), "--suite", str(files[0]), "--valid", str(files[1])]
+    yield [*line, "--seed", "7", "--device", "cpu", "--out", str(tmp_path / "run"), "--set", "epochs=1", "--json"]
+
+
+def test_the_verb_prints_a_row_per_task(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argv) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
+
+
+def test_a_missing_file_is_an_incomplete_run_that_names_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    argv[argv.index("--valid") + 1] = "nowhere.csv"
+    assert run(argv) == IncompleteError.exit_code
+    assert "nowhere.csv" in capsys.readouterr().err
