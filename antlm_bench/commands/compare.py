@@ -43,7 +43,8 @@ def compare(
 
 
 def texts(folder: str | Path, suite: str) -> Texts:
-    """The options of every item of a scored suite, looked up in the data at hand; nothing of it is in a run.
+    """The options of every item of a scored suite, the right one marked by a plus: looked up in the data at hand,
+    because nothing of it is in a run.
 
     Raises DataError where the data is absent or is not what the run was scored on.
     """
@@ -56,7 +57,10 @@ def texts(folder: str | Path, suite: str) -> Texts:
     if loaded.digest != cell.settings.get("suite_digest"):
         hint = f"antlm-bench data verify {suite}"
         raise DataError(f"the data of {suite} here is not what was scored", place="--show-texts", hint=hint)
-    return {item.id: tuple(option.text for option in item.options) for item in loaded.items}
+    return {
+        item.id: tuple(f"{'+' if i == item.gold else '-'} {option.text}" for i, option in enumerate(item.options))
+        for item in loaded.items
+    }
 
 
 def _left(run: Run, name: str, compared: set[tuple[str, str]], suites: Sequence[str]) -> list[str]:

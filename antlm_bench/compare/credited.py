@@ -71,16 +71,18 @@ def _difference(level: str, name: str, within: str, paired: Paired, codes: Ints,
     means = np.array([part.mean() for part in parts])
     n, value = len(change), float(weights @ means)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    varies = any(np.ptp(part) > 0 for part in parts)
+    whole = len(parts) == 1 and gained + lost == float(np.abs(change).sum())
     if paired.same:
         interval = Interval(0.0, 0.0)
-    elif len(parts) == 1 or all(np.ptp(part) == 0 for part in parts):
+    elif len(parts) == 1 or not varies:
         interval = statistics.adjusted_macro(parts, weights)
     else:
         interval = statistics.bootstrap(parts, weights)
-    whole = len(parts) == 1 and gained + lost == float(np.abs(change).sum())
-    views = {"closed-form": Estimate(value, n, *statistics.closed_form(parts, weights))}
+    views = {"closed-form": Estimate(value, n, *(statistics.closed_form(parts, weights) if varies else interval))}
     if len(parts) > 1:
-        views["clustered"] = Estimate(value, n, *statistics.clustered(means, weights))
+        like_these = statistics.clustered(means, weights) if np.ptp(means) > 0 else interval
+        views["clustered"] = Estimate(value, n, *like_these)
     return Difference(
         level=level,
         name=name,

@@ -22,9 +22,10 @@ from antlm_bench.rendering.terminal import LINES, console, paragraph
 Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 SCORES = ("spearman",)  # metrics that are shown as they are, not in percent
 LEGEND = (
-    "Percent right of the reference and of the run, and their difference in points with its 95% interval: items "
-    "resampled within each group for an unweighted mean of groups, Bonett and Price's for one group. p: adjusted as "
-    "named at the head of its column; ▼ ▲ mark p < .05 (correlations: an interval without 0)."
+    "Values in percent, differences in points with their 95% interval: items resampled within each group for an "
+    "unweighted mean of groups, Bonett and Price's interval for one group, t over seeds and items where tasks were "
+    "finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is tested "
+    "first and alone. ▼ ▲: p < .05, or, of a correlation, an interval without 0."
 )
 
 
@@ -42,16 +43,16 @@ def show_comparisons(
 def lines(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
     """The differences to show with their depth: the headline, then groups of `by` under those of the level above."""
     levels = list(dict.fromkeys(group.level for group in comparison.groups))
-    shown = [] if by == tables.SUITE or not levels else [by if by in levels else explaining(comparison)]
-    if by == "paradigm" and shown and levels.index(shown[0] if shown[0] in levels else levels[0]):
-        shown.insert(0, levels[levels.index(shown[0]) - 1])
     made = [(0, comparison.headline)]
-    for group in comparison.groups:
-        if shown and group.level == shown[0]:
-            made.append((1, group))
-            inner = [g for g in comparison.groups if len(shown) > 1 and g.level == shown[1] and g.within == group.name]
-            made += [(2, g) for g in inner]
-    return made
+    if by == tables.SUITE or not levels:
+        return made
+    level = by if by in levels else explaining(comparison)
+    inner = [group for group in comparison.groups if group.level == level]
+    above = levels[levels.index(level) - 1] if by == "paradigm" and level in levels[1:] else ""
+    for outer in [group for group in comparison.groups if group.level == above]:
+        made += [(1, outer), *((2, group) for group in inner if group.within == outer.name)]
+    shown = {id(group) for _, group in made}
+    return made + [(1, group) for group in inner if id(group) not in shown]
 
 
 def number(value: float, metric: str, sign: str = "") -> str:
@@ -74,7 +75,7 @@ def mark(difference: Difference) -> str:
 
 def families(comparison: Comparison, by: str) -> str:
     """The families of tests behind the lines shown, named once."""
-    return ", ".join(dict.fromkeys(d.family for depth, d in lines(comparison, by) if depth and d.family))
+    return "; ".join(dict.fromkeys(d.family for depth, d in lines(comparison, by) if depth and d.family))
 
 
 def title(comparison: Comparison) -> str:
@@ -84,7 +85,7 @@ def title(comparison: Comparison) -> str:
     return f"{comparison.suite} · {' / '.join(ways)}{several}"
 
 
-def asides(comparison: Comparison) -> list[str]:
+def asides(comparison: Comparison, by: str) -> list[str]:
     """What the headline must be read with, in sentences."""
     head, metric = comparison.headline, comparison.metric
     unit = "" if metric in SCORES else " points"
@@ -103,6 +104,8 @@ def asides(comparison: Comparison) -> list[str]:
     if head.margin:
         m = head.margin
         said.append(f"margin of the right option: {m.value:+.3f} nats (95% CI {m.low:+.3f}..{m.high:+.3f})")
+    if tests := families(comparison, by):
+        said.append(f"p of groups: {tests}")
     if not significant(head) and any(significant(group) for group in comparison.groups):
         said.append("the headline shows no difference: differences of single groups are for exploration")
     return said + list(comparison.notes)
@@ -115,7 +118,7 @@ def draw(out: Console, found: Sequence[Versus], by: str, flips: int, texts: Text
         for comparison in versus.comparisons:
             out.print()
             out.print(Padding(_table(comparison, by), (0, 0, 0, 1)), soft_wrap=False)
-            for line in asides(comparison):
+            for line in asides(comparison, by):
                 paragraph(out, tables.printable(line), "dim", 3)
             for flip in comparison.flipped[:flips]:
                 _flip(out, flip, texts.get(comparison.suite, {}))
@@ -131,7 +134,7 @@ def _table(comparison: Comparison, by: str) -> Table:
     table.add_column(Text(tables.printable(title(comparison))), no_wrap=True, overflow="ellipsis", ratio=None)
     for head in ("reference", "run", "difference", "95% CI"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column(families(comparison, by).split(" over")[0] or "p", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for depth, d in lines(comparison, by):
         style = {"▼": "red", "▲": "green"}.get(mark(d), "")
         table.add_row(
@@ -160,7 +163,7 @@ def markdown(found: Sequence[Versus], by: str) -> str:
         parts.append(f"### {tables.escape(versus.name_b)} against {tables.escape(versus.name_a)}")
         for comparison in versus.comparisons:
             metric = comparison.metric
-            heads = ["", "reference", "run", "difference", "95% CI", families(comparison, by) or "p"]
+            heads = ["", "reference", "run", "difference", "95% CI", "p"]
             rows = [heads, ["---", *["---:"] * 5]]
             for depth, d in lines(comparison, by):
                 name = "&emsp;" * depth + tables.escape(tables.printable(d.name))
@@ -168,7 +171,7 @@ def markdown(found: Sequence[Versus], by: str) -> str:
                 values += [interval(d, metric), probability(d.p if d.adjusted is None else d.adjusted)]
                 rows.append([name if depth else f"**{tables.escape(tables.printable(title(comparison)))}**", *values])
             parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
-            parts.append("\n".join(f"- {tables.escape(tables.printable(line))}" for line in asides(comparison)))
+            parts.append("\n".join(f"- {tables.escape(tables.printable(line))}" for line in asides(comparison, by)))
         parts += [f"- {tables.escape(tables.printable(line))}" for line in versus.unmatched]
     return "\n\n".join([*parts, f"_{LEGEND}_"]) + "\n"
 

@@ -32,7 +32,17 @@ def test_the_table_says_who_where_how_much_and_how_sure(
 ) -> None:
     assert run(["compare", *two]) == 0
     out = capsys.readouterr().out
-    for said in ("two against one", "toy · causal", "islands", "▼ -", "Holm", "<.001", "480 items", "nats", "95% CI"):
+    for said in (
+        "two against one",
+        "toy · causal",
+        "islands",
+        "▼ -",
+        "Holm over 3 phenomena",
+        "<.001",
+        "480 items",
+        "nats",
+        "95% CI",
+    ):
         assert said in out, said
     assert "wh_island" not in out
     assert run(["compare", *two, "--by", "paradigm", "--flips", "3"]) == 0
@@ -159,7 +169,7 @@ def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.
     assert not any(text in capsys.readouterr().out for text in options)
     assert run(["compare", a, b, "--show-texts"]) == 0
     shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert sum(line in options for line in shown) == 20  # ten items of two options
+    assert sum(line[2:] in options for line in shown) == 20  # ten items of two options
     other = [nano(tmp_path / name, shift) for name, shift in (("c", 5), ("d", 3))]
     for place in other:
         text = (Path(place) / "run.json").read_text().replace(items.load("nano").digest, "x" * 64)
