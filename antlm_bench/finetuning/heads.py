@@ -18,8 +18,8 @@ from antlm_bench.checkpoints import Body
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import Padded
 from antlm_bench.finetuning.data import frame
-from antlm_bench.training.build import attended
-from antlm_bench.training.dropout import key
+from antlm_bench.training.build import attended, key_dropout
+from antlm_bench.training.dropout import KeyedDropout
 from antlm_bench.types import Attention
 
 POOLINGS = ("auto", "last", "first", "mean")
@@ -51,7 +51,7 @@ class Head(nn.Sequential):  # type: ignore[misc]
             nn.Linear(width, width),
             nn.GELU(),
             nn.LayerNorm(width, elementwise_affine=False),
-            nn.Dropout(dropout),
+            KeyedDropout(dropout),
             nn.Linear(width, classes),
         )
         dice, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * width))
@@ -100,11 +100,9 @@ def classifier(
         width = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))[0].shape[-1]
     if lora:
         _adapt(model, lora, seed)
-    made = Classifier(
-        model, Head(width, classes, dropout, seed), natively=body.natively, attention=attention, pooling=pooling
-    )
-    key(made)
-    return made
+    key_dropout(model)
+    head = Head(width, classes, dropout, seed)
+    return Classifier(model, head, natively=body.natively, attention=attention, pooling=pooling)
 
 
 def _adapt(model: Any, rank: int, seed: int) -> None:

@@ -25,7 +25,7 @@ from antlm_bench.finetuning.batches import padded, parts, split, updates
 from antlm_bench.finetuning.data import Int64, Rows, encode, longest, padding
 from antlm_bench.finetuning.heads import classifier, pooling_of
 from antlm_bench.machine import keep_pages
-from antlm_bench.metrics.classes import MEASURES, collapsed
+from antlm_bench.metrics.classes import MEASURES, Totals, collapsed
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import Attention, Floats, Prediction
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
     from antlm_bench.suites.examples import Task
 
-TOKENS = {"cpu": 2048}  # per forward with gradients; a GPU wants more at a time
+TOKENS = {"cpu": 1024}  # per forward with gradients, so that it stays near the caches; a GPU wants more
 TOKENS_ELSEWHERE = 32_768
 READ = 4  # times as many without
 
@@ -202,7 +202,7 @@ class Learner:
         logp = self.read(rows)
         table = np.zeros((logp.shape[1],) * 2)
         np.add.at(table, (rows.gold, logp.argmax(1)), 1)
-        return float(MEASURES[self.task.metric](table)), float(-logp[np.arange(len(logp)), rows.gold].mean())
+        return float(MEASURES[self.task.metric](Totals.of(table))), float(-logp[np.arange(len(logp)), rows.gold].mean())
 
 
 def rate(spec: TrainingSpec, done: int, total: int) -> float:

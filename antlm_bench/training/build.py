@@ -7,17 +7,20 @@ matrix of a small model: it runs where a target stands, and nowhere else.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
 from antlm_bench.errors import DeclarationError
 from antlm_bench.training import dropout
 from antlm_bench.training.corpus import BOS, EOS, PAD
+from antlm_bench.training.dropout import attend as keyed_attention
 from antlm_bench.training.objectives import Batch
 from antlm_bench.training.recipe import ModelSpec
 
@@ -131,6 +134,30 @@ def attended(body: Any, ids: Tensor, mask: Tensor | None, *, causal: bool, nativ
     inputs |= {"use_cache": False} if hasattr(body.config, "use_cache") else {}
     hidden: Tensor = body(**inputs)[0]
     return hidden
+
+
+KEYED = "antlm_keyed"  # the name under which `_attend` is registered with the library
+
+
+def key_dropout(model: Any) -> None:
+    """Key all dropout of a model by sample (see `dropout`), also what the library's attention takes as a number."""
+    dropout.key(model)
+    if model.config._attn_implementation == "sdpa" and model._supports_sdpa:
+        transformers.AttentionInterface.register(KEYED, _attend)
+        transformers.AttentionMaskInterface.register(KEYED, sdpa_mask)
+        model.set_attn_implementation(KEYED)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, **more: Any
+) -> tuple[Tensor, None]:
+    """The library's own attention, but where there is something to drop out."""
+    if not dropout or more.get("position_bias") is not None:
+        return cast(tuple[Tensor, None], sdpa_attention_forward(module, query, key, value, mask, dropout, **more))
+    said = more.get("is_causal")
+    causal = mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if said is None else said)
+    context = keyed_attention(query, key, value, mask, p=dropout, scaling=more.get("scaling"), causal=causal)
+    return context.transpose(1, 2).contiguous(), None
 
 
 def natively_causal(model: Any) -> bool:

@@ -4,8 +4,8 @@ A mask depends on (seed, step, sample) and on which dropout of the model asks, n
 to stand among: one process with four rows, two with two, and accumulation learn the same weights, and to resume needs
 no generator's state. Masks of raw 16-bit draws are also several times faster than torch's own on a CPU.
 
-Not reached: attention dropout that a model hands to scaled_dot_product_attention as a number (GPT-2, Llama). Such
-models train with an attention dropout of 0, or give up this invariance.
+Attention dropout that a model hands to scaled_dot_product_attention as a number (BERT, GPT-2) is reached by `attend` in
+its place: see build.key_dropout. Pre-training does without: its own architectures drop out by modules.
 """
 
 from __future__ import annotations
@@ -144,6 +144,24 @@ class _Drop(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         return kept.to(grad.dtype).mul_(ctx.scale).mul_(grad), None, None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, p: float, scaling: float | None, causal: bool
+) -> Tensor:
+    """Attention (b, heads, t, d) with keyed dropout on its probabilities, written out.
+
+    mask: bool, True = may attend, or additive; with `causal` nothing attends to what comes after it.
+    """
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if causal:
+        ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(~ones.tril(), -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return KeyedDropout(p)(probabilities) @ value
 
 
 def key(model: nn.Module) -> int:

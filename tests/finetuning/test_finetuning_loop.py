@@ -25,7 +25,7 @@ from antlm_bench.finetuning.loop import Conditions, Learner, finetune, split
 from antlm_bench.types import Example
 
 CPU = Conditions(device="cpu")
-DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.0}
+DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
 @pytest.fixture(scope="module")
