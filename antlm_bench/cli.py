@@ -16,7 +16,20 @@ from antlm_bench.errors import BenchError
 from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
-from antlm_bench.verbs import catalog, check, compare, curve, data, finetune, noise, score, submit, surprisal, train
+from antlm_bench.verbs import (
+    catalog,
+    check,
+    compare,
+    curve,
+    data,
+    export,
+    finetune,
+    noise,
+    score,
+    submit,
+    surprisal,
+    train,
+)
 from antlm_bench.verbs.report import report_verb
 
 EXIT_CODES = (
@@ -36,6 +49,8 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "report": (report_verb, ""),
     "submit": (submit.submit_verb, ""),
     "preflight": (submit.preflight_verb, ""),
+    "export": (export.export_verb, ""),
+    "import": (export.import_verb, ""),
     "list": (catalog.list_verb, ""),
     "show": (catalog.show_verb, ""),
     "doctor": (catalog.doctor_verb, ""),

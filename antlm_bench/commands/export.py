@@ -1,0 +1,90 @@
+"""export and import: run folders as other tools' files, and lm-eval's results as a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from antlm_bench import runs
+from antlm_bench.commands.submit import opened
+from antlm_bench.errors import UsageError
+from antlm_bench.types import Run
+
+Format = Literal["lm-eval", "csv", "every-eval-ever"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and what was left out."""
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Exported:
+    """Write runs in another tool's format: csv into the file `out`, the others into the folder `out`.
+
+    Raises RunError for a folder that is no run, UsageError for two runs that would overwrite each other.
+    """
+    found = [run for folder in folders for run in opened(folder)]
+    if not any(run.cells for run in found):
+        raise UsageError("nothing is scored in these runs", place="RUN")
+    if form == "csv":
+        from antlm_bench.exports import tidy
+
+        return Exported((_put(Path(out), tidy.table(found)),))
+    files: dict[Path, bytes] = {}
+    notes: list[str] = []
+    for run in found:
+        for name, data in (_harness(run, notes) if form == "lm-eval" else _record(run)).items():
+            if Path(out) / name in files:
+                raise UsageError(
+                    f"two runs want to be {name}", place=run.path, hint="export them into folders of their own"
+                )
+            files[Path(out) / name] = data
+    return Exported(tuple(_put(path, data) for path, data in files.items()), tuple(notes))
+
+
+def _harness(run: Run, notes: list[str]) -> dict[str, bytes]:
+    """Files below the folder of the model, one folder per method where there are several: lm-eval knows one."""
+    from antlm_bench.exports import to_lm_eval
+
+    methods = sorted({cell.method for cell in run if cell.seed is None and cell.summary.metric != "delta-r2"})
+    if len(methods) < len({cell.method for cell in run}):
+        notes.append(f"{run.path}: finetuned tasks and reading times are left out: the harness has no such thing")
+    made: dict[str, bytes] = {}
+    for method in methods:
+        folder = to_lm_eval.sanitized(str(run.manifest.model.get("name", "")))
+        folder += f"__{to_lm_eval.sanitized(method)}" if len(methods) > 1 else ""
+        made |= {f"{folder}/{name}": data for name, data in to_lm_eval.files(run, method).items()}
+    return made
+
+
+def _record(run: Run) -> dict[str, bytes]:
+    from antlm_bench.exports import every_eval_ever
+
+    data = json.dumps(every_eval_ever.record(run), indent=1, ensure_ascii=False).encode()
+    return {every_eval_ever.file_name(run): data + b"\n"}
+
+
+def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str, ...]]:
+    """lm-eval's results with samples as a run folder; the run, and the tasks that were left out with the reason.
+
+    Raises DataError for results that are absent or damaged, RunError for an `out` that holds another model's run.
+    """
+    from antlm_bench.exports import from_lm_eval
+
+    imported = from_lm_eval.read(Path(folder))
+    with runs.Writer(out, imported.manifest) as writer:
+        for cell, predictions in imported.cells:
+            writer.enter(cell, predictions)
+    return runs.read(out), imported.left_out
+
+
+def _put(path: Path, data: bytes) -> Path:
+    runs.make(path.parent)
+    runs.write_whole(path, data)
+    return path

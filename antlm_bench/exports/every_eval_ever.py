@@ -1,0 +1,101 @@
+"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json): numbers with their uncertainty.
+
+Instance-level records want the text of every item; we keep none, so there are aggregate records only.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from antlm_bench.declarations import catalog
+from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.types import Cell, Estimate, Group, Run
+
+VERSION = "0.3.0"
+LOWEST = {"spearman": -1.0, "mcc": -1.0}  # of a metric; 0 for every other, and 1 the highest of all
+
+
+def record(run: Run) -> dict[str, Any]:
+    """The record of a run: every cell's headline and groups."""
+    model, created = run.manifest.model, run.manifest.created
+    name = str(model.get("name", ""))
+    seconds = str(datetime.fromisoformat(created).timestamp())
+    return {
+        "schema_version": VERSION,
+        "evaluation_id": f"antlm-bench/{name}/{seconds}",
+        "evaluation_timestamp": created,
+        "retrieved_timestamp": seconds,
+        "source_metadata": {
+            "source_name": "antlm-bench",
+            "source_type": "evaluation_run",
+            "source_organization_name": "unknown",
+            "evaluator_relationship": "other",
+        },
+        "eval_library": {"name": "antlm-bench", "version": run.manifest.software.get("antlm-bench", "unknown")},
+        "model_info": {
+            "name": name,
+            "id": name,
+            "additional_details": _texts({"weights_sha256": model.get("weights")}),
+        },
+        "evaluation_results": [result for cell in run for result in _results(cell)],
+    }
+
+
+def file_name(run: Run) -> str:
+    """<uuid>.json, the same for the same record."""
+    about = json.dumps([str(run.manifest.model.get("weights")), run.manifest.created])
+    return f"{uuid.uuid5(uuid.NAMESPACE_URL, about)}.json"
+
+
+def _results(cell: Cell) -> Iterator[dict[str, Any]]:
+    seed = "" if cell.seed is None else f", seed {cell.seed}"
+    name = f"{cell.suite} ({cell.method}{seed})"
+    yield _result(cell, name, cell.summary.headline, ("average over " + ", then ".join(cell.summary.macro[::-1]))[:200])
+    for group in cell.summary.groups:
+        yield _result(cell, f"{name}: {_path(group)}", group.estimate, f"one {group.level}")
+
+
+def _path(group: Group) -> str:
+    return f"{group.within}/{group.name}" if group.within else group.name
+
+
+def _result(cell: Cell, name: str, estimate: Estimate, says: str) -> dict[str, Any]:
+    metric = cell.summary.metric
+    interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
+    counted = {**estimate.flags} | {"method": cell.method, "suite_version": cell.settings.get("suite_version")}
+    return {
+        "evaluation_name": name,
+        "source_data": _source(cell.suite),
+        "metric_config": {
+            "evaluation_description": f"{metric}, {says}",
+            "metric_id": metric,
+            "lower_is_better": False,
+            "score_type": "continuous",
+            "min_score": LOWEST.get(metric, 0.0),
+            "max_score": 1.0,
+        },
+        "score_details": {
+            "score": estimate.value,
+            "details": _texts(counted),
+            "uncertainty": {"confidence_interval": interval, "num_samples": estimate.n},
+        },
+    }
+
+
+def _source(suite: str) -> dict[str, Any]:
+    """Where the suite's data come from: its homepage, where we ship the suite; else a data set of the user's own."""
+    path = catalog("tasks").get(suite.split(".")[0])
+    spec = read(path) if path else None
+    page = spec.homepage if isinstance(spec, SuiteSpec) else ""
+    if page:
+        return {"dataset_name": suite, "source_type": "url", "url": [page]}
+    return {"dataset_name": suite, "source_type": "other"}
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """The schema wants texts as details."""
+    return {name: str(value) for name, value in values.items() if value is not None}

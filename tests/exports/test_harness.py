@@ -1,0 +1,220 @@
+"""lm-eval in both directions: its own result folders come in with its own numbers, ours go out in its shape."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_leaderboard as toy
+
+from antlm_bench import runs
+from antlm_bench.cli import run as cli
+from antlm_bench.commands.export import export, import_results
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.exports.from_lm_eval import read
+from antlm_bench.metrics import summarize
+from antlm_bench.types import Cell
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "lm_eval"  # of lm_eval 0.4.13: a group of two tasks, and a
+# loglikelihood task, on two random models; made with invented sentences
+
+
+def theirs(model: str = "m0") -> Any:
+    return json.loads(next((GOLDEN / model).glob("results_*.json")).read_text())
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN / "m0", tmp_path / "m0")
+    return tmp_path / "m0"
+
+
+def samples(folder: Path, task: str) -> Path:
+    return next(folder.glob(f"samples_{task}_*.jsonl"))
+
+
+def spoil(file: Path, line: int, **changes: Any) -> None:
+    lines = file.read_text().splitlines()
+    row = json.loads(lines[line])
+    lines[line] = json.dumps({**row, **changes})
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("model", ["m0", "m1"])
+def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(model: str, tmp_path: Path) -> None:
+    run, left_out = import_results(GOLDEN / model, tmp_path / "run")
+    (cell,) = run.cells
+    assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.toy", "lm-eval", 21)
+    predictions = runs.predictions(run.path, cell)
+    # lm-eval's own conventions give lm-eval's own numbers: the first of a tie, and (acc_norm) by characters
+    first = summarize(
+        predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",), ties="first"
+    )
+    said = theirs(model)["results"]
+    assert first.headline.value == pytest.approx(said["toy"]["acc,none"])
+    for group in first.groups:
+        assert group.estimate.value == pytest.approx(said[group.name]["acc,none"])
+    norm = summarize(
+        predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",), ties="first",
+        reduction="per-character",
+    )  # fmt: skip
+    assert {g.name: pytest.approx(g.estimate.value) for g in norm.groups} == {
+        task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
+    }
+    assert "per-token" not in cell.summary.views
+    assert left_out == ("toy_ll: one continuation per item, no choice (loglikelihood)",)
+
+
+def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
+    run, _ = import_results(GOLDEN / "m0", tmp_path / "run")
+    assert run.manifest.model["name"] == "m0" and run.manifest.model["parameters"] == 43168
+    assert run.manifest.software == {"lm-eval": "0.4.13", "transformers": "5.23.0"}
+    settings = run.cells[0].settings
+    assert settings["suite_version"] == "2.0" and settings["model_args"]["dtype"] == "float32"
+    assert settings["task_hashes"]["toy_a"] == theirs()["task_hashes"]["toy_a"]
+
+
+def test_the_same_questions_have_the_same_digest_and_others_another(results: Path) -> None:
+    def digest(folder: Path) -> Any:
+        return read(folder).cells[0][0].settings["suite_digest"]
+
+    before = digest(results)
+    assert before == digest(GOLDEN / "m1")
+    spoil(samples(results, "toy_a"), 0, doc_hash="another")
+    assert digest(results) != before
+
+
+def test_two_imported_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("m0", "m1"):
+        assert cli(["import", str(GOLDEN / model), "--out", str(tmp_path / model)]) == 0
+    assert "loglikelihood" in capsys.readouterr().out
+    assert cli(["compare", str(tmp_path / "m0"), str(tmp_path / "m1")]) == 0
+    assert "lm-eval.toy" in capsys.readouterr().out
+
+
+def test_a_task_whose_acc_is_not_given_back_is_left_out_with_its_group(results: Path) -> None:
+    spoil(
+        samples(results, "toy_a"), 3, acc=1.0 - json.loads(samples(results, "toy_a").read_text().splitlines()[3])["acc"]
+    )
+    imported = read(results)
+    assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_b"]
+    assert any("toy_a: item 3: its samples do not give back" in line for line in imported.left_out)
+
+
+def test_a_target_may_be_a_text(results: Path) -> None:
+    file = samples(results, "toy_b")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for n, row in enumerate(rows[:-1]):  # the last has two options of one text
+        spoil(file, n, target=row["doc"]["choices"][row["doc"]["gold"]])
+    assert read(results).cells[0][1] == read(GOLDEN / "m0").cells[0][1]
+
+
+def test_a_second_filter_is_no_second_answer(results: Path) -> None:
+    file = samples(results, "toy_b")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "filter": f}) + "\n" for f in ("none", "upper") for row in rows))
+    assert read(results).cells[0][1] == read(GOLDEN / "m0").cells[0][1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, r"no results_\*\.json"),
+        (lambda f: next(f.glob("results*")).write_text("{"), DataError, "no JSON"),
+        (lambda f: next(f.glob("results*")).write_text("[]"), DataError, "not the results of lm-eval"),
+        (lambda f: next(f.glob("results*")).write_text('{"results": 1, "config": {}}'), DataError, "not the results"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "a sample is an object"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: no JSON"),
+        (lambda f: samples(f, "toy_a").write_bytes(b"\xff\n"), DataError, "not UTF-8"),
+        (lambda f: [p.unlink() for p in f.glob("samples*")], DataError, "run with --log_samples"),
+    ],
+)  # fmt: skip
+def test_damage_is_named(damage: Any, error: type[Exception], words: str, results: Path) -> None:
+    damage(results)
+    with pytest.raises(error, match=words):
+        read(results)
+
+
+def test_results_of_two_models_are_two_runs() -> None:
+    with pytest.raises(UsageError, match="several models: m0, m1"):
+        read(GOLDEN)
+
+
+# ---- the other way
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """Two paradigms with a tie in one, a hybrid's second method, WUG, a finetuned task."""
+    items = [i for i in toy.toy_suite("blimp-fast", 3).items if i.id.startswith(("wh_island", "passive_1"))]
+    scores = [(-1.0, -2.0), (-1.5, -1.5), (-3.0, -2.0), (-1.0, -2.0), (-1.0, -4.0), (-2.0, -1.0)]
+    predictions = [toy.prediction(item, s.index(max(s)), scores=s) for item, s in zip(items, scores, strict=True)]
+    cells = []
+    for method in ("causal", "mntp"):
+        summary = summarize(
+            predictions, suite="blimp-fast", method=method, metric="accuracy", macro=("paradigm",), groups=("paradigm",)
+        )
+        settings = {"ties": "half", "reduction": "sum", "suite_version": "2025", "suite_digest": "d", "limit": None}
+        cells.append((Cell("blimp-fast", method, "k", settings, summary), predictions))
+    wug = [toy.prediction(item) for item in toy.toy_suite("wug-past", 5).items]
+    summary = summarize(wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",))
+    cells.append((Cell("wug-past", "causal", "k", {"reduction": "sum"}, summary), wug))
+    cells.append((toy.finetuned("rte", 1), toy.labels("rte", 4)))
+    return toy.write(tmp_path / "run", "lab/..\\<model>:1", cells)
+
+
+def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: Path) -> None:
+    done = export([ours], "lm-eval", tmp_path / "out")
+    file = next(path for path in done.files if path.name.startswith("results_") and "causal" in str(path))
+    document = json.loads(file.read_text())
+    missing = theirs().keys() - document.keys()
+    assert missing <= {
+        "upper_git_hash", "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id",
+        "max_length", "system_instruction", "system_instruction_sha", "fewshot_as_multiturn", "chat_template",
+        "chat_template_sha", "total_evaluation_time_seconds",
+    }  # fmt: skip
+    results = document["results"]
+    assert results["blimp-fast_passive_1"]["acc,none"] == pytest.approx(0.5)  # right, a tie, wrong
+    assert results["blimp-fast_passive_1"]["acc_stderr,none"] == pytest.approx(math.sqrt(0.25 / 3))
+    assert results["blimp-fast_wh_island"]["acc,none"] == pytest.approx(2 / 3)
+    assert document["groups"]["blimp-fast"]["acc,none"] == pytest.approx((0.5 + 2 / 3) / 2)
+    assert document["group_subtasks"] == {"blimp-fast": ["blimp-fast_passive_1", "blimp-fast_wh_island"]}
+    assert "spearman,none" in results["wug-past"] and "glue-2025.rte" not in results
+    assert any("finetuned" in note for note in done.notes)
+
+
+def test_names_of_models_do_not_leave_the_folder(ours: Path, tmp_path: Path) -> None:
+    done = export([ours], "lm-eval", tmp_path / "out")
+    assert {path.parent.parent for path in done.files} == {tmp_path / "out"}
+    assert {path.parent.name for path in done.files} == {"lab__..__model__1__causal", "lab__..__model__1__mntp"}
+
+
+def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> None:
+    export([ours], "lm-eval", tmp_path / "out")
+    folder = next((tmp_path / "out").glob("*__mntp"))
+    assert not any("wrong." in path.read_text() for path in folder.iterdir())
+    run, left_out = import_results(folder, tmp_path / "again")
+    assert not left_out
+    (cell,) = run.cells
+    before = next(cell for cell in runs.read(ours) if cell.method == "mntp")
+    assert cell.summary.headline == before.summary.headline
+    assert [p.scores for p in runs.predictions(run.path, cell)] == [p.scores for p in runs.predictions(ours, before)]
+
+
+def test_a_run_twice_is_no_two_runs(ours: Path, tmp_path: Path) -> None:
+    shutil.copytree(ours, tmp_path / "copy")
+    with pytest.raises(UsageError, match="two runs want to be"):
+        export([ours, tmp_path / "copy"], "lm-eval", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_scored_is_nothing_to_export(tmp_path: Path) -> None:
+    empty = toy.write(tmp_path / "run", "m", [(toy.scored("comps", []), [])])
+    document = json.loads((empty / "run.json").read_text())
+    (empty / "run.json").write_text(json.dumps({**document, "cells": []}))
+    with pytest.raises(UsageError, match="nothing is scored"):
+        export([empty], "csv", tmp_path / "x.csv")
