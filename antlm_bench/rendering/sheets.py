@@ -205,7 +205,7 @@ TEX |= {"±": "$\\pm$", "[": "{[}", "]": "{]}"}
 def tex(text: str) -> str:
     """The text as LaTeX source; what is beyond Latin letters is spelled as its code point, which pdflatex can set."""
     spelled = "".join(TEX.get(c, c if c < "\u0180" and c.isprintable() else f"U+{ord(c):04X}") for c in text)
-    return spelled.replace("--", "-{}-")  # two hyphens stay two
+    return re.sub("-(?=-)", "-{}", spelled)  # two hyphens stay two
 
 
 CSV = ["model", "reading", "run", "member", "suite", "task", "metric", "weight", "value", "low", "high", "n"]
