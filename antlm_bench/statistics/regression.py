@@ -44,7 +44,7 @@ def partial_r2(regression: Regression) -> float | None:
     from statsmodels.regression.linear_model import OLS
 
     rows, columns = regression.design.shape
-    if rows < columns + 2:
+    if rows < columns + 2 or np.ptp(regression.outcome) == 0:
         return None
     without = float(OLS(regression.outcome, regression.design).fit().rsquared)
     both = np.column_stack([regression.design, regression.added])

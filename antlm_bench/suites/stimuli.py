@@ -114,7 +114,7 @@ def units(stimuli: Iterable[Stimulus], by: str) -> list[Asked]:
 def _stretches(stimulus: Stimulus, by: str) -> Iterator[tuple[int, int, Piece, Carried]]:
     pieces = stimulus.pieces
     if by == "sentence":
-        shared = {name: value for name, value in pieces[0].carried.items()}
+        shared = dict(pieces[0].carried)
         for piece in pieces[1:]:
             shared = {name: value if piece.carried.get(name) == value else None for name, value in shared.items()}
         yield 0, len(stimulus.text), pieces[0], shared

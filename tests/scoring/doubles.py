@@ -24,7 +24,7 @@ class Lookup:
             for word in text.split():
                 at = text.index(word, at)
                 ids.append(self.words.index(word) + 1)
-                counts.append(span is None or at + len(word) > span[0])
+                counts.append(span is None or (at + len(word) > span[0] and at < span[1]))
                 at += len(word)
             unk[number] = "huh" in text
             too_long[number] = len(ids) > self.max_length

@@ -1,0 +1,99 @@
+"""SyntaxGym's formulas: Python's own evaluation is the oracle of what they say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antlm_bench.suites.formula import ATOL, Region, parse
+
+NUMBERS = {"a": (3.0, 5.0, 9.0, 17.0), "b": (4.0, 1.5, 6.0, 11.5)}
+BITS = {Region(n, name): value for name, row in NUMBERS.items() for n, value in zip("123*", row, strict=True)}
+
+
+def margin(text: str) -> float:
+    return parse(text).margin(BITS.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(1;%b%) > (1;%a%)", 1.0),
+        ("(1;%a%) > (1;%b%)", -1.0),
+        ("(2;%a%)<(2;%b%)", -3.5),
+        ("(*;%a%) > (1;%a%) + (2;%a%) + (3;%a%)", 0.0),
+        ("(3;%a%) - (1;%a%) - (2;%a%) > 0", 1.0),  # from the left: 9 - 3 - 5
+        ("(3;%a%) - (1;%a%) + (2;%a%) > 10.5", 0.5),  # and alike: 9 - 3 + 5
+        ("[ (1;%a%) + (2;%a%) ] < [ (1;%b%) + (2;%b%) ]", -2.5),
+        ("((1;%b%) > (1;%a%)) & ((2;%a%) > (2;%b%))", 1.0),  # the smaller margin of 1 and 3.5
+        ("(1;%b%) > (1;%a%) & (2;%a%) < (2;%b%)", -3.5),
+        ("(1;%b%) > (1;%a%) | (2;%a%) < (2;%b%)", 1.0),
+        ("[(3;%a%)-(1;%a%)]-[(3;%b%)-(1;%b%)]>0", 4.0),
+        ("((1;%a%)) > ((((1;%b%))))", -1.0),
+    ],
+)
+def test_a_formula_holds_by_as_many_bits_as_computed_by_hand(text: str, expected: float) -> None:
+    assert margin(text) == pytest.approx(expected)
+
+
+def test_equality_has_the_tolerance_of_syntaxgym() -> None:
+    assert margin("(1;%a%) = 3") > 0
+    assert margin(f"(1;%a%) = {3 + ATOL / 2}") > 0
+    assert margin(f"(1;%a%) = {3 + 2 * ATOL}") < 0
+
+
+def test_a_formula_knows_its_regions_once_and_in_order() -> None:
+    assert parse("(2;%b%) + (1;%a%) > (2;%b%) + (*;%no_gap%)").regions == (
+        Region("2", "b"), Region("1", "a"), Region("*", "no_gap"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "is expected, here is 'its end'"),
+        ("(1;%a%)", "a comparison"),
+        ("(1;%a%) > ", "is expected, here is 'its end'"),
+        ("(1;%a%) > (2;%a%) (3;%a%)", "nothing more is expected"),
+        ("((1;%a%) > (2;%a%)", r"'\)' is expected"),
+        ("[(1;%a%) > (2;%a%))", "']' is expected"),
+        ("(1;%a%) > (2;%a%) > (3;%a%)", "stands between numbers, not between a comparison and a number"),
+        ("(1;%a%) & (2;%a%)", "stands between comparisons"),
+        ("((1;%a%) > (2;%a%)) + 1 > 2", "stands between numbers"),
+        ("(x;%a%) > 1", "cannot be read from"),
+        ("(1;a) > 1", "cannot be read from"),
+        ("(1;%a%) >= (2;%a%)", "is expected, here is '='"),
+    ],
+)
+def test_what_is_wrong_with_a_formula_is_said(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        parse(text)
+
+
+REGION = st.sampled_from(sorted(BITS)).map(lambda r: (f"({r.number};%{r.condition}%)", f"BITS[{tuple(r)!r}]"))
+NUMBER = st.integers(0, 20).map(lambda n: (str(n), str(n)))
+
+
+def joined(signs: list[str], python: dict[str, str], bracket: bool):
+    def both(draw: tuple[tuple[str, str], str, tuple[str, str]]) -> tuple[str, str]:
+        (a, x), sign, (b, y) = draw
+        ours = f"({a} {sign} {b})" if bracket else f"[{a}{sign}{b}]"
+        return ours, f"({x} {python.get(sign, sign)} {y})"
+
+    return lambda part: st.tuples(part, st.sampled_from(signs), part).map(both)
+
+
+SUM = st.recursive(REGION | NUMBER, joined(["+", "-"], {}, True), max_leaves=5)
+CLAIM = joined(["<", ">"], {}, False)(SUM)
+FORMULA = st.recursive(CLAIM, joined(["&", "|"], {"&": "and", "|": "or"}, True), max_leaves=4)
+
+
+@given(FORMULA)
+def test_any_formula_holds_where_python_says_so(pair: tuple[str, str]) -> None:
+    text, python = pair
+    found = margin(text)
+    if not math.isclose(found, 0, abs_tol=1e-9):
+        assert (found > 0) == eval(python, {"BITS": {tuple(r): bits for r, bits in BITS.items()}})

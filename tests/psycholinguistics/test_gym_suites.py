@@ -1,0 +1,132 @@
+"""A SyntaxGym suite from its JSON to its accuracy, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from doubles import Lookup
+
+from antlm_bench.errors import DataError
+from antlm_bench.metrics import summarize
+from antlm_bench.scoring import regions
+from antlm_bench.scoring.probes import METHODS
+from antlm_bench.suites import items as suites
+from antlm_bench.suites import syntaxgym
+
+BIT = math.log(2)
+# Surprisals in bits: the 1, cat 2, cats 3, sleeps 4, sleep 6, . 1
+MODEL = {w: -b * BIT for w, b in {"the": 1, "cat": 2, "cats": 3, "sleeps": 4, "sleep": 6, ".": 1, "so": 2}.items()}
+
+
+def condition(name: str, *contents: str) -> dict:
+    numbered = [{"region_number": n, "content": c} for n, c in enumerate(contents, start=1)]
+    return {"condition_name": name, "regions": numbered}
+
+
+def suite(**changed) -> dict:
+    return {
+        "meta": {"name": "number toy", "metric": "sum"},
+        "region_meta": {"1": "np", "2": "filler", "3": "verb", "4": "end"},
+        "predictions": [
+            {"type": "formula", "formula": "(3;%match%) < (3;%mismatch%)"},
+            {"type": "formula", "formula": "[(1;%match%) + (2;%match%)] > (1;%mismatch%) & (*;%match%) = 8"},
+        ],
+        "items": [
+            {"item_number": 1, "conditions": [
+                condition("match", "the cat", "", "sleeps", "."),
+                condition("mismatch", "the cat", "so", "sleep", ".")]},
+            {"item_number": 2, "conditions": [
+                condition("match", "the cats", "", "sleep", "."),
+                condition("mismatch", "the cat", "", "sleeps", ".")]},
+        ],
+        **changed,
+    }  # fmt: skip
+
+
+def written(folder: Path, content: dict | list) -> Path:
+    path = folder / "toy.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def predictions(loaded):
+    (found,) = regions.predict(Lookup(MODEL), loaded.items, [METHODS["causal"]], loaded.formulas)
+    return found
+
+
+def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
+    """Item 1: verb 4 < 6, so by 2 bits; 3 + 0 > 3 by 0 and 8 = 8 within .001 + 8e-5: the smaller is 0. Item 2: 6 < 4
+    fails by 2; 4 > 3 by 1, but 1 + 3 + 6 + 1 = 11 is not 8."""
+    loaded = suites.load(str(written(tmp_path, suite())))
+    found = predictions(loaded)
+    assert [p.id for p in found] == ["1.1", "1.2", "2.1", "2.2"]
+    assert [p.scores[0] / BIT for p in found] == pytest.approx([2, 0, -2, 0.00108 - 3], abs=1e-9)
+    assert {p.scores[1] for p in found} == {0.0}
+    assert [p.tokens[0] for p in found] == [2, 8, 2, 8]
+    summary = summarize(
+        found, suite=loaded.name, method="causal", metric=loaded.metric, macro=loaded.macro, groups=loaded.groups,
+        ties="strict",
+    )  # fmt: skip
+    assert (loaded.name, summary.headline.value) == ("number-toy", 0.25)
+    assert [(g.name[:1], g.estimate.value, g.estimate.n) for g in summary.groups] == [("1", 0.5, 2), ("2", 0.0, 2)]
+    assert 0 < summary.groups[0].estimate.low < 0.5 < summary.groups[0].estimate.high < 1
+
+
+def test_regions_are_joined_by_a_space_and_own_it(tmp_path):
+    gym = syntaxgym.read(written(tmp_path, suite()))
+    first = gym.sentences[0][0]
+    assert first.text == "the cat sleeps ."
+    assert [first.text[slice(*span)] for span in first.regions.values()] == ["the cat", "", " sleeps", " ."]
+
+
+def test_a_limit_and_a_digest_are_those_of_any_suite(tmp_path):
+    path = written(tmp_path, suite())
+    whole, limited = suites.load(str(path)), suites.load(str(path), limit=1)
+    assert [i.id for i in limited.items] == ["1.1", "1.2"]
+    assert suites.members(str(path)) == [str(path)]
+    changed = suite()
+    changed["predictions"][0]["formula"] = "(3;%match%) > (3;%mismatch%)"
+    assert suites.load(str(written(tmp_path, changed))).digest != whole.digest
+
+
+def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
+    content = suite(predictions=[{"formula": "(1;%match%) > 0"}])
+    loaded = suites.load(str(written(tmp_path, content)))
+    with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
+        regions.predict(Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], loaded.formulas)
+
+
+def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
+    content = suite()
+    content["items"][0]["conditions"][0]["regions"][0]["content"] = " ".join(["the"] * 9)
+    found = predictions(suites.load(str(written(tmp_path, content))))
+    assert [p.flags for p in found] == [("too-long",), ("too-long",), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"items": []}, "0 items"),
+        ({"items": None}, "the list `items` is missing"),
+        ({"predictions": None}, "the list `predictions` is missing"),
+        ({"predictions": []}, "no predictions"),
+        ({"predictions": [{"type": "formula"}]}, "predictions[0]: `formula` is missing"),
+        ({"predictions": ["(1;%match%) >"]}, "predictions[0]: no formula: '(1;%match%) >': a region like"),
+        ({"predictions": ["(" * 5000]}, "brackets are nested too deeply"),
+        ({"predictions": ["(9;%match%) > 1"]}, "item 1, prediction 1: there is no region 9 in the condition 'match'"),
+        ({"predictions": ["(1;%mach%) > 1"]}, "there is no condition 'mach'\n  hint: did you mean 'match'?"),
+        ({"items": [{"conditions": []}]}, "items[0]: no conditions"),
+        ({"items": [{"conditions": [condition("a", "x"), condition("a", "x")]}]}, "'a' stands here twice"),
+        ({"items": [{"conditions": [condition("a", " ", "")]}]}, "the text is empty"),
+        ({"items": [{"conditions": [{"condition_name": "a", "regions": ["x"]}]}]}, "a region has `region_number`"),
+        ({"items": suite()["items"][:1] * 2}, "two items have the `item_number` 1"),
+    ],
+)
+def test_what_is_wrong_with_a_suite_is_said_with_its_place(tmp_path, change, wrong):
+    path = written(tmp_path, suite(**change))
+    with pytest.raises(DataError) as caught:
+        suites.load(str(path))
+    assert wrong in str(caught.value) and str(path) in str(caught.value)

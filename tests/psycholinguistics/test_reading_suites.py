@@ -1,0 +1,224 @@
+"""Reading times from the CSV to the numbers that are published, against the official formulas fitted plainly."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from antlm_bench import runs
+from antlm_bench.commands.score import score
+from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
+from antlm_bench.suites import items as suites
+
+TASKS = Path(__file__).parents[2] / "tasks"
+WORDS = [
+    "the",
+    "a",
+    "old",
+    "small",
+    "every",
+    "some",
+    "cat",
+    "cats",
+    "dog",
+    "dogs",
+    "boy",
+    "girl",
+    "house",
+    "sees",
+    "sleeps",
+    "near",
+    "who",
+    "never",
+]
+EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
+SELF_PACED = "self_paced_reading_time"
+BASE = ("Subtlex_log10", "length", "context_length")
+
+
+def rows(sentences: int = 24) -> list[dict[str, object]]:
+    """The words of made-up sentences but the first, with times that depend on their length, and some missing."""
+    rng, made = np.random.default_rng(0), []
+    for sentence in range(sentences):
+        words = ["None", *rng.choice(WORDS, 6)] if sentence == 3 else list(rng.choice(WORDS, 7))
+        for at in range(1, len(words)):
+            before = " ".join(words[: at - 1])
+            row = {
+                "item": " ".join(words[:at]), "word": words[at], "sent_id": sentence, "context_length": at,
+                "Subtlex_log10": round(rng.normal(10, 2), 3), "length": len(words[at]),
+                "prev_item": before, "prev_word": words[at - 1] if at > 1 else "",
+                "prev_length": len(words[at - 1]) if at > 1 else -1,
+            }  # fmt: skip
+            times = {name: round(100 + 9 * len(words[at]) + rng.normal(0, 20), 2) for name in (*EYES, SELF_PACED)}
+            made.append(row | times)
+    made[18]["item"] = ""  # the word None, as pandas wrote it
+    made[5]["Subtlex_log10"] = made[7]["RTgopast"] = ""
+    return made
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """declared(name, rows) -> the shipped declaration over a small CSV of its form."""
+
+    def declare(name: str, content: Sequence[dict[str, object]]) -> str:
+        folder = tmp_path / f"own-{name}"
+        folder.mkdir(exist_ok=True)
+        with (folder / "reading_data.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(content[0]))
+            writer.writeheader()
+            writer.writerows(content)
+        text = (TASKS / f"{name}.toml").read_text(encoding="utf-8")
+        sha = text.split('sha256 = "')[1].split('"')[0]
+        text = text.replace(f'{{ sha256 = "{sha}" }}', "{}").replace("items = 1726", f"items = {len(content)}")
+        text = text.replace("where = [", 'where = ["{file}",')
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+        return str(folder / f"{name}.toml")
+
+    monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
+    return declare
+
+
+def plain(table: dict[str, np.ndarray], outcome: str, predictors: Sequence[str]) -> tuple[float, int]:
+    """(R2 with surprisal - R2 without) / (1 - R2 without), without rows that have a hole."""
+    keep = np.all([np.isfinite(table[name]) for name in (outcome, "pred", *predictors)], axis=0)
+    x = {name: table[name][keep] for name in (outcome, "pred", *predictors)}
+    base = [np.ones(keep.sum()), *(x[p] for p in predictors), *(x[p] * x[q] for p, q in combinations(predictors, 2))]
+
+    def r2(columns):
+        design = np.stack(columns, axis=1)
+        left = x[outcome] - design @ np.linalg.lstsq(design, x[outcome], rcond=None)[0]
+        return 1 - left.var() / x[outcome].var()
+
+    without, both = r2(base), r2([*base, x["pred"]])
+    return (both - without) / (1 - without), int(keep.sum())
+
+
+def by_hand(content, found):
+    """The two official scores, in 0..1, from the predictions of a run and the rows of the CSV."""
+    table = {k: np.array([float(r[k] or "nan") if r[k] != "" else np.nan for r in content])
+             for k in (*EYES, SELF_PACED, *BASE, "prev_length")}  # fmt: skip
+    table["pred"] = np.array([-p.scores[0] for p in found])
+    table["prev_pred"] = np.array([-p.scores[1] if len(p.scores) > 1 else np.nan for p in found])
+    eyes = [plain(table, outcome, BASE) for outcome in EYES]
+    paced = plain(table, SELF_PACED, (*BASE, "prev_length", "prev_pred"))
+    return float(np.mean([value for value, _ in eyes])), paced, eyes
+
+
+@pytest.mark.parametrize("name", ["reading-2025", "reading"])
+def test_the_measures_are_the_official_regressions_of_the_stored_predictions(make_checkpoint, tmp_path, declared, name):
+    content = rows()
+    (run,) = score(make_checkpoint("causal", adds=True), declared(name, content), out=tmp_path / "run")
+    (cell,) = run
+    found = runs.predictions(run.path, cell)
+    assert [p.id for p in found[:2]] == [f"{name}_0", f"{name}_1"] and len(found) == len(content)
+    assert [len(p.scores) for p in found[:7]] == [1, 2, 2, 2, 2, 2, 1]
+    eye_tracking, (paced, paced_n), outcomes = by_hand(content, found)
+    shown = {group.name: group.estimate for group in cell.summary.groups}
+    assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-9)
+    assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-9)
+    assert [shown[o].value for o in EYES] == pytest.approx([value for value, _ in outcomes], abs=1e-9)
+    assert [shown[o].n for o in EYES] == [n for _, n in outcomes] and shown[SELF_PACED].n == paced_n
+    assert cell.summary.headline.value == pytest.approx((eye_tracking + paced) / 2, abs=1e-9)
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in shown.values())
+    assert cell.summary.metric == "delta-r2"
+
+
+def test_an_empty_context_is_the_word_none_and_only_the_official_suite_loses_it_as_the_word_before(declared):
+    content = rows()
+    official, ours = (suites.load(declared(name, content)) for name in ("reading-2025", "reading"))
+    word = content[18]["word"]
+    assert (official.items[18].options[0].text, ours.items[18].options[0].text) == (f"None{word}", f"None {word}")
+    assert len(official.items[18].options) == 1
+    assert content[20]["prev_item"] == f"None {word}" and content[19]["prev_item"] == "None"
+    assert [len(official.items[n].options) for n in (19, 20)] == [1, 2]
+    assert [len(ours.items[n].options) for n in (19, 20)] == [2, 2]
+
+
+def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, declared):
+    suite, model = declared("reading", rows()), make_checkpoint("causal", adds=True)
+    (first,) = score(model, suite, out=tmp_path / "run")
+    (again,) = score(model, suite, out=tmp_path / "run")
+    assert first.cells == again.cells
+
+
+def test_masked_models_read_words_after_masks_and_methods_that_see_more_are_refused(
+    make_checkpoint, tmp_path, declared
+):
+    model, suite = make_checkpoint("masked", adds=True), declared("reading", rows())
+    (run,) = score(model, suite, methods=["mlm", "mntp"], out=tmp_path / "run")
+    assert {cell.method for cell in run} == {"mlm", "mntp"}
+    with pytest.raises(BenchError, match="other methods"):
+        score(model, suite, methods="mlm-l2r", out=tmp_path / "other")
+    with pytest.raises(UsageError, match="probabilities, not choices"):
+        score(model, suite, precision="adaptive", out=tmp_path / "adaptive")
+
+
+def test_too_few_words_for_a_regression_are_said_and_count_as_nothing(make_checkpoint, tmp_path, declared):
+    (run,) = score(make_checkpoint("causal", adds=True), declared("reading", rows()), limit=8, out=tmp_path / "run")
+    (cell,) = run
+    assert cell.summary.headline.value == 0 and (cell.summary.headline.low, cell.summary.headline.high) == (0, 1)
+    assert any("too few rows for a regression" in note for note in cell.summary.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda c: c[2].update(length="long"), "reading_data.csv:4: 'length' must be a number or empty, not 'long'"),
+        (lambda c: c[2].update(length="inf"), "must be a number or empty"),
+        (lambda c: [r.pop("RTgopast") for r in c], "the field 'RTgopast' is missing"),
+        (lambda c: [r.pop("item") for r in c], "the field 'item' is missing"),
+        (lambda c: c[1].update(word=" "), "reading_data.csv:3: the text of"),
+        (lambda c: c.pop(), "incomplete: 143 of 144 items"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_said_with_its_place(declared, change, wrong):
+    content = rows()
+    reference = declared("reading", content)
+    change(content)
+    path = Path(reference).with_name("reading_data.csv")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(content[0]))
+        writer.writeheader()
+        writer.writerows(content)
+    with pytest.raises(DataError) as caught:
+        suites.load(reference)
+    assert wrong in str(caught.value)
+
+
+def test_a_declaration_without_times_is_refused(tmp_path):
+    text = (TASKS / "reading.toml").read_text(encoding="utf-8")
+    for old, new, wrong in (
+        ("[times]", "[time]", "unknown key 'time'"),
+        ('metric = "delta-r2"', 'metric = "accuracy"', "go together"),
+        ('"prev_length", "previous_surprisal"', '"surprisal"', "surprisal is what is added"),
+    ):
+        path = tmp_path / "own.toml"
+        path.write_text(
+            text.replace(old, new).replace("[[times.", "[[time.") if old == "[times]" else text.replace(old, new)
+        )
+        with pytest.raises(DeclarationError, match=wrong):
+            suites.load(str(path))
+
+
+@pytest.mark.skipif(not os.environ.get("ANTLM_BENCH_DATA"), reason="the real data are not at hand (ANTLM_BENCH_DATA)")
+def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
+    place = Path(os.environ["ANTLM_BENCH_DATA"]) / "reading" / "reading_data.csv"
+    if not place.is_file():
+        pytest.skip("no reading/ in ANTLM_BENCH_DATA")
+    with place.open(newline="", encoding="utf-8") as file:
+        content = list(csv.DictReader(file))
+    (run,) = score(
+        make_checkpoint("causal", adds=True, max_position_embeddings=256), "reading-2025", out=tmp_path / "run"
+    )
+    (cell,) = run
+    eye_tracking, (paced, n), _ = by_hand(content, runs.predictions(run.path, cell))
+    shown = {group.name: group.estimate for group in cell.summary.groups}
+    assert (shown["eye-tracking"].n, shown["self-paced-reading"].n) == (1696, n) and n == 1496
+    assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-8)
+    assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)

@@ -1,0 +1,81 @@
+"""Partial R2 against a plain least-squares fit, its bootstrap against refitting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from antlm_bench.statistics.regression import (
+    Regression,
+    bias_corrected,
+    bootstrap_partial_r2,
+    partial_r2,
+    with_products,
+)
+
+
+def by_hand(outcome, design, added):
+    def left(columns):
+        coefficients = np.linalg.lstsq(columns, outcome, rcond=None)[0]
+        return ((outcome - columns @ coefficients) ** 2).sum()
+
+    total = ((outcome - outcome.mean()) ** 2).sum()
+    without, both = 1 - left(design) / total, 1 - left(np.column_stack([design, added])) / total
+    return (both - without) / (1 - without)
+
+
+def made(rng, n=300, clusters=30, effect=0.5):
+    columns = [rng.normal(10, 3, n), rng.integers(1, 12, n).astype(float), rng.integers(1, 15, n).astype(float)]
+    added = rng.gamma(4, 2, n) + columns[0] / 3
+    outcome = 200 + 3 * columns[1] + effect * added + rng.normal(0, 5, n) + columns[0] * columns[1] / 10
+    return Regression(outcome, with_products(columns), added, rng.integers(clusters, size=n).astype(np.int32))
+
+
+def test_the_design_is_that_of_the_official_formula():
+    a, b, c = np.array([2.0, 3.0]), np.array([5.0, 7.0]), np.array([11.0, 13.0])
+    assert with_products([a, b, c]).tolist() == [[1, 2, 5, 11, 10, 22, 55], [1, 3, 7, 13, 21, 39, 91]]
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.5, 5.0])
+def test_partial_r2_is_that_of_two_plain_fits(effect):
+    one = made(np.random.default_rng(0), effect=effect)
+    assert partial_r2(one) == pytest.approx(by_hand(one.outcome, one.design, one.added), abs=1e-9)
+
+
+def test_a_regression_without_enough_rows_or_anything_to_explain_has_no_value():
+    one = made(np.random.default_rng(1), n=8)
+    assert partial_r2(one) is None
+    whole = made(np.random.default_rng(1))
+    assert partial_r2(Regression(np.ones(300), whole.design, whole.added, whole.cluster)) is None
+
+
+def test_every_replicate_is_the_fit_of_its_resampled_clusters():
+    regressions = [made(np.random.default_rng(seed), clusters=12) for seed in (2, 3)]
+    drawn = bootstrap_partial_r2(regressions, 12, draws=20, seed=7)
+    counts = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=20)
+    for replicate, count in zip(drawn, counts, strict=True):
+        for value, one in zip(replicate, regressions, strict=True):
+            rows = np.concatenate([np.flatnonzero(one.cluster == c) for c in range(12) for _ in range(count[c])])
+            expected = by_hand(one.outcome[rows], one.design[rows], one.added[rows])
+            assert value == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_bias_corrected_interval_holds_its_value_where_plain_percentiles_do_not():
+    replicates = np.linspace(0.02, 0.08, 1001)
+    low, high = bias_corrected(0.025, replicates)
+    assert low < 0.025 < high < 0.08
+    assert bias_corrected(0.05, replicates) == pytest.approx(tuple(np.quantile(replicates, [0.025, 0.975])), abs=1e-3)
+
+
+def test_intervals_cover_the_true_share_about_as_often_as_they_say():
+    """One predictor that explains exactly 4% of what the others leave: 0.2^2 / (1 + 0.2^2) of noise."""
+    rng, covered, n, trials = np.random.default_rng(4), 0, 400, 60
+    for _ in range(trials):
+        added, other = rng.normal(size=n), rng.normal(size=n)
+        one = Regression(
+            0.2 * added + other + rng.normal(size=n), with_products([other]), added, np.repeat(np.arange(80), 5)
+        )
+        value = partial_r2(one)
+        low, high = bias_corrected(value, bootstrap_partial_r2([one], 80, draws=400)[:, 0])
+        covered += low <= 0.04 / 1.04 <= high
+    assert covered >= 0.85 * trials
