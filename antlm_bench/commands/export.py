@@ -13,7 +13,7 @@ from antlm_bench.commands.submit import opened
 from antlm_bench.errors import UsageError
 from antlm_bench.types import Run
 
-Format = Literal["lm-eval", "csv", "every-eval-ever"]
+Format = Literal["lm-eval", "csv", "model-index", "every-eval-ever"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Exported:
 
 
 def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Exported:
-    """Write runs in another tool's format: csv into the file `out`, the others into the folder `out`.
+    """Write runs in another tool's format: csv and model-index into the file `out`, the others into the folder `out`.
 
     Raises RunError for a folder that is no run, UsageError for two runs that would overwrite each other.
     """
@@ -36,6 +36,11 @@ def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Expo
         from antlm_bench.exports import tidy
 
         return Exported((_put(Path(out), tidy.table(found)),))
+    if form == "model-index":
+        from antlm_bench.commands.report import report
+        from antlm_bench.rendering import sheets
+
+        return Exported((_put(Path(out), sheets.card(report([run.path for run in found])).encode()),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
     for run in found:
@@ -64,9 +69,11 @@ def _harness(run: Run, notes: list[str]) -> dict[str, bytes]:
 
 
 def _record(run: Run) -> dict[str, bytes]:
-    from antlm_bench.exports import every_eval_ever
+    from antlm_bench.exports import every_eval_ever, leaderboard
 
-    data = json.dumps(every_eval_ever.record(run), indent=1, ensure_ascii=False).encode()
+    record = every_eval_ever.record(run)
+    leaderboard.check(record, "every-eval-ever")
+    data = json.dumps(record, indent=1, ensure_ascii=False).encode()
     return {every_eval_ever.file_name(run): data + b"\n"}
 
 

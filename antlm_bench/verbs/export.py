@@ -11,14 +11,14 @@ import typer
 def export_verb(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")],
     form: Annotated[
-        Literal["lm-eval", "csv", "every-eval-ever"],
+        Literal["lm-eval", "csv", "model-index", "every-eval-ever"],
         typer.Option(
             "--format",
             metavar="NAME",
-            help="lm-eval (results and samples), csv (one row per item, for R), every-eval-ever.",
+            help="lm-eval (results and samples), csv (one row per item, for R), model-index, every-eval-ever.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="PATH", help="A folder; of csv the file.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="A folder; of csv and model-index the file.")],
 ) -> None:
     """Write runs in other tools' formats: ids and numbers, never the text of an item."""
     from antlm_bench.commands.export import export
