@@ -1,8 +1,9 @@
 """Many groups, many tests: which belong to one family, and what their p-values are worth when all of them are read.
 
 The headline is tested first and alone (a fixed sequence: it costs the groups nothing, and nothing is paid for it). The
-groups of each label level are one family. In a small family (12 phenomena, 7 tasks) every claim shall hold: Holm. In a
-large one (67 paradigms) most of them: Benjamini and Hochberg, at most 1 in 20 of those marked is false on average.
+groups of each label level are one family. Of few and broad ones (12 phenomena, 7 tasks) every claim shall hold: Holm.
+Of paradigms, and wherever there are many, most of them: Benjamini and Hochberg, at most 1 in 20 of those marked is
+false on average.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from antlm_bench import statistics
 from antlm_bench.compare.difference import Difference
 
 FEW = 20  # tests in a family up to which each claim shall hold
+FINE = "paradigm"  # the level at which one looks for what to look into, not for claims
 FIRST = "tested first, alone"
 PLURALS = {"phenomenon": "phenomena"}
 
@@ -23,7 +25,8 @@ def adjusted(headline: Difference, groups: Sequence[Difference]) -> tuple[Differ
     found = {id(group): group for group in groups}
     for level in dict.fromkeys(group.level for group in groups):
         tested = [group for group in groups if group.level == level and group.p is not None]
-        name, rule = ("Holm", statistics.holm) if len(tested) <= FEW else ("BH", statistics.benjamini_hochberg)
+        many = level == FINE or len(tested) > FEW
+        name, rule = ("BH", statistics.benjamini_hochberg) if many else ("Holm", statistics.holm)
         family = f"{name} over {len(tested)} {PLURALS.get(level, level + 's')}"
         for group, p in zip(tested, rule([group.p or 0.0 for group in tested]), strict=True):
             found[id(group)] = replace(group, adjusted=p, family=family)

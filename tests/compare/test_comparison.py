@@ -139,13 +139,17 @@ def test_small_families_are_held_as_a_whole_and_large_ones_on_average() -> None:
         ps = rng.random(count) ** 3
         return [Difference(name, f"{name}{i}", "", 9, 0.5, 0.5, 0.0, -1, 1, p=float(p)) for i, p in enumerate(ps)]
 
-    few, many = level("phenomenon", FEW), level("paradigm", FEW + 1)
-    head, groups = adjusted(replace(few[0], level=HEADLINE), [*few, *many])
+    few, many, fine = level("phenomenon", FEW), level("domain", FEW + 1), level("paradigm", 3)
+    head, groups = adjusted(replace(few[0], level=HEADLINE), [*few, *many, *fine])
     assert head.adjusted == head.p and "first" in head.family
-    assert [g.name for g in groups] == [g.name for g in (*few, *many)]
-    assert {g.family for g in groups} == {f"Holm over {FEW} phenomena", f"BH over {FEW + 1} paradigms"}
+    assert [g.name for g in groups] == [g.name for g in (*few, *many, *fine)]
+    assert {g.family for g in groups} == {
+        f"Holm over {FEW} phenomena",
+        f"BH over {FEW + 1} domains",
+        "BH over 3 paradigms",
+    }
     holm = multipletests([g.p for g in few], method="holm")[1]
-    bh = multipletests([g.p for g in many], method="fdr_bh")[1]
+    bh = [p for family in (many, fine) for p in multipletests([g.p for g in family], method="fdr_bh")[1]]
     assert [g.adjusted for g in groups] == pytest.approx([*holm, *bh])
 
 
