@@ -204,18 +204,19 @@ def _partly(columns: Sequence[Column]) -> list[Column]:
 
 
 def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) -> Iterator[str]:
-    """The command lines that make what is missing."""
+    """The command lines that make what is missing, in the same run folder."""
     model = shlex.quote(tables.printable(str(run.manifest.model.get("name", "CKPT"))))
     attends = METHODS[reading].attends if reading in METHODS else frozenset()
     attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    suites = [member.suite for member, _ in lost if member.made_by == "score"]
+    out = f" --out {shlex.quote(tables.printable(run.path))}"
+    suites = list(dict.fromkeys(member.suite for member, _ in lost if member.made_by == "score"))
     if suites:
         method = f" --method {reading}" if reading in METHODS else ""
-        yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}"
+        yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
     for member, entry in lost:
         if member.made_by == "finetune":
             tasks = f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.parts else ""
-            yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}"
+            yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
         elif member.made_by == "nothing":
             yield f"{member.name}: nothing here computes {member.suite} yet"
 

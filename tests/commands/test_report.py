@@ -107,7 +107,8 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
     assert made.columns[1].lacks == ("EWoK", f"GLUE ({missing})")
     assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {"rte", "mrpc"}
-    assert "antlm-bench score --model 'a b' --suite ewok-2025 --method mlm" in caught.value.message
+    score = f"antlm-bench score --model 'a b' --suite ewok-2025 --method mlm --out '{holes}'"
+    assert score in caught.value.message
     finetune = f"antlm-bench finetune --model 'a b' --suite glue-2024 --task {missing.replace(', ', ',')}"
     assert f"{finetune} --attention full" in caught.value.message
     assert "--partial" in caught.value.hint
