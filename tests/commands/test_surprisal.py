@@ -1,4 +1,4 @@
-"""`surprisal` from argv to a table: forms of the result, what has no number, and what is refused before a model opens."""
+"""`surprisal` from argv to a table: forms of the result, what has no number, what is refused."""
 
 from __future__ import annotations
 

@@ -17,26 +17,7 @@ from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageErr
 from antlm_bench.suites import items as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
-WORDS = [
-    "the",
-    "a",
-    "old",
-    "small",
-    "every",
-    "some",
-    "cat",
-    "cats",
-    "dog",
-    "dogs",
-    "boy",
-    "girl",
-    "house",
-    "sees",
-    "sleeps",
-    "near",
-    "who",
-    "never",
-]
+WORDS = ("the", "a", "old", "small", "every", "some", "cat", "cats", "dog", "dogs", "boy", "girl", "house", "sees")
 EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
 BASE = ("Subtlex_log10", "length", "context_length")

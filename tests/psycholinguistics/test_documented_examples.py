@@ -1,0 +1,70 @@
+"""The worked examples of docs/surprisal.md and docs/reading.md, run as they stand on a small checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from antlm_bench import runs
+from antlm_bench.cli import run
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """(language, content) of the code blocks of a document."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def try_out(make_checkpoint, tmp_path, monkeypatch):
+    """try_out(line): run a command of a document in an empty folder, on a real checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    model = str(make_checkpoint("causal", adds=True, max_position_embeddings=256))
+
+    def go(line: str, *more: str) -> None:
+        assert run([model if word == "CKPT" else word for word in shlex.split(line)[1:]] + list(more)) == 0
+
+    return go
+
+
+def test_the_table_of_surprisals_is_the_one_that_comes_out_but_for_the_model(try_out):
+    (_, stimuli), (_, line), (_, expected) = blocks("surprisal.md")[:3]
+    Path("stimuli.csv").write_text(stimuli, encoding="utf-8")
+    try_out(line.strip())
+    made, shown = (
+        list(csv.DictReader(io.StringIO(text))) for text in (Path("long.csv").read_text(encoding="utf-8"), expected)
+    )
+    assert list(made[0]) == list(shown[0])
+    of_the_model = {"n_tokens", "surprisal_bits"}
+    for a, b in zip(made, shown, strict=True):
+        assert {k: v for k, v in a.items() if k not in of_the_model} == {
+            k: v for k, v in b.items() if k not in of_the_model
+        }
+        assert float(a["surprisal_bits"]) > 0 and float(b["surprisal_bits"]) > 0
+
+
+def test_the_syntaxgym_suite_of_the_document_is_scored(try_out, capsys):
+    (_, content), (_, line) = blocks("surprisal.md")[3:5]
+    Path("agreement.json").write_text(content, encoding="utf-8")
+    try_out(line.strip(), "--out", "run")
+    (cell,) = runs.read("run")
+    assert (cell.suite, cell.summary.headline.n, cell.summary.groups[0].level) == ("agreement", 1, "prediction")
+    assert "(2;%match%) < (2;%mismatch%)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.environ.get("ANTLM_BENCH_DATA"), reason="the real data are not at hand (ANTLM_BENCH_DATA)")
+def test_both_reading_suites_stand_side_by_side(try_out, capsys):
+    if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():
+        pytest.skip("no reading/ in ANTLM_BENCH_DATA")
+    ((_, line),) = blocks("reading.md")
+    try_out(line.strip(), "--out", "run")
+    assert [cell.suite for cell in runs.read("run")] == ["reading-2025", "reading"]
+    out = capsys.readouterr().out
+    assert out.count("eye-tracking") == out.count("self-paced-reading") == 2
