@@ -53,7 +53,8 @@ def texts(folder: str | Path, suite: str) -> Texts:
     cell = next(cell for cell in runs.read(folder) if belongs(cell.suite, suite))
     if cell.seed is not None:
         raise UsageError(f"{suite} is finetuned", place="--show-texts", hint="texts are shown of scored suites")
-    loaded = items.load(cell.suite, limit=cell.settings.get("limit"), allow_incomplete=True)
+    limit = cell.settings.get("limit")
+    loaded = items.load(cell.suite, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
     if loaded.digest != cell.settings.get("suite_digest"):
         hint = f"antlm-bench data verify {suite}"
         raise DataError(f"the data of {suite} here is not what was scored", place="--show-texts", hint=hint)

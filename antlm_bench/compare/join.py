@@ -37,6 +37,7 @@ NOTED: dict[str, str] = {
     "pooling": "--pooling",
     "lora": "--lora",
 }
+LARGEST = 100_000_000  # items x options of one suite; beyond it the file is no benchmark's
 MIXED = "mixed"  # how a note begins that says what was compared although it differs
 
 Cells = tuple[Cell, ...]
@@ -147,6 +148,8 @@ def tabulated(run: Run, cell: Cell) -> Table:
     if not ids or len(set(ids)) < len(ids):
         raise RunError("an id occurs twice" if ids else "no predictions", place=place, hint=AGAIN)
     sizes = np.diff(_numbers(arrays["scores"].offsets))
+    if len(sizes) * int(sizes.max()) > LARGEST:
+        raise RunError(f"{int(sizes.max())} options of one item are too many", place=place, hint=AGAIN)
     valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
     flags = _flags(arrays["flags"], len(ids))
     padded = {name: _padded(arrays[name], valid, place) for name in ("scores", "tokens", "characters")}
@@ -156,7 +159,10 @@ def tabulated(run: Run, cell: Cell) -> Table:
     if int(sizes.min()) < 1 and not np.all((sizes > 0) | flags.get("too-long", np.zeros(len(ids), bool))):
         raise RunError(f"{ids[int(sizes.argmin())]!r} has no scores", place=place, hint=AGAIN)
     gold = _numbers(arrays["gold"])
-    levels = _levels(arrays["labels"], place) if "labels" in arrays else {}
+    if np.isnan(gold).any():
+        raise RunError("a right answer is no number", place=place, hint=AGAIN)
+    absent = {level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro}  # strata() will say so
+    levels = absent | (_levels(arrays["labels"], place) if "labels" in arrays else {})
     return Table(ids, gold, **padded, valid=valid, flags=flags, levels=levels)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
@@ -259,3 +261,27 @@ def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
         "assert not slow, slow\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+ODD = [None, True, -1, 0.5, 1e308, "", "x\x00y", "../..", [], ["x"], {}, {"a": []}, "paradigm", 10**30]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_forged_run_ends_in_a_verdict_or_a_typed_error(data: st.DataObject, place: Path) -> None:
+    """Any one value of run.json replaced by any odd one: no traceback, no exit code 70."""
+    document = json.loads((place / "base" / "run.json").read_text())
+    spot, name = document, ""
+    while True:
+        keys = sorted(spot, key=str) if isinstance(spot, dict) else list(range(len(spot)))
+        name = data.draw(st.sampled_from(keys))
+        inside = spot[name]
+        if not (isinstance(inside, dict | list) and inside) or data.draw(st.integers(0, 5)) == 0:
+            break
+        spot = inside
+    spot[name] = data.draw(st.sampled_from(ODD))
+    forged = place / "forged"
+    shutil.copytree(place / "base", forged, dirs_exist_ok=True)
+    (forged / "run.json").write_text(json.dumps(document))
+    for argv in (["check", str(forged), "--against", "base"], ["compare", str(forged), "base", "--json"]):
+        assert run(argv) in (0, 1, 2, 3, 5, 6), (name, spot[name])

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from toy_pairs import PHENOMENON, SETTINGS, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
+from antlm_bench.compare import compare
 from antlm_bench.compare.join import DECISIVE, MIXED, NOTED, join, match, tabulated
-from antlm_bench.errors import NotComparable, RunError, UsageError
+from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
 from antlm_bench.metrics.table import tabulate
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
@@ -174,6 +175,7 @@ FORGERIES = {
         "characters",
         [[]] * t.num_rows,
     ),
+    "a right answer is no number": lambda t: with_column(t, "gold", [float("nan")] * t.num_rows),
     "no predictions": lambda t: t.slice(0, 0),
     "label 'paradigm' should hold texts": lambda t: with_column(
         t,
@@ -192,6 +194,23 @@ def test_what_no_model_says_is_an_error_that_names_the_run(complaint: str, tmp_p
     with pytest.raises(RunError, match=complaint) as refused:
         joined(run, run)
     assert "forged" in str(refused.value)
+
+
+def test_a_label_that_the_headline_averages_over_is_needed(tmp_path: Path) -> None:
+    made = predictions(margins(3), PHENOMENON)
+    (one, _) = cell(made)
+    run = write(tmp_path / "a", (one, [replace(p, labels={"phenomenon": "x"}) for p in made]))
+    with pytest.raises(DataError, match="no label 'paradigm', which the headline averages over"):
+        compare(run, run)
+
+
+def test_a_table_beyond_all_memory_is_refused_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = toy(tmp_path / "a", margins(3))
+    monkeypatch.setattr("antlm_bench.compare.join.LARGEST", 35)  # 18 items of 2 options
+    with pytest.raises(RunError, match="2 options of one item are too many"):
+        joined(run, run)
 
 
 def test_a_file_cut_short_or_gone_is_an_error(tmp_path: Path) -> None:
