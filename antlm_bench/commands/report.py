@@ -192,7 +192,7 @@ def _averaged(column: Column, members: Sequence[MemberSpec], run: Run, *, partia
         return column
     macro = averaged([number for number, _ in there], [weight for _, weight in there])
     if lost:
-        macro = macro.marked(f"partial: over {len(there)} of {len(members)} members, without {', '.join(lacks)}")
+        macro = macro.marked(f"partial: averaged without {', '.join(lacks)}")
     return replace(column, macro=macro)
 
 

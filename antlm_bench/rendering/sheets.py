@@ -94,14 +94,20 @@ class _Letters:
     """Sentences get letters a..z, aa..zz in order of appearance."""
 
     def __init__(self) -> None:
+        self.names = ["".join(name) for size in (1, 2, 3) for name in product(string.ascii_lowercase, repeat=size)]
         self.given: dict[str, str] = {}
-        self.unused = ("".join(letter) for size in (1, 2, 3) for letter in product(string.ascii_lowercase, repeat=size))
 
     def of(self, sentences: tuple[str, ...]) -> str:
+        """`a,c-f`: the letters of these sentences, three neighbours or more as a range."""
         for sentence in sentences:
-            if sentence not in self.given:
-                self.given[sentence] = next(self.unused)
-        return ",".join(sorted((self.given[sentence] for sentence in sentences), key=lambda one: (len(one), one)))
+            self.given.setdefault(sentence, self.names[len(self.given)])
+        places = sorted(list(self.given).index(sentence) for sentence in set(sentences))
+        together: list[list[str]] = []
+        for at, place in enumerate(places):
+            if at == 0 or place != places[at - 1] + 1:
+                together.append([])
+            together[-1].append(self.names[place])
+        return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(run) for run in together)
 
 
 def value(number: Number | None) -> str:

@@ -120,7 +120,7 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
     rte = column.entries[3].parts["rte"].value
     assert column.entries[3].number and column.entries[3].number.value == pytest.approx(rte)
     assert column.macro and column.macro.value == pytest.approx((0.7 + 0.6 + rte) / 3)
-    assert any(mark.startswith("partial: over 3 of 4 members, without EWoK, GLUE (") for mark in column.macro.marks)
+    assert any(mark.startswith("partial: averaged without EWoK, GLUE (") for mark in column.macro.marks)
     assert any("the mean of 2 of 11 tasks" in mark for mark in column.entries[3].number.marks)
 
 

@@ -71,6 +71,19 @@ def test_every_remark_has_a_letter_that_stands_at_a_number(made: Report) -> None
     assert flagged == {"rte", "GLUE", MACRO}
 
 
+def test_many_remarks_at_one_number_are_a_range(made: Report) -> None:
+    column = made.columns[0]
+    numbers = [
+        entry.number.marked(*said) for entry, said in zip(column.entries, ("xy", "yz", "xyz", "wxz"), strict=True)
+    ]
+    entries = tuple(replace(entry, number=one, parts={}) for entry, one in zip(column.entries, numbers, strict=True))
+    bare = replace(made, columns=(replace(column, entries=entries),))
+    letters = [row.cells[0].letters for row in sheet(bare).rows if row.kind == "member"]
+    assert letters[:3] == ["a,b", "b,c", "a-c"]
+    said = sheet(bare).remarks
+    assert letters[3] == "a,c-e" and said["e"] == "w"
+
+
 def test_csv_and_json_hold_the_same_numbers_in_full(made: Report) -> None:
     rows = list(csv.DictReader(io.StringIO(FORMS["csv"](made))))
     numbers = json.loads(FORMS["json"](made))["numbers"]
@@ -178,7 +191,7 @@ def test_no_name_breaks_out_of_a_latex_row(name: str) -> None:
     rows = [line for line in body.splitlines() if not line.endswith("rule")]
     assert len(rows) == 2 + 2 and all(row.endswith("\\\\") for row in rows)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {1}
-    bare = re.sub(r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$\^\{[a-z,]+\}\$|\$\\pm\$|\{[\[\]]\}|-\{\}", "", body)
+    bare = re.sub(r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$\^\{[a-z,-]+\}\$|\$\\pm\$|\{[\[\]]\}|-\{\}", "", body)
     bare = bare.replace("\\toprule", "").replace("\\midrule", "").replace("\\quad ", "").replace("\\\\", "")
     assert not set(re.sub(r"(?<!\\)&", "", bare)) & set("\\{}$#_%&~^")
     assert all(ord(c) < 0x180 for c in text)
