@@ -62,7 +62,10 @@ def submit(
     if collation.missing and not allow_partial:
         listed = "\n".join(f"    {missing}" for missing in collation.missing)
         message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
-        hint = "make them, or write what there is with --allow-partial (the leaderboard counts holes as 0)"
+        hint = (
+            "make them (a local checkpoint goes by its folder's name here: give its path), or write what there is with "
+        )
+        hint += "--allow-partial; the leaderboard counts holes as 0"
         raise IncompleteError(message, hint=hint)
     leaderboard.check(collation.document, board.name, partial=bool(collation.missing))
     notes = [f"as {board.source} writes it", *collation.notes]

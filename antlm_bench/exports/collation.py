@@ -106,6 +106,8 @@ class Collator:
     def _part(self, part: PartSpec) -> Answers | None:
         wanted = sizes(self.board.name, part.key)
         if part.writes == "class":
+            if not any(cell.suite.startswith(f"{part.suite}.") for cell in self.final):
+                raise IncompleteError(f"{self.final.path} has no task of {part.suite}", hint=self._finetune(part.suite))
             found: Answers = {}
             for task, size in wanted.items():
                 rows = self._or_missing(f"{part.key}.{task}", partial(self._labels, part, task, size))
@@ -153,8 +155,7 @@ class Collator:
         if seed is None and len(seeds) > 1:
             hint = f"--seed {seeds[0]}: the file has room for one; choose before you look at the scores"
             raise UsageError(f"{task} has the seeds {', '.join(map(str, seeds))}", place="--seed", hint=hint)
-        command = ["antlm-bench", "finetune", "--model", name_of(self.final), "--suite", part.suite, "--task", task]
-        again = shlex.join([*command, "--seed", str(self.seed or OFFICIAL_SEED), "--out", self.final.path])
+        again = self._finetune(part.suite, task)
         cell = next((cell for cell in cells if seed in (None, cell.seed)), None)
         if cell is None:
             of = f" of seed {seed}" if seeds else ""
@@ -167,6 +168,13 @@ class Collator:
         if words := cell.history.get("collapsed"):
             self.notes.append(f"{part.key}.{task} of seed {cell.seed} collapsed: {'; '.join(map(str, words))}")
         return {"predictions": [{"id": f"{task}_{n}", "pred": p.pred} for n, p in enumerate(predictions)]}
+
+    def _finetune(self, suite: str, task: str = "") -> str:
+        """The command that finetunes the final model on a suite, or on one task of it."""
+        attention = "causal" if self.method == "causal" else "full"
+        command = ["antlm-bench", "finetune", *named(name_of(self.final)), "--suite", suite]
+        command += ["--task", task] * bool(task) + ["--attention", attention]
+        return shlex.join([*command, "--seed", str(self.seed or OFFICIAL_SEED), "--out", self.final.path])
 
     def _fast(self, key: str, part: PartSpec, milestones: Sequence[int]) -> Sequence[Entry | None] | None:
         """One entry per milestone, in order; None (or a list with nulls) after saying which are missing."""
@@ -185,8 +193,9 @@ class Collator:
                 lacking.append(milestone)
                 why, hint = error.message, error.hint
         if lacking:
-            named = ", ".join(f"chck_{milestone}M" for milestone in lacking) if part.suite else "every milestone"
-            self.missing.append(Missing(key, f"{why} ({named})", hint))
+            each = ", ".join(f"chck_{milestone}M" for milestone in lacking)
+            which = each if len(lacking) < len(milestones) else f"all {len(lacking)} milestones"
+            self.missing.append(Missing(key, f"{why} ({which})", hint))
         return entries if not lacking or self.board.absent == "null" else None
 
 
@@ -280,5 +289,11 @@ def replaced_end(name: str, end: str) -> str:
 
 def score_command(run: Run | None, suite: str, method: str, model: str = "") -> str:
     """The command that scores a run's checkpoint (or `model`) on a suite, ready for a shell."""
-    command = ["antlm-bench", "score", "--model", model or (name_of(run) if run else ""), "--suite", suite]
+    command = ["antlm-bench", "score", *named(model or (name_of(run) if run else "")), "--suite", suite]
     return shlex.join([*command, "--method", method, *(["--out", run.path] if run else [])])
+
+
+def named(name: str) -> list[str]:
+    """A checkpoint's name as options: hub@revision in two; a run knows a local checkpoint's name, not its path."""
+    model, _, revision = name.partition("@")
+    return ["--model", model, "--revision", revision] if revision and "/" in model else ["--model", name]

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,12 +16,15 @@ from typing import Any
 
 import pytest
 import toy_leaderboard as toy
+import typer.main
 
 from antlm_bench import runs
+from antlm_bench.cli import application
 from antlm_bench.cli import run as cli
 from antlm_bench.commands.submit import submit
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
+from antlm_bench.exports.collation import named
 from antlm_bench.suites import items
 
 STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
@@ -99,7 +103,7 @@ def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> N
     document = json.loads(gzip.decompress(done.path.read_bytes()))
     assert list(document) == ["blimp", "blimp_supplement", "ewok"]
     assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith("physical-dynamics 0 ")
-    assert {m.key for m in done.missing} == {f"glue.{task}" for task in leaderboard.sizes("babylm-2024", "glue")}
+    assert [(m.key, m.hint.split(" --")[2]) for m in done.missing] == [("glue", "suite glue-2024")]
 
 
 def test_a_hole_is_named_with_the_command_that_fills_it_and_nothing_is_written(
@@ -297,6 +301,35 @@ def test_no_torch_is_loaded() -> None:
     script += "assert run(['preflight', 'nowhere', '--track', 'strict']) == 3\n"
     script += "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ})
+
+
+def test_a_hub_model_s_command_names_its_revision() -> None:
+    assert named("lab/model@chck_3M") == ["--model", "lab/model", "--revision", "chck_3M"]
+    assert named("out@home") == ["--model", "out@home"]
+
+
+def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2025", small)
+    done = submit([final], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)
+    why = {missing.key: missing.why for missing in done.missing}
+    assert why["fast_eval_results.blimp"] == "no run folder (all 28 milestones)"
+
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "submit.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^antlm-bench .*", DOCUMENT, re.MULTILINE))
+def test_commands_of_the_document_are_understood(line: str) -> None:
+    """Parsed with every type and choice checked, not run."""
+    verb, *argv = shlex.split(line)[1:]
+    typer.main.get_command(application()).commands[verb].make_context(verb, argv)  # type: ignore[attr-defined]
+
+
+def test_the_document_names_the_parts_that_others_make() -> None:
+    assert "made elsewhere" in DOCUMENT
+    for year in ("2025", "2026"):
+        for part in leaderboard.leaderboard(year).part:
+            assert part.suite or part.hint, f"{year} {part.key}: nobody knows who makes it"
 
 
 def drop(folder: Path, suite: str) -> None:
