@@ -86,7 +86,7 @@ class Padded:
 
 def padded(rows: Rows, chosen: Int64, pad: int, typed: bool, device: torch.device) -> Padded:
     """Rows on the right, so that positions count from the text's beginning, and no causal row ever sees padding."""
-    lengths = np.array([len(rows.ids[i]) for i in chosen], np.int64)
+    lengths = rows.lengths[chosen]
     longest = int(lengths.max())
     ids = np.full((len(chosen), longest), pad, np.int64)
     for row, i in zip(ids, chosen, strict=True):

@@ -29,11 +29,13 @@ BULK = 10_000  # texts tokenised by one call
 class Rows:
     """n texts as a model reads them.
 
-    ids: n rows (t,). second (n,): where the second text begins, t where there is none. gold (n,): index of the class.
-    cut (n,): whether the text was too long. characters (n,): how many of the text's characters were read.
+    ids: n rows (t,), lengths (n,): their t. second (n,): where the second text begins, t where there is none. gold
+    (n,): index of the class. cut (n,): whether the text was too long. characters (n,): how many of its characters were
+    read.
     """
 
     ids: tuple[Ints, ...]
+    lengths: Int64
     second: Ints
     gold: Int64
     cut: Bools
@@ -41,10 +43,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def lengths(self) -> Int64:
-        return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,10 @@ def encode(body: Body, attention: Attention, examples: Sequence[Example], max_le
             hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
         )
     gold = np.array([example.gold for example in examples], np.int64)
-    return Rows(tuple(ids), np.array(second, np.int32), gold, np.array(cut, np.bool_), np.array(characters, np.int32))
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return Rows(
+        tuple(ids), lengths, np.array(second, np.int32), gold, np.array(cut, np.bool_), np.array(characters, np.int32)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import Padded
 from antlm_bench.finetuning.data import frame
 from antlm_bench.training.build import attended, key_dropout
-from antlm_bench.training.dropout import KeyedDropout
+from antlm_bench.training.dropout import key
 from antlm_bench.types import Attention
 
 POOLINGS = ("auto", "last", "first", "mean")
@@ -51,7 +51,7 @@ class Head(nn.Sequential):  # type: ignore[misc]
             nn.Linear(width, width),
             nn.GELU(),
             nn.LayerNorm(width, elementwise_affine=False),
-            KeyedDropout(dropout),
+            nn.Dropout(dropout),
             nn.Linear(width, classes),
         )
         dice, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * width))
@@ -102,6 +102,7 @@ def classifier(
         _adapt(model, lora, seed)
     key_dropout(model)
     head = Head(width, classes, dropout, seed)
+    key(head)
     return Classifier(model, head, natively=body.natively, attention=attention, pooling=pooling)
 
 
@@ -112,9 +113,12 @@ def _adapt(model: Any, rank: int, seed: int) -> None:
     except ImportError as error:
         hint = "pip install 'antlm-bench[lora]'"
         raise UsageError("low-rank adapters need peft", place="--lora", hint=hint) from error
-    kinds = {type(m) for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}  # GPT-2's
-    linear = [name for name, module in model.named_modules() if type(module) in kinds]
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear)
+    transposed = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]  # GPT-2's
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear + transposed,
+        fan_in_fan_out=bool(transposed),
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model.requires_grad_(False))
