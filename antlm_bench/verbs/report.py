@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial as with_panel
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from antlm_bench.options import one_format, split
 from antlm_bench.verbs.panels import Csv, Json, Markdown, table, what
 
 Latex = Annotated[bool, table("--latex", help="LaTeX (booktabs) instead of a table.")]
+drawn = with_panel(typer.Option, rich_help_panel="What is drawn")
 ModelIndex = Annotated[bool, table("--model-index", help="Front matter for the model card of one checkpoint.")]
 
 
@@ -33,11 +36,22 @@ def report_verb(
     markdown: Markdown = False,
     latex: Latex = False,
     model_index: ModelIndex = False,
+    html: Annotated[Path | None, drawn(metavar="FILE", help="One page that works offline, instead of a table.")] = None,
+    svg: Annotated[Path | None, drawn(metavar="DIR", help="Its figures, one file each, instead of a table.")] = None,
+    png: Annotated[Path | None, drawn(metavar="DIR", help="The same in 300 dots per inch.")] = None,
+    training: Annotated[
+        list[Path] | None, drawn(metavar="DIR", help="Folders of `train`, for its losses. Repeatable.")
+    ] = None,
 ) -> None:
     """Show suites and macro-average of runs side by side; what is missing is said, not averaged over."""
     forms = {"json": json, "csv": csv, "markdown": markdown, "latex": latex, "model-index": model_index}
     form = one_format(**forms)
     stand_ins = _stand_ins(member)
+    if html or svg or png:
+        _draw(runs, html, {"svg": svg, "png": png}, training or ())
+        return
+    if training:
+        raise UsageError("losses are drawn, not tabulated", place="--training", hint="goes with --html, --svg or --png")
 
     from antlm_bench.commands.report import report
     from antlm_bench.rendering.report import show_report
@@ -51,6 +65,21 @@ def report_verb(
             show_report(unfinished, form)
         raise
     show_report(made, form)
+
+
+def _draw(
+    runs: Sequence[Path], html: Path | None, folders: Mapping[str, Path | None], trainings: Sequence[Path]
+) -> None:
+    from antlm_bench.commands.webpage import figures, page
+    from antlm_bench.rendering import facts
+
+    made: dict[str, object] = {}
+    if html:
+        made["page"] = str(page(runs, html, trainings=trainings))
+    for form, folder in folders.items():
+        if folder:
+            made[form] = [str(file) for file in figures(runs, folder, form, trainings=trainings)]
+    facts("report", made)
 
 
 def _stand_ins(values: list[str] | None) -> dict[str, str]:
