@@ -84,8 +84,10 @@ def write(path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]]) -> 
     return path
 
 
-def final_run(path: Path, year: str, most: int | None = None, name: str = "out/llama/main", **settings: Any) -> Path:
-    """The final model's run: every part of the year that is a choice between texts, and GLUE with seed 42."""
+def final_run(
+    path: Path, year: str, most: int | None = None, name: str = "out/llama/main", without: str = "", **settings: Any
+) -> Path:
+    """The final model's run: every part of the year that is ours (`without` one), GLUE with seed 42."""
     board = leaderboard.leaderboard(year)
     cells: list[tuple[Cell, list[Prediction]]] = []
     for part in board.parts("strict-small"):
@@ -95,7 +97,7 @@ def final_run(path: Path, year: str, most: int | None = None, name: str = "out/l
         elif part.writes == "surprisal":
             words = [word(i) for i in range(reading_size(year))]
             cells.append((scored(part.suite, words), words))
-        elif part.suite in SPECS:
+        elif part.suite in SPECS and part.suite != without:
             predictions = [prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)]
             cells.append((scored(part.suite, predictions, **settings), predictions))
     return write(path, name, cells)

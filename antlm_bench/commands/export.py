@@ -57,8 +57,8 @@ def _harness(run: Run, notes: list[str]) -> dict[str, bytes]:
     """Files below the folder of the model, one folder per method where there are several: lm-eval knows one."""
     from antlm_bench.exports import to_lm_eval
 
-    methods = sorted({cell.method for cell in run if cell.seed is None and cell.summary.metric != "delta-r2"})
-    if len(methods) < len({cell.method for cell in run}):
+    methods = sorted({cell.method for cell in run if to_lm_eval.exportable(cell)})
+    if not all(map(to_lm_eval.exportable, run)):
         notes.append(f"{run.path}: finetuned tasks and reading times are left out: the harness has no such thing")
     made: dict[str, bytes] = {}
     for method in methods:

@@ -157,7 +157,9 @@ def _without_tokens(summary: Summary) -> Summary:
 
 
 def _notes(results: Row) -> list[str]:
-    version = results.get("lm_eval_version") or "of unknown version"
+    version, own = results.get("lm_eval_version") or "of unknown version", results.get("antlm_bench_version")
+    if own:
+        return [f"imported from an export of antlm-bench {own}"]
     return [f"imported from lm-eval {version}; ties count half here, and go to the first option there"]
 
 

@@ -19,7 +19,8 @@ NUMBERS = ("gold", "pred", "correct", "margin", "score", "score_other", "tokens"
 
 
 def table(found: Sequence[Run]) -> bytes:
-    """CSV with a header (UTF-8): KEYS, the labels of all suites (empty where a suite lacks one), NUMBERS, flags.
+    """CSV with a header (UTF-8): KEYS (weights: 8 digits of their sha256), the labels of all suites (empty where
+    a suite lacks one), NUMBERS, flags.
 
     score: summed log-probability (nats) of the right option, score_other of the best other one, margin the difference.
     correct: credit in 0..1, a tie under the run's tie rule. share: probability of the first option among the options,
@@ -31,8 +32,14 @@ def table(found: Sequence[Run]) -> bytes:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow([*KEYS, *levels, *NUMBERS, "flags"])
     for run, cell, predictions in cells:
-        model = [str(run.manifest.model.get(name, "")) for name in ("name", "weights")]
-        where = [*model, cell.suite, cell.method, "" if cell.seed is None else cell.seed]
+        about = run.manifest.model
+        where = [
+            about.get("name", ""),
+            str(about.get("weights", ""))[:8],
+            cell.suite,
+            cell.method,
+            "" if cell.seed is None else cell.seed,
+        ]
         for prediction, numbers in zip(predictions, _numbers(cell, predictions), strict=True):
             labels = [prediction.labels.get(level, "") for level in levels]
             writer.writerow([*where, prediction.id, *labels, *numbers, " ".join(prediction.flags)])

@@ -24,17 +24,22 @@ Files = dict[str, bytes]
 
 
 def files(run: Run, method: str) -> Files:
-    """name -> bytes of the files that lm-eval would have left for the scored cells of one method."""
+    """name -> bytes of the files that lm-eval would have left for the `exportable` cells of one method."""
     stamp = run.manifest.created.replace(":", "-")
     document = head(run, method)
     made: Files = {}
     for cell in run:
-        if cell.method == method and cell.seed is None:
+        if cell.method == method and exportable(cell):
             for task, rows in entered(document, cell, runs.predictions(run.path, cell)):
                 lines = (json.dumps(row, ensure_ascii=False) for row in rows)
                 made[f"samples_{sanitized(task)}_{stamp}.jsonl"] = ("\n".join(lines) + "\n").encode()
     made[f"results_{stamp}.json"] = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
     return made
+
+
+def exportable(cell: Cell) -> bool:
+    """Choices between texts; the harness has neither seeds of finetuning nor reading times."""
+    return cell.seed is None and cell.summary.metric != "delta-r2"
 
 
 def sanitized(name: str) -> str:

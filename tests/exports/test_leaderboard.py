@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import toy_leaderboard as toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from antlm_bench import runs
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.collation import Collator
+from antlm_bench.exports.collation import Collator, texts_chosen
 from antlm_bench.suites import items
+from antlm_bench.suites.items import Suite
+from antlm_bench.types import Item, Option
 
 YEARS = leaderboard.years()
 PARTS = [
@@ -70,12 +74,12 @@ def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
 
 
 def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
-    """All 190,000 answers of 2025."""
-    final = runs.read(toy.final_run(tmp_path / "main", "2025"))
+    """100,000 answers of 2025; COMPS, as many again, is of the same kind."""
+    final = runs.read(toy.final_run(tmp_path / "main", "2025", without="comps"))
     board = leaderboard.leaderboard("2025")
     collation = Collator(board, "strict-small", final, {}, toy.toy_suite, "causal").collate({})
     absent = {missing.key for missing in collation.missing}
-    assert absent == {"aoa", *(f"fast_eval_results.{part.key}" for part in board.fast)}
+    assert absent == {"aoa", "comps", *(f"fast_eval_results.{part.key}" for part in board.fast)}
     leaderboard.check(collation.document, board.name, partial=True)
 
 
@@ -131,6 +135,24 @@ def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.Mon
     WRONG[wrong](document)
     with pytest.raises(DataError, match=r"not as babylm-2025\.json has it"):
         leaderboard.check(document, "babylm-2025")
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-1.0, -2.0, -2.5]), min_size=2, max_size=4), min_size=1, max_size=30),
+    st.sampled_from(["half", "strict", "random", "first"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_text_is_always_one_of_the_best_and_the_best_where_there_is_one(scores: Any, ties: str) -> None:
+    made = [Item(f"g_{n}", tuple(Option(str(k)) for k in range(len(s))), 0, {"g": "g"}) for n, s in enumerate(scores)]
+    suite = Suite("s", "1", "", "", "accuracy", ("g",), ("g",), tuple(made), "d")
+    predictions = [toy.prediction(item, scores=tuple(s)) for item, s in zip(made, scores, strict=True)]
+    answers, _ = texts_chosen("scored", predictions, suite, toy.scored("s", [], ties=ties))
+    again, _ = texts_chosen("scored", predictions[::-1], suite, toy.scored("s", [], ties=ties))
+    rows = answers["g"]["predictions"]
+    assert rows == again["g"]["predictions"][::-1]  # an item's answer depends on nothing but the item
+    for row, s in zip(rows, scores, strict=True):
+        assert s[int(row["pred"])] == max(s)
+        assert ties != "first" or int(row["pred"]) == s.index(max(s))
 
 
 @pytest.mark.parametrize("name", ["entity-tracking-2025", "wug-adj", "wug-past", "supplement"])
