@@ -48,6 +48,10 @@ def report_verb(
     form = one_format(**forms)
     stand_ins = _stand_ins(member)
     if html or svg or png:
+        tabled = {"--collection": collection, "--member": member, "--partial": partial, "--published": published}
+        for option, given in (tabled | {"--baseline": baseline, f"--{form}": form != "terminal"}).items():
+            if given:
+                raise UsageError("it belongs to the table, not to the page", place=option, hint="two commands")
         _draw(runs, html, {"svg": svg, "png": png}, training or ())
         return
     if training:
