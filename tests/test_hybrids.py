@@ -120,3 +120,11 @@ def test_an_option_that_cannot_be_is_no_checkpoints_failure(make_checkpoint: Any
         shutil.copytree(make_checkpoint("causal"), tmp_path / "sweep" / name)
     with pytest.raises(UsageError, match="unknown device"):
         score(tmp_path / "sweep", "nano", limit=1, out=tmp_path / "out", device="abacus")
+
+
+def test_words_seen_are_those_of_the_card(tmp_path: Path) -> None:
+    """Learning curves are drawn over them; what else a foreign configuration says under that key is nobody's."""
+    model = LtgBertForMaskedLM(LtgBertConfig(**SHAPE))
+    for card, seen in (({**BOTH, "words_seen": 250_000}, 250_000), ({"words_seen": "many"}, None), (None, None)):
+        folder = saved(tmp_path / f"{seen}-{bool(card)}", LtgBertForMaskedLM(model.config), card)
+        assert open_checkpoint(str(folder), OpenOptions(device="cpu")).describe.get("words_seen") == seen

@@ -178,6 +178,10 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "mask": tokenizer.mask_token,
         "unk": tokenizer.unk_token,
     }
+    card = getattr(model.config, CARD, None)
+    seen = card.get("words_seen") if isinstance(card, dict) else None
+    if isinstance(seen, int):
+        facts["words_seen"] = seen  # where a learning curve puts it
     if options.trust_remote_code:
         facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(found.folder, folders.CODE)}
     return facts
