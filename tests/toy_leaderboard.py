@@ -66,9 +66,15 @@ def word(i: int) -> Prediction:
     return Prediction(f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)})
 
 
-def finetuned(task: str, seed: int, method: str = "finetune-causal", history: Mapping[str, Any] | None = None) -> Cell:
-    summary = Summary(f"glue-2025.{task}", method, "accuracy", (), HALF, {}, ())
-    return Cell(f"glue-2025.{task}", method, "k", {"task": task}, summary, seed=seed, history=history or {})
+def finetuned(
+    task: str,
+    seed: int,
+    method: str = "finetune-causal",
+    history: Mapping[str, Any] | None = None,
+    suite: str = "glue-2025",
+) -> Cell:
+    summary = Summary(f"{suite}.{task}", method, "accuracy", (), HALF, {}, ())
+    return Cell(f"{suite}.{task}", method, "k", {"task": task}, summary, seed=seed, history=history or {})
 
 
 def labels(task: str, n: int) -> list[Prediction]:
@@ -76,9 +82,11 @@ def labels(task: str, n: int) -> list[Prediction]:
     return [Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row) for i in range(n)]
 
 
-def write(path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]]) -> Path:
+def write(path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = "") -> Path:
     """A run folder of a checkpoint of that name."""
-    with runs.Writer(path, Manifest(runs.SCHEMA, {"name": name, "weights": name}, {}, "2026-01-01T00:00:00")) as writer:
+    with runs.Writer(
+        path, Manifest(runs.SCHEMA, {"name": name, "weights": weights or name}, {}, "2026-01-01T00:00:00")
+    ) as writer:
         for cell, predictions in cells:
             writer.enter(cell, predictions)
     return path
@@ -93,7 +101,7 @@ def final_run(
     for part in board.parts("strict-small"):
         if part.writes == "class":
             sizes = leaderboard.sizes(board.name, part.key)
-            cells += [(finetuned(task, 42), labels(task, n)) for task, n in sizes.items()]
+            cells += [(finetuned(task, 42, suite=part.suite), labels(task, n)) for task, n in sizes.items()]
         elif part.writes == "surprisal":
             words = [word(i) for i in range(reading_size(year))]
             cells.append((scored(part.suite, words), words))

@@ -91,9 +91,11 @@ def opened(folder: str | Path) -> list[Run]:
 def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:
     """(the final model's run, milestone in millions of words -> its run), by the checkpoints' names.
 
-    A run whose checkpoint is called chck_<n>M is a milestone's; where all are, the last is the final model's too.
+    A run whose checkpoint is called chck_<n>M is a milestone's; where all are, the last is the final model's too. Equal
+    weights in two milestones are refused: a download that ignores its revision gives the same checkpoint n times.
     """
     milestones: dict[int, Run] = {}
+    twins: dict[str, Run] = {}
     final: list[Run] = []
     for run in found:
         number = milestone_of(run)
@@ -102,6 +104,9 @@ def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:
         elif number in milestones:
             both = f"{milestones[number].path} and {run.path}"
             raise UsageError(f"two runs of chck_{number}M: {both}", place="RUN", hint="give the one that counts")
+        elif (twin := twins.setdefault(str(run.manifest.model.get("weights")), run)) is not run:
+            message = f"{name_of(twin)} and {name_of(run)} have the same weights"
+            raise UsageError(message, place=run.path, hint="score the checkpoints themselves: antlm-bench preflight")
         else:
             milestones[number] = run
     if len(final) > 1:

@@ -97,13 +97,28 @@ def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(complete: list
 
 
 def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small)
-    done = submit([final], year="2024", track="strict", out=tmp_path, allow_partial=True)
-    assert done.path.name == "main_textonly_predictions.json.gz"
+    final = toy.final_run(tmp_path / "main", "2024", small)
+    done = submit([final], year="2024", track="strict", out=tmp_path)
+    assert done.path.name == "main_textonly_predictions.json.gz" and not done.missing
     document = json.loads(gzip.decompress(done.path.read_bytes()))
-    assert list(document) == ["blimp", "blimp_supplement", "ewok"]
+    assert list(document) == ["glue", "blimp", "blimp_supplement", "ewok"]
     assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith("physical-dynamics 0 ")
-    assert [(m.key, m.hint.split(" --")[2]) for m in done.missing] == [("glue", "suite glue-2024")]
+    assert document["glue"]["mnli-mm"]["predictions"][0] == {"id": "mnli-mm_0", "pred": 1}
+
+
+def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2025", small)
+    (missing,) = submit([final], year="2024", track="strict", out=tmp_path, allow_partial=True).missing
+    command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal --seed 42 --out"
+    assert missing.key == "glue" and missing.hint == f"{command} {final}"
+
+
+def test_milestones_of_equal_weights_are_refused(complete: list[Path], tmp_path: Path) -> None:
+    predictions = [toy.prediction(toy.toy_suite("comps", 1).items[0])]
+    cells = [(toy.scored("comps", predictions), predictions)]
+    twin = toy.write(tmp_path / "twin", "out/llama/chck_200M", cells, weights="out/llama/chck_7M")
+    with pytest.raises(UsageError, match="chck_7M and out/llama/chck_200M have the same weights"):
+        send([*complete, twin], tmp_path)
 
 
 def test_a_hole_is_named_with_the_command_that_fills_it_and_nothing_is_written(
