@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from antlm_bench.checkpoints import Body
 from antlm_bench.checkpoints.loading import device_of
-from antlm_bench.errors import DataError, MethodNotSupported
+from antlm_bench.errors import DataError, MethodNotSupported, TrainingError
 from antlm_bench.finetuning.batches import padded, parts, split, updates
 from antlm_bench.finetuning.data import Int64, Rows, encode, longest, padding
 from antlm_bench.finetuning.heads import classifier, pooling_of
@@ -74,7 +74,7 @@ def finetune(
     """Train a copy of the body with a new head on the task, keep the best epoch, and predict `task.valid`.
 
     Raises MethodNotSupported (an attention the body does not have), UsageError, DataError, CheckpointError (texts and
-    options that cannot be: see data.encode, batches.split, heads.pooling_of, heads.classifier).
+    options that cannot be: see data.encode, batches.split, heads.pooling_of, heads.classifier), TrainingError (memory).
     """
     if attention not in body.attends:
         hint = f"it attends {' and '.join(sorted(body.attends))}"
@@ -85,9 +85,13 @@ def finetune(
     train, held = (task.train, task.valid) if task.select == "valid" else split(task.train, task.held_out, seed)
     size = longest(body, task.training.max_length)
     rows, selection, valid = (encode(body, attention, part, size) for part in (train, held, task.valid))
-    learner = Learner(body, task, seed, attention, conditions)
-    history = learner.learn(rows, selection, watcher)
-    logp = learner.read(valid)
+    try:
+        learner = Learner(body, task, seed, attention, conditions)
+        history = learner.learn(rows, selection, watcher)
+        logp = learner.read(valid)
+    except torch.OutOfMemoryError as error:
+        hint = "fewer tokens per forward (--batch-tokens), --dtype bfloat16, --lora, or a bigger device"
+        raise TrainingError("does not fit into memory", place=f"{body.name} {task.full_name}", hint=hint) from error
     predictions = _predictions(task, valid, logp)
     history["collapsed"] += collapsed(predictions)
     history |= {"train": len(rows), "selection": len(selection), "valid": len(valid)}
@@ -194,7 +198,7 @@ class Learner:
         with torch.inference_mode(), self.autocast:
             for part in parts(rows.lengths, np.arange(len(rows)), READ * self.tokens):
                 logits = self.model(padded(rows, part, self.pad, self.typed, self.device))
-                found[part] = functional.log_softmax(logits.double(), -1).cpu().numpy()
+                found[part] = functional.log_softmax(logits.float().cpu().double(), -1).numpy()
         return found
 
     def _selection(self, rows: Rows) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from tiny import model_for
 from torch.nn import functional
 from toy_tasks import body_of, example, task
 
-from antlm_bench.errors import DataError, MethodNotSupported, UsageError
+from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
 from antlm_bench.finetuning.batches import parts, updates
 from antlm_bench.finetuning.data import encode, padding
@@ -36,6 +36,11 @@ def causal():
 @pytest.fixture(scope="module")
 def masked():
     return body_of(model_for("masked", 0, **DROPPED), "masked")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return body_of(model_for("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2), "causal")
 
 
 class Notes:
@@ -183,9 +188,10 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
     return loss, found
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
+@pytest.mark.parametrize("kind", ["causal", "masked", "gpt2"])
 def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
-    body, attention = request.getfixturevalue(kind), "causal" if kind == "causal" else "full"
+    body = request.getfixturevalue(kind)
+    attention = body.natively
     (whole, slopes), (parted, added) = (gradients(body, attention, tokens) for tokens in (10_000, 60))
     assert parted == pytest.approx(whole, abs=1e-6)
     assert slopes.keys() == added.keys() and slopes
@@ -253,6 +259,15 @@ def test_the_watcher_hears_every_update_and_epoch(causal):
     assert [(done, total) for done, total, _ in notes.steps] == [(n, 6) for n in range(1, 7)]
     assert notes.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
     assert history["updates"] == 6
+
+
+def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
+    def full(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Learner, "_update", full)
+    with pytest.raises(TrainingError, match="does not fit into memory"):
+        finetune(causal, task(40, 10), 1, "causal", CPU)
 
 
 def test_bad_wishes_are_errors(causal, masked):
