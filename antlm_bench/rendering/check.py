@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from antlm_bench.compare import Difference
 from antlm_bench.compare.difference import HEADLINE
 from antlm_bench.compare.verdict import Judgement, Verdict
 from antlm_bench.rendering import tables
-from antlm_bench.rendering.comparison import SCORES, interval, number, title
-from antlm_bench.rendering.terminal import LINES, console, paragraph
+from antlm_bench.rendering.comparison import SCORES, grid, interval, number, title
+from antlm_bench.rendering.terminal import console, paragraph
 
 if TYPE_CHECKING:
     from antlm_bench.commands.check import Checked
 
 STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+HEADS = ("base", "run", "diff", "95% CI", "margin", "verdict")
 NAMED = 3  # groups that a sentence names
 RULE = (
     "pass: the 95% interval of the difference lies above minus the margin. regression: it lies below 0, and the "
@@ -39,6 +38,7 @@ def sentence(verdict: Verdict) -> str:
         line += f"; {len(failed)} with margins of their own failed"
     elif judged.status == "pass" and judged.dropped:
         line += "; significantly worse, within the margin"
+    failed = sorted(failed, key=lambda d: d.value)
     named = [*failed, *(culprit for culprit in verdict.culprits if culprit not in failed)][:NAMED]
     line += f"; {', '.join(f'{d.name} {drop(d, metric)}' for d in named)}" if named else ""
     return tables.printable(line)
@@ -65,21 +65,15 @@ def draw(out: Console, checked: Checked) -> None:
     versus = checked.versus
     paragraph(out, f"{tables.printable(versus.name_b)} against baseline {tables.printable(versus.name_a)}", "bold")
     out.print()
-    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("", no_wrap=True, overflow="ellipsis")
-    for head in ("baseline", "run", "difference", "95% CI", "margin"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    rows = []
     for verdict in checked.verdicts:
-        metric = verdict.comparison.metric
         for one in judgements(verdict):
-            d = one.difference
-            name = title(verdict.comparison) if d.level == HEADLINE else f"  {d.name}"
-            values = [number(d.a, metric), number(d.b, metric), number(d.value, metric, "+"), interval(d, metric)]
-            status = Text(one.status, style=STYLES[one.status])
-            table.add_row(Text(tables.printable(name)), *values, number(one.margin, metric), status)
-    if checked.verdicts:
-        out.print(Padding(table, (0, 0, 0, 1)), soft_wrap=False)
+            headline = one.difference.level == HEADLINE
+            label = title(verdict.comparison) if headline else f"  {one.difference.name}"
+            cells = [Text(value) for value in _values(one, verdict.comparison.metric)]
+            rows.append((label, [*cells, Text(one.status, style=STYLES[one.status])], ""))
+    if rows:
+        grid(out, "", HEADS, rows)
     for line, style in remarks(checked):
         paragraph(out, tables.printable(line), style, 3)
     out.print()
@@ -91,9 +85,10 @@ def remarks(checked: Checked) -> list[tuple[str, str]]:
     found = []
     for verdict in checked.verdicts:
         suite, metric = verdict.comparison.suite, verdict.comparison.metric
-        if verdict.status != "regression" and verdict.culprits:
+        if verdict.culprits:
             named = ", ".join(f"{d.name} {drop(d, metric)}" for d in verdict.culprits[:NAMED])
-            found.append((f"{suite}: significantly worse in {named}", "yellow"))
+            rest = f" and {len(verdict.culprits) - NAMED} more" if len(verdict.culprits) > NAMED else ""
+            found.append((f"{suite}: significantly worse in {named}{rest}", "yellow"))
         if verdict.headline.status == "pass" and verdict.headline.dropped:
             found.append((f"{suite}: significantly worse, within the margin", "yellow"))
         if verdict.status == "inconclusive" and (needed := verdict.headline.difference.detectable):
@@ -111,19 +106,22 @@ def markdown(checked: Checked) -> str:
     versus = checked.versus
     worst = "incomplete" if checked.missing and checked.status != "regression" else checked.status
     parts = [f"### {worst}: {_cell(versus.name_b)} against baseline {_cell(versus.name_a)}"]
-    rows: list[Sequence[str]] = [("", "baseline", "run", "difference", "95% CI", "margin", "verdict")]
+    rows: list[Sequence[str]] = [("", *HEADS)]
     rows.append(("---", *["---:"] * 5, "---"))
     for verdict in checked.verdicts:
-        metric = verdict.comparison.metric
         for one in judgements(verdict):
-            d = one.difference
-            headline = d.level == HEADLINE
-            name = f"**{_cell(title(verdict.comparison))}**" if headline else f"&emsp;{_cell(d.name)}"
-            values = (number(d.a, metric), number(d.b, metric), number(d.value, metric, "+"), interval(d, metric))
-            rows.append((name, *values, number(one.margin, metric), one.status))
+            headline = one.difference.level == HEADLINE
+            name = f"**{_cell(title(verdict.comparison))}**" if headline else f"&emsp;{_cell(one.difference.name)}"
+            rows.append((name, *_values(one, verdict.comparison.metric), one.status))
     parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     parts.append("\n".join(f"- {_cell(line)}" for line, _ in remarks(checked)))
     return "\n\n".join(part for part in [*parts, f"_{RULE}_"] if part) + "\n"
+
+
+def _values(one: Judgement, metric: str) -> list[str]:
+    d = one.difference
+    values = [number(d.a, metric), number(d.b, metric), number(d.value, metric, "+"), interval(d, metric)]
+    return [*values, number(one.margin, metric)]
 
 
 def _cell(text: str) -> str:

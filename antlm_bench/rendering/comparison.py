@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -20,6 +21,7 @@ from antlm_bench.rendering import tables
 from antlm_bench.rendering.terminal import LINES, console, paragraph
 
 Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
+NARROWEST = 12  # characters of a name, however narrow the terminal
 SCORES = ("spearman",)  # metrics that are shown as they are, not in percent
 LEGEND = (
     "Values in percent, differences in points with their 95% interval: items resampled within each group for an "
@@ -66,7 +68,7 @@ def interval(difference: Difference, metric: str) -> str:
 
 
 def probability(p: float | None) -> str:
-    return "–" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+    return "–" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
 def mark(difference: Difference) -> str:
@@ -117,7 +119,7 @@ def draw(out: Console, found: Sequence[Versus], by: str, flips: int, texts: Text
         paragraph(out, f"{tables.printable(versus.name_b)} against {tables.printable(versus.name_a)}", "bold")
         for comparison in versus.comparisons:
             out.print()
-            out.print(Padding(_table(comparison, by), (0, 0, 0, 1)), soft_wrap=False)
+            _table(out, comparison, by)
             for line in asides(comparison, by):
                 paragraph(out, tables.printable(line), "dim", 3)
             for flip in comparison.flipped[:flips]:
@@ -128,25 +130,28 @@ def draw(out: Console, found: Sequence[Versus], by: str, flips: int, texts: Text
     paragraph(out, LEGEND, "dim")
 
 
-def _table(comparison: Comparison, by: str) -> Table:
-    metric = comparison.metric
-    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column(Text(tables.printable(title(comparison))), no_wrap=True, overflow="ellipsis", ratio=None)
-    for head in ("reference", "run", "difference", "95% CI"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
+def _table(out: Console, comparison: Comparison, by: str) -> None:
+    metric, rows = comparison.metric, []
     for depth, d in lines(comparison, by):
         style = {"▼": "red", "▲": "green"}.get(mark(d), "")
-        table.add_row(
-            Text("  " * depth + tables.printable(d.name)),
-            number(d.a, metric),
-            number(d.b, metric),
-            Text(f"{mark(d)} {number(d.value, metric, '+')}", style=style),
-            interval(d, metric),
-            probability(d.p if d.adjusted is None else d.adjusted),
-            style="" if depth else "bold",
-        )
-    return table
+        change = Text(f"{mark(d)} {number(d.value, metric, '+')}", style=style)
+        numbers = [Text(number(d.a, metric)), Text(number(d.b, metric)), change, Text(interval(d, metric))]
+        p = probability(d.p if d.adjusted is None else d.adjusted)
+        rows.append(("  " * depth + d.name, [*numbers, Text(p)], "" if depth else "bold"))
+    grid(out, title(comparison), ("ref", "run", "diff", "95% CI", "p"), rows)
+
+
+def grid(out: Console, name: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Text], str]]) -> None:
+    """A table of rows (name, cells, style) whose numbers are never cut: where the width is short, names are."""
+    widths = [max(cell_len(head), *(row[1][i].cell_len for row in rows)) for i, head in enumerate(heads)]
+    left = out.width - 1 - sum(width + 3 for width in widths)  # a space of padding on each side, one between
+    table = Table(box=LINES, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column(Text(tables.printable(name)), no_wrap=True, overflow="ellipsis", max_width=max(left, NARROWEST))
+    for head, width in zip(heads, widths, strict=True):
+        table.add_column(head, justify="right", no_wrap=True, min_width=width)
+    for label, cells, style in rows:
+        table.add_row(Text(tables.printable(label)), *cells, style=style)
+    out.print(Padding(table, (0, 0, 0, 1)), soft_wrap=False)
 
 
 def _flip(out: Console, flip: Flip, texts: Mapping[str, tuple[str, ...]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,28 @@ def test_the_table_says_who_where_how_much_and_how_sure(
     assert "islands" not in capsys.readouterr().out
 
 
-def test_nothing_is_cut_off_in_eighty_columns(
-    two: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_numbers_are_never_cut_names_only_with_a_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    assert run(["compare", *two, "--by", "paradigm"]) == 0
-    out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
-    assert "…" not in out
+    long = {name: f"{name}_of_a_rather_long_name_for_a_table" for name in PHENOMENON}
+    tree = {long[name]: outer for name, outer in PHENOMENON.items()}
+    made = []
+    for name, rate in (("one", 0.9), ("two", 0.6)):
+        values = {long[paradigm]: each for paradigm, each in margins(80, rate, seed=len(name)).items()}
+        made.append(write(tmp_path / name, cell(predictions(values, tree)), name=name).path)
+    compared = ["compare", *made, "--by", "paradigm"]
+    checked = ["check", made[1], "--against", made[0], "--group-margin", "5", "--margin", "90"]
+    for argv, narrow, code in ((compared, 64, 0), (checked, 80, 1)):
+        numbers = []
+        for width in (narrow, 200):
+            monkeypatch.setenv("COLUMNS", str(width))
+            assert run(argv) == code
+            out = capsys.readouterr().out.splitlines()
+            rows = [line for line in out if re.search(r"\d {3,}\d", line)]
+            numbers.append([row.replace("…", " ").split()[1:] for row in rows])
+            assert max(map(len, out)) <= width
+            assert any("…" in row for row in rows) == (width == narrow and argv is compared)
+        assert numbers[0][1:] == numbers[1][1:] and len(numbers[0]) > 3
 
 
 def test_csv_and_json_hold_every_level_in_full_precision(
