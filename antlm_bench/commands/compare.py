@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from antlm_bench import runs
-from antlm_bench.compare import Versus
+from antlm_bench.compare import Comparison, Versus
 from antlm_bench.compare import compare as differences
 from antlm_bench.compare.join import belongs, cells
+from antlm_bench.compare.seeded import TASK
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.rendering.tables import model_names
 from antlm_bench.types import Run
@@ -36,8 +37,9 @@ def compare(
     found = []
     for run, name in zip(opened[1:], names[1:], strict=True):
         made = differences(opened[0], run, suites=suites, methods=methods, allow_mixed=allow_mixed)
-        compared = {(c.method_a, c.suite) for c in made}, {(c.method_b, c.suite) for c in made}
-        left = [*_left(opened[0], names[0], compared[0], suites), *_left(run, name, compared[1], suites)]
+        used_a = {(suite, c.method_a) for c in made for suite in _suites(c)}
+        used_b = {(suite, c.method_b) for c in made for suite in _suites(c)}
+        left = [*_left(opened[0], names[0], used_a, suites), *_left(run, name, used_b, suites)]
         found.append(Versus(names[0], name, listed[0], run.path, tuple(made), tuple(left)))
     return found
 
@@ -64,8 +66,14 @@ def texts(folder: str | Path, suite: str) -> Texts:
     }
 
 
-def _left(run: Run, name: str, compared: set[tuple[str, str]], suites: Sequence[str]) -> list[str]:
+def _suites(comparison: Comparison) -> list[str]:
+    """The suites whose cells a comparison may rest on: its own, or the tasks of a collection."""
+    tasks = [group.name for group in comparison.groups if group.level == TASK]
+    return [f"{comparison.suite}.{task}" for task in tasks] + [comparison.suite]
+
+
+def _left(run: Run, name: str, used: set[tuple[str, str]], suites: Sequence[str]) -> list[str]:
     """The cells of a run that went into no comparison although nobody left them out."""
-    wanted = [s for s in cells(run) if not suites or any(belongs(s[0], asked) for asked in suites)]
-    left = [f"{s} · {m}" for s, m in wanted if not any(method == m and belongs(s, c) for method, c in compared)]
+    wanted = [found for found in cells(run) if not suites or any(belongs(found[0], asked) for asked in suites)]
+    left = [f"{suite} · {method}" for suite, method in wanted if (suite, method) not in used]
     return [f"only in {name}: {', '.join(left)}"] if left else []

@@ -85,9 +85,12 @@ def _task(task: Joined) -> tuple[Difference, list[Flip]]:
     right_a, right_b = (np.mean([_right(table, ties) for table in side], axis=0) for side in (task.a, task.b))
     moved = [np.stack([margins(table, CLASS) for table in side]) for side in (task.a, task.b)]
     value, (low, high), p = statistics.two_level_difference(a, b)
-    if low == high:  # nothing moved: certain only if the runs agree in every score
-        same = all(np.array_equal(x.scores, y.scores) for x in task.a for y in task.b)
-        low, high = (0.0, 0.0) if same else map(float, statistics.adjusted_wald(0.0, 0.0, a.shape[1]))
+    if len(task.a) == len(task.b) and all(
+        np.array_equal(x.scores, y.scores) for x, y in zip(task.a, task.b, strict=True)
+    ):  # seed by seed the same model
+        low, high, p = 0.0, 0.0, 1.0
+    elif low == high:  # nothing moved, which is no certainty
+        low, high = map(float, statistics.adjusted_wald(0.0, 0.0, a.shape[1]))
     changed = right_b - right_a
     difference = Difference(
         level=TASK,

@@ -24,7 +24,7 @@ from antlm_bench import runs
 from antlm_bench.cli import run
 from antlm_bench.commands import baseline
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.types import Manifest
+from antlm_bench.types import Manifest, Prediction
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -285,3 +285,36 @@ def test_a_forged_run_ends_in_a_verdict_or_a_typed_error(data: st.DataObject, pl
     (forged / "run.json").write_text(json.dumps(document))
     for argv in (["check", str(forged), "--against", "base"], ["compare", str(forged), "base", "--json"]):
         assert run(argv) in (0, 1, 2, 3, 5, 6), (name, spot[name])
+
+
+def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
+    """Cells of tasks of two classes, 200 texts each, right at that rate."""
+    cells = []
+    for task in tasks:
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, len(task), round(1000 * rate)])
+            right = rng.random(200) < rate
+            scores = [(-0.2, -1.7) if right[i] == (i % 2 == 0) else (-1.7, -0.2) for i in range(200)]
+            made = [Prediction(f"t{i}", i % 2, 0, each, (9, 9), (30, 30)) for i, each in enumerate(scores)]
+            one, _ = cell(
+                made, suite=f"glue-2025.{task}", method="finetune-full", macro=(), groups=(), reduction="class",
+                collection="glue-2025", task=task, select="held-out",
+            )  # fmt: skip
+            cells.append((replace(one, seed=seed), made))
+    return cells
+
+
+def test_finetuned_tasks_are_judged_as_a_collection(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place / "glue", *finetuned(0.8, ("rte", "boolq"), 4))
+    write(place / "glue-worse", *finetuned(0.6, ("rte", "boolq"), 4))
+    write(place / "glue-half", *finetuned(0.8, ("rte",), 2))
+    assert run(["check", "glue", "--against", "glue", "--strict"]) == 0
+    capsys.readouterr()
+    assert run(["check", "glue-worse", "--against", "glue"]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "glue-2025 · finetune-full · seeds 4 / 4: regression" in error and "rte -" in error
+    assert run(["check", "glue-half", "--against", "glue", "--margin", "20"]) == 5
+    captured = capsys.readouterr()
+    assert "glue-2025.boolq · finetune-full" in captured.err and "2 seeds: 3 are the least" in captured.out
+    assert run(["compare", "glue", "glue-half"]) == 0
+    assert "only in toy (glue): glue-2025.boolq · finetune-full" in capsys.readouterr().out
