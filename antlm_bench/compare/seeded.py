@@ -89,8 +89,10 @@ def _task(task: Joined) -> tuple[Difference, list[Flip]]:
         np.array_equal(x.scores, y.scores) for x, y in zip(task.a, task.b, strict=True)
     ):  # seed by seed the same model
         low, high, p = 0.0, 0.0, 1.0
-    elif low == high:  # nothing moved, which is no certainty
-        low, high = map(float, statistics.adjusted_wald(0.0, 0.0, a.shape[1]))
+    elif low == high:  # all items moved alike, or none did, which is no certainty
+        change = b.mean(axis=0) - a.mean(axis=0)
+        low, high = map(float, statistics.adjusted_wald(change.sum(), change @ change, len(change)))
+        low, high = min(low, value), max(high, value)
     changed = right_b - right_a
     difference = Difference(
         level=TASK,

@@ -261,6 +261,16 @@ def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) ->
     assert [g.name for g in only(compare(a, b, suites=["glue-2025.rte"])).groups] == ["rte"]
 
 
+def test_a_task_whose_items_all_moved_alike_is_not_certain(tmp_path: Path) -> None:
+    sides = []
+    for scores in ((-0.2, -1.7), (-1.7, -0.2)):
+        (one, made), *_ = finetuned("rte", 1)
+        sides.append((one, [replace(p, gold=0, pred=0, scores=scores) for p in made]))
+    found = only(compare(write(tmp_path / "a", sides[0]), write(tmp_path / "b", sides[1]))).groups[0]
+    assert (found.value, found.low) == (-1, -1) and -1 < found.high < -0.8
+    assert found.p is not None and found.p < 0.001
+
+
 def test_one_seed_and_collapsed_seeds_are_said(tmp_path: Path) -> None:
     a = write(tmp_path / "a", *finetuned("rte", 1))
     b = write(tmp_path / "b", *finetuned("rte", 1, 0.1, collapsed=["constant prediction"]))
