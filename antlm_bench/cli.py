@@ -17,6 +17,7 @@ from antlm_bench.exits import exit_code
 from antlm_bench.machine import spin_briefly
 from antlm_bench.spellings import ours
 from antlm_bench.verbs import (
+    acquisition,
     catalog,
     check,
     compare,
@@ -45,6 +46,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "noise": (noise.noise_verb, ""),
     "compare": (compare.compare_verb, ""),
     "check": (check.check_verb, ""),
+    "acquisition": (acquisition.acquisition_verb, ""),
     "curve": (curve.curve_verb, ""),
     "report": (report_verb, ""),
     "submit": (submit.submit_verb, ""),

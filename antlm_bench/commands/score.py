@@ -13,6 +13,7 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkp
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.metrics import TIES, summarize
+from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
 from antlm_bench.metrics.times import summarize_times
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice, reading, regions
@@ -187,7 +188,7 @@ def _score_suite(
 ) -> None:
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
     policy = options.policy().of(known(names[0]))
-    if options.precision == "adaptive" and (suite.times or suite.formulas):
+    if options.precision == "adaptive" and (suite.times or suite.formulas or suite.metric == SURPRISAL):
         hint = "use --precision exact"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
@@ -268,6 +269,8 @@ def _summary(
 ) -> Summary:
     if suite.times:
         return summarize_times(predictions, suite.times, suite=suite.name, method=method, notes=notes)
+    if suite.metric == SURPRISAL:
+        return summarize_surprisal(predictions, suite=suite.name, method=method, notes=notes)
     return summarize(
         predictions,
         suite=suite.name,

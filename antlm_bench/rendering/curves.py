@@ -102,7 +102,7 @@ def remarks(curves: Sequence[Curve], lost: Sequence[str]) -> list[str]:
 
 
 def _number(curve: Curve, value: float) -> str:
-    return f"{value:.2f}" if curve.metric == "spearman" else f"{100 * value:.1f}"
+    return f"{value:.2f}" if curve.metric in ("spearman", "surprisal") else f"{100 * value:.1f}"
 
 
 def _last(curve: Curve) -> str:

@@ -161,7 +161,7 @@ def number(estimate: Estimate | None, metric: str) -> str:
     if estimate is None:
         return "–"
     half = (estimate.high - estimate.low) / 2
-    if metric == "spearman":
+    if metric in ("spearman", "surprisal"):
         return f"{estimate.value:.2f} ±{half:.2f}"
     return f"{100 * estimate.value:.1f} {f'±{100 * half:.1f}':>5}"
 

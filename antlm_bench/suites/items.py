@@ -278,6 +278,8 @@ def _official(spec: SuiteSpec, folder: Path) -> records.Files:
         return
     assert spec.data is not None  # SuiteSpec: data or grammar
     for file in spec.data.files:
+        if spec.acquisition and file == spec.acquisition.human:
+            continue
         found = sources.locate(spec, file, folder)
         yield file, found.place, records.read(found.raw, file, found.place)
 

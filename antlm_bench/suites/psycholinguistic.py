@@ -1,4 +1,4 @@
-"""Reading times in a suite: the columns of people's times, and what surprisal has to explain of them."""
+"""What people did with the words of a suite: how long they read them, and when they learned them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from antlm_bench.declarations import Declaration, Many
 from antlm_bench.errors import DataError
@@ -48,6 +48,14 @@ class TimesSpec(Declaration):
         """The columns of the data, each once."""
         named = [name for m in self.measure for name in (*m.outcomes, *m.predictors) if name not in MODEL]
         return list(dict.fromkeys(named))
+
+
+class AcquisitionSpec(Declaration):
+    """When children know words. human: a file of the suite with a row per word (column `word`) and a column per age in
+    months, from ages[0] to ages[1]: the share of children who know it."""
+
+    human: Text
+    ages: Annotated[tuple[int, int], Strict(False)]
 
 
 def times(spec: TimesSpec, items: Iterable[Item], files: Files) -> Times:

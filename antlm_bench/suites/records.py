@@ -17,13 +17,13 @@ Files = Iterable[tuple[str, str, Records]]  # (file name, the file as errors nam
 
 
 def read(raw: bytes, name: str, place: str) -> Records:
-    """(line, record) of each row of a .jsonl, .csv or .tsv file (by `name`); `place` is the file as errors name it.
+    """(line, record) of each row of a .jsonl, .csv, .tsv or .json (`lists`) file, by `name`; `place` is for errors.
 
     Text is taken as it is; a byte order mark at the start and blank lines are passed over. CSV and TSV: first row =
     column names; quoting as in RFC 4180 (a quoted field may hold the separator, line ends and doubled quotes).
     """
     suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
-    if suffix not in READERS:
+    if suffix not in (*READERS, "json"):
         known = ", ".join(f".{ending}" for ending in READERS)
         hint = f"known endings: {known}, each also with .gz"
         raise DataError(f"cannot tell the format of {name!r}", place=place, hint=hint)
@@ -31,7 +31,7 @@ def read(raw: bytes, name: str, place: str) -> Records:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError("a NUL character", place=f"{place}:{line}", hint="is it a text file, saved as UTF-8?")
-    return READERS[suffix](text, place)
+    return (READERS.get(suffix) or lists)(text, place)
 
 
 def _jsonl(text: str, place: str) -> Records:
@@ -77,6 +77,18 @@ def _columns(header: list[str], place: str) -> list[str]:
     if twice:
         raise DataError(f"two columns are called {twice[0]!r}", place=place)
     return header
+
+
+def lists(text: str, place: str) -> Records:
+    """A JSON object of lists of objects: a record per entry, with its `key` and its `number` in its list; line = which
+    entry it is. It is the form of one official file, and no form for files of pairs."""
+    try:
+        whole = json.loads(text)
+        flat = [(key, number, entry) for key, entries in whole.items() for number, entry in enumerate(entries)]
+        records = [{"key": key, "number": number, **entry} for key, number, entry in flat]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"not an object of lists of objects: {error}", place=place) from None
+    yield from enumerate(records, start=1)
 
 
 READERS: dict[str, Callable[[str, str], Records]] = {"jsonl": _jsonl, "csv": _table(","), "tsv": _table("\t")}

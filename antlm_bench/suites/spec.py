@@ -13,7 +13,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
-from antlm_bench.suites.psycholinguistic import TimesSpec
+from antlm_bench.suites.psycholinguistic import AcquisitionSpec, TimesSpec
 from antlm_bench.suites.templates import below, checked, fields_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
-Metric = Literal["accuracy", "spearman", "delta-r2"]
+Metric = Literal["accuracy", "spearman", "delta-r2", "surprisal"]
 
 
 class OptionSpec(Declaration):
@@ -53,14 +53,15 @@ class ItemSpec(Declaration):
 
     options: the candidates. each: a list field (or, with `split`, a text cut there) that gives one option per entry;
     `options` then holds the one template, with {each}. gold: index of the right option, or the name of the field that
-    holds it (accuracy: an index; spearman: a rating in 0..1). id: template; without it "<finest group>_<running number
-    in that group>", which is BabyLM's prediction id and lm-eval's doc id.
+    holds it (accuracy: an index; spearman: a rating in 0..1). alone: one option, whose probability is wanted. id:
+    template; without it "<finest group>_<running number in that group>", BabyLM's prediction id and lm-eval's doc id.
     """
 
     options: Annotated[Many[OptionSpec], Field(min_length=1)]
     each: Text | None = None
     split: Text | None = None
     gold: Annotated[int, Field(ge=0)] | Text = 0
+    alone: bool = False
     id: Text | None = None
     skip: SkipSpec | None = None
 
@@ -75,7 +76,7 @@ class ItemSpec(Declaration):
             raise ValueError("`split` cuts the field that `each` names; `each` is missing")
         if self.each and len(self.options) != 1:
             raise ValueError("with `each`, `options` holds one template, applied to every entry")
-        if not self.each and len(self.options) < 2:
+        if not self.each and len(self.options) < 1 + (not self.alone):
             raise ValueError("an item needs two options or more")
         if not self.each and isinstance(self.gold, int) and self.gold >= len(self.options):
             raise ValueError(f"gold = {self.gold}, but the options are 0..{len(self.options) - 1}")
@@ -239,7 +240,8 @@ class ExampleSpec(Declaration):
 class SuiteSpec(Declaration):
     """A suite. groups: labels from coarse to fine. macro: the levels that the headline averages over, outermost first;
     empty = the mean (or the correlation) over all items. rename: label -> {as in the data: as we write it}. fill: field
-    -> the text that an empty one stands for. times: of a suite of reading times (metric delta-r2)."""
+    -> the text that an empty one stands for. times: of reading times (metric delta-r2). acquisition: of words and when
+    children learn them (metric surprisal, in nats)."""
 
     kind: Literal["suite"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -257,6 +259,7 @@ class SuiteSpec(Declaration):
     rename: dict[Text, dict[str, str]] = Field(default={})
     fill: dict[Text, str] = Field(default={})
     times: TimesSpec | None = None
+    acquisition: AcquisitionSpec | None = None
     data: DataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectSpec | None = None
@@ -275,6 +278,8 @@ class SuiteSpec(Declaration):
             raise ValueError("a suite has either a [data] or a [grammar] table")
         if (self.times is None) == (self.metric == "delta-r2"):
             raise ValueError("the metric delta-r2 and a [times] table go together")
+        if (self.metric == "surprisal") != self.item.alone or (self.acquisition and not self.item.alone):
+            raise ValueError("the metric surprisal is of items whose option is `alone`")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
                 known = ", ".join(self.labels)

@@ -63,8 +63,15 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(try_out, capsys):
 def test_both_reading_suites_stand_side_by_side(try_out, capsys):
     if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():
         pytest.skip("no reading/ in ANTLM_BENCH_DATA")
-    ((_, line),) = blocks("reading.md")
+    (_, line) = blocks("reading.md")[0]
     try_out(line.strip(), "--out", "run")
     assert [cell.suite for cell in runs.read("run")] == ["reading-2025", "reading"]
     out = capsys.readouterr().out
     assert out.count("eye-tracking") == out.count("self-paced-reading") == 2
+
+
+def test_the_commands_about_acquisition_are_understood(capsys):
+    for line in blocks("reading.md")[1][1].strip().splitlines():
+        assert run([shlex.split(line)[1], "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"{word} " in shown for word in shlex.split(line) if word.startswith("--"))

@@ -1,0 +1,41 @@
+"""Surprisal of words in nats, averaged over the contexts of a word and then over words; nothing is right or wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from antlm_bench import statistics
+from antlm_bench.errors import DataError
+from antlm_bench.types import Estimate, Floats, Prediction, Summary
+
+SURPRISAL = "surprisal"
+WORD = "word"  # the label of an item's word
+
+
+def by_word(predictions: Sequence[Prediction]) -> dict[str, tuple[float, int]]:
+    """word -> (mean surprisal in nats over its contexts, tokens); contexts that were too long are left out."""
+    found: dict[str, list[Prediction]] = {}
+    for one in predictions:
+        if "too-long" not in one.flags:
+            found.setdefault(one.labels[WORD], []).append(one)
+    return {
+        word: (float(np.mean([-p.scores[0] for p in some])), int(np.median([p.tokens[0] for p in some])))
+        for word, some in found.items()
+    }
+
+
+def summarize_surprisal(
+    predictions: Sequence[Prediction], *, suite: str, method: str, notes: Sequence[str] = ()
+) -> Summary:
+    """The mean over words, with the interval of words like these. DataError where no context fits the model."""
+    means: Floats = np.array([mean for mean, _ in by_word(predictions).values()])
+    if not len(means):
+        raise DataError("every context is too long for the model", place=suite, hint="raise --max-length")
+    weights = np.full(len(means), 1 / len(means))
+    value = float(means.mean())
+    low, high = statistics.clustered(means, weights) if len(means) > 1 else (value, value)
+    flags = {"too-long": n} if (n := sum("too-long" in p.flags for p in predictions)) else {}
+    headline = Estimate(round(value, 12), len(predictions), round(low, 12), round(high, 12), flags)
+    return Summary(suite, method, SURPRISAL, (WORD,), headline, {}, (), tuple(notes))
