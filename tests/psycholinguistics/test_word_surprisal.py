@@ -138,6 +138,18 @@ def test_an_empty_stretch_has_log_probability_zero(make_checkpoint):
     assert read.logp.tolist() == [0, 0]
 
 
+def test_the_words_of_a_sentence_share_one_row(make_checkpoint):
+    """No forward per word: what is computed is at most each token once, corrected or not."""
+    folder = make_checkpoint("causal", adds=True)
+    tokenizer = peer(folder, "causal").tokenizer
+    asked = [word for text in TEXTS for word in words(text)]
+    for correct in (False, True):
+        model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+        model.engine.begin(word_beginnings(tokenizer))
+        stretches(model, asked, METHODS["causal"], correct=correct)
+        assert model.engine.nodes <= sum(len(tokenizer(text)["input_ids"]) for text in TEXTS)
+
+
 def test_batches_move_nothing(make_checkpoint):
     folder = make_checkpoint("causal", adds=True)
     begins = word_beginnings(peer(folder, "causal").tokenizer)
