@@ -8,6 +8,7 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.compare import Comparison, Versus
 from antlm_bench.compare import compare as differences
+from antlm_bench.compare.comparison import UNPAIRED
 from antlm_bench.compare.join import belongs, cells
 from antlm_bench.compare.seeded import TASK
 from antlm_bench.errors import DataError, UsageError
@@ -75,5 +76,9 @@ def _suites(comparison: Comparison) -> list[str]:
 def _left(run: Run, name: str, used: set[tuple[str, str]], suites: Sequence[str]) -> list[str]:
     """The cells of a run that went into no comparison although nobody left them out."""
     wanted = [found for found in cells(run) if not suites or any(belongs(found[0], asked) for asked in suites)]
-    left = [f"{suite} · {method}" for suite, method in wanted if (suite, method) not in used]
-    return [f"only in {name}: {', '.join(left)}"] if left else []
+    left = [found for found in wanted if found not in used]
+    metrics = {found: each[0].summary.metric for found, each in cells(run).items()}
+    only = [" · ".join(found) for found in left if metrics[found] not in UNPAIRED]
+    never = [" · ".join(found) for found in left if metrics[found] in UNPAIRED]
+    lines = [f"only in {name}: {', '.join(only)}"] if only else []
+    return lines + ([f"not compared, no metric of single items: {', '.join(never)} of {name}"] if never else [])

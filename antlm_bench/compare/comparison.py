@@ -10,9 +10,13 @@ from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
 from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
+from antlm_bench.errors import NotComparable
 from antlm_bench.types import Run
 
-__all__ = ["Comparison", "Difference", "Flip", "Versus", "compare"]
+__all__ = ["UNPAIRED", "Comparison", "Difference", "Flip", "Versus", "compare"]
+
+# Metrics to which single items contribute nothing that could be paired: regressions, and means that are no score.
+UNPAIRED = ("delta-r2", "surprisal")
 
 
 def compare(
@@ -31,6 +35,13 @@ def compare(
     found: list[Comparison] = []
     tasks: dict[tuple[str, str, str], list[Joined]] = {}
     for cells_a, cells_b in match(a, b, suites, methods):
+        if cells_a[0].summary.metric in UNPAIRED:
+            if suites:
+                message = (
+                    f"{cells_a[0].suite} is scored by {cells_a[0].summary.metric}, which has no paired differences"
+                )
+                raise NotComparable(message, hint="its interval stands in each run: antlm-bench report RUN...")
+            continue
         joined = join(a, b, cells_a, cells_b, allow_mixed)
         if cells_a[0].seed is None:
             found.append(_scored(joined))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from antlm_bench import runs
+from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
-from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
+from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
 from antlm_bench.suites import items as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -203,3 +204,17 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     assert (shown["eye-tracking"].n, shown["self-paced-reading"].n) == (1696, n) and n == 1496
     assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-8)
     assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)
+
+
+def test_compare_leaves_reading_times_out_and_says_so(make_checkpoint, tmp_path, declared):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
+    asked, folders = [declared("reading", rows()), str(pairs)], []
+    for seed in (0, 1):
+        folders.append(tmp_path / f"run-{seed}")
+        score(make_checkpoint("causal", adds=True, seed=seed), asked, out=folders[-1])
+    (versus,) = compare(folders)
+    assert [found.suite for found in versus.comparisons] == ["pairs"]
+    assert all("not compared, no metric of single items: reading · causal" in note for note in versus.unmatched)
+    with pytest.raises(NotComparable, match="reading is scored by delta-r2"):
+        compare(folders, suites=["reading"])
