@@ -10,8 +10,9 @@ from antlm_bench.errors import UsageError
 
 
 def split(values: Sequence[str] | None) -> list[str]:
-    """`a,b` is two names, unless a file is really called that."""
-    return [part for value in values or () for part in ([value] if exists(value) else value.split(",")) if part]
+    """`a,b` is two names, unless a file is really called that, or they are tasks of lm-eval (`lm-eval:a,b`)."""
+    whole = [(value, value.startswith("lm-eval:") or exists(value)) for value in values or ()]
+    return [part for value, one in whole for part in ([value] if one else value.split(",")) if part]
 
 
 def exists(name: str) -> bool:

@@ -53,6 +53,8 @@ LAYERS: dict[str, int] = {
     "finetuning.batches": 4,
     "training.pretrain": 5,
     "finetuning.loop": 5,
+    "harness": 5,
+    "harness.__main__": 7,
     "rendering": 6,
     "commands": 6,
     "spellings": 7,
@@ -107,7 +109,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("cli", "verbs"),
     "click": ("cli",),
     "minicons": ("scoring.external",),
-    "lm_eval": ("scoring.external",),
+    "lm_eval": ("scoring.external", "suites.harness", "harness"),
 }
 # Slow to import: a verb pays for them only when it uses them, so here they stand inside functions.
 LAZY_IN: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from antlm_bench.declarations import find, user_path
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import grammar, pairs, psycholinguistic, records, sources, syntaxgym
+from antlm_bench.suites import grammar, harness, pairs, psycholinguistic, records, sources, syntaxgym
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
 from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
@@ -56,7 +56,8 @@ def load(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a suite's TOML, a CSV, TSV or JSONL file of pairs, or SyntaxGym's JSON.
+    """The suite behind a name of the catalog, a suite's TOML, a CSV, TSV or JSONL file of pairs, SyntaxGym's JSON, or
+    `lm-eval:TASK`.
 
     limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
     columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
@@ -73,6 +74,8 @@ def load(
             raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
         if syntaxgym.is_gym_file(ref):
             return _gym(ref, limit)
+        if harness.is_task(ref):
+            return Suite(**harness.suite(ref, limit))
         spec, folder = suite(ref)
         items = build(spec, _official(spec, folder))
         if spec.times:
@@ -122,6 +125,8 @@ def members(ref: str) -> list[str]:
     """The suites to score that a reference stands for: a collection's members, else itself. UsageError for others."""
     if pairs.is_pairs_file(ref) or syntaxgym.is_gym_file(ref):
         return [ref]
+    if harness.is_task(ref):
+        return harness.members(ref)
     spec, _ = declared(ref)
     if isinstance(spec, CollectionSpec):
         if not spec.suites():
