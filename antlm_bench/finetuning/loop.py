@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
     from antlm_bench.suites.examples import Task
 
-TOKENS = {"cpu": 1024}  # per forward with gradients, so that it stays near the caches; a GPU wants more
+THREAD_TOKENS = 1024  # per forward with gradients and thread of a CPU: they stay near its cache
 TOKENS_ELSEWHERE = 32_768
 READ = 4  # times as many without
 
@@ -124,7 +124,7 @@ class Learner:
         spec = task.training
         self.model = classifier(body, attention, self.pooling, len(task.classes), spec.dropout, seed, conditions.lora)
         self.model.to(self.device)
-        self.tokens = conditions.batch_tokens or TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
+        self.tokens = conditions.batch_tokens or _auto_budget(self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=conditions.dtype == "bfloat16")
         self.pad, self.typed = padding(body), body.typed
         groups = optim.groups(self.model, spec.weight_decay)
@@ -207,6 +207,10 @@ class Learner:
         table = np.zeros((logp.shape[1],) * 2)
         np.add.at(table, (rows.gold, logp.argmax(1)), 1)
         return float(MEASURES[self.task.metric](Totals.of(table))), float(-logp[np.arange(len(logp)), rows.gold].mean())
+
+
+def _auto_budget(device: torch.device) -> int:
+    return THREAD_TOKENS * torch.get_num_threads() if device.type == "cpu" else TOKENS_ELSEWHERE
 
 
 def rate(spec: TrainingSpec, done: int, total: int) -> float:
