@@ -205,8 +205,8 @@ class Run:
         return iter(self.cells)
 
 
-class LanguageModel(Protocol):
-    """What the scorer needs from a model, and all it needs: a test double is twenty lines."""
+class ModelFacts(Protocol):
+    """What must be known of a model before it can be asked anything, whatever engine reads it."""
 
     @property
     def name(self) -> str: ...
@@ -228,6 +228,10 @@ class LanguageModel(Protocol):
     def max_length(self) -> int | None:
         """Longest row in tokens, specials included; None = unbounded."""
         ...
+
+
+class LanguageModel(ModelFacts, Protocol):
+    """What the scorer needs from a model, and all it needs: a test double is twenty lines."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
         """Token ids with the specials that this model wants under that attention."""

@@ -116,8 +116,11 @@ class Found:
     trained_for: tuple[str, ...]
 
 
-def find(ref: str, options: OpenOptions) -> Found:
-    """What scoring and finetuning open alike. Raises as `open_checkpoint`."""
+def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
+    """What scoring and finetuning open alike. Raises as `open_checkpoint`.
+
+    tried: whether our engine's ways to run it are tried; a checkpoint that another engine reads need not run on ours.
+    """
     if options.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {options.dtype!r}", place="--dtype", hint=f"one of {', '.join(DTYPES)}")
     device = loading.device_of(options.device)
@@ -131,9 +134,11 @@ def find(ref: str, options: OpenOptions) -> Found:
     tokenizer = loading.tokenizer_of(folder, options)
     model = loading.weights_of(folder, kind, config, options).to(device)
     limit = loading.max_length_of(config, tokenizer, options.max_length)
-    geometry = loading.geometry_of(model, kind, name)
+    own: Attention = "causal" if kind == "causal" else "full"
+    untried = Geometry(model.config._attn_implementation, own)
+    geometry = loading.geometry_of(model, kind, name) if tried else untried
     card = _card(config)
-    attends = {"causal"} if kind == "causal" else {"full"}
+    attends: set[str] = {own}
     both = geometry.layout == "packed" or geometry.masks
     if kind == "causal" and both and tokenizer.mask_token_id is not None and not card:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows

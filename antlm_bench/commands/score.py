@@ -10,6 +10,7 @@ from typing import Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
+from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.metrics import TIES, summarize
@@ -19,6 +20,7 @@ from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice, reading, regions
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.external import peer_version
 from antlm_bench.scoring.probes import Method, known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
@@ -46,6 +48,7 @@ class ScoreOptions:
     device: str = "auto"
     dtype: str = "float32"
     precision: str = "exact"
+    engine: str = "native"
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -91,6 +94,7 @@ def score(
         raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
     if options.precision == "adaptive" and options.policy().reduction != "sum":
         raise UsageError("adaptive precision measures errors of sums", place="--compat", hint="use --precision exact")
+    refuse(options.engine, listed(methods), options.dtype, options.precision, options.batch_tokens)
     options.policy()  # what no checkpoint can mend is refused before the first is opened
     for name in listed(methods):
         if name != ALL:
@@ -156,7 +160,8 @@ def _score_one(
     seen: dict[str, str],
     several: bool,
 ) -> Run:
-    checkpoint = open_checkpoint(ref, options.opening())
+    opening = open_checkpoint if options.engine == "native" else open_foreign
+    checkpoint: Checkpoint | Foreign = opening(ref, options.opening())
     alike: dict[Policy, list[str]] = {}  # methods that ask about the same texts share a reading of the model
     for name in _methods(methods, checkpoint):
         alike.setdefault(options.policy().of(find_method(name, checkpoint)), []).append(name)
@@ -171,7 +176,7 @@ def _score_one(
     return runs.read(folder)
 
 
-def _methods(asked: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+def _methods(asked: Sequence[str], checkpoint: Checkpoint | Foreign) -> list[str]:
     """The methods of a checkpoint: those asked for, else its default; ALL stands for every one that it was made for."""
     made_for = checkpoint.trained_for or checkpoint.methods
     named = [each for name in asked for each in (made_for if name == ALL else [name])]
@@ -179,7 +184,7 @@ def _methods(asked: Sequence[str], checkpoint: Checkpoint) -> list[str]:
 
 
 def _score_suite(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Foreign,
     suite: Suite,
     names: Sequence[str],
     writer: runs.Writer,
@@ -191,6 +196,9 @@ def _score_suite(
     if options.precision == "adaptive" and (suite.times or suite.formulas or suite.metric == SURPRISAL):
         hint = "use --precision exact"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
+    if isinstance(checkpoint, Foreign) and (suite.times or suite.formulas):
+        hint = "use --engine native"
+        raise UsageError(f"{suite.name} asks about words, not about texts", place="--engine", hint=hint)
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
     keys = {name: key(fact) for name, fact in facts.items()}
     if options.again:
@@ -210,7 +218,7 @@ def _score_suite(
             stored = {name: _stored(writer, suite, name, keys[name], number, chunk) for name in todo}
             # A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one does.
             if any(part is None for part in stored.values()):
-                if options.precision == "adaptive" and scorer is None:
+                if options.precision == "adaptive" and scorer is None and isinstance(checkpoint, Checkpoint):
                     scorer = Adaptive(quicker(checkpoint), checkpoint).calibrated(items, methods)
                 made = _predict(scorer or checkpoint, suite, chunk, methods, policy, _Ticker(progress, len(chunk)))
                 for name, predictions in zip(todo, made, strict=True):
@@ -234,7 +242,7 @@ def _stored(
 
 
 def _predict(
-    scorer: Adaptive | Checkpoint,
+    scorer: Adaptive | Checkpoint | Foreign,
     suite: Suite,
     chunk: Sequence[Item],
     methods: Sequence[Method],
@@ -244,6 +252,8 @@ def _predict(
     """What is asked about a chunk: which option is best, how likely words are, or whether formulas hold."""
     if isinstance(scorer, Adaptive):
         return scorer.predict(chunk, methods, tick)
+    if isinstance(scorer, Foreign):
+        return scorer.predict(chunk, methods, tick, policy.reduction)
     if suite.times:
         return reading.predict(scorer, chunk, methods, tick, scorer.spell if suite.glued else None)
     if suite.formulas:
@@ -285,7 +295,7 @@ def _summary(
 
 
 def _settings(
-    checkpoint: Checkpoint, suite: Suite, method: str, policy: Policy, options: ScoreOptions
+    checkpoint: Checkpoint | Foreign, suite: Suite, method: str, policy: Policy, options: ScoreOptions
 ) -> dict[str, Any]:
     """All that the predictions and the summary of a cell depend on; stored beside them, and hashed into the key."""
     return {
@@ -301,4 +311,6 @@ def _settings(
         "compat": options.compat,
         "limit": options.limit,
         "conventions": CONVENTIONS,
+        # No key of its own for ours: runs from before there was a choice stay valid.
+        **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

@@ -32,6 +32,7 @@ DECISIVE: dict[str, str] = {
 NOTED: dict[str, str] = {
     "dtype": "--dtype",
     "precision": "--precision",
+    "engine": "--engine",
     "preset": "--preset",
     "training": "hyper-parameters",
     "pooling": "--pooling",

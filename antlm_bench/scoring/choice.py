@@ -13,7 +13,7 @@ import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Encodings, Floats, Item, LanguageModel, Option, Prediction, Probes
+from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Option, Prediction, Probes
 
 Tick = Callable[[float], None]
 
@@ -53,7 +53,7 @@ def chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequenc
         yield items[start : start + size]
 
 
-def in_context(items: Sequence[Item], context: str, model: LanguageModel) -> Sequence[Item]:
+def in_context(items: Sequence[Item], context: str, model: ModelFacts) -> Sequence[Item]:
     """The items with a peer's fixed text before every option ("" = none); what precedes the option does not count."""
     if not context:
         return items
@@ -102,12 +102,12 @@ def predict(
         mine = slice(number * len(texts), (number + 1) * len(texts))
         used = [encodings[attention] for attention, _ in method.parts]
         results.append(
-            _predictions(items, scores[mine], reads[mine] // len(method.parts), targets[mine], used, reduction)
+            predictions(items, scores[mine], reads[mine] // len(method.parts), targets[mine], used, reduction)
         )
     return results
 
 
-def _predictions(
+def predictions(
     items: Sequence[Item],
     scores: Floats,
     tokens: np.ndarray[tuple[int], np.dtype[np.int64]],
@@ -115,6 +115,11 @@ def _predictions(
     used: Sequence[Encodings],
     reduction: str,
 ) -> list[Prediction]:
+    """What was answered about the options of items, one after the other, as Predictions.
+
+    scores (n,): summed log-probabilities of the n options. tokens (n,): how many were scored. targets: their ids, as
+    bytes. used: the tokenisations that were read. Raises DataError for an option of which no token was scored.
+    """
     unk = np.any([e.unk for e in used], axis=0)
     too_long = np.any([e.too_long for e in used], axis=0)
     made, top = [], 0

@@ -1,4 +1,4 @@
-"""The peers' scorers, opened in one documented place: oracles for tests and benchmarks, never our engine.
+"""The peers' scorers, opened in one documented place: oracles of tests, benchmarks and `verify`; on request, an engine.
 
 minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (its development head has the fix).
 `minicons_scorer` gives the tokenizer that name back, as an alias of calling it, which is what it always was.
@@ -6,19 +6,48 @@ minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 remove
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
-from antlm_bench.errors import CheckpointError
+import numpy as np
+
+from antlm_bench.checkpoints.folders import first_line
+from antlm_bench.checkpoints.loading import quiet
+from antlm_bench.errors import CheckpointError, MethodNotSupported
+from antlm_bench.scoring.text import Specials, template
+from antlm_bench.types import Bools, Floats
+
+# Method -> minicons' name of it. mntp reads one position further left and fused sums two readings: it knows neither.
+MINICONS: dict[str, str] = {"causal": "", "mlm": "original", "mlm-l2r": "within_word_l2r"}
+# What can be asked about each method; lm-eval scores from left to right only.
+PEERS: dict[str, tuple[str, ...]] = {"minicons": tuple(MINICONS), "lm-eval": ("causal",)}
+BUDGET = 2048  # tokens per forward of a peer
+
+Span = tuple[int, int] | None
+Kind = Literal["causal", "masked"]
+FAILS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError, NotImplementedError)
 
 
-def minicons_scorer(kind: Literal["causal", "masked"], model: Any, tokenizer: Any, device: str = "cpu") -> Any:
-    """A minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer."""
+def minicons_scorer(kind: Kind, model: Any, tokenizer: Any = None, device: str = "cpu", **options: Any) -> Any:
+    """A minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer, or one that opens the
+    folder `model` itself; `options` then go to `from_pretrained`."""
     from minicons import scorer
 
-    if not hasattr(type(tokenizer), "batch_encode_plus"):
-        type(tokenizer).batch_encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)
     make = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
-    return make(model, device, tokenizer=tokenizer)
+    if tokenizer is not None and tokenizer.pad_token is None and tokenizer.eos_token is None:
+        # Else minicons would add a <pad> and with it a row to the softmax. Which token it is, the mask makes no matter.
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    made = make(model, device, tokenizer=tokenizer, **options)
+    if not hasattr(type(made.tokenizer), "batch_encode_plus"):
+        type(made.tokenizer).batch_encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)
+    return made
 
 
 def minicons_scores(scorer: Any, texts: list[str], batch_size: int, **options: Any) -> list[float]:
@@ -35,12 +64,242 @@ def minicons_scores(scorer: Any, texts: list[str], batch_size: int, **options: A
 
 def lm_eval_scores(model: Any, tokenizer: Any, texts: list[str], batch_size: int) -> list[float]:
     """Summed log-probabilities as lm-eval's HFLM gives them for an empty context (BLiMP's form), one per text."""
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    requests = [Instance("loglikelihood", {}, ("", text), 0) for text in texts]
-    answers = harness.loglikelihood(requests, disable_tqdm=True)
-    if len(answers) != len(texts):
-        raise CheckpointError(f"lm-eval answered {len(answers)} of {len(texts)} texts")
+    return _asked(harness, [("", text) for text in texts])
+
+
+def _asked(harness: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """log P(continuation | context) of each pair, by an lm-eval model."""
+    from lm_eval.api.instance import Instance
+
+    answers = harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    if len(answers) != len(pairs):
+        raise CheckpointError(f"lm-eval answered {len(answers)} of {len(pairs)} texts")
     return [float(answer[0]) for answer in answers]
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Peers print, log and warn while they load; what matters of it is checked and raised where they are asked."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    with quiet(), warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over, targets: their ids as
+    bytes. too_long (n,): texts that do not fit and were not asked about; unk (n,): with a token that is not known."""
+
+    logp: Floats
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
+    targets: list[bytes]
+    unk: Bools
+    too_long: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class MiniconsReader:
+    """A minicons scorer that is asked about whole texts and adds up the scores of the tokens that count.
+
+    Its log-probabilities per token are summed here, by the span rule of scoring.text, and not by its conditional_score:
+    that tokenises the context apart, miscounts where a token straddles the border or where BOS is also PAD, and takes
+    the mean by default. Its bos_token=True is not used either: it spells a BOS in front of a tokenizer that adds one,
+    too. `around` is what shall stand around a text; where the tokenizer's own template is something else, specials are
+    spelled into the text, and whether it is then read alike is checked.
+    """
+
+    scorer: Any
+    kind: Kind
+    around: Specials
+    max_length: int | None
+
+    def answers(
+        self, texts: Sequence[str], spans: Sequence[Span], method: str, tick: Callable[[float], None] | None = None
+    ) -> Answers:
+        """The summed log-probability of each text's span under causal, mlm or mlm-l2r.
+
+        Raises MethodNotSupported, and CheckpointError where minicons fails, says NaN, or reads a text differently.
+        """
+        if method not in MINICONS or (method == "causal") != (self.kind == "causal"):
+            raise MethodNotSupported(
+                f"minicons cannot score a {self.kind} model with {method!r}",
+                place="--method",
+                hint=f"methods that it knows: {', '.join(MINICONS)}; --engine native knows the others",
+            )
+        rows, inner = self._rows(texts)
+        counted = [self._counted(row, span, inner) for row, span in zip(rows, spans, strict=True)]
+        unknown = self.scorer.tokenizer.unk_token_id
+        too_long = np.array([self.max_length is not None and len(row.ids) > self.max_length for row in rows], np.bool_)
+        logp = np.zeros(len(texts))
+        todo = [n for n in range(len(texts)) if counted[n] and not too_long[n]]
+        for batch in _batches(todo, rows, square=self.kind == "masked"):
+            scores = self._asked([rows[n].text for n in batch], method)
+            for n, found in zip(batch, scores, strict=True):
+                logp[n] = self._sum(found, rows[n].ids, counted[n])
+            if tick is not None:
+                tick(len(batch) / len(todo))
+        ids = [np.array([row.ids[at] for at in some], np.int32) for row, some in zip(rows, counted, strict=True)]
+        unk = [unknown is not None and unknown in row.ids for row in rows]
+        tokens = np.array([len(some) for some in counted], np.int64)
+        return Answers(logp, tokens, [some.tobytes() for some in ids], np.array(unk, np.bool_), too_long)
+
+    def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
+        return self.answers(texts, spans, method).logp
+
+    @property
+    def spelled(self) -> bool:
+        """Whether the specials that are wanted are not those that the tokenizer adds by itself."""
+        own = template(self.scorer.tokenizer)
+        # A causal row may end in whatever the template puts there: nothing that is scored sees it.
+        return own.before != self.around.before or (self.kind == "masked" and own.after != self.around.after)
+
+    def _rows(self, texts: Sequence[str]) -> tuple[list[_Row], slice]:
+        """The texts as minicons will read them, and where in a row the text itself stands."""
+        tokenizer, around, spelled = self.scorer.tokenizer, self.around, self.spelled
+        head, tail = (
+            "".join(tokenizer.convert_ids_to_tokens(ids)) if spelled else "" for ids in (around.before, around.after)
+        )
+        after = around.after if spelled else template(tokenizer).after
+        inner = slice(len(around.before), -len(after) or None)
+        fast = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+        asked = [head + text + tail for text in texts]
+        found = tokenizer(asked, add_special_tokens=not spelled, verbose=False, **fast)
+        bare = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        for text, row, alone in zip(texts, found["input_ids"], bare, strict=True):
+            whole = [*around.before, *alone, *after]
+            if row != whole:
+                raise CheckpointError(
+                    f"this tokenizer reads {text!r} differently between special tokens, which minicons needs spelled",
+                    hint="use --bos tokenizer, or the native engine",
+                )
+        places = found["offset_mapping"] if fast else [None] * len(asked)
+        shift = len(head)
+        return [
+            _Row(text, ids, None if place is None else [(start - shift, end - shift) for start, end in place])
+            for text, ids, place in zip(asked, found["input_ids"], places, strict=True)
+        ], inner
+
+    def _counted(self, row: _Row, span: Span, inner: slice) -> list[int]:
+        """The positions of a row that count. Causal: never the first, because nothing stands before it."""
+        positions = list(range(len(row.ids))[inner])
+        if span is not None:
+            if row.place is None:
+                raise CheckpointError(
+                    "this slow tokenizer does not say where its tokens stand, so that a context cannot be left out",
+                    hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
+                )
+            positions = [at for at in positions if row.place[at][1] > span[0] and row.place[at][0] < span[1]]
+        return [at for at in positions if at or self.kind == "masked"]
+
+    def _asked(self, texts: list[str], method: str) -> list[list[float]]:
+        """Log-probabilities of the tokens that minicons scores, text by text; texts of one length need no padding."""
+        options = {"PLL_metric": MINICONS[method]} if MINICONS[method] else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                encoded = self.scorer.tokenizer(
+                    texts,
+                    add_special_tokens=not self.spelled,
+                    return_tensors="pt",
+                    return_token_type_ids=False,
+                    return_attention_mask=True,
+                    verbose=False,
+                )
+                found = self.scorer.sequence_score(encoded, reduction=lambda scores: scores.tolist(), **options)
+            except FAILS as error:
+                raise CheckpointError(
+                    f"minicons fails on this model: {type(error).__name__}: {first_line(error)}",
+                    hint="use --engine native, if it can be opened there",
+                ) from error
+        return list(found)
+
+    def _sum(self, found: list[float], ids: list[int], counted: list[int]) -> float:
+        """Of a row's scores as minicons gives them (causal: all but the first; masked: all but CLS, SEP and PAD)."""
+        scored = list(range(1, len(ids)))
+        if self.kind == "masked":
+            left = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
+            scored = [at for at, token in enumerate(ids) if token not in left]
+        if len(found) != len(scored) or not set(counted) <= set(scored):
+            raise CheckpointError(
+                "minicons leaves out tokens that count: a text spells a special token", hint="use --engine native"
+            )
+        total = float(sum(dict(zip(scored, found, strict=True))[at] for at in counted))
+        if np.isnan(total):
+            raise CheckpointError("minicons answers NaN", hint="the weights are damaged")
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A text with what is spelled around it, its ids, and their characters in the text (slow tokenizers: None)."""
+
+    text: str
+    ids: list[int]
+    place: list[tuple[int, int]] | None
+
+
+def _batches(todo: Sequence[int], rows: Sequence[_Row], square: bool) -> Iterator[list[int]]:
+    """Rows of one exact length, as many as fit BUDGET; `square`: a row is read once per token."""
+    by_length: dict[int, list[int]] = {}
+    for n in todo:
+        by_length.setdefault(len(rows[n].ids), []).append(n)
+    for length, members in sorted(by_length.items()):
+        size = max(1, BUDGET // (length * length if square else length))
+        yield from (members[top : top + size] for top in range(0, len(members), size))
+
+
+@dataclass(frozen=True, slots=True)
+class LmEvalReader:
+    """lm-eval's HFLM, asked about continuations.
+
+    It puts its prefix token (BOS, else EOS) before a text without a context, but not before a context: there the same
+    token is spelled in front, which also keeps the tokenizer from adding specials of its own (0.4.13, tok_encode).
+    """
+
+    harness: Any
+    max_length: int | None = None
+
+    def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
+        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation."""
+        del method  # it knows one
+        bos = str(self.harness.tokenizer.convert_ids_to_tokens(self.harness.prefix_token_id))
+        pairs = []
+        for text, span in zip(texts, spans, strict=True):
+            start, end = span or (0, len(text))
+            pairs.append((bos + text[:start] if start else "", text[start:end]))
+        try:
+            return np.array(_asked(self.harness, pairs))
+        except FAILS as error:
+            raise CheckpointError(
+                f"lm-eval fails on this model: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+
+def open_peer(
+    name: str, folder: Path, kind: Kind, around: Specials, max_length: int | None
+) -> MiniconsReader | LmEvalReader:
+    """A peer that loads the folder itself, in fp32, on the CPU: as a user of it would. Raises CheckpointError."""
+    with hushed():
+        try:
+            if name == "lm-eval":
+                from lm_eval.models.huggingface import HFLM
+
+                return LmEvalReader(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8))
+            scorer = minicons_scorer(kind, str(folder), dtype="float32")
+            return MiniconsReader(scorer, kind, around, max_length)
+        except FAILS as error:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise CheckpointError(f"{name} cannot open this checkpoint: {said}", place=str(folder)) from error
+
+
+def peer_version(name: str) -> str:
+    """`minicons 0.3.39`."""
+    return f"{name} {version(name.replace('-', '_'))}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import MethodNotSupported, UsageError
-from antlm_bench.types import Attention, Bools, Encoded, Ints, LanguageModel, Probes
+from antlm_bench.types import Attention, Bools, Encoded, Ints, ModelFacts, Probes
 
 
 def causal(encoded: Encoded, mask_id: int | None = None) -> Probes:
@@ -110,7 +110,7 @@ def known(name: str) -> Method:
     return METHODS[name]
 
 
-def method(name: str, model: LanguageModel) -> Method:
+def method(name: str, model: ModelFacts) -> Method:
     """The method of that name, if this model can be scored with it.
 
     Raises UsageError for an unknown name and MethodNotSupported (before any data is loaded) where the model cannot.
@@ -132,6 +132,6 @@ def method(name: str, model: LanguageModel) -> Method:
     return chosen
 
 
-def supported(model: LanguageModel) -> list[str]:
+def supported(model: ModelFacts) -> list[str]:
     """The methods this model can be scored with, in the order of METHODS."""
     return [n for n, m in METHODS.items() if m.attends <= model.attends and (model.mask_id is not None or not m.masks)]

@@ -63,6 +63,10 @@ def score_verb(
             show_default="exact",
         ),
     ] = None,
+    engine: Annotated[
+        Literal["native", "minicons"] | None,
+        how(metavar="NAME", help="native, or minicons: for models that ours cannot run.", show_default="native"),
+    ] = None,
     batch_tokens: Annotated[
         str | None, how(metavar="N", help="Tokens per batch; no score depends on it.", show_default="auto")
     ] = None,
@@ -84,7 +88,7 @@ def score_verb(
     form = one_format(json=json, csv=csv, markdown=markdown)
     given: dict[str, Any] = {"revision": revision, "limit": limit, "columns": renamed_columns(columns), "bos": bos}
     given |= {"ties": ties, "compat": compat, "max_length": max_length, "device": device, "dtype": dtype}
-    given |= {"precision": precision, "batch_tokens": token_budget(batch_tokens), "again": again}
+    given |= {"precision": precision, "engine": engine, "batch_tokens": token_budget(batch_tokens), "again": again}
     given |= {"allow_incomplete": allow_incomplete, "allow_pickle": allow_pickle}
     given |= {"trust_remote_code": trust_remote_code}
 

@@ -1,0 +1,106 @@
+"""A checkpoint that minicons reads instead of our engine: for models that ours cannot run, with the same predictions.
+
+The folder is opened as `opening` opens it (the same refusals, the same facts), only the arithmetic is the peer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from antlm_bench.checkpoints.folders import OpenOptions
+from antlm_bench.checkpoints.opening import describe, find
+from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.scoring import external
+from antlm_bench.scoring.choice import Tick, predictions
+from antlm_bench.scoring.external import MINICONS, MiniconsReader
+from antlm_bench.scoring.probes import METHODS, Method, supported
+from antlm_bench.types import Encodings, Item, Prediction
+
+ENGINES = ("native", "minicons")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What `score` needs to know of a checkpoint (see opening.Checkpoint), and predictions by minicons."""
+
+    name: str
+    attends: frozenset[str]
+    eos: str
+    mask_id: int | None
+    max_length: int | None
+    reader: MiniconsReader
+    trained_for: tuple[str, ...] = ()
+    describe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """What minicons can score it with; the first is the default."""
+        return [name for name in supported(self) if name in MINICONS]
+
+    def predict(
+        self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None, reduction: str = "sum"
+    ) -> list[list[Prediction]]:
+        """As choice.predict. Raises MethodNotSupported for what minicons does not know, and CheckpointError."""
+        texts = [option.text for item in items for option in item.options]
+        spans = [option.span for item in items for option in item.options]
+
+        def share(done: float) -> None:
+            if tick is not None:
+                tick(done / len(methods))
+
+        made = []
+        for method in methods:
+            name = next(name for name, known in METHODS.items() if known == method)
+            said = self.reader.answers(texts, spans, name, share)
+            used = [Encodings((), said.unk, said.too_long)]
+            made.append(predictions(items, said.logp, said.tokens, said.targets, used, reduction))
+        return made
+
+
+def open_foreign(ref: str, options: OpenOptions) -> Foreign:
+    """Open a folder or hub id for minicons. Raises as `open_checkpoint`, and CheckpointError where minicons fails."""
+    with external.hushed():
+        found = find(ref, options, tried=False)
+        kind: external.Kind = "causal" if found.kind == "causal" else "masked"
+        (around,) = found.around.values()  # one way only: minicons passes no 4-D mask
+        device = str(next(found.model.parameters()).device)
+        try:
+            scorer = external.minicons_scorer(kind, found.model, found.tokenizer, device)
+        except external.FAILS as error:
+            raise CheckpointError(f"minicons cannot take this checkpoint: {error}", place=ref) from error
+    facts = describe(ref, found, options) | {"layout": "minicons"}
+    methods = tuple(
+        name for name in found.trained_for if name in MINICONS and METHODS[name].attends <= set(found.around)
+    )
+    return Foreign(
+        name=found.name,
+        attends=frozenset(found.around),
+        eos=str(found.tokenizer.eos_token),
+        mask_id=found.tokenizer.mask_token_id,
+        max_length=found.max_length,
+        reader=MiniconsReader(scorer, kind, around, found.max_length),
+        trained_for=methods,
+        describe=facts,
+    )
+
+
+def refuse(engine: str, methods: Sequence[str], dtype: str, precision: str, batch_tokens: int | None) -> None:
+    """UsageError or MethodNotSupported for what an engine cannot be told, before anything is opened."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", place="--engine", hint=" or ".join(ENGINES))
+    if engine == "native":
+        return
+    if precision != "exact":
+        raise UsageError(f"{engine} has one precision", place="--precision", hint="leave --precision out")
+    if dtype != "float32":  # its log softmax is computed in the model's dtype
+        raise UsageError(f"{engine} would add {dtype} logits up in {dtype}", place="--dtype", hint="leave --dtype out")
+    if batch_tokens is not None:
+        raise UsageError(f"{engine} batches in its own way", place="--batch-tokens", hint="leave --batch-tokens out")
+    if unknown := [name for name in methods if name not in MINICONS and name in METHODS]:
+        raise MethodNotSupported(
+            f"minicons does not know {unknown[0]!r}",
+            place="--method",
+            hint=f"one of {', '.join(MINICONS)}, or --engine native",
+        )
