@@ -13,6 +13,7 @@ from antlm_bench import runs
 from antlm_bench.commands.curve import expand, grouped, mark
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.surprisal import SURPRISAL, by_word
+from antlm_bench.rendering.progress import Progress
 from antlm_bench.runs.long import Value
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import items, records, sources
@@ -94,7 +95,11 @@ def _acquired(
     vocabulary = float(family[-1].manifest.model.get("vocabulary") or 0)
     if vocabulary < 2:
         raise UsageError(f"the runs of {model} do not say how large its vocabulary is", hint="score them again")
-    rows = list(_rows(points, seen, math.log(vocabulary), children))
+    rows = []
+    with Progress(len(points[-1][1]), f"{model} curves") as progress:  # one that does not converge takes seconds
+        for row in _rows(points, seen, math.log(vocabulary), children):
+            rows.append(row)
+            progress.advance(1)
     both = [(row["children_months"], row["model_log10_words"]) for row in rows]
     x, y = np.array([pair for pair in both if None not in pair], float).reshape(-1, 2).T
     found = curves.correlation(y, x)
