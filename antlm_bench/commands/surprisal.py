@@ -60,7 +60,7 @@ def surprisal(
     checkpoint = open_checkpoint(model, options)
     name = method or checkpoint.methods[0]
     chosen = find_method(name, checkpoint)
-    single(name, chosen)
+    single(chosen)
     if bow_correction:
         _begin(checkpoint, name)
     rows: list[Row] = []

@@ -55,12 +55,12 @@ class Read:
     too_long: Bools
 
 
-def single(name: str, method: Method) -> tuple[Attention, Callable[..., Probes]]:
+def single(method: Method) -> tuple[Attention, Callable[..., Probes]]:
     """The one reading that a method makes. MethodNotSupported for `fused`, a product of two predictions."""
     if len(method.parts) != 1:
         hint = "ask for one of its parts: --method causal, --method mntp"
         raise MethodNotSupported(
-            f"{name!r} multiplies two predictions: its sum is no surprisal", place="--method", hint=hint
+            "a product of two predictions is no probability of a word", place="--method", hint=hint
         )
     return method.parts[0]
 
@@ -72,7 +72,7 @@ def stretches(
 
     correct: with the beginning-of-word correction (causal alone; the engine must know the beginnings).
     """
-    ((attention, probe),) = method.parts
+    attention, probe = single(method)
     n = len(asked)
     encodings = model.encode([a.text for a in asked], [a.span or (0, len(a.text)) for a in asked], attention)
     tokens, reads = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -135,8 +135,8 @@ def predict(
     """
     made = []
     for method in methods:
-        attention, probe = method.parts[0]
-        if len(method.parts) != 1 or probe not in SHIFTS:
+        attention, probe = single(method)
+        if probe not in SHIFTS:
             hint = "--method causal, mlm or mntp"
             raise MethodNotSupported(
                 "a word after its context alone is read by other methods", place="--method", hint=hint

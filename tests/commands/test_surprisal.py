@@ -126,7 +126,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
         surprisal("absent", stimuli, tmp_path / "t.xlsx")
     with pytest.raises(MethodNotSupported, match="mlm sees the next word"):
         surprisal(masked, stimuli, out, method="mlm", bow_correction=True)
-    with pytest.raises(MethodNotSupported, match="multiplies two predictions"):
+    with pytest.raises(MethodNotSupported, match="product of two predictions"):
         surprisal(causal, stimuli, out, method="fused")
     with pytest.raises(DataError, match="nothing can be scored"):
         surprisal(causal, stimuli, out, options=command.OpenOptions(max_length=2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from doubles import Lookup
 
-from antlm_bench.errors import DataError
+from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.metrics import summarize
 from antlm_bench.scoring import regions
 from antlm_bench.scoring.probes import METHODS
@@ -97,6 +97,12 @@ def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
     loaded = suites.load(str(written(tmp_path, content)))
     with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
         regions.predict(Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], loaded.formulas)
+
+
+def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
+    loaded = suites.load(str(written(tmp_path, suite())))
+    with pytest.raises(MethodNotSupported, match="product of two predictions"):
+        regions.predict(Lookup(MODEL), loaded.items, [METHODS["fused"]], loaded.formulas)
 
 
 def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):

@@ -158,8 +158,8 @@ def test_batches_move_nothing(make_checkpoint):
 
 
 def test_fused_is_refused_and_so_is_a_tokenizer_without_marks():
-    with pytest.raises(MethodNotSupported, match="multiplies two predictions"):
-        single("fused", METHODS["fused"])
+    with pytest.raises(MethodNotSupported, match="product of two predictions"):
+        single(METHODS["fused"])
 
     class WordPiece:
         def __call__(self, text, add_special_tokens):
