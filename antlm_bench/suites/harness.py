@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def members(ref: str) -> list[str]:
         if _is_file(name):
             if not user_path(name).is_file():
                 raise UsageError("there is no such file", place=name)
-        elif name not in (known := _index(None).all_tasks):
+        elif name not in (known := _shipped().all_tasks):
             hint = nearest(name, known) or "see `lm_eval ls tasks`"
             raise UsageError(f"lm-eval has no task {name!r}", place="--suite", hint=hint)
     return [PREFIX + name for name in dict.fromkeys(names)]
@@ -69,7 +70,8 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
     Raises UsageError (not a choice), DataError (the harness cannot build it, or a document that is none).
     """
     name, tasks, weighted = _build(members(ref)[0].removeprefix(PREFIX), ref)
-    items, notes = [], []
+    items: list[Item] = []
+    notes: list[str] = []
     for task in tasks:
         _choice(task, ref)
         items += _items(task, limit, len(tasks) > 1, f"{ref}: {task.name}")
@@ -106,9 +108,9 @@ def _build(name: str, place: str) -> tuple[str, list[_Task], bool]:
     """The name, the tasks, and whether a group's mean weighs them by their documents."""
     from lm_eval.api.group import Group
 
+    own, index = _found(user_path(name).resolve(), place) if _is_file(name) else (name, _shipped())
     with _harness(place):
-        file = user_path(name).resolve() if _is_file(name) else None
-        loaded = _index(str(file.parent) if file else None).load(str(file) if file else name)
+        loaded = index.load(own)
     groups = loaded.get("groups") or {}
     inside = {
         child.task_name: "" if len(groups) == 1 else group.name
@@ -121,8 +123,19 @@ def _build(name: str, place: str) -> tuple[str, list[_Task], bool]:
         raise DataError("lm-eval builds no task from it", place=place)
     top = next(iter(groups), None)
     means = (groups[top].aggregate_metric_list or []) if top else []
-    own = name if not _is_file(name) else top or tasks[0].name
     return own, tasks, any(mean.weight_by_size for mean in means)
+
+
+def _found(file: Path, place: str) -> tuple[str, Any]:
+    """What a YAML file calls its task or group, and the index of its folder, where that name leads back to it."""
+    from lm_eval.tasks import TaskManager
+
+    with _harness(place):
+        index = TaskManager(include_path=str(file.parent), include_defaults=False)
+    names = [name for name, entry in index.task_index.items() if entry.yaml_path == file]
+    if not names:
+        raise DataError("no task or group of lm-eval", place=place, hint="it needs the key `task` or `group`")
+    return names[0], index
 
 
 def _choice(task: _Task, place: str) -> None:
@@ -151,11 +164,12 @@ def _items(task: _Task, limit: int | None, grouped: bool, place: str) -> Iterato
             choices = task.built.doc_to_choice(pairs[0].doc)
             gold = (task.built.doc_to_text if task.built.multiple_input else task.built.doc_to_target)(pairs[0].doc)
         # For mutual information the harness asks for every continuation twice; the first half has the context.
-        options = tuple(_option(*pair.args[:2], here) for pair in pairs[: len(choices)])
+        options = tuple(_option(pair.args, here) for pair in pairs[: len(choices)])
         yield Item(f"{task.name}_{number}", options, _right(gold, choices, here), labels)
 
 
-def _option(context: str, continuation: str, place: str) -> Option:
+def _option(request: tuple[Any, ...], place: str) -> Option:
+    context, continuation = request[:2]
     option = asked(clean(context, "context", place), clean(continuation, "continuation", place))
     if not continuation:
         raise DataError("a continuation is empty", place=place, hint="mend the task's doc_to_choice")
@@ -191,13 +205,13 @@ def _digest(tasks: list[_Task], items: list[Item]) -> str:
     return hashlib.sha256(json.dumps([about, asked_for], sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)
-def _index(folder: str | None) -> Any:
-    """The harness's own tasks (half a minute on a slow disk: it reads 14,000 files), or those below one folder."""
+@lru_cache(maxsize=1)
+def _shipped() -> Any:
+    """The index of the harness's own tasks: some ten seconds, for it reads 14,000 files."""
     from lm_eval.tasks import TaskManager
 
-    with _harness(folder or "lm-eval"):
-        return TaskManager(include_path=folder, include_defaults=folder is None)
+    with _harness("lm-eval"):
+        return TaskManager()
 
 
 @contextmanager

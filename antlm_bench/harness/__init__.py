@@ -1,0 +1,1 @@
+"""Our engine as a model of lm-evaluation-harness (`--model antlm-bench`), whose tasks may then ask it anything."""

@@ -1,0 +1,170 @@
+"""The model that lm-evaluation-harness knows as `antlm-bench`: its requests, our methods and engine.
+
+lm_eval run --model antlm-bench --model_args pretrained=CKPT,method=mlm --tasks blimp
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from lm_eval.api.model import LM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint
+from antlm_bench.declarations import nearest
+from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, UsageError
+from antlm_bench.harness.reader import Reader
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.probes import causal
+from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.scoring.text import specials
+from antlm_bench.suites.harness import asked
+from antlm_bench.types import Encoded, Ints, Item
+
+logger = logging.getLogger(__name__)
+TRUNCATE = ("never", "left")
+OPENING = ("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle")
+PLACE = "--model_args"
+
+
+class Request(Protocol):
+    """What is needed of lm_eval's Instance: (context, continuation), or (text,)."""
+
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+
+
+class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
+    """A checkpoint behind the harness's three questions: two are answered, generation is refused.
+
+    pretrained: folder or hub id. method: of scoring.probes.METHODS, "" = the checkpoint's own. bos: "lm-eval" (see
+    Reader) or a policy of `score`. truncate: "never" refuses requests that do not fit, "left" cuts their contexts as
+    the harness's own models do, and says how many. device: "" and the harness's default cuda:0 are the best there is.
+    batch_size: ignored, for scores do not depend on it, and speed on batch_tokens. opening: the rest, see OPENING.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str = "",
+        bos: str = "lm-eval",
+        truncate: str = "never",
+        device: str | None = None,
+        batch_size: object = None,
+        max_batch_size: object = None,
+        **opening: Any,
+    ) -> None:
+        super().__init__()
+        del batch_size, max_batch_size
+        for name in opening:
+            if name not in OPENING:
+                known = ("pretrained", "method", "bos", "truncate", "device", *OPENING)
+                hint = nearest(name, known) or f"there are {', '.join(known)}"
+                raise UsageError(f"unknown argument {name!r}", place=PLACE, hint=hint)
+        if truncate not in TRUNCATE:
+            raise UsageError(f"truncate={truncate!r}", place=PLACE, hint=f"one of {', '.join(TRUNCATE)}")
+        policy = "auto" if bos == "lm-eval" else bos
+        best = device in (None, "", "cuda", "cuda:0")
+        opened = open_checkpoint(
+            str(pretrained), OpenOptions(bos=policy, device="auto" if best else str(device), **opening)
+        )
+        self.reader = Reader(opened, bos, truncate == "left")
+        self.method_name = method or opened.methods[0]
+        self.method = find_method(self.method_name, opened)
+        self.bos = bos
+
+    def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(summed log-probability in nats, whether every scored token was the model's first choice) per request.
+
+        Of a masked method it is the pseudo-log-likelihood, and the first choice where the token is hidden. Raises
+        DataError for a request that does not fit (see truncate), or of which no token can be scored.
+        """
+        del disable_tqdm
+        options = [asked(*request.args[:2]) for request in requests]
+        # The longest contexts first: what does not fit is found at once, and equal contexts stand together.
+        order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].args[0]), requests[i].args[0]))
+        answers: dict[int, tuple[float, bool]] = {}
+        before = self.reader.cut
+        items = [Item(str(i), (options[i],), 0) for i in order]
+        for chunk in choice.chunks(items, [self.method]):
+            found = choice.predict(self.reader, chunk, [self.method])[0]
+            for prediction, missed in zip(found, self.reader.missed, strict=True):
+                number = int(prediction.id)
+                if "too-long" in prediction.flags:
+                    raise self._too_long(requests[number])
+                answers[number] = prediction.scores[0], bool(missed == 0)
+                self.cache_hook.add_partial("loglikelihood", requests[number].args, answers[number])
+            logger.info("%d of %d requests answered", len(answers), len(requests))
+        if cut := self.reader.cut - before:
+            logger.warning("%d texts lost the beginning of their context: max_length=%s", cut, self.reader.max_length)
+        return [answers[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability (nats) of whole texts, in windows that overlap by one token (the harness's own rule).
+
+        Every text begins after exactly one BOS or EOS; HFLM doubles it where the tokenizer adds one by itself. Raises
+        MethodNotSupported for a masked method: a text has no pseudo-log-likelihood beyond the model's length.
+        """
+        del disable_tqdm
+        if self.method_name != "causal":
+            message = f"perplexity of whole documents needs the method 'causal', not {self.method_name!r}"
+            raise MethodNotSupported(message, place=PLACE, hint="method=causal, if the model attends that way")
+        encoder = self.reader.checkpoint.encoders["causal"]
+        before = specials(encoder.tokenizer, "causal", "auto").before
+        if not before:
+            raise CheckpointError("the tokenizer knows no BOS or EOS to begin a text with", place=self.reader.name)
+        texts = [request.args[0] for request in requests]
+        rows: list[tuple[int, list[int], int]] = []
+        for number, text in enumerate(texts):
+            ids = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            longest = self.reader.max_length or len(ids) or 1
+            for window in get_rolling_token_windows(list(ids), before[-1], longest, 1):
+                context, scored = make_disjoint_window(window)
+                rows.append((number, [*context, *scored], len(context)))
+        probes = [causal(encoded) for encoded in _encoded(rows)]
+        scores = self.reader.checkpoint.read(probes, len(texts)) if probes else np.zeros(len(texts))
+        for text, score in zip(texts, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(score))
+        return [float(score) for score in scores]
+
+    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+        """Refused: MethodNotSupported."""
+        del requests, disable_tqdm
+        masked = self.method.masks
+        why = "a masked model generates no text" if masked else "antlm-bench scores texts, and generates none"
+        hint = "leave out the tasks of output_type generate_until" if masked else "use --model hf for this task"
+        raise MethodNotSupported(why, place="--tasks", hint=hint)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results beside the arguments."""
+        facts = self.reader.checkpoint.describe
+        return {
+            "model_num_parameters": facts["parameters"],
+            "model_dtype": facts["dtype"],
+            "model_revision": facts["revision"] or "main",
+            "model_sha": facts["weights"],
+            "antlm_bench": {"method": self.method_name, "bos": self.bos, "max_length": facts["max_length"]},
+        }
+
+    def _too_long(self, request: Request) -> DataError:
+        context, continuation = request.args[:2]
+        return DataError(
+            f"a request of {len(context) + len(continuation)} characters does not fit into the "
+            f"{self.reader.max_length} tokens of {self.reader.name}: ...{context[-40:]!r}",
+            place=PLACE,
+            hint="truncate=left cuts contexts on the left, as --model hf does; or fewer shots",
+        )
+
+
+def _encoded(rows: Sequence[tuple[int, list[int], int]]) -> Iterator[Encoded]:
+    """(text, ids, where the scored part begins) per row -> rows of one length each."""
+    by_length: dict[int, list[tuple[int, list[int], int]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row[1]), []).append(row)
+    for length, mine in by_length.items():
+        ids: Ints = np.array([row for _, row, _ in mine], np.int32)
+        scored = np.arange(length) >= np.array([start for _, _, start in mine])[:, None]
+        yield Encoded(ids, scored, np.full_like(ids, -1), np.array([text for text, _, _ in mine], np.int32))

@@ -1,0 +1,243 @@
+"""Tasks of lm-evaluation-harness as suites: their own prompts as items, and lm-eval's own numbers from our engine."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from antlm_bench import runs
+from antlm_bench.cli import run as cli
+from antlm_bench.commands.score import score
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.options import split
+from antlm_bench.suites import harness
+from antlm_bench.suites.items import load, members
+from antlm_bench.types import Option
+
+DOCS = [{"q": "a", "choices": ["b", "c"], "gold": 0}]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
+
+
+def ref(file):
+    return f"lm-eval:{file}"
+
+
+def evaluated(files, folder, **options):
+    """What lm-eval itself says of tasks under its own causal model: its results, and scores per task and document."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False, include_path=str(files[0].parent))
+    model = HFLM(pretrained=str(folder), device="cpu", batch_size=2, **options)
+    names = [file.stem for file in files]
+    found = lm_eval.simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
+    scores = {
+        f"{task}_{sample['doc_id']}": [float(answer[0][0]) for answer in sample["resps"]]
+        for task, samples in found["samples"].items()
+        for sample in samples
+    }
+    return found["results"], scores
+
+
+def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
+    suite = load(ref(make_task("toy_a")))
+    assert (suite.name, suite.version, suite.metric, suite.groups) == ("lm-eval.toy_a", "1.0", "accuracy", ())
+    first = suite.items[0]
+    assert first.id == "toy_a_0" and first.gold == 0 and first.labels == {}
+    assert first.options == (Option("the cat sees the dog", (7, 20)), Option("the cat see the dog", (7, 19)))
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "text", "span"),
+    [
+        ("a b", " c", "a b c", (3, 5)),
+        ("a b ", "c", "a b c", (3, 5)),
+        ("a b\n", "c", "a b\nc", (3, 5)),
+        ("a b \n", " c", "a b \n c", (3, 7)),
+        ("", "c d", "c d", None),
+        ("  ", "c d", "  c d", None),
+        ("ü☕ ", "ß", "ü☕ ß", (2, 4)),
+    ],
+)
+def test_white_space_that_ends_a_context_is_scored_with_the_continuation(context, continuation, text, span):
+    assert harness.asked(context, continuation) == Option(text, span)
+
+
+def test_shots_are_those_that_lm_eval_draws(make_task):
+    from lm_eval.tasks import TaskManager
+
+    file = make_task("toy_shots", num_fewshot=2, fewshot_split="test")
+    task = TaskManager(include_defaults=False).load(str(file))["tasks"]["toy_shots"]
+    task.set_fewshot_seed(seed=1234)
+    task.build_all_requests(rank=0, world_size=1)
+    theirs = [request.args for request in task.instances]
+    suite = load(ref(file))
+    ours = [option for item in suite.items for option in item.options]
+    assert [option.text for option in ours] == [context + continuation for context, continuation in theirs]
+    assert all(option.text.count("\n\n") >= 2 for option in ours)
+    assert "toy_shots: 2 shots" in suite.notes
+
+
+def test_the_caller_s_random_numbers_are_his_own(make_task):
+    random.seed(7), np.random.seed(7)
+    wanted = random.Random(7).random(), np.random.RandomState(7).rand()
+    load(ref(make_task("toy_seed", num_fewshot=1, fewshot_split="test")))
+    assert (random.random(), np.random.rand()) == wanted
+
+
+def group_of(folder, make_task, weigh):
+    make_task("toy_g1")
+    make_task("toy_g2", docs=[{"q": "no", "choices": ["boy sees", "boys sees"], "gold": 0}])
+    file = folder / "toy_group.yaml"
+    mean = {"metric": "acc", "aggregation": "mean", "weight_by_size": weigh}
+    config = {"group": "toy_group", "task": ["toy_g1", "toy_g2"], "aggregate_metric_list": [mean]}
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.mark.parametrize(("weigh", "macro"), [(True, ()), (False, ("task",))])
+def test_a_group_is_one_suite_averaged_as_it_says(make_task, tmp_path, weigh, macro):
+    suite = load(ref(group_of(tmp_path, make_task, weigh)))
+    assert (suite.name, suite.groups, suite.macro) == ("lm-eval.toy_group", ("task",), macro)
+    assert [item.labels["task"] for item in suite.items] == ["toy_g1"] * 5 + ["toy_g2"]
+
+
+def test_a_limit_counts_per_task(make_task, tmp_path):
+    suite = load(ref(group_of(tmp_path, make_task, False)), limit=2)
+    assert [item.id for item in suite.items] == ["toy_g1_0", "toy_g1_1", "toy_g2_0"]
+    assert "limit: the first 2 of each task" in suite.notes
+
+
+def test_a_digest_knows_texts_answers_and_the_version(make_task):
+    docs = [{"q": "a", "choices": ["b", "c"], "gold": 0}]
+    changed = [{"q": "a", "choices": ["b", "d"], "gold": 0}]
+    answered = [{"q": "a", "choices": ["b", "c"], "gold": 1}]
+    made = [make_task("t0", docs), make_task("t0b", changed), make_task("t0c", answered)]
+    digests = [load(ref(file)).digest for file in made]
+    again = load(ref(make_task("t0", docs))).digest
+    newer = load(ref(make_task("t0", docs, metadata={"version": 2.0}))).digest
+    assert again == digests[0] and len({*digests, newer}) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("generate_until", "generated text"),
+        ("loglikelihood", "one continuation"),
+        ("loglikelihood_rolling", "perplexity"),
+    ],
+)
+def test_what_is_no_choice_is_refused_by_its_name(make_task, kind, says):
+    file = make_task("toy_other", output_type=kind, metric_list=None, doc_to_choice=None, doc_to_target="{{q}}")
+    with pytest.raises(UsageError, match=says) as caught:
+        load(ref(file))
+    assert "toy_other" in str(caught.value) and caught.value.hint
+
+
+def test_a_name_with_a_slip_costs_no_checkpoint_and_names_the_nearest(monkeypatch):
+    monkeypatch.setattr(harness, "_shipped", lambda: SimpleNamespace(all_tasks=["blimp", "hellaswag"]))
+    with pytest.raises(UsageError, match="hellaswagg") as caught:
+        members("lm-eval:hellaswagg")
+    assert "did you mean 'hellaswag'?" in caught.value.hint
+    assert members("lm-eval:blimp,hellaswag") == ["lm-eval:blimp", "lm-eval:hellaswag"]
+    with pytest.raises(UsageError, match="no task"):
+        members("lm-eval:")
+    with pytest.raises(UsageError, match="no such file"):
+        members("lm-eval:absent/task.yaml")
+
+
+def test_a_comma_belongs_to_the_tasks_of_lm_eval():
+    assert split(["nano,lm-eval:a", "lm-eval:a,b", "c,d"]) == ["nano", "lm-eval:a", "lm-eval:a,b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"docs": [*DOCS, {"q": "a", "choices": ["b", "c"], "gold": 2}]}, "none of its 2 options"),
+        ({"docs": [*DOCS, {"q": "a", "choices": ["b", "c"], "gold": -1}]}, "none of its 2 options"),
+        ({"docs": [*DOCS, {"q": "a", "choices": ["b\0", "c"], "gold": 0}]}, "NUL"),
+        ({"dataset_kwargs": {"data_files": {"test": "absent.jsonl"}}}, "lm-eval cannot build it"),
+        ({"doc_to_text": "{{q"}, "lm-eval cannot build it"),
+    ],
+)
+def test_bad_documents_are_named_with_their_place(make_task, changes, says):
+    file = make_task("toy_bad", **changes)
+    with pytest.raises(DataError, match=says) as caught:
+        load(ref(file))
+    assert "toy_bad" in caught.value.place
+
+
+@pytest.mark.parametrize(("adds", "bos"), [(True, "auto"), (False, "tokenizer")])
+def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, tmp_path, adds, bos):
+    folder, file = make_checkpoint("causal", adds=adds), make_task("toy_parity")
+    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval", bos=bos)
+    results, scores = evaluated([file], folder)
+    (cell,) = run.cells
+    found = {p.id: list(p.scores) for p in runs.predictions(run.path, cell)}
+    assert found.keys() == scores.keys()
+    for name, values in scores.items():
+        assert found[name] == pytest.approx(values, abs=1e-4)
+    assert cell.summary.headline.value == pytest.approx(results["toy_parity"]["acc,none"])
+
+
+@pytest.mark.parametrize("weigh", [True, False])
+def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, weigh):
+    folder, file = make_checkpoint("causal", adds=True), group_of(tmp_path, make_task, weigh)
+    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, _ = evaluated([file], folder)
+    assert run.cells[0].summary.headline.value == pytest.approx(results["toy_group"]["acc,none"])
+
+
+def test_masked_and_hybrid_methods_answer_the_same_tasks_on_the_command_line(make_checkpoint, make_task, tmp_path):
+    """A masked model on a task of the harness, by a plain loop over the definition."""
+    import torch
+    import transformers
+
+    folder, one, two = make_checkpoint("masked"), make_task("toy_m1"), make_task("toy_m2")
+    out = tmp_path / "run"
+    argv = ["score", "--model", str(folder), "--suite", f"lm-eval:{one},{two}", "--method", "mlm,mntp"]
+    assert cli([*argv, "--out", str(out), "--device", "cpu"]) == 0
+    run = runs.read(out)
+    cells = {(cell.suite, cell.method): cell for cell in run.cells}
+    assert set(cells) == {(f"lm-eval.{name}", method) for name in ("toy_m1", "toy_m2") for method in ("mlm", "mntp")}
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text, start = "the cat sees the dog", len("the cat")
+    coded = tokenizer(text, return_offsets_mapping=True)
+    total = 0.0
+    for at, (token, (_, end)) in enumerate(zip(coded["input_ids"], coded["offset_mapping"], strict=True)):
+        if end > start:
+            ids = torch.tensor([coded["input_ids"]])
+            ids[0, at] = tokenizer.mask_token_id
+            with torch.inference_mode():
+                total += model(input_ids=ids).logits[0, at].log_softmax(-1)[token].item()
+    assert runs.predictions(out, cells["lm-eval.toy_m1", "mlm"])[0].scores[0] == pytest.approx(total, abs=1e-4)
+
+
+def test_fused_scores_are_the_sum_of_both_ways(make_checkpoint, make_task, tmp_path):
+    folder, file = make_checkpoint("causal"), make_task("toy_fused")
+    methods = ("causal", "mntp", "fused")
+    (run,) = score(folder, ref(file), methods=methods, out=tmp_path / "run", device="cpu")
+    causal, mntp, fused = (
+        np.concatenate([p.scores for p in runs.predictions(run.path, cell)])
+        for name in methods
+        for cell in run.cells
+        if cell.method == name
+    )
+    assert np.abs(causal + mntp - fused).max() < 1e-4
+
+
+def test_a_finished_task_is_not_scored_twice_and_holds_no_text(make_checkpoint, make_task, tmp_path):
+    folder, file, out = make_checkpoint("causal"), make_task("toy_again"), tmp_path / "run"
+    (first,) = score(folder, ref(file), out=out, device="cpu")
+    (second,) = score(folder, ref(file), out=out, device="cpu")
+    assert first.cells[0].key == second.cells[0].key and first.cells[0].digest == second.cells[0].digest
+    settings = json.dumps(dict(first.cells[0].settings))
+    assert "the cat" not in settings and "lm-eval.toy_again" in settings
