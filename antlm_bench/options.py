@@ -32,6 +32,17 @@ def renamed_columns(values: Sequence[str] | None) -> dict[str, str] | None:
     return {name: column for name, _, column in pairs}
 
 
+def limits(values: Sequence[str] | None, option: str) -> dict[str, int]:
+    """`500` is of every task ("" -> 500), `qqp=2000` of one; repeatable, or with commas."""
+    found = {}
+    for value in ",".join(values or ()).split(",") if values else ():
+        name, _, count = value.rpartition("=")
+        if not count.isdecimal() or int(count) < 1:
+            raise UsageError(f"{value!r} is no number of rows", place=option, hint="e.g. 500, or qqp=2000,mnli=2000")
+        found[name] = int(count)
+    return found
+
+
 def token_budget(text: str | None) -> int | None:
     if text is None or text == "auto":
         return None

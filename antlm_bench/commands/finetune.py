@@ -32,13 +32,14 @@ ALL = "all"
 class FinetuneOptions:
     """Everything that `finetune` can be told beside checkpoints, suite, tasks, seeds. See the command line's help.
 
-    valid: the scored file of a set of one's own. changes: hyper-parameters, as "lr=1e-4". lora: rank, 0 = all weights.
+    valid: the scored file of a set of one's own. limit_train, limit_valid: rows, task -> how many ("" = every task).
+    changes: hyper-parameters, as "lr=1e-4". lora: rank, 0 = all weights.
     """
 
     revision: str | None = None
     valid: str | None = None
-    limit_train: int | None = None
-    limit_valid: int | None = None
+    limit_train: Mapping[str, int] = field(default_factory=dict)
+    limit_valid: Mapping[str, int] = field(default_factory=dict)
     preset: str = ""
     changes: Sequence[str] = field(default_factory=tuple)
     pooling: str = "auto"
@@ -49,6 +50,11 @@ class FinetuneOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     again: bool = False
+
+    def limits(self, task: str) -> tuple[int | None, int | None]:
+        """Rows to train on and to score of a task, None = all."""
+        train, valid = (limit.get(task, limit.get("")) for limit in (self.limit_train, self.limit_valid))
+        return train, valid
 
     def opening(self) -> OpenOptions:
         """Weights are opened, and kept, in fp32; `dtype` is that of the matrix products."""
@@ -127,6 +133,10 @@ def _wanted(suites: Sequence[str], tasks: Sequence[str], options: FinetuneOption
             everything = [name for names in known.values() for name in names]
             hint = nearest(task, everything) or f"one of {', '.join(everything)}"
             raise UsageError(f"{', '.join(suites)} has no task {task!r}", place="--task", hint=hint)
+    for option, limits in (("--limit-train", options.limit_train), ("--limit-valid", options.limit_valid)):
+        for name in limits:
+            if name and not any(name in names for names in known.values()):
+                raise UsageError(f"{', '.join(suites)} has no task {name!r}", place=option)
     for suite in suites:
         if options.preset and options.preset not in examples.presets(suite):
             there = examples.presets(suite)
@@ -137,14 +147,15 @@ def _wanted(suites: Sequence[str], tasks: Sequence[str], options: FinetuneOption
 
 def _load(suite: str, task: str, options: FinetuneOptions) -> Task | BenchError:
     """A task, or why it cannot be had: that is one failed cell, and no reason not to compute the others."""
+    limit_train, limit_valid = options.limits(task)
     try:
         return examples.load(
             suite,
             task,
             preset=options.preset,
             valid=options.valid,
-            limit_train=options.limit_train,
-            limit_valid=options.limit_valid,
+            limit_train=limit_train,
+            limit_valid=limit_valid,
             changes=options.changes,
         )
     except UsageError:
@@ -282,7 +293,7 @@ def _settings(body: Body, task: Task, attention: Attention, seed: int, options: 
         "held_out": task.held_out,
         "preset": options.preset,
         "training": task.training.model_dump(mode="json"),
-        "limit": [options.limit_train, options.limit_valid],
+        "limit": options.limits(task.name),
         "pooling": options.pooling,
         "lora": options.lora,
         "dtype": options.dtype,

@@ -1,7 +1,7 @@
 """Which texts an update sees, and in which company: all that is random about data, keyed by seed and epoch.
 
-An update is `batch` texts drawn by a permutation of the epoch; the rows of one update are sorted by length and cut
-into parts under a budget of tokens, so that little is padding. How they are cut changes nothing that is learned.
+An update is `batch` texts of like length; its rows are sorted by length and cut into parts under a budget of tokens, so
+that little is padding. How they are cut changes nothing that is learned.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from antlm_bench.finetuning.data import Int64, Rows
 from antlm_bench.types import Example
 
 SPLIT, ORDER = 0, 1  # what a stream of randomness is for
+NEAR = 8  # updates whose texts are sorted by length together
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -47,11 +48,21 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     ]
 
 
-def updates(count: int, batch: int, seed: int, epoch: int) -> Iterator[Int64]:
-    """The epoch's updates: every one of `count` examples once, `batch` at a time, fewer in the last."""
-    order = np.random.default_rng([seed, ORDER, epoch]).permutation(count)
-    for start in range(0, count, batch):
-        yield order[start : start + batch]
+def updates(lengths: Int64, batch: int, seed: int, epoch: int) -> Iterator[Int64]:
+    """The epoch's updates: every one of the n texts (their lengths (n,)) once, `batch` at a time, fewer in one.
+
+    A convention that moves a score a little: texts of like length stand together. The epoch's random order is cut into
+    blocks of NEAR updates, each sorted by length, and the updates are shuffled again (the idea of fairseq's buckets and
+    of the transformers Trainer's `group_by_length`), so that an update is random but for its texts' lengths.
+    """
+    dice = np.random.default_rng([seed, ORDER, epoch])
+    order = dice.permutation(len(lengths))
+    made = []
+    for start in range(0, len(order), NEAR * batch):
+        block = order[start : start + NEAR * batch]
+        block = block[np.argsort(lengths[block], kind="stable")]
+        made += [block[first : first + batch] for first in range(0, len(block), batch)]
+    return (made[place] for place in dice.permutation(len(made)))
 
 
 def parts(lengths: Int64, chosen: Int64, budget: int) -> Iterator[Int64]:

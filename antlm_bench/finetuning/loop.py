@@ -141,7 +141,7 @@ class Learner:
         done, seen, spent = 0, 0, 0.0
         for epoch in range(1, spec.epochs + 1):
             nats, started = 0.0, time.perf_counter()
-            for chosen in updates(len(rows), spec.batch, self.seed, epoch):
+            for chosen in updates(rows.lengths, spec.batch, self.seed, epoch):
                 loss = self._update(rows, chosen, done, rate(spec, done, total))
                 if not math.isfinite(loss):
                     wrong.append(f"the loss became NaN at update {done + 1}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.options import one_format, split, token_budget
+from antlm_bench.options import limits, one_format, split, token_budget
 from antlm_bench.verbs.panels import Csv, Json, Markdown, how, run_folder, what
 
 
@@ -20,8 +20,10 @@ def finetune_verb(
     ] = None,
     valid: Annotated[Path | None, what(metavar="FILE", help="The scored file that goes with a train.csv.")] = None,
     revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
-    limit_train: Annotated[int | None, what(metavar="N", min=2, help="Train on N rows, evenly spaced.")] = None,
-    limit_valid: Annotated[int | None, what(metavar="N", min=1, help="Score N rows, evenly spaced.")] = None,
+    limit_train: Annotated[
+        list[str] | None, what(metavar="N", help="Train on N rows, evenly spaced; TASK=N of one task. Repeatable.")
+    ] = None,
+    limit_valid: Annotated[list[str] | None, what(metavar="N", help="Score N rows, likewise.")] = None,
     seeds: Annotated[int, how(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")] = 3,
     seed: Annotated[list[int] | None, how(metavar="N", help="This very seed instead. Repeatable.")] = None,
     attention: Annotated[
@@ -68,8 +70,8 @@ def finetune_verb(
     options = FinetuneOptions(
         revision=revision,
         valid=None if valid is None else str(valid),
-        limit_train=limit_train,
-        limit_valid=limit_valid,
+        limit_train=limits(limit_train, "--limit-train"),
+        limit_valid=limits(limit_valid, "--limit-valid"),
         preset=preset,
         changes=change or (),
         pooling=pooling,

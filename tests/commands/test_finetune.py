@@ -105,7 +105,7 @@ def test_more_seeds_train_only_the_new_ones_and_again_trains_all(ask: Callable[.
 
 @pytest.mark.parametrize(
     ("changed", "anew"),
-    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True), ({"limit_train": 100}, True),
+    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True), ({"limit_train": {"": 100}}, True),
      ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
 )  # fmt: skip
 def test_what_a_number_depends_on_is_in_its_key(
@@ -207,6 +207,7 @@ def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
         ({"tasks": ["rte"]}, UsageError, "no task 'rte'"),
         ({"preset": "babylm-2025"}, UsageError, "no preset"),
         ({"attentions": ["sideways"]}, UsageError, "sideways"),
+        ({"limit_train": {"rte": 5}}, UsageError, "no task 'rte'"),
         ({"seeds": []}, UsageError, "no seed"),
         ({"changes": ["lr=fast"]}, UsageError, "lr"),
         ({"changes": ["learning_rate=1"]}, UsageError, "learning_rate"),
@@ -242,6 +243,16 @@ def test_the_verb_prints_a_row_per_task(argv: list[str], capsys: pytest.CaptureF
     assert run(argv) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
+
+
+def test_a_limit_is_of_every_task_or_of_one(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["n"] == 30
+    [cell] = runs.read(argv[argv.index("--out") + 1])
+    assert cell.history["train"] + cell.history["selection"] == 50
+    assert any("50 of 120 train rows" in note for note in cell.summary.notes)
+    assert run([*argv, "--limit-train", "train=many"]) == 2 and "--limit-train" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_an_incomplete_run_that_names_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +19,7 @@ from toy_tasks import body_of, example, task
 
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.finetuning.batches import parts, updates
+from antlm_bench.finetuning.batches import NEAR, parts, updates
 from antlm_bench.finetuning.data import encode, padding
 from antlm_bench.finetuning.heads import classifier
 from antlm_bench.finetuning.loop import Conditions, Learner, finetune, split
@@ -94,7 +95,7 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
     total, warm, losses = per_epoch * spec.epochs, spec.warmup * per_epoch * spec.epochs, []
     model.train()
     for epoch in range(1, spec.epochs + 1):
-        for chosen in updates(len(rows), spec.batch, seed, epoch):
+        for chosen in updates(rows.lengths, spec.batch, seed, epoch):
             step = len(losses)
             for group in optimizer.param_groups:
                 down = min(1, (total - step) / (total - warm))
@@ -114,7 +115,7 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
 def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if kind == "masked" else {}
     body, attention = body_of(model_for(kind, 0, **off), kind), "causal" if kind == "causal" else "full"
-    toy = task(60, 20, epochs=2, dropout=0.0, select="valid", patience=0)
+    toy = task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
     notes = Notes()
     outcome = finetune(body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes)
     losses, logp = plainly(body, toy, 3, attention, pooling)
@@ -315,10 +316,23 @@ def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
 
 
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
-    first, second = (list(updates(50, 16, 1, epoch)) for epoch in (1, 2))
-    assert [len(chosen) for chosen in first] == [16, 16, 16, 2]
+    lengths = np.arange(50) % 7
+    first, second = (list(updates(lengths, 16, 1, epoch)) for epoch in (1, 2))
+    assert sorted(map(len, first)) == [2, 16, 16, 16]
     assert sorted(np.concatenate(first)) == list(range(50))
     assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400), st.integers(1, 32))
+def test_an_update_holds_texts_of_like_length(lengths, batch):
+    """Within a block of NEAR updates no text of one update lies between two of another."""
+    lengths = np.array(lengths)
+    found = list(updates(lengths, batch, 1, 1))
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    assert len(found) == math.ceil(len(lengths) / batch)
+    if len(lengths) <= NEAR * batch:
+        ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in found)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
 
 
 @pytest.mark.parametrize(
