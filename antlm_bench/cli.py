@@ -30,6 +30,7 @@ from antlm_bench.verbs import (
     submit,
     surprisal,
     train,
+    verify,
 )
 from antlm_bench.verbs.report import report_verb
 
@@ -43,6 +44,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "finetune": (finetune.finetune_verb, ""),
     "surprisal": (surprisal.surprisal_verb, surprisal.FORMS),
     "train": (train.train_verb, ""),
+    "verify": (verify.verify_verb, ""),
     "noise": (noise.noise_verb, ""),
     "compare": (compare.compare_verb, ""),
     "check": (check.check_verb, ""),

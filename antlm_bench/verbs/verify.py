@@ -1,0 +1,45 @@
+"""`verify`: our scores beside the peers'."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from antlm_bench.options import one_format, split
+from antlm_bench.verbs.panels import Csv, Json, Markdown, how, table, what
+
+
+def verify_verb(
+    model: Annotated[str, what(metavar="CKPT", help="Folder or hub id.")],
+    suite: Annotated[
+        list[str],
+        what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b."),
+    ],
+    limit: Annotated[int, what(metavar="N", min=1, help="So many items of every suite, evenly spaced over it.")] = 100,
+    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    method: Annotated[
+        list[str] | None,
+        how(metavar="NAME", help="causal, mlm, mlm-l2r. Repeatable, or a,b.", show_default="the checkpoint's own"),
+    ] = None,
+    bos: Annotated[
+        Literal["auto", "always", "never", "tokenizer"],
+        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer."),
+    ] = "auto",
+    max_length: Annotated[
+        int | None, how(metavar="N", min=1, help="Tokens per text; items with longer ones are left out.")
+    ] = None,
+    tolerance: Annotated[float, table(metavar="NATS", help="The largest difference of a score that passes.")] = 1e-3,
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """Score a sample with our engine, minicons and lm-eval, and show every difference. CPU, float32."""
+    form = one_format(json=json, csv=csv, markdown=markdown)
+
+    from antlm_bench.checkpoints import OpenOptions
+    from antlm_bench.commands.verify import verify
+    from antlm_bench.rendering.verification import show_verification
+
+    options = OpenOptions(revision=revision, device="cpu", bos=bos, max_length=max_length)
+    found = verify(model, split(suite), limit=limit, methods=split(method), tolerance=tolerance, options=options)
+    show_verification(found, form)
+    found.check()
