@@ -149,7 +149,8 @@ class Group:
 class Summary:
     """What one suite says of one checkpoint under one method; derived from predictions, never the other way round.
 
-    metric: accuracy | spearman | f1 | mcc. macro: the levels that the headline averages over, outermost first.
+    metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal. macro: the levels that the headline
+    averages over, outermost first.
     headline: the number that gets published. views: the same number under other intervals or reductions
     (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a reader.
     """

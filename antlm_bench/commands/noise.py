@@ -10,7 +10,7 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
 from antlm_bench.commands.cells import Names, listed
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics import summarize
+from antlm_bench.metrics import METRICS, summarize
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
@@ -72,6 +72,9 @@ def noise(
         loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
         chosen = method or opened.methods[0]
         for suite in loaded:
+            if suite.metric not in METRICS or suite.formulas:
+                hint = "a suite of pairs or options"
+                raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
             made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
             if name == first:
                 before[suite.name] = made

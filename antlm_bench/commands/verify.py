@@ -186,7 +186,7 @@ def _suite(
     opened: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[Agreement]:
-    loaded = suites.load(ref)
+    loaded = suites.load(ref, allow_incomplete=True)  # a sample is never the whole
     if loaded.times or loaded.formulas:
         raise UsageError(f"{ref!r} asks about words, not about texts", place="--suite", hint="give a suite of choices")
     items = spaced(loaded.items, limit)

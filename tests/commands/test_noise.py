@@ -70,6 +70,11 @@ def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> 
         noise(str(make_checkpoint()), str(suite), conditions=["float8"])
 
 
+def test_a_suite_without_choices_is_refused(make_checkpoint: Make, data_root: Path) -> None:
+    with pytest.raises(UsageError, match="reading holds no choices"):
+        noise(str(make_checkpoint()), "reading")
+
+
 def test_the_verb_prints_one_row_per_condition(
     make_checkpoint: Make, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import make
 from tiny import model_for, tokenizer_for
-from toy_tasks import task
+from toy_bodies import task
 
 from antlm_bench.checkpoints import CARD, OpenOptions, open_body, open_checkpoint, settings
 from antlm_bench.errors import CheckpointError

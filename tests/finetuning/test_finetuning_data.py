@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from tokenizers import processors
-from toy_tasks import body_of, example
+from toy_bodies import body_of, example
 
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.finetuning.batches import padded

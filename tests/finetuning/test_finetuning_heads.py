@@ -10,7 +10,7 @@ import torch
 from small_models import make
 from tiny import model_for
 from torch.nn import functional
-from toy_tasks import body_of, example, task
+from toy_bodies import body_of, example, task
 
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import Padded, padded

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from torch.nn import functional
-from toy_tasks import body_of, example, task
+from toy_bodies import body_of, example, task
 
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
