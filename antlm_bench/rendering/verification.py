@@ -20,7 +20,9 @@ def show_verification(found: Verification, form: str = "terminal") -> None:
             made["holds"] = agreement.holds(found.tolerance)
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    catalog([_row(agreement, found, exact=form == "csv") for agreement in found.agreements], form)
+    rows = [_row(agreement, found, exact=form == "csv") for agreement in found.agreements]
+    wide = () if form != "terminal" else ("scores", "at item")  # the error names the worst item where it matters
+    catalog([{head: value for head, value in row.items() if head not in wide} for row in rows], form)
     if form == "csv":
         return
     if flips := [row for agreement in found.agreements for row in _flips(agreement)]:
