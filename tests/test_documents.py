@@ -67,3 +67,9 @@ def test_every_module_stands_in_the_tree() -> None:
     }
     places |= {path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")}
     assert not [place for place in places if not re.search(rf"\b{place}\b", tree)]
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by name alone: two of one name hide each other."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not sorted({name for name in names if names.count(name) > 1})
