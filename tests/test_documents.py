@@ -12,7 +12,15 @@ from antlm_bench.errors import BenchError
 from antlm_bench.scoring.choice import COMPATS, Policy
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/conventions.md", "docs/ci.md", "docs/submit.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/conventions.md",
+    "docs/ci.md",
+    "docs/submit.md",
+]
 
 
 def text(name: str) -> str:

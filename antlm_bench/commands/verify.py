@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
 from antlm_bench.checkpoints.folders import locate
 from antlm_bench.commands.cells import Names, listed
 from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, NotComparable, UsageError
@@ -122,7 +122,15 @@ def verify(
     names = list(dict.fromkeys(listed(methods) or checkpoint.methods[:1]))
     for name in names:
         method(name, checkpoint)
-    opened, refused = _opened(checkpoint, locate(str(model), options), names)
+    folder = locate(str(model), options)
+    if conversion.recognise(folder, options) is not None:
+        # Transformers would take its "model_type": "bert" at its word, and leave most weights random.
+        raise MethodNotSupported(
+            f"{checkpoint.name} is saved in its authors' own layout, which no peer can load",
+            place="--model",
+            hint="only our engine converts it: there is nothing to compare ours with",
+        )
+    opened, refused = _opened(checkpoint, folder, names)
     if not opened:
         reasons = "".join(f"\n  {peer}, {name}: {why}" for peer, name, why in refused)
         raise MethodNotSupported(f"no peer can score {checkpoint.name} this way:{reasons}", place="--model")
