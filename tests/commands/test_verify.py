@@ -204,6 +204,14 @@ def test_the_other_attention_of_a_checkpoint_is_only_ours(make_checkpoint, suite
     assert [row[:2] for row in found.refused] == [("minicons", "mlm")]
 
 
+def test_a_checkpoint_in_its_authors_layout_is_refused_because_a_peer_would_load_random_weights(suite, tmp_path):
+    from test_conversion import LTG, ltg_layout, saved, weights_for
+
+    folder = saved(tmp_path / "public", ltg_layout(weights_for("")[0]), LTG)
+    with pytest.raises(MethodNotSupported, match="authors' own layout"):
+        verify(folder, str(suite), limit=2)
+
+
 def test_bad_values_are_usage(make_checkpoint, suite):
     for more in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"limit": 0}, {"methods": "mlmm"}):
         with pytest.raises(UsageError):

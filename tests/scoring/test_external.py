@@ -111,6 +111,13 @@ def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
         assert close(foreign(tmp_path / kind, name), ours(tmp_path / kind, TEXTS, name))
 
 
+def test_a_checkpoint_in_its_authors_layout_is_converted_first(tmp_path):
+    from test_conversion import LTG, ltg_layout, saved, weights_for
+
+    folder = saved(tmp_path / "public", ltg_layout(weights_for("")[0]), LTG)
+    assert close(foreign(folder, "mlm", texts=TEXTS[:3]), ours(folder, TEXTS[:3], "mlm"))
+
+
 def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypatch):
     from antlm_bench.checkpoints import open_checkpoint
     from antlm_bench.scoring.engine import Engine
@@ -153,6 +160,34 @@ def test_a_text_of_which_nothing_can_be_scored_is_named(make_checkpoint):
 def test_a_special_token_inside_a_masked_text_is_refused_because_minicons_leaves_it_out(make_checkpoint):
     with pytest.raises(CheckpointError, match="leaves out"):
         foreign(make_checkpoint("masked"), "mlm", texts=["the cat </s> sleeps"])
+
+
+def test_a_text_that_reads_differently_after_a_spelled_bos_is_refused(tmp_path):
+    """A tokenizer that marks a text's first word alone: after a spelled <s>, the text is no beginning any more."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tokenizer_for("causal", adds=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.save_pretrained(tmp_path)
+    model_for("causal", 0).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="differently between special tokens"):
+        foreign(tmp_path, "causal", texts=["the cat sleeps"])
+    assert close(
+        foreign(tmp_path, "causal", texts=["the cat sleeps"], bos="tokenizer"),
+        ours(tmp_path, ["the cat sleeps"], "causal", bos="tokenizer"),
+    )
+
+
+def test_minicons_own_bundle_decides_by_the_mean_as_its_sequence_score_does(make_checkpoint, tmp_path):
+    from antlm_bench import runs, score
+
+    (tmp_path / "x.csv").write_text(
+        "good,bad\nthe cat sleeps near the old house,a dog\nno,every boy has seen the girl\n"
+    )
+    folder = make_checkpoint("causal")
+    [run] = score(folder, tmp_path / "x.csv", out=tmp_path / "run", device="cpu", engine="minicons", compat="minicons")
+    for p in runs.predictions(run.path, run.cells[0]):
+        assert p.pred == int(np.argmax([total / count for total, count in zip(p.scores, p.tokens, strict=True)]))
 
 
 def test_nan_is_an_error(make_checkpoint, tmp_path):
