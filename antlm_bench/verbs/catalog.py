@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.options import one_format
-from antlm_bench.verbs.panels import Csv, Json, Markdown, how, what
+from antlm_bench.verbs.panels import AllowPickle, Checkpoints, Csv, Json, Markdown, Revision, TrustRemoteCode
 
 recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
@@ -50,10 +50,10 @@ def show_verb(
 
 
 def doctor_verb(
-    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
-    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
-    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    model: Checkpoints,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
     from antlm_bench.commands.doctor import examine

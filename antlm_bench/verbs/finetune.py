@@ -7,11 +7,24 @@ from typing import Annotated, Literal
 
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.options import limits, one_format, split, token_budget
-from antlm_bench.verbs.panels import Csv, Json, Markdown, how, run_folder, what
+from antlm_bench.verbs.panels import (
+    Again,
+    AllowPickle,
+    Checkpoints,
+    Csv,
+    Json,
+    Markdown,
+    Revision,
+    RunFolder,
+    TokensPerForward,
+    TrustRemoteCode,
+    how,
+    what,
+)
 
 
 def finetune_verb(
-    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    model: Checkpoints,
     suite: Annotated[
         list[str], what(metavar="NAME", help="glue-2025, glue-2024, glue, superglue, a .toml, or a train.csv.")
     ],
@@ -19,7 +32,7 @@ def finetune_verb(
         list[str] | None, what(metavar="NAME", help="Some of its tasks. Repeatable, or a,b.", show_default="all")
     ] = None,
     valid: Annotated[Path | None, what(metavar="FILE", help="The scored file that goes with a train.csv.")] = None,
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    revision: Revision = None,
     limit_train: Annotated[
         list[str] | None, what(metavar="N", help="Train on N rows, evenly spaced; TASK=N of one task. Repeatable.")
     ] = None,
@@ -45,15 +58,11 @@ def finetune_verb(
     dtype: Annotated[
         Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
     ] = "float32",
-    batch_tokens: Annotated[
-        str | None, how(metavar="N", help="Tokens per forward; changes speed and memory only.", show_default="auto")
-    ] = None,
-    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
-    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
-    out: Annotated[
-        Path | None, run_folder(metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
-    ] = None,
-    again: Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")] = False,
+    batch_tokens: TokensPerForward = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    out: RunFolder = None,
+    again: Again = False,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,

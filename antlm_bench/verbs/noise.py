@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import Csv, Json, Markdown, how, what
+from antlm_bench.verbs.panels import AllowPickle, Csv, Json, Markdown, Revision, TrustRemoteCode, how, what
 
 
 def noise_verb(
     model: Annotated[str, what(metavar="CKPT", help="Folder or hub id.")],
     suite: Annotated[list[str], what(metavar="NAME", help="Suite or collection of pairs. Repeatable, or a,b.")],
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    revision: Revision = None,
     limit: Annotated[int, what(metavar="N", min=1, help="Items of every paradigm.")] = 50,
     method: Annotated[str, how(metavar="NAME", help="One of its methods.", show_default="the checkpoint's first")] = "",
     condition: Annotated[
@@ -19,8 +19,8 @@ def noise_verb(
         how(metavar="NAME", help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16."),
     ] = None,
     device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
-    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
-    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,

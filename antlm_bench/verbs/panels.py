@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,22 @@ what = partial(typer.Option, rich_help_panel="What is scored")
 how = partial(typer.Option, rich_help_panel="How it is scored")
 run_folder = partial(typer.Option, rich_help_panel="The run")
 table = partial(typer.Option, rich_help_panel="What is shown")
+
+# What is opened, and how: the same words in every verb that opens a checkpoint.
+Checkpoints = Annotated[
+    list[str], what("--model", metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")
+]
+Revision = Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")]
+TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
+AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
+TokensPerForward = Annotated[
+    str | None,
+    how("--batch-tokens", metavar="N", help="Tokens per forward: speed and memory only.", show_default="auto"),
+]
+Again = Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")]
+RunFolder = Annotated[
+    Path | None, run_folder("--out", metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
+]
 
 Json = Annotated[bool, table("--json", help="JSON instead of a table.")]
 Csv = Annotated[bool, table("--csv", help="CSV instead of a table.")]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from antlm_bench.errors import IncompleteError
 from antlm_bench.options import one_format, renamed_columns, split, token_budget
-from antlm_bench.verbs.panels import Csv, Json, Markdown, how, run_folder, table, what
+from antlm_bench.verbs.panels import (
+    Again,
+    AllowPickle,
+    Checkpoints,
+    Csv,
+    Json,
+    Markdown,
+    Revision,
+    RunFolder,
+    TokensPerForward,
+    TrustRemoteCode,
+    how,
+    table,
+    what,
+)
 
 PEERS = (
     "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
@@ -16,12 +29,12 @@ PEERS = (
 
 
 def score_verb(
-    model: Annotated[list[str], what(metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")],
+    model: Checkpoints,
     suite: Annotated[
         list[str],
         what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b."),
     ],
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    revision: Revision = None,
     limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
     columns: Annotated[list[str] | None, what(metavar="good=A,bad=B", help="How a file names its columns.")] = None,
     allow_incomplete: Annotated[bool, what("--allow-incomplete", help="Score a suite that lacks items.")] = False,
@@ -67,15 +80,11 @@ def score_verb(
         Literal["native", "minicons"] | None,
         how(metavar="NAME", help="native, or minicons: for models that ours cannot run.", show_default="native"),
     ] = None,
-    batch_tokens: Annotated[
-        str | None, how(metavar="N", help="Tokens per batch; no score depends on it.", show_default="auto")
-    ] = None,
-    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
-    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
-    out: Annotated[
-        Path | None, run_folder(metavar="DIR", help="Run folder.", show_default="a readable name in reports/")
-    ] = None,
-    again: Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")] = False,
+    batch_tokens: TokensPerForward = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    out: RunFolder = None,
+    again: Again = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
         table(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),

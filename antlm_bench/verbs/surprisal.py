@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from antlm_bench.options import renamed_columns, token_budget
-from antlm_bench.verbs.panels import how
+from antlm_bench.verbs.panels import AllowPickle, Revision, TokensPerForward, TrustRemoteCode, how
 
 what = partial(typer.Option, rich_help_panel="What is read")
 
@@ -29,7 +29,7 @@ def surprisal_verb(
     columns: Annotated[
         list[str] | None, what(metavar="sentence=A,item=B", help="How the file names its columns.")
     ] = None,
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    revision: Revision = None,
     method: Annotated[
         Literal["causal", "mlm", "mlm-l2r", "mntp"] | None,
         how(metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"),
@@ -50,11 +50,9 @@ def surprisal_verb(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], how(metavar="NAME", help="float32, bfloat16, float16.")
     ] = "float32",
-    batch_tokens: Annotated[
-        str | None, how(metavar="N", help="Tokens per batch; no number depends on it.", show_default="auto")
-    ] = None,
-    trust_remote_code: Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")] = False,
-    allow_pickle: Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")] = False,
+    batch_tokens: TokensPerForward = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
     given: dict[str, Any] = {"revision": revision, "bos": bos, "max_length": max_length, "dtype": dtype}

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.options import token_budget
-from antlm_bench.verbs.panels import how, run_folder, what
+from antlm_bench.verbs.panels import TokensPerForward, how, run_folder, what
 
 
 def train_verb(
@@ -34,9 +34,7 @@ def train_verb(
     precision: Annotated[
         Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
     ] = "float32",
-    batch_tokens: Annotated[
-        str | None, how(metavar="N", help="Tokens per forward; changes speed and memory only.", show_default="auto")
-    ] = None,
+    batch_tokens: TokensPerForward = None,
     compiled: Annotated[bool, how("--compile", help="torch.compile the model; pays on long runs.")] = False,
     track: Annotated[
         list[str] | None, run_folder(metavar="NAME", help="tensorboard, wandb, trackio, ... Repeatable.")

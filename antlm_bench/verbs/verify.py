@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import Csv, Json, Markdown, how, table, what
+from antlm_bench.verbs.panels import Csv, Json, Markdown, Revision, how, table, what
 
 
 def verify_verb(
@@ -15,7 +15,7 @@ def verify_verb(
         what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, or .toml. Repeatable, or a,b."),
     ],
     limit: Annotated[int, what(metavar="N", min=1, help="So many items of every suite, evenly spaced over it.")] = 100,
-    revision: Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")] = None,
+    revision: Revision = None,
     method: Annotated[
         list[str] | None,
         how(metavar="NAME", help="causal, mlm, mlm-l2r. Repeatable, or a,b.", show_default="the checkpoint's own"),
