@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -246,25 +242,26 @@ def test_registering_twice_is_fine_and_hides_no_other_model():
     assert get_model("dummy").__name__ == "DummyLM"
 
 
-def lm_eval(tmp_path, *argv):
-    places = {"HF_DATASETS_CACHE": str(tmp_path / "datasets"), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "antlm_bench.harness", *argv],
-        capture_output=True, text=True, timeout=240, env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+def test_an_entry_point_is_a_model_once_it_is_asked_for():
+    """As versions that read entry points do it: recorded under its name, imported on use."""
+    from importlib.metadata import EntryPoint
+
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import Registry
+
+    registry = Registry("model", base_cls=LM)
+    registry.register(NAME, target=EntryPoint(NAME, MODEL, "lm_eval.models"))
+    assert registry.get(NAME) is AntlmBench
 
 
-def test_its_command_line_runs_a_masked_model(make_checkpoint, make_task, tmp_path):
-    from antlm_bench.commands.score import score
+def test_an_error_of_ours_is_a_message_and_an_exit_code(monkeypatch, capsys):
+    import lm_eval.__main__
 
-    folder, file, out = make_checkpoint("masked"), make_task("toy_cli"), tmp_path / "out"
-    found = lm_eval(
-        tmp_path, "run", "--model", "antlm-bench", "--model_args", f"pretrained={folder},method=mlm", "--tasks",
-        "toy_cli", "--include_path", str(tmp_path), "--output_path", str(out), "--log_samples",
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    results = json.loads(next(out.rglob("results_*.json")).read_text())
-    (run,) = score(folder, f"lm-eval:{file}", out=tmp_path / "run", device="cpu", compat="lm-eval")
-    assert results["results"]["toy_cli"]["acc,none"] == pytest.approx(run.cells[0].summary.headline.value)
-    assert results["config"]["antlm_bench"]["method"] == "mlm"
-    assert results["config"]["model_num_parameters"] > 0
+    from antlm_bench.harness.__main__ import main
+
+    def fail():
+        raise MethodNotSupported("no mask token", place="--model_args", hint="method=causal")
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", fail)
+    assert main() == 2
+    assert "--model_args: no mask token" in capsys.readouterr().err
