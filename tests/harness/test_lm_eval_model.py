@@ -60,6 +60,31 @@ def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, archi
     same(ours, theirs)
 
 
+def test_a_cache_of_logits_that_mixes_up_two_splits_of_one_text_is_not_ours(make_checkpoint):
+    """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md says so."""
+    folder, pairs = (
+        make_checkpoint("causal", adds=True),
+        instances([("", "the cat sees the dog"), ("the cat", " sees the dog")]),
+    )
+    ours = AntlmBench(str(folder), device="cpu").loglikelihood(pairs)
+    same(ours, hf(folder, logits_cache=False).loglikelihood(pairs, disable_tqdm=True))
+    cached = hf(folder).loglikelihood(pairs, disable_tqdm=True)
+    assert ours[0][0] == pytest.approx(cached[0][0], abs=1e-4) and abs(ours[1][0] - cached[1][0]) > 0.1
+
+
+def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_path):
+    """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole; docs/lm-eval.md says so."""
+    from tiny import tokenizer_for
+    from transformers import AutoModelForCausalLM
+
+    folder, pairs = make_checkpoint("causal", adds=True), instances([("the cat", " sees the dog")])
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    tokenizer_for("masked", True).save_pretrained(tmp_path)  # <s> ... </s>
+    ours = AntlmBench(str(tmp_path), method="causal", device="cpu").loglikelihood(pairs)
+    same(ours, AntlmBench(str(folder), device="cpu").loglikelihood(pairs))
+    assert abs(ours[0][0] - hf(tmp_path).loglikelihood(pairs, disable_tqdm=True)[0][0]) > 0.1
+
+
 def test_the_first_choices_of_the_model_are_known(make_checkpoint):
     """Continuations that the model would write itself: `is_greedy`, which exact_match and lambada's acc rest on."""
     import torch
@@ -196,6 +221,8 @@ def test_rolling_windows_are_hf_s_with_one_bos(make_checkpoint, adds):
     theirs = hf(folder, max_length=64, add_bos_token=False).loglikelihood_rolling(requests[:-1], disable_tqdm=True)
     assert ours[:-1] == pytest.approx(theirs, abs=1e-3) and ours[-1] == 0.0  # LONG is a sum over 100 tokens
     assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
+    doubled = hf(folder, max_length=64).loglikelihood_rolling(requests[:1], disable_tqdm=True)
+    assert (abs(ours[0] - doubled[0]) > 0.1) == adds
 
 
 def test_perplexity_and_generation_are_refused_where_there_is_none(make_checkpoint):
