@@ -35,7 +35,7 @@ from antlm_bench.verbs import (
 from antlm_bench.verbs.report import report_verb
 
 EXIT_CODES = (
-    "Exit codes: 0 finished · 1 regression · 2 usage · 3 model or data · 4 inconclusive · 5 incomplete · "
+    "Exit codes: 0 finished · 1 worse, or disagreeing · 2 usage · 3 model or data · 4 inconclusive · 5 incomplete · "
     "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 Ctrl-C"
 )
 # name -> (the verb, what stands below its help)

@@ -2,6 +2,7 @@
 
     BenchError                 exit
     ├── Regression             1     a checkpoint is worse than its baseline, by more than the margin
+    ├── Disagreement           1     another engine says something else of the same checkpoint
     ├── UsageError             2     an option or its value
     ├── DeclarationError       2     a TOML of ours or the user's
     ├── MethodNotSupported     2     this checkpoint cannot be scored that way
@@ -38,6 +39,10 @@ class BenchError(Exception):
 
 
 class Regression(BenchError):
+    exit_code = 1
+
+
+class Disagreement(BenchError):
     exit_code = 1
 
 

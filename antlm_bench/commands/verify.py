@@ -16,7 +16,7 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
 from antlm_bench.checkpoints.folders import locate
 from antlm_bench.commands.cells import Names, listed
-from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, NotComparable, UsageError
+from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.external import PEERS, Kind, LmEvalReader, MiniconsReader, open_peer, peer_version
@@ -79,7 +79,7 @@ class Verification:
     refused: tuple[tuple[str, str, str], ...]
 
     def check(self) -> None:
-        """Raise NotComparable if a peer says something else."""
+        """Raise Disagreement if a peer says something else."""
         bad = [a for a in self.agreements if not a.holds(self.tolerance)]
         if not bad:
             return
@@ -88,7 +88,7 @@ class Verification:
             f"{sum(not flip.tie for flip in a.flips)} of {a.items} items otherwise"
             for a in bad
         ]
-        raise NotComparable(
+        raise Disagreement(
             f"our scores are not the peers' within {self.tolerance:g} nats:\n"
             + "\n".join(f"  {line}" for line in said),
             place=self.model,

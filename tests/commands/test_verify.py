@@ -16,7 +16,7 @@ from asking_score import agreement, pairs_of, write_pairs
 from antlm_bench.checkpoints import OpenOptions
 from antlm_bench.cli import run
 from antlm_bench.commands.verify import spaced, verify
-from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, NotComparable, UsageError
+from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
 from antlm_bench.scoring import external
 from antlm_bench.types import Item, Option
 
@@ -152,9 +152,9 @@ def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monke
     assert flip.margin == pytest.approx(flip.their_margin, abs=1e-4) and flip.margin > 0.01
     assert bad.largest == pytest.approx(flip.margin, abs=1e-4) and bad.mean == pytest.approx(flip.margin / 4, abs=1e-4)
     assert honest.holds(1e-3) and good.holds(1e-3) and not bad.holds(1e-3)
-    with pytest.raises(NotComparable, match=r"agree · causal: minicons .* decides 1 of 4 items otherwise"):
+    with pytest.raises(Disagreement, match=r"agree · causal: minicons .* decides 1 of 4 items otherwise"):
         found.check()
-    assert run(["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]) == 6
+    assert run(["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]) == 1
     out = capsys.readouterr()
     assert "number_0" in out.out and "differs" in out.out and "agrees" in out.out and "lm-eval" in out.out
     assert out.err.startswith("error: ") and "within 0.001 nats" in out.err
@@ -166,7 +166,7 @@ def test_an_offset_is_a_difference_even_where_no_decision_moves(make_checkpoint,
     found = verify(make_checkpoint(), str(suite), limit=4)
     bad = found.agreements[0]
     assert bad.largest == pytest.approx(0.5, abs=1e-4) == bad.mean and not bad.flips
-    with pytest.raises(NotComparable, match="0 of 4 items"):
+    with pytest.raises(Disagreement, match="0 of 4 items"):
         found.check()
     assert verify(make_checkpoint(), str(suite), limit=4, tolerance=0.6).check() is None
 
