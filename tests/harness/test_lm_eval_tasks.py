@@ -195,6 +195,59 @@ def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, we
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_group"]["acc,none"])
 
 
+def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_task, tmp_path):
+    """Winogrande's form: the options are contexts, scored by what follows."""
+    docs = [
+        {"opts": ["the cat", "the cats"], "end": "see a dog", "gold": 1},
+        {"opts": ["no boy", "no old boys"], "end": "sleeps", "gold": 0},
+    ]
+    changes = {"doc_to_text": "gold", "doc_to_choice": "{{opts}}", "doc_to_target": "{{end}}"}
+    file, folder = make_task("toy_contexts", docs, **changes), make_checkpoint("causal", adds=True)
+    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, scores = evaluated([file], folder)
+    found = runs.predictions(run.path, run.cells[0])
+    assert [p.gold for p in found] == [1, 0]
+    assert all(list(p.scores) == pytest.approx(scores[p.id], abs=1e-4) for p in found)
+    assert run.cells[0].summary.headline.value == pytest.approx(results["toy_contexts"]["acc,none"])
+
+
+def test_what_is_asked_for_mutual_information_alone_is_left_out(make_task):
+    metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
+    suite = load(ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
+    assert suite.items[0].options == (Option("a b", (1, 3)), Option("a c", (1, 3)))
+    assert "toy_mutual: lm-eval reports acc_mutual_info; this is the accuracy of the same choices" in suite.notes
+
+
+def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
+    for name in ("one", "two", "three"):
+        make_task(f"toy_{name}", DOCS)
+    inner = {"group": "toy_inner", "task": ["toy_one", "toy_two"]}
+    (tmp_path / "toy_inner.yaml").write_text(yaml.safe_dump(inner))
+    (tmp_path / "toy_outer.yaml").write_text(yaml.safe_dump({"group": "toy_outer", "task": ["toy_inner", "toy_three"]}))
+    suite = load(ref(tmp_path / "toy_outer.yaml"))
+    assert suite.groups == ("group", "task") and suite.macro == ("task",)
+    assert [dict(item.labels) for item in suite.items] == [
+        {"group": "toy_inner", "task": "toy_one"},
+        {"group": "toy_inner", "task": "toy_two"},
+        {"group": "toy_outer", "task": "toy_three"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"doc_to_target": "right"}, DataError, "2 options are right"),
+        ({"process_results": "!judge"}, UsageError, "code of its own"),
+    ],
+)
+def test_other_ways_to_be_right_are_refused(make_task, tmp_path, changes, error, says):
+    file = make_task("toy_right", [{"q": "a", "choices": ["b", "c"], "gold": 0, "right": [0, 1]}], **changes)
+    (tmp_path / "judge.py").write_text("def right(doc, results):\n    return {'acc': 1.0}\n")
+    file.write_text(file.read_text().replace("'!judge'", "!function judge.right"))
+    with pytest.raises(error, match=says):
+        load(ref(file))
+
+
 def test_masked_and_hybrid_methods_answer_the_same_tasks_on_the_command_line(make_checkpoint, make_task, tmp_path):
     """A masked model on a task of the harness, by a plain loop over the definition."""
     import torch
