@@ -27,6 +27,7 @@ import torch
 from score import checkpoint, table, timed
 
 from antlm_bench.harness.model import AntlmBench
+from antlm_bench.machine import spin_briefly
 from antlm_bench.suites.items import load
 
 BATCHES = (4, 8, 16, 32)
@@ -98,7 +99,7 @@ def compare(folder: Path, pairs: list[Pair], rounds: int, device: str) -> list[d
 
     for side in SIDES:
         run(side, pairs[:10], BATCHES[0])  # the first forward of a process is none to measure
-    best = min(BATCHES, key=lambda size: run("lm-eval", pairs[:100], size)[0])
+    best = min(BATCHES, key=lambda size: run("lm-eval", pairs[:50], size)[0])
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     answers: dict[str, Answers] = {}
     for _ in range(rounds):
@@ -132,6 +133,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.setdefault("ANTLM_BENCH_DATA", "../shared/data")
     warnings.simplefilter("ignore")
+    spin_briefly()  # of both sides: they inherit it
     checkpoint("causal", arguments.folder, arguments.steps, arguments.device)
     pairs = requests(arguments.documents)
     rows = compare(arguments.folder / "causal", pairs, arguments.rounds, arguments.device)

@@ -10,10 +10,12 @@ import sys
 
 from antlm_bench.errors import BenchError
 from antlm_bench.harness.registration import register
+from antlm_bench.machine import spin_briefly
 
 
 def main() -> int:
     """lm_eval's exit code, or ours where an error is ours; the harness's own errors keep their traceback."""
+    spin_briefly()
     from lm_eval.__main__ import cli_evaluate
 
     from antlm_bench.rendering.terminal import problem

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ REFUSED: dict[str, str] = {
     "loglikelihood_rolling": "asks for the perplexity of whole documents",
     "loglikelihood": "asks about one continuation, not for a choice",
 }
+ELSEWHERE = "python -m antlm_bench.harness run --model antlm-bench"  # our engine in the harness judges as the task says
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
 
     Raises UsageError (not a choice), DataError (the harness cannot build it, or a document that is none).
     """
-    name, tasks, weighted = _build(members(ref)[0].removeprefix(PREFIX), ref)
+    one, *more = members(ref)
+    if more:
+        raise UsageError(f"{ref!r} is several suites", place="--suite", hint=f"one at a time: {one}")
+    name, tasks, weighted = _build(one.removeprefix(PREFIX), ref)
     items: list[Item] = []
     notes: list[str] = []
     for task in tasks:
@@ -80,7 +85,7 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
     if limit is not None:
         notes.append(f"limit: the first {limit} of each task")
     return {
-        "name": f"lm-eval.{name}",
+        "name": "lm-eval." + re.sub(r"[^A-Za-z0-9._-]+", "-", name),  # it names files
         "version": ", ".join(dict.fromkeys(str(task.built.VERSION) for task in tasks)),
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
@@ -143,11 +148,11 @@ def _choice(task: _Task, place: str) -> None:
     kind = getattr(task.built, "OUTPUT_TYPE", None)
     if kind != "multiple_choice":
         why = REFUSED.get(str(kind), f"is of a kind that is not known here ({kind})")
-        hint = "score multiple-choice tasks; for the others use `lm_eval` itself"
-        raise UsageError(f"the task {task.name!r} {why}", place=place, hint=hint)
+        other = "lm_eval run --model hf" if kind == "generate_until" else ELSEWHERE
+        raise UsageError(f"the task {task.name!r} {why}", place=place, hint=f"{other} --tasks {task.name}")
     if callable(task.built.config.process_results):
         message = f"the task {task.name!r} judges answers with code of its own"
-        raise UsageError(message, place=place, hint="run it with `python -m antlm_bench.harness --model antlm-bench`")
+        raise UsageError(message, place=place, hint=f"{ELSEWHERE} --tasks {task.name}")
 
 
 def _items(task: _Task, limit: int | None, grouped: bool, place: str) -> Iterator[Item]:
@@ -233,4 +238,4 @@ def _harness(place: str) -> Iterator[None]:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
+    return name.endswith(".yaml")

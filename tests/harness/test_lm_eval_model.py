@@ -269,6 +269,30 @@ def test_registering_twice_is_fine_and_hides_no_other_model():
     assert get_model("dummy").__name__ == "DummyLM"
 
 
+def test_the_table_of_results_is_the_one_of_hf(make_checkpoint, make_task):
+    """Choices by log-probability (acc) and per character (acc_norm), lambada's greedy acc, and perplexity."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    mean = {"aggregation": "mean", "higher_is_better": True}
+    both = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
+    file = make_task("toy_table", metric_list=both)
+    one = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": " {{choices[0]}}"}
+    make_task("toy_one", **one, metric_list=[{"metric": "acc", **mean}, {"metric": "perplexity"}])
+    folder, tasks = str(make_checkpoint("causal", adds=True)), ["toy_table", "toy_one"]
+    manager = TaskManager(include_defaults=False, include_path=str(file.parent))
+    register()
+    tables = [
+        lm_eval.simple_evaluate(
+            model=model, model_args=arguments, tasks=tasks, task_manager=manager, device="cpu", bootstrap_iters=0
+        )["results"]
+        for model, arguments in ((NAME, {"pretrained": folder}), ("hf", {"pretrained": folder}))
+    ]  # fmt: skip
+    for task in tasks:
+        numbers = [{k: v for k, v in table[task].items() if isinstance(v, float)} for table in tables]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4) and numbers[0]
+
+
 def test_an_entry_point_is_a_model_once_it_is_asked_for():
     """As versions that read entry points do it: recorded under its name, imported on use."""
     from importlib.metadata import EntryPoint

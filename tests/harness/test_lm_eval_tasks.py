@@ -126,6 +126,22 @@ def test_a_digest_knows_texts_answers_and_the_version(make_task):
     assert again == digests[0] and len({*digests, newer}) == 4
 
 
+def test_a_task_s_name_leads_no_file_astray(make_task):
+    file = make_task("toy_name")
+    file.write_text(file.read_text().replace("task: toy_name", "task: ../../toy name"))
+    assert load(ref(file)).name == "lm-eval...-..-toy-name"
+
+
+def test_a_file_without_a_task_says_so(tmp_path):
+    file = tmp_path / "none.yaml"
+    file.write_text("dataset_path: json\n")
+    with pytest.raises(DataError, match="no task or group"):
+        load(ref(file))
+    file.write_text("task: [")
+    with pytest.raises(DataError, match="no task or group"):
+        load(ref(file))
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -147,6 +163,8 @@ def test_a_name_with_a_slip_costs_no_checkpoint_and_names_the_nearest(monkeypatc
         members("lm-eval:hellaswagg")
     assert "did you mean 'hellaswag'?" in caught.value.hint
     assert members("lm-eval:blimp,hellaswag") == ["lm-eval:blimp", "lm-eval:hellaswag"]
+    with pytest.raises(UsageError, match="several suites"):
+        load("lm-eval:blimp,hellaswag")
     with pytest.raises(UsageError, match="no task"):
         members("lm-eval:")
     with pytest.raises(UsageError, match="no such file"):
