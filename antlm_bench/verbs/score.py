@@ -32,7 +32,9 @@ def score_verb(
     model: Checkpoints,
     suite: Annotated[
         list[str],
-        what(metavar="NAME", help="Suite, collection, lm-eval:TASK, pairs (.csv .tsv .jsonl), .json, .toml. Repeatable, or a,b."),
+        what(
+            metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, lm-eval:TASK, .json, .toml. Repeatable."
+        ),
     ],
     revision: Revision = None,
     limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
