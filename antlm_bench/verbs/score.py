@@ -32,9 +32,7 @@ def score_verb(
     model: Checkpoints,
     suite: Annotated[
         list[str],
-        what(
-            metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, lm-eval:TASK, .json, .toml. Repeatable."
-        ),
+        what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. Or a,b."),
     ],
     revision: Revision = None,
     limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
