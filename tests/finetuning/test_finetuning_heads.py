@@ -67,6 +67,31 @@ def test_padding_never_moves_a_logit(name, way, pooling):
     torch.testing.assert_close(logits(body, attention, pooling, rows, range(8), 7), alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("way", "pooling"), [("causal", "last"), ("full", "first")])
+def test_the_last_feed_forward_sees_what_is_read_and_nothing_changes(way, pooling):
+    """Logits and gradients of a llama, narrowed and whole."""
+    body = body_named("llama", both=True)
+    rows = padded(encode(body, way, [example(i) for i in range(6)], 40), np.arange(6), padding(body), False, CPU)
+    model = classifier(body, way, pooling, 3, 0.0, 0).eval()
+    assert model.narrows
+    found = []
+    for model.narrows in (True, False):
+        model.zero_grad()
+        made = model(rows)
+        made.square().sum().backward()
+        found.append((made.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_feed_forward_that_must_see_everything_is_left_whole():
+    """Of the mean, with dropout in it, or in a layer that is passed twice."""
+    assert not classifier(body_named("llama"), "causal", "mean", 2, 0.0, 0).narrows
+    assert not classifier(body_named("gpt2"), "causal", "last", 2, 0.0, 0).narrows
+    twice = body_named("llama")
+    twice.model.layers[0] = twice.model.layers[-1]
+    assert not classifier(twice, "causal", "last", 2, 0.0, 0).narrows
+
+
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])
 def test_the_two_attentions_of_a_hybrid_differ_and_look_where_they_should(name):
     """Read at the first token, a row that attends in full sees the last one; causally, the last alone sees it."""
