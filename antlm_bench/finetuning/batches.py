@@ -52,14 +52,15 @@ def updates(lengths: Int64, batch: int, seed: int, epoch: int) -> Iterator[Int64
     """The epoch's updates: every one of the n texts (their lengths (n,)) once, `batch` at a time, fewer in one.
 
     A convention that moves a score a little: texts of like length stand together. The epoch's random order is cut into
-    blocks of NEAR updates, each sorted by length, and the updates are shuffled again (the idea of fairseq's buckets and
-    of the transformers Trainer's `group_by_length`), so that an update is random but for its texts' lengths.
+    blocks of at most NEAR updates, each sorted by length, and the updates are shuffled again (the idea of fairseq's
+    buckets and of the transformers Trainer's `group_by_length`), so that an update is random but for its texts'
+    lengths. Larger blocks would pad less, and mix less.
     """
     dice = np.random.default_rng([seed, ORDER, epoch])
     order = dice.permutation(len(lengths))
-    made = []
-    for start in range(0, len(order), NEAR * batch):
-        block = order[start : start + NEAR * batch]
+    count, made = -(-len(order) // batch), []
+    for some in np.array_split(np.arange(count), -(-count // NEAR)):  # blocks of nearly equal size
+        block = order[some[0] * batch : (some[-1] + 1) * batch]
         block = block[np.argsort(lengths[block], kind="stable")]
         made += [block[first : first + batch] for first in range(0, len(block), batch)]
     return (made[place] for place in dice.permutation(len(made)))
