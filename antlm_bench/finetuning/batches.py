@@ -18,7 +18,7 @@ from antlm_bench.finetuning.data import Int64, Rows
 from antlm_bench.types import Example
 
 SPLIT, ORDER = 0, 1  # what a stream of randomness is for
-NEAR = 16  # updates whose texts are sorted by length together
+NEAR = 8  # updates whose texts are sorted by length together
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -54,13 +54,12 @@ def updates(lengths: Int64, batch: int, seed: int, epoch: int) -> Iterator[Int64
     A convention that moves a score a little: texts of like length stand together. The epoch's random order is cut into
     blocks of at most NEAR updates, each sorted by length, and the updates are shuffled again (the idea of fairseq's
     buckets and of the transformers Trainer's `group_by_length`), so that an update is random but for its texts'
-    lengths. Larger blocks would pad less, and mix less; the Trainer's hold 50 updates.
+    lengths. Larger blocks would pad less, and mix less.
     """
     dice = np.random.default_rng([seed, ORDER, epoch])
     order = dice.permutation(len(lengths))
     count, made = -(-len(order) // batch), []
-    blocks = min(max(2, -(-count // NEAR)), count)  # two at least: a small set is not to be sorted as a whole
-    for some in np.array_split(np.arange(count), blocks):
+    for some in np.array_split(np.arange(count), -(-count // NEAR)):  # blocks of nearly equal size
         block = order[some[0] * batch : (some[-1] + 1) * batch]
         block = block[np.argsort(lengths[block], kind="stable")]
         made += [block[first : first + batch] for first in range(0, len(block), batch)]
