@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +62,12 @@ class Head(nn.Sequential):  # type: ignore[misc]
             nn.init.zeros_(linear.bias)
 
 
+# What comes after the mixing of positions, by its name in a layer: the attention's projection, the feed-forward.
+NARROWED: dict[str, type[nn.Module]] = {
+    "o_proj": nn.Linear, "output": nn.Linear, "mlp": nn.Module, "feed_forward": nn.Module,
+}  # fmt: skip
+
+
 class Classifier(nn.Module):  # type: ignore[misc]
     """Padded rows -> logits (b, classes). `body`: a model of hidden states; natively: which way that attends."""
 
@@ -71,25 +79,22 @@ class Classifier(nn.Module):  # type: ignore[misc]
         self.narrows = pooling != "mean" and self._narrow()
 
     def _narrow(self) -> bool:
-        """Past its attention nothing in the last layer mixes positions: its feed-forward need only see what is read.
+        """Past its attention nothing in the last layer mixes positions: the rest need only see what is read.
 
-        Where the layer holds it as one module without dropout (Llama and its kin; keyed masks are drawn for whole
-        rows); found by trying, as everything about a foreign model.
+        Where the layer holds that as modules of one input and output (see NARROWED); found by trying, as everything
+        about a foreign model. A keyed dropout inside then draws for the one position of each text.
         """
         stacks = [module for module in self.body.modules() if isinstance(module, nn.ModuleList)]
-        wide = getattr(stacks[-1][-1], "mlp", None) if stacks and len(stacks[-1]) else None
-        if wide is None or any(isinstance(module, nn.Dropout) and module.p > 0 for module in wide.modules()):
+        last = stacks[-1][-1] if stacks and len(stacks[-1]) else nn.Identity()
+        found: dict[str, nn.Module] = {}
+        for name, module in last.named_modules():
+            inside = any(name.startswith(f"{other}.") for other in found)
+            if not inside and isinstance(module, NARROWED.get(name.rpartition(".")[2], ())):
+                found[name] = module
+        for module in found.values():
+            module.forward = partial(self._narrowed, module.forward)
+        if not found:
             return False
-        whole = wide.forward
-
-        def narrow(x: Tensor) -> Tensor:
-            if self.read is None:
-                return whole(x)
-            rows = torch.arange(len(x), device=x.device)
-            found = whole(x[rows, self.read])
-            return found.new_zeros(x.shape).index_put((rows, self.read), found)
-
-        wide.forward = narrow
         device = next(self.body.parameters()).device
         ids, lengths = torch.ones(2, 3, dtype=torch.long, device=device), torch.tensor([2, 3], device=device)
         probe = Padded(ids, lengths, None, whole=False)
@@ -98,9 +103,17 @@ class Classifier(nn.Module):  # type: ignore[misc]
             self.narrows = False
             expected = self.pooled(probe)
             self.narrows = True
-            found = self.pooled(probe)
+            narrow = self.pooled(probe)
         self.train()
-        return bool(torch.allclose(found, expected, rtol=1e-4, atol=1e-4))
+        return bool(torch.allclose(narrow, expected, rtol=1e-4, atol=1e-4))
+
+    def _narrowed(self, whole: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What a module gives where something is read, and zeros elsewhere: (b, t, d) -> (b, t, d)."""
+        if self.read is None:
+            return whole(x)
+        rows = torch.arange(len(x), device=x.device)
+        found = whole(x[rows, self.read])
+        return found.new_zeros(*x.shape[:2], found.shape[-1]).index_put((rows, self.read), found)
 
     def forward(self, rows: Padded) -> Tensor:
         return self.head(self.pooled(rows))
