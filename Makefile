@@ -50,4 +50,4 @@ fmt: .venv/installed
 	@$(BIN)/ruff format
 
 bench: .venv/installed
-	@failed=0; for one in score train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed
+	@failed=0; for one in score harness train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed

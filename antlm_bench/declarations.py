@@ -100,7 +100,7 @@ def find(kind: Kind, ref: str) -> Path:
     """The file behind a name of the catalog or a path (anything with a separator or ending in .toml)."""
     if ref.endswith(".toml") or "/" in ref or os.sep in ref:
         path = user_path(ref)
-        if not _is_file(path):
+        if not is_file(path):
             raise DeclarationError("there is no such file", place=ref)
         return path
     known = catalog(kind)
@@ -165,8 +165,9 @@ def _holds(tables: Any, key: str | int) -> bool:
     return key in tables if isinstance(tables, dict) else isinstance(tables, list) and isinstance(key, int)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: str | Path) -> bool:
+    """Is it one? A text that no system takes for a path is none."""
     try:
-        return path.is_file()
+        return Path(path).is_file()
     except (OSError, ValueError):  # a name too long, or with a NUL
         return False

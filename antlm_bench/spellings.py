@@ -1,10 +1,12 @@
-"""The peers' option names become ours: lm-eval's and BabyLM's command lines work here unchanged.
+"""The peers' option names become ours: lm-eval's and BabyLM's command lines work here unchanged; a number that may be
+left out is put in.
 
 A pure function from argv to argv, so that the commands know one name per thing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
@@ -21,7 +23,10 @@ RENAMED: dict[str, str] = {
 }
 # What lm-eval calls a model type is no checkpoint; the one thing it may say is how to score.
 MODEL_TYPES: dict[str, list[str]] = {"hf": [], "hf-auto": [], "huggingface": [], "hf-mlm": ["--method", "mlm"]}
+# Options whose number may be left out, which typer does not know how to say.
+NUMBERS: dict[str, str] = {"--flips": "20"}
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 TOKENS_PER_SEQUENCE = 128
 
 
@@ -38,6 +43,9 @@ def ours(argv: Sequence[str]) -> list[str]:
             continue
         written, equals, value = word.partition("=")
         name = written.replace("_", "-")
+        if name in NUMBERS and not equals and not (words and NUMBER.fullmatch(words[0])):
+            out += [name, NUMBERS[name]]
+            continue
         special = SPECIAL.get(name)
         if special is None:
             out.append(RENAMED.get(name, name) + equals + value)

@@ -22,10 +22,14 @@ WORD_START = -1  # a target of Probes: not one token, but any that begins a word
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One candidate text of an item; `span` holds the (start, end) characters that count, None = all of them."""
+    """One candidate text of an item; `span` holds the (start, end) characters that count, None = all of them.
+
+    length: how many characters a mean per character divides by, None = those that count.
+    """
 
     text: str
     span: tuple[int, int] | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class Prediction:
     """The durable artefact: what a model said of one item. Holds ids and numbers, never the text of the stimulus.
 
     gold: see Item. pred: index of the preferred option (the first of the best; ties show in `scores`).
-    scores: summed log-probability per option. tokens / characters: how many of them each score sums over.
+    scores: summed log-probability per option. tokens / characters: how many of them each score sums over, or the
+    characters that its Option says.
     Of a classified text the options are the classes, the scores their log-probabilities, and tokens and characters
     how much of the text was read.
     flags: facts about the item under this model, out of FLAGS.
@@ -113,7 +118,7 @@ class Prediction:
 # Facts that an accuracy must be read with; counted beside it.
 FLAGS: dict[str, str] = {
     "unk": "an option holds a token that the tokenizer does not know",
-    "too-long": "an option does not fit the model's max_length; the item is not scored and counts as wrong",
+    "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a correlation",
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
     "float32": "rescored in fp32 by --precision adaptive",

@@ -1,6 +1,6 @@
 """lm-eval's requests answered by our engine and by lm-eval's own model: same checkpoint, requests, threads, in turns.
 
-    python benchmarks/harness.py [--rounds 3] [--documents 100] [--device cpu]
+    python benchmarks/harness.py [--rounds 3] [--documents 60] [--device cpu]
 
 The requests are those of a multiple-choice task with long contexts that its options share: entity tracking, a story of
 some 130 tokens and five answers, made from the local files of the suite. Both sides get lm-eval's own Instances and end
@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
     parser.add_argument("--steps", type=int, default=400, help="training steps of a checkpoint that is not there yet")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=100, help="documents of five requests each")
+    parser.add_argument("--documents", type=int, default=60, help="documents of five requests each")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     os.environ.setdefault("ANTLM_BENCH_DATA", "../shared/data")

@@ -98,6 +98,8 @@ DOORS: dict[str, tuple[str, ...]] = {
         "suites.spec",
         "suites.classification",
         "suites.collection",
+        "suites.acquisition",
+        "suites.gate",
         "suites.psycholinguistic",
         "training.recipe",
         "compare.policy",

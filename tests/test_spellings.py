@@ -22,6 +22,11 @@ from antlm_bench.spellings import ours
         ("score --model_args pretrained=x --model hf", "score --model x"),
         ("score --model hf-mlm --model_args pretrained=x", "score --method mlm --model x"),
         ("score --model=hf --model-args=pretrained=a=b", "score --model a=b"),
+        ("compare a b --flips", "compare a b --flips 20"),
+        ("compare --flips a b --json", "compare --flips 20 a b --json"),
+        ("compare a b --flips 5 --by=paradigm", "compare a b --flips 5 --by=paradigm"),
+        ("compare a b --flips=5", "compare a b --flips=5"),
+        ("compare a b --flips -1", "compare a b --flips -1"),
         ("score --batch_size auto:4", "score --batch-tokens auto"),
         ("score --output_path=o --limit 5", "score --out=o --limit 5"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
 DECLARED = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), SuiteSpec)}
-SPECS = {name: spec for name, spec in DECLARED.items() if spec.expect and spec.expect.counts}  # choices between texts
+SPECS = {name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone}  # choices of texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
 SHIPPED = leaderboard.schema  # tests replace the name
 
@@ -30,6 +31,8 @@ def counts(suite: str, most: int | None = None) -> dict[str, int]:
 def toy_suite(name: str, most: int | None = None) -> Suite:
     """The suite with as many items per group as officially (or `most`), of made-up texts; the first option is right."""
     spec = SPECS[name]
+    if not spec.groups:
+        return ungrouped(name, most)
     with_context = any(option.context for option in spec.item.options)
     items = []
     for group, n in counts(name, most).items():
@@ -39,6 +42,19 @@ def toy_suite(name: str, most: int | None = None) -> Suite:
             gold = i / n if spec.metric == "spearman" else 0
             items.append(Item(f"{group}_{i}", tuple(options), gold, {spec.groups[-1]: group}))
     return Suite(name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(items), f"digest of {name}")
+
+
+def ungrouped(name: str, most: int | None = None) -> Suite:
+    """The suite with as many examples as officially (or `most`), every one under an id of its own."""
+    spec = SPECS[name]
+    assert spec.expect
+    items = []
+    for i in range(min(spec.expect.items, most or spec.expect.items)):
+        text = [f"Prompt {i} of {k}." for k in range(len(spec.item.options))]
+        items.append(
+            Item(f"example {i}_0", tuple(Option(t, (6, len(t))) for t in text), 0, {"example": f"example {i}"})
+        )
+    return Suite(name, "1", "", "", spec.metric, (), (), tuple(items), f"digest of {name}")
 
 
 def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
@@ -118,26 +134,26 @@ def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
         if part.suite in SPECS:
             value = milestone / 1000
             estimate = Estimate(value, 2, 0, 1)
-            groups = tuple(Group(SPECS[part.suite].groups[-1], group, estimate) for group in counts(part.suite))
-            cells.append((scored(part.suite, [], groups), [prediction(toy_suite(part.suite, 1).items[0])]))
+            level = SPECS[part.suite].finest or ""
+            groups = tuple(Group(level, group, estimate) for group in counts(part.suite))
+            cell = scored(part.suite, [], groups)
+            cell = replace(cell, summary=replace(cell.summary, headline=estimate))
+            cells.append((cell, [prediction(toy_suite(part.suite, 1).items[0])]))
         elif part.names:
             groups = tuple(Group("measure", name, Estimate(0.01, 2, 0, 1)) for name in part.names)
             cells.append((scored(part.suite, [], groups), [word(0)]))
     return write(path, name or f"out/llama/chck_{milestone}M", cells)
 
 
-def elsewhere(folder: Path, year: str) -> dict[str, str]:
-    """The parts that no suite of ours makes, as files in the official pipeline's form."""
-    rows = [{"step": "chck_1M", "target_word": "dog", "context_id": 0, "surprisal": 1.5}]
+def elsewhere(folder: Path, year: str, rows_of_words: int = 3) -> dict[str, str]:
+    """The age of acquisition, as files of the official pipeline."""
+    word = {"step": "chck_1M", "word_count": 1_000_000, "target_word": "dog", "context": "a", "surprisal": 1.5}
+    rows = [word | {"context_id": n} for n in range(rows_of_words)]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
     made: dict[str, Any] = {}
     if year == "2025":
         made["aoa"] = surprisals
     else:
-        for kind, n in (("parallel", 103), ("nonparallel", 100)):
-            answers = {str(i): {"predictions": [{"id": str(i), "pred": "x"}]} for i in range(n)}
-            made[f"global_piqa_{kind}"] = answers
-            made[f"fast_eval_results.global_piqa_{kind}"] = [{str(i): 1.0 for i in range(n)}] * 19
         made |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
     folder.mkdir(exist_ok=True)
     for key, value in made.items():
@@ -157,6 +173,8 @@ def small_schema(name: str, most: int) -> dict[str, Any]:
         if isinstance(node, dict):
             if node.get("type") == "array" and "minItems" in node and "maxItems" in node:
                 node["minItems"] = node["maxItems"] = min(node["minItems"], most)
+            if "minProperties" in node:
+                node["minProperties"] = node["maxProperties"] = min(node["minProperties"], most)
             for inner in node.values():
                 shrink(inner)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.commands import baseline
 from antlm_bench.compare import Versus, compare
+from antlm_bench.compare.comparison import UNPAIRED
 from antlm_bench.compare.join import belongs, cells
+from antlm_bench.compare.policy import declared
 from antlm_bench.compare.verdict import Margins, Status, Verdict, judge, worst
 from antlm_bench.errors import BenchError, IncompleteError, Inconclusive, Regression, UsageError
 from antlm_bench.rendering.check import sentence
@@ -19,11 +21,13 @@ from antlm_bench.types import Run
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A run against its baseline: a verdict per suite, and the cells of the baseline that the run lacks, in words."""
+    """A run against its baseline: a verdict per suite, and, in words, the cells of the baseline that the run lacks and
+    those that are no score, which nobody can call better or worse."""
 
     versus: Versus
     verdicts: tuple[Verdict, ...]
     missing: tuple[str, ...]
+    unjudged: tuple[str, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -34,14 +38,15 @@ def check(
     run: str | Path,
     against: str | Path,
     *,
-    margins: Margins | None = None,
+    margins: Sequence[Margins] = (),
     suites: Sequence[str] = (),
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> Checked:
     """Is the run worse than the baseline by more than the margins? Every cell of the baseline is asked for.
 
-    against: a run folder, or the name of a baseline (`baseline.find`). suites, methods, allow_mixed: see
+    against: a run folder, or the name of a baseline (`baseline.find`). margins: in the order in which they are
+    believed, before those of the suites' own TOMLs. suites, methods, allow_mixed: see
     compare.compare. Raises RunError, UsageError, NotComparable; what the verdict is worth, `failure` says.
     """
     old, new = runs.read(baseline.find(against)), runs.read(run)
@@ -49,11 +54,12 @@ def check(
     if wrong := [asked for asked in suites if not any(belongs(suite, asked) for suite in known)]:
         hint = f"it holds {', '.join(sorted(known)) or 'nothing'}"
         raise UsageError(f"the baseline has no suite {wrong[0]!r}", place="--suite", hint=hint)
-    missing, shared = _inventory(old, new, suites, methods)
+    missing, unjudged, shared = _inventory(old, new, suites, methods)
     names = model_names([old, new])
     made = compare(old, new, suites=shared, methods=methods, allow_mixed=allow_mixed) if shared else []
     versus = Versus(names[0], names[1], old.path, new.path, tuple(made))
-    return Checked(versus, tuple(judge(one, margins or Margins()) for one in made), tuple(missing))
+    verdicts = tuple(judge(one, *margins, declared(one.suite)) for one in made)
+    return Checked(versus, verdicts, tuple(missing), tuple(unjudged))
 
 
 def failure(checked: Checked, strict: bool = False) -> BenchError | None:
@@ -76,15 +82,18 @@ def failure(checked: Checked, strict: bool = False) -> BenchError | None:
 
 def _inventory(
     old: Run, new: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
-) -> tuple[list[str], list[str]]:
-    """The cells that the run lacks, in words, and the suites of which it has one at least."""
+) -> tuple[list[str], list[str], list[str]]:
+    """In words the cells that the run lacks and those that are no score; the suites of which it has one at least."""
     there, pairs = cells(new), dict(methods)
-    missing, shared = [], []
-    for suite, method in cells(old):
+    missing, unjudged, shared = [], [], []
+    for (suite, method), each in cells(old).items():
         if (suites and not any(belongs(suite, asked) for asked in suites)) or (pairs and method not in pairs):
             continue
-        if (suite, pairs.get(method, method)) in there:
-            shared.append(suite)
+        name = f"{suite} · {pairs.get(method, method)}"
+        if (suite, pairs.get(method, method)) not in there:
+            missing.append(name)
+        elif each[0].summary.metric in UNPAIRED:
+            unjudged.append(name)
         else:
-            missing.append(f"{suite} · {pairs.get(method, method)}")
-    return missing, list(dict.fromkeys(shared))
+            shared.append(suite)
+    return missing, unjudged, list(dict.fromkeys(shared))

@@ -8,9 +8,10 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.compare import Comparison, Versus
 from antlm_bench.compare import compare as differences
-from antlm_bench.compare.comparison import UNPAIRED
+from antlm_bench.compare.comparison import DATA, UNPAIRED
 from antlm_bench.compare.join import belongs, cells
 from antlm_bench.compare.seeded import TASK
+from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.rendering.tables import model_names
 from antlm_bench.types import Run
@@ -45,21 +46,38 @@ def compare(
     return found
 
 
-def texts(folder: str | Path, suite: str) -> Texts:
-    """The options of every item of a scored suite, the right one marked by a plus: looked up in the data at hand,
-    because nothing of it is in a run.
+def own_files(refs: Sequence[str]) -> dict[str, str]:
+    """name -> reference of each suite asked for; one of the user's own (a CSV, a TOML) is asked for by its file.
 
-    Raises DataError where the data is absent or is not what the run was scored on.
+    Raises DataError, DeclarationError.
+    """
+    from antlm_bench.suites import items
+
+    known = catalog("tasks")
+    return {
+        items.load(ref, allow_incomplete=True).name if is_file(ref) and ref not in known else ref: ref for ref in refs
+    }
+
+
+def texts(folder: str | Path, suite: str, ref: str = "") -> Texts:
+    """The options of every item of a scored suite, the right one marked by a plus: looked up in the data at hand,
+    because nothing of it is in a run. ref: where, if the catalog does not know the suite.
+
+    Raises DataError where the data is absent or is not what the run was scored on, UsageError where it is not known.
     """
     from antlm_bench.suites import items
 
     cell = next(cell for cell in runs.read(folder) if belongs(cell.suite, suite))
     if cell.seed is not None:
         raise UsageError(f"{suite} is finetuned", place="--show-texts", hint="texts are shown of scored suites")
+    ref = ref or suite
+    if not is_file(ref) and ref not in catalog("tasks"):
+        hint = "name its file, as for score: --suite FILE"
+        raise UsageError(f"no run says where the texts of {suite!r} stand", place="--show-texts", hint=hint)
     limit = cell.settings.get("limit")
-    loaded = items.load(cell.suite, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
+    loaded = items.load(ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
     if loaded.digest != cell.settings.get("suite_digest"):
-        hint = f"antlm-bench data verify {suite}"
+        hint = "score again, or find the file that was scored" if is_file(ref) else f"antlm-bench data verify {suite}"
         raise DataError(f"the data of {suite} here is not what was scored", place="--show-texts", hint=hint)
     return {
         item.id: tuple(f"{'+' if i == item.gold else '-'} {option.text}" for i, option in enumerate(item.options))
@@ -78,7 +96,9 @@ def _left(run: Run, name: str, used: set[tuple[str, str]], suites: Sequence[str]
     wanted = [found for found in cells(run) if not suites or any(belongs(found[0], asked) for asked in suites)]
     left = [found for found in wanted if found not in used]
     metrics = {found: each[0].summary.metric for found, each in cells(run).items()}
-    only = [" · ".join(found) for found in left if metrics[found] not in UNPAIRED]
-    never = [" · ".join(found) for found in left if metrics[found] in UNPAIRED]
-    lines = [f"only in {name}: {', '.join(only)}"] if only else []
-    return lines + ([f"not compared, no metric of single items: {', '.join(never)} of {name}"] if never else [])
+    reasons = dict.fromkeys(UNPAIRED, "not compared, no metric of single items:")
+    reasons |= dict.fromkeys(DATA, "not compared, its data is not at hand:")
+    lines: dict[str, list[str]] = {}
+    for one in left:
+        lines.setdefault(reasons.get(metrics[one], f"only in {name}:"), []).append(" · ".join(one))
+    return [f"{why} {', '.join(those)}" + f" of {name}" * (not why.startswith("only")) for why, those in lines.items()]

@@ -122,7 +122,7 @@ def grouped(opened: Sequence[Run]) -> dict[str, list[Run]]:
     keys: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in opened:
         if words_seen(run) is not None:
-            keys[_family(run)].append(run)
+            keys[lineage(run)].append(run)
     names = _names(list(keys))
     return {name: sorted(keys[key], key=lambda run: words_seen(run) or 0) for name, key in names.items()}
 
@@ -132,12 +132,12 @@ def words_seen(run: Run) -> int | None:
     said = run.manifest.model.get("words_seen")
     if isinstance(said, int | float) and not isinstance(said, bool) and 0 < said < float("inf"):
         return round(said)
-    return _named(run)
+    return milestone(run)
 
 
 def mark(run: Run) -> int:
     """The milestone that a checkpoint is named for; it is saved with the first step that passes it, a little later."""
-    return _named(run) or words_seen(run) or 0
+    return milestone(run) or words_seen(run) or 0
 
 
 def amount(words: float) -> str:
@@ -146,13 +146,14 @@ def amount(words: float) -> str:
     return f"{words / unit:.3g}{name}"
 
 
-def _named(run: Run) -> int | None:
+def milestone(run: Run) -> int | None:
+    """Words seen, as the checkpoint's name says (`chck_10M`); None where it says nothing (`main`)."""
     found = NAMED.search(str(run.manifest.model.get("name", "")))
     words = round(float(found[1]) * UNITS[found[2].upper()]) if found else 0
     return words or None
 
 
-def _family(run: Run) -> tuple[str, ...]:
+def lineage(run: Run) -> tuple[str, ...]:
     """The folders around the run (a training folder keeps its runs in `scores`), or the hub id; then what it is."""
     name = str(run.manifest.model.get("name", ""))
     folder = Path(run.path).absolute().parent

@@ -12,6 +12,7 @@ from antlm_bench.commands.several import each
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.suites import items, sources
+from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.pairs import is_pairs_file
 from antlm_bench.suites.sources import WithFiles
@@ -60,7 +61,8 @@ def where() -> list[Row]:
 
 
 def _all() -> list[str]:
-    return [name for name in catalog("tasks") if not isinstance(items.declared(name)[0], CollectionSpec)]
+    files = ((name, items.declared(name)[0]) for name in catalog("tasks"))
+    return [name for name, spec in files if not isinstance(spec, CollectionSpec | AcquisitionSpec)]
 
 
 def _specs(names: Sequence[str]) -> list[tuple[WithFiles, Path | None]]:
@@ -71,8 +73,10 @@ def _specs(names: Sequence[str]) -> list[tuple[WithFiles, Path | None]]:
             raise UsageError(f"{name!r} is a file of yours: nothing is fetched or published for it")
         spec, folder = items.declared(name)
         if isinstance(spec, CollectionSpec):
-            members = [member.suite for member in spec.members if member.made_by != "nothing"]
+            members = [suite for member in spec.members if member.made_by != "nothing" for suite in member.parts]
             found |= {one.name: (one, where) for one, where in _specs(members)}
+        elif isinstance(spec, AcquisitionSpec):
+            found |= {one.name: (one, where) for one, where in _specs([spec.words])}
         else:
             found[spec.name] = (spec, folder)
     return list(found.values())

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics.acquisition import ACQUISITION
+from antlm_bench.suites import items
+from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import SuiteSpec, read
@@ -44,16 +47,22 @@ def _suites() -> list[Row]:
     ]
 
 
-def _measured(spec: SuiteSpec | ClassificationSpec) -> tuple[str, str, str]:
+def _measured(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[str, str, str]:
     """(the verb that computes it, items, metrics)."""
     if isinstance(spec, SuiteSpec):
         return "score", item_count(spec), spec.metric
+    if isinstance(spec, AcquisitionSpec):
+        return "score", item_count(items.suite(spec.words)[0]), ACQUISITION
     return "finetune", scored_count(spec), ", ".join(dict.fromkeys(task.metric for task in spec.task.values()))
 
 
 def _collections() -> list[Row]:
     return [
-        {"collection": spec.name, "members": ", ".join(member.suite for member in spec.members), "title": spec.title}
+        {
+            "collection": spec.name,
+            "members": ", ".join(suite for member in spec.members for suite in member.parts),
+            "title": spec.title,
+        }
         for spec in map(read, catalog("tasks").values())
         if isinstance(spec, CollectionSpec)
     ]

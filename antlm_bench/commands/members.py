@@ -16,7 +16,7 @@ from antlm_bench.types import Cell, Estimate, Run
 
 Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
 Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
-NOTABLE = re.compile(r"^(incomplete|limit|all scored rows|same weights)|undefined|substitute")
+NOTABLE = re.compile(r"^(incomplete|limit|all scored rows|same weights)|undefined|counts as 0|substitute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,22 @@ class Entry:
         return self.number is not None and not self.missing
 
 
-def scored(cell: Cell, member: MemberSpec, who: str, seen: Seen) -> Entry:
-    """A suite that was scored: its headline, or what the member names instead. UsageError if the run has none."""
+def scored(cells: Mapping[str, Cell], member: MemberSpec, who: str, seen: Seen, *, partial: bool = False) -> Entry:
+    """What was scored: the number of its suite, or the unweighted mean over its suites, with `partial` of some of them.
+
+    cells: suite -> its cell. UsageError as `_told`.
+    """
+    found = [_told(cells[suite], member, who, seen) for suite in member.parts if suite in cells]
+    missing = tuple(suite for suite in member.parts if suite not in cells)
+    if not found or (missing and not partial):
+        return Entry(missing=missing)
+    number = found[0] if len(member.parts) == 1 else averaged(found)
+    said = f"{member.name}: the mean of {len(found)} of {len(member.parts)} suites, without {', '.join(missing)}"
+    return Entry(number.marked(said if missing else ""), missing=missing)
+
+
+def _told(cell: Cell, member: MemberSpec, who: str, seen: Seen) -> Number:
+    """The headline of a suite, or what the member names instead. UsageError if the run has none."""
     summary = cell.summary
     number: Number | None = None
     if member.over:
@@ -71,7 +85,7 @@ def scored(cell: Cell, member: MemberSpec, who: str, seen: Seen) -> Entry:
         levels = dict.fromkeys(group.level for group in summary.groups)
         hint = f"there are the views {', '.join(summary.views)} and the levels {', '.join(levels)}"
         raise UsageError(f"the run has no {wanted!r} of {cell.suite}", place=f"member {member.name}", hint=hint)
-    return Entry(number.marked(*_remarks([cell], who, seen)))
+    return number.marked(*_remarks([cell], who, seen))
 
 
 def finetuned(

@@ -9,15 +9,17 @@ import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
 from antlm_bench.commands.cells import Names, listed
+from antlm_bench.commands.kinds import kind_of
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics import METRICS, summarize
+from antlm_bench.metrics import summarize
+from antlm_bench.metrics.table import tabulate
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
-from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.adaptive import Adaptive, only_sums
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
-from antlm_bench.types import Prediction
+from antlm_bench.types import Bools, Prediction
 
 Row = dict[str, object]
 LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for
@@ -72,9 +74,11 @@ def noise(
         loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
         chosen = method or opened.methods[0]
         for suite in loaded:
-            if suite.metric not in METRICS or suite.formulas:
+            if kind_of(suite, choice.Policy()).asks != "choices":
                 hint = "a suite of pairs or options"
                 raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
+            if name == "adaptive":
+                only_sums(suite.name, suite.reduction)
             made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
             if name == first:
                 before[suite.name] = made
@@ -100,7 +104,8 @@ def _predict(opened: Checkpoint, suite: Suite, name: str, adaptive: bool) -> lis
 
 def _difference(suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]) -> Row:
     """Of the same items twice. A decision is which options share the best score, so a tie that breaks is a flip."""
-    flips = sum(_best(a) != _best(b) for a, b in zip(before, after, strict=True))
+    best = [_best(found, suite.reduction) for found in (before, after)]
+    flips = int((best[0] != best[1]).any(axis=1).sum())
     moved = [np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)]
     return {
         "items": len(after),
@@ -111,11 +116,18 @@ def _difference(suite: Suite, before: Sequence[Prediction], after: Sequence[Pred
     }
 
 
-def _best(prediction: Prediction) -> tuple[int, ...]:
-    top = max(prediction.scores)
-    return tuple(i for i, score in enumerate(prediction.scores) if score == top)
+def _best(predictions: Sequence[Prediction], reduction: str) -> Bools:
+    return tabulate(predictions, set(), reduction).best(reduction)
 
 
 def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:
-    made = summarize(predictions, suite=suite.name, method="", metric=suite.metric, macro=suite.macro, groups=())
+    made = summarize(
+        predictions,
+        suite=suite.name,
+        method="",
+        metric=suite.metric,
+        macro=suite.macro,
+        groups=(),
+        reduction=suite.reduction,
+    )
     return made.headline.value

@@ -112,7 +112,7 @@ def _stood_in(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[Membe
             raise UsageError(f"{spec.name} has no member {name!r}", place="--member", hint=hint)
         chosen[by_name[name.lower()]] = suite
     return tuple(
-        member.model_copy(update={"suite": suite, "label": f"{member.name} ({suite})"})
+        member.model_copy(update={"suite": suite, "suites": (), "label": f"{member.name} ({suite})"})
         if (suite := chosen.get(member.name, member.suite)) != member.suite
         else member
         for member in spec.members
@@ -154,8 +154,8 @@ def _columns(
                 number = made.number.marked(remark) if made.number else None
                 entries.append(replace(made, number=number))
             else:
-                cell = next((c for c in run if (c.suite, c.method, c.seed) == (member.suite, method, None)), None)
-                entries.append(scored(cell, member, who, seen) if cell else Entry())
+                there = {cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)}
+                entries.append(scored(there, member, who, seen, partial=partial))
         yield Column(name, method or way, tuple(entries), run=run.path, marks=tuple(left_out))
 
 
@@ -185,7 +185,10 @@ def _averaged(column: Column, members: Sequence[MemberSpec], run: Run, *, partia
     lost = [(member, entry) for member, entry in pairs if not entry.whole]
     there = [(entry.number, member.weight) for member, entry in pairs if entry.number]
     lacks = tuple(
-        f"{member.name} ({', '.join(entry.missing)})" if entry.parts else member.name for member, entry in lost
+        f"{member.name} ({', '.join(entry.missing)})"
+        if len(entry.missing) < len(member.tasks or member.parts)
+        else member.name
+        for member, entry in lost
     )
     column = replace(column, lacks=lacks, commands=tuple(_commands(column.reading, lost, run)))
     if not there or (lost and not partial):
@@ -209,14 +212,20 @@ def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) 
     attends = METHODS[reading].attends if reading in METHODS else frozenset()
     attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
     out = f" --out {shlex.quote(tables.printable(run.path))}"
-    suites = list(dict.fromkeys(member.suite for member, _ in lost if member.made_by == "score"))
+    suites = list(
+        dict.fromkeys(suite for member, entry in lost if member.made_by == "score" for suite in entry.missing)
+    )
+    method = f" --method {reading}" if reading in METHODS else ""
     if suites:
-        method = f" --method {reading}" if reading in METHODS else ""
         yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
     for member, entry in lost:
         if member.made_by == "finetune":
             tasks = f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.parts else ""
             yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
+        elif member.made_by == "acquisition":
+            suite, runs_of_all = shlex.quote(member.suite), shlex.quote(tables.printable(str(Path(run.path).parent)))
+            yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
+            yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"
         elif member.made_by == "nothing":
             yield f"{member.name}: nothing here computes {member.suite} yet"
 

@@ -11,22 +11,22 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
+from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
+from antlm_bench.commands.kinds import kind_of
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
-from antlm_bench.metrics import TIES, summarize
-from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
-from antlm_bench.metrics.times import summarize_times
+from antlm_bench.metrics import TIES
 from antlm_bench.rendering.progress import Progress
-from antlm_bench.scoring import choice, reading, regions
-from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.adaptive import Adaptive, only_sums
 from antlm_bench.scoring.choice import COMPATS, Policy
 from antlm_bench.scoring.external import peer_version
-from antlm_bench.scoring.probes import Method, known
+from antlm_bench.scoring.probes import known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
-from antlm_bench.suites.pairs import is_pairs_file
-from antlm_bench.types import Item, Prediction, Run, Summary
+from antlm_bench.suites.pairs import columns_of
+from antlm_bench.types import Item, Prediction, Run
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
@@ -92,8 +92,8 @@ def score(
         raise UsageError(f"unknown precision {options.precision!r}", place="--precision", hint=" or ".join(PRECISIONS))
     if options.precision == "adaptive" and options.dtype != "float32":
         raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
-    if options.precision == "adaptive" and options.policy().reduction != "sum":
-        raise UsageError("adaptive precision measures errors of sums", place="--compat", hint="use --precision exact")
+    if options.precision == "adaptive":
+        only_sums(f"--compat {options.compat}", options.policy().on("sum").reduction)
     refuse(options.engine, listed(methods), options.dtype, options.precision, options.batch_tokens)
     options.policy()  # what no checkpoint can mend is refused before the first is opened
     for name in listed(methods):
@@ -101,6 +101,7 @@ def score(
             known(name)
     refs = expand(listed(models))
     loader = _Suites(listed(suites), options)
+    ages = asked(listed(suites), len(refs))
     finished: list[Run] = []
     failed: list[tuple[str, BenchError]] = []
     seen: dict[str, str] = {}
@@ -119,7 +120,9 @@ def score(
             hint="mend them and repeat the command: what is finished is kept",
             runs=finished,
         )
-    return finished
+    for name in ages:
+        acquisition([run.path for run in finished], name)
+    return [runs.read(run.path) for run in finished] if ages else finished
 
 
 class _Suites:
@@ -137,18 +140,17 @@ class _Suites:
         if self.loaded is None:
             o = self.options
             try:
+                columns = {ref: columns_of(ref, self.refs, o.columns) for ref in self.refs}
                 self.loaded = [
-                    suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=self._columns(ref))
+                    suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=columns[ref])
                     for ref in self.refs
                 ]
+                for suite in self.loaded if o.precision == "adaptive" else ():
+                    only_sums(suite.name, o.policy().on(suite.reduction).reduction)
             except BenchError as error:
                 self.error = error
                 raise
         return self.loaded
-
-    def _columns(self, ref: str) -> Mapping[str, str] | None:
-        """Renamed columns are for the files of pairs; without any, `load` refuses them."""
-        return self.options.columns if is_pairs_file(ref) or not any(map(is_pairs_file, self.refs)) else None
 
 
 def _score_one(
@@ -192,11 +194,12 @@ def _score_suite(
     remarks: Sequence[str],
 ) -> None:
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
-    policy = options.policy().of(known(names[0]))
-    if options.precision == "adaptive" and (suite.times or suite.formulas or suite.metric == SURPRISAL):
+    policy = options.policy().of(known(names[0])).on(suite.reduction)
+    kind = kind_of(suite, policy)
+    if options.precision == "adaptive" and kind.asks != "choices":
         hint = "use --precision exact"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
-    if isinstance(checkpoint, Foreign) and (suite.times or suite.formulas):
+    if isinstance(checkpoint, Foreign) and kind.asks == "words":
         hint = "use --engine native"
         raise UsageError(f"{suite.name} asks about words, not about texts", place="--engine", hint=hint)
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
@@ -220,7 +223,7 @@ def _score_suite(
             if any(part is None for part in stored.values()):
                 if options.precision == "adaptive" and scorer is None and isinstance(checkpoint, Checkpoint):
                     scorer = Adaptive(quicker(checkpoint), checkpoint).calibrated(items, methods)
-                made = _predict(scorer or checkpoint, suite, chunk, methods, policy, _Ticker(progress, len(chunk)))
+                made = kind.predict(scorer or checkpoint, chunk, methods, _Ticker(progress, len(chunk)))
                 for name, predictions in zip(todo, made, strict=True):
                     writer.put(suite.name, name, keys[name], number, predictions)
                     stored[name] = predictions
@@ -229,7 +232,8 @@ def _score_suite(
             for name in todo:
                 results[name] += stored[name] or []
     for name in todo:
-        summary = _summary(results.pop(name), suite, name, policy, [*suite.notes, *remarks])
+        notes = [*suite.notes, *remarks]
+        summary = kind.summarize(results.pop(name), suite=suite.name, method=name, notes=notes)
         writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks))
 
 
@@ -239,26 +243,6 @@ def _stored(
     """A chunk of an earlier call, if it holds these very items: beside other methods chunks had another size."""
     found = writer.chunk(suite.name, name, key, number)
     return found if found is not None and [p.id for p in found] == [item.id for item in chunk] else None
-
-
-def _predict(
-    scorer: Adaptive | Checkpoint | Foreign,
-    suite: Suite,
-    chunk: Sequence[Item],
-    methods: Sequence[Method],
-    policy: Policy,
-    tick: Any,
-) -> list[list[Prediction]]:
-    """What is asked about a chunk: which option is best, how likely words are, or whether formulas hold."""
-    if isinstance(scorer, Adaptive):
-        return scorer.predict(chunk, methods, tick)
-    if isinstance(scorer, Foreign):
-        return scorer.predict(chunk, methods, tick, policy.reduction)
-    if suite.times:
-        return reading.predict(scorer, chunk, methods, tick, scorer.spell if suite.glued else None)
-    if suite.formulas:
-        return regions.predict(scorer, chunk, methods, suite.formulas, tick)
-    return choice.predict(scorer, chunk, methods, tick, policy.reduction)
 
 
 class _Ticker:
@@ -272,26 +256,6 @@ class _Ticker:
         now = min(self.items, round(self.share * self.items))
         self.progress.advance(now - self.told)
         self.told = now
-
-
-def _summary(
-    predictions: Sequence[Prediction], suite: Suite, method: str, policy: Policy, notes: Sequence[str]
-) -> Summary:
-    if suite.times:
-        return summarize_times(predictions, suite.times, suite=suite.name, method=method, notes=notes)
-    if suite.metric == SURPRISAL:
-        return summarize_surprisal(predictions, suite=suite.name, method=method, notes=notes)
-    return summarize(
-        predictions,
-        suite=suite.name,
-        method=method,
-        metric=suite.metric,
-        macro=suite.macro,
-        groups=suite.groups,
-        ties=policy.ties,
-        reduction=policy.reduction,
-        notes=notes,
-    )
 
 
 def _settings(

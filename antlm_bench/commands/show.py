@@ -10,6 +10,7 @@ from antlm_bench.declarations import catalog, find, nearest, parse
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.scoring.probes import METHODS, known
 from antlm_bench.suites import pairs, sources
+from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
@@ -47,6 +48,8 @@ def details(
     spec = read(find("tasks", name))
     if isinstance(spec, CollectionSpec):
         facts = _collection(spec)
+    elif isinstance(spec, AcquisitionSpec):
+        facts = _acquisition(spec)
     else:
         facts = _suite(spec) if isinstance(spec, SuiteSpec) else _classification(spec)
     return spec.name, {"title": spec.title} | {key: value for key, value in facts.items() if value}
@@ -123,8 +126,10 @@ def _collection(spec: CollectionSpec) -> Facts:
 
 def _member(member: MemberSpec) -> str:
     """`GLUE: glue-2024 (finetune: boolq, cola), weight 0.5`, as short as its declaration allows."""
-    name = f"{member.label}: {member.suite}" if member.label else member.suite
+    suites = " and ".join(member.parts)
+    name = f"{member.label}: {suites}" if member.label else suites
     made = {"score": "", "finetune": f" (finetune: {', '.join(member.tasks)})", "nothing": " (nothing computes it yet)"}
+    made["acquisition"] = " (over checkpoints)"
     chosen = f", {member.metric}" if member.metric else f", mean over {member.over} groups" if member.over else ""
     return name + made[member.made_by] + chosen + (f", weight {member.weight:g}" if member.weight != 1 else "")
 
@@ -136,11 +141,26 @@ def _suite(spec: SuiteSpec) -> Facts:
         "citation": spec.citation,
         "homepage": spec.homepage,
         "items": item_count(spec),
-        "metric": spec.metric,
+        "metric": spec.metric + (f", by log-probability {spec.reduction}" if spec.reduction != "sum" else ""),
         "headline": averaging(spec),
         "groups": " > ".join(spec.groups),
         "example": _example(spec.example[0]) if spec.example else "",
         "data": _data(spec),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+def _acquisition(spec: AcquisitionSpec) -> Facts:
+    return {
+        "version": spec.version,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "words": f"{spec.words}, at every checkpoint",
+        "headline": "Pearson's correlation of the ages at which children and the model know a word"
+        + (f", 0 where p > {spec.significance:g}" if spec.significance else ""),
+        "curve": f"a sigmoid through {'the mean over contexts' if spec.points == 'means' else 'every context'} at each "
+        + f"checkpoint, its parameters {'bounded' if spec.bounded else 'unbounded'}",
+        "chance": f"{spec.chance:.4g} nats" if spec.chance else "tokens of the word * ln(vocabulary)",
         "notes": "\n".join(spec.notes),
     }
 

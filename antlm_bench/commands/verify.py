@@ -6,7 +6,7 @@ characters that count), and what could not be is said beside the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
 from antlm_bench.checkpoints.folders import locate
 from antlm_bench.commands.cells import Names, listed
+from antlm_bench.commands.kinds import kind_of
 from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
@@ -23,6 +24,8 @@ from antlm_bench.scoring.external import PEERS, Kind, LmEvalReader, MiniconsRead
 from antlm_bench.scoring.probes import known, method
 from antlm_bench.scoring.text import Specials
 from antlm_bench.suites import items as suites
+from antlm_bench.suites.items import Suite
+from antlm_bench.suites.pairs import columns_of
 from antlm_bench.types import Attention, Floats, Item, Prediction
 
 TOLERANCE = 1e-3  # nats; peers agree to 3e-5 where the inputs are the same (batches of other shapes round differently)
@@ -102,14 +105,17 @@ def verify(
     *,
     limit: int = 100,
     methods: Names = (),
+    columns: Mapping[str, str] | None = None,
     tolerance: float = TOLERANCE,
     options: OpenOptions | None = None,
 ) -> Verification:
     """Score `limit` items of every suite, evenly spaced over it, with our engine and with every peer that can.
 
-    methods: out of causal, mlm, mlm-l2r; () = the checkpoint's first. options: how ours is opened (revision, bos,
-    max_length); it runs in fp32 on the CPU, as the peers do. Raises UsageError, MethodNotSupported (no peer scores that
-    way; before any data is loaded), DataError, CheckpointError. Disagreement is a result: see Verification.check.
+    methods: out of causal, mlm, mlm-l2r; () = the checkpoint's first. columns: of files of pairs, ours -> theirs.
+    options: how ours is opened (revision, bos, max_length, allow_pickle, trust_remote_code); it runs in fp32 on the
+    CPU, as the peers do, who run the checkpoint's own Python too if they may. Raises UsageError, MethodNotSupported (no
+    peer scores that way; before any data is loaded), DataError, CheckpointError. Disagreement is a result: see
+    Verification.check.
     """
     if not tolerance > 0:
         raise UsageError(f"{tolerance:g} is no number of nats above 0", place="--tolerance")
@@ -130,15 +136,15 @@ def verify(
             place="--model",
             hint="only our engine converts it: there is nothing to compare ours with",
         )
-    opened, refused = _opened(checkpoint, folder, names)
+    opened, refused = _opened(checkpoint, folder, names, options.trust_remote_code)
     if not opened:
         reasons = "".join(f"\n  {peer}, {name}: {why}" for peer, name, why in refused)
         raise MethodNotSupported(f"no peer can score {checkpoint.name} this way:{reasons}", place="--model")
-    found = [
-        agreement
-        for ref in dict.fromkeys(member for each in listed(suite) for member in suites.members(each))
-        for agreement in _suite(checkpoint, ref, limit, names, opened, tolerance)
-    ]
+    refs = list(dict.fromkeys(member for each in listed(suite) for member in suites.members(each)))
+    found: list[Agreement] = []
+    for ref in refs:  # a sample is never the whole
+        loaded = suites.load(ref, allow_incomplete=True, columns=columns_of(ref, refs, columns))
+        found += _suite(checkpoint, loaded, limit, names, opened, tolerance)
     return Verification(checkpoint.name, tolerance, tuple(found), tuple(refused))
 
 
@@ -156,7 +162,7 @@ def _peers(name: str) -> list[str]:
 
 
 def _opened(
-    checkpoint: Checkpoint, folder: Path, names: Sequence[str]
+    checkpoint: Checkpoint, folder: Path, names: Sequence[str], trusted: bool
 ) -> tuple[dict[tuple[str, str], Peer], list[tuple[str, str, str]]]:
     """(peer, method) -> the peer, opened once; and who could not be asked, and why."""
     opened: dict[str, Peer] = {}
@@ -172,8 +178,11 @@ def _opened(
         elif peer == "lm-eval" and not _prefixed(encoder.tokenizer, encoder.around.before):
             refused.append((peer, name, "it always reads one BOS or EOS before a text, which --bos does not want here"))
         else:
+            own_code = encoder.tokenizer if trusted else None
             try:
-                opened[peer] = opened.get(peer) or open_peer(peer, folder, kind, encoder.around, encoder.max_length)
+                opened[peer] = opened.get(peer) or open_peer(
+                    peer, folder, kind, encoder.around, encoder.max_length, own_code
+                )
                 pairs[peer, name] = opened[peer]
             except CheckpointError as error:
                 refused.append((peer, name, error.message))
@@ -188,15 +197,15 @@ def _prefixed(tokenizer: object, before: tuple[int, ...]) -> bool:
 
 def _suite(
     checkpoint: Checkpoint,
-    ref: str,
+    loaded: Suite,
     limit: int,
     names: Sequence[str],
     opened: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[Agreement]:
-    loaded = suites.load(ref, allow_incomplete=True)  # a sample is never the whole
-    if loaded.times or loaded.formulas:
-        raise UsageError(f"{ref!r} asks about words, not about texts", place="--suite", hint="give a suite of choices")
+    if kind_of(loaded, choice.Policy()).asks == "words":
+        hint = "give a suite of choices"
+        raise UsageError(f"{loaded.name} asks about words, not about texts", place="--suite", hint=hint)
     items = spaced(loaded.items, limit)
     found = []
     with Progress(len(opened) * len(items), f"{checkpoint.name} {loaded.name}") as progress:
@@ -204,7 +213,8 @@ def _suite(
             [ours] = choice.predict(checkpoint, items, [method(name, checkpoint)])
             fits = [n for n, prediction in enumerate(ours) if "too-long" not in prediction.flags]
             if not fits:
-                raise DataError(f"none of {len(items)} items fits the model", place=ref, hint="raise --max-length")
+                message = f"none of {len(items)} items fits the model"
+                raise DataError(message, place=loaded.name, hint="raise --max-length")
             asked, mine = [items[n] for n in fits], [ours[n] for n in fits]
             left = len(items) - len(fits)
             apart = (f"{left} of {len(items)} items do not fit the model, and were left out",) if left else ()

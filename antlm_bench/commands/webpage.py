@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -18,21 +19,29 @@ from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
+    from antlm_bench.commands.report import Report
     from antlm_bench.compare.comparison import Comparison
 
 FORMS = ("svg", "png")
 SWEEP = 3  # so many checkpoints of one family are a curve; only the last of them stands beside other models
 
 
-def page(paths: Sequence[str | Path], out: Path, *, trainings: Sequence[str | Path] = (), title: str = "") -> Path:
+def page(
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    trainings: Sequence[str | Path] = (),
+    title: str = "",
+    report: Report | None = None,
+) -> Path:
     """Write the report of run folders (or folders of them) as one HTML file; returns its path.
 
-    trainings: folders that `train` wrote. Raises RunError (a folder that is none or damaged, a file that cannot be
-    written), UsageError.
+    trainings: folders that `train` wrote. report: of the same runs; that of a collection opens the page. Raises
+    RunError (a folder that is none or damaged, a file that cannot be written), UsageError.
     """
     from antlm_bench.rendering.html import page as html
 
-    contents = gather(paths, trainings, title)
+    contents = gather(paths, trainings, title, report)
     used = {part for column in contents.beside for part in column.method.split(" + ")}
     said = {name: one.says for name, one in METHODS.items() if name in used}
     runs.write_whole(out, html(contents, said).encode())
@@ -57,7 +66,12 @@ def figures(
     return written
 
 
-def gather(paths: Sequence[str | Path], trainings: Sequence[str | Path] = (), title: str = "") -> Contents:
+def gather(
+    paths: Sequence[str | Path],
+    trainings: Sequence[str | Path] = (),
+    title: str = "",
+    report: Report | None = None,
+) -> Contents:
     """Everything that a page of these runs shows."""
     opened = [runs.read(path) for path in expand(paths)]
     seeded = {run.path: averaged(run) for run in opened}
@@ -93,7 +107,20 @@ def gather(paths: Sequence[str | Path], trainings: Sequence[str | Path] = (), ti
         curves=tuple(curves([run for members in families.values() for run in members])),
         trainings=tuple(map(training, trainings)),
         remarks=tuple(remarks),
+        report=_of_these(report, dict(zip([run.path for run in beside], names, strict=True))),
     )
+
+
+def _of_these(report: Report | None, names: Mapping[str, str]) -> Report | None:
+    """The report of a collection with the columns of these runs (path -> name) and the published ones."""
+    if report is None or report.collection is None:
+        return None
+    columns = [
+        replace(column, model=names.get(column.run, column.model))
+        for column in report.columns
+        if column.run in names or column.source
+    ]
+    return replace(report, columns=tuple(columns))
 
 
 def _title(names: Sequence[str]) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from antlm_bench.compare.correlated import correlated
 from antlm_bench.compare.credited import Found, credited
 from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
+from antlm_bench.compare.explained import explained
 from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
 from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
 from antlm_bench.errors import NotComparable
 from antlm_bench.types import Run
 
-__all__ = ["UNPAIRED", "Comparison", "Difference", "Flip", "Versus", "compare"]
+__all__ = ["DATA", "UNPAIRED", "Comparison", "Difference", "Flip", "Versus", "compare"]
 
-# Metrics to which single items contribute nothing that could be paired: regressions, and means that are no score.
-UNPAIRED = ("delta-r2", "surprisal")
+# Metrics to which single items contribute nothing that could be paired: curves, and means that are no score.
+UNPAIRED = ("surprisal", "acquisition")
+DATA = ("delta-r2",)  # metrics of which a run is one half: the suite's data must be at hand
+# How the runs of a metric differ; of all others items earn credit.
+DIFFERENCES: dict[str, Callable[[Joined], Found]] = {"spearman": correlated, "delta-r2": explained}
 
 
 def compare(
@@ -37,14 +41,16 @@ def compare(
     for cells_a, cells_b in match(a, b, suites, methods):
         if cells_a[0].summary.metric in UNPAIRED:
             if suites:
-                message = (
-                    f"{cells_a[0].suite} is scored by {cells_a[0].summary.metric}, which has no paired differences"
-                )
+                message = f"{cells_a[0].suite} is measured in {cells_a[0].summary.metric}, which is no score"
                 raise NotComparable(message, hint="its interval stands in each run: antlm-bench report RUN...")
             continue
         joined = join(a, b, cells_a, cells_b, allow_mixed)
         if cells_a[0].seed is None:
-            found.append(_scored(joined))
+            try:
+                found.append(_scored(joined))
+            except NotComparable:
+                if suites:  # data that is not at hand refuses the suite that was asked for, and no other
+                    raise
         else:
             tasks.setdefault((collection(cells_a[0]), cells_a[0].method, cells_b[0].method), []).append(joined)
     return found + [_finetuned(name, each) for (name, _, _), each in tasks.items()]
@@ -52,8 +58,7 @@ def compare(
 
 def _scored(joined: Joined) -> Comparison:
     """One scored suite: a table on each side."""
-    metric = joined.cells_a[0].summary.metric
-    made = correlated(joined) if metric == "spearman" else credited(joined)
+    made = DIFFERENCES.get(joined.cells_a[0].summary.metric, credited)(joined)
     return _comparison(joined.suite, [joined], made, joined.notes, joined.cells_a[0].summary.macro)
 
 

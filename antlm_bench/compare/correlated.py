@@ -13,7 +13,7 @@ from antlm_bench.types import Bools, Floats
 
 
 def correlated(joined: Joined) -> Found:
-    """Headline and groups of a suite of ratings; its items are resampled. There is no test: the interval decides."""
+    """Headline and groups of a suite of ratings; its items are resampled, and exchanged between runs."""
     table, other = joined.a[0], joined.b[0]
     settings, summary = joined.cells_a[0].settings, joined.cells_a[0].summary
     reduction = str(settings.get("reduction", "sum"))
@@ -35,10 +35,10 @@ def _difference(
     x, z, y = (values[members] for values in (*sides, table.gold))
     a, b = statistics.spearman(x, y), statistics.spearman(z, y)
     if a is None or b is None:  # undefined, and shown as 0, as a Summary does: we know nothing, the whole range
-        interval = Interval(-2.0, 2.0)
+        interval, p = Interval(-2.0, 2.0), None
     elif bool((x == z).all()):
-        interval = Interval(0.0, 0.0)
+        interval, p = Interval(0.0, 0.0), 1.0
     else:
-        interval = statistics.bootstrap_spearman(z, y, minus=x)
+        interval, p = statistics.bootstrap_spearman(z, y, minus=x), statistics.spearman_p(x, z, y)
     a, b = a or 0.0, b or 0.0
-    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high)
+    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, p)

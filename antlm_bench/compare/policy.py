@@ -1,44 +1,69 @@
-"""A gate's policy as data: how much worse is tolerated where, in points, written down before the result is known."""
+"""A gate's margins as data: how much worse is tolerated where, in points, written down before the result is known.
+
+Whoever says it first is believed: the command line, the policy file, the suite's own TOML.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field
 
 from antlm_bench.compare.verdict import Margins
-from antlm_bench.declarations import Declaration, read_toml
+from antlm_bench.declarations import Declaration, catalog, check, parse, read_toml
 from antlm_bench.errors import UsageError
+from antlm_bench.suites.gate import CheckSpec, Points
 
 POINT = 0.01
-Points = Annotated[float, Field(gt=0, le=100)]
 
 
-class Policy(Declaration):
-    """A policy's TOML. margin: of every suite's headline, in points (of a correlation: hundredths). suites: name -> its
-    own. groups: field, phenomenon, paradigm or task -> margin; groups without one are reported and not judged.
-    every_group: a margin for all groups of the level that explains a suite (its phenomena)."""
+class Policy(CheckSpec):
+    """A policy's TOML: what it says of every suite, and in `suites` a margin per suite that has one of its own."""
 
-    margin: Points = 1.0
-    every_group: Points | None = None
     suites: dict[str, Points] = Field(default_factory=dict)
-    groups: dict[str, Points] = Field(default_factory=dict)
 
 
-def margins(path: str | Path = "", margin: float | None = None, every_group: float | None = None) -> Margins:
-    """The margins of a policy file; `margin` and `every_group` (in points) overrule what it says of all suites.
+class Gated(Declaration):
+    """As much of a suite's TOML as a gate reads."""
+
+    check: CheckSpec
+
+
+def margins(
+    path: str | Path = "", margin: float | None = None, every_group: float | None = None
+) -> tuple[Margins, ...]:
+    """The margins of the command line (`margin`, `every_group`: in points), then those of a policy file, if any.
 
     Raises DeclarationError, naming the file and the key, and UsageError for a margin that is not above 0.
     """
-    policy = read_toml(Path(path), Policy) if path else Policy()
     for option, value in (("--margin", margin), ("--group-margin", every_group)):
         if value is not None and not 0 < value <= 100:
             raise UsageError(f"a margin is above 0 and at most 100 points, not {value:g}", place=option)
-    every = policy.every_group if every_group is None else every_group
+    typed = _fractions(CheckSpec(margin=margin, every_group=every_group), "--margin")
+    if not path:
+        return (typed,)
+    policy = read_toml(Path(path), Policy)
+    return typed, _fractions(policy, str(path), policy.suites)
+
+
+def declared(suite: str) -> Margins:
+    """The margins of the [check] table in the TOML of a suite; nothing of a suite that the catalog does not know.
+
+    Only that table is read and checked: a verdict has no time for the rest. Raises DeclarationError.
+    """
+    path = catalog("tasks").get(suite)
+    table = parse(path).get("check") if path else None
+    if path is None or table is None:
+        return Margins()
+    return _fractions(check({"check": table}, Gated, path).check, path.name)
+
+
+def _fractions(table: CheckSpec, source: str, suites: Mapping[str, float] | None = None) -> Margins:
     return Margins(
-        default=POINT * (policy.margin if margin is None else margin),
-        suites={suite: POINT * value for suite, value in policy.suites.items()},
-        groups={group: POINT * value for group, value in policy.groups.items()},
-        every_group=None if every is None else POINT * every,
+        default=None if table.margin is None else POINT * table.margin,
+        suites={suite: POINT * points for suite, points in (suites or {}).items()},
+        groups={group: POINT * points for group, points in table.groups.items()},
+        every_group=None if table.every_group is None else POINT * table.every_group,
+        source=source,
     )

@@ -24,25 +24,38 @@ MARGIN = 0.01  # one point: above the numeric noise of any dtype (`antlm-bench n
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How much worse is tolerated, as a fraction (of a correlation: as it is).
+    """How much worse is tolerated, as a fraction (of a correlation: as it is), as far as one place says it.
 
-    default: of every suite's headline. suites: name -> its own. groups: name of a field, phenomenon, paradigm or task
-    -> margin; a group is judged only if it has one here, or if `every_group` holds for all of the level that explains.
+    default: of every suite's headline, None: not said. suites: name -> its own. groups: name of a field, phenomenon,
+    paradigm or task -> margin; a group is judged only if it has one, or if `every_group` holds for all of the level
+    that explains. source: the place: an option, a policy file, a suite's TOML.
     """
 
-    default: float = MARGIN
+    default: float | None = None
     suites: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, float] = field(default_factory=dict)
     every_group: float | None = None
+    source: str = ""
+
+    def of_suite(self, suite: str) -> float | None:
+        return self.suites.get(suite, self.default)
+
+    def of_group(self, group: Difference, level: str) -> float | None:
+        return self.groups.get(group.name, self.every_group if group.level == level else None)
+
+
+EVERYWHERE = Margins(MARGIN, source="default")
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One difference, judged against its margin. dropped: is it significantly below zero, tolerable or not?"""
+    """One difference, judged against its margin. source: who says the margin. dropped: is it significantly below
+    zero, tolerable or not?"""
 
     difference: Difference
     margin: float
     status: Status
+    source: str = ""
 
     @property
     def dropped(self) -> bool:
@@ -63,17 +76,19 @@ class Verdict:
     culprits: tuple[Difference, ...]
 
 
-def judge(comparison: Comparison, margins: Margins) -> Verdict:
-    """The verdict on one suite. A group fails only where its drop is significant within its family of tests; one that
-    is inconclusive does not make the suite so, because no group was promised to be large enough for its margin.
+def judge(comparison: Comparison, *margins: Margins) -> Verdict:
+    """The verdict on one suite. margins: who says a margin first is believed; of a suite one point, if nobody does.
+
+    A group fails only where its drop is significant within its family of tests; one that is inconclusive does not make
+    the suite so, because no group was promised to be large enough for its margin.
     """
-    headline = _judged(comparison.headline, margins.suites.get(comparison.suite, margins.default))
     level = explaining(comparison)
+    said = [(one.of_suite(comparison.suite), one.source) for one in (*margins, EVERYWHERE)]
+    headline = next(_judged(comparison.headline, m, source) for m, source in said if m is not None)
     groups = []
     for group in comparison.groups:
-        margin = margins.groups.get(group.name, margins.every_group if group.level == level else None)
-        if margin is not None:
-            groups.append(_judged(group, margin))
+        asked = [(one.of_group(group, level), one.source) for one in margins]
+        groups += [_judged(group, m, source) for m, source in asked if m is not None][:1]
     failed: list[Status] = [one.status for one in groups if one.status == "regression"]
     culprits = [g for g in comparison.groups if g.level == level and g.value < 0 and significant(g)]
     return Verdict(
@@ -105,10 +120,12 @@ def significant(difference: Difference) -> bool:
     return difference.low > 0 or difference.high < 0
 
 
-def _judged(difference: Difference, margin: float) -> Judgement:
+def _judged(difference: Difference, margin: float, source: str) -> Judgement:
+    return Judgement(difference, margin, _status(difference, margin), source)
+
+
+def _status(difference: Difference, margin: float) -> Status:
     if difference.low > -margin:
-        return Judgement(difference, margin, "pass")
+        return "pass"
     sure = difference.level == HEADLINE or significant(difference)  # one group of many: sure among its family
-    if difference.high < 0 and difference.value <= -margin and sure:
-        return Judgement(difference, margin, "regression")
-    return Judgement(difference, margin, "inconclusive")
+    return "regression" if difference.high < 0 and difference.value <= -margin and sure else "inconclusive"

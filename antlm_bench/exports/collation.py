@@ -6,26 +6,22 @@ these are the data that were scored (equal digest). What is missing is listed, n
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from antlm_bench import runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
-from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, Writes, sizes
-from antlm_bench.metrics.measures import Spearman
-from antlm_bench.metrics.table import chosen, tabulate
+from antlm_bench.exports.answers import Answers, Entry, count, curve, numbers, surprisals, texts_chosen, whole
+from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, entries, sizes
 from antlm_bench.suites.items import Suite
-from antlm_bench.types import Cell, Item, Prediction, Run
+from antlm_bench.types import Cell, Run
 
 OFFICIAL_SEED = 42  # of the official finetuning script; taken where several seeds are there and none is asked for
-Answers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
-Entry = dict[str, float]
 T = TypeVar("T")
 Texts = Callable[[str], Suite]
 
@@ -83,11 +79,11 @@ class Collator:
         for key, part in parts.items():
             value = given[key] if key in given else self._or_missing(key, partial(self._part, part))
             if value is not None or self.board.absent == "null":
-                document[key] = value
+                document[key] = {} if value is None and part.writes == "class" else value  # no label is {}, officially
         if milestones:
             document[place] = {}
         for key, part in fast.items():
-            value = given[key] if key in given else self._fast(key, part, milestones)
+            value = given[key] if key in given else self._fast(key, part)
             if value is not None:
                 document[place][part.key] = value
         return Collation(document, tuple(self.missing), tuple(dict.fromkeys([*self.board.notes, *self.notes])))
@@ -103,7 +99,11 @@ class Collator:
             self.missing.append(Missing(key, where + error.message, error.hint))
             return None
 
-    def _part(self, part: PartSpec) -> Answers | None:
+    def _part(self, part: PartSpec) -> Mapping[str, Any] | None:
+        if part.writes == "curves":
+            return self._curves(part)
+        if part.writes == "headline":
+            return self._headline(part)
         wanted = sizes(self.board.name, part.key)
         if part.writes == "class":
             if not any(cell.suite.startswith(f"{part.suite}.") for cell in self.final):
@@ -118,20 +118,64 @@ class Collator:
         if part.writes == "surprisal":
             answers: Answers = {part.key: {"predictions": list(surprisals(predictions))}}
         else:
-            suite = self.texts(part.suite)
-            if cell.settings.get("suite_digest", suite.digest) != suite.digest:
-                raise IncompleteError(
-                    f"the data here are not those that {self.final.path} was scored on",
-                    hint=score_command(self.final, part.suite, self.method),
-                )
-            answers, notes = texts_chosen(part.writes, predictions, suite, cell)
+            suite = self._texts(self.final, cell)
+            answers, notes = texts_chosen(part, predictions, suite, cell)
             self.notes += notes
+        each = entries(self.board.name, part.key)
+        wanted = wanted if each is None else dict.fromkeys(answers, 1)
         short = [f"{key} {have} of {n}" for key, n in wanted.items() if (have := count(answers, key)) != n]
         short += [f"{key} is none of its keys" for key in answers.keys() - wanted.keys()]
+        short += [f"{len(answers)} of {each}"] if each not in (None, len(answers)) else []
         if short:
             hint = f"get all data (antlm-bench data fetch {part.suite}), then score again"
             raise IncompleteError(f"incomplete: {', '.join(short[:3])}{', ...' * (len(short) > 3)}", hint=hint)
         return answers
+
+    def _texts(self, run: Run, cell: Cell) -> Suite:
+        """The texts of a cell. IncompleteError where the data here are not those that were scored."""
+        suite = self.texts(cell.suite)
+        if cell.settings.get("suite_digest", suite.digest) != suite.digest:
+            raise IncompleteError(
+                f"the data here are not those that {run.path} was scored on",
+                hint=score_command(run, cell.suite, self.method),
+            )
+        return suite
+
+    def _curves(self, part: PartSpec) -> Mapping[str, Any] | None:
+        """The surprisals of words at every milestone, as the official pipeline has them; None after saying why not."""
+
+        def rows(milestone: int, run: Run) -> list[dict[str, Any]]:
+            cell = whole(self._cell(run, part))
+            return list(curve(runs.predictions(run.path, cell), self._texts(run, cell), milestone))
+
+        found = self._each(part.key, part, rows)
+        results = [row for some in found if some is not None for row in some]
+        if lost := sum(math.isnan(row["surprisal"]) for row in results):
+            self.notes.append(f"{part.key}: {lost} words do not fit the model with their contexts, and are NaN")
+        steps = {"total_steps": len(found), "completed_steps": len(found)}
+        metadata = {"model_name": name_of(self.final), "use_bos_only": False, **steps}
+        return {"metadata": metadata, "results": results} if None not in found else None
+
+    def _headline(self, part: PartSpec) -> Mapping[str, Any]:
+        """The number made of the surprisals, {key: number}. IncompleteError unless it is of these very milestones."""
+        again = ["antlm-bench", "acquisition", str(Path(self.final.path).parent), "--suite", part.suite]
+        places = [self.final, *(self.checkpoints[milestone] for milestone in sorted(self.checkpoints, reverse=True))]
+        held = [cell for run in places for cell in run if (cell.suite, cell.method) == (part.suite, self.method)]
+        if not held:
+            raise IncompleteError(f"no run has {part.suite} by {self.method}", hint=shlex.join(again))
+        milestones = self.board.milestones(self.track)
+        words = {one.suite for one in self.board.part if one.writes == "curves"}
+        of = [(one["words"], one["predictions"]) for one in held[0].settings["checkpoints"]]
+        there = [
+            (milestone * 10**6, cell.digest)
+            for milestone in milestones
+            for cell in self.checkpoints.get(milestone, ())
+            if cell.suite in words and (cell.method, cell.settings.get("limit")) == (self.method, None)
+        ]
+        if of != there or len(there) != len(milestones):
+            why = f"{part.suite} is of {len(of)} checkpoints, not of these {len(milestones)} as they are scored now"
+            raise IncompleteError(why, hint=shlex.join(again))
+        return {part.key: held[0].summary.headline.value}
 
     def _cell(self, run: Run, part: PartSpec) -> Cell:
         """The scored cell of a part. IncompleteError where there is none, or not all of it."""
@@ -176,9 +220,15 @@ class Collator:
         command += ["--task", task] * bool(task) + ["--attention", attention]
         return shlex.join([*command, "--seed", str(self.seed or OFFICIAL_SEED), "--out", self.final.path])
 
-    def _fast(self, key: str, part: PartSpec, milestones: Sequence[int]) -> Sequence[Entry | None] | None:
+    def _fast(self, key: str, part: PartSpec) -> Sequence[Entry | None] | None:
         """One entry per milestone, in order; None (or a list with nulls) after saying which are missing."""
-        entries: list[Entry | None] = []
+        found = self._each(key, part, lambda _, run: numbers(whole(self._cell(run, part)), part))
+        return found if None not in found or self.board.absent == "null" else None
+
+    def _each(self, key: str, part: PartSpec, make: Callable[[int, Run], T]) -> list[T | None]:
+        """What `make` gives of each milestone and its run, in order; None after saying under `key` what is missing."""
+        milestones = self.board.milestones(self.track)
+        found: list[T | None] = []
         lacking: list[int] = []
         why = hint = ""
         for milestone in milestones:
@@ -187,94 +237,16 @@ class Collator:
                 if part.suite and run is None:
                     pattern = replaced_end(name_of(self.final), "chck_*")
                     raise IncompleteError("no run folder", hint=score_command(None, part.suite, self.method, pattern))
-                entries.append(numbers(self._cell(run or self.final, part), part))
+                found.append(make(milestone, run or self.final))
             except IncompleteError as error:
-                entries.append(None)
+                found.append(None)
                 lacking.append(milestone)
                 why, hint = error.message, error.hint
         if lacking:
             each = ", ".join(f"chck_{milestone}M" for milestone in lacking)
             which = each if len(lacking) < len(milestones) else f"all {len(lacking)} milestones"
             self.missing.append(Missing(key, f"{why} ({which})", hint))
-        return entries if not lacking or self.board.absent == "null" else None
-
-
-def numbers(cell: Cell, part: PartSpec) -> Entry:
-    """What a fast suite says of a milestone, in 0..1: accuracies (a tie counts 1/k), Spearman's rho, partial R2.
-
-    Numbers have room for half a tie; only answers have not. IncompleteError where items are missing.
-    """
-    if short := [note for note in cell.summary.notes if note.startswith("incomplete")]:
-        raise IncompleteError(short[0], hint="get all data (antlm-bench data fetch), then score again")
-    groups = cell.summary.groups
-    if part.names:
-        return {part.names[group.name]: group.estimate.value for group in groups if group.name in part.names}
-    if cell.summary.metric == "spearman":
-        return {part.key: cell.summary.headline.value}
-    return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
-
-
-def texts_chosen(
-    writes: Writes, predictions: Sequence[Prediction], suite: Suite, cell: Cell
-) -> tuple[Answers, list[str]]:
-    """The chosen texts of a suite under their groups, in the suite's order, and notes about ties and lost items.
-
-    The file can hold one answer. A tie never goes silently to the right one, as the collator of 2025 has it
-    (torch.max: first index, and index 0 is right): it is drawn, by the item's id (metrics: ties = random; 2026's
-    official code draws too, unseeded). A run that was scored with --ties first says so and keeps that rule. An item
-    that does not fit the model counts as wrong, and is written so.
-    """
-    rule = "first" if cell.settings.get("ties") == "first" else "random"
-    reduction = str(cell.settings.get("reduction", "sum"))
-    table = tabulate(predictions, set(), reduction)
-    picks = chosen(table, rule, reduction).argmax(axis=1)
-    lost = table.flag("too-long")
-    share = Spearman("half", reduction).values(table, reduction) if writes == "share" else np.zeros(len(picks))
-    items = {item.id: item for item in suite.items}
-    answers: Answers = defaultdict(lambda: {"predictions": []})
-    for n, prediction in enumerate(predictions):
-        item = items[prediction.id]
-        right = item.gold if isinstance(item.gold, int) else 0
-        pick = int(picks[n]) if not lost[n] else int(right == 0)
-        row: dict[str, Any] = {"id": item.id, "pred": written(writes, item, pick)}
-        if writes == "share":
-            row["prob"] = float(share[n])
-        answers[item.labels[suite.groups[-1]]]["predictions"].append(row)
-    ties, twins = int(table.flag("tie").sum()), int(table.flag("identical").sum())
-    notes = []
-    if ties:
-        how = "given to the first option (--ties first)" if rule == "first" else "drawn by the item's id"
-        notes.append(
-            f"{suite.name}: {ties} ties, {how}" + (f"; {twins} of one text count as right there" if twins else "")
-        )
-    if lost.any():
-        notes.append(f"{suite.name}: {int(lost.sum())} items do not fit the model and are written as wrong")
-    return dict(answers), notes
-
-
-def written(writes: Writes, item: Item, pick: int) -> str:
-    """The text that stands for an option: all of it, or the part that was scored."""
-    option = item.options[pick]
-    if writes == "sentence" or option.span is None:
-        return option.text
-    scored = option.text[slice(*option.span)]
-    return scored.strip() if writes == "stripped" else scored
-
-
-def surprisals(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """Surprisals in nats of each word and of the word before it; NaN where there is none, as officially.
-
-    IncompleteError for words that do not fit the model: the file has no way to say so.
-    """
-    if lost := [p.id for p in predictions if "too-long" in p.flags]:
-        raise IncompleteError(f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}")
-    for n, prediction in enumerate(predictions):
-        before = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
-        yield {"id": n, "pred": -prediction.scores[0], "prev_pred": before}
-
-
-def count(answers: Answers, key: str) -> int:
-    return len(answers[key]["predictions"]) if key in answers else 0
+        return found
 
 
 def name_of(run: Run) -> str:

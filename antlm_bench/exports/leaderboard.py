@@ -18,20 +18,22 @@ from antlm_bench.errors import DataError, UsageError
 HERE = Path(__file__).resolve().parent
 # How an answer stands in the file: the scored part of the chosen text, that without its space, the whole text, the
 # scored part and the first option's softmax share, the index of the class, or the surprisals of a word and its
-# predecessor.
-Writes = Literal["scored", "stripped", "sentence", "share", "class", "surprisal"]
+# predecessor; of no single answer: the surprisals of words in contexts at every milestone, and the number made of them.
+Writes = Literal["scored", "stripped", "sentence", "share", "class", "surprisal", "curves", "headline"]
 
 
 class PartSpec(Declaration):
     """One key of the file. suite: ours ("" = none: `hint` says what makes it). tracks: only of these; () = of all.
 
-    names: of milestones, our groups that stand in the file -> what they are called there; {} = the finest groups.
+    by: the label whose values are the keys of the answers; "" = the finest groups. names: of milestones, our groups
+    that stand in the file -> what they are called there; {} = the finest groups, or `key` for a suite without any.
     """
 
     key: str
     suite: str = ""
     writes: Writes = "scored"
     tracks: Many[str] = ()
+    by: str = ""
     names: dict[str, str] = {}  # noqa: RUF012  (pydantic copies it)
     hint: str = ""
 
@@ -94,6 +96,12 @@ def schema(name: str) -> dict[str, Any]:
     """The JSON Schema that is shipped under a name."""
     document = json.loads((HERE / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
     return dict(document)
+
+
+def entries(name: str, key: str) -> int | None:
+    """How many subkeys of one answer each the official file holds under `key`, where they have no names known ahead."""
+    number: int | None = schema(name)["properties"].get(key, {}).get("minProperties")
+    return number
 
 
 def sizes(name: str, key: str) -> dict[str, int]:

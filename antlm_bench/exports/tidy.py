@@ -26,7 +26,8 @@ def table(found: Sequence[Run]) -> bytes:
     correct: credit in 0..1, a tie under the run's tie rule. share: probability of the first option among the options,
     where humans rated it (then gold is that rating and there is no right option). Empty: not defined.
     """
-    cells = [(run, cell, runs.predictions(run.path, cell)) for run in found for cell in run]
+    told = [(run, cell) for run in found for cell in run if cell.summary.metric != "acquisition"]  # curves are no items
+    cells = [(run, cell, runs.predictions(run.path, cell)) for run, cell in told]
     levels = sorted({level for _, _, predictions in cells for p in predictions for level in p.labels})
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

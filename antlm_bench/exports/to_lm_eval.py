@@ -38,8 +38,8 @@ def files(run: Run, method: str) -> Files:
 
 
 def exportable(cell: Cell) -> bool:
-    """Choices between texts; the harness has neither seeds of finetuning nor reading times."""
-    return cell.seed is None and cell.summary.metric != "delta-r2"
+    """Choices between texts; the harness has neither seeds of finetuning nor reading times nor curves."""
+    return cell.seed is None and cell.summary.metric not in ("delta-r2", "acquisition")
 
 
 def sanitized(name: str) -> str:

@@ -1,7 +1,8 @@
 """`python -m antlm_bench.harness ...` is `lm_eval ...` with our model in its registry.
 
-lm_eval 0.4.13 knows the models of its own source tree only. Later versions read the entry point `lm_eval.models` of
-installed packages, which pyproject.toml declares; with them plain `lm_eval --model antlm-bench` does the same.
+lm_eval 0.4.13 knows the models of its own source tree only (MODEL_MAPPING in lm_eval/models/__init__.py). Versions
+after it read the entry point `lm_eval.models` of installed packages, which pyproject.toml declares; with them plain
+`lm_eval --model antlm-bench` does the same.
 """
 
 from __future__ import annotations

@@ -14,23 +14,21 @@ SURPRISAL = "surprisal"
 WORD = "word"  # the label of an item's word
 
 
-def by_word(predictions: Sequence[Prediction]) -> dict[str, tuple[float, int]]:
-    """word -> (mean surprisal in nats over its contexts, tokens); contexts that were too long are left out."""
-    found: dict[str, list[Prediction]] = {}
+def by_context(predictions: Sequence[Prediction]) -> dict[str, dict[str, Prediction]]:
+    """word -> id of each of its contexts -> its prediction; contexts that were too long are left out."""
+    found: dict[str, dict[str, Prediction]] = {}
     for one in predictions:
         if "too-long" not in one.flags:
-            found.setdefault(one.labels[WORD], []).append(one)
-    return {
-        word: (float(np.mean([-p.scores[0] for p in some])), int(np.median([p.tokens[0] for p in some])))
-        for word, some in found.items()
-    }
+            found.setdefault(one.labels[WORD], {})[one.id] = one
+    return found
 
 
 def summarize_surprisal(
     predictions: Sequence[Prediction], *, suite: str, method: str, notes: Sequence[str] = ()
 ) -> Summary:
     """The mean over words, with the interval of words like these. DataError where no context fits the model."""
-    means: Floats = np.array([mean for mean, _ in by_word(predictions).values()])
+    contexts = by_context(predictions).values()
+    means: Floats = np.array([np.mean([-p.scores[0] for p in some.values()]) for some in contexts])
     if not len(means):
         raise DataError("every context is too long for the model", place=suite, hint="raise --max-length")
     weights = np.full(len(means), 1 / len(means))

@@ -6,7 +6,7 @@ times and the other predictors are the suite's. Everything else is a regression.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,42 +57,55 @@ def summarize_times(
     """
     columns, cluster = _joined(predictions, times)
     flags = {"too-long": n} if (n := sum("too-long" in p.flags for p in predictions)) else {}
-    made = [(m, o, _regression(columns, cluster, m, o)) for m in times.measures for o in m.outcomes]
-    values = [partial_r2(regression) for _, _, regression in made]
+    made = regressions(columns, cluster, times)
+    values = [partial_r2(regression) for regression in made]
     clusters = int(cluster.max()) + 1
-    if clusters > 1 and None not in values:
-        drawn = bootstrap_partial_r2([regression for _, _, regression in made], clusters)
-    else:
-        drawn = np.zeros((1, len(made)))
+    vague = clusters < 2 or None in values
+    drawn = np.zeros((1, len(made))) if vague else bootstrap_partial_r2(made, clusters)
 
-    def estimate(of: Sequence[int], weights: Floats) -> Estimate:
-        value = float(sum(w * (values[i] or 0.0) for w, i in zip(weights, of, strict=True)))
-        n = max(len(made[i][2].outcome) for i in of)
-        vague = clusters < 2 or any(v is None for v in values)
-        interval = Interval(0.0, 1.0) if vague else bias_corrected(value, drawn[:, of] @ weights)
+    def estimate(weights: Floats) -> Estimate:
+        value = float(weights @ [v or 0.0 for v in values])
+        n = max(len(made[i].outcome) for i in np.flatnonzero(weights))
+        interval = Interval(0.0, 1.0) if vague else bias_corrected(value, drawn @ weights)
         return rounded(value, n, interval, flags)
 
-    groups = []
-    weights = np.zeros(len(made))
-    for measure in times.measures:
-        of = [i for i, (m, _, _) in enumerate(made) if m is measure]
-        weights[of] = 1 / (len(of) * len(times.measures))
-        groups.append(Group("measure", measure.name, estimate(of, np.full(len(of), 1 / len(of)))))
-    for i, (measure, outcome, _) in enumerate(made):
-        groups.append(Group("outcome", outcome, estimate([i], np.ones(1)), measure.name))
-    headline = estimate(list(range(len(made))), weights)
-    lost = [outcome for (_, outcome, _), value in zip(made, values, strict=True) if value is None]
+    lines = [Group(level, name, estimate(weights), within) for level, name, within, weights in shares(times)]
+    headline, groups = lines[0].estimate, lines[1:]
+    outcomes = [outcome for measure in times.measures for outcome in measure.outcomes]
+    lost = [outcome for outcome, value in zip(outcomes, values, strict=True) if value is None]
     remarks = [f"too few rows for a regression, shown as 0: {', '.join(lost)}"] if lost else []
     return Summary(suite, method, DELTA_R2, ("measure", "outcome"), headline, {}, tuple(groups), (*notes, *remarks))
 
 
+def shares(times: Times) -> Iterator[tuple[str, str, str, Floats]]:
+    """(level, name, the measure it belongs to, weight of each regression (r,)): the headline, measures, outcomes."""
+    owner = np.array([m for m, measure in enumerate(times.measures) for _ in measure.outcomes])
+    of_measures = [(owner == m) / np.count_nonzero(owner == m) for m in range(len(times.measures))]
+    yield "headline", "", "", np.mean(of_measures, axis=0)
+    for measure, weights in zip(times.measures, of_measures, strict=True):
+        yield "measure", measure.name, "", weights
+    named = [(outcome, measure.name) for measure in times.measures for outcome in measure.outcomes]
+    for (outcome, within), weights in zip(named, np.eye(len(named)), strict=True):
+        yield "outcome", outcome, within, weights
+
+
+def regressions(columns: Mapping[str, Floats], cluster: Ints, times: Times) -> list[Regression]:
+    """One per outcome of each measure, on the rows that lack none of its numbers. columns: human's and model's."""
+    return [_regression(columns, cluster, measure, o) for measure in times.measures for o in measure.outcomes]
+
+
+def beside(ids: Sequence[str], times: Times) -> dict[str, Floats]:
+    """The human columns of exactly these items. DataError where there are none of one."""
+    place = {name: row for row, name in enumerate(times.ids)}
+    if unknown := [name for name in ids if name not in place]:
+        raise DataError("there are no reading times for this item", place=f"item {unknown[0]}")
+    rows = [place[name] for name in ids]
+    return {name: column[rows] for name, column in times.columns.items()}
+
+
 def _joined(predictions: Sequence[Prediction], times: Times) -> tuple[dict[str, Floats], Ints]:
     """The human columns of exactly these predictions with the model's beside them, and each row's sentence."""
-    place = {name: row for row, name in enumerate(times.ids)}
-    if unknown := [p.id for p in predictions if p.id not in place]:
-        raise DataError("there are no reading times for this item", place=f"item {unknown[0]}")
-    rows = [place[p.id] for p in predictions]
-    columns = {name: column[rows] for name, column in times.columns.items()}
+    columns = beside([p.id for p in predictions], times)
     for option, name in enumerate((SURPRISAL, PREVIOUS)):
         said = [p.scores[option] if len(p.scores) > option and "too-long" not in p.flags else None for p in predictions]
         columns[name] = np.array([np.nan if score is None else -score for score in said])

@@ -179,7 +179,17 @@ def specification(chart: alt.Chart, look: Look) -> dict[str, Any]:
     title = {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": 600, "limit": look.width}
     dressed = chart.configure(background="transparent", font=FONT, padding=2)
     dressed = dressed.configure_axis(**axis).configure_legend(**legend).configure_title(**title)
-    made = dict(dressed.configure_view(stroke=None).to_dict())
+    made: dict[str, Any] = _spelled(dict(dressed.configure_view(stroke=None).to_dict()))
     if "concat" not in made:  # the width includes the names on the left
         made["autosize"] = {"type": "fit-x", "contains": "padding"}
     return made
+
+
+def _spelled(value: Any) -> Any:
+    """The same with characters beyond 16 bits as their code points: Vega cuts a long label through the middle of one,
+    and then cannot draw."""
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_spelled(inside) for inside in value]
+    return "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value) if isinstance(value, str) else value

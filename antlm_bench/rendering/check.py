@@ -1,18 +1,19 @@
-"""A gate's verdict in words: the line that names what got worse, the table on the terminal, Markdown for a summary."""
+"""A gate's verdict in words: the line that names what got worse, the table on the terminal, Markdown and JSON."""
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from antlm_bench.compare import Difference
 from antlm_bench.compare.difference import HEADLINE
-from antlm_bench.compare.verdict import Judgement, Verdict
+from antlm_bench.compare.verdict import EVERYWHERE, Judgement, Verdict
 from antlm_bench.rendering import tables
-from antlm_bench.rendering.comparison import SCORES, grid, interval, number, title
+from antlm_bench.rendering.comparison import grid, interval, number, points, title
 from antlm_bench.rendering.terminal import console, paragraph
 
 if TYPE_CHECKING:
@@ -92,20 +93,27 @@ def remarks(checked: Checked) -> list[tuple[str, str]]:
         if verdict.headline.status == "pass" and verdict.headline.dropped:
             found.append((f"{suite}: significantly worse, within the margin", "yellow"))
         if verdict.status == "inconclusive" and (needed := verdict.headline.difference.detectable):
-            unit = "" if metric in SCORES else " points"
-            found.append(
-                (f"{suite}: so many items resolve differences from {number(needed, metric)}{unit} on", "yellow")
-            )
+            least = f"{number(needed, metric)}{points(metric)}"
+            found.append((f"{suite}: so many items resolve differences from {least} on", "yellow"))
         found += [(f"{suite}: {note}", "dim") for note in verdict.comparison.notes]
     found += [(f"missing: {cell}", "red") for cell in checked.missing]
-    return found
+    found += [(f"not judged, because it is no score: {cell}", "dim") for cell in checked.unjudged]
+    sources: dict[str, dict[str, None]] = {}
+    for verdict in checked.verdicts:
+        sources.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
+    said = [f"{', '.join(suites)} by {source}" for source, suites in sources.items() if source != EVERYWHERE.source]
+    return found + [(f"margin of {'; of '.join(said)}", "dim")] * bool(said)
+
+
+def outcome(checked: Checked) -> str:
+    """The gravest of it in a word; what is missing is graver than what is inconclusive."""
+    return "incomplete" if checked.missing and checked.status != "regression" else checked.status
 
 
 def markdown(checked: Checked) -> str:
     """GitHub-flavoured Markdown: the verdict, a table of what was judged, and the remarks."""
     versus = checked.versus
-    worst = "incomplete" if checked.missing and checked.status != "regression" else checked.status
-    parts = [f"### {worst}: {_cell(versus.name_b)} against baseline {_cell(versus.name_a)}"]
+    parts = [f"### {outcome(checked)}: {_cell(versus.name_b)} against baseline {_cell(versus.name_a)}"]
     rows: list[Sequence[str]] = [("", *HEADS)]
     rows.append(("---", *["---:"] * 5, "---"))
     for verdict in checked.verdicts:
@@ -116,6 +124,43 @@ def markdown(checked: Checked) -> str:
     parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     parts.append("\n".join(f"- {_cell(line)}" for line, _ in remarks(checked)))
     return "\n\n".join(part for part in [*parts, f"_{RULE}_"] if part) + "\n"
+
+
+def json(checked: Checked, exit_code: int) -> str:
+    """JSON: the verdict with all that was judged; fractions in full precision (correlations as they are)."""
+    versus = checked.versus
+    suites = [
+        {
+            "suite": verdict.comparison.suite,
+            "method": {"baseline": verdict.comparison.method_a, "run": verdict.comparison.method_b},
+            "metric": verdict.comparison.metric,
+            "status": verdict.status,
+            "headline": _judged(verdict.headline),
+            "groups": [_judged(one) for one in verdict.groups],
+            "worse": [_difference(culprit) for culprit in verdict.culprits],
+            "notes": verdict.comparison.notes,
+        }
+        for verdict in checked.verdicts
+    ]
+    document = {
+        "status": outcome(checked),
+        "exit_code": exit_code,
+        "baseline": {"name": versus.name_a, "path": versus.path_a},
+        "run": {"name": versus.name_b, "path": versus.path_b},
+        "suites": suites,
+        "missing": checked.missing,
+        "unjudged": checked.unjudged,
+    }
+    return json_module.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _judged(one: Judgement) -> dict[str, Any]:
+    return _difference(one.difference) | {"margin": one.margin, "margin_by": one.source, "status": one.status}
+
+
+def _difference(d: Difference) -> dict[str, Any]:
+    about = {"level": d.level, "name": d.name, "n": d.n, "baseline": d.a, "run": d.b, "difference": d.value}
+    return about | {"low": d.low, "high": d.high, "p": d.p if d.adjusted is None else d.adjusted}
 
 
 def _values(one: Judgement, metric: str) -> list[str]:

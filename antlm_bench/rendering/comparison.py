@@ -19,15 +19,16 @@ from antlm_bench.compare import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.verdict import explaining, significant
 from antlm_bench.rendering import tables
 from antlm_bench.rendering.terminal import LINES, console, paragraph
+from antlm_bench.rendering.units import unit
 
 Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 NARROWEST = 12  # characters of a name, however narrow the terminal
-SCORES = ("spearman",)  # metrics that are shown as they are, not in percent
+WHOLE = ("spearman", "delta-r2")  # metrics of all items together: no single one gains or loses
 LEGEND = (
     "Values in percent, differences in points with their 95% interval: items resampled within each group for an "
-    "unweighted mean of groups, Bonett and Price's interval for one group, t over seeds and items where tasks were "
-    "finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is tested "
-    "first and alone. ▼ ▲: p < .05, or, of a correlation, an interval without 0."
+    "unweighted mean of groups, Bonett and Price's interval for one group, sentences resampled for 100 ΔR², t over "
+    "seeds and items where tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where "
+    "they are many), a suite is tested first and alone. ▼ ▲: p < .05, or, where none is tested, an interval without 0."
 )
 
 
@@ -59,8 +60,14 @@ def lines(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
 
 def number(value: float, metric: str, sign: str = "") -> str:
     """A value in percent or a difference in points with its `sign` ("+" asks for one); correlations as they are."""
-    made = f"{value:{sign}.2f}" if metric in SCORES else f"{100 * value:{sign}.1f}"
+    of = unit(metric)
+    made = f"{of.times * value:{sign}.{of.decimals}f}"
     return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
+
+
+def points(metric: str) -> str:
+    """What stands behind a difference of this metric."""
+    return " points" if unit(metric).times == 100 else ""
 
 
 def interval(difference: Difference, metric: str) -> str:
@@ -90,16 +97,11 @@ def title(comparison: Comparison) -> str:
 def asides(comparison: Comparison, by: str) -> list[str]:
     """What the headline must be read with, in sentences."""
     head, metric = comparison.headline, comparison.metric
-    unit = "" if metric in SCORES else " points"
-    said = (
-        [f"{head.n:,} items: {head.gained:,} gained, {head.lost:,} lost"]
-        if metric not in SCORES
-        else [f"{head.n:,} items"]
-    )
+    moved = "" if metric in WHOLE else f": {head.gained:,} gained, {head.lost:,} lost"
+    said = [f"{head.n:,} items{moved}"]
     if head.detectable is not None:
-        said[0] += (
-            f"; a true difference of {number(head.detectable, metric)}{unit} would be seen in 4 of 5 such comparisons"
-        )
+        least = f"{number(head.detectable, metric)}{points(metric)}"
+        said[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"
     if clustered := head.views.get("clustered"):
         low, high = number(clustered.low, metric, "+"), number(clustered.high, metric, "+")
         said.append(f"were the {tables.plural(comparison.macro[-1])} themselves a sample: 95% CI {low}..{high}")

@@ -12,6 +12,7 @@ from antlm_bench.types import Estimate, Run
 if TYPE_CHECKING:
     from antlm_bench.commands.curve import Curve
     from antlm_bench.commands.losses import Training
+    from antlm_bench.commands.report import Report
     from antlm_bench.compare.comparison import Comparison
     from antlm_bench.rendering.charts import Look
 
@@ -40,7 +41,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All that a page shows. beside: the columns side by side, seeds averaged; runs: as read; called: their names."""
+    """All that a page shows. beside: the columns side by side, seeds averaged; runs: as read; called: their names.
+    report: of a collection, if one was asked for."""
 
     title: str
     runs: tuple[Run, ...]
@@ -51,6 +53,7 @@ class Contents:
     curves: tuple[Curve, ...] = ()
     trainings: tuple[Training, ...] = ()
     remarks: tuple[str, ...] = ()
+    report: Report | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from antlm_bench.rendering import tables
 from antlm_bench.rendering.terminal import catalog, console
+from antlm_bench.rendering.units import unit
 
 if TYPE_CHECKING:
     from antlm_bench.commands.curve import Curve
@@ -102,7 +103,7 @@ def remarks(curves: Sequence[Curve], lost: Sequence[str]) -> list[str]:
 
 
 def _number(curve: Curve, value: float) -> str:
-    return f"{value:.2f}" if curve.metric in ("spearman", "surprisal") else f"{100 * value:.1f}"
+    return unit(curve.metric).written(value)
 
 
 def _last(curve: Curve) -> str:

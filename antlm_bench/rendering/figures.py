@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from antlm_bench.rendering import charts, tables
 from antlm_bench.rendering.contents import Contents, Figure, Grid, Pair, Seed, Tile, series
+from antlm_bench.rendering.units import unit
 from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _of_lines(lines: Sequence[tables.Line], metric: str, names: Sequence[str]) -
     return [
         _numbers(estimate, metric)
         | {"row": line.name, "series": name, "hollow": False, "faint": False}
-        | {"text": f"{100 * estimate.value:.0f}"}
+        | {"text": f"{unit(metric).times * estimate.value:.0f}"}
         | {"says": f"{line.name}, {name}: {_value(estimate, metric)}, n {estimate.n:,}"}
         for line in lines
         for name, estimate in zip(names, line.estimates, strict=True)
@@ -274,7 +275,7 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def _numbers(estimate: Estimate, metric: str) -> dict[str, Any]:
-    scale = 1 if metric == "spearman" else 100
+    scale = unit(metric).times
     return {"value": scale * estimate.value, "low": scale * estimate.low, "high": scale * estimate.high}
 
 
@@ -282,13 +283,12 @@ def _value(estimate: Estimate | None, metric: str) -> str:
     """`63.4 (63.0–63.8)`."""
     if estimate is None:
         return "–"
-    digits = 2 if metric == "spearman" else 1
-    value, low, high = _numbers(estimate, metric).values()
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+    written = unit(metric).written
+    return f"{written(estimate.value)} ({written(estimate.low)}–{written(estimate.high)})"
 
 
 def _unit(metric: str) -> str:
-    return {"accuracy": "% right", "spearman": "Spearman's rho"}.get(metric, f"{metric}, percent")
+    return "% right" if metric == "accuracy" else unit(metric).head
 
 
 def _mean(line: tables.Line) -> float:

@@ -21,10 +21,11 @@ import jinja2
 import vl_convert
 from markupsafe import Markup, escape
 
-from antlm_bench.rendering import charts, palette, tables
+from antlm_bench.rendering import charts, palette, sheets, tables
 from antlm_bench.rendering.contents import Contents, Figure, series
 from antlm_bench.rendering.curves import tidy
 from antlm_bench.rendering.figures import figures
+from antlm_bench.rendering.units import unit
 from antlm_bench.types import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,6 +71,7 @@ def page(contents: Contents, methods: Mapping[str, str]) -> str:
         dark=palette.DARK,
         names=names,
         keys=[_key(index, name) for index, name in enumerate(names)],
+        collected=_collected(contents),
         blocks=[_headline(block) for block in tables.blocks(contents.beside, tables.SUITE)],
         sections=[section for section in sections if section["figures"]],
         legend=tables.legend(contents.beside),
@@ -102,6 +104,7 @@ def data(contents: Contents) -> dict[str, Any]:
             for pair in contents.pairs
             for one in pair.comparisons
         ],
+        "collection": sheets.document(contents.report) if contents.report else None,
         "curves": tidy(contents.curves),
         "training": [asdict(training) for training in contents.trainings],
     }
@@ -152,6 +155,29 @@ def _key(index: int, name: str) -> dict[str, str]:
     return {"name": name, "role": palette.role(index), "glyph": palette.glyph(index)}
 
 
+def _collected(contents: Contents) -> dict[str, Any] | None:
+    """The table of the collection: heads with the key of a series that the column is of, rows, what is said below."""
+    report = contents.report
+    if report is None:
+        return None
+    made = sheets.sheet(report)
+    known = [(column.model, column.method.split(" + ")) for column in contents.beside]
+    heads = []
+    for column, (model, reading) in zip(report.columns, made.heads, strict=True):
+        mine = [
+            i for i, (name, methods) in enumerate(known) if (column.model, column.reading in methods) == (name, True)
+        ]
+        heads.append(
+            {"name": model, "reading": reading, "key": _key(mine[0], model) if mine and not column.source else None}
+        )
+    holes = [
+        f"{tables.printable(c.model)} ({c.reading}) lacks {', '.join(c.lacks)}: no average is taken over a hole"
+        for c in report.columns
+        if c.lacks and not c.macro
+    ]
+    return {"sheet": made, "heads": heads, "holes": holes}
+
+
 def _headline(block: tables.Block) -> dict[str, Any]:
     """A row of the first table: per column its value, half its interval, and where both lie between 0 and 1."""
     line = block.lines[0]
@@ -159,13 +185,13 @@ def _headline(block: tables.Block) -> dict[str, Any]:
     for estimate in line.estimates:
         value, _, half = tables.number(estimate, block.metric).partition(" ")
         bar = None
-        if estimate and block.metric != "spearman":
+        if estimate and unit(block.metric).times == 100:
             bar = {"low": 100 * estimate.low, "width": 100 * (estimate.high - estimate.low), "at": 100 * estimate.value}
         cells.append({"value": value, "half": half.strip(), "bar": bar})
     asides = [f"{label}: {' / '.join(values)}" for label, values in tables.asides(block)]
     return {
         "suite": line.name,
-        "average": block.average if block.metric in ("accuracy", "spearman") else f"{block.metric}, {block.average}",
+        "average": block.average,
         "count": tables.items(line),
         "cells": cells,
         "notes": (*block.notes, *asides),

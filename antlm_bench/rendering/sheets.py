@@ -141,7 +141,8 @@ def legend(report: Report) -> str:
     numbers = [entry.number for column in report.columns for entry in column.entries if entry.number]
     tuned = any(entry.parts for column in report.columns for entry in column.entries)
     over = "items, and over seeds where there are several" if tuned else "items"
-    said = [f"Percent (a correlation times 100) ± half the 95% interval over {over}."]
+    like = "correlations and ΔR²" if any(number.metric == "delta-r2" for number in numbers) else "a correlation"
+    said = [f"Percent ({like} times 100) ± half the 95% interval over {over}."]
     if any(number.low is None for number in numbers):
         said.append("Published numbers have no interval.")
     if report.collection:
@@ -231,8 +232,13 @@ def csv(report: Report) -> str:
 
 def json(report: Report) -> str:
     """JSON: what CSV holds, and per column what is missing and the commands that make it."""
+    return json_module.dumps(document(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """What `json` writes."""
     spec = report.collection
-    document = {
+    return {
         "collection": {"name": spec.name, "version": spec.version, "notes": spec.notes} if spec else None,
         "members": [
             {"name": m.name, "suite": m.suite, "made_by": m.made_by, "tasks": m.tasks, "weight": m.weight}
@@ -245,7 +251,6 @@ def json(report: Report) -> str:
         ],
         "numbers": list(_flat(report)),
     }
-    return json_module.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _flat(report: Report) -> Iterator[dict[str, Any]]:

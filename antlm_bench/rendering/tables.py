@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 
+from antlm_bench.rendering.units import unit
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE = "suite"  # the depth that shows headlines only
 COUNTED: dict[str, str] = {
     "tie": "ties",
     "unk": "unknown tokens",
-    "too-long": "too long, counted wrong",
+    "too-long": "too long",  # and what became of them: Unit.lost
     "blind": "differ in unscored tokens",
     "identical": "identical texts",
     "cut": "texts cut",
@@ -141,14 +142,15 @@ def _find(summary: Summary | None, level: str, name: str) -> Estimate | None:
 
 
 def average(summary: Summary) -> str:
-    """In words, what the headline is."""
-    if summary.metric == "spearman":
-        return "Spearman's rho"
-    if not summary.macro:
-        return "over items"
-    level = summary.macro[0]
-    count = sum(group.level == level for group in summary.groups)
-    return f"mean of {count} {plural(level)}" if count else f"mean by {level}"
+    """In words, what the headline is; its metric is named, unless that is accuracy."""
+    named = [] if summary.metric == "accuracy" else [unit(summary.metric).head]
+    if summary.macro:
+        level = summary.macro[0]
+        count = sum(group.level == level for group in summary.groups)
+        named.append(f"mean of {count} {plural(level)}" if count else f"mean by {level}")
+    elif summary.metric not in ("spearman", "acquisition"):  # a correlation is always over items
+        named.append("over items")
+    return ", ".join(named)
 
 
 def plural(word: str) -> str:
@@ -157,27 +159,25 @@ def plural(word: str) -> str:
 
 
 def number(estimate: Estimate | None, metric: str) -> str:
-    """`63.4  ±0.4`: percent (a correlation: as it is), and half the width of the 95% interval; aligned on the right."""
+    """`63.4  ±0.4`: the value in its unit, and half the width of the 95% interval; aligned on the right."""
     if estimate is None:
         return "–"
-    half = (estimate.high - estimate.low) / 2
-    if metric in ("spearman", "surprisal"):
-        return f"{estimate.value:.2f} ±{half:.2f}"
-    return f"{100 * estimate.value:.1f} {f'±{100 * half:.1f}':>5}"
+    written = unit(metric).written
+    return f"{written(estimate.value)} {'±' + written((estimate.high - estimate.low) / 2):>5}"
 
 
 def legend(found: Sequence[Column], *, like_these: bool = True) -> str:
     """What the numbers, their averages and their intervals are, in a few words."""
     cells = [cell for column in found for cell in column.cells.values()]
-    rules = dict.fromkeys(str(cell.settings.get("ties", "half")) for cell in cells if cell.summary.metric == "accuracy")
-    means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in cells)
+    units = dict.fromkeys(unit(cell.summary.metric) for cell in cells)
+    numbers = " ".join(f"{u.what}{' ± half the 95% interval' * (i == 0)}: {u.interval}." for i, u in enumerate(units))
+    compared = [cell for cell in cells if unit(cell.summary.metric).chosen]
+    means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in compared)
     decides = "".join(f" Options are compared by log-probability {r.replace('-', ' ')}." for r in means if r != "sum")
+    rules = dict.fromkeys(str(cell.settings.get("ties", "half")) for cell in cells if cell.summary.metric == "accuracy")
     like_these = like_these and any("clustered" in cell.summary.views for cell in cells)
     like = " “Like these”: were the groups themselves a sample." if like_these else ""
-    return (
-        "Percent right ± half the 95% interval: items resampled within each group for an unweighted mean of groups, "
-        f"Wilson's for one group.{like}{decides}{''.join(f' {TIES.get(rule, rule)}.' for rule in rules)}"
-    )
+    return f"{numbers}{like}{decides}{''.join(f' {TIES.get(rule, rule)}.' for rule in rules)}"
 
 
 def printable(text: str) -> str:
@@ -212,12 +212,15 @@ def items(line: Line) -> str:
     return f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,}–{n[-1]:,}" if n else ""
 
 
-def flags(line: Line) -> list[tuple[str, tuple[int, ...]]]:
-    """Each flag that was raised in some column, in words, with its count per column."""
-    raised = {flag for estimate in line.estimates if estimate for flag in estimate.flags}
+def flags(block: Block) -> list[tuple[str, tuple[int, ...]]]:
+    """Of a headline, each flag that was raised in some column, in words, with its count per column."""
+    estimates = block.lines[0].estimates
+    raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
     order = [*(flag for flag in COUNTED if flag in raised), *sorted(raised - COUNTED.keys())]
-    counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in line.estimates) for flag in order}
+    counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in order}
     words = {flag: COUNTED.get(flag, printable(flag)) for flag in order}
+    if "too-long" in words:
+        words["too-long"] += f", {unit(block.metric).lost}"
     if "tie" in counts and counts.get("identical") == counts["tie"]:
         words["tie"] = "ties, all of identical texts"
         del words["identical"]
@@ -226,7 +229,7 @@ def flags(line: Line) -> list[tuple[str, tuple[int, ...]]]:
 
 def asides(block: Block) -> list[tuple[str, list[str]]]:
     """What a headline must be read with: flags that were raised, and its interval if the groups were a sample too."""
-    found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in flags(block.lines[0])]
+    found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in flags(block)]
     if any(block.clustered):
         half = [f"±{50 * (e.high - e.low):.1f}" if e else "–" for e in block.clustered]
         found.append((f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half))

@@ -19,6 +19,7 @@ from rich.text import Text
 from antlm_bench.errors import BenchError
 from antlm_bench.rendering import tables
 from antlm_bench.rendering.tables import Block, Column, Line
+from antlm_bench.rendering.units import unit
 from antlm_bench.types import Run
 
 GAP, NAME, VALUE = 2, (26, 46), (11, 20)  # between columns; least and most characters of a name and of a value column
@@ -69,7 +70,7 @@ def _widths(found: Sequence[Column], blocks: Sequence[Block], total: int) -> lis
     items = max([cell_len(tables.items(line)) for line in lines] + [5])
     wanted = max(_name_width(block, line) for block in blocks for line in block.lines)
     wanted = max([wanted, *(2 + cell_len(label) for block in blocks for label, _ in tables.asides(block))])
-    heads = [max(map(cell_len, _head(column, found)), default=0) for column in found]
+    heads = [max(map(cell_len, _head(column, found))) for column in found]
     for cap in range(VALUE[1], VALUE[0] - 1, -1):
         values = [min(max(head, VALUE[0]), cap) for head in heads]
         left = total - 2 - sum(values) - GAP * (len(found) + 1) - items
@@ -83,9 +84,11 @@ def _name_width(block: Block, line: Line) -> int:
 
 
 def _head(column: Column, found: Sequence[Column]) -> list[str]:
-    """What tells this column from the others: its model, its method, or both."""
+    """What tells this column from the others: its model, its method, or both; of a single one, what its numbers are."""
     models, methods = {c.model for c in found}, {c.method for c in found}
-    return ([column.model] if len(models) > 1 else []) + ([column.method] if len(methods) > 1 else [])
+    units = {unit(cell.summary.metric).head for cell in column.cells.values()}
+    named = ([column.model] if len(models) > 1 else []) + ([column.method] if len(methods) > 1 else [])
+    return named or [units.pop() if len(units) == 1 else "value"]
 
 
 def _heading(out: Console, found: Sequence[Column], widths: Sequence[int]) -> None:
@@ -94,15 +97,11 @@ def _heading(out: Console, found: Sequence[Column], widths: Sequence[int]) -> No
     if same:
         paragraph(out, " · ".join(same), "bold")
         out.print()
-    heads = [_head(column, found) or ["accuracy" if _accuracy(found) else "value"] for column in found]
+    heads = [_head(column, found) for column in found]
     for row in range(max(map(len, heads))):
         cells = [head[row] if row < len(head) else "" for head in heads]
         last = row == max(map(len, heads)) - 1
         out.print(_row(Text(""), [Text(cell) for cell in cells], "items" if last else "", widths, "dim"))
-
-
-def _accuracy(found: Sequence[Column]) -> bool:
-    return all(cell.summary.metric == "accuracy" for column in found for cell in column.cells.values())
 
 
 def _draw_block(out: Console, block: Block, widths: Sequence[int]) -> None:
@@ -155,7 +154,7 @@ def _overview(out: Console, found: Sequence[Column], blocks: Sequence[Block]) ->
     for block in blocks:
         for note in block.notes:
             paragraph(out, f"{block.suite}: {note}", "yellow")
-        raised = [f"up to {max(counts):,} {flag}" for flag, counts in tables.flags(block.lines[0])]
+        raised = [f"up to {max(counts):,} {flag}" for flag, counts in tables.flags(block)]
         about = " · ".join([block.average, f"{tables.items(block.lines[0])} items", *raised])
         paragraph(out, f"{block.suite}: {about}", "dim")
     paragraph(out, "For groups: --csv or --markdown, or fewer checkpoints at once.", "dim")

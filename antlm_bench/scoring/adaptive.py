@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from antlm_bench.errors import UsageError
 from antlm_bench.scoring.choice import Tick, predict
 from antlm_bench.scoring.probes import Method
 from antlm_bench.types import Item, LanguageModel, Prediction
@@ -55,6 +56,13 @@ class Adaptive:
                     result[number] = replace(prediction, flags=(*prediction.flags, "float32"))
             for number in doubtful:
                 exact[number] = True
+
+
+def only_sums(what: str, reduction: str) -> None:
+    """UsageError, naming `what`, where something else than a sum decides: the measured bounds are of sums."""
+    if reduction != "sum":
+        message = f"{what}: the log-probability {reduction} decides, and adaptive precision measures errors of sums"
+        raise UsageError(message, place="--precision", hint="use --precision exact for it")
 
 
 def _doubtful(prediction: Prediction, bound: float) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Option, Prediction, Probes
+from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Prediction, Probes
 
 Tick = Callable[[float], None]
 
@@ -22,27 +22,32 @@ Tick = Callable[[float], None]
 class Policy:
     """What peers do differently from us when they turn scores into choices; a named bundle is in COMPATS.
 
-    bos: see scoring.text. ties: see metrics. reduction: sum | per-token, which score decides. context: text put before
-    every masked sentence ("eos" = the string of the tokenizer's EOS, as BabyLM 2024 did).
+    bos: see scoring.text. ties: see metrics. reduction: sum | per-token, which score decides; "" = what the suite
+    declares. context: text put before every masked sentence ("eos" = the string of the tokenizer's EOS, as BabyLM 2024
+    did).
     """
 
     bos: str = "auto"
     ties: str = "half"
-    reduction: str = "sum"
+    reduction: str = ""
     context: str = ""
 
     def of(self, method: Method) -> Policy:
         """What it says of one method: the mean that goes with a context is, like it, the masked backend's alone."""
         return self if method.masks or not self.context else replace(self, reduction="sum", context="")
 
+    def on(self, declared: str) -> Policy:
+        """What it says of a suite that declares a reduction: that one, unless the peer has one rule for all suites."""
+        return replace(self, reduction=self.reduction or declared)
+
 
 # Sources: reference table in docs/conventions.md, each line read in the peer's code.
 COMPATS: dict[str, Policy] = {
-    "lm-eval": Policy(bos="auto", ties="first"),
+    "lm-eval": Policy(bos="auto", ties="first", reduction="sum"),
     "minicons": Policy(bos="tokenizer", reduction="per-token"),
     "babylm-2024": Policy(bos="auto", ties="first", reduction="per-token", context="eos"),
-    "babylm-2025": Policy(bos="tokenizer", ties="first"),
-    "babylm-2026": Policy(bos="tokenizer", ties="random"),
+    "babylm-2025": Policy(bos="tokenizer", ties="first", reduction="sum"),
+    "babylm-2026": Policy(bos="tokenizer", ties="random"),  # the mean in Global PIQA, the sum elsewhere: the suites'
 }
 
 
@@ -63,7 +68,7 @@ def in_context(items: Sequence[Item], context: str, model: ModelFacts) -> Sequen
         options = []
         for option in item.options:
             start, end = option.span or (0, len(option.text))
-            options.append(Option(text + option.text, (start + len(text), end + len(text))))
+            options.append(replace(option, text=text + option.text, span=(start + len(text), end + len(text))))
         moved.append(replace(item, options=tuple(options)))
     return moved
 
@@ -155,7 +160,9 @@ def predictions(
                 pred=int(np.argmax(decides)),
                 scores=tuple(values),
                 tokens=tuple(counts),
-                characters=tuple(len(text) for text in scored),
+                characters=tuple(
+                    len(text) if o.length is None else o.length for o, text in zip(item.options, scored, strict=True)
+                ),
                 labels=item.labels,
                 flags=tuple(flags),
             )

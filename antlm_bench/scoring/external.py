@@ -6,6 +6,7 @@ minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 remove
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -284,16 +285,21 @@ class LmEvalReader:
 
 
 def open_peer(
-    name: str, folder: Path, kind: Kind, around: Specials, max_length: int | None
+    name: str, folder: Path, kind: Kind, around: Specials, max_length: int | None, own_code: Any = None
 ) -> MiniconsReader | LmEvalReader:
-    """A peer that loads the folder itself, in fp32, on the CPU: as a user of it would. Raises CheckpointError."""
+    """A peer that loads the folder itself, in fp32, on the CPU: as a user of it would. Raises CheckpointError.
+
+    own_code: where the checkpoint's own Python may be run, its tokenizer; minicons would open that one without leave,
+    and wait for an answer on the terminal (0.3.39).
+    """
+    options: dict[str, Any] = {"dtype": "float32"} | ({"trust_remote_code": True} if own_code is not None else {})
     with hushed():
         try:
             if name == "lm-eval":
                 from lm_eval.models.huggingface import HFLM
 
-                return LmEvalReader(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8))
-            scorer = minicons_scorer(kind, str(folder), dtype="float32")
+                return LmEvalReader(HFLM(pretrained=str(folder), device="cpu", batch_size=8, **options))
+            scorer = minicons_scorer(kind, str(folder), copy.deepcopy(own_code), **options)
             return MiniconsReader(scorer, kind, around, max_length)
         except FAILS as error:
             said = f"{type(error).__name__}: {first_line(error)}"

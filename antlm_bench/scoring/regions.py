@@ -20,8 +20,9 @@ def predict(
     model: LanguageModel,
     items: Sequence[Item],
     methods: Sequence[Method],
-    formulas: Mapping[str, Formula],
     tick: Tick | None = None,
+    *,
+    formulas: Mapping[str, Formula],
 ) -> list[list[Prediction]]:
     """One list of Predictions per method. Their two options are "it holds" and "it does not": the score of the first is
     the margin in nats, that of the second 0, so that a margin of exactly 0 is a tie (SyntaxGym: wrong, --ties strict).

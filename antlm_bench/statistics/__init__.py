@@ -20,7 +20,7 @@ from antlm_bench.statistics.intervals import (
     wilson_macro,
 )
 from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
-from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
+from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation, spearman_p
 from antlm_bench.statistics.seeds import (
     Uncertain,
     from_interval,
@@ -54,6 +54,7 @@ __all__ = [
     "mean_of",
     "permutation",
     "spearman",
+    "spearman_p",
     "standard_error",
     "two_level",
     "two_level_change",

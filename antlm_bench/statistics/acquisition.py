@@ -3,7 +3,8 @@
     y = a / (1 + exp(-b (x - c))) + d
 
 Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), whose bounds, starting points
-and refusals these are. A word without an answer has none: it is left out, never guessed.
+and refusals these are; what is unbounded: evaluation-pipeline-2025, evaluation_pipeline/utils.py. A word without an
+answer has none: it is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Floats
 
+Limit = Sequence[float] | float  # of each parameter, or of all
 HALF = 0.5
 LEAST = 3  # points of a curve, words of a correlation
-ALPHA = 0.1  # the official score is 0 where the correlation's p lies above it
+UNBOUNDED = (-np.inf, np.inf)  # then scipy fits by Levenberg-Marquardt
 
 
 def of_children(ages: Floats, shares: Floats) -> float | None:
@@ -36,10 +38,11 @@ def of_children(ages: Floats, shares: Floats) -> float | None:
     return age if age is not None and x[0] <= age <= x[-1] else None
 
 
-def of_model(words: Floats, surprisal: Floats, chance: float) -> float | None:
+def of_model(words: Floats, surprisal: Floats, chance: float, bounded: bool = True) -> float | None:
     """log10(words seen + 1) at which surprisal (n,) in nats is halfway between chance and its minimum.
 
-    chance: number of tokens of the word * ln(size of the vocabulary). None as in `of_children`.
+    words: of each point, in increasing order; several points may have seen as many. chance: what surprisal is halfway
+    from, in 2026 number of tokens of the word * ln(size of the vocabulary). None as in `of_children`.
     """
     known = np.isfinite(surprisal)
     seen, y = words[known], -surprisal[known]
@@ -47,12 +50,11 @@ def of_model(words: Floats, surprisal: Floats, chance: float) -> float | None:
         return None
     x = np.log10(seen + 1)
     height, low, high = float(np.ptp(y)), float(y.min()), float(y.max())
-    bounds = ([0.0, 0.0, x.min() - 1, low - 2 * height - 1], [10 * height + 1, 100.0, x.max() + 1, high + 1])
-    fitted = _fit(x, y, [height, 1.0, x.mean(), low], bounds, 20_000)
-    place = _crossing(fitted, -(chance - HALF * (chance + high)), 1e-6)
-    if place is None or not seen[0] <= 10**place - 1 <= seen[-1]:
-        return None
-    return place
+    limits = ([0.0, 0.0, x.min() - 1, low - 2 * height - 1], [10 * height + 1, 100.0, x.max() + 1, high + 1])
+    bounds, calls, least = (limits, 20_000, 1e-6) if bounded else (UNBOUNDED, 1000, 0.0)
+    fitted = _fit(x, y, [height, 1.0, x.mean(), low], bounds, calls)
+    place = _crossing(fitted, -(chance - HALF * (chance + high)), least)
+    return place if place is not None and x[0] <= place <= x[-1] else None
 
 
 def correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
@@ -69,12 +71,12 @@ def correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
 
 
 def _sigmoid(x: Floats, a: float, b: float, c: float, d: float) -> Floats:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(a / (1 + np.exp(-b * (x - c))) + d)
 
 
 def _fit(
-    x: Floats, y: Floats, start: Sequence[float], bounds: tuple[Sequence[float], Sequence[float]], calls: int
+    x: Floats, y: Floats, start: Sequence[float], bounds: tuple[Limit, Limit], calls: int
 ) -> tuple[float, ...] | None:
     from scipy.optimize import OptimizeWarning, curve_fit
 
@@ -82,7 +84,7 @@ def _fit(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)  # of the covariance, which nobody wants
             found, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=calls)
-    except (RuntimeError, ValueError):  # no convergence; a start outside of its bounds
+    except (RuntimeError, ValueError, TypeError):  # no convergence; a start outside of its bounds; too few points
         return None
     return tuple(float(number) for number in found)
 

@@ -19,6 +19,7 @@ from antlm_bench.types import Floats
 LEVEL = 0.95
 DRAWS = 10_000
 SEED = 20_250_101  # fixed: the same predictions must print the same interval
+CELLS = 2_000_000  # numbers that are drawn at once: 16 MB
 Z = float(ndtri((1 + LEVEL) / 2))
 
 
@@ -159,18 +160,19 @@ def bootstrap_spearman(
     Every replicate is ranked anew (ties get their mean rank); the few in which a variable is constant are left out.
     """
     rng = np.random.default_rng(seed)
-    slices = max(1, len(x) * draws // 2_000_000)  # 16 MB of doubles at a time
+    slices = max(1, len(x) * draws // CELLS)
     found = []
     for size in np.diff(np.linspace(0, draws, slices + 1).astype(int)):
         pick = rng.integers(len(x), size=(size, len(x)))
-        rho = _correlations(x[pick], y[pick])
-        rho = rho if minus is None else rho - _correlations(minus[pick], y[pick])
+        rho = correlations(x[pick], y[pick])
+        rho = rho if minus is None else rho - correlations(minus[pick], y[pick])
         found.append(rho[~np.isnan(rho)])
     return _percentiles(np.concatenate(found))
 
 
-def _correlations(x: Floats, y: Floats) -> Floats:
-    """Spearman's correlation (r,) of each row of x (r, n) with that of y; nan where one of them is constant."""
+def correlations(x: Floats, y: Floats) -> Floats:
+    """Spearman's correlation (r,) of each row of x (r, n) with that of y, or with the one row of y; nan where one of
+    them is constant."""
     from scipy.stats import rankdata
 
     a, b = rankdata(x, axis=1), rankdata(y, axis=1)

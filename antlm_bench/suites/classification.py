@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, ValidationError, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, nearest
+from antlm_bench.suites.gate import CheckSpec
 from antlm_bench.suites.spec import DataSpec, Sha256, Text
 from antlm_bench.suites.templates import checked
 
@@ -141,6 +142,7 @@ class ClassificationSpec(Declaration):
     task: Annotated[dict[Text, TaskSpec], Field(min_length=1)]
     preset: dict[Text, PresetSpec] = Field(default={})
     data: DataSpec
+    check: CheckSpec | None = None
     example: Many[ClassifiedSpec] = ()
 
     @model_validator(mode="after")

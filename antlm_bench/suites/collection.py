@@ -19,14 +19,16 @@ class MemberSpec(Declaration):
     """One column of a leaderboard.
 
     label: how tables call it, by default the suite. made_by: the verb that computes it, "nothing" where none does yet.
-    tasks: of a finetuned suite, those whose scores are averaged (without weights). metric: instead of the suite's own
-    headline a view or a group of it (micro, eye-tracking). over: instead the unweighted mean over a level's groups.
+    tasks: of a finetuned suite, those whose scores are averaged (without weights). suites: scored ones, averaged in the
+    same way; `suite` then only names the whole. metric: instead of the suite's own headline a view or a group of it
+    (micro, eye-tracking). over: instead the unweighted mean over a level's groups.
     """
 
     suite: Text
     label: str = ""
-    made_by: Literal["score", "finetune", "nothing"] = "score"
+    made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
     tasks: Many[Text] = ()
+    suites: Many[Text] = ()
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
     metric: str = ""
     over: str = ""
@@ -40,6 +42,8 @@ class MemberSpec(Declaration):
     def _whole(self) -> MemberSpec:
         if bool(self.tasks) != (self.made_by == "finetune"):
             raise ValueError('`tasks` goes with made_by = "finetune", and that needs it')
+        if self.suites and self.made_by != "score":
+            raise ValueError("`suites` are scored; what is finetuned has `tasks`")
         if self.over and (self.metric or self.made_by != "score"):
             raise ValueError("`over` averages the groups of a scored suite, in its own metric")
         return self
@@ -47,6 +51,11 @@ class MemberSpec(Declaration):
     @property
     def name(self) -> str:
         return self.label or self.suite
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The suites behind the number."""
+        return self.suites or (self.suite,)
 
 
 class PublishedSpec(Declaration):
@@ -86,4 +95,5 @@ class CollectionSpec(Declaration):
 
     def suites(self, made_by: str = "score") -> list[str]:
         """The suites that a verb computes, in order."""
-        return list(dict.fromkeys(member.suite for member in self.members if member.made_by == made_by))
+        found = (suite for member in self.members if member.made_by == made_by for suite in member.parts)
+        return list(dict.fromkeys(found))

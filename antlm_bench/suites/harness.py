@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import groupby
@@ -169,16 +169,17 @@ def _items(task: _Task, limit: int | None, grouped: bool, place: str) -> Iterato
             choices = task.built.doc_to_choice(pairs[0].doc)
             gold = (task.built.doc_to_text if task.built.multiple_input else task.built.doc_to_target)(pairs[0].doc)
         # For mutual information the harness asks for every continuation twice; the first half has the context.
-        options = tuple(_option(pair.args, here) for pair in pairs[: len(choices)])
+        options = tuple(_option(pair.args, choice, here) for pair, choice in zip(pairs, choices, strict=False))
         yield Item(f"{task.name}_{number}", options, _right(gold, choices, here), labels)
 
 
-def _option(request: tuple[Any, ...], place: str) -> Option:
+def _option(request: tuple[Any, ...], choice: str, place: str) -> Option:
+    """A request, with the length that acc_norm divides by: of the choice as the task spells it, without a delimiter."""
     context, continuation = request[:2]
     option = asked(clean(context, "context", place), clean(continuation, "continuation", place))
     if not continuation:
         raise DataError("a continuation is empty", place=place, hint="mend the task's doc_to_choice")
-    return option
+    return replace(option, length=len(choice))
 
 
 def _right(gold: Any, choices: list[str], place: str) -> int:
@@ -200,13 +201,14 @@ def _notes(task: _Task) -> Iterator[str]:
         yield f"{task.name}: {shots} shots" if shots != 1 else f"{task.name}: 1 shot"
     metrics = [str(metric.get("metric")) for metric in task.built.config.metric_list or []]
     if metrics and "acc" not in metrics:
-        yield f"{task.name}: lm-eval reports {', '.join(metrics)}; this is the accuracy of the same choices"
+        normed = " (acc_norm is the view per-character)" if "acc_norm" in metrics else ""
+        yield f"{task.name}: lm-eval reports {', '.join(metrics)}; this is the accuracy of the same choices{normed}"
 
 
 def _digest(tasks: list[_Task], items: list[Item]) -> str:
-    """sha256 over every task's version and shots, and every item's id, texts, spans, gold and labels."""
+    """sha256 over every task's version and shots, and every item's id, texts, spans, lengths, gold and labels."""
     about = [[task.name, str(task.built.VERSION), task.built.config.num_fewshot] for task in tasks]
-    asked_for = [[i.id, [[o.text, o.span] for o in i.options], i.gold, dict(i.labels)] for i in items]
+    asked_for = [[i.id, [[o.text, o.span, o.length] for o in i.options], i.gold, dict(i.labels)] for i in items]
     return hashlib.sha256(json.dumps([about, asked_for], sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench.declarations import find, user_path
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import grammar, harness, pairs, psycholinguistic, records, sources, syntaxgym
+from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
 from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
@@ -31,7 +32,8 @@ class Suite:
     digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
     of equal digest answered the same questions. notes: sentences that a reader of the number needs.
     times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
-    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says.
+    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. reduction: which score decides (SuiteSpec);
+    a cell records it as a setting, so that it is no part of the digest.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Suite:
     times: Times | None = None
     glued: bool = False
     formulas: Mapping[str, Formula] | None = None
+    reduction: str = "sum"
 
 
 def load(
@@ -97,6 +100,7 @@ def load(
         notes=tuple(notes),
         times=times,
         glued=spec.times is not None and spec.times.words == "glued",
+        reduction=spec.reduction,
     )
 
 
@@ -122,7 +126,8 @@ def _gym(ref: str, limit: int | None) -> Suite:
 
 
 def members(ref: str) -> list[str]:
-    """The suites to score that a reference stands for: a collection's members, else itself. UsageError for others."""
+    """The suites to score that a reference stands for: a collection's members, the words of an age of acquisition, else
+    itself. UsageError for others."""
     if pairs.is_pairs_file(ref) or syntaxgym.is_gym_file(ref):
         return [ref]
     if harness.is_task(ref):
@@ -134,6 +139,8 @@ def members(ref: str) -> list[str]:
             hint = f"antlm-bench finetune --model CKPT --suite {finetuned}"
             raise UsageError(f"nothing of the collection {ref!r} is scored", place="--suite", hint=hint)
         return spec.suites()
+    if isinstance(spec, AcquisitionSpec):
+        return [spec.words]
     _scorable(ref, spec)
     return [ref]
 
@@ -273,6 +280,9 @@ def _holds(value: Any, part: str) -> bool:
 def _scorable(ref: str, spec: Declared) -> SuiteSpec:
     if isinstance(spec, SuiteSpec):
         return spec
+    if isinstance(spec, AcquisitionSpec):
+        hint = f"antlm-bench acquisition RUN... --suite {ref}; every checkpoint is scored on {spec.words}"
+        raise UsageError(f"{ref!r} is derived from the runs of checkpoints", place="--suite", hint=hint)
     hint = f"antlm-bench finetune --model CKPT --suite {ref}"
     raise UsageError(f"{ref!r} is finetuned, not scored", place="--suite", hint=hint)
 
@@ -283,7 +293,7 @@ def _official(spec: SuiteSpec, folder: Path) -> records.Files:
         return
     assert spec.data is not None  # SuiteSpec: data or grammar
     for file in spec.data.files:
-        if spec.acquisition and file == spec.acquisition.human:
+        if spec.children and file == spec.children.human:
             continue
         found = sources.locate(spec, file, folder)
         yield file, found.place, records.read(found.raw, file, found.place)

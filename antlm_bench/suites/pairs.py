@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from antlm_bench.declarations import nearest
@@ -27,6 +27,11 @@ ENDINGS = tuple(f".{ending}{packed}" for ending in records.READERS for packed in
 def is_pairs_file(ref: str) -> bool:
     """Whether a reference is a file of pairs rather than a suite's name or TOML: its ending says so."""
     return ref.lower().endswith(ENDINGS)
+
+
+def columns_of(ref: str, refs: Iterable[str], columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """The renamed columns of one of several references: of files of pairs alone; without any, `items.load` refuses."""
+    return columns if is_pairs_file(ref) or not any(map(is_pairs_file, refs)) else None
 
 
 def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Files]:

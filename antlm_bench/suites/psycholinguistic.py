@@ -50,7 +50,7 @@ class TimesSpec(Declaration):
         return list(dict.fromkeys(named))
 
 
-class AcquisitionSpec(Declaration):
+class ChildrenSpec(Declaration):
     """When children know words. human: a file of the suite with a row per word (column `word`) and a column per age in
     months, from ages[0] to ages[1]: the share of children who know it."""
 

@@ -9,20 +9,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import AfterValidator, Field, Strict, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
-from antlm_bench.suites.psycholinguistic import AcquisitionSpec, TimesSpec
+from antlm_bench.suites.gate import CheckSpec
+from antlm_bench.suites.psycholinguistic import ChildrenSpec, TimesSpec
 from antlm_bench.suites.templates import below, checked, fields_of
 
 if TYPE_CHECKING:
+    from antlm_bench.suites.acquisition import AcquisitionSpec
     from antlm_bench.suites.classification import ClassificationSpec
     from antlm_bench.suites.collection import CollectionSpec
 
-    Declared: TypeAlias = "SuiteSpec | CollectionSpec | ClassificationSpec"
+    Declared: TypeAlias = "SuiteSpec | CollectionSpec | ClassificationSpec | AcquisitionSpec"
 
 Text = Annotated[str, Field(min_length=1)]
+Template = Annotated[Text, AfterValidator(checked)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
 Metric = Literal["accuracy", "spearman", "delta-r2", "surprisal"]
@@ -62,13 +65,8 @@ class ItemSpec(Declaration):
     split: Text | None = None
     gold: Annotated[int, Field(ge=0)] | Text = 0
     alone: bool = False
-    id: Text | None = None
+    id: Template | None = None
     skip: SkipSpec | None = None
-
-    @field_validator("id")
-    @classmethod
-    def _id_template(cls, text: str | None) -> str | None:
-        return text if text is None else checked(text)
 
     @model_validator(mode="after")
     def _counts(self) -> ItemSpec:
@@ -240,8 +238,9 @@ class ExampleSpec(Declaration):
 class SuiteSpec(Declaration):
     """A suite. groups: labels from coarse to fine. macro: the levels that the headline averages over, outermost first;
     empty = the mean (or the correlation) over all items. rename: label -> {as in the data: as we write it}. fill: field
-    -> the text that an empty one stands for. times: of reading times (metric delta-r2). acquisition: of words and when
-    children learn them (metric surprisal, in nats)."""
+    -> the text that an empty one stands for. times: of reading times (metric delta-r2). children: of words (metric
+    surprisal, in nats), when children know them. reduction: which score of an option decides, its sum of
+    log-probabilities or their mean per token. check: the margins of a gate."""
 
     kind: Literal["suite"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -251,26 +250,21 @@ class SuiteSpec(Declaration):
     citation: Text
     homepage: str = ""
     metric: Metric = "accuracy"
+    reduction: Literal["sum", "per-token"] = "sum"
     groups: Many[Text] = ()
     macro: Many[Text] = ()
     notes: Many[Text] = ()
     item: ItemSpec
-    labels: dict[Text, Text] = Field(default={})
+    labels: dict[Text, Template] = Field(default={})
     rename: dict[Text, dict[str, str]] = Field(default={})
     fill: dict[Text, str] = Field(default={})
     times: TimesSpec | None = None
-    acquisition: AcquisitionSpec | None = None
+    children: ChildrenSpec | None = None
     data: DataSpec | None = None
     grammar: GrammarSpec | None = None
     expect: ExpectSpec | None = None
+    check: CheckSpec | None = None
     example: Many[ExampleSpec] = ()
-
-    @field_validator("labels")
-    @classmethod
-    def _label_templates(cls, labels: dict[str, str]) -> dict[str, str]:
-        for template in labels.values():
-            fields_of(template)
-        return labels
 
     @model_validator(mode="after")
     def _whole(self) -> SuiteSpec:
@@ -278,8 +272,10 @@ class SuiteSpec(Declaration):
             raise ValueError("a suite has either a [data] or a [grammar] table")
         if (self.times is None) == (self.metric == "delta-r2"):
             raise ValueError("the metric delta-r2 and a [times] table go together")
-        if (self.metric == "surprisal") != self.item.alone or (self.acquisition and not self.item.alone):
+        if (self.metric == "surprisal") != self.item.alone or (self.children and not self.item.alone):
             raise ValueError("the metric surprisal is of items whose option is `alone`")
+        if self.reduction != "sum" and self.metric not in ("accuracy", "spearman"):
+            raise ValueError(f"`reduction` is of choices, and {self.metric} is of none")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
                 known = ", ".join(self.labels)
@@ -299,6 +295,7 @@ KINDS: dict[str, str] = {
     "suite": "antlm_bench.suites.spec:SuiteSpec",
     "collection": "antlm_bench.suites.collection:CollectionSpec",
     "classification": "antlm_bench.suites.classification:ClassificationSpec",
+    "acquisition": "antlm_bench.suites.acquisition:AcquisitionSpec",
 }
 
 

@@ -14,10 +14,10 @@ def acquisition_verb(
     run: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them.")
     ],
-    suite: Annotated[str, what(metavar="NAME", help="The suite of words.")] = "aoa-words-2026",
+    suite: Annotated[str, what(metavar="NAME", help="aoa-2026 or aoa-2025: whose rules.")] = "aoa-2026",
     out: Annotated[Path | None, table("--out", metavar="FILE", help="Every word: .csv .tsv .parquet")] = None,
 ) -> None:
-    """Correlate the order in which a model and children acquire words (BabyLM 2026), from scored checkpoints."""
+    """Correlate the order in which a model and children acquire words, from scored checkpoints; kept in a run."""
     from antlm_bench.commands.acquisition import acquisition
     from antlm_bench.rendering import facts
     from antlm_bench.runs.long import known_ending, write_table
@@ -26,14 +26,11 @@ def acquisition_verb(
         known_ending(out)
     found = acquisition(run, suite)
     for one in found:
-        said: dict[str, object] = {"method": one.method, "checkpoints": one.checkpoints}
-        said["score"] = f"{one.score:.3f} (as BabyLM 2026 publishes it: Pearson's r, 0 where p > 0.1)"
-        if one.correlation:
-            r = one.correlation
-            said["correlation"] = f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}], p = {one.p:.2g}"
-            said["words"] = f"{r.n} of {len(one.rows)} have an age for both"
-        else:
-            said["correlation"] = f"undefined: too few of {len(one.rows)} words have an age for both"
+        score = one.cell.summary.headline
+        said: dict[str, object] = {"method": one.cell.method}
+        said[suite] = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        said |= {"how": "\n".join(one.cell.summary.notes), "kept in": one.run}
         facts(one.model, said)
     if out:
-        write_table(out, [{"model": one.model, "method": one.method, **row} for one in found for row in one.rows])
+        rows = [{"model": one.model, "method": one.cell.method, **row} for one in found for row in one.rows()]
+        write_table(out, rows)

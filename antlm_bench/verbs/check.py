@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from antlm_bench.errors import UsageError
 from antlm_bench.options import one_format, split
 from antlm_bench.verbs.compare import Methods, Mixed, Suites, method_pairs, which
 from antlm_bench.verbs.panels import Csv, Json, Markdown, run_folder, table
@@ -17,7 +19,8 @@ def check_verb(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     against: Annotated[str, which(metavar="BASELINE", help="A run folder, or the name of a saved baseline.")],
     margin: Annotated[
-        float | None, which(metavar="POINTS", help="How much worse a suite may be.", show_default="1.0")
+        float | None,
+        which(metavar="POINTS", help="How much worse a suite may be.", show_default="the policy, the suite, 1.0"),
     ] = None,
     group_margin: Annotated[
         float | None, which(metavar="POINTS", help="How much worse a phenomenon may be.", show_default="not judged")
@@ -27,12 +30,15 @@ def check_verb(
     method: Methods = None,
     allow_mixed: Mixed = False,
     strict: Annotated[bool, which("--strict", help="Too few items for the margin is a failure (exit 4).")] = False,
+    json: Json = False,
     junit: Annotated[Path | None, table(metavar="FILE", help="JUnit XML as well.")] = None,
     markdown: Annotated[Path | None, table(metavar="FILE", help="Markdown as well.")] = None,
     github: Annotated[bool, table("--github", help="Annotations and the step's summary for GitHub Actions.")] = False,
 ) -> None:
     """Gate a checkpoint: is it worse than its baseline, by more than a margin? Exit code 0: no; 1: yes."""
     pairs = method_pairs(method)
+    if json and github:
+        raise UsageError("annotations and JSON are both for stdout", place="--json", hint="two commands")
 
     from antlm_bench.commands.check import check, failure
     from antlm_bench.compare.policy import margins
@@ -40,7 +46,11 @@ def check_verb(
 
     allowed = margins(policy or "", margin, group_margin)
     checked = check(run, against, margins=allowed, suites=split(suite), methods=pairs, allow_mixed=allow_mixed)
-    words.show_check(checked)
+    found = failure(checked, strict)
+    if json:
+        sys.stdout.write(words.json(checked, found.exit_code if found else 0))
+    else:
+        words.show_check(checked)
     if junit:
         from antlm_bench.rendering.junit import junit as xml
 
@@ -53,7 +63,7 @@ def check_verb(
         print(workflow_commands(checked), end="")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             append_summary(summary, words.markdown(checked))
-    if found := failure(checked, strict):
+    if found:
         raise found
 
 

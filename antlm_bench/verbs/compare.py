@@ -43,7 +43,7 @@ def compare_verb(
         table(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
     flips: Annotated[
-        int, table(metavar="N", min=0, help="List N items per suite that the runs answer differently.")
+        int, table(metavar="[N]", min=0, help="List N items (20) per suite that the runs answer differently.")
     ] = 0,
     show_texts: Annotated[bool, table("--show-texts", help="With their texts, looked up in the data here.")] = False,
     json: Json = False,
@@ -54,12 +54,15 @@ def compare_verb(
     form = one_format(json=json, csv=csv, markdown=markdown)
     pairs = method_pairs(method)
 
-    from antlm_bench.commands.compare import compare, texts
+    from antlm_bench.commands.compare import compare, own_files, texts
     from antlm_bench.rendering.comparison import show_comparisons
 
-    found = compare(run, against=against or "", suites=split(suite), methods=pairs, allow_mixed=allow_mixed)
+    asked = own_files(split(suite))
+    found = compare(run, against=against or "", suites=list(asked), methods=pairs, allow_mixed=allow_mixed)
     shown = {}
     if show_texts:
         flips = flips or 10
-        shown = {c.suite: texts(v.path_a, c.suite) for v in found for c in v.comparisons if c.flipped}
+        shown = {
+            c.suite: texts(v.path_a, c.suite, asked.get(c.suite, "")) for v in found for c in v.comparisons if c.flipped
+        }
     show_comparisons(found, form, by, flips, shown)

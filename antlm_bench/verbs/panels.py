@@ -18,6 +18,7 @@ Checkpoints = Annotated[
     list[str], what("--model", metavar="CKPT", help="Folder, hub id, glob, folder of checkpoints. Repeatable.")
 ]
 Revision = Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")]
+Columns = Annotated[list[str] | None, what("--columns", metavar="good=A,bad=B", help="How a file names its columns.")]
 TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
 AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
 TokensPerForward = Annotated[

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial as with_panel
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.options import one_format, split
 from antlm_bench.verbs.panels import Csv, Json, Markdown, table, what
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.report import Report
 
 Latex = Annotated[bool, table("--latex", help="LaTeX (booktabs) instead of a table.")]
 drawn = with_panel(typer.Option, rich_help_panel="What is drawn")
@@ -47,39 +50,48 @@ def report_verb(
     forms = {"json": json, "csv": csv, "markdown": markdown, "latex": latex, "model-index": model_index}
     form = one_format(**forms)
     stand_ins = _stand_ins(member)
+    words = split(baseline)
+    asked: dict[str, Any] = {"collection": collection, "stand_ins": stand_ins, "partial": partial}
+    asked |= {"published": words if words or published else None}
     if html or svg or png:
-        tabled = {"--collection": collection, "--member": member, "--partial": partial, "--published": published}
-        for option, given in (tabled | {"--baseline": baseline, f"--{form}": form != "terminal"}).items():
-            if given:
-                raise UsageError("it belongs to the table, not to the page", place=option, hint="two commands")
-        _draw(runs, html, {"svg": svg, "png": png}, training or ())
-        return
-    if training:
+        if form != "terminal":
+            raise UsageError("a page is no table", place=f"--{form}", hint="two commands")
+        if collection and not html:
+            raise UsageError("a collection is a table, and no figure", place="--collection", hint="goes with --html")
+    elif training:
         raise UsageError("losses are drawn, not tabulated", place="--training", hint="goes with --html, --svg or --png")
 
     from antlm_bench.commands.report import report
     from antlm_bench.rendering.report import show_report
 
-    words = split(baseline)
-    rows = words if words or published else None
+    def show(made: Report) -> None:
+        if html or svg or png:
+            _draw(runs, html, {"svg": svg, "png": png}, training or (), made)
+        else:
+            show_report(made, form)
+
     try:
-        made = report(runs, collection=collection, published=rows, stand_ins=stand_ins, partial=partial)
+        made = report(runs, **asked)
     except IncompleteError as error:  # what is there is shown before what is missing is said
         for unfinished in error.runs:
-            show_report(unfinished, form)
+            show(unfinished)
         raise
-    show_report(made, form)
+    show(made)
 
 
 def _draw(
-    runs: Sequence[Path], html: Path | None, folders: Mapping[str, Path | None], trainings: Sequence[Path]
+    runs: Sequence[Path],
+    html: Path | None,
+    folders: Mapping[str, Path | None],
+    trainings: Sequence[Path],
+    report: Report,
 ) -> None:
     from antlm_bench.commands.webpage import figures, page
     from antlm_bench.rendering import facts
 
     made: dict[str, object] = {}
     if html:
-        made["page"] = str(page(runs, html, trainings=trainings))
+        made["page"] = str(page(runs, html, trainings=trainings, report=report))
     for form, folder in folders.items():
         if folder:
             made[form] = [str(file) for file in figures(runs, folder, form, trainings=trainings)]

@@ -10,6 +10,7 @@ from antlm_bench.verbs.panels import (
     Again,
     AllowPickle,
     Checkpoints,
+    Columns,
     Csv,
     Json,
     Markdown,
@@ -36,7 +37,7 @@ def score_verb(
     ],
     revision: Revision = None,
     limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
-    columns: Annotated[list[str] | None, what(metavar="good=A,bad=B", help="How a file names its columns.")] = None,
+    columns: Columns = None,
     allow_incomplete: Annotated[bool, what("--allow-incomplete", help="Score a suite that lacks items.")] = False,
     method: Annotated[
         list[str] | None,
@@ -101,8 +102,10 @@ def score_verb(
     given |= {"allow_incomplete": allow_incomplete, "allow_pickle": allow_pickle}
     given |= {"trust_remote_code": trust_remote_code}
 
+    from antlm_bench.commands.leftover import left_out
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.rendering import show_runs
+    from antlm_bench.rendering.terminal import console, paragraph
 
     options = ScoreOptions(**{name: value for name, value in given.items() if value is not None})
     try:
@@ -111,3 +114,5 @@ def score_verb(
         show_runs(error.runs, form, by)
         raise
     show_runs(runs, form, by)
+    for line in left_out(model, split(suite)):
+        paragraph(console(stderr=True), line, "yellow")

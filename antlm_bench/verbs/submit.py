@@ -40,7 +40,7 @@ def submit_verb(
     """Write a BabyLM leaderboard's file from run folders, checked against its schema; holes are refused."""
     pairs = [given.partition("=") for given in part or ()]
     if wrong := [key for key, _, file in pairs if not file]:
-        raise UsageError(f"{wrong[0]!r} is not KEY=FILE", place="--part", hint="--part aoa=surprisal.json")
+        raise UsageError(f"{wrong[0]!r} is not KEY=FILE", place="--part", hint="--part vqa=predictions.json")
     from antlm_bench.commands.submit import submit
     from antlm_bench.rendering import facts
 

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import Csv, Json, Markdown, Revision, how, table, what
+from antlm_bench.options import one_format, renamed_columns, split
+from antlm_bench.verbs.panels import (
+    AllowPickle,
+    Columns,
+    Csv,
+    Json,
+    Markdown,
+    Revision,
+    TrustRemoteCode,
+    how,
+    table,
+    what,
+)
 
 
 def verify_verb(
@@ -16,6 +27,7 @@ def verify_verb(
     ],
     limit: Annotated[int, what(metavar="N", min=1, help="So many items of every suite, evenly spaced over it.")] = 100,
     revision: Revision = None,
+    columns: Columns = None,
     method: Annotated[
         list[str] | None,
         how(metavar="NAME", help="causal, mlm, mlm-l2r. Repeatable, or a,b.", show_default="the checkpoint's own"),
@@ -27,19 +39,36 @@ def verify_verb(
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; items with longer ones are left out.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     tolerance: Annotated[float, table(metavar="NATS", help="The largest difference of a score that passes.")] = 1e-3,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
 ) -> None:
-    """Score a sample with our engine, minicons and lm-eval, and show every difference. CPU, float32."""
+    """Score a sample with our engine, minicons and lm-eval, all on the CPU in float32; show every difference."""
     form = one_format(json=json, csv=csv, markdown=markdown)
 
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.verify import verify
     from antlm_bench.rendering.verification import show_verification
 
-    options = OpenOptions(revision=revision, device="cpu", bos=bos, max_length=max_length)
-    found = verify(model, split(suite), limit=limit, methods=split(method), tolerance=tolerance, options=options)
+    options = OpenOptions(
+        revision=revision,
+        device="cpu",
+        bos=bos,
+        max_length=max_length,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    found = verify(
+        model,
+        split(suite),
+        limit=limit,
+        methods=split(method),
+        columns=renamed_columns(columns),
+        tolerance=tolerance,
+        options=options,
+    )
     show_verification(found, form)
     found.check()

@@ -17,11 +17,14 @@ import pytest
 import toy_pages
 
 from antlm_bench.commands import webpage
+from antlm_bench.commands.report import report
 from antlm_bench.rendering import palette
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
-CHROMIUMS_OWN = re.compile(r"^\w+ (http://)?\w+\.google\.com[:/]")  # the time, accounts: asked whatever the page
+CHROMIUMS_OWN = re.compile(
+    r"^\w+ (http://)?(\w+\.google|update\.googleapis)\.com[:/]"
+)  # the time, updates: whatever the page
 # Shows the page in frames as wide as a laptop and a phone, uses it, and says what it found: Chromium's own windows
 # cannot be as narrow as a phone. A frame from `srcdoc` may be looked into, and keeps the page's own security policy.
 HARNESS = """<!doctype html><script type="text/plain" id="page">%s</script><pre id="found"></pre><script>
@@ -69,7 +72,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy_pages.checkpoints(root / toy_pages.HOSTILE[1], 0.8, [1, 2, 4, 10], twins=[2])
     toy_pages.log(root / "train")
     paths = [root / "runs", root / toy_pages.HOSTILE[1]]
-    return webpage.page(paths, root / "out.html", trainings=[root / "train"], title=toy_pages.HOSTILE[2])
+    table = report(paths, collection="babylm-2024", partial=True, published=[])
+    return webpage.page(paths, root / "out.html", trainings=[root / "train"], title=toy_pages.HOSTILE[2], report=table)
 
 
 @pytest.fixture

@@ -103,6 +103,35 @@ def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(place: Path, capsys: 
     assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 0
 
 
+def test_a_suite_declares_its_margin_and_the_verdict_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(place))
+    (place / "tasks").mkdir()
+    (place / "tasks" / "toy.toml").write_text("[check]\nmargin = 20\n")
+    asked = ["check", "worse", "--against", "base"]
+    assert run(asked) == 0
+    assert "margin of toy by toy.toml" in capsys.readouterr().out
+    assert run([*asked, "--margin", "1"]) == 1
+    assert "margin of toy by --margin" in capsys.readouterr().out
+    Path("check.toml").write_text("margin = 2\n")
+    assert run([*asked, "--policy", "check.toml"]) == 1
+    Path("check.toml").write_text("every_group = 90\n")
+    assert run([*asked, "--policy", "check.toml"]) == 0
+
+
+def test_the_verdict_as_json_has_stdout_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "worse", "--against", "base", "--json"]) == 1
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert (said["status"], said["exit_code"]) == ("regression", 1) and "regression" in captured.err
+    (suite,) = said["suites"]
+    assert (suite["suite"], [group["name"] for group in suite["worse"]]) == ("toy", ["islands"])
+    assert suite["headline"]["margin"] == 0.01 and suite["headline"]["margin_by"] == "default"
+    assert run(["check", "base", "--against", "base", "--json", "--github"]) == 2
+    assert "--json: annotations and JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "code", "complaint"),
     [
@@ -200,7 +229,7 @@ def test_the_commands_of_the_docs_run_as_they_stand(place: Path) -> None:
     assert policy
     Path("check.toml").write_text(policy[1])
     lines = commands_of_the_docs()
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         argv = shlex.split(line)[1:]
         assert run([*argv, "--help"] if argv[0] == "score" else argv) == 0, line

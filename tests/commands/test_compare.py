@@ -193,6 +193,27 @@ def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.
     assert "is not what was scored" in capsys.readouterr().err
 
 
+def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs bark,the dogs barks\n")
+    suite = items.load(str(file))
+    runs = []
+    for name, better in (("a", -1.0), ("b", -2.0)):
+        made = [Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels) for item in suite.items]
+        told = cell(made, suite="mine", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest)
+        runs.append(write(tmp_path / name, told).path)
+    assert run(["compare", *runs, "--show-texts"]) == 2
+    assert "name its file, as for score: --suite FILE" in " ".join(capsys.readouterr().err.split())
+    assert run(["compare", *runs, "--suite", str(file), "--show-texts"]) == 0
+    out = capsys.readouterr().out
+    assert "+ the cat sleeps" in out and "- the dogs barks" in out
+    file.write_text("good,bad\nthe cat sleeps,the cat slept\nthe dogs bark,the dogs barks\n")
+    assert run(["compare", *runs, "--suite", str(file), "--show-texts"]) == 3
+    assert "find the file that was scored" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_named(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

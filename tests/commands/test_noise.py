@@ -59,10 +59,17 @@ def test_flips_and_points_are_those_of_the_decisions(
 
 
 def test_a_tie_that_breaks_is_a_flip() -> None:
-    def said(*scores: float) -> Prediction:
-        return Prediction("x", 0, 0, scores, (1, 1), (1, 1))
+    def said(*scores: float) -> list[bool]:
+        [row] = noises._best([Prediction("x", 0, 0, scores, (1, 2), (1, 1))], "sum").tolist()
+        return list(row)
 
-    assert noises._best(said(-1.0, -1.0)) != noises._best(said(-1.0, -1.0000001))
+    assert said(-1.0, -1.0) == [True, True] and said(-1.0, -1.0000001) == [True, False]
+
+
+def test_where_the_mean_decides_the_mean_is_what_flips() -> None:
+    longer = Prediction("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))
+    assert noises._best([longer], "sum").tolist() == [[True, False]]
+    assert noises._best([longer], "per-token").tolist() == [[False, True]]
 
 
 def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> None:

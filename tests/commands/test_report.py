@@ -20,6 +20,9 @@ from antlm_bench.statistics import Z
 from antlm_bench.suites import items
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import read
+from antlm_bench.types import Cell, Estimate, Prediction, Summary
+
+PIQA = (("parallel", 32, 104), ("nonparallel", 62, 100))  # right, of: two halves of equal accuracy, see toy_reports
 
 OURS = """
 kind = "collection"
@@ -97,6 +100,33 @@ def test_a_member_may_be_a_view_or_the_mean_over_groups(tmp_path: Path) -> None:
     assert "paradigm" in caught.value.hint
 
 
+def test_a_member_of_two_suites_is_their_unweighted_mean(tmp_path: Path) -> None:
+    """Global PIQA: however many items, each part counts one half, and the row of the leaderboard stands beside it."""
+    parts = [scored(f"global-piqa-{part}-2026", "causal", n, of) for part, n, of in PIQA]
+    made = report([written(tmp_path / "m", parts)], collection="babylm-2026", published=["looped"], partial=True)
+    at = [member.name for member in made.members].index("Global PIQA")
+    number, printed = (column.entries[at].number for column in made.columns)
+    assert number and number.value == pytest.approx((32 / 104 + 62 / 100) / 2) and number.n == 204
+    assert number.low is not None and number.high is not None and not number.marks
+    spread = (0.25 * (32 * 72 / 104**3 + 62 * 38 / 100**3)) ** 0.5  # two binomials, halved
+    assert (number.high - number.low) / 2 == pytest.approx(Z * spread, abs=0.003)
+    assert printed and printed.value == pytest.approx(0.3467)
+
+
+def test_a_member_that_lacks_one_of_its_suites_is_a_hole_with_the_command_for_that_one(tmp_path: Path) -> None:
+    ((part, n, of), _) = PIQA
+    run = written(tmp_path / "m", [scored(f"global-piqa-{part}-2026", "causal", n, of)])
+    ref = own(tmp_path, '[[members]]\nsuite = "g"\nsuites = ["global-piqa-parallel-2026", "supplement"]\n')
+    with pytest.raises(IncompleteError, match=r"lacks g \(supplement\)") as caught:
+        report([run], collection=ref)
+    assert f"antlm-bench score --model m --suite supplement --method causal --out {run}" in caught.value.message
+    column = only(report([run], collection=ref, partial=True))
+    assert column.entries[0].number and column.entries[0].number.value == pytest.approx(32 / 104)
+    assert "g: the mean of 1 of 2 suites, without supplement" in column.entries[0].number.marks
+    whole = only(report([run], collection=ref, stand_ins={"g": "global-piqa-parallel-2026"}))
+    assert whole.macro and whole.macro.value == pytest.approx(32 / 104)
+
+
 def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole", zero_shot("causal") + glue())
     holes = written(tmp_path / "a b", zero_shot("mlm")[:2] + glue("full", (1,), ("rte", "mrpc")))
@@ -144,9 +174,32 @@ def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> 
 
 
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
-    with pytest.raises(IncompleteError, match="Age of acquisition: nothing here computes aoa") as caught:
-        report([written(tmp_path / "m", zero_shot("causal"))], collection="babylm-2025")
-    assert "Eye tracking" in caught.value.runs[0].columns[0].lacks
+    ref = own(tmp_path, '[[members]]\nsuite = "hidden"\nmade_by = "nothing"\n')
+    with pytest.raises(IncompleteError, match="hidden: nothing here computes hidden yet") as caught:
+        report([written(tmp_path / "m", zero_shot("causal"))], collection=ref)
+    assert caught.value.runs[0].columns[0].lacks == ("hidden",)
+
+
+def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) -> None:
+    """Its number is r itself, weighed as the others; missing, it names both commands."""
+    ref = own(
+        tmp_path,
+        '[[members]]\nsuite = "aoa-2026"\nlabel = "AoA"\nmade_by = "acquisition"\n[[members]]\nsuite = "blimp"\n',
+    )
+    there = scored("blimp", "causal", 70, 100)
+    with pytest.raises(IncompleteError, match="lacks AoA") as caught:
+        report([written(tmp_path / "runs" / "main", [there])], collection=ref)
+    runs_of_all = tmp_path / "runs"
+    said = f"score --model FOLDER_OF_CHECKPOINTS --suite aoa-2026 --method causal --out {runs_of_all}\n"
+    assert said in str(caught.value) and f"antlm-bench acquisition {runs_of_all} --suite aoa-2026" in str(caught.value)
+    estimate = Estimate(-0.2, 240, -0.3, -0.1)
+    note = "Pearson's r = 0.05 counts as 0, since p > 0.1: p = 0.2"
+    summary = Summary("aoa-2026", "causal", "acquisition", (), estimate, {}, (), (note,))
+    cell = Cell("aoa-2026", "causal", "k", {}, summary)
+    curve = Prediction("cat", 20.0, 0, (-3.0, -2.0, -1.0), (1,) * 3, (3,) * 3)
+    column = only(report([written(tmp_path / "whole", [there, (cell, [curve])])], collection=ref))
+    assert column.macro and column.macro.value == pytest.approx((-0.2 + 0.7) / 2)
+    assert column.entries[0].number and any("counts as 0" in mark for mark in column.entries[0].number.marks)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +354,7 @@ def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
     [
         ('suite = "glue-2024"\nmade_by = "finetune"', "`tasks` goes with"),
         ('suite = "blimp"\ntasks = ["rte"]', "`tasks` goes with"),
+        ('suite = "g"\nsuites = ["a"]\nmade_by = "nothing"', "`suites` are scored"),
         ('suite = "blimp"\nover = "field"\nmetric = "micro"', "`over` averages"),
         ('suite = "blimp"\nweight = 0', "greater than 0"),
         ('suite = "blimp"\nwieght = 2', "did you mean 'weight'?"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from toy_pages import log, model
+from toy_reports import glue, written, zero_shot
 
 from antlm_bench.cli import run
 
@@ -26,12 +29,58 @@ def test_figures_are_files_of_their_own(ran: str, tmp_path: Path) -> None:
     assert {file.suffix for file in (tmp_path / "figures").iterdir()} == {".svg"}
 
 
-@pytest.mark.parametrize("other", [["--collection", "babylm-2024"], ["--partial"], ["--json"], ["--baseline", "x"]])
-def test_what_belongs_to_the_table_is_not_ignored(
-    ran: str, tmp_path: Path, other: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_collection_opens_the_page_as_the_terminal_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["report", ran, "--html", str(tmp_path / "page.html"), *other]) == 2
-    assert other[0] in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+    whole = written(tmp_path / "whole", zero_shot("causal") + glue())
+    asked = ["--collection", "babylm-2024", "--baseline", "BabyLlama 10M"]
+    page = tmp_path / "page.html"
+    assert run(["report", str(whole), *asked, "--html", str(page)]) == 0
+    capsys.readouterr()
+    assert run(["report", str(whole), *asked, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    text = page.read_text(encoding="utf-8")
+    numbers = re.search(r'<script type="application/json" id="numbers">(.*?)</script>', text, re.S)
+    assert numbers and json.loads(numbers[1])["collection"] == said
+    (table,) = re.findall(r'<table class="headline collection">.*?</table>', text, re.S)
+    rows = {
+        re.sub("<.*?>", "", name): [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)]
+        for name, cells in re.findall(r'<tr class="(?:member|macro)"><th scope="row">(.*?)</th>(.*?)</tr>', table)
+    }
+    assert list(rows) == ["BLiMP", "Supplement", "EWoK", "GLUE", "Macro-average"]
+    macro = next(one for one in said["numbers"] if one["member"] == "Macro-average")
+    half = 50 * (macro["high"] - macro["low"])
+    assert rows["Macro-average"] == [f"{100 * macro['value']:.1f}±{half:.1f}", "60.8"]
+    assert rows["BLiMP"] == ["70.0±9.0", "69.8"] and "taken as independent" in text
+
+
+def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = str(written(tmp_path / "part", zero_shot("causal")))
+    asked = ["report", part, "--collection", "babylm-2024", "--html", str(tmp_path / "page.html")]
+    assert run(asked) == 5
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "part (causal) lacks GLUE: no average is taken over a hole" in text
+    assert "antlm-bench finetune --model part" in capsys.readouterr().err
+    assert run([*asked, "--partial"]) == 0
+    assert "partial: averaged without GLUE" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("drawn", "other", "complaint"),
+    [
+        ("--html", ["--json"], "--json"),
+        ("--html", ["--partial"], "only a collection has members"),
+        ("--html", ["--baseline", "x"], "only a collection has members"),
+        ("--svg", ["--collection", "babylm-2024"], "--collection: a collection is a table"),
+    ],
+)
+def test_what_has_no_place_on_the_page_is_not_ignored(
+    ran: str, tmp_path: Path, drawn: str, other: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", ran, drawn, str(tmp_path / "page.html"), *other]) == 2
+    assert complaint in capsys.readouterr().err and not (tmp_path / "page.html").exists()
 
 
 def test_losses_are_not_tabulated(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

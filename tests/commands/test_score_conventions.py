@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from asking_score import agreement, by_hand, pairs_of, write_pairs
 
 from antlm_bench import runs, score
-from antlm_bench.errors import DataError
+from antlm_bench.errors import DataError, UsageError
 from antlm_bench.types import Cell, Prediction
 
 Make = Callable[..., Path]
@@ -126,6 +127,92 @@ def test_the_mean_per_token_decides_where_the_peer_takes_it(make_checkpoint: Mak
     assert [p.scores for p in summed] == [p.scores for p in averaged]
     assert by_mean.summary.headline.value == by_sum.summary.views["per-token"].value
     assert by_sum.summary.headline.value == by_mean.summary.views["sum"].value
+
+
+# ---- a suite's own rule ------------------------------------------------------------------------------------------
+
+NORMALISED = "global-piqa-nonparallel-2026"  # declares reduction = "per-token"
+SOLUTIONS = [
+    ("sleeps.", "sleeps near the house that the old dogs have never seen."),
+    ("sees the boys", "sees"),
+    ("has seen himself near a house", "has not"),
+    ("see the small old dogs that sleep.", "see!"),
+    ("is what every girl has seen", "xyzzy"),
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Invented rows of Global PIQA, in place of the official file."""
+    made = [
+        {"prompt": prompt, "solution0": a, "solution1": b, "label": n % 2, "example_id": f"{prompt[:3]}{n}"}
+        for prompt in ("the old cat", "every girl near a house", "who")
+        for n, (a, b) in enumerate(SOLUTIONS)
+    ]
+    place = tmp_path / "data" / "global_piqa_nonparallel"
+    place.mkdir(parents=True)
+    (place / "eng_latn.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_the_mean_per_token_decides_in_a_suite_that_says_so(
+    kind: str, make_checkpoint: Make, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    folder, right, differ = make_checkpoint(kind), 0, 0
+    cell, predictions = ask(folder, Path(NORMALISED), tmp_path / "run", allow_incomplete=True)
+    for prediction, row in zip(predictions, rows, strict=True):
+        texts = [f"{row['prompt']} {row[f'solution{k}']}" for k in (0, 1)]
+        start, masked = len(row["prompt"]), kind == "masked"
+        sums, counts = zip(
+            *(by_hand(folder, text, masked=masked, specials="own", start=start) for text in texts), strict=True
+        )
+        means = [s / n for s, n in zip(sums, counts, strict=True)]
+        assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
+        assert prediction.pred == max((0, 1), key=lambda k: means[k])
+        right += prediction.pred == row["label"]
+        differ += prediction.pred != max((0, 1), key=lambda k: sums[k])
+    assert differ > 0, "the rows must tell sum and mean apart"
+    assert cell.summary.headline.value == pytest.approx(right / len(rows))
+    assert cell.settings["reduction"] == "per-token" and {"sum", "per-character"} <= set(cell.summary.views)
+
+
+@pytest.mark.parametrize(
+    ("compat", "decides"),
+    [("lm-eval", "sum"), ("babylm-2025", "sum"), ("babylm-2026", "per-token"), ("minicons", "per-token")],
+)
+def test_a_peer_with_one_rule_for_all_suites_keeps_it(
+    compat: str, decides: str, make_checkpoint: Make, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    cell, predictions = ask(make_checkpoint(), Path(NORMALISED), tmp_path / "run", allow_incomplete=True, compat=compat)
+    assert (cell.settings["reduction"], cell.settings["compat"]) == (decides, compat)
+    chosen = [
+        [s / (n if decides == "per-token" else 1) for s, n in zip(p.scores, p.tokens, strict=True)] for p in predictions
+    ]
+    assert [p.pred for p in predictions] == [max((0, 1), key=values.__getitem__) for values in chosen]
+    assert len(predictions) == len(rows)
+
+
+def test_other_suites_are_decided_by_the_sum_and_keep_their_keys(make_checkpoint: Make, tmp_path: Path) -> None:
+    """The facts behind a key are what they were before a suite could declare a reduction, digest included."""
+    cell, _ = ask(make_checkpoint(), Path("nano"), tmp_path / "run", limit=2)
+    assert cell.settings["reduction"] == "sum" and cell.settings["suite_digest"].startswith("851e857456e63a59")
+
+
+@pytest.mark.usefixtures("rows")
+def test_adaptive_precision_is_refused_by_the_suite_s_name_before_anything_is_scored(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    asked = ["nano", NORMALISED]
+    with pytest.raises(UsageError, match=f"{NORMALISED}: the log-probability per-token decides") as caught:
+        score(make_checkpoint(), asked, out=tmp_path / "run", precision="adaptive", allow_incomplete=True)
+    assert caught.value.place == "--precision" and not list(tmp_path.rglob("run.json"))
+    with pytest.raises(UsageError, match="--compat minicons: the log-probability per-token decides"):
+        score(make_checkpoint(), "nano", out=tmp_path / "run", precision="adaptive", compat="minicons")
+
+
+# ---- the peers' bundles, continued -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eos", [True, False])

@@ -85,8 +85,40 @@ def test_a_complete_set_of_runs_becomes_a_file_that_the_official_collator_could_
     reading = document["reading"]["reading"]["predictions"]
     assert reading[1] == {"id": 1, "pred": 3.5, "prev_pred": 1.25} and math.isnan(reading[0]["prev_pred"])
     assert document["fast_eval_results"]["reading"] == [{"rt": 0.01, "spr": 0.01}] * 19
-    fast = document["fast_eval_results"]["blimp"]
-    assert [entry["wh_island"] for entry in fast] == [m / 1000 for m in STRICT_SMALL]
+    fast = document["fast_eval_results"]
+    assert [entry["wh_island"] for entry in fast["blimp"]] == [m / 1000 for m in STRICT_SMALL]
+    if year == "2026":
+        for kind, key in (("parallel", "global_piqa_parallel"), ("nonparallel", "global_piqa_nonparallel")):
+            assert list(document[key]) == ["example 0", "example 1", "example 2"], kind
+            assert document[key]["example 1"] == {"predictions": [{"id": "example 1_0", "pred": " 1 of 1."}]}
+            assert fast[key] == [{key: m / 1000} for m in STRICT_SMALL]
+
+
+def test_global_piqa_has_one_answer_per_example_and_all_of_them(small: int, tmp_path: Path) -> None:
+    final = toy.final_run(tmp_path / "main", "2026", small, without="global-piqa-parallel-2026")
+    suite = toy.toy_suite("global-piqa-parallel-2026", 2)
+    predictions = [toy.prediction(item) for item in suite.items]
+    with runs.Writer(final, runs.read(final).manifest) as writer:
+        writer.enter(toy.scored("global-piqa-parallel-2026", predictions), predictions)
+    done = submit([final], year="2026", track="strict-small", out=tmp_path / "f.json", allow_partial=True)
+    (hole,) = [missing for missing in done.missing if missing.key == "global_piqa_parallel"]
+    assert hole.why == "incomplete: 2 of 3" and "data fetch global-piqa-parallel-2026" in hole.hint
+    document = json.loads(done.path.read_text())
+    assert document["global_piqa_parallel"] is None and len(document["global_piqa_nonparallel"]) == 3
+
+
+def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_path: Path) -> None:
+    """Sums say the first solution, means the second: the file says what the run counted."""
+    name = "global-piqa-nonparallel-2026"
+    made = [toy.prediction(i, scores=(-2.0, -3.0), tokens=(1, 3)) for i in toy.toy_suite(name, 3).items]
+    for reduction, k in (("sum", 0), ("per-token", 1)):
+        cell = toy.scored(name, made, reduction=reduction)
+        final = toy.write(tmp_path / reduction, "m", [(cell, made)])
+        done = submit([final], year="2026", track="strict", out=tmp_path / f"{k}.json", allow_partial=True)
+        document = json.loads(done.path.read_text())
+        assert document["glue"] == {}, "officially a file without labels has an empty table, not null"
+        answers = document["global_piqa_nonparallel"]
+        assert [row["predictions"][0]["pred"] for row in answers.values()] == [f" {n} of {k}." for n in range(3)]
 
 
 def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(complete: list[Path], tmp_path: Path) -> None:
@@ -149,7 +181,7 @@ def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_pa
 def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2026", small)
     document = send([final], tmp_path, "2026", parts={}, allow_partial=True)
-    assert document["aoa"] is None and document["global_piqa_parallel"] is None
+    assert document["aoa"] is None and document["fast_eval_results"]["global_piqa_parallel"] == [None] * 19
     assert document["fast_eval_results"]["blimp"] == [None] * 19
 
 

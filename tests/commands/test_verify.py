@@ -20,6 +20,18 @@ from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodN
 from antlm_bench.scoring import external
 from antlm_bench.types import Item, Option
 
+OWN = """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+class OwnConfig(GPT2Config):
+    model_type = "own-of-a-test"
+
+
+class OwnForCausalLM(GPT2LMHeadModel):
+    config_class = OwnConfig
+"""
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 DOC = Path(__file__).parents[2] / "docs" / "verify.md"
 
@@ -130,6 +142,48 @@ def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_pat
     assert all(a.items == 1 and "1 of 2 items" in a.apart[0] for a in found.agreements)
     with pytest.raises(DataError, match="none of 2 items"):
         verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=1))
+
+
+def test_a_checkpoint_s_own_python_is_run_by_all_or_none(make_checkpoint, suite, tmp_path, monkeypatch, capsys):
+    """Peers are told too: minicons would else ask on a terminal that nobody looks at."""
+    import shutil
+
+    folder = tmp_path / "own"
+    shutil.copytree(make_checkpoint("causal", architecture="GPT2LMHeadModel"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own-of-a-test", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody asked on the terminal"))
+    line = ["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]
+    assert run([*line, "--trust-remote-code"]) == 0
+    assert capsys.readouterr().out.count("agrees") == 2
+
+
+def test_pickled_weights_are_opened_on_request_by_all(make_checkpoint, suite, tmp_path, capsys):
+    import torch
+    import transformers
+
+    made = make_checkpoint()
+    model = transformers.AutoModelForCausalLM.from_pretrained(made)
+    model.config.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    line = ["verify", "--model", str(tmp_path), "--suite", str(suite), "--limit", "4"]
+    assert run(line) == 3 and "--allow-pickle" in capsys.readouterr().err
+    assert run([*line, "--allow-pickle"]) == 0
+    assert capsys.readouterr().out.count("agrees") == 2
+
+
+def test_a_file_may_name_its_columns_in_its_own_way(make_checkpoint, suite, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("right,wrong\nthe cat sees a dog,the cat see a dog\n")
+    line = ["verify", "--model", str(make_checkpoint()), "--suite", f"{other},nano", "--limit", "2"]
+    assert run([*line, "--columns", "good=right,bad=wrong"]) == 0
+    assert capsys.readouterr().out.count("agrees") == 4
+    assert run(["verify", *line[1:3], "--suite", "nano", "--columns", "good=right"]) == 2
 
 
 # ---- disagreement ------------------------------------------------------------------------------------------------

@@ -191,9 +191,10 @@ def test_correlations_are_compared_by_resampling_the_same_items(tmp_path: Path) 
     assert (found.headline.low, found.headline.high) == pytest.approx(
         tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.03
     )
-    assert found.headline.p is None and found.headline.adjusted is None and len(found.groups) == 1
-    same = only(compare(runs[0], runs[0]))
-    assert (same.headline.low, same.headline.high) == (0, 0)
+    assert found.headline.p == found.headline.adjusted == statistics.spearman_p(x, y, ratings) < 0.01
+    assert [(group.adjusted, group.family) for group in found.groups] == [(found.headline.p, "Holm over 1 kinds")]
+    same = only(compare(runs[0], runs[0])).headline
+    assert (same.low, same.high, same.p) == (0, 0, 1)
 
 
 def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
     a = write(tmp_path / "a", cell(rated(flat, ratings), **options))
     b = write(tmp_path / "b", cell(rated(ratings, ratings), **options))
     head = only(compare(a, b)).headline
-    assert (head.a, head.b, head.low, head.high) == (0, pytest.approx(1), -2, 2)
+    assert (head.a, head.b, head.low, head.high, head.p) == (0, pytest.approx(1), -2, 2, None)
 
 
 def finetuned(task: str, seeds: int, shift: float = 0.0, **history: object) -> list[tuple[Cell, list[Prediction]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antlm_bench.compare import Comparison, Difference
-from antlm_bench.compare.policy import margins
+from antlm_bench.compare.policy import declared, margins
 from antlm_bench.compare.verdict import Margins, explaining, judge
 from antlm_bench.errors import DeclarationError, UsageError
 
@@ -96,12 +97,45 @@ def test_the_level_that_explains() -> None:
 def test_a_policy_is_read_in_points(tmp_path: Path) -> None:
     file = tmp_path / "check.toml"
     file.write_text("margin = 2\n[suites]\nblimp = 0.5\n[groups]\nisland_effects = 3.0\n")
-    read = margins(file)
-    assert (read.default, read.every_group) == (pytest.approx(0.02), None)
+    typed, read = margins(file, 1.5, 4)
+    assert (read.default, read.every_group, read.source) == (pytest.approx(0.02), None, str(file))
     assert read.suites == {"blimp": pytest.approx(0.005)} and read.groups == {"island_effects": pytest.approx(0.03)}
-    assert margins(file, 1.5, 4).default == pytest.approx(0.015)
-    assert margins(file, 1.5, 4).every_group == pytest.approx(0.04)
-    assert margins().default == Margins().default
+    assert (typed.default, typed.every_group) == (pytest.approx(0.015), pytest.approx(0.04))
+    assert margins() == (Margins(source="--margin"),)
+
+
+def test_a_margin_is_that_of_whoever_says_it_first() -> None:
+    names = ("islands", "binding")
+    made = comparison(difference(0, 0.001), *(difference(0, 0.001, "phenomenon", name, p=1.0) for name in names))
+    typed, policy, own = (
+        Margins(0.02, source="--margin"),
+        Margins(0.03, {"toy": 0.04}, {"islands": 0.05}, source="check.toml"),
+        Margins(0.06, groups={"islands": 0.07}, source="toy.toml"),
+    )
+
+    def said(*layers: Margins) -> list[tuple[float, str]]:
+        verdict = judge(made, *layers)
+        return [(one.margin, one.source) for one in (verdict.headline, *verdict.groups)]
+
+    assert said(typed, policy, own) == [(0.02, "--margin"), (0.05, "check.toml")]
+    assert said(Margins(), policy, own) == [(0.04, "check.toml"), (0.05, "check.toml")]
+    assert said(replace(policy, suites={}), own)[0] == (0.03, "check.toml")
+    assert said(replace(policy, suites={}, default=None, groups={}), own) == [(0.06, "toy.toml"), (0.07, "toy.toml")]
+    assert said() == [(0.01, "default")]
+    assert said(Margins(every_group=0.08, source="--margin"), policy)[1] == (0.08, "--margin")
+
+
+def test_a_suites_own_toml_has_margins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
+    file = tmp_path / "tasks" / "toy.toml"
+    file.parent.mkdir()
+    file.write_text('kind = "suite"\n[check]\nmargin = 2.0\ngroups = {islands = 5}\n')
+    own = declared("toy")
+    assert (own.default, own.groups, own.source) == (pytest.approx(0.02), {"islands": pytest.approx(0.05)}, "toy.toml")
+    assert declared("blimp") == declared("nobody") == declared("../../etc/passwd") == Margins()
+    file.write_text("[check]\nmargn = 2.0\n")
+    with pytest.raises(DeclarationError, match=r"toy.toml: check: unknown key 'margn': did you mean 'margin'"):
+        declared("toy")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from antlm_bench import runs
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.collation import Collator, texts_chosen
+from antlm_bench.exports.answers import texts_chosen
+from antlm_bench.exports.collation import Collator
 from antlm_bench.suites import items
 from antlm_bench.suites.items import Suite
 from antlm_bench.types import Item, Option
@@ -45,6 +46,7 @@ def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
 @pytest.mark.parametrize(("board", "part"), PARTS)
 def test_official_counts_are_those_of_our_suites(board: Any, part: Any) -> None:
     assert leaderboard.sizes(board.name, part.key) == toy.counts(part.suite)
+    assert leaderboard.entries(board.name, part.key) == (toy.SPECS[part.suite].expect.items if part.by else None)
 
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
@@ -53,7 +55,8 @@ def test_fast_keys_are_those_of_our_suites(year: str) -> None:
     known = leaderboard.schema(board.name)["properties"]["fast_eval_results"]["properties"]
     for part in board.fast:
         if part.suite in toy.SPECS:
-            assert set(known[part.key]["items"]["properties"]) == set(toy.counts(part.suite))
+            groups = set(toy.counts(part.suite)) or {part.key}
+            assert set(known[part.key]["items"]["properties"]) == groups
 
 
 def test_official_counts_of_the_finetuned_tasks() -> None:  # evaluation-pipeline-2025, collate_preds.py
@@ -83,6 +86,23 @@ def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
     leaderboard.check(collation.document, board.name, partial=True)
 
 
+def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
+    cells = []
+    for kind in ("parallel", "nonparallel"):
+        name = f"global-piqa-{kind}-2026"
+        predictions = [toy.prediction(item) for item in toy.toy_suite(name).items]
+        cells.append((toy.scored(name, predictions, reduction="per-token"), predictions))
+    final = runs.read(toy.write(tmp_path / "main", "m", cells))
+    board = leaderboard.leaderboard("2026")
+    document = Collator(board, "strict-small", final, {}, toy.toy_suite, "causal").collate({}).document
+    leaderboard.check(document, board.name, partial=True)
+    assert [len(document[f"global_piqa_{kind}"]) for kind in ("parallel", "nonparallel")] == [103, 100]
+    document["global_piqa_parallel"].popitem()
+    with pytest.raises(DataError, match=r"not as babylm-2026\.json") as caught:
+        leaderboard.check(document, board.name, partial=True)
+    assert caught.value.place == "global_piqa_parallel"
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(document, schema) of 2025 with two items per group."""
@@ -93,7 +113,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
         milestone = runs.read(toy.fast_run(root / "fast", "2025", 1))
         board = leaderboard.leaderboard("2025")
         runs_of = dict.fromkeys(board.milestones("strict-small"), milestone)
-        given = {key: json.loads(Path(file).read_text()) for key, file in toy.elsewhere(root / "p", "2025").items()}
+        given = {key: json.loads(Path(file).read_text()) for key, file in toy.elsewhere(root / "p", "2025", 2).items()}
         texts = partial(toy.toy_suite, most=2)
         collation = Collator(board, "strict-small", final, runs_of, texts, "causal").collate(given)
         assert not collation.missing
@@ -146,8 +166,9 @@ def test_the_text_is_always_one_of_the_best_and_the_best_where_there_is_one(scor
     made = [Item(f"g_{n}", tuple(Option(str(k)) for k in range(len(s))), 0, {"g": "g"}) for n, s in enumerate(scores)]
     suite = Suite("s", "1", "", "", "accuracy", ("g",), ("g",), tuple(made), "d")
     predictions = [toy.prediction(item, scores=tuple(s)) for item, s in zip(made, scores, strict=True)]
-    answers, _ = texts_chosen("scored", predictions, suite, toy.scored("s", [], ties=ties))
-    again, _ = texts_chosen("scored", predictions[::-1], suite, toy.scored("s", [], ties=ties))
+    part = leaderboard.PartSpec(key="s")
+    answers, _ = texts_chosen(part, predictions, suite, toy.scored("s", [], ties=ties))
+    again, _ = texts_chosen(part, predictions[::-1], suite, toy.scored("s", [], ties=ties))
     rows = answers["g"]["predictions"]
     assert rows == again["g"]["predictions"][::-1]  # an item's answer depends on nothing but the item
     for row, s in zip(rows, scores, strict=True):

@@ -51,7 +51,7 @@ def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
     assert (suite.name, suite.version, suite.metric, suite.groups) == ("lm-eval.toy_a", "1.0", "accuracy", ())
     first = suite.items[0]
     assert first.id == "toy_a_0" and first.gold == 0 and first.labels == {}
-    assert first.options == (Option("the cat sees the dog", (7, 20)), Option("the cat see the dog", (7, 19)))
+    assert first.options == (Option("the cat sees the dog", (7, 20), 12), Option("the cat see the dog", (7, 19), 11))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,27 @@ def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, t
     assert cell.summary.headline.value == pytest.approx(results["toy_parity"]["acc,none"])
 
 
+@pytest.mark.parametrize("delimiter", [" ", "\n\n"])
+def test_the_view_per_character_is_lm_eval_s_acc_norm(make_checkpoint, make_task, tmp_path, delimiter):
+    """Choices of one to five words: whether the delimiter counts decides some of them."""
+    drawn, words = random.Random(0), ("a", "the", "boys", "girl", "sees", "never", "ever", "old", "house", "himself")
+    choices = [[" ".join(drawn.choices(words, k=drawn.randint(1, 5))) for _ in range(4)] for _ in range(60)]
+    docs = [{"q": "the dog", "choices": four, "gold": drawn.randrange(4)} for four in choices]
+    both = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    file = make_task("toy_norm", docs, metric_list=both, target_delimiter=delimiter)
+    folder = make_checkpoint("causal", adds=True)
+    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    found = runs.predictions(run.path, run.cells[0])
+    assert [p.characters for p in found] == [tuple(map(len, four)) for four in choices]
+    results, scores = evaluated([file], folder)
+    view = run.cells[0].summary.views["per-character"].value
+    assert view == pytest.approx(results["toy_norm"]["acc_norm,none"])
+    assert run.cells[0].summary.headline.value == pytest.approx(results["toy_norm"]["acc,none"])
+    theirs = [(np.array(scores[p.id]), np.array(p.characters)) for p in found]
+    for other in ([s for s, _ in theirs], [s / (n + len(delimiter)) for s, n in theirs]):  # what it is not
+        assert sum(np.argmax(s / n) != np.argmax(o) for (s, n), o in zip(theirs, other, strict=True)) >= 3
+
+
 @pytest.mark.parametrize("weigh", [True, False])
 def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, weigh):
     folder, file = make_checkpoint("causal", adds=True), group_of(tmp_path, make_task, weigh)
@@ -225,6 +246,7 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
     results, scores = evaluated([file], folder)
     found = runs.predictions(run.path, run.cells[0])
     assert [p.gold for p in found] == [1, 0]
+    assert [p.characters for p in found] == [(7, 8), (6, 11)]  # of the choices, as acc_norm has it
     assert all(list(p.scores) == pytest.approx(scores[p.id], abs=1e-4) for p in found)
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_contexts"]["acc,none"])
 
@@ -232,7 +254,7 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
 def test_what_is_asked_for_mutual_information_alone_is_left_out(make_task):
     metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
     suite = load(ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
-    assert suite.items[0].options == (Option("a b", (1, 3)), Option("a c", (1, 3)))
+    assert suite.items[0].options == (Option("a b", (1, 3), 1), Option("a c", (1, 3), 1))
     assert "toy_mutual: lm-eval reports acc_mutual_info; this is the accuracy of the same choices" in suite.notes
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import pearsonr
 
 from antlm_bench.cli import run
 from antlm_bench.commands.acquisition import acquisition
+from antlm_bench.commands.data import _specs as specs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics.acquisition import summarize_acquisition
 from antlm_bench.runs import predictions, read
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import items as suites
+from antlm_bench.types import Prediction, Run
 
 TASKS = Path(__file__).parents[2] / "tasks"
 AGES = np.arange(16.0, 31)
@@ -97,11 +102,12 @@ CONTEXTS |= {"girl": ["a small", "the"], "never": []}
 
 
 @pytest.fixture
-def own_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The shipped declaration over a handful of words."""
+def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped declarations over a handful of words; the folder of their data."""
+    folder = tmp_path / "own" / "tasks"
+    folder.mkdir(parents=True)
     monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
-    folder = tmp_path / "own"
-    folder.mkdir()
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(folder.parent))
     whole = {
         word: [{"context": c, "word_in_context_stats": {"count": 1}} for c in some] for word, some in CONTEXTS.items()
     }
@@ -116,30 +122,49 @@ def own_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     lines = [line.partition("= {")[0] + "= {}" if "sha256" in line else line for line in lines]
     text = "\n".join(lines).replace("[expect]", "[expect]\nitems = 9")
     (folder / "aoa-words-2026.toml").write_text(text, encoding="utf-8")
-    return str(folder / "aoa-words-2026.toml")
+    return folder
 
 
 @pytest.fixture
-def scored(make_checkpoint, tmp_path: Path, own_suite: str) -> Path:
-    """Runs of four checkpoints that know more and more (their logits are scaled up)."""
-    import shutil
+def checkpoints(make_checkpoint, tmp_path: Path) -> Path:
+    """Four checkpoints that know more and more (their logits are scaled up)."""
+    source = make_checkpoint("causal", adds=True, tie_word_embeddings=False)
+    folder = tmp_path / "model"
+    for number, words in enumerate((1, 2, 3, 10)):
+        scaled(source, folder / f"chck_{words}M", 0.05 + 0.3 * number)
+    return folder
 
+
+def scaled(source: Path, folder: Path, by: float) -> Path:
     from safetensors.torch import load_file, save_file
 
-    source = make_checkpoint("causal", adds=True, tie_word_embeddings=False)
-    checkpoints = tmp_path / "model"
-    for number, words in enumerate((1, 2, 3, 10)):
-        folder = checkpoints / f"chck_{words}M"
-        shutil.copytree(source, folder)
-        weights = load_file(folder / "model.safetensors")
-        weights["lm_head.weight"] *= 0.05 + 0.3 * number
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    score(str(checkpoints), own_suite, out=tmp_path / "runs")
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= by
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def scored(checkpoints: Path, tmp_path: Path, own_words: Path) -> Path:
+    """The runs of the checkpoints."""
+    score(str(checkpoints), "aoa-words-2026", out=tmp_path / "runs")
     return tmp_path / "runs"
 
 
-def test_contexts_are_items_and_words_without_any_are_none(own_suite):
-    suite = suites.load(own_suite)
+def run_of(runs_: Path, name: str) -> Run:
+    return read(next(path for path in runs_.iterdir() if path.name.startswith(f"{name}-")))
+
+
+def by_hand(runs_: Path, words: int, word: str) -> np.ndarray:
+    """Log-probabilities of a word in its contexts at a checkpoint."""
+    opened = run_of(runs_, f"chck_{words}M")
+    return np.array([p.scores[0] for p in predictions(opened.path, opened.cells[0]) if p.labels["word"] == word])
+
+
+@pytest.mark.usefixtures("own_words")
+def test_contexts_are_items_and_words_without_any_are_none():
+    suite = suites.load("aoa-words-2026")
     assert [item.id for item in suite.items] == [
         "cat_0", "cat_1", "dog_0", "dog_1", "house_0", "house_1", "boy_0", "girl_0", "girl_1",
     ]  # fmt: skip
@@ -147,43 +172,146 @@ def test_contexts_are_items_and_words_without_any_are_none(own_suite):
     assert first.text == "some old cat" and first.text[slice(*first.span)] == "cat"
 
 
-def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, own_suite):
-    (found,) = acquisition([scored], own_suite)
-    assert (found.method, found.checkpoints) == ("causal", 4)
-    assert [row["word"] for row in found.rows] == ["cat", "dog", "house", "boy", "girl"]
-    assert [row["children_months"] for row in found.rows] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
-    last = read(next(p for p in scored.iterdir() if "10M" in p.name))
-    by_hand = [-p.scores[0] for p in predictions(last.path, last.cells[0]) if p.id.startswith("cat_")]
-    assert found.rows[0]["last_surprisal_nats"] == pytest.approx(np.mean(by_hand))
-    steps, nats = np.array([1, 2, 3, 10]) * 1e6, math.log(400)
-    for row in found.rows:
-        mean = []
-        for words in (1, 2, 3, 10):
-            opened = read(next(p for p in scored.iterdir() if f"chck_{words}M" in p.name))
-            some = [p for p in predictions(opened.path, opened.cells[0]) if p.labels["word"] == row["word"]]
-            mean.append(np.mean([-p.scores[0] for p in some]))
-        assert row["model_log10_words"] == curves.of_model(steps, np.array(mean), row["n_tokens"] * nats)
-    assert found.score == (0.0 if found.correlation is None or found.p > 0.1 else found.correlation.value)
+@pytest.mark.parametrize("suite", ["aoa-2026", "aoa-2025"])
+def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
+    (found,) = acquisition([scored], suite)
+    assert (found.cell.suite, found.cell.method) == (suite, "causal")
+    made = predictions(found.run, found.cell)
+    assert [p.id for p in made] == ["cat", "dog", "house", "boy", "girl"]
+    assert [p.gold for p in made] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
+    seen = np.array([1, 2, 3, 10]) * 1e6
+    ages = []
+    for row, p in zip(found.rows(), made, strict=True):
+        each = [by_hand(scored, words, p.id) for words in (1, 2, 3, 10)]
+        if suite == "aoa-2026":
+            expected = [some.mean() for some in each]
+            age = curves.of_model(seen, -np.array(expected), p.tokens[0] * math.log(400))
+        else:
+            expected = [one for some in each for one in some]
+            steps = np.repeat(seen, [len(some) for some in each])
+            age = curves.of_model(steps, -np.array(expected), math.log2(300_000), bounded=False)
+        assert p.scores == pytest.approx(expected) and row["model_log10_words"] == age
+        ages.append(age)
+    known = [(a, p.gold) for a, p in zip(ages, made, strict=True) if a is not None]
+    headline = found.cell.summary.headline
+    assert headline.n == len(known)
+    if len(known) >= 3:
+        r, p_value = pearsonr(*zip(*known, strict=True))
+        assert headline.value == pytest.approx(0 if suite == "aoa-2026" and p_value > 0.1 else r)
 
 
-def test_the_verb_prints_the_score_and_writes_the_words(scored, own_suite, tmp_path, capsys):
+def test_the_number_is_kept_in_the_last_run_and_not_made_twice(scored, monkeypatch):
+    (found,) = acquisition([scored])
+    assert Path(found.run) == Path(run_of(scored, "chck_10M").path)
+    assert [cell.suite for cell in read(found.run)] == ["aoa-words-2026", "aoa-2026"]
+    before = (Path(found.run) / "run.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "of_model", None)  # nothing is fitted again
+        assert acquisition([scored])[0].cell == found.cell
+    assert (Path(found.run) / "run.json").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_words):
+    (old,) = acquisition([scored])
+    (own_words / "cdi_human.csv").write_text((own_words / "cdi_human.csv").read_text().replace("0.5", "0.51"))
+    (new,) = acquisition([scored])
+    assert new.cell.key != old.cell.key and len([c for c in read(new.run) if c.suite == "aoa-2026"]) == 1
+
+
+def test_it_goes_to_the_final_model_which_is_no_point_of_the_curve(scored, checkpoints):
+    final = scaled(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
+    score(str(final), "aoa-words-2026", out=scored / "main")
+    (found,) = acquisition([scored])
+    assert Path(found.run) == scored / "main"
+    assert [one["words"] for one in found.cell.settings["checkpoints"]] == [10**6, 2 * 10**6, 3 * 10**6, 10**7]
+    score(str(scaled(final, checkpoints.parent / "other" / "main", 1.1)), "aoa-words-2026", out=scored / "other")
+    with pytest.raises(UsageError, match="2 final models beside"):
+        acquisition([scored])
+
+
+@pytest.mark.usefixtures("own_words")
+def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert run(["score", "--model", str(checkpoints), "--suite", "aoa-2026", "--out", str(out)]) == 0
+    assert "aoa-2026" in capsys.readouterr().out
+    assert [cell.suite for cell in run_of(out, "chck_10M")] == ["aoa-words-2026", "aoa-2026"]
+    assert [cell.suite for cell in run_of(out, "chck_1M")] == ["aoa-words-2026"]
+    with pytest.raises(UsageError, match="3 or more checkpoints") as caught:
+        score(str(checkpoints / "chck_1M"), "aoa-2026", out=tmp_path / "one")
+    assert "--suite aoa-words-2026" in caught.value.hint and not (tmp_path / "one").exists()
+
+
+def test_the_verb_prints_the_score_and_writes_the_words(scored, tmp_path, capsys):
     out = tmp_path / "words.csv"
-    assert run(["acquisition", str(scored), "--suite", own_suite, "--out", str(out)]) == 0
-    assert "as BabyLM 2026 publishes it" in capsys.readouterr().out
+    assert run(["acquisition", str(scored), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "over 4 checkpoints, 1M to 10M words" in said and "chck_10M" in said
     with out.open(newline="") as file:
         assert [row["word"] for row in csv.DictReader(file)] == ["cat", "dog", "house", "boy", "girl"]
 
 
-def test_what_cannot_be_is_said(scored, own_suite, tmp_path):
-    one = next(path for path in scored.iterdir() if "10M" in path.name)
+def test_what_cannot_be_is_said(scored, own_words, tmp_path):
+    one = run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):
-        acquisition([one], own_suite)
-    with pytest.raises(UsageError, match="says nothing of children"):
+        acquisition([one])
+    with pytest.raises(UsageError, match="is no age of acquisition"):
         acquisition([scored], "blimp")
-    place = Path(own_suite).parent
-    (place / "cdi_human.csv").write_text("word," + ",".join(map(str, range(16, 31))) + "\ncat" + ",2" * 15 + "\n")
+    score(str(tmp_path / "model" / "chck_2M"), "aoa-words-2026", out=run_of(scored, "chck_2M").path, limit=5)
+    with pytest.raises(UsageError, match=r"not scored alike: .*--limit"):
+        acquisition([scored])
+    (own_words / "cdi_human.csv").write_text("word," + ",".join(map(str, range(16, 31))) + "\ncat" + ",2" * 15 + "\n")
+    score(str(tmp_path / "model"), "aoa-words-2026", out=tmp_path / "again")
     with pytest.raises(DataError, match=r"cdi_human.csv:2: a share of children must lie in 0..1"):
-        acquisition([scored], own_suite)
-    (place / "cdi_childes.json").write_text('["cat"]')
+        acquisition([tmp_path / "again"])
+    (own_words / "cdi_childes.json").write_text('["cat"]')
     with pytest.raises(DataError, match="not an object of lists"):
-        suites.load(own_suite)
+        suites.load("aoa-words-2026")
+
+
+# ---- from ages to the number ----------------------------------------------------------------------------------------
+
+
+def curve(word: str, months: float) -> Prediction:
+    return Prediction(word, months, 0, (-9.0, -5.0, -1.0), (1,) * 3, (3,) * 3)
+
+
+def test_a_correlation_that_is_not_significant_counts_as_0_where_the_rule_says_so():
+    months, ages = [18.0, 20, 22, 24, 26], [6.0, 7.0, 6.2, 7.1, None]
+    made = [curve(str(n), one) for n, one in enumerate(months)]
+    r, p = pearsonr(months[:4], ages[:4])
+    assert p > 0.1
+    told = {s: summarize_acquisition(made, ages, significance=s, suite="s", method="m") for s in (None, 0.1)}
+    assert told[None].headline.value == pytest.approx(r) and told[0.1].headline.value == 0
+    assert told[0.1].views["pearson"] == told[None].headline
+    assert (told[0.1].headline.low, told[0.1].headline.n) == (told[None].headline.low, 4)
+    assert f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words" in told[0.1].notes[-1]
+
+
+def test_too_few_ages_are_no_correlation():
+    made = [curve(str(n), 20.0 + n) for n in range(4)]
+    told = summarize_acquisition(made, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m")
+    assert (told.headline.value, told.headline.low, told.headline.high) == (0, -1, 1) and "undefined" in told.notes[0]
+
+
+def test_unbounded_fits_are_levenberg_marquardts_and_may_fail():
+    """2025 on a clean curve: the same crossing as by hand; on three points there are fewer points than parameters."""
+    surprisal = 18.2 - sigmoid(np.log10(STEPS + 1), 14, 4.0, 7.0)
+    level = 0.5 * (18.2 + surprisal.min())
+    expected = 7 - math.log(14 / (18.2 - level) - 1) / 4
+    assert curves.of_model(STEPS, surprisal, 18.2, bounded=False) == pytest.approx(expected, abs=1e-4)
+    assert curves.of_model(STEPS[:3], np.array([9.0, 7, 5]), 9.0, bounded=False) is None
+
+
+@pytest.mark.parametrize(("suite", "rule"), [("aoa-2026", "0 where p > 0.1"), ("aoa-2025", "18.19 nats")])
+def test_a_declaration_over_checkpoints_is_shown_and_stands_for_its_words(suite, rule, capsys):
+    assert run(["show", suite]) == 0
+    assert rule in capsys.readouterr().out
+    assert suites.members(suite) == ["aoa-words-2026"]
+    assert [spec.name for spec, _ in specs([suite])] == ["aoa-words-2026"]
+    with pytest.raises(UsageError, match="is derived from the runs of checkpoints"):
+        suites.load(suite)
+
+
+def test_the_chance_of_2025_is_in_bits_as_its_note_says():
+    spec, _ = suites.declared("aoa-2025")
+    assert spec.chance == math.log2(300_000)

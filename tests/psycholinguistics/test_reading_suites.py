@@ -14,6 +14,7 @@ import pytest
 from antlm_bench import runs
 from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
+from antlm_bench.compare import compare as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
 from antlm_bench.suites import items as suites
 
@@ -206,7 +207,7 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)
 
 
-def test_compare_leaves_reading_times_out_and_says_so(make_checkpoint, tmp_path, declared):
+def test_compare_leaves_reading_times_out_whose_data_is_not_at_hand(make_checkpoint, tmp_path, declared):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
     asked, folders = [declared("reading", rows()), str(pairs)], []
@@ -215,6 +216,45 @@ def test_compare_leaves_reading_times_out_and_says_so(make_checkpoint, tmp_path,
         score(make_checkpoint("causal", adds=True, seed=seed), asked, out=folders[-1])
     (versus,) = compare(folders)
     assert [found.suite for found in versus.comparisons] == ["pairs"]
-    assert all("not compared, no metric of single items: reading · causal" in note for note in versus.unmatched)
-    with pytest.raises(NotComparable, match="reading is scored by delta-r2"):
+    assert all("not compared, its data is not at hand: reading · causal" in note for note in versus.unmatched)
+    with pytest.raises(NotComparable, match=r"reading times are not at hand|not what was scored"):
         compare(folders, suites=["reading"])
+
+
+def test_two_runs_are_compared_by_drawing_the_same_sentences(make_checkpoint, tmp_path, declared, monkeypatch):
+    content, folders = rows(40), []
+    place = Path(declared("reading", content))
+    place.parent.rename(tmp_path / "tasks")
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
+    for seed in (0, 1):
+        folders.append(tmp_path / f"run-{seed}")
+        score(make_checkpoint("causal", adds=True, seed=seed), "reading", out=folders[-1])
+    (versus,) = compare(folders)
+    (found,) = versus.comparisons
+    cells = [next(iter(runs.read(folder))) for folder in folders]
+    a, b = (cell.summary.headline.value for cell in cells)
+    assert (found.headline.a, found.headline.b, found.headline.value) == pytest.approx((a, b, b - a), abs=1e-9)
+    shown = [{g.name: g.estimate.value for g in cell.summary.groups} for cell in cells]
+    assert {g.name: (g.a, g.b) for g in found.groups} == {
+        name: pytest.approx((shown[0][name], shown[1][name]), abs=1e-9) for name in shown[0]
+    }
+    rng, drawn = np.random.default_rng(3), []
+    predicted = [runs.predictions(folder, cell) for folder, cell in zip(folders, cells, strict=True)]
+    sentences = {}
+    for at, row in enumerate(content):
+        sentences.setdefault(row["sent_id"], []).append(at)
+    for _ in range(300):
+        picked = [at for s in rng.choice(list(sentences), len(sentences)) for at in sentences[s]]
+        sides = []
+        for made in predicted:
+            eyes, (paced, _), _ = by_hand([content[at] for at in picked], [made[at] for at in picked])
+            sides.append((eyes + paced) / 2)
+        drawn.append(sides[1] - sides[0])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.headline.high - found.headline.low == pytest.approx(high - low, rel=0.3)
+    assert found.headline.p is None and found.headline.low < found.headline.value < found.headline.high
+    first = runs.read(folders[0])
+    (same,) = differences(first, first)
+    assert all((d.value, d.low, d.high) == (0, 0, 0) for d in (same.headline, *same.groups))
+    (back,) = compare([folders[0]], against=folders[1])
+    assert back.comparisons[0].headline.value == pytest.approx(a - b, abs=1e-9)

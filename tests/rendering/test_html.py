@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import toy_pages
 import toy_results
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from antlm_bench import runs
@@ -101,6 +101,7 @@ names = st.one_of(
 
 @settings(max_examples=12, deadline=None)
 @given(names, names, names, names)
+@example(ODD[0], ODD[0], "000000@@\x1f\x1f\x97Ìëÿ\U0002c014\U000d8cc2", ODD[0])  # Vega cut it through a character
 def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -> None:
     assert counted(one(name, suite, group, note)) == PLAIN
 

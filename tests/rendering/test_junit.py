@@ -1,7 +1,9 @@
-"""What CI systems read: JUnit XML that parses whatever the names are, GitHub commands that nothing can break out of."""
+"""What CI systems read: JSON as documented, XML that parses whatever the names, commands nothing breaks out of."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -13,6 +15,7 @@ from antlm_bench.commands.check import Checked
 from antlm_bench.compare import Comparison, Difference, Versus
 from antlm_bench.compare.verdict import Margins, judge
 from antlm_bench.errors import UsageError
+from antlm_bench.rendering.check import json as verdict
 from antlm_bench.rendering.check import markdown, sentence
 from antlm_bench.rendering.github import SHOWN, SUMMARY, append_summary, in_message, in_property, workflow_commands
 from antlm_bench.rendering.junit import junit
@@ -31,8 +34,18 @@ def checked(*suites: tuple[str, float, float], missing: tuple[str, ...] = (), gr
         )
         other = Difference("phenomenon", "other", "syn,tax", 90, 0.8, 0.8, 0.0, -0.01, 0.01, 1.0, 1.0)
         made = Comparison(name, "causal", "causal", "accuracy", (1, 1), head, (worse, other), (), ("a note",))
-        verdicts.append(judge(made, Margins(groups={group: 0.02} if group else {})))
+        verdicts.append(judge(made, Margins(groups={group: 0.02} if group else {}, source="check.toml")))
     return Checked(Versus("old", "new", "a", "b", tuple(v.comparison for v in verdicts)), tuple(verdicts), missing)
+
+
+def test_the_verdict_as_json_is_the_one_of_the_docs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
+    shown = re.search(r"```json\n(.*?)```", text, re.S)
+    made = checked(("bad", -0.05, 0.01), missing=("ewok · causal",), group="islands")
+    rounded = json.loads(verdict(made, 1), parse_float=lambda number: round(float(number), 9))
+    assert shown and rounded == json.loads(shown[1])
+    assert list(rounded) == list(json.loads(shown[1]))  # in this order
+    assert json.loads(verdict(checked(("good", 0.0, 0.001), missing=("x",)), 5))["status"] == "incomplete"
 
 
 THREE = (("good", 0.01, 0.005), ("bad", -0.05, 0.01), ("vague", -0.005, 0.02))

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_results import HYBRID, ONE, SWEEP, TWO, run
+from toy_results import HYBRID, ONE, READ, SWEEP, TWO, run
 
 from antlm_bench.rendering import tables
 from antlm_bench.rendering.tables import FORMS
+from antlm_bench.rendering.units import unit
 from antlm_bench.types import Estimate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -107,6 +108,29 @@ def test_numbers() -> None:
     assert tables.number(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0  ±5.0"
     assert tables.number(Estimate(0.6342, 10, 0.3, 0.9), "accuracy") == "63.4 ±30.0"
     assert tables.number(Estimate(-0.084, 10, -0.2, 0.1), "spearman") == "-0.08 ±0.15"
+
+
+def test_only_what_can_be_wrong_is_counted_wrong() -> None:
+    def said(block: tables.Block) -> list[str]:
+        return [words for words, _ in tables.asides(block) if words.startswith("too long")]
+
+    assert said(tables.blocks(tables.columns(ONE), "suite")[0]) == ["too long, counted wrong"]
+    assert [said(block) for block in tables.blocks(tables.columns(READ), "suite")] == 2 * [["too long, left out"]]
+
+
+def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
+    reading, words = tables.blocks(tables.columns(READ), "suite")
+    assert (reading.average, words.average) == ("100 ΔR², mean of 2 measures", "nats, mean by word")
+    assert tables.number(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2  ±0.8"
+    assert tables.number(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
+    legend = tables.legend(tables.columns(READ))
+    assert "sentences resampled" in legend and "Surprisal in nats" in legend
+    assert not any(words in legend for words in ("right", "tie", "Options are compared"))
+
+
+def test_a_metric_of_a_newer_version_is_named() -> None:
+    assert tables.number(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 ±10.0"
+    assert unit("brier").head == "100 brier"
 
 
 def test_the_legend_says_which_tie_rules_hold() -> None:

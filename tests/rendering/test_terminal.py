@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from toy_results import HYBRID, NOTE, ONE, SWEEP, TWO, run
+from toy_results import HYBRID, NOTE, ONE, READ, SWEEP, TWO, run
 
 from antlm_bench.errors import DataError
 from antlm_bench.rendering import catalog, facts, problem, show_runs
 from antlm_bench.types import Run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-CASES = {"one": ONE, "hybrid": HYBRID, "two": TWO, "sweep": SWEEP}
+CASES = {"one": ONE, "hybrid": HYBRID, "two": TWO, "sweep": SWEEP, "read": READ}
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Run, Summary
 
 TREE = {
@@ -38,6 +40,23 @@ def wug(method: str, value: float) -> Cell:
     return Cell("wug-adj", method, "k", {}, summary, "d")
 
 
+def reading(method: str) -> Cell:
+    """Reading times: two measures of one outcome each, some words too long for the model."""
+    groups = []
+    for measure, value in (("eye-tracking", 0.0123), ("self-paced", 0.004)):
+        groups.append(Group("measure", measure, estimate(value, 1700, 0.008, too_long=3)))
+        groups.append(Group("outcome", f"{measure}-ms", estimate(value, 1700, 0.008, too_long=3), measure))
+    headline = estimate(0.00815, 1700, 0.0072, too_long=3)
+    summary = Summary("reading", method, "delta-r2", ("measure", "outcome"), headline, {}, tuple(groups))
+    return Cell("reading", method, "k", {"ties": "half", "reduction": "per-token"}, summary, "d")
+
+
+def words(method: str) -> Cell:
+    """Surprisal of words; nothing is right or wrong."""
+    summary = Summary("aoa", method, "surprisal", ("word",), estimate(7.25, 8005, 0.31, too_long=1), {}, ())
+    return Cell("aoa", method, "k", {"ties": "half"}, summary, "d")
+
+
 def run(name: str, *methods: str, suites: int = 0, value: float = 0.634) -> Run:
     manifest = Manifest(1, {"name": name, "weights": "w"}, {"antlm-bench": "0.1.0"}, "2026-01-01T00:00:00+00:00")
     cells = []
@@ -49,5 +68,6 @@ def run(name: str, *methods: str, suites: int = 0, value: float = 0.634) -> Run:
 
 ONE = [run("out/babyllama", "causal")]
 HYBRID = [run("out/gpt-bert", "causal", "mntp", "fused")]
+READ = [replace(run("out/babyllama"), cells=(reading("causal"), words("causal")))]
 TWO = [run("out/babyllama", "causal"), run("out/ltg-bert", "mlm", value=0.71)]
 SWEEP = [run(f"gpt/chck_{words}M", "causal", suites=6) for words in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20)]

@@ -171,7 +171,7 @@ def test_a_collection_is_named_by_its_members() -> None:
         ('scored = "{each}"', 'scored = "{each.x}"', "item.options.0.scored", "the name of a field"),
         ('scored = "{each}"', 'scored = "{0}"', "item.options.0.scored", "the name of a field"),
         ('scored = "{each}"', 'scored = "{each!r}"', "item.options.0.scored", "the name of a field"),
-        ('half = "{stem}-{part}"', 'half = "{"', "labels", ""),
+        ('half = "{stem}-{part}"', 'half = "{"', "labels.half", ""),
         ('where = ["mine/{file}"]', 'where = ["../{file}"]', "data.where", "leaves the data root"),
         ('where = ["mine/{file}"]', 'where = ["/etc/{file}"]', "data.where", "leaves the data root"),
         ('where = ["mine/{file}"]', 'where = ["{part}"]', "data.where", "only {file} and {stem}"),
@@ -184,6 +184,7 @@ def test_a_collection_is_named_by_its_members() -> None:
         ("[data]", "[data]\nsources = [{}]", "data.sources.0", "one of http, osf and hub"),
         ("[data]", '[data]\nsources = [{ osf = "abcde" }]', "data.sources.0", "needs it"),
         ("[data]", '[data]\nsources = [{ hub = "a/b", split = "test" }]', "data", "[data.derive]"),
+        ('kind = "suite"', 'kind = "suite"\nreduction = "per-word"', "reduction", "per-token"),
         ("[data]", "[expect]\nitems = 3\ncounts = { a = 1 }\n[data]", "expect", "add up to 1"),
         (
             "[data]",
@@ -200,6 +201,13 @@ def test_a_mistake_in_the_tables_is_named(tmp_path: Path, old: str, new: str, pl
         items.load(path)
     assert caught.value.place == (f"{path}: {place}" if place else path)
     assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
+    declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
+    with pytest.raises(DeclarationError, match="`reduction` is of choices, and delta-r2 is of none"):
+        read(tmp_path / "mine.toml")
 
 
 def test_a_suite_has_data_or_a_grammar(tmp_path: Path) -> None:

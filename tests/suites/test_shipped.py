@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from antlm_bench.commands.show import details as show
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
 from antlm_bench.suites import examples, items, records, sources
@@ -23,7 +24,8 @@ EXAMPLES = [
     for name, spec in SUITES.items()
     for number, example in enumerate(spec.example)
 ]
-ABSENT = {"comps", "ewok-2025", "ewok-2026"}  # not at hand anywhere: tested on files made here
+PIQA = {"global-piqa-parallel-2026": 4, "global-piqa-nonparallel-2026": 2}  # -> options of an item
+ABSENT = {"comps", "ewok-2025", "ewok-2026", *PIQA}  # not at hand anywhere: tested on files made here
 # here / published
 REDUCED = {"blimp": (64_000, 67_000), "blimp-filtered": (57_176, 59_875), "blimp-fast": (12_827, 13_400)}
 
@@ -31,8 +33,8 @@ REDUCED = {"blimp": (64_000, 67_000), "blimp-filtered": (57_176, 59_875), "blimp
 def test_the_suites_of_the_literature_are_shipped() -> None:
     wanted = "blimp blimp-filtered blimp-fast supplement supplement-fast ewok-2025 ewok-2026 ewok-fast-2025 "
     wanted += "entity-tracking-2025 entity-tracking-2026 comps wug-adj wug-past nano"
-    assert set(wanted.split()) <= set(SUITES)
-    zero_shot = {"zero-shot-2024", "zero-shot-2025", "zero-shot-2026", "zero-shot-fast"}
+    assert {*wanted.split(), *PIQA} <= set(SUITES)
+    zero_shot = {"zero-shot-2024", "zero-shot-2025", "zero-shot-2026", "zero-shot-fast", "zero-shot-fast-2026"}
     assert set(COLLECTIONS) == zero_shot | {f"babylm-{year}" for year in (2023, 2024, 2025, 2026)}
 
 
@@ -46,7 +48,7 @@ def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_a_collection_s_members_are_shipped_suites(name: str) -> None:
-    scored = [member.suite for member in COLLECTIONS[name].members if member.made_by == "score"]
+    scored = [suite for member in COLLECTIONS[name].members if member.made_by == "score" for suite in member.parts]
     assert items.members(name) == list(dict.fromkeys(scored))
     assert set(scored) <= set(SUITES)
     for member in COLLECTIONS[name].members:
@@ -178,6 +180,60 @@ def test_comps_is_built_from_its_fields_and_scored_on_the_property(
     assert suite.items[0].options[1].text == "A dax can fly."
     assert suite.items[0].options[1].span == (6, 14)
     assert "incomplete: 4 of 91028 pairs (4 of 4 subsets short)" in suite.notes
+
+
+@pytest.mark.parametrize("name", PIQA)
+def test_global_piqa_is_fetched_from_the_pinned_rows_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub gives them: more columns than are needed; read again from the cache, offline."""
+    import datasets
+
+    kind, asked = name.split("-")[2], list[tuple[str, ...]]()
+    solutions = {f"solution{k}": f"lets its {k} dogs out." for k in range(PIQA[name])}
+    row = {"prompt": "A wug", **solutions, "label": 1, "language": "eng_latn", "supplement": None, "place": "Zürich"}
+    rows = [row | {"example_id": f"eng_latn_{n}"} for n in range({"parallel": 103, "nonparallel": 100}[kind])]
+
+    def load_dataset(*args: str, **options: str) -> list[dict[str, object]]:
+        asked.append((*args, options["split"], options["revision"]))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "")
+    last = rows.pop()
+    with pytest.raises(DataError, match=f"{len(rows)} rows of {len(rows) + 1}: not the official file"):
+        sources.fetch(SUITES[name])
+    rows.append(last)
+    asked.clear()
+    assert [row.state for row in sources.fetch(SUITES[name])] == ["complete"]
+    revision = {"parallel": "b0b18516a8bc", "nonparallel": "6777742fa363"}[kind]
+    [(*what, pinned)] = asked
+    assert what == [f"mrlbenchmarks/global-piqa-{kind}", "eng_latn", "test"] and pinned.startswith(revision)
+    monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
+    suite = items.load(name)
+    assert len(suite.items) == len(rows) and suite.reduction == "per-token" and suite.groups == suite.macro == ()
+    assert suite.items[7].id == "eng_latn_7_0" and suite.items[7].labels == {"example": "eng_latn_7"}
+    texts = [(o.text, o.text[slice(*o.span or ())]) for o in suite.items[0].options]
+    assert texts == [(f"A wug {text}", f" {text}") for text in solutions.values()] and suite.items[0].gold == 1
+
+
+def test_show_says_which_score_decides_and_what_a_member_averages() -> None:
+    assert show(["global-piqa-parallel-2026"])[1]["metric"] == "accuracy, by log-probability per-token"
+    assert show(["blimp"])[1]["metric"] == "accuracy"
+    assert f"Global PIQA: {' and '.join(PIQA)}" in show(["zero-shot-2026"])[1]["members"].split("\n")
+
+
+@pytest.mark.parametrize("folder", ["", "full_eval", "evaluation_data/full_eval", "evaluation_data/fast_eval"])
+@pytest.mark.parametrize("name", PIQA)
+def test_the_official_generator_s_folders_are_found(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = SUITES[name].example
+    place = tmp_path / folder / f"global_piqa_{name.split('-')[2]}" / "eng_latn.jsonl"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(example.record) + "\n")
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    suite = items.load(name, allow_incomplete=True)
+    assert [item.id for item in suite.items] == [example.id]
+    assert any(note.startswith("incomplete: 1 of ") for note in suite.notes)
 
 
 def test_ewok_2025_and_2026_ask_different_questions_of_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""What kind of questions a suite asks: how a model's answers become predictions, and predictions a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from antlm_bench.checkpoints import Checkpoint
+from antlm_bench.checkpoints.foreign import Foreign
+from antlm_bench.metrics import summarize
+from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
+from antlm_bench.metrics.times import summarize_times
+from antlm_bench.scoring import choice, reading, regions
+from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.choice import Policy, Tick
+from antlm_bench.scoring.probes import Method
+from antlm_bench.suites.items import Suite
+from antlm_bench.types import Item, Prediction, Summary
+
+Scorer = Checkpoint | Adaptive | Foreign
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """asks: for choices, which survive rounding; for probabilities of texts, which every engine knows; or of words
+    within them, which only ours does. predict: a chunk of items -> Predictions per method. summarize: those of one
+    method -> its Summary (suite, method and notes by name)."""
+
+    asks: Literal["choices", "texts", "words"]
+    predict: Callable[[Scorer, Sequence[Item], Sequence[Method], Tick | None], list[list[Prediction]]]
+    summarize: Callable[..., Summary]
+
+
+def kind_of(suite: Suite, policy: Policy) -> Kind:
+    """The kind of a suite under a policy: the one place that tells them apart."""
+    credited = partial(
+        summarize,
+        metric=suite.metric,
+        macro=suite.macro,
+        groups=suite.groups,
+        ties=policy.ties,
+        reduction=policy.reduction,
+    )
+    if suite.times:
+        return Kind("words", partial(_after_context, glued=suite.glued), partial(summarize_times, times=suite.times))
+    if suite.formulas:
+        return Kind("words", partial(regions.predict, formulas=suite.formulas), credited)
+    whole = partial(_options, reduction=policy.reduction)
+    if suite.metric == SURPRISAL:
+        return Kind("texts", whole, summarize_surprisal)
+    return Kind("choices", whole, credited)
+
+
+def _options(
+    scorer: Scorer, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None, reduction: str
+) -> list[list[Prediction]]:
+    if isinstance(scorer, Adaptive):  # of sums alone, see `score`
+        return scorer.predict(items, methods, tick)
+    if isinstance(scorer, Foreign):
+        return scorer.predict(items, methods, tick, reduction)
+    return choice.predict(scorer, items, methods, tick, reduction)
+
+
+def _after_context(
+    checkpoint: Checkpoint, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None, glued: bool
+) -> list[list[Prediction]]:
+    return reading.predict(checkpoint, items, methods, tick, checkpoint.spell if glued else None)

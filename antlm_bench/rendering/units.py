@@ -1,0 +1,43 @@
+"""What the numbers of a metric are: how they are written, in which words, and what became of texts that did not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """head: what stands above a column of nothing else. what, interval: as a legend says it, and where its interval
+    comes from. times, decimals: how a number is written. lost: what became of items that did not fit into
+    the model. chosen: whether options were compared."""
+
+    head: str
+    what: str
+    interval: str
+    times: int = 100
+    decimals: int = 1
+    lost: str = "left out"
+    chosen: bool = False
+
+    def written(self, value: float) -> str:
+        return f"{self.times * value:.{self.decimals}f}"
+
+
+MEAN = "items resampled within each group for an unweighted mean of groups, Wilson's for one group"
+EXPLAINED = "percent that surprisal explains of what the other predictors leave, sentences resampled"
+TUNED = "over seeds and items"
+UNITS: dict[str, Unit] = {
+    "accuracy": Unit("accuracy", "Percent right", MEAN, lost="counted wrong", chosen=True),
+    "spearman": Unit("Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True),
+    "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED),
+    "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", times=1, decimals=2),
+    "acquisition": Unit("Pearson's r", "Pearson's r", "Fisher's", times=1, decimals=2),
+    "f1": Unit("100 F1", "100 F1", TUNED),
+    "macro-f1": Unit("100 macro-F1", "100 macro-F1", TUNED),
+    "mcc": Unit("100 MCC", "100 times Matthews' correlation", TUNED),
+}
+
+
+def unit(metric: str) -> Unit:
+    """The unit of a metric; of one that only a newer version knows, its name and a hundredfold value."""
+    return UNITS.get(metric) or Unit(f"100 {metric}", f"100 {metric}", "see the version that wrote it")
