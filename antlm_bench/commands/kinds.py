@@ -56,9 +56,7 @@ def kind_of(suite: Suite, policy: Policy) -> Kind:
 def _options(
     scorer: Scorer, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None, reduction: str
 ) -> list[list[Prediction]]:
-    if isinstance(scorer, Adaptive):  # of sums alone, see `score`
-        return scorer.predict(items, methods, tick)
-    if isinstance(scorer, Foreign):
+    if isinstance(scorer, Adaptive | Foreign):
         return scorer.predict(items, methods, tick, reduction)
     return choice.predict(scorer, items, methods, tick, reduction)
 

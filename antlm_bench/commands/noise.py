@@ -15,7 +15,7 @@ from antlm_bench.metrics import summarize
 from antlm_bench.metrics.table import tabulate
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
-from antlm_bench.scoring.adaptive import Adaptive, only_sums
+from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
@@ -77,8 +77,6 @@ def noise(
             if kind_of(suite, choice.Policy()).asks != "choices":
                 hint = "a suite of pairs or options"
                 raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
-            if name == "adaptive":
-                only_sums(suite.name, suite.reduction)
             made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
             if name == first:
                 before[suite.name] = made
@@ -95,7 +93,10 @@ def _predict(opened: Checkpoint, suite: Suite, name: str, adaptive: bool) -> lis
     def made() -> Iterator[Prediction]:
         with Progress(len(suite.items), f"{opened.name} {suite.name} {name}") as progress:
             for chunk in choice.chunks(suite.items, methods):
-                [some] = scorer.predict(chunk, methods) if scorer else choice.predict(opened, chunk, methods)
+                if scorer:
+                    [some] = scorer.predict(chunk, methods, reduction=suite.reduction)
+                else:
+                    [some] = choice.predict(opened, chunk, methods)
                 progress.advance(len(chunk))
                 yield from some
 

@@ -18,7 +18,7 @@ from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.metrics import TIES
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
-from antlm_bench.scoring.adaptive import Adaptive, only_sums
+from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, Policy
 from antlm_bench.scoring.external import peer_version
 from antlm_bench.scoring.probes import known
@@ -92,8 +92,9 @@ def score(
         raise UsageError(f"unknown precision {options.precision!r}", place="--precision", hint=" or ".join(PRECISIONS))
     if options.precision == "adaptive" and options.dtype != "float32":
         raise UsageError("adaptive precision is bf16 and fp32 already", place="--dtype", hint="leave --dtype out")
-    if options.precision == "adaptive":
-        only_sums(f"--compat {options.compat}", options.policy().on("sum").reduction)
+    if options.precision == "adaptive" and options.policy().on("sum").reduction != "sum":
+        message = f"{options.compat} decides by means, and adaptive precision measures errors of sums"
+        raise UsageError(message, place="--compat", hint="use --precision exact")
     refuse(options.engine, listed(methods), options.dtype, options.precision, options.batch_tokens)
     options.policy()  # what no checkpoint can mend is refused before the first is opened
     for name in listed(methods):
@@ -145,8 +146,6 @@ class _Suites:
                     suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=columns[ref])
                     for ref in self.refs
                 ]
-                for suite in self.loaded if o.precision == "adaptive" else ():
-                    only_sums(suite.name, o.policy().on(suite.reduction).reduction)
             except BenchError as error:
                 self.error = error
                 raise

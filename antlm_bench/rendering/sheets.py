@@ -17,6 +17,7 @@ from antlm_bench.commands.members import Entry, Number
 from antlm_bench.commands.report import Column, Report
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import Result, model_index
+from antlm_bench.metrics.surprisal import SURPRISAL
 from antlm_bench.rendering.tables import escape, printable
 
 MACRO, MISSING = "Macro-average", "–"
@@ -111,12 +112,14 @@ class _Letters:
 
 
 def value(number: Number | None) -> str:
-    """`63.4 ±0.4`: percent, a correlation times 100, and half the width of the interval where it is known."""
+    """`63.4 ±0.4`: percent, a correlation times 100, nats, and half the width of the interval where it is known."""
     if number is None:
         return MISSING
+    times, decimals = (1, 2) if number.metric == SURPRISAL else (100, 1)
+    written = f"{times * number.value:.{decimals}f}"
     if number.low is None or number.high is None:
-        return f"{100 * number.value:.1f}"
-    return f"{100 * number.value:.1f} ±{50 * (number.high - number.low):.1f}"
+        return written
+    return f"{written} ±{times * (number.high - number.low) / 2:.{decimals}f}"
 
 
 def _part(entry: Entry, task: str, letters: _Letters) -> Cell:
@@ -142,7 +145,8 @@ def legend(report: Report) -> str:
     tuned = any(entry.parts for column in report.columns for entry in column.entries)
     over = "items, and over seeds where there are several" if tuned else "items"
     like = "correlations and ΔR²" if any(number.metric == "delta-r2" for number in numbers) else "a correlation"
-    said = [f"Percent ({like} times 100) ± half the 95% interval over {over}."]
+    nats = ", surprisal in nats" if any(number.metric == SURPRISAL for number in numbers) else ""
+    said = [f"Percent ({like} times 100{nats}) ± half the 95% interval over {over}."]
     if any(number.low is None for number in numbers):
         said.append("Published numbers have no interval.")
     if report.collection:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from antlm_bench.errors import UsageError
 from antlm_bench.scoring.choice import Tick, predict
 from antlm_bench.scoring.probes import Method
 from antlm_bench.types import Item, LanguageModel, Prediction
@@ -36,9 +35,15 @@ class Adaptive:
         return replace(self, bounds=tuple(_bound(q, e) for q, e in zip(quick, exact, strict=True)))
 
     def predict(
-        self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None
+        self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None, reduction: str = "sum"
     ) -> list[list[Prediction]]:
-        """As choice.predict; rescored items carry the flag float32 and their fp32 scores, the others bf16 ones."""
+        """As choice.predict; rescored items carry the flag float32 and their fp32 scores, the others bf16 ones.
+
+        The bounds are of sums: where a mean decides, every item is scored in fp32.
+        """
+        if reduction != "sum":
+            found = predict(self.exact, items, methods, tick, reduction)
+            return [[replace(p, flags=(*p.flags, "float32")) for p in some] for some in found]
         results = predict(self.quick, items, methods, tick)
         bounds, exact = list(self.bounds), [False] * len(items)
         while True:
@@ -56,13 +61,6 @@ class Adaptive:
                     result[number] = replace(prediction, flags=(*prediction.flags, "float32"))
             for number in doubtful:
                 exact[number] = True
-
-
-def only_sums(what: str, reduction: str) -> None:
-    """UsageError, naming `what`, where something else than a sum decides: the measured bounds are of sums."""
-    if reduction != "sum":
-        message = f"{what}: the log-probability {reduction} decides, and adaptive precision measures errors of sums"
-        raise UsageError(message, place="--precision", hint="use --precision exact for it")
 
 
 def _doubtful(prediction: Prediction, bound: float) -> bool:

@@ -201,15 +201,18 @@ def test_other_suites_are_decided_by_the_sum_and_keep_their_keys(make_checkpoint
 
 
 @pytest.mark.usefixtures("rows")
-def test_adaptive_precision_is_refused_by_the_suite_s_name_before_anything_is_scored(
-    make_checkpoint: Make, tmp_path: Path
-) -> None:
-    asked = ["nano", NORMALISED]
-    with pytest.raises(UsageError, match=f"{NORMALISED}: the log-probability per-token decides") as caught:
-        score(make_checkpoint(), asked, out=tmp_path / "run", precision="adaptive", allow_incomplete=True)
-    assert caught.value.place == "--precision" and not list(tmp_path.rglob("run.json"))
-    with pytest.raises(UsageError, match="--compat minicons: the log-probability per-token decides"):
+def test_adaptive_precision_is_exact_where_a_mean_decides(make_checkpoint: Make, tmp_path: Path) -> None:
+    """Its bounds are of sums. A peer that always takes means is refused: nothing would be left to gain."""
+    exact, right = ask(make_checkpoint(), Path(NORMALISED), tmp_path / "exact", allow_incomplete=True)
+    cell, found = ask(
+        make_checkpoint(), Path(NORMALISED), tmp_path / "run", precision="adaptive", allow_incomplete=True
+    )
+    assert [p.scores for p in found] == [p.scores for p in right]
+    assert cell.summary.headline.value == exact.summary.headline.value
+    assert all("float32" in p.flags for p in found)
+    with pytest.raises(UsageError, match="minicons decides by means") as caught:
         score(make_checkpoint(), "nano", out=tmp_path / "run", precision="adaptive", compat="minicons")
+    assert caught.value.place == "--compat"
 
 
 # ---- the peers' bundles, continued -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rich.console import Console
 from toy_reports import TASKS_2024, glue, scored, tuned, written, zero_shot
 
 from antlm_bench.cli import run as command
+from antlm_bench.commands.members import Number
 from antlm_bench.commands.report import Report, report
 from antlm_bench.errors import UsageError
 from antlm_bench.rendering import sheets
@@ -211,3 +212,9 @@ def test_no_name_steers_the_terminal(name: str) -> None:
     for width in (40, 80):
         text = drawn(named(name), width)
         assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_surprisal_is_written_in_nats_and_everything_else_in_hundredths() -> None:
+    assert sheets.value(Number(6.893, "surprisal", 6.8, 7.0)) == "6.89 ±0.10"
+    assert sheets.value(Number(0.634, "accuracy", 0.63, 0.638)) == "63.4 ±0.4"
+    assert sheets.value(Number(0.634, "spearman")) == "63.4"
