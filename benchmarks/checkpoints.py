@@ -98,7 +98,7 @@ def batches(
 
 
 def train(kind: str, texts: list[str], out: Path, steps: int) -> None:
-    """AdamW with warm-up and cosine in fp32; saved as safetensors."""
+    """AdamW with warm-up and cosine, products in bf16, weights in fp32; saved as safetensors."""
     torch.manual_seed(0)
     tokenizer, model = tokenizer_for(kind, texts), shape(kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
@@ -106,7 +106,8 @@ def train(kind: str, texts: list[str], out: Path, steps: int) -> None:
     for step, (inputs, labels) in zip(range(steps), batches(kind, texts, tokenizer), strict=False):
         rate = 1e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = rate
-        loss = model(input_ids=inputs, labels=labels).loss
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=inputs, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -191,9 +191,12 @@ def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any
         spent["exact"] += middle - start
         spent["adaptive"] += time.perf_counter() - middle
         different += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))
-        rescored += sum("float32" in p.flags for p in found)
-        quick = choice.predict(adaptive.quick, chunk, methods)[0]
-        quick_flips += sum(a.pred != b.pred for a, b in zip(exact, quick, strict=True))
+        again = [number for number, p in enumerate(found) if "float32" in p.flags]  # the others are bf16's already
+        rescored += len(again)
+        quick = choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0]
+        for number, prediction in zip(again, quick, strict=True):
+            found[number] = prediction
+        quick_flips += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))
     right = sum(p.pred == p.gold for p in exact) / len(exact)
     return {
         "kind": kind, "pairs": len(items), "bound (nats)": adaptive.bounds[0], "rescored in fp32": rescored,
