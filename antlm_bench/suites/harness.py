@@ -1,7 +1,8 @@
 """A task of the installed lm-evaluation-harness as a suite of ours: its own documents, prompts and shots become items.
 
 The harness builds every request (few-shot examples drawn with its default seeds); we only say where the scored part of
-each text begins. What is no choice between texts (generation, perplexity, one continuation) is refused by name.
+each text begins. Choices become accuracies, a single continuation its surprisal; generation and the perplexity of whole
+documents are refused by name.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from antlm_bench.declarations import nearest, user_path
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics.surprisal import SURPRISAL, WORD
 from antlm_bench.suites.templates import clean
 from antlm_bench.types import Item, Option
 
@@ -33,8 +35,8 @@ SEED, NUMPY_SEED, SHOTS_SEED = 0, 1234, 1234  # what lm_eval fixes when it is to
 REFUSED: dict[str, str] = {
     "generate_until": "asks for generated text",
     "loglikelihood_rolling": "asks for the perplexity of whole documents",
-    "loglikelihood": "asks about one continuation, not for a choice",
 }
+CHOICE, ALONE = "multiple_choice", "loglikelihood"  # the kinds that are scored
 ELSEWHERE = "python -m antlm_bench.harness run --model antlm-bench"  # our engine in the harness judges as the task says
 
 
@@ -77,11 +79,15 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
     name, tasks, weighted = _build(one.removeprefix(PREFIX), ref)
     items: list[Item] = []
     notes: list[str] = []
+    kinds = {_kind(task, ref) for task in tasks}
+    if len(kinds) > 1:
+        message = f"{name!r} holds choices and single continuations, which have no common number"
+        raise UsageError(message, place=ref, hint="score its tasks one by one")
+    alone = ALONE in kinds
     for task in tasks:
-        _choice(task, ref)
-        items += _items(task, limit, len(tasks) > 1, f"{ref}: {task.name}")
-        notes += _notes(task)
-    groups = () if len(tasks) == 1 else LEVELS if len({task.group for task in tasks}) > 1 else LEVELS[1:]
+        items += _items(task, limit, len(tasks) > 1, f"{ref}: {task.name}", alone)
+        notes += _notes(task, alone)
+    groups = () if len(tasks) == 1 or alone else LEVELS if len({task.group for task in tasks}) > 1 else LEVELS[1:]
     if limit is not None:
         notes.append(f"limit: the first {limit} of each task")
     return {
@@ -89,7 +95,7 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
         "version": ", ".join(dict.fromkeys(str(task.built.VERSION) for task in tasks)),
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
-        "metric": "accuracy",
+        "metric": SURPRISAL if alone else "accuracy",
         "groups": groups,
         "macro": groups[-1:] if not weighted else (),  # a group's own word: its tasks count equally, or its documents
         "items": tuple(items),
@@ -143,19 +149,20 @@ def _found(file: Path, place: str) -> tuple[str, Any]:
     return names[0], index
 
 
-def _choice(task: _Task, place: str) -> None:
-    """UsageError unless the task asks which of several texts is the best, and for one right answer."""
-    kind = getattr(task.built, "OUTPUT_TYPE", None)
-    if kind != "multiple_choice":
-        why = REFUSED.get(str(kind), f"is of a kind that is not known here ({kind})")
+def _kind(task: _Task, place: str) -> str:
+    """CHOICE (which of several texts is the best?) or ALONE (how probable is one?); UsageError for other kinds."""
+    kind = str(getattr(task.built, "OUTPUT_TYPE", None))
+    if kind not in (CHOICE, ALONE):
+        why = REFUSED.get(kind, f"is of a kind that is not known here ({kind})")
         other = "lm_eval run --model hf" if kind == "generate_until" else ELSEWHERE
         raise UsageError(f"the task {task.name!r} {why}", place=place, hint=f"{other} --tasks {task.name}")
     if callable(task.built.config.process_results):
         message = f"the task {task.name!r} judges answers with code of its own"
         raise UsageError(message, place=place, hint=f"{ELSEWHERE} --tasks {task.name}")
+    return kind
 
 
-def _items(task: _Task, limit: int | None, grouped: bool, place: str) -> Iterator[Item]:
+def _items(task: _Task, limit: int | None, grouped: bool, place: str, alone: bool) -> Iterator[Item]:
     """The documents of a task as items; ids are those under which results of lm-eval are imported."""
     with _harness(place):
         task.built.set_fewshot_seed(seed=SHOTS_SEED)
@@ -164,22 +171,25 @@ def _items(task: _Task, limit: int | None, grouped: bool, place: str) -> Iterato
     labels = dict(zip(LEVELS, (task.group, task.name), strict=True)) if grouped else {}
     labels = {level: name for level, name in labels.items() if name}
     for number, requests in groupby(instances, key=lambda instance: instance.doc_id):
-        here, pairs = f"{place}, document {number}", list(requests)
+        here, pairs, name = f"{place}, document {number}", list(requests), f"{task.name}_{number}"
+        if alone:  # every document is a word of its own: the headline is the mean over documents
+            yield Item(name, (_option(pairs[0].args, None, here),), 0, {**labels, WORD: name})
+            continue
         with _harness(here):
             choices = task.built.doc_to_choice(pairs[0].doc)
             gold = (task.built.doc_to_text if task.built.multiple_input else task.built.doc_to_target)(pairs[0].doc)
         # For mutual information the harness asks for every continuation twice; the first half has the context.
         options = tuple(_option(pair.args, choice, here) for pair, choice in zip(pairs, choices, strict=False))
-        yield Item(f"{task.name}_{number}", options, _right(gold, choices, here), labels)
+        yield Item(name, options, _right(gold, choices, here), labels)
 
 
-def _option(request: tuple[Any, ...], choice: str, place: str) -> Option:
+def _option(request: tuple[Any, ...], choice: str | None, place: str) -> Option:
     """A request, with the length that acc_norm divides by: of the choice as the task spells it, without a delimiter."""
     context, continuation = request[:2]
     option = asked(clean(context, "context", place), clean(continuation, "continuation", place))
     if not continuation:
-        raise DataError("a continuation is empty", place=place, hint="mend the task's doc_to_choice")
-    return replace(option, length=len(choice))
+        raise DataError("a continuation is empty", place=place, hint="mend the task's doc_to_choice or doc_to_target")
+    return option if choice is None else replace(option, length=len(choice))
 
 
 def _right(gold: Any, choices: list[str], place: str) -> int:
@@ -195,12 +205,14 @@ def _right(gold: Any, choices: list[str], place: str) -> int:
     return int(found)
 
 
-def _notes(task: _Task) -> Iterator[str]:
+def _notes(task: _Task, alone: bool) -> Iterator[str]:
     """What a reader of the number needs to know of its task."""
     if shots := task.built.config.num_fewshot:
         yield f"{task.name}: {shots} shots" if shots != 1 else f"{task.name}: 1 shot"
     metrics = [str(metric.get("metric")) for metric in task.built.config.metric_list or []]
-    if metrics and "acc" not in metrics:
+    if alone:
+        yield f"{task.name}: nats per continuation; lm-eval's perplexity is e to their power, its acc is not computed"
+    elif metrics and "acc" not in metrics:
         normed = " (acc_norm is the view per-character)" if "acc_norm" in metrics else ""
         yield f"{task.name}: lm-eval reports {', '.join(metrics)}; this is the accuracy of the same choices{normed}"
 

@@ -146,7 +146,6 @@ def test_a_file_without_a_task_says_so(tmp_path):
     ("kind", "says"),
     [
         ("generate_until", "generated text"),
-        ("loglikelihood", "one continuation"),
         ("loglikelihood_rolling", "perplexity"),
     ],
 )
@@ -224,6 +223,38 @@ def test_the_view_per_character_is_lm_eval_s_acc_norm(make_checkpoint, make_task
     theirs = [(np.array(scores[p.id]), np.array(p.characters)) for p in found]
     for other in ([s for s, _ in theirs], [s / (n + len(delimiter)) for s, n in theirs]):  # what it is not
         assert sum(np.argmax(s / n) != np.argmax(o) for (s, n), o in zip(theirs, other, strict=True)) >= 3
+
+
+ALONE = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": "{{end}}"}
+ENDS = [
+    {"q": "the cat", "end": "sees the dog"},
+    {"q": "no", "end": "boys see a dog"},
+    {"q": "the boys near", "end": "the house see"},
+]
+
+
+def test_the_surprisal_of_one_continuation_is_the_logarithm_of_lm_eval_s_perplexity(
+    make_checkpoint, make_task, tmp_path
+):
+    """lambada's form."""
+    both = [{"metric": "perplexity", "aggregation": "perplexity"}, {"metric": "acc", "aggregation": "mean"}]
+    file, folder = make_task("toy_alone", ENDS, metric_list=both, **ALONE), make_checkpoint("causal", adds=True)
+    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, scores = evaluated([file], folder)
+    (cell,) = run.cells
+    assert cell.summary.metric == "surprisal" and cell.summary.headline.n == 3
+    assert {p.id: list(p.scores) for p in runs.predictions(run.path, cell)} == {
+        name: pytest.approx(values, abs=1e-4) for name, values in scores.items()
+    }
+    assert np.exp(cell.summary.headline.value) == pytest.approx(results["toy_alone"]["perplexity,none"], rel=1e-4)
+
+
+def test_choices_and_single_continuations_have_no_common_number(make_task, tmp_path):
+    make_task("toy_one", DOCS)
+    make_task("toy_two", ENDS, **ALONE)
+    (tmp_path / "toy_mixed.yaml").write_text(yaml.safe_dump({"group": "toy_mixed", "task": ["toy_one", "toy_two"]}))
+    with pytest.raises(UsageError, match="no common number"):
+        load(ref(tmp_path / "toy_mixed.yaml"))
 
 
 @pytest.mark.parametrize("weigh", [True, False])

@@ -79,3 +79,22 @@ def test_intervals_cover_the_true_share_about_as_often_as_they_say():
         low, high = bias_corrected(value, bootstrap_partial_r2([one], 80, draws=400)[:, 0])
         covered += low <= 0.04 / 1.04 <= high
     assert covered >= 0.85 * trials
+
+
+def test_intervals_of_a_difference_cover_it_about_as_often_as_they_say():
+    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25 and 1 / 2. Residuals of
+    a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99 where nothing is explained.)"""
+    rng, covered, trials = np.random.default_rng(6), 0, 60
+    sentence = np.repeat(np.arange(80), 5)
+    for _ in range(trials):
+        said, other = rng.normal(size=400), rng.normal(size=400)
+        outcome = other + 0.5 * said + 0.6 * rng.normal(size=80)[sentence] + 0.8 * rng.normal(size=400)
+        both = [
+            Regression(outcome, with_products([other]), said + noise * rng.normal(size=400), sentence)
+            for noise in (0.5, 1.0)
+        ]
+        drawn = bootstrap_partial_r2(both, 80, draws=400)
+        difference = partial_r2(both[1]) - partial_r2(both[0])
+        low, high = bias_corrected(difference, drawn[:, 1] - drawn[:, 0])
+        covered += low <= 0.25 / 1.25 * (1 / 2 - 1 / 1.25) <= high
+    assert 0.85 * trials <= covered
