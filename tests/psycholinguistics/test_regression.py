@@ -82,8 +82,10 @@ def test_intervals_cover_the_true_share_about_as_often_as_they_say():
 
 
 def test_intervals_of_a_difference_cover_it_about_as_often_as_they_say():
-    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25 and 1 / 2. Residuals of
-    a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99 where nothing is explained.)"""
+    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25 and 1 / 2.
+
+    Residuals of a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99 where there is nothing.)
+    """
     rng, covered, trials = np.random.default_rng(6), 0, 60
     sentence = np.repeat(np.arange(80), 5)
     for _ in range(trials):
