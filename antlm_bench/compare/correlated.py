@@ -6,6 +6,7 @@ from antlm_bench import statistics
 from antlm_bench.compare.credited import Found
 from antlm_bench.compare.difference import HEADLINE, Difference
 from antlm_bench.compare.join import Joined
+from antlm_bench.compare.seeded import POWERED
 from antlm_bench.metrics import resolve
 from antlm_bench.metrics.table import Table, parents
 from antlm_bench.statistics import Interval
@@ -41,4 +42,5 @@ def _difference(
     else:
         interval, p = statistics.bootstrap_spearman(z, y, minus=x), statistics.spearman_p(x, z, y)
     a, b = a or 0.0, b or 0.0
-    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, p)
+    seen = POWERED * (interval.high - interval.low) / 2 if p is not None else None
+    return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, p, detectable=seen or None)

@@ -194,7 +194,10 @@ def test_correlations_are_compared_by_resampling_the_same_items(tmp_path: Path) 
     assert found.headline.p == found.headline.adjusted == statistics.spearman_p(x, y, ratings) < 0.01
     assert [(group.adjusted, group.family) for group in found.groups] == [(found.headline.p, "Holm over 1 kinds")]
     same = only(compare(runs[0], runs[0])).headline
-    assert (same.low, same.high, same.p) == (0, 0, 1)
+    assert (same.low, same.high, same.p, same.detectable) == (0, 0, 1, None)
+    power = stats.norm.ppf(0.8) / stats.norm.ppf(0.975)
+    half = (found.headline.high - found.headline.low) / 2
+    assert found.headline.detectable == pytest.approx((1 + power) * half, rel=1e-3)
 
 
 def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
@@ -204,6 +207,7 @@ def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
     b = write(tmp_path / "b", cell(rated(ratings, ratings), **options))
     head = only(compare(a, b)).headline
     assert (head.a, head.b, head.low, head.high, head.p) == (0, pytest.approx(1), -2, 2, None)
+    assert head.detectable is None
 
 
 def finetuned(task: str, seeds: int, shift: float = 0.0, **history: object) -> list[tuple[Cell, list[Prediction]]]:
