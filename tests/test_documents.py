@@ -10,6 +10,7 @@ import pytest
 from antlm_bench.commands.list import listing
 from antlm_bench.errors import BenchError
 from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.probes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -36,13 +37,21 @@ def rows(document: str, heading: str) -> list[list[str]]:
 
 
 def test_the_compat_table_is_the_one_in_force() -> None:
-    documented = {}
-    for name, bos, ties, decides, context in rows("docs/conventions.md", "## `--compat`"):
+    """A row without a word on methods holds for all of them."""
+    documented: dict[str, dict[str, Policy]] = {}
+    for names, bos, ties, decides, before in rows("docs/conventions.md", "## `--compat`"):
+        name, _, only = names.partition(", ")
         reduction = {"sum": "sum", "mean per token": "per-token", "what the suite says": ""}[decides]
-        context = "" if context == "–" else "eos"
-        documented[name.strip("`")] = Policy(bos.strip("`"), ties.strip("`"), reduction, context)
-    assert documented.pop("(none)") == Policy()
-    assert documented == COMPATS
+        texts = {"–": {}, "a space, scored with the sentence": {"delimiter": " "}}.get(before, {"context": "eos"})
+        policy = Policy(bos.strip("`"), ties.strip("`"), reduction, **texts)
+        documented.setdefault(name.strip("`"), {}).update(
+            dict.fromkeys([only] if only else ["causal", "masked"], policy)
+        )
+    in_force = {"(none)": Policy(), **COMPATS}
+    assert documented == {
+        name: {"causal": policy.of(METHODS["causal"]), "masked": policy.of(METHODS["mlm"])}
+        for name, policy in in_force.items()
+    }
 
 
 def test_the_readme_counts_the_suites_that_are_shipped() -> None:

@@ -193,7 +193,7 @@ def _score_suite(
     remarks: Sequence[str],
 ) -> None:
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
-    policy = options.policy().of(known(names[0])).on(suite.reduction)
+    policy = options.policy().of(known(names[0])).on(suite.reduction, suite.verbatim)
     kind = kind_of(suite, policy)
     if options.precision == "adaptive" and kind.asks != "choices":
         hint = "use --precision exact"
@@ -210,7 +210,7 @@ def _score_suite(
     if not todo:
         return
     methods = [find_method(name, checkpoint) for name in todo]
-    items = choice.in_context(suite.items, policy.context, checkpoint)
+    items = choice.as_asked(suite.items, policy, checkpoint)
     chunks = list(choice.chunks(items, methods))
     results: dict[str, list[Prediction]] = {name: [] for name in todo}
     scorer: Adaptive | None = None
@@ -274,6 +274,7 @@ def _settings(
         "compat": options.compat,
         "limit": options.limit,
         "conventions": CONVENTIONS,
-        # No key of its own for ours: runs from before there was a choice stay valid.
+        # No keys of their own for ours: runs from before there was a choice stay valid.
+        **({"delimiter": policy.delimiter} if policy.delimiter else {}),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

@@ -24,6 +24,7 @@ DECISIVE: dict[str, str] = {
     "ties": "--ties",
     "reduction": "reduction of scores",
     "context": "text before every sentence",
+    "delimiter": "text before a sentence without context",
     "conventions": "conventions of scoring",
     "select": "split that epochs are selected on",
     "held_out": "share held out of the training set",

@@ -208,6 +208,7 @@ def _rules(contents: Contents) -> list[tuple[str, list[str]]]:
         "precision": "precision",
         "dtype": "dtype",
         "context": "text before each sentence",
+        "delimiter": "text before a sentence without context",
         "compat": "conventions of",
         "limit": "only the first items of each paradigm",
         "select": "epochs chosen on",

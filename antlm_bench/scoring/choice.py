@@ -13,7 +13,7 @@ import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Prediction, Probes
+from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Option, Prediction, Probes
 
 Tick = Callable[[float], None]
 
@@ -24,28 +24,33 @@ class Policy:
 
     bos: see scoring.text. ties: see metrics. reduction: sum | per-token, which score decides; "" = what the suite
     declares. context: text put before every masked sentence ("eos" = the string of the tokenizer's EOS, as BabyLM 2024
-    did).
+    did). delimiter: text put before a sentence that has no context, and scored with it (lm-eval's target_delimiter).
     """
 
     bos: str = "auto"
     ties: str = "half"
     reduction: str = ""
     context: str = ""
+    delimiter: str = ""
 
     def of(self, method: Method) -> Policy:
-        """What it says of one method: the mean that goes with a context is, like it, the masked backend's alone."""
-        return self if method.masks or not self.context else replace(self, reduction="sum", context="")
+        """What it says of one method: a context, and the mean that goes with it, are the masked backend's alone, and
+        leave no sentence without a context."""
+        if not self.context:
+            return self
+        return replace(self, delimiter="") if method.masks else replace(self, reduction="sum", context="")
 
-    def on(self, declared: str) -> Policy:
-        """What it says of a suite that declares a reduction: that one, unless the peer has one rule for all suites."""
-        return replace(self, reduction=self.reduction or declared)
+    def on(self, declared: str, verbatim: bool = False) -> Policy:
+        """What it says of a suite that declares a reduction: that one, unless the peer has one rule for all suites. A
+        suite of requests to the letter (`verbatim`) has its delimiters already."""
+        return replace(self, reduction=self.reduction or declared, delimiter="" if verbatim else self.delimiter)
 
 
 # Sources: reference table in docs/conventions.md, each line read in the peer's code.
 COMPATS: dict[str, Policy] = {
-    "lm-eval": Policy(bos="auto", ties="first", reduction="sum"),
+    "lm-eval": Policy(bos="auto", ties="first", reduction="sum", delimiter=" "),
     "minicons": Policy(bos="tokenizer", reduction="per-token"),
-    "babylm-2024": Policy(bos="auto", ties="first", reduction="per-token", context="eos"),
+    "babylm-2024": Policy(bos="auto", ties="first", reduction="per-token", context="eos", delimiter=" "),
     "babylm-2025": Policy(bos="tokenizer", ties="first", reduction="sum"),
     "babylm-2026": Policy(bos="tokenizer", ties="random"),  # the mean in Global PIQA, the sum elsewhere: the suites'
 }
@@ -58,19 +63,27 @@ def chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequenc
         yield items[start : start + size]
 
 
-def in_context(items: Sequence[Item], context: str, model: ModelFacts) -> Sequence[Item]:
-    """The items with a peer's fixed text before every option ("" = none); what precedes the option does not count."""
-    if not context:
+def as_asked(items: Sequence[Item], policy: Policy, model: ModelFacts) -> Sequence[Item]:
+    """The items with a peer's fixed text before their options: a context, which does not count, or a delimiter, which
+    does (where it becomes a token of its own, or part of the first), but not among the characters of an option.
+
+    lm-eval asks for `target_delimiter + choice` after an empty context, too (0.4.13, `ConfigurableTask.
+    construct_requests`; its BLiMP leaves the delimiter at " "), so that tokenizers which put no space before a text
+    score " Who ..." there, and "Who ..." at other peers'. Behind a context the space is a suite's own.
+    """
+    if not policy.context and not policy.delimiter:
         return items
     text = f"{model.eos} "
-    moved = []
-    for item in items:
-        options = []
-        for option in item.options:
+
+    def moved(option: Option) -> Option:
+        if policy.context:
             start, end = option.span or (0, len(option.text))
-            options.append(replace(option, text=text + option.text, span=(start + len(text), end + len(text))))
-        moved.append(replace(item, options=tuple(options)))
-    return moved
+            return replace(option, text=text + option.text, span=(start + len(text), end + len(text)))
+        if option.span is not None:
+            return option
+        return replace(option, text=policy.delimiter + option.text, length=option.length or len(option.text))
+
+    return [replace(item, options=tuple(map(moved, item.options))) for item in items]
 
 
 def predict(

@@ -101,6 +101,7 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
         "items": tuple(items),
         "digest": _digest(tasks, items),
         "notes": tuple(dict.fromkeys(notes)),
+        "verbatim": True,
     }
 
 

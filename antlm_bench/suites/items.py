@@ -33,7 +33,7 @@ class Suite:
     of equal digest answered the same questions. notes: sentences that a reader of the number needs.
     times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
     formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. reduction: which score decides (SuiteSpec);
-    a cell records it as a setting, so that it is no part of the digest.
+    a setting of cells, so no part of the digest. verbatim: a peer's requests to the letter, its delimiters included.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Suite:
     glued: bool = False
     formulas: Mapping[str, Formula] | None = None
     reduction: str = "sum"
+    verbatim: bool = False
 
 
 def load(
@@ -126,8 +127,7 @@ def _gym(ref: str, limit: int | None) -> Suite:
 
 
 def members(ref: str) -> list[str]:
-    """The suites to score that a reference stands for: a collection's members, the words of an age of acquisition, else
-    itself. UsageError for others."""
+    """The suites behind a reference: a collection's, an age of acquisition's words, itself. UsageError for others."""
     if pairs.is_pairs_file(ref) or syntaxgym.is_gym_file(ref):
         return [ref]
     if harness.is_task(ref):

@@ -110,8 +110,10 @@ def test_causal_bundles_are_the_peers_choices(
     folder, suite = make_checkpoint("causal", adds=adds), pairs_of(tmp_path / "x.csv", *PAIRS)
     cell, predictions = ask(folder, suite, tmp_path / "run", compat=compat)
     assert (cell.settings["ties"], cell.settings["compat"]) == (ties, compat)
+    before = " " if compat in ("lm-eval", "babylm-2024") else ""
     for prediction, pair in zip(predictions, PAIRS, strict=True):
-        sums, counts = zip(*(by_hand(folder, text, masked=False, specials=specials) for text in pair), strict=True)
+        found = (by_hand(folder, before + text, masked=False, specials=specials) for text in pair)
+        sums, counts = zip(*found, strict=True)
         assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
         decides = [s / n for s, n in zip(sums, counts, strict=True)] if compat == "minicons" else sums
         assert prediction.pred == max((0, 1), key=lambda k: decides[k])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,6 +203,36 @@ def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, t
     for name, values in scores.items():
         assert found[name] == pytest.approx(values, abs=1e-4)
     assert cell.summary.headline.value == pytest.approx(results["toy_parity"]["acc,none"])
+
+
+def test_sentences_alone_are_scored_behind_lm_eval_s_delimiter_under_its_conventions(
+    make_checkpoint, make_task, tmp_path
+):
+    """As its BLiMP does, with a tokenizer that puts no space before a text: "The" and " The" are other tokens."""
+    folder = shutil.copytree(make_checkpoint("causal", adds=False), tmp_path / "glued")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    docs = [
+        {"good": f"{d} {noun} sees {them}", "bad": f"{d} {noun} see {them}"}
+        for d in ("the", "every")
+        for noun, them in (("boy", "himself"), ("girl", "herself near a house"))
+    ]
+    file = make_task("toy_sentences", docs, doc_to_text="", doc_to_choice="{{[good, bad]}}", doc_to_target=0)
+    pairs = tmp_path / "toy_sentences.csv"
+    pairs.write_text("good,bad\n" + "".join(f"{doc['good']},{doc['bad']}\n" for doc in docs), encoding="utf-8")
+    scores = evaluated([file], folder)[1]
+    found = {}
+    for name, suite, compat in (
+        ("theirs", str(pairs), "lm-eval"),
+        ("ours", str(pairs), None),
+        ("task", ref(file), None),
+    ):
+        (run,) = score(folder, suite, out=tmp_path / name, device="cpu", compat=compat)
+        found[name] = {p.id: p.scores for p in runs.predictions(run.path, run.cells[0])}
+    theirs = {name: pytest.approx(tuple(values), abs=1e-4) for name, values in scores.items()}
+    assert found["theirs"] == found["task"] == theirs
+    assert not any(values == theirs[name] for name, values in found["ours"].items())
 
 
 @pytest.mark.parametrize("delimiter", [" ", "\n\n"])

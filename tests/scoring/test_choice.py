@@ -62,12 +62,24 @@ def test_an_option_without_a_scored_token_is_an_error_that_names_the_item():
 
 
 def test_a_peers_context_precedes_every_option_and_does_not_count():
-    [moved] = choice.in_context([pair("the cat", "a cat")], "eos", Lookup(WORDS))
+    masked = choice.COMPATS["babylm-2024"].of(METHODS["mlm"])
+    [moved] = choice.as_asked([pair("the cat", "a cat")], masked, Lookup(WORDS))
     assert [o.text for o in moved.options] == ["None the cat", "None a cat"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["the cat", "a cat"]
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    [moved] = choice.in_context([spanned], "eos", Lookup(WORDS))
+    [moved] = choice.as_asked([spanned], masked, Lookup(WORDS))
     assert [o.text[slice(*o.span)] for o in moved.options] == [" cat", " cats"]
+
+
+@pytest.mark.parametrize("peer", ["lm-eval", "babylm-2024"])
+def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
+    causal = choice.COMPATS[peer].of(METHODS["causal"])
+    spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
+    sentences, behind = choice.as_asked([pair("the cat", "a cat"), spanned], causal, Lookup(WORDS))
+    assert [(o.text, o.span, o.length) for o in sentences.options] == [(" the cat", None, 7), (" a cat", None, 5)]
+    assert behind == spanned
+    requests = [pair(" the cat", " a cat")]
+    assert choice.as_asked(requests, causal.on("sum", verbatim=True), Lookup(WORDS)) == requests
 
 
 def test_chunks_are_fixed_blocks_that_do_not_depend_on_anything_but_the_methods():
