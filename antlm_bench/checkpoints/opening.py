@@ -21,6 +21,7 @@ from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
+from antlm_bench.scoring.fused import fuse
 from antlm_bench.scoring.linear import pack_linears
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.text import Encoder, Specials, specials
@@ -83,6 +84,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     found.model.to(DTYPES[options.dtype])
     engine = Engine(found.model, found.name, found.geometry, budget)
     pack_linears(found.model, budget, engine.head_rows)
+    fuse(found.model)
     tokenizer, limit = found.tokenizer, found.max_length
     return Checkpoint(
         name=found.name,
@@ -206,6 +208,7 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
     engine = Engine(model, opened.name, opened.engine.geometry, opened.engine.budget)
     pack_linears(model, engine.budget, engine.head_rows)
+    fuse(model)
     return replace(opened, engine=engine)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
+from antlm_bench.scoring.fused import Rotations
 from antlm_bench.scoring.plan import Batch, Plan, plans
 from antlm_bench.types import WORD_START, Attention, Floats, Ints, Probes
 
@@ -54,6 +55,7 @@ class Engine:
         self.head_rows = max(1, HEAD_LOGITS.get(device, 2**28) // model.get_output_embeddings().weight.shape[0])
         self.beginnings: Tensor | None = None  # the ids that WORD_START stands for, where it is asked about
         self.last: LastLayer | None = None  # found before the first batch, if there is one
+        self.rotations = Rotations.of(model)
         self._looked = False
         self.nodes = self.heads = 0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
 
@@ -180,7 +182,8 @@ class Engine:
         device = next(self.model.parameters()).device
         inputs = {"input_ids": torch.from_numpy(ids)} | dict(more or {})
         inputs = {name: value.to(device) for name, value in inputs.items()}
-        output = self.model.base_model(**inputs, **_no_cache(self.model))
+        with self.rotations.quick():
+            output = self.model.base_model(**inputs, **_no_cache(self.model))
         hidden = output[0].reshape(-1, output[0].shape[-1])
         if len(hidden) != len(heads):  # else the last layer has left out the rest already
             hidden = hidden.index_select(0, torch.from_numpy(heads).to(device))

@@ -1,13 +1,15 @@
 """Linear layers with weights laid out in advance for oneDNN: the same products, without repacking at every call.
 
-On CPUs the library's default path repacks a weight each time it is used and adds the bias in a pass of its own. The
-operators are torch's, but not of its documented interface (its inductor compiler uses them): where they are absent, or
-answer otherwise than the plain layer, the plain layer stays.
+On CPUs the library's default path repacks a weight each time it is used and adds the bias in a pass of its own; here
+neither the bias nor an activation that follows (`scoring.fused`) needs one. The operators are torch's, but not of its
+documented interface (its inductor compiler uses them): where they are absent, or answer otherwise than the plain layer,
+the plain layer stays.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         self.weight, self.bias = plain.weight, plain.bias
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
+        self.activation: tuple[str, str] | None = None  # oneDNN's name and variant of one that follows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
         """The layout is opaque and cannot be copied; a copy of the model starts from plain layers again."""
@@ -33,7 +36,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """x in any dtype: an output embedding may stay fp32 on a bf16 body."""
         x = x.to(self.weight.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        name, variant = self.activation or ("none", "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], variant)
         return y
 
 
@@ -49,7 +53,8 @@ def pack_linears(model: Any, rows: int, head_rows: int) -> int:
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear and not parent.training:
                     packed = PackedLinear(child, head_rows if child is head else rows)
-                    if _agrees(child, packed):
+                    x = torch.linspace(-1, 1, 3 * child.in_features).view(3, -1).to(child.weight.dtype)
+                    if alike(child(x), packed, x):
                         setattr(parent, name, packed)
                         replaced += 1
     return replaced
@@ -61,11 +66,10 @@ def _available(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and present
 
 
-def _agrees(plain: nn.Linear, packed: PackedLinear) -> bool:
-    x = torch.linspace(-1, 1, 3 * plain.in_features).view(3, -1).to(plain.weight.dtype)
-    exact = plain.weight.dtype == torch.float32
-    tolerance = 1e-5 if exact else 2e-2
+def alike(expected: Tensor, own: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a module says that of x, but for the rounding of its dtype. What does not run says nothing."""
+    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
     try:
-        return bool(torch.allclose(plain(x), packed(x), rtol=tolerance, atol=tolerance * float(plain(x).abs().max())))
+        return bool(torch.allclose(expected, own(x), rtol=tolerance, atol=tolerance * float(expected.abs().max())))
     except RuntimeError:
         return False

@@ -1,0 +1,177 @@
+"""Pieces of a block in fewer passes over memory: the same numbers, tried on the model itself before they are used.
+
+Beside its matrix products, a small model on a CPU mostly moves activations to and fro. Three pieces are worth it: an
+activation that a packed linear layer applies while its output is still in cache, RMSNorm, and rotary embeddings.
+Nothing is known here of architectures: whatever does not give the plain piece's own numbers on a trial stays plain.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from antlm_bench.scoring.linear import PackedLinear, alike
+
+Rotate = Callable[..., tuple[Tensor, Tensor]]
+ROTARY = "apply_rotary_pos_emb"  # what the library's files call the function, each its own
+ACTIVATIONS: tuple[tuple[tuple[str, str], Callable[[Tensor], Tensor]], ...] = (  # oneDNN's names, and what they compute
+    (("gelu", "none"), functional.gelu),
+    (("gelu", "tanh"), lambda x: functional.gelu(x, approximate="tanh")),
+    (("swish", ""), functional.silu),
+)
+
+
+class Applied(nn.Module):  # type: ignore[misc]
+    """Stands where an activation stood that the layer before it applies now."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """A copy starts from plain layers again, as PackedLinear's does."""
+        return copy.deepcopy(self.plain, memo)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class RootMeanSquare(nn.Module):  # type: ignore[misc]
+    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return x.mul(scale).to(x.dtype).mul_(self.weight)
+
+
+def fuse(model: nn.Module) -> int:
+    """Replace activations and norms of a CPU model in place, after `pack_linears`; returns how many."""
+    with torch.inference_mode():
+        return sum(_norms(parent) + _activations(parent) for parent in list(model.modules()))
+
+
+def _norms(parent: nn.Module) -> int:
+    replaced = 0
+    for name, child in list(parent.named_children()):
+        eps = next((v for v in (getattr(child, n, None) for n in ("variance_epsilon", "eps")) if v is not None), None)
+        weight = getattr(child, "weight", None)
+        if type(child).__name__.endswith("RMSNorm") and isinstance(eps, float) and isinstance(weight, nn.Parameter):
+            own = RootMeanSquare(weight, eps)
+            x = _trial(weight.shape[-1], weight)
+            if (before := _answer(child, x)) is not None and alike(before, own, x):
+                setattr(parent, name, own)
+                replaced += 1
+    return replaced
+
+
+def _activations(parent: nn.Module) -> int:
+    """The activations of a block whose forward is a function of one tensor, if a linear layer comes right before."""
+    children = dict(parent.named_children())
+    linears = [child for child in children.values() if isinstance(child, PackedLinear)]
+    replaced = 0
+    for name, activation in children.items():
+        known = _known(activation) if linears and not [*activation.parameters(), *activation.children()] else None
+        for linear in linears if known else ():
+            x = _trial(linear.in_features, linear.weight)
+            if (before := _answer(parent, x)) is None:
+                break
+            linear.activation = known
+            setattr(parent, name, Applied(activation))
+            if alike(before, parent, x):
+                replaced += 1
+                break
+            linear.activation = None
+            setattr(parent, name, activation)
+    return replaced
+
+
+def _known(activation: nn.Module) -> tuple[str, str] | None:
+    x = torch.linspace(-9, 9, 64)
+    answer = _answer(activation, x)
+    if answer is None:
+        return None
+    return next((name for name, plain in ACTIVATIONS if torch.allclose(answer, plain(x), rtol=1e-6, atol=1e-7)), None)
+
+
+def _answer(module: nn.Module, x: Tensor) -> Tensor | None:
+    """What a module says of one tensor; None where it wants more than that, or says something else."""
+    try:
+        answer = module(x)
+    except Exception:
+        return None
+    return answer if isinstance(answer, Tensor) else None
+
+
+def _trial(width: int, like: Tensor) -> Tensor:
+    """A few rows of both signs and several sizes, (3, width)."""
+    return torch.linspace(-4, 5, 3 * width).view(3, -1).to(like.dtype)
+
+
+class Rotations:
+    """The functions that turn queries and keys by their places, in the library's files that a model comes from."""
+
+    def __init__(self, swaps: Sequence[tuple[ModuleType, Rotate, Rotate]]) -> None:
+        self.swaps = swaps
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Rotations:
+        files = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
+        plain = [(file, getattr(file, ROTARY)) for file in files if hasattr(file, ROTARY)]
+        return cls([(file, rotate, _quick(rotate)) for file, rotate in plain if _rotates_halves(rotate)])
+
+    @contextmanager
+    def quick(self) -> Iterator[None]:
+        """Within, they pass over queries and keys three times instead of six."""
+        for file, _, own in self.swaps:
+            setattr(file, ROTARY, own)
+        try:
+            yield
+        finally:
+            for file, plain, _ in self.swaps:
+                setattr(file, ROTARY, plain)
+
+
+def _quick(plain: Rotate) -> Rotate:
+    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in place."""
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if any(x.shape[-1] != cos.shape[-1] or x.dtype != cos.dtype for x in (q, k)):
+            return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        c, s = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        half = cos.shape[-1] // 2
+        turned = []
+        for x in (q, k):
+            y = x * c
+            y[..., :half].addcmul_(x[..., half:], s[..., :half], value=-1)
+            y[..., half:].addcmul_(x[..., :half], s[..., half:])
+            turned.append(y)
+        return turned[0], turned[1]
+
+    return rotate
+
+
+def _rotates_halves(plain: Rotate) -> bool:
+    """Whether a function of that name is the one that `_quick` computes, for any angles and more queries than keys."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, cos, sin = (
+        torch.randn(shape, generator=generator) for shape in ((2, 4, 5, 8), (2, 2, 5, 8), (2, 5, 8), (2, 5, 8))
+    )
+    try:
+        expected = plain(q, k, cos, sin, unsqueeze_dim=1)
+        found = _quick(plain)(q, k, cos, sin)
+        return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(expected, found, strict=True))
+    except Exception:
+        return False
