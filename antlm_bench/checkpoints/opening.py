@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
@@ -22,8 +23,9 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.fused import fuse
-from antlm_bench.scoring.linear import pack_linears
+from antlm_bench.scoring.linear import can_pack, pack_linears
 from antlm_bench.scoring.probes import supported
+from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
@@ -195,19 +197,21 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
 
 
 def quicker(opened: Checkpoint) -> Checkpoint:
-    """The same checkpoint with a bf16 body, for `--precision adaptive`.
-
-    The LM head stays fp32: logits near 10 rounded to bf16 would be off by 0.03 each, more than the whole body is.
-    """
+    """The same checkpoint with a bf16 body, for `--precision adaptive`; its LM head is a RoughHead, or where something
+    is done to the logits, fp32."""
+    last = answers_last(opened.engine)
     model = copy.deepcopy(opened.engine.model)
     head = copy.deepcopy(opened.engine.model.get_output_embeddings())
     if head is None:
         raise CheckpointError(f"{opened.name} has no output embedding to keep in fp32", hint="use --precision exact")
     model.to(torch.bfloat16)
-    model.set_output_embeddings(head)
-    head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
-    engine = Engine(model, opened.name, opened.engine.geometry, opened.engine.budget)
-    pack_linears(model, engine.budget, engine.head_rows)
+    rough = can_pack(model) and isinstance(head, nn.Linear) and last
+    rows = opened.engine.head_rows
+    model.set_output_embeddings(RoughHead(head, rows) if rough else head)
+    if not rough:
+        head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
+    engine = (RoughEngine if rough else Engine)(model, opened.name, opened.engine.geometry, opened.engine.budget)
+    pack_linears(model, engine.budget, rows)
     fuse(model)
     return replace(opened, engine=engine)
 

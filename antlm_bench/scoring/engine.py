@@ -25,6 +25,7 @@ from antlm_bench.scoring.plan import Batch, Plan, plans
 from antlm_bench.types import WORD_START, Attention, Floats, Ints, Probes
 
 Layout = Literal["packed", "rows"]
+SAFE = (1e-30, 1e37)  # sums of exponentials that fp32 holds as exactly as any other number
 REDUCED_ROWS = 32  # rows of logits reduced at a time: small enough that the temporaries stay in cache
 HEAD_LOGITS = {"cpu": 2**22}  # logits held at a time (16 MiB of fp32: larger blocks are fresh pages at every batch)
 
@@ -103,7 +104,7 @@ class Engine:
         """Log-probabilities of the batch's reads (k,)."""
         if self.geometry.layout == "rows":
             return self._plain(batch)
-        self._attend_with(PACKED)
+        self.attend_with(PACKED)
         try:
             return self._packed(batch)
         except BeyondWindowError as error:
@@ -112,10 +113,10 @@ class Engine:
                     f"{self.name}: rows of {max(t for _, t in batch.pieces)} tokens exceed its attention window",
                     hint=f"it can only be scored with {self.geometry.attends} attention at that length",
                 ) from error
-            self._attend_with(self.geometry.native)
+            self.attend_with(self.geometry.native)
             return self._plain(batch)
 
-    def _attend_with(self, implementation: str) -> None:
+    def attend_with(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
 
@@ -193,8 +194,19 @@ class Engine:
             logits = self._head(output, hidden[top : top + self.head_rows])
             at, wanted = (torch.from_numpy(x[mine]).to(device) for x in (head - top, target))
             several = self._word_starts(target[mine])
-            logp[mine] = _log_probabilities(logits, at, wanted, several)
+            found = self._log_probabilities(logits, at, wanted, several)
+            logp[mine] = found.cpu().double().numpy()
         return logp
+
+    def _log_probabilities(self, logits: Tensor, head: Tensor, target: Tensor, several: Tensor | None) -> Tensor:
+        """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype.
+
+        The target WORD_START stands for the ids `several`, whose probabilities are added up.
+        """
+        chosen = logits[head, target if several is None else target.clamp(min=0)].float()
+        if several is not None:
+            chosen = torch.where(target == WORD_START, normaliser(logits[:, several])[head], chosen)
+        return chosen - normaliser(logits)[head]
 
     def begin(self, ids: Ints) -> None:
         """Say which token ids (k,) WORD_START stands for."""
@@ -236,17 +248,18 @@ def whole_rows(length: int, attention: Attention) -> dict[str, Tensor]:
     return {"attention_mask": mask.tril() if attention == "causal" else mask}
 
 
-def _log_probabilities(logits: Tensor, head: Tensor, target: Tensor, several: Tensor | None = None) -> Floats:
-    """log softmax of (h, vocabulary) logits at (head, target), reduced in fp32 whatever the dtype.
+def normaliser(logits: Tensor) -> Tensor:
+    """log sum exp of each row of (h, v) logits, (h,), in fp32.
 
-    The target WORD_START stands for the ids `several`, whose probabilities are added up.
+    Without looking for the largest first, which would be two more passes over memory: e^x neither overflows nor loses
+    digits while the sum stays within SAFE. Rows that leave it are summed again in the careful way.
     """
-    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(REDUCED_ROWS)])
-    chosen = logits[head, target if several is None else target.clamp(min=0)].float()
-    if several is not None:
-        together = torch.cat([part[:, several].float().logsumexp(-1) for part in logits.split(REDUCED_ROWS)])
-        chosen = torch.where(target == WORD_START, together[head], chosen)
-    return np.asarray((chosen - total[head]).cpu().double().numpy(), np.float64)
+    total = torch.cat([part.float().exp().sum(-1) for part in logits.split(REDUCED_ROWS)])
+    careless = (total > SAFE[0]) & (total < SAFE[1])
+    total = total.log()
+    if not careless.all():
+        total[~careless] = logits[~careless].float().logsumexp(-1)
+    return total
 
 
 def _no_cache(model: Any) -> dict[str, bool]:

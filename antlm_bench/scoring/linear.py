@@ -45,7 +45,7 @@ def pack_linears(model: Any, rows: int, head_rows: int) -> int:
     """Replace the nn.Linear layers of a CPU model in place, tuned for batches of `rows`, the output embedding for
     `head_rows`; returns how many. A layer is replaced only if its packed form gives its own numbers on a trial input.
     """
-    if not _available(next(model.parameters()).device):
+    if not can_pack(model):
         return 0
     replaced, head = 0, model.get_output_embeddings()
     with torch.inference_mode():
@@ -60,8 +60,9 @@ def pack_linears(model: Any, rows: int, head_rows: int) -> int:
     return replaced
 
 
-def _available(device: torch.device) -> bool:
-    operators = torch.ops.mkldnn
+def can_pack(model: nn.Module) -> bool:
+    """Whether oneDNN's operators are there, for this model's device."""
+    device, operators = next(model.parameters()).device, torch.ops.mkldnn
     present = all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and present
 
