@@ -24,7 +24,6 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from antlm_bench.machine import keep_pages
 
 VOCABULARY, LENGTH, BATCH = 16_000, 128, 16
-RATE = {"causal": 1e-3, "masked": 5e-4}
 
 
 def lines(corpus: Path) -> list[str]:
@@ -104,44 +103,23 @@ def loss_of(model: LlamaForCausalLM | BertForMaskedLM, inputs: torch.Tensor, lab
     """The library's own loss; of a masked model, whose targets are few, with the LM head at the targets alone."""
     if isinstance(model, LlamaForCausalLM):
         return model(input_ids=inputs, labels=labels).loss
-    return _at(model, model.bert(input_ids=inputs)[0], labels)
-
-
-def next_token(model: BertForMaskedLM, inputs: torch.Tensor) -> torch.Tensor:
-    """The loss of a masked model that reads from left to right: every token is a target, and none needs a mask."""
-    length = inputs.shape[1]
-    causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    hidden = model.bert(input_ids=inputs, attention_mask=causal)[0]
-    return _at(model, hidden[:, :-1], inputs[:, 1:])
-
-
-def whole(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The ids of a batch before some of them were hidden."""
-    return torch.where(labels == -100, inputs, labels)
-
-
-def _at(model: BertForMaskedLM, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wanted = labels != -100
-    return torch.nn.functional.cross_entropy(model.cls(hidden[wanted]).float(), labels[wanted])
+    logits = model.cls(model.bert(input_ids=inputs)[0][wanted])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[wanted])
 
 
 def train(kind: str, texts: list[str], out: Path, steps: int) -> None:
-    """AdamW with warm-up and cosine, products in bf16, weights in fp32; saved as safetensors.
-
-    A masked model learns the next token in the first half of its steps: from as many masked tokens as fit into minutes
-    it learns how frequent words are and nothing of their order, so that it would be indifferent to most minimal pairs.
-    """
+    """AdamW with warm-up and cosine, products in bf16, weights in fp32; saved as safetensors."""
     torch.manual_seed(0)
     keep_pages()  # half of a step would go into pages that are given back and asked for again
     tokenizer, model = tokenizer_for(kind, texts), shape(kind)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE[kind], betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     start = time.monotonic()
     for step, (inputs, labels) in zip(range(steps), batches(kind, texts, tokenizer), strict=False):
-        causally = kind == "masked" and step < steps // 2
-        rate = RATE[kind] * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        rate = 1e-3 * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
-            loss = next_token(model, whole(inputs, labels)) if causally else loss_of(model, inputs, labels)
+            loss = loss_of(model, inputs, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
