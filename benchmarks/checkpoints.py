@@ -111,7 +111,7 @@ def loss_of(model: LlamaForCausalLM | BertForMaskedLM, inputs: torch.Tensor, lab
 def train(kind: str, texts: list[str], out: Path, steps: int) -> None:
     """AdamW with warm-up and cosine, products in bf16, weights in fp32; saved as safetensors."""
     torch.manual_seed(0)
-    keep_pages()  # half of a step would go into pages that are given back and asked for again
+    keep_pages()  # else much of a step goes into pages that are given back and asked for again
     tokenizer, model = tokenizer_for(kind, texts), shape(kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     start = time.monotonic()

@@ -12,6 +12,7 @@ from typing import Any
 from antlm_bench.checkpoints import loading
 from antlm_bench.checkpoints.folders import OpenOptions
 from antlm_bench.checkpoints.opening import Found, describe, find
+from antlm_bench.scoring.fused import fuse
 from antlm_bench.scoring.text import Specials
 from antlm_bench.types import Attention
 
@@ -54,6 +55,7 @@ def open_body(ref: str, options: OpenOptions | None = None) -> Body:
         found = find(ref, options)
         facts = describe(ref, found, options)
         found.model.set_attn_implementation(found.geometry.native)  # the trial left another one
+        fuse(found.model)
         return Body(
             name=found.name,
             kind=found.kind,

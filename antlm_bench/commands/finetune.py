@@ -22,7 +22,7 @@ from antlm_bench.types import Attention, Cell, Run, Summary
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import Conditions, Outcome
 
-CONVENTIONS = 2  # raised whenever a finetuned number of an unchanged checkpoint and task may move; part of the key
+CONVENTIONS = 3  # raised whenever a finetuned number of an unchanged checkpoint and task may move; part of the key
 SEEDS = (1, 2, 3)
 ATTENTIONS = ("causal", "full")
 ALL = "all"

@@ -11,8 +11,9 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +53,36 @@ class RootMeanSquare(nn.Module):  # type: ignore[misc]
         self.weight, self.eps = weight, eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Scaled.apply(x, self.weight, self.eps))
+
+
+class _Scaled(torch.autograd.Function):  # type: ignore[misc]
+    """With r = 1 / sqrt(mean(x^2) + eps): y = w x r, dw = sum g x r, dx = r (g w) - r^3 / d sum(g w x) x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return x.mul(scale).to(x.dtype).mul_(self.weight)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return x.mul(scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = (gradient * x).flatten(0, -2).mT @ scale.flatten().to(x.dtype)
+        weighted = gradient * weight
+        shared = (weighted * x).sum(-1, keepdim=True).mul_(scale**3).div_(-x.shape[-1])
+        return weighted.mul_(scale).addcmul_(x, shared.to(x.dtype)), for_weight, None
 
 
 def fuse(model: nn.Module) -> int:
-    """Replace activations and norms of a CPU model in place, after `pack_linears`; returns how many."""
-    with torch.inference_mode():
+    """Replace norms, and activations of packed layers, of a model in place; returns how many. On CPUs, for that is
+    where it was found to pay. A model to be trained has its plain layers, so that its norms alone are replaced."""
+    if next(model.parameters()).device.type != "cpu":
+        return 0
+    with torch.no_grad():
         return sum(_norms(parent) + _activations(parent) for parent in list(model.modules()))
 
 
@@ -130,7 +153,8 @@ class Rotations:
     def of(cls, model: nn.Module) -> Rotations:
         files = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
         plain = [(file, getattr(file, ROTARY)) for file in files if hasattr(file, ROTARY)]
-        return cls([(file, rotate, _quick(rotate)) for file, rotate in plain if _rotates_halves(rotate)])
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        return cls([(f, rotate, _quick(rotate)) for f, rotate in plain if on_cpu and _rotates_halves(rotate)])
 
     @contextmanager
     def quick(self) -> Iterator[None]:
@@ -151,18 +175,34 @@ def _quick(plain: Rotate) -> Rotate:
         if any(x.shape[-1] != cos.shape[-1] or x.dtype != cos.dtype for x in (q, k)):
             return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         c, s = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        half = cos.shape[-1] // 2
-        turned = []
-        for x in (q, k):
-            y = x * c
-            y[..., :half].addcmul_(x[..., half:], s[..., :half], value=-1)
-            y[..., half:].addcmul_(x[..., :half], s[..., half:])
-            turned.append(y)
-        return turned[0], turned[1]
+        return _Turned.apply(q, c, s), _Turned.apply(k, c, s)
 
     return rotate
 
 
+class _Turned(torch.autograd.Function):  # type: ignore[misc]
+    """x cos + (-x2, x1) sin; its gradient is turned back: the halves of the sine exchanged, and negative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, -sin.roll(sin.shape[-1] // 2, -1)), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    y = x * cos
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return y
+
+
+@cache
 def _rotates_halves(plain: Rotate) -> bool:
     """Whether a function of that name is the one that `_quick` computes, for any angles and more queries than keys."""
     generator = torch.Generator().manual_seed(0)

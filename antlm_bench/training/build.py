@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
 from antlm_bench.errors import DeclarationError
+from antlm_bench.scoring.fused import Rotations
 from antlm_bench.training import dropout
 from antlm_bench.training.corpus import BOS, EOS, PAD
 from antlm_bench.training.dropout import attend as keyed_attention
@@ -132,7 +133,8 @@ def attended(body: Any, ids: Tensor, mask: Tensor | None, *, causal: bool, nativ
     inputs: dict[str, Any] = {"input_ids": ids, **more}
     inputs |= {} if mask is None else {"attention_mask": mask}
     inputs |= {"use_cache": False} if hasattr(body.config, "use_cache") else {}
-    hidden: Tensor = body(**inputs)[0]
+    with Rotations.of(body).quick():
+        hidden: Tensor = body(**inputs)[0]
     return hidden
 
 

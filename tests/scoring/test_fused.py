@@ -117,3 +117,32 @@ def test_angles_of_another_dtype_or_of_part_of_a_head_go_to_the_library() -> Non
     for width, dtype in ((4, torch.float32), (8, torch.float64)):
         cos, sin = torch.randn(1, 3, width, dtype=dtype), torch.randn(1, 3, width, dtype=dtype)
         assert all(torch.equal(a, b) for a, b in zip(plain(q, k, cos, sin), quick(q, k, cos, sin), strict=True))
+
+
+def test_gradients_are_those_of_the_plain_pieces() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    norm = RootMeanSquare(nn.Parameter(torch.randn(8)), 1e-3)
+    weight, upstream = norm.weight, torch.randn(2, 3, 8)
+    plain = weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
+    expected = torch.autograd.grad(plain, [x, weight], upstream)
+    found = torch.autograd.grad(norm(x), [x, weight], upstream)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in zip(expected, found, strict=True))
+
+    [(_, library, quick)] = Rotations.of(made("Llama")).swaps
+    q, k = (torch.randn(2, heads, 5, 8, requires_grad=True) for heads in (4, 2))
+    cos, sin = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    upstreams = [torch.randn_like(q), torch.randn_like(k)]
+    expected, found = (torch.autograd.grad(rotate(q, k, cos, sin), [q, k], upstreams) for rotate in (library, quick))
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(expected, found, strict=True))
+
+
+def test_what_is_trained_learns_what_the_plain_model_learns() -> None:
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+    plain, own = made("Llama"), made("Llama")
+    assert fuse(own) == 5 and plain.state_dict().keys() == own.state_dict().keys()
+    plain(input_ids=ids, labels=ids).loss.backward()
+    with Rotations.of(own).quick():
+        own(input_ids=ids, labels=ids).loss.backward()
+    for (name, one), other in zip(plain.named_parameters(), own.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), name
