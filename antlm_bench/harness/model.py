@@ -18,7 +18,7 @@ from antlm_bench.harness.reader import Reader
 from antlm_bench.harness.rolling import refuse, roll
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.probes import method as find_method
-from antlm_bench.suites.harness import asked
+from antlm_bench.suites.documents import asked
 from antlm_bench.types import Item
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ class Rolled:
     unk: Bools
 
 
-def refuse(method: str, place: str, hint: str) -> None:
+def refuse(method: str, place: str, hint: str = "--method causal, if the model attends that way") -> None:
     """MethodNotSupported unless documents can be read so: a text has no pseudo-log-likelihood beyond the model's
     length."""
     if method != "causal":

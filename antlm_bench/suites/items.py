@@ -22,6 +22,7 @@ from antlm_bench.types import Item, Option
 if TYPE_CHECKING:
     from antlm_bench.metrics.times import Times
     from antlm_bench.suites.formula import Formula
+    from antlm_bench.suites.judged import Judge
     from antlm_bench.suites.spec import Declared
 
 
@@ -32,8 +33,9 @@ class Suite:
     digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
     of equal digest answered the same questions. notes: sentences that a reader of the number needs.
     times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
-    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. reduction: which score decides (SuiteSpec);
-    a cell records it as a setting, so that it is no part of the digest.
+    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. judge: who makes numbers of answers where
+    scores alone do not say them; in the metrics of metrics.judged they decide, else they are views. reduction: which
+    score decides (SuiteSpec); a cell records it as a setting, so that it is no part of the digest.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Suite:
     times: Times | None = None
     glued: bool = False
     formulas: Mapping[str, Formula] | None = None
+    judge: Judge | None = None
     reduction: str = "sum"
 
 
