@@ -3,6 +3,7 @@ numbers from our engine."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -12,6 +13,7 @@ import yaml
 from lm_eval_itself import evaluated, ref
 
 from antlm_bench import runs
+from antlm_bench.cli import run as cli
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.harness.registration import NAME, register
@@ -290,3 +292,40 @@ def test_other_code_is_another_suite(make_judged, tmp_path):
     assert load(ref(file)).digest == before
     (tmp_path / "judges.py").write_text(CODE.replace('doc["gold"] == 0', 'doc["gold"] == 1'))
     assert load(ref(file)).digest != before
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
+def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
+    make_checkpoint, make_task, make_judged, tmp_path, capsys, kind, metric
+):
+    if kind == "mass":
+        file = make_judged("toy_all", "mass", metric_list=metrics("mass", "gap"))
+    else:
+        file = make_task("toy_all", TEXTS, **WHOLE, metric_list=PERPLEXITIES)
+    folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
+    cells = [scored(folder, file, tmp_path / f"run{n}")[1] for n, folder in enumerate(folders)]
+    one, two = (str(tmp_path / f"run{n}") for n in (0, 1))
+    values = [cell.summary.headline.value for cell in cells]
+    better = values[0] > values[1] if metric == "task-score" else values[0] < values[1]
+    capsys.readouterr()
+    assert cli(["compare", one, two, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
+    assert [found["headline"][side] for side in "ab"] == pytest.approx(values)
+    assert (found["metric"], found["headline"]["value"] < 0) == (metric, better)
+    assert cli(["check", one, "--against", one]) == 0
+    capsys.readouterr()
+    assert cli(["report", one]) == 0
+    assert f"{values[0]:.3f}" in capsys.readouterr().out
+    assert cli(["export", one, "--format", "lm-eval", "--out", str(tmp_path / "out")]) == 0
+    results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
+    name = "mass" if kind == "mass" else "bits_per_byte"
+    assert results["results"]["lm-eval.toy_all"][f"{name},none"] == pytest.approx(values[0])
+    assert results["higher_is_better"]["lm-eval.toy_all"] == {name: metric == "task-score"}
+    assert cli(["export", one, "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
+
+
+def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):
+    file, folder = make_judged("toy_peer", "mass", metric_list=metrics("mass")), make_checkpoint("causal")
+    for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
+        with pytest.raises(UsageError, match="asks for judgements"):
+            score(folder, ref(file), out=tmp_path / "run", device="cpu", **options)
