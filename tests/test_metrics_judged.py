@@ -77,7 +77,7 @@ def test_further_numbers_are_views_and_what_is_not_there_is_said() -> None:
     made = judged((1.0, 2.0, NAN), (0.0, 4.0, NAN))
     found = beside(summary(made), made, ["", "length", "never"])
     assert (found.views["length"].value, found.views["length"].n) == (3.0, 2) and "never" not in found.views
-    assert found.notes == ("not computed, for no item has one: never",)
+    assert found.notes == ("also: length 3", "not computed, for no item has one: never")
     unjudged = [replace(one, judged=()) for one in made]
     assert beside(found, unjudged, ["", "length"]).notes[-1] == "not computed by this engine: length"
     with pytest.raises(DataError, match="not judged"):

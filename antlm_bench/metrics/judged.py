@@ -10,6 +10,7 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
+from antlm_bench.metrics.surprisal import WORD
 from antlm_bench.metrics.table import Table, strata, tabulate
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction, Summary
@@ -79,22 +80,24 @@ class BitsPerByte:
 
 
 def beside(summary: Summary, predictions: Sequence[Prediction], names: Sequence[str]) -> Summary:
-    """A Summary with further views: the judge's numbers of these names ("" = no view), or a note that there are none.
+    """A Summary with further views, the judge's numbers of these names ("" = no view), and a note of what they are.
 
-    A number that is said of no item of a stratum is noted, too.
+    A number that is said of no item of a stratum has no view.
     """
     wanted = [(column, name) for column, name in enumerate(names) if name]
     if not wanted or not predictions[0].judged:
         said = ", ".join(name for _, name in wanted)
         return replace(summary, notes=(*summary.notes, *([f"not computed by this engine: {said}"] if wanted else [])))
-    table = tabulate(predictions, set(summary.macro))
+    macro = [level for level in summary.macro if level != WORD]  # each document is a word of its own
+    table = tabulate(predictions, set(macro))
     views, lost = {}, []
     for column, name in wanted:
         try:
-            views[name] = Judged("", "", column).whole(table, summary.macro)[0]
+            views[name] = Judged("", "", column).whole(table, macro)[0]
         except DataError:
             lost.append(name)
-    notes = [f"not computed, for no item has one: {', '.join(lost)}"] if lost else []
+    notes = [f"also: {', '.join(f'{name} {view.value:.4g}' for name, view in views.items())}"] if views else []
+    notes += [f"not computed, for no item has one: {', '.join(lost)}"] if lost else []
     return replace(summary, views={**summary.views, **views}, notes=(*summary.notes, *notes))
 
 

@@ -65,9 +65,9 @@ class Judge:
 
 
 def number(value: Any) -> float:
-    """A number as it is. TypeError for what is none."""
-    if not isinstance(value, Real | np.bool_):
-        raise TypeError(f"{value!r} is no number")
+    """A number as it is, perhaps NaN. TypeError for what is none."""
+    if not isinstance(value, Real | np.bool_) or math.isinf(value):
+        raise TypeError(f"{value!r} is no number that has a mean")
     return float(value)
 
 

@@ -17,6 +17,7 @@ from antlm_bench.cli import run as cli
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.harness.registration import NAME, register
+from antlm_bench.statistics import wilson
 from antlm_bench.suites.items import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -226,7 +227,10 @@ def test_a_single_continuation_is_the_first_choice_or_not(make_checkpoint, make_
     _, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder)
     assert cell.summary.metric == "surprisal"
-    assert 0 < cell.summary.views["acc"].value == pytest.approx(results["toy_first"]["acc,none"])
+    found = cell.summary.views["acc"]
+    assert 0 < found.value == pytest.approx(results["toy_first"]["acc,none"])
+    assert (found.low, found.high) == pytest.approx([float(end) for end in wilson(found.value * len(docs), len(docs))])
+    assert f"also: acc {found.value:.4g}" in cell.summary.notes
 
 
 LONG = " ".join(["the old boys near the small houses never see some girls"] * 12)
@@ -327,5 +331,5 @@ def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
 def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):
     file, folder = make_judged("toy_peer", "mass", metric_list=metrics("mass")), make_checkpoint("causal")
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
-        with pytest.raises(UsageError, match="asks for judgements"):
+        with pytest.raises(UsageError, match="toy_peer asks for"):
             score(folder, ref(file), out=tmp_path / "run", device="cpu", **options)
