@@ -16,9 +16,9 @@ from antlm_bench.errors import NotComparable
 from antlm_bench.types import Prediction, Run
 
 
-def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None = None, shift: float = 0.0) -> Run:
+def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None = None) -> Run:
     made = [
-        Prediction(f"i{n}", 0, 0, (-value - shift,), (1,), (1,), {"task": tasks[n]} if tasks else {}, judged=(value,))
+        Prediction(f"i{n}", 0, 0, (-1.0,), (1,), (1,), {"task": tasks[n]} if tasks else {}, judged=(value,))
         for n, value in enumerate(values)
     ]
     levels = ("task",) if tasks else ()
