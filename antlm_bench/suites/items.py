@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 class Suite:
     """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file order.
 
-    digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
-    of equal digest answered the same questions. notes: sentences that a reader of the number needs.
-    times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
-    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. judge: who makes numbers of answers where
-    scores alone do not say them; in the metrics of metrics.judged they decide, else they are views. reduction: which
-    score decides (SuiteSpec); a cell records it as a setting, so that it is no part of the digest.
+    digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and labels; equal for the same
+    questions. notes: what a reader of the number needs. times: the human side of reading times, `glued` words or not.
+    formulas: what each label of syntaxgym.LEVEL says. judge: makes numbers of answers, which are views or decide (see
+    metrics.judged). reduction: which score decides (SuiteSpec); a setting of a cell, so no part of the digest.
     """
 
     name: str
@@ -62,8 +60,7 @@ def load(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a suite's TOML, a CSV, TSV or JSONL file of pairs, SyntaxGym's JSON, or
-    `lm-eval:TASK`.
+    """The suite behind a name of the catalog, a TOML, a CSV, TSV or JSONL of pairs, SyntaxGym's JSON, `lm-eval:TASK`.
 
     limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
     columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.

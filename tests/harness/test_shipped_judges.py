@@ -55,7 +55,7 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
             {"likelihood_diff": 2.0, "pct_male_preferred": 0.0},
         ),
         # r@1 is no accuracy there: 0.4.13 looks for the largest of log-probabilities and first choices together
-        ("mutual/mutual.yaml", {"answers": "B"}, BEST, {"r@1": 1.0, "r@2": 2.0, "mrr": 0.5}),
+        ("mutual/mutual.yaml", {"answers": "B"}, BEST, {"r@1": 1.0, "r@2": 1.0, "mrr": 0.5}),
         ("agieval/aqua-rat.yaml", {"gold": [0, 2], "choices": ["a", "b", "c", "d"]}, BEST,
          {"acc": 1.0, "acc_norm": 1.0}),
         ("super_glue/record/default.yaml", {"entities": ["Old Cat", "Dog"], "answers": ["Cat"]}, BEST[:2],
@@ -86,7 +86,7 @@ def test_discrim_eval_s_regression_is_no_mean():
 @pytest.mark.parametrize(("place", "text"), [("wikitext/wikitext.yaml", "page"), ("c4/c4.yaml", "text")])
 def test_documents_are_as_long_as_their_task_counts(place, text):
     case = Case({text: "a café\n @-@ b"}, shipped(place).process, LENGTHS, place)
-    assert case.judge([-5.0]) == (15.0, 4.0)
+    assert case.judge([-5.0]) == (14.0, 4.0)
 
 
 def test_what_a_shipped_judge_cannot_compute_is_an_error_with_its_place():
