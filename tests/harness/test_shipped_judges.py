@@ -70,6 +70,8 @@ def test_a_shipped_judge_says_numbers_that_have_a_mean(place, document, answers,
     if place.startswith("truthfulqa"):
         pytest.importorskip("rouge_score")
         pytest.importorskip("sacrebleu")
+    if "record" in place:  # its own import is of transformers 4
+        pytest.importorskip("transformers.data.metrics.squad_metrics")
     assert said(place, document, answers) == pytest.approx(wanted, nan_ok=True)
 
 
