@@ -103,6 +103,7 @@ class Prediction:
     Of a classified text the options are the classes, the scores their log-probabilities, and tokens and characters
     how much of the text was read.
     flags: facts about the item under this model, out of FLAGS.
+    judged: what the suite's own judge makes of the answer (suites.judged), nan where it says nothing; () = no judge.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Prediction:
     characters: tuple[int, ...]
     labels: Labels = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    judged: tuple[float, ...] = ()
 
 
 # Facts that an accuracy must be read with; counted beside it.
@@ -154,8 +156,8 @@ class Group:
 class Summary:
     """What one suite says of one checkpoint under one method; derived from predictions, never the other way round.
 
-    metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal. macro: the levels that the headline
-    averages over, outermost first.
+    metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal | acquisition | task-score | task-penalty |
+    bits-per-byte (rendering.units). macro: the levels that the headline averages over, outermost first.
     headline: the number that gets published. views: the same number under other intervals or reductions
     (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a reader.
     """

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.checkpoints.foreign import Foreign
+from antlm_bench.harness import judging
 from antlm_bench.metrics import summarize
+from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE, beside
 from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
 from antlm_bench.metrics.times import summarize_times
 from antlm_bench.scoring import choice, reading, regions
@@ -17,6 +19,7 @@ from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import Policy, Tick
 from antlm_bench.scoring.probes import Method
 from antlm_bench.suites.items import Suite
+from antlm_bench.suites.judged import Judge
 from antlm_bench.types import Item, Prediction, Summary
 
 Scorer = Checkpoint | Adaptive | Foreign
@@ -24,11 +27,12 @@ Scorer = Checkpoint | Adaptive | Foreign
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """asks: for choices, which survive rounding; for probabilities of texts, which every engine knows; or of words
-    within them, which only ours does. predict: a chunk of items -> Predictions per method. summarize: those of one
+    """asks: for choices, which survive rounding; for probabilities of texts, which every engine knows; of words within
+    them, or of choices token by token ("judgements"), which only ours does; or of whole documents, which one method of
+    ours does. predict: a chunk of items -> Predictions per method. summarize: those of one
     method -> its Summary (suite, method and notes by name)."""
 
-    asks: Literal["choices", "texts", "words"]
+    asks: Literal["choices", "texts", "words", "judgements", "documents"]
     predict: Callable[[Scorer, Sequence[Item], Sequence[Method], Tick | None], list[list[Prediction]]]
     summarize: Callable[..., Summary]
 
@@ -47,18 +51,36 @@ def kind_of(suite: Suite, policy: Policy) -> Kind:
         return Kind("words", partial(_after_context, glued=suite.glued), partial(summarize_times, times=suite.times))
     if suite.formulas:
         return Kind("words", partial(regions.predict, formulas=suite.formulas), credited)
-    whole = partial(_options, reduction=policy.reduction)
-    if suite.metric == SURPRISAL:
-        return Kind("texts", whole, summarize_surprisal)
-    return Kind("choices", whole, credited)
+    if suite.metric == BITS_PER_BYTE and suite.judge:
+        return Kind("documents", partial(judging.predict_whole, judge=suite.judge), credited)
+    whole = partial(_options, judge=suite.judge, reduction=policy.reduction)
+    decides = suite.metric in (TASK_SCORE, TASK_PENALTY)
+    summed = summarize_surprisal if suite.metric == SURPRISAL else credited
+    if suite.judge:
+        summed = partial(_with_views, summed, names=suite.judge.names, decides=decides)
+    return Kind("judgements" if decides else "texts" if suite.metric == SURPRISAL else "choices", whole, summed)
 
 
 def _options(
-    scorer: Scorer, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None, reduction: str
+    scorer: Scorer,
+    items: Sequence[Item],
+    methods: Sequence[Method],
+    tick: Tick | None,
+    judge: Judge | None,
+    reduction: str,
 ) -> list[list[Prediction]]:
     if isinstance(scorer, Adaptive | Foreign):
         return scorer.predict(items, methods, tick, reduction)
+    if judge:
+        return judging.predict(scorer, items, methods, tick, judge, reduction)
     return choice.predict(scorer, items, methods, tick, reduction)
+
+
+def _with_views(
+    summed: Callable[..., Summary], predictions: Sequence[Prediction], names: Sequence[str], decides: bool, **about: Any
+) -> Summary:
+    """A summary, and what the judge says beside the number that decides."""
+    return beside(summed(predictions, **about), predictions, ["" if decides else names[0], *names[1:]])
 
 
 def _after_context(

@@ -15,6 +15,7 @@ from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.commands.kinds import kind_of
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
+from antlm_bench.harness.rolling import refuse as refuse_to_roll
 from antlm_bench.metrics import TIES
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
@@ -23,6 +24,7 @@ from antlm_bench.scoring.choice import COMPATS, Policy
 from antlm_bench.scoring.external import peer_version
 from antlm_bench.scoring.probes import known
 from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.suites import harness
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import columns_of
@@ -137,7 +139,11 @@ class _Suites:
         self.loaded: list[Suite] | None = None
         self.error: BenchError | None = None
 
-    def load(self) -> list[Suite]:
+    def load(self, methods: Sequence[str]) -> list[Suite]:
+        """Raises MethodNotSupported before any data are looked for."""
+        for name in methods:
+            if name != "causal" and any(harness.is_task(ref) and harness.whole(ref) for ref in self.refs):
+                refuse_to_roll(name, "--method")
         if self.loaded is None:
             o = self.options
             try:
@@ -166,7 +172,7 @@ def _score_one(
     alike: dict[Policy, list[str]] = {}  # methods that ask about the same texts share a reading of the model
     for name in _methods(methods, checkpoint):
         alike.setdefault(options.policy().of(find_method(name, checkpoint)), []).append(name)
-    loaded = loader.load()
+    loaded = loader.load([name for names in alike.values() for name in names])
     weights = str(checkpoint.describe["weights"])
     twin = seen.setdefault(weights, checkpoint.name)
     remarks = [f"same weights as {twin}: this is not another checkpoint"] if twin != checkpoint.name else []
@@ -198,9 +204,14 @@ def _score_suite(
     if options.precision == "adaptive" and kind.asks != "choices":
         hint = "use --precision exact"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
-    if isinstance(checkpoint, Foreign) and kind.asks == "words":
+    if isinstance(checkpoint, Foreign) and kind.asks not in ("choices", "texts"):
         hint = "use --engine native"
-        raise UsageError(f"{suite.name} asks about words, not about texts", place="--engine", hint=hint)
+        raise UsageError(
+            f"{suite.name} asks for {kind.asks}, which no other engine answers", place="--engine", hint=hint
+        )
+    if kind.asks == "documents":
+        for name in names:
+            refuse_to_roll(name, "--method")
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
     keys = {name: key(fact) for name, fact in facts.items()}
     if options.again:
@@ -275,6 +286,7 @@ def _settings(
         "limit": options.limit,
         "conventions": CONVENTIONS,
         # No keys of their own for ours: runs from before there was a choice stay valid.
+        **({"judge": suite.judge.facts()} if suite.judge else {}),
         **({"delimiter": policy.delimiter} if policy.delimiter else {}),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

@@ -203,9 +203,9 @@ def _suite(
     opened: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[Agreement]:
-    if kind_of(loaded, choice.Policy()).asks == "words":
+    if (asks := kind_of(loaded, choice.Policy()).asks) not in ("choices", "texts"):
         hint = "give a suite of choices"
-        raise UsageError(f"{loaded.name} asks about words, not about texts", place="--suite", hint=hint)
+        raise UsageError(f"{loaded.name} asks for {asks}, not for texts", place="--suite", hint=hint)
     items = spaced(loaded.items, limit)
     found = []
     with Progress(len(opened) * len(items), f"{checkpoint.name} {loaded.name}") as progress:

@@ -10,6 +10,7 @@ from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.explained import explained
 from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
+from antlm_bench.compare.measured import measured
 from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
 from antlm_bench.errors import NotComparable
 from antlm_bench.types import Run
@@ -20,7 +21,13 @@ __all__ = ["DATA", "UNPAIRED", "Comparison", "Difference", "Flip", "Versus", "co
 UNPAIRED = ("surprisal", "acquisition")
 DATA = ("delta-r2",)  # metrics of which a run is one half: the suite's data must be at hand
 # How the runs of a metric differ; of all others items earn credit.
-DIFFERENCES: dict[str, Callable[[Joined], Found]] = {"spearman": correlated, "delta-r2": explained}
+DIFFERENCES: dict[str, Callable[[Joined], Found]] = {
+    "spearman": correlated,
+    "delta-r2": explained,
+    "task-score": measured,
+    "task-penalty": measured,
+    "bits-per-byte": measured,
+}
 
 
 def compare(

@@ -15,7 +15,7 @@ HEADLINE = "headline"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One line of a comparison: run b minus run a on the same n items.
+    """One line of a comparison: run b minus run a on the same n items (of metrics.LOWER_IS_BETTER a minus b).
 
     level: "headline", a label level (field, phenomenon, paradigm) or "task"; name: its value; within: as of a Group.
     a, b: the two values; value: b - a; low, high: its 95% interval. All are fractions (correlations: as they are).

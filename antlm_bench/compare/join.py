@@ -165,7 +165,8 @@ def tabulated(run: Run, cell: Cell) -> Table:
         raise RunError("a right answer is no number", place=place, hint=AGAIN)
     absent = {level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro}  # strata() will say so
     levels = absent | (_levels(arrays["labels"], place) if "labels" in arrays else {})
-    return Table(ids, gold, **padded, valid=valid, flags=flags, levels=levels)
+    judged = _judged(arrays["judged"], len(ids), place) if "judged" in arrays else np.empty((len(ids), 0))
+    return Table(ids, gold, **padded, valid=valid, flags=flags, levels=levels, judged=judged)
 
 
 def _methods(
@@ -209,7 +210,7 @@ def _take(table: Table, ids: tuple[str, ...]) -> Table:
         return table
     at = {name: row for row, name in enumerate(table.ids)}
     rows = np.array([at[name] for name in ids], int)
-    parts = {name: getattr(table, name)[rows] for name in ("gold", "scores", "tokens", "characters", "valid")}
+    parts = {name: getattr(table, name)[rows] for name in ("gold", "scores", "tokens", "characters", "valid", "judged")}
     flags = {name: raised[rows] for name, raised in table.flags.items()}
     levels = {level: _recoded(codes[rows], names) for level, (codes, names) in table.levels.items()}
     return replace(table, ids=ids, **parts, flags=flags, levels=levels)
@@ -231,6 +232,13 @@ def _padded(array: Any, valid: Any, place: str) -> Any:
     column = np.zeros(valid.shape)
     column[valid] = _numbers(values)
     return column
+
+
+def _judged(array: Any, n: int, place: str) -> Any:
+    """What a suite's judge says (n, m): as much of every item."""
+    if len(set(np.diff(_numbers(array.offsets)).tolist())) > 1:
+        raise RunError("the judge says more of one item than of another", place=place, hint=AGAIN)
+    return _numbers(array.flatten()).reshape(n, -1)
 
 
 def _flags(array: Any, n: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from antlm_bench.declarations import catalog
+from antlm_bench.metrics import LOWER_IS_BETTER
 from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.types import Cell, Estimate, Group, Run
 
@@ -77,10 +78,11 @@ def _result(cell: Cell, name: str, estimate: Estimate, says: str) -> dict[str, A
         "metric_config": {
             "evaluation_description": f"{metric}, {says}",
             "metric_id": metric,
-            "lower_is_better": False,
+            "lower_is_better": metric in LOWER_IS_BETTER,
             "score_type": "continuous",
-            "min_score": LOWEST.get(metric, 0.0),
-            "max_score": 1.0,
+            # Where a metric has no bounds, what was seen.
+            "min_score": min(LOWEST.get(metric, 0.0), estimate.low),
+            "max_score": max(1.0, estimate.high),
         },
         "score_details": {
             "score": estimate.value,

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
+from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE
 from antlm_bench.metrics.measures import Accuracy, Spearman
 from antlm_bench.metrics.table import Table, tabulate
 from antlm_bench.types import Cell, Floats, Prediction, Run
 
 KEYS = ("model", "weights", "suite", "method", "seed", "id")
+JUDGED = (TASK_SCORE, TASK_PENALTY)
 NUMBERS = ("gold", "pred", "correct", "margin", "score", "score_other", "tokens", "tokens_other", "share")
 
 
@@ -23,7 +25,8 @@ def table(found: Sequence[Run]) -> bytes:
     a suite lacks one), NUMBERS, flags.
 
     score: summed log-probability (nats) of the right option, score_other of the best other one, margin the difference.
-    correct: credit in 0..1, a tie under the run's tie rule. share: probability of the first option among the options,
+    correct: credit in 0..1, a tie under the run's tie rule; where a task judges its answers itself, what it says (then
+    score is the preferred option's). share: probability of the first option among the options,
     where humans rated it (then gold is that rating and there is no right option). Empty: not defined.
     """
     told = [(run, cell) for run in found for cell in run if cell.summary.metric != "acquisition"]  # curves are no items
@@ -52,6 +55,12 @@ def _numbers(cell: Cell, predictions: Sequence[Prediction]) -> Iterator[list[Any
     reduction = str(cell.settings.get("reduction", "sum"))
     columns = tabulate(predictions, set(), "sum" if reduction == "class" else reduction)
     if cell.summary.metric == "delta-r2":  # options are questions of their own: a word, and the word before it
+        for p in predictions:
+            yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]
+    elif cell.summary.metric in JUDGED:  # no option is right by itself
+        for p, said in zip(predictions, columns.judged[:, 0], strict=True):
+            yield ["", p.pred, _number(said), "", p.scores[p.pred], "", p.tokens[p.pred], "", ""]
+    elif cell.summary.metric == BITS_PER_BYTE:
         for p in predictions:
             yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]
     elif all(isinstance(p.gold, int) for p in predictions):

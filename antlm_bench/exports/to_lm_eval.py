@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs, statistics
+from antlm_bench.metrics import LOWER_IS_BETTER
+from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE, Judged
 from antlm_bench.metrics.measures import Accuracy
 from antlm_bench.metrics.table import tabulate
 from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
 
 Files = dict[str, bytes]
+PERPLEXITIES = ("byte-perplexity", "word-perplexity")  # views that the harness has numbers of
 
 
 def files(run: Run, method: str) -> Files:
@@ -96,36 +99,35 @@ def entered(
     our 95% interval of that very number, its width / (2 * 1.96). The harness took another estimator's for groups until
     June 2026 (#3882). "N/A", as there, for a single item.
     """
-    metric = "acc" if cell.summary.metric == "accuracy" else cell.summary.metric
+    metric, credit = credited(cell, predictions)
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
-    reduction = str(cell.settings.get("reduction", "sum"))
-    credit: Floats | None = None
-    if metric == "acc":
-        ties = str(cell.settings.get("ties", "half"))
-        credit = Accuracy(ties, reduction).values(tabulate(predictions, set(), reduction), reduction)
     members: dict[str, list[int]] = {}
     for place, prediction in enumerate(predictions):
-        name = prediction.labels.get(level, "") if metric == "acc" else ""
+        name = prediction.labels.get(level, "") if credit is not None else ""
         members.setdefault(f"{cell.suite}_{name}" if name and name != cell.suite else cell.suite, []).append(place)
     for task, places in members.items():
         value: float = cell.summary.headline.value
         error: float | None = deviation(cell.summary.headline)
         if credit is not None:
-            own = credit[places]
-            value = float(own.mean())
+            own = credit[places][~np.isnan(credit[places])]  # lm-eval, too, leaves out what it has no number of
+            value = float(own.mean()) if len(own) else value
             error = float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None
         document["results"][task] = line(task, metric, value, error, len(places))
-        document["configs"][task] = {"task": task, "dataset_name": cell.suite, "output_type": "multiple_choice"}
+        for view in PERPLEXITIES:
+            if view in cell.summary.views:
+                document["results"][task][f"{view.replace('-', '_')},none"] = cell.summary.views[view].value
+        kind = "loglikelihood_rolling" if cell.summary.metric == BITS_PER_BYTE else "multiple_choice"
+        document["configs"][task] = {"task": task, "dataset_name": cell.suite, "output_type": kind}
         document["versions"][task] = version
         document["n-shot"][task] = 0
-        document["higher_is_better"][task] = {metric: True}
+        document["higher_is_better"][task] = {metric: cell.summary.metric not in LOWER_IS_BETTER}
         document["n-samples"][task] = {"original": len(places), "effective": len(places)}
         document["task_hashes"][task] = cell.settings.get("suite_digest")
         yield (
             task,
             [
-                sample(n, predictions[p], metric, credit[p] if credit is not None else None)
+                sample(n, predictions[p], metric, credit[p] if credit is not None and credit[p] == credit[p] else None)
                 for n, p in enumerate(places)
             ],
         )
@@ -136,6 +138,17 @@ def entered(
         document["groups"][cell.suite] = document["results"][cell.suite] = group
         document["group_subtasks"][cell.suite] = list(members)
         document["versions"][cell.suite] = version
+
+
+def credited(cell: Cell, predictions: Sequence[Prediction]) -> tuple[str, Floats | None]:
+    """The harness's name of a metric, and what each item adds to its mean (n,), where it is one; nan adds nothing."""
+    metric, reduction = cell.summary.metric, str(cell.settings.get("reduction", "sum"))
+    if metric == "accuracy":
+        ties = str(cell.settings.get("ties", "half"))
+        return "acc", Accuracy(ties, reduction).values(tabulate(predictions, set(), reduction), reduction)
+    if metric in (TASK_SCORE, TASK_PENALTY):
+        return str(cell.settings["judge"][1]), Judged("", "").values(tabulate(predictions, set()), "")
+    return metric.replace("-", "_") if metric == BITS_PER_BYTE else metric, None
 
 
 def deviation(estimate: Estimate) -> float:

@@ -6,23 +6,20 @@ lm_eval run --model antlm-bench --model_args pretrained=CKPT,method=mlm --tasks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from lm_eval.api.model import LM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.declarations import nearest
-from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, UsageError
+from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.harness.reader import Reader
+from antlm_bench.harness.rolling import refuse, roll
 from antlm_bench.scoring import choice
-from antlm_bench.scoring.probes import causal
 from antlm_bench.scoring.probes import method as find_method
-from antlm_bench.scoring.text import specials
-from antlm_bench.suites.harness import asked
-from antlm_bench.types import Encoded, Ints, Item
+from antlm_bench.suites.documents import asked
+from antlm_bench.types import Item
 
 logger = logging.getLogger(__name__)
 TRUNCATE = ("never", "left")
@@ -103,29 +100,11 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability (nats) of whole texts, in windows that overlap by one token (the harness's own rule).
-
-        Every text begins after exactly one BOS or EOS; HFLM doubles it where the tokenizer adds one by itself. Raises
-        MethodNotSupported for a masked method: a text has no pseudo-log-likelihood beyond the model's length.
-        """
+        """Log-probability (nats) of whole texts: see `rolling`. Raises MethodNotSupported for a masked method."""
         del disable_tqdm
-        if self.method_name != "causal":
-            message = f"perplexity of whole documents needs the method 'causal', not {self.method_name!r}"
-            raise MethodNotSupported(message, place=PLACE, hint="method=causal, if the model attends that way")
-        encoder = self.reader.checkpoint.encoders["causal"]
-        before = specials(encoder.tokenizer, "causal", "auto").before
-        if not before:
-            raise CheckpointError("the tokenizer knows no BOS or EOS to begin a text with", place=self.reader.name)
+        refuse(self.method_name, PLACE, "method=causal, if the model attends that way")
         texts = [request.args[0] for request in requests]
-        rows: list[tuple[int, list[int], int]] = []
-        for number, text in enumerate(texts):
-            ids = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            longest = self.reader.max_length or len(ids) or 1
-            for window in get_rolling_token_windows(list(ids), before[-1], longest, 1):
-                context, scored = make_disjoint_window(window)
-                rows.append((number, [*context, *scored], len(context)))
-        probes = [causal(encoded) for encoded in _encoded(rows)]
-        scores = self.reader.checkpoint.read(probes, len(texts)) if probes else np.zeros(len(texts))
+        scores = roll(self.reader.checkpoint, texts).scores
         for text, score in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(score))
         return [float(score) for score in scores]
@@ -157,14 +136,3 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
             place=PLACE,
             hint="truncate=left cuts contexts on the left, as --model hf does; or fewer shots",
         )
-
-
-def _encoded(rows: Sequence[tuple[int, list[int], int]]) -> Iterator[Encoded]:
-    """(text, ids, where the scored part begins) per row -> rows of one length each."""
-    by_length: dict[int, list[tuple[int, list[int], int]]] = {}
-    for row in rows:
-        by_length.setdefault(len(row[1]), []).append(row)
-    for length, mine in by_length.items():
-        ids: Ints = np.array([row for _, row, _ in mine], np.int32)
-        scored = np.arange(length) >= np.array([start for _, _, start in mine])[:, None]
-        yield Encoded(ids, scored, np.full_like(ids, -1), np.array([text for text, _, _ in mine], np.int32))

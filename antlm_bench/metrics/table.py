@@ -19,6 +19,7 @@ class Table:
 
     gold (n,). scores, tokens, characters, valid (n, k). flags: name -> (n,) True where raised, "tie" included.
     levels: label level -> (codes (n,), -1 = the item has no such label; names in order of appearance).
+    judged (n, m): what the suite's judge says, nan = nothing; m is 0 where there is no judge.
     """
 
     ids: tuple[str, ...]
@@ -29,6 +30,7 @@ class Table:
     valid: Bools
     flags: Mapping[str, Bools]
     levels: Mapping[str, tuple[Ints, tuple[str, ...]]]
+    judged: Floats
 
     def reduced(self, reduction: str) -> Floats:
         """Scores (n, k) as summed, or divided by the tokens or characters that they sum over."""
@@ -65,6 +67,7 @@ def tabulate(predictions: Sequence[Prediction], levels: set[str], reduction: str
         valid=valid,
         flags=flags,
         levels={level: _codes([p.labels.get(level) for p in predictions]) for level in levels},
+        judged=_judged(predictions),
     )
     broken = ((np.isnan(scores) | (scores == np.inf)) & valid).any(axis=1) | ~valid.any(axis=1)
     broken &= ~table.flag("too-long")
@@ -146,6 +149,13 @@ def _pad(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats, Floats
         column[valid] = flat
         padded.append(column)
     return valid, (padded[0], padded[1], padded[2])
+
+
+def _judged(predictions: Sequence[Prediction]) -> Floats:
+    for one in predictions:
+        if len(one.judged) != len(predictions[0].judged):
+            raise DataError("the judge says more of one item than of another", place=f"item {one.id}")
+    return np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
 
 
 def _codes(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]:

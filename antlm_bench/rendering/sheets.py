@@ -17,10 +17,11 @@ from antlm_bench.commands.members import Entry, Number
 from antlm_bench.commands.report import Column, Report
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import Result, model_index
-from antlm_bench.metrics.surprisal import SURPRISAL
 from antlm_bench.rendering.tables import escape, printable
+from antlm_bench.rendering.units import unit
 
 MACRO, MISSING = "Macro-average", "–"
+AS_THEY_ARE = ("surprisal", "task-score", "task-penalty", "bits-per-byte")  # metrics that no table turns into percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,10 @@ def value(number: Number | None) -> str:
     """`63.4 ±0.4`: percent, a correlation times 100, nats, and half the width of the interval where it is known."""
     if number is None:
         return MISSING
-    times, decimals = (1, 2) if number.metric == SURPRISAL else (100, 1)
-    written = f"{times * number.value:.{decimals}f}"
+    written = unit(number.metric if number.metric in AS_THEY_ARE else "accuracy").written
     if number.low is None or number.high is None:
-        return written
-    return f"{written} ±{times * (number.high - number.low) / 2:.{decimals}f}"
+        return written(number.value)
+    return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
 
 
 def _part(entry: Entry, task: str, letters: _Letters) -> Cell:
@@ -145,8 +145,9 @@ def legend(report: Report) -> str:
     tuned = any(entry.parts for column in report.columns for entry in column.entries)
     over = "items, and over seeds where there are several" if tuned else "items"
     like = "correlations and ΔR²" if any(number.metric == "delta-r2" for number in numbers) else "a correlation"
-    nats = ", surprisal in nats" if any(number.metric == SURPRISAL for number in numbers) else ""
-    said = [f"Percent ({like} times 100{nats}) ± half the 95% interval over {over}."]
+    units = [unit(metric).what for metric in dict.fromkeys(n.metric for n in numbers) if metric in AS_THEY_ARE]
+    others = "".join(f", {what[0].lower()}{what[1:]}" for what in units)
+    said = [f"Percent ({like} times 100{others}) ± half the 95% interval over {over}."]
     if any(number.low is None for number in numbers):
         said.append("Published numbers have no interval.")
     if report.collection:

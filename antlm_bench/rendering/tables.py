@@ -231,7 +231,8 @@ def asides(block: Block) -> list[tuple[str, list[str]]]:
     """What a headline must be read with: flags that were raised, and its interval if the groups were a sample too."""
     found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in flags(block)]
     if any(block.clustered):
-        half = [f"±{50 * (e.high - e.low):.1f}" if e else "–" for e in block.clustered]
+        written = unit(block.metric).written
+        half = [f"±{written((e.high - e.low) / 2)}" if e else "–" for e in block.clustered]
         found.append((f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half))
     return found
 

@@ -25,12 +25,16 @@ class Unit:
 
 MEAN = "items resampled within each group for an unweighted mean of groups, Wilson's for one group"
 EXPLAINED = "percent that surprisal explains of what the other predictors leave, sentences resampled"
+JUDGED = "items resampled, Wilson's where each is 0 or 1"
 TUNED = "over seeds and items"
 UNITS: dict[str, Unit] = {
     "accuracy": Unit("accuracy", "Percent right", MEAN, lost="counted wrong", chosen=True),
     "spearman": Unit("Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True),
     "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED),
     "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", times=1, decimals=2),
+    "task-score": Unit("task's score", "Score as the task judges it", JUDGED, times=1, decimals=3),
+    "task-penalty": Unit("task's penalty", "Penalty as the task judges it (less is better)", JUDGED, 1, 3),
+    "bits-per-byte": Unit("bits per byte", "Bits per byte (less is better)", "documents resampled", 1, 3),
     "acquisition": Unit("Pearson's r", "Pearson's r", "Fisher's", times=1, decimals=2),
     "f1": Unit("100 F1", "100 F1", TUNED),
     "macro-f1": Unit("100 macro-F1", "100 macro-F1", TUNED),

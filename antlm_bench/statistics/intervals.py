@@ -70,6 +70,20 @@ def bootstrap(strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, see
     return _percentiles(replicates)
 
 
+def bootstrap_ratio(over: Floats, under: Floats, draws: int = DRAWS, seed: int = SEED) -> Interval:
+    """Percentile interval of sum(over) / sum(under) when the n pairs are resampled; `under` is 0 or more, not all 0.
+
+    The few replicates in which it is 0 throughout are left out.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for size in np.diff(np.linspace(0, draws, max(1, len(over) * draws // CELLS) + 1).astype(int)):
+        pick = rng.integers(len(over), size=(size, len(over)))
+        total = under[pick].sum(axis=1)
+        found.append(over[pick].sum(axis=1)[total > 0] / total[total > 0])
+    return _percentiles(np.concatenate(found))
+
+
 def bootstrap_counts(
     counts: Floats, measure: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
 ) -> Interval:

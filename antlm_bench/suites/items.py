@@ -22,6 +22,7 @@ from antlm_bench.types import Item, Option
 if TYPE_CHECKING:
     from antlm_bench.metrics.times import Times
     from antlm_bench.suites.formula import Formula
+    from antlm_bench.suites.judged import Judge
     from antlm_bench.suites.spec import Declared
 
 
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 class Suite:
     """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file order.
 
-    digest: sha256 over the metric, the groups, the averaging and every item's id, texts, spans, gold and labels. Runs
-    of equal digest answered the same questions. notes: sentences that a reader of the number needs.
-    times: the human side of a suite of reading times, whose words are `glued` to their contexts or not (TimesSpec).
-    formulas: of a SyntaxGym suite, what each label of syntaxgym.LEVEL says. reduction: which score decides (SuiteSpec);
-    a setting of cells, so no part of the digest. verbatim: a peer's requests to the letter, its delimiters included.
+    digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and labels; equal for the same
+    questions. notes: what a reader of the number needs. times: the human side of reading times, `glued` words or not.
+    formulas: what each label of syntaxgym.LEVEL says. judge: makes numbers of answers, which are views or decide (see
+    metrics.judged). reduction: which score decides (SuiteSpec); a setting of a cell, so no part of the digest. verbatim:
+    a peer's requests to the letter, its delimiters included.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Suite:
     times: Times | None = None
     glued: bool = False
     formulas: Mapping[str, Formula] | None = None
+    judge: Judge | None = None
     reduction: str = "sum"
     verbatim: bool = False
 
@@ -60,8 +62,7 @@ def load(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a suite's TOML, a CSV, TSV or JSONL file of pairs, SyntaxGym's JSON, or
-    `lm-eval:TASK`.
+    """The suite behind a name of the catalog, a TOML, a CSV, TSV or JSONL of pairs, SyntaxGym's JSON, `lm-eval:TASK`.
 
     limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
     columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.

@@ -10,41 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from lm_eval_itself import evaluated, ref
 
 from antlm_bench import runs
 from antlm_bench.cli import run as cli
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.options import split
-from antlm_bench.suites import harness
+from antlm_bench.suites import documents, harness
 from antlm_bench.suites.items import load, members
 from antlm_bench.types import Option
 
 DOCS = [{"q": "a", "choices": ["b", "c"], "gold": 0}]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
-
-
-def ref(file):
-    return f"lm-eval:{file}"
-
-
-def evaluated(files, folder, **options):
-    """What lm-eval itself says of tasks under its own causal model: its results, and scores per task and document."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_defaults=False, include_path=str(files[0].parent))
-    model = HFLM(pretrained=str(folder), device="cpu", batch_size=2, **options)
-    names = [file.stem for file in files]
-    found = lm_eval.simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
-    scores = {
-        f"{task}_{sample['doc_id']}": [float(answer[0][0]) for answer in sample["resps"]]
-        for task, samples in found["samples"].items()
-        for sample in samples
-    }
-    return found["results"], scores
 
 
 def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
@@ -68,7 +47,7 @@ def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
     ],
 )
 def test_white_space_that_ends_a_context_is_scored_with_the_continuation(context, continuation, text, span):
-    assert harness.asked(context, continuation) == Option(text, span)
+    assert documents.asked(context, continuation) == Option(text, span)
 
 
 def test_shots_are_those_that_lm_eval_draws(make_task):
@@ -143,18 +122,11 @@ def test_a_file_without_a_task_says_so(tmp_path):
         load(ref(file))
 
 
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        ("generate_until", "generated text"),
-        ("loglikelihood_rolling", "perplexity"),
-    ],
-)
-def test_what_is_no_choice_is_refused_by_its_name(make_task, kind, says):
-    file = make_task("toy_other", output_type=kind, metric_list=None, doc_to_choice=None, doc_to_target="{{q}}")
-    with pytest.raises(UsageError, match=says) as caught:
+def test_generation_is_refused_by_its_name(make_task):
+    file = make_task("toy_other", output_type="generate_until", metric_list=None, doc_to_choice=None)
+    with pytest.raises(UsageError, match="'toy_other' asks for generated text") as caught:
         load(ref(file))
-    assert "toy_other" in str(caught.value) and caught.value.hint
+    assert "--model hf" in caught.value.hint
 
 
 def test_a_name_with_a_slip_costs_no_checkpoint_and_names_the_nearest(monkeypatch):
@@ -333,21 +305,6 @@ def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
         {"group": "toy_inner", "task": "toy_two"},
         {"group": "toy_outer", "task": "toy_three"},
     ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "says"),
-    [
-        ({"doc_to_target": "right"}, DataError, "2 options are right"),
-        ({"process_results": "!judge"}, UsageError, "code of its own"),
-    ],
-)
-def test_other_ways_to_be_right_are_refused(make_task, tmp_path, changes, error, says):
-    file = make_task("toy_right", [{"q": "a", "choices": ["b", "c"], "gold": 0, "right": [0, 1]}], **changes)
-    (tmp_path / "judge.py").write_text("def right(doc, results):\n    return {'acc': 1.0}\n")
-    file.write_text(file.read_text().replace("'!judge'", "!function judge.right"))
-    with pytest.raises(error, match=says):
-        load(ref(file))
 
 
 def test_masked_and_hybrid_methods_answer_the_same_tasks_on_the_command_line(make_checkpoint, make_task, tmp_path):

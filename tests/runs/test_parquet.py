@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,3 +78,19 @@ def test_text_that_is_no_unicode_is_refused() -> None:
 def test_bytes_that_are_no_parquet_are_a_typed_error(data: bytes) -> None:
     with pytest.raises(RunError, match="here"):
         parquet.decode(data, "here")
+
+
+def test_what_a_judge_says_survives_and_files_without_one_keep_their_columns() -> None:
+    plain = Prediction("a", 0, 0, (-1.0,), (1,), (1,))
+    given = [replace(plain, judged=(0.25, math.nan)), replace(plain, id="b", judged=(math.inf, 1.0))]
+    back = parquet.predictions(parquet.decode(parquet.encode(given, ABOUT), "here"))
+    assert back[1] == given[1] and back[0].judged[0] == 0.25 and math.isnan(back[0].judged[1])
+    assert parquet.decode(parquet.encode([plain], ABOUT), "here").column_names == parquet.SCHEMA.names
+
+
+def test_a_judge_s_column_of_another_type_is_damage() -> None:
+    table = parquet.decode(parquet.encode([Prediction("a", 0, 0, (-1.0,), (1,), (1,))], ABOUT), "here")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.append_column("judged", pa.array([["much"]])), sink)
+    with pytest.raises(RunError, match="column judged should hold"):
+        parquet.decode(bytes(sink.getvalue()), "here")

@@ -1,0 +1,151 @@
+"""The documents of a task of lm-evaluation-harness as items: its own requests, what is right, and who judges it."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from antlm_bench.errors import DataError
+from antlm_bench.metrics.surprisal import WORD
+from antlm_bench.suites.judged import LENGTHS, Case, Reading
+from antlm_bench.suites.templates import clean
+from antlm_bench.types import Item, Option
+
+CHOICE, ALONE, WHOLE = "multiple_choice", "loglikelihood", "loglikelihood_rolling"  # the kinds that are scored
+LEVELS = ("group", "task")  # labels of an item of a group, coarse to fine
+NO_OPTION = -1  # the right option of a document whose task has another idea of right
+SEED, NUMPY_SEED, SHOTS_SEED = 0, 1234, 1234  # what lm_eval fixes when it is told nothing (lm_eval/defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as it was built, and the group it stands in ("" where it was asked for by its own name).
+
+    readings: those of its numbers that are means over documents, in its own order.
+    """
+
+    name: str
+    group: str
+    built: Any
+    readings: Mapping[str, Reading]
+
+    @property
+    def own(self) -> Any:
+        """The code of its own by which it judges answers; None where that is the harness's."""
+        said = self.built.config.process_results
+        inherited = type(self.built).process_results.__module__ == "lm_eval.api.task"
+        return said if callable(said) else None if inherited else self.built.process_results
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A document. several: are several of its options right, so that only the harness's own code judges it?"""
+
+    item: Item
+    case: Case
+    several: bool = False
+
+
+def asked(context: str, continuation: str) -> Option:
+    """A request of the harness as one text: white space that ends the context is scored with the continuation.
+
+    The convention is the harness's (`TemplateLM._encode_pair`, 0.4.13): tokens carry the space before them. Where a
+    token straddles the border, our span rule counts it whole; the harness drops as many as the context alone has.
+    """
+    start = len(context.rstrip())
+    text = context + continuation
+    return Option(text, (start, len(text)) if start else None)
+
+
+def rows_of(task: Task, limit: int | None, grouped: bool, place: str) -> Iterator[Row]:
+    """The documents of a task as items; ids are those under which results of lm-eval are imported."""
+    with at_work(place):
+        task.built.set_fewshot_seed(seed=SHOTS_SEED)
+        task.built.build_all_requests(limit=limit, rank=0, world_size=1)
+        instances = list(task.built.instances)
+    labels = dict(zip(LEVELS, (task.group, task.name), strict=True)) if grouped else {}
+    labels = {level: name for level, name in labels.items() if name}
+    own, kind = task.own, task.built.OUTPUT_TYPE
+    for number, requests in groupby(instances, key=lambda instance: instance.doc_id):
+        here, pairs, name = f"{place}, document {number}", list(requests), f"{task.name}_{number}"
+        case = Case(pairs[0].doc, task.built.process_results, task.readings, here)
+        if kind == WHOLE:
+            text = clean(pairs[0].args[0], "document", here)
+            yield Row(Item(name, (Option(text),), 0, labels), replace(case, readings=LENGTHS))
+            continue
+        if kind == ALONE:  # every document is a word of its own: the headline is the mean over documents
+            option = _option(pairs[0].args, None, here)
+            yield Row(Item(name, (option,), 0, labels if own else {**labels, WORD: name}), case)
+            continue
+        with at_work(here):
+            choices = task.built.doc_to_choice(pairs[0].doc)
+            gold = _gold(task, pairs[0].doc)
+        # For mutual information the harness asks for every continuation twice; the first half has the context.
+        options = [_option(pair.args, choice, here) for pair, choice in zip(pairs, choices, strict=False)]
+        asides = [_option(pair.args, None, here) for pair in pairs[len(options) :]]
+        right = _right(gold, choices, here, own)
+        yield Row(Item(name, tuple(options), right[0], labels), replace(case, asides=tuple(asides)), len(right) > 1)
+
+
+def _gold(task: Task, document: Any) -> Any:
+    """What the task says is right; a task with a judge of its own need not have a word for it."""
+    say = task.built.doc_to_text if task.built.multiple_input else task.built.doc_to_target
+    if not task.own:
+        return say(document)
+    with suppress(Exception):
+        return say(document)
+    return NO_OPTION
+
+
+def _option(request: tuple[Any, ...], choice: str | None, place: str) -> Option:
+    """A request, with the length that acc_norm divides by: of the choice as the task spells it, without a delimiter."""
+    context, continuation = request[:2]
+    option = asked(clean(context, "context", place), clean(continuation, "continuation", place))
+    if not continuation:
+        raise DataError("a continuation is empty", place=place, hint="mend the task's doc_to_choice or doc_to_target")
+    return option if choice is None else replace(option, length=len(choice))
+
+
+def _right(gold: Any, choices: list[str], place: str, judged: bool) -> tuple[int, ...]:
+    """The right options by their index: the target itself, or the place of its text among the choices; perhaps several.
+
+    judged: a task with a judge of its own need not say what is right in these words, and is believed: (NO_OPTION,).
+    """
+    found = [choices.index(one) if isinstance(one, str) and one in choices else one for one in _each(gold)]
+    wrong = [one for one in found if isinstance(one, bool) or not isinstance(one, int | np.integer)]
+    wrong += [one for one in found if one not in wrong and not 0 <= one < len(choices)]
+    if found and not wrong:
+        return tuple(int(one) for one in found)
+    if judged:
+        return (NO_OPTION,)
+    hint = "is it a split without answers, or does doc_to_target not give an index or one of doc_to_choice?"
+    raise DataError(f"the right answer {gold!r} is none of its {len(choices)} options", place=place, hint=hint)
+
+
+def _each(gold: Any) -> list[Any]:
+    return list(gold) if isinstance(gold, list) else [gold]
+
+
+@contextmanager
+def at_work(place: str) -> Iterator[None]:
+    """The harness at work: its seeds set and given back, its progress bars silent, its errors with their place."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(NUMPY_SEED)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except Exception as error:
+        message = f"lm-eval cannot build it: {type(error).__name__}: {error}"
+        hint = "does `lm_eval run --tasks` take it? Its data set must be at hand, or the hub in reach"
+        raise DataError(message, place=place, hint=hint) from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
