@@ -9,18 +9,17 @@ from antlm_bench.statistics.intervals import (
     Z,
     bootstrap,
     bootstrap_counts,
-    bootstrap_spearman,
     closed_form,
     clustered,
     macro_weights,
-    spearman,
     standard_error,
     unseen_counts,
     wilson,
     wilson_macro,
 )
 from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
-from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation, spearman_p
+from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
+from antlm_bench.statistics.ranks import spearman, spearman_difference, spearman_interval
 from antlm_bench.statistics.seeds import (
     Uncertain,
     from_interval,
@@ -42,7 +41,6 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap",
     "bootstrap_counts",
-    "bootstrap_spearman",
     "closed_form",
     "clustered",
     "detectable",
@@ -54,6 +52,8 @@ __all__ = [
     "mean_of",
     "permutation",
     "spearman",
+    "spearman_difference",
+    "spearman_interval",
     "spearman_p",
     "standard_error",
     "two_level",
