@@ -4,6 +4,16 @@ Everything here is recomputed from stored predictions at will; nothing needs the
 """
 
 from antlm_bench.metrics.classes import Spread, across_seeds, collapsed, contributions
-from antlm_bench.metrics.summary import METRICS, TIES, resolve, summarize
+from antlm_bench.metrics.summary import LOWER_IS_BETTER, METRICS, TIES, resolve, summarize
 
-__all__ = ["METRICS", "TIES", "Spread", "across_seeds", "collapsed", "contributions", "resolve", "summarize"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "METRICS",
+    "TIES",
+    "Spread",
+    "across_seeds",
+    "collapsed",
+    "contributions",
+    "resolve",
+    "summarize",
+]

@@ -21,6 +21,7 @@ METRICS: dict[str, str] = {
     "macro-f1": CLASSIFIED,
     "mcc": CLASSIFIED,
 }
+LOWER_IS_BETTER = frozenset({"surprisal"})  # of all other metrics more is better
 TIES: dict[str, str] = {
     "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
     "strict": "a shared best score is wrong",

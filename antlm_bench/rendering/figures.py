@@ -222,7 +222,7 @@ def _tile(estimate: Estimate | None, metric: str, head: bool) -> Tile:
 
 def _difference(one: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
     """A row of the forest: value and interval in points (a correlation: as it is)."""
-    scale, digits = (1, 2) if comparison.metric == "spearman" else (100, 1)
+    scale, digits = unit(comparison.metric).times, unit(comparison.metric).decimals
     p = one.adjusted if one.adjusted is not None else one.p
     name = "headline" if one.level == "headline" else tables.printable(one.name)
     value, low, high = (scale * number for number in (one.value, one.low, one.high))
@@ -238,7 +238,7 @@ def _difference(one: Difference, other: str, comparison: Comparison) -> dict[str
         "faint": False,
         "text": text,
         "says": f"{name}, {other}: {text}",
-        "correlation": scale == 1,
+        "of": unit(comparison.metric).of or "correlations",
     }
 
 
@@ -250,7 +250,8 @@ def _shown(groups: Sequence[Difference]) -> list[Difference]:
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "difference of correlations" if rows[0]["correlation"] else "difference in points"
+    of = rows[0]["of"]
+    return "difference of correlations" if of == "correlations" else f"difference in {of}"
 
 
 def _grid(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Grid:

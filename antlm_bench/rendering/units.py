@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Unit:
     """head: what stands above a column of nothing else. what, interval: as a legend says it, and where its interval
     comes from. times, decimals: how a number is written. lost: what became of items that did not fit into
-    the model. chosen: whether options were compared."""
+    the model. chosen: whether options were compared. of: what stands behind a difference. moved: what became of
+    items that got better, and worse; () where no single one does."""
 
     head: str
     what: str
@@ -18,6 +19,8 @@ class Unit:
     decimals: int = 1
     lost: str = "left out"
     chosen: bool = False
+    of: str = "points"
+    moved: tuple[str, ...] = ("gained", "lost")
 
     def written(self, value: float) -> str:
         return f"{self.times * value:.{self.decimals}f}"
@@ -26,11 +29,14 @@ class Unit:
 MEAN = "items resampled within each group for an unweighted mean of groups, Wilson's for one group"
 EXPLAINED = "percent that surprisal explains of what the other predictors leave, sentences resampled"
 TUNED = "over seeds and items"
+WORDS = ("words better", "worse")
 UNITS: dict[str, Unit] = {
     "accuracy": Unit("accuracy", "Percent right", MEAN, lost="counted wrong", chosen=True),
-    "spearman": Unit("Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True),
-    "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED),
-    "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", times=1, decimals=2),
+    "spearman": Unit(
+        "Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True, of="", moved=()
+    ),
+    "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED, moved=()),
+    "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", 1, 2, of="nats", moved=WORDS),
     "acquisition": Unit("Pearson's r", "Pearson's r", "Fisher's", times=1, decimals=2),
     "f1": Unit("100 F1", "100 F1", TUNED),
     "macro-f1": Unit("100 macro-F1", "100 macro-F1", TUNED),

@@ -128,7 +128,7 @@ def _crossed(sides: Sequence[Floats], by_item: Floats) -> Uncertain:
 def _interaction(values: Floats) -> float:
     """MS_c / (S n): what the interaction of S >= 2 seeds and n >= 2 items adds to the variance of their mean."""
     rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
-    return float((rest**2).sum()) / ((len(values) - 1) * (values.shape[1] - 1)) / values.size
+    return float((rest**2).sum() / ((len(values) - 1) * (values.shape[1] - 1) * values.size))
 
 
 def _added(parts: Sequence[Part]) -> Part:
