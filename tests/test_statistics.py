@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from antlm_bench import statistics
+from antlm_bench.statistics.acquisition import correlation
 from antlm_bench.types import Floats
 
 RIGHT = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -133,29 +134,39 @@ def test_spearman_is_scipys_and_unknown_where_undefined() -> None:
     assert statistics.spearman(x[:2], y[:2]) is None
 
 
-def test_the_spearman_bootstrap_is_scipys_percentile_bootstrap() -> None:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=80)
-    y = x + rng.normal(size=80)
-    theirs = stats.bootstrap(
-        (x, y),
-        lambda a, b: stats.spearmanr(a, b).statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=2000,
-        method="percentile",
-        random_state=1,
-    ).confidence_interval
-    assert tuple(statistics.bootstrap_spearman(x, y)) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+@pytest.mark.parametrize("n", [20, 50, 200, 1000])
+def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
+    """Summed over every outcome, not drawn: of single rates it waves around 95%, as all intervals of a count do."""
+    rates = np.linspace(0.03, 0.97, 95)
+    low, high = statistics.wilson(np.arange(n + 1.0), n)
+    inside = (low <= rates[:, None]) & (rates[:, None] <= high)
+    covered = (stats.binom.pmf(np.arange(n + 1), n, rates[:, None]) * inside).sum(axis=1)
+    assert 0.945 <= covered.mean() <= 0.96
+    assert covered.min() > 0.9
 
 
-def test_the_spearman_bootstrap_covers() -> None:
-    rng, hits, truth = np.random.default_rng(5), 0, 6 / np.pi * np.arcsin(0.5 / 2)  # of a normal pair with r = 0.5
-    for _ in range(300):
-        x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], size=150).T
-        low, high = statistics.bootstrap_spearman(x, y, draws=400)
-        hits += low <= truth <= high
-    assert 0.91 <= hits / 300 <= 0.985
+@pytest.mark.parametrize("n", [10, 100, 1000])
+def test_a_rate_at_the_bound_of_what_was_never_seen_would_hide_in_1_of_40_samples(n: int) -> None:
+    """All n right, of two classes: errors of both kinds share a prior of one; the bound is Clopper and Pearson's."""
+    low, high = statistics.unseen_counts(
+        np.array([n / 2, 0, 0, n / 2]), 0.5, lambda cells: (cells[:, 0] + cells[:, 3]) / cells.sum(axis=1)
+    )
+    assert low**n == pytest.approx(0.025, abs=0.006)
+    assert low < stats.beta.ppf(0.5, n, 1) < high < 1
+
+
+@pytest.mark.parametrize(("n", "r"), [(30, 0.0), (30, 0.8), (200, 0.5)])
+def test_fishers_interval_of_pearsons_r_covers_and_its_p_errs_5_times_in_100(n: int, r: float) -> None:
+    rng, trials = np.random.default_rng(4), 1200
+    hits = found = 0
+    for _ in range(trials):
+        x, noise = rng.normal(size=(2, n))
+        _, p, (low, high) = correlation(x, r * x + (1 - r * r) ** 0.5 * noise) or (0, 0, (2, 2))
+        hits += low <= r <= high
+        found += p < 0.05
+    noise = 3 * (0.05 * 0.95 / trials) ** 0.5
+    assert abs(hits / trials - 0.95) < noise
+    assert r or abs(found / trials - 0.05) < noise
 
 
 @settings(max_examples=25, deadline=None)

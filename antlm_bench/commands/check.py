@@ -22,7 +22,7 @@ from antlm_bench.types import Run
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A run against its baseline: a verdict per suite, and, in words, the cells of the baseline that the run lacks and
-    those that are no score, which nobody can call better or worse."""
+    those to which single items contribute nothing that could be compared."""
 
     versus: Versus
     verdicts: tuple[Verdict, ...]
@@ -83,7 +83,7 @@ def failure(checked: Checked, strict: bool = False) -> BenchError | None:
 def _inventory(
     old: Run, new: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """In words the cells that the run lacks and those that are no score; the suites of which it has one at least."""
+    """In words the cells that the run lacks and those that cannot be paired; the suites of which it has one."""
     there, pairs = cells(new), dict(methods)
     missing, unjudged, shared = [], [], []
     for (suite, method), each in cells(old).items():

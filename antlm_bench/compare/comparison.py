@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from antlm_bench.compare.correlated import correlated
 from antlm_bench.compare.credited import Found, credited
@@ -12,13 +13,14 @@ from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
 from antlm_bench.compare.measured import measured
 from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
+from antlm_bench.compare.words import words
 from antlm_bench.errors import NotComparable
+from antlm_bench.metrics import LOWER_IS_BETTER
 from antlm_bench.types import Run
 
 __all__ = ["DATA", "UNPAIRED", "Comparison", "Difference", "Flip", "Versus", "compare"]
 
-# Metrics to which single items contribute nothing that could be paired: curves, and means that are no score.
-UNPAIRED = ("surprisal", "acquisition")
+UNPAIRED = ("acquisition",)  # metrics to which single items contribute nothing that could be paired: curves
 DATA = ("delta-r2",)  # metrics of which a run is one half: the suite's data must be at hand
 # How the runs of a metric differ; of all others items earn credit.
 DIFFERENCES: dict[str, Callable[[Joined], Found]] = {
@@ -27,6 +29,7 @@ DIFFERENCES: dict[str, Callable[[Joined], Found]] = {
     "task-score": measured,
     "task-penalty": measured,
     "bits-per-byte": measured,
+    "surprisal": words,
 }
 
 
@@ -48,7 +51,7 @@ def compare(
     for cells_a, cells_b in match(a, b, suites, methods):
         if cells_a[0].summary.metric in UNPAIRED:
             if suites:
-                message = f"{cells_a[0].suite} is measured in {cells_a[0].summary.metric}, which is no score"
+                message = f"single items of {cells_a[0].suite} contribute nothing that could be paired"
                 raise NotComparable(message, hint="its interval stands in each run: antlm-bench report RUN...")
             continue
         joined = join(a, b, cells_a, cells_b, allow_mixed)
@@ -77,8 +80,11 @@ def _finetuned(name: str, tasks: Sequence[Joined]) -> Comparison:
 def _comparison(
     suite: str, parts: Sequence[Joined], made: Found, notes: tuple[str, ...], macro: tuple[str, ...]
 ) -> Comparison:
-    headline, groups = adjusted(*made[:2])
     metrics = {part.cells_a[0].summary.metric for part in parts}
+    lower = metrics <= LOWER_IS_BETTER
+    headline, groups = adjusted(
+        replace(made[0], lower_is_better=lower), [replace(group, lower_is_better=lower) for group in made[1]]
+    )
     return Comparison(
         suite=suite,
         method_a=parts[0].cells_a[0].method,

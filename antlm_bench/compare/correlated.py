@@ -14,7 +14,7 @@ from antlm_bench.types import Bools, Floats
 
 
 def correlated(joined: Joined) -> Found:
-    """Headline and groups of a suite of ratings; its items are resampled, and exchanged between runs."""
+    """Headline and groups of a suite of ratings; by the influence of its items on both correlations."""
     table, other = joined.a[0], joined.b[0]
     settings, summary = joined.cells_a[0].settings, joined.cells_a[0].summary
     reduction = str(settings.get("reduction", "sum"))
@@ -40,7 +40,7 @@ def _difference(
     elif bool((x == z).all()):
         interval, p = Interval(0.0, 0.0), 1.0
     else:
-        interval, p = statistics.bootstrap_spearman(z, y, minus=x), statistics.spearman_p(x, z, y)
+        interval, p = statistics.spearman_difference(x, z, y)
     a, b = a or 0.0, b or 0.0
     seen = POWERED * (interval.high - interval.low) / 2 if p is not None else None
     return Difference(level, name, within, len(y), a, b, b - a, interval.low, interval.high, p, detectable=seen or None)

@@ -1,6 +1,6 @@
 """What a comparison says: the typed values that everything downstream (tables, gates, plots) is written against.
 
-A difference is b minus a: positive means that the second run is better.
+A difference is b minus a; whether more is better, it says itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ HEADLINE = "headline"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One line of a comparison: run b minus run a on the same n items (of metrics.LOWER_IS_BETTER a minus b).
+    """One line of a comparison: run b minus run a on the same n items.
 
     level: "headline", a label level (field, phenomenon, paradigm) or "task"; name: its value; within: as of a Group.
-    a, b: the two values; value: b - a; low, high: its 95% interval. All are fractions (correlations: as they are).
+    a, b: the two values; value: b - a; low, high: its 95% interval. Fractions (correlations and nats: as they are).
     p: two-sided, of "no difference"; None where there is no test. adjusted: p within its `family` (see families).
     views: the same difference otherwise: "clustered" (were the groups a sample: paradigms like these), "closed-form".
-    gained, lost: items whose credit rose or fell. detectable: the smallest true difference that so many items that vary
-    so much show with 80% power. margin: mean difference of margins, log P(right option) - log P(best other), in nats.
+    gained, lost: items (words) that got better or worse. detectable: the smallest true difference that so many items
+    that vary so much show with 80% power. margin: mean difference of margins, log P(right option) - log P(best other),
+    in nats.
     """
 
     level: str
@@ -42,6 +43,17 @@ class Difference:
     lost: int = 0
     detectable: float | None = None
     margin: Estimate | None = None
+    lower_is_better: bool = False
+
+    @property
+    def gain(self) -> float:
+        """How much better the second run is."""
+        return -self.value if self.lower_is_better else self.value
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """The interval of `gain`, the worst first."""
+        return (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)

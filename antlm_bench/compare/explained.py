@@ -12,13 +12,13 @@ from antlm_bench.errors import BenchError, NotComparable
 from antlm_bench.metrics.table import Table
 from antlm_bench.metrics.times import CLUSTER, PREVIOUS, SURPRISAL, Times, beside, regressions, shares
 from antlm_bench.statistics import Interval
-from antlm_bench.statistics.regression import bias_corrected, bootstrap_partial_r2, partial_r2
+from antlm_bench.statistics.regression import bias_corrected, bootstrap_partial_r2, clustered_p, influences, partial_r2
 from antlm_bench.types import Floats, Ints
 
 
 def explained(joined: Joined) -> Found:
     """Headline, measures and outcomes, on the words that both runs have a number for; the same sentences are drawn for
-    both. There is no test: the interval decides. Raises NotComparable where the reading times are not at hand."""
+    both. The test rests on their influences. Raises NotComparable where the reading times are not at hand."""
     times = _human(joined)
     tables = (joined.a[0], joined.b[0])
     said = [{SURPRISAL: _said(table, 0), PREVIOUS: _said(table, 1)} for table in tables]
@@ -33,20 +33,22 @@ def explained(joined: Joined) -> Found:
     vague = clusters < 2 or None in values[0] + values[1]
     same = all(np.array_equal(said[0][name], said[1][name], equal_nan=True) for name in said[0])
     count = len(sides[0])
-    change = np.zeros((1, count))
+    change, moved = np.zeros((1, count)), np.zeros((count, clusters))
     if not vague and not same:
         drawn = bootstrap_partial_r2([*sides[0], *sides[1]], clusters)
         change = drawn[:, count:] - drawn[:, :count]
+        moved = np.array([influences(y, clusters) - influences(x, clusters) for x, y in zip(*sides, strict=True)])
     made = []
     for level, name, within, weights in shares(times):
         a, b = (float(weights @ [value or 0.0 for value in side]) for side in values)
         low, high = (
             Interval(0.0, 0.0) if same else Interval(-1.0, 1.0) if vague else bias_corrected(b - a, change @ weights)
         )
+        p = None if vague and not same else clustered_p(b - a, weights @ moved)
         n = max(len(sides[0][i].outcome) for i in np.flatnonzero(weights))
         detectable = POWERED * (high - low) / 2
         made.append(
-            Difference(level, name or joined.suite, within, n, a, b, b - a, low, high, detectable=detectable or None)
+            Difference(level, name or joined.suite, within, n, a, b, b - a, low, high, p, detectable=detectable or None)
         )
     return made[0], tuple(made[1:]), ()
 

@@ -22,14 +22,14 @@ def measured(joined: Joined) -> Found:
     """
     table, other, summary = joined.a[0], joined.b[0], joined.cells_a[0].summary
     measure = resolve(summary.metric, "half", "sum")
-    sign = -1 if summary.metric in LOWER_IS_BETTER else 1
+    lower = summary.metric in LOWER_IS_BETTER
     sides = measure.values(table, "sum"), measure.values(other, "sum")
     known = ~np.isnan(sides[0] + sides[1])
     codes, paths = strata(table, summary.macro)
     if len(np.unique(codes[known])) < len(paths):
         raise NotComparable("no item has a number in both runs", place=joined.suite, hint="see the notes of each run")
     weights = statistics.macro_weights(paths)
-    headline = _difference((HEADLINE, joined.suite, ""), sides, np.where(known, codes, -1), weights, sign)
+    headline = _difference((HEADLINE, joined.suite, ""), sides, np.where(known, codes, -1), weights, lower)
     groups = []
     levels = [level for level in dict.fromkeys(group.level for group in summary.groups) if level in table.levels]
     for above, level in zip((None, *levels), levels, strict=False):
@@ -37,18 +37,18 @@ def measured(joined: Joined) -> Found:
         for code, (name, within) in enumerate(zip(names, parents(table, above, mine, len(names)), strict=True)):
             members = np.where(known & (mine == code), 0, -1)
             if (members == 0).any():
-                groups.append(_difference((level, name, within), sides, members, np.ones(1), sign))
+                groups.append(_difference((level, name, within), sides, members, np.ones(1), lower))
     return headline, tuple(groups), ()
 
 
 def _difference(
-    where: tuple[str, str, str], sides: tuple[Floats, Floats], codes: Ints, weights: Floats, sign: int
+    where: tuple[str, str, str], sides: tuple[Floats, Floats], codes: Ints, weights: Floats, lower: bool
 ) -> Difference:
-    """The weighted mean over strata of how much better the second run is; items are resampled within them."""
+    """The weighted mean over strata of how much more the second run has; items are resampled within them."""
     strata_of = [codes == code for code in range(len(weights))]
-    parts = [sign * (sides[1] - sides[0])[members] for members in strata_of]
+    parts = [(sides[1] - sides[0])[members] for members in strata_of]
     a, b = (float(weights @ [side[members].mean() for members in strata_of]) for side in sides)
-    change, value = np.concatenate(parts), sign * (b - a)
+    change, value = np.concatenate(parts), b - a
     whole = np.isin(np.concatenate([side[codes >= 0] for side in sides]), (0, 1)).all()
     if not change.any():
         interval = Interval(0.0, 0.0)
@@ -60,8 +60,8 @@ def _difference(
     if len(parts) > 1:
         means = np.array([part.mean() for part in parts])
         views["clustered"] = Estimate(value, len(change), *statistics.clustered(means, weights))
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    tested = statistics.mcnemar(lost, gained) if whole and len(parts) == 1 else statistics.macro_p(parts, weights)
+    more, less = int((change > 0).sum()), int((change < 0).sum())
+    tested = statistics.mcnemar(less, more) if whole and len(parts) == 1 else statistics.macro_p(parts, weights)
     return Difference(
         *where,
         n=len(change),
@@ -72,7 +72,7 @@ def _difference(
         high=interval.high,
         p=tested,
         views=views,
-        gained=gained,
-        lost=lost,
+        gained=less if lower else more,
+        lost=more if lower else less,
         detectable=statistics.detectable(parts, weights),
     )

@@ -12,7 +12,7 @@ from antlm_bench.compare.difference import HEADLINE, Difference, Flip
 from antlm_bench.compare.join import Joined
 from antlm_bench.metrics import resolve
 from antlm_bench.metrics.table import Table, chosen, gold_options
-from antlm_bench.statistics import Interval
+from antlm_bench.statistics import Interval, Uncertain
 from antlm_bench.types import Cell, Estimate, Floats
 
 CLASS = "class"  # the reduction of classified texts
@@ -28,12 +28,11 @@ def collection(cell: Cell) -> str:
 def seeded(tasks: Sequence[Joined], name: str) -> Found:
     """The mean over tasks without weights, each task a group, and what flipped in any of them.
 
-    Tasks are independent, so variances add up (statistics.mean_of); those of the tasks are taken from their t
-    intervals, which makes the mean's interval slightly too wide rather than too narrow.
+    Tasks are independent, so variances add up, each on its own degrees of freedom (statistics.mean_of).
     """
     found = [_task(task) for task in tasks]
-    groups = tuple(difference for difference, _ in found)
-    whole = statistics.mean_of([statistics.from_interval(d.value, Interval(d.low, d.high)) for d in groups])
+    groups = tuple(difference for difference, _, _ in found)
+    whole = statistics.mean_of([uncertain for _, uncertain, _ in found])
     low, high = whole.interval
     headline = Difference(
         level=HEADLINE,
@@ -50,7 +49,7 @@ def seeded(tasks: Sequence[Joined], name: str) -> Found:
         lost=sum(d.lost for d in groups),
         detectable=POWERED * (high - low) / 2,
     )
-    flipped = [flip for _, flips in found for flip in flips]
+    flipped = [flip for _, _, flips in found for flip in flips]
     return headline, groups, tuple(sorted(flipped, key=lambda flip: (flip.b - flip.a, flip.margin or 0.0)))
 
 
@@ -77,22 +76,24 @@ def task_name(task: Joined) -> str:
     return task.suite.partition(".")[2] or task.suite
 
 
-def _task(task: Joined) -> tuple[Difference, list[Flip]]:
+def _task(task: Joined) -> tuple[Difference, Uncertain, list[Flip]]:
     cell = task.cells_a[0]
     ties = str(cell.settings.get("ties", "half"))
     measure = resolve(cell.summary.metric, ties, CLASS)
     a, b = (np.stack([measure.values(table, CLASS) for table in side]) for side in (task.a, task.b))
     right_a, right_b = (np.mean([_right(table, ties) for table in side], axis=0) for side in (task.a, task.b))
     moved = [np.stack([margins(table, CLASS) for table in side]) for side in (task.a, task.b)]
-    value, (low, high), p = statistics.two_level_difference(a, b)
+    value, interval, p = statistics.two_level_difference(a, b)
+    uncertain = statistics.two_level_change(a, b)
     if len(task.a) == len(task.b) and all(
         np.array_equal(x.scores, y.scores) for x, y in zip(task.a, task.b, strict=True)
     ):  # seed by seed the same model
-        low, high, p = 0.0, 0.0, 1.0
-    elif low == high:  # all items moved alike, or none did, which is no certainty
+        uncertain, interval, p = Uncertain(0.0, 0.0), Interval(0.0, 0.0), 1.0
+    elif not uncertain.variance:  # all items moved alike, or none did, which is no certainty
         change = b.mean(axis=0) - a.mean(axis=0)
         low, high = map(float, statistics.adjusted_wald(change.sum(), change @ change, len(change)))
-        low, high = min(low, value), max(high, value)
+        interval = Interval(min(low, value), max(high, value))
+        uncertain = statistics.from_interval(value, interval)
     changed = right_b - right_a
     difference = Difference(
         level=TASK,
@@ -102,16 +103,16 @@ def _task(task: Joined) -> tuple[Difference, list[Flip]]:
         a=float(a.mean()),
         b=float(b.mean()),
         value=value,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
         p=p,
         gained=int((changed > 0).sum()),
         lost=int((changed < 0).sum()),
-        detectable=POWERED * (high - low) / 2,
+        detectable=POWERED * (interval.high - interval.low) / 2,
         margin=_margin(*moved),
     )
     by_item = moved[1].mean(axis=0) - moved[0].mean(axis=0)
-    return difference, [
+    flips = [
         Flip(
             id=f"{difference.name}/{task.a[0].ids[row]}",
             labels={TASK: difference.name},
@@ -121,6 +122,7 @@ def _task(task: Joined) -> tuple[Difference, list[Flip]]:
         )
         for row in np.flatnonzero(changed).tolist()
     ]
+    return difference, uncertain, flips
 
 
 def _right(table: Table, ties: str) -> Floats:

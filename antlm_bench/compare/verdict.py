@@ -1,7 +1,7 @@
 """Did the checkpoint get worse? A comparison and a margin declared before -> pass, regression, or not enough data.
 
-Non-inferiority by the interval of the paired difference d = new - baseline (users know it from clinical trials: Piaggio
-et al. 2012), decided in this order for a margin m > 0:
+Non-inferiority by the interval of the paired difference d = new - baseline, its sign turned where lower is better
+(users know it from clinical trials: Piaggio et al. 2012), decided in this order for a margin m > 0:
   the interval lies above -m                      pass (a drop may be significant and still tolerable: it is said)
   the interval lies below 0, and d <= -m          regression
   else                                            inconclusive: too few items for this margin
@@ -24,7 +24,7 @@ MARGIN = 0.01  # one point: above the numeric noise of any dtype (`antlm-bench n
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How much worse is tolerated, as a fraction (of a correlation: as it is), as far as one place says it.
+    """How much worse is tolerated, as a fraction (correlations and nats: as they are), as far as one place says it.
 
     default: of every suite's headline, None: not said. suites: name -> its own. groups: name of a field, phenomenon,
     paradigm or task -> margin; a group is judged only if it has one, or if `every_group` holds for all of the level
@@ -49,8 +49,8 @@ EVERYWHERE = Margins(MARGIN, source="default")
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One difference, judged against its margin. source: who says the margin. dropped: is it significantly below
-    zero, tolerable or not?"""
+    """One difference, judged against its margin. source: who says the margin. dropped: is it significantly worse,
+    tolerable or not?"""
 
     difference: Difference
     margin: float
@@ -59,7 +59,7 @@ class Judgement:
 
     @property
     def dropped(self) -> bool:
-        return significant(self.difference) and self.difference.value < 0
+        return significant(self.difference) and self.difference.gain < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,13 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
         asked = [(one.of_group(group, level), one.source) for one in margins]
         groups += [_judged(group, m, source) for m, source in asked if m is not None][:1]
     failed: list[Status] = [one.status for one in groups if one.status == "regression"]
-    culprits = [g for g in comparison.groups if g.level == level and g.value < 0 and significant(g)]
+    culprits = [g for g in comparison.groups if g.level == level and g.gain < 0 and significant(g)]
     return Verdict(
         comparison=comparison,
         status=worst([headline.status, *failed]),
         headline=headline,
         groups=tuple(groups),
-        culprits=tuple(sorted(culprits, key=lambda g: g.value)),
+        culprits=tuple(sorted(culprits, key=lambda g: g.gain)),
     )
 
 
@@ -125,7 +125,8 @@ def _judged(difference: Difference, margin: float, source: str) -> Judgement:
 
 
 def _status(difference: Difference, margin: float) -> Status:
-    if difference.low > -margin:
+    worst, best = difference.gains
+    if worst > -margin:
         return "pass"
     sure = difference.level == HEADLINE or significant(difference)  # one group of many: sure among its family
-    return "regression" if difference.high < 0 and difference.value <= -margin and sure else "inconclusive"
+    return "regression" if best < 0 and difference.gain <= -margin and sure else "inconclusive"

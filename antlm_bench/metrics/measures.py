@@ -111,7 +111,7 @@ class Spearman:
         value = statistics.spearman(x, y)
         if value is None:  # we know nothing: the whole range
             return rounded(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
-        return rounded(value, len(x), statistics.bootstrap_spearman(x, y), flags, -1.0)
+        return rounded(value, len(x), statistics.spearman_interval(x, y), flags, -1.0)
 
 
 def _others(reduction: str) -> list[str]:

@@ -24,7 +24,7 @@ METRICS: dict[str, str] = {
     "task-penalty": "antlm_bench.metrics.judged:Judged",
     "bits-per-byte": "antlm_bench.metrics.judged:BitsPerByte",
 }
-LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "bits-per-byte"})
+LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "bits-per-byte"})  # of all others more is better
 TIES: dict[str, str] = {
     "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
     "strict": "a shared best score is wrong",

@@ -23,8 +23,8 @@ STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 HEADS = ("base", "run", "diff", "95% CI", "margin", "verdict")
 NAMED = 3  # groups that a sentence names
 RULE = (
-    "pass: the 95% interval of the difference lies above minus the margin. regression: it lies below 0, and the "
-    "difference is the margin or more. inconclusive: too few items to tell."
+    "pass: the 95% interval of the difference holds no loss as large as the margin. regression: it holds losses only, "
+    "and the difference is the margin or more. inconclusive: too few items to tell."
 )
 
 
@@ -39,7 +39,7 @@ def sentence(verdict: Verdict) -> str:
         line += f"; {len(failed)} with margins of their own failed"
     elif judged.status == "pass" and judged.dropped:
         line += "; significantly worse, within the margin"
-    failed = sorted(failed, key=lambda d: d.value)
+    failed = sorted(failed, key=lambda d: d.gain)
     named = [*failed, *(culprit for culprit in verdict.culprits if culprit not in failed)][:NAMED]
     line += f"; {', '.join(f'{d.name} {drop(d, metric)}' for d in named)}" if named else ""
     return tables.printable(line)
@@ -97,7 +97,9 @@ def remarks(checked: Checked) -> list[tuple[str, str]]:
             found.append((f"{suite}: so many items resolve differences from {least} on", "yellow"))
         found += [(f"{suite}: {note}", "dim") for note in verdict.comparison.notes]
     found += [(f"missing: {cell}", "red") for cell in checked.missing]
-    found += [(f"not judged, because it is no score: {cell}", "dim") for cell in checked.unjudged]
+    found += [
+        (f"not judged, because single items contribute nothing to it: {cell}", "dim") for cell in checked.unjudged
+    ]
     sources: dict[str, dict[str, None]] = {}
     for verdict in checked.verdicts:
         sources.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
@@ -127,13 +129,14 @@ def markdown(checked: Checked) -> str:
 
 
 def json(checked: Checked, exit_code: int) -> str:
-    """JSON: the verdict with all that was judged; fractions in full precision (correlations as they are)."""
+    """JSON: the verdict with all that was judged; fractions in full precision (correlations and nats as they are)."""
     versus = checked.versus
     suites = [
         {
             "suite": verdict.comparison.suite,
             "method": {"baseline": verdict.comparison.method_a, "run": verdict.comparison.method_b},
             "metric": verdict.comparison.metric,
+            "lower_is_better": verdict.comparison.headline.lower_is_better,
             "status": verdict.status,
             "headline": _judged(verdict.headline),
             "groups": [_judged(one) for one in verdict.groups],

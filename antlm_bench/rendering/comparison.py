@@ -23,12 +23,12 @@ from antlm_bench.rendering.units import unit
 
 Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 NARROWEST = 12  # characters of a name, however narrow the terminal
-WHOLE = ("spearman", "delta-r2")  # metrics of all items together: no single one gains or loses
 LEGEND = (
-    "Values in percent, differences in points with their 95% interval: items resampled within each group for an "
-    "unweighted mean of groups, Bonett and Price's interval for one group, sentences resampled for 100 ΔR², t over "
-    "seeds and items where tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where "
-    "they are many), a suite is tested first and alone. ▼ ▲: p < .05, or, where none is tested, an interval without 0."
+    "Values in percent, differences in points (correlations and nats as they are) with their 95% interval: items "
+    "resampled within each group for an unweighted mean of groups, Bonett and Price's interval for one group, "
+    "sentences resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where tasks were "
+    "finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is tested "
+    "first and alone. ▼ worse, ▲ better: p < .05, or, where none is tested, an interval without 0."
 )
 
 
@@ -59,7 +59,7 @@ def lines(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
 
 
 def number(value: float, metric: str, sign: str = "") -> str:
-    """A value in percent or a difference in points with its `sign` ("+" asks for one); correlations as they are."""
+    """A value in percent or a difference in points with its `sign` ("+" asks for one); others as they are."""
     of = unit(metric)
     made = f"{of.times * value:{sign}.{of.decimals}f}"
     return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
@@ -67,7 +67,7 @@ def number(value: float, metric: str, sign: str = "") -> str:
 
 def points(metric: str) -> str:
     """What stands behind a difference of this metric."""
-    return " points" if unit(metric).times == 100 else ""
+    return f" {unit(metric).of}".rstrip()
 
 
 def interval(difference: Difference, metric: str) -> str:
@@ -79,7 +79,7 @@ def probability(p: float | None) -> str:
 
 
 def mark(difference: Difference) -> str:
-    return "" if not significant(difference) else "▼" if difference.value < 0 else "▲"
+    return "" if not significant(difference) else "▼" if difference.gain < 0 else "▲"
 
 
 def families(comparison: Comparison, by: str) -> str:
@@ -91,14 +91,15 @@ def title(comparison: Comparison) -> str:
     ways = dict.fromkeys((comparison.method_a, comparison.method_b))
     seeds = comparison.seeds
     several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
-    return f"{comparison.suite} · {' / '.join(ways)}{several}"
+    less = f" · {unit(comparison.metric).of}, lower is better" if comparison.headline.lower_is_better else ""
+    return f"{comparison.suite} · {' / '.join(ways)}{several}{less}"
 
 
 def asides(comparison: Comparison, by: str) -> list[str]:
     """What the headline must be read with, in sentences."""
     head, metric = comparison.headline, comparison.metric
-    moved = "" if metric in WHOLE else f": {head.gained:,} gained, {head.lost:,} lost"
-    said = [f"{head.n:,} items{moved}"]
+    counts = zip((head.gained, head.lost), unit(metric).moved, strict=False)
+    said = [f"{head.n:,} items: {', '.join(f'{n:,} {what}' for n, what in counts)}".removesuffix(": ")]
     if head.detectable is not None:
         least = f"{number(head.detectable, metric)}{points(metric)}"
         said[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"

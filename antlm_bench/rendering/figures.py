@@ -238,7 +238,7 @@ def _difference(one: Difference, other: str, comparison: Comparison) -> dict[str
         "faint": False,
         "text": text,
         "says": f"{name}, {other}: {text}",
-        "correlation": scale == 1,
+        "of": unit(comparison.metric).of or "correlations",
     }
 
 
@@ -250,7 +250,8 @@ def _shown(groups: Sequence[Difference]) -> list[Difference]:
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "difference of correlations" if rows[0]["correlation"] else "difference in points"
+    of = rows[0]["of"]
+    return "difference of correlations" if of == "correlations" else f"difference in {of}"
 
 
 def _grid(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Grid:

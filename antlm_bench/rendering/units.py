@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Unit:
     """head: what stands above a column of nothing else. what, interval: as a legend says it, and where its interval
     comes from. times, decimals: how a number is written. lost: what became of items that did not fit into
-    the model. chosen: whether options were compared."""
+    the model. chosen: whether options were compared. of: what stands behind a difference. moved: what became of
+    items that got better, and worse; () where no single one does."""
 
     head: str
     what: str
@@ -18,6 +19,8 @@ class Unit:
     decimals: int = 1
     lost: str = "left out"
     chosen: bool = False
+    of: str = "points"
+    moved: tuple[str, ...] = ("gained", "lost")
 
     def written(self, value: float) -> str:
         return f"{self.times * value:.{self.decimals}f}"
@@ -27,14 +30,21 @@ MEAN = "items resampled within each group for an unweighted mean of groups, Wils
 EXPLAINED = "percent that surprisal explains of what the other predictors leave, sentences resampled"
 JUDGED = "items resampled, Wilson's where each is 0 or 1"
 TUNED = "over seeds and items"
+WORDS, DOCUMENTS = ("words better", "worse"), ("documents better", "worse")
 UNITS: dict[str, Unit] = {
     "accuracy": Unit("accuracy", "Percent right", MEAN, lost="counted wrong", chosen=True),
-    "spearman": Unit("Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True),
-    "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED),
-    "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", times=1, decimals=2),
-    "task-score": Unit("task's score", "Score as the task judges it", JUDGED, times=1, decimals=3),
-    "task-penalty": Unit("task's penalty", "Penalty as the task judges it (less is better)", JUDGED, 1, 3),
-    "bits-per-byte": Unit("bits per byte", "Bits per byte (less is better)", "documents resampled", 1, 3),
+    "spearman": Unit(
+        "Spearman's rho", "Spearman's rho", "items resampled", times=1, decimals=2, chosen=True, of="", moved=()
+    ),
+    "delta-r2": Unit("100 ΔR²", "100 ΔR²", EXPLAINED, moved=()),
+    "surprisal": Unit("nats", "Surprisal in nats", "words as a sample", 1, 2, of="nats", moved=WORDS),
+    "task-score": Unit("task's score", "Score as the task judges it", JUDGED, 1, 3, of="", moved=DOCUMENTS),
+    "task-penalty": Unit(
+        "task's penalty", "Penalty as the task judges it (less is better)", JUDGED, 1, 3, of="", moved=DOCUMENTS
+    ),
+    "bits-per-byte": Unit(
+        "bits per byte", "Bits per byte (less is better)", "documents resampled", 1, 3, of="bits", moved=DOCUMENTS
+    ),
     "acquisition": Unit("Pearson's r", "Pearson's r", "Fisher's", times=1, decimals=2),
     "f1": Unit("100 F1", "100 F1", TUNED),
     "macro-f1": Unit("100 macro-F1", "100 macro-F1", TUNED),

@@ -10,18 +10,17 @@ from antlm_bench.statistics.intervals import (
     bootstrap,
     bootstrap_counts,
     bootstrap_ratio,
-    bootstrap_spearman,
     closed_form,
     clustered,
     macro_weights,
-    spearman,
     standard_error,
     unseen_counts,
     wilson,
     wilson_macro,
 )
 from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
-from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation, spearman_p
+from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
+from antlm_bench.statistics.ranks import spearman, spearman_difference, spearman_interval
 from antlm_bench.statistics.seeds import (
     Uncertain,
     from_interval,
@@ -44,7 +43,6 @@ __all__ = [
     "bootstrap",
     "bootstrap_counts",
     "bootstrap_ratio",
-    "bootstrap_spearman",
     "closed_form",
     "clustered",
     "detectable",
@@ -56,6 +54,8 @@ __all__ = [
     "mean_of",
     "permutation",
     "spearman",
+    "spearman_difference",
+    "spearman_interval",
     "spearman_p",
     "standard_error",
     "two_level",

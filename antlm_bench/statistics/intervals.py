@@ -156,46 +156,6 @@ def clustered(means: Floats, weights: Floats) -> Interval:
     return Interval(value - half, value + half)
 
 
-def spearman(x: Floats, y: Floats) -> float | None:
-    """Spearman's rank correlation of x (n,) and y (n,); None where it is undefined (n < 3, or either is constant)."""
-    from scipy.stats import spearmanr
-
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(spearmanr(x, y).statistic)
-
-
-def bootstrap_spearman(
-    x: Floats, y: Floats, draws: int = DRAWS, seed: int = SEED, minus: Floats | None = None
-) -> Interval:
-    """Percentile interval of Spearman's correlation when the n pairs (x_i, y_i) are resampled; n >= 3, none constant.
-
-    With `minus` (n,): of how much better x correlates with y than `minus` does, on the same items.
-    Every replicate is ranked anew (ties get their mean rank); the few in which a variable is constant are left out.
-    """
-    rng = np.random.default_rng(seed)
-    slices = max(1, len(x) * draws // CELLS)
-    found = []
-    for size in np.diff(np.linspace(0, draws, slices + 1).astype(int)):
-        pick = rng.integers(len(x), size=(size, len(x)))
-        rho = correlations(x[pick], y[pick])
-        rho = rho if minus is None else rho - correlations(minus[pick], y[pick])
-        found.append(rho[~np.isnan(rho)])
-    return _percentiles(np.concatenate(found))
-
-
-def correlations(x: Floats, y: Floats) -> Floats:
-    """Spearman's correlation (r,) of each row of x (r, n) with that of y, or with the one row of y; nan where one of
-    them is constant."""
-    from scipy.stats import rankdata
-
-    a, b = rankdata(x, axis=1), rankdata(y, axis=1)
-    a -= a.mean(axis=1, keepdims=True)
-    b -= b.mean(axis=1, keepdims=True)
-    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return np.where(norm > 0, (a * b).sum(axis=1) / np.where(norm > 0, norm, 1.0), np.nan)
-
-
 def _percentiles(replicates: Floats) -> Interval:
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))

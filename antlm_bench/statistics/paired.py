@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import bdtr, ndtri
 
-from antlm_bench.statistics.intervals import CELLS, DRAWS, LEVEL, SEED, correlations, standard_error
+from antlm_bench.statistics.intervals import DRAWS, LEVEL, SEED, standard_error
 from antlm_bench.types import Floats
 
 COMMON = 8  # from so many equal differences on, the number of signs is drawn, not each sign
@@ -61,28 +61,6 @@ def macro_p(strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, seed:
             variance += weight**2 * (np.maximum(squares - sums**2 / n, 0) / (n * (n - 1)) if n > 1 else squares)
     extreme = _studentised(replicates, spreads) >= float(_studentised(observed, spread)[0]) * (1 - 1e-9)
     return float((1 + np.count_nonzero(extreme)) / (1 + draws))
-
-
-def spearman_p(x: Floats, z: Floats, y: Floats, draws: int = DRAWS, seed: int = SEED) -> float:
-    """Two-sided p that x (n,) and z (n,) correlate equally well with y (n,), by Spearman: items exchange x and z.
-
-    x and z enter as ranks, so that two runs may score on scales of their own; which of the two gets which is drawn for
-    each item, and every draw is ranked anew. Where such an exchange changes nothing in distribution, 5% are 5%; so they
-    are where equal correlations of .5 differ in shape (both in the tests, at 50 and 200 items). Of .8 in very other
-    shapes 50 items are too few: 10%, as of the bootstrap. p is (1 + draws as extreme) / (1 + draws), as in `macro_p`;
-    1 where one of them is constant.
-    """
-    from scipy.stats import rankdata
-
-    sides = np.stack([rankdata(x), rankdata(z)])
-    rng = np.random.default_rng(seed)
-    observed = abs(float(np.subtract(*correlations(sides, y[None]))))
-    extreme = 0
-    for size in np.diff(np.linspace(0, draws, max(1, len(x) * draws // CELLS) + 1).astype(int)):
-        swap = rng.random((size, len(x))) < 0.5
-        first, second = (correlations(np.where(swap, *pair), y[None]) for pair in (sides, sides[::-1]))
-        extreme += int(np.count_nonzero(np.abs(first - second) >= observed - 1e-12))
-    return 1.0 if np.isnan(observed) else (1 + extreme) / (1 + draws)
 
 
 def detectable(strata: Sequence[Floats], weights: Floats, power: float = 0.8) -> float:

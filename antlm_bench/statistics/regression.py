@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtr
 
 from antlm_bench.statistics.intervals import DRAWS, LEVEL, SEED, Interval
 from antlm_bench.types import Floats, Ints
@@ -95,3 +95,33 @@ def bias_corrected(value: float, replicates: Floats) -> Interval:
     middle = 2 * ndtri(share)
     low, high = np.quantile(replicates, ndtr(middle + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])))
     return Interval(float(min(low, value)), float(max(high, value)))
+
+
+def influences(regression: Regression, clusters: int) -> Floats:
+    """By how much each cluster (clusters,) moves the partial R2: the sum of its rows' first-order influences.
+
+    Partial R2 is the square of r = C / sqrt(A B), with A, B, C the mean squares and products of what the design leaves
+    of the added predictor (h) and of the outcome (e). That these are residuals of fitted coefficients moves nothing: C
+    is flat in them. A row moves r by h e / sqrt(A B) - r / 2 (h^2 / A + e^2 / B), over n, and R2 by 2 r times that.
+    """
+    scaled = regression.design / np.maximum(np.abs(regression.design).max(axis=0), 1e-300)
+    columns = np.column_stack([regression.added, regression.outcome])
+    h, e = (columns - scaled @ np.linalg.lstsq(scaled, columns, rcond=None)[0]).T
+    a, b = float(h @ h) / len(h), float(e @ e) / len(e)
+    if not a * b > 0:
+        return np.zeros(clusters)
+    r = float(h @ e) / len(h) / (a * b) ** 0.5
+    moved = 2 * r * (h * e / (a * b) ** 0.5 - r / 2 * (h**2 / a + e**2 / b)) / len(h)
+    return np.asarray(np.bincount(regression.cluster, moved, minlength=clusters), float)
+
+
+def clustered_p(value: float, influence: Floats) -> float:
+    """Two-sided p that a value is 0 on which clusters (k,) have these influences: Student's, k - 1 degrees of freedom.
+
+    Of a difference of partial R2 on the same sentences 5% are 5 to 6% by simulation, whatever shape and scale the two
+    predictors have, and fewer where neither explains anything. (Exchanging sentences between runs, as signs are flipped
+    elsewhere, would mix two predictors whose scales differ.)
+    """
+    k = len(influence)
+    error = (k / (k - 1) * float(influence @ influence)) ** 0.5
+    return 2 * float(stdtr(k - 1, -abs(value) / error)) if error else 1.0

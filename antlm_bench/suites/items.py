@@ -33,8 +33,7 @@ class Suite:
     digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and labels; equal for the same
     questions. notes: what a reader of the number needs. times: the human side of reading times, `glued` words or not.
     formulas: what each label of syntaxgym.LEVEL says. judge: makes numbers of answers, which are views or decide (see
-    metrics.judged). reduction: which score decides (SuiteSpec); a setting of a cell, so no part of the digest. verbatim:
-    a peer's requests to the letter, its delimiters included.
+    metrics.judged). reduction: which score decides (SuiteSpec), and is a setting of cells. verbatim: a peer's requests.
     """
 
     name: str

@@ -20,7 +20,11 @@ def check_verb(
     against: Annotated[str, which(metavar="BASELINE", help="A run folder, or the name of a saved baseline.")],
     margin: Annotated[
         float | None,
-        which(metavar="POINTS", help="How much worse a suite may be.", show_default="the policy, the suite, 1.0"),
+        which(
+            metavar="POINTS",
+            help="How much worse a suite may be; hundredths of a correlation, of a nat.",
+            show_default="policy, suite, 1.0",
+        ),
     ] = None,
     group_margin: Annotated[
         float | None, which(metavar="POINTS", help="How much worse a phenomenon may be.", show_default="not judged")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from antlm_bench import runs
 from antlm_bench.commands.compare import compare
@@ -252,9 +253,13 @@ def test_two_runs_are_compared_by_drawing_the_same_sentences(make_checkpoint, tm
         drawn.append(sides[1] - sides[0])
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert found.headline.high - found.headline.low == pytest.approx(high - low, rel=0.3)
-    assert found.headline.p is None and found.headline.low < found.headline.value < found.headline.high
+    assert found.headline.p is not None and found.headline.low < found.headline.value < found.headline.high
+    error = abs(found.headline.value) / stats.t.isf(found.headline.p / 2, len(sentences) - 1)
+    assert error == pytest.approx(np.std(drawn), rel=0.5)
+    assert {group.family for group in found.groups} >= {"Holm over 2 measures"}
     first = runs.read(folders[0])
     (same,) = differences(first, first)
-    assert all((d.value, d.low, d.high) == (0, 0, 0) for d in (same.headline, *same.groups))
+    assert all((d.value, d.low, d.high, d.p) == (0, 0, 0, 1) for d in (same.headline, *same.groups))
     (back,) = compare([folders[0]], against=folders[1])
     assert back.comparisons[0].headline.value == pytest.approx(a - b, abs=1e-9)
+    assert back.comparisons[0].headline.p == pytest.approx(found.headline.p)

@@ -1,0 +1,135 @@
+"""Spearman's correlation: its influences by brute force, its interval and test by libraries and by simulation."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from antlm_bench import statistics
+from antlm_bench.types import Floats
+
+TRIALS = 800
+NOISE = 3 * (0.05 * 0.95 / TRIALS) ** 0.5  # of a share of 5% that is counted in so many trials
+
+
+def rated(rng: np.random.Generator, n: int, kind: str, rho: float) -> tuple[Floats, Floats, Floats]:
+    """Two runs and ratings, all of one Spearman correlation, on scales of their own. kind: "alike", both runs normal
+    with the ratings; "copied", one as if it had copied a share of them; "kin", the runs share half of their noise."""
+    ratings, r = rng.normal(size=n), 2 * np.sin(np.pi * rho / 6)
+    shared = rng.normal(size=n)
+    noise = [rng.normal(size=n) for _ in range(2)]
+    if kind == "kin":
+        noise = [(shared + own) / 2**0.5 for own in noise]
+    first, second = (r * ratings + (1 - r * r) ** 0.5 * own for own in noise)
+    copied = np.where(rng.random(n) < rho, ratings, rng.normal(size=n))
+    return 9 * first - 80, np.exp(copied if kind == "copied" else second), ratings
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(8, 40))
+def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int, n: int) -> None:
+    """What an item does is found slowly here: the weighted correlation of mid-ranks, the item's weight nudged."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, steps, n).astype(float)
+    y = x + rng.integers(0, steps, n).astype(float)
+
+    def fisher(w: Floats) -> float:
+        ranks = [[(w * ((v < own) + (v == own) / 2)).sum() / w.sum() for own in v] for v in (x, y)]
+        u, v = (np.array(each) - 0.5 for each in ranks)
+        return float(np.arctanh((w * u * v).sum() / ((w * u * u).sum() * (w * v * v).sum()) ** 0.5))
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0 or abs(stats.spearmanr(x, y).statistic) > 0.99:
+        return
+    nudge = 1e-5 * n * np.eye(n)
+    influence = np.array([(fisher(1 + one) - fisher(1 - one)) / 2e-5 for one in nudge])
+    kurtosis = (influence**4).mean() / (influence**2).mean() ** 2
+    df = min(n - 1, 2 * n / (kurtosis - 1))
+    half = stats.t.ppf(0.975, df) * (influence @ influence / (n * (n - 3))) ** 0.5
+    z = np.arctanh(stats.spearmanr(x, y).statistic)
+    assert tuple(statistics.spearman_interval(x, y)) == pytest.approx(tuple(np.tanh([z - half, z + half])), rel=1e-4)
+
+
+def test_of_many_items_the_interval_is_scipys_bootstrap_and_fishers() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=400)
+    y = x + rng.normal(size=400)
+    theirs = stats.bootstrap(
+        (x, y),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="BCa",
+        random_state=1,
+    ).confidence_interval
+    ours = tuple(statistics.spearman_interval(x, y))
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert ours == pytest.approx(tuple(stats.pearsonr(*map(stats.rankdata, (x, y))).confidence_interval()), abs=0.02)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(("n", "rho"), [(50, 0.0), (50, 0.5), (50, 0.8), (50, 0.95), (200, 0.5), (200, 0.95)])
+def test_the_interval_of_a_correlation_covers_95_times_in_100(n: int, rho: float, steps: int) -> None:
+    rng = np.random.default_rng(5)
+
+    def drawn(size: int) -> tuple[Floats, Floats]:
+        x, _, y = rated(rng, size, "alike", rho)
+        return x, np.round(steps * y) if steps else y
+
+    truth = statistics.spearman(*drawn(300_000)) or 0.0
+    assert steps or truth == pytest.approx(rho, abs=0.006)
+    hits = 0
+    for _ in range(TRIALS):
+        low, high = statistics.spearman_interval(*drawn(n))
+        hits += low <= truth <= high
+    assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.8])
+@pytest.mark.parametrize(("n", "kind"), [(50, "alike"), (50, "copied"), (50, "kin"), (200, "copied")])
+def test_equal_correlations_are_told_apart_5_times_in_100(n: int, kind: str, rho: float) -> None:
+    rng, false = np.random.default_rng(9), 0
+    for _ in range(TRIALS):
+        (low, high), p = statistics.spearman_difference(*rated(rng, n, kind, rho))
+        assert (p < 0.05) == (low > 0 or high < 0)
+        false += p < 0.05
+    assert 0.03 - NOISE <= false / TRIALS <= 0.07 + NOISE
+
+
+def test_a_difference_is_covered_95_times_in_100() -> None:
+    rng, hits, r = np.random.default_rng(3), 0, 2 * np.sin(np.pi * 0.8 / 6)
+    for _ in range(TRIALS):
+        x, _, y = rated(rng, 50, "alike", 0.5)
+        z = r * y + (1 - r * r) ** 0.5 * rng.normal(size=50)
+        low, high = statistics.spearman_difference(x, z, y)[0]
+        hits += low <= 0.3 <= high
+    assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
+
+
+def test_a_correlation_that_is_better_is_found_whatever_its_scale_and_at_once() -> None:
+    rng = np.random.default_rng(4)
+    ratings = rng.normal(size=5000)
+    x, z = ratings + rng.normal(0, 2, 5000), ratings + rng.normal(0, 0.7, 5000)
+    start = time.process_time()
+    (low, high), p = statistics.spearman_difference(x, z, ratings)
+    assert time.process_time() - start < 0.5
+    assert 0 < low < high and p < 0.001
+    back, same = statistics.spearman_difference(z, x, ratings)
+    assert tuple(back) == pytest.approx((-high, -low)) and same == p
+    assert statistics.spearman_difference(np.exp(x / 9), 7 * z, ratings)[1] == p
+    assert statistics.spearman_difference(x, np.exp(x / 9), ratings) == ((0, 0), 1)
+
+
+def test_a_perfect_correlation_is_not_certain() -> None:
+    y = np.arange(30.0)
+    low, high = statistics.spearman_interval(y, y)
+    assert 0.98 < low < 0.9999 and high == 1
+    assert tuple(statistics.spearman_interval(-y, y)) == pytest.approx((-high, -low))
+    assert tuple(statistics.spearman_interval(y[:3], y[:3])) == (-1, 1)
+    (low, high), p = statistics.spearman_difference(-y[:8], y[:8], y[:8])
+    assert 0 < low < high and 0 < p < 0.01
