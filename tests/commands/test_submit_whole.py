@@ -21,7 +21,7 @@ from antlm_bench.exports.leaderboard import TrackSpec
 ITEMS, MILESTONES = 2, (1, 2, 3)  # items per group; millions of words
 READ = 1726  # words of the reading data, which stay whole
 YEARS = {"2025": "aoa", "2026": "aoa_surprisals"}
-SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512 tokenizer.vocabulary=300"
+SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512 tokenizer.vocabulary=450"
 RECIPE = [*SHAPE.split(), "corpus.document=file", "batch.tokens=32768", "phase=[{epochs=31, causal=1}]"]
 
 
@@ -70,7 +70,7 @@ def test_a_text_becomes_whole_submissions(small: None, tmp_path: Path) -> None:
         call("preflight", str(out), "--track", "strict-small", "--year", year)
     suites = "zero-shot-2025,zero-shot-2026,reading-2025"
     call("score", "--model", main, "--suite", suites, "--out", str(final), "--device", "cpu")
-    glue = ["--suite", "glue-2025", "--seed", "42", "--set", "epochs=1", "--limit-train", "8"]
+    glue = ["--suite", "glue-2025", "--seed", "42", "--set", "epochs=1", "--limit-train", "64"]
     call("finetune", "--model", main, *glue, "--limit-valid", str(ITEMS), "--out", str(final), "--device", "cpu")
     suites = "zero-shot-fast,zero-shot-fast-2026,reading-2025,aoa-words-2026"
     call("score", "--model", str(out / "chck_*"), "--suite", suites, "--out", str(reports), "--device", "cpu")
