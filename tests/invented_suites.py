@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from invented import rows
 from tiny import WORDS
 
 from antlm_bench.suites import items, sources
 from antlm_bench.suites.spec import ExpectSpec, SuiteSpec
 
-TEXTS = (
-    "sentence_",
-    "Context",
-    "Target",
-    "prefix_",
-    "property_phrase",
-    "input_prefix",
-    "options",
-    "prompt",
-    "solution",
-)
+LEARNED, CONTEXTS = 12, 2  # children's words, and contexts of each
 
 
 def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
-    """Every suite but reading times is made up, with as many items per group as officially (or `most`)."""
+    """Every suite but reading times is made up, with as many items per group as officially (or `most`).
+
+    Of the age of acquisition the contexts are; children's ages, nonce words and what is finetuned are the real ones.
+    """
     declared, located = items.suite, sources.locate
 
     def suite(ref: str) -> tuple[SuiteSpec, Path]:
@@ -36,39 +30,29 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         assert spec.expect
         counts = {group: min(n, most or n) for group, n in spec.expect.counts.items()}
         total = sum(counts.values()) or min(spec.expect.items, most or spec.expect.items)
-        expect = ExpectSpec(items=total, counts=counts)
+        expect = ExpectSpec(items=LEARNED * CONTEXTS if spec.children else total, counts=counts)
         return (spec if spec.times else spec.model_copy(update={"expect": expect})), folder
 
-    def locate(spec: SuiteSpec, file: str, folder: Path | None = None) -> sources.Found:
-        if spec.times:
+    def locate(spec: sources.WithFiles, file: str, folder: Path | None = None) -> sources.Found:
+        if not isinstance(spec, SuiteSpec) or spec.times or (spec.children and file == spec.children.human):
             return located(spec, file, folder)
-        return sources.Found("".join(f"{json.dumps(row)}\n" for row in rows(spec, file)).encode(), f"invented {file}")
+        if spec.children:
+            ages = located(spec, spec.children.human, folder)
+            return sources.Found(contexts(ages.raw.decode()), f"invented {file}")
+        if spec.metric == "spearman" and spec.expect:
+            lines = located(spec, file, folder).raw.splitlines(keepends=True)
+            return sources.Found(b"".join(lines[: spec.expect.items]), f"the first of {file}")
+        made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
+        return sources.Found(made.encode(), f"invented {file}")
 
     patch.setattr(items, "suite", suite)
     patch.setattr(sources, "locate", locate)
 
 
-def rows(spec: SuiteSpec, file: str) -> Iterator[dict[str, Any]]:
-    """The rows of one file: the record of the suite's own example, with other words, in the groups that it expects."""
-    assert spec.expect
-    rng = random.Random(f"{spec.name} {file}")
-    for group, n in (spec.expect.counts or {"": spec.expect.items}).items():
-        record = dict(next(example.record for example in spec.example if not example.skipped))
-        if "numops" in record:
-            stem, number, _ = group.rsplit("_", 2)
-            record["numops"] = int(number)
-        else:
-            renamed = spec.rename.get(spec.groups[-1], {}) if group else {}
-            stem = next((ours for ours, name in renamed.items() if name == group), group)
-            record |= {key: group for key in ("UID", "Domain") if key in record}
-        if group and file != f"{stem}.jsonl":
-            continue
-        for i in range(n):
-            worded = {key: reworded(value, rng) for key, value in record.items() if key.startswith(TEXTS)}
-            yield record | worded | ({"example_id": f"example {i}"} if not group else {})
-
-
-def reworded(value: str | list[str], rng: random.Random) -> str | list[str]:
-    if isinstance(value, list):
-        return [str(reworded(one, rng)) for one in value]
-    return " ".join(rng.choices(WORDS, k=rng.randint(2, 5))) + " " * value.endswith(" ")
+def contexts(ages: str) -> bytes:
+    """Words of children that stand in the tiny tokenizer's texts, then others, each after a few words."""
+    children = [row["word"] for row in csv.DictReader(io.StringIO(ages))]
+    words = sorted(children, key=lambda word: word not in WORDS)[:LEARNED]
+    rng = random.Random(0)
+    made = {word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS)] for word in words}
+    return json.dumps(made).encode()

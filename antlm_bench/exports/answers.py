@@ -13,7 +13,7 @@ from antlm_bench.exports.leaderboard import PartSpec, Writes
 from antlm_bench.metrics.measures import Spearman
 from antlm_bench.metrics.table import chosen, tabulate
 from antlm_bench.suites.items import Suite
-from antlm_bench.types import Cell, Item, Prediction
+from antlm_bench.types import Cell, Item, Option, Prediction
 
 Answers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
 Entry = dict[str, float]
@@ -81,10 +81,16 @@ def texts_chosen(
 def written(writes: Writes, item: Item, pick: int) -> str:
     """The text that stands for an option: all of it, or the part that was scored."""
     option = item.options[pick]
-    if writes == "sentence" or option.span is None:
-        return option.text
-    scored = option.text[slice(*option.span)]
-    return scored.strip() if writes == "stripped" else scored
+    if writes == "continuation":
+        return continued(option)
+    return option.text if writes == "sentence" or option.span is None else option.text[slice(*option.span)]
+
+
+def continued(option: Option) -> str:
+    r"""What lm-eval asks after a context: its delimiter, one space, before a text without context; a scored part has
+    that space already. The collator of 2024 (_add_to_dict) makes a line end of the two characters \n."""
+    asked = option.text[slice(*option.span)] if option.span else f" {option.text}"
+    return asked.replace("\\n", "\n")
 
 
 def surprisals(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:

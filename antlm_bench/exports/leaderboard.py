@@ -16,10 +16,10 @@ from antlm_bench.declarations import Declaration, Many, nearest, read_toml
 from antlm_bench.errors import DataError, UsageError
 
 HERE = Path(__file__).resolve().parent
-# How an answer stands in the file: the scored part of the chosen text, that without its space, the whole text, the
+# How an answer stands in the file: the scored part of the chosen text, that as lm-eval asks for it, the whole text, the
 # scored part and the first option's softmax share, the index of the class, or the surprisals of a word and its
 # predecessor; of no single answer: the surprisals of words in contexts at every milestone, and the number made of them.
-Writes = Literal["scored", "stripped", "sentence", "share", "class", "surprisal", "curves", "headline"]
+Writes = Literal["scored", "continuation", "sentence", "share", "class", "surprisal", "curves", "headline"]
 
 
 class PartSpec(Declaration):

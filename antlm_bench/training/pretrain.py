@@ -37,6 +37,7 @@ EXPLODED = 3.0  # times the loss of guessing, ln(vocabulary)
 MILLION = 1_000_000
 # BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every hundred up to a billion.
 MILESTONES = (*(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)), 1000 * MILLION)
+SHORT = 0.02  # ours: a run that ends so near before a milestone has reached it; ten passes of "10M words" are 99.9M
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,8 @@ def pretrain(training: Training, out: Path, watcher: Watcher, conditions: Condit
         record = training.step(step)
         if main:
             watcher.stepped(record | {"seconds": time.monotonic() - started, "switch": step.switch})
-        reached = [words for words in MILESTONES if before < words <= training.words]
+        seen = training.words / (1 - SHORT) if step is steps[-1] else training.words
+        reached = [words for words in MILESTONES if before < words <= seen]
         if main and reached:
             for folder in (out / f"chck_{words // MILLION}M" for words in reached):
                 training.save_checkpoint(folder)

@@ -134,7 +134,8 @@ def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> N
     assert done.path.name == "main_textonly_predictions.json.gz" and not done.missing
     document = json.loads(gzip.decompress(done.path.read_bytes()))
     assert list(document) == ["glue", "blimp", "blimp_supplement", "ewok"]
-    assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith("physical-dynamics 0 ")
+    assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith(" physical-dynamics 0 ")
+    assert document["blimp"]["wh_island"]["predictions"][0] == {"id": "wh_island_0", "pred": " wh_island 0 wrong."}
     assert document["glue"]["mnli-mm"]["predictions"][0] == {"id": "mnli-mm_0", "pred": 1}
 
 

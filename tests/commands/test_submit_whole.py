@@ -1,70 +1,98 @@
-"""From checkpoints to a leaderboard's file by the commands of docs/submit.md, nothing made up but data and labels."""
+"""From a text to leaderboards' files by the commands of docs/submit.md: trained, scored and finetuned in earnest."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import invented_suites
 import pytest
 import toy_leaderboard as toy
-from tiny import model_for, tokenizer_for
+from tiny import WORDS
 
 from antlm_bench import runs
 from antlm_bench.cli import run as cli
+from antlm_bench.commands import preflight
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.leaderboard import LeaderboardSpec, TrackSpec
+from antlm_bench.exports.leaderboard import TrackSpec
 
-ITEMS, MILESTONES = 2, (1, 2)  # items per group; millions of words
-WORDS = 1726  # of the reading data, which stay whole
+ITEMS, MILESTONES = 2, (1, 2, 3)  # items per group; millions of words
+READ = 1726  # words of the reading data, which stay whole
+YEARS = {"2025": "aoa", "2026": "aoa_surprisals"}
+SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512 tokenizer.vocabulary=450"
+RECIPE = [*SHAPE.split(), "corpus.document=file", "batch.tokens=32768", "phase=[{epochs=31, causal=1}]"]
 
 
 @pytest.fixture
-def small_2026(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> LeaderboardSpec:
-    """The leaderboard of 2026 with two milestones and two items per group; reading times as they are."""
+def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
+    """Leaderboards with three milestones and two items per group; reading times as they are."""
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
-    official = leaderboard.leaderboard("2026")
     track = TrackSpec(names=("strict-small",), milestones=MILESTONES)
-    board = official.model_copy(update={"track": (track,)})
-    schema = toy.small_schema(board.name, ITEMS)
-    schema["properties"]["reading"] = leaderboard.schema(board.name)["properties"]["reading"]
-    for part in schema["properties"][board.milestones_in]["properties"].values():
-        part["anyOf"] = [{"minItems": len(MILESTONES), "maxItems": len(MILESTONES)}]
-    monkeypatch.setattr(leaderboard, "leaderboard", lambda year: board)
-    monkeypatch.setattr(leaderboard, "schema", lambda name: schema)
+    boards = {year: leaderboard.leaderboard(year).model_copy(update={"track": (track,)}) for year in YEARS}
+    schemas = {boards[year].name: small_schema(boards[year].name, key) for year, key in YEARS.items()}
+    monkeypatch.setattr(leaderboard, "leaderboard", boards.__getitem__)
+    monkeypatch.setattr(preflight, "leaderboard", boards.__getitem__)
+    monkeypatch.setattr(leaderboard, "schema", schemas.__getitem__)
     invented_suites.serve(monkeypatch, ITEMS)
-    return board
 
 
-def make_checkpoints(folder: Path, milestones: tuple[int, ...]) -> None:
-    tokenizer = tokenizer_for("causal", True)
-    for seed, name in enumerate(["main", *(f"chck_{number}M" for number in milestones)]):
-        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512}
-        model_for("causal", seed, **shape).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+def small_schema(name: str, curves: str) -> dict[str, Any]:
+    made = toy.small_schema(name, ITEMS)
+    parts = made["properties"]
+    parts["reading"] = leaderboard.schema(name)["properties"]["reading"]
+    words = len(MILESTONES) * invented_suites.LEARNED * invented_suites.CONTEXTS
+    parts[curves]["properties"]["results"] |= {"minItems": words, "maxItems": words}
+    for part in parts["fast_eval_results"]["properties"].values():
+        part["anyOf"] = [{"minItems": len(MILESTONES), "maxItems": len(MILESTONES)}]
+    return made
 
 
-def enter_labels(run: Path, board: str, part: str, suite: str) -> None:
-    """Labels of finetuned tasks, which take too long to be real here."""
-    with runs.Writer(run, runs.read(run).manifest) as writer:
-        for task, n in leaderboard.sizes(board, part).items():
-            writer.enter(toy.finetuned(task, 42, suite=suite), toy.labels(task, n))
+def text(path: Path) -> Path:
+    """A hundred thousand words, a few per line."""
+    rng = random.Random(0)
+    path.write_text("".join(f"{' '.join(rng.choices(WORDS, k=8))}\n" for _ in range(12_500)))
+    return path
 
 
-def test_checkpoints_that_are_scored_become_a_whole_submission(small_2026: LeaderboardSpec, tmp_path: Path) -> None:
-    make_checkpoints(tmp_path / "out", MILESTONES)
-    final, reports = tmp_path / "reports" / "main", str(tmp_path / "reports")
-    quiet = ["--device", "cpu", "--json"]
-    main = ["score", "--model", str(tmp_path / "out" / "main"), "--suite", "zero-shot-2026,reading-2025"]
-    assert cli([*main, "--out", str(final), *quiet]) == 0
-    fast = ["score", "--model", str(tmp_path / "out" / "chck_*"), "--suite", "zero-shot-fast-2026,reading-2025"]
-    assert cli([*fast, "--out", reports, *quiet]) == 0
-    enter_labels(final, small_2026.name, "glue", "glue-2025")
-    parts = [f"--part={key}={file}" for key, file in toy.elsewhere(tmp_path / "parts", "2026", ITEMS).items()]
-    submit = ["submit", reports, "--year", "2026", "--track", "strict-small", "--out", str(tmp_path / "file.json")]
-    assert cli([*submit, *parts]) == 0
-    document = json.loads((tmp_path / "file.json").read_text())
-    assert None not in document.values() and None not in document["fast_eval_results"].values()
+def test_a_text_becomes_whole_submissions(small: None, tmp_path: Path) -> None:
+    out, reports = tmp_path / "out", tmp_path / "reports"
+    main, final = str(out / "main"), reports / "main"
+
+    def call(*argv: str) -> None:
+        assert cli([*argv]) == 0
+
+    corpus = str(text(tmp_path / "text.txt"))
+    changes = [f"--set={change}" for change in RECIPE]
+    call("train", "babyllama", "--scale", "nano", "--corpus", corpus, "--out", str(out), "--device", "cpu", *changes)
+    for year in YEARS:
+        call("preflight", str(out), "--track", "strict-small", "--year", year)
+    suites = "zero-shot-2025,zero-shot-2026,reading-2025"
+    call("score", "--model", main, "--suite", suites, "--out", str(final), "--device", "cpu")
+    glue = ["--suite", "glue-2025", "--seed", "42", "--set", "epochs=1", "--limit-train", "64"]
+    call("finetune", "--model", main, *glue, "--limit-valid", str(ITEMS), "--out", str(final), "--device", "cpu")
+    suites = "zero-shot-fast,zero-shot-fast-2026,reading-2025,aoa-words-2026"
+    call("score", "--model", str(out / "chck_*"), "--suite", suites, "--out", str(reports), "--device", "cpu")
+    call("acquisition", str(reports), "--suite", "aoa-2026")
+    for year, curves in YEARS.items():
+        file = tmp_path / f"{year}.json"
+        call("submit", str(reports), "--year", year, "--track", "strict-small", "--out", str(file))
+        document = json.loads(file.read_text())
+        assert None not in document.values() and None not in document["fast_eval_results"].values()
+        assert len(document["reading"]["reading"]["predictions"]) == READ
+        labels = {(cell.suite, cell.seed): runs.predictions(str(final), cell) for cell in runs.read(final)}
+        for task, told in document["glue"].items():
+            assert [row["pred"] for row in told["predictions"]] == [p.pred for p in labels[f"glue-2025.{task}", 42]]
+        steps = {row["step"]: row["surprisal"] for row in document[curves]["results"]}
+        assert len(set(steps.values())) == len(steps) == len(MILESTONES), "every checkpoint says something else"
+    [acquired] = [cell for cell in runs.read(final) if cell.suite == "aoa-2026"]
+    assert document["aoa"] == {"aoa": acquired.summary.headline.value}
+    assert_global_piqa(document, final)
+
+
+def assert_global_piqa(document: dict[str, Any], final: Path) -> None:
+    """One answer per example, under its id, and a number per milestone."""
     for kind, solutions in (("parallel", 4), ("nonparallel", 2)):
         cell = next(cell for cell in runs.read(final) if cell.suite == f"global-piqa-{kind}-2026")
         told = document[f"global_piqa_{kind}"]
@@ -73,4 +101,3 @@ def test_checkpoints_that_are_scored_become_a_whole_submission(small_2026: Leade
             assert row["id"] == prediction.id and row["pred"].startswith(" ") and len(prediction.scores) == solutions
         fast_scores = document["fast_eval_results"][f"global_piqa_{kind}"]
         assert len(fast_scores) == len(MILESTONES) and all(0 <= s[f"global_piqa_{kind}"] <= 1 for s in fast_scores)
-    assert len(document["reading"]["reading"]["predictions"]) == WORDS

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import official_collators
 import pytest
 import toy_leaderboard as toy
 from hypothesis import given, settings
@@ -197,3 +198,13 @@ def test_texts_are_those_of_the_official_files(
     assert set(answered) <= set(possible)
     for group, rows in groups.items():
         assert [row["id"] for row in rows["predictions"]] == [f"{group}_{n}" for n in range(len(rows["predictions"]))]
+
+
+@pytest.mark.parametrize("year", ["2025", "2026"])
+def test_official_counts_are_those_of_the_official_collators(year: str) -> None:
+    """Their tables against our schemas, which say nothing of each other."""
+    for part, wanted in official_collators.sizes(year).items():
+        ours = leaderboard.sizes(f"babylm-{year}", part)
+        assert {key.lower(): n for key, n in ours.items()} == wanted
+    for part, n in official_collators.GLOBAL_PIQA.items() if year == "2026" else ():
+        assert leaderboard.entries(f"babylm-{year}", part) == n

@@ -384,6 +384,16 @@ class TestMilestones:
         monkeypatch.setattr(loop, "MILLION", 10)
         monkeypatch.setattr(loop, "MILESTONES", (*DENSE, 10**6))
 
+    @pytest.mark.parametrize(("beyond", "reached"), [(1.01, True), (1.05, False)])
+    def test_a_run_that_ends_just_before_one_has_reached_it(
+        self, beyond: float, reached: bool, corpus_of: CorpusOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipe, log = toy(**blocks((1, 1, 0))), Log()
+        words = run(recipe, corpus_of(recipe), tmp_path / "once").words
+        monkeypatch.setattr(loop, "MILESTONES", (int(beyond * words) // 10 * 10,))
+        run(recipe, corpus_of(recipe), tmp_path / "again", log)
+        assert [name for name, _ in log.checkpoints] == [f"chck_{int(beyond * words) // 10}M"] * reached + ["main"]
+
     def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:

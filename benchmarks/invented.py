@@ -1,0 +1,115 @@
+"""A data folder in which what is missing is invented, for timing whole runs without data that are gated or not at hand.
+
+    python benchmarks/invented.py DIR
+
+DIR becomes a value for ANTLM_BENCH_DATA: links to every file of the present one, and in place of those that
+leaderboards want and that are absent or lack rows, files of the official layout and number of rows, made of children's
+words in any order (rows that are there stay, first). What is invented is printed. No number that comes of such data
+says anything about a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.exports.leaderboard import leaderboard, years
+from antlm_bench.suites import items, sources
+from antlm_bench.suites.spec import SuiteSpec
+
+TEXTS = (
+    "sentence_",
+    "Context",
+    "Target",
+    "prefix_",
+    "property_phrase",
+    "input_prefix",
+    "options",
+    "prompt",
+    "solution",
+)
+
+
+def rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one file: the record of the suite's own example, with other words, in the groups that it expects."""
+    assert spec.expect
+    rng = random.Random(f"{spec.name} {file}")
+    for group, n in (spec.expect.counts or {"": spec.expect.items}).items():
+        record = dict(next(example.record for example in spec.example if not example.skipped))
+        if "numops" in record:
+            stem, number, _ = group.rsplit("_", 2)
+            record["numops"] = int(number)
+        else:
+            renamed = spec.rename.get(spec.groups[-1], {}) if group else {}
+            stem = next((ours for ours, name in renamed.items() if name == group), group)
+            record |= {key: group for key in ("UID", "Domain") if key in record}
+        if group and file != f"{stem}.jsonl":
+            continue
+        for i in range(n):
+            worded = {key: reworded(value, words, rng) for key, value in record.items() if key.startswith(TEXTS)}
+            yield record | worded | ({"example_id": f"example {i}"} if not group else {})
+
+
+def reworded(value: str | list[str], words: Sequence[str], rng: random.Random) -> str | list[str]:
+    if isinstance(value, list):
+        return [str(reworded(one, words, rng)) for one in value]
+    return " ".join(rng.choices(words, k=rng.randint(2, 5))) + " " * value.endswith(" ")
+
+
+def linked(root: Path, folder: Path) -> None:
+    """Every file under `root` as a link in `folder`, which must be new or empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} holds something else")
+    for path in root.rglob("*"):
+        if path.is_file():
+            link = folder / path.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+
+
+def wanted() -> dict[str, SuiteSpec]:
+    """The suites of every leaderboard whose items are texts to be scored."""
+    parts = [part for year in years() for part in (*leaderboard(year).part, *leaderboard(year).fast)]
+    declared = {part.suite: items.declared(part.suite)[0] for part in parts if part.suite}
+    return {name: spec for name, spec in declared.items() if isinstance(spec, SuiteSpec) and not spec.times}
+
+
+def fill(root: Path, folder: Path, spec: SuiteSpec, words: Sequence[str]) -> Iterator[tuple[Path, int, int]]:
+    """(file, rows invented, rows in all) of a suite, for what verification finds absent or short."""
+    assert spec.data
+    for row in sources.verify(spec):
+        if row.state not in ("absent", "incomplete"):
+            continue
+        place = spec.data.where[0].format(file=row.file, stem=row.file.rpartition(".")[0])
+        path = folder / (row.path.relative_to(root) if row.path else f"{place}.gz")
+        if path.exists() and not path.is_symlink():
+            continue  # two years of a suite have one file
+        there = sources.locate(spec, row.file).raw.decode().splitlines() if row.path else []
+        made = [json.dumps(record) for record in rows(spec, row.file, words)]
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = "".join(f"{line}\n" for line in [*there, *made[len(there) :]]).encode()
+        path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+        yield path, len(made) - len(there), len(made)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    root = sources.roots()[0]
+    linked(root, folder)
+    suites = wanted()
+    words = list(json.loads(sources.locate(suites["aoa-words-2026"], "cdi_childes.json").raw))
+    for spec in suites.values():
+        for path, invented, n in fill(root, folder, spec, words):
+            print(f"{path.relative_to(folder)}: {invented:,} of {n:,} rows are invented")
+
+
+if __name__ == "__main__":
+    main()
