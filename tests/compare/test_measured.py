@@ -35,13 +35,15 @@ CHANGED = VALUES - np.random.default_rng(1).normal(0.05, 0.1, 90)
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("task-score", 1), ("task-penalty", -1)])
-def test_the_difference_is_positive_where_the_second_run_is_better(tmp_path: Path, metric: str, sign: int) -> None:
+def test_what_a_judge_says_is_compared_item_by_item_in_the_direction_of_its_metric(
+    tmp_path: Path, metric: str, sign: int
+) -> None:
     found = only(run(tmp_path / "a", list(VALUES), metric), run(tmp_path / "b", list(CHANGED), metric))
     head, change = found.headline, sign * (CHANGED - VALUES)
     assert (head.a, head.b, head.n) == (pytest.approx(VALUES.mean()), pytest.approx(CHANGED.mean()), 90)
-    assert head.value == pytest.approx(change.mean())
+    assert (head.value, head.gain) == (pytest.approx(sign * change.mean()), pytest.approx(change.mean()))
     drawn = np.random.default_rng(2).choice(change, (20_000, 90)).mean(axis=1)
-    assert (head.low, head.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.002)
+    assert head.gains == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.002)
     assert head.p == pytest.approx(stats.ttest_1samp(change, 0).pvalue, abs=0.01)
     assert (head.gained, head.lost) == ((change > 0).sum(), (change < 0).sum())
     worse = judge(found, Margins(0.02)).status
@@ -94,9 +96,9 @@ def test_fewer_bits_per_byte_are_better_and_documents_are_paired(tmp_path: Path)
     found = only(a, b)
     head = found.headline
     assert (head.a, head.b) == pytest.approx(tuple(each.cells[0].summary.headline.value for each in (a, b)))
-    assert head.value == pytest.approx(head.a - head.b) and head.value > 0
+    assert head.value == pytest.approx(head.b - head.a) and head.gain == -head.value > 0 and head.lower_is_better
     pick = np.random.default_rng(4).integers(120, size=(20_000, 120))
-    drawn = (first - second)[pick].sum(axis=1) / sizes[pick].sum(axis=1) / math.log(2)
+    drawn = (second - first)[pick].sum(axis=1) / sizes[pick].sum(axis=1) / math.log(2)
     assert (head.low, head.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.001)
     assert judge(found, Margins(0.01)).status == "pass"
     assert judge(only(b, a), Margins(0.01)).status == "regression"
