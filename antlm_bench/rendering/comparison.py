@@ -24,11 +24,11 @@ from antlm_bench.rendering.units import unit
 Texts = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 NARROWEST = 12  # characters of a name, however narrow the terminal
 LEGEND = (
-    "Values in percent, differences in points (correlations and nats as they are) with their 95% interval: items "
-    "resampled within each group for an unweighted mean of groups, Bonett and Price's interval for one group, "
-    "sentences resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where tasks were "
-    "finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is tested "
-    "first and alone. ▼ worse, ▲ better: p < .05, or, where none is tested, an interval without 0."
+    "Values in percent, differences in points (correlations, nats, bits and tasks' own scores as they are) with their "
+    "95% interval: items resampled within each group for an unweighted mean of groups, Bonett and Price's interval for "
+    "one group, sentences resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where tasks "
+    "were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is "
+    "tested first and alone. ▼ worse, ▲ better: p < .05, or, where none is tested, an interval without 0."
 )
 
 
@@ -91,7 +91,8 @@ def title(comparison: Comparison) -> str:
     ways = dict.fromkeys((comparison.method_a, comparison.method_b))
     seeds = comparison.seeds
     several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
-    less = f" · {unit(comparison.metric).of}, lower is better" if comparison.headline.lower_is_better else ""
+    of = ", ".join(filter(None, (unit(comparison.metric).of, "lower is better")))
+    less = f" · {of}" if comparison.headline.lower_is_better else ""
     return f"{comparison.suite} · {' / '.join(ways)}{several}{less}"
 
 
