@@ -44,7 +44,7 @@ def explained(joined: Joined) -> Found:
         low, high = (
             Interval(0.0, 0.0) if same else Interval(-1.0, 1.0) if vague else bias_corrected(b - a, change @ weights)
         )
-        p = None if vague and not same else clustered_p(b - a, weights @ moved)
+        p = 1.0 if same else None if vague else clustered_p(b - a, weights @ moved)
         n = max(len(sides[0][i].outcome) for i in np.flatnonzero(weights))
         detectable = POWERED * (high - low) / 2
         made.append(

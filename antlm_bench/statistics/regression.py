@@ -118,9 +118,10 @@ def influences(regression: Regression, clusters: int) -> Floats:
 def clustered_p(value: float, influence: Floats) -> float:
     """Two-sided p that a value is 0 on which clusters (k,) have these influences: Student's, k - 1 degrees of freedom.
 
-    Of a difference of partial R2 on the same sentences 5% are 5 to 6% by simulation, whatever shape and scale the two
-    predictors have, and fewer where neither explains anything. (Exchanging sentences between runs, as signs are flipped
-    elsewhere, would mix two predictors whose scales differ.)
+    Of a difference of partial R2 on the same 80 or 205 sentences, 5% are 5 to 6% by simulation, whatever shape and
+    scale the two predictors have. The test is cautious where they explain little: 4% at an R2 of .01 on 1640 rows, 1%
+    on 400, 0 where there is nothing, since a square has no slope at 0. (Exchanging sentences between runs, as signs are
+    flipped elsewhere, would mix two predictors whose scales differ.)
     """
     k = len(influence)
     error = (k / (k - 1) * float(influence @ influence)) ** 0.5
