@@ -69,7 +69,7 @@ def submit(
         raise IncompleteError(message, hint=hint)
     leaderboard.check(collation.document, board.name, partial=bool(collation.missing))
     notes = [f"as {board.source} writes it", *collation.notes]
-    if unused := sorted(checkpoints.keys() - set(milestones)):
+    if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
         notes.append(f"{track} has no milestone {', '.join(f'chck_{number}M' for number in unused)}: left out")
     path = placed(Path(out), board.file.format(method=method, name=Path(name_of(final)).name or "model"))
     data = json.dumps(collation.document).encode()

@@ -130,8 +130,10 @@ def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(complete: list
 
 def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2024", small)
-    done = submit([final], year="2024", track="strict", out=tmp_path)
+    milestone = toy.fast_run(tmp_path / "r1", "2025", 1)  # of another year's: no word about it
+    done = submit([final, milestone], year="2024", track="strict", out=tmp_path)
     assert done.path.name == "main_textonly_predictions.json.gz" and not done.missing
+    assert not any("milestone" in note for note in done.notes)
     document = json.loads(gzip.decompress(done.path.read_bytes()))
     assert list(document) == ["glue", "blimp", "blimp_supplement", "ewok"]
     assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith(" physical-dynamics 0 ")
