@@ -310,12 +310,12 @@ def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
     cells = [scored(folder, file, tmp_path / f"run{n}")[1] for n, folder in enumerate(folders)]
     one, two = (str(tmp_path / f"run{n}") for n in (0, 1))
     values = [cell.summary.headline.value for cell in cells]
-    better = values[0] > values[1] if metric == "task-score" else values[0] < values[1]
     capsys.readouterr()
     assert cli(["compare", one, two, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
     assert [found["headline"][side] for side in "ab"] == pytest.approx(values)
-    assert (found["metric"], found["headline"]["value"] < 0) == (metric, better)
+    assert (found["metric"], found["headline"]["lower_is_better"]) == (metric, metric == "bits-per-byte")
+    assert found["headline"]["value"] == pytest.approx(values[1] - values[0])
     assert cli(["check", one, "--against", one]) == 0
     capsys.readouterr()
     assert cli(["report", one]) == 0
