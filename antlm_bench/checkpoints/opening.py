@@ -199,13 +199,12 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
 def quicker(opened: Checkpoint) -> Checkpoint:
     """The same checkpoint with a bf16 body, for `--precision adaptive`; its LM head is a RoughHead, or where something
     is done to the logits, fp32."""
-    last = answers_last(opened.engine)
-    model = copy.deepcopy(opened.engine.model)
     head = copy.deepcopy(opened.engine.model.get_output_embeddings())
     if head is None:
         raise CheckpointError(f"{opened.name} has no output embedding to keep in fp32", hint="use --precision exact")
+    rough = can_pack(opened.engine.model) and isinstance(head, nn.Linear) and answers_last(opened.engine)
+    model = copy.deepcopy(opened.engine.model)
     model.to(torch.bfloat16)
-    rough = can_pack(model) and isinstance(head, nn.Linear) and last
     rows = opened.engine.head_rows
     model.set_output_embeddings(RoughHead(head, rows) if rough else head)
     if not rough:
