@@ -20,7 +20,8 @@ from typing import Any
 
 from antlm_bench.exports.leaderboard import leaderboard, years
 from antlm_bench.suites import items, sources
-from antlm_bench.suites.spec import SuiteSpec
+from antlm_bench.suites.classification import ClassificationSpec
+from antlm_bench.suites.spec import FileSpec, SuiteSpec
 
 TEXTS = (
     "sentence_",
@@ -35,8 +36,13 @@ TEXTS = (
 )
 
 
-def rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one file: the record of the suite's own example, with other words, in the groups that it expects."""
+def rows(spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one file, as many as officially, of texts to be scored or (a train file) classified."""
+    return scored_rows(spec, file, words) if isinstance(spec, SuiteSpec) else train_rows(spec, file, words)
+
+
+def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The record of the suite's own example, with other words, in the groups that it expects."""
     assert spec.expect
     rng = random.Random(f"{spec.name} {file}")
     for group, n in (spec.expect.counts or {"": spec.expect.items}).items():
@@ -53,6 +59,16 @@ def rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str,
         for i in range(n):
             worded = {key: reworded(value, words, rng) for key, value in record.items() if key.startswith(TEXTS)}
             yield record | worded | ({"example_id": f"example {i}"} if not group else {})
+
+
+def train_rows(spec: ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The record of the task's own example, with other words and classes."""
+    rng = random.Random(f"{spec.name} {file}")
+    name, task = next((name, task) for name, task in spec.task.items() if task.train == file)
+    record = next(example.record for example in spec.example if example.task == name)
+    for _ in range(spec.data.files[file].rows or 0):
+        worded = {key: reworded(value, words, rng) for key, value in record.items() if isinstance(value, str)}
+        yield record | worded | {task.label: rng.randrange(len(task.classes))}
 
 
 def reworded(value: str | list[str], words: Sequence[str], rng: random.Random) -> str | list[str]:
@@ -72,19 +88,33 @@ def linked(root: Path, folder: Path) -> None:
             link.symlink_to(path.resolve())
 
 
-def wanted() -> dict[str, SuiteSpec]:
-    """The suites of every leaderboard whose items are texts to be scored."""
+def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
+    """The suites of every leaderboard whose items are texts to be scored, or classified."""
     parts = [part for year in years() for part in (*leaderboard(year).part, *leaderboard(year).fast)]
     declared = {part.suite: items.declared(part.suite)[0] for part in parts if part.suite}
-    return {name: spec for name, spec in declared.items() if isinstance(spec, SuiteSpec) and not spec.times}
+    texts = {name: spec for name, spec in declared.items() if isinstance(spec, SuiteSpec) and not spec.times}
+    return texts | {name: spec for name, spec in declared.items() if isinstance(spec, ClassificationSpec)}
 
 
-def fill(root: Path, folder: Path, spec: SuiteSpec, words: Sequence[str]) -> Iterator[tuple[Path, int, int]]:
-    """(file, rows invented, rows in all) of a suite, for what verification finds absent or short."""
+def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.Row]:
+    """The files of a suite that are absent or short; of what is finetuned, train files without a substitute."""
+    found = {row.file: row for row in sources.verify(spec)}
+    if isinstance(spec, SuiteSpec):
+        yield from (row for row in found.values() if row.state in ("absent", "incomplete"))
+        return
+    for task in spec.task.values():
+        if task.train and found[task.train].state == "absent":
+            known = [(one.file, FileSpec(sha256=one.sha256)) for one in task.substitutes]
+            if not any(sources.local(spec, file, sha) for file, sha in known):
+                yield found[task.train]
+
+
+def fill(
+    root: Path, folder: Path, spec: SuiteSpec | ClassificationSpec, words: Sequence[str]
+) -> Iterator[tuple[Path, int, int]]:
+    """(file, rows invented, rows in all) of a suite, for what has to be replaced."""
     assert spec.data
-    for row in sources.verify(spec):
-        if row.state not in ("absent", "incomplete"):
-            continue
+    for row in replaceable(spec):
         place = spec.data.where[0].format(file=row.file, stem=row.file.rpartition(".")[0])
         path = folder / (row.path.relative_to(root) if row.path else f"{place}.gz")
         if path.exists() and not path.is_symlink():

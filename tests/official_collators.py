@@ -1,12 +1,13 @@
-"""What the collators of 2025 and 2026 check of a file before they write it: sizes, written again from their tables.
+"""What the official collators decide, compare and check of a file, written again. Nothing comes from our schemas.
 
-evaluation-pipeline-2025 and babylm-eval/strict: evaluation_pipeline/collate_preds.py. Nothing comes from our schemas.
+evaluation-pipeline-2024: collect_results.py, which counts the lines of the data. evaluation-pipeline-2025 and
+babylm-eval/strict: evaluation_pipeline/collate_preds.py and sentence_zero_shot/compute_results.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MILESTONES = [f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10))]  # STRICT_SMALL_FAST_REVISIONS
@@ -42,6 +43,9 @@ spatial-relations 490 social-properties 328 quantitative-properties 314 social-i
 physical-dynamics 120
 """
 COMPS = "base 49340 wugs_dist_before 13896 wugs_dist_in_between 13896 wugs 13896"
+GLUE_2024 = """
+cola 522 sst2 436 mrpc 204 qqp 20215 mnli 4908 mnli-mm 4916 qnli 2732 rte 139 boolq 1635 multirc 2424 wsc 52
+"""
 GLUE = "boolq 1635 mnli 4908 mrpc 204 multirc 2424 qqp 20215 rte 139 wsc 52"
 OPERATIONS = {  # items after 0 to 5 operations
     "2025": {
@@ -63,8 +67,29 @@ def table(text: str) -> dict[str, int]:
     return {name: int(n) for name, n in zip(words[::2], words[1::2], strict=True)}
 
 
+def first_of_the_best(scores: Sequence[float]) -> int:
+    """numpy.argmax of 2024, torch.max of 2025: a later option must be better, not as good."""
+    best = 0
+    for number, score in enumerate(scores):
+        if score > scores[best]:
+            best = number
+    return best
+
+
+def shares_right(answers: Mapping[str, Sequence[str]], targets: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """_calculate_target_results, of each subtask: texts are compared, white space at their ends apart."""
+    return {
+        subtask: sum(one.strip() == target.strip() for one, target in zip(texts, targets[subtask], strict=True))
+        / len(texts)
+        for subtask, texts in answers.items()
+    }
+
+
 def sizes(year: str) -> dict[str, dict[str, int]]:
     """FULL_SIZES: part -> key (in lower case) -> predictions."""
+    if year == "2024":
+        ewok = {"ewok": table(EWOK), "glue": table(GLUE_2024)}
+        return {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), **ewok}
     made = {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), "ewok": table(EWOK), "comps": table(COMPS)}
     operations = {f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)}
     made |= {"reading": {"reading": READING}, "glue": table(GLUE)}
@@ -74,11 +99,21 @@ def sizes(year: str) -> dict[str, dict[str, int]]:
 
 
 def problems(document: dict[str, Any], year: str) -> Iterator[str]:
-    """Every check that the collator of a year would fail, of a strict-small file."""
+    """Every check of the year's collator that a strict-small file fails."""
     for part, wanted in sizes(year).items():
         have = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
         if have != wanted:
             yield f"{part}: {dict(have.items() ^ wanted.items())}"
+    if year == "2024":  # verify_dict
+        kinds = {"glue": int}
+        for part, subtasks in document.items():
+            for key, value in subtasks.items():
+                ids = [row["id"] for row in value["predictions"]]
+                if ids != [f"{key}_{n}" for n in range(len(ids))]:
+                    yield f"{part}.{key}: ids out of order"
+                if not all(type(row["pred"]) is kinds.get(part, str) for row in value["predictions"]):
+                    yield f"{part}.{key}: answers of another kind"
+        return
     for part, n in GLOBAL_PIQA.items() if year == "2026" else ():
         if [len(value["predictions"]) for value in document[part].values()] != [1] * n:
             yield f"{part}: not one answer to each of {n} examples"

@@ -40,7 +40,9 @@ def toy_suite(name: str, most: int | None = None) -> Suite:
             text = [f"{group} {i} {which}." for which in ("right", "wrong", "odd")][: 3 if spec.item.each else 2]
             options = [Option(f"Context. {t}", (8, 9 + len(t))) if with_context else Option(t) for t in text]
             gold = i / n if spec.metric == "spearman" else 0
-            items.append(Item(f"{group}_{i}", tuple(options), gold, {spec.groups[-1]: group}))
+            items.append(
+                Item(f"{group}_{i}", tuple(options), gold, dict.fromkeys((*spec.macro, spec.groups[-1]), group))
+            )
     return Suite(name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(items), f"digest of {name}")
 
 
@@ -145,10 +147,11 @@ def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
     return write(path, name or f"out/llama/chck_{milestone}M", cells)
 
 
-def elsewhere(folder: Path, year: str, rows_of_words: int = 3) -> dict[str, str]:
-    """The age of acquisition, as files of the official pipeline."""
-    word = {"step": "chck_1M", "word_count": 1_000_000, "target_word": "dog", "context": "a", "surprisal": 1.5}
-    rows = [word | {"context_id": n} for n in range(rows_of_words)]
+def elsewhere(folder: Path, year: str) -> dict[str, str]:
+    """The age of acquisition, as files of the official pipeline, of one word."""
+    word = {"target_word": "dog", "context": "a", "context_id": 0, "surprisal": 1.5}
+    milestones = leaderboard.leaderboard(year).milestones("strict-small")
+    rows = [word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
     made: dict[str, Any] = {}
     if year == "2025":
@@ -166,7 +169,7 @@ def reading_size(year: str) -> int:
 
 
 def small_schema(name: str, most: int) -> dict[str, Any]:
-    """The shipped schema with at most so many predictions under a key."""
+    """The shipped schema with at most so many predictions under a key, and one word at each milestone."""
     document = deepcopy(SHIPPED(name))
 
     def shrink(node: Any) -> None:
@@ -179,4 +182,7 @@ def small_schema(name: str, most: int) -> dict[str, Any]:
                 shrink(inner)
 
     shrink(document["properties"])
+    for part in document["properties"].values():
+        if "results" in part.get("properties", {}):
+            part["properties"]["results"] |= {"minItems": 19, "maxItems": 19}
     return document

@@ -17,6 +17,7 @@ from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.collation import Collator, Missing, name_of
+from antlm_bench.exports.decisions import Rule
 from antlm_bench.suites import items
 from antlm_bench.types import Run
 
@@ -43,12 +44,13 @@ def submit(
     seed: int | None = None,
     parts: Mapping[str, str] | None = None,
     allow_partial: bool = False,
+    ties: Rule | None = None,
 ) -> Submission:
     """Write the file of a year and track from run folders: the final model's, and those of its milestones.
 
     out: the file, or a folder for one with the official name. method: of the zero-shot parts, "" = the only one there.
     seed: of the GLUE labels. parts: (dotted) key -> JSON file made elsewhere. allow_partial: holes are announced, not
-    refused.
+    refused. ties: which of the best options is answered, None = the one that the year's official code takes.
     Raises IncompleteError (nothing is written) for holes, UsageError for a choice that is not ours to make, RunError
     and DataError for what cannot be read.
     """
@@ -58,7 +60,7 @@ def submit(
     method = method or only_method(final)
     given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
     texts = lru_cache(1)(partial(items.load, allow_incomplete=True))  # one suite is asked for at every milestone
-    collation = Collator(board, track, final, checkpoints, texts, method, seed).collate(given)
+    collation = Collator(board, track, final, checkpoints, texts, method, seed, ties).collate(given)
     if collation.missing and not allow_partial:
         listed = "\n".join(f"    {missing}" for missing in collation.missing)
         message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
@@ -67,7 +69,7 @@ def submit(
         )
         hint += "--allow-partial; the leaderboard counts holes as 0"
         raise IncompleteError(message, hint=hint)
-    leaderboard.check(collation.document, board.name, partial=bool(collation.missing))
+    leaderboard.check(collation.document, board.name, absent=[missing.key for missing in collation.missing])
     notes = [f"as {board.source} writes it", *collation.notes]
     if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
         notes.append(f"{track} has no milestone {', '.join(f'chck_{number}M' for number in unused)}: left out")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from antlm_bench.errors import IncompleteError
+from antlm_bench.exports.decisions import RULES, Rule, picks, shares, told
 from antlm_bench.exports.leaderboard import PartSpec, Writes
 from antlm_bench.metrics.measures import Spearman
-from antlm_bench.metrics.table import chosen, tabulate
+from antlm_bench.metrics.table import tabulate
 from antlm_bench.suites.items import Suite
 from antlm_bench.types import Cell, Item, Option, Prediction
 
@@ -26,56 +25,56 @@ def whole(cell: Cell) -> Cell:
     return cell
 
 
-def numbers(cell: Cell, part: PartSpec) -> Entry:
-    """What a fast suite says of a milestone, in 0..1: accuracies (a tie counts 1/k), Spearman's rho, partial R2.
+def numbers(cell: Cell, part: PartSpec, rule: Rule, predictions: Callable[[], Sequence[Prediction]]) -> Entry:
+    """What a fast suite says of a milestone, in 0..1: accuracies, Spearman's rho, partial R2.
 
-    Numbers have room for half a tie; only answers have not.
+    Where there are ties, accuracies are those of the answers that the official collator would have compared, made of
+    the predictions.
     """
     groups = cell.summary.groups
     if part.names:
         return {part.names[group.name]: group.estimate.value for group in groups if group.name in part.names}
+    if cell.summary.metric == "accuracy" and cell.summary.headline.flags.get("tie"):
+        level, reduction = groups[-1].level if groups else "", str(cell.settings.get("reduction", "sum"))
+        table = tabulate(predictions(), {level} if level else set(), reduction)
+        return {name or part.key: share for name, share in shares(table, picks(table, rule, reduction), level).items()}
     if cell.summary.metric == "spearman" or not groups:
         return {part.key: cell.summary.headline.value}
     return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
 
 def texts_chosen(
-    part: PartSpec, predictions: Sequence[Prediction], suite: Suite, cell: Cell
+    part: PartSpec, predictions: Sequence[Prediction], suite: Suite, cell: Cell, rule: Rule
 ) -> tuple[Answers, list[str]]:
     """The chosen texts under the keys of their part, in the suite's order, and notes about ties and lost items.
 
-    The file can hold one answer. A tie never goes silently to the right one, as the collator of 2025 has it
-    (torch.max: first index, and index 0 is right): it is drawn, by the item's id (metrics: ties = random; 2026's
-    official code draws too, unseeded). A run that was scored with --ties first says so and keeps that rule. An item
-    that does not fit the model counts as wrong, and is written so.
+    An item that does not fit the model counts as wrong, and is written so. IncompleteError where the file also wants
+    its probability.
     """
-    rule = "first" if cell.settings.get("ties") == "first" else "random"
     reduction = str(cell.settings.get("reduction", "sum"))
-    table = tabulate(predictions, set(), reduction)
-    picks = chosen(table, rule, reduction).argmax(axis=1)
-    lost = table.flag("too-long")
-    share = Spearman("half", reduction).values(table, reduction) if part.writes == "share" else np.zeros(len(picks))
+    rated = part.writes == "share"
+    table = tabulate(predictions, set() if rated else set(suite.macro), reduction)
+    lost, ties = int(table.flag("too-long").sum()), int(table.flag("tie").sum())
+    if rated and lost:
+        raise IncompleteError(f"{lost} items do not fit the model, and have no probability")
+    answers = picks(table, rule, reduction)
+    probability = Spearman("half", reduction).values(table, reduction) if rated else None
     level = part.by or suite.groups[-1]
     items = {item.id: item for item in suite.items}
-    answers: Answers = defaultdict(lambda: {"predictions": []})
+    rows: Answers = defaultdict(lambda: {"predictions": []})
     for n, prediction in enumerate(predictions):
         item = items[prediction.id]
-        right = item.gold if isinstance(item.gold, int) else 0
-        pick = int(picks[n]) if not lost[n] else int(right == 0)
-        row: dict[str, Any] = {"id": item.id, "pred": written(part.writes, item, pick)}
-        if part.writes == "share":
-            row["prob"] = float(share[n])
-        answers[item.labels[level]]["predictions"].append(row)
-    ties, twins = int(table.flag("tie").sum()), int(table.flag("identical").sum())
+        row: dict[str, Any] = {"id": item.id, "pred": written(part.writes, item, int(answers[n]))}
+        if probability is not None:
+            row["prob"] = float(probability[n])
+        rows[item.labels[level]]["predictions"].append(row)
     notes = []
     if ties:
-        how = "given to the first option (--ties first)" if rule == "first" else "drawn by the item's id"
-        notes.append(
-            f"{suite.name}: {ties} ties, {how}" + (f"; {twins} of one text count as right there" if twins else "")
-        )
-    if lost.any():
-        notes.append(f"{suite.name}: {int(lost.sum())} items do not fit the model and are written as wrong")
-    return dict(answers), notes
+        how = f"{ties} ties, {RULES[rule]}; a correlation with ratings does not depend on it"
+        notes.append(f"{suite.name}: {how if rated else told(table, rule, reduction, suite.macro)}")
+    if lost:
+        notes.append(f"{suite.name}: {lost} items do not fit the model and are written as wrong")
+    return dict(rows), notes
 
 
 def written(writes: Writes, item: Item, pick: int) -> str:

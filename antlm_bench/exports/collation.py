@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from antlm_bench import runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.exports.answers import Answers, Entry, count, curve, numbers, surprisals, texts_chosen, whole
-from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, entries, sizes
+from antlm_bench.exports.decisions import RULES, Rule
+from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, entries, sizes, sound
 from antlm_bench.suites.items import Suite
 from antlm_bench.types import Cell, Run
 
-OFFICIAL_SEED = 42  # of the official finetuning script; taken where several seeds are there and none is asked for
 T = TypeVar("T")
 Texts = Callable[[str], Suite]
 
@@ -51,7 +51,8 @@ class Collation:
 class Collator:
     """Collects a leaderboard's file part by part. board, track: which file. final: the run of the final model;
     checkpoints: of each milestone (millions of words). texts: name -> suite, as suites.items.load gives it. method: the
-    zero-shot method of the file. seed: of finetuning, None = the only one, or the official one.
+    zero-shot method of the file. seed: of finetuning, None = the only one, or the official one. ties: None = the
+    official rule.
     """
 
     board: LeaderboardSpec
@@ -61,13 +62,15 @@ class Collator:
     texts: Texts
     method: str
     seed: int | None = None
+    ties: Rule | None = None
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def collate(self, given: Mapping[str, Any]) -> Collation:
         """The whole file. given: parts made elsewhere, by (dotted) key; they are taken as they are.
 
-        Raises UsageError for a part that the file does not have, and for seeds among which nobody chose.
+        Raises UsageError for a part that the file does not have, and for seeds among which nobody chose; DataError for
+        a part made elsewhere that has holes, or other milestones than the track.
         """
         place, milestones = self.board.milestones_in, self.board.milestones(self.track)
         parts = {part.key: part for part in self.board.parts(self.track)}
@@ -75,6 +78,7 @@ class Collator:
         if unknown := given.keys() - parts.keys() - fast.keys():
             hint = f"its parts: {', '.join([*parts, *fast])}"
             raise UsageError(f"the file has no part {min(unknown)!r}", place="--part", hint=hint)
+        given = {key: sound(key, value, milestones) for key, value in given.items()}
         document: dict[str, Any] = {}
         for key, part in parts.items():
             value = given[key] if key in given else self._or_missing(key, partial(self._part, part))
@@ -95,8 +99,7 @@ class Collator:
         except UsageError:
             raise
         except BenchError as error:
-            where = f"{error.place}: " if error.place else ""
-            self.missing.append(Missing(key, where + error.message, error.hint))
+            self.missing.append(Missing(key, reason(error), error.hint))
             return None
 
     def _part(self, part: PartSpec) -> Mapping[str, Any] | None:
@@ -119,7 +122,7 @@ class Collator:
             answers: Answers = {part.key: {"predictions": list(surprisals(predictions))}}
         else:
             suite = self._texts(self.final, cell)
-            answers, notes = texts_chosen(part, predictions, suite, cell)
+            answers, notes = texts_chosen(part, predictions, suite, cell, self._rule)
             self.notes += notes
         each = entries(self.board.name, part.key)
         wanted = wanted if each is None else dict.fromkeys(answers, 1)
@@ -187,7 +190,7 @@ class Collator:
                 if cell.settings.get("limit"):
                     raise IncompleteError(f"scored with --limit {cell.settings['limit']}", hint=again)
                 return cell
-        raise IncompleteError(f"{run.path} has no {part.suite} by {self.method}", hint=again)
+        raise IncompleteError(f"no {part.suite} by {self.method}", hint=again)
 
     def _labels(self, part: PartSpec, task: str, wanted: int) -> dict[str, list[dict[str, Any]]]:
         """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
@@ -195,7 +198,8 @@ class Collator:
         cells = [cell for cell in self.final if cell.suite == suite and cell.seed is not None]
         cells = [cell for cell in cells if cell.method == way] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)
-        seed = self.seed if self.seed is not None else OFFICIAL_SEED if OFFICIAL_SEED in seeds else None
+        official = self.board.seed if self.board.seed in seeds else None
+        seed = self.seed if self.seed is not None else official
         if seed is None and len(seeds) > 1:
             hint = f"--seed {seeds[0]}: the file has room for one; choose before you look at the scores"
             raise UsageError(f"{task} has the seeds {', '.join(map(str, seeds))}", place="--seed", hint=hint)
@@ -218,19 +222,35 @@ class Collator:
         attention = "causal" if self.method == "causal" else "full"
         command = ["antlm-bench", "finetune", *named(name_of(self.final)), "--suite", suite]
         command += ["--task", task] * bool(task) + ["--attention", attention]
-        return shlex.join([*command, "--seed", str(self.seed or OFFICIAL_SEED), "--out", self.final.path])
+        seed = self.board.seed if self.seed is None else self.seed
+        return shlex.join([*command, "--seed", str(seed), "--out", self.final.path])
 
     def _fast(self, key: str, part: PartSpec) -> Sequence[Entry | None] | None:
         """One entry per milestone, in order; None (or a list with nulls) after saying which are missing."""
-        found = self._each(key, part, lambda _, run: numbers(whole(self._cell(run, part)), part))
+        ties = 0
+
+        def entry(_: int, run: Run) -> Entry:
+            nonlocal ties
+            cell = whole(self._cell(run, part))
+            ties += cell.summary.headline.flags.get("tie", 0)
+            return numbers(cell, part, self._rule, lambda: runs.predictions(run.path, cell))
+
+        found = self._each(key, part, entry)
+        if ties:
+            self.notes.append(f"{key}: {ties} ties at {len(found)} milestones, {RULES[self._rule]}")
         return found if None not in found or self.board.absent == "null" else None
 
+    @property
+    def _rule(self) -> Rule:
+        return self.ties or self.board.ties
+
     def _each(self, key: str, part: PartSpec, make: Callable[[int, Run], T]) -> list[T | None]:
-        """What `make` gives of each milestone and its run, in order; None after saying under `key` what is missing."""
+        """What `make` gives of each milestone and its run, in order; None after saying under `key` what is missing:
+        every reason with its milestones, and every command that mends one."""
         milestones = self.board.milestones(self.track)
         found: list[T | None] = []
-        lacking: list[int] = []
-        why = hint = ""
+        lacking: dict[str, list[int]] = {}
+        hints: list[str] = []
         for milestone in milestones:
             try:
                 run = self.checkpoints.get(milestone)
@@ -238,15 +258,25 @@ class Collator:
                     pattern = replaced_end(name_of(self.final), "chck_*")
                     raise IncompleteError("no run folder", hint=score_command(None, part.suite, self.method, pattern))
                 found.append(make(milestone, run or self.final))
-            except IncompleteError as error:
+            except UsageError:
+                raise
+            except BenchError as error:
                 found.append(None)
-                lacking.append(milestone)
-                why, hint = error.message, error.hint
+                lacking.setdefault(reason(error), []).append(milestone)
+                hints.append(error.hint)
         if lacking:
-            each = ", ".join(f"chck_{milestone}M" for milestone in lacking)
-            which = each if len(lacking) < len(milestones) else f"all {len(lacking)} milestones"
-            self.missing.append(Missing(key, f"{why} ({which})", hint))
+            each = (f"{why} ({named_milestones(which, len(milestones))})" for why, which in lacking.items())
+            self.missing.append(Missing(key, "; ".join(each), "\n      ".join(dict.fromkeys(hints))))
         return found
+
+
+def reason(error: BenchError) -> str:
+    return f"{error.place}: {error.message}" if error.place else error.message
+
+
+def named_milestones(lacking: Sequence[int], of: int) -> str:
+    each = ", ".join(f"chck_{milestone}M" for milestone in lacking)
+    return each if len(lacking) < of else f"all {of} milestones"
 
 
 def name_of(run: Run) -> str:

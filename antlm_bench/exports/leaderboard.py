@@ -7,13 +7,15 @@ official file is: keys and exact counts). A new year is two such files and no li
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from antlm_bench.declarations import Declaration, Many, nearest, read_toml
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.exports.decisions import Rule
 
 HERE = Path(__file__).resolve().parent
 # How an answer stands in the file: the scored part of the chosen text, that as lm-eval asks for it, the whole text, the
@@ -47,12 +49,15 @@ class TrackSpec(Declaration):
 
 class LeaderboardSpec(Declaration):
     """A leaderboard's file. absent: what stands for a part that is missing, where that is allowed. fast: what
-    `milestones_in` holds of every milestone. source: the collator that the file imitates."""
+    `milestones_in` holds of every milestone. source: the collator that the file imitates. ties: which of the best
+    options the official code answers with. seed: of the official finetuning script."""
 
     year: str
     title: str
     source: str
     file: str
+    ties: Rule
+    seed: int
     absent: Literal["omit", "null"]
     track: Many[TrackSpec]
     part: Many[PartSpec]
@@ -114,16 +119,48 @@ def sizes(name: str, key: str) -> dict[str, int]:
     }
 
 
-def check(document: Mapping[str, Any], name: str, *, partial: bool = False) -> None:
+def sound(key: str, value: Any, milestones: Sequence[int]) -> Any:
+    """A part made elsewhere, where the schema cannot see what is wrong: DataError for a null, which years that allow
+    holes would take in silence, and for other milestones (millions of words) than the track has."""
+    place = f"--part {key}"
+    hole = next(nulls(value), None)
+    if hole is not None:
+        hint = "make it whole, or leave the option out: --allow-partial then says what stays empty"
+        raise DataError(f"null{f' at {hole}' if hole else ''}, where an answer belongs", place=place, hint=hint)
+    rows = value.get("results") if isinstance(value, dict) else None
+    if isinstance(rows, list):
+        found = Counter(row.get("step") for row in rows if isinstance(row, dict))
+        wanted = dict.fromkeys([f"chck_{number}M" for number in milestones], len(rows) // max(len(milestones), 1))
+        if milestones and found != wanted:
+            odd = ", ".join(sorted(map(str, found.keys() ^ wanted.keys()))[:3]) or "some have more words than others"
+            raise DataError(f"not the {len(milestones)} milestones of the track: {odd}", place=place)
+    if isinstance(value, list) and len(value) != len(milestones):
+        raise DataError(f"{len(value)} entries, the track has {len(milestones)} milestones", place=place)
+    return value
+
+
+def nulls(value: Any, at: str = "") -> Iterator[str]:
+    """Where a value is null; a word's surprisal may be, in a text that does not fit the model."""
+    if value is None and at.rpartition(".")[2] != "surprisal":
+        yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from nulls(one, f"{at}.{key}" if at else str(key))
+
+
+def check(document: Mapping[str, Any], name: str, *, absent: Collection[str] = ()) -> None:
     """Validate a document against the schema of that name. DataError names the first place that is wrong.
 
-    partial: parts may be absent, as announced; what is there must be right all the same.
+    absent: (dotted) keys of what is missing, as announced; anything else must be there, and right.
     """
     from jsonschema import Draft202012Validator
 
     for error in Draft202012Validator(schema(name)).iter_errors(dict(document)):
-        if partial and error.validator == "required" and len(error.absolute_path) < 2:
-            continue
-        place = ".".join(map(str, error.absolute_path)) or "the document"
+        place = ".".join(map(str, error.absolute_path))
+        if error.validator == "required":
+            gone = [f"{place}.{key}".removeprefix(".") for key in error.validator_value if key not in error.instance]
+            if all(any(f"{known}.".startswith(f"{key}.") for known in absent) for key in gone):
+                continue
         message = error.message if len(error.message) < 200 else f"{error.message[:120]} ... ({error.validator})"
+        place = place or "the document"
         raise DataError(f"not as {name}.json has it: {message}", place=place, hint="the schema is shipped in exports")

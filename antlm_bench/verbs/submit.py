@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,10 @@ def submit_verb(
     part: Annotated[
         list[str] | None, typer.Option(metavar="KEY=FILE", help="A part made elsewhere, as JSON. Repeatable.")
     ] = None,
+    ties: Annotated[
+        Literal["first", "random"] | None,
+        typer.Option(metavar="RULE", help="Of several best options: first, random.", show_default="as officially"),
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Write a file with holes, and say which.")
     ] = False,
@@ -53,6 +57,7 @@ def submit_verb(
         seed=seed,
         parts={key: file for key, _, file in pairs},
         allow_partial=allow_partial,
+        ties=ties,
     )
     holes = {missing.key: f"{missing.why}\n{missing.hint}" for missing in done.missing}
     shown = {"sha256": done.digest, "notes": "\n".join(done.notes)} | ({"empty": holes} if holes else {})

@@ -59,12 +59,12 @@ def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) 
     assert len(PARTS) == len(GROUPS)
     spec, group, rng = toy.SPECS[part.suite], GROUPS[part.key], random.Random(part.key)
     lines = [record(part.key, *pair) for pair in PAIRS * 8]
-    scores = [(-rng.random(), -rng.random()) for _ in lines] + [(-1.0, -1.0)]
-    lines.append(lines[0])
+    scores = [(-rng.random(), -rng.random()) for _ in lines] + [(-1.0, -1.0)] * len(PAIRS)
+    lines += lines[: len(PAIRS)]
     made = items.build(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
     predictions = [toy.prediction(item, scores=pair) for item, pair in zip(made, scores, strict=True)]
     suite = Suite(spec.name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(made), "d")
-    answers, _ = texts_chosen(part, predictions, suite, toy.scored(spec.name, [], ties="first"))
+    answers, _ = texts_chosen(part, predictions, suite, toy.scored(spec.name, []), leaderboard.leaderboard("2024").ties)
     samples = [sample(part.key, line, pair) for line, pair in zip(lines, scores, strict=True)]
     assert answers == {group: {"predictions": collated(group, samples)}}
     texts = {row["pred"] for row in answers[group]["predictions"]}
