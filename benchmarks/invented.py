@@ -37,8 +37,8 @@ TEXTS = (
 
 
 def rows(spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one file, as many as officially, of texts to be scored or (a train file) classified."""
-    return scored_rows(spec, file, words) if isinstance(spec, SuiteSpec) else train_rows(spec, file, words)
+    """The rows of one file, as many as officially, of texts to be scored or classified."""
+    return scored_rows(spec, file, words) if isinstance(spec, SuiteSpec) else classified_rows(spec, file, words)
 
 
 def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -61,10 +61,10 @@ def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[di
             yield record | worded | ({"example_id": f"example {i}"} if not group else {})
 
 
-def train_rows(spec: ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+def classified_rows(spec: ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The record of the task's own example, with other words and classes."""
     rng = random.Random(f"{spec.name} {file}")
-    name, task = next((name, task) for name, task in spec.task.items() if task.train == file)
+    name, task = next((name, task) for name, task in spec.task.items() if file in (task.train, task.valid))
     record = next(example.record for example in spec.example if example.task == name)
     for _ in range(spec.data.files[file].rows or 0):
         worded = {key: reworded(value, words, rng) for key, value in record.items() if isinstance(value, str)}

@@ -13,20 +13,26 @@ from invented import rows
 from tiny import WORDS
 
 from antlm_bench.suites import items, sources
-from antlm_bench.suites.spec import ExpectSpec, SuiteSpec
+from antlm_bench.suites.classification import ClassificationSpec
+from antlm_bench.suites.spec import ExpectSpec, FileSpec, SuiteSpec
 
 LEARNED, CONTEXTS = 12, 2  # children's words, and contexts of each
+TRAINED = 64  # rows of every train set
 
 
 def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
     """Every suite but reading times is made up, with as many items per group as officially (or `most`).
 
-    Of the age of acquisition the contexts are; children's ages, nonce words and what is finetuned are the real ones.
+    Of the age of acquisition the contexts are; children's ages and nonce words are the real ones.
     """
-    declared, located = items.suite, sources.locate
+    suites, declarations, located = items.suite, items.declared, sources.locate
+
+    def declared(ref: str) -> tuple[items.Declared, Path]:
+        spec, folder = declarations(ref)
+        return (classified(spec, most) if isinstance(spec, ClassificationSpec) else spec), folder
 
     def suite(ref: str) -> tuple[SuiteSpec, Path]:
-        spec, folder = declared(ref)
+        spec, folder = suites(ref)
         assert spec.expect
         counts = {group: min(n, most or n) for group, n in spec.expect.counts.items()}
         total = sum(counts.values()) or min(spec.expect.items, most or spec.expect.items)
@@ -34,6 +40,9 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         return (spec if spec.times else spec.model_copy(update={"expect": expect})), folder
 
     def locate(spec: sources.WithFiles, file: str, folder: Path | None = None) -> sources.Found:
+        if isinstance(spec, ClassificationSpec):
+            made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
+            return sources.Found(made.encode(), f"invented {file}")
         if not isinstance(spec, SuiteSpec) or spec.times or (spec.children and file == spec.children.human):
             return located(spec, file, folder)
         if spec.children:
@@ -45,8 +54,19 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
         return sources.Found(made.encode(), f"invented {file}")
 
+    patch.setattr(items, "declared", declared)
     patch.setattr(items, "suite", suite)
     patch.setattr(sources, "locate", locate)
+
+
+def classified(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
+    """With few rows to train on, `most` to be scored, and no substitutes."""
+    assert spec.data
+    sizes = {file: min(known.rows or 0, most or 10**9) for file, known in spec.data.files.items()}
+    sizes |= {task.train: TRAINED for task in spec.task.values() if task.train}
+    data = spec.data.model_copy(update={"files": {file: FileSpec(rows=n) for file, n in sizes.items()}})
+    tasks = {name: task.model_copy(update={"substitutes": ()}) for name, task in spec.task.items()}
+    return spec.model_copy(update={"data": data, "task": tasks})
 
 
 def contexts(ages: str) -> bytes:

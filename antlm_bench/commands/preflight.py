@@ -61,7 +61,7 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
             continue
         problems += broken(name, path)
         digest = weights(path)
-        if digest and name != "final" and digest in hashes:
+        if digest in hashes and (name != "final" or hashes[digest] != list(found)[-1]):
             fix = "one of the two was saved under a wrong name, or a download ignored its revision"
             problems.append(Problem(name, f"the same weights as {hashes[digest]}", fix))
         if digest:
@@ -112,12 +112,23 @@ def broken(name: str, path: Path) -> Iterator[Problem]:
     for file in files:
         if not whole(file):
             yield Problem(name, f"{file.name} is cut short or no safetensors file", "save or download it again")
+    if absent := sorted(shards(path) - {file.name for file in files}):
+        yield Problem(name, f"a part of the weights is missing: {absent[0]}", "save or download it again")
     card = config.get("antlm_bench") if isinstance(config, dict) else None
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if (match := MILESTONE.fullmatch(name)) and isinstance(seen, int):
         wanted = int(match[1]) * 1_000_000
         if abs(seen - wanted) > SLACK * wanted:
             yield Problem(name, f"its card says {seen:,} words seen", "a milestone is named for words, not for steps")
+
+
+def shards(path: Path) -> set[str]:
+    """The files that the index of weights in several files names; none where there is no index, or none to be read."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return {str(file) for file in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
 
 
 def whole(file: Path) -> bool:
@@ -135,9 +146,9 @@ def whole(file: Path) -> bool:
 
 
 def weights(path: Path) -> str:
-    """sha256 of the weights, "" where there are none. `checkpoints.weight_hash` is the same, but brings torch."""
+    """sha256 of the weights that can be read, or "". `checkpoints.weight_hash` is the same, but brings torch."""
     digest = hashlib.sha256()
-    files = sorted(path.glob("*.safetensors"))
+    files = [file for file in sorted(path.glob("*.safetensors")) if whole(file)]
     for file in files:
         with file.open("rb") as handle:
             while block := handle.read(1 << 20):

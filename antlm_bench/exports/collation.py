@@ -232,7 +232,7 @@ class Collator:
         def entry(_: int, run: Run) -> Entry:
             nonlocal ties
             cell = whole(self._cell(run, part))
-            ties += cell.summary.headline.flags.get("tie", 0)
+            ties += cell.summary.headline.flags.get("tie", 0) * (cell.summary.metric == "accuracy")
             return numbers(cell, part, self._rule, lambda: runs.predictions(run.path, cell))
 
         found = self._each(key, part, entry)

@@ -63,6 +63,23 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "chck_2M/model.safetensors"),
         ["chck_2M: the same weights as chck_1M"],
     ),
+    "an early milestone as the final": (
+        lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "main/model.safetensors"),
+        ["final: the same weights as chck_1M"],
+    ),
+    "a link to nothing": (
+        lambda m: (
+            (m / "chck_5M/model.safetensors").unlink(),
+            (m / "chck_5M/model.safetensors").symlink_to(m / "blobs" / "gone"),
+        ),
+        ["chck_5M: model.safetensors is cut short or no safetensors file"],
+    ),
+    "a shard is missing": (
+        lambda m: (m / "chck_5M/model.safetensors.index.json").write_text(
+            '{"weight_map": {"w": "model.safetensors", "v": "model-00002-of-00002.safetensors"}}'
+        ),
+        ["chck_5M: a part of the weights is missing: model-00002-of-00002.safetensors"],
+    ),
     "pickled": (
         lambda m: (m / "chck_5M/model.safetensors").rename(m / "chck_5M/pytorch_model.bin"),
         ["chck_5M: weights are pickled"],

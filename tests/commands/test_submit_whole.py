@@ -20,7 +20,7 @@ from antlm_bench.exports.leaderboard import TrackSpec
 
 ITEMS, MILESTONES = 2, (1, 2, 3)  # items per group; millions of words
 READ = 1726  # words of the reading data, which stay whole
-YEARS = {"2025": "aoa", "2026": "aoa_surprisals"}
+YEARS = {"2024": "", "2025": "aoa", "2026": "aoa_surprisals"}  # and their part of words in contexts
 SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512 tokenizer.vocabulary=450"
 RECIPE = [*SHAPE.split(), "corpus.document=file", "batch.tokens=32768", "phase=[{epochs=31, causal=1}]"]
 
@@ -30,7 +30,8 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     """Leaderboards with three milestones and two items per group; reading times as they are."""
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
     track = TrackSpec(names=("strict-small",), milestones=MILESTONES)
-    boards = {year: leaderboard.leaderboard(year).model_copy(update={"track": (track,)}) for year in YEARS}
+    boards = {year: leaderboard.leaderboard(year) for year in YEARS}
+    boards |= {year: boards[year].model_copy(update={"track": (track,)}) for year, curves in YEARS.items() if curves}
     schemas = {boards[year].name: small_schema(boards[year].name, key) for year, key in YEARS.items()}
     monkeypatch.setattr(leaderboard, "leaderboard", boards.__getitem__)
     monkeypatch.setattr(preflight, "leaderboard", boards.__getitem__)
@@ -40,6 +41,8 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
 
 def small_schema(name: str, curves: str) -> dict[str, Any]:
     made = toy.small_schema(name, ITEMS)
+    if not curves:
+        return made
     parts = made["properties"]
     parts["reading"] = leaderboard.schema(name)["properties"]["reading"]
     words = len(MILESTONES) * invented_suites.LEARNED * invented_suites.CONTEXTS
@@ -70,8 +73,9 @@ def test_a_text_becomes_whole_submissions(small: None, tmp_path: Path) -> None:
         call("preflight", str(out), "--track", "strict-small", "--year", year)
     suites = "zero-shot-2025,zero-shot-2026,reading-2025"
     call("score", "--model", main, "--suite", suites, "--out", str(final), "--device", "cpu")
-    glue = ["--suite", "glue-2025", "--seed", "42", "--set", "epochs=1", "--limit-train", "64"]
-    call("finetune", "--model", main, *glue, "--limit-valid", str(ITEMS), "--out", str(final), "--device", "cpu")
+    for suite, seed in (("glue-2024", "12"), ("glue-2025", "42")):
+        glue = ["--suite", suite, "--seed", seed, "--set", "epochs=1"]
+        call("finetune", "--model", main, *glue, "--out", str(final), "--device", "cpu")
     suites = "zero-shot-fast,zero-shot-fast-2026,reading-2025,aoa-words-2026"
     call("score", "--model", str(out / "chck_*"), "--suite", suites, "--out", str(reports), "--device", "cpu")
     call("acquisition", str(reports), "--suite", "aoa-2026")
@@ -79,11 +83,16 @@ def test_a_text_becomes_whole_submissions(small: None, tmp_path: Path) -> None:
         file = tmp_path / f"{year}.json"
         call("submit", str(reports), "--year", year, "--track", "strict-small", "--out", str(file))
         document = json.loads(file.read_text())
-        assert None not in document.values() and None not in document["fast_eval_results"].values()
-        assert len(document["reading"]["reading"]["predictions"]) == READ
+        assert None not in document.values() and set(document) >= {"blimp", "blimp_supplement", "ewok", "glue"}
         labels = {(cell.suite, cell.seed): runs.predictions(str(final), cell) for cell in runs.read(final)}
+        suite, seed = ("glue-2024", 12) if year == "2024" else ("glue-2025", 42)
+        assert len(document["glue"]) == (11 if year == "2024" else 7)
         for task, told in document["glue"].items():
-            assert [row["pred"] for row in told["predictions"]] == [p.pred for p in labels[f"glue-2025.{task}", 42]]
+            assert [row["pred"] for row in told["predictions"]] == [p.pred for p in labels[f"{suite}.{task}", seed]]
+        if not curves:
+            continue
+        assert None not in document["fast_eval_results"].values()
+        assert len(document["reading"]["reading"]["predictions"]) == READ
         steps = {row["step"]: row["surprisal"] for row in document[curves]["results"]}
         assert len(set(steps.values())) == len(steps) == len(MILESTONES), "every checkpoint says something else"
     [acquired] = [cell for cell in runs.read(final) if cell.suite == "aoa-2026"]
