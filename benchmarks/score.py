@@ -153,6 +153,9 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
     pipe.send(None)
     tokens = sum(sum(p.tokens) for p in choice.predict(opened, items, methods)[0])
     median = {name: statistics.median(t) for name, t in times.items()}
+    print(
+        "# seconds: " + "; ".join(f"{name} {' '.join(f'{s:.1f}' for s in t)}" for name, t in times.items()), flush=True
+    )
     top = peak(device)
     rows = []
     for name in ("ours exact", "ours adaptive"):
