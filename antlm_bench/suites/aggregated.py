@@ -104,4 +104,6 @@ def _plain(value: Any) -> Any:
 
 def _tupled(value: Any) -> Any:
     """JSON's lists as the tuples that tasks mostly say, which can be keys."""
+    if isinstance(value, dict):
+        return {name: _tupled(inner) for name, inner in value.items()}
     return tuple(map(_tupled, value)) if isinstance(value, list) else value

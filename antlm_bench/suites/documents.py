@@ -16,6 +16,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.metrics.surprisal import WORD
 from antlm_bench.suites.aggregated import Aggregation
 from antlm_bench.suites.judged import LENGTHS, Case, Reading
+from antlm_bench.suites.squad import lend
 from antlm_bench.suites.templates import clean
 from antlm_bench.types import Item, Option
 
@@ -142,7 +143,9 @@ def _each(gold: Any) -> list[Any]:
 
 @contextmanager
 def at_work(place: str) -> Iterator[None]:
-    """The harness at work: its seeds set and given back, its progress bars silent, its errors with their place."""
+    """The harness at work: its seeds set and given back, its progress bars silent, its errors with their place, and
+    what its tasks import there."""
+    lend()
     states = random.getstate(), np.random.get_state()
     random.seed(SEED)
     np.random.seed(NUMPY_SEED)

@@ -108,7 +108,8 @@ def silence(said: Mapping[str, Any]) -> float:
 
 
 def number(value: Any) -> float:
-    """A number as it is, perhaps NaN. TypeError for what is none."""
+    """A number as it is, perhaps NaN; bbq's marks are arrays without dimensions. TypeError for what is none."""
+    value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
     if not isinstance(value, Real | np.bool_) or math.isinf(value):
         raise TypeError(f"{value!r} is no number that has a mean")
     return float(value)
