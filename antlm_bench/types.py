@@ -104,6 +104,8 @@ class Prediction:
     how much of the text was read.
     flags: facts about the item under this model, out of FLAGS.
     judged: what the suite's own judge makes of the answer (suites.judged), nan where it says nothing; () = no judge.
+    kept: what it says, as JSON, of which only all items together make a number (`judged` then holds what the item
+    contributes to it); "" where it says nothing.
     """
 
     id: str
@@ -115,6 +117,7 @@ class Prediction:
     labels: Labels = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     judged: tuple[float, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 # Facts that an accuracy must be read with; counted beside it.
@@ -157,9 +160,10 @@ class Summary:
     """What one suite says of one checkpoint under one method; derived from predictions, never the other way round.
 
     metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal | acquisition | task-score | task-penalty |
-    bits-per-byte (rendering.units). macro: the levels that the headline averages over, outermost first.
-    headline: the number that gets published. views: the same number under other intervals or reductions
-    (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a reader.
+    whole-score | whole-penalty | bits-per-byte (rendering.units). macro: the levels that the headline averages over,
+    outermost first. headline: the number that gets published. views: the same number under other intervals or
+    reductions (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine. notes: sentences for a
+    reader.
     """
 
     suite: str

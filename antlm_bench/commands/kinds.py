@@ -11,7 +11,7 @@ from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.checkpoints.foreign import Foreign
 from antlm_bench.harness import judging
 from antlm_bench.metrics import summarize
-from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE, beside
+from antlm_bench.metrics.judged import BITS_PER_BYTE, DECIDED, beside
 from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
 from antlm_bench.metrics.times import summarize_times
 from antlm_bench.scoring import choice, reading, regions
@@ -54,7 +54,7 @@ def kind_of(suite: Suite, policy: Policy) -> Kind:
     if suite.metric == BITS_PER_BYTE and suite.judge:
         return Kind("documents", partial(judging.predict_whole, judge=suite.judge), credited)
     whole = partial(_options, judge=suite.judge, reduction=policy.reduction)
-    decides = suite.metric in (TASK_SCORE, TASK_PENALTY)
+    decides = suite.metric in DECIDED
     summed = summarize_surprisal if suite.metric == SURPRISAL else credited
     if suite.judge:
         summed = partial(_with_views, summed, names=suite.judge.names, decides=decides)

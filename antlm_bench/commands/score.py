@@ -243,8 +243,10 @@ def _score_suite(
                 results[name] += stored[name] or []
     for name in todo:
         notes = [*suite.notes, *remarks]
-        summary = kind.summarize(results.pop(name), suite=suite.name, method=name, notes=notes)
-        writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks))
+        found = results.pop(name)
+        settled = suite.judge.settled(found) if suite.judge and suite.judge.wholes else None
+        summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)
+        writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks), settled)
 
 
 def _stored(

@@ -28,6 +28,8 @@ DIFFERENCES: dict[str, Callable[[Joined], Found]] = {
     "delta-r2": explained,
     "task-score": measured,
     "task-penalty": measured,
+    "whole-score": measured,
+    "whole-penalty": measured,
     "bits-per-byte": measured,
     "surprisal": words,
 }

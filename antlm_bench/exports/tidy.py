@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE
+from antlm_bench.metrics.judged import BITS_PER_BYTE, DECIDED, WHOLE_PENALTY, WHOLE_SCORE
 from antlm_bench.metrics.measures import Accuracy, Spearman
 from antlm_bench.metrics.table import Table, tabulate
 from antlm_bench.types import Cell, Floats, Prediction, Run
 
 KEYS = ("model", "weights", "suite", "method", "seed", "id")
-JUDGED = (TASK_SCORE, TASK_PENALTY)
 NUMBERS = ("gold", "pred", "correct", "margin", "score", "score_other", "tokens", "tokens_other", "share")
 
 
@@ -57,9 +56,10 @@ def _numbers(cell: Cell, predictions: Sequence[Prediction]) -> Iterator[list[Any
     if cell.summary.metric == "delta-r2":  # options are questions of their own: a word, and the word before it
         for p in predictions:
             yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]
-    elif cell.summary.metric in JUDGED:  # no option is right by itself
+    elif cell.summary.metric in DECIDED:  # no option is right by itself
+        whole = cell.summary.metric in (WHOLE_SCORE, WHOLE_PENALTY)  # which no document has a number of
         for p, said in zip(predictions, columns.judged[:, 0], strict=True):
-            yield ["", p.pred, _number(said), "", p.scores[p.pred], "", p.tokens[p.pred], "", ""]
+            yield ["", p.pred, "" if whole else _number(said), "", p.scores[p.pred], "", p.tokens[p.pred], "", ""]
     elif cell.summary.metric == BITS_PER_BYTE:
         for p in predictions:
             yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]

@@ -17,7 +17,7 @@ import numpy as np
 
 from antlm_bench import runs, statistics
 from antlm_bench.metrics import LOWER_IS_BETTER
-from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE, Judged
+from antlm_bench.metrics.judged import BITS_PER_BYTE, DECIDED, WHOLE_PENALTY, WHOLE_SCORE, Judged
 from antlm_bench.metrics.measures import Accuracy
 from antlm_bench.metrics.table import tabulate
 from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
@@ -100,6 +100,8 @@ def entered(
     June 2026 (#3882). "N/A", as there, for a single item.
     """
     metric, credit = credited(cell, predictions)
+    # What documents contribute to a number of all of them is no sample's own.
+    of_samples = None if cell.summary.metric in (WHOLE_SCORE, WHOLE_PENALTY) else credit
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
     members: dict[str, list[int]] = {}
@@ -127,7 +129,7 @@ def entered(
         yield (
             task,
             [
-                sample(n, predictions[p], metric, credit[p] if credit is not None and credit[p] == credit[p] else None)
+                sample(n, predictions[p], metric, None if of_samples is None else of_samples[p])
                 for n, p in enumerate(places)
             ],
         )
@@ -146,7 +148,7 @@ def credited(cell: Cell, predictions: Sequence[Prediction]) -> tuple[str, Floats
     if metric == "accuracy":
         ties = str(cell.settings.get("ties", "half"))
         return "acc", Accuracy(ties, reduction).values(tabulate(predictions, set(), reduction), reduction)
-    if metric in (TASK_SCORE, TASK_PENALTY):
+    if metric in DECIDED:
         return str(cell.settings["judge"][1]), Judged("", "").values(tabulate(predictions, set()), "")
     return metric.replace("-", "_") if metric == BITS_PER_BYTE else metric, None
 
@@ -178,5 +180,5 @@ def sample(number: int, prediction: Prediction, metric: str, credit: float | Non
         "metrics": [metric],
         "doc_hash": hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest(),
         "target_hash": hashlib.sha256(str(prediction.gold).encode()).hexdigest(),
-        **({metric: float(credit)} if credit is not None else {}),
+        **({metric: float(credit)} if credit is not None and not np.isnan(credit) else {}),
     }

@@ -11,7 +11,7 @@ from antlm_bench.harness.rolling import roll
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.choice import Tick
 from antlm_bench.scoring.probes import Method
-from antlm_bench.suites.judged import NOTHING, Judge
+from antlm_bench.suites.judged import Judge
 from antlm_bench.types import Item, Prediction
 
 
@@ -39,8 +39,8 @@ def predict(
             more = [next(further)] if asides[prediction.id] else []
             asked = [answer for place in (number, *more) for answer in answers[place]]
             known = all(fits[place] for place in (number, *more))
-            said = judge.cases[prediction.id].judge(asked) if known else (NOTHING,) * len(judge.names)
-            judged.append(replace(prediction, judged=said))
+            said = judge.cases[prediction.id].judge(asked) if known else judge.silent()
+            judged.append(replace(prediction, judged=said.numbers, kept=said.kept))
         made.append(judged)
     return made
 
@@ -62,7 +62,7 @@ def predict_whole(
                 characters=(len(texts[n]),),
                 labels=item.labels,
                 flags=("unk",) if found.unk[n] else (),
-                judged=judge.cases[item.id].judge([float(found.scores[n])]),
+                judged=judge.cases[item.id].judge([float(found.scores[n])]).numbers,
             )
             for n, item in enumerate(items)
         ]

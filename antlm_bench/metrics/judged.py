@@ -16,6 +16,9 @@ from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction, Summary
 
 TASK_SCORE, TASK_PENALTY = "task-score", "task-penalty"  # the judge's first number: more is better, or less is
+# The judge's first number where it is no mean: averaged is what documents contribute (suites.aggregated).
+WHOLE_SCORE, WHOLE_PENALTY = "whole-score", "whole-penalty"
+DECIDED = (TASK_SCORE, TASK_PENALTY, WHOLE_SCORE, WHOLE_PENALTY)
 BITS_PER_BYTE = "bits-per-byte"
 NONE = "raise --max-length, or score its tasks one by one"
 BYTES, WORDS = 0, 1  # what is judged of a whole document: its lengths

@@ -22,9 +22,12 @@ METRICS: dict[str, str] = {
     "mcc": CLASSIFIED,
     "task-score": "antlm_bench.metrics.judged:Judged",
     "task-penalty": "antlm_bench.metrics.judged:Judged",
+    "whole-score": "antlm_bench.metrics.judged:Judged",
+    "whole-penalty": "antlm_bench.metrics.judged:Judged",
     "bits-per-byte": "antlm_bench.metrics.judged:BitsPerByte",
 }
-LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "bits-per-byte"})  # of all others more is better
+# Of all others more is better.
+LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "whole-penalty", "bits-per-byte"})
 TIES: dict[str, str] = {
     "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
     "strict": "a shared best score is wrong",

@@ -21,7 +21,8 @@ from antlm_bench.rendering.tables import escape, printable
 from antlm_bench.rendering.units import unit
 
 MACRO, MISSING = "Macro-average", "–"
-AS_THEY_ARE = ("surprisal", "task-score", "task-penalty", "bits-per-byte")  # metrics that no table turns into percent
+# Metrics that no table turns into percent.
+AS_THEY_ARE = ("surprisal", "task-score", "task-penalty", "whole-score", "whole-penalty", "bits-per-byte")
 
 
 @dataclass(frozen=True, slots=True)

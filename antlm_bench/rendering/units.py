@@ -29,6 +29,7 @@ class Unit:
 MEAN = "items resampled within each group for an unweighted mean of groups, Wilson's for one group"
 EXPLAINED = "percent that surprisal explains of what the other predictors leave, sentences resampled"
 JUDGED = "items resampled, Wilson's where each is 0 or 1"
+LEFT_OUT = "documents left out in turn"
 TUNED = "over seeds and items"
 WORDS, DOCUMENTS = ("words better", "worse"), ("documents better", "worse")
 UNITS: dict[str, Unit] = {
@@ -41,6 +42,16 @@ UNITS: dict[str, Unit] = {
     "task-score": Unit("task's score", "Score as the task judges it", JUDGED, 1, 3, of="", moved=DOCUMENTS),
     "task-penalty": Unit(
         "task's penalty", "Penalty as the task judges it (less is better)", JUDGED, 1, 3, of="", moved=DOCUMENTS
+    ),
+    "whole-score": Unit("task's score", "Score of all documents, as the task has it", LEFT_OUT, 1, 3, of="", moved=()),
+    "whole-penalty": Unit(
+        "task's penalty",
+        "Penalty of all documents, as the task has it (less is better)",
+        LEFT_OUT,
+        1,
+        3,
+        of="",
+        moved=(),
     ),
     "bits-per-byte": Unit(
         "bits per byte", "Bits per byte (less is better)", "documents resampled", 1, 3, of="bits", moved=DOCUMENTS

@@ -91,11 +91,18 @@ class Writer:
         write_whole(folder / _chunk_name(index, data), data)
 
     def finish(
-        self, suite: str, method: str, key: str, settings: Mapping[str, Any], summary: Summary, chunks: int
+        self,
+        suite: str,
+        method: str,
+        key: str,
+        settings: Mapping[str, Any],
+        summary: Summary,
+        chunks: int,
+        settled: Sequence[Prediction] | None = None,
     ) -> Cell:
         """Join chunks 0 .. chunks-1 into the cell's predictions, `enter` them, drop the chunks.
 
-        Raises RunError if a chunk is missing.
+        settled: the same predictions with what only all of them together say. Raises RunError if a chunk is missing.
         """
         predictions: list[Prediction] = []
         for index in range(chunks):
@@ -103,7 +110,7 @@ class Writer:
             if stored is None:
                 raise RunError(f"chunk {index} of {suite} is missing", place=str(self.path), hint=parquet.AGAIN)
             predictions += stored
-        cell = self.enter(Cell(suite, method, key, dict(settings), summary), predictions)
+        cell = self.enter(Cell(suite, method, key, dict(settings), summary), settled or predictions)
         self.discard(suite, method)
         return cell
 

@@ -1,8 +1,8 @@
 """Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a RunError.
 
 One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas), fields in alphabetical
-order, null where an item lacks one. A column `judged` is there only where the suite has a judge. No time, path or host
-is written, so the bytes depend on the content alone.
+order, null where an item lacks one. Columns `judged` and `kept` are there only where the suite has a judge that says
+such things. No time, path or host is written, so the bytes depend on the content alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SCHEMA = pa.schema(
         ("flags", pa.list_(pa.string())),
     ]
 )
-JUDGED = pa.field("judged", pa.list_(pa.float64()))  # of suites with a judge only: all other files keep their bytes
+# Of suites with a judge only: all other files keep their bytes.
+OPTIONAL = (pa.field("judged", pa.list_(pa.float64())), pa.field("kept", pa.list_(pa.string())))
 OPTION, RATING = "option", "rating"  # what `gold` is: the index of an option, or a number of its own
 AGAIN = "repeat the score command: it recomputes what is damaged"
 
@@ -46,7 +47,7 @@ def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes
     gold = OPTION if all(isinstance(p.gold, Integral) for p in predictions) else RATING
     levels = sorted({level for p in predictions for level in p.labels})
     try:
-        fields = [*SCHEMA, *([JUDGED] if any(p.judged for p in predictions) else [])]
+        fields = [*SCHEMA, *(field for field in OPTIONAL if any(getattr(p, field.name) for p in predictions))]
         values = {field.name: pa.array([getattr(p, field.name) for p in predictions], field.type) for field in fields}
         if levels:
             labels = [pa.array([p.labels.get(level) for p in predictions], pa.string()) for level in levels]
@@ -67,7 +68,7 @@ def decode(data: bytes, place: str) -> pa.Table:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
-    for field in [*SCHEMA, *([JUDGED] if JUDGED.name in table.column_names else [])]:
+    for field in [*SCHEMA, *(field for field in OPTIONAL if field.name in table.column_names)]:
         found = table.schema.field(field.name).type if field.name in table.column_names else "nothing"
         if found != field.type:
             raise RunError(f"column {field.name} should hold {field.type}, holds {found}", place=place, hint=AGAIN)
@@ -86,7 +87,7 @@ def predictions(table: pa.Table) -> list[Prediction]:
     get = {name: table[name].to_pylist() for name in table.column_names}
     number = int if table.schema.metadata[b"gold"] == OPTION.encode() else float
     labels = get.get("labels", [{}] * table.num_rows)
-    judged = get.get(JUDGED.name, [()] * table.num_rows)
+    judged, kept = (get.get(field.name, [()] * table.num_rows) for field in OPTIONAL)
     return [
         Prediction(
             id=get["id"][i],
@@ -98,6 +99,7 @@ def predictions(table: pa.Table) -> list[Prediction]:
             labels={level: value for level, value in labels[i].items() if value is not None},
             flags=tuple(get["flags"][i]),
             judged=tuple(judged[i]),
+            kept=tuple(kept[i]),
         )
         for i in range(table.num_rows)
     ]

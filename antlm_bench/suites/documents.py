@@ -14,7 +14,9 @@ import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.surprisal import WORD
+from antlm_bench.suites.aggregated import Aggregation
 from antlm_bench.suites.judged import LENGTHS, Case, Reading
+from antlm_bench.suites.squad import lend
 from antlm_bench.suites.templates import clean
 from antlm_bench.types import Item, Option
 
@@ -28,13 +30,19 @@ SEED, NUMPY_SEED, SHOTS_SEED = 0, 1234, 1234  # what lm_eval fixes when it is to
 class Task:
     """A task as it was built, and the group it stands in ("" where it was asked for by its own name).
 
-    readings: those of its numbers that are means over documents, in its own order.
+    readings: those of its numbers that are means over documents, in its own order; wholes: the others.
     """
 
     name: str
     group: str
     built: Any
     readings: Mapping[str, Reading]
+    wholes: Mapping[str, Aggregation]
+
+    @property
+    def metrics(self) -> list[str]:
+        """What it reports, its first number first."""
+        return [str(name) for name in self.built.aggregation()]
 
     @property
     def own(self) -> Any:
@@ -75,7 +83,7 @@ def rows_of(task: Task, limit: int | None, grouped: bool, place: str) -> Iterato
     own, kind = task.own, task.built.OUTPUT_TYPE
     for number, requests in groupby(instances, key=lambda instance: instance.doc_id):
         here, pairs, name = f"{place}, document {number}", list(requests), f"{task.name}_{number}"
-        case = Case(pairs[0].doc, task.built.process_results, task.readings, here)
+        case = Case(pairs[0].doc, task.built.process_results, task.readings, here, task=task.name)
         if kind == WHOLE:
             text = clean(pairs[0].args[0], "document", here)
             yield Row(Item(name, (Option(text),), 0, labels), replace(case, readings=LENGTHS))
@@ -135,7 +143,9 @@ def _each(gold: Any) -> list[Any]:
 
 @contextmanager
 def at_work(place: str) -> Iterator[None]:
-    """The harness at work: its seeds set and given back, its progress bars silent, its errors with their place."""
+    """The harness at work: its seeds set and given back, its progress bars silent, its errors with their place, and
+    what its tasks import there."""
+    lend()
     states = random.getstate(), np.random.get_state()
     random.seed(SEED)
     np.random.seed(NUMPY_SEED)

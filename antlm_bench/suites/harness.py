@@ -2,8 +2,8 @@
 
 The harness builds every request (few-shot examples drawn with its default seeds); we only say where the scored part of
 each text begins. Choices become accuracies, a single continuation its surprisal, whole documents bits per byte; where a
-task judges answers by code of its own (or several options are right), that code is the judge here, too. Generation is
-refused by name.
+task's first metric is another one (or it judges answers by code of its own, or several options are right), its own code
+is the judge here, too. Generation is refused by name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from antlm_bench.declarations import nearest, user_path
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.metrics.judged import BITS_PER_BYTE, TASK_PENALTY, TASK_SCORE
+from antlm_bench.metrics.judged import BITS_PER_BYTE, DECIDED, TASK_PENALTY, TASK_SCORE, WHOLE_PENALTY, WHOLE_SCORE
 from antlm_bench.metrics.surprisal import SURPRISAL
 from antlm_bench.suites.documents import ALONE, CHOICE, LEVELS, WHOLE, Row, Task, at_work, rows_of
-from antlm_bench.suites.judged import LENGTHS, Judge, means, source
+from antlm_bench.suites.judged import LENGTHS, REGISTERED, Judge, means, silence, source
 from antlm_bench.types import Item
 
 PREFIX = "lm-eval:"
@@ -33,9 +33,9 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "accuracy": ("acc", "acc_norm"),
     SURPRISAL: ("perplexity",),
     BITS_PER_BYTE: ("bits_per_byte", "byte_perplexity", "word_perplexity"),
-    TASK_SCORE: (),
-    TASK_PENALTY: (),
+    **dict.fromkeys(DECIDED, ()),
 }
+USUAL = {CHOICE: ("accuracy", "acc"), ALONE: (SURPRISAL, "perplexity")}  # our metric of a kind, and lm-eval's
 ELSEWHERE = "python -m antlm_bench.harness run --model antlm-bench"  # our engine in the harness judges as the task says
 
 
@@ -121,7 +121,7 @@ def _build(name: str, place: str) -> tuple[str, list[Task], bool]:
     own, index = _found(user_path(name).resolve(), place) if _is_file(name) else (name, _shipped())
     with at_work(place):
         loaded = index.load(own)
-        tasks = [Task(title, "", built, means(built.aggregation())) for title, built in loaded["tasks"].items()]
+        tasks = [_task(title, built) for title, built in loaded["tasks"].items()]
     groups = loaded.get("groups") or {}
     inside = {
         child.task_name: "" if len(groups) == 1 else group.name
@@ -135,6 +135,12 @@ def _build(name: str, place: str) -> tuple[str, list[Task], bool]:
     top = next(iter(groups), None)
     averages = (groups[top].aggregate_metric_list or []) if top else []
     return own, tasks, any(average.weight_by_size for average in averages)
+
+
+def _task(name: str, built: Any) -> Task:
+    aggregations = {str(metric): aggregation for metric, aggregation in built.aggregation().items()}
+    readings = means(aggregations)
+    return Task(name, "", built, readings, {n: a for n, a in aggregations.items() if n not in readings})
 
 
 def _found(file: Path, place: str) -> tuple[str, Any]:
@@ -164,45 +170,51 @@ def _kind(task: Task, place: str) -> str:
 def _judged(kind: str, tasks: list[Task], rows: list[Row], place: str) -> tuple[str, Judge | None]:
     """The suite's metric, and who judges its answers where their scores alone do not say it, or not all of it.
 
+    The first metric of the tasks decides. Choices of tasks that have none in common are choices all the same.
     UsageError where tasks that judge by themselves have no number in common.
     """
-    names = [name for name in tasks[0].readings if all(name in task.readings for task in tasks)]
+    common = set.intersection(*(set(task.readings) for task in tasks))
+    common |= set.intersection(*(set(task.wholes) for task in tasks))
+    names = [name for name in tasks[0].metrics if name in common]
+    firsts = {name for task in tasks for name in task.metrics[:1]}
+    judging = any(task.own for task in tasks) or any(row.several for row in rows)
     if kind == WHOLE:
         metric, names = BITS_PER_BYTE, list(LENGTHS)
-    elif any(task.own for task in tasks) or any(row.several for row in rows):
+    elif judging or (len(firsts) == 1 and firsts != {USUAL[kind][1]}):
         metric = _direction(tasks, names, place)
-    elif kind == ALONE:
-        metric = SURPRISAL
     else:
-        metric, names = "accuracy", [name for name in names if name not in KNOWN["accuracy"]]
-    own = [source(task.own) for task in tasks if task.own]
+        metric = USUAL[kind][0]
+        names = [name for name in names if name not in KNOWN[metric]]
+    wholes = {task.name: {name: task.wholes[name] for name in names if name in task.wholes} for task in tasks}
+    code = [*(task.own for task in tasks), *(each for of in wholes.values() for each in of.values())]
+    own = [source(each) for each in code if each and getattr(each, "__module__", "") != REGISTERED]
     about = hashlib.sha256("\n".join([version("lm-eval"), *own]).encode()).hexdigest()
-    cases = {row.item.id: replace(row.case, readings={n: row.case.readings[n] for n in names}) for row in rows}
-    return metric, Judge(tuple(names), cases, about) if names else None
+    cases = {}
+    for row in rows:
+        readings = {name: row.case.readings.get(name, silence) for name in names}
+        cases[row.item.id] = replace(row.case, readings=readings, kept=tuple(wholes[row.case.task]))
+    return metric, Judge(tuple(names), cases, about, wholes if any(wholes.values()) else {}) if names else None
 
 
 def _direction(tasks: list[Task], names: list[str], place: str) -> str:
-    """Is more better in the first number of tasks that judge by themselves? UsageError where they do not agree."""
-    for task in tasks:
-        if not task.readings:
-            message = f"the task {task.name!r} reports nothing that is a mean over documents"
-            hint = f"{ELSEWHERE} --tasks {task.name}"
-            raise UsageError(f"{message} ({', '.join(task.built.aggregation())})", place=place, hint=hint)
+    """Is more better in the first number of tasks that judge by themselves, and is it a mean? UsageError where they do
+    not agree."""
     better = {task.built.higher_is_better().get(name) is not False for task in tasks for name in names[:1]}
     if len(better) != 1:
         message = "its tasks judge answers by code of their own, and have no number in common"
         raise UsageError(message, place=place, hint="score its tasks one by one")
-    return TASK_SCORE if better.pop() else TASK_PENALTY
+    metrics = (TASK_PENALTY, TASK_SCORE) if names[0] in tasks[0].readings else (WHOLE_PENALTY, WHOLE_SCORE)
+    return metrics[better.pop()]
 
 
 def _notes(task: Task, metric: str, judged: Sequence[str]) -> Iterator[str]:
     """What a reader of the number needs to know of its task. judged: the numbers that the task's own code gives."""
     if shots := task.built.config.num_fewshot:
         yield f"{task.name}: {shots} shots" if shots != 1 else f"{task.name}: 1 shot"
-    metrics = [str(name) for name in task.built.aggregation()]
+    metrics = task.metrics
     if metric == SURPRISAL:
         yield f"{task.name}: nats per continuation; lm-eval's perplexity is e to their power"
-    elif metric in (TASK_SCORE, TASK_PENALTY):
+    elif metric in DECIDED:
         yield f"{task.name}: {judged[0]}, as the task judges its answers"
     elif metric == "accuracy" and metrics and "acc" not in metrics:
         normed = " (acc_norm is the view per-character)" if "acc_norm" in metrics else ""

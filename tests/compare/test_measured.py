@@ -34,7 +34,9 @@ VALUES = np.random.default_rng(0).normal(0.6, 0.2, 90)
 CHANGED = VALUES - np.random.default_rng(1).normal(0.05, 0.1, 90)
 
 
-@pytest.mark.parametrize(("metric", "sign"), [("task-score", 1), ("task-penalty", -1)])
+@pytest.mark.parametrize(
+    ("metric", "sign"), [("task-score", 1), ("task-penalty", -1), ("whole-score", 1), ("whole-penalty", -1)]
+)
 def test_what_a_judge_says_is_compared_item_by_item_in_the_direction_of_its_metric(
     tmp_path: Path, metric: str, sign: int
 ) -> None:

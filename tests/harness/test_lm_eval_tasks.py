@@ -285,11 +285,22 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_contexts"]["acc,none"])
 
 
-def test_what_is_asked_for_mutual_information_alone_is_left_out(make_task):
+def test_what_is_asked_for_mutual_information_alone_is_no_option(make_task):
     metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
     suite = load(ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
     assert suite.items[0].options == (Option("a b", (1, 3), 1), Option("a c", (1, 3), 1))
-    assert "toy_mutual: lm-eval reports acc_mutual_info; this is the accuracy of the same choices" in suite.notes
+    assert "toy_mutual: acc_mutual_info, as the task judges its answers" in suite.notes
+
+
+def test_tasks_of_a_group_that_begin_with_different_metrics_are_choices_all_the_same(make_task, tmp_path):
+    """As those of glue do."""
+    make_task("toy_acc", DOCS)
+    make_task("toy_mcc", DOCS, metric_list=[{"metric": "mcc"}])
+    file = tmp_path / "toy_glue.yaml"
+    file.write_text(yaml.safe_dump({"group": "toy_glue", "task": ["toy_acc", "toy_mcc"]}))
+    suite = load(ref(file))
+    assert suite.metric == "accuracy"
+    assert "toy_mcc: lm-eval reports mcc; this is the accuracy of the same choices" in suite.notes
 
 
 def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
