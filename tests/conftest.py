@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from tiny import WORDS, model_for, tokenizer_for
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_places(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's cache, and none reaches a hub."""
+    """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of a terminal."""
+    os.environ.pop("COLUMNS", None)  # xdist hands its own down
     os.environ["ANTLM_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -28,8 +31,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
         key = (kind, adds, seed, mask, repr(sorted(config.items())))
         if key not in made:
             made[key] = root / f"{kind}-{len(made)}"
-            tokenizer_for(kind, adds, mask).save_pretrained(made[key])
-            model_for(kind, seed, **config).save_pretrained(made[key])
+            with redirect_stderr(io.StringIO()):  # else the first test to ask finds the library's bars among its output
+                tokenizer_for(kind, adds, mask).save_pretrained(made[key])
+                model_for(kind, seed, **config).save_pretrained(made[key])
         return made[key]
 
     return make
