@@ -396,6 +396,16 @@ def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
     assert whole == pytest.approx(causal.macro, abs=0.006)
 
 
+@pytest.mark.parametrize("year", ["2025", "2026"])
+def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> None:
+    """Of reading times the suite that BabyLM publishes; `reading` attaches words otherwise, and is in no average."""
+    spec = collection(f"babylm-{year}")
+    weights = {(member.suite, member.metric): member.weight for member in spec.members}
+    assert weights["reading-2025", "eye-tracking"] == weights["reading-2025", "self-paced-reading"] == 0.5
+    assert weights[f"aoa-{year}", ""] == 1 and "reading" not in {member.suite for member in spec.members}
+    assert sum(weights.values()) == len(spec.members) - 1
+
+
 def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal"))
     argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
