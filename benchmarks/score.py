@@ -196,7 +196,7 @@ def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any
         different += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))
         again = [number for number, p in enumerate(found) if "float32" in p.flags]  # the others are bf16's already
         rescored += len(again)
-        quick = choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0]
+        quick = choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0] if again else []
         for number, prediction in zip(again, quick, strict=True):
             found[number] = prediction
         quick_flips += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))

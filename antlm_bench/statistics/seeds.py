@@ -78,7 +78,7 @@ def two_level_change(a: Floats, b: Floats) -> Uncertain:
     The seeds of the two are independent, their items are the same, so what the items contribute is taken as a
     difference per item: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less the
     interactions; a run of one seed adds nothing to it, which whoever shows the result must say. A 95% interval covers
-    93-98% with 2 seeds each (least where all luck is one run's), 94-97% with 3, 95-96% with 5, 92-98% with 2 and 5.
+    93-98% with 2 seeds each (least where all luck is one run's), 94-97% with 3, 95-96% with 5, 91-99% with 2 and 5.
 
     Raises ValueError where the number of items differs.
     """
@@ -99,7 +99,7 @@ def mean_of(parts: Sequence[Uncertain], weights: Sequence[float] | Floats | None
     """sum_k w_k value_k of independent estimates (default 1/K each: a macro-average over tasks or suites).
 
     Var = sum_k w_k^2 var_k; degrees of freedom by Welch and Satterthwaite, Var^2 / sum_k (w_k^2 var_k)^2 / df_k. Of 2
-    to 7 tasks a 95% interval covers 93-98% with 2 seeds each, 93-97% with 3 (least where one task has all the luck).
+    to 7 tasks a 95% interval covers 90-98% with 2 seeds each, 93-97% with 3 (least where one task has all the luck).
     """
     shares = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights, float)
     value = float(sum(w * part.value for w, part in zip(shares, parts, strict=True)))
