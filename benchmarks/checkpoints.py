@@ -85,9 +85,9 @@ def shape(kind: str) -> LlamaForCausalLM | BertForMaskedLM:
 def look_around(model: BertForMaskedLM, layers: int) -> None:
     """Start each head of the first layers as one that copies the neighbour at its offset.
 
-    The first layer then gives it 95% of its attention; later ones less, for what was copied covers the places. With the angles a_i = i w of position
-    i, (cos, sin) in the first dimensions of its embedding, a key of those and a query turned by the offset o make
-    attention's score sum_w cos((i + o - j) w): highest where j = i + o.
+    The first layer then gives it 95% of its attention; later ones less, for what was copied covers the places. With the
+    angles a_i = i w of position i, (cos, sin) in the first dimensions of its embedding, a key of those and a query
+    turned by the offset o make attention's score sum_w cos((i + o - j) w): highest where j = i + o.
     """
     config = model.config
     size, half = config.hidden_size // config.num_attention_heads, config.hidden_size // config.num_attention_heads // 2
