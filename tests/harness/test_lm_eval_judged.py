@@ -3,17 +3,18 @@ numbers from our engine."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import yaml
 from lm_eval_itself import evaluated, ref
+from scored_tasks import read_by_every_command
+from scored_tasks import scored as scored_by
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.harness.registration import NAME, register
@@ -86,10 +87,7 @@ def make_judged(make_task, tmp_path):
     return make
 
 
-def scored(folder, file, out, **options):
-    (run,) = score(folder, ref(file), out=out, device="cpu", compat="lm-eval", **options)
-    (cell,) = run.cells
-    return run, cell
+scored = partial(scored_by, compat="lm-eval")
 
 
 def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tmp_path):
@@ -298,25 +296,11 @@ def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
     else:
         file = make_task("toy_all", TEXTS, **WHOLE, metric_list=PERPLEXITIES)
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
-    cells = [scored(folder, file, tmp_path / f"run{n}")[1] for n, folder in enumerate(folders)]
-    one, two = (str(tmp_path / f"run{n}") for n in (0, 1))
-    values = [cell.summary.headline.value for cell in cells]
-    capsys.readouterr()
-    assert cli(["compare", one, two, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
-    assert [found["headline"][side] for side in "ab"] == pytest.approx(values)
+    values, found, _, results = read_by_every_command(folders, file, tmp_path, capsys)
     assert (found["metric"], found["headline"]["lower_is_better"]) == (metric, metric == "bits-per-byte")
-    assert found["headline"]["value"] == pytest.approx(values[1] - values[0])
-    assert cli(["check", one, "--against", one]) == 0
-    capsys.readouterr()
-    assert cli(["report", one]) == 0
-    assert f"{values[0]:.3f}" in capsys.readouterr().out
-    assert cli(["export", one, "--format", "lm-eval", "--out", str(tmp_path / "out")]) == 0
-    results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
     name = "mass" if kind == "mass" else "bits_per_byte"
     assert results["results"]["lm-eval.toy_all"][f"{name},none"] == pytest.approx(values[0])
     assert results["higher_is_better"]["lm-eval.toy_all"] == {name: metric == "task-score"}
-    assert cli(["export", one, "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
 
 
 def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):

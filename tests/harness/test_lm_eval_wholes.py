@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from lm_eval_itself import evaluated, ref
+from scored_tasks import read_by_every_command, scored
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
-from antlm_bench.commands.score import score
 from antlm_bench.harness.registration import NAME, register
 from antlm_bench.suites.items import load
 
@@ -53,12 +52,6 @@ def shipped(folder, *names):
 
     for name in names:
         shutil.copy(Path(lm_eval.tasks.__file__).parent / name, folder)
-
-
-def scored(folder, file, out, **options):
-    (run,) = score(folder, ref(file), out=out, device="cpu", **options)
-    (cell,) = run.cells
-    return run, cell
 
 
 F1S = "def weighted(items):\n    from lm_eval.utils import weighted_f1_score\n    return weighted_f1_score(items)\n"
@@ -255,28 +248,14 @@ def test_record_loads_and_is_scored(make_checkpoint, tmp_path):
 def test_such_runs_are_compared_gated_reported_and_exported(make_checkpoint, make_task, tmp_path, capsys):
     file = make_task("toy_all", drawn(2), metric_list=listed(("mcc",), ("acc",)))
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
-    cells = [scored(folder, file, tmp_path / f"run{n}")[1] for n, folder in enumerate(folders)]
-    one, two = (str(tmp_path / f"run{n}") for n in (0, 1))
-    values = [cell.summary.headline.value for cell in cells]
-    capsys.readouterr()
-    assert cli(["compare", one, two, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
+    values, found, said, results = read_by_every_command(folders, file, tmp_path, capsys)
     head = found["headline"]
-    assert (found["metric"], [head["a"], head["b"]]) == ("whole-score", pytest.approx(values))
+    assert found["metric"] == "whole-score"
     assert head["low"] < head["value"] < head["high"] and 0 <= head["p"] <= 1
-    assert cli(["compare", one, two]) == 0
-    said = capsys.readouterr().out
     assert "48 items" in said and "documents better" not in said  # no single one has an mcc
-    assert cli(["check", one, "--against", one]) == 0
-    capsys.readouterr()
-    assert cli(["report", one]) == 0
-    assert f"{values[0]:.3f}" in capsys.readouterr().out
-    assert cli(["export", one, "--format", "lm-eval", "--out", str(tmp_path / "out")]) == 0
-    results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
     assert results["results"]["lm-eval.toy_all"]["mcc,none"] == pytest.approx(values[0])
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     assert "mcc" not in json.loads(samples.read_text().splitlines()[0])
-    assert cli(["export", one, "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
 
 
 def test_other_code_of_an_aggregation_is_another_suite(make_task, tmp_path):
