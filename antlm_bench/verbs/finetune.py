@@ -12,7 +12,6 @@ from antlm_bench.verbs.panels import (
     AllowPickle,
     Checkpoints,
     Csv,
-    Device,
     Json,
     Markdown,
     Revision,
@@ -55,7 +54,7 @@ def finetune_verb(
         Literal["auto", "first", "last", "mean"], how(metavar="NAME", help="What the head reads of a text.")
     ] = "auto",
     lora: Annotated[int, how(metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft).")] = 0,
-    device: Device = "auto",
+    device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
     ] = "float32",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import AllowPickle, Csv, Device, Json, Markdown, Revision, TrustRemoteCode, how, what
+from antlm_bench.verbs.panels import AllowPickle, Csv, Json, Markdown, Revision, TrustRemoteCode, how, what
 
 
 def noise_verb(
@@ -18,7 +18,7 @@ def noise_verb(
         list[str] | None,
         how(metavar="NAME", help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16."),
     ] = None,
-    device: Device = "auto",
+    device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     json: Json = False,

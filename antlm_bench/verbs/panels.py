@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -19,12 +19,6 @@ Checkpoints = Annotated[
 ]
 Revision = Annotated[str | None, what(metavar="REV", help="Revision of a hub model.")]
 Columns = Annotated[list[str] | None, what("--columns", metavar="good=A,bad=B", help="How a file names its columns.")]
-Device = Annotated[
-    str, how("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
-]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"], how("--dtype", metavar="NAME", help="float32, bfloat16, float16.")
-]
 TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
 AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
 TokensPerForward = Annotated[

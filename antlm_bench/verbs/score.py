@@ -12,8 +12,6 @@ from antlm_bench.verbs.panels import (
     Checkpoints,
     Columns,
     Csv,
-    Device,
-    Dtype,
     Json,
     Markdown,
     Revision,
@@ -64,8 +62,13 @@ def score_verb(
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
+    device: Annotated[
+        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        how(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
+    ] = None,
     precision: Annotated[
         Literal["exact", "adaptive"] | None,
         how(

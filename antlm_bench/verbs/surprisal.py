@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from antlm_bench.options import renamed_columns, token_budget
-from antlm_bench.verbs.panels import AllowPickle, Device, Dtype, Revision, TokensPerForward, TrustRemoteCode, how
+from antlm_bench.verbs.panels import AllowPickle, Revision, TokensPerForward, TrustRemoteCode, how
 
 what = partial(typer.Option, rich_help_panel="What is read")
 
@@ -44,8 +44,12 @@ def surprisal_verb(
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; longer ones get no number, and are counted.")
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
+    device: Annotated[
+        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], how(metavar="NAME", help="float32, bfloat16, float16.")
+    ] = "float32",
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
