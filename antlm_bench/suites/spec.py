@@ -282,6 +282,8 @@ class SuiteSpec(Declaration):
                 raise ValueError(f"`{name}` names {unknown[0]!r}, which is no label; labels are {known}")
         if unknown := [level for level in self.macro if level not in self.groups]:
             raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
+        if self.macro and self.metric == "spearman":
+            raise ValueError("`macro` averages groups, and spearman runs over all items of a suite: leave it empty")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("ANTLM_BENCH_TRACEBACK", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(make_checkpoint())
+    shutil.copytree(make_checkpoint(), tmp_path / "model")  # runs are written there
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "chck_1M").symlink_to(make_checkpoint())
     (tmp_path / "models" / "chck_2M").symlink_to(make_checkpoint("masked"))

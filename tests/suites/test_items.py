@@ -64,7 +64,7 @@ def test_lists_of_answers_become_items_scored_after_their_context(tmp_path: Path
 
 
 def test_ratings_are_gold_where_the_metric_is_a_correlation(tmp_path: Path) -> None:
-    body = LISTED.replace('groups = ["half"]', 'metric = "spearman"\ngroups = ["half"]')
+    body = LISTED.replace('macro = ["half"]', 'metric = "spearman"')
     suite = items.load(written(tmp_path, body, [{**ROWS[0], "right": 0.25}, {**ROWS[1], "right": 1}]))
     assert [item.gold for item in suite.items] == [0.25, 1.0]
     assert all(isinstance(item.gold, float) for item in suite.items)
@@ -207,6 +207,14 @@ def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
     declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
     with pytest.raises(DeclarationError, match="`reduction` is of choices, and delta-r2 is of none"):
+        read(tmp_path / "mine.toml")
+
+
+def test_a_correlation_averages_no_groups(tmp_path: Path) -> None:
+    declared = catalog("tasks")["wug-adj"].read_text(encoding="utf-8")
+    assert declared.count("macro = []") == 1
+    (tmp_path / "mine.toml").write_text(declared.replace("macro = []", 'macro = ["paradigm"]'))
+    with pytest.raises(DeclarationError, match="`macro` averages groups, and spearman runs over all items"):
         read(tmp_path / "mine.toml")
 
 
