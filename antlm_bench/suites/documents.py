@@ -16,13 +16,15 @@ from antlm_bench.errors import DataError
 from antlm_bench.metrics.surprisal import WORD
 from antlm_bench.suites.aggregated import Aggregation
 from antlm_bench.suites.judged import LENGTHS, Case, Reading
-from antlm_bench.suites.squad import lend
+from antlm_bench.suites.lent import lend
 from antlm_bench.suites.templates import clean
 from antlm_bench.types import Item, Option
 
 CHOICE, ALONE, WHOLE = "multiple_choice", "loglikelihood", "loglikelihood_rolling"  # the kinds that are scored
 LEVELS = ("group", "task")  # labels of an item of a group, coarse to fine
 NO_OPTION = -1  # the right option of a document whose task has another idea of right
+AT_HAND = "does `lm_eval run --tasks` take it? Its data set and metrics must be at hand, or the hub in reach"
+PACKAGES = "install what it names; of most tasks `pip install 'lm_eval[tasks]'` does (lm-eval's README has the extras)"
 SEED, NUMPY_SEED, SHOTS_SEED = 0, 1234, 1234  # what lm_eval fixes when it is told nothing (lm_eval/defaults)
 
 
@@ -186,10 +188,9 @@ def at_work(place: str) -> Iterator[None]:
     try:
         with redirect_stderr(io.StringIO()):
             yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a task that misses a program ends the process (0.4.13's slr_bench)
         message = f"lm-eval cannot build it: {type(error).__name__}: {error}"
-        hint = "does `lm_eval run --tasks` take it? Its data set must be at hand, or the hub in reach"
-        raise DataError(message, place=place, hint=hint) from error
+        raise DataError(message, place=place, hint=PACKAGES if isinstance(error, ImportError) else AT_HAND) from error
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
