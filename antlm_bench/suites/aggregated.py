@@ -36,9 +36,8 @@ def contributions(aggregate: Aggregation, said: Sequence[str], place: str) -> Fl
     said: per document, as `spelt`. Labels and counts come in few kinds, and every document is left out in turn. Other
     values are contributions themselves where the number is their mean; else documents are left out in GROUPS random
     parts, and share their part's. A rest of which there is no number is taken to have the whole's. An aggregation may
-    take no fewer documents, because it knows each by its place (lm-eval's tinyBenchmarks weigh a hundred of them): there
-    the mean of the others stands in for the one left out, and each is left out. DataError where the code fails, or says
-    what is no number.
+    take no fewer documents, because it knows each by its place (lm-eval's tinyBenchmarks weigh a hundred): there each
+    is left out, and the mean of the others stands in for it. DataError where the code fails, or says what is no number.
     """
     values = [_tupled(json.loads(text)) for text in said]
     n = len(values)

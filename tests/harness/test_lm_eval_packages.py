@@ -61,7 +61,7 @@ TINY = rows(100, input_formatted=several, answer=lambda rng: rng.randrange(4))
 
 def test_a_package_that_is_absent_is_named_with_its_remedy(make_shipped, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinyBenchmarks", None)
-    with pytest.raises(DataError, match="pip install git.*tinyBenchmarks") as caught:
+    with pytest.raises(DataError, match=r"pip install git.*tinyBenchmarks") as caught:
         load(ref(make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY)))
     assert "pip install 'lm_eval[tasks]'" in caught.value.hint
 

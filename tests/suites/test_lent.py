@@ -1,4 +1,4 @@
-"""Names that are lent: SQuAD's measures by the official script's own cases, and lm-eval's twin of their normalisation."""
+"""Names that are lent: SQuAD's measures by hand and by lm-eval's own normalisation; where they stand."""
 
 from __future__ import annotations
 
