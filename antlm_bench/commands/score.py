@@ -33,6 +33,8 @@ from antlm_bench.types import Item, Prediction, Run
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
+# What a judge's own code makes of an answer is not known: rounding may move it, and others know no first choices.
+AS_THEY_ARE = {"judgements": ": its own code reads log-probabilities and first choices as they are"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +204,10 @@ def _score_suite(
     policy = options.policy().of(known(names[0])).on(suite.reduction, suite.verbatim)
     kind = kind_of(suite, policy)
     if options.precision == "adaptive" and kind.asks != "choices":
-        hint = "use --precision exact"
+        hint = f"use --precision exact{AS_THEY_ARE.get(kind.asks, '')}"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
     if isinstance(checkpoint, Foreign) and kind.asks not in ("choices", "texts"):
-        hint = "use --engine native"
+        hint = f"use --engine native{AS_THEY_ARE.get(kind.asks, '')}"
         raise UsageError(
             f"{suite.name} asks for {kind.asks}, which no other engine answers", place="--engine", hint=hint
         )

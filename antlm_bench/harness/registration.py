@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from antlm_bench.suites.squad import lend
+from antlm_bench.suites.lent import lend
 
 NAME, MODEL = "antlm-bench", "antlm_bench.harness.model:AntlmBench"
 
 
 def register() -> None:
     """Make `model="antlm-bench"` known in this process, unless it is: called twice, or found as an entry point; and let
-    the harness's tasks import what transformers 5 no longer has (suites.squad)."""
+    the harness's tasks import what libraries no longer have (suites.lent)."""
     import lm_eval.models  # noqa: F401 - lm_eval fills its registry only while it is empty
     from lm_eval.api.registry import model_registry
 

@@ -35,8 +35,9 @@ def contributions(aggregate: Aggregation, said: Sequence[str], place: str) -> Fl
 
     said: per document, as `spelt`. Labels and counts come in few kinds, and every document is left out in turn. Other
     values are contributions themselves where the number is their mean; else documents are left out in GROUPS random
-    parts, and share their part's. A rest of which there is no number is taken to have the whole's. DataError where the
-    code fails, or says what is no number.
+    parts, and share their part's. A rest of which there is no number is taken to have the whole's. An aggregation may
+    take no fewer documents, because it knows each by its place (lm-eval's tinyBenchmarks weigh a hundred): there each
+    is left out, and the mean of the others stands in for it. DataError where the code fails, or says what is no number.
     """
     values = [_tupled(json.loads(text)) for text in said]
     n = len(values)
@@ -57,7 +58,13 @@ def contributions(aggregate: Aggregation, said: Sequence[str], place: str) -> Fl
                     if math.isclose(alone.mean(), whole, rel_tol=1e-9, abs_tol=1e-12):
                         return alone
             parts, which, scale = _kinds(said) if counted else _random(n)
-            rests = np.array([of([v for at, v in enumerate(values) if at not in part]) for part in parts])
+            try:
+                rests = np.array([of([v for at, v in enumerate(values) if at not in part]) for part in parts])
+            except Exception:
+                if not all(isinstance(value, int | float) for value in values):
+                    raise
+                rests = np.array([of(_without(values, at)) for at in range(n)])
+                which, scale = np.arange(n, dtype=np.int32), n - 1.0
     except Exception as error:  # the task's own code may raise anything
         message = f"the task's own aggregation fails: {type(error).__name__}: {error}"
         raise DataError(message, place=place, hint="does `lm_eval run --tasks` take it?") from error
@@ -78,6 +85,12 @@ def _random(n: int) -> tuple[list[set[int]], Ints, float]:
     which = (np.random.default_rng(0).permutation(n) % count).astype(np.int32)
     parts = [set(np.flatnonzero(which == part).tolist()) for part in range(count)]
     return parts, which, (count - 1) * math.sqrt(n / count)
+
+
+def _without(values: Sequence[float], at: int) -> list[float]:
+    """Values, one of them replaced by the mean of the others."""
+    others = [*values[:at], *values[at + 1 :]]
+    return [*values[:at], float(np.mean(others)), *values[at + 1 :]]
 
 
 def _number(value: Any) -> float:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from antlm_bench.declarations import nearest, user_path
@@ -27,7 +26,7 @@ from antlm_bench.suites.judged import LENGTHS, REGISTERED, Judge, means, silence
 from antlm_bench.types import Item
 
 PREFIX = "lm-eval:"
-REFUSED: dict[str, str] = {"generate_until": "asks for generated text"}
+GENERATED = "generate_until"  # the kind that is refused: it is also what a configuration means that says none
 # What lm-eval reports of a task that our metric says by itself.
 KNOWN: dict[str, tuple[str, ...]] = {
     "accuracy": ("acc", "acc_norm"),
@@ -66,12 +65,18 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
     one, *more = members(ref)
     if more:
         raise UsageError(f"{ref!r} is several suites", place="--suite", hint=f"one at a time: {one}")
-    name, tasks, weighted = _build(one.removeprefix(PREFIX), ref)
-    kinds = {_kind(task, ref) for task in tasks}
+    name, index = _found(one.removeprefix(PREFIX), ref)
+    if _asks(name, index) == {GENERATED}:  # said before any data are looked for
+        raise _refused(name, GENERATED, ref)
+    tasks, weighted = _build(name, index, ref)
+    places = [f"{ref}: {task.name}" for task in tasks]
+    documents = [task.asked(limit, place) for task, place in zip(tasks, places, strict=True)]
+    kinds = {_kind(task, each, ref) for task, each in zip(tasks, documents, strict=True)}
     if len(kinds) > 1:
         message = f"{name!r} holds {' and '.join(sorted(kinds))}, which have no common number"
         raise UsageError(message, place=ref, hint="score its tasks one by one")
-    rows = [row for task in tasks for row in rows_of(task, limit, len(tasks) > 1, f"{ref}: {task.name}")]
+    asked = zip(tasks, documents, places, strict=True)
+    rows = [row for task, each, place in asked for row in rows_of(task, each, len(tasks) > 1, place)]
     metric, judge = _judged(kinds.pop(), tasks, rows, ref)
     items = [row.item for row in rows]
     flat = len(tasks) == 1 or metric in (SURPRISAL, BITS_PER_BYTE)
@@ -97,28 +102,31 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
 
 def whole(ref: str) -> bool:
     """Does it ask for whole documents, as far as is known before any data are looked for?"""
-    return any(WHOLE in _asks(name, ref) for name in ref.removeprefix(PREFIX).split(","))
+    return any(WHOLE in _asks(*_found(name, ref)) for name in ref.removeprefix(PREFIX).split(","))
 
 
-def _asks(name: str, place: str) -> set[str]:
-    """The kinds of the tasks behind a name."""
-    name, index = _found(user_path(name).resolve(), place) if _is_file(name) else (name, _shipped())
+def _asks(name: str, index: Any) -> set[str]:
+    """What the tasks behind a name ask for, as far as their configurations say it ("" = only a class's code knows)."""
     found: set[str] = set()
-    todo = [name]
+    todo: list[Any] = [name]
     while todo:
-        entry = index.task_index.get(todo.pop())
-        config = entry.cfg if entry else {}
-        inside = entry.tags if config is None else config.get("task")  # a tag has no configuration of its own
-        todo += [child for child in inside if isinstance(child, str)] if isinstance(inside, list | set) else []
-        found.add(str((config or {}).get("output_type")))
+        child = todo.pop()
+        entry = index.task_index.get(child) if isinstance(child, str) else None
+        config = (entry.cfg or {}) if entry else {}
+        inside = entry.tags if entry and entry.cfg is None else config.get("task")  # a tag has no configuration
+        if isinstance(inside, list | set):
+            todo += inside
+            found.update({config["output_type"]} if "output_type" in config else ())  # a group's is its tasks'
+        else:
+            unsaid = GENERATED if entry and "class" not in config else ""
+            found.add(str(config.get("output_type", unsaid)))
     return found
 
 
-def _build(name: str, place: str) -> tuple[str, list[Task], bool]:
-    """The name, the tasks, and whether a group's mean weighs them by their documents."""
+def _build(own: str, index: Any, place: str) -> tuple[list[Task], bool]:
+    """The tasks behind a name, and whether a group's mean weighs them by their documents."""
     from lm_eval.api.group import Group
 
-    own, index = _found(user_path(name).resolve(), place) if _is_file(name) else (name, _shipped())
     with at_work(place):
         loaded = index.load(own)
         tasks = [_task(title, built) for title, built in loaded["tasks"].items()]
@@ -134,7 +142,7 @@ def _build(name: str, place: str) -> tuple[str, list[Task], bool]:
         raise DataError("lm-eval builds no task from it", place=place)
     top = next(iter(groups), None)
     averages = (groups[top].aggregate_metric_list or []) if top else []
-    return own, tasks, any(average.weight_by_size for average in averages)
+    return tasks, any(average.weight_by_size for average in averages)
 
 
 def _task(name: str, built: Any) -> Task:
@@ -143,10 +151,14 @@ def _task(name: str, built: Any) -> Task:
     return Task(name, "", built, readings, {n: a for n, a in aggregations.items() if n not in readings})
 
 
-def _found(file: Path, place: str) -> tuple[str, Any]:
-    """What a YAML file calls its task or group, and the index of its folder, where that name leads back to it."""
+def _found(name: str, place: str) -> tuple[str, Any]:
+    """A name and the index that knows it: the harness's own, or of a YAML file its folder's, where what the file calls
+    its task or group leads back to it."""
     from lm_eval.tasks import TaskManager
 
+    if not _is_file(name):
+        return name, _shipped()
+    file = user_path(name).resolve()
     with at_work(place):
         index = TaskManager(include_path=str(file.parent), include_defaults=False)
     names = [name for name, entry in index.task_index.items() if entry.yaml_path == file]
@@ -155,16 +167,20 @@ def _found(file: Path, place: str) -> tuple[str, Any]:
     return names[0], index
 
 
-def _kind(task: Task, place: str) -> str:
-    """CHOICE (which of several texts is the best?), ALONE (how probable is one?) or WHOLE (a document, however long?).
-
-    UsageError for other kinds."""
-    kind = str(getattr(task.built, "OUTPUT_TYPE", None))
+def _kind(task: Task, documents: Sequence[Sequence[Any]], place: str) -> str:
+    """CHOICE, ALONE or WHOLE (see Task.kind). UsageError for other kinds."""
+    kind = task.kind(documents)
     if kind not in (CHOICE, ALONE, WHOLE):
-        why = REFUSED.get(kind, f"is of a kind that is not known here ({kind})")
-        other = "lm_eval run --model hf" if kind == "generate_until" else ELSEWHERE
-        raise UsageError(f"the task {task.name!r} {why}", place=place, hint=f"{other} --tasks {task.name}")
+        raise _refused(task.name, kind, place)
     return kind
+
+
+def _refused(name: str, kind: str, place: str) -> UsageError:
+    if GENERATED in kind:
+        why, where = f"asks for generated text ({kind})", "lm_eval run --model hf"
+    else:
+        why, where = f"asks for what is not known here ({kind})", ELSEWHERE
+    return UsageError(f"the task {name!r} {why}", place=place, hint=f"{where} --tasks {name}")
 
 
 def _judged(kind: str, tasks: list[Task], rows: list[Row], place: str) -> tuple[str, Judge | None]:

@@ -306,5 +306,6 @@ def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
 def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):
     file, folder = make_judged("toy_peer", "mass", metric_list=metrics("mass")), make_checkpoint("causal")
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
-        with pytest.raises(UsageError, match="toy_peer asks for"):
+        with pytest.raises(UsageError, match="toy_peer asks for") as caught:
             score(folder, ref(file), out=tmp_path / "run", device="cpu", **options)
+        assert "reads log-probabilities and first choices" in caught.value.hint

@@ -122,11 +122,19 @@ def test_a_file_without_a_task_says_so(tmp_path):
         load(ref(file))
 
 
-def test_generation_is_refused_by_its_name(make_task):
-    file = make_task("toy_other", output_type="generate_until", metric_list=None, doc_to_choice=None)
-    with pytest.raises(UsageError, match="'toy_other' asks for generated text") as caught:
-        load(ref(file))
-    assert "--model hf" in caught.value.hint
+@pytest.mark.parametrize("kind", ["generate_until", None])  # what a configuration means that does not say it
+def test_generation_is_refused_before_data_are_looked_for(make_task, tmp_path, kind):
+    absent = {"data_files": {"test": "absent.jsonl"}}
+    file = make_task("toy_other", output_type=kind, metric_list=None, doc_to_choice=None, dataset_kwargs=absent)
+    group = tmp_path / "toy_others.yaml"
+    group.write_text(yaml.safe_dump({"group": "toy_others", "task": ["toy_other"]}))
+    for each in (file, group):
+        with pytest.raises(UsageError, match=f"{each.stem!r} asks for generated text") as caught:
+            load(ref(each))
+        assert f"lm_eval run --model hf --tasks {each.stem}" in caught.value.hint
+    group.write_text(yaml.safe_dump({"group": "toy_others", "task": ["toy_other"], "output_type": "loglikelihood"}))
+    with pytest.raises(DataError, match="cannot build"):  # the group's word counts: no generation
+        load(ref(group))
 
 
 def test_a_name_with_a_slip_costs_no_checkpoint_and_names_the_nearest(monkeypatch):

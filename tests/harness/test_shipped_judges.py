@@ -10,7 +10,7 @@ import pytest
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites.judged import LENGTHS, NOTHING, Case, means
-from antlm_bench.suites.squad import lend
+from antlm_bench.suites.lent import lend
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 BEST = [(-1.0, True), (-2.0, False), (-3.0, False), (-4.0, False)]  # the first option is the model's

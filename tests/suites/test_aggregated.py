@@ -81,6 +81,28 @@ def test_where_no_two_documents_are_alike_parts_are_left_out_and_the_spread_is_t
     assert calls.count(180) == 40 * GROUPS and set(calls) == {1, 180, 200}
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_where_each_document_has_its_place_the_others_mean_stands_in_for_it(real):
+    """tinyBenchmarks' form: weights of a hundred documents, right or wrong, or how right."""
+    rng = np.random.default_rng(0)
+    weights, values = rng.dirichlet(np.ones(100)), rng.random(100) if real else rng.integers(0, 2, 100)
+
+    def weighted(items):
+        if len(items) != 100:
+            raise IndexError("a hundred documents")
+        return weights @ np.array(items)
+
+    found = contributions(weighted, texts(values.tolist()), "toy")
+    assert found.mean() == pytest.approx(weights @ values)
+    moved = weights * (values - values.mean())  # of a weighted sum, by hand
+    assert found - found.mean() == pytest.approx(100 * (moved - moved.mean()))
+    with pytest.raises(DataError, match="a hundred documents"):
+        contributions(weighted, texts([1, 0]), "toy")
+    pairs = [(int(value), 1) for value in rng.integers(0, 2, 100)]
+    with pytest.raises(DataError, match="a hundred documents"):
+        contributions(lambda items: weighted([a for a, _ in items]), texts(pairs), "toy")
+
+
 def test_what_was_said_comes_back_as_it_was():
     value = (np.bool_(True), np.float64(0.1), np.int64(3), "ä", None, [1, (2.5, float("nan"))], {"k": np.arange(2)})
     seen = []

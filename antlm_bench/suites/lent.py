@@ -1,7 +1,8 @@
-"""SQuAD's exact match and F1 under the name by which lm-eval's tasks import them, where transformers no longer has it.
+"""Names that lm-eval's tasks import, lent where their libraries no longer have them: else such tasks cannot be built.
 
-lm_eval 0.4.13's ReCoRD (super_glue/record/util.py) and a few others import `transformers.data.metrics.squad_metrics`,
-which transformers 5 removed. `lend` answers that import, and only where nothing else does.
+lm_eval 0.4.13's ReCoRD (super_glue/record/util.py), scrolls and a few others import SQuAD's exact match and F1 from
+`transformers.data.metrics.squad_metrics`, which transformers 5 removed; its BasqueGLUE imports `load_metric` from
+datasets, which datasets 3 removed in favour of `evaluate.load`. Nothing that is still there is replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 PACKAGE = "transformers.data.metrics"
 MODULE = f"{PACKAGE}.squad_metrics"
@@ -54,7 +56,18 @@ class _Lent(MetaPathFinder, Loader):
                 setattr(module, function.__name__, function)
 
 
+def load_metric(*names: Any, **settings: Any) -> Any:
+    """A metric by its name, as datasets 2 had it: `evaluate.load`, which took its place."""
+    import evaluate
+
+    return evaluate.load(*names, **settings)
+
+
 def lend() -> None:
-    """Make the import work in this process; called twice it does nothing more."""
+    """Make the imports work in this process; called twice it does nothing more."""
+    import datasets
+
     if not any(isinstance(finder, _Lent) for finder in sys.meta_path):
         sys.meta_path.append(_Lent())
+    if not hasattr(datasets, "load_metric"):
+        datasets.load_metric = load_metric

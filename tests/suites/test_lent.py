@@ -1,4 +1,4 @@
-"""SQuAD's measures: the official script's own cases by hand, and lm-eval's twin of their normalisation as oracle."""
+"""Names that are lent: SQuAD's measures by hand and by lm-eval's own normalisation; where they stand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks.super_glue.record.t5_utils import normalize_squad
 
-from antlm_bench.suites import squad
+from antlm_bench.suites import lent
 
 
 @pytest.mark.parametrize(
@@ -25,21 +25,33 @@ from antlm_bench.suites import squad
     ],
 )
 def test_cases_by_hand(gold, said, exact, f1):
-    assert squad.compute_exact(gold, said) == exact
-    assert squad.compute_f1(gold, said) == pytest.approx(f1)
+    assert lent.compute_exact(gold, said) == exact
+    assert lent.compute_f1(gold, said) == pytest.approx(f1)
 
 
 @given(st.text(st.sampled_from("aAn theT.-,'é \n")))
 def test_normalisation_is_that_of_lm_eval_s_copy(text):
-    assert squad.normalize_answer(text) == normalize_squad(text)
+    assert lent.normalize_answer(text) == normalize_squad(text)
 
 
 def test_the_import_is_answered_only_where_nothing_else_does():
-    squad.lend()
-    squad.lend()
+    lent.lend()
+    lent.lend()
     import transformers.data.metrics.squad_metrics as found
 
     assert found.compute_f1("a cat", "cat") == 1.0
     assert sum(type(finder).__name__ == "_Lent" for finder in sys.meta_path) == 1
     with pytest.raises(ImportError):
         import transformers.data.metrics.absent  # noqa: F401
+
+
+def test_a_metric_s_name_is_lent_only_where_there_is_none(monkeypatch):
+    import datasets
+    import evaluate
+
+    lent.lend()
+    monkeypatch.setattr(evaluate, "load", lambda name, **how: (name, how))
+    assert datasets.load_metric("f1", config_name="x") == ("f1", {"config_name": "x"})
+    monkeypatch.setattr(datasets, "load_metric", "its own")
+    lent.lend()
+    assert datasets.load_metric == "its own"
