@@ -121,7 +121,7 @@ def averaged(numbers: Sequence[Number], weights: Sequence[float] | None = None) 
     """The weighted mean of independent numbers, Var = sum w^2 var, with all that each must be read with."""
     total = sum(weights) if weights else 0.0
     shares = [weight / total for weight in weights] if weights else None
-    mean = statistics.mean_of([one.uncertain or Uncertain(one.value, 0.0) for one in numbers], shares)
+    mean = statistics.mean_of([one.uncertain or Uncertain(one.value) for one in numbers], shares)
     made = _number(mean, "mean", sum(one.n for one in numbers))
     made = replace(made, seeds=min((one.seeds for one in numbers if one.seeds), default=0))
     return made.marked(*(mark for one in numbers for mark in one.marks))
@@ -145,6 +145,8 @@ def _remarks(cells: Sequence[Cell], who: str, seen: Seen) -> Iterator[str]:
         yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
     if first.seed is not None and len(cells) == 1:
         yield "one seed: the interval does not know how seeds differ"
+    if first.seed is not None and len(cells) == 2:
+        yield "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
     if preset := first.settings.get("preset"):

@@ -28,7 +28,7 @@ def collection(cell: Cell) -> str:
 def seeded(tasks: Sequence[Joined], name: str) -> Found:
     """The mean over tasks without weights, each task a group, and what flipped in any of them.
 
-    Tasks are independent, so variances add up, each on its own degrees of freedom (statistics.mean_of).
+    Tasks are independent, so variances add up (statistics.mean_of).
     """
     found = [_task(task) for task in tasks]
     groups = tuple(difference for difference, _, _ in found)
@@ -64,11 +64,11 @@ def remarks(tasks: Sequence[Joined]) -> tuple[str, ...]:
     chosen_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
     if "valid" in chosen_on:
         found.append("epochs were selected on the scored examples: both values are optimistic")
-    fewest = min(min(len(task.cells_a), len(task.cells_b)) for task in tasks)
-    if fewest == 1:
+    counts = {len(cells) for task in tasks for cells in (task.cells_a, task.cells_b)}
+    if 1 in counts:
         found.append("one seed only: the interval covers items, and knows nothing of how much a seed moves the number")
-    elif fewest < 3:
-        found.append(f"{fewest} seeds: 3 are the least for a verdict, 5 for a report")
+    if 2 in counts:
+        found.append("2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report")
     return tuple(dict.fromkeys(found))
 
 
@@ -88,7 +88,7 @@ def _task(task: Joined) -> tuple[Difference, Uncertain, list[Flip]]:
     if len(task.a) == len(task.b) and all(
         np.array_equal(x.scores, y.scores) for x, y in zip(task.a, task.b, strict=True)
     ):  # seed by seed the same model
-        uncertain, interval, p = Uncertain(0.0, 0.0), Interval(0.0, 0.0), 1.0
+        uncertain, interval, p = Uncertain(0.0), Interval(0.0, 0.0), 1.0
     elif not uncertain.variance:  # all items moved alike, or none did, which is no certainty
         change = b.mean(axis=0) - a.mean(axis=0)
         low, high = map(float, statistics.adjusted_wald(change.sum(), change @ change, len(change)))

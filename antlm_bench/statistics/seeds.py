@@ -12,20 +12,35 @@ the expectations n var_a + var_c, S var_b + var_c and var_c (Searle, Casella & M
 the plain variances over seeds and over items, less the interaction, which both of them hold. It is taken off the items,
 whose part is never below 0: so what few seeds know is a sum of squares of its own, on S - 1 degrees of freedom exactly.
 
-The t quantile is Cochran's (1964, Biometrics 20, 191-195), the mean of the parts' own quantiles weighted by the parts.
-Satterthwaite's (1946) degrees of freedom alone fail with 2 seeds: where these happen to lie close together, their part
-is small and the degrees of freedom are many at once, and the interval is too narrow twice over (it covered 87% where
-seeds differed more than items). By simulation over seeds from alike to all that differs, of 50 and of 1000 items and
-all shares of interaction, a 95% interval covers 95-97% with 3 or 5 seeds, and 94-98% with 2: too wide where seeds
-contribute nothing, which two cannot know (1.3 to 2.6 times as wide as if one knew it). (The pigeonhole bootstrap, Owen
-2007, resamples both margins of the same table and counts the interaction up to three times; of 3 to 5 seeds there is
-hardly anything to resample.)
+An interval must not take what so few seeds know for more than it is. Let r be the seeds' share in the whole variance;
+
+    q = t_items + (t_seeds - t_items) max(0, r - 1/20) / (1 - 1/20),
+
+Cochran's (1964, Biometrics 20, 191-195) quantile, the mean of the parts' own weighted by them, but for a twentieth:
+what seeds hardly contribute to is not widened. Of 2 seeds, whose t is 12.7, a 95% interval covers 93.3-96.6% over all
+true shares (integrated, not drawn); as Cochran has it 93.9-97.8%, with Satterthwaite's degrees of freedom 87%: where
+two seeds happen to lie close together, their part is small and the degrees of freedom are many at once.
+
+Means over tasks and differences of runs have a part of each. From 3 seeds on, they are added and have Welch and
+Satterthwaite's degrees of freedom, P^2 / sum_k p_k^2 / d_k, with SHY less of each and SHY more of all: shares are as
+uncertain as their parts. Parts of one degree of freedom cannot be added that way: with 7 of them, 90% are covered where
+one is nearly all, 98% where all are alike. They need not: if any has but 2 seeds, one contrast of two seeds is taken of
+each, (y_1 - y_2) / sqrt(2 S), that varies as the mean does. Their sum has the variance of the whole, so its square has
+one degree of freedom exactly, whatever each contributes (Scheffe 1943, Ann. Math. Stat. 14, 35-44), also where tasks
+share seeds. The price is an interval as wide as that of a single pair of seeds, which whoever shows it must say.
+
+By simulation a 95% interval covers 93-97%: of 2 seeds as above; of 3, 4, 5 and 10, one run or two of equal and of
+unequal counts, 1 to 14 tasks, seeds from nothing to all of the variance and their luck from alike to nearly all in one
+task, 92.9-97.2%, and 93.9-96.6% where none has fewer than 4. (The pigeonhole bootstrap, Owen 2007, resamples both
+margins of the same table and counts the interaction up to three times; of 3 to 5 seeds there is hardly anything to
+resample.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtr, stdtridf, stdtrit
@@ -33,32 +48,61 @@ from scipy.special import stdtr, stdtridf, stdtrit
 from antlm_bench.statistics.intervals import LEVEL, Interval, Z
 from antlm_bench.types import Floats
 
+SLIGHT = 0.05  # a share of seeds in the variance that is not worth a wider interval
+SHY = 0.4  # degrees of freedom that the uncertainty of shares is worth
+
+
+class Part(NamedTuple):
+    """An additive part of a variance, and its degrees of freedom (infinite: as good as known).
+
+    contrast: of a part of seeds, a draw around 0 that varies as their mean does.
+    """
+
+    variance: float
+    df: float = np.inf
+    contrast: float = 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Uncertain:
-    """A number with the variance of its estimation, on `df` degrees of freedom (infinite: as good as known)."""
+    """A number, and the independent parts of its variance: over items, and over seeds where there are two or more."""
 
     value: float
-    variance: float
-    df: float = np.inf
+    items: tuple[Part, ...] = ()
+    seeds: tuple[Part, ...] = ()
+
+    @property
+    def variance(self) -> float:
+        """Of the estimation; 0 without parts."""
+        return _added(self.items).variance + _of_seeds(self.seeds).variance
+
+    @property
+    def df(self) -> float:
+        """The degrees of freedom whose t quantile at LEVEL the interval has."""
+        items, seeds = _added(self.items), _of_seeds(self.seeds)
+        whole = items.variance + seeds.variance
+        share = max(seeds.variance / whole - SLIGHT, 0.0) / (1 - SLIGHT) if whole > 0 else 0.0
+        least, most = _t(items.df), _t(seeds.df)
+        t = least + (most - least) * share
+        return float(stdtridf((1 + LEVEL) / 2, t)) if t > Z * (1 + 1e-9) else np.inf
 
     @property
     def interval(self) -> Interval:
         """The t interval at LEVEL."""
-        half = float(stdtrit(max(self.df, 1.0), (1 + LEVEL) / 2)) * self.variance**0.5
+        half = _t(self.df) * self.variance**0.5
         return Interval(self.value - half, self.value + half)
 
     @property
     def p(self) -> float:
-        """Two-sided p of the hypothesis that the true value is 0."""
+        """Two-sided p of the hypothesis that the true value is 0; below 1 - LEVEL where the interval leaves 0 out."""
         if self.variance == 0:
             return float(self.value == 0)
-        return float(2 * stdtr(max(self.df, 1.0), -abs(self.value) / self.variance**0.5))
+        return float(2 * stdtr(self.df, -abs(self.value) / self.variance**0.5))
 
 
 def from_interval(value: float, interval: Interval) -> Uncertain:
     """The variance that an interval stands for: half of a bootstrap's or Wilson's width is Z standard errors."""
-    return Uncertain(value, ((interval.high - interval.low) / (2 * Z)) ** 2)
+    return Uncertain(value, (Part(((interval.high - interval.low) / (2 * Z)) ** 2),))
 
 
 def two_level(values: Floats) -> Uncertain:
@@ -68,7 +112,7 @@ def two_level(values: Floats) -> Uncertain:
     items alone, and whoever shows it must say so. One item: likewise over seeds alone; one of each has none, nan.
     """
     if values.size == 1:
-        return Uncertain(float(values.mean()), float("nan"), 1.0)
+        return Uncertain(float(values.mean()), (Part(float("nan"), 1.0),))
     return _crossed([values], values.mean(axis=0))
 
 
@@ -77,14 +121,13 @@ def two_level_change(a: Floats, b: Floats) -> Uncertain:
 
     The seeds of the two are independent, their items are the same, so what the items contribute is taken as a
     difference per item: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less the
-    interactions; a run of one seed adds nothing to it, which whoever shows the result must say. A 95% interval covers
-    93-98% with 2 seeds each (least where all luck is one run's), 94-97% with 3, 95-96% with 5, 91-99% with 2 and 5.
+    interactions; a run of one seed adds nothing to it, which whoever shows the result must say.
 
     Raises ValueError where the number of items differs.
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} items cannot be paired")
-    return _crossed([a, b], b.mean(axis=0) - a.mean(axis=0))
+    return _crossed([-a, b], b.mean(axis=0) - a.mean(axis=0))
 
 
 def two_level_difference(a: Floats, b: Floats) -> tuple[float, Interval, float]:
@@ -98,31 +141,27 @@ def two_level_difference(a: Floats, b: Floats) -> tuple[float, Interval, float]:
 def mean_of(parts: Sequence[Uncertain], weights: Sequence[float] | Floats | None = None) -> Uncertain:
     """sum_k w_k value_k of independent estimates (default 1/K each: a macro-average over tasks or suites).
 
-    Var = sum_k w_k^2 var_k; degrees of freedom by Welch and Satterthwaite, Var^2 / sum_k (w_k^2 var_k)^2 / df_k. Of 2
-    to 7 tasks a 95% interval covers 90-98% with 2 seeds each, 93-97% with 3 (least where one task has all the luck).
+    Var = sum_k w_k^2 var_k, and every part keeps its degrees of freedom.
     """
     shares = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights, float)
-    value = float(sum(w * part.value for w, part in zip(shares, parts, strict=True)))
-    return Uncertain(value, *_added([(w**2 * part.variance, part.df) for w, part in zip(shares, parts, strict=True)]))
-
-
-Part = tuple[float, float]  # an additive part of a variance, and its degrees of freedom
+    pairs = [(float(w), part) for w, part in zip(shares, parts, strict=True)]
+    return Uncertain(
+        sum(w * part.value for w, part in pairs),
+        tuple(Part(w**2 * one.variance, one.df) for w, part in pairs for one in part.items),
+        tuple(Part(w**2 * one.variance, one.df, w * one.contrast) for w, part in pairs for one in part.seeds),
+    )
 
 
 def _crossed(sides: Sequence[Floats], by_item: Floats) -> Uncertain:
-    """The mean of by_item (n,), made of independent seeds on each side (S, n)."""
-    several = [side for side in sides if len(side) > 1]
-    seeds = _added([(float(side.mean(axis=1).var(ddof=1)) / len(side), len(side) - 1) for side in several])
-    if several:  # of very unlike counts of seeds, the many must not speak for the few
-        seeds = seeds[0], min(seeds[1], len(several) * (min(map(len, several)) - 1))
-    n = len(by_item)
+    """The mean of by_item (n,), the sum of independent sides (S, n)."""
+    several, n = [side for side in sides if len(side) > 1], len(by_item)
+    seeds = []
+    for side in several:
+        means, count = side.mean(axis=1), len(side)
+        contrast = float(means[0] - means[1]) / (2 * count) ** 0.5
+        seeds.append(Part(float(means.var(ddof=1)) / count, count - 1, contrast))
     among = float(by_item.var(ddof=1)) / n - sum(map(_interaction, several)) if n > 1 else 0.0
-    parts = [seeds, (max(among, 0.0), n - 1)]
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Uncertain(float(by_item.mean()), 0.0)
-    t = sum(part * float(stdtrit(max(df, 1), (1 + LEVEL) / 2)) for part, df in parts) / variance
-    return Uncertain(float(by_item.mean()), variance, float(stdtridf((1 + LEVEL) / 2, t)) if t > Z else np.inf)
+    return Uncertain(float(by_item.mean()), (Part(max(among, 0.0), n - 1),), tuple(seeds))
 
 
 def _interaction(values: Floats) -> float:
@@ -131,8 +170,21 @@ def _interaction(values: Floats) -> float:
     return float((rest**2).sum() / ((len(values) - 1) * (values.shape[1] - 1) * values.size))
 
 
-def _added(parts: Sequence[Part]) -> Part:
-    """The sum of independent parts, on Satterthwaite's degrees of freedom."""
-    variance = sum(part for part, _ in parts)
-    spread = sum(part**2 / df for part, df in parts)
-    return variance, variance**2 / spread if spread > 0 else np.inf
+def _of_seeds(parts: Sequence[Part]) -> Part:
+    """The sum of parts of seeds: of their contrasts, if any has but two."""
+    if any(part.df == 1 for part in parts):
+        return Part(sum(part.contrast for part in parts) ** 2, 1)
+    return _added(parts, SHY)
+
+
+def _added(parts: Sequence[Part], shy: float = 0.0) -> Part:
+    """The sum of independent parts, on Satterthwaite's degrees of freedom (of shy: see above)."""
+    if len(parts) == 1:
+        return parts[0]
+    variance = sum(part.variance for part in parts)
+    spread = sum(part.variance**2 / (part.df - shy) for part in parts if part.variance)
+    return Part(variance, variance**2 / spread + shy if spread > 0 else np.inf)
+
+
+def _t(df: float) -> float:
+    return float(stdtrit(max(df, 1.0), (1 + LEVEL) / 2)) if df < np.inf else Z
