@@ -192,6 +192,15 @@ def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
     assert any("undefined" in note for note in constant.notes)
 
 
+def test_a_correlation_whose_interval_nobody_knows_is_defined_and_said_to_be_so() -> None:
+    three = summary([made(str(i), -i, -1, gold=i / 10) for i in range(3)], metric="spearman")
+    tied = summary([made(str(i), -max(i - 42, 0), -1, gold=i / 50) for i in range(50)], metric="spearman")
+    for found, value in ((three, -1), (tied, -0.6)):
+        assert (found.headline.low, found.headline.high) == (-1, 1) and found.headline.value < value + 0.2
+        assert [note for note in found.notes if "no interval" in note]
+        assert not any("undefined" in note for note in found.notes)
+
+
 def test_spearman_leaves_out_items_that_are_too_long() -> None:
     predictions = [made(str(i), -i, -3, gold=-i / 10) for i in range(10)]
     found = summary([*predictions, made("x", gold=0.5, flags=("too-long",))], metric="spearman")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from antlm_bench.compare.correlated import correlated
+from antlm_bench.compare.correlated import correlated, untold
 from antlm_bench.compare.credited import Found, credited
 from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.explained import explained
@@ -70,8 +70,10 @@ def compare(
 
 def _scored(joined: Joined) -> Comparison:
     """One scored suite: a table on each side."""
-    made = DIFFERENCES.get(joined.cells_a[0].summary.metric, credited)(joined)
-    return _comparison(joined.suite, [joined], made, joined.notes, joined.cells_a[0].summary.macro)
+    summary = joined.cells_a[0].summary
+    made = DIFFERENCES.get(summary.metric, credited)(joined)
+    notes = joined.notes + (untold(made[0]) if summary.metric == "spearman" else ())
+    return _comparison(joined.suite, [joined], made, notes, summary.macro)
 
 
 def _finetuned(name: str, tasks: Sequence[Joined]) -> Comparison:

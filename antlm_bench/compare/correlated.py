@@ -8,6 +8,7 @@ from antlm_bench.compare.difference import HEADLINE, Difference
 from antlm_bench.compare.join import Joined
 from antlm_bench.compare.seeded import POWERED
 from antlm_bench.metrics import resolve
+from antlm_bench.metrics.measures import NO_INTERVAL
 from antlm_bench.metrics.table import Table, parents
 from antlm_bench.statistics import Interval
 from antlm_bench.types import Bools, Floats
@@ -28,6 +29,12 @@ def correlated(joined: Joined) -> Found:
         for code, (name, within) in enumerate(zip(names, parents(table, above, codes, len(names)), strict=True)):
             groups.append(_difference(level, name, within, table, (x, z), use & (codes == code)))
     return _difference(HEADLINE, joined.suite, "", table, (x, z), use), tuple(groups), ()
+
+
+def untold(headline: Difference) -> tuple[str, ...]:
+    """Why a difference has no test, if it has none."""
+    why = f"a correlation is undefined (too few items, or all equal), or {NO_INTERVAL}"
+    return (why,) if headline.p is None else ()
 
 
 def _difference(

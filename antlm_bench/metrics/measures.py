@@ -11,9 +11,13 @@ from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.metrics.table import Table, chosen, gold_options, strata
 from antlm_bench.statistics import Interval
+from antlm_bench.statistics.ranks import OUTSIDE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 REDUCTIONS = ("sum", "per-token", "per-character")
+NO_INTERVAL = (
+    f"no interval of a correlation is known of 3 items, or of fewer than {OUTSIDE} beside a tie of more than half"
+)
 
 
 class Accuracy:
@@ -98,15 +102,20 @@ class Spearman:
         everything = np.ones(len(table.ids), bool)
         headline = self._correlate(table, everything, self.reduction)
         views = {other: self._correlate(table, everything, other) for other in _others(self.reduction)}
+        if statistics.spearman(*self._pairs(table, everything, self.reduction)) is None:
+            return headline, views, ("correlation undefined (too few items, or all equal): shown as 0",)
         vague = (headline.low, headline.high) == (-1.0, 1.0)
-        return headline, views, ("correlation undefined (too few items, or all equal): shown as 0",) if vague else ()
+        return headline, views, (NO_INTERVAL,) if vague else ()
 
     def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
         return [self._correlate(table, codes == g, self.reduction) for g in range(len(names))]
 
-    def _correlate(self, table: Table, members: Bools, reduction: str) -> Estimate:
+    def _pairs(self, table: Table, members: Bools, reduction: str) -> tuple[Floats, Floats]:
         use = members & ~table.flag("too-long")
-        x, y = self.values(table, reduction)[use], table.gold[use]
+        return self.values(table, reduction)[use], table.gold[use]
+
+    def _correlate(self, table: Table, members: Bools, reduction: str) -> Estimate:
+        x, y = self._pairs(table, members, reduction)
         flags = {name: int((on & members).sum()) for name, on in table.flags.items() if (on & members).any()}
         value = statistics.spearman(x, y)
         if value is None:  # we know nothing: the whole range

@@ -209,6 +209,12 @@ def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
     head = only(compare(a, b)).headline
     assert (head.a, head.b, head.low, head.high, head.p) == (0, pytest.approx(1), -2, 2, None)
     assert head.detectable is None
+    few = np.where(np.arange(20) < 5, ratings, 0.0)
+    c = write(tmp_path / "c", cell(rated(few, ratings), **options))
+    found = only(compare(b, c))
+    assert (found.headline.low, found.headline.high, found.headline.p) == (-2, 2, None) and found.headline.value < 0
+    assert any("fewer than 15 beside a tie of more than half" in note for note in found.notes)
+    assert not only(compare(c, c)).notes
 
 
 def finetuned(task: str, seeds: int, shift: float = 0.0, **history: object) -> list[tuple[Cell, list[Prediction]]]:
