@@ -1,12 +1,26 @@
-"""What is typed after an option, as the value that a verb takes; a slip is named with the option it stands in."""
+"""What is typed after options, as the values that a verb takes; a slip is named with the option it stands in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from antlm_bench.errors import UsageError
+
+Options = TypeVar("Options")
+
+
+def said(options: type[Options], values: Mapping[str, Any], **read: Any) -> Options:
+    """A dataclass of options out of a verb's values of the same names, `read` before them.
+
+    None is what was not said, and stays the dataclass's own default: only there is it written.
+    """
+    found = {**values, **read}
+    names = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    return options(**{name: found[name] for name in names if found.get(name) is not None})
 
 
 def split(values: Sequence[str] | None) -> list[str]:
@@ -43,8 +57,8 @@ def limits(values: Sequence[str] | None, option: str) -> dict[str, int]:
     return found
 
 
-def token_budget(text: str | None) -> int | None:
-    if text is None or text == "auto":
+def token_budget(text: str) -> int | None:
+    if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{text!r} is no number of tokens", place="--batch-tokens", hint="a whole number, or auto")

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.options import limits, one_format, split, token_budget
+from antlm_bench.options import limits, one_format, said, split
 from antlm_bench.verbs.panels import (
     Again,
     AllowPickle,
     Checkpoints,
     Csv,
+    Device,
     Json,
     Markdown,
     Revision,
@@ -54,7 +55,7 @@ def finetune_verb(
         Literal["auto", "first", "last", "mean"], how(metavar="NAME", help="What the head reads of a text.")
     ] = "auto",
     lora: Annotated[int, how(metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft).")] = 0,
-    device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
     ] = "float32",
@@ -76,22 +77,8 @@ def finetune_verb(
     from antlm_bench.commands.finetuned import rows
     from antlm_bench.rendering import catalog
 
-    options = FinetuneOptions(
-        revision=revision,
-        valid=None if valid is None else str(valid),
-        limit_train=limits(limit_train, "--limit-train"),
-        limit_valid=limits(limit_valid, "--limit-valid"),
-        preset=preset,
-        changes=change or (),
-        pooling=pooling,
-        lora=lora,
-        device=device,
-        dtype=dtype,
-        batch_tokens=token_budget(batch_tokens),
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        again=again,
-    )
+    rows_of = {"limit_train": limits(limit_train, "--limit-train"), "limit_valid": limits(limit_valid, "--limit-valid")}
+    options = said(FinetuneOptions, locals(), valid=valid and str(valid), changes=change, **rows_of)
     chosen = seed or list(range(1, seeds + 1))
     names, ways = split(task), split(attention)
     try:

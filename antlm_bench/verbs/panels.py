@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from antlm_bench.options import token_budget
 
 what = partial(typer.Option, rich_help_panel="What is scored")
 how = partial(typer.Option, rich_help_panel="How it is scored")
@@ -22,8 +24,23 @@ Columns = Annotated[list[str] | None, what("--columns", metavar="good=A,bad=B", 
 TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
 AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
 TokensPerForward = Annotated[
-    str | None,
-    how("--batch-tokens", metavar="N", help="Tokens per forward: speed and memory only.", show_default="auto"),
+    int | None,
+    how(
+        "--batch-tokens",
+        metavar="N",
+        help="Tokens per forward: speed and memory only.",
+        show_default="auto",
+        parser=token_budget,
+    ),
+]
+Bos = Annotated[
+    Literal["auto", "always", "never", "tokenizer"] | None,
+    how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer.", show_default="auto"),
+]
+Device = Annotated[str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    how(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
 ]
 Again = Annotated[bool, run_folder("--again", help="Compute even what the run already holds.")]
 RunFolder = Annotated[

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from antlm_bench.errors import IncompleteError
-from antlm_bench.options import one_format, renamed_columns, split, token_budget
+from antlm_bench.options import one_format, renamed_columns, said, split
 from antlm_bench.verbs.panels import (
     Again,
     AllowPickle,
+    Bos,
     Checkpoints,
     Columns,
     Csv,
+    Device,
+    Dtype,
     Json,
     Markdown,
     Revision,
@@ -47,10 +50,7 @@ def score_verb(
             show_default="the checkpoint's own",
         ),
     ] = None,
-    bos: Annotated[
-        Literal["auto", "always", "never", "tokenizer"] | None,
-        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer.", show_default="auto"),
-    ] = None,
+    bos: Bos = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
         how(metavar="RULE", help="What a tie counts: half (1/k), strict (0), first, random.", show_default="half"),
@@ -62,13 +62,8 @@ def score_verb(
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")
     ] = None,
-    device: Annotated[
-        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        how(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     precision: Annotated[
         Literal["exact", "adaptive"] | None,
         how(
@@ -96,18 +91,13 @@ def score_verb(
 ) -> None:
     """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
     form = one_format(json=json, csv=csv, markdown=markdown)
-    given: dict[str, Any] = {"revision": revision, "limit": limit, "columns": renamed_columns(columns), "bos": bos}
-    given |= {"ties": ties, "compat": compat, "max_length": max_length, "device": device, "dtype": dtype}
-    given |= {"precision": precision, "engine": engine, "batch_tokens": token_budget(batch_tokens), "again": again}
-    given |= {"allow_incomplete": allow_incomplete, "allow_pickle": allow_pickle}
-    given |= {"trust_remote_code": trust_remote_code}
 
     from antlm_bench.commands.leftover import left_out
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.rendering import show_runs
     from antlm_bench.rendering.terminal import console, paragraph
 
-    options = ScoreOptions(**{name: value for name, value in given.items() if value is not None})
+    options = said(ScoreOptions, locals(), columns=renamed_columns(columns))
     try:
         runs = score(model, split(suite), methods=split(method), out=out, options=options)
     except IncompleteError as error:  # what did finish is shown before the error is

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.options import renamed_columns, token_budget
-from antlm_bench.verbs.panels import AllowPickle, Revision, TokensPerForward, TrustRemoteCode, how
+from antlm_bench.options import renamed_columns, said
+from antlm_bench.verbs.panels import AllowPickle, Bos, Device, Dtype, Revision, TokensPerForward, TrustRemoteCode, how
 
 what = partial(typer.Option, rich_help_panel="What is read")
 
@@ -37,41 +37,31 @@ def surprisal_verb(
     bow_correction: Annotated[
         bool, how("--bow-correction", help="Count the end of a word to the word (Pimentel & Meister 2024).")
     ] = False,
-    bos: Annotated[
-        Literal["auto", "always", "never", "tokenizer"],
-        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer."),
-    ] = "auto",
+    bos: Bos = None,
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; longer ones get no number, and are counted.")
     ] = None,
-    device: Annotated[
-        str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], how(metavar="NAME", help="float32, bfloat16, float16.")
-    ] = "float32",
+    device: Device = None,
+    dtype: Dtype = None,
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
-    given: dict[str, Any] = {"revision": revision, "bos": bos, "max_length": max_length, "dtype": dtype}
-    given |= {"device": device, "batch_tokens": token_budget(batch_tokens)}
-    given |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     renamed = renamed_columns(columns)
 
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.rendering import facts
 
-    options = OpenOptions(**{name: value for name, value in given.items() if value is not None})
+    options = said(OpenOptions, locals())
     found = surprisal(
         model, source, out, method=method, by=by, columns=renamed, bow_correction=bow_correction, options=options
     )
-    said: dict[str, object] = {f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts", "method": found.method}
-    said["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
+    shown: dict[str, object] = {f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts", "method": found.method}
+    shown["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
     if found.unscored:
-        said["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
+        shown["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
     if found.too_long:
-        said["too long"] = f"{found.too_long:,}: their text does not fit into the model"
-    facts(str(found.path), said)
+        shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
+    facts(str(found.path), shown)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.options import token_budget
+from antlm_bench.options import said
 from antlm_bench.verbs.panels import TokensPerForward, how, run_folder, what
 
 
@@ -44,18 +44,7 @@ def train_verb(
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.rendering import facts
 
-    options = TrainOptions(
-        scale=scale,
-        changes=change or (),
-        teachers=teacher or (),
-        resume=resume,
-        device=device,
-        precision=precision,
-        micro_tokens=token_budget(batch_tokens),
-        compiled=compiled,
-        save_every=save_every,
-        trackers=track or (),
-    )
+    options = said(TrainOptions, locals(), changes=change, teachers=teacher, micro_tokens=batch_tokens, trackers=track)
     made = train(recipe, corpus, out, options)
     if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun, accelerate launch) one says it
         suite = corpus if corpus == "nano" else "blimp"

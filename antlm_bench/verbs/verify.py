@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from antlm_bench.options import one_format, renamed_columns, split
+from antlm_bench.options import one_format, renamed_columns, said, split
 from antlm_bench.verbs.panels import (
     AllowPickle,
+    Bos,
     Columns,
     Csv,
     Json,
@@ -32,10 +33,7 @@ def verify_verb(
         list[str] | None,
         how(metavar="NAME", help="causal, mlm, mlm-l2r. Repeatable, or a,b.", show_default="the checkpoint's own"),
     ] = None,
-    bos: Annotated[
-        Literal["auto", "always", "never", "tokenizer"],
-        how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer."),
-    ] = "auto",
+    bos: Bos = None,
     max_length: Annotated[
         int | None, how(metavar="N", min=1, help="Tokens per text; items with longer ones are left out.")
     ] = None,
@@ -53,14 +51,7 @@ def verify_verb(
     from antlm_bench.commands.verify import verify
     from antlm_bench.rendering.verification import show_verification
 
-    options = OpenOptions(
-        revision=revision,
-        device="cpu",
-        bos=bos,
-        max_length=max_length,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
+    options = said(OpenOptions, locals(), device="cpu")
     found = verify(
         model,
         split(suite),
