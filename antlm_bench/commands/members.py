@@ -143,10 +143,8 @@ def _remarks(cells: Sequence[Cell], who: str, seen: Seen) -> Iterator[str]:
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
         yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
-    if first.seed is not None and len(cells) == 1:
-        yield "one seed: the interval does not know how seeds differ"
-    if first.seed is not None and len(cells) == 2:
-        yield "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do"
+    if first.seed is not None and len(cells) in metrics.FEW_SEEDS:
+        yield metrics.FEW_SEEDS[len(cells)]
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
     if preset := first.settings.get("preset"):

@@ -10,7 +10,7 @@ from antlm_bench import statistics
 from antlm_bench.compare.credited import Found, margins
 from antlm_bench.compare.difference import HEADLINE, Difference, Flip
 from antlm_bench.compare.join import Joined
-from antlm_bench.metrics import resolve
+from antlm_bench.metrics import FEW_SEEDS, resolve
 from antlm_bench.metrics.table import Table, chosen, gold_options
 from antlm_bench.statistics import Interval, Uncertain
 from antlm_bench.types import Cell, Estimate, Floats
@@ -65,10 +65,7 @@ def remarks(tasks: Sequence[Joined]) -> tuple[str, ...]:
     if "valid" in chosen_on:
         found.append("epochs were selected on the scored examples: both values are optimistic")
     counts = {len(cells) for task in tasks for cells in (task.cells_a, task.cells_b)}
-    if 1 in counts:
-        found.append("one seed only: the interval covers items, and knows nothing of how much a seed moves the number")
-    if 2 in counts:
-        found.append("2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report")
+    found += [doubt for count, doubt in FEW_SEEDS.items() if count in counts]
     return tuple(dict.fromkeys(found))
 
 

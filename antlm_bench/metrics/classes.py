@@ -72,6 +72,10 @@ def _f1(totals: Totals) -> Floats:
     return np.asarray(2 * totals.right / np.where(either > 0, either, 1.0))
 
 
+FEW_SEEDS = {  # what a number of so many seeds must be read with
+    1: "one seed: the interval does not know how seeds differ",
+    2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
+}
 MEASURES: dict[str, Callable[[Totals], Floats]] = {"accuracy": accuracy, "f1": f1, "macro-f1": macro_f1, "mcc": mcc}
 
 

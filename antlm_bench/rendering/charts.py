@@ -186,10 +186,15 @@ def specification(chart: alt.Chart, look: Look) -> dict[str, Any]:
 
 
 def _spelled(value: Any) -> Any:
-    """The same with characters beyond 16 bits as their code points: Vega cuts a long label through the middle of one,
-    and then cannot draw."""
+    """The same with texts on which Vega breaks spelled otherwise.
+
+    Characters beyond 16 bits become their code points: a long label is cut through the middle of one, and then cannot
+    be drawn. A name that is `if` gets a mark of no width: in the order of a scale it would be taken for the function.
+    """
     if isinstance(value, dict):
         return {_spelled(key): _spelled(inside) for key, inside in value.items()}
     if isinstance(value, list):
         return [_spelled(inside) for inside in value]
-    return "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return "if\u200b" if value == "if" else "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value)
