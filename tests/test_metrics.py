@@ -195,6 +195,12 @@ def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
 def test_a_correlation_whose_interval_nobody_knows_is_defined_and_said_to_be_so() -> None:
     three = summary([made(str(i), -i, -1, gold=i / 10) for i in range(3)], metric="spearman")
     tied = summary([made(str(i), -max(i - 42, 0), -1, gold=i / 50) for i in range(50)], metric="spearman")
+    small = summary(
+        [made(str(i), -i, -1, gold=i / 50, kind="few" if i < 20 else "many") for i in range(50)],
+        metric="spearman",
+        groups=["kind"],
+    )
+    assert small.headline.high < 1 and "few: no interval" in " ".join(small.notes)
     for found, value in ((three, -1), (tied, -0.6)):
         assert (found.headline.low, found.headline.high) == (-1, 1) and found.headline.value < value + 0.2
         assert [note for note in found.notes if "no interval" in note]

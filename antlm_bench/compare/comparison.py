@@ -72,7 +72,7 @@ def _scored(joined: Joined) -> Comparison:
     """One scored suite: a table on each side."""
     summary = joined.cells_a[0].summary
     made = DIFFERENCES.get(summary.metric, credited)(joined)
-    notes = joined.notes + (untold(made[0]) if summary.metric == "spearman" else ())
+    notes = joined.notes + (untold(made) if summary.metric == "spearman" else ())
     return _comparison(joined.suite, [joined], made, notes, summary.macro)
 
 

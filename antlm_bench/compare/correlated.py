@@ -8,9 +8,10 @@ from antlm_bench.compare.difference import HEADLINE, Difference
 from antlm_bench.compare.join import Joined
 from antlm_bench.compare.seeded import POWERED
 from antlm_bench.metrics import resolve
-from antlm_bench.metrics.measures import NO_INTERVAL
+from antlm_bench.metrics.measures import TOO_FEW
 from antlm_bench.metrics.table import Table, parents
 from antlm_bench.statistics import Interval
+from antlm_bench.statistics.ranks import OUTSIDE_BOTH
 from antlm_bench.types import Bools, Floats
 
 
@@ -31,10 +32,11 @@ def correlated(joined: Joined) -> Found:
     return _difference(HEADLINE, joined.suite, "", table, (x, z), use), tuple(groups), ()
 
 
-def untold(headline: Difference) -> tuple[str, ...]:
-    """Why a difference has no test, if it has none."""
-    why = f"a correlation is undefined (too few items, or all equal), or {NO_INTERVAL}"
-    return (why,) if headline.p is None else ()
+def untold(found: Found) -> tuple[str, ...]:
+    """Which differences have no test, and why."""
+    few = [difference.name for difference in (found[0], *found[1]) if difference.p is None]
+    why = f"a correlation is undefined (all equal), or {TOO_FEW.format('difference', OUTSIDE_BOTH)}"
+    return (f"{', '.join(few)}: {why}",) if few else ()
 
 
 def _difference(

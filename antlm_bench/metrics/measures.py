@@ -15,9 +15,7 @@ from antlm_bench.statistics.ranks import OUTSIDE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 REDUCTIONS = ("sum", "per-token", "per-character")
-NO_INTERVAL = (
-    f"no interval of a correlation is known of 3 items, or of fewer than {OUTSIDE} beside a tie of more than half"
-)
+TOO_FEW = "no interval of a {} is known with fewer than {} items beside the largest tie"
 
 
 class Accuracy:
@@ -104,8 +102,7 @@ class Spearman:
         views = {other: self._correlate(table, everything, other) for other in _others(self.reduction)}
         if statistics.spearman(*self._pairs(table, everything, self.reduction)) is None:
             return headline, views, ("correlation undefined (too few items, or all equal): shown as 0",)
-        vague = (headline.low, headline.high) == (-1.0, 1.0)
-        return headline, views, (NO_INTERVAL,) if vague else ()
+        return headline, views, ()
 
     def parts(self, table: Table, codes: Ints, names: Sequence[str]) -> list[Estimate]:
         return [self._correlate(table, codes == g, self.reduction) for g in range(len(names))]
@@ -121,6 +118,12 @@ class Spearman:
         if value is None:  # we know nothing: the whole range
             return rounded(0.0, len(x), Interval(-1.0, 1.0), flags, -1.0)
         return rounded(value, len(x), statistics.spearman_interval(x, y), flags, -1.0)
+
+
+def untold(parts: Mapping[str, Estimate]) -> tuple[str, ...]:
+    """Which of these named correlations are known without an interval, as a remark."""
+    few = [name for name, part in parts.items() if (part.low, part.high) == (-1.0, 1.0)]
+    return (f"{', '.join(few)}: {TOO_FEW.format('correlation', OUTSIDE)}",) if few else ()
 
 
 def _others(reduction: str) -> list[str]:

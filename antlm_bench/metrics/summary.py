@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Protocol
 
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics.measures import REDUCTIONS
+from antlm_bench.metrics.measures import REDUCTIONS, untold
 from antlm_bench.metrics.table import Table, parents, tabulate
 from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
 
@@ -79,6 +79,8 @@ def summarize(
         within = parents(table, above, codes, len(names))
         estimates = measure.parts(table, codes, names)
         lines += [Group(level, n, e, w) for n, e, w in zip(names, estimates, within, strict=True)]
+    if metric == "spearman":
+        remarks += untold({suite: headline, **{line.name: line.estimate for line in lines}})
     return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
 
 

@@ -31,7 +31,7 @@ def rated(rng: np.random.Generator, n: int, kind: str, rho: float) -> tuple[Floa
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(2, 30), st.integers(8, 40))
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(21, 40))
 def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int, n: int) -> None:
     """What an item does is found slowly here: the weighted correlation of mid-ranks, the item's weight nudged."""
     rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int,
 
     if np.ptp(x) == 0 or np.ptp(y) == 0 or abs(stats.spearmanr(x, y).statistic) > 0.99:
         return
-    if max(np.unique(v, return_counts=True)[1].max() for v in (x, y)) > n / 2:
+    if max(np.unique(v, return_counts=True)[1].max() for v in (x, y)) > n - 20:
         return
     nudge = 1e-5 * n * np.eye(n)
     influence = np.array([(fisher(1 + one) - fisher(1 - one)) / 2e-5 for one in nudge])
@@ -126,29 +126,34 @@ def test_a_correlation_that_is_better_is_found_whatever_its_scale_and_at_once() 
 
 
 def test_a_perfect_correlation_is_not_certain() -> None:
-    y = np.arange(30.0)
+    y = np.arange(41.0)
     low, high = statistics.spearman_interval(y, y)
     assert 0.98 < low < 0.9999 and high == 1
     assert tuple(statistics.spearman_interval(-y, y)) == pytest.approx((-high, -low))
-    assert tuple(statistics.spearman_interval(y[:3], y[:3])) == (-1, 1)
-    (low, high), p = statistics.spearman_difference(-y[:8], y[:8], y[:8])
+    assert tuple(statistics.spearman_interval(y[:20], y[:20])) == (-1, 1)
+    (low, high), p = statistics.spearman_difference(-y, y, y)
     assert 0 < low < high and 0 < p < 0.01
 
 
-def test_few_items_beside_a_tie_of_more_than_half_tell_nothing() -> None:
+@pytest.mark.parametrize("tied", [1, 30])
+def test_few_items_beside_the_largest_tie_tell_nothing(tied: int) -> None:
     rng = np.random.default_rng(8)
-    x, z, y = rng.normal(size=(3, 60))
-    assert statistics.spearman_interval(x[:4], y[:4]) != (-1, 1)
-    for outside, n in ((14, 60), (14, 29), (1, 4)):
-        tied = np.where(np.arange(n) < outside, x[:n], 0.0)
-        for one, other in ((tied, y[:n]), (y[:n], tied)):
-            assert statistics.spearman_interval(one, other) == (-1, 1)
-        for three in ((tied, z[:n], y[:n]), (x[:n], tied, y[:n]), (x[:n], z[:n], tied)):
-            assert statistics.spearman_difference(*three) == ((-2, 2), None)
-    for outside, n in ((15, 60), (14, 28), (2, 4)):
-        tied = np.where(np.arange(n) < outside, x[:n], 0.0)
-        assert statistics.spearman_interval(tied, y[:n]) != (-1, 1)
-        assert statistics.spearman_difference(tied, z[:n], y[:n])[1] is not None
+
+    def drawn(outside: int) -> tuple[Floats, Floats, Floats, Floats]:
+        """Three rows of numbers, and the first of them with so many items beside its tie."""
+        x, z, y = rng.normal(size=(3, outside + tied))
+        return x, z, y, np.where(np.arange(len(x)) < outside, x, 0.0)
+
+    x, _, y, some = drawn(19)
+    for one, other in ((some, y), (y, some)):
+        assert statistics.spearman_interval(one, other) == (-1, 1)
+    x, z, y, some = drawn(39)
+    for three in ((some, z, y), (x, some, y), (x, z, some)):
+        assert statistics.spearman_difference(*three) == ((-2, 2), None)
+    x, _, y, some = drawn(20)
+    assert statistics.spearman_interval(some, y) != (-1, 1)
+    x, z, y, some = drawn(40)
+    assert statistics.spearman_difference(some, z, y)[1] is not None
 
 
 def alike(rng: np.random.Generator, n: int, kin: float, tied: float) -> tuple[Floats, Floats, Floats]:
@@ -161,7 +166,7 @@ def alike(rng: np.random.Generator, n: int, kin: float, tied: float) -> tuple[Fl
 
 
 @pytest.mark.parametrize(
-    ("n", "kin", "tied"), [(50, 0, 0), (50, 0.9, 0), (50, 0.5, 0.5), (200, 0.9, 0.5), (200, 0.5, 0.8)]
+    ("n", "kin", "tied"), [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.7)]
 )
 def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100(
     n: int, kin: float, tied: float
@@ -173,7 +178,7 @@ def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100
     assert 0.03 - NOISE <= np.mean(found) <= 0.07 + NOISE
 
 
-@pytest.mark.parametrize("outside", [20, 30])
+@pytest.mark.parametrize("outside", [25, 40])
 def test_ties_on_the_same_items_leave_a_correlation_covered(outside: int) -> None:
     rng = np.random.default_rng(12)
     truth = statistics.spearman(*alike(rng, 400_000, 0.5, 1 - outside / 100)[1:]) or 0.0
