@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from antlm_bench.compare.correlated import correlated, untold
+from antlm_bench.compare.correlated import correlated, without_test
 from antlm_bench.compare.credited import Found, credited
 from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
 from antlm_bench.compare.explained import explained
@@ -72,7 +72,7 @@ def _scored(joined: Joined) -> Comparison:
     """One scored suite: a table on each side."""
     summary = joined.cells_a[0].summary
     made = DIFFERENCES.get(summary.metric, credited)(joined)
-    notes = joined.notes + (untold(made) if summary.metric == "spearman" else ())
+    notes = joined.notes + (without_test(made) if summary.metric == "spearman" else ())
     return _comparison(joined.suite, [joined], made, notes, summary.macro)
 
 

@@ -8,7 +8,7 @@ from antlm_bench.compare.difference import HEADLINE, Difference
 from antlm_bench.compare.join import Joined
 from antlm_bench.compare.seeded import POWERED
 from antlm_bench.metrics import resolve
-from antlm_bench.metrics.measures import TOO_FEW
+from antlm_bench.metrics.measures import untold
 from antlm_bench.metrics.table import Table, parents
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.ranks import OUTSIDE_BOTH
@@ -32,11 +32,9 @@ def correlated(joined: Joined) -> Found:
     return _difference(HEADLINE, joined.suite, "", table, (x, z), use), tuple(groups), ()
 
 
-def untold(found: Found) -> tuple[str, ...]:
-    """Which differences have no test, and why."""
-    few = [difference.name for difference in (found[0], *found[1]) if difference.p is None]
-    why = f"a correlation is undefined (all equal), or {TOO_FEW.format('difference', OUTSIDE_BOTH)}"
-    return (f"{', '.join(few)}: {why}",) if few else ()
+def without_test(found: Found) -> tuple[str, ...]:
+    """The remark on differences that have no test."""
+    return untold([d.name for d in (found[0], *found[1]) if d.p is None], "difference", OUTSIDE_BOTH)
 
 
 def _difference(

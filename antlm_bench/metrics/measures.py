@@ -11,11 +11,9 @@ from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.metrics.table import Table, chosen, gold_options, strata
 from antlm_bench.statistics import Interval
-from antlm_bench.statistics.ranks import OUTSIDE
 from antlm_bench.types import Bools, Estimate, Floats, Ints
 
 REDUCTIONS = ("sum", "per-token", "per-character")
-TOO_FEW = "no interval of a {} is known with fewer than {} items beside the largest tie"
 
 
 class Accuracy:
@@ -120,10 +118,10 @@ class Spearman:
         return rounded(value, len(x), statistics.spearman_interval(x, y), flags, -1.0)
 
 
-def untold(parts: Mapping[str, Estimate]) -> tuple[str, ...]:
-    """Which of these named correlations are known without an interval, as a remark."""
-    few = [name for name, part in parts.items() if (part.low, part.high) == (-1.0, 1.0)]
-    return (f"{', '.join(few)}: {TOO_FEW.format('correlation', OUTSIDE)}",) if few else ()
+def untold(names: Sequence[str], what: str, least: int) -> tuple[str, ...]:
+    """The remark on those among which `what` has no interval, if there are any."""
+    why = f"no interval of a {what} is known with fewer than {least} items beside the largest tie"
+    return (f"{', '.join(dict.fromkeys(names))}: {why}",) if names else ()
 
 
 def _others(reduction: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Protocol
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.measures import REDUCTIONS, untold
 from antlm_bench.metrics.table import Table, parents, tabulate
+from antlm_bench.statistics.ranks import OUTSIDE
 from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
 
 CLASS = "class"  # the reduction of classified texts: their scores are log-probabilities of classes already
@@ -80,7 +81,8 @@ def summarize(
         estimates = measure.parts(table, codes, names)
         lines += [Group(level, n, e, w) for n, e, w in zip(names, estimates, within, strict=True)]
     if metric == "spearman":
-        remarks += untold({suite: headline, **{line.name: line.estimate for line in lines}})
+        known = [(suite, headline), *((line.name, line.estimate) for line in lines)]
+        remarks += untold([name for name, e in known if (e.low, e.high) == (-1.0, 1.0)], "correlation", OUTSIDE)
     return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
 
 

@@ -166,7 +166,7 @@ def alike(rng: np.random.Generator, n: int, kin: float, tied: float) -> tuple[Fl
 
 
 @pytest.mark.parametrize(
-    ("n", "kin", "tied"), [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.7)]
+    ("n", "kin", "tied"), [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)]
 )
 def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100(
     n: int, kin: float, tied: float
@@ -178,7 +178,7 @@ def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100
     assert 0.03 - NOISE <= np.mean(found) <= 0.07 + NOISE
 
 
-@pytest.mark.parametrize("outside", [25, 40])
+@pytest.mark.parametrize("outside", [20, 30])
 def test_ties_on_the_same_items_leave_a_correlation_covered(outside: int) -> None:
     rng = np.random.default_rng(12)
     truth = statistics.spearman(*alike(rng, 400_000, 0.5, 1 - outside / 100)[1:]) or 0.0
