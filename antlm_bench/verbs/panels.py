@@ -37,6 +37,9 @@ Bos = Annotated[
     Literal["auto", "always", "never", "tokenizer"] | None,
     how(metavar="RULE", help="A BOS before each text: auto, always, never, tokenizer.", show_default="auto"),
 ]
+MaxLength = Annotated[
+    int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted and not scored, never cut.")
+]
 Device = Annotated[str | None, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,

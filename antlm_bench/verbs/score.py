@@ -17,6 +17,7 @@ from antlm_bench.verbs.panels import (
     Dtype,
     Json,
     Markdown,
+    MaxLength,
     Revision,
     RunFolder,
     TokensPerForward,
@@ -59,9 +60,7 @@ def score_verb(
         Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
         how(metavar="PEER", help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026."),
     ] = None,
-    max_length: Annotated[
-        int | None, how(metavar="N", min=1, help="Tokens per text; longer ones are counted, never cut.")
-    ] = None,
+    max_length: MaxLength = None,
     device: Device = None,
     dtype: Dtype = None,
     precision: Annotated[

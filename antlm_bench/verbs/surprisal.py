@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.options import renamed_columns, said
-from antlm_bench.verbs.panels import AllowPickle, Bos, Device, Dtype, Revision, TokensPerForward, TrustRemoteCode, how
+from antlm_bench.verbs.panels import (
+    AllowPickle,
+    Bos,
+    Device,
+    Dtype,
+    MaxLength,
+    Revision,
+    TokensPerForward,
+    TrustRemoteCode,
+    how,
+)
 
 what = partial(typer.Option, rich_help_panel="What is read")
 
@@ -38,9 +48,7 @@ def surprisal_verb(
         bool, how("--bow-correction", help="Count the end of a word to the word (Pimentel & Meister 2024).")
     ] = False,
     bos: Bos = None,
-    max_length: Annotated[
-        int | None, how(metavar="N", min=1, help="Tokens per text; longer ones get no number, and are counted.")
-    ] = None,
+    max_length: MaxLength = None,
     device: Device = None,
     dtype: Dtype = None,
     batch_tokens: TokensPerForward = None,

@@ -12,6 +12,7 @@ from antlm_bench.verbs.panels import (
     Csv,
     Json,
     Markdown,
+    MaxLength,
     Revision,
     TrustRemoteCode,
     how,
@@ -34,9 +35,7 @@ def verify_verb(
         how(metavar="NAME", help="causal, mlm, mlm-l2r. Repeatable, or a,b.", show_default="the checkpoint's own"),
     ] = None,
     bos: Bos = None,
-    max_length: Annotated[
-        int | None, how(metavar="N", min=1, help="Tokens per text; items with longer ones are left out.")
-    ] = None,
+    max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     tolerance: Annotated[float, table(metavar="NATS", help="The largest difference of a score that passes.")] = 1e-3,
