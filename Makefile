@@ -6,6 +6,10 @@ BIN := .venv/bin
 ifneq ($(wildcard ../shared/data/README.md),)
 test: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
 endif
+# Likewise what the original code of others answered on tiny checkpoints.
+ifneq ($(wildcard ../shared/cases/README.md),)
+test: export ANTLM_BENCH_CASES ?= $(abspath ../shared/cases)
+endif
 
 # As antlm-bench does for itself: on a shared machine threads that spin long make everything wait. Every core has a process.
 test: export GOMP_SPINCOUNT ?= 20000

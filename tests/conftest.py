@@ -59,3 +59,12 @@ def data_root() -> Path:
     if not (place / "blimp").is_dir():
         pytest.skip("needs the real data: set ANTLM_BENCH_DATA")
     return place
+
+
+@pytest.fixture(scope="session")
+def cases_root() -> Path:
+    """The recorded scores of the peers' own code on tiny checkpoints, or a skip that says what is missing."""
+    folder = Path(os.environ.get("ANTLM_BENCH_CASES") or Path(__file__).parents[2] / "shared" / "cases")
+    if not (folder / "official").is_dir():
+        pytest.skip("needs the recorded cases: set ANTLM_BENCH_CASES")
+    return folder

