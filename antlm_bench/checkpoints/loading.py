@@ -166,6 +166,14 @@ def geometry_of(model: Any, kind: str, name: str, special_ids: Sequence[int] = (
     Positions may begin after a padding id, and tokens with that id may not count. Likewise tried is whether the last
     layer can be run at the read positions only, and whether a forward changes the model.
     """
+    before = ModelState.of(model)
+    try:
+        return _tried_geometry(model, kind, name, special_ids, before)
+    finally:
+        before.restore()
+
+
+def _tried_geometry(model: Any, kind: str, name: str, special_ids: Sequence[int], before: ModelState) -> Geometry:
     transformers.AttentionInterface.register(PACKED, attend)
     own = Geometry(model.config._attn_implementation, "causal" if kind == "causal" else "full")
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
@@ -173,7 +181,6 @@ def geometry_of(model: Any, kind: str, name: str, special_ids: Sequence[int] = (
     probes = _trial(model, own.attends, [*special_ids, *([] if padding is None else [padding])])
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     length_dependent = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
-    before = ModelState.of(model)
     plain, own = _plain_trial(model, name, own, probes)
     restores = before.changed() or length_dependent
     before.restore()

@@ -70,11 +70,11 @@ def self_test(checkpoint: Testable, texts: Sequence[str], most_reads: int = MOST
 
 def _compare(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> SelfTest:
     engine = checkpoint.engine
-    probes = [p for p in _probes(checkpoint, texts, most_reads) if _has_plain_forward(engine, p.attention)]
-    reads = sum(len(p.row) for p in probes)
+    made = [(text, p) for text, p in _probes(checkpoint, texts, most_reads) if _has_plain_forward(engine, p.attention)]
+    probes = [p for _, p in made]
+    counted, reads = len({text for text, _ in made}), sum(len(p.row) for p in probes)
     if not reads:
         return SelfTest(0, 0, 0.0)
-    counted = len({int(text) // most_reads for p in probes for text in p.text})
     with engine.without([name for name in engine.shortcuts if name == KERNELS]):
         expected = _plain_answers(engine, probes)
     if np.isnan(expected).any():
@@ -135,29 +135,29 @@ def _has_plain_forward(engine: Engine, attention: Attention) -> bool:
     return attention == engine.geometry.attends or engine.geometry.masks
 
 
-def _probes(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> Iterator[Probes]:
-    """Rows of texts under each attention; every read has a text number of its own, counted by `most_reads`."""
+def _probes(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> Iterator[tuple[int, Probes]]:
+    """(index of the text, its rows) for each text and attention; every read has a number of its own as its text."""
     number = 0
     for name in sorted(checkpoint.attends):
         attention: Attention = "causal" if name == "causal" else "full"
         if attention == "full" and checkpoint.mask_id is None:
             continue
         for encoded in checkpoint.encode(texts, [None] * len(texts), attention).lengths:
-            for ids, scored in zip(encoded.ids, encoded.scored, strict=True):
+            for ids, scored, index in zip(encoded.ids, encoded.scored, encoded.text, strict=True):
                 at = np.nonzero(scored)[0]
                 at = at[at > 0] if attention == "causal" else at
                 at = at[np.unique(np.linspace(0, len(at) - 1, most_reads).round().astype(int))] if len(at) else at
                 text = (number + np.arange(len(at))).astype(np.int32)
-                number += most_reads
+                number += len(at)
                 where = at.astype(np.int32)
                 if attention == "causal":
                     row = np.zeros(len(at), np.int32)
-                    yield Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text)
+                    yield int(index), Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text)
                 else:
                     rows = np.repeat(ids[None], len(at), 0)
                     order = np.arange(len(at), dtype=np.int32)
                     rows[order, where] = checkpoint.mask_id
-                    yield Probes(rows, "full", order, where, ids[where], text)
+                    yield int(index), Probes(rows, "full", order, where, ids[where], text)
 
 
 def _plain_answers(engine: Engine, probes: Sequence[Probes]) -> Floats:

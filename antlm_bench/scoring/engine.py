@@ -104,12 +104,11 @@ class Engine:
     @property
     def shortcuts(self) -> list[str]:
         """Names of the shortcuts in use, in the order in which a failed self-test suspects them."""
-        used = [n for n, off in SHORTCUTS.items() if n != KERNELS and replace(self.geometry, **off) != self.geometry]
-        if "packed rows" in used:  # batches of plain rows come into use when packed rows are off
-            used.remove("batches")
-        if self.geometry.attends == "full":
-            used.remove("one row per text")
-        return ([KERNELS] if self.kernels is not None else []) + used
+        unused = {"one row per text"} if self.geometry.attends == "full" else set()
+        if self.geometry.layout == "packed":  # batches of plain rows come into use when packed rows are off
+            unused.add("batches")
+        own = [n for n, off in SHORTCUTS.items() if n != KERNELS and replace(self.geometry, **off) != self.geometry]
+        return ([KERNELS] if self.kernels is not None else []) + [n for n in own if n not in unused]
 
     def disable(self, name: str) -> None:
         """Turn one shortcut of SHORTCUTS off, for good."""
