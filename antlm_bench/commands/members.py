@@ -110,7 +110,7 @@ def finetuned(
     missing = tuple(task for task in member.tasks if task not in parts)
     if not parts or (missing and not partial):
         return Entry(None, parts, missing)
-    mean_of_tasks = averaged(list(parts.values()))
+    mean_of_tasks = averaged(list(parts.values())) if len(member.tasks) > 1 else parts[member.tasks[0]]
     if missing:
         said = f"{member.name}: the mean of {len(parts)} of {len(member.tasks)} tasks, without {', '.join(missing)}"
         mean_of_tasks = mean_of_tasks.marked(said)

@@ -23,7 +23,7 @@ from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.pairs import is_pairs_file as is_own_file
 from antlm_bench.suites.spec import FileSpec
 from antlm_bench.suites.templates import fields_of, text_of, value_of
-from antlm_bench.types import Example
+from antlm_bench.types import Example, task_full_name
 
 Rows = Iterable[tuple[int, records.Record]]
 
@@ -57,7 +57,7 @@ class Task:
     @property
     def full_name(self) -> str:
         """The name of the task as a suite of its own: glue-2025.rte; a set of one's own has one task, and one name."""
-        return self.name if self.name == self.suite else f"{self.suite}.{self.name}"
+        return task_full_name(self.suite, self.name)
 
 
 def tasks(ref: str) -> list[str]:
