@@ -103,8 +103,10 @@ def load(
         found = _official(spec, name, folder)
     training = _settings(spec, name, preset, changes)
     origin = task.trains_with or name
-    every = build(spec.task[origin], origin, "train", found["train"].rows, found["train"].place)
-    scored = build(task, name, "valid", found["valid"].rows, found["valid"].place)
+    every = build(
+        spec.task[origin], origin, "train", found["train"].rows, found["train"].place, strip=training.strip
+    )
+    scored = build(task, name, "valid", found["valid"].rows, found["valid"].place, strip=training.strip)
     train, chosen = _evenly(every, limit_train), _evenly(scored, limit_valid)
     _several(task, every, train, found["train"].place)
     return Task(
@@ -126,12 +128,14 @@ def load(
     )
 
 
-def build(task: TaskSpec, name: str, split: Split, rows: Rows, place: str) -> list[Example]:
+def build(
+    task: TaskSpec, name: str, split: Split, rows: Rows, place: str, *, strip: bool = True
+) -> list[Example]:
     """The examples of these rows, in order. DataError names the first line that is wrong.
 
     An id is a text's number in its file: "rte_0" where it is scored (BabyLM's prediction id), "rte.train_0" in train.
-    Texts lose the white space at their ends: SST-2's official files end every sentence in a space and copies of its
-    train file do not, so that a model that reads the last token would be scored on one that it never trained on.
+    strip: texts lose the white space at their ends. SST-2's official files end every sentence in a space and copies of
+    its train file do not, so that a model that reads the last token would be scored on one that it never trained on.
     """
     fields = {template: fields_of(template) for template in (task.first, task.second, task.group, task.id)}
     labels = {"task": name}
@@ -140,11 +144,13 @@ def build(task: TaskSpec, name: str, split: Split, rows: Rows, place: str) -> li
     examples: dict[str, Example] = {}
     for number, (line, record) in enumerate(rows):
         where = f"{place}:{line}"
-        filled = {template: text_of(template, names, record, where).strip() for template, names in fields.items()}
+        raw = {template: text_of(template, names, record, where) for template, names in fields.items()}
+        filled = {template: text.strip() for template, text in raw.items()}
         for template in (task.first, task.second, task.id):
             if template and not filled[template]:
                 raise DataError(f"the text of {template!r} is empty", place=where)
-        first, second = (same.setdefault(text, text) for text in (filled[task.first], filled[task.second]))
+        texts = filled if strip else raw
+        first, second = (same.setdefault(text, text) for text in (texts[task.first], texts[task.second]))
         own = filled[task.id] or f"{prefix}_{number}"
         if own in examples:
             raise DataError(f"the id {own!r} is there already", place=where)
@@ -290,9 +296,10 @@ def _notes(note: str, *splits: tuple[str, Sequence[Example], Sequence[Example]])
 
 
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:
+    """Return the sha256 of the data. Texts enter without outer white space: whether they keep it is a law of training."""
     sha = hashlib.sha256(json.dumps([task.metric, task.classes]).encode())
     encode = json.JSONEncoder(ensure_ascii=True).encode
     for number, examples in enumerate(splits):
         for one in examples:
-            sha.update(encode([number, one.id, one.first, one.second, one.gold, one.group]).encode())
+            sha.update(encode([number, one.id, one.first.strip(), one.second.strip(), one.gold, one.group]).encode())
     return sha.hexdigest()
