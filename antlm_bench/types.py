@@ -196,13 +196,13 @@ class Cell:
 
     @property
     def finetuned_task(self) -> tuple[str, str]:
-        """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both its suite and its task."""
+        """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
         suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
         return suite, self.suite.removeprefix(f"{suite}.")
 
 
 def task_full_name(suite: str, task: str) -> str:
-    """Return the name of a finetuned task as a suite of its own: "glue-2025.rte"; "train" for a user's train.csv."""
+    """Return the name of a finetuned task as a suite: "glue-2025.rte"; "train" for a train.csv."""
     return task if task == suite else f"{suite}.{task}"
 
 

@@ -16,7 +16,9 @@ from antlm_bench.types import Cell, Estimate, Run
 
 Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
 Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
-NOTABLE = re.compile(r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0")
+NOTABLE = re.compile(
+    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0"
+)
 
 
 @dataclass(frozen=True, slots=True)

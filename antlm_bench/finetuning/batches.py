@@ -53,7 +53,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
 
 def updates_per_epoch(texts: int, spec: TrainingSpec) -> int:
-    """Return the number of updates in an epoch. UsageError where the last batch is dropped and is the only one."""
+    """Return the number of updates in an epoch. Raises UsageError where none of them is left."""
     if spec.last_batch == "keep":
         return -(-texts // spec.batch)
     if texts < spec.batch:
@@ -63,7 +63,10 @@ def updates_per_epoch(texts: int, spec: TrainingSpec) -> int:
 
 
 def epoch_updates(lengths: Int64, spec: TrainingSpec, seed: int, epoch: int) -> Iterator[Int64]:
-    """Return the epoch's updates as `spec` orders them: indices of at most spec.batch texts, of lengths (n,)."""
+    """Return the epoch's updates as `spec` orders them: indices of at most spec.batch texts.
+
+    lengths (n,): of all texts, in tokens.
+    """
     if spec.order == "by-length":
         found = updates(lengths, spec.batch, seed, epoch)
         return (chosen for chosen in found if spec.last_batch == "keep" or len(chosen) == spec.batch)

@@ -8,11 +8,13 @@ scoring; they end with what the tokenizer's own template ends with, because the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from antlm_bench.checkpoints import Body
@@ -92,6 +94,24 @@ def longest(body: Body, wanted: int) -> int:
     return wanted if body.max_length is None else min(wanted, body.max_length)
 
 
+def longest_tried(body: Body, wanted: int) -> int:
+    """Return the tokens of the longest row under the official law: `wanted` if the model takes it.
+
+    A model with relative or rotary positions reads rows that are longer than those of its training.
+    One that cannot (learned positions) gets its own limit; the official code ends in an error there.
+    """
+    if body.max_length is None or wanted <= body.max_length:
+        return wanted
+    token = next(i for i in range(1, body.vocabulary) if i != padding(body))
+    model = copy.deepcopy(body.model).to("cpu").eval()  # on a GPU a position too far would end the process
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.full((1, wanted), token))
+    except (IndexError, RuntimeError, ValueError):
+        return body.max_length
+    return wanted
+
+
 def encode(body: Body, attention: Attention, examples: Sequence[Example], max_length: int) -> Rows:
     """Rows of at most `max_length` tokens, specials included.
 
@@ -121,10 +141,11 @@ def encode(body: Body, attention: Attention, examples: Sequence[Example], max_le
 
 
 def encode_by_tokenizer(body: Body, examples: Sequence[Example], max_length: int) -> Rows:
-    """Rows as the tokenizer makes them by itself: its template, its separator (or none), its way to cut.
+    """Return rows as the tokenizer makes them: its template, its separator (or none), its way to cut.
 
-    This is the law of BabyLM 2025's finetuning: the tokenizer is called with truncation=True on each text or pair. A
-    causal tokenizer that adds no BOS gets none, and a template without a separator glues two texts. Raises as `encode`.
+    This is the law of BabyLM 2025's finetuning: the tokenizer is called with truncation=True on each
+    text or pair. A causal tokenizer that adds no BOS gets none, and a template without a separator
+    glues two texts. Raises as `encode`.
     """
     made: dict[int, _Row] = {}
     for paired in (False, True):
@@ -159,7 +180,7 @@ class _Row(NamedTuple):
 
 
 def _called(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Iterator[_Row]:
-    """The rows of texts (or, if the first has a second text, of pairs) by one call of the tokenizer."""
+    """Yield the rows of texts, or of pairs if the first is one, by one call of the tokenizer."""
     texts = [[example.first for example in examples], [example.second for example in examples]]
     texts = texts if examples[0].second else texts[:1]
     found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
@@ -195,7 +216,7 @@ def _rows(
     cut: Sequence[bool],
     characters: Sequence[int],
 ) -> Rows:
-    """Rows from lists of equal length. Raises CheckpointError for an id that the model has no embedding for."""
+    """Return Rows of lists of equal length. Raises CheckpointError for an id without an embedding."""
     top = max((int(row.max()) for row in ids), default=0)
     if top >= body.vocabulary:
         raise CheckpointError(

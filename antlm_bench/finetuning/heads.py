@@ -29,9 +29,9 @@ POOLINGS = ("auto", "last", "first", "mean")
 
 
 def pooling_of(body: Body, attention: Attention, wanted: str, preset: str = "auto") -> str:
-    """Return last, first or mean: `wanted` on the command line, else the preset's, else by attention and tokenizer.
+    """Return last, first or mean: as `wanted` (--pooling), else as the preset says, else by attention.
 
-    Raises UsageError for an unknown name, and where the command line wants the first token of a causal row.
+    Raises UsageError for an unknown name, and where --pooling wants the first token of a causal row.
     """
     if wanted not in POOLINGS:
         raise UsageError(f"unknown pooling {wanted!r}", place="--pooling", hint=f"one of {', '.join(POOLINGS)}")
@@ -51,7 +51,7 @@ class Head(nn.Sequential):  # type: ignore[misc]
     """norm, linear, GELU, norm, dropout, linear, the norms without weights: the classifier of BabyLM 2025's pipeline.
 
     (b, d) -> (b, classes). Weights: a truncated normal of std sqrt(2 / (5 d)), cut at two std, keyed by seed; biases 0.
-    uniform: weights and biases uniform in +-1/sqrt(d), as torch.nn.Linear draws them from torch's generator of `seed`.
+    uniform: weights and biases uniform in +-1/sqrt(d), as torch.nn.Linear draws them with torch's `seed`.
     """
 
     def __init__(self, width: int, classes: int, dropout: float, seed: int, *, uniform: bool = False) -> None:

@@ -22,7 +22,7 @@ from antlm_bench.checkpoints import Body
 from antlm_bench.checkpoints.loading import device_of
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError
 from antlm_bench.finetuning.batches import epoch_updates, padded, parts, split, updates_per_epoch
-from antlm_bench.finetuning.data import Int64, Rows, encode, encode_by_tokenizer, longest, padding
+from antlm_bench.finetuning.data import Int64, Rows, encode, encode_by_tokenizer, longest, longest_tried, padding
 from antlm_bench.finetuning.heads import classifier, pooling_of
 from antlm_bench.machine import keep_pages
 from antlm_bench.metrics.classes import MEASURES, Totals, collapsed
@@ -83,8 +83,8 @@ def finetune(
         raise DataError("no rows", place=task.full_name, hint="train and valid must have at least one row each")
     keep_pages()
     train, held = (task.train, task.valid) if task.select == "valid" else split(task.train, task.held_out, seed)
-    size = longest(body, task.training.max_length)
     by_tokenizer = task.training.rows == "tokenizer"
+    size = (longest_tried if by_tokenizer else longest)(body, task.training.max_length)
     rows, selection, valid = (
         encode_by_tokenizer(body, part, size) if by_tokenizer else encode(body, attention, part, size)
         for part in (train, held, task.valid)

@@ -126,7 +126,7 @@ def value(number: Number | None) -> str:
 
 
 def _subtasks(member: MemberSpec) -> tuple[str, ...]:
-    """The tasks that a member averages. A user's own file is one task: it is the member itself, and not shown twice."""
+    """Return the tasks that a member averages. A user's own file is the member itself: no task below it."""
     return tuple(task for task in member.tasks if task != member.suite)
 
 

@@ -46,14 +46,14 @@ class TrainingSpec(Declaration):
     max_length: Annotated[int, Field(ge=8)]
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
     eps: Positive = 1e-8
-    # Which law is followed where ours and an official pipeline's differ. The first value is ours. Each law has a test
-    # in tests/finetuning/test_official_finetuning.py.
+    # Which law is followed where ours and an official pipeline's differ. The default is ours. Each law
+    # has a test in tests/finetuning/test_official_finetuning.py.
     last_batch: Literal["keep", "drop"] = "keep"
     """What happens to the texts of an epoch that do not fill a batch."""
     order: Literal["by-length", "random"] = "by-length"
     """Whether an update holds texts of like length, or any."""
     warmup_start: Literal["first-step", "zero"] = "first-step"
-    """Warm-up gives update n (from 1) of w the rate lr * n / w; "zero": lr * (n - 1) / w, and w is rounded down."""
+    """Rate of update n (from 1) of w that warm up: lr * n / w; "zero": lr * (n - 1) / w, w rounded down."""
     decay: Literal["matrices", "all"] = "matrices"
     """Which tensors decay: those of two dimensions and more, or biases and norms, too."""
     equal_epochs: Literal["lowest-loss", "first"] = "lowest-loss"
@@ -70,7 +70,10 @@ class TrainingSpec(Declaration):
     """Whether texts lose the white space at their ends."""
 
     def recorded(self) -> Tables:
-        """What a cell's key holds: all numbers, and the laws that are not ours (so that older keys stay valid)."""
+        """Return what a cell's key holds: all numbers, and the laws that are not ours.
+
+        A law of ours is left out, so that keys of cells that are older than the laws stay valid.
+        """
         laws = {name: value for name, value in LAWS.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=set(laws))
 

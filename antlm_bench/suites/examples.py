@@ -105,12 +105,19 @@ def load(
         found = _official(spec, name, folder)
     training = _settings(spec, name, preset, changes)
     origin = task.trains_with or name
-    unlabelled: dict[str, int] = {}
+    unlabelled: dict[Split, int] = {}
+    makers: dict[Split, str] = {"train": origin, "valid": name}
     built = {
         split: build(
-            spec.task[by], by, split, found[split].rows, found[split].place, strip=training.strip, unlabelled=unlabelled
+            spec.task[maker],
+            maker,
+            split,
+            found[split].rows,
+            found[split].place,
+            strip=training.strip,
+            unlabelled=unlabelled,
         )
-        for split, by in (("train", origin), ("valid", name))
+        for split, maker in makers.items()
     }
     every, scored = built["train"], built["valid"]
     train, chosen = _evenly(every, limit_train), _evenly(scored, limit_valid)
@@ -129,7 +136,11 @@ def load(
         select=spec.preset[preset].select if preset else "held-out",
         held_out=spec.held_out,
         digest=_digest(task, train, chosen),
-        notes=(*task.notes, *_unlabelled_notes(unlabelled, built), *_notes(found["train"].note, ("train", every, train), ("scored", scored, chosen))),
+        notes=(
+            *task.notes,
+            *_unlabelled_notes(unlabelled, built),
+            *_notes(found["train"].note, ("train", every, train), ("scored", scored, chosen)),
+        ),
         trains_with=task.trains_with or "",
     )
 
@@ -142,14 +153,15 @@ def build(
     place: str,
     *,
     strip: bool = True,
-    unlabelled: dict[str, int] | None = None,
+    unlabelled: dict[Split, int] | None = None,
 ) -> list[Example]:
     """The examples of these rows, in order. DataError names the first line that is wrong.
 
     An id is a text's number in its file: "rte_0" where it is scored (BabyLM's prediction id), "rte.train_0" in train.
-    strip: texts lose the white space at their ends. SST-2's official files end every sentence in a space and copies of
-    its train file do not, so that a model that reads the last token would be scored on one that it never trained on.
-    unlabelled: split -> how many rows without a label were left out, added here. A split without any label is refused.
+    strip: texts lose the white space at their ends. SST-2's official files end every sentence in a
+    space and copies of its train file do not, so that a model that reads the last token would be
+    scored on one that it never trained on. unlabelled: split -> how many rows without a label were
+    left out, added here. A split without any label is refused.
     """
     fields = {template: fields_of(template) for template in (task.first, task.second, task.group, task.id)}
     labels = {"task": name}
@@ -185,7 +197,7 @@ def build(
 
 
 def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
-    """Return whether a label says that there is none: null, nothing, NaN, or -1 where no class has that name."""
+    """Return whether a label means "none": null, nothing, NaN, or -1 where no class has that name."""
     if isinstance(value, str):
         value = value.strip()
     missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -195,7 +207,8 @@ def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
 def _gold(task: TaskSpec, record: records.Record, place: str) -> int:
     """Return the class of a row: that whose name the label is, else the class at that number.
 
-    Where the names of classes are themselves numbers (ratings 1 to 5), a label is always a name and never a position.
+    Where the names of classes are themselves numbers (ratings 1 to 5), a label is always a name and
+    never a position.
     """
     value = value_of(record, task.label, place)
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -332,8 +345,8 @@ def _notes(note: str, *splits: tuple[str, Sequence[Example], Sequence[Example]])
     return notes
 
 
-def _unlabelled_notes(unlabelled: Mapping[str, int], built: Mapping[str, Sequence[Example]]) -> list[str]:
-    called = {"train": "train", "valid": "scored"}
+def _unlabelled_notes(unlabelled: Mapping[Split, int], built: Mapping[Split, Sequence[Example]]) -> list[str]:
+    called: dict[Split, str] = {"train": "train", "valid": "scored"}
     return [
         f"incomplete: {count:,} of {count + len(built[split]):,} {called[split]} rows have no label and are left out"
         for split, count in unlabelled.items()
@@ -341,7 +354,7 @@ def _unlabelled_notes(unlabelled: Mapping[str, int], built: Mapping[str, Sequenc
 
 
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:
-    """Return the sha256 of the data. Texts enter without outer white space: whether they keep it is a law of training."""
+    """Return the sha256 of the data. Texts enter stripped: whether they are is a law of training."""
     sha = hashlib.sha256(json.dumps([task.metric, task.classes]).encode())
     encode = json.JSONEncoder(ensure_ascii=True).encode
     for number, examples in enumerate(splits):

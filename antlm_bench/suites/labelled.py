@@ -28,9 +28,9 @@ def name_of(ref: str) -> str:
 def read_sets(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split, Rows]]:
     """The declaration of a train and a scored file, and their rows, labels as names of classes.
 
-    Classes are the labels of the train file, sorted (by number where all are whole numbers). A label is a name, never
-    the number of a class. Raises DataError: absent, unreadable, 0 rows, a column missing, a label that is none or that
-    train does not have, one class only, ratings.
+    Classes are the labels of the train file, sorted (by number where all are whole numbers). A label
+    is a name, never the number of a class. Raises DataError: absent, unreadable, 0 rows, a column
+    missing, a label that is none or that train does not have, one class only, ratings.
     """
     rows: dict[Split, Rows] = {"train": list(_rows(train)), "valid": list(_rows(valid))}
     for path, found in ((train, rows["train"]), (valid, rows["valid"])):
@@ -106,8 +106,12 @@ def _classes(labels: list[str], path: Path) -> tuple[str, ...]:
     if len(names) < 2:
         raise DataError(f"one class only: every label is {labels[0]!r}", place=str(path))
     if len(names) > MOST_RATINGS and all(map(is_number, names)):
-        hint = f"numbers on a scale are no classes; if these are names of classes, spell them as words (class_{labels[0]})"
-        raise DataError(f"{len(names)} different numbers as labels, more than {MOST_RATINGS}", place=str(path), hint=hint)
+        hint = (
+            f"numbers on a scale are no classes; if these are names of classes, spell them as words (class_{labels[0]})"
+        )
+        raise DataError(
+            f"{len(names)} different numbers as labels, more than {MOST_RATINGS}", place=str(path), hint=hint
+        )
     if len(names) > max(2, len(labels) // 2):
         hint = "is `label` the right column? Ratings are no classes"
         raise DataError(f"{len(names)} classes in {len(labels)} rows", place=str(path), hint=hint)

@@ -21,8 +21,8 @@ def read(raw: bytes, name: str, place: str) -> Records:
     """(line, record) of each row of a .jsonl, .csv, .tsv or .json (`lists`) file, by `name`; `place` is for errors.
 
     Text is taken as it is; a byte order mark at the start and blank lines are passed over. CSV and TSV: first row =
-    column names. CSV is quoted as in RFC 4180 (a quoted field may hold the separator, line ends and doubled quotes); of
-    a TSV its quotes decide (see _is_quoted): GLUE's files are not quoted.
+    column names. CSV is quoted as in RFC 4180 (a quoted field may hold the separator, line ends and
+    doubled quotes); of a TSV its quotes decide (see _is_quoted): GLUE's files are not quoted.
     """
     suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in (*READERS, "json"):
@@ -55,7 +55,7 @@ def _csv(text: str, place: str) -> Records:
 
 
 def _tsv(text: str, place: str) -> Records:
-    """GLUE's files hold stray quotes and no quoting; pandas, R and spreadsheets quote as in CSV. See _is_quoted."""
+    """Read a TSV. GLUE's files hold stray quotes and no quoting; pandas and R quote as in CSV."""
     lines = enumerate(re.split("\r\n|\r|\n", text), start=1)
     rows = [(number, line.split("\t")) for number, line in lines if line]
     if '"' in text and _is_quoted(text, [row for _, row in rows]):
@@ -64,11 +64,12 @@ def _tsv(text: str, place: str) -> Records:
 
 
 def _is_quoted(text: str, rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether a TSV is quoted as in RFC 4180. rows: the same text split at every tab and line end.
+    """Return whether a TSV is quoted as in RFC 4180. rows: the text split at every tab and line end.
 
-    It is where its header is, and where rows differ in length but reading it with quotes makes them equal. Else quotes
-    are text, unless each field that holds one is a quoted field with a doubled quote inside. A quoted field that holds
-    both a tab and a line end can look like two rows with stray quotes; it is taken for these, as GLUE has many.
+    It is where its header is, and where rows differ in length but reading it with quotes makes them
+    equal. Else quotes are text, unless each field that holds one is a quoted field with a doubled
+    quote inside. A quoted field that holds both a tab and a line end can look like two rows with
+    stray quotes; it is taken for these, as GLUE has many.
     """
     quoted = re.compile(r'"(?:[^"]|"")*"')
     if all(map(quoted.fullmatch, rows[0])):
@@ -100,7 +101,7 @@ def _quoted_rows(text: str, delimiter: str, place: str) -> Iterator[tuple[int, l
 
 
 def _table(rows: Iterable[tuple[int, list[str]]], place: str, hint: str) -> Records:
-    """Records of rows, the first of which names the columns. hint: what is wrong with a row of another length."""
+    """Records of rows; the first row names the columns. hint: of a row of another length."""
     header: list[str] = []
     for line, row in rows:
         if not header:

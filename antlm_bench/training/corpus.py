@@ -133,10 +133,11 @@ def _encode(tokenizer: Tokenizer, block: list[Line], eos: bool) -> list[list[int
 
 
 def train_tokenizer(lines: Iterator[str], spec: TokenizerSpec, eos: bool) -> Tokenizer:
-    """A byte-level BPE with the specials at ids 0 to 4, whose template is that of the rows that a model is trained on.
+    """Train a byte-level BPE with the specials at ids 0 to 4 and the template of the training rows.
 
-    eos: rows hold </s>. A text is then `<s> A </s>` and a pair `<s> A </s> B </s>`. Else a text is `<s> A` and a pair
-    `<s> A <s> B`: <s> is the only special between two texts that the model has seen, and </s> would be untrained.
+    eos: rows hold </s>. A text is then `<s> A </s>` and a pair `<s> A </s> B </s>`. Else a text is
+    `<s> A` and a pair `<s> A <s> B`: <s> is the only special between two texts that the model has
+    seen, and </s> would be untrained.
     """
     bpe = Tokenizer(models.BPE(unk_token=SPECIALS["unk_token"]))
     if spec.normalizer:

@@ -1,4 +1,4 @@
-"""BabyLM 2025's law of finetuning: law by law, and the whole of it against a plain loop written from its description."""
+"""BabyLM 2025's law of finetuning, law by law, and the whole of it against a plain loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_finetuning_heads import body_named as other_body_named
 from tiny import model_for
 from tokenizers import processors
 from torch import nn
@@ -17,7 +18,8 @@ from toy_bodies import QUICK, body_of, example, task
 from antlm_bench.declarations import find
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import epoch_updates
-from antlm_bench.finetuning.data import encode_by_tokenizer
+from antlm_bench.finetuning.data import encode_by_tokenizer, longest_tried
+from antlm_bench.finetuning.data import longest as longest_of_ours
 from antlm_bench.finetuning.heads import Head, pooling_of
 from antlm_bench.finetuning.loop import Conditions, Learner, finetune, rate
 from antlm_bench.suites.classification import LAWS, TaskSpec, TrainingSpec
@@ -33,7 +35,15 @@ OFFICIAL = {name: value for name, value in read(find("tasks", "glue-2025")).pres
 
 def official(train: int = 83, valid: int = 20, law: str = "word", **training: object):
     """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1."""
-    numbers = {"batch": 8, "epochs": 2, "warmup": 0.06, "schedule": "cosine", "floor": 0.1, "clip": None, "dropout": 0.0}
+    numbers = {
+        "batch": 8,
+        "epochs": 2,
+        "warmup": 0.06,
+        "schedule": "cosine",
+        "floor": 0.1,
+        "clip": None,
+        "dropout": 0.0,
+    }
     return task(train, valid, law, "valid", **(OFFICIAL | numbers | training))
 
 
@@ -118,7 +128,9 @@ def test_twenty_updates_equal_the_official_law(name):
     losses, weights = plain_loop(body, toy, 5, orders)
     assert len(losses) == 20
     np.testing.assert_allclose(watcher.losses, losses, atol=1e-5)
-    learned = {name.replace("body.", "0.", 1).replace("head.", "1.", 1): p for name, p in learner.model.named_parameters()}
+    learned = {
+        name.replace("body.", "0.", 1).replace("head.", "1.", 1): p for name, p in learner.model.named_parameters()
+    }
     assert learned.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(learned[name], weight, atol=1e-5, rtol=0, msg=name)
@@ -263,6 +275,17 @@ def test_rows_are_the_tokenizers_own(template, max_length):
             first = body.tokenizer(one.first, add_special_tokens=False)["input_ids"]
             assert rows.second[number] == len(first) or rows.cut[number]
     assert 0 < rows.cut.sum() < len(examples) or max_length == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("llama", 90), ("ltg-bert", 90), ("gpt-bert", 90), ("gpt2", 64), ("bert", 64), ("roberta", 64)],
+)
+def test_rows_are_as_long_as_the_task_says_where_the_model_takes_it(name, longest):
+    """Relative and rotary positions have no end, learned ones have; ours keeps to the lengths of the training."""
+    body = other_body_named(name)
+    assert longest_tried(body, 90) == longest and longest_of_ours(body, 90) == 64
+    assert longest_tried(body, 40) == longest_of_ours(body, 40) == 40
 
 
 def test_rows_need_room_for_text():

@@ -205,8 +205,10 @@ def test_a_split_without_any_label_is_refused(tmp_path: Path, split: str) -> Non
 
 @pytest.mark.parametrize(("label", "gold"), [(1, 1), ("1", 1), (0, 0), ("0", 0), ("2", None), (2, None), (-2, None)])
 def test_names_that_are_numbers_are_names_and_no_positions(tmp_path: Path, label: object, gold: int | None) -> None:
-    """Classes 5 to 1, in this order: label 1 is the class called 1, whatever stands at position 1."""
-    numbers = MINE.replace('classes = ["bad", "good"]', 'classes = ["0", "1"]' if gold is not None else 'classes = ["1", "0"]')
+    """Label 1 is the class called 1, in whatever order the classes stand."""
+    numbers = MINE.replace(
+        'classes = ["bad", "good"]', 'classes = ["0", "1"]' if gold is not None else 'classes = ["1", "0"]'
+    )
     ref = written(tmp_path, valid=[VALID[0] | {"label": label}], body=numbers)
     if gold is None:
         with pytest.raises(DataError, match=r"unknown label .*\n.*labels are 1, 0"):
@@ -214,7 +216,10 @@ def test_names_that_are_numbers_are_names_and_no_positions(tmp_path: Path, label
         return
     assert examples.load(ref, "mood").valid[0].gold == gold
     turned = numbers.replace('classes = ["0", "1"]', 'classes = ["1", "0"]')
-    assert examples.load(written(tmp_path, valid=[VALID[0] | {"label": label}], body=turned), "mood").valid[0].gold == 1 - gold
+    assert (
+        examples.load(written(tmp_path, valid=[VALID[0] | {"label": label}], body=turned), "mood").valid[0].gold
+        == 1 - gold
+    )
 
 
 def test_what_cannot_be_learnt_of_or_scored_is_refused(tmp_path: Path) -> None:

@@ -131,7 +131,11 @@ STRAY = [
 @pytest.mark.parametrize(("written", "text"), STRAY)
 def test_quotes_of_an_unquoted_tsv_are_text(tmp_path: Path, written: str, text: str) -> None:
     """GLUE's files are not quoted, and a quote may stand anywhere in a field."""
-    rows = f"text\tlabel\na dog\tx\n{written}\ty\nends here\"\tx\n" if written == '"Quite so' else f"text\tlabel\na\tx\n{written}\ty\n"
+    rows = (
+        f'text\tlabel\na dog\tx\n{written}\ty\nends here"\tx\n'
+        if written == '"Quite so'
+        else f"text\tlabel\na\tx\n{written}\ty\n"
+    )
     task = own(tmp_path, rows, rows, "tsv")
     assert [one.first for one in task.train][1] == text
 
@@ -147,7 +151,7 @@ def test_a_tsv_that_is_quoted_is_read_so(tmp_path: Path) -> None:
 def test_a_csv_stays_quoted(tmp_path: Path) -> None:
     task = own(tmp_path, 'text,label\n"a, b",x\n"He said ""no"".",y\n', "text,label\nc,x\n")
     assert [one.first for one in task.train] == ["a, b", 'He said "no".']
-    with pytest.raises(DataError, match="train.csv:2: not a table"):
+    with pytest.raises(DataError, match=r"train.csv:2: not a table"):
         own(tmp_path, 'text,label\n"a" b,x\nc,y\n', "text,label\nc,x\n")
 
 
