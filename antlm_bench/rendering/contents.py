@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One finetuning: a suite's task, the series it belongs to, its score, and what went wrong with it."""
+    """One finetuning: suite, task (its full name), series, score, and what went wrong with it."""
 
     suite: str
     task: str

@@ -171,7 +171,7 @@ def _seeds(seeds: Sequence[Seed], names: tuple[str, ...]) -> Iterator[Figure]:
         rows = []
         for seed in those:
             fallen = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
-            task = f"{seed.task} ({seed.metric})"
+            task = f"{seed.task.removeprefix(f'{suite}.')} ({seed.metric})"
             number = _numbers(seed.estimate, seed.metric) | {"low": None, "high": None}
             rows.append(
                 number
