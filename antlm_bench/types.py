@@ -194,6 +194,17 @@ class Cell:
     seed: int | None = None
     history: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def finetuned_task(self) -> tuple[str, str]:
+        """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
+        suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
+        return suite, self.suite.removeprefix(f"{suite}.")
+
+
+def task_full_name(suite: str, task: str) -> str:
+    """Return the name of a finetuned task as a suite: "glue-2025.rte"; "train" for a train.csv."""
+    return task if task == suite else f"{suite}.{task}"
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

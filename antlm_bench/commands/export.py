@@ -50,6 +50,8 @@ def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Expo
                     f"two runs want to be {name}", place=run.path, hint="export them into folders of their own"
                 )
             files[Path(out) / name] = data
+    if not files:
+        raise UsageError(f"nothing to write as {form}: {'; '.join(notes)}", place="--format", hint="use --format csv")
     return Exported(tuple(_put(path, data) for path, data in files.items()), tuple(notes))
 
 

@@ -264,6 +264,8 @@ def _summary(todo: _Todo, outcome: Outcome) -> Summary:
     notes = list(task.notes)
     if task.select == "valid":
         notes.append("epochs were selected on the scored examples, as the official recipe does: optimistic")
+    if todo.attention == "causal" and outcome.history.get("pooling") == "first":
+        notes.append("the head read position 0, which in a causal model has seen the first token only")
     notes += [f"collapsed: {words}" for words in outcome.history.get("collapsed", ())]
     return summarize(
         outcome.predictions,
@@ -292,7 +294,7 @@ def _settings(body: Body, task: Task, attention: Attention, seed: int, options: 
         "select": task.select,
         "held_out": task.held_out,
         "preset": options.preset,
-        "training": task.training.model_dump(mode="json"),
+        "training": task.training.recorded(),
         "limit": options.limits(task.name),
         "pooling": options.pooling,
         "lora": options.lora,

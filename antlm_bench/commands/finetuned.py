@@ -58,5 +58,7 @@ def _flags(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"{cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
+    if any(cell.method == "finetune-causal" and cell.history.get("pooling") == "first" for cell in cells):
+        yield "position 0 of a causal model, which has seen the first token only"
     if any("substitute" in note for note in cells[0].summary.notes):
         yield "substitute train set"

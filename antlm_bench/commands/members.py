@@ -16,7 +16,9 @@ from antlm_bench.types import Cell, Estimate, Run
 
 Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
 Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
-NOTABLE = re.compile(r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute")
+NOTABLE = re.compile(
+    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def finetuned(
     missing = tuple(task for task in member.tasks if task not in parts)
     if not parts or (missing and not partial):
         return Entry(None, parts, missing)
-    mean_of_tasks = averaged(list(parts.values()))
+    mean_of_tasks = averaged(list(parts.values())) if len(member.tasks) > 1 else parts[member.tasks[0]]
     if missing:
         said = f"{member.name}: the mean of {len(parts)} of {len(member.tasks)} tasks, without {', '.join(missing)}"
         mean_of_tasks = mean_of_tasks.marked(said)

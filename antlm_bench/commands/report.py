@@ -21,7 +21,7 @@ from antlm_bench.rendering import tables
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedSpec
 from antlm_bench.suites.spec import read
-from antlm_bench.types import Run
+from antlm_bench.types import Run, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ def _plain(opened: Sequence[Run]) -> tuple[MemberSpec, ...]:
     """Every suite of the runs as a member; the tasks of one finetuned suite together."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for cell in (cell for run in opened for cell in run):
-        suite, _, task = cell.suite.rpartition(".") if cell.seed is not None else (cell.suite, "", "")
         made_by = "score" if cell.seed is None else "finetune"
+        suite, task = (cell.suite, "") if cell.seed is None else cell.finetuned_task
         named = tasks.setdefault((suite, made_by), [])
         if made_by == "finetune" and task not in named:
             named.append(task)
@@ -149,7 +149,7 @@ def _columns(
         entries = []
         for member in members:
             if member.made_by == "finetune":
-                cells = {task: seeds.get((f"{member.suite}.{task}", way), []) for task in member.tasks}
+                cells = {task: seeds.get((task_full_name(member.suite, task), way), []) for task in member.tasks}
                 made = finetuned(run, member, cells, who, seen, partial=partial)
                 number = made.number.marked(remark) if made.number else None
                 entries.append(replace(made, number=number))

@@ -159,7 +159,8 @@ def _seeds(opened: Sequence[Run], called: Mapping[tuple[str, str], str]) -> Iter
                 summary = cell.summary
                 fallen = tuple(tables.printable(str(word)) for word in cell.history.get("collapsed", ()))
                 name = called[run.path, cell.method]
-                yield Seed(cell.suite, name, cell.seed, summary.metric, summary.headline, fallen)
+                suite = cell.finetuned_task[0]
+                yield Seed(suite, cell.suite, name, cell.seed, summary.metric, summary.headline, fallen)
 
 
 def _pairs(beside: Sequence[Run], opened: Sequence[Run], called: Mapping[tuple[str, str], str]) -> Iterator[Pair]:

@@ -22,7 +22,7 @@ POWERED = 1 + 0.8416 / statistics.Z  # half a 95% interval, times this, is a tru
 
 def collection(cell: Cell) -> str:
     """What a finetuned cell's task belongs to: "glue-2025" of "glue-2025.rte"."""
-    return str(cell.settings.get("collection") or cell.suite.partition(".")[0])
+    return cell.finetuned_task[0]
 
 
 def seeded(tasks: Sequence[Joined], name: str) -> Found:
@@ -70,7 +70,7 @@ def remarks(tasks: Sequence[Joined]) -> tuple[str, ...]:
 
 
 def task_name(task: Joined) -> str:
-    return task.suite.partition(".")[2] or task.suite
+    return task.cells_a[0].finetuned_task[1]
 
 
 def _task(task: Joined) -> tuple[Difference, Uncertain, list[Flip]]:

@@ -74,7 +74,7 @@ def _result(cell: Cell, name: str, estimate: Estimate, says: str) -> dict[str, A
     counted = {**estimate.flags} | {"method": cell.method, "suite_version": cell.settings.get("suite_version")}
     return {
         "evaluation_name": name,
-        "source_data": _source(cell.suite),
+        "source_data": _source(cell),
         "metric_config": {
             "evaluation_description": f"{metric}, {says}",
             "metric_id": metric,
@@ -92,9 +92,10 @@ def _result(cell: Cell, name: str, estimate: Estimate, says: str) -> dict[str, A
     }
 
 
-def _source(suite: str) -> dict[str, Any]:
+def _source(cell: Cell) -> dict[str, Any]:
     """Where the suite's data come from: its homepage, where we ship the suite; else a data set of the user's own."""
-    path = catalog("tasks").get(suite.split(".")[0])
+    suite = cell.suite
+    path = catalog("tasks").get(suite if cell.seed is None else cell.finetuned_task[0])
     spec = read(path) if path else None
     page = spec.homepage if isinstance(spec, SuiteSpec) else ""
     if page:

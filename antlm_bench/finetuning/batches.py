@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from antlm_bench.errors import DataError
+from antlm_bench.errors import DataError, UsageError
 from antlm_bench.finetuning.data import Int64, Rows
 from antlm_bench.types import Example
+
+if TYPE_CHECKING:
+    from antlm_bench.suites.classification import TrainingSpec
 
 SPLIT, ORDER = 0, 1  # what a stream of randomness is for
 NEAR = 32  # updates whose texts are sorted by length together
@@ -46,6 +50,29 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     return [e for e, held in zip(examples, out, strict=True) if not held], [
         e for e, held in zip(examples, out, strict=True) if held
     ]
+
+
+def updates_per_epoch(texts: int, spec: TrainingSpec) -> int:
+    """Return the number of updates in an epoch. Raises UsageError where none of them is left."""
+    if spec.last_batch == "keep":
+        return -(-texts // spec.batch)
+    if texts < spec.batch:
+        hint = "give more texts, or a smaller batch: --set batch=N"
+        raise UsageError(f"{texts} texts fill no batch of {spec.batch}", place="last_batch = drop", hint=hint)
+    return texts // spec.batch
+
+
+def epoch_updates(lengths: Int64, spec: TrainingSpec, seed: int, epoch: int) -> Iterator[Int64]:
+    """Return the epoch's updates as `spec` orders them: indices of at most spec.batch texts.
+
+    lengths (n,): of all texts, in tokens.
+    """
+    if spec.order == "by-length":
+        found = updates(lengths, spec.batch, seed, epoch)
+        return (chosen for chosen in found if spec.last_batch == "keep" or len(chosen) == spec.batch)
+    order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(lengths))
+    count = updates_per_epoch(len(lengths), spec)
+    return (order[number * spec.batch : (number + 1) * spec.batch] for number in range(count))
 
 
 def updates(lengths: Int64, batch: int, seed: int, epoch: int) -> Iterator[Int64]:

@@ -8,11 +8,13 @@ scoring; they end with what the tokenizer's own template ends with, because the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from antlm_bench.checkpoints import Body
@@ -92,6 +94,24 @@ def longest(body: Body, wanted: int) -> int:
     return wanted if body.max_length is None else min(wanted, body.max_length)
 
 
+def longest_tried(body: Body, wanted: int) -> int:
+    """Return the tokens of the longest row under the official law: `wanted` if the model takes it.
+
+    A model with relative or rotary positions reads rows that are longer than those of its training.
+    One that cannot (learned positions) gets its own limit; the official code ends in an error there.
+    """
+    if body.max_length is None or wanted <= body.max_length:
+        return wanted
+    token = next(i for i in range(1, body.vocabulary) if i != padding(body))
+    model = copy.deepcopy(body.model).to("cpu").eval()  # on a GPU a position too far would end the process
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.full((1, wanted), token))
+    except (IndexError, RuntimeError, ValueError):
+        return body.max_length
+    return wanted
+
+
 def encode(body: Body, attention: Attention, examples: Sequence[Example], max_length: int) -> Rows:
     """Rows of at most `max_length` tokens, specials included.
 
@@ -107,17 +127,96 @@ def encode(body: Body, attention: Attention, examples: Sequence[Example], max_le
         specials = len(around.before) + len(around.after) + (len(around.between) if pair else 0)
         room = max_length - specials
         if room < 1 + pair:
-            hint = f"more than {specials} tokens, which are specials"
-            raise UsageError(f"{max_length} tokens have no room for text", place="max_length", hint=hint)
+            raise _no_room(max_length, specials)
         left, right = fitted(len(a), len(b), room)
         middle = around.between if pair else ()
         row = np.array([*around.before, *a.ids[:left], *middle, *b.ids[:right], *around.after], np.int32)
         if not len(row) or not left + right:
-            raise DataError("the text has no token", place=example.id, hint="an empty text cannot be classified")
+            raise _no_token(example)
         ids.append(row)
         second.append(len(around.before) + left + len(middle) if pair else len(row))
         cut.append(left + right < len(a) + len(b))
         characters.append(a.read(left, len(example.first)) + b.read(right, len(example.second)))
+    return _rows(body, examples, ids, second, cut, characters)
+
+
+def encode_by_tokenizer(body: Body, examples: Sequence[Example], max_length: int) -> Rows:
+    """Return rows as the tokenizer makes them: its template, its separator (or none), its way to cut.
+
+    This is the law of BabyLM 2025's finetuning: the tokenizer is called with truncation=True on each
+    text or pair. A causal tokenizer that adds no BOS gets none, and a template without a separator
+    glues two texts. Raises as `encode`.
+    """
+    made: dict[int, _Row] = {}
+    for paired in (False, True):
+        those = [number for number, example in enumerate(examples) if bool(example.second) == paired]
+        specials = body.tokenizer.num_special_tokens_to_add(pair=paired)
+        if those and max_length - specials < 1 + paired:
+            raise _no_room(max_length, specials)
+        for start in range(0, len(those), BULK):
+            part = those[start : start + BULK]
+            made |= zip(part, _called(body.tokenizer, [examples[i] for i in part], max_length), strict=True)
+    rows = [made[number] for number in range(len(examples))]
+    for example, row in zip(examples, rows, strict=True):
+        if not len(row.ids):
+            raise _no_token(example)
+    return _rows(
+        body,
+        examples,
+        [row.ids for row in rows],
+        [row.second for row in rows],
+        [row.cut for row in rows],
+        [row.characters for row in rows],
+    )
+
+
+class _Row(NamedTuple):
+    """One of Rows."""
+
+    ids: Ints
+    second: int
+    cut: bool
+    characters: int
+
+
+def _called(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Iterator[_Row]:
+    """Yield the rows of texts, or of pairs if the first is one, by one call of the tokenizer."""
+    texts = [[example.first for example in examples], [example.second for example in examples]]
+    texts = texts if examples[0].second else texts[:1]
+    found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+    for number, (example, ids) in enumerate(zip(examples, found["input_ids"], strict=True)):
+        row, whole = np.array(ids, np.int32), len(example.first) + len(example.second)
+        if not tokenizer.is_fast:  # it says neither where a text begins nor how much of it was read
+            uncut = len(tokenizer(*(text[number] for text in texts), verbose=False)["input_ids"])
+            yield _Row(row, len(ids), uncut > len(ids), whole * len(ids) // max(uncut, 1))
+            continue
+        encoding = found.encodings[number]
+        places = list(zip(encoding.sequence_ids, encoding.offsets, strict=True))
+        second = next((at for at, (text, _) in enumerate(places) if text == 1), len(ids))
+        spans = [[span for which, span in places if which == text] for text in (0, 1)]
+        read = sum(span[-1][1] - span[0][0] for span in spans if span)
+        cut = bool(encoding.overflowing)
+        yield _Row(row, second, cut, read if cut else whole)
+
+
+def _no_room(max_length: int, specials: int) -> UsageError:
+    hint = f"more than {specials} tokens, which are specials"
+    return UsageError(f"{max_length} tokens have no room for text", place="max_length", hint=hint)
+
+
+def _no_token(example: Example) -> DataError:
+    return DataError("the text has no token", place=example.id, hint="an empty text cannot be classified")
+
+
+def _rows(
+    body: Body,
+    examples: Sequence[Example],
+    ids: Sequence[Ints],
+    second: Sequence[int],
+    cut: Sequence[bool],
+    characters: Sequence[int],
+) -> Rows:
+    """Return Rows of lists of equal length. Raises CheckpointError for an id without an embedding."""
     top = max((int(row.max()) for row in ids), default=0)
     if top >= body.vocabulary:
         raise CheckpointError(

@@ -2,7 +2,8 @@
 
 Pooling is a convention that moves a score. A causal body is read at the last token, the only one that has seen the
 whole text (Radford et al. 2018); full attention at the first, where the rows begin with a special token (BERT, arXiv
-1810.04805), else at the mean of all tokens. BabyLM 2025's script reads the first token of causal models too.
+1810.04805), else at the mean of all tokens. BabyLM 2025's script reads the first token of causal models too, and so
+does a preset that says `pooling = "first"`.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ from antlm_bench.types import Attention
 POOLINGS = ("auto", "last", "first", "mean")
 
 
-def pooling_of(body: Body, attention: Attention, wanted: str) -> str:
-    """last | first | mean. Raises UsageError for an unknown name, and for the first token of a causal row."""
+def pooling_of(body: Body, attention: Attention, wanted: str, preset: str = "auto") -> str:
+    """Return last, first or mean: as `wanted` (--pooling), else as the preset says, else by attention.
+
+    Raises UsageError for an unknown name, and where --pooling wants the first token of a causal row.
+    """
     if wanted not in POOLINGS:
         raise UsageError(f"unknown pooling {wanted!r}", place="--pooling", hint=f"one of {', '.join(POOLINGS)}")
     if attention == "causal" and wanted == "first":
-        hint = "last or mean"
+        hint = "last or mean; the official recipe reads it: --compat babylm-2025"
         raise UsageError("the first token of a causal row has seen nothing but itself", place="--pooling", hint=hint)
     if wanted != "auto":
         return wanted
+    if preset != "auto":
+        return preset
     if attention == "causal":
         return "last"
     return "first" if frame(body, attention).before else "mean"
@@ -45,9 +51,10 @@ class Head(nn.Sequential):  # type: ignore[misc]
     """norm, linear, GELU, norm, dropout, linear, the norms without weights: the classifier of BabyLM 2025's pipeline.
 
     (b, d) -> (b, classes). Weights: a truncated normal of std sqrt(2 / (5 d)), cut at two std, keyed by seed; biases 0.
+    uniform: weights and biases uniform in +-1/sqrt(d), as torch.nn.Linear draws them with torch's `seed`.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float, seed: int) -> None:
+    def __init__(self, width: int, classes: int, dropout: float, seed: int, *, uniform: bool = False) -> None:
         super().__init__(
             nn.LayerNorm(width, elementwise_affine=False),
             nn.Linear(width, width),
@@ -56,6 +63,12 @@ class Head(nn.Sequential):  # type: ignore[misc]
             nn.Dropout(dropout),
             nn.Linear(width, classes),
         )
+        if uniform:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self[1].reset_parameters()
+                self[5].reset_parameters()
+            return
         dice, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * width))
         for linear in (self[1], self[5]):
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=dice)
@@ -140,11 +153,18 @@ class Classifier(nn.Module):  # type: ignore[misc]
 
 
 def classifier(
-    body: Body, attention: Attention, pooling: str, classes: int, dropout: float, seed: int, lora: int = 0
+    body: Body,
+    attention: Attention,
+    pooling: str,
+    classes: int,
+    dropout: float,
+    seed: int,
+    lora: int = 0,
+    uniform: bool = False,
 ) -> Classifier:
     """A copy of the body with a new head, its dropout keyed (see training.dropout).
 
-    lora: rank of adapters, 0 = train all weights. Raises UsageError where peft is not installed.
+    lora: rank of adapters, 0 = train all weights. uniform: see Head. Raises UsageError where peft is not installed.
     """
     model = copy.deepcopy(body.model)
     with torch.inference_mode():
@@ -152,7 +172,7 @@ def classifier(
     if lora:
         _adapt(model, lora, seed)
     key_dropout(model)
-    head = Head(width, classes, dropout, seed)
+    head = Head(width, classes, dropout, seed, uniform=uniform)
     key(head)
     return Classifier(model, head, natively=body.natively, attention=attention, pooling=pooling)
 

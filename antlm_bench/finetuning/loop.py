@@ -21,8 +21,8 @@ from torch.nn import functional
 from antlm_bench.checkpoints import Body
 from antlm_bench.checkpoints.loading import device_of
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError
-from antlm_bench.finetuning.batches import padded, parts, split, updates
-from antlm_bench.finetuning.data import Int64, Rows, encode, longest, padding
+from antlm_bench.finetuning.batches import epoch_updates, padded, parts, split, updates_per_epoch
+from antlm_bench.finetuning.data import Int64, Rows, encode, encode_by_tokenizer, longest, longest_tried, padding
 from antlm_bench.finetuning.heads import classifier, pooling_of
 from antlm_bench.machine import keep_pages
 from antlm_bench.metrics.classes import MEASURES, Totals, collapsed
@@ -83,8 +83,12 @@ def finetune(
         raise DataError("no rows", place=task.full_name, hint="train and valid must have at least one row each")
     keep_pages()
     train, held = (task.train, task.valid) if task.select == "valid" else split(task.train, task.held_out, seed)
-    size = longest(body, task.training.max_length)
-    rows, selection, valid = (encode(body, attention, part, size) for part in (train, held, task.valid))
+    by_tokenizer = task.training.rows == "tokenizer"
+    size = (longest_tried if by_tokenizer else longest)(body, task.training.max_length)
+    rows, selection, valid = (
+        encode_by_tokenizer(body, part, size) if by_tokenizer else encode(body, attention, part, size)
+        for part in (train, held, task.valid)
+    )
     try:
         learner = Learner(body, task, seed, attention, conditions)
         history = learner.learn(rows, selection, watcher)
@@ -101,7 +105,7 @@ def finetune(
 
 @dataclass(slots=True)
 class Best:
-    """The best epoch so far: the highest selection score, among equals the lowest loss. Its weights lie on the CPU."""
+    """The best epoch so far: of equal ranks the first. Its weights lie on the CPU."""
 
     weights: dict[str, Tensor]
     epoch: int = 0
@@ -120,28 +124,33 @@ class Learner:
     def __init__(self, body: Body, task: Task, seed: int, attention: Attention, conditions: Conditions) -> None:
         self.task, self.seed = task, seed
         self.device = device_of(conditions.device)
-        self.pooling = pooling_of(body, attention, conditions.pooling)
         spec = task.training
-        self.model = classifier(body, attention, self.pooling, len(task.classes), spec.dropout, seed, conditions.lora)
+        self.pooling = pooling_of(body, attention, conditions.pooling, spec.pooling)
+        uniform = spec.head_init == "uniform"
+        self.model = classifier(
+            body, attention, self.pooling, len(task.classes), spec.dropout, seed, conditions.lora, uniform
+        )
         self.model.to(self.device)
         self.tokens = conditions.batch_tokens or _auto_budget(self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=conditions.dtype == "bfloat16")
-        self.pad, self.typed = padding(body), body.typed
+        self.pad, self.typed = padding(body), body.typed and spec.token_types
         groups = optim.groups(self.model, spec.weight_decay)
+        if spec.decay == "all":
+            groups = [{"params": [p for group in groups for p in group["params"]], "weight_decay": spec.weight_decay}]
         self.optimizer = optim.optimizer("adamw", groups, spec.lr, spec.betas, spec.eps)
 
     def learn(self, rows: Rows, selection: Rows, watcher: Watcher | None) -> dict[str, Any]:
         """Train to the end, or until nothing has got better for so many epochs; leaves the best epoch's weights."""
         spec = self.task.training
-        total = spec.epochs * -(-len(rows) // spec.batch)
+        total = spec.epochs * updates_per_epoch(len(rows), spec)
         learned = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         best = Best({name: p.to("cpu", copy=True) for name, p in learned.items()})
         epochs: list[dict[str, Any]] = []
         wrong: list[str] = []
         done, seen, spent = 0, 0, 0.0
         for epoch in range(1, spec.epochs + 1):
-            nats, started = 0.0, time.perf_counter()
-            for chosen in updates(rows.lengths, spec.batch, self.seed, epoch):
+            nats, before, started = 0.0, seen, time.perf_counter()
+            for chosen in epoch_updates(rows.lengths, spec, self.seed, epoch):
                 loss = self._update(rows, chosen, done, rate(spec, done, total))
                 if not math.isfinite(loss):
                     wrong.append(f"the loss became NaN at update {done + 1}")
@@ -158,10 +167,10 @@ class Learner:
                 wrong.append(f"the loss became NaN at update {done}")
                 break
             epochs.append(
-                {"epoch": epoch, "loss": nats / len(rows), "selection": score, "selection_loss": loss,
+                {"epoch": epoch, "loss": nats / (seen - before), "selection": score, "selection_loss": loss,
                  "seconds": round(seconds, 3)}
             )  # fmt: skip
-            best.offer(epoch, (score, -loss), learned)
+            best.offer(epoch, (score, -loss if spec.equal_epochs == "lowest-loss" else 0.0), learned)
             if watcher:
                 watcher.scored(epoch, score)
             if spec.patience and epoch - best.epoch >= spec.patience:
@@ -216,7 +225,11 @@ def _auto_budget(device: torch.device) -> int:
 def rate(spec: TrainingSpec, done: int, total: int) -> float:
     """The learning rate of the update after `done`: linear warm-up, then to 0 (linear) or the floor (cosine)."""
     warm = spec.warmup * total
-    if done + 1 < warm:
+    if spec.warmup_start == "zero":
+        warm = int(warm)
+        if done < warm:
+            return spec.lr * done / warm
+    elif done + 1 < warm:
         return spec.lr * (done + 1) / warm
     left = min(1.0, (total - done) / (total - warm))  # 1 where the warm-up ends
     share = {"linear": left, "cosine": spec.floor + (1 - spec.floor) * (1 - math.cos(math.pi * left)) / 2}

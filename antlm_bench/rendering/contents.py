@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One finetuning: a task, the series it belongs to, its score, and what went wrong with it."""
+    """One finetuning: suite, task (its full name), series, score, and what went wrong with it."""
 
+    suite: str
     task: str
     series: str
     seed: int

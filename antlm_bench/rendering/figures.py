@@ -166,8 +166,8 @@ def _training(training: Training) -> Figure:
 
 
 def _seeds(seeds: Sequence[Seed], names: tuple[str, ...]) -> Iterator[Figure]:
-    for suite in dict.fromkeys(_collection(seed.task) for seed in seeds):
-        those = [seed for seed in seeds if _collection(seed.task) == suite]
+    for suite in dict.fromkeys(seed.suite for seed in seeds):
+        those = [seed for seed in seeds if seed.suite == suite]
         rows = []
         for seed in those:
             fallen = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
@@ -190,10 +190,6 @@ def _seeds(seeds: Sequence[Seed], names: tuple[str, ...]) -> Iterator[Figure]:
             draw=partial(charts.dots, rows, names, title="score"),
             grid=_grid(rows, names),
         )
-
-
-def _collection(task: str) -> str:
-    return task.partition(".")[0]
 
 
 def _present(rows: Sequence[Mapping[str, Any]]) -> frozenset[str]:

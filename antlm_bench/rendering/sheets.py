@@ -19,6 +19,8 @@ from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import Result, model_index
 from antlm_bench.rendering.tables import escape, printable
 from antlm_bench.rendering.units import unit
+from antlm_bench.suites.collection import MemberSpec
+from antlm_bench.types import task_full_name
 
 MACRO, MISSING = "Macro-average", "–"
 # Metrics that no table turns into percent.
@@ -67,7 +69,7 @@ def sheet(report: Report) -> Sheet:
         rows.append(Row("member", printable(member.name), cells))
         rows += [
             Row("task", printable(task), tuple(_part(entry, task, letters) for entry in entries))
-            for task in member.tasks
+            for task in _subtasks(member)
             if any(task in entry.parts for entry in entries)
         ]
         rows += list(_asides(entries))
@@ -121,6 +123,11 @@ def value(number: Number | None) -> str:
     if number.low is None or number.high is None:
         return written(number.value)
     return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
+
+
+def _subtasks(member: MemberSpec) -> tuple[str, ...]:
+    """Return the tasks that a member averages. A user's own file is the member itself: no task below it."""
+    return tuple(task for task in member.tasks if task != member.suite)
 
 
 def _part(entry: Entry, task: str, letters: _Letters) -> Cell:
@@ -266,8 +273,10 @@ def _flat(report: Report) -> Iterator[dict[str, Any]]:
             about = {"member": member.name, "suite": member.suite, "weight": weight}
             if entry.number:
                 yield _line(column, entry.number, about)
-            for task, number in entry.parts.items():
-                yield _line(column, number, {**about, "suite": f"{member.suite}.{task}", "task": task, "weight": None})
+            for task in _subtasks(member):
+                if number := entry.parts.get(task):
+                    part = {"suite": task_full_name(member.suite, task), "task": task, "weight": None}
+                    yield _line(column, number, about | part)
         if column.macro:
             suite = report.collection.name if report.collection else ""
             yield _line(column, column.macro, {"member": MACRO, "suite": suite})
@@ -294,7 +303,10 @@ def card(report: Report) -> str:
     for column in own:
         for member, entry in zip(report.members, column.entries, strict=True):
             named = [(member.suite, member.name, entry.number)]
-            named += [(f"{member.suite}.{t}", f"{member.name}: {t}", number) for t, number in entry.parts.items()]
+            named += [
+                (task_full_name(member.suite, task), f"{member.name}: {task}", entry.parts.get(task))
+                for task in _subtasks(member)
+            ]
             results += [_result(column, *one) for one in named if one[2]]
         if column.macro and report.collection:
             whole = replace(column.macro, seeds=0)  # no classification, whatever is in it

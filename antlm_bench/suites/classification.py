@@ -46,6 +46,36 @@ class TrainingSpec(Declaration):
     max_length: Annotated[int, Field(ge=8)]
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
     eps: Positive = 1e-8
+    # Which law is followed where ours and an official pipeline's differ. The default is ours. Each law
+    # has a test in tests/finetuning/test_official_finetuning.py.
+    last_batch: Literal["keep", "drop"] = "keep"
+    """What happens to the texts of an epoch that do not fill a batch."""
+    order: Literal["by-length", "random"] = "by-length"
+    """Whether an update holds texts of like length, or any."""
+    warmup_start: Literal["first-step", "zero"] = "first-step"
+    """Rate of update n (from 1) of w that warm up: lr * n / w; "zero": lr * (n - 1) / w, w rounded down."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Which tensors decay: those of two dimensions and more, or biases and norms, too."""
+    equal_epochs: Literal["lowest-loss", "first"] = "lowest-loss"
+    """Which of several epochs with the best selection score is kept."""
+    token_types: bool = True
+    """Whether a model that has token types (BERT) is given them."""
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """What the head reads; "auto": by attention, see finetuning.heads. `--pooling` overrides it."""
+    head_init: Literal["truncated-normal", "uniform"] = "truncated-normal"
+    """How the head is initialised; "uniform": as torch initialises a linear layer."""
+    rows: Literal["framed", "tokenizer"] = "framed"
+    """Who adds specials and cuts long texts: finetuning.data, or the tokenizer's own call."""
+    strip: bool = True
+    """Whether texts lose the white space at their ends."""
+
+    def recorded(self) -> Tables:
+        """Return what a cell's key holds: all numbers, and the laws that are not ours.
+
+        A law of ours is left out, so that keys of cells that are older than the laws stay valid.
+        """
+        laws = {name: value for name, value in LAWS.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=set(laws))
 
     @field_validator("clip")
     @classmethod
@@ -57,6 +87,10 @@ class TrainingSpec(Declaration):
         if self.floor and self.schedule != "cosine":
             raise ValueError(f"floor is where a cosine ends; the schedule is {self.schedule!r}")
         return self
+
+
+_FIRST_LAW = list(TrainingSpec.model_fields).index("last_batch")
+LAWS = {name: field.default for name, field in list(TrainingSpec.model_fields.items())[_FIRST_LAW:]}  # ours
 
 
 class SubstituteSpec(Declaration):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from antlm_bench.declarations import nearest, parse_value, user_path
 from antlm_bench.errors import DataError, UsageError
@@ -23,7 +25,7 @@ from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.pairs import is_pairs_file as is_own_file
 from antlm_bench.suites.spec import FileSpec
 from antlm_bench.suites.templates import fields_of, text_of, value_of
-from antlm_bench.types import Example
+from antlm_bench.types import Example, task_full_name
 
 Rows = Iterable[tuple[int, records.Record]]
 
@@ -57,7 +59,7 @@ class Task:
     @property
     def full_name(self) -> str:
         """The name of the task as a suite of its own: glue-2025.rte; a set of one's own has one task, and one name."""
-        return self.name if self.name == self.suite else f"{self.suite}.{self.name}"
+        return task_full_name(self.suite, self.name)
 
 
 def tasks(ref: str) -> list[str]:
@@ -103,8 +105,21 @@ def load(
         found = _official(spec, name, folder)
     training = _settings(spec, name, preset, changes)
     origin = task.trains_with or name
-    every = build(spec.task[origin], origin, "train", found["train"].rows, found["train"].place)
-    scored = build(task, name, "valid", found["valid"].rows, found["valid"].place)
+    unlabelled: dict[Split, int] = {}
+    makers: dict[Split, str] = {"train": origin, "valid": name}
+    built = {
+        split: build(
+            spec.task[maker],
+            maker,
+            split,
+            found[split].rows,
+            found[split].place,
+            strip=training.strip,
+            unlabelled=unlabelled,
+        )
+        for split, maker in makers.items()
+    }
+    every, scored = built["train"], built["valid"]
     train, chosen = _evenly(every, limit_train), _evenly(scored, limit_valid)
     _several(task, every, train, found["train"].place)
     return Task(
@@ -121,50 +136,91 @@ def load(
         select=spec.preset[preset].select if preset else "held-out",
         held_out=spec.held_out,
         digest=_digest(task, train, chosen),
-        notes=(*task.notes, *_notes(found["train"].note, ("train", every, train), ("scored", scored, chosen))),
+        notes=(
+            *task.notes,
+            *_unlabelled_notes(unlabelled, built),
+            *_notes(found["train"].note, ("train", every, train), ("scored", scored, chosen)),
+        ),
         trains_with=task.trains_with or "",
     )
 
 
-def build(task: TaskSpec, name: str, split: Split, rows: Rows, place: str) -> list[Example]:
+def build(
+    task: TaskSpec,
+    name: str,
+    split: Split,
+    rows: Rows,
+    place: str,
+    *,
+    strip: bool = True,
+    unlabelled: dict[Split, int] | None = None,
+) -> list[Example]:
     """The examples of these rows, in order. DataError names the first line that is wrong.
 
     An id is a text's number in its file: "rte_0" where it is scored (BabyLM's prediction id), "rte.train_0" in train.
-    Texts lose the white space at their ends: SST-2's official files end every sentence in a space and copies of its
-    train file do not, so that a model that reads the last token would be scored on one that it never trained on.
+    strip: texts lose the white space at their ends. SST-2's official files end every sentence in a
+    space and copies of its train file do not, so that a model that reads the last token would be
+    scored on one that it never trained on. unlabelled: split -> how many rows without a label were
+    left out, added here. A split without any label is refused.
     """
     fields = {template: fields_of(template) for template in (task.first, task.second, task.group, task.id)}
     labels = {"task": name}
     prefix = name if split == "valid" else f"{name}.{split}"
     same: dict[str, str] = {}  # a paragraph with thirty questions is kept once
     examples: dict[str, Example] = {}
+    left_out = 0
     for number, (line, record) in enumerate(rows):
         where = f"{place}:{line}"
-        filled = {template: text_of(template, names, record, where).strip() for template, names in fields.items()}
+        if _is_unlabelled(task, value_of(record, task.label, where)):
+            left_out += 1
+            continue
+        raw = {template: text_of(template, names, record, where) for template, names in fields.items()}
+        filled = {template: text.strip() for template, text in raw.items()}
         for template in (task.first, task.second, task.id):
             if template and not filled[template]:
                 raise DataError(f"the text of {template!r} is empty", place=where)
-        first, second = (same.setdefault(text, text) for text in (filled[task.first], filled[task.second]))
+        texts = filled if strip else raw
+        first, second = (same.setdefault(text, text) for text in (texts[task.first], texts[task.second]))
         own = filled[task.id] or f"{prefix}_{number}"
         if own in examples:
             raise DataError(f"the id {own!r} is there already", place=where)
         group = filled[task.group] and hashlib.sha256(filled[task.group].encode()).hexdigest()[:16]
         examples[own] = Example(own, first, second, _gold(task, record, where), labels, group)
+    if left_out and not examples:
+        hint = "a published test split hides its labels: use one whose labels are known, e.g. validation"
+        raise DataError(f"none of {left_out:,} rows has a label", place=place, hint=hint)
     if not examples:
         raise DataError("0 rows", place=place)
+    if left_out and unlabelled is not None:
+        unlabelled[split] = left_out
     return list(examples.values())
 
 
-def _gold(task: TaskSpec, record: records.Record, place: str) -> int:
-    """The class of a row: the index that its label is, or that of the class whose name it is."""
-    value = value_of(record, task.label, place)
+def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
+    """Return whether a label means "none": null, nothing, NaN, or -1 where no class has that name."""
     if isinstance(value, str):
-        if value in task.classes:
-            return task.classes.index(value)
-        value = int(value) if value.isascii() and value.isdigit() else value  # a table's cells are all texts
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.classes):
-        return value
-    known = ", ".join(f"{number} ({name})" for number, name in enumerate(task.classes[:12]))
+        value = value.strip()
+    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return missing or (str(value) == "-1" and "-1" not in task.classes)
+
+
+def _gold(task: TaskSpec, record: records.Record, place: str) -> int:
+    """Return the class of a row: that whose name the label is, else the class at that number.
+
+    Where the names of classes are themselves numbers (ratings 1 to 5), a label is always a name and
+    never a position.
+    """
+    value = value_of(record, task.label, place)
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if name in task.classes:
+        return task.classes.index(name)
+    named_by_numbers = any(labelled.is_number(one) for one in task.classes)
+    if not named_by_numbers and isinstance(name, str) and name.isascii() and name.isdigit():  # cells are all texts
+        number = int(name)
+        if number < len(task.classes):
+            return number
+    pairs = enumerate(task.classes[:12])
+    known = ", ".join(one if named_by_numbers else f"{number} ({one})" for number, one in pairs)
     raise DataError(f"unknown label {value!r:.40}", place=place, hint=f"labels are {known}")
 
 
@@ -289,10 +345,19 @@ def _notes(note: str, *splits: tuple[str, Sequence[Example], Sequence[Example]])
     return notes
 
 
+def _unlabelled_notes(unlabelled: Mapping[Split, int], built: Mapping[Split, Sequence[Example]]) -> list[str]:
+    called: dict[Split, str] = {"train": "train", "valid": "scored"}
+    return [
+        f"incomplete: {count:,} of {count + len(built[split]):,} {called[split]} rows have no label and are left out"
+        for split, count in unlabelled.items()
+    ]
+
+
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:
+    """Return the sha256 of the data. Texts enter stripped: whether they are is a law of training."""
     sha = hashlib.sha256(json.dumps([task.metric, task.classes]).encode())
     encode = json.JSONEncoder(ensure_ascii=True).encode
     for number, examples in enumerate(splits):
         for one in examples:
-            sha.update(encode([number, one.id, one.first, one.second, one.gold, one.group]).encode())
+            sha.update(encode([number, one.id, one.first.strip(), one.second.strip(), one.gold, one.group]).encode())
     return sha.hexdigest()

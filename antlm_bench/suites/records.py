@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from antlm_bench.declarations import decode_utf8
@@ -20,7 +21,8 @@ def read(raw: bytes, name: str, place: str) -> Records:
     """(line, record) of each row of a .jsonl, .csv, .tsv or .json (`lists`) file, by `name`; `place` is for errors.
 
     Text is taken as it is; a byte order mark at the start and blank lines are passed over. CSV and TSV: first row =
-    column names; quoting as in RFC 4180 (a quoted field may hold the separator, line ends and doubled quotes).
+    column names. CSV is quoted as in RFC 4180 (a quoted field may hold the separator, line ends and
+    doubled quotes); of a TSV its quotes decide (see _is_quoted): GLUE's files are not quoted.
     """
     suffix = name.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in (*READERS, "json"):
@@ -47,29 +49,68 @@ def _jsonl(text: str, place: str) -> Records:
         yield number, record
 
 
-def _table(delimiter: str) -> Callable[[str, str], Records]:
-    def rows(text: str, place: str) -> Records:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header: list[str] = []
-        start = 1
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise DataError(f"not a table: {error}", place=f"{place}:{reader.line_num}") from None
-            if row is None:
-                return
-            if row and not header:
-                header = _columns(row, f"{place}:{start}")
-            elif row:
-                if len(row) != len(header):
-                    message = f"{len(row)} fields, but the header has {len(header)} columns"
-                    hint = "a field with the separator in it must stand in double quotes"
-                    raise DataError(message, place=f"{place}:{start}", hint=hint)
-                yield start, dict(zip(header, row, strict=True))
-            start = reader.line_num + 1
+def _csv(text: str, place: str) -> Records:
+    hint = "a field with the separator in it must stand in double quotes"
+    return _table(_quoted_rows(text, ",", place), place, hint)
 
-    return rows
+
+def _tsv(text: str, place: str) -> Records:
+    """Read a TSV. GLUE's files hold stray quotes and no quoting; pandas and R quote as in CSV."""
+    lines = enumerate(re.split("\r\n|\r|\n", text), start=1)
+    rows = [(number, line.split("\t")) for number, line in lines if line]
+    if '"' in text and _is_quoted(text, [row for _, row in rows]):
+        return _table(_quoted_rows(text, "\t", place), place, "a field with a tab in it must stand in double quotes")
+    return _table(rows, place, "its fields are not all quoted, so that a tab or a line end in a field ends it")
+
+
+def _is_quoted(text: str, rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a TSV is quoted as in RFC 4180. rows: the text split at every tab and line end.
+
+    It is where its header is, and where rows differ in length but reading it with quotes makes them
+    equal. Else quotes are text, unless each field that holds one is a quoted field with a doubled
+    quote inside. A quoted field that holds both a tab and a line end can look like two rows with
+    stray quotes; it is taken for these, as GLUE has many.
+    """
+    quoted = re.compile(r'"(?:[^"]|"")*"')
+    if all(map(quoted.fullmatch, rows[0])):
+        return True
+    if len({len(row) for row in rows}) > 1:
+        try:
+            found = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+            return len({len(row) for row in found if row}) == 1
+        except csv.Error:
+            return False
+    held = [field for row in rows for field in row if '"' in field]
+    return all(quoted.fullmatch(field) and '""' in field[1:-1] for field in held)
+
+
+def _quoted_rows(text: str, delimiter: str, place: str) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it begins, fields) of each row that is not empty."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"not a table: {error}", place=f"{place}:{reader.line_num}") from None
+        if row is None:
+            return
+        if row:
+            yield start, row
+        start = reader.line_num + 1
+
+
+def _table(rows: Iterable[tuple[int, list[str]]], place: str, hint: str) -> Records:
+    """Records of rows; the first row names the columns. hint: of a row of another length."""
+    header: list[str] = []
+    for line, row in rows:
+        if not header:
+            header = _columns(row, f"{place}:{line}")
+            continue
+        if len(row) != len(header):
+            message = f"{len(row)} fields, but the header has {len(header)} columns"
+            raise DataError(message, place=f"{place}:{line}", hint=hint)
+        yield line, dict(zip(header, row, strict=True))
 
 
 def _columns(header: list[str], place: str) -> list[str]:
@@ -91,4 +132,4 @@ def lists(text: str, place: str) -> Records:
     yield from enumerate(records, start=1)
 
 
-READERS: dict[str, Callable[[str, str], Records]] = {"jsonl": _jsonl, "csv": _table(","), "tsv": _table("\t")}
+READERS: dict[str, Callable[[str, str], Records]] = {"jsonl": _jsonl, "csv": _csv, "tsv": _tsv}

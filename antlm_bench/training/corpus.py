@@ -133,7 +133,12 @@ def _encode(tokenizer: Tokenizer, block: list[Line], eos: bool) -> list[list[int
 
 
 def train_tokenizer(lines: Iterator[str], spec: TokenizerSpec, eos: bool) -> Tokenizer:
-    """A byte-level BPE with the specials at ids 0 to 4, that writes `<s> text` (and `</s>` if rows hold them)."""
+    """Train a byte-level BPE with the specials at ids 0 to 4 and the template of the training rows.
+
+    eos: rows hold </s>. A text is then `<s> A </s>` and a pair `<s> A </s> B </s>`. Else a text is
+    `<s> A` and a pair `<s> A <s> B`: <s> is the only special between two texts that the model has
+    seen, and </s> would be untrained.
+    """
     bpe = Tokenizer(models.BPE(unk_token=SPECIALS["unk_token"]))
     if spec.normalizer:
         bpe.normalizer = getattr(normalizers, spec.normalizer)()
@@ -148,6 +153,8 @@ def train_tokenizer(lines: Iterator[str], spec: TokenizerSpec, eos: bool) -> Tok
         show_progress=False,
     )
     bpe.train_from_iterator(lines, trainer)
-    template = "<s> $A </s>" if eos else "<s> $A"
-    bpe.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    single, pair = ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1") if eos else ("<s> $A", "<s> $A <s> $B:1")
+    bpe.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
     return bpe

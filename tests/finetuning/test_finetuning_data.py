@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,14 @@ from hypothesis import strategies as st
 from tiny import model_for
 from tokenizers import processors
 from toy_bodies import body_of, example
+from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.finetuning.batches import padded
-from antlm_bench.finetuning.data import encode, fitted, frame
+from antlm_bench.finetuning.data import encode, encode_by_tokenizer, fitted, frame
+from antlm_bench.scoring.text import specials
+from antlm_bench.training.corpus import SPECIALS, train_tokenizer
+from antlm_bench.training.recipe import TokenizerSpec
 from antlm_bench.types import Example
 
 
@@ -64,6 +70,21 @@ def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, b
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     assert frame(body, "full").between == between
+
+
+@pytest.mark.parametrize("eos", [False, True])
+@pytest.mark.parametrize("attention", ["causal", "full"])
+def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
+    """Else a checkpoint of ours would be finetuned on other rows here than by the official code."""
+    tokenizer = train_tokenizer(iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), eos)
+    body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
+    around = {a: specials(wrapped, a, "auto") for a in ("causal", "full")}
+    body = dataclasses.replace(body, tokenizer=wrapped, around=around)
+    pairs = [Example("e", "the cat", "a dog", 0), Example("f", "the cat sees", "", 1)]
+    ours, theirs = encode(body, attention, pairs, 40), encode_by_tokenizer(body, pairs, 40)
+    assert [row.tolist() for row in ours.ids] == [row.tolist() for row in theirs.ids]
+    assert ours.ids[0].tolist().count(2 if eos else 1) == 2
 
 
 def test_without_separator_and_eos_a_line_end_stands_between():

@@ -164,11 +164,10 @@ def test_labels_are_indices_or_names_and_texts_lose_the_space_at_their_ends(tmp_
 
 BAD = [
     ({"text": "x", "label": 2}, r"mood.valid.jsonl:2: unknown label 2\n.*0 \(bad\), 1 \(good\)"),
-    ({"text": "x", "label": -1}, "unknown label -1"),
+    ({"text": "x", "label": -2}, "unknown label -2"),
     ({"text": "x", "label": True}, "unknown label True"),
     ({"text": "x", "label": "goood"}, "unknown label 'goood'"),
     ({"text": "x", "label": 0.5}, "unknown label 0.5"),
-    ({"text": "x", "label": None}, "unknown label None"),
     ({"text": "x", "lable": 1}, r"mood.valid.jsonl:2: the field 'label' is missing\n.*did you mean 'lable'"),
     ({"text": "", "label": 1}, r"mood.valid.jsonl:2: the text of '\{text\}' is empty"),
     ({"text": " \n ", "label": 1}, "is empty"),
@@ -182,6 +181,45 @@ BAD = [
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Record, says: str) -> None:
     with pytest.raises(DataError, match=says):
         examples.load(written(tmp_path, valid=[VALID[0], row]), "mood")
+
+
+@pytest.mark.parametrize("label", [-1, "-1", None, "", " ", float("nan")])
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, label: object) -> None:
+    """GLUE's files write -1. Ids stay those of the rows in their file."""
+    hidden = {"text": "a wug", "label": label}
+    train = [TRAIN[0], hidden, *TRAIN[1:]]
+    task = examples.load(written(tmp_path, train, [hidden, *VALID]), "mood")
+    assert [one.id for one in task.valid] == ["mood_1", "mood_2"] and len(task.train) == len(TRAIN)
+    assert task.notes == (
+        "incomplete: 1 of 11 train rows have no label and are left out",
+        "incomplete: 1 of 3 scored rows have no label and are left out",
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_split_without_any_label_is_refused(tmp_path: Path, split: str) -> None:
+    hidden = [{"text": "a wug", "label": -1}] * 3
+    with pytest.raises(DataError, match=rf"mood.{split}.jsonl: none of 3 rows has a label\n.*test split"):
+        examples.load(written(tmp_path, **{split: hidden}), "mood")
+
+
+@pytest.mark.parametrize(("label", "gold"), [(1, 1), ("1", 1), (0, 0), ("0", 0), ("2", None), (2, None), (-2, None)])
+def test_names_that_are_numbers_are_names_and_no_positions(tmp_path: Path, label: object, gold: int | None) -> None:
+    """Label 1 is the class called 1, in whatever order the classes stand."""
+    numbers = MINE.replace(
+        'classes = ["bad", "good"]', 'classes = ["0", "1"]' if gold is not None else 'classes = ["1", "0"]'
+    )
+    ref = written(tmp_path, valid=[VALID[0] | {"label": label}], body=numbers)
+    if gold is None:
+        with pytest.raises(DataError, match=r"unknown label .*\n.*labels are 1, 0"):
+            examples.load(ref, "mood")
+        return
+    assert examples.load(ref, "mood").valid[0].gold == gold
+    turned = numbers.replace('classes = ["0", "1"]', 'classes = ["1", "0"]')
+    assert (
+        examples.load(written(tmp_path, valid=[VALID[0] | {"label": label}], body=turned), "mood").valid[0].gold
+        == 1 - gold
+    )
 
 
 def test_what_cannot_be_learnt_of_or_scored_is_refused(tmp_path: Path) -> None:

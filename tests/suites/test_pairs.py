@@ -6,12 +6,13 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from antlm_bench.errors import BenchError, DataError, UsageError
@@ -181,6 +182,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_any_table_of_texts_is_read_back_as_it_was_written(
     folder: Path, rows: list[tuple[str, str]], tabs: bool, quoting: int
 ) -> None:
+    both = any("\t" in text and re.search("[\r\n]", text) for row in rows for text in row)
+    assume(not (tabs and both and quoting == csv.QUOTE_MINIMAL))  # it can look like rows with stray quotes, as GLUE's
     out = io.StringIO(newline="")
     csv.writer(out, delimiter="\t" if tabs else ",", quoting=quoting).writerows([("good", "bad"), *rows])  # type: ignore[arg-type]
     ref = written(folder, "a.tsv" if tabs else "a.csv", out.getvalue())

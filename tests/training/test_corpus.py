@@ -56,6 +56,20 @@ def test_lines_stand_between_specials_as_scoring_writes_them(tmp_path: Path, eos
     assert corpus.lines[0] == 0 and corpus.lines[-1] == len(corpus)
 
 
+@pytest.mark.parametrize("eos", [False, True])
+def test_a_pair_has_a_separator_that_was_trained(tmp_path: Path, eos: bool) -> None:
+    """The stream is `<s> line <s> line`, or `<s> line </s> <s> line </s>`."""
+    corpus = built(tmp_path, "the cat sleeps\nno dog\n", eos=eos)
+    tokenizer = corpus.tokenizer
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat", "no dog"))
+    separator, end = ([EOS], [EOS]) if eos else ([BOS], [])
+    pair = tokenizer("the cat", "no dog")
+    assert pair["input_ids"] == [BOS, *first, *separator, *second, *end]
+    assert set(separator) <= set(corpus.tokens.tolist())
+    assert tokenizer("the cat")["input_ids"] == [BOS, *first, *end], "a single text is as before"
+    assert pair.encodings[0].type_ids == [0] * (2 + len(first)) + [1] * len([*second, *end])
+
+
 def test_tokens_say_the_text_again(tmp_path: Path) -> None:
     lines = ["the old cat", "Zürich, naïve: 42 ☕!", "tabs\tand  spaces ", "�"]
     assert decoded(built(tmp_path, "\n".join(lines))) == lines
