@@ -123,8 +123,7 @@ def _generator(key: Sequence[int], stream: int) -> np.random.Philox:
 
 
 def _uniform(raw: NDArray[np.uint64]) -> Floats:
-    uniform: Floats = (raw >> np.uint64(11)) * 2.0**-53
-    return uniform
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _drawn(keys: Sequence[Sequence[int]], width: int) -> _Draws:
