@@ -225,6 +225,21 @@ class DistilSpec(Declaration):
     divergence: Literal["per-sequence", "per-token"] = "per-sequence"
 
 
+class DifferenceSpec(Declaration):
+    """Where a recipe departs from its paper, or decides what the paper leaves open.
+
+    number: what differs, a key of the recipe where it is one. option: `--set KEY=VALUE ...` that gives the original,
+    or the other choice; "" where there is none. A recipe inherits the differences of the one that it extends; an
+    entry of the same number replaces one, and an entry without `ours` takes it back.
+    """
+
+    number: str
+    paper: str = ""
+    ours: str = ""
+    why: str = ""
+    option: str = ""
+
+
 class EvaluateSpec(Declaration):
     """What every milestone is scored on, with the scorer of `antlm-bench score`. limit: items per paradigm."""
 
@@ -240,6 +255,7 @@ class Recipe(Declaration):
     scale: str = ""
     sources: Many[str]
     notes: Many[str] = ()
+    difference: Many[DifferenceSpec] = ()
     methods: Many[str]  # how its checkpoints are scored; the first by default
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     model: ModelSpec
@@ -331,7 +347,17 @@ def _tables(path: Path) -> Tables:
             f"{parent!r} itself extends {below['extends']!r}: one level only",
             place=f"{path}: extends",
         )
-    return merged(below, tables)
+    out = merged(below, tables)
+    if isinstance(below.get("difference"), list) and isinstance(tables.get("difference"), list):
+        out["difference"] = _differences(below["difference"], tables["difference"])
+    return out
+
+
+def _differences(below: list[Any], above: list[Any]) -> list[Any]:
+    """Entries of `above` over those of the same number; an entry without `ours` takes one back."""
+    rows = {row.get("number") if isinstance(row, dict) else number: row for number, row in enumerate(below)}
+    rows |= {row.get("number") if isinstance(row, dict) else -1 - number: row for number, row in enumerate(above)}
+    return [row for row in rows.values() if not isinstance(row, dict) or len(row) > 1]
 
 
 def _change(text: str) -> Tables:

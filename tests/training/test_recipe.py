@@ -88,7 +88,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("model", layer_mix="zero"), "model", "layer_mix is ltg-bert's"),
     (changed("model", norm_eps=float("nan")), "model.norm_eps", "finite"),
     (changed("tokenizer", vocabulary=200), "tokenizer.vocabulary", "261"),
-    (changed("corpus", document="page"), "corpus.document", "'file' or 'line'"),
+    (changed("corpus", document="page"), "corpus.document", "'file', 'line' or 'corpus'"),
     ({"phase": []}, "", "at least one"),
     ({"phase": [{"epochs": 1, "causal": 1}, {"steps": 9, "causal": 1}]}, "", "all in epochs or all in steps"),
     ({"phase": [{"epochs": 1, "steps": 9, "causal": 1}]}, "phase.0", "either epochs or steps"),
