@@ -121,10 +121,10 @@ class Training:
 
     def step(self, step: Step) -> dict[str, Any]:
         """One optimizer step; what the log keeps of it. Raises TrainingError for a loss out of bounds or stuck."""
-        first, lengths = self._rows(step), self._lengths(step)
+        first = self._rows(step)
         if step.switch and self.recipe.optimizer.at_switch == "reset":
             self.optimizer.state.clear()
-        batches = self._batches(step, first, lengths)
+        batches = self._batches(step, first)
         counts = self._summed({batch.objective: batch.count for batch in batches})
         shares = self._shares(step, counts)
         nats = dict.fromkeys(counts, 0.0)
@@ -143,7 +143,7 @@ class Training:
         if self.ema:
             self.ema.update()
         self.done, self.tokens = step.number + 1, step.start + step.tokens
-        self.words += self.corpus.words_in(first, lengths)
+        self.words += self.corpus.words_in(first, self._lengths(step))
         return {"step": self.done, "words": round(self.words), "tokens": self.tokens, "lr": step.lr, "norm": norm,
                 "loss": losses}  # fmt: skip
 
@@ -168,7 +168,7 @@ class Training:
             lengths = np.where(cut, dice.integers(1, step.length, size=step.rows), lengths)
         return lengths
 
-    def _batches(self, step: Step, first: Int64, lengths: Int64) -> list[Batch]:
+    def _batches(self, step: Step, first: Int64) -> list[Batch]:
         """This process's part of a step: one batch per objective, of every so many-th row."""
         mine = np.arange(self.accelerator.process_index, step.rows, self.accelerator.num_processes)
         made = []
@@ -177,7 +177,7 @@ class Training:
                 continue
             ids, segments = self.corpus.rows(first[samples], step.length)
             if self.recipe.batch.short:
-                ids, segments = shortened(ids, segments, lengths[samples])
+                ids, segments = shortened(ids, segments, self._lengths(step)[samples])
             if causal:
                 made.append(clm(ids, segments, samples))
                 continue

@@ -150,21 +150,25 @@ def test_the_layout_of_a_batch_changes_rounding_only(recipe: Recipe, corpus_of: 
 
 
 def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
-    for offset in ("fixed", "random"):
+    for offset in ("fixed", "random", "row"):
         recipe = toy(corpus={"offset": offset})
         corpus = corpus_of(recipe)
         training = Training(recipe, corpus, Conditions(device="cpu"))
         passes: dict[int, list[int]] = {}
         for step in timeline(recipe, len(corpus)):
             passes.setdefault(step.sweep, []).extend(training._rows(step).tolist())
-        many = rows_in(len(corpus), 16, offset == "random")
+        many = rows_in(len(corpus), 16, offset)
         assert len(passes) == 2 and passes[0] != passes[1]
         for rows in passes.values():
             begin = min(rows)
+            if offset == "row":  # each row begins anywhere in its own part of the text
+                assert sorted(row // 16 for row in rows) == [*range(many)] and len({row % 16 for row in rows}) > 1
+                assert min(rows) >= 0 and max(rows) + 16 <= len(corpus)
+                continue
             assert sorted(rows) == [begin + 16 * n for n in range(many)] and begin < 16
             assert begin == 0 or offset == "random"
             assert max(rows) + 16 <= len(corpus)
-        assert (len({min(rows) for rows in passes.values()}) > 1) == (offset == "random")
+        assert (len({min(rows) for rows in passes.values()}) > 1) == (offset != "fixed")
 
 
 def gradients(training: Training, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
@@ -223,11 +227,11 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
     recipe, log = toy(**blocks((1, 1, 0), (2, 0, 1), (1, 1, 0))), Log()
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
-    epoch = math.ceil(rows_in(len(corpus), 16, False) / 4)
+    epoch = math.ceil(rows_in(len(corpus), 16, "fixed") / 4)
     asked = [[*record["loss"]] for record in log.records]
     assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
     assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
-    read = rows_in(len(corpus), 16, False) * 16
+    read = rows_in(len(corpus), 16, "fixed") * 16
     assert log.records[-1]["words"] == pytest.approx(4 * corpus.words_in(np.array([0]), read), abs=0.6)
 
 
@@ -283,19 +287,26 @@ class TestDistillation:
             made.append(model)
         return made
 
-    def test_the_student_follows_the_teachers_mean(self, corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("divergence", ["per-sequence", "per-token"])
+    def test_the_student_follows_the_teachers_mean(
+        self, divergence: str, corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         corpus = corpus_of(self.RECIPE)
         teachers = self.teachers("llama", "gpt2", vocabulary=len(corpus.tokenizer))
-        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
-        step = timeline(self.RECIPE, len(corpus))[0]
+        distil = self.RECIPE.distil
+        assert distil is not None and distil.divergence == "per-sequence", "the published law is the default"
+        recipe = self.RECIPE.model_copy(update={"distil": distil.model_copy(update={"divergence": divergence})})
+        training = Training(recipe, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
+        step = timeline(recipe, len(corpus))[0]
         (batch,) = training._batches(step, training._rows(step))
-        asked = torch.from_numpy(batch.targets) >= 0
+        asked = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
         taught = [(states(t, batch) @ output_head(t)[0].t())[asked].float() for t in training.teachers]
         mean = torch.stack(taught).mean(0)
         logits = (states(training.model, batch) @ output_head(training.model)[0].t())[asked]
         soft = F.kl_div(
             F.log_softmax(logits / 2, -1), F.log_softmax(mean / 2, -1), log_target=True, reduction="batchmean"
         )
+        soft = soft if divergence == "per-token" else soft * len(logits) / len(batch)
         expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
         found = gradients(training, step, monkeypatch)
         assert expected.keys() == found.keys()

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_recipe import blocks, toy
 
@@ -23,6 +23,7 @@ def passes(steps: list[Step]) -> list[list[Step]]:
     return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.sweep)]
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(31, 5000),
     batch=st.integers(16, 600),
