@@ -21,7 +21,7 @@ from antlm_bench.errors import TrainingError
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
-from antlm_bench.training.objectives import Batch
+from antlm_bench.training.objectives import Batch, clm
 from antlm_bench.training.pretrain import Conditions, Training, pretrain
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import rows_in, timeline
@@ -108,6 +108,14 @@ RESUMED = {
         **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps"),
     ),
     "growing": toy(batch={"final_tokens": 128, "longer": [[0.4, 32]]}, **steps(20, 1, 1)),
+    "evened out": toy(
+        model=GPT_BERT,
+        objective={"masked": "mntp", "spans": "uniform", "even": True},
+        corpus={"offset": "random"},
+        **steps(20, 1, 3),
+    ),
+    "short rows": toy(batch={"short": 0.5}, objective={"spans": "geometric"}, **steps(20, 1, 1)),
+    "whole files": toy(corpus={"layout": "files", "document": "corpus", "offset": "row"}, **steps(20, 1, 0)),
 }
 
 
@@ -321,6 +329,59 @@ class TestDistillation:
         assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
         state = (tmp_path / "state" / "00000002" / "tensors").read_bytes()
         assert b"teacher" not in state[:20_000]
+
+
+class TestHeldOut:
+    RECIPE = toy(corpus={"held_out": 0.2}, optimizer={"lr": 0.05, "schedule": "constant"}, **blocks((6, 1, 0)))
+
+    def held_out_loss(self, training: Training) -> float:
+        """The mean cross-entropy on all rows of the held-out text, by whole logits."""
+        text = training.corpus.held_out
+        assert text is not None
+        ids = np.array([text.tokens[16 * n : 16 * n + 16] for n in range(len(text) // 16)], np.int64)
+        document = np.searchsorted(text.documents, np.arange(ids.size).reshape(ids.shape), side="right")
+        training.model.eval()
+        with torch.no_grad():
+            loss = entropy(training, clm(ids, document, np.arange(len(ids)))).item()
+        training.model.train()
+        return loss
+
+    def test_the_pass_with_the_lowest_loss_is_the_result(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        corpus, log, seen = corpus_of(self.RECIPE), Log(), []
+        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=32))
+
+        def look(record: dict[str, Any]) -> None:
+            if "held_out" in record:
+                assert record["held_out"] == pytest.approx(self.held_out_loss(training), rel=1e-5)
+                seen.append((record["held_out"], record["step"], weights(training)))
+
+        log.meddle = look
+        pretrain(training, tmp_path, log, Conditions(device="cpu", micro_tokens=32))
+        assert len(seen) == 6
+        loss, step, best = min(seen, key=lambda one: one[0])
+        assert loss < seen[-1][0], "the last pass is over-fitted: else this would show nothing"
+        assert farthest(load_file(tmp_path / "main" / "model.safetensors"), best) == 0
+        card = json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]
+        assert card["steps"] == step
+
+    def test_a_stopped_run_selects_the_same(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        corpus = corpus_of(self.RECIPE)
+        total = len(timeline(self.RECIPE, len(corpus)))
+        run(self.RECIPE, corpus, tmp_path / "whole")
+        for stop in (total // 3, 2 * total // 3):
+            run(self.RECIPE, corpus, tmp_path / "parts", stop_after=stop)
+        run(self.RECIPE, corpus, tmp_path / "parts")
+        for file in ("main/model.safetensors", "main/config.json", f"state/{total:08}/tensors"):
+            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+    def test_a_teacher_counts_in_the_selection(self, corpus_of: CorpusOf) -> None:
+        distil = {"teachers": ["a"], "temperature": 2.0, "alpha": 0.3}
+        recipe = toy(corpus={"held_out": 0.2}, distil=distil, **blocks((2, 1, 0)))
+        corpus = corpus_of(recipe)
+        (teacher,) = TestDistillation().teachers("llama", vocabulary=len(corpus.tokenizer))
+        training = Training(recipe, corpus, Conditions(device="cpu"), [teacher])
+        plain = self.held_out_loss(training)
+        assert training.held_out_loss() > 0.3 * plain + 0.01
 
 
 class TestFailure:
