@@ -4,8 +4,8 @@ A mask depends on (seed, step, sample) and on which dropout of the model asks, n
 to stand among: one process with four rows, two with two, and accumulation learn the same weights, and to resume needs
 no generator's state. Masks of raw 16-bit draws are also several times faster than torch's own on a CPU.
 
-Attention dropout that a model hands to scaled_dot_product_attention as a number (BERT, GPT-2) is reached by `attend` in
-its place: see build.key_dropout. Pre-training does without: its own architectures drop out by modules.
+Attention dropout that a model hands to scaled_dot_product_attention as a number (Llama, GPT-2, BERT) is reached by
+`attend` in its place: see build.key_dropout.
 """
 
 from __future__ import annotations

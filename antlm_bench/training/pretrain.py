@@ -25,7 +25,7 @@ from torch import Tensor
 from antlm_bench.errors import TrainingError
 from antlm_bench.machine import keep_pages
 from antlm_bench.training import dropout, optim, saving
-from antlm_bench.training.build import build, output_head, targets_of
+from antlm_bench.training.build import build, key_dropout, output_head, targets_of
 from antlm_bench.training.corpus import Corpus, Int64
 from antlm_bench.training.losses import Head, Teaching, sliced_cross_entropy
 from antlm_bench.training.objectives import Batch, Masking, clm, masked, shortened
@@ -106,7 +106,7 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.vocabulary = len(corpus.tokenizer)
         self.model = build(recipe.model, self.vocabulary, masked="full" in recipe.attends).to(self.device).train()
-        dropout.key(self.model)
+        key_dropout(self.model) if recipe.model.attention_dropout else dropout.key(self.model)
         if conditions.compiled:
             self.model.base_model.compile()
         self.micro_tokens = conditions.micro_tokens or MICRO_TOKENS.get(self.device.type, MICRO_TOKENS_ELSEWHERE)

@@ -22,7 +22,7 @@ from antlm_bench.training import pretrain as loop
 from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
 from antlm_bench.training.objectives import Batch, clm
-from antlm_bench.training.pretrain import Conditions, Training, pretrain
+from antlm_bench.training.pretrain import Conditions, HiddenCounts, Training, pretrain
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import rows_in, timeline
 
@@ -94,7 +94,7 @@ def steps(many: int, causal: float, masked: float) -> dict[str, Any]:
 
 
 RESUMED = {
-    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1}, **steps(20, 1, 0)),
+    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1, "attention_dropout": 0.1}, **steps(20, 1, 0)),
     "lamb, averaged": toy(
         model=GPT_BERT,
         optimizer={"name": "lamb", "ema": 0.9, "schedule": "linear", "weight_decay": 0.1},
@@ -144,7 +144,7 @@ def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path
 @pytest.mark.parametrize(
     "recipe",
     [
-        toy(optimizer=SMOOTH, **steps(6, 1, 0)),
+        toy(model={"attention_dropout": 0.1}, optimizer=SMOOTH, **steps(6, 1, 0)),
         toy(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
         toy(model=GPT_BERT, optimizer=SMOOTH | {"name": "lamb"}, batch={"tokens": 96}, **steps(6, 1, 2)),
     ],
@@ -243,6 +243,18 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
     assert log.records[-1]["words"] == pytest.approx(4 * corpus.words_in(np.array([0]), read), abs=0.6)
 
 
+def test_short_rows_are_as_short_as_in_the_original_code(corpus_of: CorpusOf, cases_root: Path) -> None:
+    recipe = toy(batch={"tokens": 14 * 200, "length": 14, "short": 0.1}, **steps(50, 0, 1))
+    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
+    lengths = np.concatenate([training._lengths(step) for step in timeline(recipe, 10**6)])
+    shares = np.bincount(lengths, minlength=15) / len(lengths)
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    for name in ("ltg-bert (babylm/train)", "elc-bert"):
+        recorded = json.loads(text)["short_sequences"][name]["words_left"]
+        for words in range(1, 15):
+            assert abs(shares[words] - recorded[str(words)]) < 5 * (2 * recorded[str(words)] / len(lengths)) ** 0.5
+
+
 @pytest.mark.parametrize(("rule", "updates"), [("keep", 9), ("reset", 4)])
 def test_the_optimizer_forgets_at_a_switch_if_told_to(
     rule: str, updates: int, corpus_of: CorpusOf, tmp_path: Path
@@ -329,6 +341,22 @@ class TestDistillation:
         assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
         state = (tmp_path / "state" / "00000002" / "tensors").read_bytes()
         assert b"teacher" not in state[:20_000]
+
+
+def test_counts_of_what_was_hidden_add_up_over_processes() -> None:
+    """Each process counts what it has hidden itself, and learns of the others' when both call `share`."""
+    delta = np.zeros(4, np.int16)
+    counts = [HiddenCounts(4, lambda _: delta) for _ in range(2)]
+    before = np.zeros(4, np.int16)
+    for number in range(3):
+        counts[0].counts[number] += 1
+        counts[1].counts[3] += 1
+        delta = sum(one.counts - before for one in counts)
+        for one in counts:
+            one.share()
+            assert one.counts.tolist() == (before + delta).tolist()
+        before = before + delta
+    assert before.tolist() == [1, 1, 1, 3]
 
 
 class TestHeldOut:
