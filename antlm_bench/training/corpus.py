@@ -118,6 +118,9 @@ def _build(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions:
     kept, rest = split(text, spec.held_out) if spec.held_out else (text, None)
     _write_stream(kept, tokenizer, spec, folder)
     if rest:
+        if not any(True for part in rest.parts for _ in part.lines()):
+            hint = "give a larger --corpus, or --set corpus.held_out=0"
+            raise DataError(f"no line is held out by a share of {spec.held_out:g}", place=text.name, hint=hint)
         (folder / HELD_OUT).mkdir()
         _write_stream(rest, tokenizer, spec, folder / HELD_OUT)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS, model_max_length=positions)

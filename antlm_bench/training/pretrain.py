@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antlm_bench.errors import TrainingError
+from antlm_bench.errors import DataError, TrainingError
 from antlm_bench.machine import keep_pages
 from antlm_bench.training import dropout, optim, saving
 from antlm_bench.training.build import build, key_dropout, output_head, targets_of
@@ -360,9 +360,15 @@ def pretrain(training: Training, out: Path, watcher: Watcher, conditions: Condit
     """Train to the end, or until asked to stop; the final checkpoint, None if there is none yet.
 
     Leaves in `out`: state/, chck_1M ... by words seen, main, and best/ where a recipe selects a pass by held-out loss.
-    Raises TrainingError and RunError.
+    Raises DataError, TrainingError and RunError.
     """
     steps = timeline(training.recipe, len(training.corpus))
+    held_out, length = training.corpus.held_out, training.recipe.batch.length
+    if held_out and not rows_in(len(held_out), length, "fixed"):
+        raise DataError(
+            f"the held-out text has {len(held_out):,} tokens, less than one row of {length}",
+            hint="give a larger --corpus, or a larger share: --set corpus.held_out=0.1",
+        )
     main = training.accelerator.is_main_process
     training.load_state(out / "state")
     if main:
@@ -372,7 +378,7 @@ def pretrain(training: Training, out: Path, watcher: Watcher, conditions: Condit
         before, started = training.words, time.monotonic()
         record = training.step(step)
         pass_ends = step is steps[-1] or steps[step.number + 1].sweep != step.sweep
-        if pass_ends and training.corpus.held_out:
+        if pass_ends and held_out:
             record["held_out"] = training.held_out_loss()
             if main:
                 training.keep_if_best(out / "best", record["held_out"])
@@ -393,7 +399,7 @@ def pretrain(training: Training, out: Path, watcher: Watcher, conditions: Condit
             return None
     _save_state(training, out)
     if main:
-        if training.corpus.held_out:
+        if held_out:
             training.take_best(out / "best")
         training.save_checkpoint(out / "main")
         watcher.saved(out / "main", training.done)

@@ -141,6 +141,26 @@ def test_hidden_shares_are_those_of_the_original_code(name: str, cases_root: Pat
     assert abs((inputs == MASK)[chosen].mean() - case["share_mask"]) < 0.04
 
 
+def test_examples_of_the_original_code_follow_these_laws(cases_root: Path) -> None:
+    """Their draws are torch's and cannot be repeated: what must hold of any draw does, and the same of ours."""
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    examples = {example["code"]: example for example in json.loads(text)["exact_examples"]}
+    for code in ("ltg-bert (babylm/train)", "ltg-bert (BNC training)"):
+        example = {key: np.array(examples[code][key]) for key in ("tokens", "inputs", "labels")}
+        hidden = example["labels"] != -100
+        assert np.array_equal(example["inputs"][~hidden], example["tokens"][~hidden])
+        assert np.array_equal(example["labels"][hidden], example["tokens"][hidden])
+    example = examples["gpt-bert"]
+    values, tokens = np.array(example["hiding_order_of_values"]), np.array(example["tokens"])
+    begins = np.append(True, np.diff(values) != 0)
+    spans = np.split(np.arange(len(tokens)), np.nonzero(begins)[0][1:])
+    assert max(map(len, spans)) <= 3 and values.max() * len(tokens) < 1
+    replaced = np.array(example["replacement"])
+    for span in spans:  # one fate for a whole span: the mask, random words, or the words themselves
+        assert (replaced[span] == 4).all() or not (replaced[span] == 4).any()
+        assert np.array_equal(replaced[span], tokens[span]) or not (replaced[span] == tokens[span]).any()
+
+
 @pytest.mark.parametrize("width", [16, 32])
 def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) -> None:
     case = records(cases_root)[f"gpt-bert, rate 0.15, {width} words, 40 passes with counts kept"]

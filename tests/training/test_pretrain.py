@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from toy_recipe import blocks, toy
 
 from antlm_bench.checkpoints import open_checkpoint
-from antlm_bench.errors import TrainingError
+from antlm_bench.errors import DataError, TrainingError
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
@@ -401,6 +401,14 @@ class TestHeldOut:
         run(self.RECIPE, corpus, tmp_path / "parts")
         for file in ("main/model.safetensors", "main/config.json", f"state/{total:08}/tensors"):
             assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+    @pytest.mark.parametrize(("share", "said"), [(0.001, "no line is held out"), (0.01, "less than one row of 16")])
+    def test_too_little_to_select_on_is_refused(self, share: float, said: str, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("a b c d e f g h\n" * 60, encoding="utf-8")
+        recipe = toy(corpus={"held_out": share}, **blocks((1, 1, 0)))
+        with pytest.raises(DataError, match=said):
+            run(recipe, corpus_for(recipe, tmp_path / "a.txt", tmp_path / "corpus"), tmp_path / "out")
+        assert not (tmp_path / "out" / "main").exists()
 
     def test_a_teacher_counts_in_the_selection(self, corpus_of: CorpusOf) -> None:
         distil = {"teachers": ["a"], "temperature": 2.0, "alpha": 0.3}
