@@ -123,6 +123,8 @@ class Attention(nn.Module):
         self.query_key = nn.Linear(d, 2 * d)
         self.value, self.output = nn.Linear(d, d), nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.positions_dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.positions_dropout.shared = True  # one mask for all texts of a batch: the table has no dimension for them
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, positions: Tensor, index: Tensor, bias: Tensor | float) -> Tensor:
@@ -140,7 +142,8 @@ class Attention(nn.Module):
     def _position_scores(self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor) -> Tensor:
         """Content to position and position to content, (B, heads, T, T); `query` is scaled already."""
         shape, axis = ((self.heads, 2, -1), -2) if self.per_head else ((2, self.heads, -1), -3)
-        query_at, key_at = self.query_key(positions).unflatten(-1, shape).unbind(axis)  # (buckets, heads, h)
+        projected = self.query_key(self.positions_dropout(positions))  # (buckets, 2 d)
+        query_at, key_at = projected.unflatten(-1, shape).unbind(axis)  # (buckets, heads, h)
         to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
         from_position = key @ (query_at * self.scale).permute(1, 2, 0)
         pairs = (*to_position.shape[:3], len(index))

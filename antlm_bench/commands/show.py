@@ -79,7 +79,8 @@ def recipe_details(name: str, scale: str = "", changes: Sequence[str] = (), word
     words: of the corpus; the recipe's own limit holds all the same. Raises DeclarationError, UsageError, DataError.
     """
     recipe = read_recipe(name, scale, changes)
-    said = recipe.model_dump(exclude={"name", "title", "scale", "sources", "notes", "phase"}, exclude_none=True)
+    apart = {"name", "title", "scale", "sources", "notes", "difference", "phase"}
+    said = recipe.model_dump(exclude=apart, exclude_none=True)
     phases = [phase.model_dump(exclude_none=True) for phase in recipe.phase]
     facts = {
         "title": recipe.title,
@@ -91,6 +92,50 @@ def recipe_details(name: str, scale: str = "", changes: Sequence[str] = (), word
     }
     tables = {f"phase {number}": phase for number, phase in enumerate(phases, 1)}
     return recipe.name + (f" ({scale})" if scale else ""), facts | {"recipe": said | tables}
+
+
+def differences(asked: Sequence[str], scale: str = "", changes: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return what a recipe does otherwise than its paper: rows of number, paper, ours, why. Empty if it is no recipe.
+
+    What the recipe declares comes first, then the numbers that `scale` and `changes` replace. Raises as recipe_details.
+    """
+    name = asked[-1]
+    if (asked[0] if len(asked) == 2 else kind_of(name)) != "models":
+        return []
+    paper, recipe = read_recipe(name), read_recipe(name, scale, changes)
+    rows = {}
+    for row in recipe.difference:
+        choice = f"; the other way: {' '.join(f'--set {part}' for part in row.option.split())}" if row.option else ""
+        rows[row.number] = {"number": row.number, "paper": row.paper, "ours": row.ours, "why": row.why + choice}
+    published, ours = (_numbers(one.model_dump(mode="json")) for one in (paper, recipe))
+    set_by_hand = {change.partition("=")[0].strip() for change in changes}
+    for key in [key for key in {**published, **ours} if published.get(key) != ours.get(key)]:
+        why = "--set" if any(f"{key}.".startswith(f"{one}.") for one in set_by_hand) else f"scale {scale}"
+        declared = rows.get(key, {}).get("paper", published.get(key, "none"))
+        rows[key] = {"number": key, "paper": declared, "ours": ours.get(key, "none"), "why": why}
+    return list(rows.values())
+
+
+def _numbers(tables: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """What a recipe says of training, by dotted key: `optimizer.lr`."""
+    apart = ("name", "title", "scale", "sources", "notes", "difference")
+    flat: dict[str, str] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= _numbers(value, f"{prefix}{key}.")
+        elif prefix or key not in apart:
+            flat[prefix + key] = _phases(value) if key == "phase" else str(value)
+    return flat
+
+
+def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
+    """`4 epochs causal, 16 epochs masked`."""
+    parts = []
+    for phase in phases:
+        unit = "epochs" if phase["epochs"] is not None else "steps"
+        shares = [f"{phase[name]:g} {name}" for name in ("causal", "masked") if phase[name]]
+        parts.append(f"{phase[unit]:,} {unit}: {' and '.join(shares)}")
+    return ", ".join(parts)
 
 
 def _costs(recipe: Recipe, words: int) -> Facts:

@@ -202,7 +202,8 @@ def _named(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | No
 
 def _fits(teacher: Recipe, student: Recipe) -> None:
     pairs = {"tokenizer": (teacher.tokenizer, student.tokenizer), "scale": (teacher.scale, student.scale)}
-    pairs |= {f"corpus.{key}": (getattr(teacher.corpus, key), getattr(student.corpus, key)) for key in ("eos", "words")}
+    same = ("layout", "eos", "words", "held_out")  # they decide the tokens, and which of them are trained on
+    pairs |= {f"corpus.{key}": (getattr(teacher.corpus, key), getattr(student.corpus, key)) for key in same}
     for key, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise DeclarationError(

@@ -63,6 +63,8 @@ class Watching:
             self.bar.say(f"{self.label}: step {record['step']:,} switches from {'+'.join(self.losses)} to {objectives}")
             self.losses = {}
         self._write(record)
+        if "held_out" in record:
+            self.bar.say(f"{self.label}: held-out loss {record['held_out']:.4f} after step {record['step']:,}")
         for name, loss in record["loss"].items():  # what is shown is smoothed, what is logged is not
             self.losses[name] = 0.95 * self.losses.get(name, loss) + 0.05 * loss
         shown = ", ".join(f"{name} {loss:.3f}" for name, loss in self.losses.items())

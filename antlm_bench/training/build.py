@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -98,14 +99,18 @@ def _gpt_bert(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
     return (GptBertForMaskedLM if masked else GptBertForCausalLM)(config)
 
 
-def targets_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the output embedding sees where a target stands: hidden (n, d), and the targets (n,)."""
+def targets_of(model: Any, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor]:
+    """What the output embedding sees where a target stands: hidden (n, d), and the targets (n,).
+
+    everywhere: at all n = b x t positions; where there is no target, it is negative.
+    """
     device = model.get_input_embeddings().weight.device
     targets = torch.from_numpy(batch.targets).flatten()
-    wanted = (targets >= 0).nonzero()[:, 0]
+    asked = np.full(batch.targets.shape, True) if everywhere else batch.targets >= 0
+    wanted = torch.from_numpy(asked).flatten().nonzero()[:, 0]
     hidden = states(model, batch).flatten(0, 1).index_select(0, wanted.to(device))
     if hasattr(model, "head"):
-        with dropout.gathered((batch.targets >= 0).sum(1).tolist()) if model.training else nullcontext():
+        with dropout.gathered(asked.sum(1).tolist()) if model.training else nullcontext():
             hidden = model.head.transform(hidden)
     return hidden, targets[wanted].to(device)
 

@@ -1,9 +1,10 @@
 """Text to rows of token ids: a tokenizer trained on the corpus, the whole corpus as one memory-mapped stream, and
 windows of it.
 
-Every line begins with <s> (and ends with </s> where the recipe says so), so that a checkpoint knows the token that
-scoring puts before a sentence. A row is a window of the stream; the index of lines and documents says where it may
-attend and how many words it holds. Built once per output folder, whole or not at all.
+Either every line begins with <s> (and ends with </s> where the recipe says so), so that a checkpoint knows the token
+that scoring puts before a sentence; or files are encoded whole, as BabyLlama's are. A row is a window of the stream;
+the index of lines and documents says where it may attend and how many words it holds. Built once per output folder,
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
-from antlm_bench.training.text import Line, Source, blocks, count_words, limited
+from antlm_bench.training.text import Part, Source, blocks, count_words, limited, split, whole_blocks
 
 FORMAT = 1  # raised whenever the same text and recipe give another stream
 PAD, BOS, EOS, MASK, UNK = range(5)
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
+HELD_OUT = "held_out"  # the folder of the text that is not trained on, inside the corpus
 FIRST_WORD = len(SPECIALS)  # ids from here on are text
 
 Int64 = NDArray[np.int64]
@@ -38,7 +40,8 @@ class Corpus:
     """A stream of n token ids with its index.
 
     tokens (n,); lines (l + 1,) where each line begins, and n; words (l + 1,) words before each line; documents
-    (d + 1,) where each document begins, and n. digest: of text, tokenizer and format.
+    (d + 1,) where each document begins, and n. digest: of text, tokenizer and format. held_out: the text that is not
+    trained on, None if there is none.
     """
 
     tokens: NDArray[Any]
@@ -47,6 +50,7 @@ class Corpus:
     documents: Int64
     tokenizer: Any
     digest: str
+    held_out: Corpus | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,7 +61,7 @@ class Corpus:
         segments = np.searchsorted(self.documents, place, side="right")
         return self.tokens[place].astype(np.int64), segments
 
-    def words_in(self, first: Int64, length: int) -> float:
+    def words_in(self, first: Int64, length: int | Int64) -> float:
         """Words (as BabyLM counts them) in such windows; a cut line counts by its share of tokens."""
         ends = np.interp(np.stack([first, first + length]), self.lines, self.words)
         return float((ends[1] - ends[0]).sum())
@@ -72,7 +76,7 @@ def prepare(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            _build(limited(text, spec.words), spec, vocabulary, positions, temporary)
+            _build(text, spec, vocabulary, positions, temporary)
             (temporary / "digest").write_text(digest, encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -84,14 +88,21 @@ def prepare(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions
 def read(folder: Path) -> Corpus:
     """A corpus that `prepare` has built. Raises DataError where something has happened to it since."""
     try:
-        tokens, lines, words, documents = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "lines", "words", "documents")
-        )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        digest = (folder / "digest").read_text(encoding="utf-8")
+        held_out = folder / HELD_OUT
+        rest = _read_stream(held_out, tokenizer, digest, None) if held_out.is_dir() else None
+        return _read_stream(folder, tokenizer, digest, rest)
     except (OSError, ValueError, EOFError) as error:
         hint = "delete that folder: it is built again from the text"
         raise DataError(f"cannot be read: {error}", place=str(folder), hint=hint) from error
-    return Corpus(tokens, lines, words, documents, tokenizer, (folder / "digest").read_text(encoding="utf-8"))
+
+
+def _read_stream(folder: Path, tokenizer: Any, digest: str, held_out: Corpus | None) -> Corpus:
+    tokens, lines, words, documents = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "lines", "words", "documents")
+    )
+    return Corpus(tokens, lines, words, documents, tokenizer, digest, held_out)
 
 
 def _holds(folder: Path, digest: str) -> bool:
@@ -102,59 +113,113 @@ def _holds(folder: Path, digest: str) -> bool:
 
 
 def _build(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions: int, folder: Path) -> None:
-    tokenizer = train_tokenizer((line for part in text.parts for _, line in part.lines()), vocabulary, spec.eos)
+    text = limited(text, spec.words)
+    tokenizer = train_tokenizer(_tokenizer_text(text, spec), vocabulary, spec)
+    kept, rest = split(text, spec.held_out) if spec.held_out else (text, None)
+    _write_stream(kept, tokenizer, spec, folder)
+    if rest:
+        if not any(True for part in rest.parts for _ in part.lines()):
+            hint = "give a larger --corpus, or --set corpus.held_out=0"
+            raise DataError(f"no line is held out by a share of {spec.held_out:g}", place=text.name, hint=hint)
+        (folder / HELD_OUT).mkdir()
+        _write_stream(rest, tokenizer, spec, folder / HELD_OUT)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS, model_max_length=positions)
+    wrapped.save_pretrained(folder)
+
+
+def _tokenizer_text(text: Source, spec: CorpusSpec) -> Iterator[str]:
+    """What the tokenizer is trained on, line by line; where files are encoded whole, lines keep their ends."""
+    for part in text.parts:
+        if spec.layout == "lines":
+            yield from (line for _, line in part.lines())
+        else:
+            yield from (line for block in whole_blocks(part.raw()) for line in block.lines)
+
+
+def _write_stream(text: Source, tokenizer: Tokenizer, spec: CorpusSpec, folder: Path) -> None:
     wide = np.uint16 if len(tokenizer.get_vocab()) <= 2**16 else np.uint32
     tokens: list[NDArray[Any]] = []
     lengths: list[int] = []
     words: list[int] = []
     opens: list[bool] = []
+    encode = _encode_lines if spec.layout == "lines" else encode_whole
     for part in text.parts:
-        for block in blocks(part.lines()):
-            ids = _encode(tokenizer, block, spec.eos)
-            tokens.append(np.fromiter((i for line in ids for i in line), wide))
-            lengths += map(len, ids)
-            words += (count_words(line) for _, line in block)
-            opens += (begins or spec.document == "line" for begins, _ in block)
-    if not lengths:
+        for ids, counts, said, begins in encode(tokenizer, part, spec.eos):
+            tokens.append(np.asarray(ids, wide))
+            lengths += counts
+            words += said
+            opens += [begin or spec.document == "line" for begin in begins]
+    if not sum(words):
         raise DataError("the corpus holds no text", place=text.name, hint="all of its lines are empty")
+    if spec.document == "corpus":
+        opens = [number == 0 for number in range(len(opens))]
     lines = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     np.save(folder / "tokens.npy", np.concatenate(tokens))
     np.save(folder / "lines.npy", lines)
     np.save(folder / "words.npy", np.concatenate([[0], np.cumsum(words, dtype=np.int64)]))
     np.save(folder / "documents.npy", np.append(lines[:-1][np.array(opens)], lines[-1]))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS, model_max_length=positions)
-    wrapped.save_pretrained(folder)
 
 
-def _encode(tokenizer: Tokenizer, block: list[Line], eos: bool) -> list[list[int]]:
+# ids of a block of lines, and per line: tokens, words, whether a document begins with it
+Encoded = tuple[list[int], list[int], list[int], list[bool]]
+
+
+def _encode_lines(tokenizer: Tokenizer, part: Part, eos: bool) -> Iterator[Encoded]:
+    """Every line by itself, behind <s>."""
     ends = [EOS] if eos else []
-    encoded = tokenizer.encode_batch_fast([text for _, text in block], add_special_tokens=False)
-    return [[BOS, *one.ids, *ends] for one in encoded]
+    for block in blocks(part.lines()):
+        encoded = tokenizer.encode_batch_fast([text for _, text in block], add_special_tokens=False)
+        ids = [[BOS, *one.ids, *ends] for one in encoded]
+        words = [count_words(text) for _, text in block]
+        yield [i for line in ids for i in line], [*map(len, ids)], words, [begins for begins, _ in block]
 
 
-def train_tokenizer(lines: Iterator[str], spec: TokenizerSpec, eos: bool) -> Tokenizer:
-    """Train a byte-level BPE with the specials at ids 0 to 4 and the template of the training rows.
+def encode_whole(tokenizer: Tokenizer, part: Part, eos: bool = False) -> Iterator[Encoded]:
+    """A file as one text, line breaks and all; it is cut for memory's sake where that changes no token."""
+    del eos  # a recipe that says so is refused
+    for block in whole_blocks(part.raw()):
+        encoded = tokenizer.encode("".join(block.lines), add_special_tokens=False)
+        starts = np.cumsum([0, *map(len, block.lines)])[:-1]
+        at = np.array([begin for begin, _ in encoded.offsets], np.int64)
+        counts = np.bincount(np.searchsorted(starts, at, side="right") - 1, minlength=len(starts))
+        begins = [block.opens and number == 0 for number in range(len(starts))]
+        yield encoded.ids, counts.tolist(), [*map(count_words, block.lines)], begins
 
-    eos: rows hold </s>. A text is then `<s> A </s>` and a pair `<s> A </s> B </s>`. Else a text is
-    `<s> A` and a pair `<s> A <s> B`: <s> is the only special between two texts that the model has
-    seen, and </s> would be untrained.
+
+def train_tokenizer(lines: Iterator[str], spec: TokenizerSpec, corpus: CorpusSpec) -> Tokenizer:
+    """A byte-level BPE with the specials at ids 0 to 4.
+
+    For a corpus of lines it puts a space before the first word and writes `<s> A`, of a pair
+    `<s> A <s> B`: <s> is the only special between two texts that the model has seen. If rows hold
+    </s>, it writes `<s> A </s>` and `<s> A </s> B </s>`.
+
+    For files that are encoded whole it adds nothing to a text, no space either: it is trained with
+    one before every line and used without, as BabyLlama's is (the library of that time switched it
+    off). Of a pair it separates the texts: `A <s> B`.
     """
     bpe = Tokenizer(models.BPE(unk_token=SPECIALS["unk_token"]))
     if spec.normalizer:
         bpe.normalizer = getattr(normalizers, spec.normalizer)()
-    split: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if spec.single_digits else []
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True), *split])
+    bpe.pre_tokenizer = _pre_tokenizer(spec, prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocabulary,
         min_frequency=spec.min_frequency,
         special_tokens=[*SPECIALS.values()],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if spec.alphabet == "bytes" else [],
         show_progress=False,
     )
     bpe.train_from_iterator(lines, trainer)
-    single, pair = ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1") if eos else ("<s> $A", "<s> $A <s> $B:1")
+    single, pair = ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1") if corpus.eos else ("<s> $A", "<s> $A <s> $B:1")
+    if corpus.layout == "files":
+        bpe.pre_tokenizer = _pre_tokenizer(spec, prefix_space=False)
+        single, pair = "$A", "$A <s> $B:1"
     bpe.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[("<s>", BOS), ("</s>", EOS)]
     )
     return bpe
+
+
+def _pre_tokenizer(spec: TokenizerSpec, prefix_space: bool) -> Any:
+    split: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if spec.single_digits else []
+    return pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=prefix_space), *split])

@@ -4,8 +4,8 @@ A mask depends on (seed, step, sample) and on which dropout of the model asks, n
 to stand among: one process with four rows, two with two, and accumulation learn the same weights, and to resume needs
 no generator's state. Masks of raw 16-bit draws are also several times faster than torch's own on a CPU.
 
-Attention dropout that a model hands to scaled_dot_product_attention as a number (BERT, GPT-2) is reached by `attend` in
-its place: see build.key_dropout. Pre-training does without: its own architectures drop out by modules.
+Attention dropout that a model hands to scaled_dot_product_attention as a number (Llama, GPT-2, BERT) is reached by
+`attend` in its place: see build.key_dropout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+SHARED = 2**32 - 1  # stands for a sample's index in the key of masks that all samples share
 LEVELS = 2**16  # p is rounded to a multiple of 1 / LEVELS; the scale uses what it was rounded to
 
 
@@ -32,6 +33,7 @@ class _Samples:
     elsewhere: tuple[int, ...]  # the key of the one generator that other devices use
     generators: dict[torch.device, torch.Generator]
     lengths: tuple[int, ...] | None  # of padded rows, in tokens
+    shared: np.random.SFC64  # one stream for what all samples of a step have in common
 
     def kept(self, like: Tensor, dropped: int) -> Tensor:
         """(rows, ...) of 0 and 1, uint8: each element is kept with probability 1 - dropped / LEVELS."""
@@ -84,7 +86,8 @@ def samples(seed: int, step: int, indices: Sequence[int], lengths: Sequence[int]
     streams = tuple(np.random.SFC64(np.random.SeedSequence((seed, step, int(index)))) for index in indices)
     elsewhere = (seed, step, *map(int, indices[:1]))
     padded = None if lengths is None else tuple(lengths)
-    token = _now.set(_Samples(streams, (1,) * len(streams), elsewhere, {}, padded))
+    shared = np.random.SFC64(np.random.SeedSequence((seed, step, SHARED)))
+    token = _now.set(_Samples(streams, (1,) * len(streams), elsewhere, {}, padded, shared))
     try:
         yield
     finally:
@@ -131,6 +134,26 @@ class KeyedDropout(nn.Dropout):  # type: ignore[misc]
         return kept
 
 
+class SharedDropout(nn.Dropout):  # type: ignore[misc]
+    """Dropout of a tensor without a dimension of samples: one mask for all samples of a step.
+
+    The mask depends on (seed, step) and on the order of the calls, so that micro-batches and processes agree on it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape -> the same shape. Raises RuntimeError outside `samples`."""
+        dropped = round(self.p * LEVELS)
+        if not self.training or not dropped:
+            return x
+        current = _now.get(None)
+        if current is None:
+            raise RuntimeError(_OUTSIDE)
+        draws = current.shared.random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+        kept = torch.from_numpy((draws >= dropped).view(np.uint8)).view(x.shape).to(x.device)
+        dropped_out: Tensor = _Drop.apply(x, kept, 0.0 if dropped == LEVELS else LEVELS / (LEVELS - dropped))
+        return dropped_out
+
+
 class _Drop(torch.autograd.Function):  # type: ignore[misc]
     """x * kept * scale; backward keeps one byte per element, not four."""
 
@@ -165,11 +188,15 @@ def attend(
 
 
 def key(model: nn.Module) -> int:
-    """Replace every nn.Dropout(p > 0) of the model, in place; returns how many. What is saved does not change."""
-    keyed: dict[nn.Module, KeyedDropout] = {}
+    """Replace every nn.Dropout(p > 0) of the model, in place; returns how many. What is saved does not change.
+
+    One that is marked `shared = True` sees a tensor without samples, e.g. a table of positions.
+    """
+    keyed: dict[nn.Module, KeyedDropout | SharedDropout] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a dropout's second name
             if type(child) is nn.Dropout and child.p > 0:
-                twin = keyed.setdefault(child, KeyedDropout(child.p))
+                kind = SharedDropout if getattr(child, "shared", False) else KeyedDropout
+                twin = keyed.setdefault(child, kind(child.p))
                 setattr(parent, name, twin.train(child.training))
     return len(keyed)

@@ -49,11 +49,13 @@ class Teaching:
 
     teachers: one Head each, its hidden states at the student's N rows, in any (low) precision; their logits are
     averaged, never differentiated. temperature: T of teachers and student. alpha: the share of the hard targets.
+    weight: a factor of the divergence, for a caller that divides it by another number than the cross-entropy.
     """
 
     teachers: Sequence[Head]
     temperature: float = 2.0
     alpha: float = 0.5
+    weight: float = 1.0
 
 
 def sliced_cross_entropy(
@@ -66,9 +68,10 @@ def sliced_cross_entropy(
     teaching: Teaching | None = None,
     slice_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over N rows of alpha CE + (1 - alpha) T^2 KL(teachers || student) + z_loss lse^2; beside it the sum of CE.
+    """Sum over N rows of alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2; beside it the sum of CE.
 
-    hidden: (N, d), only rows that have a target. weight: (V, d) and bias: (V,), the head. targets: (N,) ids.
+    hidden: (N, d). weight: (V, d) and bias: (V,), the head. targets: (N,) ids, or negative where a row has no target:
+    such a row has neither CE nor z_loss, only the teachers' divergence. w is `teaching.weight`.
     CE = lse - logit[target] in nats, lse = log sum exp of a row's logits; without `teaching` alpha is 1. z_loss keeps
     lse near 0 (PaLM, arXiv 2204.02311, section 5; 1e-4 there and in GPT-BERT). KL is summed over the vocabulary; T^2
     keeps the size of its gradient (Hinton et al. 2015, section 2.1). slice_rows: how many rows' logits live at a time.
@@ -153,23 +156,24 @@ def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _hit(logits: Tensor, targets: Tensor, alpha: float, z_loss: float) -> tuple[Tensor, Tensor]:
     """(CE, alpha CE + z_loss lse^2) of each row; `logits` (n, V) become the gradient of the second.
 
-    d CE / d logits = softmax - onehot, and d lse / d logits = softmax.
+    d CE / d logits = softmax - onehot, and d lse / d logits = softmax. Both are 0 where the target is negative.
     """
-    at = targets[:, None]
+    at = targets.clamp(min=0)[:, None]
+    asked = (targets >= 0).to(logits.dtype)[:, None]
     right, top = logits.gather(1, at), logits.amax(1, keepdim=True)
     total = logits.sub_(top).exp_().sum(1, keepdim=True)
     lse = top + total.log()
-    logits.mul_((alpha + 2 * z_loss * lse) / total).scatter_add_(1, at, torch.full_like(right, -alpha))
-    entropy = lse - right
-    return entropy[:, 0], (alpha * entropy + z_loss * lse**2)[:, 0]
+    logits.mul_((alpha + 2 * z_loss * lse) * asked / total).scatter_add_(1, at, -alpha * asked)
+    entropy = (lse - right) * asked
+    return entropy[:, 0], (alpha * entropy + z_loss * lse**2 * asked)[:, 0]
 
 
 def _follow(teaching: Teaching, rows: slice, logits: Tensor, soft: Tensor, mean: Tensor, spare: Tensor) -> Tensor:
-    """(1 - alpha) T^2 KL of each row; its gradient in `logits` (n, V), which stay, is left in `soft`.
+    """(1 - alpha) T^2 w KL of each row; its gradient in `logits` (n, V), which stay, is left in `soft`.
 
     d KL / d logits = (softmax(logits / T) - teachers' softmax) / T.
     """
-    heat, share = teaching.temperature, 1 - teaching.alpha
+    heat, share = teaching.temperature, (1 - teaching.alpha) * teaching.weight
     first, *others = teaching.teachers
     first.logits(rows, out=mean)
     for other in others:

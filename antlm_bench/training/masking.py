@@ -1,8 +1,15 @@
 """Which tokens a masked objective hides, and what stands in their place. Pure numpy, keyed by sample.
 
-Selection and corruption use draws that belong to a position of a sample: a row comes out the same whatever batch it
-stands in and however far that is padded. The published laws differ in the lengths of spans only, so that hiding
-single tokens is hiding spans of length 1.
+Three laws, each as its authors' code hides tokens (distributions of the originals are the tests' oracle):
+
+- `token`: every token by itself, at the nominal rate (BERT, arXiv 1810.04805).
+- `geometric`: LTG-BERT (arXiv 2303.09859) and ELC-BERT (arXiv 2311.02265). Spans are drawn until at least
+  Binomial(n, rate) tokens of a row are hidden. They begin anywhere, also before the row, may overlap, and the last
+  one is not cut: on short rows more than the nominal share is hidden.
+- `uniform`: GPT-BERT (arXiv 2410.24159). A document is cut into spans of 1, 2 or 3 tokens, and spans with the lowest
+  draws are hidden. Draws rise with how often a token was hidden before, so that all are hidden equally often.
+
+All draws belong to a sample: a row comes out the same whatever batch it stands in and however far it is padded.
 """
 
 from __future__ import annotations
@@ -19,20 +26,20 @@ from antlm_bench.types import Bools, Floats
 
 Ids = NDArray[Any]  # (B, T) of any integer type
 
-# P(length = 1, 2, ...) of a span. LTG-BERT (arXiv 2303.09859) draws Geometric(1/3) modulo 10; without the zeros, which
-# hide nothing, that is P(l) ~ (2/3)^l for l = 1..9 exactly. GPT-BERT (arXiv 2410.24159): 1, 2 or 3, equally probable.
-SPANS: dict[str, tuple[float, ...]] = {
-    "token": (1.0,),
-    "geometric": tuple((2 / 3) ** length for length in range(1, 10)),
-    "uniform": (1.0, 1.0, 1.0),
-}
+LAWS = ("token", "geometric", "uniform")
+# P(length = 1, ..., 9) of a `geometric` span. The code draws Geometric(1/3) modulo 10; without the zeros, which hide
+# nothing, that is P(l) ~ (2/3)^l exactly.
+GEOMETRIC = np.cumsum((2 / 3) ** np.arange(1, 10)) / ((2 / 3) ** np.arange(1, 10)).sum()
+LONGEST_UNIFORM = 3  # tokens of a `uniform` span, 1 to 3 with equal probability
+SPANS_PER_DRAW = 16  # of the geometric law, per call of a row's generator
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
     """What becomes of a chosen token: the mask, a random word, or nothing (BERT, arXiv 1810.04805: 80/10/10).
 
-    mask_id: the mask's id. words: (w,) the ids a random word is drawn from, specials excluded. spans: a law of SPANS.
+    mask_id: the mask's id. words: (w,) the ids a random word is drawn from, specials excluded. spans: one of LAWS.
+    least: fewest tokens that the geometric law hides in a row, 1 (LTG-BERT) or 0 (ELC-BERT).
     masked, random: shares of the chosen; the rest is kept. by_span: one decision for a whole span (LTG-BERT, GPT-BERT),
     else one per token; random words are drawn for each token either way. Raises DeclarationError.
     """
@@ -43,16 +50,27 @@ class Corruption:
     by_span: bool = True
     masked: float = 0.8
     random: float = 0.1
+    least: int = 1
 
     def __post_init__(self) -> None:
-        if self.spans not in SPANS:
-            place, hint = "masking.spans", f"one of {', '.join(SPANS)}"
+        if self.spans not in LAWS:
+            place, hint = "masking.spans", f"one of {', '.join(LAWS)}"
             raise DeclarationError(f"unknown law of spans {self.spans!r}", place=place, hint=hint)
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1 + 1e-9:
             message = f"{self.masked} masked and {self.random} random are no shares of one whole"
             raise DeclarationError(message, place="masking", hint="both at least 0, together at most 1")
         if self.random > 0 and len(self.words) == 0:
             raise DeclarationError("no words to draw random tokens from", place="masking.random", hint="set it to 0")
+
+
+class Rows(NamedTuple):
+    """Rows to hide tokens in: ids (B, T); maskable (B, T), False for specials and padding; segments (B, T), the
+    document of each token; counts (B, T), how often each token was hidden before (None: never)."""
+
+    ids: Ids
+    maskable: Bools
+    segments: Ids
+    counts: Ids | None = None
 
 
 class _Draws(NamedTuple):
@@ -65,35 +83,47 @@ class _Draws(NamedTuple):
     word: Floats
 
 
-def hide(
-    rows: Ids, maskable: Bools, segments: Ids, rate: float, keys: Sequence[Sequence[int]], corruption: Corruption
-) -> tuple[Ids, Bools]:
+class _Choice(NamedTuple):
+    """chosen: (B, T). action: (B, T) uniform numbers that decide what becomes of a chosen token, equal in a span."""
+
+    chosen: Bools
+    action: Floats
+
+
+def hide(rows: Rows, rate: float, keys: Sequence[Sequence[int]], corruption: Corruption) -> tuple[Ids, Bools]:
     """Choose about rate x n of the n maskable tokens of each row, and corrupt them.
 
-    rows: (B, T) ids. maskable: (B, T), False for specials and padding. segments: (B, T) which document a token belongs
-    to; a span never leaves its own. rate: in [0, 1]. keys: (B, k), e.g. (seed, step, sample), integers >= 0: all the
-    randomness of a row. Returns (inputs (B, T) with the chosen corrupted, chosen (B, T)); every chosen position is a
-    target, also where its token was kept. Raises DeclarationError for a rate outside [0, 1].
-
-    How many are chosen is Binomial(n, rate), as in LTG-BERT: possibly none, and then the row has no target. Spans start
-    at positions drawn without replacement, run to the right, end at their drawn length, at a token that is not
-    maskable, already chosen or of another segment, and the last is cut where the count is reached.
+    rate: in [0, 1]; at 0 nothing is hidden. keys: (B, k), e.g. (seed, step, sample), integers >= 0: all the randomness
+    of a row. Returns (inputs (B, T) with the chosen corrupted, chosen (B, T)); every chosen position is a target, also
+    where its token was kept. A row without a maskable token has no target. Raises DeclarationError for a rate outside
+    [0, 1].
     """
     if not 0 <= rate <= 1:
         raise DeclarationError(f"a mask rate of {rate}", place="masking.rate", hint="a number from 0 to 1")
-    draws = _drawn(keys, rows.shape[1])
-    goals = ((draws.number < rate) & maskable).sum(1)
-    begun = _choose(maskable, segments, goals, draws, np.asarray(SPANS[corruption.spans]))
-    chosen = begun >= 0
-    action = draws.action
-    if corruption.by_span:
-        action = np.take_along_axis(action, np.maximum(begun, 0), 1)
+    draws = _drawn(keys, rows.ids.shape[1])
+    if rate == 0 or not rows.maskable.any():
+        choice = _Choice(np.zeros_like(rows.maskable), draws.action)
+    elif corruption.spans == "geometric":
+        choice = _overlapping_spans(rows, rate, keys, draws, corruption.least)
+    elif corruption.spans == "uniform":
+        choice = _least_hidden_spans(rows, rate, draws)
+    else:
+        choice = _Choice((draws.number < rate) & rows.maskable, draws.action)
+    chosen, action = choice.chosen, choice.action if corruption.by_span else draws.action
     masked = chosen & (action < corruption.masked)
     replaced = chosen & ~masked & (action < corruption.masked + corruption.random)
-    inputs = rows.copy()
+    inputs = rows.ids.copy()
     inputs[masked] = corruption.mask_id
     inputs[replaced] = corruption.words[(draws.word[replaced] * len(corruption.words)).astype(np.int64)]
     return inputs, chosen
+
+
+def _generator(key: Sequence[int], stream: int) -> np.random.Philox:
+    return np.random.Philox(np.random.SeedSequence([*(int(part) for part in key), stream]))
+
+
+def _uniform(raw: NDArray[np.uint64]) -> Floats:
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _drawn(keys: Sequence[Sequence[int]], width: int) -> _Draws:
@@ -101,37 +131,80 @@ def _drawn(keys: Sequence[Sequence[int]], width: int) -> _Draws:
     kinds = len(_Draws._fields)
     raw = np.empty((len(keys), width * kinds), np.uint64)
     for row, key in zip(raw, keys, strict=True):
-        row[:] = np.random.Philox(np.random.SeedSequence([int(part) for part in key])).random_raw(width * kinds)
-    uniform = (raw >> np.uint64(11)) * 2.0**-53
-    return _Draws(*np.moveaxis(uniform.reshape(len(keys), width, kinds), 2, 0))
+        row[:] = _generator(key, 0).random_raw(width * kinds)
+    return _Draws(*np.moveaxis(_uniform(raw).reshape(len(keys), width, kinds), 2, 0))
 
 
-def _choose(maskable: Bools, segments: Ids, goals: NDArray[Any], draws: _Draws, law: Floats) -> NDArray[Any]:
-    """(B, T): where the span that hides a position began, -1 where nothing does; goals (B,) positions per row.
+def _overlapping_spans(rows: Rows, rate: float, keys: Sequence[Sequence[int]], draws: _Draws, least: int) -> _Choice:
+    """The geometric law: span after span in every row, until as many tokens are hidden as the row asks for.
 
-    All rows go through their starts in step, the n-th start of every row at a time.
+    A span of length l in a row of T tokens begins at -(l - 1), ..., T + l - 1 with equal probability: positions are
+    hidden equally often, and long spans fall beside a short row more often. A later span decides what becomes of a
+    token that an earlier one has hidden.
     """
-    many, width = maskable.shape
-    begun = np.full((many, width + len(law)), -1)  # spans may look past the end of the row, where all is taken
-    free = np.zeros(begun.shape, np.bool_)
-    free[:, :width] = maskable
-    document = np.zeros(begun.shape, segments.dtype)
-    document[:, :width] = segments
-    order = np.argsort(np.where(maskable, draws.order, 2.0), axis=1, kind="stable")
-    lengths = 1 + np.searchsorted(np.cumsum(law)[:-1] / law.sum(), draws.length, side="right")
-    reach = np.arange(len(law))
-    left = goals.copy()
-    for rank in range(width):
-        (active,) = np.nonzero(left)
-        if not len(active):
-            break
-        start = order[active, rank]
-        row, span = active[:, None], start[:, None] + reach
-        fits = free[row, span] & (document[row, span] == document[active, start][:, None])
-        fits &= reach < np.minimum(lengths[active, start], left[active])[:, None]
-        fits = np.logical_and.accumulate(fits, axis=1)
-        hidden = np.broadcast_to(row, span.shape)[fits], span[fits]
-        free[hidden] = False
-        begun[hidden] = np.broadcast_to(start[:, None], span.shape)[fits]
-        left[active] -= fits.sum(1)
-    return begun[:, :width]
+    maskable, width = rows.maskable, rows.maskable.shape[1]
+    place = np.arange(width)
+    extent = np.where(maskable, place + 1, 0).max(1)
+    goals = np.maximum(((draws.number < rate) & maskable).sum(1), np.minimum(least, maskable.sum(1)))
+    chosen, action = np.zeros_like(maskable), draws.action.copy()
+    streams = [_generator(key, 1) for key in keys]
+    active, turn = np.nonzero(goals)[0], 0
+    spans = np.empty((len(keys), SPANS_PER_DRAW, 3))
+    while len(active):
+        if turn % SPANS_PER_DRAW == 0:
+            for row in active:
+                spans[row] = _uniform(streams[row].random_raw(SPANS_PER_DRAW * 3)).reshape(-1, 3)
+        lengths, begins, actions = spans[active, turn % SPANS_PER_DRAW].T
+        length = 1 + np.searchsorted(GEOMETRIC[:-1], lengths, side="right")
+        begin = np.floor(begins * (extent[active] + 2 * length - 1)) - (length - 1)
+        covered = (place >= begin[:, None]) & (place < (begin + length)[:, None]) & maskable[active]
+        chosen[active] |= covered
+        action[active] = np.where(covered, actions[:, None], action[active])
+        active = active[chosen[active].sum(1) < goals[active]]
+        turn += 1
+    return _Choice(chosen, action)
+
+
+def _least_hidden_spans(rows: Rows, rate: float, draws: _Draws) -> _Choice:
+    """The uniform law: every document's part of a row by itself.
+
+    Of its n maskable tokens at least max(1, floor(n x rate + u)) are hidden, u uniform in [0, 1): those with the lowest
+    values, where a value is the draw of the token's span times e^(how often the token was hidden). Equal values are
+    hidden together, so that a span that was never hidden is not cut.
+    """
+    row, column = np.nonzero(rows.maskable)
+    segment = rows.segments[row, column]
+    begins = np.append(True, (np.diff(row) != 0) | (np.diff(segment) != 0))
+    group = np.cumsum(begins) - 1
+    first = np.nonzero(begins)[0]
+    rank = np.arange(len(row)) - first[group]
+    sizes = np.diff(np.append(first, len(row)))
+    begun = first[group] + _span_begins(draws.length[row, column], rank, group, sizes)
+    values = draws.order[row, column][begun]
+    if rows.counts is not None:
+        counts = rows.counts[row, column].astype(np.float64)
+        lowest = np.minimum.reduceat(counts, first)
+        values = values * np.exp(np.minimum(counts - lowest[group], 700.0))  # e^700: the largest float is e^709
+    table = np.full((len(first), sizes.max()), np.inf)
+    table[group, rank] = values
+    hidden = np.maximum(1, np.floor(sizes * rate + draws.number[row, column][first])).astype(np.int64)
+    limit = np.sort(table, axis=1)[np.arange(len(first)), np.minimum(hidden, sizes) - 1]
+    chosen, action = np.zeros_like(rows.maskable), draws.action.copy()
+    chosen[row, column] = values <= limit[group]
+    action[row, column] = draws.action[row, column][begun]
+    return _Choice(chosen, action)
+
+
+def _span_begins(draws: Floats, rank: NDArray[Any], group: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
+    """For each token (by rank in its group) the rank at which its span begins: groups are cut from the left."""
+    lengths = np.ones((len(sizes), sizes.max()), np.int64)
+    lengths[group, rank] = 1 + np.floor(draws * LONGEST_UNIFORM).astype(np.int64)
+    begins = np.zeros(lengths.shape, np.int64)
+    current, following = np.zeros(len(sizes), np.int64), lengths[:, 0]
+    for place in range(1, lengths.shape[1]):
+        new = following == place
+        current = np.where(new, place, current)
+        following = np.where(new, place + lengths[:, place], following)
+        begins[:, place] = current
+    begun: NDArray[Any] = begins[group, rank]
+    return begun

@@ -17,20 +17,23 @@ from antlm_bench.errors import CheckpointError, DeclarationError
 
 Group = dict[str, Any]
 
-EXEMPT = ("embeddings",)  # what a recipe may exempt from decay, beside what never decays
-MIXING = re.compile(r"alphas?(\.\d+)?$")  # layer mixing never decays (ELC-BERT, arXiv 2311.02265)
+EXEMPT = ("embeddings", "positions")  # what a recipe may exempt from decay, beside what never decays
+MIXING = re.compile(r"alphas?(\.\d+)?$")  # weights of layer mixes: ELC-BERT's never decay, GPT-BERT's do
 
 
-def groups(model: nn.Module, weight_decay: float, exempt: Collection[str] = ()) -> list[Group]:
+def groups(
+    model: nn.Module, weight_decay: float, exempt: Collection[str] = (), decay_mixing: bool = False
+) -> list[Group]:
     """Parameter groups {params, weight_decay}: those that decay, then those that never do; tied weights once.
 
-    Matrices decay. Biases and norms (fewer than 2 dimensions) and weights of layer mixing never do; with "embeddings"
-    in `exempt` neither do tables of embeddings, also where a head is tied to one. Frozen parameters are in no group.
-    Raises DeclarationError for other names in `exempt`.
+    Matrices decay, biases and norms (fewer than 2 dimensions) never do. Weights of layer mixes decay with
+    `decay_mixing` (GPT-BERT, arXiv 2410.24159) and not without (ELC-BERT, arXiv 2311.02265). `exempt`: "positions"
+    spares the table of relative positions, "embeddings" all tables of embeddings, also where a head is tied to one.
+    Frozen parameters are in no group. Raises DeclarationError for other names in `exempt`.
     """
     unknown = sorted(set(exempt) - set(EXEMPT))
     if unknown:
-        hint = f"one of {', '.join(EXEMPT)}; biases, norms and layer mixing never decay"
+        hint = f"one of {', '.join(EXEMPT)}; biases and norms never decay"
         raise DeclarationError(f"nothing is called {unknown[0]!r} here", place="optimizer.exempt", hint=hint)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decays: list[Tensor] = []
@@ -39,7 +42,9 @@ def groups(model: nn.Module, weight_decay: float, exempt: Collection[str] = ()) 
         if not parameter.requires_grad:
             continue
         table = id(parameter) in tables or "embedding" in name.rpartition(".")[2]  # relative positions are a bare one
-        spared = parameter.dim() < 2 or MIXING.search(name) or (table and "embeddings" in exempt)
+        relative = table and ("relative" in name or "positions" in name)
+        spared = (table and "embeddings" in exempt) or (relative and "positions" in exempt)
+        spared |= not decay_mixing if MIXING.search(name) else parameter.dim() < 2
         (never if spared else decays).append(parameter)
     both = {"params": decays, "weight_decay": weight_decay}, {"params": never, "weight_decay": 0.0}
     return [group for group in both if group["params"]]
@@ -132,8 +137,8 @@ def clip(parameters: Iterable[Tensor], max_norm: float | None) -> float:
 class Ema:
     """An exponential moving average of a model's trainable weights, in fp32 (GPT-BERT keeps one at 0.999).
 
-    After step n = 0, 1, ... average += (1 - d) (weights - average), d = min(decay, (1 + n) / (10 + n)): a young average
-    forgets quickly, so that the initial weights do not linger. d depends on n alone: the averages are all its state.
+    It starts from the initial weights. After every step average += (1 - decay) (weights - average): the decay is
+    constant, as in GPT-BERT's code, and the averages are all its state.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -142,11 +147,10 @@ class Ema:
         self.average = {name: p.detach().to(torch.float32, copy=True) for name, p in self.weights.items()}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 0."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
+    def update(self) -> None:
+        """Take in the weights after an optimizer step."""
         weights = [p.detach().float() for p in self.weights.values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, share)
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """name -> average; the tensors themselves, not copies."""

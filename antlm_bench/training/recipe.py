@@ -60,21 +60,36 @@ class TokenizerSpec(Declaration):
     """A byte-level BPE, trained on the corpus of the run. Specials: <pad> <s> </s> <mask> <unk>, in this order."""
 
     vocabulary: Annotated[int, Field(ge=261)]  # 256 bytes and the five specials
+    alphabet: Literal["bytes", "seen"] = "bytes"  # all bytes have a piece, or only those of the corpus
     min_frequency: Count = 2
     normalizer: Literal["", "NFC", "NFKC"] = "NFKC"
     single_digits: bool = False
 
 
 class CorpusSpec(Declaration):
-    """How text becomes rows. Every line begins with <s>; rows are windows of the stream, and never attend across
-    documents. document: what that is in a text file (a record of a .jsonl always is one). eos: a </s> ends each line.
-    offset: where a pass over the corpus begins to cut rows. words: only that many, every file keeping its share.
+    """How text becomes rows: windows of a stream of tokens that never attend across documents.
+
+    layout: every line begins with <s> and blank lines are left out (lines), or a file is encoded whole, without
+    specials and with its line breaks (files, as BabyLlama does). document: what a text file is made of (a record of a
+    .jsonl always is one); `corpus` knows no borders. eos: a </s> ends each line.
+    offset: where a pass over the corpus begins to cut rows: always at 0, at one random place, or each row at its own
+    (row, as BabyLlama does). words: only that many, every file keeping its share.
+    held_out: this share of every file, its last lines, is not trained on; after every pass the loss on it is measured,
+    and the weights of the pass with the lowest loss are the result.
     """
 
-    document: Literal["file", "line"]
+    layout: Literal["lines", "files"] = "lines"
+    document: Literal["file", "line", "corpus"]
     eos: bool = False
-    offset: Literal["random", "fixed"] = "fixed"
+    offset: Literal["random", "fixed", "row"] = "fixed"
     words: Count | None = None
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _fits_layout(self) -> CorpusSpec:
+        if self.layout == "files" and (self.document == "line" or self.eos):
+            raise ValueError("layout = 'files' knows no lines: document must be 'file' or 'corpus', eos false")
+        return self
 
 
 class PhaseSpec(Declaration):
@@ -102,7 +117,9 @@ class ObjectiveSpec(Declaration):
     """What masked rows are asked, and how tokens are hidden.
 
     masked: `mlm` predicts a hidden token at its own position, `mntp` one position before it. rate falls (or rises)
-    linearly to final_rate. spans: hide single tokens, or spans of Geometric(1/3) mod 10 or Uniform(1, 3) tokens.
+    linearly to final_rate. spans: hide single tokens, or spans of Geometric(1/3) mod 10 or Uniform(1, 3) tokens (the
+    laws of LTG-BERT and GPT-BERT, see `masking`). least: fewest tokens that the geometric law hides in a row.
+    even: the uniform law prefers tokens that were hidden less often so far, as GPT-BERT does.
     corrupt: shares of the hidden tokens that become <mask>, a random token, or stay.
     """
 
@@ -110,6 +127,8 @@ class ObjectiveSpec(Declaration):
     rate: Share = 0.15
     final_rate: Share | None = None
     spans: Literal["token", "geometric", "uniform"] = "token"
+    least: Literal[0, 1] = 1
+    even: bool = False
     corrupt: Many[Share] = (0.8, 0.1, 0.1)
     z_loss: Annotated[float, Field(ge=0)] = 0.0
 
@@ -117,17 +136,25 @@ class ObjectiveSpec(Declaration):
     def _whole(self) -> ObjectiveSpec:
         if len(self.corrupt) != 3 or abs(sum(self.corrupt) - 1) > 1e-9:
             raise ValueError("corrupt is [mask, random, kept], adding up to 1")
+        if self.even and self.spans != "uniform":
+            raise ValueError(f"even = true needs spans = 'uniform', not {self.spans!r}")
         return self
 
 
 class BatchSpec(Declaration):
     """tokens per optimizer step, growing linearly to final_tokens; length of a row, and from which share of training
-    on it is longer (the tokens of a step stay as they are, so that there are fewer rows)."""
+    on it is longer (the tokens of a step stay as they are, so that there are fewer rows).
+
+    grows: whether tokens and length change at every step, or are set when a pass over the corpus begins (GPT-BERT).
+    short: this share of the rows is cut to a random number of tokens, the rest of the row is padding (LTG-BERT).
+    """
 
     tokens: Count
     final_tokens: Count | None = None
     length: Annotated[int, Field(ge=2)]
     longer: Many[Many[float]] = ()
+    grows: Literal["step", "pass"] = "step"
+    short: Share = 0.0
 
     @model_validator(mode="after")
     def _grows(self) -> BatchSpec:
@@ -148,10 +175,11 @@ class BatchSpec(Declaration):
 
 
 class OptimizerSpec(Declaration):
-    """lr rises linearly over the warm-up, then follows `schedule` down to final x lr, and over the last share
-    `cooldown` falls linearly to zero. exempt: what weight decay leaves alone beside biases and norms.
+    """lr rises linearly from 0 over the warm-up, then follows `schedule` down to final x lr, and over the last share
+    `cooldown` falls linearly from final x lr to zero. exempt: what weight decay leaves alone beside biases and norms:
+    all tables of embeddings, or only that of relative positions. decay_mixing: weights of layer mixes decay, too.
 
-    ema: decay of the averaged weights that are saved instead of the last ones; 0 = none.
+    ema: decay of the averaged weights that are saved instead of the last ones, constant from the first step; 0 = none.
     at_switch: whether optimizer state outlives a change of objective. restart: one learning-rate schedule for the
     whole run, or one per phase.
     """
@@ -161,7 +189,8 @@ class OptimizerSpec(Declaration):
     betas: Many[Share] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    exempt: Many[Literal["embeddings"]] = ()
+    exempt: Many[Literal["embeddings", "positions"]] = ()
+    decay_mixing: bool = False
     clip: Positive = 1.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final: Share = 0.0
@@ -184,11 +213,31 @@ class OptimizerSpec(Declaration):
 
 
 class DistilSpec(Declaration):
-    """alpha x cross-entropy + (1 - alpha) x temperature^2 x KL to the teachers' averaged logits."""
+    """alpha x cross-entropy + (1 - alpha) x temperature^2 x KL to the teachers' averaged logits.
+
+    The cross-entropy is a mean over targets. divergence: KL is summed over all positions of a row and averaged over
+    rows (per-sequence, what both BabyLlama papers' code computes), or averaged over targets (per-token).
+    """
 
     teachers: Many[str]
     temperature: Positive
     alpha: Share
+    divergence: Literal["per-sequence", "per-token"] = "per-sequence"
+
+
+class DifferenceSpec(Declaration):
+    """Where a recipe departs from its paper, or decides what the paper leaves open.
+
+    number: what differs, a key of the recipe where it is one. option: `--set KEY=VALUE ...` that gives the original,
+    or the other choice; "" where there is none. A recipe inherits the differences of the one that it extends; an
+    entry of the same number replaces one, and an entry without `ours` takes it back.
+    """
+
+    number: str
+    paper: str = ""
+    ours: str = ""
+    why: str = ""
+    option: str = ""
 
 
 class EvaluateSpec(Declaration):
@@ -206,6 +255,7 @@ class Recipe(Declaration):
     scale: str = ""
     sources: Many[str]
     notes: Many[str] = ()
+    difference: Many[DifferenceSpec] = ()
     methods: Many[str]  # how its checkpoints are scored; the first by default
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     model: ModelSpec
@@ -226,6 +276,10 @@ class Recipe(Declaration):
             raise ValueError(f"batch: rows of {self.batch.longest} do not fit model.positions = {self.model.positions}")
         if self.distil and any(phase.masked for phase in self.phase):
             raise ValueError("distil: only causal phases can be distilled")
+        if self.corpus.held_out and (self.optimizer.ema or any(phase.masked for phase in self.phase)):
+            raise ValueError("corpus.held_out: needs causal phases only, and optimizer.ema = 0")
+        if self.batch.grows == "pass" and self.phase[0].steps is None:
+            raise ValueError("batch.grows = 'pass' needs phases in steps: passes of unequal batches are not counted")
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: unknown method {name!r}: {nearest(name, METHODS) or ', '.join(METHODS)}")
@@ -293,7 +347,17 @@ def _tables(path: Path) -> Tables:
             f"{parent!r} itself extends {below['extends']!r}: one level only",
             place=f"{path}: extends",
         )
-    return merged(below, tables)
+    out = merged(below, tables)
+    if isinstance(below.get("difference"), list) and isinstance(tables.get("difference"), list):
+        out["difference"] = _differences(below["difference"], tables["difference"])
+    return out
+
+
+def _differences(below: list[Any], above: list[Any]) -> list[Any]:
+    """Entries of `above` over those of the same number; an entry without `ours` takes one back."""
+    rows = {row.get("number") if isinstance(row, dict) else number: row for number, row in enumerate(below)}
+    rows |= {row.get("number") if isinstance(row, dict) else -1 - number: row for number, row in enumerate(above)}
+    return [row for row in rows.values() if not isinstance(row, dict) or len(row) > 1]
 
 
 def _change(text: str) -> Tables:

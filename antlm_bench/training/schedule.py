@@ -46,30 +46,35 @@ class Step:
         return self.rows * self.length
 
 
-def rows_in(tokens: int, length: int, random_offset: bool) -> int:
-    """Rows of one pass; under a random offset the last, cut one is never reached, so that all passes are as long."""
-    return (tokens - (length - 1 if random_offset else 0)) // length
+def rows_in(tokens: int, length: int, offset: str) -> int:
+    """Rows of one pass under a rule of `CorpusSpec.offset`. All passes are as long, whatever offsets are drawn."""
+    if offset == "row":  # any row may begin up to length - 1 tokens later
+        return tokens // length - 1
+    return (tokens - (length - 1 if offset == "random" else 0)) // length
 
 
 def timeline(recipe: Recipe, tokens: int) -> list[Step]:
     """Every step of a run over a corpus of so many tokens. DataError where the corpus does not fill one row."""
-    batch, floating = recipe.batch, recipe.corpus.offset == "random"
-    if rows_in(tokens, batch.longest, floating) < 1:
+    batch, offset = recipe.batch, recipe.corpus.offset
+    if rows_in(tokens, batch.longest, offset) < 1:
+        least = "the two rows that offset = 'row' needs, each" if offset == "row" else "one row"
         raise DataError(
-            f"the corpus has {tokens:,} tokens, less than one row of {batch.longest}",
+            f"the corpus has {tokens:,} tokens, less than {least} of {batch.longest}",
             hint="give a larger --corpus, or a smaller --scale",
         )
     total = total_steps(recipe, tokens)
     ends = _phase_ends(recipe, tokens, total)
     steps: list[Step] = []
-    length, sweep, first, left, phase, seen = 0, -1, 0, 0, 0, 0
+    length, wanted, whole, sweep, first, left, phase, seen = 0, 0, 0, -1, 0, 0, 0, 0
     for number in range(total):
         share = number / total
         new = bisect(ends, number)
-        wanted = _length(recipe, share)
-        if wanted != length or not left:
-            length, sweep, first, left = wanted, sweep + 1, 0, rows_in(tokens, wanted, floating)
-        rows = min(left, _rows(recipe, share))
+        if not left or batch.grows == "step":
+            wanted = _length(recipe, (number + (batch.grows == "pass")) / total)
+            whole = _rows(recipe, share, wanted)
+        if not left or wanted != length:
+            length, sweep, first, left = wanted, sweep + 1, 0, rows_in(tokens, wanted, offset)
+        rows = min(left, whole)
         causal = _split(rows, recipe.phase[new].causal_share)
         steps.append(
             Step(
@@ -106,8 +111,9 @@ def _progress(recipe: Recipe, tokens: int) -> Floats:
     paces = []
     for piece in range(PIECES):
         share = (piece + 0.5) / PIECES
-        rows = rows_in(tokens, _length(recipe, share), recipe.corpus.offset == "random")
-        paces.append(1 / max(1, math.ceil(rows / _rows(recipe, share))))
+        length = _length(recipe, share)
+        rows = rows_in(tokens, length, recipe.corpus.offset)
+        paces.append(1 / max(1, math.ceil(rows / _rows(recipe, share, length))))
     return np.concatenate([[0.0], np.cumsum(paces)]) / PIECES
 
 
@@ -121,10 +127,10 @@ def _phase_ends(recipe: Recipe, tokens: int, total: int) -> list[int]:
     return [round(total * float(share)) for share in shares]
 
 
-def _rows(recipe: Recipe, share: float) -> int:
-    """Rows of a whole step."""
+def _rows(recipe: Recipe, share: float, length: int) -> int:
+    """Rows of a whole step, rounded as GPT-BERT's code does where the batch grows."""
     tokens = _between(recipe.batch.tokens, recipe.batch.final_tokens, share)
-    return max(1, round(tokens) // _length(recipe, share))
+    return max(1, int(tokens / length) if recipe.batch.final_tokens is None else round(tokens / length))
 
 
 def _length(recipe: Recipe, share: float) -> int:
@@ -157,15 +163,18 @@ def _rate(spec: OptimizerSpec, number: int, total: int, ends: Sequence[int], pha
 
 
 def learning_rate(spec: OptimizerSpec, step: int, total: int) -> float:
-    """Warm-up, `schedule` from lr to final x lr over what follows, and a linear cool-down to zero over the last steps.
+    """Return the rate of optimizer step 0, 1, ... of `total`, as the library's and LTG's schedulers compute it.
 
-    The first step already moves (warm-up counts from 1), the last one still does.
+    Warm-up: int(share x total) steps that rise linearly from 0, so that the first step does not move. Then `schedule`
+    from lr to final x lr over the remaining steps. The last int(cooldown x total) steps fall linearly to 0 from
+    final x lr (from lr if the schedule is constant), wherever the schedule stood before.
     """
-    warm = spec.warmup_steps if spec.warmup_steps is not None else round((spec.warmup or 0.0) * total)
-    cool = round(spec.cooldown * total)
+    warm = spec.warmup_steps if spec.warmup_steps is not None else int((spec.warmup or 0.0) * total)
+    cool = int(spec.cooldown * total)
     if step < warm:
-        return spec.lr * (step + 1) / warm
-    done = min(1.0, (step - warm) / max(1, total - warm - cool))
+        return spec.lr * step / warm
+    if step >= total - cool:
+        return spec.lr * (1.0 if spec.schedule == "constant" else spec.final) * (total - step) / cool
+    done = min(1.0, (step - warm) / max(1, total - warm))
     shape = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done, "constant": 1.0}[spec.schedule]
-    rate = spec.lr * (spec.final + (1 - spec.final) * shape)
-    return rate if step < total - cool else rate * (total - step) / (cool + 1)
+    return spec.lr * (spec.final + (1 - spec.final) * shape)

@@ -1,7 +1,7 @@
 """Where training text comes from: files, a hub dataset or a grammar, as lines that know where a document begins.
 
 Text is read again for every use (counting, the tokenizer, the tokens) and never held whole: a corpus may be larger
-than memory. Empty lines say nothing and are left out; nothing else is changed.
+than memory. Blank lines say nothing and are left out where a corpus is made of lines; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from antlm_bench.declarations import catalog, decode_utf8, find, user_path
 from antlm_bench.errors import DataError
@@ -31,10 +31,23 @@ SENTENCES, GRAMMAR_SEED = 40_000, 1  # of a grammar's training text
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file (or what stands for one): its lines, anew at every call."""
+    """One file (or what stands for one), read anew at every call.
+
+    raw: all of its lines, the blank ones too. A file that ends with a line break ends with an empty line here, so that
+    joining the lines gives the text again.
+    """
 
     name: str
-    lines: Callable[[], Iterator[Line]]
+    raw: Callable[[], Iterator[Line]]
+
+    def lines(self) -> Iterator[Line]:
+        """Its lines without the blank ones; a document begins at its first line that is none."""
+        opens = False
+        for begins, text in self.raw():
+            opens |= begins
+            if text.strip():
+                yield opens, text
+                opens = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +119,7 @@ def _lines(file: Path) -> Iterator[Line]:
     if _ending(file) == ".jsonl":
         for number, line in numbered:
             if line.strip():
-                yield from _document(_record(line, f"{file}:{number}"))
+                yield from _document(_ended(_record(line, f"{file}:{number}")))
     else:
         yield from _document(line for _, line in numbered)
 
@@ -114,12 +127,16 @@ def _lines(file: Path) -> Iterator[Line]:
 def _document(lines: Iterator[str]) -> Iterator[Line]:
     opens = True
     for line in lines:
-        if line.strip():
-            yield opens, line.removesuffix("\r")
-            opens = False
+        yield opens, line.removesuffix("\r")
+        opens = False
 
 
-def _record(line: str, place: str) -> Iterator[str]:
+def _ended(text: str) -> Iterator[str]:
+    """The lines of a record; a line break ends it, so that two records do not run into one word."""
+    return iter([*text.removesuffix("\n").split("\n"), ""])
+
+
+def _record(line: str, place: str) -> str:
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -131,7 +148,7 @@ def _record(line: str, place: str) -> Iterator[str]:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"no text: half of a surrogate pair at character {error.start}", place=place) from None
-    return iter(text.split("\n"))
+    return text
 
 
 def _grammar(ref: str) -> Source:
@@ -142,7 +159,7 @@ def _grammar(ref: str) -> Source:
     digest = hashlib.sha256(rules.model_dump_json().encode()).hexdigest()
 
     def lines() -> Iterator[Line]:
-        return _document(grammar.corpus(rules, SENTENCES, GRAMMAR_SEED))
+        return _document(chain(grammar.corpus(rules, SENTENCES, GRAMMAR_SEED), [""]))
 
     return Source(ref, (Part(ref, lines),), digest)
 
@@ -156,7 +173,7 @@ def _hub(ref: str) -> Source:
 
     def lines() -> Iterator[Line]:
         for row in rows:
-            yield from _document(iter(_text(row, ref).split("\n")))
+            yield from _document(_ended(_text(row, ref)))
 
     return Source(ref, (Part(ref, lines),), digest.hexdigest())
 
@@ -181,16 +198,67 @@ def limited(whole: Source, words: int | None) -> Source:
 
 
 def _until(part: Part, words: int) -> Iterator[Line]:
-    for opens, text in part.lines():
+    for opens, text in part.raw():
         if words <= 0:
             return
         words -= count_words(text)
         yield opens, text
 
 
+def split(whole: Source, share: float) -> tuple[Source, Source]:
+    """The text to train on, and the last `share` of every part's lines, rounded as BabyLlama-2's authors do."""
+    kept, rest = [], []
+    for part in whole.parts:
+        lines = [text != "" for _, text in part.raw()]
+        count = len(lines) - (lines[-1:] == [False])  # the empty line behind the last line break is none
+        cut = round((1 - share) * count)
+        kept.append(Part(part.name, partial(_lines_of, part, 0, cut)))
+        rest.append(Part(part.name, partial(_lines_of, part, cut, count)))
+    digests = (hashlib.sha256(f"{whole.digest} {share} {name}".encode()).hexdigest() for name in ("kept", "rest"))
+    return Source(whole.name, tuple(kept), next(digests)), Source(whole.name, tuple(rest), next(digests))
+
+
+def _lines_of(part: Part, first: int, end: int) -> Iterator[Line]:
+    """Lines first .. end - 1; the first begins a document even where it was in the middle of one."""
+    for number, (opens, text) in enumerate(islice(part.raw(), first, end)):
+        yield opens or number == 0, text
+
+
 def count_words(text: str) -> int:
     """Words as BabyLM counts them: what stands between white space."""
     return len(text.split())
+
+
+class Block(NamedTuple):
+    """Lines of one document, with their line breaks. opens: whether the document begins with them."""
+
+    opens: bool
+    lines: list[str]
+
+
+def whole_blocks(lines: Iterator[Line], size: int = 8192) -> Iterator[Block]:
+    """Documents in blocks of about `size` lines, blank ones too, cut where a tokenizer that splits at white space
+    cannot tell: at a line break between two characters that are no white space."""
+    block, opens = list[str](), True
+    for begins, text in lines:
+        if block and begins:
+            yield from _block(opens, block)
+            block, opens = [], True
+        elif block:
+            alone = block[-1] and not block[-1][-1].isspace() and text and not text[0].isspace()
+            block[-1] += "\n"
+            if len(block) >= size and alone:
+                yield from _block(opens, block)
+                block, opens = [], False
+        block.append(text)
+    yield from _block(opens, block)
+
+
+def _block(opens: bool, lines: list[str]) -> Iterator[Block]:
+    """Without the empty line behind the last line break."""
+    kept = lines if lines and lines[-1] else lines[:-1]
+    if kept:
+        yield Block(opens, kept)
 
 
 def blocks(lines: Iterator[Line], size: int = 8192) -> Iterator[list[Line]]:

@@ -42,11 +42,16 @@ def show_verb(
         int | None, recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000")
     ] = None,
 ) -> None:
-    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data lies."""
-    from antlm_bench.commands.show import details
-    from antlm_bench.rendering import facts
+    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data lies.
+
+    Of a recipe also a table of what differs from its paper.
+    """
+    from antlm_bench.commands.show import details, differences
+    from antlm_bench.rendering import catalog, facts
 
     facts(*details(name, scale=scale, changes=change or (), words=words))
+    if rows := differences(name, scale, change or ()):
+        catalog(rows)
 
 
 def doctor_verb(

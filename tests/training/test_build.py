@@ -13,7 +13,7 @@ from antlm_bench.declarations import catalog
 from antlm_bench.training.build import build, natively_causal, output_head, states, targets_of
 from antlm_bench.training.corpus import FIRST_WORD, Int64
 from antlm_bench.training.losses import sliced_cross_entropy
-from antlm_bench.training.objectives import Batch, clm, masked
+from antlm_bench.training.objectives import Batch, Masking, clm, masked
 from antlm_bench.training.recipe import ModelSpec, ObjectiveSpec, read_recipe
 
 VOCABULARY, WIDTH = 300, 12
@@ -100,7 +100,7 @@ def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
 def test_the_head_where_a_target_stands_says_what_the_whole_model_says(shape: str) -> None:
     """For a masked objective: the library's logits of the whole row, read at the targets."""
     model, ids = made(shape, masked=True), ids_of(4)
-    batch = masked(ids, np.zeros_like(ids), np.arange(4), ObjectiveSpec(), 0.3, (0, 0), VOCABULARY)
+    batch = masked(ids, np.zeros_like(ids), np.arange(4), Masking(ObjectiveSpec(), 0.3, (0, 0), VOCABULARY))
     hidden, targets = targets_of(model, batch)
     weight, bias = output_head(model)
     logits = hidden @ weight.t() + (0 if bias is None else bias)

@@ -16,7 +16,8 @@ from toy_recipe import toy
 from antlm_bench.errors import DataError
 from antlm_bench.training import corpus as corpora
 from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIALS, UNK, Corpus, prepare, read
-from antlm_bench.training.text import Source, source
+from antlm_bench.training.recipe import CorpusSpec
+from antlm_bench.training.text import Source, source, whole_blocks
 
 
 def built(folder: Path, *files: str, **corpus: Any) -> Corpus:
@@ -129,6 +130,94 @@ def test_words_limit_the_corpus(tmp_path: Path) -> None:
     whole = built(tmp_path / "a", "one two three\n" * 30)
     assert whole.words[-1] == 90
     assert built(tmp_path / "b", "one two three\n" * 30, words=30).words[-1] == 30
+
+
+def stream_of(corpus: Corpus) -> str:
+    return str(corpus.tokenizer.decode(corpus.tokens, skip_special_tokens=False))
+
+
+class TestWholeFiles:
+    """BabyLlama's stream: a file is one text, with its line breaks and without specials."""
+
+    WHOLE = {"layout": "files", "document": "corpus"}  # noqa: RUF012
+
+    @pytest.mark.parametrize("end", ["", "\n", "\n\n", " \n"])
+    def test_the_stream_says_the_file_again(self, tmp_path: Path, end: str) -> None:
+        files = [f"The cat sleeps.\n\n  Two  dogs saw 42 ☕\n\tnaïve{end}", "Another file."]
+        corpus = built(tmp_path, *files, **self.WHOLE)
+        assert stream_of(corpus) == "".join(files)
+        assert corpus.tokens.min() >= FIRST_WORD
+        assert corpus.documents.tolist() == [0, len(corpus)]
+        assert corpus.words[-1] == sum(len(text.split()) for text in files)
+
+    def test_a_checkpoint_reads_a_sentence_as_the_stream_does(self, tmp_path: Path) -> None:
+        corpus = built(tmp_path, "The cat sleeps\n" * 5, **self.WHOLE)
+        sentence = corpus.tokenizer("The cat sleeps")["input_ids"]
+        assert corpus.tokens[: len(sentence)].tolist() == sentence
+
+    def test_borders_of_files_can_be_kept(self, tmp_path: Path) -> None:
+        corpus = built(tmp_path, "a b\n", "c d\n", layout="files", document="file")
+        assert len(corpus.documents) == 3
+        assert corpus.tokenizer.decode(corpus.tokens[: corpus.documents[1]]) == "a b\n"
+
+    @given(st.lists(st.sampled_from(["a b", "", " ", "c ", " d", "e\t", "ﬁn e", "42 7"]), min_size=1, max_size=40))
+    @settings(deadline=None, max_examples=30)
+    def test_cutting_a_file_for_memorys_sake_changes_no_token(self, lines: list[str]) -> None:
+        numbered = [(number == 0, line) for number, line in enumerate(lines)]
+        whole = [*whole_blocks(iter(numbered), 10**6)]
+        parts = [*whole_blocks(iter(numbered), 2)]
+        assert len(whole) <= 1 and [part.opens for part in parts] == [n == 0 for n in range(len(parts))]
+        text = "\n".join(lines)
+        assert "".join(line for part in parts for line in part.lines) == text
+        learnt = iter([*map("{}\n".format, lines), "a  b\n\n  c"])
+        tokenizer = corpora.train_tokenizer(learnt, toy().tokenizer, CorpusSpec(**self.WHOLE))
+        said = [tokenizer.encode("".join(part.lines)).ids for part in parts]
+        assert [i for ids in said for i in ids] == tokenizer.encode(text).ids
+
+    def test_records_do_not_run_into_one_word(self, tmp_path: Path) -> None:
+        (tmp_path / "text").mkdir()
+        records = '{"text": "one\\ntwo"}\n{"text": "three\\n"}\n'
+        (tmp_path / "text" / "a.jsonl").write_text(records, encoding="utf-8")
+        recipe = toy(corpus={"layout": "files", "document": "file"})
+        corpus = corpus_for(recipe, tmp_path / "text", tmp_path / "corpus")
+        assert stream_of(corpus) == "one\ntwo\nthree\n" and len(corpus.documents) == 3
+
+    def test_lines_know_their_tokens_and_words(self, tmp_path: Path) -> None:
+        corpus = built(tmp_path, "one two\n\nthree  four five\n six", **self.WHOLE)
+        parts = zip(corpus.lines[:-1], corpus.lines[1:], strict=True)
+        said = [corpus.tokenizer.decode(corpus.tokens[a:b]) for a, b in parts]
+        assert said == ["one two\n", "\n", "three  four five\n", " six"]
+        assert np.diff(corpus.words).tolist() == [2, 0, 3, 1]
+
+    def test_a_byte_never_seen_is_unknown_if_the_alphabet_is_what_was_seen(self, tmp_path: Path) -> None:
+        text = tmp_path / "text"
+        text.mkdir()
+        (text / "a.txt").write_text("abc abd\n" * 9, encoding="utf-8")
+        seen = corpus_for(toy(tokenizer={"alphabet": "seen"}, corpus=self.WHOLE), text, tmp_path / "seen")
+        assert "<unk>" in seen.tokenizer.tokenize("xyz abc") and len(seen.tokenizer) < 261
+        every = corpus_for(toy(corpus=self.WHOLE), text, tmp_path / "every")
+        assert "<unk>" not in every.tokenizer.tokenize("xyz ☕")
+
+
+class TestHeldOut:
+    def test_the_last_lines_of_every_file_are_not_trained_on(self, tmp_path: Path) -> None:
+        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay, blank lines count."""
+        files = ["\n".join(f"a{n} x" for n in range(30)) + "\n", "\n".join(["b y", "", *["c z"] * 29])]
+        corpus = built(tmp_path, *files, held_out=0.05, layout="files", document="file")
+        assert corpus.held_out is not None
+        kept = [text.splitlines()[: round(0.95 * len(text.splitlines()))] for text in files]
+        rest = [text.splitlines()[round(0.95 * len(text.splitlines())) :] for text in files]
+        for part, lines in ((corpus, kept), (corpus.held_out, rest)):
+            assert stream_of(part) == "".join("\n".join(one) for one in lines)
+        assert corpus.words[-1] + corpus.held_out.words[-1] == sum(len(text.split()) for text in files)
+        assert read(tmp_path / "corpus").held_out is not None
+
+    def test_lines_are_held_out_behind_their_own_s(self, tmp_path: Path) -> None:
+        corpus = built(tmp_path / "some", "one two\n" * 10, held_out=0.2)
+        assert corpus.held_out is not None
+        assert (len(corpus.lines) - 1, len(corpus.held_out.lines) - 1) == (8, 2)
+        assert corpus.held_out.tokens[0] == BOS
+        assert built(tmp_path / "none", "one two\n" * 10).held_out is None
 
 
 class TestPreparing:

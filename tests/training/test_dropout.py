@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from antlm_bench.training.build import build
 from antlm_bench.training.dropout import KeyedDropout, gathered, key, samples
+from antlm_bench.training.recipe import ModelSpec
 
 
 def masks(indices: list[int], calls: int = 1, p: float = 0.3, seed: int = 1, step: int = 2) -> list[Tensor]:
@@ -111,3 +113,68 @@ def test_keying_keeps_the_mode() -> None:
     block = Block().eval()
     key(block)
     assert not block.drop.training
+
+
+class TestSharedDropout:
+    """Of a table that has no dimension of samples, e.g. relative positions."""
+
+    def model(self) -> nn.Module:
+        layer = nn.Dropout(0.25)
+        layer.shared = True
+        model = nn.Sequential(layer)
+        assert key(model) == 1
+        return model
+
+    def test_all_samples_of_a_step_share_one_mask_whatever_their_batch(self) -> None:
+        model, table = self.model(), torch.ones(31, 64)
+        masks = []
+        for rows in ([0, 1, 2, 3], [2], [3, 0]):
+            with samples(7, 5, rows):
+                masks.append((model(table), model(table)))
+        assert all(torch.equal(first, masks[0][0]) and torch.equal(second, masks[0][1]) for first, second in masks)
+        assert not torch.equal(*masks[0]), "two dropouts of a model differ"
+        with samples(7, 6, [0]):
+            assert not torch.equal(model(table), masks[0][0])
+        kept = masks[0][0] != 0
+        assert abs(kept.float().mean().item() - 0.75) < 0.04
+        assert torch.allclose(masks[0][0][kept], torch.tensor(1 / 0.75))
+
+    def test_gradients_pass_where_values_do(self) -> None:
+        table = torch.ones(9, 8, requires_grad=True)
+        with samples(1, 2, [0]):
+            out = self.model()(table)
+        out.sum().backward()
+        assert torch.equal(table.grad, out.detach())
+
+    def test_outside_of_samples_it_refuses(self) -> None:
+        with pytest.raises(RuntimeError, match="must run inside"):
+            self.model()(torch.ones(2, 2))
+        assert torch.equal(self.model().eval()(torch.ones(2, 2)), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("architecture", ["gpt-bert", "ltg-bert"])
+def test_relative_positions_are_dropped_out_in_training_alone(architecture: str) -> None:
+    """ELC-BERT's and GPT-BERT's code drop out the position vectors of every layer before they are projected."""
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "positions": 32, "buckets": 8, "tied": True,
+             "norm_eps": 1e-5}  # fmt: skip
+    spec = ModelSpec(architecture=architecture, dropout=0.0, attention_dropout=0.5, **shape)
+    model = build(spec, 40, masked=True)
+    attention = [module for name, module in model.named_modules() if name.endswith("attention")]
+    seen: list[torch.Tensor] = []
+    for module in attention:
+        module.query_key.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    key(model)
+    table = model.model.positions.norm(model.model.positions.table.weight).detach()
+    ids = torch.arange(8)[None]
+    for train in (True, False):
+        seen.clear()
+        with samples(1, 2, [0]):
+            model.train(train)(ids)
+        vectors = [x for x in seen if x.shape == table.shape]
+        assert len(vectors) == 2
+        for x in vectors:
+            kept = x != 0
+            assert torch.equal(kept, kept if train else torch.ones_like(kept))
+            assert torch.allclose(x[kept], (table * (2 if train else 1))[kept], atol=1e-6)
+            assert (0.3 < kept.float().mean() < 0.7) == train
+        assert not train or not torch.equal(vectors[0], vectors[1])

@@ -1,7 +1,9 @@
-"""Masking: counts, shares and spans as published, borders kept, nothing that depends on the batch."""
+"""Masking: the three laws against plain loops and the originals' statistics; nothing that depends on the batch."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DeclarationError
-from antlm_bench.training.masking import SPANS, Corruption, hide
+from antlm_bench.training.masking import LAWS, Corruption, Rows, hide
 
 MASK, WORDS = 4, np.arange(5, 1005)
 
 
-def plain(many: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[Any]]:
+def plain(many: int, width: int) -> Rows:
     """Rows of words without specials, each one document."""
     rows = np.random.default_rng(0).choice(WORDS, size=(many, width))
-    return rows, np.ones(rows.shape, np.bool_), np.zeros(rows.shape, np.int32)
+    return Rows(rows, np.ones(rows.shape, np.bool_), np.zeros(rows.shape, np.int32))
 
 
 def keys(many: int, seed: int = 42, step: int = 7) -> list[tuple[int, int, int]]:
@@ -31,22 +33,155 @@ def near(share: float, expected: float, n: int) -> bool:
     return abs(share - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
 
 
-@pytest.mark.parametrize("law", SPANS)
 @pytest.mark.parametrize("rate", [0.15, 0.3])
-def test_the_number_of_chosen_tokens_is_binomial(law: str, rate: float) -> None:
+def test_single_tokens_are_hidden_independently(rate: float) -> None:
     many, width = 400, 64
-    _, chosen = hide(*plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law))
+    _, chosen = hide(plain(many, width), rate, keys(many), Corruption(MASK, WORDS))
     assert near(chosen.mean(), rate, many * width)
     spread = chosen.sum(1).var() / (width * rate * (1 - rate))
     assert 0.7 < spread < 1.3, "the counts of rows vary as a binomial does"
 
 
-@pytest.mark.parametrize("law", SPANS)
+def overlapping_spans(dice: np.random.Generator, width: int, rate: float, least: int) -> NDArray[np.bool_]:
+    """LTG-BERT's law in a plain loop, for a row without specials."""
+    hidden = [False] * width
+    goal = max(least, sum(dice.random() < rate for _ in range(width)))
+    while sum(hidden) < goal:
+        length = dice.geometric(1 / 3) % 10
+        if length == 0:
+            continue
+        begin = dice.integers(-(length - 1), width + length)
+        for place in range(begin, begin + length):
+            if 0 <= place < width:
+                hidden[place] = True
+    return np.array(hidden)
+
+
+def lowest_spans(dice: np.random.Generator, width: int, rate: float, counts: list[int]) -> NDArray[np.bool_]:
+    """GPT-BERT's law in a plain loop, for a document without specials."""
+    values: list[float] = []
+    while len(values) < width:
+        values += [dice.random()] * dice.integers(1, 4)
+    weighted = [value * np.exp(count) for value, count in zip(values, counts, strict=False)]
+    many = max(1, int(width * rate + dice.random()))
+    return np.array([value <= sorted(weighted)[many - 1] for value in weighted])
+
+
+def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> None:
+    """Both (N, T): rate by position, and how many are hidden in a row, within 5 standard errors of a difference."""
+    many = len(ours)
+    pairs = [(ours.mean(0), theirs.mean(0))]
+    pairs.append(tuple(np.bincount(x.sum(1), minlength=ours.shape[1] + 1) / many for x in (ours, theirs)))
+    pairs.append(tuple((x[:, 1:] & x[:, :-1]).mean(0) for x in (ours, theirs)))
+    for one, other in pairs:
+        mean = (one + other) / 2
+        assert (np.abs(one - other) <= 5 * np.sqrt(2 * mean * (1 - mean) / many) + 1e-9).all()
+
+
+@pytest.mark.parametrize(("law", "least"), [("geometric", 1), ("geometric", 0), ("uniform", 1)])
+@pytest.mark.parametrize(("width", "rate"), [(8, 0.15), (20, 0.3)])
+def test_spans_follow_the_law_of_a_plain_loop(law: str, least: int, width: int, rate: float) -> None:
+    many, dice = 2000, np.random.default_rng(3)
+    _, chosen = hide(plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law, least=least))
+    if law == "geometric":
+        expected = [overlapping_spans(dice, width, rate, least) for _ in range(many)]
+    else:
+        expected = [lowest_spans(dice, width, rate, [0] * width) for _ in range(many)]
+    same_distribution(chosen, np.array(expected))
+
+
+def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
+    many, width, passes, dice = 150, 16, 15, np.random.default_rng(5)
+    counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
+    for number in range(passes):
+        rows = plain(many, width)._replace(counts=counts)
+        counts += hide(rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform"))[1]
+        for row in expected:
+            row += lowest_spans(dice, width, 0.15, row.tolist())
+    assert counts.mean() == pytest.approx(expected.mean(), abs=0.05)
+    assert counts.std() == pytest.approx(expected.std(), rel=0.1)
+    independent = (passes * 0.15 * 0.85) ** 0.5
+    assert counts.std() < 0.6 * independent
+
+
+def records(cases_root: Path) -> dict[str, Any]:
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    return dict(json.loads(text)["laws"])
+
+
+SPAN_LAWS = {"ltg-bert (babylm/train): span": "geometric", "elc-bert: span": "geometric", "gpt-bert": "uniform",
+             "ltg-bert (BNC training): subword": "token"}  # fmt: skip
+RATES = [f"{code}, {width} words" for code in SPAN_LAWS if code != "gpt-bert" for width in (8, 16, 32, 126)
+         if "subword" not in code or width < 126]  # fmt: skip
+RATES += [f"gpt-bert, rate {rate}, {width} words, never hidden before" for rate in (0.15, 0.3)
+          for width in (8, 16, 32, 126)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_hidden_shares_are_those_of_the_original_code(name: str, cases_root: Path) -> None:
+    case, many = records(cases_root)[name], 1200 if "126" in name else 3000
+    width, (first, last) = case["positions"], case["maskable"]
+    rows = plain(many, width)
+    rows.maskable[:, :first], rows.maskable[:, last + 1 :] = False, False
+    law = next(law for code, law in SPAN_LAWS.items() if name.startswith(code))
+    corruption = Corruption(MASK, WORDS, law, by_span=law != "token", least=0 if "elc" in name else 1)
+    inputs, chosen = hide(rows, case["mask_p"], keys(many), corruption)
+    error = 5 * (1 / many + 1 / case["sequences"]) ** 0.5
+    spread = chosen[:, first : last + 1].mean(1).std()
+    assert abs(chosen[:, first : last + 1].mean() - case["mean_rate_over_maskable"]) < error * spread
+    rates = np.array(case["rate_by_position"])
+    assert (np.abs(chosen.mean(0) - rates) <= error * np.sqrt(rates * (1 - rates))).all()
+    counted = np.bincount(chosen.sum(1), minlength=width + 1) / many
+    recorded = np.array([case["hidden_per_sequence"].get(str(number), 0.0) for number in range(width + 1)])
+    assert (np.abs(counted - recorded) <= error * np.sqrt(np.maximum(counted, recorded)) + 1 / many).all()
+    runs = lengths_of(chosen)
+    for length in range(1, 6):
+        share = case["runs_of_hidden_positions"].get(str(length), 0.0)
+        assert abs((runs == length).mean() - share) < 5 * (share / len(runs) + share / case["sequences"]) ** 0.5 + 1e-3
+    assert abs((inputs == MASK)[chosen].mean() - case["share_mask"]) < 0.04
+
+
+def test_examples_of_the_original_code_follow_these_laws(cases_root: Path) -> None:
+    """Their draws are torch's and cannot be repeated: what must hold of any draw does, and the same of ours."""
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    examples = {example["code"]: example for example in json.loads(text)["exact_examples"]}
+    for code in ("ltg-bert (babylm/train)", "ltg-bert (BNC training)"):
+        example = {key: np.array(examples[code][key]) for key in ("tokens", "inputs", "labels")}
+        hidden = example["labels"] != -100
+        assert np.array_equal(example["inputs"][~hidden], example["tokens"][~hidden])
+        assert np.array_equal(example["labels"][hidden], example["tokens"][hidden])
+    example = examples["gpt-bert"]
+    values, tokens = np.array(example["hiding_order_of_values"]), np.array(example["tokens"])
+    begins = np.append(True, np.diff(values) != 0)
+    spans = np.split(np.arange(len(tokens)), np.nonzero(begins)[0][1:])
+    assert max(map(len, spans)) <= 3 and values.max() * len(tokens) < 1
+    replaced = np.array(example["replacement"])
+    for span in spans:  # one fate for a whole span: the mask, random words, or the words themselves
+        assert (replaced[span] == 4).all() or not (replaced[span] == 4).any()
+        assert np.array_equal(replaced[span], tokens[span]) or not (replaced[span] == tokens[span]).any()
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) -> None:
+    case = records(cases_root)[f"gpt-bert, rate 0.15, {width} words, 40 passes with counts kept"]
+    many, counts, rates = 200, np.zeros((200, width), np.int16), []
+    for number in range(40):
+        rows = plain(many, width)._replace(counts=counts)
+        chosen = hide(rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform"))[1]
+        counts += chosen
+        rates.append(chosen.mean())
+    expected = case["times_hidden_after_40_passes"]
+    assert counts.mean() == pytest.approx(expected["mean"], abs=0.1)
+    assert counts.std() == pytest.approx(expected["std_over_positions"], abs=0.05)
+    assert abs(np.array(rates) - case["mean_rate_by_pass"]).max() < 0.012
+
+
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("by_span", [True, False])
 def test_of_ten_chosen_eight_are_masked_one_random_one_kept(law: str, by_span: bool) -> None:
     many = 800
-    rows, maskable, segments = plain(many, 64)
-    inputs, chosen = hide(rows, maskable, segments, 0.3, keys(many), Corruption(MASK, WORDS, law, by_span=by_span))
+    inputs, chosen = hide(plain(many, 64), 0.3, keys(many), Corruption(MASK, WORDS, law, by_span=by_span))
+    rows = plain(many, 64).ids
     n = chosen.sum() / (3 if by_span else 1)  # decisions, fewer than tokens
     assert near((inputs == MASK)[chosen].mean(), 0.8, n)
     assert near((inputs == rows)[chosen].mean(), 0.1, n)
@@ -61,49 +196,27 @@ def lengths_of(chosen: NDArray[np.bool_]) -> NDArray[Any]:
     return np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1]
 
 
-def published(law: str, random: np.random.Generator, n: int) -> NDArray[Any]:
-    """Lengths as the papers draw them; a length of 0 hides nothing."""
-    if law == "geometric":
-        drawn = random.geometric(1 / 3, size=2 * n) % 10
-        return drawn[drawn > 0][:n]
-    return random.integers(1, 4, size=n) if law == "uniform" else np.ones(n, int)
-
-
-@pytest.mark.parametrize("law", SPANS)
-def test_spans_have_the_published_lengths(law: str) -> None:
-    many, width = 3000, 1000  # so few chosen that spans hardly meet, and a last span is cut rarely
-    rows, maskable, segments = plain(many, width)
-    _, chosen = hide(rows, maskable, segments, 0.02, keys(many), Corruption(MASK, WORDS, law))
-    whole = chosen[chosen.sum(1) >= 10]
-    ours, theirs = lengths_of(whole), published(law, np.random.default_rng(1), 20_000)
-    assert abs(ours.mean() / theirs.mean() - 1) < 0.1
-    if law != "token":
-        shares = [np.bincount(x, minlength=10)[1:4] / len(x) for x in (ours, theirs)]
-        np.testing.assert_allclose(*shares, atol=0.06)
-
-
 def test_a_span_has_one_fate_or_each_token_its_own() -> None:
     many = 300
     for by_span in (True, False):
-        rows, maskable, segments = plain(many, 200)
         corruption = Corruption(MASK, WORDS, "geometric", by_span=by_span, masked=0.5, random=0.0)
-        inputs, chosen = hide(rows, maskable, segments, 0.02, keys(many), corruption)
+        inputs, chosen = hide(plain(many, 200), 0.02, keys(many), corruption)
         both = chosen[:, 1:] & chosen[:, :-1]  # neighbours are of one span, nearly always
         alike = ((inputs == MASK)[:, 1:] == (inputs == MASK)[:, :-1])[both].mean()
         assert alike > 0.93 if by_span else 0.4 < alike < 0.6
 
 
 @settings(deadline=None, max_examples=80)
-@given(data=st.data(), law=st.sampled_from(sorted(SPANS)), rate=st.floats(0, 1), width=st.integers(1, 30))
+@given(data=st.data(), law=st.sampled_from(LAWS), rate=st.floats(0, 1), width=st.integers(1, 30))
 def test_what_must_hold_for_any_row(data: st.DataObject, law: str, rate: float, width: int) -> None:
     many = data.draw(st.integers(1, 4))
     cells = st.lists(st.booleans(), min_size=many * width, max_size=many * width)
     maskable, fresh = (np.array(data.draw(cells)).reshape(many, width) for _ in range(2))
-    rows, _, _ = plain(many, width)
+    rows = plain(many, width).ids
     before = rows.copy()
     segments = fresh.cumsum(1)
     corruption = Corruption(MASK, WORDS, law)
-    inputs, chosen = hide(rows, maskable, segments, rate, keys(many), corruption)
+    inputs, chosen = hide(Rows(rows, maskable, segments), rate, keys(many), corruption)
     assert np.array_equal(rows, before), "the caller's rows stay"
     assert not (chosen & ~maskable).any() and np.array_equal(inputs[~chosen], rows[~chosen])
     if rate in (0, 1):
@@ -112,39 +225,41 @@ def test_what_must_hold_for_any_row(data: st.DataObject, law: str, rate: float, 
     pick = data.draw(st.permutations(range(many)))[: data.draw(st.integers(1, many))]
     pad = data.draw(st.integers(0, 5))
     wider = [np.pad(x[pick], ((0, 0), (0, pad))) for x in (rows, maskable, segments)]
-    again, also = hide(*wider, rate, [keys(many)[i] for i in pick], corruption)
+    again, also = hide(Rows(*wider), rate, [keys(many)[i] for i in pick], corruption)
     assert np.array_equal(again[:, :width], inputs[pick]) and np.array_equal(also[:, :width], chosen[pick])
 
 
-def test_spans_end_where_their_document_ends() -> None:
-    many, width = 2000, 40
-    rows, maskable, _ = plain(many, width)
-    segments = np.arange(width)[None].repeat(many, 0) // 2  # documents of two tokens
-    corruption = Corruption(MASK, WORDS, "uniform", masked=0.5, random=0.0)
-    inputs, chosen = hide(rows, maskable, segments, 0.1, keys(many), corruption)
-    hidden, both = inputs == MASK, chosen[:, 1:] & chosen[:, :-1]
-    alike = hidden[:, 1:] == hidden[:, :-1]
-    assert alike[:, 0::2][both[:, 0::2]].mean() > 0.85, "within a document: mostly one span, one fate"
-    assert 0.4 < alike[:, 1::2][both[:, 1::2]].mean() < 0.6, "across a border: two spans, two fates"
+def test_gpt_bert_hides_in_every_document_by_itself() -> None:
+    many, width = 800, 40
+    rows = plain(many, width)
+    segments = np.arange(width)[None].repeat(many, 0) // 8
+    _, chosen = hide(rows._replace(segments=segments), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
+    _, alone = hide(plain(many, 8), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
+    parts = chosen.reshape(many, 5, 8)
+    assert (parts.sum(2) >= 1).all(), "at least one in each"
+    for part in range(5):
+        same_distribution(parts[:, part], alone)
 
 
 def test_seed_step_and_sample_all_change_the_choice() -> None:
-    rows, maskable, segments = (x.repeat(4, 0) for x in plain(1, 100))
+    rows = Rows(*(x.repeat(4, 0) for x in plain(1, 100)[:3]))
     different = [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
-    _, chosen = hide(rows, maskable, segments, 0.3, different, Corruption(MASK, WORDS))
-    assert len({row.tobytes() for row in chosen}) == 4
+    for law in LAWS:
+        _, chosen = hide(rows, 0.3, different, Corruption(MASK, WORDS, law))
+        assert len({row.tobytes() for row in chosen}) == 4
 
 
 def test_every_position_is_as_likely_with_single_tokens() -> None:
     many = 4000
-    _, chosen = hide(*plain(many, 10), 0.2, keys(many), Corruption(MASK, WORDS))
+    _, chosen = hide(plain(many, 10), 0.2, keys(many), Corruption(MASK, WORDS))
     assert all(near(share, 0.2, many) for share in chosen.mean(0))
 
 
 def test_ids_keep_their_type() -> None:
-    rows, maskable, segments = plain(2, 9)
+    rows = plain(2, 9)
     for kind in (np.int32, np.int64, np.uint16):
-        assert hide(rows.astype(kind), maskable, segments, 0.5, keys(2), Corruption(MASK, WORDS))[0].dtype == kind
+        typed = rows._replace(ids=rows.ids.astype(kind))
+        assert hide(typed, 0.5, keys(2), Corruption(MASK, WORDS))[0].dtype == kind
 
 
 @pytest.mark.parametrize(
@@ -164,4 +279,4 @@ def test_a_corruption_that_makes_no_sense_is_refused(change: dict[str, Any], pla
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
 def test_a_rate_outside_0_and_1_is_refused(rate: float) -> None:
     with pytest.raises(DeclarationError, match=r"masking\.rate"):
-        hide(*plain(1, 3), rate, keys(1), Corruption(MASK, WORDS))
+        hide(plain(1, 3), rate, keys(1), Corruption(MASK, WORDS))

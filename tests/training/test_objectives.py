@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, Int64
-from antlm_bench.training.objectives import NOT_A_TARGET, Batch, clm, masked
+from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, PAD, Int64
+from antlm_bench.training.objectives import NOT_A_TARGET, Batch, Masking, clm, masked, shortened
 from antlm_bench.training.recipe import ObjectiveSpec
 
 NO = NOT_A_TARGET
@@ -24,7 +26,7 @@ def array(*rows: list[int]) -> Int64:
 
 def hidden(ids: Int64, segments: Int64, rate: float = 1.0, seed: tuple[int, int] = (1, 2), **spec: Any) -> Batch:
     samples = np.arange(len(ids))
-    return masked(ids, segments, samples, ALL.model_copy(update=spec), rate, seed, VOCABULARY)
+    return masked(ids, segments, samples, Masking(ALL.model_copy(update=spec), rate, seed, VOCABULARY))
 
 
 @st.composite
@@ -67,6 +69,7 @@ def test_a_causal_target_is_the_next_token_and_of_the_same_document(given_rows: 
     targets = clm(ids, segments, np.arange(len(ids))).targets
     for row, place in np.ndindex(*ids.shape):
         inside = place + 1 < ids.shape[1] and segments[row, place] == segments[row, place + 1]
+        inside = inside and ids[row, place + 1] != PAD
         assert targets[row, place] == (ids[row, place + 1] if inside else NO)
 
 
@@ -113,7 +116,8 @@ def test_what_is_hidden_depends_on_seed_step_and_sample_alone() -> None:
     whole = hidden(ids, segments, 0.3)
     spec = ALL
     for sample in range(6):
-        alone = masked(ids[[sample]], segments[[sample]], np.array([sample]), spec, 0.3, (1, 2), VOCABULARY)
+        law = Masking(spec, 0.3, (1, 2), VOCABULARY)
+        alone = masked(ids[[sample]], segments[[sample]], np.array([sample]), law)
         assert np.array_equal(alone.inputs[0], whole.inputs[sample])
     assert not np.array_equal(hidden(ids, segments, 0.3, seed=(1, 3)).inputs, whole.inputs)
     assert not np.array_equal(hidden(ids, segments, 0.3, seed=(2, 2)).inputs, whole.inputs)
@@ -153,6 +157,46 @@ def test_a_slice_keeps_what_belongs_to_its_rows() -> None:
     assert part.samples.tolist() == [6, 8] and part.count == 3 and part.objective == "clm" and part.causal
     assert part.targets.tolist() == [[9, EOS, NO], [NO, 6, NO]]
     assert batch[1:2].attention() is None and batch[2:3].attention() is not None
+
+
+@given(rows(), st.sampled_from(["mlm", "mntp"]))
+def test_a_batch_knows_what_was_hidden(given_rows: tuple[Int64, Int64], objective: str) -> None:
+    batch = hidden(*given_rows, 0.4, masked=objective, corrupt=(1.0, 0.0, 0.0))
+    assert np.array_equal(batch.hidden, (batch.inputs == MASK) & (given_rows[0] != MASK))
+
+
+def test_a_short_row_ends_in_padding_that_text_ignores() -> None:
+    ids, segments = array([1, 10, 11, 12, 13], [1, 14, 15, 16, 17]), np.zeros((2, 5), np.int64)
+    cut, documents = shortened(ids, segments, np.array([3, 5]))
+    assert cut.tolist() == [[1, 10, 11, 0, 0], [1, 14, 15, 16, 17]]
+    causal = clm(cut, documents, np.arange(2))
+    assert causal.targets.tolist() == [[10, 11, NO, NO, NO], [14, 15, 16, 17, NO]]
+    mask = causal.attention()
+    assert mask is not None and not mask[0, 0, 2, 3:].any() and mask[1, 0, 4].all()
+    both = hidden(cut, documents)
+    assert both.targets.tolist() == [[NO, 10, 11, NO, NO], [NO, 14, 15, 16, 17]]
+
+
+def test_gpt_bert_s_rows_are_read_as_in_the_original_code(cases_root: Path) -> None:
+    """Ours asks nothing of a row's last position: rows are windows of T tokens, the original's of T + 1."""
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    for name, kind in json.loads(text)["gpt_bert_dataset_rows"].items():
+        for row in kind["rows"] if name in ("masked", "causal") else ():
+            ids = np.array([row["input_ids"]])
+            segments = np.cumsum((ids == 1) | (ids == 3), axis=1)  # there 1 begins a document and 3 is padding
+            batch = clm(np.where(ids == 3, PAD, ids), segments, np.arange(1))
+            look = batch.attention()
+            square = np.tril(np.ones((16, 16), bool)) if look is None else look[0, 0].numpy()
+            recorded = np.array([[int(cell) for cell in line] for line in row["may_attend_rows"]], bool)
+            text_only = ids[0] != 3
+            if name == "causal":
+                assert batch.targets[0, :-1].tolist() == row["target_ids"][:-1]
+                assert (square[text_only] == recorded[text_only]).all()
+            else:
+                assert ((square | square.T)[text_only] == recorded[text_only]).all()
+                said = np.array(row["target_ids"])
+                asked = np.nonzero(said >= 0)[0]
+                assert all(segments[0, at] == segments[0, at + 1] for at in asked if at < 15)
 
 
 def test_no_rows_make_an_empty_batch() -> None:

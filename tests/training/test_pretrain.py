@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from toy_recipe import blocks, toy
 
 from antlm_bench.checkpoints import open_checkpoint
-from antlm_bench.errors import TrainingError
+from antlm_bench.errors import DataError, TrainingError
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
-from antlm_bench.training.objectives import Batch
-from antlm_bench.training.pretrain import Conditions, Training, pretrain
+from antlm_bench.training.objectives import Batch, clm
+from antlm_bench.training.pretrain import Conditions, HiddenCounts, Training, pretrain
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import rows_in, timeline
 
@@ -94,7 +94,7 @@ def steps(many: int, causal: float, masked: float) -> dict[str, Any]:
 
 
 RESUMED = {
-    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1}, **steps(20, 1, 0)),
+    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1, "attention_dropout": 0.1}, **steps(20, 1, 0)),
     "lamb, averaged": toy(
         model=GPT_BERT,
         optimizer={"name": "lamb", "ema": 0.9, "schedule": "linear", "weight_decay": 0.1},
@@ -108,6 +108,14 @@ RESUMED = {
         **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps"),
     ),
     "growing": toy(batch={"final_tokens": 128, "longer": [[0.4, 32]]}, **steps(20, 1, 1)),
+    "evened out": toy(
+        model=GPT_BERT,
+        objective={"masked": "mntp", "spans": "uniform", "even": True},
+        corpus={"offset": "random"},
+        **steps(20, 1, 3),
+    ),
+    "short rows": toy(batch={"short": 0.5}, objective={"spans": "geometric"}, **steps(20, 1, 1)),
+    "whole files": toy(corpus={"layout": "files", "document": "corpus", "offset": "row"}, **steps(20, 1, 0)),
 }
 
 
@@ -136,7 +144,7 @@ def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path
 @pytest.mark.parametrize(
     "recipe",
     [
-        toy(optimizer=SMOOTH, **steps(6, 1, 0)),
+        toy(model={"attention_dropout": 0.1}, optimizer=SMOOTH, **steps(6, 1, 0)),
         toy(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
         toy(model=GPT_BERT, optimizer=SMOOTH | {"name": "lamb"}, batch={"tokens": 96}, **steps(6, 1, 2)),
     ],
@@ -150,21 +158,25 @@ def test_the_layout_of_a_batch_changes_rounding_only(recipe: Recipe, corpus_of: 
 
 
 def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
-    for offset in ("fixed", "random"):
+    for offset in ("fixed", "random", "row"):
         recipe = toy(corpus={"offset": offset})
         corpus = corpus_of(recipe)
         training = Training(recipe, corpus, Conditions(device="cpu"))
         passes: dict[int, list[int]] = {}
         for step in timeline(recipe, len(corpus)):
             passes.setdefault(step.sweep, []).extend(training._rows(step).tolist())
-        many = rows_in(len(corpus), 16, offset == "random")
+        many = rows_in(len(corpus), 16, offset)
         assert len(passes) == 2 and passes[0] != passes[1]
         for rows in passes.values():
             begin = min(rows)
+            if offset == "row":  # each row begins anywhere in its own part of the text
+                assert sorted(row // 16 for row in rows) == [*range(many)] and len({row % 16 for row in rows}) > 1
+                assert min(rows) >= 0 and max(rows) + 16 <= len(corpus)
+                continue
             assert sorted(rows) == [begin + 16 * n for n in range(many)] and begin < 16
             assert begin == 0 or offset == "random"
             assert max(rows) + 16 <= len(corpus)
-        assert (len({min(rows) for rows in passes.values()}) > 1) == (offset == "random")
+        assert (len({min(rows) for rows in passes.values()}) > 1) == (offset != "fixed")
 
 
 def gradients(training: Training, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
@@ -223,12 +235,24 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
     recipe, log = toy(**blocks((1, 1, 0), (2, 0, 1), (1, 1, 0))), Log()
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
-    epoch = math.ceil(rows_in(len(corpus), 16, False) / 4)
+    epoch = math.ceil(rows_in(len(corpus), 16, "fixed") / 4)
     asked = [[*record["loss"]] for record in log.records]
     assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
     assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
-    read = rows_in(len(corpus), 16, False) * 16
+    read = rows_in(len(corpus), 16, "fixed") * 16
     assert log.records[-1]["words"] == pytest.approx(4 * corpus.words_in(np.array([0]), read), abs=0.6)
+
+
+def test_short_rows_are_as_short_as_in_the_original_code(corpus_of: CorpusOf, cases_root: Path) -> None:
+    recipe = toy(batch={"tokens": 14 * 200, "length": 14, "short": 0.1}, **steps(50, 0, 1))
+    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
+    lengths = np.concatenate([training._lengths(step) for step in timeline(recipe, 10**6)])
+    shares = np.bincount(lengths, minlength=15) / len(lengths)
+    text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
+    for name in ("ltg-bert (babylm/train)", "elc-bert"):
+        recorded = json.loads(text)["short_sequences"][name]["words_left"]
+        for words in range(1, 15):
+            assert abs(shares[words] - recorded[str(words)]) < 5 * (2 * recorded[str(words)] / len(lengths)) ** 0.5
 
 
 @pytest.mark.parametrize(("rule", "updates"), [("keep", 9), ("reset", 4)])
@@ -283,19 +307,26 @@ class TestDistillation:
             made.append(model)
         return made
 
-    def test_the_student_follows_the_teachers_mean(self, corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("divergence", ["per-sequence", "per-token"])
+    def test_the_student_follows_the_teachers_mean(
+        self, divergence: str, corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         corpus = corpus_of(self.RECIPE)
         teachers = self.teachers("llama", "gpt2", vocabulary=len(corpus.tokenizer))
-        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
-        step = timeline(self.RECIPE, len(corpus))[0]
+        distil = self.RECIPE.distil
+        assert distil is not None and distil.divergence == "per-sequence", "the published law is the default"
+        recipe = self.RECIPE.model_copy(update={"distil": distil.model_copy(update={"divergence": divergence})})
+        training = Training(recipe, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
+        step = timeline(recipe, len(corpus))[0]
         (batch,) = training._batches(step, training._rows(step))
-        asked = torch.from_numpy(batch.targets) >= 0
+        asked = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
         taught = [(states(t, batch) @ output_head(t)[0].t())[asked].float() for t in training.teachers]
         mean = torch.stack(taught).mean(0)
         logits = (states(training.model, batch) @ output_head(training.model)[0].t())[asked]
         soft = F.kl_div(
             F.log_softmax(logits / 2, -1), F.log_softmax(mean / 2, -1), log_target=True, reduction="batchmean"
         )
+        soft = soft if divergence == "per-token" else soft * len(logits) / len(batch)
         expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
         found = gradients(training, step, monkeypatch)
         assert expected.keys() == found.keys()
@@ -310,6 +341,83 @@ class TestDistillation:
         assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
         state = (tmp_path / "state" / "00000002" / "tensors").read_bytes()
         assert b"teacher" not in state[:20_000]
+
+
+def test_counts_of_what_was_hidden_add_up_over_processes() -> None:
+    """Each process counts what it has hidden itself, and learns of the others' when both call `share`."""
+    delta = np.zeros(4, np.int16)
+    counts = [HiddenCounts(4, lambda _: delta) for _ in range(2)]
+    before = np.zeros(4, np.int16)
+    for number in range(3):
+        counts[0].counts[number] += 1
+        counts[1].counts[3] += 1
+        delta = sum(one.counts - before for one in counts)
+        for one in counts:
+            one.share()
+            assert one.counts.tolist() == (before + delta).tolist()
+        before = before + delta
+    assert before.tolist() == [1, 1, 1, 3]
+
+
+class TestHeldOut:
+    RECIPE = toy(corpus={"held_out": 0.2}, optimizer={"lr": 0.05, "schedule": "constant"}, **blocks((6, 1, 0)))
+
+    def held_out_loss(self, training: Training) -> float:
+        """The mean cross-entropy on all rows of the held-out text, by whole logits."""
+        text = training.corpus.held_out
+        assert text is not None
+        ids = np.array([text.tokens[16 * n : 16 * n + 16] for n in range(len(text) // 16)], np.int64)
+        document = np.searchsorted(text.documents, np.arange(ids.size).reshape(ids.shape), side="right")
+        training.model.eval()
+        with torch.no_grad():
+            loss = entropy(training, clm(ids, document, np.arange(len(ids)))).item()
+        training.model.train()
+        return loss
+
+    def test_the_pass_with_the_lowest_loss_is_the_result(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        corpus, log, seen = corpus_of(self.RECIPE), Log(), []
+        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=32))
+
+        def look(record: dict[str, Any]) -> None:
+            if "held_out" in record:
+                assert record["held_out"] == pytest.approx(self.held_out_loss(training), rel=1e-5)
+                seen.append((record["held_out"], record["step"], weights(training)))
+
+        log.meddle = look
+        pretrain(training, tmp_path, log, Conditions(device="cpu", micro_tokens=32))
+        assert len(seen) == 6
+        loss, step, best = min(seen, key=lambda one: one[0])
+        assert loss < seen[-1][0], "the last pass is over-fitted: else this would show nothing"
+        assert farthest(load_file(tmp_path / "main" / "model.safetensors"), best) == 0
+        card = json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]
+        assert card["steps"] == step
+
+    def test_a_stopped_run_selects_the_same(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+        corpus = corpus_of(self.RECIPE)
+        total = len(timeline(self.RECIPE, len(corpus)))
+        run(self.RECIPE, corpus, tmp_path / "whole")
+        for stop in (total // 3, 2 * total // 3):
+            run(self.RECIPE, corpus, tmp_path / "parts", stop_after=stop)
+        run(self.RECIPE, corpus, tmp_path / "parts")
+        for file in ("main/model.safetensors", "main/config.json", f"state/{total:08}/tensors"):
+            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+    @pytest.mark.parametrize(("share", "said"), [(0.001, "no line is held out"), (0.01, "less than one row of 16")])
+    def test_too_little_to_select_on_is_refused(self, share: float, said: str, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("a b c d e f g h\n" * 60, encoding="utf-8")
+        recipe = toy(corpus={"held_out": share}, **blocks((1, 1, 0)))
+        with pytest.raises(DataError, match=said):
+            run(recipe, corpus_for(recipe, tmp_path / "a.txt", tmp_path / "corpus"), tmp_path / "out")
+        assert not (tmp_path / "out" / "main").exists()
+
+    def test_a_teacher_counts_in_the_selection(self, corpus_of: CorpusOf) -> None:
+        distil = {"teachers": ["a"], "temperature": 2.0, "alpha": 0.3}
+        recipe = toy(corpus={"held_out": 0.2}, distil=distil, **blocks((2, 1, 0)))
+        corpus = corpus_of(recipe)
+        (teacher,) = TestDistillation().teachers("llama", vocabulary=len(corpus.tokenizer))
+        training = Training(recipe, corpus, Conditions(device="cpu"), [teacher])
+        plain = self.held_out_loss(training)
+        assert training.held_out_loss() > 0.3 * plain + 0.01
 
 
 class TestFailure:

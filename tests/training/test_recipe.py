@@ -72,6 +72,19 @@ def test_a_recipe_lies_on_what_it_extends_and_under_its_scale_and_changes(write:
     assert set(scales_of("above")) == {"nano", "small"}
 
 
+def test_differences_are_inherited_replaced_and_taken_back(write: Write) -> None:
+    def row(number: str, ours: str) -> str:
+        return f'[[difference]]\nnumber = "{number}"\npaper = "p"\nours = "{ours}"\nwhy = "w"\n'
+
+    tables = {k: v for k, v in TABLES.items() if k != "name"}
+    write("below", toml(tables) + "\n" + row("a", "1") + row("b", "2") + row("c", "3"))
+    write("above", 'extends = "below"\n' + row("b", "5") + row("d", "4") + '[[difference]]\nnumber = "c"\n')
+    found = {one.number: one.ours for one in read_recipe("above").difference}
+    assert found == {"a": "1", "b": "5", "d": "4"}
+    write("plain", 'extends = "below"\n')
+    assert [one.number for one in read_recipe("plain").difference] == ["a", "b", "c"]
+
+
 def test_a_path_is_read_as_it_is_and_may_extend_what_is_shipped(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text('extends = "babyllama"\nseed = 3\n')
@@ -88,7 +101,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("model", layer_mix="zero"), "model", "layer_mix is ltg-bert's"),
     (changed("model", norm_eps=float("nan")), "model.norm_eps", "finite"),
     (changed("tokenizer", vocabulary=200), "tokenizer.vocabulary", "261"),
-    (changed("corpus", document="page"), "corpus.document", "'file' or 'line'"),
+    (changed("corpus", document="page"), "corpus.document", "'file', 'line' or 'corpus'"),
     ({"phase": []}, "", "at least one"),
     ({"phase": [{"epochs": 1, "causal": 1}, {"steps": 9, "causal": 1}]}, "", "all in epochs or all in steps"),
     ({"phase": [{"epochs": 1, "steps": 9, "causal": 1}]}, "phase.0", "either epochs or steps"),
@@ -98,6 +111,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"objective": {"rate": 1.5}}, "objective.rate", "less than or equal to 1"),
     ({"objective": {"corrupt": [0.8, 0.1, 0.2]}}, "objective", "adding up to 1"),
     ({"objective": {"corrupt": [0.8, 0.2]}}, "objective", "adding up to 1"),
+    (changed("corpus", layout="files"), "corpus", "document must be 'file' or 'corpus'"),
+    (changed("corpus", layout="files", document="file", eos=True), "corpus", "eos false"),
+    (changed("corpus", held_out=1.0), "corpus.held_out", "less than 1"),
+    (
+        {"optimizer": {**TABLES["optimizer"], "ema": 0.9}, "corpus": {"document": "line", "held_out": 0.1}},
+        "",
+        "ema = 0",
+    ),
+    (changed("batch", grows="pass"), "", "needs phases in steps"),
+    ({"objective": {"even": True}}, "objective", "needs spans = 'uniform'"),
     (changed("batch", tokens=8), "batch", "at least one row of 16"),
     (changed("batch", longer=[[0.9, 16]]), "batch", "lengths growing"),
     (changed("batch", longer=[[0.9, 32], [0.7, 64]]), "batch", "growing shares"),

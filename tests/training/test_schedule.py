@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_recipe import blocks, toy
 
 from antlm_bench.errors import DataError
-from antlm_bench.training.recipe import OptimizerSpec
-from antlm_bench.training.schedule import Step, learning_rate, rows_in, timeline, total_steps
+from antlm_bench.training.recipe import OptimizerSpec, read_recipe
+from antlm_bench.training.schedule import Step, _rows, learning_rate, rows_in, timeline, total_steps
 
 ANTLM = blocks((4, 1, 0), (16, 0, 1), (4, 1, 0))
 
@@ -21,6 +23,7 @@ def passes(steps: list[Step]) -> list[list[Step]]:
     return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.sweep)]
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(31, 5000),
     batch=st.integers(16, 600),
@@ -54,8 +57,10 @@ def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, of
 @given(offset=st.integers(0, 15), tokens=st.integers(31, 400))
 def test_no_offset_shortens_a_pass(offset: int, tokens: int) -> None:
     whole = [start for start in range(offset, tokens, 16) if start + 16 <= tokens]
-    assert rows_in(tokens, 16, random_offset=True) <= len(whole)
-    assert rows_in(tokens, 16, random_offset=False) == tokens // 16
+    assert rows_in(tokens, 16, "random") <= len(whole)
+    assert rows_in(tokens, 16, "fixed") == tokens // 16
+    last = (rows_in(tokens, 16, "row") - 1) * 16 + 15  # the latest place at which the last row may begin
+    assert last + 16 <= tokens < last + 3 * 16
 
 
 @given(tokens=st.integers(64, 20_000), growth=st.integers(1, 8), longer=st.booleans(), epochs=st.integers(1, 12))
@@ -106,7 +111,7 @@ def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
     assert len(steps) == 1000
     assert [n for n, s in enumerate(steps) if n == 0 or s.length != steps[n - 1].length] == [0, 700, 900]
     assert [steps[n].length for n in (0, 699, 700, 899, 900, 999)] == [16, 16, 32, 32, 64, 64]
-    assert [steps[n].tokens for n in (0, 500, 700, 950)] == [256, 640, 768, 960]  # whole rows of 256 + 768 n / 1000
+    assert [steps[n].tokens for n in (0, 500, 700, 950)] == [256, 640, 800, 960]  # whole rows of 256 + 768 n / 1000
     assert [steps[n].mask_rate for n in (0, 500)] == pytest.approx([0.3, 0.225])
     assert steps[-1].mask_rate == pytest.approx(0.15, abs=2e-4)
     assert [steps[n].first for n in (700, 900)] == [0, 0]  # rows of another length are another pass
@@ -131,15 +136,62 @@ def spec(**settings: object) -> OptimizerSpec:
 
 def test_learning_rates_are_those_computed_by_hand() -> None:
     rates = [learning_rate(spec(schedule="linear", warmup_steps=2), step, 6) for step in range(6)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
     rates = [learning_rate(spec(schedule="cosine", final=0.1), step, 4) for step in range(4)]
     half = math.sqrt(0.5)
     assert rates == pytest.approx([1.0, 0.55 + 0.45 * half, 0.55, 0.55 - 0.45 * half])
     rates = [learning_rate(spec(schedule="constant", warmup=0.2, cooldown=0.3), step, 10) for step in range(10)]
-    assert rates == pytest.approx([0.5, *[1.0] * 6, 0.75, 0.5, 0.25])
+    assert rates == pytest.approx([0.0, 0.5, *[1.0] * 6, 2 / 3, 1 / 3])
     rates = [learning_rate(spec(schedule="cosine", final=0.1, cooldown=0.2), step, 10) for step in (7, 8, 9)]
-    last = 0.55 + 0.45 * math.cos(math.pi * 7 / 8)
-    assert rates == pytest.approx([last, 0.1 * 2 / 3, 0.1 / 3])
+    last = 0.55 + 0.45 * math.cos(math.pi * 7 / 10)
+    assert rates == pytest.approx([last, 0.1, 0.05])
+    assert learning_rate(spec(warmup=0.019), 0, 100) == 0.0  # int(1.9) = 1 step of warm-up
+    assert learning_rate(spec(warmup=0.019), 1, 100) == 1.0
+
+
+def test_rates_are_those_of_the_original_schedulers(cases_root: Path) -> None:
+    text = (cases_root / "original" / "training" / "schedules.json").read_text(encoding="utf-8")
+    cases = {name: case for name, case in json.loads(text).items() if name != "note"}
+    assert len(cases) == 16
+    for name, case in cases.items():
+        said = dict(part.split("=") for part in name.split()[1:])
+        total, final = int(said["total"]), 0.0 if name.startswith("babyllama") else 0.1
+        shape = {key: float(said[key]) for key in ("warmup", "cooldown") if key in said}
+        shape |= {"warmup_steps": int(said["warmup_steps"])} if "warmup_steps" in said else {}
+        rates = [learning_rate(spec(final=final, **shape), step, total) for step in range(total)]
+        assert rates == pytest.approx(case["values"][:-1], abs=1e-12), name
+
+
+def test_gpt_bert_s_batches_are_those_of_the_original_code(cases_root: Path) -> None:
+    """The recorded function is asked when a pass begins: here every step begins one."""
+    text = (cases_root / "original" / "training" / "gpt_bert_batches.json").read_text(encoding="utf-8")
+    for script, name in zip(json.loads(text)["schedules"], ("gpt-bert-10m", "gpt-bert-100m"), strict=True):
+        defaults, recipe = script["defaults"], read_recipe(name)
+        assert recipe.optimizer.lr == defaults["learning_rate"]
+        assert (recipe.optimizer.warmup, recipe.optimizer.cooldown) == (
+            defaults["warmup_proportion"], defaults["cooldown_proportion"],
+        )  # fmt: skip
+        assert sum(phase.steps or 0 for phase in recipe.phase) == defaults["max_steps"]
+        assert recipe.optimizer.ema == defaults["ema_decay"] and recipe.optimizer.clip == defaults["max_gradient"]
+        for total in (100, 7812):
+            phase = f"phase=[{{steps={total}, causal=1, masked=15}}]"
+            steps = timeline(read_recipe(name, "", [phase]), 1023)  # one row of the longest: a step is a pass
+            for row in (row for row in script["rows"] if row["max_steps"] == total):
+                share = row["global_step"] / total
+                assert steps[row["global_step"]].length == row["seq_length"]
+                assert _rows(recipe, share, row["seq_length"]) == row["global_batch_sequences"]
+                assert steps[row["global_step"]].mask_rate == pytest.approx(0.30 - 0.15 * share)
+
+
+def test_a_batch_may_change_only_where_a_pass_begins() -> None:
+    batch = {"tokens": 32, "final_tokens": 160, "longer": [[0.5, 32]], "grows": "pass"}
+    steps = timeline(toy(**blocks((40, 1, 0), unit="steps"), batch=batch), 16 * 24)
+    for one in passes(steps):
+        assert len({step.length for step in one}) == 1
+        assert len({step.rows for step in one[:-1]}) <= 1 and one[-1].rows <= one[0].rows
+        share = one[0].number / 40
+        assert one[0].length == (32 if one[0].number + 1 >= 20 else 16)
+        assert one[0].rows == min(24 * 16 // one[0].length, round((32 + 128 * share) / one[0].length))
 
 
 @given(
@@ -149,13 +201,14 @@ def test_learning_rates_are_those_computed_by_hand() -> None:
     cooldown=st.floats(0, 0.5),
     final=st.floats(1e-3, 1),
 )
-def test_a_rate_rises_then_falls_and_never_stands_at_zero(
+def test_a_rate_rises_then_falls_and_is_zero_at_most_at_the_start(
     total: int, schedule: str, warmup: float, cooldown: float, final: float
 ) -> None:
     one = spec(schedule=schedule, warmup=warmup, cooldown=cooldown, final=final)
     rates = [learning_rate(one, step, total) for step in range(total)]
     top = rates.index(max(rates))
-    assert all(0 < rate <= 1 + 1e-12 for rate in rates)
+    assert all(0 < rate <= 1 + 1e-12 for rate in rates[1:])
+    assert 0 <= rates[0] <= 1
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(rates[: top + 1]))
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[top:]))
 
@@ -163,7 +216,7 @@ def test_a_rate_rises_then_falls_and_never_stands_at_zero(
 def test_a_schedule_spans_the_run_or_each_phase() -> None:
     optimizer = {"schedule": "linear", "warmup_steps": 1, "lr": 1.0}
     run = timeline(toy(**ANTLM, optimizer=optimizer), 64)
-    assert [s.lr for s in run] == pytest.approx([1.0, *(1 - n / 23 for n in range(23))])
+    assert [s.lr for s in run] == pytest.approx([0.0, *(1 - n / 23 for n in range(23))])
     phased = timeline(toy(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
-    block = [1.0, 1.0, 2 / 3, 1 / 3]
-    assert [s.lr for s in phased] == pytest.approx([*block, 1.0, *(1 - n / 15 for n in range(15)), *block])
+    block = [0.0, 1.0, 2 / 3, 1 / 3]
+    assert [s.lr for s in phased] == pytest.approx([*block, 0.0, *(1 - n / 15 for n in range(15)), *block])

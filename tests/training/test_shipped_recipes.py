@@ -93,6 +93,28 @@ def test_what_antlm_leaves_open_can_be_varied() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_difference_from_the_paper_has_its_reason_and_its_option_works(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.difference
+    for row in recipe.difference:
+        assert row.number and row.paper and row.ours and row.why, row
+        if row.option:
+            changed = read_recipe(name, "", row.option.split())
+            assert changed.model_dump(exclude={"difference"}) != recipe.model_dump(exclude={"difference"})
+
+
+def test_babyllama_2_has_the_authors_numbers() -> None:
+    for name in ("babyllama-2", "babyllama-2-teacher"):
+        recipe = read_recipe(name)
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.warmup_steps) == (7e-4, 5.0, 600)
+        assert (recipe.phase[0].epochs, recipe.batch.tokens, recipe.batch.length) == (8, 128 * 128, 128)
+        assert (recipe.optimizer.clip, recipe.optimizer.betas, recipe.optimizer.eps) == (1.0, (0.9, 0.999), 1e-8)
+        assert (recipe.corpus.held_out, recipe.corpus.offset) == (0.05, "row")
+    distil = read_recipe("babyllama-2").distil
+    assert distil is not None and (distil.alpha, distil.temperature, len(distil.teachers)) == (0.5, 1.0, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_teachers_read_what_their_student_reads(name: str) -> None:
     for scale in ("", *scales_of(name)):
         student = read_recipe(name, scale)
