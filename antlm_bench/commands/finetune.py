@@ -49,6 +49,10 @@ class FinetuneOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
     again: bool = False
 
     def limits(self, task: str) -> tuple[int | None, int | None]:

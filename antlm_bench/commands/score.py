@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, opening_notes, quicker, settings
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
@@ -56,6 +56,10 @@ class ScoreOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
     again: bool = False
 
     def policy(self) -> Policy:
@@ -178,6 +182,7 @@ def _score_one(
     weights = str(checkpoint.describe["weights"])
     twin = seen.setdefault(weights, checkpoint.name)
     remarks = [f"same weights as {twin}: this is not another checkpoint"] if twin != checkpoint.name else []
+    remarks += opening_notes(checkpoint)
     folder = place(checkpoint.describe, out, several)
     with runs.Writer(folder, manifest(checkpoint.describe)) as writer:
         for suite, names in product(loaded, alike.values()):
