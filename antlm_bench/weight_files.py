@@ -55,7 +55,8 @@ def weight_sets(folder: Path) -> list[WeightSet]:
     explicit = _explicit_name(folder)
     names = [SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json"]
     names = list(dict.fromkeys([*([explicit] if explicit else []), *names]))
-    sets = [_weight_set(folder, name) for name in names if (folder / name).is_file()]
+    # A link to a file that is gone counts: that is damage, and not a reason to read other weights.
+    sets = [_weight_set(folder, n) for n in names if (folder / n).is_file() or (folder / n).is_symlink()]
     if sets:
         return sets
     for pattern, pickled in (("*.safetensors", False), ("pytorch_model*.bin", True)):

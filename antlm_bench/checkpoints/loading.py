@@ -105,7 +105,7 @@ def _why_unscorable(name: str, config: Any) -> str:
         return f"{name} is a discriminator: it tells replaced tokens from original ones and predicts no tokens"
     for ending, answers in OTHER_HEADS.items():
         if name.endswith(ending):
-            return f"{name} predicts {answers}, and no tokens"
+            return f"{name} predicts no tokens, but {answers}"
     if name.endswith("ForConditionalGeneration"):
         return f"{name} generates text from images, sounds or other inputs, and is not scored on text alone"
     if name.endswith(("Model", "Encoder")):
