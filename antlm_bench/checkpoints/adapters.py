@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,11 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     weights = adapter_weights(adapter, options)
     whole = {f"base_model.model.{name}" for name in model.state_dict()}  # embeddings may be stored as they are
     try:
-        wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-        stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
-        expected = set(peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft warns of, tensors that do not fit, is an error below
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
+            expected = set(peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     except Exception as error:  # peft, safetensors and torch each have their own
         raise CheckpointError(
             f"the adapter does not fit {type(model).__name__}: {first_line(error)}",
