@@ -24,6 +24,7 @@ from antlm_bench.types import Item, Option
 peft = pytest.importorskip("peft")
 # peft asks transformers for a property that it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+V = 400  # vocabulary of tiny.model_for
 TEXT = "the cat sees the old house"
 
 
@@ -272,13 +273,18 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
     from antlm_bench.commands.verify import verify
 
     base, adapter = folders
-    tokenizer_for("causal", True).save_pretrained(tmp_path / "tokenizer")
+    tokenizer = tokenizer_for("causal", True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model_for("causal", 0, vocab_size=len(tokenizer)).save_pretrained(base)
     (tmp_path / "pairs.csv").write_text("good,bad\nthe cat sees,the cat see\n")
     options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(tmp_path / "tokenizer"))
     found = verify(str(base), str(tmp_path / "pairs.csv"), options=options)
     [agreement] = found.agreements
     assert agreement.peer.startswith("lm-eval") and agreement.largest < 1e-4
     assert found.refused == (("minicons", "causal", "it cannot open a PEFT adapter"),)
+    model_for("causal", 0).save_pretrained(base)  # more embeddings than tokens: lm-eval would cut them
+    with pytest.raises(BenchError, match=rf"to the tokenizer's {len(tokenizer)} of {V} tokens"):
+        verify(str(base), str(tmp_path / "pairs.csv"), options=options)
     for file in base.glob("*token*"):
         file.unlink()
     found = verify(

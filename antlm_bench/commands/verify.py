@@ -185,6 +185,13 @@ def _opened(
             refused.append((peer, name, f"it runs a {kind} checkpoint with its own attention only"))
         elif peer == "lm-eval" and not _prefixed(encoder.tokenizer, encoder.around.before):
             refused.append((peer, name, "it always reads one BOS or EOS before a text, which --bos does not want here"))
+        elif (
+            peer == "lm-eval"
+            and sources.adapter not in (None, sources.base)
+            and encoder.vocabulary != len(encoder.tokenizer)
+        ):
+            cut = f"{len(encoder.tokenizer)} of {encoder.vocabulary} tokens"
+            refused.append((peer, name, f"with an adapter it cuts the vocabulary to the tokenizer's {cut}"))
         elif peer != "lm-eval" and sources.adapter is not None:
             refused.append((peer, name, "it cannot open a PEFT adapter"))
         else:
