@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, settings
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
@@ -120,7 +121,7 @@ def finetune(
                     loaded[pair] = _load(*pair, options)
             failed += _finetune_one(body, [loaded[pair] for pair in wanted], ways, seeds, writer, options)
         if (folder / "run.json").exists():
-            finished.append(runs.read(folder))
+            finished.append(read_run(folder))
     if failed:
         message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failed))
         raise IncompleteError(message, hint="mend it and repeat: what is finished is kept", runs=finished)

@@ -14,6 +14,7 @@ from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.commands.kinds import kind_of
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.harness.rolling import refuse as refuse_to_roll
 from antlm_bench.metrics import TIES
@@ -131,7 +132,7 @@ def score(
         )
     for name in ages:
         acquisition([run.path for run in finished], name)
-    return [runs.read(run.path) for run in finished] if ages else finished
+    return [read_run(run.path) for run in finished] if ages else finished
 
 
 class _Suites:
@@ -187,7 +188,7 @@ def _score_one(
     with runs.Writer(folder, manifest(checkpoint.describe)) as writer:
         for suite, names in product(loaded, alike.values()):
             _score_suite(checkpoint, suite, names, writer, options, remarks)
-    return runs.read(folder)
+    return read_run(folder)
 
 
 def _methods(asked: Sequence[str], checkpoint: Checkpoint | Foreign) -> list[str]:
