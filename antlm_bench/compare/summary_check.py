@@ -17,6 +17,7 @@ from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
 from antlm_bench.types import Cell, Estimate, Run
 
 CLOSE = 1e-6  # summaries are rounded to 12 digits; older versions may have added up in another order
+RANGES, UNBOUNDED = ((0.0, 1.0), (-1.0, 1.0)), (-math.inf, math.inf)  # of proportions, correlations, nats
 DEFAULTS = {"ties": "half", "reduction": "sum"}  # of cells that say nothing
 HINT = "restore run.json, or repeat the score or finetune command with --again"
 
@@ -53,14 +54,17 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _agrees(stored: Estimate, recomputed: Estimate) -> bool:
-    """Whether two estimates have the same value, and intervals of about the same width.
+    """Whether two estimates have the same value, and intervals that two versions of this program may have computed.
 
-    Another version may have had another formula for the interval, or none: then it is the metric's whole range.
+    An interval lies within the metric's range and is at most three times as wide, or it is the whole range: another
+    version may have had another formula, or none for so few items.
     """
-    width, expected = (estimate.high - estimate.low for estimate in (stored, recomputed))
+    lowest, highest = next((r for r in RANGES if r[0] <= recomputed.low and recomputed.high <= r[1]), UNBOUNDED)
+    whole = (stored.low, stored.high) in RANGES
+    narrow = stored.high - stored.low <= 3 * (recomputed.high - recomputed.low) + CLOSE
+    possible = lowest - CLOSE <= stored.low <= stored.high <= highest + CLOSE and (whole or narrow)
     same = math.isclose(stored.value, recomputed.value, rel_tol=CLOSE, abs_tol=CLOSE)
-    whole = (stored.low, stored.high) in ((-1.0, 1.0), (0.0, 1.0))
-    return same and stored.n == recomputed.n and (whole or 0 <= width <= 10 * expected + CLOSE)
+    return same and stored.n == recomputed.n and possible
 
 
 def _recompute(run: Run, cell: Cell) -> list[tuple[str, Estimate, Estimate]]:
