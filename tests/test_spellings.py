@@ -21,6 +21,7 @@ from antlm_bench.spellings import ours
         ),
         ("score --model_args pretrained=x --model hf", "score --model x"),
         ("score --model hf-mlm --model_args pretrained=x", "score --method mlm --model x"),
+        ("score --model_args pretrained=x,peft=y,tokenizer=z", "score --model x --peft y --tokenizer z"),
         ("score --model=hf --model-args=pretrained=a=b", "score --model a=b"),
         ("compare a b --flips", "compare a b --flips 20"),
         ("compare --flips a b --json", "compare --flips 20 a b --json"),

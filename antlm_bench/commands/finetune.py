@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, settings
+from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, opening_notes, settings
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import nearest
@@ -224,7 +224,7 @@ def _finetune_one(
             told = _Told(progress, todo, f"{body.name} {todo.task.full_name} {todo.attention} seed {todo.seed}")
             try:
                 outcome = train(body, todo.task, todo.seed, todo.attention, options.conditions(), told)
-                writer.enter(_cell(todo, outcome), outcome.predictions)
+                writer.enter(_cell(todo, outcome, opening_notes(body)), outcome.predictions)
             except UsageError:
                 raise
             except BenchError as error:
@@ -256,17 +256,17 @@ class _Told:
         self.counted = examples
 
 
-def _cell(todo: _Todo, outcome: Outcome) -> Cell:
-    summary = _summary(todo, outcome)
+def _cell(todo: _Todo, outcome: Outcome, remarks: Sequence[str]) -> Cell:
+    summary = _summary(todo, outcome, remarks)
     facts = dict(todo.facts)
     return Cell(
         todo.task.full_name, todo.method, key(facts), facts, summary, seed=todo.seed, history=dict(outcome.history)
     )
 
 
-def _summary(todo: _Todo, outcome: Outcome) -> Summary:
+def _summary(todo: _Todo, outcome: Outcome, remarks: Sequence[str]) -> Summary:
     task = todo.task
-    notes = list(task.notes)
+    notes = [*task.notes, *remarks]
     if task.select == "valid":
         notes.append("epochs were selected on the scored examples, as the official recipe does: optimistic")
     notes += [f"collapsed: {words}" for words in outcome.history.get("collapsed", ())]
