@@ -108,6 +108,10 @@ def biases_switched_off(folder):
     edit_weights(folder, lambda tensors: tensors | {name: torch.ones(D) for name in names})
 
 
+def name_of_a_head_inside_a_layer(folder):
+    edit_weights(folder, lambda tensors: tensors | {"model.layers.1.score.weight": torch.ones(D, D)})
+
+
 def prefix_of_a_wrapper(folder):
     edit_weights(folder, lambda tensors: {f"module.{name}": t for name, t in tensors.items()})
 
@@ -124,6 +128,7 @@ def untied_without_head(folder):
 REFUSED = [
     (fewer_layers, r"LlamaForCausalLM does not use 9 tensors \(model\.layers\.1\.", "1 layers, and the files hold 2"),
     (biases_switched_off, r"does not use 8 tensors \(model\.layers\.0\.self_attn\.k_proj\.bias", "switches off biases"),
+    (name_of_a_head_inside_a_layer, r"does not use 1 tensor \(model\.layers\.1\.score", "another architecture"),
     (prefix_of_a_wrapper, r"no file gives 21 parameters \(lm_head\.weight", "the prefix 'module.'"),
     (more_layers, r"no file gives 9 parameters \(model\.layers\.2\.", "another architecture, or config.json belongs"),
     (untied_without_head, r"no file gives 1 parameter \(lm_head\.weight\)", "without its language-model head"),
@@ -233,3 +238,22 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
             scores = getattr(model(input_ids=row), logits)[0, position].log_softmax(-1)
         expected += float(scores[ids[position]])
     assert math.isclose(prediction.scores[0], expected, abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["XLMWithLMHeadModel", "FlaubertWithLMHeadModel"])
+def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
+    from antlm_bench.scoring import choice
+    from antlm_bench.scoring.probes import method
+    from antlm_bench.types import Item, Option
+
+    config = {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V, "causal": True}
+    checkpoint, text = opened(build(architecture, kind="causal", **config)), "the cat sees the old house"
+    assert checkpoint.methods[0] == "causal"
+    [[prediction]] = choice.predict(checkpoint, [Item("a", (Option(text),), 0)], [method("causal", checkpoint)])
+    model, ids = model_for("causal", 0, architecture, **config), tokenizer_for("causal", True)(text)["input_ids"]
+    with torch.inference_mode():
+        steps = [
+            float(model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]])
+            for i in range(1, len(ids))
+        ]
+    assert math.isclose(prediction.scores[0], sum(steps), abs_tol=1e-4)

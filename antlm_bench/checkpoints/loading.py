@@ -151,7 +151,9 @@ def load_weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> 
     original = conversion.recognise(folder, options)
     if original is not None:
         return original.model(kind, config), Allowed()
-    auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+    # XLM and FlauBERT have one class for both kinds, which is listed under masked models.
+    causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     try:
         with without_adapter(folder) as bare, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # parameters that --allow-missing lets pass are the same in every run

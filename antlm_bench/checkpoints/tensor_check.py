@@ -57,7 +57,12 @@ def check_loaded(model: Any, info: Mapping[str, Any], folder: Path, options: Ope
     for parameters that no file gives, unless the options allow them.
     """
     chosen = select_weights(folder, options.allow_pickle)
-    headers = tensor_headers(chosen) if chosen else {}
+    try:
+        headers = tensor_headers(chosen) if chosen else {}
+    except CheckpointError:
+        if chosen is None or not chosen.pickled:
+            raise
+        headers = {}  # torch reads pickles that the header reader does not; the library's report is left
     known = _Names([*model.state_dict(), *(name for name, _ in model.named_buffers())])
     unused = sorted(
         name
@@ -123,8 +128,9 @@ def check_other_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
 
 def is_harmless(name: str, header: TensorHeader | None = None, config: Any = None) -> bool:
     """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for another question."""
-    if BUFFERS.search(name) or HEADS.search(name):
-        return True
+    head = HEADS.search(name)
+    if BUFFERS.search(name) or (head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])):
+        return True  # what stands inside a numbered layer is no head
     if header is not None and len(header.shape) == 4 and header.shape[:2] == (1, 1):
         return name.endswith(".bias")  # GPT-2's and GPT-Neo's lower triangle of ones
     model_type = getattr(config, "model_type", "")
