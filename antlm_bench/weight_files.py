@@ -1,7 +1,7 @@
-"""Which files of a checkpoint folder hold its weights, what they hash to, and which tensors they hold.
+"""The files that hold a checkpoint's weights: which are read, their hash, names and shapes.
 
-The order of preference is that of transformers 5 (`modeling_utils._get_resolved_checkpoint_files`). Only headers are
-read; no weight is loaded and no pickled code is run.
+The order of preference is that of transformers 5 (`modeling_utils._get_resolved_checkpoint_files`).
+Only headers are read; no weight is loaded and no pickled code is run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class WeightSet:
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """Shape of a stored tensor. `storage` is equal for tensors of one file that share memory (pickles only)."""
+    """Shape of a stored tensor. `storage` is equal for tensors of one file that share memory
+    (pickles only).
+    """
 
     shape: tuple[int, ...]
     storage: object = None
@@ -49,8 +51,9 @@ class TensorHeader:
 def weight_sets(folder: Path) -> list[WeightSet]:
     """Return the sets of weights in a folder, the one that transformers reads first.
 
-    A folder without any file of a standard name has one set: all its *.safetensors, else all its pytorch_model*.bin
-    (checkpoints in their authors' layouts). Raises CheckpointError for an index that cannot be read.
+    A folder without any file of a standard name has one set: all its *.safetensors, else all its
+    pytorch_model*.bin (checkpoints in their authors' layouts). Raises CheckpointError for an index
+    that cannot be read.
     """
     explicit = _explicit_name(folder)
     names = [SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json"]
@@ -72,7 +75,8 @@ def select_weights(folder: Path, allow_pickle: bool = False) -> WeightSet | None
 
 
 def weight_hash(folder: Path, allow_pickle: bool = True) -> str:
-    """sha256 over the bytes of the files that are loaded, one after the other; no other file changes it.
+    """sha256 over the bytes of the files that are loaded, one after the other; no other file
+    changes it.
 
     Raises CheckpointError if the folder has no weights, or lacks a file that the index names.
     """
@@ -83,7 +87,9 @@ def weight_hash(folder: Path, allow_pickle: bool = True) -> str:
 
 
 def hash_of(files: Sequence[Path]) -> str:
-    """sha256 over the bytes of files, one after the other. Raises CheckpointError for a file that is not there."""
+    """sha256 over the bytes of files, one after the other. Raises CheckpointError for a file that
+    is not there.
+    """
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -96,7 +102,8 @@ def hash_of(files: Sequence[Path]) -> str:
 
 
 def tensor_headers(chosen: WeightSet) -> dict[str, TensorHeader]:
-    """Return name -> header of every tensor of a set. Raises CheckpointError for a file that cannot be read.
+    """Return name -> header of every tensor of a set. Raises CheckpointError for a file that cannot
+    be read.
 
     Pickled files are read by an unpickler that knows tensors only, so nothing in them can run.
     """
@@ -122,7 +129,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _explicit_name(folder: Path) -> str:
-    """The file that config.json names as the one with the weights (`transformers_weights`), else ""."""
+    """The file that config.json names as the one with the weights (`transformers_weights`), else
+    "".
+    """
     named = (read_json(folder / "config.json") or {}).get("transformers_weights")
     return named if isinstance(named, str) else ""
 
@@ -154,7 +163,9 @@ def _safetensors_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def _pickled_headers(file: Path) -> dict[str, TensorHeader]:
-    """Read a state dict that torch.save wrote, in its zip format or the older one (four pickles in a row)."""
+    """Read a state dict that torch.save wrote, in its zip format or the older one (four pickles in
+    a row).
+    """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))

@@ -30,7 +30,9 @@ TEXT = "the cat sees the old house"
 
 @pytest.fixture
 def folders(tmp_path, make_checkpoint):
-    """(base, adapter): copies that a test may break; the adapter changes scores and has no tokenizer of its own."""
+    """(base, adapter): copies that a test may break; the adapter changes scores and has no
+    tokenizer of its own.
+    """
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(make_checkpoint("causal"), base)
     make_adapter(base, adapter)

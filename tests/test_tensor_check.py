@@ -1,4 +1,6 @@
-"""Which tensors may be left over or absent when a checkpoint is opened: published shapes pass, other models do not."""
+"""Which tensors may be left over or absent when a checkpoint is opened: published shapes pass,
+other models do not.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ V, D = 400, 32  # vocabulary and width of tiny.model_for
 
 @pytest.fixture
 def build(tmp_path):
-    """build(architecture, rename, add, **config) -> folder of a checkpoint with tensors renamed and added."""
+    """build(architecture, rename, add, **config) -> folder of a checkpoint with tensors renamed and
+    added.
+    """
 
     def make(architecture, rename=lambda name: name, add=None, kind="masked", **config):
         folder = tmp_path / architecture

@@ -1,4 +1,6 @@
-"""The files of a checkpoint's weights: exactly what is loaded is hashed, and two sets in a folder agree."""
+"""The files of a checkpoint's weights: exactly what is loaded is hashed, and two sets in a folder
+agree.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_of
 def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     """Return the model with a PEFT adapter merged into its weights, in evaluation mode.
 
-    Raises UsageError where peft is not installed, and CheckpointError for an adapter that does not fit the model, is
-    of a kind that cannot be merged, or is pickled without leave.
+    Raises UsageError where peft is not installed, and CheckpointError for an adapter that does not
+    fit the model, is of a kind that cannot be merged, or is pickled without leave.
     """
     try:
         import peft
@@ -63,7 +63,9 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
 
 
 def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
-    """The file with an adapter's tensors. Raises CheckpointError where there is none, or only a pickled one."""
+    """The file with an adapter's tensors. Raises CheckpointError where there is none, or only a
+    pickled one.
+    """
     safe, pickled = (adapter / name for name in ADAPTER_WEIGHTS)
     if safe.is_file():
         return safe
@@ -79,7 +81,9 @@ def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
 
 
 def adapter_facts(adapter: Path, base_hash: str, options: OpenOptions) -> dict[str, Any]:
-    """Facts for the run's record: the hash of the whole, and those of base and adapter that it is made of."""
+    """Facts for the run's record: the hash of the whole, and those of base and adapter that it is
+    made of.
+    """
     parts = {
         "base_weights": base_hash,
         "adapter_weights": hash_of([adapter_weights(adapter, options)]),
@@ -91,7 +95,9 @@ def adapter_facts(adapter: Path, base_hash: str, options: OpenOptions) -> dict[s
 
 @contextmanager
 def without_adapter(folder: Path) -> Iterator[Path]:
-    """A folder with the same files but no adapter: transformers would load one beside the weights by itself."""
+    """A folder with the same files but no adapter: transformers would load one beside the weights
+    by itself.
+    """
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return

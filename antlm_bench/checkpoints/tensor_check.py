@@ -1,7 +1,8 @@
-"""Check that the loaded model is the saved one: every tensor of the files is used, every parameter comes from a file.
+"""Check that the loaded model is the saved one: every tensor of the files is used, every parameter
+comes from a file.
 
-transformers only warns of such differences, and some names it drops without a word; here each is refused unless it is
-known to be harmless.
+transformers only warns of such differences, and some names it drops without a word; here each is
+refused unless it is known to be harmless.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Allowed:
     missing: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Counts and first names, for the run's record and the content key; empty if nothing had to be allowed."""
+        """Counts and first names, for the run's record and the content key; empty if nothing had to
+        be allowed.
+        """
         named = {"unused": self.unused, "missing": self.missing}
         return {kind: {"count": len(names), "first": list(names[:SHOWN])} for kind, names in named.items() if names}
 
@@ -53,8 +56,8 @@ class Allowed:
 def check_loaded(model: Any, info: Mapping[str, Any], folder: Path, options: OpenOptions) -> Allowed:
     """Compare the loaded model with the files that it came from.
 
-    info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that the model does not use and
-    for parameters that no file gives, unless the options allow them.
+    info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that the
+    model does not use and for parameters that no file gives, unless the options allow them.
     """
     chosen = select_weights(folder, options.allow_pickle)
     try:
@@ -88,7 +91,9 @@ def check_loaded(model: Any, info: Mapping[str, Any], folder: Path, options: Ope
 
 
 def _check_shapes(mismatched: Iterable[Any], name: str, folder: Path) -> None:
-    """Raise CheckpointError for tensors of another shape than the model's. mismatched: (name, stored, expected)."""
+    """Raise CheckpointError for tensors of another shape than the model's. mismatched: (name,
+    stored, expected).
+    """
     differing = sorted((str(key), list(stored), list(expected)) for key, stored, expected in mismatched)
     if differing:
         first, stored, expected = differing[0]
@@ -127,7 +132,9 @@ def check_other_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
 
 
 def is_harmless(name: str, header: TensorHeader | None = None, config: Any = None) -> bool:
-    """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for another question."""
+    """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for
+    another question.
+    """
     head = HEADS.search(name)
     if BUFFERS.search(name) or (head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])):
         return True  # what stands inside a numbered layer is no head
@@ -144,7 +151,9 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
 
 
 class _Names:
-    """Names of tensors that count as equal when one has a prefix more, as the library's own prefixes have."""
+    """Names of tensors that count as equal when one has a prefix more, as the library's own
+    prefixes have.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = {_modern(name) for name in names}
@@ -156,7 +165,9 @@ class _Names:
 
 
 def _endings(name: str) -> list[str]:
-    """The name without its first part, without its first two parts, ... as long as two parts are left."""
+    """The name without its first part, without its first two parts, ... as long as two parts are
+    left.
+    """
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]
 
@@ -183,7 +194,9 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
 
 
 def _own_buffers(model: Any) -> set[str]:
-    """Buffers of the library's own classes: it computes those that no file gives. Other code may not do so."""
+    """Buffers of the library's own classes: it computes those that no file gives. Other code may
+    not do so.
+    """
     if not type(model).__module__.startswith("transformers."):
         return set()
     return {name for name, _ in model.named_buffers()}
@@ -213,13 +226,17 @@ def _cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
 
 
 def _prefix(old: str, new: str) -> str:
-    """What stands before `new` in `old`, or before `old` in `new`; "" where neither ends like the other."""
+    """What stands before `new` in `old`, or before `old` in `new`; "" where neither ends like the
+    other.
+    """
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
     return longer.removesuffix(shorter) if longer.endswith("." + shorter) and "." in shorter else ""
 
 
 def _difference(used: WeightSet, other: WeightSet) -> str | None:
-    """What tells two sets of weights apart, "" if they hold tensors of the same shapes, None if one is unreadable."""
+    """What tells two sets of weights apart, "" if they hold tensors of the same shapes, None if one
+    is unreadable.
+    """
     try:
         a, b = ({_modern(n): h for n, h in tensor_headers(s).items()} for s in (used, other))
     except CheckpointError:

@@ -1,7 +1,8 @@
 """Open a run folder and check that the numbers in run.json are those of its predictions.
 
-A file of predictions carries a digest of the numbers that were computed from it, so an edit of run.json shows without
-computing anything again. Files from before this digest existed are summarised again, as far as predictions suffice.
+A file of predictions carries a digest of the numbers that were computed from it, so an edit of
+run.json shows without computing anything again. Files from before this digest existed are
+summarised again, as far as predictions suffice.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ HINT = "restore run.json, or repeat the score or finetune command with --again"
 def read_run(path: str | Path) -> Run:
     """Open a run folder whose numbers will be shown.
 
-    Raises RunError as `runs.read`, for predictions that are missing or damaged, and for a summary in run.json that is
-    not the one of its predictions.
+    Raises RunError as `runs.read`, for predictions that are missing or damaged, and for a summary
+    in run.json that is not the one of its predictions.
     """
     run = runs.read(path)
     for cell in run:
@@ -54,10 +55,11 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _agrees(stored: Estimate, recomputed: Estimate) -> bool:
-    """Whether two estimates have the same value, and intervals that two versions of this program may have computed.
+    """Whether two estimates have the same value, and intervals that two versions of this program
+    may have computed.
 
-    An interval lies within the metric's range and is at most three times as wide, or it is the whole range: another
-    version may have had another formula, or none for so few items.
+    An interval lies within the metric's range and is at most three times as wide, or it is the
+    whole range: another version may have had another formula, or none for so few items.
     """
     lowest, highest = next((r for r in RANGES if r[0] <= recomputed.low and recomputed.high <= r[1]), UNBOUNDED)
     whole = (stored.low, stored.high) in RANGES
@@ -68,9 +70,11 @@ def _agrees(stored: Estimate, recomputed: Estimate) -> bool:
 
 
 def _recompute(run: Run, cell: Cell) -> list[tuple[str, Estimate, Estimate]]:
-    """(name, stored, recomputed) of the headline and of every group; nothing where predictions do not suffice.
+    """(name, stored, recomputed) of the headline and of every group; nothing where predictions do
+    not suffice.
 
-    Regressions on reading times and ages of acquisition need the suite's data: those are not recomputed.
+    Regressions on reading times and ages of acquisition need the suite's data: those are not
+    recomputed.
     """
     summary = cell.summary
     try:

@@ -80,4 +80,6 @@ def surprisal_verb(
         shown["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
     if found.too_long:
         shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
+    if found.notes:
+        shown["note"] = "\n".join(found.notes)
     facts(str(found.path), shown)
