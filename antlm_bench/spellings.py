@@ -102,6 +102,8 @@ def _switch(key: str, on: list[str], off: list[str]) -> Callable[[str], list[str
 MODEL_ARGS: dict[str, Callable[[str], list[str]]] = {
     "pretrained": _same("--model"),
     "revision": _same("--revision"),
+    "peft": _same("--peft"),
+    "tokenizer": _same("--tokenizer"),
     "dtype": _same("--dtype"),
     "device": _same("--device"),
     "max_length": _same("--max-length"),

@@ -70,7 +70,8 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-FLAGS_OFF = {"allow_incomplete": False, "allow_pickle": False, "trust_remote_code": False, "again": False}
+FLAGS = ("allow_incomplete", "allow_pickle", "allow_unused", "allow_missing", "trust_remote_code", "again")
+FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
 
 def test_help_answers_at_once() -> None:
@@ -119,7 +120,8 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "score --model a --suite s --revision r --limit 3 --columns good=ok,bad=no --columns id=key "
         "--method mlm,mlm-l2r "
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 --precision adaptive "
-        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs"
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs "
+        "--peft p --tokenizer t --allow-unused --allow-missing"
     )
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["a"], ["s"], ["mlm", "mlm-l2r"], Path("runs"))]
@@ -136,6 +138,8 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "dtype": "bfloat16",
         "precision": "adaptive",
         "batch_tokens": 512,
+        "peft": "p",
+        "tokenizer": "t",
     }
 
 

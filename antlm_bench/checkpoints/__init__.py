@@ -3,7 +3,7 @@ finetuning starts from (bodies)."""
 
 from antlm_bench.checkpoints.bodies import Body, open_body
 from antlm_bench.checkpoints.folders import OpenOptions, expand, weight_hash
-from antlm_bench.checkpoints.opening import CARD, Checkpoint, open_checkpoint, quicker, settings
+from antlm_bench.checkpoints.opening import CARD, Checkpoint, open_checkpoint, opening_notes, quicker, settings
 
 __all__ = [
     "CARD",
@@ -13,6 +13,7 @@ __all__ = [
     "expand",
     "open_body",
     "open_checkpoint",
+    "opening_notes",
     "quicker",
     "settings",
     "weight_hash",

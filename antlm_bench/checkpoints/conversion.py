@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.registration import ARCHITECTURES
-from antlm_bench.checkpoints.folders import CODE, PICKLED, SAFE, OpenOptions, files, first_line
+from antlm_bench.checkpoints.folders import CODE, OpenOptions, files, first_line, pickled_files, safetensors_files
 from antlm_bench.errors import CheckpointError
 
 LTG, GPT = ARCHITECTURES
@@ -183,7 +183,7 @@ class Original:
         return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files(self.folder, CODE))
 
     def _weight(self, name: str) -> Tensor:
-        for file in files(self.folder, SAFE):
+        for file in safetensors_files(self.folder):
             with safetensors.safe_open(file, "pt") as handle:
                 if name in handle.keys():  # noqa: SIM118 - no mapping
                     return handle.get_tensor(name)
@@ -207,7 +207,7 @@ def recognise(folder: Path, options: OpenOptions) -> Original | None:
         return None
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in files(folder, SAFE):
+        for file in safetensors_files(folder):
             with safetensors.safe_open(file, "pt") as handle:
                 shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
         if not shapes and options.allow_pickle:
@@ -222,7 +222,7 @@ def recognise(folder: Path, options: OpenOptions) -> Original | None:
 
 def _pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
     assert options.allow_pickle
-    return [torch.load(file, map_location="cpu", weights_only=True) for file in files(folder, PICKLED)]
+    return [torch.load(file, map_location="cpu", weights_only=True) for file in pickled_files(folder)]
 
 
 def _rename(name: str) -> str | None:

@@ -1,17 +1,30 @@
-"""Where checkpoints lie: folders, globs, hub ids; what their bytes hash to. Nothing here loads a weight."""
+"""Where checkpoints lie: folders, globs, hub ids, adapters and tokenizers beside them. Nothing here loads a weight."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.errors import BenchError, CheckpointError, UsageError
+from antlm_bench.weight_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    hash_of,
+    read_json,
+    select_weights,
+    weight_hash,
+    weight_sets,
+)
 
+__all__ = ["CODE", "TOKENIZER", "OpenOptions", "Sources", "expand", "files", "first_line", "hash_of", "locate",
+           "locate_sources", "pickled_files", "safetensors_files", "weight_hash"]  # fmt: skip
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin",)
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 CODE = ("*.py",)
+WEIGHTLESS = "no weights: no *.safetensors file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +39,44 @@ class OpenOptions:
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    peft: str | None = None
+    """Folder or hub id of a PEFT adapter that is merged into the weights."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, instead of the checkpoint's own."""
+    allow_unused: bool = False
+    """Open a checkpoint some of whose tensors the model does not use."""
+    allow_missing: bool = False
+    """Open a checkpoint that lacks parameters of the model; they are random (seed 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The folders that a checkpoint is opened from."""
+
+    base: Path
+    """Configuration, weights and code."""
+    tokenizer: Path
+    adapter: Path | None = None
+    """A PEFT adapter to merge into the weights."""
+    notes: tuple[str, ...] = ()
+    """Choices between several candidates, in sentences."""
 
 
 def expand(refs: Sequence[str]) -> list[str]:
     """Folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids -> one ref per checkpoint.
 
-    Sub-folders are sorted by the number in their name, so that milestones come in order of words seen.
-    Raises CheckpointError for a glob or a folder that holds no checkpoint.
+    A path that exists is never read as a glob, whatever brackets its name has. Sub-folders are sorted by the number in
+    their name, so that milestones come in order of words seen. Raises CheckpointError for a glob or a folder that
+    holds no checkpoint.
     """
     found: list[str] = []
     for ref in refs:
         path = _path(ref)
-        if any(c in ref for c in "*?["):
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else ref
-            matches = [p for p in root.glob(pattern) if (p / "config.json").is_file()]
-        elif path.is_dir() and not (path / "config.json").is_file():
-            matches = [p.parent for p in path.glob("*/config.json")]
+        if path.is_dir() and not _is_checkpoint(path):
+            matches = [child for child in path.iterdir() if _is_checkpoint(child)]
+        elif not path.exists() and any(c in ref for c in "*?["):
+            root, pattern = _split_glob(path)
+            matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
         else:
             found.append(ref)
             continue
@@ -54,6 +88,17 @@ def expand(refs: Sequence[str]) -> list[str]:
             )
         found += [str(p) for p in sorted(matches, key=_milestone)]
     return list(dict.fromkeys(found))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model, or a PEFT adapter of one."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def _split_glob(path: Path) -> tuple[Path, str]:
+    """Split a glob into the longest folder that exists (brackets in its name are letters) and the pattern below it."""
+    parent = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return parent, str(path.relative_to(parent))
 
 
 def _path(ref: str) -> Path:
@@ -80,7 +125,7 @@ def _milestone(path: Path) -> tuple[float, str]:
 
 
 def locate(ref: str, options: OpenOptions) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded (safetensors, configuration and tokenizer only)."""
+    """The local folder of a checkpoint or of a PEFT adapter; of a hub id only what is needed is downloaded."""
     path = _path(ref)
     if path.is_dir():
         if options.revision:
@@ -89,57 +134,143 @@ def locate(ref: str, options: OpenOptions) -> Path:
                 place="--revision",
                 hint="give the folder of that checkpoint instead, or the hub id",
             )
-        if not (path / "config.json").is_file():
+        if not _is_checkpoint(path):
             raise CheckpointError("no config.json: not a Hugging Face checkpoint", place=ref)
-        if not files(path, SAFE):
-            _pickled(path, options)
+        _check_weights(path, options)
         return path
-    if path.exists() or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise CheckpointError(
-            "no such folder", place=ref, hint="a checkpoint is a folder with config.json, or a hub id"
-        )
-    from huggingface_hub import snapshot_download
-
-    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
-    patterns = ["*.json", "*.txt", "*.model", *CODE, *SAFE]
-    patterns += PICKLED if options.allow_pickle else ()
-    try:
-        folder = Path(snapshot_download(ref, revision=options.revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        raise CheckpointError(
-            f"cannot be had from the hub: {first_line(error)}",
-            place=f"{ref}@{options.revision or 'main'}",
-            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or unset HF_HUB_OFFLINE",
-        ) from error
-    if not files(folder, SAFE):
-        _pickled(folder, options)
+    folder = _local_or_hub(ref, options.revision, options, "a checkpoint is a folder with config.json, or a hub id")
+    _check_weights(folder, options)
     return folder
 
 
-def _pickled(folder: Path, options: OpenOptions) -> None:
-    if not files(folder, PICKLED):
-        raise CheckpointError("no weights: no *.safetensors file", place=str(folder))
-    if not options.allow_pickle:
-        raise CheckpointError(
-            "the weights are pickled, and unpickling can run code",
-            place=str(folder),
-            hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
+def locate_sources(ref: str, options: OpenOptions) -> Sources:
+    """Find the folders of a checkpoint, of the adapter that belongs to it, and of its tokenizer.
+
+    Raises CheckpointError for an adapter beside weights that are not those it was trained on, and UsageError for two
+    adapters.
+    """
+    folder = locate(ref, options)
+    base, adapter = folder, None
+    notes: list[str] = []
+    config = read_json(folder / ADAPTER_CONFIG)
+    if config is not None and options.peft:
+        raise UsageError(
+            f"{ref} is or holds a PEFT adapter already",
+            place="--peft",
+            hint="give the base model with --model, and one adapter with --peft",
         )
+    if options.peft:
+        adapter = _adapter_folder(options.peft, options)
+    elif (folder / ADAPTER_CONFIG).is_file():
+        adapter = folder
+        base = _base_folder(ref, folder, config, options)
+        notes += [f"the adapter beside the weights in {folder.name} is merged into them"] if base == folder else []
+    tokenizer = adapter if adapter is not None and files(adapter, TOKENIZER) and not options.peft else base
+    if options.tokenizer:
+        tokenizer = _tokenizer_folder(options.tokenizer, options)
+    return Sources(base, tokenizer, adapter, tuple(notes))
 
 
-def weight_hash(folder: Path) -> str:
-    """sha256 over the bytes of the weight files, shard by shard: what a run, a cache and a duplicate are keyed by."""
-    return hash_of(files(folder, SAFE) or files(folder, PICKLED))
+def _base_folder(ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions) -> Path:
+    """The folder of the base model that an adapter was trained on: what adapter_config.json names."""
+    named = (config or {}).get("base_model_name_or_path")
+    if config is None or not (named is None or isinstance(named, str)):
+        raise CheckpointError(f"{ADAPTER_CONFIG} cannot be read", place=str(folder), hint="save the adapter again")
+    whole = (folder / "config.json").is_file() and bool(weight_sets(folder))
+    if whole:
+        same = not named or named in (ref, str(folder)) or _same_folder(named, folder)
+        if same:
+            return folder
+        raise CheckpointError(
+            f"holds a whole model and an adapter of another one ({named!r}): which is meant?",
+            place=str(folder),
+            hint=f"score the adapter with --model {named} --peft {folder}, or move {ADAPTER_CONFIG} away",
+        )
+    if not named:
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG} does not name its base model",
+            place=str(folder),
+            hint=f"--model BASE --peft {folder}",
+        )
+    beside = folder.parent / named
+    where = str(beside) if not _path(named).is_dir() and beside.is_dir() else named
+    revision = config.get("revision") if not Path(where).is_dir() else None
+    try:
+        return locate(where, replace(options, revision=revision if isinstance(revision, str) else None))
+    except BenchError as error:
+        raise CheckpointError(
+            f"its base model {named!r} cannot be had: {error.message}",
+            place=str(folder),
+            hint=f"--model BASE --peft {folder}",
+        ) from error
 
 
-def hash_of(some: Sequence[Path]) -> str:
-    """sha256 over the bytes of files, one after the other."""
-    digest = hashlib.sha256()
-    for file in some:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def _same_folder(named: str, folder: Path) -> bool:
+    return any(path.is_dir() and path.samefile(folder) for path in (_path(named), folder.parent / named))
+
+
+def _adapter_folder(ref: str, options: OpenOptions) -> Path:
+    """The folder of `--peft`. Raises CheckpointError where it holds no adapter."""
+    hint = f"an adapter is a folder with {ADAPTER_CONFIG}, or a hub id"
+    path = _path(ref)
+    folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint)
+    if read_json(folder / ADAPTER_CONFIG) is None:
+        raise CheckpointError(f"no PEFT adapter here (no readable {ADAPTER_CONFIG})", place=ref, hint=hint)
+    return folder
+
+
+def _tokenizer_folder(ref: str, options: OpenOptions) -> Path:
+    """The folder of `--tokenizer`. Raises CheckpointError where it holds no tokenizer."""
+    hint = "a tokenizer is a folder with tokenizer.json (or vocab.txt, *.model), or a hub id"
+    path = _path(ref)
+    folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint, weights=False)
+    if not files(folder, TOKENIZER):
+        raise CheckpointError("no tokenizer here", place=ref, hint=hint)
+    return folder
+
+
+def _local_or_hub(ref: str, revision: str | None, options: OpenOptions, hint: str, weights: bool = True) -> Path:
+    """The local snapshot of a hub id. Raises CheckpointError for a path that is not there, or an id without files."""
+    if _path(ref).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) or ref.startswith("."):
+        raise CheckpointError("no such folder", place=ref, hint=hint)
+    from huggingface_hub import snapshot_download
+
+    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
+    patterns = ["*.json", "*.txt", "*.model", *CODE, *(SAFE if weights else ())]
+    patterns += (*PICKLED, ADAPTER_WEIGHTS[1]) if options.allow_pickle and weights else ()
+    try:
+        return Path(snapshot_download(ref, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise CheckpointError(
+            f"cannot be had from the hub: {first_line(error)}",
+            place=f"{ref}@{revision or 'main'}",
+            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or unset HF_HUB_OFFLINE",
+        ) from error
+
+
+def _check_weights(folder: Path, options: OpenOptions) -> None:
+    """Raise CheckpointError for a folder without weights or an adapter, or with pickled ones that are not allowed."""
+    if select_weights(folder, options.allow_pickle) or (folder / ADAPTER_CONFIG).is_file():
+        return
+    if not weight_sets(folder):
+        raise CheckpointError(WEIGHTLESS, place=str(folder))
+    raise CheckpointError(
+        "the weights are pickled, and unpickling can run code",
+        place=str(folder),
+        hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
+    )
+
+
+def safetensors_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled."""
+    chosen = select_weights(folder)
+    return chosen.files if chosen else ()
+
+
+def pickled_files(folder: Path) -> tuple[Path, ...]:
+    """The pickled files that a checkpoint is loaded from; none where it has safetensors."""
+    chosen = select_weights(folder, allow_pickle=True)
+    return chosen.files if chosen and chosen.pickled else ()
 
 
 def files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -15,14 +15,26 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from antlm_bench.checkpoints import conversion
+from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
+from antlm_bench.checkpoints.tensor_check import Allowed, check_loaded
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
 from antlm_bench.scoring.engine import Engine, Geometry, no_cache, vocabulary_size, whole_rows
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.types import Attention, Floats, Probes
 
-PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
+# Models trained to tell replaced tokens from original ones: their ...ForPreTraining holds no masked LM.
+DISCRIMINATORS = ("electra", "funnel")
+# Endings of classes that answer another question than "which token is it?", and what they answer.
+OTHER_HEADS = {
+    "ForSequenceClassification": "classes of texts",
+    "ForTokenClassification": "classes of tokens",
+    "ForMultipleChoice": "the best of several texts",
+    "ForQuestionAnswering": "spans that answer a question",
+    "ForNextSentencePrediction": "whether one text follows another",
+    "ForImageClassification": "classes of images",
+}
 
 
 def configuration_of(folder: Path, options: OpenOptions) -> Any:
@@ -36,32 +48,82 @@ def configuration_of(folder: Path, options: OpenOptions) -> Any:
 
 
 def kind_of(config: Any, folder: Path) -> str:
-    """causal or masked, from the architecture that the checkpoint was saved as."""
+    """causal or masked, from the architecture that the checkpoint was saved as.
+
+    Raises CheckpointError for a model that predicts no tokens, and for encoder-decoders.
+    """
     names = list(getattr(config, "architectures", None) or [])
+    location = str(folder / "config.json")
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{', '.join(names) or config.model_type} is an encoder-decoder: its decoder predicts a text from another "
+            "one that its encoder reads, and no method here scores that",
+            place=location,
+            hint="score a ...ForCausalLM or ...ForMaskedLM checkpoint",
+        )
     for name in names:
-        if name.endswith("ForMaskedLM") or name in PRETRAINING:
-            return "masked"
-        if name.endswith(("ForCausalLM", "LMHeadModel")):
-            return "causal"
+        if kind := _kind_of_class(name, config, location):
+            return kind
     if names:
         raise CheckpointError(
-            f"saved as {', '.join(names)}, which predicts no tokens",
-            place=str(folder / "config.json"),
-            hint="score a ...ForCausalLM or ...ForMaskedLM checkpoint (for ELECTRA: the generator)",
+            _why_unscorable(names[0], config),
+            place=location,
+            hint=_what_to_score(names[0], config),
         )
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if causal == masked:
         raise CheckpointError(
             f"does not say whether {config.model_type!r} is causal or masked",
-            place=str(folder / "config.json"),
+            place=location,
             hint='add "architectures": ["...ForCausalLM"] or ["...ForMaskedLM"]',
         )
     return "causal" if causal else "masked"
 
 
+def _kind_of_class(name: str, config: Any, location: str) -> str:
+    """causal or masked, or "" for a class that is neither. CheckpointError for XLM with embeddings of languages."""
+    if name.endswith("WithLMHeadModel"):  # XLM, FlauBERT: one class for both, and a field that says which
+        if getattr(config, "use_lang_emb", False) and getattr(config, "n_langs", 1) > 1:
+            raise CheckpointError(
+                f"{name} wants to know the language of each text (n_langs = {config.n_langs}, use_lang_emb), "
+                "and scoring does not tell it",
+                place=location,
+                hint="score a checkpoint of one language, or one without language embeddings",
+            )
+        return "causal" if getattr(config, "causal", False) else "masked"
+    masked_types = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if name.endswith("ForPreTraining") and config.model_type in masked_types:  # a masked LM with one more head
+        return "" if config.model_type in DISCRIMINATORS else "masked"
+    if name.endswith("ForMaskedLM"):
+        return "masked"
+    return "causal" if name.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ModelWithLMHead")) else ""
+
+
+def _why_unscorable(name: str, config: Any) -> str:
+    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token."""
+    if name.endswith("ForPreTraining") and config.model_type in DISCRIMINATORS:
+        return f"{name} is a discriminator: it tells replaced tokens from original ones and predicts no tokens"
+    for ending, answers in OTHER_HEADS.items():
+        if name.endswith(ending):
+            return f"{name} predicts no tokens, but {answers}"
+    if name.endswith("ForConditionalGeneration"):
+        return f"{name} generates text from images, sounds or other inputs, and is not scored on text alone"
+    if name.endswith(("Model", "Encoder")):
+        return f"{name} is a model without a language-model head, so it predicts no tokens"
+    return f"saved as {name}, which is neither a ...ForCausalLM nor a ...ForMaskedLM, so it predicts no tokens"
+
+
+def _what_to_score(name: str, config: Any) -> str:
+    if config.model_type in DISCRIMINATORS:
+        return "score its generator, which was trained beside it"
+    if any(name.endswith(ending) for ending in OTHER_HEADS):
+        return "score the ...ForCausalLM or ...ForMaskedLM checkpoint that it was finetuned from"
+    return "score a ...ForCausalLM or ...ForMaskedLM checkpoint, saved with its head"
+
+
 def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
-    """The checkpoint's tokenizer; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
+    """The tokenizer in a folder; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except Exception as first:
@@ -73,25 +135,38 @@ def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
             raise CheckpointError(
                 f"cannot read the tokenizer: {first_line(error)}",
                 place=str(folder),
-                hint="save it beside the weights with tokenizer.save_pretrained(folder)",
+                hint="save it beside the weights with tokenizer.save_pretrained(folder), or give one with --tokenizer",
             ) from error
 
 
 def weights_of(folder: Path, kind: str, config: Any, options: OpenOptions) -> Any:
-    """The model in fp32, evaluation mode. Weights that are not in the file would be random: an error, not a warning."""
+    """The model in fp32, evaluation mode; see `load_weights`."""
+    return load_weights(folder, kind, config, options)[0]
+
+
+def load_weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> tuple[Any, Allowed]:
+    """Load the model in fp32, evaluation mode, with what --allow-unused and --allow-missing had to let pass.
+
+    Raises CheckpointError where the files cannot be read, or hold another model than the configuration describes.
+    """
     original = conversion.recognise(folder, options)
     if original is not None:
-        return original.model(kind, config)
-    auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+        return original.model(kind, config), Allowed()
+    # XLM and FlauBERT have one class for both kinds, which is listed under masked models.
+    causal = kind == "causal" and config.model_type not in ("xlm", "flaubert")
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     try:
-        model, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=None if options.allow_pickle else True,
-            trust_remote_code=options.trust_remote_code,
-            output_loading_info=True,
-        )
+        with without_adapter(folder) as bare, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # parameters that --allow-missing lets pass are the same in every run
+            model, info = auto.from_pretrained(
+                bare,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=None if options.allow_pickle else True,
+                trust_remote_code=options.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with names
+            )
     except Exception as error:  # safetensors, json and torch each have their own
         raise CheckpointError(
             f"cannot load the weights: {first_line(error)}",
@@ -99,15 +174,7 @@ def weights_of(folder: Path, kind: str, config: Any, options: OpenOptions) -> An
             hint="the file may be truncated: compare its size with the original's"
             + ("" if options.trust_remote_code else "; code of its own needs --trust-remote-code"),
         ) from error
-    problems = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
-    if problems:
-        raise CheckpointError(
-            f"{len(problems)} weights of {type(model).__name__} are missing or misshapen (e.g. {problems[0]}); "
-            "they would be random numbers",
-            place=str(folder),
-            hint="the checkpoint was saved without its language-model head, or for another architecture",
-        )
-    return model.eval()
+    return model.eval(), check_loaded(model, info, folder, options)
 
 
 def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None:

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from antlm_bench.checkpoints import folders, loading
-from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
+from antlm_bench.checkpoints.adapters import adapter_facts, merge_adapter
+from antlm_bench.checkpoints.folders import OpenOptions, Sources, locate_sources, weight_hash
 from antlm_bench.checkpoints.self_test import TRIAL_TEXTS, self_test
+from antlm_bench.checkpoints.tensor_check import SHOWN, Allowed, check_other_sets
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
@@ -28,6 +30,7 @@ from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
+from antlm_bench.weight_files import select_weights
 
 CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,10 +112,11 @@ class Found:
     """A checkpoint in fp32 on its device, as it lies, and what was found out about it.
 
     around: the specials of a text per attention that it can be run with. trained_for: the methods on its card.
+    sources: where its parts lie. allowed: tensors that did not fit and were let pass.
     """
 
     name: str
-    folder: Path
+    sources: Sources
     kind: str
     model: Any
     tokenizer: Any
@@ -120,6 +124,7 @@ class Found:
     max_length: int | None
     around: Mapping[str, Specials]
     trained_for: tuple[str, ...]
+    allowed: Allowed
 
 
 def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
@@ -131,19 +136,25 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
         raise UsageError(f"unknown dtype {options.dtype!r}", place="--dtype", hint=f"one of {', '.join(DTYPES)}")
     device = loading.device_of(options.device)
     keep_pages()
-    folder = locate(ref, options)
+    sources = locate_sources(ref, options)
+    sources = replace(sources, notes=sources.notes + check_other_sets(sources.base, options))
     name = _name(Path(ref).resolve()) if Path(ref).exists() else ref
     if options.revision:
         name += f"@{options.revision}"
-    config = loading.configuration_of(folder, options)
-    kind = loading.kind_of(config, folder)
-    tokenizer = loading.tokenizer_of(folder, options)
-    model = loading.weights_of(folder, kind, config, options).to(device)
+    if options.peft:
+        name += f"+{_name(Path(options.peft).resolve()) if Path(options.peft).exists() else options.peft}"
+    config = loading.configuration_of(sources.base, options)
+    kind = loading.kind_of(config, sources.base)
+    tokenizer = loading.tokenizer_of(sources.tokenizer, options)
+    model, allowed = loading.load_weights(sources.base, kind, config, options)
+    if sources.adapter is not None:
+        model = merge_adapter(model, sources.adapter, options)
+    model = model.to(device)
     limit = loading.max_length_of(config, tokenizer, options.max_length)
     own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
     if own == "causal":
-        loading.check_causality(model, folder)
+        loading.check_causality(model, sources.base)
     geometry = loading.geometry_of(model, kind, name, special_ids(tokenizer)) if tried else untried
     card = _card(config)
     attends: set[str] = {own}
@@ -152,7 +163,8 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
-    return Found(name, folder, kind, model, tokenizer, geometry, limit, around, tuple(card.get("methods", [])))
+    methods = tuple(card.get("methods", []))
+    return Found(name, sources, kind, model, tokenizer, geometry, limit, around, methods, allowed)
 
 
 def special_ids(tokenizer: Any) -> list[int]:
@@ -184,9 +196,9 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "kind": found.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights": weight_hash(found.folder),
-        "config": folders.hash_of([found.folder / "config.json"]),
-        "tokenizer": folders.hash_of(folders.files(found.folder, folders.TOKENIZER)),
+        **_weight_facts(found.sources, options),
+        "config": folders.hash_of([found.sources.base / "config.json"]),
+        "tokenizer": folders.hash_of(folders.files(found.sources.tokenizer, folders.TOKENIZER)),
         "tokenizer_class": type(tokenizer).__name__ + ("" if tokenizer.is_fast else " (slow)"),
         "vocabulary": model.get_input_embeddings().weight.shape[0],
         "max_length": found.max_length,
@@ -202,9 +214,29 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if isinstance(seen, int):
         facts["words_seen"] = seen  # where a learning curve puts it
+    if options.tokenizer:
+        named = Path(options.tokenizer)
+        facts["tokenizer_source"] = named.resolve().name if named.exists() else options.tokenizer
+    if allowed := found.allowed.facts():
+        facts["allowed"] = allowed
+    if found.sources.notes:
+        facts["notes"] = list(found.sources.notes)
     if options.trust_remote_code:
-        facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(found.folder, folders.CODE)}
+        facts["code"] = {f.name: folders.hash_of([f])[:16] for f in folders.files(found.sources.base, folders.CODE)}
     return facts
+
+
+def _weight_facts(sources: Sources, options: OpenOptions) -> dict[str, Any]:
+    """Hash and names of the files with weights; with an adapter, the hashes of both."""
+    chosen = select_weights(sources.base, options.allow_pickle)
+    base = weight_hash(sources.base, options.allow_pickle)
+    hashes = adapter_facts(sources.adapter, base, options) if sources.adapter else {"weights": base}
+    return {**hashes, "weight_files": _file_names(chosen.name, len(chosen.files)) if chosen else ""}
+
+
+def _file_names(name: str, count: int) -> str:
+    """`model.safetensors.index.json (4 files)`."""
+    return name if count == 1 else f"{name} ({count} files)"
 
 
 def quicker(opened: Checkpoint) -> Checkpoint:
@@ -235,8 +267,21 @@ class Described(Protocol):
 
 def settings(opened: Described) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
-    keys = ("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code")
+    keys = [
+        *("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code"),
+        *("base_weights", "adapter_weights", "adapter_config", "allowed"),  # where there are any
+    ]
     return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}
+
+
+def opening_notes(opened: Described) -> list[str]:
+    """Sentences that a score must be read with: which weights were read, which tensors did not fit."""
+    notes = list(opened.describe.get("notes", []))
+    said = {"unused": "the model does not use {} of the files", "missing": "{} were in no file and are random"}
+    for kind, names in opened.describe.get("allowed", {}).items():
+        tensors = f"{names['count']} tensors ({', '.join(names['first'])}{', ...' * (names['count'] > SHOWN)})"
+        notes.append(said[kind].format(tensors))
+    return notes
 
 
 def _auto_budget(device: torch.device) -> int:

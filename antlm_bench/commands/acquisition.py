@@ -19,6 +19,7 @@ from antlm_bench import runs
 from antlm_bench.commands.cells import key
 from antlm_bench.commands.curve import amount, expand, grouped, lineage, mark, milestone
 from antlm_bench.compare.join import DECISIVE
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import Learner, summarize_acquisition
@@ -79,7 +80,7 @@ def acquisition(paths: Sequence[str | Path], suite: str = SUITE) -> list[Acquire
     Raises UsageError (no such suite, too few checkpoints, not scored alike), RunError, DataError.
     """
     human = _human(suite)
-    opened = [runs.read(path) for path in expand(paths)]
+    opened = [read_run(path) for path in expand(paths)]
     found = []
     for model, family in grouped(opened).items():
         named = [run for run in family if milestone(run)]

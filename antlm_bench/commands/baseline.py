@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest
 
@@ -24,7 +25,7 @@ def save(run: str | Path, name: str = "", *, to: str | Path = PLACE, overwrite: 
 
     Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a baseline that is there).
     """
-    opened = runs.read(run)
+    opened = read_run(run)
     name = name or Path(run).resolve().name
     if Path(name).name != name or name.startswith("."):
         raise UsageError(f"{name!r} is no name of a folder", place="--name", hint="letters, digits, - and _")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from antlm_bench import runs
 from antlm_bench.commands.submit import opened
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import UsageError
 from antlm_bench.types import Run
 
@@ -90,7 +91,7 @@ def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str,
     with runs.Writer(out, imported.manifest) as writer:
         for cell, predictions in imported.cells:
             writer.enter(cell, predictions)
-    return runs.read(out), imported.left_out
+    return read_run(out), imported.left_out
 
 
 def _put(path: Path, data: bytes) -> Path:

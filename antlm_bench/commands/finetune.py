@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, settings
+from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, opening_notes, settings
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
@@ -49,6 +50,10 @@ class FinetuneOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
     again: bool = False
 
     def limits(self, task: str) -> tuple[int | None, int | None]:
@@ -116,7 +121,7 @@ def finetune(
                     loaded[pair] = _load(*pair, options)
             failed += _finetune_one(body, [loaded[pair] for pair in wanted], ways, seeds, writer, options)
         if (folder / "run.json").exists():
-            finished.append(runs.read(folder))
+            finished.append(read_run(folder))
     if failed:
         message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failed))
         raise IncompleteError(message, hint="mend it and repeat: what is finished is kept", runs=finished)
@@ -219,7 +224,7 @@ def _finetune_one(
             told = _Told(progress, todo, f"{body.name} {todo.task.full_name} {todo.attention} seed {todo.seed}")
             try:
                 outcome = train(body, todo.task, todo.seed, todo.attention, options.conditions(), told)
-                writer.enter(_cell(todo, outcome), outcome.predictions)
+                writer.enter(_cell(todo, outcome, opening_notes(body)), outcome.predictions)
             except UsageError:
                 raise
             except BenchError as error:
@@ -251,17 +256,17 @@ class _Told:
         self.counted = examples
 
 
-def _cell(todo: _Todo, outcome: Outcome) -> Cell:
-    summary = _summary(todo, outcome)
+def _cell(todo: _Todo, outcome: Outcome, remarks: Sequence[str]) -> Cell:
+    summary = _summary(todo, outcome, remarks)
     facts = dict(todo.facts)
     return Cell(
         todo.task.full_name, todo.method, key(facts), facts, summary, seed=todo.seed, history=dict(outcome.history)
     )
 
 
-def _summary(todo: _Todo, outcome: Outcome) -> Summary:
+def _summary(todo: _Todo, outcome: Outcome, remarks: Sequence[str]) -> Summary:
     task = todo.task
-    notes = list(task.notes)
+    notes = [*task.notes, *remarks]
     if task.select == "valid":
         notes.append("epochs were selected on the scored examples, as the official recipe does: optimistic")
     if todo.attention == "causal" and outcome.history.get("pooling") == "first":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,7 @@ def noise(
     method: str = "",
     limit: int = LIMIT,
     conditions: Sequence[str] = tuple(CONDITIONS),
-    revision: str | None = None,
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
+    options: OpenOptions | None = None,
 ) -> list[Row]:
     """One row per suite and condition: decisions that differ from the first condition's, and by how much scores move.
 
@@ -61,16 +59,7 @@ def noise(
     loaded: list[Suite] = []
     before: dict[str, list[Prediction]] = {}
     for name in dict.fromkeys([first, *conditions]):
-        opened = open_checkpoint(
-            model,
-            OpenOptions(
-                revision=revision,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                allow_pickle=allow_pickle,
-                **CONDITIONS[name],
-            ),
-        )
+        opened = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
         loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
         chosen = method or opened.methods[0]
         for suite in loaded:

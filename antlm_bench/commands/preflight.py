@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from antlm_bench.commands.submit import MILESTONE
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, IncompleteError
 from antlm_bench.exports.leaderboard import leaderboard
+from antlm_bench.weight_files import hash_of, select_weights, weight_sets
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -104,16 +104,7 @@ def broken(name: str, path: Path) -> Iterator[Problem]:
         yield Problem(name, f"config.json cannot be read ({error})", "save the checkpoint again")
     if not any((path / file).is_file() for file in TOKENIZERS):
         yield Problem(name, "no tokenizer", f"save it too: tokenizer.save_pretrained({str(path)!r})")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        pickled = any(any(path.glob(pattern)) for pattern in PICKLED)
-        message = "weights are pickled, not safetensors" if pickled else "no weights (*.safetensors)"
-        yield Problem(name, message, "model.save_pretrained(folder) writes safetensors")
-    for file in files:
-        if not whole(file):
-            yield Problem(name, f"{file.name} is cut short or no safetensors file", "save or download it again")
-    if absent := sorted(shards(path) - {file.name for file in files}):
-        yield Problem(name, f"a part of the weights is missing: {absent[0]}", "save or download it again")
+    yield from _broken_weights(name, path)
     card = config.get("antlm_bench") if isinstance(config, dict) else None
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if (match := MILESTONE.fullmatch(name)) and isinstance(seen, int):
@@ -122,13 +113,24 @@ def broken(name: str, path: Path) -> Iterator[Problem]:
             yield Problem(name, f"its card says {seen:,} words seen", "a milestone is named for words, not for steps")
 
 
-def shards(path: Path) -> set[str]:
-    """The files that the index of weights in several files names; none where there is no index, or none to be read."""
+def _broken_weights(name: str, path: Path) -> Iterator[Problem]:
+    """What is wrong with the files of weights, whichever set of them would be loaded."""
     try:
-        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return {str(file) for file in index["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()
+        files = [file for found in weight_sets(path) if not found.pickled for file in found.files]
+    except CheckpointError as error:
+        yield Problem(name, error.message, error.hint)
+        return
+    if not files:
+        pickled = any(any(path.glob(pattern)) for pattern in PICKLED)
+        message = "weights are pickled, not safetensors" if pickled else "no weights (*.safetensors)"
+        yield Problem(name, message, "model.save_pretrained(folder) writes safetensors")
+        return
+    for file in dict.fromkeys(files):
+        named = file.relative_to(path)
+        if not (file.is_file() or file.is_symlink()):
+            yield Problem(name, f"a part of the weights is missing: {named}", "save or download it again")
+        elif not whole(file):
+            yield Problem(name, f"{named} is cut short or no safetensors file", "save or download it again")
 
 
 def whole(file: Path) -> bool:
@@ -146,11 +148,9 @@ def whole(file: Path) -> bool:
 
 
 def weights(path: Path) -> str:
-    """sha256 of the weights that can be read, or "". `checkpoints.weight_hash` is the same, but brings torch."""
-    digest = hashlib.sha256()
-    files = [file for file in sorted(path.glob("*.safetensors")) if whole(file)]
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if files else ""
+    """sha256 of the weights that would be loaded (weight_files.weight_hash), or "" if not all of them can be read."""
+    try:
+        chosen = select_weights(path)
+    except CheckpointError:
+        return ""
+    return hash_of(chosen.files) if chosen and all(map(whole, chosen.files)) else ""

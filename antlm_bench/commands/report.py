@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from antlm_bench import runs
 from antlm_bench.commands.curve import expand
 from antlm_bench.commands.finetuned import of_seeds
 from antlm_bench.commands.members import Entry, Marks, Number, Seen, averaged, finetuned, scored
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import find, nearest
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.rendering import tables
@@ -75,7 +75,7 @@ def report(
     spec = _collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
         raise UsageError("only a collection has members and published rows", hint="name one: --collection babylm-2024")
-    opened = [runs.read(path) for path in expand(paths)]
+    opened = [read_run(path) for path in expand(paths)]
     if not opened:
         raise UsageError("no run folder given", place="report", hint="antlm-bench report RUN...")
     members = _stood_in(spec, stand_ins or {}) if spec else _plain(opened)

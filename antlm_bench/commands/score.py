@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, opening_notes, quicker, settings
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.checkpoints.self_test import self_test, spread_texts
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.commands.kinds import kind_of
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.harness.rolling import refuse as refuse_to_roll
 from antlm_bench.metrics import TIES
@@ -57,6 +58,10 @@ class ScoreOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    peft: str | None = None
+    tokenizer: str | None = None
+    allow_unused: bool = False
+    allow_missing: bool = False
     again: bool = False
 
     def policy(self) -> Policy:
@@ -128,7 +133,7 @@ def score(
         )
     for name in ages:
         acquisition([run.path for run in finished], name)
-    return [runs.read(run.path) for run in finished] if ages else finished
+    return [read_run(run.path) for run in finished] if ages else finished
 
 
 class _Suites:
@@ -179,11 +184,12 @@ def _score_one(
     weights = str(checkpoint.describe["weights"])
     twin = seen.setdefault(weights, checkpoint.name)
     remarks = [f"same weights as {twin}: this is not another checkpoint"] if twin != checkpoint.name else []
+    remarks += opening_notes(checkpoint)
     folder = place(checkpoint.describe, out, several)
     with runs.Writer(folder, manifest(checkpoint.describe)) as writer:
         for suite, names in product(loaded, alike.values()):
             _score_suite(checkpoint, suite, names, writer, options, remarks)
-    return runs.read(folder)
+    return read_run(folder)
 
 
 def _methods(asked: Sequence[str], checkpoint: Checkpoint | Foreign) -> list[str]:

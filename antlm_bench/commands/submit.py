@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
+from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.exports import leaderboard
@@ -86,8 +87,8 @@ def opened(folder: str | Path) -> list[Run]:
     if not (path / "run.json").exists():
         inner = sorted(found.parent for found in path.glob("*/run.json"))
         if inner:
-            return [runs.read(one) for one in inner]
-    return [runs.read(path)]
+            return [read_run(one) for one in inner]
+    return [read_run(path)]
 
 
 def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:

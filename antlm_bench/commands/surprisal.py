@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, opening_notes
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.runs.long import Value, known_ending, write_table
@@ -34,6 +34,8 @@ class Surprisals:
     texts: int
     unscored: int
     too_long: int
+    notes: tuple[str, ...] = ()
+    """What the numbers must be read with: see checkpoints.opening_notes."""
 
 
 def surprisal(
@@ -76,7 +78,8 @@ def surprisal(
         hint = "raise --max-length" if too_long else "give texts of more than one token, or see --bos"
         raise DataError("nothing can be scored", place=str(source), hint=hint)
     write_table(out, rows)
-    return Surprisals(out, name, tuple(rows), len(texts), unscored, too_long)
+    notes = tuple(opening_notes(checkpoint))
+    return Surprisals(out, name, tuple(rows), len(texts), unscored, too_long, notes)
 
 
 def _begin(checkpoint: Checkpoint, name: str) -> None:

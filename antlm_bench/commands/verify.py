@@ -14,15 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
-from antlm_bench.checkpoints.folders import locate
+from antlm_bench.checkpoints.folders import Sources, locate_sources
 from antlm_bench.commands.cells import Names, listed
 from antlm_bench.commands.kinds import kind_of
 from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
-from antlm_bench.scoring.external import PEERS, Kind, LmEvalReader, MiniconsReader, open_peer, peer_version
+from antlm_bench.scoring.external import (
+    PEERS,
+    Kind,
+    LmEvalReader,
+    MiniconsReader,
+    open_lm_eval,
+    open_minicons,
+    peer_version,
+)
 from antlm_bench.scoring.probes import known, method
-from antlm_bench.scoring.text import Specials
+from antlm_bench.scoring.text import Encoder, Specials
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import columns_of
@@ -128,15 +136,15 @@ def verify(
     names = list(dict.fromkeys(listed(methods) or checkpoint.methods[:1]))
     for name in names:
         method(name, checkpoint)
-    folder = locate(str(model), options)
-    if conversion.recognise(folder, options) is not None:
+    sources = locate_sources(str(model), options)
+    if conversion.recognise(sources.base, options) is not None:
         # Transformers would take its "model_type": "bert" at its word, and leave most weights random.
         raise MethodNotSupported(
             f"{checkpoint.name} is saved in its authors' own layout, which no peer can load",
             place="--model",
             hint="only our engine converts it: there is nothing to compare ours with",
         )
-    opened, refused = _opened(checkpoint, folder, names, options.trust_remote_code)
+    opened, refused = _opened(checkpoint, sources, names, options)
     if not opened:
         reasons = "".join(f"\n  {peer}, {name}: {why}" for peer, name, why in refused)
         raise MethodNotSupported(f"no peer can score {checkpoint.name} this way:{reasons}", place="--model")
@@ -162,7 +170,7 @@ def _peers(name: str) -> list[str]:
 
 
 def _opened(
-    checkpoint: Checkpoint, folder: Path, names: Sequence[str], trusted: bool
+    checkpoint: Checkpoint, sources: Sources, names: Sequence[str], options: OpenOptions
 ) -> tuple[dict[tuple[str, str], Peer], list[tuple[str, str, str]]]:
     """(peer, method) -> the peer, opened once; and who could not be asked, and why."""
     opened: dict[str, Peer] = {}
@@ -177,16 +185,34 @@ def _opened(
             refused.append((peer, name, f"it runs a {kind} checkpoint with its own attention only"))
         elif peer == "lm-eval" and not _prefixed(encoder.tokenizer, encoder.around.before):
             refused.append((peer, name, "it always reads one BOS or EOS before a text, which --bos does not want here"))
+        elif (
+            peer == "lm-eval"
+            and sources.adapter not in (None, sources.base)
+            and encoder.vocabulary != len(encoder.tokenizer)
+        ):
+            cut = f"{len(encoder.tokenizer)} of {encoder.vocabulary} tokens"
+            refused.append((peer, name, f"with an adapter it cuts the vocabulary to the tokenizer's {cut}"))
+        elif peer != "lm-eval" and sources.adapter is not None:
+            refused.append((peer, name, "it cannot open a PEFT adapter"))
         else:
-            own_code = encoder.tokenizer if trusted else None
             try:
-                opened[peer] = opened.get(peer) or open_peer(
-                    peer, folder, kind, encoder.around, encoder.max_length, own_code
-                )
+                opened[peer] = opened.get(peer) or _open_peer(peer, sources, kind, encoder, options)
                 pairs[peer, name] = opened[peer]
             except CheckpointError as error:
                 refused.append((peer, name, error.message))
     return pairs, refused
+
+
+def _open_peer(peer: str, sources: Sources, kind: Kind, encoder: Encoder, options: OpenOptions) -> Peer:
+    """A peer with the same weights, adapter and tokenizer. Raises CheckpointError."""
+    trusted = options.trust_remote_code
+    if peer == "lm-eval":
+        adapter = sources.adapter if sources.adapter != sources.base else None  # transformers loads one beside weights
+        parts = {"peft": adapter, "tokenizer": sources.tokenizer if sources.tokenizer != sources.base else None}
+        more = {name: str(path) for name, path in parts.items() if path is not None}
+        return open_lm_eval(sources.base, trusted, more)
+    own = encoder.tokenizer if trusted or options.tokenizer else None
+    return open_minicons(sources.base, kind, encoder.around, encoder.max_length, own, trusted)
 
 
 def _prefixed(tokenizer: object, before: tuple[int, ...]) -> bool:

@@ -23,7 +23,10 @@ from antlm_bench.types import Item
 
 logger = logging.getLogger(__name__)
 TRUNCATE = ("never", "left")
-OPENING = ("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle")
+OPENING = (
+    *("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle"),
+    *("peft", "tokenizer", "allow_unused", "allow_missing"),
+)
 PLACE = "--model_args"
 
 

@@ -6,6 +6,6 @@ DIR/partial/<suite>.<method>.<key>/                 chunks of a suite that is be
 """
 
 from antlm_bench.runs.document import SCHEMA
-from antlm_bench.runs.folder import Writer, columns, lock, make, predictions, read, write_whole
+from antlm_bench.runs.folder import Writer, columns, lock, make, predictions, read, summary_matches, write_whole
 
-__all__ = ["SCHEMA", "Writer", "columns", "lock", "make", "predictions", "read", "write_whole"]
+__all__ = ["SCHEMA", "Writer", "columns", "lock", "make", "predictions", "read", "summary_matches", "write_whole"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,26 @@ def from_json(data: bytes, place: str) -> tuple[Manifest, tuple[Cell, ...]]:
         ),
         tuple(_cell(cell) for cell in root.children("cells")),
     )
+
+
+def summary_digest(summary: Summary) -> str:
+    """sha256 of the numbers of a summary: metric, macro, headline, views and groups, but not its notes.
+
+    The predictions' file carries it (see folder.Writer.enter), so that an edit of run.json alone shows.
+    """
+
+    def numbers(estimate: Estimate) -> list[Any]:
+        flags = {name: int(count) for name, count in estimate.flags.items()}
+        return [float(estimate.value), int(estimate.n), float(estimate.low), float(estimate.high), flags]
+
+    content = {
+        "metric": summary.metric,
+        "macro": list(summary.macro),
+        "headline": numbers(summary.headline),
+        "views": {name: numbers(view) for name, view in summary.views.items()},
+        "groups": [[group.level, group.name, group.within, numbers(group.estimate)] for group in summary.groups],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 DAMAGED = "the file is damaged: restore it, or move the folder away and score again"

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from antlm_bench.errors import RunError
 from antlm_bench.runs import parquet
-from antlm_bench.runs.document import SCHEMA, from_json, to_json
+from antlm_bench.runs.document import SCHEMA, from_json, summary_digest, to_json
 from antlm_bench.types import Cell, Manifest, Prediction, Run
 
 
@@ -59,12 +59,12 @@ class Writer:
         self._open.close()
 
     def done(self, suite: str, method: str, key: str, seed: int | None = None) -> bool:
-        """Is this cell finished under this very key, with its predictions intact?"""
+        """Is this cell finished under this very key, with its predictions intact and the summary made of them?"""
         for cell in self.cells:
             if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
                 with suppress(RunError):
                     columns(self.path, cell)
-                    return True
+                    return summary_matches(self.path, cell) is not False
         return False
 
     def chunk(self, suite: str, method: str, key: str, index: int) -> list[Prediction] | None:
@@ -110,7 +110,8 @@ class Writer:
 
         A cell of the same suite, method and seed under another key is replaced.
         """
-        data = parquet.encode(predictions, _about(cell.suite, cell.method, cell.key, cell.seed))
+        bound = {"summary": summary_digest(cell.summary)}
+        data = parquet.encode(predictions, _about(cell.suite, cell.method, cell.key, cell.seed) | bound)
         cell = replace(cell, digest=hashlib.sha256(data).hexdigest())
         place = _file(cell)
         same = [i for i, old in enumerate(self.cells) if _file(old) == place]
@@ -161,8 +162,24 @@ def read(path: str | Path) -> Run:
     return Run(str(path), manifest, cells)
 
 
+def summary_matches(path: str | Path, cell: Cell) -> bool | None:
+    """Whether a cell's summary is the one that its predictions were written with; None where the file does not say.
+
+    Raises RunError for predictions that are missing, or not the bytes that run.json describes.
+    """
+    file, data = _predictions_bytes(path, cell)
+    bound = parquet.metadata(data, str(file)).get("summary")
+    return None if bound is None else bound == summary_digest(cell.summary)
+
+
 def columns(path: str | Path, cell: Cell) -> pa.Table:
     """The predictions of a cell as an Arrow table (`runs.parquet.SCHEMA` and labels), checked against run.json."""
+    file, data = _predictions_bytes(path, cell)
+    return parquet.decode(data, str(file))
+
+
+def _predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
+    """The file of a cell's predictions and its bytes, checked against run.json."""
     file = Path(path) / _file(cell)
     try:
         data = file.read_bytes()
@@ -172,7 +189,7 @@ def columns(path: str | Path, cell: Cell) -> pa.Table:
         raise RunError(
             "not the bytes that run.json describes: cut short or edited", place=str(file), hint=parquet.AGAIN
         )
-    return parquet.decode(data, str(file))
+    return file, data
 
 
 def predictions(path: str | Path, cell: Cell) -> list[Prediction]:

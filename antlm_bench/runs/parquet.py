@@ -77,6 +77,15 @@ def decode(data: bytes, place: str) -> pa.Table:
     return table
 
 
+def metadata(data: bytes, place: str) -> dict[str, str]:
+    """What `encode` was told about the file, from its footer alone; RunError naming `place` for other bytes."""
+    try:
+        stored = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata or {}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
+    return {key.decode(): value.decode() for key, value in stored.items()}
+
+
 def about(table: pa.Table) -> dict[str, str]:
     """What `encode` was told about the file."""
     return {k.decode(): v.decode() for k, v in table.schema.metadata.items() if k != b"gold"}

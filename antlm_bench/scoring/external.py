@@ -10,7 +10,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -284,26 +284,43 @@ class LmEvalReader:
             ) from error
 
 
-def open_peer(
-    name: str, folder: Path, kind: Kind, around: Specials, max_length: int | None, own_code: Any = None
-) -> MiniconsReader | LmEvalReader:
-    """A peer that loads the folder itself, in fp32, on the CPU: as a user of it would. Raises CheckpointError.
+def open_lm_eval(folder: Path, trusted: bool, parts: Mapping[str, str]) -> LmEvalReader:
+    """lm-eval, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises CheckpointError.
 
-    own_code: where the checkpoint's own Python may be run, its tokenizer; minicons would open that one without leave,
-    and wait for an answer on the terminal (0.3.39).
+    parts: its arguments `peft` and `tokenizer`, folders. trusted: whether the checkpoint's own Python may run.
     """
-    options: dict[str, Any] = {"dtype": "float32"} | ({"trust_remote_code": True} if own_code is not None else {})
     with hushed():
         try:
-            if name == "lm-eval":
-                from lm_eval.models.huggingface import HFLM
+            from lm_eval.models.huggingface import HFLM
 
-                return LmEvalReader(HFLM(pretrained=str(folder), device="cpu", batch_size=8, **options))
-            scorer = minicons_scorer(kind, str(folder), copy.deepcopy(own_code), **options)
+            more = {"trust_remote_code": True} if trusted else {}
+            return LmEvalReader(
+                HFLM(pretrained=str(folder), device="cpu", batch_size=8, dtype="float32", **parts, **more)
+            )
+        except FAILS as error:
+            raise _unopened("lm-eval", folder, error) from error
+
+
+def open_minicons(
+    folder: Path, kind: Kind, around: Specials, max_length: int | None, tokenizer: Any, trusted: bool
+) -> MiniconsReader:
+    """minicons, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises CheckpointError.
+
+    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python; minicons would open that
+    without leave, and wait for an answer on the terminal (0.3.39).
+    """
+    with hushed():
+        try:
+            more: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
+            scorer = minicons_scorer(kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **more)
             return MiniconsReader(scorer, kind, around, max_length)
         except FAILS as error:
-            said = f"{type(error).__name__}: {first_line(error)}"
-            raise CheckpointError(f"{name} cannot open this checkpoint: {said}", place=str(folder)) from error
+            raise _unopened("minicons", folder, error) from error
+
+
+def _unopened(peer: str, folder: Path, error: BaseException) -> CheckpointError:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return CheckpointError(f"{peer} cannot open this checkpoint: {reason}", place=str(folder))
 
 
 def peer_version(name: str) -> str:

@@ -7,8 +7,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.options import one_format
-from antlm_bench.verbs.panels import AllowPickle, Checkpoints, Csv, Json, Markdown, Revision, TrustRemoteCode
+from antlm_bench.options import one_format, said
+from antlm_bench.verbs.panels import (
+    AdapterOption,
+    AllowMissing,
+    AllowPickle,
+    AllowUnused,
+    Checkpoints,
+    Csv,
+    Json,
+    Markdown,
+    Revision,
+    TokenizerOption,
+    TrustRemoteCode,
+)
 
 recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
@@ -59,10 +71,15 @@ def doctor_verb(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+    from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.doctor import examine
     from antlm_bench.rendering import facts
 
-    for found in examine(model, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+    for found in examine(model, options=said(OpenOptions, locals())):
         facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})

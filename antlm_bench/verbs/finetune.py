@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.options import limits, one_format, said, split
 from antlm_bench.verbs.panels import (
+    AdapterOption,
     Again,
+    AllowMissing,
     AllowPickle,
+    AllowUnused,
     Checkpoints,
     Csv,
     Device,
@@ -17,6 +20,7 @@ from antlm_bench.verbs.panels import (
     Markdown,
     Revision,
     RunFolder,
+    TokenizerOption,
     TokensPerForward,
     TrustRemoteCode,
     how,
@@ -62,6 +66,10 @@ def finetune_verb(
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
     out: RunFolder = None,
     again: Again = False,
     json: Json = False,

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import AllowPickle, Csv, Json, Markdown, Revision, TrustRemoteCode, how, what
+from antlm_bench.options import one_format, said, split
+from antlm_bench.verbs.panels import (
+    AdapterOption,
+    AllowMissing,
+    AllowPickle,
+    AllowUnused,
+    Csv,
+    Json,
+    Markdown,
+    Revision,
+    TokenizerOption,
+    TrustRemoteCode,
+    how,
+    what,
+)
 
 
 def noise_verb(
@@ -21,12 +34,17 @@ def noise_verb(
     device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
 ) -> None:
     """Score the same weights under other batch sizes and dtypes: the floor below which no margin means anything."""
     form = one_format(json=json, csv=csv, markdown=markdown)
+    from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, noise
     from antlm_bench.rendering import catalog
 
@@ -36,9 +54,6 @@ def noise_verb(
         method=method,
         limit=limit,
         conditions=condition or tuple(CONDITIONS),
-        revision=revision,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
+        options=said(OpenOptions, locals()),
     )
     catalog(found, form)

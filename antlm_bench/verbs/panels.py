@@ -23,6 +23,15 @@ Revision = Annotated[str | None, what(metavar="REV", help="Revision of a hub mod
 Columns = Annotated[list[str] | None, what("--columns", metavar="good=A,bad=B", help="How a file names its columns.")]
 TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
 AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
+AdapterOption = Annotated[
+    str | None, what("--peft", metavar="CKPT", help="PEFT adapter to merge into the weights: folder or hub id.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    what("--tokenizer", metavar="CKPT", help="Folder or hub id of the tokenizer.", show_default="the checkpoint's"),
+]
+AllowUnused = Annotated[bool, how("--allow-unused", help="Open files with tensors that the model does not use.")]
+AllowMissing = Annotated[bool, how("--allow-missing", help="Open files that lack parameters: these are random.")]
 TokensPerForward = Annotated[
     int | None,
     how(

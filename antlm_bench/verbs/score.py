@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 from antlm_bench.errors import IncompleteError
 from antlm_bench.options import one_format, renamed_columns, said, split
 from antlm_bench.verbs.panels import (
+    AdapterOption,
     Again,
+    AllowMissing,
     AllowPickle,
+    AllowUnused,
     Bos,
     Checkpoints,
     Columns,
@@ -20,6 +23,7 @@ from antlm_bench.verbs.panels import (
     MaxLength,
     Revision,
     RunFolder,
+    TokenizerOption,
     TokensPerForward,
     TrustRemoteCode,
     how,
@@ -78,6 +82,10 @@ def score_verb(
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
     out: RunFolder = None,
     again: Again = False,
     by: Annotated[

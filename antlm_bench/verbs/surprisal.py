@@ -10,12 +10,16 @@ import typer
 
 from antlm_bench.options import renamed_columns, said
 from antlm_bench.verbs.panels import (
+    AdapterOption,
+    AllowMissing,
     AllowPickle,
+    AllowUnused,
     Bos,
     Device,
     Dtype,
     MaxLength,
     Revision,
+    TokenizerOption,
     TokensPerForward,
     TrustRemoteCode,
     how,
@@ -54,6 +58,10 @@ def surprisal_verb(
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
     renamed = renamed_columns(columns)
@@ -72,4 +80,6 @@ def surprisal_verb(
         shown["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
     if found.too_long:
         shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
+    if found.notes:
+        shown["note"] = "\n".join(found.notes)
     facts(str(found.path), shown)

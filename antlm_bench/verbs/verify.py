@@ -6,7 +6,10 @@ from typing import Annotated
 
 from antlm_bench.options import one_format, renamed_columns, said, split
 from antlm_bench.verbs.panels import (
+    AdapterOption,
+    AllowMissing,
     AllowPickle,
+    AllowUnused,
     Bos,
     Columns,
     Csv,
@@ -14,6 +17,7 @@ from antlm_bench.verbs.panels import (
     Markdown,
     MaxLength,
     Revision,
+    TokenizerOption,
     TrustRemoteCode,
     how,
     table,
@@ -38,6 +42,10 @@ def verify_verb(
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    peft: AdapterOption = None,
+    tokenizer: TokenizerOption = None,
+    allow_unused: AllowUnused = False,
+    allow_missing: AllowMissing = False,
     tolerance: Annotated[float, table(metavar="NATS", help="The largest difference of a score that passes.")] = 1e-3,
     json: Json = False,
     csv: Csv = False,

@@ -19,7 +19,7 @@ from antlm_bench.finetuning.batches import padded
 from antlm_bench.finetuning.data import encode, encode_by_tokenizer, fitted, frame
 from antlm_bench.scoring.text import specials
 from antlm_bench.training.corpus import SPECIALS, train_tokenizer
-from antlm_bench.training.recipe import TokenizerSpec
+from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
 from antlm_bench.types import Example
 
 
@@ -76,7 +76,8 @@ def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, b
 @pytest.mark.parametrize("attention", ["causal", "full"])
 def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     """Else a checkpoint of ours would be finetuned on other rows here than by the official code."""
-    tokenizer = train_tokenizer(iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), eos)
+    corpus = CorpusSpec(document="file", eos=eos)
+    tokenizer = train_tokenizer(iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus)
     body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
     around = {a: specials(wrapped, a, "auto") for a in ("causal", "full")}

@@ -1,0 +1,110 @@
+"""PEFT adapters: merged into the weights of their base model when a checkpoint is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from antlm_bench.checkpoints.folders import OpenOptions, first_line
+from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_of
+
+
+def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
+    """Return the model with a PEFT adapter merged into its weights, in evaluation mode.
+
+    Raises UsageError where peft is not installed, and CheckpointError for an adapter that does not
+    fit the model, is of a kind that cannot be merged, or is pickled without leave.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError(
+            "opening a PEFT adapter needs the package peft",
+            place=str(adapter),
+            hint='pip install "antlm-bench[lora]"',
+        ) from error
+    weights = adapter_weights(adapter, options)
+    whole = {f"base_model.model.{name}" for name in model.state_dict()}  # embeddings may be stored as they are
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft warns of, tensors that do not fit, is an error below
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
+            expected = set(peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    except Exception as error:  # peft, safetensors and torch each have their own
+        raise CheckpointError(
+            f"the adapter does not fit {type(model).__name__}: {first_line(error)}",
+            place=str(adapter),
+            hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
+        ) from error
+    unused, missing = sorted(stored - expected - whole), sorted(expected - stored)
+    if unused or missing:
+        raise CheckpointError(
+            f"the adapter does not fit {type(model).__name__}: {len(unused)} of its tensors have no place "
+            f"in it, {len(missing)} are missing from {weights.name} (e.g. {(unused or missing)[0]})",
+            place=str(adapter),
+            hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
+        )
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        kind = str(wrapped.peft_config["default"].peft_type).rpartition(".")[2]
+        raise CheckpointError(
+            f"an adapter of type {kind} cannot be merged into the weights",
+            place=str(adapter),
+            hint="only adapters that change weights (LoRA, IA3, ...) can be scored",
+        )
+    return wrapped.merge_and_unload().eval()
+
+
+def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
+    """The file with an adapter's tensors. Raises CheckpointError where there is none, or only a
+    pickled one.
+    """
+    safe, pickled = (adapter / name for name in ADAPTER_WEIGHTS)
+    if safe.is_file():
+        return safe
+    if not pickled.is_file():
+        raise CheckpointError(f"no weights: no {safe.name}", place=str(adapter), hint="save the adapter again")
+    if not options.allow_pickle:
+        raise CheckpointError(
+            "the weights of the adapter are pickled, and unpickling can run code",
+            place=str(adapter),
+            hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
+        )
+    return pickled
+
+
+def adapter_facts(adapter: Path, base_hash: str, options: OpenOptions) -> dict[str, Any]:
+    """Facts for the run's record: the hash of the whole, and those of base and adapter that it is
+    made of.
+    """
+    parts = {
+        "base_weights": base_hash,
+        "adapter_weights": hash_of([adapter_weights(adapter, options)]),
+        "adapter_config": hash_of([adapter / ADAPTER_CONFIG]),
+    }
+    whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {"weights": whole, "adapter": adapter.resolve().name, **parts}
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """A folder with the same files but no adapter: transformers would load one beside the weights
+    by itself.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        bare = Path(temporary) / folder.resolve().name
+        bare.mkdir()
+        for path in folder.iterdir():
+            if path.name not in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS):
+                (bare / path.name).symlink_to(path.resolve())
+        yield bare

@@ -1,0 +1,188 @@
+"""The files of a checkpoint's weights: exactly what is loaded is hashed, and two sets in a folder
+agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, weight_hash
+from antlm_bench.checkpoints.folders import locate_sources
+from antlm_bench.checkpoints.tensor_check import check_other_sets
+from antlm_bench.commands.preflight import broken, weights
+from antlm_bench.errors import CheckpointError
+from antlm_bench.weight_files import select_weights, tensor_headers, weight_sets
+
+
+@pytest.fixture
+def copy(make_checkpoint, tmp_path):
+    def made(name="model", kind="causal", **config):
+        return shutil.copytree(make_checkpoint(kind, **config), tmp_path / name)
+
+    return made
+
+
+def opened(folder, **options):
+    return open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
+
+
+def sha256(*files):
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def shard(folder, names=("a/first.safetensors", "b/second.safetensors")):
+    """Cut the weights of a folder into files in subfolders, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    cut = len(tensors) // 2
+    weight_map = {name: names[position >= cut] for position, name in enumerate(sorted(tensors))}
+    for file in names:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        part = {name: tensors[name] for name, where in weight_map.items() if where == file}
+        save_file(part, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return [folder / name for name in names]
+
+
+def test_the_hash_of_a_single_file_is_that_of_its_bytes(copy):
+    folder = copy()
+    before = weight_hash(folder)
+    assert before == sha256(folder / "model.safetensors") == weights(folder)
+    for other in ("model.fp16.safetensors", "consolidated.safetensors"):  # a variant, and another program's copy
+        save_file({"x": torch.ones(3)}, folder / other)
+    assert weight_hash(folder) == before == weights(folder) == opened(folder).describe["weights"]
+
+
+def test_the_hash_of_shards_in_one_folder_is_that_of_their_bytes_in_order(copy):
+    folder = copy()
+    files = shard(folder, ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"))
+    assert weight_hash(folder) == sha256(*files) == weights(folder)
+    assert opened(folder).describe["weight_files"] == "model.safetensors.index.json (2 files)"
+
+
+def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
+    folder, plain = copy(), copy("plain")
+    files = shard(folder)
+    save_file({"decoy": torch.ones(2)}, folder / "decoy.safetensors", {"format": "pt"})
+    checkpoint = opened(folder)
+    assert checkpoint.describe["weights"] == sha256(*files) == weights(folder)
+    for name, tensor in opened(plain).engine.model.state_dict().items():
+        assert torch.equal(checkpoint.engine.model.state_dict()[name], tensor)
+    tensors = load_file(files[1])
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, files[1], {"format": "pt"})
+    assert weight_hash(folder) == sha256(*files) != checkpoint.describe["weights"]
+
+
+def test_an_index_whose_file_is_missing_or_damaged_is_refused(copy):
+    folder = copy()
+    _, second = shard(folder)
+    second.unlink()
+    with pytest.raises(CheckpointError, match="second"):
+        opened(folder)
+    assert any("b/second.safetensors" in str(problem) for problem in broken("main", folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(CheckpointError, match="cannot be read as an index"):
+        opened(folder)
+    assert [problem for problem in broken("main", folder) if "index" in problem.message]
+
+
+def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_path):
+    folder = copy()
+    state = load_file(folder / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    for new_format in (True, False):
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=new_format)
+        headers = tensor_headers(weight_sets(folder)[1])
+        assert {n: h.shape for n, h in headers.items()} == {n: tuple(t.shape) for n, t in state.items()}
+        assert headers["lm_head.weight"].storage == headers["model.embed_tokens.weight"].storage
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    torch.save({"x": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot read which tensors"):
+        tensor_headers(weight_sets(folder)[1])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_sets_of_the_same_shapes_are_named_and_safetensors_are_read(copy):
+    folder = copy()
+    state = load_file(folder / "model.safetensors")
+    torch.save(state | {"rotary_emb.inv_freq": torch.ones(4)}, folder / "pytorch_model.bin")
+    before = weight_hash(folder)
+    for allowed in (False, True):
+        checkpoint = opened(folder, allow_pickle=allowed)
+        [note] = checkpoint.describe["notes"]
+        assert note.startswith("weights are read from model.safetensors (safetensors go before pickled weights)")
+        assert checkpoint.describe["weights"] == before == sha256(folder / "model.safetensors")
+
+
+def test_two_sets_of_other_shapes_or_names_are_refused(copy):
+    folder = copy()
+    state = load_file(folder / "model.safetensors")
+    wide = state | {"model.norm.weight": torch.ones(33)}
+    fewer = {name: tensor for name, tensor in state.items() if ".layers.1." not in name}
+    for other, said in ((wide, r"model\.norm\.weight is \[32\] in the first and \[33\]"), (fewer, "only in the first")):
+        torch.save(other, folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=said) as refused:
+            opened(folder)
+        assert "move the one" in refused.value.hint
+
+
+def test_a_single_file_beside_an_index_is_compared_with_it(copy):
+    folder, other = copy(), copy("other", num_hidden_layers=3)
+    shard(other)
+    for name in ("a", "b", "model.safetensors.index.json"):
+        (other / name).rename(folder / name)
+    with pytest.raises(CheckpointError, match="two sets of weights"):
+        opened(folder)
+    assert select_weights(folder).name == "model.safetensors"  # the library's choice
+
+
+def test_tied_weights_that_one_set_holds_twice_are_no_difference(copy):
+    folder = copy(kind="masked")
+    state = load_file(folder / "model.safetensors")
+    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
+    torch.save({f"wrapper.{name}": tensor for name, tensor in state.items()}, folder / "pytorch_model.bin")
+    assert len(check_other_sets(folder, OpenOptions())) == 1
+
+
+def test_a_file_that_the_configuration_names_is_what_is_read(copy):
+    folder = copy()
+    (folder / "model.safetensors").rename(folder / "best.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "best.safetensors"}))
+    assert opened(folder).describe["weights"] == sha256(folder / "best.safetensors")
+
+
+@pytest.mark.parametrize("name", ["seed[1]", "my model (v2)", "modèle-日本", "what? *really*"])
+def test_a_path_that_exists_is_never_a_glob(copy, name):
+    odd, other = copy(f"runs {name}/{name}"), copy(f"runs {name}/seed1", seed=1)
+    assert expand([str(odd)]) == [str(odd)]
+    assert expand([str(odd.parent)]) == sorted([str(odd), str(other)], key=lambda p: expand([str(odd.parent)]).index(p))
+    assert set(expand([f"{odd.parent}/*"])) == {str(odd), str(other)}
+    assert locate_sources(str(odd), OpenOptions()).base == odd
+    assert opened(odd).describe["weights"] == sha256(odd / "model.safetensors") != weight_hash(other)
+
+
+def test_a_run_of_a_folder_with_brackets_is_read_back(copy, tmp_path, monkeypatch):
+    from antlm_bench.commands.report import report
+    from antlm_bench.commands.score import score
+
+    monkeypatch.chdir(tmp_path)
+    odd = copy("seed[1]")
+    copy("seed1", seed=1)
+    (tmp_path / "pairs [é].csv").write_text("good,bad\nthe cat sees,the cat see\n")
+    [run] = score("seed[1]", "pairs [é].csv")
+    assert run.manifest.model["weights"] == sha256(odd / "model.safetensors")
+    assert report([run.path]).columns[0].entries[0].number is not None
