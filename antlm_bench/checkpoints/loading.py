@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
+from antlm_bench.checkpoints.positions import position_limits
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
 from antlm_bench.scoring.engine import Engine, Geometry, whole_rows
@@ -109,13 +110,19 @@ def weights_of(folder: Path, kind: str, config: Any, options: OpenOptions) -> An
     return model.eval()
 
 
-def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
-    """The longest row: the least of what configuration, tokenizer and user allow."""
-    limits: list[Any] = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limits[0] = limits[0] - 1 - config.pad_token_id  # positions begin after the padding id
-    if tokenizer.model_max_length < 10**9:
-        limits.append(tokenizer.model_max_length)
+def vocabulary_of(model: Any) -> int:
+    """How many token ids a text may hold: those with a row in the embedding, and in the LM head if it has rows."""
+    weights = [getattr(head, "weight", None) for head in (model.get_input_embeddings(), model.get_output_embeddings())]
+    rows: list[int] = [weight.shape[0] for weight in weights if isinstance(weight, torch.Tensor)]
+    return min(rows)
+
+
+def max_length_of(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
+    """The longest row: the least of what configuration, position tables, tokenizer and user allow."""
+    limits: list[Any] = [getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits += position_limits(model)
+    if isinstance(tokenizer.model_max_length, int | float) and tokenizer.model_max_length < 10**9:
+        limits.append(int(tokenizer.model_max_length))
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     if wanted is not None:
         if wanted < 1 or (known and wanted > min(known)):

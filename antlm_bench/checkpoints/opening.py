@@ -24,9 +24,10 @@ from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.fused import fuse
 from antlm_bench.scoring.linear import can_pack, pack_linears
-from antlm_bench.scoring.probes import supported
+from antlm_bench.scoring.probes import METHODS, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
-from antlm_bench.scoring.text import Encoder, Specials, specials
+from antlm_bench.scoring.text import Encoder, Specials, check_specials, mask_token, specials
+from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
@@ -47,6 +48,7 @@ class Checkpoint:
     encoders: Mapping[str, Encoder]
     trained_for: tuple[str, ...] = ()
     describe: dict[str, Any] = field(default_factory=dict)
+    no_mask: str = ""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
         return self.encoders[attention].encode(texts, spans)
@@ -66,7 +68,15 @@ class Checkpoint:
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
-        return {**self.describe, "methods": ", ".join(self.methods) + f" (default: {self.methods[0]})"}
+        if not self.methods:
+            return {**self.describe, "methods": f"none: {self.no_mask}"}
+        left_out = f"; none that hides tokens: {self.no_mask}" if self.no_mask and "full" in self.attends else ""
+        return {**self.describe, "methods": ", ".join(self.methods) + f" (default: {self.methods[0]}){left_out}"}
+
+    def notes(self, method: str) -> tuple[str, ...]:
+        """What a reader of scores under this method must know of the tokenizer."""
+        told = METHODS[method].words and not self.encoders["full"].text_tokenizer.tells_words
+        return (WORDS_FROM_OFFSETS,) if told else ()
 
 
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
@@ -82,7 +92,7 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 def _open(ref: str, options: OpenOptions) -> Checkpoint:
     found = find(ref, options)
     budget = options.batch_tokens or _auto_budget(found.model.device)
-    vocabulary = found.model.get_input_embeddings().weight.shape[0]
+    vocabulary = loading.vocabulary_of(found.model)
     found.model.to(DTYPES[options.dtype])
     engine = Engine(found.model, found.name, found.geometry, budget)
     pack_linears(found.model, budget, engine.head_rows)
@@ -93,7 +103,8 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         kind=found.kind,
         attends=frozenset(found.around),
         eos=str(tokenizer.eos_token),
-        mask_id=tokenizer.mask_token_id,
+        mask_id=found.mask_id,
+        no_mask=found.no_mask,
         max_length=limit,
         trained_for=found.trained_for,
         engine=engine,
@@ -107,6 +118,7 @@ class Found:
     """A checkpoint in fp32 on its device, as it lies, and what was found out about it.
 
     around: the specials of a text per attention that it can be run with. trained_for: the methods on its card.
+    mask_id: the mask token's id, or None; no_mask: why it is None, "" where it is not.
     """
 
     name: str
@@ -118,6 +130,8 @@ class Found:
     max_length: int | None
     around: Mapping[str, Specials]
     trained_for: tuple[str, ...]
+    mask_id: int | None
+    no_mask: str
 
 
 def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
@@ -137,18 +151,28 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     kind = loading.kind_of(config, folder)
     tokenizer = loading.tokenizer_of(folder, options)
     model = loading.weights_of(folder, kind, config, options).to(device)
-    limit = loading.max_length_of(config, tokenizer, options.max_length)
+    limit = loading.max_length_of(model, tokenizer, options.max_length)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    mask_id, no_mask = mask_token(tokenizer, embeddings)
     own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
     geometry = loading.geometry_of(model, kind, name) if tried else untried
     card = _card(config)
     attends: set[str] = {own}
     both = geometry.layout == "packed" or geometry.masks
-    if kind == "causal" and both and tokenizer.mask_token_id is not None and not card:
+    if kind == "causal" and both and mask_id is not None and not card:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
-    return Found(name, folder, kind, model, tokenizer, geometry, limit, around, tuple(card.get("methods", [])))
+    for attention in list(around):
+        try:
+            check_specials(tokenizer, around[attention], embeddings)
+        except CheckpointError:
+            if attention == own or attention in card.get("attends", []):
+                raise
+            del around[attention]  # a causal model need not be read in both directions
+    methods = tuple(card.get("methods", []))
+    return Found(name, folder, kind, model, tokenizer, geometry, limit, around, methods, mask_id, no_mask)
 
 
 def _card(config: Any) -> dict[str, list[str]]:
@@ -184,7 +208,7 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "layout": found.geometry.layout,
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
-        "mask": tokenizer.mask_token,
+        "mask": tokenizer.mask_token if found.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }
     card = getattr(model.config, CARD, None)

@@ -21,7 +21,7 @@ from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodN
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.external import PEERS, Kind, LmEvalReader, MiniconsReader, open_peer, peer_version
-from antlm_bench.scoring.probes import known, method
+from antlm_bench.scoring.probes import default_method, known, method
 from antlm_bench.scoring.text import Specials
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
@@ -125,7 +125,7 @@ def verify(
         _peers(name)
     options = options or OpenOptions(device="cpu")
     checkpoint = open_checkpoint(str(model), options)
-    names = list(dict.fromkeys(listed(methods) or checkpoint.methods[:1]))
+    names = list(dict.fromkeys(listed(methods) or [default_method(checkpoint, checkpoint.methods)]))
     for name in names:
         method(name, checkpoint)
     folder = locate(str(model), options)

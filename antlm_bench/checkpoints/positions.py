@@ -1,0 +1,82 @@
+"""How long a row the position tables of a model allow, found from one short forward of its body.
+
+Models with learned positions look them up in a table. Where the first position lies differs:
+BERT's is 0, OPT's 2, that of the RoBERTa family one after the padding id. A row of seven equal
+tokens shows it: of all tables that are read, only position tables are read at seven indices that
+rise by one. A table of n rows whose first index is i allows rows of n - i tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LENGTH = 7  # tokens of the trial; no dimension of a model is likely to be sliced into so many
+FAILS = (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError)
+ATEN = torch.ops.aten
+
+
+def position_limits(model: Any) -> list[int]:
+    """The longest rows that the model's position tables allow; empty for models without tables."""
+    embeddings = model.get_input_embeddings().weight
+    pad = getattr(model.config, "pad_token_id", None)
+    token = next(token for token in range(embeddings.shape[0]) if token != pad)
+    ids = torch.full((1, LENGTH), token, dtype=torch.long, device=embeddings.device)
+    stored = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    lookups = _Lookups(stored)
+    try:
+        with torch.no_grad(), lookups:
+            model.base_model(input_ids=ids)
+    except FAILS:  # what cannot be run this way is found out elsewhere
+        pass
+    return lookups.limits
+
+
+class _Lookups(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed
+    """Records which tables are read at LENGTH indices that rise by one.
+
+    stored: the addresses of the model's parameters and buffers. limits: see position_limits.
+    """
+
+    def __init__(self, stored: set[int]) -> None:
+        super().__init__()
+        self.stored = stored
+        self.limits: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in READS and args[0].untyped_storage().data_ptr() in self.stored:
+            dim, first = READS[func](args)
+            rows = args[0].shape[dim]
+            if first is not None and rows > LENGTH:
+                self.limits.append(rows - first)
+        return func(*args, **(kwargs or {}))
+
+
+def _first_of(index: Any) -> int | None:
+    """The first of LENGTH indices that rise by one, None for others."""
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.numel() < LENGTH:
+        return None
+    read: list[int] = index.flatten()[:LENGTH].tolist()
+    return read[0] if read == list(range(read[0], read[0] + LENGTH)) else None
+
+
+def _slice(args: tuple[Any, ...]) -> tuple[int, int | None]:
+    defaults: tuple[Any, ...] = (0, None, None)
+    dim, start, end = (*args[1:4], *defaults[len(args) - 1 :])
+    rows, start = args[0].shape[dim], start or 0
+    return dim, start if min(rows, rows if end is None else end) - start == LENGTH else None
+
+
+# How each operation reads a table: its dimension, and the first of LENGTH rising indices or None.
+READS: dict[Any, Callable[[tuple[Any, ...]], tuple[int, int | None]]] = {
+    ATEN.embedding.default: lambda args: (0, _first_of(args[1])),
+    ATEN.index_select.default: lambda args: (args[1], _first_of(args[2])),
+    ATEN.index.Tensor: lambda args: (0, _first_of(args[1][0]) if len(args[1]) == 1 else None),
+    ATEN.slice.Tensor: _slice,
+}
