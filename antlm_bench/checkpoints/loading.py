@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
-from antlm_bench.checkpoints.positions import position_limits
+from antlm_bench.checkpoints.positions import position_limit
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
 from antlm_bench.scoring.engine import Engine, Geometry, whole_rows
@@ -118,12 +118,10 @@ def vocabulary_of(model: Any) -> int:
 
 
 def max_length_of(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
-    """The longest row: the least of what configuration, position tables, tokenizer and user allow."""
-    limits: list[Any] = [getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    limits += position_limits(model)
-    if isinstance(tokenizer.model_max_length, int | float) and tokenizer.model_max_length < 10**9:
-        limits.append(int(tokenizer.model_max_length))
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    """The longest row: the least of what model (on the CPU), tokenizer and user allow."""
+    said = tokenizer.model_max_length
+    limits = [position_limit(model), int(said) if isinstance(said, int | float) and said < 10**9 else None]
+    known = [limit for limit in limits if limit is not None and limit > 0]
     if wanted is not None:
         if wanted < 1 or (known and wanted > min(known)):
             raise UsageError(f"{wanted} is not in 1..{min(known, default='?')}", place="--max-length")

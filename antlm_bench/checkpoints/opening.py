@@ -150,8 +150,9 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     config = loading.configuration_of(folder, options)
     kind = loading.kind_of(config, folder)
     tokenizer = loading.tokenizer_of(folder, options)
-    model = loading.weights_of(folder, kind, config, options).to(device)
+    model = loading.weights_of(folder, kind, config, options)
     limit = loading.max_length_of(model, tokenizer, options.max_length)
+    model = model.to(device)
     embeddings = model.get_input_embeddings().weight.shape[0]
     mask_id, no_mask = mask_token(tokenizer, embeddings)
     own: Attention = "causal" if kind == "causal" else "full"

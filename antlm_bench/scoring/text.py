@@ -153,7 +153,7 @@ def word_beginnings(tokenizer: Any) -> Ints:
     Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE (GPT-2) and SentencePiece
     do, WordPiece and tokens that end in </w> do not, and need no correction.
     """
-    pairs = (f"{text} {text}" for text in ("a", *probe_texts(tokenizer)))
+    pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
     pair = next((pair for pair in pairs if readable(tokenizer, pair)), "")
     spelled = tokenizer.convert_ids_to_tokens(tokenizer(pair, add_special_tokens=False)["input_ids"])
     marks = next((marks for mark, marks in SPACES.items() if any(t.startswith(mark) for t in spelled[1:])), ())
@@ -193,10 +193,11 @@ class Encoder:
             too_long[number] = self.max_length is not None and length > self.max_length
             if not too_long[number] and row:
                 if spans[number] is not None and ends[number] is None:
+                    kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
                     raise CheckpointError(
-                        f"this slow tokenizer does not give {texts[number]!r} back: its tokens cannot be told from the "
-                        "scored span",
-                        hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
+                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told from the scored "
+                        "span",
+                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows all characters",
                     )
                 by_length.setdefault(length, []).append(number)
         lengths = []

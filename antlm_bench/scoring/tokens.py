@@ -33,10 +33,6 @@ PROBE = "The cat sat on the mat."  # tokenized to see what a tokenizer does by i
 VOCABULARY_PROBES = 1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
 NOWHERE = "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
-LAST_BYTE_SYMBOL = "\u0143"  # GPT-2 spells bytes as characters up to this one
-# A text that holds every byte of UTF-8 that is visible: ASCII, then all continuation and all leading bytes.
-EVERY_BYTE = "".join(map(chr, (*range(0x21, 0x7F), *range(0x80, 0xC0), *range(0xC0, 0x800, 0x40), 0x800)))
-EVERY_BYTE += "".join(map(chr, (*range(0x1000, 0x10000, 0x1000), 0x10000, 0x40000, 0x80000, 0xC0000, 0x100000)))
 # Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
 
@@ -60,6 +56,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._spelled: dict[str, tuple[str, str]] = {}  # see _spell
 
     @cached_property
     def emitted_ids(self) -> frozenset[int]:
@@ -89,21 +86,36 @@ class TextTokenizer:
             return False
         for text in probe_texts(self.tokenizer):
             text = text if text == PROBE else f"{text} {text}"
-            encoding = self._encodings([text])[0] if readable(self.tokenizer, text) else None
-            if encoding is not None and encoding.offsets:
+            if not readable(self.tokenizer, text):
+                continue
+            encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
+            if encoding.offsets:
                 return not _holds_spaces(text, encoding.offsets, encoding.word_ids)
         return True  # it reads no text at all: there are no words to tell
 
     @cached_property
-    def missing_bytes(self) -> frozenset[str]:
-        """Symbols of bytes that a byte-level vocabulary lacks and drops; empty for other vocabularies."""
+    def drops(self) -> bool:
+        """Whether its model leaves out what its vocabulary lacks: byte-pair encoding without an unknown token."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None or backend.pre_tokenizer is None or self.emitted_ids:
-            return frozenset()
-        symbols = set(_symbols(backend, EVERY_BYTE))
-        if not symbols or max(symbols) > LAST_BYTE_SYMBOL:
-            return frozenset()  # characters come through as they are: not byte-level
-        return frozenset(s for s in symbols if backend.model.token_to_id(s) is None)
+        try:
+            return backend is not None and not backend.model.tokenize(NOWHERE)
+        except Exception:  # it raises instead
+            return False
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What the tokenizer spells before every text, such as a space."""
+        return _symbols(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
+
+    def _spell(self, character: str) -> tuple[str, str]:
+        """A character as the vocabulary is asked about it, and the symbols of it that the vocabulary lacks."""
+        if character not in self._spelled:
+            backend = self.tokenizer.backend_tokenizer
+            symbols = _symbols(backend, character)
+            symbols = symbols if character == " " else symbols.removeprefix(self._prefix)
+            missing = "".join(symbol for symbol in symbols if backend.model.token_to_id(symbol) is None)
+            self._spelled[character] = symbols, missing
+        return self._spelled[character]
 
     def tokenize(self, texts: Sequence[str], limit: int | None = None) -> Tokenized:
         """Tokenize n texts in bulk, without special tokens.
@@ -120,6 +132,8 @@ class TextTokenizer:
             encodings = self._encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
             offsets: list[Offsets | None] = [encoding.offsets for encoding in encodings]
+            if self.drops:
+                offsets = [self._place(*one) for one in zip(texts, ids, offsets, strict=True)]
             told = [encoding.word_ids for encoding in encodings] if self.tells_words else None
         else:
             ids = [self._slow_ids(text) for text in texts]
@@ -177,22 +191,47 @@ class TextTokenizer:
             "(unk_token), or leave such texts out",
         )
 
+    def _place(self, text: str, ids: list[int], offsets: Offsets | None) -> Offsets | None:
+        """The offsets of a text's tokens where the tokenizers library may have miscounted.
+
+        It counts dropped characters as if they had no length, so that all tokens after them, up to the end of the piece
+        that the pre-tokenizer made, lie too far to the left. The tokens spell what is left of the text, so that their
+        places can be counted off. None where they spell something else, and pieces are not words.
+        """
+        if not any(self._spell(character)[1] for character in set(text)):
+            return offsets
+        spelled, origin = "", []
+        for at, character in enumerate(text):
+            symbols, missing = self._spell(character)
+            kept = "".join(symbol for symbol in symbols if symbol not in missing)
+            spelled += kept
+            origin += [at] * len(kept)
+        tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+        whole = "".join(tokens)
+        added = len(whole) - len(spelled)
+        if added < 0 or whole[:added] != self._prefix[:added] or whole[added:] != spelled:
+            return offsets if self.tells_words else None
+        origin = [0] * added + origin
+        places, top = [], 0
+        for token in tokens:
+            mine = origin[top : top + len(token)]
+            places.append((mine[0], mine[-1] + (top + len(mine) > added)))
+            top += len(token)
+        return places
+
     def _loses(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
         """Whether a visible character of the text is in no token."""
         if not self.tokenizer.is_fast:
             whole = offsets is not None or not self.unknown_ids.isdisjoint(ids)
-            return not whole and _lacks(text, self.tokenizer.decode(ids))
+            return not whole and _decodes_less(text, self.tokenizer.decode(ids))
+        if self.drops and (lacking := [c for c in set(text) if self._spell(c)[1]]):
+            return any(map(_visible, lacking))
         covered = 0
         for start, end in offsets or ():
             if start > covered and any(map(_visible, text[covered:start])):
                 return True
             covered = max(covered, end)
-        if any(map(_visible, text[covered:])):
-            return True
-        # A character of several bytes is covered even if the vocabulary holds only some of them.
-        return bool(self.missing_bytes) and not self.missing_bytes.isdisjoint(
-            _symbols(self.tokenizer.backend_tokenizer, text)
-        )
+        return any(map(_visible, text[covered:]))
 
 
 def readable(tokenizer: Any, text: str) -> bool:
@@ -220,6 +259,8 @@ def _symbols(backend: Any, text: str) -> str:
     """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return str(text)
     return "".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text))
 
 
@@ -232,7 +273,7 @@ def _visible(character: str) -> bool:
     return not character.isspace() and category(character) not in ("Cc", "Cf")
 
 
-def _lacks(text: str, decoded: str) -> bool:
+def _decodes_less(text: str, decoded: str) -> bool:
     """Whether the decoded ids of a slow tokenizer lack a visible character of the text.
 
     Case and compatibility forms are folded, because normalizers change them.
