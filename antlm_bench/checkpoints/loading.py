@@ -62,6 +62,14 @@ def kind_of(config: Any, folder: Path) -> str:
 
 def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     """The checkpoint's tokenizer; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
+    tokenizer = _tokenizer_of(folder, options)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        model.dropout = None  # BPE dropout is for training: with it, a text has other tokens every time
+    return tokenizer
+
+
+def _tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except Exception as first:

@@ -68,10 +68,13 @@ class Checkpoint:
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
+        notes = self.notes("mlm-l2r") if "mlm-l2r" in self.methods else ()
         if not self.methods:
             return {**self.describe, "methods": f"none: {self.no_mask}"}
-        left_out = f"; none that hides tokens: {self.no_mask}" if self.no_mask and "full" in self.attends else ""
-        return {**self.describe, "methods": ", ".join(self.methods) + f" (default: {self.methods[0]}){left_out}"}
+        methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"
+        if self.no_mask and "full" in self.attends:
+            methods += f"; none that hides tokens: {self.no_mask}"
+        return {**self.describe, **({"words": notes[0]} if notes else {}), "methods": methods}
 
     def notes(self, method: str) -> tuple[str, ...]:
         """What a reader of scores under this method must know of the tokenizer."""

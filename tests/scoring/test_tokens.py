@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import toy_tokenizers as toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer
 
+from antlm_bench.checkpoints.folders import OpenOptions
+from antlm_bench.checkpoints.loading import tokenizer_of
 from antlm_bench.errors import BenchError, CheckpointError, DataError
 from antlm_bench.scoring.probes import mlm_l2r
 from antlm_bench.scoring.text import Encoder, Specials, check_specials, mask_token, specials, template
@@ -160,6 +164,15 @@ def test_a_slow_tokenizer_that_drops_characters_is_told() -> None:
     assert found.flags["lost"].tolist() == [False, True]
 
 
+def test_bpe_dropout_is_off(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level()
+    [ids] = TextTokenizer(tokenizer).tokenize(["the cat sat on"]).ids
+    tokenizer.backend_tokenizer.model.dropout = 0.9
+    tokenizer.save_pretrained(tmp_path)
+    reader = TextTokenizer(tokenizer_of(tmp_path, OpenOptions()))
+    assert all(reader.tokenize(["the cat sat on"]).ids == [ids] for _ in range(20))
+
+
 def test_a_text_that_the_tokenizer_cannot_read_is_named() -> None:
     reader = TextTokenizer(toys.word_level())
     with pytest.raises(CheckpointError, match=r"cannot read 'the zebra'.*UNK") as error:
@@ -171,17 +184,18 @@ def test_a_text_that_the_tokenizer_cannot_read_is_named() -> None:
         reader.tokenize(["the cat", "half \ud83d"])
 
 
-def test_the_template_is_found_where_the_probe_cannot_be_read() -> None:
-    from tokenizers import processors
+@pytest.mark.parametrize("kind", ["raises", "drops"])
+def test_the_template_is_found_where_the_probe_cannot_be_read(kind: str) -> None:
+    drops = toys.wrapped(Tokenizer(models.BPE({"é": 0, "<s>": 1}, [])), bos_token="<s>")
+    tokenizer = toys.word_level() if kind == "raises" else drops
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    assert template(tokenizer) == Specials((bos,))
 
-    for tokenizer in (toys.word_level(), toys.bpe(pre_tokenizers.Whitespace(), size=60)):
-        if "cat" in tokenizer.get_vocab() and tokenizer.mask_token is not None:
-            tokenizer = toys.wrapped(Tokenizer(models.BPE({"é": 0, "<s>": 1}, [])), bos_token="<s>")
-        bos = tokenizer.bos_token_id
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", bos)]
-        )
-        assert template(tokenizer) == Specials((bos,))
+
+def test_a_tokenizer_that_reads_nothing_is_refused() -> None:
     with pytest.raises(CheckpointError, match="reads neither"):
         template(toys.wrapped(Tokenizer(models.BPE({}, []))))
 
