@@ -125,13 +125,13 @@ class Prediction:
 # Facts that an accuracy must be read with; counted beside it.
 FLAGS: dict[str, str] = {
     "unk": "an option holds a token that the tokenizer does not know",
-    "lost": "an option holds a character that no token stands for: the model does not see it",
-    "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
     "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a correlation",
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
     "float32": "rescored in fp32 by --precision adaptive",
     "cut": "the text to be classified was longer than max_length, and lost its end",
+    "lost": "an option holds a character that no token stands for: the model does not see it",
+    "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
 }
 
 

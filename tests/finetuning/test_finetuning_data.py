@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import toy_tokenizers as toys
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from tokenizers import processors
 from toy_bodies import body_of, example
 
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import CheckpointError, DataError, UsageError
 from antlm_bench.finetuning.batches import padded
 from antlm_bench.finetuning.data import encode, fitted, frame
 from antlm_bench.types import Example
@@ -116,3 +119,12 @@ def test_what_cannot_be_a_row_is_said(masked):
     with pytest.raises(DataError, match="no token") as error:
         encode(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
     assert error.value.place == "empty_7"
+
+
+def test_what_a_tokenizer_does_not_know_is_flagged_per_example(masked):
+    losing, unknowing = replace(masked, tokenizer=toys.gemma_like()), replace(masked, tokenizer=toys.unigram())
+    examples = [Example("a", "the cat", "a dog", 0), Example("b", "the cat", "a ☕ dog", 0)]
+    assert encode(losing, "full", examples, 40).flags == ((), ("lost",))
+    assert encode(unknowing, "full", examples, 40).flags == ((), ("unk",))
+    with pytest.raises(CheckpointError, match="cannot read 'a zebra'"):
+        encode(replace(masked, tokenizer=toys.word_level()), "full", [Example("z", "the cat", "a zebra", 0)], 40)
