@@ -66,14 +66,16 @@ class Example:
 class Encoded:
     """Texts of one exact length as token ids, specials included: the unit that scoring methods work on.
 
-    ids: (n, t) token ids. scored: (n, t) True where the token counts. words: (n, t) index of the word that a token
-    belongs to, -1 for specials. text: (n,) which text of the caller each row is.
+    ids: (n, t) token ids. scored: (n, t) True where the token counts. words: (n, t) index of the first word that a
+    token belongs to, -1 for specials. text: (n,) which text of the caller each row is. last_words: (n, t) index of the
+    last word that a token belongs to; None = no token belongs to more than one.
     """
 
     ids: Ints
     scored: Bools
     words: Ints
     text: Ints
+    last_words: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ FLAGS: dict[str, str] = {
     "identical": "two options are the same text",
     "float32": "rescored in fp32 by --precision adaptive",
     "cut": "the text to be classified was longer than max_length, and lost its end",
+    "lost": "an option holds a character that no token stands for: the model does not see it",
+    "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
 }
 
 
@@ -248,6 +252,11 @@ class ModelFacts(Protocol):
     def mask_id(self) -> int | None: ...
 
     @property
+    def no_mask(self) -> str:
+        """Why `mask_id` is None, as the end of a sentence; "" where it is not."""
+        ...
+
+    @property
     def max_length(self) -> int | None:
         """Longest row in tokens, specials included; None = unbounded."""
         ...
@@ -273,9 +282,15 @@ class Encodings:
     """A bulk of n texts, tokenised: one Encoded per exact length, and facts per text.
 
     unk (n,): holds a token that the tokenizer does not know. too_long (n,): does not fit into the model; such texts
-    are in no Encoded.
+    are in no Encoded. flags: further names out of FLAGS -> (n,).
     """
 
     lengths: tuple[Encoded, ...]
     unk: Bools
     too_long: Bools
+    flags: Mapping[str, Bools] = field(default_factory=dict)
+
+    def raised(self, texts: Sequence[int]) -> tuple[str, ...]:
+        """Names out of FLAGS that any of these texts raises by its tokens."""
+        found = {"unk": self.unk, **self.flags}
+        return tuple(name for name in FLAGS if name in found and any(found[name][i] for i in texts))

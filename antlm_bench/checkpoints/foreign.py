@@ -16,7 +16,7 @@ from antlm_bench.scoring import external
 from antlm_bench.scoring.choice import Tick, predictions
 from antlm_bench.scoring.external import MINICONS, MiniconsReader
 from antlm_bench.scoring.probes import METHODS, Method, supported
-from antlm_bench.types import Encodings, Item, Prediction
+from antlm_bench.types import Item, Prediction
 
 ENGINES = ("native", "minicons")
 
@@ -33,6 +33,12 @@ class Foreign:
     reader: MiniconsReader
     trained_for: tuple[str, ...] = ()
     describe: dict[str, Any] = field(default_factory=dict)
+    no_mask: str = ""
+
+    def notes(self, method: str) -> tuple[str, ...]:
+        """See opening.Checkpoint: minicons takes words from the tokenizer, or does not score."""
+        del method
+        return ()
 
     @property
     def methods(self) -> list[str]:
@@ -54,7 +60,7 @@ class Foreign:
         for method in methods:
             name = next(name for name, known in METHODS.items() if known == method)
             said = self.reader.answers(texts, spans, name, share)
-            used = [Encodings((), said.unk, said.too_long)]
+            used = [method.relevant(said.facts)]
             made.append(predictions(items, said.logp, said.tokens, said.targets, used, reduction))
         return made
 
@@ -78,7 +84,8 @@ def open_foreign(ref: str, options: OpenOptions) -> Foreign:
         name=found.name,
         attends=frozenset(found.around),
         eos=str(found.tokenizer.eos_token),
-        mask_id=found.tokenizer.mask_token_id,
+        mask_id=found.mask_id,
+        no_mask=found.no_mask,
         max_length=found.max_length,
         reader=MiniconsReader(scorer, kind, around, found.max_length),
         trained_for=methods,

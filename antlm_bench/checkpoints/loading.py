@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
+from antlm_bench.checkpoints.positions import position_limit
 from antlm_bench.checkpoints.tensor_check import Allowed, check_loaded
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
@@ -124,6 +125,14 @@ def _what_to_score(name: str, config: Any) -> str:
 
 def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     """The tokenizer in a folder; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
+    tokenizer = _tokenizer_of(folder, options)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        model.dropout = None  # BPE dropout is for training: with it, a text has other tokens every time
+    return tokenizer
+
+
+def _tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     except Exception as first:
@@ -177,14 +186,18 @@ def load_weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> 
     return model.eval(), check_loaded(model, info, folder, options)
 
 
-def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
-    """The longest row: the least of what configuration, tokenizer and user allow."""
-    limits: list[Any] = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limits[0] = limits[0] - 1 - config.pad_token_id  # positions begin after the padding id
-    if tokenizer.model_max_length < 10**9:
-        limits.append(tokenizer.model_max_length)
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+def vocabulary_of(model: Any) -> int:
+    """How many token ids a text may hold: those with a row in the embedding, and in the LM head if it has rows."""
+    weights = [getattr(head, "weight", None) for head in (model.get_input_embeddings(), model.get_output_embeddings())]
+    rows: list[int] = [weight.shape[0] for weight in weights if isinstance(weight, torch.Tensor)]
+    return min(rows)
+
+
+def max_length_of(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
+    """The longest row: the least of what model (on the CPU), tokenizer and user allow."""
+    said = tokenizer.model_max_length
+    limits = [position_limit(model), int(said) if isinstance(said, int | float) and said < 10**9 else None]
+    known = [limit for limit in limits if limit is not None and limit > 0]
     if wanted is not None:
         if wanted < 1 or (known and wanted > min(known)):
             raise UsageError(f"{wanted} is not in 1..{min(known, default='?')}", place="--max-length")

@@ -26,9 +26,10 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.linear import can_pack
-from antlm_bench.scoring.probes import supported
+from antlm_bench.scoring.probes import METHODS, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
-from antlm_bench.scoring.text import Encoder, Specials, specials
+from antlm_bench.scoring.text import Encoder, Specials, check_specials, mask_token, specials
+from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
 
@@ -50,6 +51,7 @@ class Checkpoint:
     encoders: Mapping[str, Encoder]
     trained_for: tuple[str, ...] = ()
     describe: dict[str, Any] = field(default_factory=dict)
+    no_mask: str = ""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
         return self.encoders[attention].encode(texts, spans)
@@ -69,7 +71,18 @@ class Checkpoint:
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
-        return {**self.describe, "methods": ", ".join(self.methods) + f" (default: {self.methods[0]})"}
+        notes = self.notes("mlm-l2r") if "mlm-l2r" in self.methods else ()
+        if not self.methods:
+            return {**self.describe, "methods": f"none: {self.no_mask}"}
+        methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"
+        if self.no_mask and "full" in self.attends:
+            methods += f"; none that hides tokens: {self.no_mask}"
+        return {**self.describe, **({"words": notes[0]} if notes else {}), "methods": methods}
+
+    def notes(self, method: str) -> tuple[str, ...]:
+        """What a reader of scores under this method must know of the tokenizer."""
+        told = METHODS[method].words and not self.encoders["full"].text_tokenizer.tells_words
+        return (WORDS_FROM_OFFSETS,) if told else ()
 
 
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
@@ -85,7 +98,7 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 def _open(ref: str, options: OpenOptions) -> Checkpoint:
     found = find(ref, options)
     budget = options.batch_tokens or _auto_budget(found.model.device)
-    vocabulary = found.model.get_input_embeddings().weight.shape[0]
+    vocabulary = loading.vocabulary_of(found.model)
     found.model.to(DTYPES[options.dtype])
     engine = Engine(found.model, found.name, found.geometry, budget)
     engine.use_kernels()
@@ -95,7 +108,8 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         kind=found.kind,
         attends=frozenset(found.around),
         eos=str(tokenizer.eos_token),
-        mask_id=tokenizer.mask_token_id,
+        mask_id=found.mask_id,
+        no_mask=found.no_mask,
         max_length=limit,
         trained_for=found.trained_for,
         engine=engine,
@@ -113,6 +127,7 @@ class Found:
 
     around: the specials of a text per attention that it can be run with. trained_for: the methods on its card.
     sources: where its parts lie. allowed: tensors that did not fit and were let pass.
+    mask_id: the mask token's id, or None; no_mask: why it is None, "" where it is not.
     """
 
     name: str
@@ -125,6 +140,8 @@ class Found:
     around: Mapping[str, Specials]
     trained_for: tuple[str, ...]
     allowed: Allowed
+    mask_id: int | None
+    no_mask: str
 
 
 def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
@@ -149,8 +166,10 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     model, allowed = loading.load_weights(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
+    limit = loading.max_length_of(model, tokenizer, options.max_length)
     model = model.to(device)
-    limit = loading.max_length_of(config, tokenizer, options.max_length)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    mask_id, no_mask = mask_token(tokenizer, embeddings)
     own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
     if own == "causal":
@@ -159,12 +178,31 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     card = _card(config)
     attends: set[str] = {own}
     both = geometry.layout == "packed" or geometry.masks
-    if kind == "causal" and both and tokenizer.mask_token_id is not None and not card:
+    if kind == "causal" and both and mask_id is not None and not card:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
-    methods = tuple(card.get("methods", []))
-    return Found(name, sources, kind, model, tokenizer, geometry, limit, around, methods, allowed)
+    for attention in list(around):
+        try:
+            check_specials(tokenizer, around[attention], embeddings)
+        except CheckpointError:
+            if attention == own or attention in card.get("attends", []):
+                raise
+            del around[attention]  # a causal model need not be read in both directions
+    return Found(
+        name=name,
+        sources=sources,
+        kind=kind,
+        model=model,
+        tokenizer=tokenizer,
+        geometry=geometry,
+        max_length=limit,
+        around=around,
+        trained_for=tuple(card.get("methods", [])),
+        allowed=allowed,
+        mask_id=mask_id,
+        no_mask=no_mask,
+    )
 
 
 def special_ids(tokenizer: Any) -> list[int]:
@@ -207,7 +245,7 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "layout": found.geometry.layout,
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
-        "mask": tokenizer.mask_token,
+        "mask": tokenizer.mask_token if found.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }
     card = getattr(model.config, CARD, None)

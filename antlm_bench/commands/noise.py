@@ -17,6 +17,7 @@ from antlm_bench.metrics.table import tabulate
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.probes import default_method
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
@@ -61,7 +62,7 @@ def noise(
     for name in dict.fromkeys([first, *conditions]):
         opened = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
         loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
-        chosen = method or opened.methods[0]
+        chosen = method or default_method(opened, opened.methods)
         for suite in loaded:
             if kind_of(suite, choice.Policy()).asks != "choices":
                 hint = "a suite of pairs or options"

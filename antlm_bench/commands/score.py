@@ -24,7 +24,7 @@ from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, Policy
 from antlm_bench.scoring.external import peer_version
-from antlm_bench.scoring.probes import known
+from antlm_bench.scoring.probes import default_method, known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import harness
 from antlm_bench.suites import items as suites
@@ -196,7 +196,7 @@ def _methods(asked: Sequence[str], checkpoint: Checkpoint | Foreign) -> list[str
     """The methods of a checkpoint: those asked for, else its default; ALL stands for every one that it was made for."""
     made_for = checkpoint.trained_for or checkpoint.methods
     named = [each for name in asked for each in (made_for if name == ALL else [name])]
-    return list(dict.fromkeys(named or checkpoint.methods[:1]))
+    return list(dict.fromkeys(named or [default_method(checkpoint, checkpoint.methods)]))
 
 
 def _score_suite(
@@ -252,7 +252,7 @@ def _score_suite(
             for name in todo:
                 results[name] += stored[name] or []
     for name in todo:
-        notes = [*suite.notes, *remarks]
+        notes = [*suite.notes, *checkpoint.notes(name), *remarks]
         found = results.pop(name)
         settled = suite.judge.settled(found) if suite.judge and suite.judge.wholes else None
         summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)

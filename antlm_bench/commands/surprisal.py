@@ -12,13 +12,13 @@ from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.runs.long import Value, known_ending, write_table
 from antlm_bench.scoring.choice import chunks
-from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.probes import Method, default_method
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.scoring.reading import Read, single, stretches
 from antlm_bench.scoring.text import word_beginnings
 from antlm_bench.suites import stimuli
 from antlm_bench.suites.stimuli import Asked
-from antlm_bench.types import Item
+from antlm_bench.types import FLAGS, Item
 
 Row = dict[str, Value]
 
@@ -26,7 +26,8 @@ Row = dict[str, Value]
 @dataclass(frozen=True, slots=True)
 class Surprisals:
     """What was written. rows: n stretches of `texts` texts. unscored: rows without a number because nothing stands
-    before their first token, too_long: because their text does not fit into the model."""
+    before their first token, too_long: because their text does not fit into the model. flags: names out of types.FLAGS
+    -> how many texts raise them by their tokens. notes: what a reader must know of the tokenizer."""
 
     path: Path
     method: str
@@ -34,8 +35,9 @@ class Surprisals:
     texts: int
     unscored: int
     too_long: int
+    flags: Mapping[str, int]
     notes: tuple[str, ...] = ()
-    """What the numbers must be read with: see checkpoints.opening_notes."""
+    """What the numbers must be read with: see checkpoints.opening_notes and Checkpoint.notes."""
 
 
 def surprisal(
@@ -60,26 +62,31 @@ def surprisal(
     texts = stimuli.read(source, columns)
     asked = stimuli.units(texts, by)
     checkpoint = open_checkpoint(model, options)
-    name = method or checkpoint.methods[0]
+    name = method or default_method(checkpoint, checkpoint.methods)
     chosen = find_method(name, checkpoint)
     single(chosen)
     if bow_correction:
         _begin(checkpoint, name)
     rows: list[Row] = []
     unscored = too_long = 0
+    flagged: dict[str, set[str]] = {}
     with Progress(len(asked), f"{checkpoint.name} {source.name} {name}") as progress:
         for chunk in _chunks(asked, chosen):
             read = stretches(checkpoint, [one.option for one in chunk], chosen, correct=bow_correction)
             rows += _rows(chunk, read)
             too_long += int(read.too_long.sum())
             unscored += sum(math.isnan(number) for number in read.logp) - int(read.too_long.sum())
+            for n, one in enumerate(chunk):
+                for flag in read.encodings.raised([n]):
+                    flagged.setdefault(flag, set()).add(one.option.text)
             progress.advance(len(chunk))
     if unscored + too_long == len(rows):
         hint = "raise --max-length" if too_long else "give texts of more than one token, or see --bos"
         raise DataError("nothing can be scored", place=str(source), hint=hint)
     write_table(out, rows)
-    notes = tuple(opening_notes(checkpoint))
-    return Surprisals(out, name, tuple(rows), len(texts), unscored, too_long, notes)
+    flags = {flag: len(flagged[flag]) for flag in FLAGS if flag in flagged}
+    notes = (*opening_notes(checkpoint), *checkpoint.notes(name))
+    return Surprisals(out, name, tuple(rows), len(texts), unscored, too_long, flags, notes)
 
 
 def _begin(checkpoint: Checkpoint, name: str) -> None:

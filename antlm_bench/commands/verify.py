@@ -29,7 +29,7 @@ from antlm_bench.scoring.external import (
     open_minicons,
     peer_version,
 )
-from antlm_bench.scoring.probes import known, method
+from antlm_bench.scoring.probes import default_method, known, method
 from antlm_bench.scoring.text import Encoder, Specials
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
@@ -133,7 +133,7 @@ def verify(
         _peers(name)
     options = options or OpenOptions(device="cpu")
     checkpoint = open_checkpoint(str(model), options)
-    names = list(dict.fromkeys(listed(methods) or checkpoint.methods[:1]))
+    names = list(dict.fromkeys(listed(methods) or [default_method(checkpoint, checkpoint.methods)]))
     for name in names:
         method(name, checkpoint)
     sources = locate_sources(str(model), options)

@@ -9,8 +9,9 @@ scoring; they end with what the tokenizer's own template ends with, because the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from antlm_bench.checkpoints import Body
-from antlm_bench.errors import CheckpointError, DataError, UsageError
-from antlm_bench.scoring.text import PROBE, template
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.scoring.text import check_ids, special_id, template
+from antlm_bench.scoring.tokens import TextTokenizer, probe_texts, readable
 from antlm_bench.types import Attention, Bools, Example, Ints
 
 Int64 = NDArray[np.int64]
-SECOND = "It was asleep."  # beside PROBE, to see what the tokenizer puts between two texts
+SECOND = "It was asleep."  # beside the first, to see what the tokenizer puts between two texts
 BULK = 10_000  # texts tokenised by one call
 
 
@@ -33,7 +35,7 @@ class Rows:
 
     ids: n rows (t,), lengths (n,): their t. second (n,): where the second text begins, t where there is none. gold
     (n,): index of the class. cut (n,): whether the text was too long. characters (n,): how many of its characters were
-    read.
+    read. flags: per row, names out of types.FLAGS that its tokens raise.
     """
 
     ids: tuple[Ints, ...]
@@ -42,6 +44,7 @@ class Rows:
     gold: Int64
     cut: Bools
     characters: Ints
+    flags: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,17 +68,24 @@ def frame(body: Body, attention: Attention) -> Frame:
 
 def _between(tokenizer: Any) -> tuple[int, ...]:
     """Found by trying, as all of a tokenizer's template."""
-    first, second = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (PROBE, SECOND))
-    pair = list(tokenizer(PROBE, SECOND)["input_ids"])
+    one, two = (next((t for t in texts if readable(tokenizer, t)), "") for texts in _probes(tokenizer))
+    first, second = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (one, two))
+    pair = list(tokenizer(one, two)["input_ids"])
     start, stop = _find(first, pair, 0), -1
     if start >= 0:
         stop = _find(second, pair, start + len(first))
     if stop > start + len(first):
         return tuple(pair[start + len(first) : stop])
-    for one in (tokenizer.sep_token_id, tokenizer.eos_token_id):
-        if one is not None:
-            return (one,)
-    return tuple(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    for token in (special_id(tokenizer, "sep"), special_id(tokenizer, "eos")):
+        if token is not None:
+            return (token,)
+    return tuple(tokenizer("\n", add_special_tokens=False)["input_ids"]) if readable(tokenizer, "\n") else ()
+
+
+def _probes(tokenizer: Any) -> Iterator[Iterable[str]]:
+    """Candidates for the first and for the second text of a pair."""
+    yield probe_texts(tokenizer)
+    yield chain([SECOND], probe_texts(tokenizer))
 
 
 def _find(part: list[int], whole: list[int], start: int) -> int:
@@ -119,11 +129,11 @@ def encode(body: Body, attention: Attention, examples: Sequence[Example], max_le
     (an id that the model has no embedding for).
     """
     around = frame(body, attention)
-    known = {text: Text(*found) for text, found in _tokenized(body, examples)}
-    ids, second, cut, characters = [], [], [], []
+    known = _tokenized(body, examples)
+    rows = []
     for example in examples:
         a, pair = known[example.first], bool(example.second)
-        b = known[example.second] if pair else Text((), ())
+        b = known[example.second] if pair else Text((), (), ())
         specials = len(around.before) + len(around.after) + (len(around.between) if pair else 0)
         room = max_length - specials
         if room < 1 + pair:
@@ -133,11 +143,10 @@ def encode(body: Body, attention: Attention, examples: Sequence[Example], max_le
         row = np.array([*around.before, *a.ids[:left], *middle, *b.ids[:right], *around.after], np.int32)
         if not len(row) or not left + right:
             raise _no_token(example)
-        ids.append(row)
-        second.append(len(around.before) + left + len(middle) if pair else len(row))
-        cut.append(left + right < len(a) + len(b))
-        characters.append(a.read(left, len(example.first)) + b.read(right, len(example.second)))
-    return _rows(body, examples, ids, second, cut, characters)
+        second = len(around.before) + left + len(middle) if pair else len(row)
+        characters = a.read(left, len(example.first)) + b.read(right, len(example.second))
+        rows.append(_Row(row, second, left + right < len(a) + len(b), characters))
+    return _rows(body, examples, rows, known)
 
 
 def encode_by_tokenizer(body: Body, examples: Sequence[Example], max_length: int) -> Rows:
@@ -160,14 +169,7 @@ def encode_by_tokenizer(body: Body, examples: Sequence[Example], max_length: int
     for example, row in zip(examples, rows, strict=True):
         if not len(row.ids):
             raise _no_token(example)
-    return _rows(
-        body,
-        examples,
-        [row.ids for row in rows],
-        [row.second for row in rows],
-        [row.cut for row in rows],
-        [row.characters for row in rows],
-    )
+    return _rows(body, examples, rows, _tokenized(body, examples))
 
 
 class _Row(NamedTuple):
@@ -208,34 +210,29 @@ def _no_token(example: Example) -> DataError:
     return DataError("the text has no token", place=example.id, hint="an empty text cannot be classified")
 
 
-def _rows(
-    body: Body,
-    examples: Sequence[Example],
-    ids: Sequence[Ints],
-    second: Sequence[int],
-    cut: Sequence[bool],
-    characters: Sequence[int],
-) -> Rows:
-    """Return Rows of lists of equal length. Raises CheckpointError for an id without an embedding."""
-    top = max((int(row.max()) for row in ids), default=0)
-    if top >= body.vocabulary:
-        raise CheckpointError(
-            f"the tokenizer gives id {top}, the model has {body.vocabulary} embeddings",
-            hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
-        )
-    gold = np.array([example.gold for example in examples], np.int64)
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+def _rows(body: Body, examples: Sequence[Example], rows: Sequence[_Row], known: Mapping[str, Text]) -> Rows:
+    """Return Rows of rows, with the flags of their texts. Raises CheckpointError for an id without an embedding."""
+    check_ids(body.tokenizer, max((int(row.ids.max()) for row in rows), default=0), body.vocabulary)
+    ids, second, cut, characters = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Rows(
-        tuple(ids), lengths, np.array(second, np.int32), gold, np.array(cut, np.bool_), np.array(characters, np.int32)
+        ids,
+        np.fromiter(map(len, ids), np.int64, len(ids)),
+        np.array(second, np.int32),
+        np.array([example.gold for example in examples], np.int64),
+        np.array(cut, np.bool_),
+        np.array(characters, np.int32),
+        tuple(tuple(dict.fromkeys(known[e.first].flags + known[e.second].flags)) for e in examples),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text's token ids, and where each token ends in it, in characters (empty if the tokenizer does not say)."""
+    """A text's token ids, where each token ends in it, in characters (empty if the tokenizer does not say), and the
+    names out of types.FLAGS that its tokens raise."""
 
     ids: tuple[int, ...] | Sequence[int]
     ends: Sequence[int]
+    flags: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -247,15 +244,18 @@ class Text:
         return self.ends[tokens - 1] if self.ends and tokens else characters * tokens // len(self.ids)
 
 
-def _tokenized(body: Body, examples: Iterable[Example]) -> Iterator[tuple[str, tuple[Sequence[int], Sequence[int]]]]:
+def _tokenized(body: Body, examples: Iterable[Example]) -> dict[str, Text]:
     """Every different text once: paragraphs come with many questions."""
     texts = list(dict.fromkeys(text for one in examples for text in (one.first, one.second)))
-    fast = body.tokenizer.is_fast
+    tokenizer = TextTokenizer(body.tokenizer)
+    known = {}
     for start in range(0, len(texts), BULK):
         part = texts[start : start + BULK]
-        found = body.tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        for number, (text, ids) in enumerate(zip(part, found["input_ids"], strict=True)):
-            yield text, (ids, [end for _, end in found.encodings[number].offsets] if fast else ())
+        found = tokenizer.tokenize(part, limit=0)
+        for number, (text, ids, places) in enumerate(zip(part, found.ids, found.offsets, strict=True)):
+            flags = tuple(name for name in ("unk", "lost") if found.flags[name][number])
+            known[text] = Text(ids, [end for _, end in places or ()], flags)
+    return known
 
 
 def fitted(first: int, second: int, room: int) -> tuple[int, int]:

@@ -247,10 +247,10 @@ def _predictions(task: Task, rows: Rows, logp: Floats) -> list[Prediction]:
             tokens=(len(ids),) * k,
             characters=(int(characters),) * k,
             labels={"task": task.name, **example.labels},
-            flags=("cut",) if cut else (),
+            flags=(*flags, "cut") if cut else flags,
         )
-        for example, scores, ids, characters, cut in zip(
-            task.valid, logp, rows.ids, rows.characters, rows.cut, strict=True
+        for example, scores, ids, characters, cut, flags in zip(
+            task.valid, logp, rows.ids, rows.characters, rows.cut, rows.flags, strict=True
         )
     ]
 

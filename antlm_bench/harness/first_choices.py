@@ -45,7 +45,8 @@ class Choosing:
         own = checkpoint.engine
         self.checkpoint = replace(checkpoint, engine=FirstChoices(own.model, own.name, own.geometry, own.budget))
         self.name, self.attends, self.eos = checkpoint.name, checkpoint.attends, checkpoint.eos
-        self.mask_id, self.max_length = checkpoint.mask_id, checkpoint.max_length
+        self.mask_id, self.no_mask = checkpoint.mask_id, checkpoint.no_mask
+        self.max_length = checkpoint.max_length
         self.missed: Floats = np.zeros(0)
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:

@@ -61,7 +61,7 @@ def predict_whole(
                 tokens=(int(found.tokens[n]),),
                 characters=(len(texts[n]),),
                 labels=item.labels,
-                flags=("unk",) if found.unk[n] else (),
+                flags=found.facts.raised([n]),
                 judged=judge.cases[item.id].judge([float(found.scores[n])]).numbers,
             )
             for n, item in enumerate(items)

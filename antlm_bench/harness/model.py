@@ -17,9 +17,10 @@ from antlm_bench.errors import DataError, MethodNotSupported, UsageError
 from antlm_bench.harness.reader import Reader
 from antlm_bench.harness.rolling import refuse, roll
 from antlm_bench.scoring import choice
+from antlm_bench.scoring.probes import default_method
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites.documents import asked
-from antlm_bench.types import Item
+from antlm_bench.types import FLAGS, Item
 
 logger = logging.getLogger(__name__)
 TRUNCATE = ("never", "left")
@@ -72,7 +73,7 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
             str(pretrained), OpenOptions(bos=policy, device="auto" if best else str(device), **opening)
         )
         self.reader = Reader(opened, bos, truncate == "left")
-        self.method_name = method or opened.methods[0]
+        self.method_name = method or default_method(opened, opened.methods)
         self.method = find_method(self.method_name, opened)
         self.bos = bos
 
@@ -88,6 +89,7 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].args[0]), requests[i].args[0]))
         answers: dict[int, tuple[float, bool]] = {}
         before = self.reader.cut
+        raised: dict[str, int] = {}
         items = [Item(str(i), (options[i],), 0) for i in order]
         for chunk in choice.chunks(items, [self.method]):
             found = choice.predict(self.reader, chunk, [self.method])[0]
@@ -95,9 +97,13 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
                 number = int(prediction.id)
                 if "too-long" in prediction.flags:
                     raise self._too_long(requests[number])
+                for flag in prediction.flags:
+                    raised[flag] = raised.get(flag, 0) + 1
                 answers[number] = prediction.scores[0], bool(missed == 0)
                 self.cache_hook.add_partial("loglikelihood", requests[number].args, answers[number])
             logger.info("%d of %d requests answered", len(answers), len(requests))
+        for flag, count in raised.items():
+            logger.warning("%d requests: %s", count, FLAGS[flag])
         if cut := self.reader.cut - before:
             logger.warning("%d texts lost the beginning of their context: max_length=%s", cut, self.reader.max_length)
         return [answers[i] for i in range(len(requests))]
@@ -107,7 +113,10 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         del disable_tqdm
         refuse(self.method_name, PLACE, "method=causal, if the model attends that way")
         texts = [request.args[0] for request in requests]
-        scores = roll(self.reader.checkpoint, texts).scores
+        rolled = roll(self.reader.checkpoint, texts)
+        scores = rolled.scores
+        for flag in rolled.facts.raised(range(len(texts))):
+            logger.warning("of %d documents at least one: %s", len(texts), FLAGS[flag])
         for text, score in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(score))
         return [float(score) for score in scores]

@@ -13,8 +13,8 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import DataError
 from antlm_bench.harness.first_choices import Choosing
-from antlm_bench.scoring.text import Encoder, specials
-from antlm_bench.types import Attention, Encoded, Encodings, Ints
+from antlm_bench.scoring.text import Encoder, check_specials, specials
+from antlm_bench.types import Attention, Bools, Encoded, Encodings, Ints
 
 
 class Reader(Choosing):
@@ -32,15 +32,20 @@ class Reader(Choosing):
         self.whole = {a: _unlimited(e, e.around) for a, e in checkpoint.encoders.items()}
         self.continued = dict(self.whole)
         if bos == "lm-eval" and (causal := self.whole.get("causal")):
-            self.continued["causal"] = _unlimited(causal, specials(causal.tokenizer, "causal", "tokenizer"))
+            around = specials(causal.tokenizer, "causal", "tokenizer")
+            check_specials(causal.tokenizer, around, causal.vocabulary)
+            self.continued["causal"] = _unlimited(causal, around)
         self.cut = 0
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention) -> Encodings:
         unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
+        flags: dict[str, Bools] = {}
         lengths: list[Encoded] = []
         for encoder, members in self._groups(spans, attention):
             found = encoder.encode([texts[i] for i in members], [spans[i] for i in members])
             unk[members] = found.unk
+            for name, raised in found.flags.items():
+                flags.setdefault(name, np.zeros(len(texts), np.bool_))[members] = raised
             for encoded in found.lengths:
                 encoded = replace(encoded, text=members[encoded.text])
                 fits = self._fit(encoded, attention, len(encoder.around.before))
@@ -48,7 +53,7 @@ class Reader(Choosing):
                     too_long[encoded.text] = True
                 else:
                     lengths.append(fits)
-        return Encodings(tuple(lengths), unk, too_long)
+        return Encodings(tuple(lengths), unk, too_long, flags)
 
     def _groups(self, spans: Sequence[tuple[int, int] | None], attention: Attention) -> Iterator[tuple[Encoder, Ints]]:
         """Texts without a context, and texts with one, by their numbers."""
@@ -80,7 +85,10 @@ class Reader(Choosing):
             )
         self.cut += len(encoded.ids)
         columns = np.r_[:keep, first_kept:length]
-        return Encoded(encoded.ids[:, columns], encoded.scored[:, columns], encoded.words[:, columns], encoded.text)
+        last = None if encoded.last_words is None else encoded.last_words[:, columns]
+        return Encoded(
+            encoded.ids[:, columns], encoded.scored[:, columns], encoded.words[:, columns], encoded.text, last
+        )
 
 
 def _unlimited(encoder: Encoder, around: Any) -> Encoder:

@@ -10,19 +10,19 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.probes import causal
-from antlm_bench.scoring.text import specials
-from antlm_bench.types import Bools, Encoded, Floats, Ints
+from antlm_bench.scoring.text import Specials, check_ids, check_specials, specials
+from antlm_bench.types import Encoded, Encodings, Floats, Ints
 
 Row = tuple[int, list[int], int]  # the text, ids, and where the scored part begins
 
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """Of n texts: log-probability (nats), how many tokens, and whether one of them is unknown to the tokenizer."""
+    """Of n texts: log-probability (nats), how many tokens, and the facts of the texts (unk, flags)."""
 
     scores: Floats
     tokens: Ints
-    unk: Bools
+    facts: Encodings
 
 
 def refuse(method: str, place: str, hint: str = "--method causal, if the model attends that way") -> None:
@@ -45,17 +45,20 @@ def roll(checkpoint: Checkpoint, texts: Sequence[str], tick: Callable[[float], N
     before = specials(encoder.tokenizer, "causal", "auto").before
     if not before:
         raise CheckpointError("the tokenizer knows no BOS or EOS to begin a text with", place=checkpoint.name)
+    check_specials(encoder.tokenizer, Specials(before), encoder.vocabulary)
     rows: list[Row] = []
-    tokens, unk = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.bool_)
-    for number, text in enumerate(texts):
-        ids = list(encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        tokens[number], unk[number] = len(ids), encoder.unk_id in ids
+    found = encoder.text_tokenizer.tokenize(texts)
+    tokens = np.array([len(ids) for ids in found.ids], np.int32)
+    check_ids(encoder.tokenizer, max((max(ids) for ids in found.ids if ids), default=0), encoder.vocabulary)
+    for number, ids in enumerate(found.ids):
         longest = checkpoint.max_length or len(ids) or 1
         for window in get_rolling_token_windows(ids, before[-1], longest, 1):
             context, scored = make_disjoint_window(window)
             rows.append((number, [*context, *scored], len(context)))
     probes = [causal(encoded) for encoded in _encoded(rows)]
-    return Rolled(checkpoint.read(probes, len(texts), tick) if probes else np.zeros(len(texts)), tokens, unk)
+    flags = {name: raised for name, raised in found.flags.items() if name not in ("unk", "spans-words")}
+    facts = Encodings((), found.flags["unk"], np.zeros(len(texts), np.bool_), flags)
+    return Rolled(checkpoint.read(probes, len(texts), tick) if probes else np.zeros(len(texts)), tokens, facts)
 
 
 def _encoded(rows: Sequence[Row]) -> Iterator[Encoded]:

@@ -11,7 +11,7 @@ from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.metrics.table import Table, chosen, gold_options, strata
 from antlm_bench.statistics import Interval
-from antlm_bench.types import Bools, Estimate, Floats, Ints
+from antlm_bench.types import FLAGS, Bools, Estimate, Floats, Ints, Prediction
 
 REDUCTIONS = ("sum", "per-token", "per-character")
 
@@ -127,6 +127,12 @@ def untold(names: Sequence[str], what: str, least: int) -> tuple[str, ...]:
 def _others(reduction: str) -> list[str]:
     """The reductions that are shown beside the one that decides."""
     return [other for other in REDUCTIONS if other != reduction]
+
+
+def flag_counts(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """How many predictions carry each flag, in the order of FLAGS; flags that none carries are left out."""
+    counts = {name: sum(name in p.flags for p in predictions) for name in FLAGS}
+    return {name: count for name, count in counts.items() if count}
 
 
 def rounded(value: float, n: int, interval: Interval, flags: Mapping[str, int], floor: float = 0.0) -> Estimate:

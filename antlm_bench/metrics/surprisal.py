@@ -8,6 +8,7 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
+from antlm_bench.metrics.measures import flag_counts
 from antlm_bench.types import Estimate, Floats, Prediction, Summary
 
 SURPRISAL = "surprisal"
@@ -34,6 +35,6 @@ def summarize_surprisal(
     weights = np.full(len(means), 1 / len(means))
     value = float(means.mean())
     low, high = statistics.clustered(means, weights) if len(means) > 1 else (value, value)
-    flags = {"too-long": n} if (n := sum("too-long" in p.flags for p in predictions)) else {}
+    flags = flag_counts(predictions)
     headline = Estimate(round(value, 12), len(predictions), round(low, 12), round(high, 12), flags)
     return Summary(suite, method, SURPRISAL, (WORD,), headline, {}, (), tuple(notes))

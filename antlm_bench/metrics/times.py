@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from antlm_bench.errors import DataError
-from antlm_bench.metrics.measures import rounded
+from antlm_bench.metrics.measures import flag_counts, rounded
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
     Regression,
@@ -56,7 +56,7 @@ def summarize_times(
     whole range, and a remark says so.
     """
     columns, cluster = _joined(predictions, times)
-    flags = {"too-long": n} if (n := sum("too-long" in p.flags for p in predictions)) else {}
+    flags = flag_counts(predictions)
     made = regressions(columns, cluster, times)
     values = [partial_r2(regression) for regression in made]
     clusters = int(cluster.max()) + 1

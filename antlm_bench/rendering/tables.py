@@ -16,6 +16,8 @@ SUITE = "suite"  # the depth that shows headlines only
 COUNTED: dict[str, str] = {
     "tie": "ties",
     "unk": "unknown tokens",
+    "lost": "characters lost by the tokenizer",
+    "spans-words": "tokens that span words",
     "too-long": "too long",  # and what became of them: Unit.lost
     "blind": "differ in unscored tokens",
     "identical": "identical texts",

@@ -118,7 +118,7 @@ def predict(
     results = []
     for number, method in enumerate(methods):
         mine = slice(number * len(texts), (number + 1) * len(texts))
-        used = [encodings[attention] for attention, _ in method.parts]
+        used = [method.relevant(encodings[attention]) for attention, _ in method.parts]
         results.append(
             predictions(items, scores[mine], reads[mine] // len(method.parts), targets[mine], used, reduction)
         )
@@ -138,15 +138,12 @@ def predictions(
     scores (n,): summed log-probabilities of the n options. tokens (n,): how many were scored. targets: their ids, as
     bytes. used: the tokenisations that were read. Raises DataError for an option of which no token was scored.
     """
-    unk = np.any([e.unk for e in used], axis=0)
     too_long = np.any([e.too_long for e in used], axis=0)
     made, top = [], 0
     for item in items:
         here = range(top, top + len(item.options))
         top = here.stop
-        flags = []
-        if any(unk[i] for i in here):
-            flags.append("unk")
+        flags = list(dict.fromkeys(name for encodings in used for name in encodings.raised(here)))
         fits = not any(too_long[i] for i in here)
         scored = [o.text if o.span is None else o.text[slice(*o.span)] for o in item.options]
         whole = [o.text for o in item.options]
@@ -157,7 +154,9 @@ def predictions(
             raise DataError(
                 f"no token of option {number + 1} can be scored",
                 place=f"item {item.id}",
-                hint="it is empty for this tokenizer, or its only token has no BOS before it (see --bos)",
+                hint="the tokenizer drops all of its characters"
+                if "lost" in flags
+                else "it is empty for this tokenizer, or its only token has no BOS before it (see --bos)",
             )
         elif len(set(scored)) > 1 and len({targets[i] for i in here}) == 1:
             flags.append("blind")

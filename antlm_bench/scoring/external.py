@@ -22,8 +22,10 @@ import numpy as np
 from antlm_bench.checkpoints.folders import first_line
 from antlm_bench.checkpoints.loading import quiet
 from antlm_bench.errors import CheckpointError, MethodNotSupported
+from antlm_bench.scoring.probes import METHODS
 from antlm_bench.scoring.text import Specials, template
-from antlm_bench.types import Bools, Floats
+from antlm_bench.scoring.tokens import TextTokenizer, Tokenized
+from antlm_bench.types import Encodings, Floats
 
 # Method -> minicons' name of it. mntp reads one position further left and fused sums two readings: it knows neither.
 MINICONS: dict[str, str] = {"causal": "", "mlm": "original", "mlm-l2r": "within_word_l2r"}
@@ -97,13 +99,12 @@ def hushed() -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over, targets: their ids as
-    bytes. too_long (n,): texts that do not fit and were not asked about; unk (n,): with a token that is not known."""
+    bytes. facts: of the texts; those that are too long were not asked about."""
 
     logp: Floats
     tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
     targets: list[bytes]
-    unk: Bools
-    too_long: Bools
+    facts: Encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +136,34 @@ class MiniconsReader:
                 place="--method",
                 hint=f"methods that it knows: {', '.join(MINICONS)}; --engine native knows the others",
             )
-        rows, inner = self._rows(texts)
+        found = self._tokenized(texts, method)
+        rows, inner = self._rows(texts, found.ids)
         counted = [self._counted(row, span, inner) for row, span in zip(rows, spans, strict=True)]
-        unknown = self.scorer.tokenizer.unk_token_id
         too_long = np.array([self.max_length is not None and len(row.ids) > self.max_length for row in rows], np.bool_)
         logp = np.zeros(len(texts))
         todo = [n for n in range(len(texts)) if counted[n] and not too_long[n]]
         for batch in _batches(todo, rows, square=self.kind == "masked"):
             scores = self._asked([rows[n].text for n in batch], method)
-            for n, found in zip(batch, scores, strict=True):
-                logp[n] = self._sum(found, rows[n].ids, counted[n])
+            for n, answer in zip(batch, scores, strict=True):
+                logp[n] = self._sum(answer, rows[n].ids, counted[n])
             if tick is not None:
                 tick(len(batch) / len(todo))
         ids = [np.array([row.ids[at] for at in some], np.int32) for row, some in zip(rows, counted, strict=True)]
-        unk = [unknown is not None and unknown in row.ids for row in rows]
         tokens = np.array([len(some) for some in counted], np.int64)
-        return Answers(logp, tokens, [some.tobytes() for some in ids], np.array(unk, np.bool_), too_long)
+        flags = {name: raised for name, raised in found.flags.items() if name != "unk"}
+        facts = Encodings((), found.flags["unk"], too_long, flags)
+        return Answers(logp, tokens, [some.tobytes() for some in ids], facts)
+
+    def _tokenized(self, texts: Sequence[str], method: str) -> Tokenized:
+        """Raises as TextTokenizer.tokenize, and MethodNotSupported where minicons would not find words."""
+        tokenizer = TextTokenizer(self.scorer.tokenizer)
+        if METHODS[method].words and not tokenizer.tells_words:
+            raise MethodNotSupported(
+                "minicons asks the tokenizer which word a token belongs to, and this one does not say",
+                place="--method",
+                hint="use --engine native, or --method mlm",
+            )
+        return tokenizer.tokenize(texts)
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
         return self.answers(texts, spans, method).logp
@@ -162,8 +175,9 @@ class MiniconsReader:
         # A causal row may end in whatever the template puts there: nothing that is scored sees it.
         return own.before != self.around.before or (self.kind == "masked" and own.after != self.around.after)
 
-    def _rows(self, texts: Sequence[str]) -> tuple[list[_Row], slice]:
-        """The texts as minicons will read them, and where in a row the text itself stands."""
+    def _rows(self, texts: Sequence[str], bare: Sequence[list[int]]) -> tuple[list[_Row], slice]:
+        """The texts as minicons will read them, and where in a row the text itself stands. bare: ids without
+        specials."""
         tokenizer, around, spelled = self.scorer.tokenizer, self.around, self.spelled
         head, tail = (
             "".join(tokenizer.convert_ids_to_tokens(ids)) if spelled else "" for ids in (around.before, around.after)
@@ -173,7 +187,6 @@ class MiniconsReader:
         fast = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
         asked = [head + text + tail for text in texts]
         found = tokenizer(asked, add_special_tokens=not spelled, verbose=False, **fast)
-        bare = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         for text, row, alone in zip(texts, found["input_ids"], bare, strict=True):
             whole = [*around.before, *alone, *after]
             if row != whole:

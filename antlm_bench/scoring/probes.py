@@ -6,15 +6,15 @@ model attends. Every function maps Encoded (n, t) to Probes; a text's score is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import MethodNotSupported, UsageError
-from antlm_bench.types import Attention, Bools, Encoded, Ints, ModelFacts, Probes
+from antlm_bench.types import Attention, Bools, Encoded, Encodings, Ints, ModelFacts, Probes
 
 
 def causal(encoded: Encoded, mask_id: int | None = None) -> Probes:
@@ -34,19 +34,23 @@ def mlm(encoded: Encoded, mask_id: int) -> Probes:
 
 
 def mlm_l2r(encoded: Encoded, mask_id: int) -> Probes:
-    """As mlm, but the rest of the token's word to its right is hidden too (Kauf & Ivanova 2023, arXiv 2305.10588)."""
+    """As mlm, but the rest of the token's word to its right is hidden too (Kauf & Ivanova 2023, arXiv 2305.10588).
+
+    The rest of a token that spans words is the rest of its last word; it is itself in the rest of its first word.
+    """
+    first, last = encoded.words, encoded.words if encoded.last_words is None else encoded.last_words
 
     def rest_of_word(rows: Ints, at: Ints) -> Bools:
-        word = encoded.words[rows[:, 0]]
-        if (encoded.words[encoded.scored] < 0).any():
+        if (first[encoded.scored] < 0).any():
             raise MethodNotSupported(
                 "this tokenizer does not tell words from tokens",
                 place="--method mlm-l2r",
                 hint="use --method mlm, or save the checkpoint with a fast tokenizer (tokenizer.json)",
             )
-        mine = word[np.arange(len(at)), at][:, None]
+        word = first[rows[:, 0]]
+        end = last[rows[:, 0]][np.arange(len(at)), at][:, None]
         later: Bools = np.arange(word.shape[1]) >= at[:, None]
-        same: Bools = (word == mine) & (mine >= 0)
+        same: Bools = (word <= end) & (word >= 0)  # words are numbered from left to right
         return same & later
 
     return _masked(encoded, mask_id, rest_of_word, shift=0)
@@ -82,11 +86,20 @@ def _probes(ids: Ints, attention: Attention, *reads: NDArray[Any]) -> Probes:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named way to score: the probe functions whose reads are summed, and what the model must be able to do."""
+    """A named way to score: the probe functions whose reads are summed, and what the model must be able to do.
+
+    words: whether it asks which word a token belongs to.
+    """
 
     parts: tuple[tuple[Attention, Callable[..., Probes]], ...]
     masks: bool
     says: str
+    words: bool = False
+
+    def relevant(self, encodings: Encodings) -> Encodings:
+        """The facts of texts that matter under this method: tokens that span words, only where words are hidden."""
+        flags = {name: raised for name, raised in encodings.flags.items() if self.words or name != "spans-words"}
+        return replace(encodings, flags=flags)
 
     @property
     def attends(self) -> frozenset[str]:
@@ -97,7 +110,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "causal": Method((("causal", causal),), False, "left-to-right log-probability"),
     "mlm": Method((("full", mlm),), True, "pseudo-log-likelihood, one token hidden at a time"),
-    "mlm-l2r": Method((("full", mlm_l2r),), True, "mlm with the rest of the word hidden too"),
+    "mlm-l2r": Method((("full", mlm_l2r),), True, "mlm with the rest of the word hidden too", words=True),
     "mntp": Method((("full", mntp),), True, "one token hidden, read one position to its left"),
     "fused": Method((("causal", causal), ("full", mntp)), True, "causal plus mntp"),
 }
@@ -117,10 +130,12 @@ def method(name: str, model: ModelFacts) -> Method:
     """
     chosen = known(name)
     if chosen.masks and model.mask_id is None:
+        others = supported(model)
         raise MethodNotSupported(
-            f"{model.name} cannot be scored with {name!r}: its tokenizer has no mask token",
+            f"{model.name} cannot be scored with {name!r}: {model.no_mask}",
             place="--method",
-            hint="score it with --method causal, or save the tokenizer with its mask token",
+            hint=(f"score it with --method {' or '.join(others)}, or " if others else "")
+            + "save it with a tokenizer whose mask token the model has an embedding for",
         )
     lacks = sorted(chosen.attends - model.attends)
     if lacks:
@@ -130,6 +145,18 @@ def method(name: str, model: ModelFacts) -> Method:
             hint=f"methods that fit: {', '.join(supported(model))}",
         )
     return chosen
+
+
+def default_method(model: ModelFacts, methods: Sequence[str]) -> str:
+    """The first of a checkpoint's methods. Raises MethodNotSupported, with the reason, where it has none."""
+    if methods:
+        return methods[0]
+    why = model.no_mask or f"it attends {' and '.join(sorted(model.attends))}"
+    raise MethodNotSupported(
+        f"{model.name} cannot be scored with any method: {why}",
+        place="--model",
+        hint="save it with a tokenizer whose mask token the model has an embedding for",
+    )
 
 
 def supported(model: ModelFacts) -> list[str]:

@@ -13,7 +13,7 @@ without the denominator for the first word of a text, which always begins there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from antlm_bench.types import (
     Attention,
     Bools,
     Encoded,
+    Encodings,
     Floats,
     Ints,
     Item,
@@ -47,12 +48,17 @@ class Read:
     """What a model says of n stretches of text.
 
     logp (n,): natural log-probability, NaN where a token of it cannot be scored. tokens (n,): how many it has.
-    too_long (n,): its text does not fit into the model.
+    encodings: the facts of its text (too_long, unk, flags).
     """
 
     logp: Floats
     tokens: NDArray[np.int64]
-    too_long: Bools
+    encodings: Encodings
+
+    @property
+    def too_long(self) -> Bools:
+        """(n,): its text does not fit into the model."""
+        return self.encodings.too_long
 
 
 def single(method: Method) -> tuple[Attention, Callable[..., Probes]]:
@@ -87,7 +93,7 @@ def stretches(
     logp = sums[:n] + sums[n : 2 * n] - sums[2 * n :]
     empty = np.array([a.span is not None and a.span[0] == a.span[1] for a in asked], bool)
     logp[((reads < tokens) | (tokens == 0)) & ~empty | encodings.too_long] = np.nan
-    return Read(logp, tokens, encodings.too_long)
+    return Read(logp, tokens, method.relevant(encodings))
 
 
 def _borders(encoded: Encoded, inside: Sequence[bool]) -> Iterator[Probes]:
@@ -142,25 +148,25 @@ def predict(
                 "a word after its context alone is read by other methods", place="--method", hint=hint
             )
         options = [option for item in items for option in item.options]
-        asked, long = _glued(model, options, attention, glued) if glued else _whole(model, options, attention)
-        made.append(_predictions(model, items, asked, long, (attention, SHIFTS[probe]), tick))
+        asked, facts = _glued(model, options, attention, glued) if glued else _whole(model, options, attention)
+        made.append(_predictions(model, items, asked, method.relevant(facts), (attention, SHIFTS[probe]), tick))
     return made
 
 
-def _whole(model: LanguageModel, options: Sequence[Option], attention: Attention) -> tuple[list[Next], Bools]:
-    """The tokens of every span, in order, and which texts do not fit."""
+def _whole(model: LanguageModel, options: Sequence[Option], attention: Attention) -> tuple[list[Next], Encodings]:
+    """The tokens of every span, in order, and the facts of the texts."""
     encodings, asked = model.encode([o.text for o in options], [o.span for o in options], attention), []
     for encoded in encodings.lengths:
         end = encoded.scored.shape[1] - encoded.scored[:, ::-1].argmax(1)  # after the last token of the text
         for row, at in zip(*np.nonzero(encoded.scored), strict=True):
             ids = encoded.ids[row]
             asked.append(Next(ids[:at], ids[end[row] :], int(ids[at]), int(encoded.text[row])))
-    return asked, encodings.too_long
+    return asked, encodings
 
 
 def _glued(
     model: LanguageModel, options: Sequence[Option], attention: Attention, spell: Spell
-) -> tuple[list[Next], Bools]:
+) -> tuple[list[Next], Encodings]:
     """As `_whole`, span and context tokenised apart."""
     words = [option.text[slice(*(option.span or (0, None)))] for option in options]
     contexts: list[str] = []
@@ -187,7 +193,8 @@ def _glued(
             asked.append(Next(ids[: end[row]], ids[end[row] :], targets[number][0], texts[number]))
     long = np.zeros(len(options), np.bool_)
     long[[texts[n] for n in np.flatnonzero(encodings.too_long)]] = True
-    return asked, long
+    whole = model.encode([option.text for option in options], [None] * len(options), attention)
+    return asked, replace(whole, too_long=long)
 
 
 def _alone(model: LanguageModel, texts: Sequence[str], attention: Attention) -> list[list[int]]:
@@ -203,11 +210,12 @@ def _predictions(
     model: LanguageModel,
     items: Sequence[Item],
     asked: list[Next],
-    long: Bools,
+    facts: Encodings,
     how: tuple[Attention, int | None],
     tick: Tick | None,
 ) -> list[Prediction]:
     attention, shift = how
+    long = facts.too_long.copy()
     added = 0 if shift is None else MASKS
     for one in asked:
         if model.max_length is not None and len(one.before) + added + len(one.after) > model.max_length:
@@ -233,7 +241,7 @@ def _predictions(
                 tokens=tuple(int(have[i]) if fits else 0 for i in here),
                 characters=tuple(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options),
                 labels=item.labels,
-                flags=() if fits else ("too-long",),
+                flags=(*facts.raised(here), *(() if fits else ("too-long",))),
             )
         )
     return made

@@ -41,6 +41,7 @@ def _predictions(
     made, top = [], 0
     for item in items:
         here = slice(top, top + len(item.options))
+        flags = read.encodings.raised(range(top, here.stop))
         top = here.stop
         formula = formulas[item.labels[LEVEL]]
         fits = not read.too_long[here].any()
@@ -61,7 +62,7 @@ def _predictions(
                 tokens=(read_of, read_of),
                 characters=(characters, characters),
                 labels=item.labels,
-                flags=() if fits else ("too-long",),
+                flags=flags if fits else (*flags, "too-long"),
             )
         )
     return made

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
+from antlm_bench.scoring.tokens import PROBE, Offsets, TextTokenizer, probe_texts, readable
 from antlm_bench.types import Attention, Encoded, Encodings, Ints
 
 BOS_POLICIES: dict[str, str] = {
@@ -29,7 +30,6 @@ SPACES: dict[str, tuple[str, ...]] = {
     "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
     "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
 }
-PROBE = "The cat sat on the mat."  # tokenised with and without specials to see what a tokenizer really adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,75 @@ class Specials:
 def template(tokenizer: Any) -> Specials:
     """What the tokenizer adds by itself, found by trying: `add_special_tokens=True` adds no BOS for some (Pythia).
 
-    Raises CheckpointError if the text itself is tokenised differently with specials than without.
+    Raises CheckpointError if the text itself is tokenised differently with specials than without, or if no text can be
+    tokenised at all.
     """
-    bare = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
-    full = list(tokenizer(PROBE)["input_ids"])
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return Specials(tuple(full[:start]), tuple(full[start + len(bare) :]))
+    for text in probe_texts(tokenizer):
+        if not readable(tokenizer, text):
+            continue
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        full = list(tokenizer(text)["input_ids"])
+        for start in range(len(full) - len(bare) + 1) if bare else ():
+            if full[start : start + len(bare)] == bare:
+                return Specials(tuple(full[:start]), tuple(full[start + len(bare) :]))
+        if bare:
+            raise CheckpointError(
+                f"the tokenizer reads {text!r} as {full} with special tokens and as {bare} without",
+                hint="its post-processor changes the text; save it with a TemplateProcessing",
+            )
     raise CheckpointError(
-        f"the tokenizer reads {PROBE!r} as {full} with special tokens and as {bare} without",
-        hint="its post-processor changes the text; save it with a TemplateProcessing",
+        f"the tokenizer reads neither {PROBE!r} nor tokens of its own vocabulary",
+        hint="its vocabulary lacks an unknown token, or belongs to another kind of tokenizer",
     )
+
+
+def special_id(tokenizer: Any, name: str) -> int | None:
+    """The id of the tokenizer's special token `name` (bos, eos, cls, sep, mask).
+
+    None where it has no such token, and where the token is not in the vocabulary, so that the id is the unknown
+    token's.
+    """
+    token: int | None = getattr(tokenizer, f"{name}_token_id")
+    if token is not None and token == tokenizer.unk_token_id:
+        spelled, unknown = getattr(tokenizer, f"{name}_token"), tokenizer.unk_token
+        return token if str(spelled) == str(unknown) else None
+    return token
+
+
+def mask_token(tokenizer: Any, vocabulary: int) -> tuple[int | None, str]:
+    """The id of the mask token, or None and why a model of so many embeddings cannot be asked with it."""
+    token = special_id(tokenizer, "mask")
+    if token is None:
+        named = tokenizer.mask_token
+        lacks = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
+        return None, f"its tokenizer has no mask token{lacks}"
+    if not 0 <= token < vocabulary:
+        named = f"{str(tokenizer.mask_token)!r} has the id {token}"
+        return None, f"its tokenizer's mask token {named}, and the model has {vocabulary} embeddings"
+    return token, ""
+
+
+def check_specials(tokenizer: Any, around: Specials, vocabulary: int) -> None:
+    """Raise CheckpointError for a special token around a text that the model has no embedding for."""
+    for token in (*around.before, *around.after):
+        if token >= vocabulary:
+            raise CheckpointError(
+                f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id {token}, and the model "
+                f"has {vocabulary} embeddings",
+                place="tokenizer",
+                hint="the model was trained without it: --bos never leaves special tokens out, --bos tokenizer adds "
+                "those of the tokenizer's own template",
+            )
+
+
+def check_ids(tokenizer: Any, highest: int, vocabulary: int) -> None:
+    """Raise CheckpointError if the highest id of some texts is beyond the model's vocabulary."""
+    if highest >= vocabulary:
+        raise CheckpointError(
+            f"the tokenizer gives id {highest} ({str(tokenizer.convert_ids_to_tokens(highest))!r}), the model has "
+            f"{vocabulary} embeddings",
+            hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
+        )
 
 
 def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
@@ -69,12 +127,13 @@ def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
         return Specials()
     if bos == "tokenizer":
         return own if attention == "full" else Specials(own.before)
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
+    first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
     if attention == "full":
         if own.before or own.after:
             return own
-        first = first if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-        last = () if tokenizer.sep_token_id is None else (tokenizer.sep_token_id,)
+        first = first if cls_id is None else cls_id
+        last = () if sep_id is None else (sep_id,)
     else:
         last = ()
     if first is None and own.before:
@@ -94,7 +153,9 @@ def word_beginnings(tokenizer: Any) -> Ints:
     Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE (GPT-2) and SentencePiece
     do, WordPiece and tokens that end in </w> do not, and need no correction.
     """
-    spelled = tokenizer.convert_ids_to_tokens(tokenizer("a a", add_special_tokens=False)["input_ids"])
+    pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
+    pair = next((pair for pair in pairs if readable(tokenizer, pair)), "")
+    spelled = tokenizer.convert_ids_to_tokens(tokenizer(pair, add_special_tokens=False)["input_ids"])
     marks = next((marks for mark, marks in SPACES.items() if any(t.startswith(mark) for t in spelled[1:])), ())
     if not marks:
         raise MethodNotSupported(
@@ -113,94 +174,48 @@ class Encoder:
     def __init__(self, tokenizer: Any, around: Specials, *, max_length: int | None, vocabulary: int) -> None:
         self.tokenizer, self.around = tokenizer, around
         self.max_length, self.vocabulary = max_length, vocabulary
-        self.unk_id: int | None = tokenizer.unk_token_id
+        self.text_tokenizer = TextTokenizer(tokenizer)
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding for."""
-        ids, ends, words = self._tokenize(list(texts), [span is not None for span in spans])
+        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding for, and as
+        `TextTokenizer.tokenize`."""
+        found = self.text_tokenizer.tokenize(texts, self.max_length)
+        ids, ends, words, last_words = found.ids, found.offsets, found.words, found.last_words
         before, after = self.around.before, self.around.after
-        unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
+        too_long = np.zeros(len(texts), np.bool_)
         by_length: dict[int, list[int]] = {}
         for number, row in enumerate(ids):
             if before and row[: len(before)] == list(before):  # the text spells its BOS out: exactly one, not two
                 row = ids[number] = row[len(before) :]
-                ends[number], words[number] = ends[number][len(before) :], words[number][len(before) :]
-            unk[number] = self.unk_id is not None and self.unk_id in row
+                words[number], last_words[number] = words[number][len(before) :], last_words[number][len(before) :]
+                ends[number] = (ends[number] or [])[len(before) :]
             length = len(before) + len(row) + len(after)
             too_long[number] = self.max_length is not None and length > self.max_length
             if not too_long[number] and row:
+                if spans[number] is not None and ends[number] is None:
+                    kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
+                    raise CheckpointError(
+                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told from the scored "
+                        "span",
+                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows all characters",
+                    )
                 by_length.setdefault(length, []).append(number)
         lengths = []
         for length, members in sorted(by_length.items()):
             inner = length - len(before) - len(after)
             block = _block(ids, members, inner)
-            if block.max() >= self.vocabulary:
-                raise CheckpointError(
-                    f"the tokenizer gives id {block.max()}, the model has {self.vocabulary} embeddings",
-                    hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
-                )
+            check_ids(self.tokenizer, int(block.max()), self.vocabulary)
             scored = np.zeros((len(members), length), np.bool_)
             scored[:, len(before) : len(before) + inner] = _counts(ends, spans, members, inner)
             full = np.empty((len(members), length), np.int32)
             full[:, : len(before)], full[:, len(before) + inner :] = before, after
             full[:, len(before) : len(before) + inner] = block
-            word = np.full((len(members), length), -1, np.int32)
-            word[:, len(before) : len(before) + inner] = _block(words, members, inner)
-            lengths.append(Encoded(full, scored, word, np.array(members, np.int32)))
-        return Encodings(tuple(lengths), unk, too_long)
-
-    def _tokenize(
-        self, texts: list[str], spanned: list[bool]
-    ) -> tuple[list[list[int]], list[list[tuple[int, int]]], list[list[int]]]:
-        """Per text: ids, character offsets and word numbers of its tokens. One call for the whole bulk."""
-        if self.tokenizer.is_fast:
-            found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            encodings = found.encodings
-            offsets = [e.offsets if s else [] for e, s in zip(encodings, spanned, strict=True)]
-            words = [[-1 if w is None else w for w in e.word_ids] for e in encodings]
-            return found["input_ids"], offsets, words
-        ids = [list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
-        limit = max(map(len, ids), default=0) if self.max_length is None else self.max_length
-        offsets = [  # of rows that may fit: the work grows with the square of their length
-            _decoded_offsets(self.tokenizer, row, text) if len(row) <= limit else []
-            for row, text in zip(ids, texts, strict=True)
-        ]
-        for text, place, needed in zip(texts, offsets, spanned, strict=True):
-            if needed and place is None:
-                raise CheckpointError(
-                    f"this slow tokenizer does not give {text!r} back: its tokens cannot be told from the scored span",
-                    hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
-                )
-        words = [
-            [-1] * len(row) if place is None else [len(text[:end].split()) for _, end in place]
-            for row, place, text in zip(ids, offsets, texts, strict=True)
-        ]
-        return ids, [place or [] for place in offsets], words
-
-
-def _decoded_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]] | None:
-    """Character offsets for a slow tokenizer, which keeps none: where the text decoded so far ends in the original.
-
-    White space and case are matched loosely (decoders drop and fold them); None if the text does not come back.
-    """
-    offsets, at, seen, before = [], 0, "", ""
-    for stop in range(1, len(ids) + 1):
-        decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-        wanted = "".join(decoded.split())
-        start = at
-        if len(seen) == len(wanted) and len(decoded) > len(before) and text[at : at + 1].isspace():
-            at += 1  # a token of white space alone
-        while at < len(text) and len(seen) < len(wanted):
-            seen += "" if text[at].isspace() else text[at]
-            at += 1
-        if not wanted.casefold().startswith(seen.casefold()):
-            return None
-        offsets.append((start, at))
-        before = decoded
-    for i in reversed(range(len(offsets) - 1)):
-        if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does, as in fast tokenizers
-            offsets[i] = (offsets[i][0], offsets[i + 1][1])
-    return offsets if at >= len(text.rstrip()) else None
+            first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
+            first[:, len(before) : len(before) + inner] = _block(words, members, inner)
+            last[:, len(before) : len(before) + inner] = _block(last_words, members, inner)
+            lengths.append(Encoded(full, scored, first, np.array(members, np.int32), last))
+        flags = dict(found.flags)
+        return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
 
 
 def _block(rows: Sequence[Sequence[int]], members: list[int], length: int) -> Ints:
@@ -209,7 +224,7 @@ def _block(rows: Sequence[Sequence[int]], members: list[int], length: int) -> In
 
 
 def _counts(
-    offsets: list[list[tuple[int, int]]], spans: Sequence[tuple[int, int] | None], members: list[int], length: int
+    offsets: Sequence[Offsets | None], spans: Sequence[tuple[int, int] | None], members: list[int], length: int
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(members, length) the span rule of this module's first lines."""
     counts = np.ones((len(members), length), np.bool_)

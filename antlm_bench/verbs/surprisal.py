@@ -69,6 +69,7 @@ def surprisal_verb(
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.rendering import facts
+    from antlm_bench.rendering.tables import COUNTED
 
     options = said(OpenOptions, locals())
     found = surprisal(
@@ -80,6 +81,8 @@ def surprisal_verb(
         shown["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
     if found.too_long:
         shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
+    for flag, count in found.flags.items():
+        shown[COUNTED[flag]] = f"in {count:,} different texts"
     if found.notes:
         shown["note"] = "\n".join(found.notes)
     facts(str(found.path), shown)

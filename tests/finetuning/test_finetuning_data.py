@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import toy_tokenizers as toys
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
@@ -14,7 +15,7 @@ from tokenizers import processors
 from toy_bodies import body_of, example
 from transformers import PreTrainedTokenizerFast
 
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import CheckpointError, DataError, UsageError
 from antlm_bench.finetuning.batches import padded
 from antlm_bench.finetuning.data import encode, encode_by_tokenizer, fitted, frame
 from antlm_bench.scoring.text import specials
@@ -81,7 +82,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
     around = {a: specials(wrapped, a, "auto") for a in ("causal", "full")}
-    body = dataclasses.replace(body, tokenizer=wrapped, around=around)
+    body = replace(body, tokenizer=wrapped, around=around)
     pairs = [Example("e", "the cat", "a dog", 0), Example("f", "the cat sees", "", 1)]
     ours, theirs = encode(body, attention, pairs, 40), encode_by_tokenizer(body, pairs, 40)
     assert [row.tolist() for row in ours.ids] == [row.tolist() for row in theirs.ids]
@@ -138,3 +139,12 @@ def test_what_cannot_be_a_row_is_said(masked):
     with pytest.raises(DataError, match="no token") as error:
         encode(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
     assert error.value.place == "empty_7"
+
+
+def test_what_a_tokenizer_does_not_know_is_flagged_per_example(masked):
+    losing, unknowing = replace(masked, tokenizer=toys.gemma_like()), replace(masked, tokenizer=toys.unigram())
+    examples = [Example("a", "the cat", "a dog", 0), Example("b", "the cat", "a ☕ dog", 0)]
+    assert encode(losing, "full", examples, 40).flags == ((), ("lost",))
+    assert encode(unknowing, "full", examples, 40).flags == ((), ("unk",))
+    with pytest.raises(CheckpointError, match="cannot read 'a zebra'"):
+        encode(replace(masked, tokenizer=toys.word_level()), "full", [Example("z", "the cat", "a zebra", 0)], 40)

@@ -71,7 +71,7 @@ def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
 
 
 class Fake:
-    name = "fake"
+    name, no_mask = "fake", "its tokenizer has no mask token"
 
     def __init__(self, attends, mask_id):
         self.attends, self.mask_id = frozenset(attends), mask_id

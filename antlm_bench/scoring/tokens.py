@@ -1,0 +1,371 @@
+"""Tokenize texts with any tokenizer: ids, character offsets, words, and what the tokenizer cannot read.
+
+Words. `mlm-l2r` hides the rest of a token's word, so every token needs a word. Fast tokenizers
+whose pre-tokenizer splits at white space say which word a token belongs to (`word_ids`); their
+answer is used as it is. The others (byte-level BPE without a split, SentencePiece's Metaspace
+without a split, superword BPE, slow tokenizers) give one number for the whole text or none. There,
+words are those of GPT-2's pre-tokenizer (Radford et al. 2019), found from character offsets:
+contractions ('s 't 're 've 'm 'll 'd), runs of letters, runs of digits, and runs of other
+characters. Combining marks count as letters, which GPT-2's pattern leaves out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+from unicodedata import category, normalize
+
+import numpy as np
+
+from antlm_bench.errors import CheckpointError, DataError
+from antlm_bench.types import Bools
+
+Offsets = list[tuple[int, int]]
+
+FOUND = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
+WORDS_FROM_OFFSETS = (
+    "the tokenizer does not say which word a token belongs to: words are those of GPT-2's pre-tokenizer, by characters"
+)
+PROBE = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
+VOCABULARY_PROBES = 1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
+NOWHERE = "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
+# Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
+GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """The tokens of n texts, without special tokens around them."""
+
+    ids: list[list[int]]
+    # (start, end) of each token, in characters; None where a slow tokenizer cannot say.
+    offsets: list[Offsets | None]
+    # Of each token, the first and the last word that it belongs to, by number; -1 = unknown.
+    words: list[list[int]]
+    last_words: list[list[int]]
+    # FOUND -> (n,).
+    flags: Mapping[str, Bools] = field(default_factory=dict)
+
+
+class TextTokenizer:
+    """A transformers tokenizer, fast or slow, and what was found out about it by trying."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._spelled: dict[str, tuple[str, str]] = {}  # see _spell
+
+    @cached_property
+    def emitted_ids(self) -> frozenset[int]:
+        """Ids that the model of a fast tokenizer gives to what its vocabulary lacks."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return frozenset()
+        try:
+            tokens = [token.id for token in backend.model.tokenize(NOWHERE)]
+        except Exception:  # it has no unknown token, and raises
+            return frozenset()
+        spelled = [str(backend.id_to_token(token)) for token in tokens]
+        if len(tokens) != 1 or NOWHERE in spelled[0] or BYTE_TOKEN.fullmatch(spelled[0]):
+            return frozenset()
+        return frozenset(tokens)
+
+    @cached_property
+    def unknown_ids(self) -> frozenset[int]:
+        """Ids that stand for "unknown", whether or not the tokenizer's configuration names them."""
+        named = self.tokenizer.unk_token_id
+        return self.emitted_ids | ({named} if named is not None else set())
+
+    @cached_property
+    def tells_words(self) -> bool:
+        """Whether `word_ids` of a text with white space are words, and not one number for all."""
+        if not self.tokenizer.is_fast:
+            return False
+        for text in probe_texts(self.tokenizer):
+            text = text if text == PROBE else f"{text} {text}"
+            if not readable(self.tokenizer, text):
+                continue
+            encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
+            if encoding.offsets:
+                return not _holds_spaces(text, encoding.offsets, encoding.word_ids)
+        return True  # it reads no text at all: there are no words to tell
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether its model leaves out what its vocabulary lacks: byte-pair encoding without an unknown token."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        try:
+            return backend is not None and not backend.model.tokenize(NOWHERE)
+        except Exception:  # it raises instead
+            return False
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What the tokenizer spells before every text, such as a space."""
+        return _symbols(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
+
+    def _spell(self, character: str) -> tuple[str, str]:
+        """A character as the vocabulary is asked about it, and the symbols of it that the vocabulary lacks."""
+        if character not in self._spelled:
+            backend = self.tokenizer.backend_tokenizer
+            symbols = _symbols(backend, character)
+            symbols = symbols if character == " " else symbols.removeprefix(self._prefix)
+            missing = "".join(symbol for symbol in symbols if backend.model.token_to_id(symbol) is None)
+            self._spelled[character] = symbols, missing
+        return self._spelled[character]
+
+    def tokenize(self, texts: Sequence[str], limit: int | None = None) -> Tokenized:
+        """Tokenize n texts in bulk, without special tokens.
+
+        limit: slow tokenizers find no offsets of longer rows, for the work grows with the square.
+
+        Raises DataError for a text that is no valid Unicode, CheckpointError for one that the
+        tokenizer cannot read.
+        """
+        texts = list(texts)
+        if not texts:
+            return Tokenized([], [], [], [], {name: np.zeros(0, np.bool_) for name in FOUND})
+        if self.tokenizer.is_fast:
+            encodings = self._encodings(texts)
+            ids = [list(encoding.ids) for encoding in encodings]
+            offsets: list[Offsets | None] = [encoding.offsets for encoding in encodings]
+            if self.drops:
+                offsets = [self._place(*one) for one in zip(texts, ids, offsets, strict=True)]
+            told = [encoding.word_ids for encoding in encodings] if self.tells_words else None
+        else:
+            ids = [self._slow_ids(text) for text in texts]
+            offsets = [
+                decoded_offsets(self.tokenizer, row, text) if limit is None or len(row) <= limit else None
+                for row, text in zip(ids, texts, strict=True)
+            ]
+            told = None
+        words: list[list[int]] = []
+        last_words: list[list[int]] = []
+        for number, (text, places) in enumerate(zip(texts, offsets, strict=True)):
+            own = told[number] if told is not None else None
+            if own is not None and places is not None and not _holds_spaces(text, places, own):
+                first = last = [word if word is not None else -1 for word in own]
+            elif places is not None:
+                first, last = _words_of(text, places)
+            else:
+                first = last = [-1] * len(ids[number])
+            words.append(first)
+            last_words.append(last)
+        flags = {
+            "unk": [not self.unknown_ids.isdisjoint(row) for row in ids],
+            "lost": [self._loses(*one) for one in zip(texts, ids, offsets, strict=True)],
+            "spans-words": [a is not b and a != b for a, b in zip(words, last_words, strict=True)],
+        }
+        raised = {name: np.array(flags[name], np.bool_) for name in FOUND}
+        return Tokenized(ids, offsets, words, last_words, raised)
+
+    def _encodings(self, texts: list[str]) -> Any:
+        try:
+            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings
+        except Exception as error:
+            raise self._unreadable(texts, error) from error
+
+    def _slow_ids(self, text: str) -> list[int]:
+        try:
+            ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return [int(token) for token in ids]  # None, where neither token nor unknown has an id
+        except Exception as error:
+            raise self._unreadable([text], error) from error
+
+    def _unreadable(self, texts: Sequence[str], error: Exception) -> DataError | CheckpointError:
+        """The error that names the first of these texts that the tokenizer cannot read."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                message = f"{_short(text)!r} holds half of a surrogate pair, which is no text"
+                return DataError(message, hint="save the file as UTF-8")
+        text = next((text for text in texts if not readable(self.tokenizer, text)), texts[0])
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return CheckpointError(
+            f"the tokenizer cannot read {_short(text)!r}: {said}",
+            hint="its vocabulary does not cover the text and has no unknown token: add one "
+            "(unk_token), or leave such texts out",
+        )
+
+    def _place(self, text: str, ids: list[int], offsets: Offsets | None) -> Offsets | None:
+        """The offsets of a text's tokens where the tokenizers library may have miscounted.
+
+        It counts dropped characters as if they had no length, so that all tokens after them, up to the end of the piece
+        that the pre-tokenizer made, lie too far to the left. The tokens spell what is left of the text, so that their
+        places can be counted off. None where they spell something else, and pieces are not words.
+        """
+        if not any(self._spell(character)[1] for character in set(text)):
+            return offsets
+        spelled, origin = "", []
+        for at, character in enumerate(text):
+            symbols, missing = self._spell(character)
+            kept = "".join(symbol for symbol in symbols if symbol not in missing)
+            spelled += kept
+            origin += [at] * len(kept)
+        tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+        whole = "".join(tokens)
+        added = len(whole) - len(spelled)
+        if added < 0 or whole[:added] != self._prefix[:added] or whole[added:] != spelled:
+            return offsets if self.tells_words else None
+        origin = [0] * added + origin
+        places, top = [], 0
+        for token in tokens:
+            mine = origin[top : top + len(token)]
+            places.append((mine[0], mine[-1] + (top + len(mine) > added)))
+            top += len(token)
+        return places
+
+    def _loses(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
+        """Whether a visible character of the text is in no token."""
+        if not self.tokenizer.is_fast:
+            whole = offsets is not None or not self.unknown_ids.isdisjoint(ids)
+            return not whole and _decodes_less(text, self.tokenizer.decode(ids))
+        if self.drops and (lacking := [c for c in set(text) if self._spell(c)[1]]):
+            return any(map(_visible, lacking))
+        covered = 0
+        for start, end in offsets or ():
+            if start > covered and any(map(_visible, text[covered:start])):
+                return True
+            covered = max(covered, end)
+        return any(map(_visible, text[covered:]))
+
+
+def readable(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer reads a text without raising."""
+    try:
+        return all(i is not None for i in tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception:  # tokenizers raises plain Exception, slow tokenizers what they like
+        return False
+
+
+def probe_texts(tokenizer: Any) -> Iterator[str]:
+    """Texts that show what a tokenizer does: PROBE, then tokens out of its own vocabulary."""
+    yield PROBE
+    special = set(tokenizer.all_special_ids)
+    for token in range(min(len(tokenizer), VOCABULARY_PROBES)):
+        if token not in special:
+            yield from dict.fromkeys(
+                text.strip()
+                for text in (tokenizer.decode([token]), str(tokenizer.convert_ids_to_tokens(token)))
+                if text.strip()
+            )
+
+
+def _symbols(backend: Any, text: str) -> str:
+    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return str(text)
+    return "".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _visible(character: str) -> bool:
+    """Not white space, a control character or a format character, which tokenizers may leave out."""
+    return not character.isspace() and category(character) not in ("Cc", "Cf")
+
+
+def _decodes_less(text: str, decoded: str) -> bool:
+    """Whether the decoded ids of a slow tokenizer lack a visible character of the text.
+
+    Case and compatibility forms are folded, because normalizers change them.
+    """
+    if decoded == text:
+        return False
+    wanted, found = _folded(text), _folded(decoded)
+    return any(wanted.count(c) > found.count(c) for c in set(wanted))
+
+
+def _folded(text: str) -> str:
+    folded = normalize("NFKD", normalize("NFKD", text).casefold())
+    return "".join(c for c in folded if _visible(c) and not category(c).startswith("M"))
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def _holds_spaces(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
+    """Whether a word that a tokenizer tells is unknown (None) or holds white space inside."""
+    at = 0
+    while at < len(word_ids):
+        word, start, end = word_ids[at], offsets[at][0], offsets[at][1]
+        if word is None:
+            return True
+        while at < len(word_ids) and word_ids[at] == word:
+            end = max(end, offsets[at][1])
+            at += 1
+        if len(text[start:end].split()) > 1:
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
+def _kind(character: str) -> str:
+    """A character as GPT2_WORD spells it: letters that end contractions and "'" stand for themselves."""
+    if character in "'stmdrevl ":
+        return character
+    if character.isspace():
+        return "_"
+    major = category(character)[0]
+    return "L" if major in "LM" else "N" if major == "N" else "o"
+
+
+def word_numbers(text: str) -> list[int]:
+    """Per character the number of its word (see the module's docstring), -1 for white space."""
+    numbers = [-1] * len(text)
+    for number, found in enumerate(GPT2_WORD.finditer("".join(map(_kind, text)))):
+        start = found.start() + (text[found.start()] == " ")
+        numbers[start : found.end()] = [number] * (found.end() - start)
+    return numbers
+
+
+def _words_of(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
+    """Of each token, its first and last word.
+
+    A token of white space alone, or without characters, belongs to the word that follows, as the
+    space before a word does in GPT-2's pre-tokenizer.
+    """
+    numbers = word_numbers(text)
+    before, after = [-1], [max(numbers, default=-1) + 1]
+    for number in numbers:
+        before.append(number if number >= 0 else before[-1])
+    for number in reversed(numbers):
+        after.append(number if number >= 0 else after[-1])
+    after.reverse()
+    first = [after[start] for start, _ in offsets]
+    return first, [max(one, before[end]) for one, (_, end) in zip(first, offsets, strict=True)]
+
+
+def decoded_offsets(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
+    """Character offsets for a slow tokenizer, which keeps none: where the text decoded so far ends.
+
+    White space and case are matched loosely (decoders drop and fold them); None if the text does
+    not come back.
+    """
+    offsets: Offsets = []
+    at, seen, before = 0, "", ""
+    for stop in range(1, len(ids) + 1):
+        decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
+        wanted = "".join(decoded.split())
+        start = at
+        if len(seen) == len(wanted) and len(decoded) > len(before) and text[at : at + 1].isspace():
+            at += 1  # a token of white space alone
+        while at < len(text) and len(seen) < len(wanted):
+            seen += "" if text[at].isspace() else text[at]
+            at += 1
+        if not wanted.casefold().startswith(seen.casefold()):
+            return None
+        offsets.append((start, at))
+        before = decoded
+    for i in reversed(range(len(offsets) - 1)):
+        if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does
+            offsets[i] = (offsets[i][0], offsets[i + 1][1])
+    return offsets if at >= len(text.rstrip()) else None
