@@ -9,7 +9,10 @@ from pathlib import Path
 
 from antlm_bench.errors import CheckpointError, UsageError
 
+CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin",)
+# Authors' training code saves RUN.bin or model.bin; the others are the Trainer's, and hold no weights.
+OTHER_PICKLED, NO_WEIGHTS = ("*.bin",), ("training_args.bin", "optimizer.bin", "scheduler.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 CODE = ("*.py",)
 
@@ -26,6 +29,7 @@ class OpenOptions:
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    original_layout: str | None = None
 
 
 def expand(refs: Sequence[str]) -> list[str]:
@@ -102,7 +106,7 @@ def locate(ref: str, options: OpenOptions) -> Path:
 
     # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
     patterns = ["*.json", "*.txt", "*.model", *CODE, *SAFE]
-    patterns += PICKLED if options.allow_pickle else ()
+    patterns += OTHER_PICKLED if options.allow_pickle else ()
     try:
         folder = Path(snapshot_download(ref, revision=options.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
@@ -117,7 +121,7 @@ def locate(ref: str, options: OpenOptions) -> Path:
 
 
 def _pickled(folder: Path, options: OpenOptions) -> None:
-    if not files(folder, PICKLED):
+    if not pickled_files(folder):
         raise CheckpointError("no weights: no *.safetensors file", place=str(folder))
     if not options.allow_pickle:
         raise CheckpointError(
@@ -129,7 +133,7 @@ def _pickled(folder: Path, options: OpenOptions) -> None:
 
 def weight_hash(folder: Path) -> str:
     """sha256 over the bytes of the weight files, shard by shard: what a run, a cache and a duplicate are keyed by."""
-    return hash_of(files(folder, SAFE) or files(folder, PICKLED))
+    return hash_of(files(folder, SAFE) or pickled_files(folder))
 
 
 def hash_of(some: Sequence[Path]) -> str:
@@ -145,6 +149,12 @@ def hash_of(some: Sequence[Path]) -> str:
 def files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files of a folder that match any of the patterns, sorted by name."""
     return sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()})
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """Files of pickled weights: the library's names where there are any, else whatever the authors called them."""
+    others = [file for file in files(folder, OTHER_PICKLED) if file.name not in NO_WEIGHTS]
+    return files(folder, PICKLED) or others
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from antlm_bench.checkpoints import folders, loading
-from antlm_bench.checkpoints.folders import OpenOptions, locate, weight_hash
+from antlm_bench.checkpoints.folders import CARD, OpenOptions, locate, weight_hash
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
@@ -29,7 +29,6 @@ from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
-CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -182,11 +181,14 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "dtype": options.dtype,
         "device": str(next(model.parameters()).device),
         "layout": found.geometry.layout,
+        "original_layout": getattr(model.config, "original_layout", None),
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
         "mask": tokenizer.mask_token,
         "unk": tokenizer.unk_token,
     }
+    if facts["original_layout"] is None:
+        del facts["original_layout"]
     card = getattr(model.config, CARD, None)
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if isinstance(seen, int):
@@ -224,7 +226,8 @@ class Described(Protocol):
 
 def settings(opened: Described) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
-    keys = ("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code")
+    keys: tuple[str, ...] = ("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials")
+    keys += ("code", "original_layout")
     return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}
 
 

@@ -49,6 +49,7 @@ class FinetuneOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    original_layout: str | None = None
     again: bool = False
 
     def limits(self, task: str) -> tuple[int | None, int | None]:

@@ -44,6 +44,7 @@ def noise(
     device: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    original_layout: str | None = None,
 ) -> list[Row]:
     """One row per suite and condition: decisions that differ from the first condition's, and by how much scores move.
 
@@ -68,6 +69,7 @@ def noise(
                 device=device,
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
+                original_layout=original_layout,
                 **CONDITIONS[name],
             ),
         )

@@ -56,6 +56,7 @@ class ScoreOptions:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    original_layout: str | None = None
     again: bool = False
 
     def policy(self) -> Policy:

@@ -23,7 +23,7 @@ from antlm_bench.types import Item
 
 logger = logging.getLogger(__name__)
 TRUNCATE = ("never", "left")
-OPENING = ("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle")
+OPENING = ("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle", "original_layout")
 PLACE = "--model_args"
 
 

@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.options import one_format
-from antlm_bench.verbs.panels import AllowPickle, Checkpoints, Csv, Json, Markdown, Revision, TrustRemoteCode
+from antlm_bench.options import one_format, said
+from antlm_bench.verbs.panels import (
+    AllowPickle,
+    Checkpoints,
+    Csv,
+    Json,
+    Markdown,
+    OriginalLayout,
+    Revision,
+    TrustRemoteCode,
+)
 
 recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
@@ -54,10 +63,13 @@ def doctor_verb(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    original_layout: OriginalLayout = None,
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+    from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.doctor import examine
     from antlm_bench.rendering import facts
 
-    for found in examine(model, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle):
+    options = said(OpenOptions, locals())
+    for found in examine(model, options):
         facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})

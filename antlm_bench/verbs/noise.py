@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from antlm_bench.options import one_format, split
-from antlm_bench.verbs.panels import AllowPickle, Csv, Json, Markdown, Revision, TrustRemoteCode, how, what
+from antlm_bench.verbs.panels import (
+    AllowPickle,
+    Csv,
+    Json,
+    Markdown,
+    OriginalLayout,
+    Revision,
+    TrustRemoteCode,
+    how,
+    what,
+)
 
 
 def noise_verb(
@@ -21,6 +31,7 @@ def noise_verb(
     device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    original_layout: OriginalLayout = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -40,5 +51,6 @@ def noise_verb(
         device=device,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        original_layout=original_layout,
     )
     catalog(found, form)

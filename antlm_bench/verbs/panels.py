@@ -23,6 +23,14 @@ Revision = Annotated[str | None, what(metavar="REV", help="Revision of a hub mod
 Columns = Annotated[list[str] | None, what("--columns", metavar="good=A,bad=B", help="How a file names its columns.")]
 TrustRemoteCode = Annotated[bool, how("--trust-remote-code", help="Run the checkpoint's own Python.")]
 AllowPickle = Annotated[bool, how("--allow-pickle", help="Open weights that can run code.")]
+OriginalLayout = Annotated[
+    str | None,
+    how(
+        "--original-layout",
+        metavar="NAME",
+        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: ltg-bert-bnc, ...",
+    ),
+]
 TokensPerForward = Annotated[
     int | None,
     how(

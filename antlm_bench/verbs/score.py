@@ -18,6 +18,7 @@ from antlm_bench.verbs.panels import (
     Json,
     Markdown,
     MaxLength,
+    OriginalLayout,
     Revision,
     RunFolder,
     TokensPerForward,
@@ -78,6 +79,7 @@ def score_verb(
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    original_layout: OriginalLayout = None,
     out: RunFolder = None,
     again: Again = False,
     by: Annotated[

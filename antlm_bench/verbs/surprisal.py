@@ -15,6 +15,7 @@ from antlm_bench.verbs.panels import (
     Device,
     Dtype,
     MaxLength,
+    OriginalLayout,
     Revision,
     TokensPerForward,
     TrustRemoteCode,
@@ -54,6 +55,7 @@ def surprisal_verb(
     batch_tokens: TokensPerForward = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    original_layout: OriginalLayout = None,
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
     renamed = renamed_columns(columns)
