@@ -17,6 +17,7 @@ from asking import ours
 from safetensors.torch import save_file
 from tiny import tokenizer_for
 
+from antlm_bench import score
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint, settings
 from antlm_bench.errors import CheckpointError, UsageError
 
@@ -277,6 +278,16 @@ def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
     (folder / "modeling_ltgbert.py").unlink()
     with pytest.raises(CheckpointError, match="ltg-bert-first-wrapper"):
         open_checkpoint(str(folder))
+
+
+def test_a_text_without_probability_is_a_tie_in_both_precisions(tmp_path):
+    folder = saved(tmp_path / "blank", ltg_layout(weights_for("")[0]), LTG)
+    (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[:, :, :6] = -math.inf\n")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("good,bad\nthe cat !,the dog !\nthe cat,the dog !\n")  # ! has id 5
+    for precision in ("exact", "adaptive"):
+        [run] = score(folder, pairs, precision=precision, out=tmp_path / precision, device="cpu")
+        assert run.cells[0].summary.headline.value == pytest.approx((0.5 + 1) / 2)
 
 
 def test_an_original_layout_must_fit_the_files(tmp_path):
