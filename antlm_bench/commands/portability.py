@@ -48,7 +48,7 @@ def portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
     tokenizer = _read_json(folder / "tokenizer_config.json")
     auto_map = config.get("auto_map")
     carried = auto_map if isinstance(auto_map, dict) else {}
-    yield from _tokenizer_problems(tokenizer)
+    yield from _tokenizer_problems(tokenizer, _read_json(folder / "tokenizer.json"))
     yield from _config_problems(config, carried)
     own_modules = {str(name).partition(".")[0] for name in carried.values() if "--" not in str(name)}
     for module in sorted(own_modules):
@@ -59,7 +59,8 @@ def portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
         yield from _import_problems(file)
 
 
-def _tokenizer_problems(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _tokenizer_problems(tokenizer: Mapping[str, Any], fast: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """tokenizer: tokenizer_config.json; fast: tokenizer.json."""
     environment, name = official_environment(), tokenizer.get("tokenizer_class")
     auto_map = tokenizer.get("auto_map")
     own = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
@@ -68,6 +69,14 @@ def _tokenizer_problems(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, str
             f"tokenizer_config.json names the class {name}, which transformers {environment['transformers']} "
             "(of the official pipelines) does not know",
             'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json is beside it',
+        )
+    splitting = fast.get("pre_tokenizer")
+    space = splitting.get("add_prefix_space") if isinstance(splitting, dict) else None
+    if splitting and space is True and not tokenizer.get("add_prefix_space", False) and not own:
+        yield (
+            f"transformers {environment['transformers']} (of the official pipelines) would not put the space before "
+            "a text that tokenizer.json asks for, and would read other tokens",
+            'write "add_prefix_space": true into tokenizer_config.json',
         )
 
 

@@ -46,7 +46,8 @@ def make_portable(folder: Path) -> None:
     """Rewrite a saved checkpoint so that transformers 4 reads it as transformers 5 does.
 
     BabyLM's official pipelines pin 4.51: it does not know the tokenizer class that 5 writes, looks
-    for the base of rotary positions under its old key, and would pass token types to any model.
+    for the base of rotary positions under its old key, passes token types to any model, and
+    switches a tokenizer's prefix space off unless tokenizer_config.json repeats it.
     """
     tokenizer = folder / "tokenizer_config.json"
     settings = json.loads(tokenizer.read_text(encoding="utf-8"))
@@ -54,6 +55,9 @@ def make_portable(folder: Path) -> None:
     settings["model_input_names"] = ["input_ids", "attention_mask"]
     for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here is nobody's business
         settings.pop(key, None)
+    splitting = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    if "add_prefix_space" in splitting:
+        settings["add_prefix_space"] = splitting["add_prefix_space"]
     config = folder / "config.json"
     model = json.loads(config.read_text(encoding="utf-8"))
     if isinstance(rope := model.get("rope_parameters"), dict) and "rope_theta" in rope:

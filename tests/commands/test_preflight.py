@@ -73,6 +73,10 @@ UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda m: (m / "chck_5M/tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}'),
         f"names the class TokenizersBackend, {NEWER} know",
     ),
+    "prefix space": (
+        lambda m: (m / "chck_5M/tokenizer.json").write_text('{"pre_tokenizer": {"add_prefix_space": true}}'),
+        "would not put the space before a text that tokenizer.json asks for",
+    ),
     "model type": (in_config("model_type", "antlm_gpt_bert"), "does not know the model type 'antlm_gpt_bert'"),
     "code elsewhere": (in_config("auto_map", {"AutoModel": "modeling_x.Model"}), "names code in modeling_x.py"),
     "rotary base": (in_config("rope_parameters", {"rope_theta": 5e5}), "the base of rotary positions is 500000.0"),
