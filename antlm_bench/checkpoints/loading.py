@@ -62,7 +62,11 @@ def kind_of(config: Any, folder: Path) -> str:
 def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     """The checkpoint's tokenizer; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+        names = [str(name) for name in tokenizer.vocab_files_names.values()]
+        if names and not any((folder / name).is_file() for name in names):  # transformers 5.0 makes up an empty one
+            raise OSError(f"its vocabulary is missing: none of {', '.join(names)}")
+        return tokenizer
     except Exception as first:
         try:
             if (folder / "tokenizer.json").is_file():
