@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
-from antlm_bench.scoring.engine import Engine, Geometry, whole_rows
-from antlm_bench.types import Attention, Probes
+from antlm_bench.scoring.engine import Engine, Geometry, no_cache, vocabulary_size, whole_rows
+from antlm_bench.scoring.model_state import ModelState
+from antlm_bench.types import Attention, Floats, Probes
 
 PRETRAINING = ("BertForPreTraining", "AlbertForPreTraining")  # a masked LM with one more head
 
@@ -128,34 +129,93 @@ def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None
     return min(known, default=None)
 
 
-UNFIT = (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError)
+UNFIT = (
+    CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError,
+    AssertionError, CheckpointError,
+)  # fmt: skip
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # rotary angles that follow from the longest row of a forward
+CAUSALITY_TOLERANCE = 1e-5  # of the largest logit; equal shapes give equal numbers, so that rounding moves less
 
 
-def geometry_of(model: Any, kind: str, name: str) -> Geometry:
+def check_causality(model: Any, folder: Path) -> None:
+    """Refuse a model that sees later tokens: its log-probabilities would be those of no left-to-right model.
+
+    Two rows that differ in their last token must have the same logits before it. Raises CheckpointError.
+    """
+    vocabulary = vocabulary_size(model)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 8))).to(model.device)
+    moved = future_effect(model, ids)
+    if moved > CAUSALITY_TOLERANCE:
+        raise CheckpointError(
+            f"{type(model).__name__} is no causal model as it was saved: a change of the last token moved the logits "
+            f"before it by {moved:.1g} of the largest, so that every prediction sees what it predicts",
+            place=str(folder),
+            hint='an encoder is causal with "is_decoder": true in config.json; if it was trained with masks, save it '
+            "as ...ForMaskedLM",
+        )
+
+
+def future_effect(model: Any, ids: torch.Tensor) -> float:
+    """Largest move of a logit before the last token of (1, t) ids when that token changes, relative to the largest."""
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % vocabulary_size(model)
+    with torch.inference_mode():
+        logits, moved = (model(input_ids=rows, **no_cache(model)).logits[0, :-1].float() for rows in (ids, other))
+    return float((logits - moved).abs().max() / logits.abs().max().clamp(min=1e-6))
+
+
+def geometry_of(model: Any, kind: str, name: str, special_ids: Sequence[int] = ()) -> Geometry:
     """Packed if packed rows give this model's own numbers, else plain rows: tried, not assumed.
 
-    Learned positions may begin after a padding id. Likewise whether the last layer can do with the read positions.
+    Positions may begin after a padding id, and tokens with that id may not count. Likewise tried is whether the last
+    layer can be run at the read positions only, and whether a forward changes the model.
     """
     transformers.AttentionInterface.register(PACKED, attend)
     own = Geometry(model.config._attn_implementation, "causal" if kind == "causal" else "full")
-    probes = _trial(model, own.attends)
-    plain = Engine(model, name, own, 64).read(probes, 18)
-    pad = model.config.pad_token_id
-    for first in dict.fromkeys([0, 1 + pad if pad is not None else 0, 2]):
-        packed = replace(own, layout="packed", first_position=first)
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary_size(model) else None
+    probes = _trial(model, own.attends, [*special_ids, *([] if padding is None else [padding])])
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    length_dependent = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
+    before = ModelState.of(model)
+    plain, own = _plain_trial(model, name, own, probes)
+    restores = before.changed() or length_dependent
+    before.restore()
+    own = replace(own, restores=restores)
+    longest = rope.get("original_max_position_embeddings") or getattr(model.config, "max_position_embeddings", None)
+    own = replace(own, packed_length=longest if length_dependent else None)
+    candidates = [] if padding is None else [(padding, padding), (1 + padding, None)]
+    for first, skipped in [(0, None), *candidates, (2, None)] if own.split_head else []:
+        packed = replace(own, layout="packed", first_position=first, padding_id=skipped)
         try:
             found = Engine(model, name, packed, 64).read(probes, 18)
         except UNFIT:
             continue  # this architecture's attention cannot be replaced, or has no such position
+        finally:
+            before.restore()
         if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
-            return replace(packed, narrow=_narrows(model, name, packed))
+            packed = replace(packed, narrow=_narrows(model, name, packed))
+            model.set_attn_implementation(own.native)
+            return replace(packed, masks=takes_masks(model, own.attends))
     model.set_attn_implementation(own.native)
     return replace(own, masks=takes_masks(model, own.attends))
 
 
+def _plain_trial(model: Any, name: str, own: Geometry, probes: Sequence[Probes]) -> tuple[Floats, Geometry]:
+    """What plain rows answer, and the geometry that reads them: with the head split off where it can be."""
+    whole = replace(own, split_head=False)
+    expected = Engine(model, name, whole, 64).read(probes, 18)
+    try:
+        if np.allclose(Engine(model, name, own, 64).read(probes, 18), expected, rtol=1e-5, atol=1e-4):
+            return expected, own
+    except UNFIT:
+        pass
+    return expected, whole
+
+
 def takes_masks(model: Any, attends: Attention) -> bool:
     """Whether a 4-D mask decides which way rows attend: tried on two rows that differ in their last token."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(model)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 6))).repeat(2, 1)
     ids[1, -1] += 1
     ids = ids.to(model.device)
@@ -185,13 +245,20 @@ def _narrows(model: Any, name: str, packed: Geometry) -> bool:
         return False
 
 
-def _trial(model: Any, attention: Attention) -> list[Probes]:
-    """Random rows of three lengths, some with a shared beginning, every position read; text = its place among 18."""
+def _trial(model: Any, attention: Attention, special_ids: Sequence[int] = ()) -> list[Probes]:
+    """Random rows of three lengths, every position read; text = its place among 18.
+
+    The rows of one length share a beginning; the second holds special ids where a text has its tokens.
+    """
     rng = np.random.default_rng(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(model)
+    usable = [i for i in special_ids if i < vocabulary]
     stem, probes = rng.integers(0, vocabulary, 9), []
     for length in (4, 6, 9):
         ids = np.stack([stem[:length], np.concatenate([stem[:2], rng.integers(0, vocabulary, length - 2)])])
+        if usable:
+            ids[1, 2:-1:2] = rng.choice(usable, len(ids[1, 2:-1:2]))
+            ids[1, 2] = usable[-1]  # the padding id, where there is one
         row, at = (x.ravel() for x in np.meshgrid(np.arange(2), np.arange(length), indexing="ij"))
         reads = (x.astype(np.int32) for x in (row, at, rng.integers(0, vocabulary, len(row)), row * 9 + at))
         probes.append(Probes(ids.astype(np.int32), attention, *reads))

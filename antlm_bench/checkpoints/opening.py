@@ -19,11 +19,11 @@ from torch import nn
 
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.folders import CARD, OpenOptions, locate, weight_hash
+from antlm_bench.checkpoints.self_test import TRIAL_TEXTS, self_test
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
-from antlm_bench.scoring.fused import fuse
-from antlm_bench.scoring.linear import can_pack, pack_linears
+from antlm_bench.scoring.linear import can_pack
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import Encoder, Specials, specials
@@ -84,10 +84,9 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     vocabulary = found.model.get_input_embeddings().weight.shape[0]
     found.model.to(DTYPES[options.dtype])
     engine = Engine(found.model, found.name, found.geometry, budget)
-    pack_linears(found.model, budget, engine.head_rows)
-    fuse(found.model)
+    engine.use_kernels()
     tokenizer, limit = found.tokenizer, found.max_length
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=found.name,
         kind=found.kind,
         attends=frozenset(found.around),
@@ -99,6 +98,9 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in found.around.items()},
         describe=describe(ref, found, options),
     )
+    tested = self_test(checkpoint, TRIAL_TEXTS, most_reads=6)
+    checkpoint.describe |= {"shortcuts": engine.shortcuts, "self_test": tested.record()}
+    return checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,9 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     limit = loading.max_length_of(config, tokenizer, options.max_length)
     own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
-    geometry = loading.geometry_of(model, kind, name) if tried else untried
+    if own == "causal":
+        loading.check_causality(model, folder)
+    geometry = loading.geometry_of(model, kind, name, special_ids(tokenizer)) if tried else untried
     card = _card(config)
     attends: set[str] = {own}
     both = geometry.layout == "packed" or geometry.masks
@@ -148,6 +152,13 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
     around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
     return Found(name, folder, kind, model, tokenizer, geometry, limit, around, tuple(card.get("methods", [])))
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that a row may hold beside those of its text: what padding, masks and separators are."""
+    names = ("pad", "mask", "bos", "eos", "cls", "sep", "unk")
+    ids = {getattr(tokenizer, f"{name}_token_id", None) for name in names}
+    return sorted(i for i in ids if i is not None)
 
 
 def _card(config: Any) -> dict[str, list[str]]:
@@ -212,8 +223,8 @@ def quicker(opened: Checkpoint) -> Checkpoint:
     if not rough:
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
     engine = (RoughEngine if rough else Engine)(model, opened.name, opened.engine.geometry, opened.engine.budget)
-    pack_linears(model, engine.budget, rows)
-    fuse(model)
+    if opened.engine.kernels is not None:
+        engine.use_kernels()
     return replace(opened, engine=engine)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, quicker, settings
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
+from antlm_bench.checkpoints.self_test import self_test, spread_texts
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, key, listed, manifest, place
 from antlm_bench.commands.kinds import kind_of
@@ -28,7 +29,7 @@ from antlm_bench.suites import harness
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import columns_of
-from antlm_bench.types import Item, Prediction, Run
+from antlm_bench.types import Cell, Item, Prediction, Run
 
 CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
@@ -225,6 +226,7 @@ def _score_suite(
         return
     methods = [find_method(name, checkpoint) for name in todo]
     items = choice.as_asked(suite.items, policy, checkpoint)
+    history = _self_test(checkpoint, items)
     chunks = list(choice.chunks(items, methods))
     results: dict[str, list[Prediction]] = {name: [] for name in todo}
     scorer: Adaptive | None = None
@@ -249,7 +251,17 @@ def _score_suite(
         found = results.pop(name)
         settled = suite.judge.settled(found) if suite.judge and suite.judge.wholes else None
         summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)
-        writer.finish(suite.name, name, keys[name], facts[name], summary, len(chunks), settled)
+        cell = Cell(suite.name, name, keys[name], facts[name], summary, history=history)
+        writer.finish(cell, len(chunks), settled)
+
+
+def _self_test(checkpoint: Checkpoint | Foreign, items: Sequence[Item]) -> dict[str, Any]:
+    """Compare our engine with the model's plain forward on texts of these items; what was found, for the cell."""
+    if isinstance(checkpoint, Foreign):
+        return {}
+    texts = [option.text for item in items for option in item.options]
+    tested = self_test(checkpoint, spread_texts(texts))
+    return {"self_test": tested.record(), "shortcuts": checkpoint.engine.shortcuts}
 
 
 def _stored(

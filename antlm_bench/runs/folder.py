@@ -6,12 +6,12 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 from antlm_bench.errors import RunError
 from antlm_bench.runs import parquet
 from antlm_bench.runs.document import SCHEMA, from_json, to_json
-from antlm_bench.types import Cell, Manifest, Prediction, Run, Summary
+from antlm_bench.types import Cell, Manifest, Prediction, Run
 
 
 class Writer:
@@ -90,29 +90,20 @@ class Writer:
                 old.unlink()
         write_whole(folder / _chunk_name(index, data), data)
 
-    def finish(
-        self,
-        suite: str,
-        method: str,
-        key: str,
-        settings: Mapping[str, Any],
-        summary: Summary,
-        chunks: int,
-        settled: Sequence[Prediction] | None = None,
-    ) -> Cell:
-        """Join chunks 0 .. chunks-1 into the cell's predictions, `enter` them, drop the chunks.
+    def finish(self, cell: Cell, chunks: int, settled: Sequence[Prediction] | None = None) -> Cell:
+        """Join chunks 0 .. chunks-1 into a cell's predictions, `enter` them, drop the chunks.
 
         settled: the same predictions with what only all of them together say. Raises RunError if a chunk is missing.
         """
         predictions: list[Prediction] = []
         for index in range(chunks):
-            stored = self.chunk(suite, method, key, index)
+            stored = self.chunk(cell.suite, cell.method, cell.key, index)
             if stored is None:
-                raise RunError(f"chunk {index} of {suite} is missing", place=str(self.path), hint=parquet.AGAIN)
+                raise RunError(f"chunk {index} of {cell.suite} is missing", place=str(self.path), hint=parquet.AGAIN)
             predictions += stored
-        cell = self.enter(Cell(suite, method, key, dict(settings), summary), settled or predictions)
-        self.discard(suite, method)
-        return cell
+        entered = self.enter(cell, settled or predictions)
+        self.discard(cell.suite, cell.method)
+        return entered
 
     def enter(self, cell: Cell, predictions: Sequence[Prediction]) -> Cell:
         """Write a cell's predictions, then run.json with the cell in it; the cell with its digest.

@@ -53,6 +53,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
         engine=Instant(), encoders={"causal": encoder}, describe={**facts, "weights": "0" * 64, "max_length": 64},
     )  # type: ignore[arg-type]  # fmt: skip
     monkeypatch.setattr("antlm_bench.commands.score.open_checkpoint", lambda *_: model)
+    monkeypatch.setattr("antlm_bench.commands.score._self_test", lambda *_: {})
 
 
 def asked(ref: str, out: Path, **options: Any) -> items.Suite | BenchError:

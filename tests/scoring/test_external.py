@@ -127,7 +127,7 @@ def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypat
 
     folder = make_checkpoint("causal")
     expected = ours(folder, TEXTS, "causal")
-    monkeypatch.setattr(Engine, "_head", cannot)
+    monkeypatch.setattr(Engine, "_forward", cannot)
     with pytest.raises(CheckpointError):
         open_checkpoint(str(folder))
     assert close(foreign(folder, "causal"), expected)

@@ -1,0 +1,186 @@
+"""The self-test of an opened checkpoint: our engine against the model's own plain forward, on real texts.
+
+The plain forward reads one row at a time and takes no shortcut: masked, each token hidden in turn; causal, each prefix
+by itself. A difference above TOLERANCE turns the engine's shortcuts off, one by one, until the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, future_effect
+from antlm_bench.errors import CheckpointError
+from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, no_cache, whole_rows
+from antlm_bench.types import Attention, Encodings, Floats, Probes
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""Largest difference of one log-probability (nats) by dtype: rounding stays below, another position does not."""
+TRIAL_TEXTS = ("The cats near the house sleep.", "Who has seen that the dogs never see the old house?")
+MOST_READS = 12  # predictions that are compared per text and attention, spread over the text
+
+
+class Testable(Protocol):
+    """What the self-test needs of a checkpoint (see opening.Checkpoint)."""
+
+    engine: Engine
+    mask_id: int | None
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def attends(self) -> frozenset[str]: ...
+    def encode(
+        self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
+    ) -> Encodings: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What a self-test found: the largest difference (nats) of one prediction, over `reads` of `texts` texts."""
+
+    texts: int
+    reads: int
+    largest: float
+    disabled: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """For run.json. The difference is rounded up to a power of ten: below that it is noise of the machine."""
+        above = float(10.0 ** np.ceil(np.log10(max(self.largest, 1e-6))))
+        return {"texts": self.texts, "reads": self.reads, "largest_nats_below": above, "disabled": list(self.disabled)}
+
+
+def self_test(checkpoint: Testable, texts: Sequence[str], most_reads: int = MOST_READS) -> SelfTest:
+    """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it differ.
+
+    Texts that do not fit the model are left out. Raises CheckpointError where no shortcut is to blame: the model
+    answers differently when it is asked again, or sees later tokens.
+    """
+    engine = checkpoint.engine
+    computed = engine.nodes, engine.heads
+    try:
+        return _compare(checkpoint, texts, most_reads)
+    finally:
+        engine.nodes, engine.heads = computed  # they count what is scored
+
+
+def _compare(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> SelfTest:
+    engine = checkpoint.engine
+    probes = [p for p in _probes(checkpoint, texts, most_reads) if _has_plain_forward(engine, p.attention)]
+    reads = sum(len(p.row) for p in probes)
+    if not reads:
+        return SelfTest(0, 0, 0.0)
+    counted = len({int(text) // most_reads for p in probes for text in p.text})
+    with engine.without([name for name in engine.shortcuts if name == KERNELS]):
+        expected = _plain_answers(engine, probes)
+    if np.isnan(expected).any():
+        raise CheckpointError(
+            f"{checkpoint.name} answers NaN",
+            hint="the weights are damaged, or the dtype is too small: --dtype float32",
+        )
+    tolerance = TOLERANCE[next(engine.model.parameters()).dtype]
+
+    def difference(off: Sequence[str]) -> float:
+        with engine.without(off):
+            try:
+                found = engine.read(probes, len(expected))
+            except UNFIT:
+                return float("inf")
+        with np.errstate(invalid="ignore"):  # ids that a model rules out are equal at minus infinity
+            return float(np.where(found == expected, 0.0, np.abs(found - expected)).max())
+
+    largest = difference(())
+    if largest <= tolerance:
+        return SelfTest(counted, reads, largest)
+    for off in _suspects(engine.shortcuts):
+        if (remaining := difference(off)) <= tolerance:
+            _check_future(engine, probes, off)
+            for name in off:
+                engine.disable(name)
+            return SelfTest(counted, reads, remaining, tuple(off))
+    raise CheckpointError(
+        f"{checkpoint.name}: {type(engine.model).__name__} does not give the same numbers twice: our engine and its "
+        f"own forward, one row at a time, differ by up to {largest:.2g} nats, with every shortcut turned off too",
+        hint="a forward that depends on chance or on earlier calls cannot be scored; --engine minicons may show it too",
+    )
+
+
+def _suspects(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Sets of shortcuts to turn off: each by itself, then more and more of them."""
+    yield from ([name] for name in shortcuts)
+    yield from (shortcuts[:end] for end in range(2, len(shortcuts) + 1))
+    yield list(SHORTCUTS)
+
+
+def _check_future(engine: Engine, probes: Sequence[Probes], off: Sequence[str]) -> None:
+    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row."""
+    if "one row per text" not in off or engine.geometry.attends != "causal":
+        return
+    longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])
+    ids = torch.from_numpy(longest[:1].astype(np.int64)).to(engine.model.device)
+    if (moved := future_effect(engine.model, ids)) > CAUSALITY_TOLERANCE:
+        raise CheckpointError(
+            f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the logits before it by "
+            f"{moved:.1g} of the largest: the model sees later tokens",
+            hint="it cannot be scored left to right at that length: see --max-length",
+        )
+
+
+def _has_plain_forward(engine: Engine, attention: Attention) -> bool:
+    """Whether the model's own forward can be made to attend that way."""
+    return attention == engine.geometry.attends or engine.geometry.masks
+
+
+def _probes(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> Iterator[Probes]:
+    """Rows of texts under each attention; every read has a text number of its own, counted by `most_reads`."""
+    number = 0
+    for name in sorted(checkpoint.attends):
+        attention: Attention = "causal" if name == "causal" else "full"
+        if attention == "full" and checkpoint.mask_id is None:
+            continue
+        for encoded in checkpoint.encode(texts, [None] * len(texts), attention).lengths:
+            for ids, scored in zip(encoded.ids, encoded.scored, strict=True):
+                at = np.nonzero(scored)[0]
+                at = at[at > 0] if attention == "causal" else at
+                at = at[np.unique(np.linspace(0, len(at) - 1, most_reads).round().astype(int))] if len(at) else at
+                text = (number + np.arange(len(at))).astype(np.int32)
+                number += most_reads
+                where = at.astype(np.int32)
+                if attention == "causal":
+                    row = np.zeros(len(at), np.int32)
+                    yield Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text)
+                else:
+                    rows = np.repeat(ids[None], len(at), 0)
+                    order = np.arange(len(at), dtype=np.int32)
+                    rows[order, where] = checkpoint.mask_id
+                    yield Probes(rows, "full", order, where, ids[where], text)
+
+
+def _plain_answers(engine: Engine, probes: Sequence[Probes]) -> Floats:
+    """Log-probabilities by the model's own forward: one row, or one prefix, at a time."""
+    answers = np.zeros(1 + max(int(text) for p in probes for text in p.text))
+    engine.attend_with(engine.geometry.native)
+    device = next(engine.model.parameters()).device
+    for p in probes:
+        for row, at, target, text in zip(p.row, p.at, p.target, p.text, strict=True):
+            ids = p.ids[row] if p.attention == "full" else p.ids[row, : at + 1]
+            inputs = {"input_ids": torch.from_numpy(ids[None].astype(np.int64)).to(device)}
+            if p.attention != engine.geometry.attends:
+                inputs |= {k: v.to(device) for k, v in whole_rows(len(ids), p.attention).items()}
+            with torch.inference_mode():
+                logits = engine.model(**inputs, **no_cache(engine.model)).logits[0, int(at)].float()
+            if engine.state is not None:
+                engine.state.restore()
+            answers[text] = float(logits.log_softmax(-1)[int(target)])
+    return answers
+
+
+def spread_texts(texts: Sequence[str], count: int = 5) -> list[str]:
+    """A handful of different texts from the shortest to the longest, the same whatever the order of `texts`."""
+    ordered = sorted(set(texts), key=lambda text: (len(text), text))
+    steps = np.linspace(0, len(ordered) - 1, count).round().astype(int).tolist() if ordered else []
+    return [ordered[step] for step in dict.fromkeys(steps)]

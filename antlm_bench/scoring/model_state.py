@@ -1,0 +1,101 @@
+"""What is no weight of a model and may change all the same: its submodules, buffers and plain attributes.
+
+Some forwards change their model (BigBird leaves its sparse attention for good after one short row), so that an answer
+depends on what was asked before. `ModelState` notices that and puts the model back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Attributes of a module that hold its submodules and buffers: dictionaries, which are compared entry by entry.
+_PARTS = ("_modules", "_buffers")
+_PLAIN = (int, float, bool, str, tuple, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A copy of all that a forward could change, module by module; values of buffers included."""
+
+    modules: tuple[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelState:
+        """Remember a model's present state."""
+        return cls(
+            tuple(
+                (
+                    module,
+                    {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)},
+                    {part: dict(vars(module)[part]) for part in _PARTS},
+                    {k: v.clone() for k, v in vars(module)["_buffers"].items() if isinstance(v, Tensor)},
+                )
+                for module in model.modules()
+            )
+        )
+
+    def changed(self) -> bool:
+        """Whether anything differs from what was remembered."""
+        return any(self._differs(*entry) for entry in self.modules)
+
+    def restore(self) -> None:
+        """Put back what differs."""
+        for module, plain, parts, values in self.modules:
+            if not self._differs(module, plain, parts, values):
+                continue
+            for name in [k for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in plain]:
+                del vars(module)[name]
+            vars(module).update(plain)
+            for part, entries in parts.items():
+                vars(module)[part].clear()
+                vars(module)[part].update(entries)
+            with torch.no_grad():
+                for name, value in values.items():
+                    vars(module)["_buffers"][name].copy_(value)
+
+    @staticmethod
+    def _differs(
+        module: nn.Module, plain: dict[str, Any], parts: dict[str, dict[str, Any]], values: dict[str, Tensor]
+    ) -> bool:
+        now = vars(module)
+        if {k: v for k, v in now.items() if isinstance(v, _PLAIN)} != plain:
+            return True
+        for part, entries in parts.items():
+            if now[part].keys() != entries.keys() or any(now[part][k] is not v for k, v in entries.items()):
+                return True
+        return any(not torch.equal(now["_buffers"][name], value) for name, value in values.items())
+
+
+class ModuleSwaps:
+    """Submodules of a model that others have replaced, and the way back."""
+
+    def __init__(self, swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]]) -> None:
+        self.swaps = swaps
+
+    @classmethod
+    def made_by(cls, model: nn.Module, swap: Callable[[], None]) -> ModuleSwaps:
+        """Run `swap` and note which submodules it replaces."""
+        before = {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
+        swap()
+        return cls(
+            [
+                (parent, name, child, getattr(parent, name))
+                for (parent, name), child in before.items()
+                if getattr(parent, name, None) is not child
+            ]
+        )
+
+    def undo(self) -> None:
+        """Put the plain submodules back."""
+        for parent, name, plain, _ in self.swaps:
+            setattr(parent, name, plain)
+
+    def redo(self) -> None:
+        """Put the replacements in again."""
+        for parent, name, _, replacement in self.swaps:
+            setattr(parent, name, replacement)

@@ -1,0 +1,281 @@
+"""Score tiny random checkpoints of every causal and masked architecture of transformers; compare with a plain loop.
+
+`make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a reason.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tiny import WORDS, tokenizer_for
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
+from antlm_bench.errors import BenchError
+from antlm_bench.scoring import choice
+from antlm_bench.scoring.probes import METHODS
+from antlm_bench.types import Item, Option
+
+TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on
+LARGEST = 30_000_000  # parameters: what the sizes below could not shrink
+SECONDS = 120  # per architecture
+SIZES: dict[int, str] = {
+    32: "hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim embedding_size "
+    "hidden_dim_size attention_hidden_size",
+    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers "
+    "num_decoder_layers num_key_value_heads num_experts_per_tok moe_topk moe_k top_k_experts num_blocks",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+    "attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads num_hash_functions",
+    8: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state swa_head_dim "
+    "attention_head_dim linear_key_head_dim linear_value_head_dim mamba_head_dim kv_channels",
+    16: "q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window attention_window "
+    "attention_window_size lru_width_ index_head_dim",
+    48: "intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim decoder_ffn_dim "
+    "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size "
+    "moe_shared_expert_intermediate_size shared_intermediate_size",
+    1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace pretraining_tp",
+    130: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length context_length",
+}
+SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
+IDS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "mask_token_id": 3,
+}
+# What an architecture needs beside small sizes, from its own configuration's rules.
+EXTRA: dict[str, dict[str, Any]] = {
+    "big_bird": {"block_size": 8, "num_random_blocks": 1},
+    "mpnet": {"relative_attention_num_buckets": 8},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which methods, or why."""
+
+    architecture: str
+    kind: str
+    outcome: str
+    detail: str
+    shortcuts: str = ""
+
+
+def pairs() -> list[Item]:
+    """20 minimal pairs of 4 to 14 words."""
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(20):
+        words = list(rng.choice(WORDS, int(rng.integers(4, 15))))
+        other = list(words)
+        other[int(rng.integers(len(words)))] = str(rng.choice(WORDS))
+        other[-1] = "themselves" if other == words else other[-1]
+        made.append(Item(str(number), (Option(" ".join(words)), Option(" ".join(other))), 0))
+    return made
+
+
+def architectures() -> Iterator[tuple[str, str, str]]:
+    """(model type, kind, class name) of every entry of the library's causal and masked mappings."""
+    for kind, mapping in (("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES)):
+        for model_type, name in mapping.items():
+            for one in [name] if isinstance(name, str) else name:
+                if hasattr(transformers, one):
+                    yield model_type, kind, one
+
+
+def small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
+    """The default configuration of a model type with small sizes, inner configurations too."""
+    config_class = CONFIG_MAPPING[model_type]
+    values = config_class().to_dict()
+    shrunken = _shrunken(values, vocabulary)
+    for inner in [v for v in shrunken.values() if isinstance(v, dict)]:
+        inner.update({k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)})
+    shrunken |= {k: v for k, v in variant.items() if k in values}
+    return config_class(**shrunken | EXTRA.get(model_type, {}))
+
+
+def _shrunken(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    small: dict[str, Any] = {}
+    for name, value in values.items():
+        if name.endswith("_config") and isinstance(value, dict) and "model_type" in value:
+            small[name] = {"model_type": value["model_type"], **_shrunken(value, vocabulary)}
+        elif name in ("vocab_size", "n_words"):
+            small[name] = vocabulary
+        elif name in SMALL and isinstance(value, int | float | type(None)) and not isinstance(value, bool):
+            small[name] = value if value is None and name not in ("head_dim",) else SMALL[name]
+        elif name in SMALL and isinstance(value, list):
+            small[name] = SMALL[name]
+        elif name in IDS:
+            small[name] = IDS[name]
+    if values.get("head_dim", 0) is None:
+        small.pop("head_dim", None)
+    return small
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """TimeoutError after so many seconds."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Sizes that some architectures need to agree with each other, tried one after the other.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": 4, "rotary_dim": 8},
+    {"num_key_value_heads": 4, "head_dim": 16},
+    {"num_key_value_heads": 1, "pad_token_id": 0},
+    {"num_hidden_layers": 4},
+    {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
+     "vocab_size_per_layer_input": 400},
+)  # fmt: skip
+
+
+def build(model_type: str, kind: str, name: str, folder: Path) -> None:
+    """Save a random tiny checkpoint of an architecture with a tokenizer, and see that it runs.
+
+    Raises whatever the library raises for the first variant of sizes, if none of them can be built and run.
+    """
+    first: Exception | None = None
+    for variant in VARIANTS:
+        try:
+            return _build(model_type, kind, name, folder, variant)
+        except TimeoutError:
+            raise
+        except Exception as error:  # whatever a configuration of unknown rules raises
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping[str, Any]) -> None:
+    tokenizer = tokenizer_for(kind, True)
+    config = small_config(model_type, len(tokenizer), variant)
+    if kind == "causal" and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
+    cls = getattr(transformers, name)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in cls(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size / 1e6:.0f}M parameters: its sizes have names of their own")
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    with torch.inference_mode():
+        model(input_ids=torch.arange(5, 25)[None])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def plain_scores(folder: Path, kind: str, method: str, texts: Sequence[str]) -> list[float]:
+    """Scores by the library's own forward, one row at a time: every token hidden in turn, or every prefix."""
+    if method == "fused":
+        both = (plain_scores(folder, kind, name, texts) for name in ("causal", "mntp"))
+        return [a + b for a, b in zip(*both, strict=True)]
+    auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    totals = []
+    for text in texts:
+        encoded = tokenizer(text)
+        ids, words = encoded["input_ids"], encoded.word_ids()
+        total = 0.0
+        for at in range(1, len(ids) if kind == "causal" else len(ids) - 1):
+            row, more = torch.tensor([ids]), {}
+            if method == "causal":
+                row, read = row[:, :at], at - 1
+            else:
+                hidden = [at]
+                if method == "mlm-l2r":
+                    hidden = [i for i in range(at, len(ids)) if words[i] == words[at]]
+                row[0, hidden] = tokenizer.mask_token_id
+                read = at - (method == "mntp")
+                if kind == "causal":
+                    more = {"attention_mask": torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool)}
+            with torch.inference_mode():
+                logits = model(input_ids=row, **more).logits[0, read].float()
+            total += logits.log_softmax(-1)[ids[at]].item()
+        totals.append(total)
+    return totals
+
+
+def examine(model_type: str, kind: str, name: str, folder: Path) -> Row:
+    """Build, open and score one architecture, and compare every method that it offers."""
+    try:
+        with time_limit(SECONDS):
+            build(model_type, kind, name, folder)
+    except Exception as error:  # whatever a configuration of unknown rules raises
+        return Row(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
+    try:
+        with time_limit(SECONDS):
+            opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+            worst = {method: difference(opened, folder, kind, method) for method in opened.methods}
+    except BenchError as error:
+        return Row(name, kind, "refused", first_line(error))
+    except Exception as error:  # a fault of ours: its row says so
+        return Row(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
+    wrong = [f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE]
+    used = ", ".join(opened.engine.shortcuts)
+    return Row(name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used)
+
+
+def difference(opened: Checkpoint, folder: Path, kind: str, method: str) -> float:
+    """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the plain loop."""
+    items = pairs()
+    [predictions] = choice.predict(opened, items, [METHODS[method]])
+    ours = np.array([p.scores for p in predictions]).ravel()
+    plain = np.array(plain_scores(folder, kind, method, [o.text for item in items for o in item.options]))
+    return float((np.abs(ours - plain) / np.maximum(1, np.abs(plain))).max())
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0].split(": ", 1)[-1][:140]
+
+
+def main(names: Sequence[str]) -> int:
+    """Print a Markdown row per architecture (of those named, or all); 1 where one is wrong."""
+    transformers.utils.logging.set_verbosity(50)
+    transformers.utils.logging.disable_progress_bar()
+    print("| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |")
+    wrong = 0
+    for model_type, kind, name in architectures():
+        if names and name not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = examine(model_type, kind, name, Path(folder) / name)
+        wrong += row.outcome == "wrong"
+        print(f"| {row.architecture} | {row.kind} | {row.outcome} | {row.detail} | {row.shortcuts} |", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
