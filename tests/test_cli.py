@@ -119,7 +119,8 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "score --model a --suite s --revision r --limit 3 --columns good=ok,bad=no --columns id=key "
         "--method mlm,mlm-l2r "
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 --precision adaptive "
-        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs"
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs "
+        "--original-layout ltg-bert-bnc"
     )
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["a"], ["s"], ["mlm", "mlm-l2r"], Path("runs"))]
@@ -132,6 +133,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "ties": "strict",
         "compat": "lm-eval",
         "max_length": 9,
+        "original_layout": "ltg-bert-bnc",
         "device": "cpu",
         "dtype": "bfloat16",
         "precision": "adaptive",

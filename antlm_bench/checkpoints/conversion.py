@@ -245,8 +245,6 @@ class Original:
 
     def _agreed(self, name: str, mix: str | None, code: Traits) -> Traits:
         """The traits that --original-layout names, unless weights or code say something else."""
-        if name not in LAYOUTS:
-            raise UsageError(f"unknown layout {name!r}", place=OPTION, hint=f"one of {', '.join(LAYOUTS)}")
         if self.model_type == GPT:
             raise UsageError(f"{self.folder.name} is a GPT-BERT, not {name}", place=OPTION, hint="leave it out")
         traits = LAYOUTS[name]
@@ -333,8 +331,12 @@ class Original:
 def recognise(folder: Path, options: OpenOptions) -> Original | None:
     """The checkpoint in this folder, if it is in an original layout; with --trust-remote-code its own code is asked.
 
-    Raises CheckpointError for damaged weights, UsageError for --original-layout with any other checkpoint.
+    Raises CheckpointError for damaged weights, UsageError for an unknown --original-layout, or one with any other
+    checkpoint.
     """
+    if options.original_layout and options.original_layout not in LAYOUTS:
+        hint = f"one of {', '.join(LAYOUTS)}"
+        raise UsageError(f"unknown layout {options.original_layout!r}", place=OPTION, hint=hint)
     original = _recognise(folder, options)
     if original is None and options.original_layout:
         why = "its own code runs" if options.trust_remote_code else "it is not in a layout of LTG-BERT or ELC-BERT"
