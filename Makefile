@@ -4,22 +4,24 @@ BIN := .venv/bin
 
 # Tests on the real benchmark files run when these lie beside the checkout; elsewhere they are skipped, with the reason.
 ifneq ($(wildcard ../shared/data/README.md),)
-test: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
+test test-all test-oldest: export ANTLM_BENCH_DATA ?= $(abspath ../shared/data)
 endif
 # Likewise what the original code of others answered on tiny checkpoints.
 ifneq ($(wildcard ../shared/cases/README.md),)
-test: export ANTLM_BENCH_CASES ?= $(abspath ../shared/cases)
+test test-all: export ANTLM_BENCH_CASES ?= $(abspath ../shared/cases)
 endif
 
 # As antlm-bench does for itself: on a shared machine threads that spin long make everything wait. Every core has a process.
-test: export GOMP_SPINCOUNT ?= 20000
-test: export OMP_NUM_THREADS ?= 1
+test test-all: export GOMP_SPINCOUNT ?= 20000
+test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check fmt bench
+.PHONY: help demo test test-all test-oldest check fmt bench
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (2 minutes, offline)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
+	@echo "make test-all  the same with the slow tests: environments with other versions (needs a package registry)"
+	@echo "make test-oldest  the tests of opening, scoring and training with transformers 5.0"
 	@echo "make check   the static half of it"
 	@echo "make fmt     let ruff rewrite the code"
 	@echo "make bench   speed against minicons, lm-eval and the transformers Trainer on this machine"
@@ -48,7 +50,22 @@ check: .venv/installed
 	@$(BIN)/mypy
 
 test: check
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow"
+
+test-all: check
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# The oldest transformers of our range. Its own modules use what newer torch calls deprecated: only that is let pass.
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install -qq -c constraints-oldest.txt torch
+	@.venv-oldest/bin/python -m pip install -qq -c constraints-oldest.txt -e ".[dev]"
+	@touch $@
+
+test-oldest: .venv-oldest/installed
+	@.venv-oldest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning tests/test_checkpoints.py \
+	  tests/test_conversion.py tests/test_published_layouts.py tests/test_hybrids.py tests/architectures tests/scoring \
+	  tests/finetuning tests/training tests/harness
 
 fmt: .venv/installed
 	@$(BIN)/ruff check --fix

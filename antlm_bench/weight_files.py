@@ -22,6 +22,8 @@ from antlm_bench.errors import CheckpointError
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# Not a model's weights: adapters, and what the Trainer saves beside a model.
+NO_WEIGHTS = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
 ENDINGS = (".safetensors", ".bin")
 AGAIN = "save or download the checkpoint again"
 HEADER_LIMIT = 100_000_000  # bytes; safetensors refuses longer headers too
@@ -52,8 +54,8 @@ def weight_sets(folder: Path) -> list[WeightSet]:
     """Return the sets of weights in a folder, the one that transformers reads first.
 
     A folder without any file of a standard name has one set: all its *.safetensors, else all its
-    pytorch_model*.bin (checkpoints in their authors' layouts). Raises CheckpointError for an index
-    that cannot be read.
+    pytorch_model*.bin, else what its authors called RUN.bin or model.bin (original layouts).
+    Raises CheckpointError for an index that cannot be read.
     """
     explicit = _explicit_name(folder)
     names = [SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json"]
@@ -62,8 +64,8 @@ def weight_sets(folder: Path) -> list[WeightSet]:
     sets = [_weight_set(folder, n) for n in names if (folder / n).is_file() or (folder / n).is_symlink()]
     if sets:
         return sets
-    for pattern, pickled in (("*.safetensors", False), ("pytorch_model*.bin", True)):
-        found = sorted(file for file in folder.glob(pattern) if file.is_file() and file.name not in ADAPTER_WEIGHTS)
+    for pattern, pickled in (("*.safetensors", False), ("pytorch_model*.bin", True), ("*.bin", True)):
+        found = sorted(file for file in folder.glob(pattern) if file.is_file() and file.name not in NO_WEIGHTS)
         if found:
             return [WeightSet(found[0].name, tuple(found), pickled)]
     return []

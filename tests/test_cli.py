@@ -121,7 +121,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "--method mlm,mlm-l2r "
         "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 --precision adaptive "
         "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs "
-        "--peft p --tokenizer t --allow-unused --allow-missing"
+        "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
     )
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["a"], ["s"], ["mlm", "mlm-l2r"], Path("runs"))]
@@ -134,6 +134,7 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
         "ties": "strict",
         "compat": "lm-eval",
         "max_length": 9,
+        "original_layout": "ltg-bert-bnc",
         "device": "cpu",
         "dtype": "bfloat16",
         "precision": "adaptive",

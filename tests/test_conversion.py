@@ -5,6 +5,7 @@ The names and shapes below are written by hand from the public files; the values
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 
@@ -16,8 +17,9 @@ from asking import ours
 from safetensors.torch import save_file
 from tiny import tokenizer_for
 
-from antlm_bench.checkpoints import OpenOptions, open_checkpoint
-from antlm_bench.errors import CheckpointError
+from antlm_bench import score
+from antlm_bench.checkpoints import OpenOptions, open_checkpoint, settings
+from antlm_bench.errors import CheckpointError, UsageError
 
 TEXT = "the cat sees no dogs"
 CONFIG = {
@@ -79,15 +81,17 @@ def gpt_layout(weights, body="transformer.", embedding="", head="classifier."):
         state |= {
             f"{body}attention_layers.{n}.in_proj_qk.weight": layer["qk_w"],
             f"{body}attention_layers.{n}.in_proj_qk.bias": layer["qk_b"],
-            f"{body}attention_layers.{n}.in_proj_vg.weight": np.concatenate([layer["v_w"], layer["g_w"]]),
-            f"{body}attention_layers.{n}.in_proj_vg.bias": np.concatenate([layer["v_b"], layer["g_b"]]),
             f"{body}attention_layers.{n}.out_proj.weight": layer["o_w"],
             f"{body}attention_layers.{n}.out_proj.bias": layer["o_b"],
             f"{body}attention_layers.{n}.position_indices": indices(),
             f"{body}mlp_layers.{n}.mlp.1.weight": layer["wide"],
             f"{body}mlp_layers.{n}.mlp.4.weight": layer["narrow"],
         }
-        for i in range(2):
+        gate = "g" if "g_w" in layer else ""
+        for kind, name in (("w", "weight"), ("b", "bias")):
+            parts = [layer[f"v_{kind}"], *([layer[f"g_{kind}"]] if gate else [])]
+            state[f"{body}attention_layers.{n}.in_proj_v{gate}.{name}"] = np.concatenate(parts)
+        for i in range(2 if "alphas" in layer else 0):
             state[f"{body}dwa_modules.alphas.{2 * n + i}"] = layer["alphas"][i]
     return state
 
@@ -109,8 +113,9 @@ def saved(folder, state, config, *, pickled=False):
     return folder
 
 
-def weights_for(mix, **more):
-    weights = reference.random_weights(np.random.default_rng(1), mix, vocabulary=400)
+def weights_for(mix, gate=True, learned=True, **more):
+    draw = np.random.default_rng(1)
+    weights = reference.random_weights(draw, mix, vocabulary=400, gate=gate, learned=learned)
     if mix in ("base", "zero", "normalized", "weighted_output"):
         weights["layers"][0]["alpha"][:] = float(mix == "base")  # where training began, and stayed
     return weights, {
@@ -165,25 +170,50 @@ def test_a_public_layout_opens_and_scores_as_the_reference_does(tmp_path, mix, l
     assert facts["max_length"] == 32 and facts["vocabulary"] == 400
 
 
-def test_a_causal_gpt_bert_opens_as_causal(tmp_path):
-    weights, settings = weights_for("gpt")
-    state = gpt_layout(weights, "model.", "model.", "lm_head.")
-    folder = saved(tmp_path / "c", state, GPT | {"architectures": ["GPTBERTForCausalLM"]})
-    assert ours(folder, [TEXT], "causal", bos="tokenizer")[0] == pytest.approx(
-        by_hand(weights, settings, "causal"), abs=1e-3
-    )
+WRAPPERS = ["GPTBERTFoCausalLM", "GPTBERTForCausalLM", "LtgbertForMaskedLM", "LtgbertForCausalLM", "GptBertForMaskedLM"]
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("learned", [True, False])
+def test_every_form_of_gpt_bert_opens_both_ways(tmp_path, gate, learned):
+    weights, settings = weights_for("gpt", gate, learned)
+    folder = saved(tmp_path / "form", gpt_layout(weights), GPT)
+    for method in ("mntp", "causal"):
+        expected = by_hand(weights, settings, method)
+        assert ours(folder, [TEXT], method, bos="tokenizer")[0] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_gpt_bert_is_read_as_mntp_whatever_its_wrapper_is_called(tmp_path, wrapper):
+    state = gpt_layout(weights_for("gpt")[0], "model.", "model.", "lm_head.")
+    opened = open_checkpoint(str(saved(tmp_path / "c", state, GPT | {"architectures": [wrapper]})))
+    assert opened.methods[:3] == ["mntp", "causal", "fused"]
+
+
+def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
+    state, said = gpt_layout(weights_for("gpt")[0]), {}
+    for eps in (1e-5, 1e-7, None):
+        folder = saved(tmp_path / str(eps), state, GPT)
+        config = CONFIG | {"layer_norm_eps": eps}
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        opened = open_checkpoint(str(folder))
+        assert opened.engine.model.config.layer_norm_eps == (eps or 1e-5)
+        said[eps] = opened.facts()["original_layout"].partition("layer_norm_eps ")[2]
+    assert said[1e-5] == "1e-05 (config.json)"
+    assert said[1e-7] == "1e-07 (config.json; the authors trained with 1e-05)"
+    assert said[None] == "1e-05 (not in config.json, as the authors trained)"
 
 
 def test_what_only_the_wrappers_code_tells_is_read_from_it_and_not_run(tmp_path):
     weights, settings = weights_for("", per_head=True)
     folder = saved(tmp_path / "heads", ltg_layout(weights), LTG)
-    own = "raise SystemExit\nq, k = pos.view(-1, self.num_heads, 2*self.head_size).chunk(2, dim=2)\n"
-    (folder / "modeling_ltgbert.py").write_text(own)
+    (folder / "modeling_ltgbert.py").write_text(f"raise SystemExit\n{PER_HEAD[0]}\n")
     assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
-    for mix, line in (("zero", ""), ("normalized", "self.norm = nn.LayerNorm(d)")):
+    feed_forward = "self.prev_layer_weights\nout = attended + self.mlp(x + attended)\n"
+    for mix, line in (("zero", ""), ("normalized", "self.norm = nn.LayerNorm(\n  d\n)")):
         weights, settings = weights_for(mix)
         folder = saved(tmp_path / mix, ltg_layout(weights), LTG)
-        (folder / "modeling_elcbert.py").write_text(f"raise SystemExit\nself.prev_layer_weights\n{line}")
+        (folder / "modeling_elcbert.py").write_text(f"raise SystemExit\n{feed_forward}{line}")
         assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
 
 
@@ -194,20 +224,104 @@ def test_without_the_wrappers_code_the_layout_of_positions_is_asked_for(tmp_path
         (LTG, True),
         (elsewhere, True),
         (LTG | {"per_head_positions": False}, False),
-        ({"auto_map": None}, False),
+        ({"auto_map": None}, True),
     ):
         folder = saved(tmp_path / "no", ltg_layout(weights), config)
         (folder / "modeling_ltgbert.py").unlink()
         if missing:
-            with pytest.raises(CheckpointError, match=r"modeling_ltgbert\.py is not here(.|\n)*per_head_positions"):
+            with pytest.raises(CheckpointError, match=r"--original-layout NAME with one of ltg-bert-babylm") as refused:
                 open_checkpoint(str(folder))
+            assert ("put modeling_ltgbert.py beside the weights" in refused.value.hint) == bool(config["auto_map"])
         else:
             assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is False
 
 
+# How public wrappers cut the projected position table into heads, in statements of our own.
+PER_HEAD = [
+    "a, b = table.view(-1, self.num_heads, 2 * self.head_size).chunk(2, dim=2)",
+    "table = table.view(\n n, n, self.num_heads, 2*self.head_size\n)\na, b = table.chunk(2, dim=3)",
+    "t = t.reshape(n, num_heads, 2*head_dim)  # (-1, 2, num_heads, head_size)",
+]
+BY_HALF = [
+    "a, b = table.view(-1, 2, self.num_heads, self.head_size).chunk(2, dim=1)",
+    "a, key_pos = table.chunk(2, dim=-1)\nkey_pos = key_pos.view(n, n, self.num_heads, self.head_size)",
+    "a, b = self.in_proj_qk(self.dropout(relative_embedding)).chunk(\n    2, dim=-1\n)",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [*PER_HEAD, *BY_HALF, "value, gate = x.chunk(2, dim=-1)", PER_HEAD[0] + "\n" + BY_HALF[0]]
+)
+def test_positions_are_read_from_code_or_asked_for(tmp_path, text):
+    folder = saved(tmp_path / "code", ltg_layout(weights_for("")[0]), LTG)
+    (folder / "modeling_ltgbert.py").write_text(text)
+    if (text in PER_HEAD) == (text in BY_HALF):
+        with pytest.raises(CheckpointError, match="nothing here says which code"):
+            open_checkpoint(str(folder))
+    else:
+        assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is (text in PER_HEAD)
+
+
+def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
+    folder = saved(tmp_path / "blank", ltg_layout(weights_for("")[0]), LTG)
+    code = BY_HALF[0] + "\nsubword_prediction[:, :, :6+1] = float('-inf')\n"
+    (folder / "modeling_ltgbert.py").write_text(code)
+    opened = open_checkpoint(str(folder))
+    logits = opened.engine.model(torch.tensor([[1, 9, 4, 2]])).logits
+    assert logits[..., :7].isneginf().all() and logits[..., 7:].isfinite().all()
+    assert "ids 0 to 6 are never predicted" in opened.facts()["original_layout"]
+    (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[mask] = float('-inf')\n")
+    with pytest.raises(CheckpointError, match="never predicts some ids, by a rule unknown here"):
+        open_checkpoint(str(folder))
+    norbert = LTG | {"architectures": ["NorbertForMaskedLM"], "per_head_positions": False}
+    (folder / "config.json").write_text(json.dumps(CONFIG | norbert))
+    (folder / "modeling_ltgbert.py").unlink()
+    with pytest.raises(CheckpointError, match="ltg-bert-first-wrapper"):
+        open_checkpoint(str(folder))
+
+
+def test_a_text_without_probability_is_a_tie_in_both_precisions(tmp_path):
+    folder = saved(tmp_path / "blank", ltg_layout(weights_for("")[0]), LTG)
+    (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[:, :, :6] = -math.inf\n")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("good,bad\nthe cat !,the dog !\nthe cat,the dog !\n")  # ! has id 5
+    for precision in ("exact", "adaptive"):
+        [run] = score(folder, pairs, precision=precision, out=tmp_path / precision, device="cpu")
+        assert run.cells[0].summary.headline.value == pytest.approx((0.5 + 1) / 2)
+
+
+def test_an_original_layout_must_fit_the_files(tmp_path):
+    ltg, gpt = ltg_layout(weights_for("")[0]), gpt_layout(weights_for("gpt")[0])
+    base, here = ltg_layout(weights_for("base")[0]), LTG
+    for state, name, reason in (
+        (ltg, "ltg-bert", "unknown layout 'ltg-bert'"),
+        (ltg, "ltg-bert-bnc", "is not ltg-bert-bnc: its files say per_head_positions False"),
+        (ltg, "elc-bert-zero", "is not elc-bert-zero: its files say layer_mix ''"),
+        (base, "elc-bert-zero", "is not elc-bert-zero: its files say layer_mix 'base'"),
+        (gpt, "ltg-bert-bnc", "is a GPT-BERT"),
+    ):
+        folder = saved(tmp_path / "other", state, here)
+        with pytest.raises(UsageError, match=reason):
+            open_checkpoint(str(folder), OpenOptions(original_layout=name))
+
+
+def test_an_original_layout_is_refused_elsewhere(make_checkpoint):
+    with pytest.raises(UsageError, match=r"says nothing about .*: it is not in a layout of LTG-BERT or ELC-BERT"):
+        open_checkpoint(str(make_checkpoint("masked")), OpenOptions(original_layout="ltg-bert-bnc"))
+
+
+def test_the_layout_is_part_of_the_content_key(tmp_path):
+    folder = saved(tmp_path / "two", ltg_layout(weights_for("")[0]), LTG)
+    (folder / "modeling_ltgbert.py").unlink()
+    keys = []
+    for name in ("ltg-bert-babylm", "ltg-bert-bnc"):
+        keys.append(settings(open_checkpoint(str(folder), OpenOptions(original_layout=name))))
+    assert keys[0] != keys[1]
+
+
 def test_variants_that_nothing_tells_apart_are_asked_for(tmp_path):
     folder = saved(tmp_path / "m", ltg_layout(weights_for("zero")[0]), LTG)
-    with pytest.raises(CheckpointError, match=r"ELC-BERT's zero and normalized(.|\n)*add \"layer_mix\""):
+    with pytest.raises(CheckpointError, match=r"zero and normalized(.|\n)*--original-layout elc-bert-zero"):
         open_checkpoint(str(folder))
 
 
@@ -262,6 +376,31 @@ def test_damaged_weights_are_refused(tmp_path):
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="cannot read the weights"):
         open_checkpoint(str(folder))
+
+
+AUTHORS_FILES = {
+    "model.bin": lambda state: {"model": state, "optimizer": {"state": {}}, "global_step": 7,
+                                "args": argparse.Namespace(seed=42, path="/x")},
+    "run_10M.bin": lambda state: state,
+    "run_state_dict.bin": lambda state: {"model": {f"module.{name}": value for name, value in state.items()},
+                                         "ema_model": {name: value * 0 for name, value in state.items()}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUTHORS_FILES)
+def test_weights_open_as_their_authors_save_them(tmp_path, name):
+    weights, settings = weights_for("")
+    folder = saved(tmp_path / "authors", ltg_layout(weights), LTG, pickled=True)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    (folder / "pytorch_model.bin").unlink()
+    torch.save(AUTHORS_FILES[name](state), folder / name)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        open_checkpoint(str(folder))
+    expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
+    assert ours(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
+    torch.save(state, folder / "run_ema.bin")
+    with pytest.raises(CheckpointError, match=r"2 files of weights, .* which to score: .*run_ema\.bin"):
+        open_checkpoint(str(folder), OpenOptions(allow_pickle=True))
 
 
 def test_pickled_weights_are_opened_only_on_request(tmp_path):

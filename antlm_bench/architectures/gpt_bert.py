@@ -16,9 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
+
+try:
+    from transformers import initialization as init
+except ImportError:  # transformers 4, which BabyLM's official pipelines pin
+    init = nn.init
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -41,13 +45,14 @@ class GptBertConfig(PretrainedConfig):
     model_type = "antlm_gpt_bert"
 
     def __init__(self, **settings: Any) -> None:
-        for key, default in DEFAULTS.items():
-            setattr(self, key, settings.pop(key, default))
+        given = {key: settings.pop(key, default) for key, default in DEFAULTS.items()}
+        super().__init__(**settings)
+        for key, value in given.items():  # after: transformers 4 would set some of them back
+            setattr(self, key, value)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(f"num_attention_heads: {self.num_attention_heads} does not divide {self.hidden_size}")
         if not 4 <= self.position_bucket_size < self.max_position_embeddings:
             raise ValueError(f"position_bucket_size: {self.position_bucket_size}, not in 4..max_position_embeddings-1")
-        super().__init__(tie_word_embeddings=self.tie_word_embeddings, **settings)
 
 
 def bucket_index(length: int, buckets: int, furthest: int) -> Tensor:
@@ -88,6 +93,32 @@ def plain_norm(size: int, config: Any) -> nn.LayerNorm:
 
 def by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, heads * h) -> (B, heads, T, h)
+
+
+def fill(parameter: nn.Parameter, values: Sequence[float]) -> None:
+    """Set initial values (n,), unless the library has loaded the parameter from a file."""
+    if not getattr(parameter, "_is_hf_initialized", False):
+        with torch.no_grad():
+            parameter.copy_(torch.tensor(values))
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
+    """The loss that config.problem_type names, for logits (B, labels).
+
+    regression: squared error; multi_label_classification: binary cross-entropy of each label;
+    single_label_classification: cross-entropy. None: regression where there is one label, else
+    single labels where they are whole numbers, else several.
+    """
+    kind = config.problem_type
+    if kind is None:
+        single = "multi_label" if labels.is_floating_point() else "single_label"
+        kind = "regression" if config.num_labels == 1 else f"{single}_classification"
+    if kind == "single_label_classification":
+        return functional.cross_entropy(logits, labels.flatten())
+    labels = labels.to(logits.dtype).view_as(logits)
+    if kind == "regression":
+        return functional.mse_loss(logits, labels)
+    return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 class RelativePositions(nn.Module):
@@ -224,7 +255,7 @@ class GptBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm) and module.weight is not None:
             init.ones_(module.weight)
         elif isinstance(module, Mix) and module.alpha is not None:
-            init.copy_(module.alpha, torch.tensor([0.0] * (len(module.alpha) - 1) + [1.0]))
+            fill(module.alpha, [0.0] * (len(module.alpha) - 1) + [1.0])
         if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
 
@@ -240,6 +271,12 @@ class GptBertModel(GptBertPreTrainedModel):
         self.positions = RelativePositions(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
 
     @can_return_tuple
     def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **more: Any) -> Any:
@@ -309,7 +346,7 @@ class GptBertForSequenceClassification(GptBertPreTrainedModel):
 
     @can_return_tuple
     def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **others: Any) -> Any:
-        """Logits (B, num_labels); loss: squared error for one label, else cross-entropy."""
+        """Logits (B, num_labels), and with labels the loss of `classification_loss`."""
         body = self.model(input_ids=input_ids, attention_mask=attention_mask, **others, return_dict=True)
         hidden = body.last_hidden_state
         padded = getattr(attention_mask, "ndim", 0) == 2
@@ -318,6 +355,5 @@ class GptBertForSequenceClassification(GptBertPreTrainedModel):
         at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
         logits, loss = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at]), None
         if labels is not None:
-            one = self.config.num_labels == 1
-            loss = functional.mse_loss(logits[:, 0], labels) if one else functional.cross_entropy(logits, labels)
+            loss = classification_loss(logits, labels, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=body.hidden_states)

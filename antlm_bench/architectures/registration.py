@@ -28,6 +28,9 @@ AUTO = {
     "AutoModelForCausalLM": "ForCausalLM",
     "AutoModelForSequenceClassification": "ForSequenceClassification",
 }
+# model_type of the library -> (file that a hybrid of it carries, Auto class that the library lacks, class)
+HYBRIDS = {"llama": ("llama_masked", "AutoModelForMaskedLM", "LlamaForMaskedLM")}
+CARD = "antlm_bench"  # the key of config.json that says which way a checkpoint of ours attends
 MODULE = "transformers.models.auto.configuration_auto"
 ENTRANCES = ("from_pretrained", "for_model")
 
@@ -51,28 +54,44 @@ def register() -> None:
         transformers.AutoConfig.register(model_type, config, exist_ok=True)
         for auto, model in classes.items():
             getattr(transformers, auto).register(config, model, exist_ok=True)
+    for file, auto, name in HYBRIDS.values():
+        model = getattr(importlib.import_module(f"antlm_bench.architectures.{file}"), name)
+        getattr(transformers, auto).register(model.config_class, model, exist_ok=True)
 
 
 def carry(folder: Path) -> bool:
     """Put the architecture's file into a saved checkpoint and name it in config.json, for `trust_remote_code=True`.
 
-    Others can then load it without this package. Returns whether the checkpoint is of an architecture of ours.
-    Raises CheckpointError if the folder has no readable config.json or cannot be written.
+    Others can then load it without this package. A hybrid of the library's architecture carries the class that the
+    library lacks. Returns whether the checkpoint carries a file. Raises CheckpointError if the folder has no readable
+    config.json or cannot be written.
     """
     place = folder / "config.json"
     try:
         config = json.loads(place.read_text(encoding="utf-8"))
-        if config.get("model_type") not in ARCHITECTURES:
+        file, classes = _carried_file(config)
+        if not file:
             return False
-        file, prefix = ARCHITECTURES[config["model_type"]]
         (folder / f"{file}.py").write_bytes(Path(__file__).with_name(f"{file}.py").read_bytes())
-        config["auto_map"] = {auto: f"{file}.{prefix}{suffix}" for auto, suffix in AUTO.items()}
+        config["auto_map"] = {auto: f"{file}.{name}" for auto, name in classes.items()}
         written = place.with_name("config.json.part")
         written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(written, place)  # noqa: PTH105 - atomic on every platform
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot carry its architecture: {error}", place=str(place)) from error
     return True
+
+
+def _carried_file(config: Any) -> tuple[str, dict[str, str]]:
+    """The file that a checkpoint carries, and Auto class -> class in it; ("", {}) for none."""
+    kind, card = config.get("model_type"), config.get(CARD)
+    if kind in ARCHITECTURES:
+        file, prefix = ARCHITECTURES[kind]
+        return file, {auto: prefix + suffix for auto, suffix in AUTO.items()}
+    if kind in HYBRIDS and isinstance(card, dict) and "full" in card.get("attends", []):
+        file, auto, name = HYBRIDS[kind]
+        return file, {auto: name}
+    return "", {}
 
 
 def _prepare(module: ModuleType) -> None:

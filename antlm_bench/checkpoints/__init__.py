@@ -2,8 +2,8 @@
 finetuning starts from (bodies)."""
 
 from antlm_bench.checkpoints.bodies import Body, open_body
-from antlm_bench.checkpoints.folders import OpenOptions, expand, weight_hash
-from antlm_bench.checkpoints.opening import CARD, Checkpoint, open_checkpoint, opening_notes, quicker, settings
+from antlm_bench.checkpoints.folders import CARD, OpenOptions, expand, weight_hash
+from antlm_bench.checkpoints.opening import Checkpoint, open_checkpoint, opening_notes, quicker, settings
 
 __all__ = [
     "CARD",

@@ -2,14 +2,18 @@
 
 They are recognised by their weights, whatever their configuration calls itself, and renamed by a table. Names of
 weights and configuration keys are facts about files, read from the public ones; the models are our architectures.
+What neither weights nor configuration tell (`Traits`) is read from the folder's Python files, which are never run, or
+given by `--original-layout`. Nothing is guessed: where neither says it, the checkpoint is refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,12 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.registration import ARCHITECTURES
-from antlm_bench.checkpoints.folders import CODE, OpenOptions, files, first_line, pickled_files, safetensors_files
-from antlm_bench.errors import CheckpointError
+from antlm_bench.checkpoints.folders import CARD, CODE, OpenOptions, files, first_line, pickled_files, safetensors_files
+from antlm_bench.errors import CheckpointError, UsageError
 
 LTG, GPT = ARCHITECTURES
 # What an original name begins with depends on who wrapped the model; what follows is the same for all.
-WRAPPERS = r"(?:(?:module|model|bert|ltg_?bert|gpt_?bert|transformer|classifier|lm_head)\.)*"
+WRAPPERS = r"(?:(?:module|_orig_mod|model|bert|ltg_?bert|gpt_?bert|transformer|classifier|lm_head)\.)*"
 LAYER = r"(?:layers\.(\d+)\.attention|attention_layers\.(\d+))\."
 MLP = r"(?:layers\.(\d+)\.mlp|mlp_layers\.(\d+))\."
 # Original name behind its wrappers -> ours. {n}: the number of the layer, {w}: weight or bias.
@@ -45,9 +49,48 @@ NAMES = {
     r"nonlinearity\.5\.(?P<w>weight|bias)": "head.decoder.{w}",
 }
 BUCKETS = re.compile(r"(?:.*\.)?position_indices$")  # a buffer that the configuration implies: compared, not loaded
-# Traits of the wrappers' code that neither configuration nor weights tell.
-PER_HEAD_POSITIONS = re.compile(r"2\s*\*\s*self\.head_size\)\.chunk\(2,\s*dim\s*=\s*2")
-NORMALIZED_LAYERS = re.compile(r"self\.norm\s*=\s*nn\.LayerNorm")
+HYBRID = {"attends": ["causal", "full"], "methods": ["mntp", "causal", "fused"]}  # what every GPT-BERT was trained for
+GPT_PARTS = {"gate": "attention_gate", "weighted sums": "layer_weights"}  # in words -> configuration key
+EPSILONS = {LTG: 1e-7, GPT: 1e-5}  # of the layer norms, in the authors' training code
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What one published code computes and neither weights nor configuration tell. None: not known.
+
+    per_head_positions: the projected position table is cut into heads first, and each head into query and key; else
+    into all queries and all keys first. layer_mix: the variant of ELC-BERT, "" for none. blanked_ids: so many ids, from
+    0 on, get the logit minus infinity.
+    """
+
+    per_head_positions: bool | None = None
+    layer_mix: str | None = None
+    blanked_ids: int | None = None
+
+
+# --original-layout: the published code that wrote the weights (ltgoslo/ltg-bert and ltgoslo/elc-bert).
+LAYOUTS = {
+    "ltg-bert-babylm": Traits(False, "", 0),
+    "ltg-bert-bnc": Traits(True, "", 0),
+    "ltg-bert-first-wrapper": Traits(False, "", 107),
+    "elc-bert-base": Traits(False, "base", 0),
+    "elc-bert-zero": Traits(False, "zero", 0),
+    "elc-bert-normalized": Traits(False, "normalized", 0),
+    "elc-bert-weighted-output": Traits(False, "weighted_output", 0),
+}
+OPTION = "--original-layout"
+# Traits in the text of a wrapper's code, without comments and white space. The heads of the position table: a view of
+# (.., heads, 2 * head size), or (.., 2, heads, head size), or one that is halved before it is cut into heads.
+PER_HEAD = re.compile(r"num_heads,2\*(?:self\.)?head_(?:size|dim)\)")
+BY_HALF = re.compile(
+    r"-1,2,(?:self\.)?num_heads,(?:self\.)?head_(?:size|dim)\)"
+    r"|(\w*key_pos\w*)=\1\.(?:view|reshape)\([^()]*num_heads,(?:self\.)?head_(?:size|dim)\)"
+    r"|in_proj_qk\((?:self\.dropout\()?\w*relative\w*\)+\.chunk\(2,dim=-1\)"
+)
+BLANKED = re.compile(r"\w*(?:prediction|logits)\w*\[([^\]]*)\]=(?:float\([\"']-inf|-(?:math|torch|np|numpy)\.inf)")
+FIRST_IDS = re.compile(r":,:,:([\d+]+)")  # the index of a BLANKED assignment that is understood
+NORMALIZED_LAYERS = re.compile(r"self\.norm=nn\.LayerNorm")
+ZERO_LAYERS = re.compile(r"\+self\.mlp\(\w+\+\w+\)")  # zero and normalized; base feeds the attention's output alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +104,10 @@ class Original:
 
     @property
     def model_type(self) -> str:
-        return GPT if any(".in_proj_vg." in name for name in self.shapes) else LTG
+        """GPT-BERT has its attention apart from its feed-forward; a gate is optional, an affine norm is not its own."""
+        names = " ".join(self.shapes)
+        plain = "attention_layers." in names and "post_layer_norm" not in names
+        return GPT if "in_proj_vg" in names or plain else LTG
 
     def configuration(self) -> Any:
         """Our configuration: sizes from the weights where they tell, everything else from config.json."""
@@ -74,16 +120,21 @@ class Original:
         known["vocab_size"], known["hidden_size"] = shapes["model.embedding.weight"]
         known["position_bucket_size"] = (shapes["model.positions.table.weight"][0] + 1) // 2
         known["num_hidden_layers"] = 1 + max(int(n) for n in re.findall(r"model\.layers\.(\d+)", " ".join(shapes)))
-        mixed = any(name.endswith("alpha") for name in shapes)
+        if "model.layers.0.feed_forward.narrow.weight" in shapes:
+            known.setdefault("intermediate_size", shapes["model.layers.0.feed_forward.narrow.weight"][1])
+        known.setdefault("layer_norm_eps", EPSILONS[self.model_type])
+        traits = self._traits(ours)
         if self.model_type == GPT:
-            known["layer_weights"] = mixed
+            known["layer_weights"] = any(name.endswith("alpha") for name in shapes)
+            known["attention_gate"] = any("in_proj_vg" in name for name in self.shapes)
+            known[CARD] = HYBRID
         else:
-            known["layer_mix"] = self._variant(ours) if mixed else ""
-            if "per_head_positions" not in known:
-                known["per_head_positions"] = self._per_head()
+            known["layer_mix"], known["per_head_positions"] = traits.layer_mix, traits.per_head_positions
         known["tie_word_embeddings"] = self._tied(ours)
         causal = any(name.endswith("ForCausalLM") for name in self.settings.get("architectures") or ())
-        known["architectures"] = [prefix + ("ForCausalLM" if causal else "ForMaskedLM")]
+        # A GPT-BERT's wrapper may be called causal or masked: the weights were trained both ways.
+        known["architectures"] = [prefix + ("ForCausalLM" if causal and self.model_type == LTG else "ForMaskedLM")]
+        known["original_layout"] = self._description(known, traits)
         try:
             return getattr(module, prefix + "Config")(**known)
         except (TypeError, ValueError) as error:
@@ -93,12 +144,16 @@ class Original:
         """The model in fp32. CheckpointError unless every weight is used and every parameter is filled."""
         module, prefix = _module_of(self.model_type)
         ours = self._renamed()
-        state = {new: self._weight(old).float() for old, new in ours.items()}
+        weights = self._weights(self.shapes)
+        state = {new: weights[old].float() for old, new in ours.items()}
         for old in sorted(name for name in self.shapes if name not in ours):
-            self._compare(old, module.bucket_index, config)
+            self._compare(old, weights[old].long(), module.bucket_index, config)
         if config.tie_word_embeddings:  # a file holds one of the two names, or both
             shared = state.get("model.embedding.weight", state.get("head.decoder.weight"))
             state["model.embedding.weight"] = state["head.decoder.weight"] = shared
+        if blanked := self._traits(ours).blanked_ids:
+            bias = state["head.decoder.bias"] = state["head.decoder.bias"].clone()
+            bias[:blanked] = -torch.inf  # to add this is to overwrite the logit
         with torch.device("meta"):
             model = getattr(module, prefix + {"causal": "ForCausalLM", "masked": "ForMaskedLM"}[kind])(config)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -124,6 +179,8 @@ class Original:
                 "--trust-remote-code runs the checkpoint's own code, if you trust its author",
             )
         named = {old: new for old, new in found.items() if new is not None}
+        if self.model_type == GPT:  # without a gate the projection has another name, and the same place
+            named = {old: new.replace(".attention.value.", ".attention.value_gate.") for old, new in named.items()}
         if "model.embedding.weight" not in named.values():  # tied weights may have been saved under the other name
             named = {o: n.replace("head.decoder.weight", "model.embedding.weight") for o, n in named.items()}
         if len(set(named.values())) < len(named):
@@ -133,61 +190,139 @@ class Original:
                 raise self._error(f"no weight for {needed}", "the checkpoint is incomplete")
         return named
 
-    def _variant(self, ours: dict[str, str]) -> str:
-        """Which ELC-BERT. The first layer mixes one state alone, so its alpha never moves from where training began."""
+    def _traits(self, ours: dict[str, str]) -> Traits:
+        """What --original-layout, config.json or the folder's code say, in this order; see `Traits`.
+
+        Raises CheckpointError where nothing says it or two of them contradict, UsageError for an option that cannot be.
+        """
+        mix = self._layer_mix(ours)
+        code = self._traits_of_code()
+        if name := self.options.original_layout:
+            return self._agreed(name, mix, code)
+        if self.model_type == GPT:
+            if code.per_head_positions:
+                hint = "--trust-remote-code runs its own code, if you trust its author"
+                raise self._error("its code cuts positions per head, and no published GPT-BERT does", hint)
+            return Traits(False, "", code.blanked_ids or 0)
+        if mix is None:
+            mix = code.layer_mix
+        if mix is None:
+            raise self._error(
+                "ELC-BERT's zero and normalized variants have the same weights, and nothing here says which this is",
+                f"{OPTION} elc-bert-zero, or {OPTION} elc-bert-normalized",
+            )
+        per_head, blanked = self.settings.get("per_head_positions"), code.blanked_ids
+        if per_head is None:
+            per_head = code.per_head_positions
+        if per_head is None and mix and not self._absent_module():
+            per_head = False  # all published code of ELC-BERT halves its positions
+        classes = [str(name) for name in self.settings.get("architectures") or ()]
+        unknown = blanked is None and any(name.startswith("Norbert") for name in classes)
+        if per_head is None or unknown:
+            absent = self._absent_module()
+            also = f", or put {absent} beside the weights (it is read, not run)" if absent else ""
+            raise self._error(
+                "published codes of LTG-BERT give weights the same names and compute different numbers, "
+                "and nothing here says which code wrote these",
+                f"{OPTION} NAME with one of {', '.join(name for name in LAYOUTS if name.startswith('ltg'))}{also}",
+            )
+        return Traits(bool(per_head), mix, blanked or 0)
+
+    def _layer_mix(self, ours: dict[str, str]) -> str | None:
+        """The variant of ELC-BERT, "" for none, None where the weights do not tell.
+
+        The first layer mixes one state alone, so its alpha stays where training began: at 1 in the
+        base variant, at 0 in all others.
+        """
+        if self.model_type == GPT or not any(new.endswith("alpha") for new in ours.values()):
+            return ""
         if "layer_mix" in self.settings:
             return str(self.settings["layer_mix"])
         if "model.mix.alpha" in ours.values():
             return "weighted_output"
         first = next((old for old, new in ours.items() if new == "model.layers.0.mix.alpha"), None)
-        if first is not None and float(self._weight(first)[-1]) != 0.0:
-            return "base"
-        code = self._code()
-        if "prev_layer_weights" not in code:
-            raise self._error(
-                "ELC-BERT's zero and normalized variants have the same weights, and nothing here says which this is",
-                'add "layer_mix": "zero" or "normalized" to config.json',
-            )
-        return "normalized" if NORMALIZED_LAYERS.search(code) else "zero"
+        return "base" if first is not None and float(self._weight(first)[-1]) != 0.0 else None
 
-    def _per_head(self) -> bool:
-        """How positions are projected. Wrappers differ, with the same weights; the training code goes half by half."""
+    def _agreed(self, name: str, mix: str | None, code: Traits) -> Traits:
+        """The traits that --original-layout names, unless weights or code say something else."""
+        if self.model_type == GPT:
+            raise UsageError(f"{self.folder.name} is a GPT-BERT, not {name}", place=OPTION, hint="leave it out")
+        traits = LAYOUTS[name]
+        seen = replace(code, layer_mix=code.layer_mix if mix is None else mix)
+        for key in Traits.__slots__:
+            told, found = getattr(traits, key), getattr(seen, key)
+            if found is not None and found != told:
+                raise UsageError(
+                    f"{self.folder.name} is not {name}: its files say {key} {found!r}, that layout has {told!r}",
+                    place=OPTION,
+                    hint="leave the option out to open the checkpoint as its files say",
+                )
+        return traits
+
+    def _traits_of_code(self) -> Traits:
+        """Traits in the folder's Python files, read as text. None where they do not tell."""
+        text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files(self.folder, CODE))
+        text = re.sub(r"\s+", "", re.sub(r"#[^\n]*", "", text))
+        halves, heads = bool(BY_HALF.search(text)), bool(PER_HEAD.search(text))
+        mix = None
+        if "prev_layer_weights" in text and ZERO_LAYERS.search(text):
+            mix = "normalized" if NORMALIZED_LAYERS.search(text) else "zero"
+        blanked = 0
+        for index in BLANKED.findall(text):
+            match = FIRST_IDS.fullmatch(index)
+            if match is None:
+                hint = "--trust-remote-code runs its own code, if you trust its author"
+                raise self._error(f"its code never predicts some ids, by a rule unknown here: [{index}]", hint)
+            blanked = sum(int(part) for part in match[1].split("+") if part)
+        return Traits(heads if heads != halves else None, mix, blanked if heads or halves or blanked else None)
+
+    def _absent_module(self) -> str:
+        """The modeling file that config.json names and the folder lacks, "" for none."""
         named = (self.settings.get("auto_map") or {}).values()  # [repository--]module.Class
         modules = {str(name).rpartition("--")[2].partition(".")[0] for name in named}
-        absent = sorted(
-            name for name in modules if name.startswith("model") and not (self.folder / f"{name}.py").is_file()
-        )
-        if absent:
-            raise self._error(
-                f"public LTG-BERT wrappers differ in how they lay out positions, and {absent[0]}.py is not here to say",
-                'put that file beside the weights (it is read, not run), or add "per_head_positions": false (or true) '
-                "to config.json",
-            )
-        return bool(PER_HEAD_POSITIONS.search(self._code()))
+        absent = sorted(f"{m}.py" for m in modules if m.startswith("model") and not (self.folder / f"{m}.py").is_file())
+        return absent[0] if absent else ""
+
+    def _description(self, known: dict[str, Any], traits: Traits) -> str:
+        """What the checkpoint was opened as, for `doctor` and for a cell's content key."""
+        if self.model_type == GPT:
+            parts = [name for name, key in GPT_PARTS.items() if known[key]]
+            family = f"GPT-BERT ({', '.join(parts) or 'plain'})"
+        else:
+            family = f"ELC-BERT {traits.layer_mix}" if traits.layer_mix else "LTG-BERT"
+        said = "config.json" if "layer_norm_eps" in self.settings else "not in config.json, as the authors trained"
+        if known["layer_norm_eps"] != EPSILONS[self.model_type]:
+            said += f"; the authors trained with {EPSILONS[self.model_type]:g}"
+        positions = "per head" if traits.per_head_positions else "half by half"
+        blanked = f"; ids 0 to {traits.blanked_ids - 1} are never predicted" if traits.blanked_ids else ""
+        return f"{family}; positions {positions}; layer_norm_eps {known['layer_norm_eps']:g} ({said}){blanked}"
 
     def _tied(self, ours: dict[str, str]) -> bool:
         back = {new: old for old, new in ours.items()}
         both = [back[name] for name in ("model.embedding.weight", "head.decoder.weight") if name in back]
         return len(both) < 2 or torch.equal(*(self._weight(name) for name in both))
 
-    def _compare(self, name: str, bucket_index: Any, config: Any) -> None:
+    def _compare(self, name: str, theirs: Tensor, bucket_index: Any, config: Any) -> None:
         """Their index of relative positions against ours: a difference would be another model."""
-        theirs = self._weight(name).long()
         ours = bucket_index(len(theirs), config.position_bucket_size, config.max_position_embeddings)
         if not torch.equal(theirs, ours):
             raise self._error(
                 f"{name} holds other relative positions than ours", "--trust-remote-code runs its own code"
             )
 
-    def _code(self) -> str:
-        return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files(self.folder, CODE))
-
     def _weight(self, name: str) -> Tensor:
-        for file in safetensors_files(self.folder):
+        return self._weights([name])[name]
+
+    def _weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these original names."""
+        wanted, found = set(names), dict[str, Tensor]()
+        safe = safetensors_files(self.folder)
+        for file in safe:
             with safetensors.safe_open(file, "pt") as handle:
-                if name in handle.keys():  # noqa: SIM118 - no mapping
-                    return handle.get_tensor(name)
-        return next(part[name] for part in _pickled(self.folder, self.options) if name in part)
+                found |= {name: handle.get_tensor(name) for name in wanted & set(handle.keys())}
+        for part in [] if safe else _pickled(self.folder, self.options):
+            found |= {name: part[name] for name in wanted & part.keys()}
+        return found
 
     def _error(self, message: str, hint: str) -> CheckpointError:
         return CheckpointError(message, place=str(self.folder), hint=hint)
@@ -196,8 +331,21 @@ class Original:
 def recognise(folder: Path, options: OpenOptions) -> Original | None:
     """The checkpoint in this folder, if it is in an original layout; with --trust-remote-code its own code is asked.
 
-    Raises CheckpointError for damaged weights.
+    Raises CheckpointError for damaged weights, UsageError for an unknown --original-layout, or one with any other
+    checkpoint.
     """
+    if options.original_layout and options.original_layout not in LAYOUTS:
+        hint = f"one of {', '.join(LAYOUTS)}"
+        raise UsageError(f"unknown layout {options.original_layout!r}", place=OPTION, hint=hint)
+    original = _recognise(folder, options)
+    if original is None and options.original_layout:
+        why = "its own code runs" if options.trust_remote_code else "it is not in a layout of LTG-BERT or ELC-BERT"
+        message = f"{options.original_layout!r} says nothing about {folder.name}: {why}"
+        raise UsageError(message, place=OPTION, hint="leave it out")
+    return original
+
+
+def _recognise(folder: Path, options: OpenOptions) -> Original | None:
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -213,6 +361,8 @@ def recognise(folder: Path, options: OpenOptions) -> Original | None:
         if not shapes and options.allow_pickle:
             for part in _pickled(folder, options):
                 shapes |= {name: tuple(weight.shape) for name, weight in part.items()}
+    except CheckpointError:
+        raise
     except Exception as error:  # safetensors and pickle have their own
         raise CheckpointError(f"cannot read the weights: {first_line(error)}", place=str(folder)) from error
     if not any(name.endswith("embedding.relative_embedding") for name in shapes):
@@ -221,8 +371,24 @@ def recognise(folder: Path, options: OpenOptions) -> Original | None:
 
 
 def _pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
+    """The tensors of each pickled file. Authors save them bare, or beside the optimizer's state under the key `model`.
+
+    Raises CheckpointError where two files each hold a whole model.
+    """
     assert options.allow_pickle
-    return [torch.load(file, map_location="cpu", weights_only=True) for file in pickled_files(folder)]
+    paths = pickled_files(folder)
+    if len(paths) > 1 and not all(path.name.startswith("pytorch_model") for path in paths):
+        names = ", ".join(path.name for path in paths)
+        hint = "leave the one to be scored in the folder"
+        message = f"{len(paths)} files of weights, and nothing says which to score: {names}"
+        raise CheckpointError(message, place=str(folder), hint=hint)
+    parts = []
+    for path in paths:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors' arguments lie beside the weights
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        weights = content.get("model", content)
+        parts.append({name: weight for name, weight in weights.items() if isinstance(weight, Tensor)})
+    return parts
 
 
 def _rename(name: str) -> str | None:

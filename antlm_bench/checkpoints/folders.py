@@ -11,7 +11,6 @@ from typing import Any
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     hash_of,
     read_json,
     select_weights,
@@ -19,9 +18,10 @@ from antlm_bench.weight_files import (
     weight_sets,
 )
 
-__all__ = ["CODE", "TOKENIZER", "OpenOptions", "Sources", "expand", "files", "first_line", "hash_of", "locate",
+__all__ = ["CARD", "CODE", "TOKENIZER", "OpenOptions", "Sources", "expand", "files", "first_line", "hash_of", "locate",
            "locate_sources", "pickled_files", "safetensors_files", "weight_hash"]  # fmt: skip
-SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin",)
+CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
+SAFE, PICKLED = ("*.safetensors",), ("*.bin",)
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 CODE = ("*.py",)
 WEIGHTLESS = "no weights: no *.safetensors file"
@@ -39,6 +39,7 @@ class OpenOptions:
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    original_layout: str | None = None
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None
@@ -237,7 +238,7 @@ def _local_or_hub(ref: str, revision: str | None, options: OpenOptions, hint: st
 
     # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
     patterns = ["*.json", "*.txt", "*.model", *CODE, *(SAFE if weights else ())]
-    patterns += (*PICKLED, ADAPTER_WEIGHTS[1]) if options.allow_pickle and weights else ()
+    patterns += PICKLED if options.allow_pickle and weights else ()
     try:
         return Path(snapshot_download(ref, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types

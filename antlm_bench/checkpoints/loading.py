@@ -134,7 +134,11 @@ def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
 
 def _tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+        names = [str(name) for name in tokenizer.vocab_files_names.values()]
+        if names and not any((folder / name).is_file() for name in names):  # transformers 5.0 makes up an empty one
+            raise OSError(f"its vocabulary is missing: none of {', '.join(names)}")
+        return tokenizer
     except Exception as first:
         try:
             if (folder / "tokenizer.json").is_file():

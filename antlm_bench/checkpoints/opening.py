@@ -19,7 +19,7 @@ from torch import nn
 
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.adapters import adapter_facts, merge_adapter
-from antlm_bench.checkpoints.folders import OpenOptions, Sources, locate_sources, weight_hash
+from antlm_bench.checkpoints.folders import CARD, OpenOptions, Sources, locate_sources, weight_hash
 from antlm_bench.checkpoints.self_test import TRIAL_TEXTS, self_test
 from antlm_bench.checkpoints.tensor_check import SHOWN, Allowed, check_other_sets
 from antlm_bench.errors import CheckpointError, UsageError
@@ -33,7 +33,6 @@ from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
 
-CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -243,11 +242,14 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "dtype": options.dtype,
         "device": str(next(model.parameters()).device),
         "layout": found.geometry.layout,
+        "original_layout": getattr(model.config, "original_layout", None),
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
         "mask": tokenizer.mask_token if found.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }
+    if facts["original_layout"] is None:
+        del facts["original_layout"]
     card = getattr(model.config, CARD, None)
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if isinstance(seen, int):
@@ -307,7 +309,7 @@ def settings(opened: Described) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
     keys = [
         *("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code"),
-        *("base_weights", "adapter_weights", "adapter_config", "allowed"),  # where there are any
+        *("base_weights", "adapter_weights", "adapter_config", "allowed", "original_layout"),  # where there are any
     ]
     return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}
 

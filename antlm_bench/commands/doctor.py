@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint
 from antlm_bench.commands.several import each
 
+if TYPE_CHECKING:
+    from antlm_bench.checkpoints import OpenOptions
 
-def examine(models: Sequence[str], *, options: OpenOptions | None = None) -> Iterator[Mapping[str, object]]:
+
+def examine(models: Sequence[str], options: OpenOptions | None = None) -> Iterator[Mapping[str, object]]:
     """The facts of each checkpoint that the references expand to. Raises as `checkpoints.open_checkpoint`."""
+    from antlm_bench.checkpoints import expand, open_checkpoint
+
     return each(expand(models), lambda ref: open_checkpoint(ref, options).facts())

@@ -54,6 +54,7 @@ class FinetuneOptions:
     tokenizer: str | None = None
     allow_unused: bool = False
     allow_missing: bool = False
+    original_layout: str | None = None
     again: bool = False
 
     def limits(self, task: str) -> tuple[int | None, int | None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from antlm_bench.commands.portability import portability_problems
 from antlm_bench.commands.submit import MILESTONE
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, IncompleteError
@@ -36,9 +37,10 @@ class Problem:
 def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     """What was found in a folder of checkpoints that a track accepts, as names and values.
 
-    Looks at names and number of milestones, weights (safetensors, whole, no two alike), configuration, tokenizer, and
-    (for checkpoints that say so) the words seen. Raises IncompleteError with every problem and its fix, CheckpointError
-    where there is no folder, UsageError for an unknown year or track.
+    Looks at names and number of milestones, weights (safetensors, whole, no two alike), configuration, tokenizer,
+    (for checkpoints that say so) the words seen, and whether the official pipelines' environment can open it. Raises
+    IncompleteError with every problem and its fix, CheckpointError where there is no folder, UsageError for an unknown
+    year or track.
     """
     root = Path(folder)
     milestones = leaderboard(year).milestones(track)
@@ -105,6 +107,7 @@ def broken(name: str, path: Path) -> Iterator[Problem]:
     if not any((path / file).is_file() for file in TOKENIZERS):
         yield Problem(name, "no tokenizer", f"save it too: tokenizer.save_pretrained({str(path)!r})")
     yield from _broken_weights(name, path)
+    yield from (Problem(name, message, fix) for message, fix in portability_problems(path))
     card = config.get("antlm_bench") if isinstance(config, dict) else None
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if (match := MILESTONE.fullmatch(name)) and isinstance(seen, int):

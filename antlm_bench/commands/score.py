@@ -62,6 +62,7 @@ class ScoreOptions:
     tokenizer: str | None = None
     allow_unused: bool = False
     allow_missing: bool = False
+    original_layout: str | None = None
     again: bool = False
 
     def policy(self) -> Policy:

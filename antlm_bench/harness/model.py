@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 TRUNCATE = ("never", "left")
 OPENING = (
     *("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle"),
-    *("peft", "tokenizer", "allow_unused", "allow_missing"),
+    *("peft", "tokenizer", "allow_unused", "allow_missing", "original_layout"),
 )
 PLACE = "--model_args"
 

@@ -77,7 +77,8 @@ def _errors(quick: Sequence[Prediction], exact: Sequence[Prediction]) -> np.ndar
     """Per item, the largest error of any difference between two of its options, in nats."""
     errors = []
     for q, e in zip(quick, exact, strict=True):
-        off = np.subtract(q.scores, e.scores)
+        finite = np.isfinite(e.scores)  # a published wrapper gives some ids no probability at all
+        off = np.subtract(q.scores, e.scores, out=np.zeros(len(finite)), where=finite)
         errors.append(float(off.max() - off.min()))
     return np.array(errors)
 

@@ -36,9 +36,34 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str,
             model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         registration.carry(place)
+        make_portable(place)
         (place / "README.md").write_text(readme(folder.name, model, card), encoding="utf-8")
 
     _whole(folder, write)
+
+
+def make_portable(folder: Path) -> None:
+    """Rewrite a saved checkpoint so that transformers 4 reads it as transformers 5 does.
+
+    BabyLM's official pipelines pin 4.51: it does not know the tokenizer class that 5 writes, looks
+    for the base of rotary positions under its old key, passes token types to any model, and
+    switches a tokenizer's prefix space off unless tokenizer_config.json repeats it.
+    """
+    tokenizer = folder / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here is nobody's business
+        settings.pop(key, None)
+    splitting = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    if "add_prefix_space" in splitting:
+        settings["add_prefix_space"] = splitting["add_prefix_space"]
+    config = folder / "config.json"
+    model = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(rope := model.get("rope_parameters"), dict) and "rope_theta" in rope:
+        model["rope_theta"] = rope["rope_theta"]
+    for path, content in ((tokenizer, settings), (config, model)):
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def readme(name: str, model: Any, card: Mapping[str, Any]) -> str:
@@ -53,8 +78,34 @@ def readme(name: str, model: Any, card: Mapping[str, Any]) -> str:
         f"| attends | {' and '.join(card['attends'])} |\n| scored as | {methods} |\n"
         f"| words seen | {card['words_seen']:,} |\n| tokens seen | {card['tokens_seen']:,} |\n"
         f"| steps | {card['steps']:,} |\n| seed | {card['seed']} |\n\n"
-        f"    antlm-bench score --model {name} --suite blimp\n"
+        f"    antlm-bench score --model {name} --suite blimp\n\n" + opening_advice(model, card)
     )
+
+
+def opening_advice(model: Any, card: Mapping[str, Any]) -> str:
+    """How others open the checkpoint with transformers, in sentences."""
+    kind, masked = model.config.model_type, "full" in card["attends"]
+    lines = []
+    if kind in registration.ARCHITECTURES:
+        lines.append(
+            "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` from "
+            "the file that lies beside the weights."
+        )
+    elif masked and kind in registration.HYBRIDS:
+        lines.append(
+            "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline `fill-mask` "
+            "need `trust_remote_code=True` for the file that lies beside the weights."
+        )
+    elif masked:
+        lines.append("transformers opens it as a causal LM; its masked reading needs antlm-bench.")
+    else:
+        lines.append("transformers opens it.")
+    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
+        lines.append(
+            "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
+            "token itself, and does not say what the model predicts."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:

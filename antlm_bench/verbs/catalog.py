@@ -17,6 +17,7 @@ from antlm_bench.verbs.panels import (
     Csv,
     Json,
     Markdown,
+    OriginalLayout,
     Revision,
     TokenizerOption,
     TrustRemoteCode,
@@ -75,11 +76,12 @@ def doctor_verb(
     tokenizer: TokenizerOption = None,
     allow_unused: AllowUnused = False,
     allow_missing: AllowMissing = False,
+    original_layout: OriginalLayout = None,
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.doctor import examine
     from antlm_bench.rendering import facts
 
-    for found in examine(model, options=said(OpenOptions, locals())):
+    for found in examine(model, said(OpenOptions, locals())):
         facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})

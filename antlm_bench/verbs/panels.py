@@ -32,6 +32,14 @@ TokenizerOption = Annotated[
 ]
 AllowUnused = Annotated[bool, how("--allow-unused", help="Open files with tensors that the model does not use.")]
 AllowMissing = Annotated[bool, how("--allow-missing", help="Open files that lack parameters: these are random.")]
+OriginalLayout = Annotated[
+    str | None,
+    how(
+        "--original-layout",
+        metavar="NAME",
+        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: ltg-bert-bnc, ...",
+    ),
+]
 TokensPerForward = Annotated[
     int | None,
     how(

@@ -21,6 +21,7 @@ from antlm_bench.verbs.panels import (
     Json,
     Markdown,
     MaxLength,
+    OriginalLayout,
     Revision,
     RunFolder,
     TokenizerOption,
@@ -86,6 +87,7 @@ def score_verb(
     tokenizer: TokenizerOption = None,
     allow_unused: AllowUnused = False,
     allow_missing: AllowMissing = False,
+    original_layout: OriginalLayout = None,
     out: RunFolder = None,
     again: Again = False,
     by: Annotated[

@@ -18,6 +18,7 @@ from antlm_bench.verbs.panels import (
     Device,
     Dtype,
     MaxLength,
+    OriginalLayout,
     Revision,
     TokenizerOption,
     TokensPerForward,
@@ -62,6 +63,7 @@ def surprisal_verb(
     tokenizer: TokenizerOption = None,
     allow_unused: AllowUnused = False,
     allow_missing: AllowMissing = False,
+    original_layout: OriginalLayout = None,
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
     renamed = renamed_columns(columns)

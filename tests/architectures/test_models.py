@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
+import transformers
+from asking import ours
 from small_models import KINDS, SIZES, filled, make
+from tiny import tokenizer_for
 
 import antlm_bench  # noqa: F401 - registers the architectures
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertModel
@@ -160,10 +163,80 @@ def test_classification_reads_the_first_token_or_if_causal_the_last_one_of_the_t
     assert one(input_ids=IDS, labels=torch.tensor([0.5, 1.0])).loss.isfinite()
 
 
+@pytest.mark.parametrize("kind", ["", "gpt"])
+def test_classification_has_the_loss_of_its_problem_type(kind):
+    def sigmoid_loss(logit, label):
+        return math.log1p(math.exp(-logit)) if label else math.log1p(math.exp(logit))
+
+    several, numbers = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], [[0.5, -1.0, 2.0], [0.0, 3.0, 0.1]]
+    cases = {
+        "regression": (torch.tensor(numbers), lambda x, y: (x - y) ** 2, 6),
+        "multi_label_classification": (torch.tensor(several), sigmoid_loss, 6),
+    }
+    for named in (True, False):
+        for problem_type, (labels, term, count) in cases.items():
+            if not named and problem_type == "regression":
+                continue  # of three numbers per text, only the name tells
+            more = {"problem_type": problem_type} if named else {}
+            model = make(kind, "ForSequenceClassification", num_labels=3, **more)
+            output = model(input_ids=IDS, labels=labels)
+            pairs = zip(output.logits.flatten().tolist(), labels.flatten().tolist(), strict=True)
+            assert output.loss.item() == pytest.approx(sum(term(x, y) for x, y in pairs) / count, rel=1e-4)
+        more = {"problem_type": "single_label_classification"} if named else {}
+        output = make(kind, "ForSequenceClassification", num_labels=3, **more)(
+            input_ids=IDS, labels=torch.tensor([2, 0])
+        )
+        rows = zip(output.logits.tolist(), [2, 0], strict=True)
+        by_hand = [math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in rows]
+        assert output.loss.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+        more = {"problem_type": "regression"} if named else {}
+        output = make(kind, "ForSequenceClassification", num_labels=1, **more)(
+            input_ids=IDS, labels=torch.tensor([2, 0])
+        )
+        errors = [(row[0] - label) ** 2 for row, label in zip(output.logits.tolist(), [2, 0], strict=True)]
+        assert output.loss.item() == pytest.approx(sum(errors) / 2, rel=1e-4)
+
+
+def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        antlm_bench={"attends": ["causal", "full"], "methods": ["mlm", "causal"]},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer = tokenizer_for("causal", adds=True)
+    tokenizer.save_pretrained(tmp_path)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert type(model).__name__ == "LlamaForMaskedLM"
+    texts, by_hand = ["the old cat sees no dogs.", "who sleeps?"], []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        total = 0.0
+        for place in range(1, ids.shape[1]):
+            hidden = ids.clone()
+            hidden[0, place] = tokenizer.mask_token_id
+            with torch.no_grad():
+                total += model(hidden).logits[0, place].log_softmax(-1)[ids[0, place]].item()
+        by_hand.append(total)
+    assert ours(tmp_path, texts, "mlm") == pytest.approx(by_hand, abs=1e-3)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        alone = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0] for text in texts]
+    for row, single in zip(padded, alone, strict=True):
+        assert torch.allclose(row[: len(single)], single, atol=1e-5)
+    loss = model(batch["input_ids"], labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+    assert loss.isfinite() and isinstance(model(batch["input_ids"], return_dict=False), tuple)
+
+
+def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
+    with pytest.raises(ValueError, match="trained to attend causally"):
+        transformers.AutoModelForMaskedLM.from_pretrained(make_checkpoint("causal"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_models_come_back_through_the_auto_classes_as_either_kind(kind, tmp_path):
-    import transformers
-
     model = filled(kind)[0]
     model.save_pretrained(tmp_path)
     masked, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)

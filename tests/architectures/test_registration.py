@@ -9,10 +9,11 @@ import sys
 
 import pytest
 import torch
-from small_models import filled
+from small_models import filled, make
 
 from antlm_bench.architectures.registration import AUTO, carry
 from antlm_bench.errors import CheckpointError
+from antlm_bench.training.saving import save_checkpoint
 
 IDS = torch.tensor([[3, 7, 19, 4, 4, 11, 2]])
 USE = """
@@ -85,6 +86,49 @@ print(any(m.startswith("antlm_bench") for m in sys.modules))
     )
     expected = [filled(kind, suffix)[0](IDS).logits[0, 0, 0].item() for suffix in ("ForMaskedLM", "ForCausalLM")]
     assert [float(x) for x in lines[:2]] == pytest.approx(expected, abs=1e-5) and lines[2] == "False"
+
+
+CARD = {"attends": ["causal", "full"], "methods": ["mlm", "causal"]}
+EVERY_DOOR = """
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
+more = {"trust_remote_code": True} if trusted else {}
+for name in ("LtgBert", "GptBert", "Llama"):
+    place = f"{folder}/{name}"
+    AutoTokenizer.from_pretrained(place, **more)
+    print(type(AutoModelForCausalLM.from_pretrained(place, **more)).__name__)
+    print(type(AutoModelForMaskedLM.from_pretrained(place, **more)).__name__)
+    fill = pipeline("fill-mask", model=place, **more)
+    print(type(fill.model).__name__, len(fill("the <mask> sees", top_k=3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def hybrids(tmp_path_factory):
+    """A hybrid of each kind, as a training run saves it."""
+    from tiny import tokenizer_for
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    models = {
+        "LtgBert": make("", vocab_size=400),
+        "GptBert": make("gpt", vocab_size=400),
+        "Llama": LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, pad_token_id=0, antlm_bench=CARD)),
+    }
+    root, facts = tmp_path_factory.mktemp("hybrids"), {"recipe": "toy", "scale": "", "words_seen": 1, "tokens_seen": 1}
+    for name, model in models.items():
+        save_checkpoint(root / name, model, tokenizer_for("causal", adds=True), CARD | facts | {"steps": 1, "seed": 1})
+    return root
+
+
+@pytest.mark.parametrize("trusted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_hybrids_open_both_ways_offline_without_a_prompt(hybrids, trusted):
+    start = f"trusted = {trusted}\n" + ("" if trusted else "import antlm_bench\n")
+    expected = [
+        answer
+        for name in ("LtgBert", "GptBert", "Llama")
+        for answer in (f"{name}ForCausalLM", f"{name}ForMaskedLM", f"{name}ForMaskedLM", "3")
+    ]
+    assert printed(start + EVERY_DOOR, hybrids) == expected
 
 
 def test_a_checkpoint_of_transformers_own_architecture_carries_nothing(tmp_path):

@@ -70,7 +70,8 @@ OPTIONS = {  # every option of `score` and the peers' spellings; values that fit
     "--compat": ["lm-eval", "minicons", "babylm-2024", "babylm-2026"], "--max-length": ["1", "3", "64", "65"],
     "--device": ["cpu", "cuda", "cuda:99", "mps", "meta"], "--dtype": ["float32", "bfloat16", "float16"],
     "--precision": ["exact", "adaptive"], "--batch-tokens": ["1", "auto", "10000000"], "--batch_size": ["4", "auto:2"],
-    "--by": ["suite", "field", "phenomenon", "paradigm"], "--model_args": ["pretrained=model", "pretrained=a,dtype=x"],
+    "--by": ["suite", "field", "phenomenon", "paradigm"], "--original-layout": ["ltg-bert-bnc", "ltg-bert"],
+    "--model_args": ["pretrained=model", "pretrained=a,dtype=x"],
 }  # fmt: skip
 FLAGS = ["--allow-incomplete", "--trust-remote-code", "--allow-pickle", "--again", "--json", "--csv", "--markdown"]
 FLAGS += ["--help", "--version"]

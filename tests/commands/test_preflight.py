@@ -52,6 +52,66 @@ def test_a_longer_track_lacks_nine(model: Path) -> None:
     assert "chck_1000M: missing" in str(caught.value)
 
 
+def in_config(key: str, value: Any) -> Callable[[Path], Any]:
+    """What writes one more key into the configuration of chck_5M."""
+
+    def write(m: Path) -> None:
+        path = m / "chck_5M/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return write
+
+
+def code(text: str) -> Callable[[Path], Any]:
+    return lambda m: (m / "chck_5M/modeling.py").write_text(text)
+
+
+NEWER = "which transformers 4.51.3 (of the official pipelines) does not"
+# What transformers 4.51.3, which the official pipelines pin, cannot open.
+UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "tokenizer class": (
+        lambda m: (m / "chck_5M/tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}'),
+        f"names the class TokenizersBackend, {NEWER} know",
+    ),
+    "prefix space": (
+        lambda m: (m / "chck_5M/tokenizer.json").write_text('{"pre_tokenizer": {"add_prefix_space": true}}'),
+        "would not put the space before a text that tokenizer.json asks for",
+    ),
+    "model type": (in_config("model_type", "antlm_gpt_bert"), "does not know the model type 'antlm_gpt_bert'"),
+    "code elsewhere": (in_config("auto_map", {"AutoModel": "modeling_x.Model"}), "names code in modeling_x.py"),
+    "rotary base": (in_config("rope_parameters", {"rope_theta": 5e5}), "the base of rotary positions is 500000.0"),
+    "rotary scale": (in_config("rope_parameters", {"rope_type": "yarn"}), "rotary positions are scaled (yarn)"),
+    "a name": (
+        code("import torch\nfrom transformers import PreTrainedModel, initialization as init\n"),
+        f"modeling.py:2 imports transformers.initialization, {NEWER} have",
+    ),
+    "a module": (code("from transformers.masking_utils import f\n"), f"imports transformers.masking_utils, {NEWER}"),
+    "no Python": (code("class Model(:\n"), "modeling.py cannot be read as Python"),
+}
+OPENED = {
+    "old key": in_config("rope_parameters", {"rope_theta": 10000.0, "rope_type": "default"}),
+    "both keys": lambda m: (in_config("rope_parameters", {"rope_theta": 5})(m), in_config("rope_theta", 5)(m)),
+    "caught": code("try:\n    from transformers import initialization\nexcept ImportError:\n    pass\n"),
+    "others'": code("from elsewhere import initialization\nfrom transformers import LlamaModel\n"),
+    "tokenizer": lambda m: (m / "chck_5M/tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}'),
+}
+
+
+@pytest.mark.parametrize("name", UNOPENED)
+def test_what_the_official_environment_cannot_open_is_named(model: Path, name: str) -> None:
+    change, message = UNOPENED[name]
+    change(model)
+    with pytest.raises(IncompleteError) as caught:
+        preflight(model, track="strict-small", year="2026")
+    assert "1 problems" in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_what_the_official_environment_opens_passes(model: Path, name: str) -> None:
+    OPENED[name](model)
+    assert preflight(model, track="strict-small", year="2026")
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "missing": (lambda m: shutil.rmtree(m / "chck_3M"), ["chck_3M: missing"]),
     "no final": (lambda m: shutil.rmtree(m / "main"), ["main: no final model"]),

@@ -16,6 +16,7 @@ from tiny import tokenizer_for
 from toy_recipe import toy
 
 from antlm_bench.checkpoints import open_checkpoint
+from antlm_bench.commands.portability import portability_problems
 from antlm_bench.errors import RunError
 from antlm_bench.training import saving
 from antlm_bench.training.build import build
@@ -58,12 +59,43 @@ class TestCheckpoints:
         assert opened.methods[: len(kind.get("methods", ["causal"]))] == kind.get("methods", ["causal"])
         config = json.loads((tmp_path / "chck_1M" / "config.json").read_text())
         assert config["antlm_bench"] == CARD | kind
-        own = {"ltg-bert": "ltg_bert.py", "gpt-bert": "gpt_bert.py"}.get(architecture)
+        own = {"ltg-bert": "ltg_bert.py", "gpt-bert": "gpt_bert.py", "llama": "llama_masked.py"}.get(architecture)
         carried = [path.name for path in (tmp_path / "chck_1M").glob("*.py")]
         assert carried == ([own] if own else []) and ("auto_map" in config) == bool(own)
         said = (tmp_path / "chck_1M" / "README.md").read_text()
         assert "1,234,567" in said and f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
         assert said.startswith("---\nlibrary_name: transformers\n")
+
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
+    def test_it_fits_the_official_environment(self, tmp_path: Path, architecture: str) -> None:
+        self.save(tmp_path / "main", architecture, attends=["causal", "full"])
+        assert not list(portability_problems(tmp_path / "main"))
+        tokenizer = json.loads((tmp_path / "main" / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+        config = json.loads((tmp_path / "main" / "config.json").read_text())
+        assert config.get("rope_theta") == (10_000.0 if architecture == "llama" else None)
+
+    @pytest.mark.parametrize(
+        ("architecture", "methods", "attends", "advice"),
+        [
+            ("llama", ["causal"], ["causal"], "transformers opens it."),
+            (
+                "llama",
+                ["causal", "mlm"],
+                ["causal", "full"],
+                "`AutoModelForMaskedLM` and the pipeline `fill-mask` need",
+            ),
+            ("gpt2", ["causal", "mlm"], ["causal", "full"], "its masked reading needs antlm-bench"),
+            ("ltg-bert", ["mlm"], ["full"], "opens it after `import antlm_bench`"),
+            ("gpt-bert", ["mntp", "causal"], ["causal", "full"], "A hidden token is read one position before it"),
+        ],
+    )
+    def test_its_readme_says_how_to_open_it(
+        self, tmp_path: Path, architecture: str, methods: list[str], attends: list[str], advice: str
+    ) -> None:
+        self.save(tmp_path / "main", architecture, methods=methods, attends=attends)
+        assert advice in (tmp_path / "main" / "README.md").read_text()
 
     @pytest.mark.parametrize("fails", [full, refused])
     def test_a_full_disk_keeps_the_older_one(

@@ -1,0 +1,104 @@
+"""Open checkpoints as BabyLM's official pipelines do, with transformers alone. Run by a Python that has 4.51.3.
+
+    python official_environment.py FOLDER ...        one line of JSON: what each checkpoint answered
+    python official_environment.py --known           the model types and tokenizer classes of that version, and what of
+                                                     portability's lists of newer names it does have
+
+Imports nothing of this package, which needs transformers 5.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoProcessor
+
+TEXTS = ["the old cat sees no dogs.", "who sleeps?"]
+
+
+def ask(folder, trusted=True):
+    """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short finetuning."""
+    card = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["antlm_bench"]
+    processor = AutoProcessor.from_pretrained(folder, padding_side="right", trust_remote_code=trusted)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    answers = {"keys": sorted(tokenizer(TEXTS, padding=True)), "specials": tokenizer(TEXTS[1])["input_ids"][:1]}
+    for method in card["methods"]:
+        auto = AutoModelForCausalLM if method == "causal" else AutoModelForMaskedLM
+        model = auto.from_pretrained(folder, trust_remote_code=trusted).eval()
+        answers[method] = [score(model, tokenizer, text, method) for text in TEXTS]
+    answers["losses"] = finetune(folder, tokenizer, trusted)
+    return answers
+
+
+def score(model, tokenizer, text, method):
+    """Summed log-probability of a text's tokens after its first, each from a row of its own where one is hidden."""
+    batch = tokenizer(text, return_tensors="pt")
+    ids, total = batch["input_ids"], 0.0
+    for place in range(1, ids.shape[1]):
+        row = ids.clone()
+        if method != "causal":
+            row[0, place] = tokenizer.mask_token_id
+        with torch.no_grad():
+            logits = model(input_ids=row, attention_mask=batch["attention_mask"]).logits[0]
+        read = place if method == "mlm" else place - 1
+        total += logits[read].log_softmax(-1)[ids[0, place]].item()
+    return total
+
+
+def finetune(folder, tokenizer, trusted):
+    """Losses of five updates of the body under a linear head on its first position, as the pipeline of 2025 has it."""
+    torch.manual_seed(0)
+    body = AutoModel.from_pretrained(folder, trust_remote_code=trusted).train()
+    head = torch.nn.Linear(body.config.hidden_size, 2)
+    optimizer = torch.optim.AdamW([*body.parameters(), *head.parameters()], lr=3e-3)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    losses = []
+    for _ in range(5):
+        hidden = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+        loss = torch.nn.functional.cross_entropy(head(hidden.mean(1)), torch.tensor([0, 1]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def known(modules, names):
+    """What this version of transformers knows, and which of the newer modules and names it has after all."""
+    from transformers.models.auto import configuration_auto, tokenization_auto
+
+    classes = {name for pair in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() for name in pair if name}
+    present = [name for name in modules if importable(name)]
+    places = [
+        importlib.import_module(f"transformers{part}") for part in ("", ".utils", ".utils.generic", ".cache_utils")
+    ]
+    places += [importlib.import_module(f"transformers.{part}") for part in ("modeling_utils", "configuration_utils")]
+    present += [name for name in names if any(hasattr(place, name) for place in places)]
+    return {
+        "transformers": transformers.__version__,
+        "model_types": sorted(configuration_auto.CONFIG_MAPPING_NAMES),
+        "tokenizer_classes": sorted(classes | {"PreTrainedTokenizerFast"}),
+        "present": present,
+    }
+
+
+def importable(name):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--known":
+        print(json.dumps(known(*json.loads(sys.stdin.read()))))
+    else:
+        print(
+            json.dumps({"transformers": transformers.__version__, "answers": [ask(folder) for folder in sys.argv[1:]]})
+        )

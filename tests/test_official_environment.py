@@ -1,0 +1,102 @@
+"""A checkpoint that our trainers wrote opens in the official pipelines' environment (transformers 4.51.3) as here.
+
+The environment is made once, with pip; or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it. Skipped, with the
+reason, where no package registry can be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import official_environment
+import pytest
+import torch
+from asking import ours
+from tiny import tokenizer_for
+from toy_recipe import toy
+
+from antlm_bench.commands.portability import NEWER_MODULES, NEWER_NAMES
+from antlm_bench.commands.portability import official_environment as listed_environment
+from antlm_bench.training.build import build
+from antlm_bench.training.saving import save_checkpoint
+
+pytestmark = pytest.mark.slow
+PINNED = ("transformers==4.51.3", "tokenizers==0.21.1")
+SCRIPT = Path(official_environment.__file__)
+BOTH = {"attends": ["causal", "full"]}
+# Name -> model table of the recipe, and how its card says that it was trained.
+TRAINED = {
+    "llama": ({"architecture": "llama"}, {"attends": ["causal"], "methods": ["causal"]}),
+    "llama-hybrid": ({"architecture": "llama", "tied": True}, BOTH | {"methods": ["causal", "mlm"]}),
+    "gpt2": ({"architecture": "gpt2", "tied": True}, {"attends": ["causal"], "methods": ["causal"]}),
+    "ltg-bert": ({"architecture": "ltg-bert", "tied": True}, {"attends": ["full"], "methods": ["mlm"]}),
+    "elc-bert": ({"architecture": "ltg-bert", "layer_mix": "weighted_output"}, BOTH | {"methods": ["mlm", "causal"]}),
+    "gpt-bert": ({"architecture": "gpt-bert", "tied": True}, BOTH | {"methods": ["mntp", "causal"]}),
+}
+
+
+@pytest.fixture(scope="module")
+def official_python(tmp_path_factory):
+    given = os.environ.get("ANTLM_BENCH_OFFICIAL_PYTHON")
+    if given:
+        return given
+    folder = tmp_path_factory.mktemp("official") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+    python = folder / "bin" / "python"
+    torch_version = version("torch").partition("+")[0]
+    install = [str(python), "-m", "pip", "install", "-qq", f"torch=={torch_version}", "numpy", *PINNED]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no environment with {PINNED[0]}: {done.stderr.strip().splitlines()[-1]}")
+    return str(python)
+
+
+def run_official(python, *arguments, **more):
+    """The JSON that the script prints in the official environment, with a cache of its own and no network."""
+    home = str(Path(os.environ["ANTLM_BENCH_CACHE"]) / "official-home")
+    private = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [python, str(SCRIPT), *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, **private}, **more,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    facts = {"recipe": "toy", "scale": "", "words_seen": 1, "tokens_seen": 1, "steps": 1, "seed": 1}
+    for name, (model, card) in TRAINED.items():
+        torch.manual_seed(0)
+        masked = "full" in card["attends"] and "bert" in name
+        built = build(toy(model=model).model, 400, masked=masked)
+        save_checkpoint(root / name, built, tokenizer_for("causal", adds=True), card | facts)
+    return root
+
+
+def test_every_architecture_loads_scores_and_finetunes_there_as_here(official_python, checkpoints):
+    folders = [str(checkpoints / name) for name in TRAINED]
+    there = run_official(official_python, *folders)
+    assert there["transformers"] == "4.51.3"
+    for name, folder, answers in zip(TRAINED, folders, there["answers"], strict=True):
+        here = official_environment.ask(folder, trusted=False)  # this package's own classes
+        assert answers["keys"] == here["keys"] == ["attention_mask", "input_ids"]
+        assert answers["specials"] == here["specials"] == [1]
+        for method in TRAINED[name][1]["methods"]:
+            assert answers[method] == pytest.approx(here[method], abs=1e-3), (name, method)
+            assert answers[method] == pytest.approx(ours(folder, official_environment.TEXTS, method), abs=1e-3)
+        assert answers["losses"] == pytest.approx(here["losses"], rel=1e-3), name
+        assert answers["losses"][-1] < answers["losses"][0]
+
+
+def test_what_preflight_knows_of_that_environment_is_true(official_python):
+    lists = json.dumps([sorted(NEWER_MODULES), sorted(NEWER_NAMES)])
+    known = run_official(official_python, "--known", input=lists)
+    assert known.pop("present") == []
+    assert known == listed_environment()
