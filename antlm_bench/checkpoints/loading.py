@@ -110,11 +110,11 @@ def weights_of(folder: Path, kind: str, config: Any, options: OpenOptions) -> An
 
 
 def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
-    """The longest row: the least of what configuration, tokenizer and user allow."""
+    """The longest row: the least of what configuration, tokenizer (None = whatever it says) and user allow."""
     limits: list[Any] = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         limits[0] = limits[0] - 1 - config.pad_token_id  # positions begin after the padding id
-    if tokenizer.model_max_length < 10**9:
+    if tokenizer is not None and tokenizer.model_max_length < 10**9:
         limits.append(tokenizer.model_max_length)
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     if wanted is not None:
@@ -122,6 +122,30 @@ def max_length_of(config: Any, tokenizer: Any, wanted: int | None) -> int | None
             raise UsageError(f"{wanted} is not in 1..{min(known, default='?')}", place="--max-length")
         known.append(wanted)
     return min(known, default=None)
+
+
+LONGEST_TRIAL = 4096  # tokens; no shipped text is that long
+
+
+def last_position(model: Any, config: Any, declared: int | None) -> int | None:
+    """Return the longest row (tokens) that a model on the CPU runs, whatever its files declare; None = any.
+
+    Code that never looks at the declared limit (BabyLM 2025's) runs rotary and relative positions beyond it, and fails
+    where positions are learned. One row that is a token longer than the configuration says is tried. Limits beyond
+    LONGEST_TRIAL are kept untried.
+    """
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    if declared is None or not known or min(known) > LONGEST_TRIAL:
+        return declared
+    pad, learned = getattr(config, "pad_token_id", None), min(known)
+    row = torch.full((1, learned + 1), 1 if pad == 0 else 0)  # no padding, which some positions skip
+    try:
+        with torch.inference_mode():
+            model(input_ids=row, attention_mask=torch.ones_like(row))
+    except UNFIT:
+        return max_length_of(config, None, None)
+    return None
 
 
 UNFIT = (CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError)

@@ -26,7 +26,7 @@ from antlm_bench.scoring.fused import fuse
 from antlm_bench.scoring.linear import can_pack, pack_linears
 from antlm_bench.scoring.probes import supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
-from antlm_bench.scoring.text import Encoder, Specials, specials
+from antlm_bench.scoring.text import ContextEncoder, Encoder, Specials, specials
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
@@ -63,6 +63,13 @@ class Checkpoint:
         """What it can be scored with; the first is the default. A card's methods go before what else is possible."""
         names = supported(self)
         return [n for n in self.trained_for if n in names] + [n for n in names if n not in self.trained_for]
+
+    def with_bos_before_context(self, bos: str) -> Checkpoint:
+        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        encoders = dict(self.encoders)
+        if (causal := encoders.get("causal")) is not None:
+            encoders["causal"] = ContextEncoder(causal, specials(causal.tokenizer, "causal", bos))
+        return replace(self, encoders=encoders)
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
@@ -136,8 +143,11 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     config = loading.configuration_of(folder, options)
     kind = loading.kind_of(config, folder)
     tokenizer = loading.tokenizer_of(folder, options)
-    model = loading.weights_of(folder, kind, config, options).to(device)
+    model = loading.weights_of(folder, kind, config, options)
     limit = loading.max_length_of(config, tokenizer, options.max_length)
+    if options.lengths == "positions" and options.max_length is None:
+        limit = loading.last_position(model, config, limit)
+    model.to(device)
     own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
     geometry = loading.geometry_of(model, kind, name) if tried else untried
@@ -184,6 +194,8 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "layout": found.geometry.layout,
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
+        # What the tokenizer adds by itself, so that `submit` can tell whether another policy would differ.
+        "template": {a: _spelled(tokenizer, specials(tokenizer, _attention(a), "tokenizer")) for a in found.around},
         "mask": tokenizer.mask_token,
         "unk": tokenizer.unk_token,
     }

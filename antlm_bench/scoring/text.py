@@ -7,8 +7,9 @@ never count. Nothing is ever cut: a text that does not fit is reported.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -176,6 +177,29 @@ class Encoder:
             for row, place, text in zip(ids, offsets, texts, strict=True)
         ]
         return ids, [place or [] for place in offsets], words
+
+
+class ContextEncoder(Encoder):
+    """An Encoder that puts other specials around texts that have a context (a span that begins later)."""
+
+    def __init__(self, encoder: Encoder, around_with_context: Specials) -> None:
+        self.__dict__.update(vars(encoder))
+        self.with_context = copy.copy(encoder)
+        self.with_context.around = around_with_context
+
+    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
+        """See types.Encodings. Raises as Encoder.encode."""
+        has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
+        unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
+        lengths: list[Encoded] = []
+        for encode, chosen in ((super().encode, ~has_context), (self.with_context.encode, has_context)):
+            members = np.flatnonzero(chosen).astype(np.int32)
+            if not len(members):
+                continue
+            encodings = encode([texts[i] for i in members], [spans[i] for i in members])
+            unk[members], too_long[members] = encodings.unk, encodings.too_long
+            lengths += [replace(encoded, text=members[encoded.text]) for encoded in encodings.lengths]
+        return Encodings(tuple(lengths), unk, too_long)
 
 
 def _decoded_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]] | None:
