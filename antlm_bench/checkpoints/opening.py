@@ -194,8 +194,11 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "layout": found.geometry.layout,
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
-        # What the tokenizer adds by itself, so that `submit` can tell whether another policy would differ.
-        "template": {a: _spelled(tokenizer, specials(tokenizer, _attention(a), "tokenizer")) for a in found.around},
+        # Under the policies of official code, so that `submit` can tell whether they would differ.
+        "specials_under": {
+            policy: {a: _spelled(tokenizer, specials(tokenizer, _attention(a), policy)) for a in found.around}
+            for policy in ("auto", "tokenizer")
+        },
         "mask": tokenizer.mask_token,
         "unk": tokenizer.unk_token,
     }

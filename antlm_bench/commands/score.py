@@ -71,6 +71,7 @@ class ScoreOptions:
             bos=self.bos or policy.bos,
             ties=self.ties or policy.ties,
             bos_before_context=before_context,
+            lengths=policy.lengths if self.max_length is None else "declared",
         )
 
     def opening(self) -> OpenOptions:

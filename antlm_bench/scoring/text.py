@@ -196,7 +196,7 @@ class ContextEncoder(Encoder):
             members = np.flatnonzero(chosen).astype(np.int32)
             if not len(members):
                 continue
-            encodings = encode([texts[i] for i in members], [spans[i] for i in members])
+            encodings = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
             unk[members], too_long[members] = encodings.unk, encodings.too_long
             lengths += [replace(encoded, text=members[encoded.text]) for encoded in encodings.lengths]
         return Encodings(tuple(lengths), unk, too_long)
