@@ -6,6 +6,7 @@ import gzip
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from antlm_bench.cli import run as cli
 from antlm_bench.commands.submit import Submission, submit
 from antlm_bench.errors import DataError, NotComparable, UsageError
 from antlm_bench.exports import leaderboard
+from antlm_bench.exports.answers import numbers
 from antlm_bench.exports.given_parts import check_given
 from antlm_bench.suites import items
-from antlm_bench.types import Cell, Item, Manifest, Option, Prediction
+from antlm_bench.types import Cell, Group, Item, Manifest, Option
 
 MOST = 3  # items per group
 BOTH = {"auto": {"causal": "<s> ...", "full": "<s> ... </s>"}, "tokenizer": {"causal": "...", "full": "<s> ... </s>"}}
@@ -62,7 +64,6 @@ def sent(
     ("suite", "year", "settings", "reason"),
     [
         ("blimp-filtered", "2025", {"bos": "auto"}, "--bos auto (<s> ...), officially tokenizer (...)"),
-        ("blimp-filtered", "2025", {"bos": "never"}, "--bos never (...), officially tokenizer"),
         ("blimp-filtered", "2025", {"delimiter": " "}, "text before texts without context: ' ', officially ''"),
         ("blimp-filtered", "2025", {"reduction": "per-token"}, "decided by per-token, officially sum"),
         ("blimp-filtered", "2025", {"dtype": "bfloat16"}, "scored in bfloat16, officially float32"),
@@ -119,6 +120,13 @@ def test_a_setting_that_gives_the_same_answers_passes(
     assert not any("NOT by" in note for note in done.notes)
 
 
+def test_never_is_the_tokenizers_own_where_it_adds_nothing(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"bos": "never", "specials": {"causal": "..."}}
+    sent(tmp_path, "supplement", model={"specials_under": BOTH}, **options)
+    with pytest.raises(NotComparable, match=r"--bos never \(\.\.\.\), officially tokenizer \(<s> \.\.\.\)"):
+        sent(tmp_path / "adds", "supplement", model={"specials_under": SAME}, **options)
+
+
 def test_a_method_that_the_official_code_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotComparable, match="scored by mntp; the official code has causal, mlm"):
         sent(tmp_path, "supplement", "2024", "mntp")
@@ -144,7 +152,7 @@ def test_a_run_by_the_rules_of_another_year_is_refused(tmp_path: Path) -> None:
 def test_real_runs_are_refused_where_the_bos_differs(adds: bool, make_checkpoint: Any, tmp_path: Path) -> None:
     """`auto` and `tokenizer` differ only for a tokenizer that adds no BOS by itself; the run says which it is."""
     folder = make_checkpoint("causal", adds=adds)
-    suite = toy.toy_suite("supplement", MOST)
+    suite = replace(toy.toy_suite("supplement", MOST), version="2025")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(items, "load", lambda name, **_: suite)
         score(folder, "supplement", out=tmp_path / "run", device="cpu")
@@ -162,7 +170,7 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
     """Near 1 they are equal in float32 and not in float64: the official collator correlates the former."""
     toys = toy.toy_suite("wug-adj", MOST).items
     gaps = (20.0, 25.0, 3.0)  # of which float32 cannot tell the first two apart
-    predictions = [toy.prediction(i, scores=(0.0, -gap)) for i, gap in zip(toys, gaps, strict=True)]
+    predictions = [toy.prediction(i, scores=(0.0, -gap, -200.0)) for i, gap in zip(toys, gaps, strict=True)]
     cell = toy.scored("wug-adj", predictions, softmax="float64")
     run = toy.write(tmp_path / "r1", "chck_1M", [(cell, predictions)])
     done = submit([run], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)
@@ -172,8 +180,6 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
     assert rows[0]["prob"] == rows[1]["prob"] == 1.0
     wanted = spearmanr(probabilities, [item.gold for item in toys])[0]
     part = next(part for part in leaderboard.leaderboard("2025").fast if part.key == "wug_adj")
-    from antlm_bench.exports.answers import numbers
-
     assert numbers(cell, part, "first", "float32", lambda: predictions) == {"wug_adj": pytest.approx(wanted)}
 
 
@@ -184,16 +190,10 @@ SUBSTITUTE = "trained on a substitute, the 1,635 rows of SuperGLUE's validation 
 
 def with_labels(folder: Path, task: str = "rte", notes: tuple[str, ...] = (), **changes: Any) -> Path:
     cell = toy.finetuned(task, 42, **changes)
-    cell = Cell(cell.suite, cell.method, "k", cell.settings, _noted(cell, notes), seed=42)
+    cell = Cell(cell.suite, cell.method, "k", cell.settings, replace(cell.summary, notes=notes), seed=42)
     predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", MOST).items]
     cells = [(cell, toy.labels(task, MOST)), (toy.scored("supplement", predictions), predictions)]
     return toy.write(folder, "out/m", cells)
-
-
-def _noted(cell: Cell, notes: tuple[str, ...]) -> Any:
-    from dataclasses import replace
-
-    return replace(cell.summary, notes=notes)
 
 
 def official_training(**changes: Any) -> dict[str, Any]:
@@ -248,7 +248,8 @@ def family(folder: Path, **of_milestone_two: Any) -> list[Path]:
         suite = "supplement-fast" if number else "supplement"
         predictions = [toy.prediction(item) for item in toy.toy_suite(suite, MOST).items]
         changed = of_milestone_two if number == 2 else {}
-        cell = toy.scored(suite, predictions, **{k: v for k, v in changed.items() if k not in MODEL})
+        groups = tuple(Group("paradigm", name, toy.HALF) for name in toy.counts(suite))
+        cell = toy.scored(suite, predictions, groups, **{k: v for k, v in changed.items() if k not in MODEL})
         model = MODEL | {k: v for k, v in changed.items() if k in MODEL}
         manifest = Manifest(runs.SCHEMA, {"name": f"out/{name}", "weights": name, **model}, {}, "2026-01-01T00:00:00")
         with runs.Writer(folder / name, manifest) as writer:
@@ -347,9 +348,22 @@ def wug(**change: Any) -> dict[str, Any]:
 
 
 def devbench(**change: Any) -> dict[str, Any]:
-    made = {"lex-viz_visual": (119, 4, 1), "trog": (76, 4, 1)}
-    whole = {key: {"predictions": np.zeros(shape).tolist()} for key, shape in made.items()}
-    return whole | {"things": {"predictions": [[0.5] * 1854] * 1854}} | change
+    return {key: {"predictions": np.zeros(shape).tolist()} for key, shape in SHAPES.items()} | change
+
+
+SHAPES = {"lex-viz_visual": (5, 4, 1), "trog": (7, 4, 1), "things": (6, 6)}
+
+
+def test_the_shapes_of_devbench_are_the_official_ones() -> None:
+    official = {"lex-viz_visual": (119, 4, 1), "trog": (76, 4, 1), "things": (1854, 1854)}  # DEVBENCH, collate_preds.py
+    assert part("devbench").shapes == part("devbench", "2026").shapes == official
+
+
+def check(key: str, value: Any, milestones: list[int], texts: Any) -> list[str]:
+    """Of devbench small arrays."""
+    spec = part(key)
+    spec = spec.model_copy(update={"shapes": SHAPES}) if spec.shapes else spec
+    return check_given(key, value, spec, milestones, texts, fast=False)
 
 
 WRONG_PARTS: list[tuple[str, Callable[[], Any], str]] = [
@@ -367,7 +381,7 @@ WRONG_PARTS: list[tuple[str, Callable[[], Any], str]] = [
     ("wug_adj", lambda: wug(prob=float("inf")), "an infinite number at wug_adj.predictions.0.prob"),
     ("vqa", lambda: {"VQA": {"predictions": [{"id": "VQA_3", "pred": " yes"}]}}, "id is 'VQA_3', not 'VQA_0'"),
     ("winoground", lambda: {"W": {"predictions": [{"id": "W_0", "pred": " "}]}}, "pred is ' ', not a text"),
-    ("devbench", lambda: devbench(trog={"predictions": [[[0.5]]]}), "trog: predictions are not 76 x 4 x 1 numbers"),
+    ("devbench", lambda: devbench(trog={"predictions": [[[0.5]]]}), "trog: predictions are not 7 x 4 x 1 numbers"),
     ("devbench", lambda: {"trog": {"predictions": []}}, "its keys are not lex-viz_visual, trog, things"),
     ("reading", lambda: {"reading": {"predictions": [{"id": 1, "pred": 2.0, "prev_pred": 1.0}]}}, "id is 1, not 0"),
     (
@@ -386,15 +400,13 @@ def test_a_part_made_elsewhere_that_is_not_the_part_is_refused(key: str, value: 
         return reading_suite() if name == "reading-2025" else toy.toy_suite(name, MOST)
 
     with pytest.raises(DataError) as caught:
-        check_given(key, value(), part(key), [1], texts, fast=False)
+        check(key, value(), [1], texts)
     assert words in caught.value.message and caught.value.place == f"--part {key}"
 
 
 def reading_suite() -> Any:
     suite = toy.toy_suite("supplement", MOST)
-    return type(suite)(
-        **{**{f: getattr(suite, f) for f in suite.__slots__}, "items": (reading_item(1), reading_item(2))}
-    )
+    return replace(suite, items=(reading_item(1), reading_item(2)))
 
 
 def reading_item(options: int) -> Item:
@@ -406,20 +418,20 @@ def test_parts_made_elsewhere_that_are_right_pass() -> None:
     right = {"blimp_supplement": supplement(), "glue": glue("rte", 0, 1, 1), "wug_adj": wug(), "devbench": devbench()}
     right |= {"vqa": {"VQA": {"predictions": [{"id": f"VQA_{n}", "pred": " yes"} for n in range(3)]}}}
     for key, value in right.items():
-        assert check_given(key, value, part(key), [1], lambda name: texts(name, MOST), fast=False) == []
+        assert check(key, value, [1], lambda name: texts(name, MOST)) == []
     rows = [{"id": 0, "pred": 1.0, "prev_pred": float("nan")}, {"id": 1, "pred": 1.0, "prev_pred": 2.0}]
     reading = {"reading": {"predictions": rows}}
-    assert check_given("reading", reading, part("reading"), [1], lambda _: reading_suite(), fast=False) == []
+    assert check("reading", reading, [1], lambda _: reading_suite()) == []
     rows[1]["prev_pred"] = float("nan")
     with pytest.raises(DataError, match="a word stands before this one"):
-        check_given("reading", reading, part("reading"), [1], lambda _: reading_suite(), fast=False)
+        check("reading", reading, [1], lambda _: reading_suite())
 
 
 def test_texts_that_cannot_be_checked_are_said() -> None:
     def absent(name: str) -> Any:
         raise DataError("it is not here", place=name)
 
-    [note] = check_given("blimp_supplement", supplement(), part("blimp_supplement"), [1], absent, fast=False)
+    [note] = check("blimp_supplement", supplement(), [1], absent)
     assert note == "blimp_supplement: made elsewhere, and its texts were not checked: it is not here"
 
 
@@ -444,15 +456,15 @@ def words_suite(_: str) -> Any:
     suite = toy.toy_suite("supplement", MOST)
     words = [("cat_0", "the cat"), ("cat_1", "an old cat"), ("dog_0", "a dog")]
     made = tuple(Item(name, (Option(text, (len(text) - 3, len(text))),), 0) for name, text in words)
-    return type(suite)(**{**{f: getattr(suite, f) for f in suite.__slots__}, "items": made})
+    return replace(suite, items=made)
 
 
 def test_words_in_contexts_made_elsewhere_are_those_of_the_suite() -> None:
-    def check(**change: Any) -> None:
-        check_given("aoa", curves(**change), part("aoa"), [1, 2], words_suite, fast=False)
+    def given(**change: Any) -> None:
+        check("aoa", curves(**change), [1, 2], words_suite)
 
-    check()
-    check(surprisal=float("nan"))  # officially, of a text that does not fit
+    given()
+    given(surprisal=float("nan"))  # officially, of a text that does not fit
     for change, words in {
         ("target_word", "cow"): "the word in context is ('cow', 0)",
         ("context", "some"): "the word in context is ('cat', 0)",
@@ -460,10 +472,10 @@ def test_words_in_contexts_made_elsewhere_are_those_of_the_suite() -> None:
         ("context_id", 1): "the word in context is ('cat', 1)",
     }.items():
         with pytest.raises(DataError) as caught:
-            check(**dict([change]))
+            given(**dict([change]))
         assert words in caught.value.message
     with pytest.raises(DataError, match="not each of 3 words in contexts once"):
-        check(context_id=1, context="an old")
+        given(context_id=1, context="an old")
 
 
 def test_the_mending_command_is_ready_for_a_shell(tmp_path: Path) -> None:
@@ -471,7 +483,3 @@ def test_the_mending_command_is_ready_for_a_shell(tmp_path: Path) -> None:
         sent(tmp_path / "a b", "supplement", dtype="bfloat16")
     command = next(line for line in caught.value.hint.splitlines() if line.strip().startswith("antlm-bench"))
     assert shlex.split(command)[-1] == str(tmp_path / "a b" / "run")
-
-
-def test_predictions_are_of_the_types_that_the_tests_above_assume() -> None:
-    assert isinstance(toy.prediction(toy.toy_suite("supplement", 1).items[0]), Prediction)
