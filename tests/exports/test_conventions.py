@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shlex
@@ -466,16 +467,37 @@ def test_words_in_contexts_made_elsewhere_are_those_of_the_suite() -> None:
     given()
     given(surprisal=float("nan"))  # officially, of a text that does not fit
     for change, words in {
-        ("target_word", "cow"): "the word in context is ('cow', 0)",
-        ("context", "some"): "the word in context is ('cat', 0)",
-        ("word_count", 7): "word_count is 7, not that of chck_1M",
-        ("context_id", 1): "the word in context is ('cat', 1)",
+        ("target_word", "cow"): "the word in context is ('cow', '0')",
+        ("context", "some"): "the word in context is ('cat', '0')",
+        ("word_count", 7): "word_count is 7, not 1000000",
+        ("context_id", 1): "the word in context is ('cat', '1')",
     }.items():
         with pytest.raises(DataError) as caught:
             given(**dict([change]))
         assert words in caught.value.message
     with pytest.raises(DataError, match="not each of 3 words in contexts once"):
         given(context_id=1, context="an old")
+
+
+NESTED: Any = []
+for _ in range(900):
+    NESTED = [NESTED]
+ODD: list[Any] = [None, 0, "x", [], {}, [[]], {"a": 1}, {"a": {"predictions": 1}}, {"a": {"predictions": [1, []]}}]
+ODD += [{"a": {"predictions": [{}]}}, {"results": 1}, {"results": [1, {}, {"step": []}]}, {"trog": 1}, NESTED]
+ODD += [
+    {"results": [{"step": "chck_1M", "target_word": [], "context_id": {}}]},
+    {"rte": {"predictions": [{"pred": []}]}},
+]
+
+
+@pytest.mark.parametrize("key", [p.key for p in leaderboard.leaderboard("2025").part])
+def test_odd_json_is_an_error_or_left_to_the_schema(key: str) -> None:
+    def texts(name: str) -> Any:
+        return words_suite(name) if name.startswith(("aoa", "reading")) else toy.toy_suite(name, MOST)
+
+    for value in ODD:
+        with contextlib.suppress(DataError):
+            check(key, value, [1], texts)
 
 
 def test_the_mending_command_is_ready_for_a_shell(tmp_path: Path) -> None:
