@@ -38,8 +38,7 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
 
     Looks at names and number of milestones, weights (safetensors, whole, no two alike), configuration and tokenizer
     (those of the final model in all), and (for checkpoints that say so) the words seen. Raises IncompleteError with
-    every problem and its fix, CheckpointError
-    where there is no folder, UsageError for an unknown year or track.
+    every problem and its fix, CheckpointError where there is no folder, UsageError for an unknown year or track.
     """
     root = Path(folder)
     milestones = leaderboard(year).milestones(track)
