@@ -65,15 +65,18 @@ def submit(
     given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
     texts = lru_cache(1)(partial(items.load, allow_incomplete=True))  # one suite is asked for at every milestone
     collation = Collator(board, track, final, checkpoints, texts, method, seed, ties).collate(given)
+    deviations = conventions.deviations(board, collation.used, final)
     if collation.missing and not allow_partial:
         listed = "\n".join(f"    {missing}" for missing in collation.missing)
         message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
+        if deviations and not allow_conventions:
+            also = "\n    ".join(conventions.described(deviations))
+            message += f"\n  what is there is not all by the conventions of {board.name}:\n    {also}"
         hint = (
             "make them (a local checkpoint goes by its folder's name here: give its path), or write what there is with "
         )
         hint += "--allow-partial; the leaderboard counts holes as 0"
         raise IncompleteError(message, hint=hint)
-    deviations = conventions.deviations(board, collation.used, final)
     if deviations and not allow_conventions:
         raise conventions.refuse(board, deviations, method)
     leaderboard.check(collation.document, board.name, absent=[missing.key for missing in collation.missing])

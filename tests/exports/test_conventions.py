@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from antlm_bench import runs, score
 from antlm_bench.cli import run as cli
 from antlm_bench.commands.submit import Submission, submit
-from antlm_bench.errors import DataError, NotComparable, UsageError
+from antlm_bench.errors import DataError, IncompleteError, NotComparable, UsageError
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.answers import numbers
 from antlm_bench.exports.given_parts import check_given
@@ -294,6 +294,13 @@ def test_milestones_scored_unlike_are_refused_and_named(changes: dict[str, Any],
     done = submit(folders, allow_conventions=True, **options)
     assert any(reason in note for note in done.notes)
     submit(family(tmp_path / "alike"), **options)
+
+
+def test_holes_and_deviations_are_said_together(tmp_path: Path) -> None:
+    folders = family(tmp_path, dtype="float16")
+    with pytest.raises(IncompleteError, match="parts of the 2026 file are missing") as caught:
+        submit(folders, year="2026", track="strict", out=tmp_path / "f")
+    assert "blimp_supplement: scored in float16, officially float32 (chck_2M)" in caught.value.message
 
 
 def test_the_verb_names_the_mending_command_and_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
