@@ -39,11 +39,22 @@ def rows(document: str, heading: str) -> list[list[str]]:
 def test_the_compat_table_is_the_one_in_force() -> None:
     """A row without a word on methods holds for all of them."""
     documented: dict[str, dict[str, Policy]] = {}
-    for names, bos, ties, decides, before in rows("docs/conventions.md", "## `--compat`"):
+    for names, bos, context_bos, ties, decides, before, joiner, lengths, softmax in rows(
+        "docs/conventions.md", "## `--compat`"
+    ):
         name, _, only = names.partition(", ")
         reduction = {"sum": "sum", "mean per token": "per-token", "what the suite says": ""}[decides]
-        texts = {"–": {}, "a space, scored with the sentence": {"delimiter": " "}}.get(before, {"context": "eos"})
-        policy = Policy(bos.strip("`"), ties.strip("`"), reduction, **texts)
+        policy = Policy(
+            bos=bos.strip("`"),
+            bos_before_context=context_bos.strip("`").replace("the same", ""),
+            ties=ties.strip("`"),
+            reduction=reduction,
+            context="eos" if before.startswith("EOS or `None`") else "",
+            delimiter=" " if "a space" in before else "",
+            joiner=" " if joiner == "a space more" else "",
+            lengths=lengths.strip("`"),
+            softmax=softmax,
+        )
         documented.setdefault(name.strip("`"), {}).update(
             dict.fromkeys([only] if only else ["causal", "masked"], policy)
         )

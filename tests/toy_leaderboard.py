@@ -11,7 +11,9 @@ from typing import Any
 
 from antlm_bench import runs
 from antlm_bench.declarations import catalog
+from antlm_bench.errors import DataError
 from antlm_bench.exports import leaderboard
+from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.spec import SuiteSpec, read
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
@@ -20,6 +22,12 @@ DECLARED = {name: spec for name, path in catalog("tasks").items() if isinstance(
 SPECS = {name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone}  # choices of texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
 SHIPPED = leaderboard.schema  # tests replace the name
+# Settings of a causal run by a year's conventions, as `score --compat babylm-YEAR` records them.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "2024": {"bos": "auto", "bos_before_context": "never", "context": "", "delimiter": " "},
+    "2025": {"bos": "tokenizer", "context": "", "lengths": "positions", "softmax": "float32"},
+    "2026": {"bos": "tokenizer", "context": "", "lengths": "positions", "softmax": "float32"},
+}
 
 
 def counts(suite: str, most: int | None = None) -> dict[str, int]:
@@ -30,6 +38,8 @@ def counts(suite: str, most: int | None = None) -> dict[str, int]:
 
 def toy_suite(name: str, most: int | None = None) -> Suite:
     """The suite with as many items per group as officially (or `most`), of made-up texts; the first option is right."""
+    if name not in SPECS:
+        raise DataError(f"{name} has no toy", place=name)
     spec = SPECS[name]
     if not spec.groups:
         return ungrouped(name, most)
@@ -74,8 +84,9 @@ def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
 def scored(suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any) -> Cell:
     metric = SPECS[suite].metric if suite in SPECS else "accuracy"
     summary = Summary(suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups)
-    known = {"ties": "half", "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
-    return Cell(suite, "causal", "k", known | settings, summary)
+    reduction = SPECS[suite].reduction if suite in SPECS else "sum"
+    known = {"ties": "half", "reduction": reduction, "suite_digest": f"digest of {suite}", "limit": None}
+    return Cell(suite, "causal", "k", known | CONVENTIONS["2025"] | settings, summary)
 
 
 def word(i: int) -> Prediction:
@@ -90,9 +101,23 @@ def finetuned(
     method: str = "finetune-causal",
     history: Mapping[str, Any] | None = None,
     suite: str = "glue-2025",
+    **more: Any,
 ) -> Cell:
     summary = Summary(f"{suite}.{task}", method, "accuracy", (), HALF, {}, ())
-    return Cell(f"{suite}.{task}", method, "k", {"task": task}, summary, seed=seed, history=history or {})
+    settings = {"task": task, "limit": [None, None], "pooling": "auto", "lora": 0, "dtype": "float32"} | official(
+        suite, task, "babylm-2024" if suite == "glue-2024" else "babylm-2025"
+    )
+    return Cell(f"{suite}.{task}", method, "k", settings | more, summary, seed=seed, history=history or {})
+
+
+def official(suite: str, task: str, preset: str) -> dict[str, Any]:
+    """Hyper-parameters of a cell that was finetuned by a preset."""
+    spec = read(catalog("tasks")[suite])
+    assert isinstance(spec, ClassificationSpec)
+    return {
+        "training": spec.resolved(task, preset).model_dump(mode="json"),
+        "select": spec.preset[preset].select,
+    }
 
 
 def labels(task: str, n: int) -> list[Prediction]:
@@ -115,6 +140,7 @@ def final_run(
 ) -> Path:
     """The final model's run: every part of the year that is ours (`without` one), GLUE with seed 42."""
     board = leaderboard.leaderboard(year)
+    settings = CONVENTIONS[year] | settings
     cells: list[tuple[Cell, list[Prediction]]] = []
     for part in board.parts("strict-small"):
         if part.writes == "class":
@@ -122,7 +148,7 @@ def final_run(
             cells += [(finetuned(task, 42, suite=part.suite), labels(task, n)) for task, n in sizes.items()]
         elif part.writes == "surprisal":
             words = [word(i) for i in range(reading_size(year))]
-            cells.append((scored(part.suite, words), words))
+            cells.append((scored(part.suite, words, **settings), words))
         elif part.suite in SPECS and part.suite != without:
             predictions = [prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)]
             cells.append((scored(part.suite, predictions, **settings), predictions))

@@ -36,6 +36,7 @@ class OpenOptions:
     dtype: str = "float32"
     bos: str = "auto"
     max_length: int | None = None
+    lengths: str = "declared"  # see scoring.choice.Policy
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False

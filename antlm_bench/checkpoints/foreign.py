@@ -6,17 +6,20 @@ The folder is opened as `opening` opens it (the same refusals, the same facts), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from antlm_bench.checkpoints.folders import OpenOptions
 from antlm_bench.checkpoints.opening import describe, find
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import external
 from antlm_bench.scoring.choice import Tick, predictions
-from antlm_bench.scoring.external import MINICONS, MiniconsReader
+from antlm_bench.scoring.external import MINICONS, Answers, MiniconsReader, Span
 from antlm_bench.scoring.probes import METHODS, Method, supported
-from antlm_bench.types import Item, Prediction
+from antlm_bench.scoring.text import merge_facts, specials
+from antlm_bench.types import Encodings, Item, Prediction
 
 ENGINES = ("native", "minicons")
 
@@ -34,6 +37,7 @@ class Foreign:
     trained_for: tuple[str, ...] = ()
     describe: dict[str, Any] = field(default_factory=dict)
     no_mask: str = ""
+    context_reader: MiniconsReader | None = None  # of causal texts that have a context, where it differs
 
     def notes(self, method: str) -> tuple[str, ...]:
         """See opening.Checkpoint: minicons takes words from the tokenizer, or does not score."""
@@ -44,6 +48,13 @@ class Foreign:
     def methods(self) -> list[str]:
         """What minicons can score it with; the first is the default."""
         return [name for name in supported(self) if name in MINICONS]
+
+    def with_bos_before_context(self, bos: str) -> Foreign:
+        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        if self.reader.kind != "causal":
+            return self
+        around = specials(self.reader.scorer.tokenizer, "causal", bos)
+        return replace(self, context_reader=replace(self.reader, around=around))
 
     def predict(
         self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None, reduction: str = "sum"
@@ -59,10 +70,32 @@ class Foreign:
         made = []
         for method in methods:
             name = next(name for name, known in METHODS.items() if known == method)
-            said = self.reader.answers(texts, spans, name, share)
+            said = self._answers(texts, spans, name, share)
             used = [method.relevant(said.facts)]
             made.append(predictions(items, said.logp, said.tokens, said.targets, used, reduction))
         return made
+
+    def _answers(self, texts: Sequence[str], spans: Sequence[Span], name: str, tick: Tick) -> Answers:
+        """The answers of both readers, in the order of the texts."""
+        if self.context_reader is None:
+            return self.reader.answers(texts, spans, name, tick)
+        n = len(texts)
+        facts = Encodings((), np.zeros(n, np.bool_), np.zeros(n, np.bool_), {})
+        merged = Answers(np.zeros(n), np.zeros(n, np.int64), [b""] * n, facts)
+        has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
+        for reader, chosen in ((self.reader, ~has_context), (self.context_reader, has_context)):
+            if not len(members := np.flatnonzero(chosen).tolist()):
+                continue
+
+            def share(done: float, of: float = len(members) / n) -> None:
+                tick(done * of)
+
+            part = reader.answers([texts[i] for i in members], [spans[i] for i in members], name, share)
+            merged.logp[members], merged.tokens[members] = part.logp, part.tokens
+            facts = merge_facts(facts, part.facts, members)
+            for number, target in zip(members, part.targets, strict=True):
+                merged.targets[number] = target
+        return replace(merged, facts=facts)
 
 
 def open_foreign(ref: str, options: OpenOptions) -> Foreign:

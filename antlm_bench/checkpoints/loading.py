@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto
 from antlm_bench.checkpoints import conversion
 from antlm_bench.checkpoints.adapters import without_adapter
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
-from antlm_bench.checkpoints.positions import position_limit
+from antlm_bench.checkpoints.positions import position_limit, runs_row
 from antlm_bench.checkpoints.tensor_check import Allowed, check_loaded
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
@@ -215,6 +215,20 @@ UNFIT = (
 )  # fmt: skip
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # rotary angles that follow from the longest row of a forward
 CAUSALITY_TOLERANCE = 1e-5  # of the largest logit; equal shapes give equal numbers, so that rounding moves less
+LONGEST_TRIAL = 2048  # tokens; the longest shipped text has 1,300 bytes
+
+
+def last_position(model: Any, declared: int | None) -> int | None:
+    """Return the longest row (tokens) that a model on the CPU runs, whatever its files declare; None = any.
+
+    Code that never looks at the declared limit (BabyLM 2025's) runs rotary and relative positions beyond it, and fails
+    where positions are learned. One row that is a token longer than the limit is tried. Limits beyond LONGEST_TRIAL
+    are kept untried.
+    """
+    limit = position_limit(model)
+    if declared is None or limit is None or limit > LONGEST_TRIAL:
+        return declared
+    return None if runs_row(model, limit + 1) else limit
 
 
 def check_causality(model: Any, folder: Path) -> None:

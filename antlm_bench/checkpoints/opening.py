@@ -28,7 +28,7 @@ from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.linear import can_pack
 from antlm_bench.scoring.probes import METHODS, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
-from antlm_bench.scoring.text import Encoder, Specials, check_specials, mask_token, specials
+from antlm_bench.scoring.text import ContextEncoder, Encoder, Specials, check_specials, mask_token, specials
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
@@ -67,6 +67,13 @@ class Checkpoint:
         """What it can be scored with; the first is the default. A card's methods go before what else is possible."""
         names = supported(self)
         return [n for n in self.trained_for if n in names] + [n for n in names if n not in self.trained_for]
+
+    def with_bos_before_context(self, bos: str) -> Checkpoint:
+        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        encoders = dict(self.encoders)
+        if (causal := encoders.get("causal")) is not None:
+            encoders["causal"] = ContextEncoder(causal, specials(causal.tokenizer, "causal", bos))
+        return replace(self, encoders=encoders)
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
@@ -166,6 +173,8 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
     limit = loading.max_length_of(model, tokenizer, options.max_length)
+    if options.lengths == "positions" and options.max_length is None:
+        limit = loading.last_position(model, limit)
     model = model.to(device)
     embeddings = model.get_input_embeddings().weight.shape[0]
     mask_id, no_mask = mask_token(tokenizer, embeddings)
@@ -245,6 +254,11 @@ def describe(ref: str, found: Found, options: OpenOptions) -> dict[str, Any]:
         "original_layout": getattr(model.config, "original_layout", None),
         "bos": options.bos,
         "specials": {a: _spelled(tokenizer, around) for a, around in found.around.items()},
+        # Under the policies of official code, so that `submit` can tell whether they would differ.
+        "specials_under": {
+            policy: {a: _spelled(tokenizer, specials(tokenizer, _attention(a), policy)) for a in found.around}
+            for policy in ("auto", "tokenizer")
+        },
         "mask": tokenizer.mask_token if found.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }

@@ -31,14 +31,14 @@ def position_limit(model: Any) -> int | None:
     known = [limit for limit in declared if isinstance(limit, int) and limit > 0]
     lookups = _Lookups(model)
     with lookups:
-        _runs(model, LENGTH)
+        runs_row(model, LENGTH)
     for limit in sorted(set(lookups.limits)):
-        if limit < min(known, default=limit + 1) and not _runs(model, limit + 1):
+        if limit < min(known, default=limit + 1) and not runs_row(model, limit + 1):
             return limit
     return min(known, default=None)
 
 
-def _runs(model: Any, length: int) -> bool:
+def runs_row(model: Any, length: int) -> bool:
     """Whether the body takes a row of so many equal tokens that are not padding."""
     embeddings = model.get_input_embeddings().weight
     pad = getattr(model.config, "pad_token_id", None)

@@ -46,6 +46,7 @@ def kind_of(suite: Suite, policy: Policy) -> Kind:
         groups=suite.groups,
         ties=policy.ties,
         reduction=policy.reduction,
+        softmax=policy.softmax,
     )
     if suite.times:
         return Kind("words", partial(_after_context, glued=suite.glued), partial(summarize_times, times=suite.times))

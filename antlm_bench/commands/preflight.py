@@ -37,10 +37,10 @@ class Problem:
 def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
     """What was found in a folder of checkpoints that a track accepts, as names and values.
 
-    Looks at names and number of milestones, weights (safetensors, whole, no two alike), configuration, tokenizer,
-    (for checkpoints that say so) the words seen, and whether the official pipelines' environment can open it. Raises
-    IncompleteError with every problem and its fix, CheckpointError where there is no folder, UsageError for an unknown
-    year or track.
+    Looks at names and number of milestones, weights (safetensors, whole, no two alike), configuration and tokenizer
+    (those of the final model in all), (for checkpoints that say so) the words seen, and whether the official pipelines'
+    environment can open it. Raises IncompleteError with every problem and its fix, CheckpointError where there is no
+    folder, UsageError for an unknown year or track.
     """
     root = Path(folder)
     milestones = leaderboard(year).milestones(track)
@@ -62,6 +62,8 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
             problems.append(Problem(name, "missing", fix))
             continue
         problems += broken(name, path)
+        if final:
+            problems += of_another_model(name, path, final)
         digest = weights(path)
         if digest in hashes and (name != "final" or hashes[digest] != list(found)[-1]):
             fix = "one of the two was saved under a wrong name, or a download ignored its revision"
@@ -114,6 +116,28 @@ def broken(name: str, path: Path) -> Iterator[Problem]:
         wanted = int(match[1]) * 1_000_000
         if abs(seen - wanted) > SLACK * wanted:
             yield Problem(name, f"its card says {seen:,} words seen", "a milestone is named for words, not for steps")
+
+
+def of_another_model(name: str, path: Path, final: Path) -> Iterator[Problem]:
+    """Yield where a milestone is not of the final model: architecture, vocabulary, tokenizer."""
+    fix = "a submission is of one model: save the milestones of its own training"
+    ours, theirs = (configuration(folder) for folder in (final, path))
+    for key, what in (("model_type", "model type"), ("architectures", "architecture"), ("vocab_size", "vocabulary")):
+        if ours and theirs and ours.get(key) != theirs.get(key):
+            yield Problem(name, f"another {what} ({theirs.get(key)}) than the final model ({ours.get(key)})", fix)
+    for file in TOKENIZERS:
+        pair = [folder / file for folder in (final, path)]
+        if all(one.is_file() for one in pair) and pair[0].read_bytes() != pair[1].read_bytes():
+            yield Problem(name, f"another tokenizer than the final model's ({file})", fix)
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The table in config.json; {} where there is none to be read."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _broken_weights(name: str, path: Path) -> Iterator[Problem]:

@@ -72,11 +72,20 @@ class ScoreOptions:
         policy = COMPATS[self.compat] if self.compat else Policy()
         if self.ties is not None and self.ties not in TIES:
             raise UsageError(f"unknown tie rule {self.ties!r}", place="--ties", hint=f"one of {', '.join(TIES)}")
-        return replace(policy, bos=self.bos or policy.bos, ties=self.ties or policy.ties)
+        before_context = "" if self.bos else policy.bos_before_context
+        return replace(
+            policy,
+            bos=self.bos or policy.bos,
+            ties=self.ties or policy.ties,
+            bos_before_context=before_context,
+            lengths=policy.lengths if self.max_length is None else "declared",
+        )
 
     def opening(self) -> OpenOptions:
-        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"bos"}
-        return OpenOptions(bos=self.policy().bos, **{name: getattr(self, name) for name in shared})
+        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"bos", "lengths"}
+        policy = self.policy()
+        given = {name: getattr(self, name) for name in shared}
+        return OpenOptions(bos=policy.bos, lengths=policy.lengths, **given)
 
 
 def score(
@@ -209,7 +218,10 @@ def _score_suite(
     remarks: Sequence[str],
 ) -> None:
     """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the model for all."""
-    policy = options.policy().of(known(names[0])).on(suite.reduction, suite.verbatim)
+    words = suite.times is not None or suite.formulas is not None
+    policy = options.policy().of(known(names[0])).on(suite.reduction, suite.verbatim, words)
+    if policy.bos_before_context:
+        checkpoint = checkpoint.with_bos_before_context(policy.bos_before_context)
     kind = kind_of(suite, policy)
     if options.precision == "adaptive" and kind.asks != "choices":
         hint = f"use --precision exact{AS_THEY_ARE.get(kind.asks, '')}"
@@ -310,6 +322,6 @@ def _settings(
         "conventions": CONVENTIONS,
         # No keys of their own for ours: runs from before there was a choice stay valid.
         **({"judge": suite.judge.facts()} if suite.judge else {}),
-        **({"delimiter": policy.delimiter} if policy.delimiter else {}),
+        **policy.settings(rated=suite.metric == "spearman"),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

@@ -16,8 +16,9 @@ from antlm_bench import runs
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, IncompleteError, UsageError
-from antlm_bench.exports import leaderboard
-from antlm_bench.exports.collation import Collator, Missing, name_of
+from antlm_bench.exports import conventions, leaderboard
+from antlm_bench.exports.collation import Collator, Missing
+from antlm_bench.exports.command_hints import name_of
 from antlm_bench.exports.decisions import Rule
 from antlm_bench.suites import items
 from antlm_bench.types import Run
@@ -45,38 +46,51 @@ def submit(
     seed: int | None = None,
     parts: Mapping[str, str] | None = None,
     allow_partial: bool = False,
+    allow_conventions: bool = False,
     ties: Rule | None = None,
 ) -> Submission:
     """Write the file of a year and track from run folders: the final model's, and those of its milestones.
 
     out: the file, or a folder for one with the official name. method: of the zero-shot parts, "" = the only one there.
     seed: of the GLUE labels. parts: (dotted) key -> JSON file made elsewhere. allow_partial: holes are announced, not
-    refused. ties: which of the best options is answered, None = the one that the year's official code takes.
-    Raises IncompleteError (nothing is written) for holes, UsageError for a choice that is not ours to make, RunError
-    and DataError for what cannot be read.
+    refused. allow_conventions: so are cells that are not by the year's conventions. ties: which of the best options is
+    answered, None = the one that the year's official code takes.
+    Raises IncompleteError (nothing is written) for holes, NotComparable for other conventions than the year's,
+    UsageError for a choice that is not ours to make, RunError and DataError for what cannot be read.
     """
     board = leaderboard.leaderboard(year)
     milestones = board.milestones(track)
     final, checkpoints = sorted_runs([run for folder in folders for run in opened(folder)])
     method = method or only_method(final)
+    one_model(final, [checkpoints[number] for number in milestones if number in checkpoints])
     given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
     texts = lru_cache(1)(partial(items.load, allow_incomplete=True))  # one suite is asked for at every milestone
     collation = Collator(board, track, final, checkpoints, texts, method, seed, ties).collate(given)
+    deviations = conventions.deviations(board, collation.used, final)
     if collation.missing and not allow_partial:
         listed = "\n".join(f"    {missing}" for missing in collation.missing)
         message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
+        if deviations and not allow_conventions:
+            also = "\n    ".join(conventions.described(deviations))
+            message += f"\n  what is there is not all by the conventions of {board.name}:\n    {also}"
         hint = (
             "make them (a local checkpoint goes by its folder's name here: give its path), or write what there is with "
         )
         hint += "--allow-partial; the leaderboard counts holes as 0"
         raise IncompleteError(message, hint=hint)
+    if deviations and not allow_conventions:
+        raise conventions.refuse(board, deviations, method)
     leaderboard.check(collation.document, board.name, absent=[missing.key for missing in collation.missing])
     notes = [f"as {board.source} writes it", *collation.notes]
+    notes += [f"NOT by the conventions of {board.name}: {line}" for line in conventions.described(deviations)]
     if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
         notes.append(f"{track} has no milestone {', '.join(f'chck_{number}M' for number in unused)}: left out")
     path = placed(Path(out), board.file.format(method=method, name=Path(name_of(final)).name or "model"))
     data = json.dumps(collation.document).encode()
-    runs.write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    packed = ".gz" in (path.suffix, Path(board.file).suffix)  # 2024's scorer unpacks a file of any name
+    if packed and path.suffix != ".gz":
+        notes.append("the file is gzip, whatever its name: the official scorer of the year unpacks it")
+    runs.write_whole(path, gzip.compress(data, mtime=0) if packed else data)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Submission(path, digest, collation.missing, tuple(notes))
 
@@ -118,6 +132,18 @@ def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:
     if not final and not milestones:
         raise UsageError("no run given", place="RUN", hint="antlm-bench score ... writes run folders")
     return (final[0] if final else milestones[max(milestones)]), milestones
+
+
+def one_model(final: Run, milestones: Sequence[Run]) -> None:
+    """UsageError where a milestone is of another model than the final one."""
+    for run in milestones:
+        for name, what in (("architecture", "architecture"), ("vocabulary", "vocabulary"), ("parameters", "size")):
+            ours, theirs = (one.manifest.model.get(name) for one in (final, run))
+            if ours != theirs:
+                message = f"{name_of(run)} has another {what} ({theirs}) than the final model {name_of(final)} ({ours})"
+                raise UsageError(
+                    message, place=run.path, hint="a file holds one model: give the runs of its own milestones"
+                )
 
 
 def milestone_of(run: Run) -> int | None:

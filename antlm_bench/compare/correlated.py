@@ -20,7 +20,8 @@ def correlated(joined: Joined) -> Found:
     table, other = joined.a[0], joined.b[0]
     settings, summary = joined.cells_a[0].settings, joined.cells_a[0].summary
     reduction = str(settings.get("reduction", "sum"))
-    measure = resolve(summary.metric, str(settings.get("ties", "half")), reduction)
+    softmax = str(settings.get("softmax", "float64"))
+    measure = resolve(summary.metric, str(settings.get("ties", "half")), reduction, softmax)
     x, z = measure.values(table, reduction), measure.values(other, reduction)
     use = ~(table.flag("too-long") | other.flag("too-long"))
     groups = []

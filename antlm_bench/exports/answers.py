@@ -25,11 +25,13 @@ def whole(cell: Cell) -> Cell:
     return cell
 
 
-def numbers(cell: Cell, part: PartSpec, rule: Rule, predictions: Callable[[], Sequence[Prediction]]) -> Entry:
+def numbers(
+    cell: Cell, part: PartSpec, rule: Rule, softmax: str, predictions: Callable[[], Sequence[Prediction]]
+) -> Entry:
     """What a fast suite says of a milestone, in 0..1: accuracies, Spearman's rho, partial R2.
 
     Where there are ties, accuracies are those of the answers that the official collator would have compared, made of
-    the predictions.
+    the predictions; so is a correlation where the run ranked probabilities of another precision (`softmax`).
     """
     groups = cell.summary.groups
     if part.names:
@@ -38,13 +40,22 @@ def numbers(cell: Cell, part: PartSpec, rule: Rule, predictions: Callable[[], Se
         level, reduction = groups[-1].level if groups else "", str(cell.settings.get("reduction", "sum"))
         table = tabulate(predictions(), {level} if level else set(), reduction)
         return {name or part.key: share for name, share in shares(table, picks(table, rule, reduction), level).items()}
+    if cell.summary.metric == "spearman" and cell.settings.get("softmax", "float64") != softmax:
+        reduction = str(cell.settings.get("reduction", "sum"))
+        table = tabulate(predictions(), set(), reduction)
+        return {part.key: Spearman("half", reduction, softmax).whole(table, ())[0].value}
     if cell.summary.metric == "spearman" or not groups:
         return {part.key: cell.summary.headline.value}
     return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
 
 def texts_chosen(
-    part: PartSpec, predictions: Sequence[Prediction], suite: Suite, cell: Cell, rule: Rule
+    part: PartSpec,
+    predictions: Sequence[Prediction],
+    suite: Suite,
+    cell: Cell,
+    rule: Rule,
+    softmax: str = "float64",
 ) -> tuple[Answers, list[str]]:
     """The chosen texts under the keys of their part, in the suite's order, and notes about ties and lost items.
 
@@ -58,7 +69,7 @@ def texts_chosen(
     if rated and lost:
         raise IncompleteError(f"{lost} items do not fit the model, and have no probability")
     answers = picks(table, rule, reduction)
-    probability = Spearman("half", reduction).values(table, reduction) if rated else None
+    probability = Spearman("half", reduction, softmax).values(table, reduction) if rated else None
     level = part.by or suite.groups[-1]
     items = {item.id: item for item in suite.items}
     rows: Answers = defaultdict(lambda: {"predictions": []})

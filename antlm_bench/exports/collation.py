@@ -17,8 +17,12 @@ from typing import Any, TypeVar
 from antlm_bench import runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.exports.answers import Answers, Entry, count, curve, numbers, surprisals, texts_chosen, whole
+from antlm_bench.exports.command_hints import finetune_command, name_of, replaced_end, score_command
+from antlm_bench.exports.conventions import Used
 from antlm_bench.exports.decisions import RULES, Rule
-from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, entries, sizes, sound
+from antlm_bench.exports.given_parts import check_given
+from antlm_bench.exports.leaderboard import LeaderboardSpec, PartSpec, entries, sizes
+from antlm_bench.scoring.choice import COMPATS
 from antlm_bench.suites.items import Suite
 from antlm_bench.types import Cell, Run
 
@@ -40,11 +44,13 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Collation:
-    """The file's content, what is missing in it, and what a reader of it must know. No part is half there."""
+    """The file's content, what is missing in it, what a reader of it must know, and the cells that it is made of. No
+    part is half there."""
 
     document: dict[str, Any]
     missing: tuple[Missing, ...]
     notes: tuple[str, ...]
+    used: tuple[Used, ...] = ()
 
 
 @dataclass(slots=True)
@@ -65,12 +71,13 @@ class Collator:
     ties: Rule | None = None
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    used: list[Used] = field(default_factory=list)
 
     def collate(self, given: Mapping[str, Any]) -> Collation:
-        """The whole file. given: parts made elsewhere, by (dotted) key; they are taken as they are.
+        """The whole file. given: parts made elsewhere, by (dotted) key; they are checked, and taken as they are.
 
         Raises UsageError for a part that the file does not have, and for seeds among which nobody chose; DataError for
-        a part made elsewhere that has holes, or other milestones than the track.
+        a part made elsewhere that is not the part (see given_parts).
         """
         place, milestones = self.board.milestones_in, self.board.milestones(self.track)
         parts = {part.key: part for part in self.board.parts(self.track)}
@@ -78,7 +85,9 @@ class Collator:
         if unknown := given.keys() - parts.keys() - fast.keys():
             hint = f"its parts: {', '.join([*parts, *fast])}"
             raise UsageError(f"the file has no part {min(unknown)!r}", place="--part", hint=hint)
-        given = {key: sound(key, value, milestones) for key, value in given.items()}
+        for key, value in given.items():
+            spec = parts.get(key) or fast[key]
+            self.notes += check_given(key, value, spec, milestones, self.texts, fast=key in fast)
         document: dict[str, Any] = {}
         for key, part in parts.items():
             value = given[key] if key in given else self._or_missing(key, partial(self._part, part))
@@ -90,7 +99,8 @@ class Collator:
             value = given[key] if key in given else self._fast(key, part)
             if value is not None:
                 document[place][part.key] = value
-        return Collation(document, tuple(self.missing), tuple(dict.fromkeys([*self.board.notes, *self.notes])))
+        notes = tuple(dict.fromkeys([*self.board.notes, *self.notes]))
+        return Collation(document, tuple(self.missing), notes, tuple(self.used))
 
     def _or_missing(self, key: str, make: Callable[[], T]) -> T | None:
         """What `make` gives; what it lacks is noted under `key`. A wrong option stays an error."""
@@ -117,12 +127,13 @@ class Collator:
                 found |= {task: rows} if rows else {}
             return found if len(found) == len(wanted) or self.board.absent == "null" else None
         cell = self._cell(self.final, part)
+        self.used.append(Used(part.key, self.final, cell))
         predictions = runs.predictions(self.final.path, cell)
         if part.writes == "surprisal":
             answers: Answers = {part.key: {"predictions": list(surprisals(predictions))}}
         else:
             suite = self._texts(self.final, cell)
-            answers, notes = texts_chosen(part, predictions, suite, cell, self._rule)
+            answers, notes = texts_chosen(part, predictions, suite, cell, self._rule, self._softmax)
             self.notes += notes
         each = entries(self.board.name, part.key)
         wanted = wanted if each is None else dict.fromkeys(answers, 1)
@@ -140,7 +151,7 @@ class Collator:
         if cell.settings.get("suite_digest", suite.digest) != suite.digest:
             raise IncompleteError(
                 f"the data here are not those that {run.path} was scored on",
-                hint=score_command(run, cell.suite, self.method),
+                hint=score_command(run, cell.suite, self.method, self.board),
             )
         return suite
 
@@ -149,6 +160,7 @@ class Collator:
 
         def rows(milestone: int, run: Run) -> list[dict[str, Any]]:
             cell = whole(self._cell(run, part))
+            self.used.append(Used(part.key, run, cell, milestone))
             return list(curve(runs.predictions(run.path, cell), self._texts(run, cell), milestone))
 
         found = self._each(part.key, part, rows)
@@ -184,7 +196,7 @@ class Collator:
         """The scored cell of a part. IncompleteError where there is none, or not all of it."""
         if not part.suite:
             raise IncompleteError("no suite of ours computes it", hint=part.hint)
-        again = score_command(run, part.suite, self.method)
+        again = score_command(run, part.suite, self.method, self.board)
         for cell in run:
             if (cell.suite, cell.method) == (part.suite, self.method):
                 if cell.settings.get("limit"):
@@ -208,6 +220,7 @@ class Collator:
         if cell is None:
             of = f" of seed {seed}" if seeds else ""
             raise IncompleteError(f"{self.final.path} has no {suite}{of}", hint=again)
+        self.used.append(Used(f"{part.key}.{task}", self.final, cell))
         predictions = runs.predictions(self.final.path, cell)
         if len(predictions) != wanted:
             raise IncompleteError(f"incomplete: {len(predictions)} of {wanted} labels", hint=again)
@@ -219,21 +232,18 @@ class Collator:
 
     def _finetune(self, suite: str, task: str = "") -> str:
         """The command that finetunes the final model on a suite, or on one task of it."""
-        attention = "causal" if self.method == "causal" else "full"
-        command = ["antlm-bench", "finetune", *named(name_of(self.final)), "--suite", suite]
-        command += ["--task", task] * bool(task) + ["--attention", attention]
-        seed = self.board.seed if self.seed is None else self.seed
-        return shlex.join([*command, "--seed", str(seed), "--out", self.final.path])
+        return finetune_command(self.final, suite, self.method, self.board, seed=self.seed, task=task)
 
     def _fast(self, key: str, part: PartSpec) -> Sequence[Entry | None] | None:
         """One entry per milestone, in order; None (or a list with nulls) after saying which are missing."""
         ties = 0
 
-        def entry(_: int, run: Run) -> Entry:
+        def entry(milestone: int, run: Run) -> Entry:
             nonlocal ties
             cell = whole(self._cell(run, part))
+            self.used.append(Used(key, run, cell, milestone))
             ties += cell.summary.headline.flags.get("tie", 0) * (cell.summary.metric == "accuracy")
-            return numbers(cell, part, self._rule, lambda: runs.predictions(run.path, cell))
+            return numbers(cell, part, self._rule, self._softmax, lambda: runs.predictions(run.path, cell))
 
         found = self._each(key, part, entry)
         if ties:
@@ -243,6 +253,11 @@ class Collator:
     @property
     def _rule(self) -> Rule:
         return self.ties or self.board.ties
+
+    @property
+    def _softmax(self) -> str:
+        """The precision of probabilities in the year's file, whatever the run's own."""
+        return COMPATS[self.board.name].softmax
 
     def _each(self, key: str, part: PartSpec, make: Callable[[int, Run], T]) -> list[T | None]:
         """What `make` gives of each milestone and its run, in order; None after saying under `key` what is missing:
@@ -256,7 +271,8 @@ class Collator:
                 run = self.checkpoints.get(milestone)
                 if part.suite and run is None:
                     pattern = replaced_end(name_of(self.final), "chck_*")
-                    raise IncompleteError("no run folder", hint=score_command(None, part.suite, self.method, pattern))
+                    hint = score_command(None, part.suite, self.method, self.board, pattern)
+                    raise IncompleteError("no run folder", hint=hint)
                 found.append(make(milestone, run or self.final))
             except UsageError:
                 raise
@@ -277,25 +293,3 @@ def reason(error: BenchError) -> str:
 def named_milestones(lacking: Sequence[int], of: int) -> str:
     each = ", ".join(f"chck_{milestone}M" for milestone in lacking)
     return each if len(lacking) < of else f"all {of} milestones"
-
-
-def name_of(run: Run) -> str:
-    return str(run.manifest.model.get("name", "MODEL"))
-
-
-def replaced_end(name: str, end: str) -> str:
-    """The path beside `name`: our trainers write milestones beside the final model."""
-    folder, slash, _ = name.rpartition("/")
-    return folder + slash + end
-
-
-def score_command(run: Run | None, suite: str, method: str, model: str = "") -> str:
-    """The command that scores a run's checkpoint (or `model`) on a suite, ready for a shell."""
-    command = ["antlm-bench", "score", *named(model or (name_of(run) if run else "")), "--suite", suite]
-    return shlex.join([*command, "--method", method, *(["--out", run.path] if run else [])])
-
-
-def named(name: str) -> list[str]:
-    """A checkpoint's name as options: hub@revision in two; a run knows a local checkpoint's name, not its path."""
-    model, _, revision = name.partition("@")
-    return ["--model", model, "--revision", revision] if revision and "/" in model else ["--model", name]

@@ -7,8 +7,7 @@ official file is: keys and exact counts). A new year is two such files and no li
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ Writes = Literal["scored", "continuation", "sentence", "share", "class", "surpri
 class PartSpec(Declaration):
     """One key of the file. suite: ours ("" = none: `hint` says what makes it). tracks: only of these; () = of all.
 
+    shapes: of a part of nested lists of numbers, key -> lengths.
     by: the label whose values are the keys of the answers; "" = the finest groups. names: of milestones, our groups
     that stand in the file -> what they are called there; {} = the finest groups, or `key` for a suite without any.
     """
@@ -38,6 +38,7 @@ class PartSpec(Declaration):
     by: str = ""
     names: dict[str, str] = {}  # noqa: RUF012  (pydantic copies it)
     hint: str = ""
+    shapes: dict[str, Many[int]] = {}  # noqa: RUF012  (pydantic copies it)
 
 
 class TrackSpec(Declaration):
@@ -50,7 +51,8 @@ class TrackSpec(Declaration):
 class LeaderboardSpec(Declaration):
     """A leaderboard's file. absent: what stands for a part that is missing, where that is allowed. fast: what
     `milestones_in` holds of every milestone. source: the collator that the file imitates. ties: which of the best
-    options the official code answers with. seed: of the official finetuning script."""
+    options the official code answers with. seed: of the official finetuning script. methods: the backends of the
+    official code, as our methods. finetune: the preset that is the official finetuning."""
 
     year: str
     title: str
@@ -58,6 +60,8 @@ class LeaderboardSpec(Declaration):
     file: str
     ties: Rule
     seed: int
+    methods: Many[str]
+    finetune: str
     absent: Literal["omit", "null"]
     track: Many[TrackSpec]
     part: Many[PartSpec]
@@ -117,35 +121,6 @@ def sizes(name: str, key: str) -> dict[str, int]:
         for subkey, inner in part.get("properties", {}).items()
         if "predictions" in inner.get("properties", {})
     }
-
-
-def sound(key: str, value: Any, milestones: Sequence[int]) -> Any:
-    """A part made elsewhere, where the schema cannot see what is wrong: DataError for a null, which years that allow
-    holes would take in silence, and for other milestones (millions of words) than the track has."""
-    place = f"--part {key}"
-    hole = next(nulls(value), None)
-    if hole is not None:
-        hint = "make it whole, or leave the option out: --allow-partial then says what stays empty"
-        raise DataError(f"null{f' at {hole}' if hole else ''}, where an answer belongs", place=place, hint=hint)
-    rows = value.get("results") if isinstance(value, dict) else None
-    if isinstance(rows, list):
-        found = Counter(row.get("step") for row in rows if isinstance(row, dict))
-        wanted = dict.fromkeys([f"chck_{number}M" for number in milestones], len(rows) // max(len(milestones), 1))
-        if milestones and found != wanted:
-            odd = ", ".join(sorted(map(str, found.keys() ^ wanted.keys()))[:3]) or "some have more words than others"
-            raise DataError(f"not the {len(milestones)} milestones of the track: {odd}", place=place)
-    if isinstance(value, list) and len(value) != len(milestones):
-        raise DataError(f"{len(value)} entries, the track has {len(milestones)} milestones", place=place)
-    return value
-
-
-def nulls(value: Any, at: str = "") -> Iterator[str]:
-    """Where a value is null; a word's surprisal may be, in a text that does not fit the model."""
-    if value is None and at.rpartition(".")[2] != "surprisal":
-        yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        yield from nulls(one, f"{at}.{key}" if at else str(key))
 
 
 def check(document: Mapping[str, Any], name: str, *, absent: Collection[str] = ()) -> None:

@@ -69,7 +69,9 @@ def _numbers(cell: Cell, predictions: Sequence[Prediction]) -> Iterator[list[Any
         for row, (p, credited) in enumerate(zip(predictions, correct, strict=True)):
             yield [p.gold, p.pred, _number(credited), *_against(columns, row, int(p.gold)), ""]
     else:
-        share: Floats = Spearman("half", columns_reduction(reduction)).values(columns, columns_reduction(reduction))
+        softmax = str(cell.settings.get("softmax", "float64"))
+        measure = Spearman("half", columns_reduction(reduction), softmax)
+        share: Floats = measure.values(columns, columns_reduction(reduction))
         for p, value in zip(predictions, share, strict=True):
             yield [p.gold, p.pred, "", "", p.scores[0], "", p.tokens[0], "", _number(value)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import softmax
 
 from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
@@ -75,17 +75,19 @@ class Spearman:
 
     The probability is the softmax over the options' summed log-probabilities, the correlation over all of the suite
     (evaluation-pipeline-2025, sentence_zero_shot/compute_results.py). Items that are too long are left out; n says so.
+    softmax: the precision of that probability, float64 or float32. BabyLM's is float32, where probabilities near 1 are
+    equal, and share a rank.
     """
 
-    def __init__(self, ties: str, reduction: str) -> None:
+    def __init__(self, ties: str, reduction: str, softmax: str = "float64") -> None:
         del ties  # ranks take care of equal values
-        self.reduction = reduction
+        self.reduction, self.precision = reduction, np.dtype(softmax)
 
     def values(self, table: Table, reduction: str) -> Floats:
         """Probability (n,) of the first option."""
-        scores = np.where(table.valid, table.reduced(reduction), -np.inf)
+        scores = np.where(table.valid, table.reduced(reduction), -np.inf).astype(self.precision)
         with np.errstate(invalid="ignore"):
-            probability = np.exp(scores[:, 0] - logsumexp(scores, axis=1))
+            probability = softmax(scores, axis=1)[:, 0].astype(np.float64)
         lost = np.isnan(probability) & ~table.flag("too-long")
         if lost.any():
             place = f"item {table.ids[int(np.flatnonzero(lost)[0])]}"

@@ -57,6 +57,7 @@ def summarize(
     groups: Sequence[str],
     ties: str = "half",
     reduction: str = "sum",
+    softmax: str = "float64",
     notes: Sequence[str] = (),
 ) -> Summary:
     """The Summary of one suite under one method.
@@ -66,12 +67,13 @@ def summarize(
     Wilson's. ties: one of TIES. reduction: which score decides (measures.REDUCTIONS); the others become views.
     "class" is for classified texts, whose options are classes; its views are accuracy, f1 (beyond two classes
     macro-f1), mcc, and majority: the same metric of always answering the most frequent gold class. Items flagged
-    `too-long` were not scored and count as wrong; `flags` counts them.
+    `too-long` were not scored and count as wrong; `flags` counts them. softmax: precision of the probabilities that
+    `spearman` ranks.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro` needs is missing, a
     gold that is no option), CheckpointError (a NaN or +inf score).
     """
-    measure = resolve(metric, ties, reduction)
+    measure = resolve(metric, ties, reduction, softmax)
     table = tabulate(predictions, {*macro, *groups}, reduction)
     headline, views, remarks = measure.whole(table, macro)
     lines = []
@@ -86,7 +88,7 @@ def summarize(
     return Summary(suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks))
 
 
-def resolve(metric: str, ties: str, reduction: str) -> Metric:
+def resolve(metric: str, ties: str, reduction: str, softmax: str = "float64") -> Metric:
     """The metric of that name. Raises UsageError where a name is unknown, or a metric is not of that kind of item."""
     choices = (
         ("metric", metric, METRICS),
@@ -103,5 +105,6 @@ def resolve(metric: str, ties: str, reduction: str) -> Metric:
         raise UsageError(f"{metric} is a metric of classified texts", hint=f"accuracy, or reduction = {CLASS}")
     module, _, attribute = (CLASSIFIED if classified else METRICS[metric]).partition(":")
     make = getattr(import_module(module), attribute)
-    made: Metric = make(metric, ties) if classified else make(ties, reduction)
+    options = {"softmax": softmax} if metric == "spearman" else {}
+    made: Metric = make(metric, ties) if classified else make(ties, reduction, **options)
     return made

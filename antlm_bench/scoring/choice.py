@@ -20,39 +20,80 @@ Tick = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What peers do differently from us when they turn scores into choices; a named bundle is in COMPATS.
+    """Conventions of scoring that peers do not share; COMPATS names a bundle of them per peer.
 
-    bos: see scoring.text. ties: see metrics. reduction: sum | per-token, which score decides; "" = what the suite
-    declares. context: text put before every masked sentence ("eos" = the string of the tokenizer's EOS, as BabyLM 2024
-    did). delimiter: text put before a sentence that has no context, and scored with it (lm-eval's target_delimiter).
+    A text "has a context" where characters stand before its scored span. Sources: docs/conventions.md.
     """
 
     bos: str = "auto"
+    """BOS policy of every text (scoring.text.BOS_POLICIES)."""
     ties: str = "half"
+    """Tie rule (metrics.TIES)."""
     reduction: str = ""
+    """Which score decides: sum or per-token; "" = what the suite declares."""
+    causal_reduction: str = ""
+    """The same for causal methods; "" = as `reduction`."""
+    bos_before_context: str = ""
+    """BOS policy of causal texts that have a context; "" = as `bos`."""
     context: str = ""
+    """Context of masked texts that have none: "eos" = the string of the EOS token, or "None"."""
     delimiter: str = ""
+    """Put before a text that has no context, and scored with it (lm-eval's target_delimiter)."""
+    joiner: str = ""
+    """Put between the context and the scored span of masked texts, and scored with the span."""
+    lengths: str = "declared"
+    """Longest text: "declared" = what configuration and tokenizer say; "positions" = that only where
+    the model has no positions beyond (as code that never looks at the limit)."""
+    softmax: str = "float64"
+    """Precision of the probabilities that a correlation with ratings ranks: float64 or float32."""
 
     def of(self, method: Method) -> Policy:
-        """What it says of one method: a context, and the mean that goes with it, are the masked backend's alone, and
-        leave no sentence without a context."""
-        if not self.context:
-            return self
-        return replace(self, delimiter="") if method.masks else replace(self, reduction="sum", context="")
+        """The conventions that apply to one method."""
+        if method.masks:
+            return replace(self, causal_reduction="", bos_before_context="")
+        decides = self.causal_reduction or self.reduction
+        return replace(self, reduction=decides, causal_reduction="", context="", joiner="")
 
-    def on(self, declared: str, verbatim: bool = False) -> Policy:
-        """What it says of a suite that declares a reduction: that one, unless the peer has one rule for all suites. A
-        suite of requests to the letter (`verbatim`) has its delimiters already."""
-        return replace(self, reduction=self.reduction or declared, delimiter="" if verbatim else self.delimiter)
+    def on(self, declared: str, verbatim: bool = False, words: bool = False) -> Policy:
+        """The conventions that apply to one suite.
+
+        declared: the suite's own reduction, which holds unless the peer has one rule for all suites.
+        verbatim: the suite's texts are a peer's requests and hold their delimiters already. words:
+        the suite asks for words or regions within texts, which no peer's requests are about.
+        """
+        policy = replace(self, reduction=self.reduction or declared)
+        if words:
+            return replace(policy, bos_before_context="", context="", delimiter="", joiner="")
+        return replace(policy, delimiter="") if verbatim else policy
+
+    def settings(self, rated: bool) -> dict[str, str]:
+        """Return the conventions that are not ours, as settings of a cell.
+
+        rated: the suite correlates probabilities with ratings. What is as ours has no key, so that
+        cells from before there was a choice keep theirs.
+        """
+        names = ["bos_before_context", "delimiter", "joiner", "lengths", *["softmax"] * rated]
+        values = {name: str(getattr(self, name)) for name in names}
+        return {name: value for name, value in values.items() if value != getattr(OURS, name)}
 
 
-# Sources: reference table in docs/conventions.md, each line read in the peer's code.
+OURS = Policy()
+# Sources: reference table in docs/conventions.md, each line read in the peer's code or in its recorded scores.
 COMPATS: dict[str, Policy] = {
-    "lm-eval": Policy(bos="auto", ties="first", reduction="sum", delimiter=" "),
+    "lm-eval": Policy(ties="first", reduction="sum", bos_before_context="tokenizer", delimiter=" "),
     "minicons": Policy(bos="tokenizer", reduction="per-token"),
-    "babylm-2024": Policy(bos="auto", ties="first", reduction="per-token", context="eos", delimiter=" "),
-    "babylm-2025": Policy(bos="tokenizer", ties="first", reduction="sum"),
-    "babylm-2026": Policy(bos="tokenizer", ties="random"),  # the mean in Global PIQA, the sum elsewhere: the suites'
+    "babylm-2024": Policy(
+        ties="first",
+        reduction="per-token",
+        causal_reduction="sum",
+        bos_before_context="never",
+        context="eos",
+        delimiter=" ",
+        joiner=" ",
+    ),
+    "babylm-2025": Policy(bos="tokenizer", ties="first", reduction="sum", lengths="positions", softmax="float32"),
+    # The mean decides in Global PIQA, the sum elsewhere: the suites say so.
+    "babylm-2026": Policy(bos="tokenizer", ties="random", lengths="positions", softmax="float32"),
 }
 
 
@@ -64,26 +105,34 @@ def chunks(items: Sequence[Item], methods: Sequence[Method]) -> Iterator[Sequenc
 
 
 def as_asked(items: Sequence[Item], policy: Policy, model: ModelFacts) -> Sequence[Item]:
-    """The items with a peer's fixed text before their options: a context, which does not count, or a delimiter, which
-    does (where it becomes a token of its own, or part of the first), but not among the characters of an option.
+    """Return the items with the texts that a peer puts before their options.
 
     lm-eval asks for `target_delimiter + choice` after an empty context, too (0.4.13, `ConfigurableTask.
     construct_requests`; its BLiMP leaves the delimiter at " "), so that tokenizers which put no space before a text
     score " Who ..." there, and "Who ..." at other peers'. Behind a context the space is a suite's own.
+    BabyLM 2024's masked backend asks minicons for the same continuation, and minicons joins with a space of its own:
+    two spaces in all. Only texts without a context get the string of the EOS token, or "None", for one.
     """
-    if not policy.context and not policy.delimiter:
+    if not (policy.context or policy.delimiter or policy.joiner):
         return items
-    text = f"{model.eos} "
+    stand_in = model.eos if policy.context else ""
 
-    def moved(option: Option) -> Option:
-        if policy.context:
-            start, end = option.span or (0, len(option.text))
-            return replace(option, text=text + option.text, span=(start + len(text), end + len(text)))
-        if option.span is not None:
+    def asked(option: Option) -> Option:
+        start, end = option.span or (0, len(option.text))
+        length = option.length or end - start
+        if start:
+            text = option.text[:start] + policy.joiner + option.text[start:]
+            span: tuple[int, int] | None = (start, end + len(policy.joiner))
+        elif stand_in:
+            text = stand_in + policy.joiner + policy.delimiter + option.text
+            span = (len(stand_in), len(text) - len(option.text) + end)
+        elif option.span is None:
+            text, span = policy.delimiter + option.text, None
+        else:
             return option
-        return replace(option, text=policy.delimiter + option.text, length=option.length or len(option.text))
+        return option if text == option.text else replace(option, text=text, span=span, length=length)
 
-    return [replace(item, options=tuple(map(moved, item.options))) for item in items]
+    return [replace(item, options=tuple(map(asked, item.options))) for item in items]
 
 
 def predict(

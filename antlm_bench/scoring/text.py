@@ -7,8 +7,9 @@ never count. Nothing is ever cut: a text that does not fit is reported.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -216,6 +217,39 @@ class Encoder:
             lengths.append(Encoded(full, scored, first, np.array(members, np.int32), last))
         flags = dict(found.flags)
         return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
+
+
+class ContextEncoder(Encoder):
+    """An Encoder that puts other specials around texts that have a context (a span that begins later)."""
+
+    def __init__(self, encoder: Encoder, around_with_context: Specials) -> None:
+        self.__dict__.update(vars(encoder))
+        self.with_context = copy.copy(encoder)
+        self.with_context.around = around_with_context
+
+    def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
+        """See types.Encodings. Raises as Encoder.encode."""
+        has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
+        facts = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
+        lengths: list[Encoded] = []
+        for encode, chosen in ((super().encode, ~has_context), (self.with_context.encode, has_context)):
+            members = np.flatnonzero(chosen).astype(np.int32)
+            if not len(members):
+                continue
+            part = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
+            facts = merge_facts(facts, part, members)
+            lengths += [replace(encoded, text=members[encoded.text]) for encoded in part.lengths]
+        return replace(facts, lengths=tuple(lengths))
+
+
+def merge_facts(whole: Encodings, part: Encodings, members: Sequence[int] | Ints) -> Encodings:
+    """Return the facts of n texts with those of some of them, at indices `members`, filled in."""
+    unk, too_long = whole.unk.copy(), whole.too_long.copy()
+    unk[members], too_long[members] = part.unk, part.too_long
+    flags = {name: raised.copy() for name, raised in whole.flags.items()}
+    for name, raised in part.flags.items():
+        flags.setdefault(name, np.zeros(len(unk), np.bool_))[members] = raised
+    return replace(whole, unk=unk, too_long=too_long, flags=flags)
 
 
 def _block(rows: Sequence[Sequence[int]], members: list[int], length: int) -> Ints:

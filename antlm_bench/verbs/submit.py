@@ -40,6 +40,10 @@ def submit_verb(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Write a file with holes, and say which.")
     ] = False,
+    allow_conventions: Annotated[
+        bool,
+        typer.Option("--allow-conventions", help="Write runs of other conventions than the year's, marked."),
+    ] = False,
 ) -> None:
     """Write a BabyLM leaderboard's file from run folders, checked against its schema; holes are refused."""
     pairs = [given.partition("=") for given in part or ()]
@@ -57,6 +61,7 @@ def submit_verb(
         seed=seed,
         parts={key: file for key, _, file in pairs},
         allow_partial=allow_partial,
+        allow_conventions=allow_conventions,
         ties=ties,
     )
     holes = {missing.key: f"{missing.why}\n{missing.hint}" for missing in done.missing}

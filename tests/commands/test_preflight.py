@@ -127,6 +127,18 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "main/model.safetensors"),
         ["final: the same weights as chck_1M"],
     ),
+    "another architecture": (
+        lambda m: (m / "chck_4M/config.json").write_text(json.dumps({"model_type": "gpt2"})),
+        ["chck_4M: another model type (gpt2) than the final model (llama)"],
+    ),
+    "another vocabulary": (
+        lambda m: (m / "chck_4M/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9})),
+        ["chck_4M: another vocabulary (9) than the final model (None)"],
+    ),
+    "another tokenizer": (
+        lambda m: (m / "chck_4M/tokenizer.json").write_text('{"a": 1}'),
+        ["chck_4M: another tokenizer than the final model's (tokenizer.json)"],
+    ),
     "a link to nothing": (
         lambda m: (
             (m / "chck_5M/model.safetensors").unlink(),

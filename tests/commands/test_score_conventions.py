@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 from asking_score import agreement, by_hand, pairs_of, write_pairs
 
 from antlm_bench import runs, score
@@ -231,7 +232,7 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.eos_token = None
         tokenizer.save_pretrained(folder)
-    prefix = "</s> " if eos else "None "
+    prefix = "</s>" if eos else "None"  # two spaces follow, and are scored
     cell, predictions = ask(folder, pairs_of(tmp_path / "x.csv", *PAIRS), tmp_path / "run", compat="babylm-2024")
     assert (cell.settings["context"], cell.settings["reduction"], cell.settings["ties"]) == (
         "eos",
@@ -240,7 +241,7 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
     )
     for prediction, pair in zip(predictions, PAIRS, strict=True):
         sums, counts = zip(
-            *(by_hand(folder, prefix + text, masked=True, specials="own", start=len(prefix)) for text in pair),
+            *(by_hand(folder, f"{prefix}  {text}", masked=True, specials="own", start=len(prefix)) for text in pair),
             strict=True,
         )
         assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
@@ -273,3 +274,52 @@ def test_what_is_said_explicitly_wins_over_the_bundle(make_checkpoint: Make, tmp
     suite = pairs_of(tmp_path / "x.csv", *PAIRS)
     cell, _ = ask(make_checkpoint(), suite, tmp_path / "run", compat="babylm-2026", ties="strict", bos="never")
     assert (cell.settings["ties"], cell.settings["bos"], cell.settings["compat"]) == ("strict", "never", "babylm-2026")
+
+
+# ---- texts beyond the declared length ----------------------------------------------------------------------------
+
+
+def with_short_limit(folder: Path, positions: int, tokenizer_limit: int) -> Path:
+    """The same checkpoint, whose files declare fewer positions than its texts have tokens."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": tokenizer_limit}))
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt-bert"])
+def test_babylm_scores_relative_positions_beyond_the_limit(
+    architecture: str, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    """Rotary and log-bucketed positions: the official code never looks at the declared length."""
+    masked = architecture == "gpt-bert"
+    folder = shutil.copytree(make_checkpoint("masked" if masked else "causal"), tmp_path / "model")
+    if masked:
+        small_models.make("gpt", vocab_size=400).save_pretrained(folder)
+    with_short_limit(folder, 16, 16)
+    long = "the old cat " * 8
+    suite = pairs_of(tmp_path / "x.csv", (f"{long}sleeps", f"{long}sleep"))
+    cell, [prediction] = ask(folder, suite, tmp_path / "ours")
+    assert prediction.flags == ("too-long",) and "lengths" not in cell.settings
+    official = "mlm" if masked else "causal"
+    cell, [prediction] = ask(folder, suite, tmp_path / "run", compat="babylm-2025", methods=official)
+    texts = (f"{long}sleeps", f"{long}sleep")
+    sums, counts = zip(*(by_hand(folder, text, masked=masked, specials="own") for text in texts), strict=True)
+    assert prediction.flags == () and min(counts) > 16
+    assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
+    assert (cell.settings["lengths"], cell.settings["max_length"]) == ("positions", None)
+
+
+def test_learned_positions_end_where_they_end_under_babylm(make_checkpoint: Make, tmp_path: Path) -> None:
+    """The tokenizer's limit means nothing to the official code, the 64 learned positions do."""
+    folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
+    with_short_limit(folder, 64, 8)
+    fits, long = ("the old cat sleeps near", "the old cat sleep near"), ("the cat " * 40, "the cat sleep")
+    suite = pairs_of(tmp_path / "x.csv", tuple(f"the {text} every old house" for text in fits), long)
+    cell, predictions = ask(folder, suite, tmp_path / "run", compat="babylm-2025")
+    assert [p.flags for p in predictions] == [(), ("too-long",)] and cell.settings["max_length"] == 64
+    _, predictions = ask(folder, suite, tmp_path / "ours")
+    assert [p.flags for p in predictions] == [("too-long",), ("too-long",)]
+    cell, _ = ask(folder, suite, tmp_path / "said", compat="babylm-2025", max_length=8)
+    assert cell.settings["max_length"] == 8  # what is said explicitly wins

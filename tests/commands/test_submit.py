@@ -24,7 +24,7 @@ from antlm_bench.cli import run as cli
 from antlm_bench.commands.submit import submit
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.collation import named
+from antlm_bench.exports.command_hints import named
 from antlm_bench.suites import items
 
 STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
@@ -114,7 +114,14 @@ def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_
     for reduction, k in (("sum", 0), ("per-token", 1)):
         cell = toy.scored(name, made, reduction=reduction)
         final = toy.write(tmp_path / reduction, "m", [(cell, made)])
-        done = submit([final], year="2026", track="strict", out=tmp_path / f"{k}.json", allow_partial=True)
+        done = submit(
+            [final],
+            year="2026",
+            track="strict",
+            out=tmp_path / f"{k}.json",
+            allow_partial=True,
+            allow_conventions=reduction == "sum",
+        )
         document = json.loads(done.path.read_text())
         assert document["glue"] == {}, "officially a file without labels has an empty table, not null"
         answers = document["global_piqa_nonparallel"]
@@ -143,8 +150,10 @@ def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> N
 
 def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2025", small)
-    (missing,) = submit([final], year="2024", track="strict", out=tmp_path, allow_partial=True).missing
-    command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal --seed 12 --out"
+    options = {"allow_partial": True, "allow_conventions": True}  # the run is by those of 2025
+    (missing,) = submit([final], year="2024", track="strict", out=tmp_path, **options).missing
+    command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal --compat babylm-2024"
+    command += " --seed 12 --out"
     assert missing.key == "glue" and missing.hint == f"{command} {final}"
 
 
@@ -163,9 +172,8 @@ def test_a_hole_is_named_with_the_command_that_fills_it_and_nothing_is_written(
     with pytest.raises(IncompleteError, match="1 parts") as caught:
         send(complete, tmp_path)
     assert caught.value.exit_code == 5
-    assert f"antlm-bench score --model out/llama/main --suite comps --method causal --out {complete[0]}" in str(
-        caught.value
-    )
+    command = "antlm-bench score --model out/llama/main --suite comps --method causal --compat babylm-2025"
+    assert f"{command} --out {complete[0]}" in str(caught.value)
     assert not (tmp_path / "file.json").exists()
 
 
@@ -190,7 +198,9 @@ def test_every_milestone_has_its_own_reason_and_command(complete: list[Path], tm
     assert f"fast_eval_results.blimp: {why}" in str(caught.value)
     for number in (3, 4, 5):
         folder = by_name[f"r{number}"]
-        command = f"--model out/llama/chck_{number}M --suite blimp-fast --method causal --out {folder}"
+        command = (
+            f"--model out/llama/chck_{number}M --suite blimp-fast --method causal --compat babylm-2025 --out {folder}"
+        )
         assert command in str(caught.value)
     assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
 
@@ -268,14 +278,16 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(small: in
     assert "glue: the labels of seed 2" in ask(tmp_path / "c", 2).notes
     lacking = {missing.key: missing for missing in ask(tmp_path / "c", 9).missing}
     assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].why
-    never = submit([tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, allow_partial=True)
+    options = {"allow_partial": True, "allow_conventions": True}
+    never = submit([tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, **options)
     assert "--seed 0 " in next(missing.hint for missing in never.missing if missing.key == "glue")
 
 
 def test_the_official_seed_of_2024_is_another(small: int, tmp_path: Path) -> None:
     cells = [(toy.finetuned("rte", seed, suite="glue-2024"), toy.labels("rte", 3)) for seed in (1, 12, 42)]
     predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
-    final = toy.write(tmp_path / "run", "m", [*cells, (toy.scored("supplement", predictions), predictions)])
+    scored = toy.scored("supplement", predictions, **toy.CONVENTIONS["2024"])
+    final = toy.write(tmp_path / "run", "m", [*cells, (scored, predictions)])
     done = submit([final], year="2024", track="strict", out=tmp_path / "f", allow_partial=True)
     assert "glue: the labels of seed 12" in done.notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -49,20 +50,21 @@ def planted(suite: str, share: float = 0.5) -> list[Prediction]:
     return made
 
 
-def cell_of(suite: str, predictions: list[Prediction], ties: str = "half") -> Cell:
+def cell_of(suite: str, predictions: list[Prediction], ties: str = "half", year: str = "2025") -> Cell:
     """As `score` leaves it, with a summary by a rule of the run's own."""
     spec = toy.SPECS[suite]
     known = {"macro": spec.macro, "groups": spec.groups[-1:], "ties": ties}
     summary = summarize(predictions, suite=suite, method="causal", metric=spec.metric, **known)
-    settings = {"ties": ties, "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
-    return Cell(suite, "causal", "k", settings, summary)
+    known = {"ties": ties, "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
+    return Cell(suite, "causal", "k", known | toy.CONVENTIONS[year], summary)
 
 
 def sent(folder: Path, year: str, suite: str, predictions: list[Prediction], **options: Any) -> tuple[Any, Submission]:
-    final = toy.write(folder, "m", [(cell_of(suite, predictions, options.pop("run", "half")), predictions)])
-    out = folder / "file.json.gz" if options.pop("packed", False) else folder / "file.json"
+    final = toy.write(folder, "m", [(cell_of(suite, predictions, options.pop("run", "half"), year), predictions)])
+    out = folder / "file.json"
     done = submit([final], year=year, track="strict-small", out=out, allow_partial=True, **options)
-    return json.loads(done.path.read_text()), done
+    raw = done.path.read_bytes()
+    return json.loads(gzip.decompress(raw) if year == "2024" else raw), done
 
 
 def texts_of(answers: Any) -> dict[str, list[str]]:

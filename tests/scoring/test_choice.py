@@ -61,14 +61,26 @@ def test_an_option_without_a_scored_token_is_an_error_that_names_the_item():
         ask(pair("the cat", "cat"), bos=False)
 
 
-def test_a_peers_context_precedes_every_option_and_does_not_count():
+def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
     masked = choice.COMPATS["babylm-2024"].of(METHODS["mlm"])
     [moved] = choice.as_asked([pair("the cat", "a cat")], masked, Lookup(WORDS))
-    assert [o.text for o in moved.options] == ["None the cat", "None a cat"]
-    assert [o.text[slice(*o.span)] for o in moved.options] == ["the cat", "a cat"]
+    assert [o.text for o in moved.options] == ["None  the cat", "None  a cat"]
+    assert [o.text[slice(*o.span)] for o in moved.options] == ["  the cat", "  a cat"]
+    assert [o.length for o in moved.options] == [7, 5]  # the added spaces are no characters of the option
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
     [moved] = choice.as_asked([spanned], masked, Lookup(WORDS))
-    assert [o.text[slice(*o.span)] for o in moved.options] == [" cat", " cats"]
+    assert [o.text for o in moved.options] == ["the  cat", "the  cats"]
+    assert [o.text[slice(*o.span)] for o in moved.options] == ["  cat", "  cats"]
+    assert [o.length for o in moved.options] == [4, 5]
+
+
+def test_words_within_texts_keep_their_texts_under_every_bundle():
+    asked = pair("the cat", "the cats", spans=((3, 7), (0, 3)))
+    for peer in choice.COMPATS.values():
+        for method in METHODS.values():
+            policy = peer.of(method).on("sum", words=True)
+            assert choice.as_asked([asked], policy, Lookup(WORDS)) == [asked]
+            assert policy.bos_before_context == ""
 
 
 @pytest.mark.parametrize("peer", ["lm-eval", "babylm-2024"])

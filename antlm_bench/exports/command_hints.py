@@ -1,0 +1,43 @@
+"""The commands that make a missing or deviating part of a leaderboard's file, ready for a shell."""
+
+from __future__ import annotations
+
+import shlex
+
+from antlm_bench.exports.leaderboard import LeaderboardSpec
+from antlm_bench.types import Run
+
+
+def name_of(run: Run) -> str:
+    return str(run.manifest.model.get("name", "MODEL"))
+
+
+def replaced_end(name: str, end: str) -> str:
+    """The path beside `name`: our trainers write milestones beside the final model."""
+    folder, slash, _ = name.rpartition("/")
+    return folder + slash + end
+
+
+def score_command(run: Run | None, suite: str, method: str, board: LeaderboardSpec, model: str = "") -> str:
+    """Return the command that scores a run's checkpoint (or `model`) on a suite, by the year's conventions."""
+    command = ["antlm-bench", "score", *named(model or (name_of(run) if run else "")), "--suite", suite]
+    command += ["--method", method, "--compat", board.name]
+    return shlex.join([*command, *(["--out", run.path] if run else [])])
+
+
+def finetune_command(
+    run: Run, suite: str, method: str, board: LeaderboardSpec, *, seed: int | None = None, task: str = ""
+) -> str:
+    """Return the command that finetunes a run's checkpoint on a suite (or one task of it), as officially.
+
+    seed: None = the official one.
+    """
+    command = ["antlm-bench", "finetune", *named(name_of(run)), "--suite", suite, *["--task", task] * bool(task)]
+    command += ["--attention", "causal" if method == "causal" else "full", "--compat", board.finetune]
+    return shlex.join([*command, "--seed", str(board.seed if seed is None else seed), "--out", run.path])
+
+
+def named(name: str) -> list[str]:
+    """A checkpoint's name as options: hub@revision in two; a run knows a local checkpoint's name, not its path."""
+    model, _, revision = name.partition("@")
+    return ["--model", model, "--revision", revision] if revision and "/" in model else ["--model", name]

@@ -1,0 +1,266 @@
+"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asking import opened
+from scipy.stats import spearmanr
+
+from antlm_bench import runs, score
+from antlm_bench.metrics.measures import Spearman
+from antlm_bench.metrics.table import tabulate
+from antlm_bench.scoring import external
+from antlm_bench.suites import items, records
+from antlm_bench.types import Cell, Prediction
+
+Make = Callable[..., Path]
+SUITES = {
+    "blimp_filtered": "blimp-filtered",
+    "supplement_filtered": "supplement",
+    "ewok_filtered": "ewok-2025",
+    "wug_adj_nominalization": "wug-adj",
+    "wug_past_tense": "wug-past",
+    "entity_tracking": "entity-tracking-2025",
+    "comps": "comps",
+}
+RECORDED = [
+    f"{year}_{backend}_{checkpoint}"
+    for year, backend, checkpoints in (
+        (2024, "causal", ("llama_bos", "llama_nobos")),
+        (2024, "mlm", ("bert_bpe", "bert_wordpiece")),
+        (2025, "causal", ("llama_bos", "llama_nobos")),
+        (2025, "mlm", ("bert_bpe", "bert_wordpiece")),
+        (2025, "mntp", ("bert_bpe", "bert_wordpiece")),
+    )
+    for checkpoint in checkpoints
+]
+# (context, continuations as they are asked for); "" = no context.
+REQUESTS = [
+    ("", ("the cat sleeps near the house.", "the cat sleep near the house.")),
+    ("", ("who sees himself?", "what does every old girl see that the boys never see?")),
+    ("the old cat sees every dog.", ("the dogs sleep.", "a dog sleeps near no house.")),
+    ("who has seen the boys?", ("a girl has", "the small old girls that sleep near the house have.")),
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+
+
+def deciding(cell: Cell, prediction: Prediction) -> list[float]:
+    """The scores that decide: sums, or means per token."""
+    if cell.settings["reduction"] == "sum":
+        return list(prediction.scores)
+    return [s / n for s, n in zip(prediction.scores, prediction.tokens, strict=True)]
+
+
+def first_best(scores: list[float]) -> int:
+    return max(range(len(scores)), key=lambda k: (scores[k], -k))
+
+
+# ---- the official code's recorded scores -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our loaders read the fixture's small files in place of the official ones, whose digests they would ask for."""
+    root = cases_root / "official"
+
+    def rows(spec: Any, folder: Path) -> Iterator[Any]:
+        for pattern in spec.data.where:
+            for file in spec.data.files:
+                path = root / "data" / pattern.format(file=file)
+                if path.is_file():
+                    yield file, str(path), records.read(path.read_bytes(), file, str(path))
+
+    monkeypatch.setattr(items, "_official", rows)
+    return root
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_scores_equal_those_of_the_official_code(name: str, official_data: Path, tmp_path: Path) -> None:
+    recorded = json.loads((official_data / "scores" / f"{name}.json").read_text())
+    suites = [SUITES[one] for one in dict.fromkeys(item["dataset"] for item in recorded["items"])]
+    [run] = score(
+        official_data / "checkpoints" / recorded["checkpoint"],
+        suites,
+        methods=recorded["backend"],
+        compat=f"babylm-{recorded['year']}",
+        allow_incomplete=True,
+        device="cpu",
+        out=tmp_path / "run",
+    )
+    ours = {p.id: (cell, p) for cell in run for p in runs.predictions(run.path, cell)}
+    assert len(ours) == len(recorded["items"])
+    for item in recorded["items"]:
+        cell, prediction = ours[item["id"]]
+        wanted = item.get("scores_in_place", item["scores"])  # not the order fault of 2024's masked backend
+        assert deciding(cell, prediction) == pytest.approx(wanted, abs=1e-4), item["id"]
+        best, second = sorted(wanted, reverse=True)[:2]
+        if best == second or best - second > 1e-4:  # nearer ones are decided by rounding
+            assert prediction.pred == first_best(wanted)
+        if "scores_in_place" not in item:
+            assert prediction.pred == item["choice"]
+    for cell in run:
+        if cell.summary.metric == "spearman":
+            assert_as_official_ratings(cell, run.path, recorded["items"])
+
+
+def assert_as_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
+    """The probabilities that are ranked, and their correlation with the ratings, as the official code has them."""
+    predictions = runs.predictions(path, cell)
+    probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
+    theirs = [probabilities[p.id] for p in predictions]
+    ours = Spearman("first", "sum", cell.settings["softmax"]).values(tabulate(predictions, set()), "sum")
+    assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
+    wanted = spearmanr(theirs, [p.gold for p in predictions])[0]
+    assert cell.summary.headline.value == pytest.approx(wanted, abs=1e-9)
+
+
+# ---- the same conventions, rebuilt -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two suites of REQUESTS: sentences, and options after contexts, as EWoK's."""
+    rows = {"plain": [], "after": []}  # type: dict[str, list[dict[str, str]]]
+    for number, (context, (good, bad)) in enumerate(REQUESTS):
+        rows["after" if context else "plain"].append(
+            {"context": context, "good": good, "bad": bad, "name": f"request_{number}"}
+        )
+    option = {"plain": 'scored = "{KIND}"', "after": 'context = "{context}", scored = " {KIND}"'}
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    paths = []
+    for name, some in rows.items():
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        options = ", ".join(f"{{ {option[name].replace('KIND', kind)} }}" for kind in ("good", "bad"))
+        lines = ['kind = "suite"', f'name = "{name}"', 'version = "1"', 'title = "x"', 'licence = "CC0"']
+        lines += ['citation = "x"', "groups = []", "macro = []", "[item]", f"options = [{options}]", 'id = "{name}"']
+        lines += ["[data]", 'where = ["{file}"]', f'files = {{ "{name}.jsonl" = {{}} }}']
+        path = tmp_path / f"{name}.toml"
+        path.write_text("\n".join(lines) + "\n")
+        paths.append(str(path))
+    return paths
+
+
+def ask(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
+    """The deciding scores of both options of every request."""
+    [run] = score(folder, suites, out=out, device="cpu", **options)
+    found = {p.id: (cell, p) for cell in run for p in runs.predictions(run.path, cell)}
+    scores = []
+    for number in range(len(REQUESTS)):
+        cell, prediction = found[f"request_{number}"]
+        scores.append(deciding(cell, prediction))
+        assert prediction.pred == first_best(scores[-1])
+    return scores
+
+
+def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+
+def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """BOS before a text without a context only; the continuation begins with a space, which is scored."""
+    plain = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    before = plain(context) if context else [tokenizer.bos_token_id]
+    ids = plain(f"{context} {continuation}") if context else before + plain(f" {continuation}")
+    table = log_probabilities(model, ids)
+    return sum(table[at - 1, ids[at]].item() for at in range(len(before), len(ids)))
+
+
+def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it."""
+    context = context or str(tokenizer.eos_token)
+    left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
+    start = sum(token not in left_out for token in tokenizer(context)["input_ids"])
+    ids, values = tokenizer(f"{context}  {continuation}")["input_ids"], []
+    for at, token in enumerate(ids):
+        if at >= start and token not in left_out | {tokenizer.cls_token_id}:
+            hidden = [*ids[:at], tokenizer.mask_token_id, *ids[at + 1 :]]
+            values.append(log_probabilities(model, hidden)[at, token].item())
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_2024_causal_puts_bos_before_texts_without_context_only(
+    adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    folder = make_checkpoint("causal", adds=adds)
+    ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
+    model, tokenizer = opened(folder)
+    for (context, pair), scores in zip(REQUESTS, ours, strict=True):
+        assert scores == pytest.approx([causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3)
+    explicit = ask(folder, requests, tmp_path / "bos", compat="babylm-2024", bos="auto")
+    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(ours[2], abs=1e-3)  # --bos is of all texts
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_2024_masked_joins_with_two_spaces_and_stands_in_for_contexts(
+    eos: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
+    if not eos:
+        _, tokenizer = opened(folder)
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(folder)
+    ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
+    model, tokenizer = opened(folder)
+    assert (tokenizer.eos_token is not None) == eos
+    for (context, pair), scores in zip(REQUESTS, ours, strict=True):
+        assert scores == pytest.approx([masked_2024(model, tokenizer, context, text) for text in pair], abs=1e-3)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_minicons_reads_requests_of_2024_as_our_engine_does(
+    adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    """--engine minicons gives the same numbers under a bundle with two BOS policies."""
+    folder = make_checkpoint("causal", adds=adds)
+    ours = ask(folder, requests, tmp_path / "ours", compat="babylm-2024")
+    theirs = ask(folder, requests, tmp_path / "theirs", compat="babylm-2024", engine="minicons")
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, abs=1e-3)
+
+
+# ---- the peers themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_lm_eval_bundle_equals_lm_eval(
+    adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    folder = make_checkpoint("causal", adds=adds)
+    model, tokenizer = opened(folder)
+    pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]  # target_delimiter
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(asked, disable_tqdm=True)
+    ours = ask(folder, requests, tmp_path / "run", compat="lm-eval")
+    assert [x for scores in ours for x in scores] == pytest.approx([a[0] for a in answers], abs=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
+def test_the_minicons_bundle_equals_minicons(
+    kind: str, adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    """Its own defaults: sequence_score, and conditional_score after a context, which joins with one space."""
+    folder = make_checkpoint(kind, adds=adds)
+    scorer = external.minicons_scorer(kind, *opened(folder))
+    theirs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for context, texts in REQUESTS:
+            for text in texts:
+                theirs += scorer.conditional_score([context], [text]) if context else scorer.sequence_score([text])
+    ours = ask(folder, requests, tmp_path / "run", compat="minicons")
+    assert [x for scores in ours for x in scores] == pytest.approx([float(x) for x in theirs], abs=1e-3)
