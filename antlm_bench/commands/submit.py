@@ -6,14 +6,13 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import decode_utf8
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.exports import conventions, leaderboard
@@ -95,14 +94,15 @@ def submit(
     return Submission(path, digest, collation.missing, tuple(notes))
 
 
-def opened(folder: str | Path) -> list[Run]:
-    """The run in a folder, or those one level down."""
+def opened(folder: str | Path, read: Callable[[Path], Run] = runs.read) -> list[Run]:
+    """The run in a folder, or those one level down. `submit` checks the summaries that it uses, part by part; other
+    callers give `read_run`."""
     path = Path(folder)
     if not (path / "run.json").exists():
         inner = sorted(found.parent for found in path.glob("*/run.json"))
         if inner:
-            return [read_run(one) for one in inner]
-    return [read_run(path)]
+            return [read(one) for one in inner]
+    return [read(path)]
 
 
 def sorted_runs(found: Sequence[Run]) -> tuple[Run, dict[int, Run]]:

@@ -31,11 +31,12 @@ def read_run(path: str | Path) -> Run:
     """
     run = runs.read(path)
     for cell in run:
-        _check(run, cell)
+        check_cell(run, cell)
     return run
 
 
-def _check(run: Run, cell: Cell) -> None:
+def check_cell(run: Run, cell: Cell) -> None:
+    """Raise RunError unless a cell's summary is the one of its predictions; see `read_run`."""
     bound = runs.summary_matches(run.path, cell)
     if bound:
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from antlm_bench import runs
+from antlm_bench.compare.summary_check import check_cell
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.exports.answers import Answers, Entry, count, curve, numbers, surprisals, texts_chosen, whole
 from antlm_bench.exports.command_hints import finetune_command, name_of, replaced_end, score_command
@@ -175,7 +176,9 @@ class Collator:
         """The number made of the surprisals, {key: number}. IncompleteError unless it is of these very milestones."""
         again = ["antlm-bench", "acquisition", str(Path(self.final.path).parent), "--suite", part.suite]
         places = [self.final, *(self.checkpoints[milestone] for milestone in sorted(self.checkpoints, reverse=True))]
-        held = [cell for run in places for cell in run if (cell.suite, cell.method) == (part.suite, self.method)]
+        wanted = (part.suite, self.method)
+        found = [(run, cell) for run in places for cell in run if (cell.suite, cell.method) == wanted]
+        held = [cell for _, cell in found]
         if not held:
             raise IncompleteError(f"no run has {part.suite} by {self.method}", hint=shlex.join(again))
         milestones = self.board.milestones(self.track)
@@ -190,6 +193,7 @@ class Collator:
         if of != there or len(there) != len(milestones):
             why = f"{part.suite} is of {len(of)} checkpoints, not of these {len(milestones)} as they are scored now"
             raise IncompleteError(why, hint=shlex.join(again))
+        check_cell(*found[0])
         return {part.key: held[0].summary.headline.value}
 
     def _cell(self, run: Run, part: PartSpec) -> Cell:
@@ -201,6 +205,7 @@ class Collator:
             if (cell.suite, cell.method) == (part.suite, self.method):
                 if cell.settings.get("limit"):
                     raise IncompleteError(f"scored with --limit {cell.settings['limit']}", hint=again)
+                check_cell(run, cell)
                 return cell
         raise IncompleteError(f"no {part.suite} by {self.method}", hint=again)
 

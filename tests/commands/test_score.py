@@ -205,8 +205,8 @@ def sweep(make_checkpoint: Make, tmp_path: Path) -> Path:
 def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_are_named(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], loading.weights_of
-    monkeypatch.setattr(loading, "weights_of", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
+    loaded, original = [], loading.load_weights
+    monkeypatch.setattr(loading, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
     found = score(sweep, [str(suite), "nano"], methods=["causal", "mlm"], limit=2, out=tmp_path / "out", device="cpu")
     order = ["chck_1M", "chck_2M", "chck_10M"]
     assert loaded == order and [r.manifest.model["name"] for r in found] == order
@@ -242,8 +242,8 @@ def test_a_single_broken_checkpoint_is_its_own_error(sweep: Path, suite: Path, t
 def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], loading.weights_of
-    monkeypatch.setattr(loading, "weights_of", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
+    loaded, original = [], loading.load_weights
+    monkeypatch.setattr(loading, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
     for wrong in ({"methods": "mlmm"}, {"compat": "lm-evil"}, {"ties": "fair"}, {"precision": "enough"}):
         with pytest.raises(UsageError):
             score(sweep, str(suite), out=tmp_path / "out", **wrong)

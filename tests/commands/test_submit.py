@@ -218,6 +218,17 @@ def test_a_milestone_whose_predictions_are_damaged_is_a_hole(complete: list[Path
     assert "not the bytes that run.json describes: cut short or edited (chck_2M)" in str(caught.value)
 
 
+def test_a_milestone_whose_summary_was_edited_is_a_hole(complete: list[Path], tmp_path: Path) -> None:
+    run = next(folder for folder in complete if folder.name == "r2")
+    document = json.loads((run / "run.json").read_text())
+    cell = next(cell for cell in document["cells"] if cell["suite"] == "blimp-fast")
+    cell["summary"]["headline"]["value"] = 0.999
+    (run / "run.json").write_text(json.dumps(document))
+    with pytest.raises(IncompleteError, match="1 parts") as caught:
+        send(complete, tmp_path)
+    assert "is not that of its predictions" in str(caught.value) and "(chck_2M)" in str(caught.value)
+
+
 def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_path: Path) -> None:
     done = submit(complete, year="2025", track="strict-small", out=tmp_path / "f.json", allow_partial=True)
     assert [m.key for m in done.missing] == ["aoa"]

@@ -135,7 +135,7 @@ def test_the_bytes_of_predictions_follow_their_numbers_alone(tmp_path: Path) -> 
     assert noted.digest == one.cells[0].digest
 
 
-@pytest.mark.parametrize("reader", ["report", "export", "curve", "submit", "baseline", "webpage"])
+@pytest.mark.parametrize("reader", ["report", "export", "curve", "baseline", "webpage"])
 def test_every_command_that_shows_a_run_checks_it(
     reader: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +147,6 @@ def test_every_command_that_shows_a_run_checks_it(
         "webpage": ["report", str(run_dir), "--html", str(tmp_path / "page.html")],
         "export": ["export", str(run_dir), "--format", "csv", "--out", str(tmp_path / "out.csv")],
         "curve": ["curve", str(run_dir)],
-        "submit": ["submit", str(run_dir), "--track", "strict-small", "--year", "2026", "--out", str(tmp_path / "s")],
         "baseline": ["baseline", "save", str(run_dir), "--to", str(tmp_path / "baselines")],
     }
     assert run(commands[reader]) == RunError.exit_code
