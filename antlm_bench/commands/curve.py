@@ -65,7 +65,7 @@ def curve(paths: Sequence[str | Path], suites: Sequence[str] = ()) -> tuple[list
     paths: run folders, or folders of them. suites: only these. Raises RunError, and UsageError where no run can be
     placed, a suite was not scored, or two checkpoints of a family claim one place.
     """
-    opened = [averaged(runs.read(path)) for path in expand(paths)]
+    opened = [averaged(run) for run in runs.read_all(expand(paths))]
     found = curves(opened)
     lost = [model_name(run) for run in opened if words_seen(run) is None]
     if not found:

@@ -73,7 +73,7 @@ def gather(
     report: Report | None = None,
 ) -> Contents:
     """Everything that a page of these runs shows."""
-    opened = [runs.read(path) for path in expand(paths)]
+    opened = runs.read_all(expand(paths))
     seeded = {run.path: averaged(run) for run in opened}
     whole = [seeded[run.path] for run in opened]
     families = {name: members for name, members in grouped(whole).items() if len(members) >= SWEEP}

@@ -11,6 +11,7 @@ from antlm_bench.declarations import find, nearest
 from antlm_bench.errors import DataError
 from antlm_bench.suites import files, pairs, records
 from antlm_bench.suites.classification import ClassificationSpec, Split, TaskSpec
+from antlm_bench.suites.names import readable
 from antlm_bench.suites.spec import DataSpec, FileSpec, read
 from antlm_bench.suites.templates import described, value_of
 
@@ -43,8 +44,8 @@ def read_sets(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split,
         second="{text2}" if "text2" in columns else "",
         id="{id}" if "id" in columns else "",
         group="{group}" if "group" in columns else "",
-        train=train.name,
-        valid=valid.name,
+        train="train",
+        valid="valid",
     )
     settings = read(find("tasks", SETTINGS))
     assert isinstance(settings, ClassificationSpec)  # it is ours
@@ -52,13 +53,13 @@ def read_sets(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split,
         kind="classification",
         name=name_of(str(train)),
         version="user",
-        title=f"texts of {train.name} and {valid.name}",
+        title=f"texts of {readable(train.name)} and {readable(valid.name)}",
         licence="not stated",
         citation="not stated",
         held_out=settings.held_out,
         training=settings.training,
         task={name_of(str(train)): task},
-        data=DataSpec(where=("{file}",), files={train.name: FileSpec(), valid.name: FileSpec()}),
+        data=DataSpec(where=("{file}",), files={"train": FileSpec(), "valid": FileSpec()}),
     )
     return spec, rows
 

@@ -32,7 +32,7 @@ def finished(tmp_path: Path) -> Path:
 def add(path: Path, suite: str, key: str, predictions: list[Prediction], summary: Summary = SUMMARY) -> Cell:
     with runs.Writer(path, MANIFEST) as writer:
         writer.put(suite, "causal", key, 0, predictions)
-        return writer.finish(suite, "causal", key, {}, summary, 1)
+        return writer.finish(Cell(suite, "causal", key, {}, summary), 1)
 
 
 def test_what_was_written_is_read(finished: Path) -> None:
@@ -58,7 +58,7 @@ def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
     with runs.Writer(tmp_path / "a", MANIFEST) as writer:
         for index in range(5):
             writer.put("alpha", "causal", "k", index, predictions[5 * index : 5 * index + 5])
-        several = writer.finish("alpha", "causal", "k", {}, SUMMARY, 5)
+        several = writer.finish(Cell("alpha", "causal", "k", {}, SUMMARY), 5)
     assert add(tmp_path / "b", "alpha", "k", predictions).digest == several.digest
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_chunk_is_never_trusted(tmp_path: Path, damage: Callable[[byte
         assert writer.chunk("alpha", "causal", "k", 0) is None
         assert not path.exists()
         with pytest.raises(RunError, match="chunk 0 of alpha is missing"):
-            writer.finish("alpha", "causal", "k", {}, SUMMARY, 1)
+            writer.finish(Cell("alpha", "causal", "k", {}, SUMMARY), 1)
 
 
 def test_a_chunk_of_another_key_or_place_is_never_trusted(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_folder_keeps_to_one_checkpoint_and_remembers_when_it_was_begun(finish
         pass
     with runs.Writer(finished, replace(MANIFEST, created="2030-01-01", software={"torch": "9"})) as writer:
         writer.put("gamma", "causal", "k", 0, score("gamma", 0))
-        writer.finish("gamma", "causal", "k", {}, SUMMARY, 1)
+        writer.finish(Cell("gamma", "causal", "k", {}, SUMMARY), 1)
     manifest = runs.read(finished).manifest
     assert (manifest.created, manifest.software) == (MANIFEST.created, {"torch": "9"})
 

@@ -11,7 +11,7 @@ import sys
 
 from antlm_bench import runs
 from antlm_bench.runs import folder
-from antlm_bench.types import Estimate, Manifest, Prediction, Summary
+from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
 
 CHUNKS, ITEMS, KEY = 4, 25, "k" * 64
 MANIFEST = Manifest(runs.SCHEMA, {"name": "toy", "weights": "abc"}, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00")
@@ -38,7 +38,7 @@ def write(path: str) -> int:
                     writer.put(suite, "causal", KEY, index, score(suite, index))
                     computed += 1
             summary = Summary(suite, "causal", "accuracy", (), Estimate(0.5, CHUNKS * ITEMS, 0.4, 0.6), {}, ())
-            writer.finish(suite, "causal", KEY, {"bos": "auto"}, summary, CHUNKS)
+            writer.finish(Cell(suite, "causal", KEY, {"bos": "auto"}, summary), CHUNKS)
     return computed
 
 
