@@ -34,7 +34,7 @@ def compare(
     listed = [str(folder) for folder in ([against] if against else []) + [f for f in folders if str(f) != str(against)]]
     if len(listed) < 2:
         raise UsageError("one run cannot be compared", hint="antlm-bench compare RUN_A RUN_B, the reference first")
-    opened = [runs.read(folder) for folder in listed]
+    opened = runs.read_all(listed)
     names = model_names(opened)
     found = []
     for run, name in zip(opened[1:], names[1:], strict=True):

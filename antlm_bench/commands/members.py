@@ -56,7 +56,7 @@ class Entry:
 
 
 def only_members(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Marks]:
-    """Return the run without cells that only share a member's name, and a sentence for each suite of these.
+    """Return the run with no cell under a member's name that is none of it, and a sentence for each suite of these.
 
     A member is the suite of the catalog, in the version that stands there: no file of the user's, and no other version.
     """
@@ -68,6 +68,7 @@ def only_members(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Marks]:
         shown = tables.printable(cell.suite)
         if name in versions and not runs.is_own(cell) and version not in (None, versions[name]):
             sentences.append(f"{shown} was scored in version {version}, here it is {versions[name]}: not counted")
+            kept.append(replace(cell, suite=f"{cell.suite}@{version}"))
             continue
         kept.append(cell)
         if name in versions and runs.is_own(cell) and cell.suite not in asked:
