@@ -20,6 +20,7 @@ from antlm_bench.declarations import decode_utf8, is_file
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.exports.to_lm_eval import sanitized
 from antlm_bench.metrics import summarize
+from antlm_bench.suites import files
 from antlm_bench.types import Cell, Manifest, Prediction, Summary
 
 METHOD = "lm-eval"  # the method of imported cells: whatever the harness's model class did
@@ -49,14 +50,16 @@ def read(path: Path) -> Imported:
     suites are called "lm-eval.<task>".
     Raises DataError for files that are absent, damaged or hold nothing that can be read, UsageError for two models.
     """
-    files = _results_files(path)
-    models = {str(_manifest(results).model["weights"]) for _, results in files}
+    newest_first = _results_files(path)
+    models = {str(_manifest(results).model["weights"]) for _, results in newest_first}
     if len(models) > 1:
-        names = ", ".join(sorted({file.parent.name for file, _ in files} | {_model_name(r) for _, r in files}))
+        names = ", ".join(
+            sorted({file.parent.name for file, _ in newest_first} | {_model_name(r) for _, r in newest_first})
+        )
         raise UsageError(f"results of several models: {names}", place=str(path), hint="give one model's folder or file")
     cells: dict[str, tuple[Cell, list[Prediction]]] = {}
     left_out: list[str] = []
-    for file, results in files:
+    for file, results in newest_first:
         tasks, digests, lost = _tasks(file, results)
         left_out += lost
         for suite, members in _suites(results, tasks):
@@ -66,7 +69,7 @@ def read(path: Path) -> Imported:
                 cells[suite] = _cell(suite, members, tasks, digests, results)
     if not cells:
         raise DataError(f"nothing to import: {'; '.join(left_out)}", place=str(path), hint="run with --log_samples")
-    return Imported(_manifest(files[0][1]), tuple(cells.values()), tuple(dict.fromkeys(left_out)))
+    return Imported(_manifest(newest_first[0][1]), tuple(cells.values()), tuple(dict.fromkeys(left_out)))
 
 
 def _results_files(path: Path) -> list[tuple[Path, Row]]:
@@ -75,7 +78,7 @@ def _results_files(path: Path) -> list[tuple[Path, Row]]:
     found = []
     for file in candidates:
         named = file == path or file.name.startswith("results")
-        results = _json(file.read_bytes(), str(file), file.suffix == ".jsonl") if named else _json_or_none(file)
+        results = _json(files.read(file), str(file), file.suffix == ".jsonl") if named else _json_or_none(file)
         if isinstance(results, dict) and all(isinstance(results.get(key), dict) for key in ("results", "config")):
             found.append((file, results))
         elif named:
@@ -251,7 +254,7 @@ def _seconds(results: Row) -> float:
 
 def _rows(file: Path) -> list[Row]:
     """The samples of a file: JSON lines, or (before lm-eval 0.4.3) one JSON list. DataError where it is damaged."""
-    text = decode_utf8(file.read_bytes(), str(file), DataError)
+    text = decode_utf8(files.read(file), str(file), DataError)
     if text.lstrip().startswith("["):
         return _first_of_each(_numbered(_json(text.encode(), str(file)), str(file)))
     lines = [(f"{file}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]

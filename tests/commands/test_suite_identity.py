@@ -18,6 +18,7 @@ from antlm_bench.commands import baseline
 from antlm_bench.commands.check import check
 from antlm_bench.commands.compare import compare
 from antlm_bench.commands.curve import curve
+from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.report import report
 from antlm_bench.commands.score import score
 from antlm_bench.commands.submit import opened
@@ -164,6 +165,27 @@ def test_a_file_name_that_is_no_text_is_scored(make_checkpoint, tmp_path: Path) 
         pairs(path, (f"good {name!r}", "bad"))
         run = score(str(make_checkpoint()), str(path), out=tmp_path / "run")[0]
     assert len(values(run)) == 4
+
+
+def test_finetuned_files_of_one_name_are_tasks_of_their_own(make_checkpoint, tmp_path: Path) -> None:
+    def texts(name: str, rows: int) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text,label\n" + "".join(f"the cat {n} {name},{n % 2}\n" for n in range(rows)))
+        return str(path)
+
+    cases = [("de/train.csv", "de/a.csv"), ("fr/train.csv", "fr/a.csv"), ("fr/train.csv", "fr/b.csv")]
+    for n, (train, valid) in enumerate(cases):
+        [run] = finetune(
+            str(make_checkpoint()), texts(train, 24), valid=texts(valid, 6 + n), seeds=[1], out=tmp_path / "run",
+            changes=["epochs=1", "batch=8"],
+        )  # fmt: skip
+    assert [(cell.suite, cell.summary.headline.n) for cell in run] == [
+        ("de/train", 6), ("fr/train (a.csv)", 7), ("train (b.csv)", 8)
+    ]  # fmt: skip
+    assert [member.suite for member in report([run.path]).members] == [cell.suite for cell in run]
+    [versus] = compare([run.path, baseline.save(run.path, "slim", to=tmp_path / "base")])
+    assert [one.suite for one in versus.comparisons] == [cell.suite for cell in run]
 
 
 # ---- names of the catalog -----------------------------------------------------------------------------------
