@@ -2,7 +2,7 @@
 
 DIR/run.json                                        manifest and cells (settings, summary), schema-versioned
 DIR/predictions/<suite>.<method>[.seed<n>].parquet  one row per item: ids and numbers, never texts
-DIR/predictions/<suite>@<digest>.<method>...        the same of a user's own file, whose name is not unique
+DIR/predictions/<suite>@<digest>.<method>...        the same of a user's own file whose name another suite has
 DIR/partial/<suite>.<method>.<key>/                 chunks of a suite that is being scored; gone when it is finished
 """
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from antlm_bench.declarations import catalog
 from antlm_bench.errors import RunError
 from antlm_bench.runs import parquet
 from antlm_bench.runs.document import SCHEMA, from_json, to_json
@@ -152,11 +153,12 @@ class Writer:
                 (self.path / file).unlink(missing_ok=True)
 
     def _free_file(self, cell: Cell) -> str:
-        """Return the cell's own file: of a user's file with a part of its digest, for names are not unique there."""
+        """Return the cell's own file: with a part of the suite's digest where another suite has the name, or a user's
+        file the name of one of the catalog."""
         taken = {_file(old) for old in self.cells if not _is_replaced(old, cell)}
         digest = str(cell.settings.get("suite_digest") or cell.key)
         tags = ("", f"@{digest[:8]}", f"@{digest}")
-        names = (_named_file(cell, tag) for tag in (tags[1:] if is_own(cell) else tags))
+        names = (_named_file(cell, tag) for tag in tags[is_own(cell) and cell.suite in catalog("tasks") :])
         return next(name for name in names if name not in taken)
 
     def discard(self, suite: str, method: str) -> None:
