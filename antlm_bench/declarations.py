@@ -110,6 +110,12 @@ def find(kind: Kind, ref: str) -> Path:
     return known[ref]
 
 
+def shipped(kind: Kind, name: str) -> Path | None:
+    """Return our own declaration of a name, whatever ANTLM_BENCH_PATH holds; None where we ship none."""
+    path = _shipped_folder(kind) / f"{name}.toml"
+    return path if is_file(path) else None
+
+
 def user_path(text: str) -> Path:
     """A path as a user writes it: ~ is the home folder; ~nobody stays as it is, to be reported as absent."""
     try:
@@ -140,10 +146,13 @@ def decode_utf8(raw: bytes, place: str, error: type[BenchError] = DeclarationErr
 
 def _folders(kind: Kind) -> list[Path]:
     listed = os.environ.get("ANTLM_BENCH_PATH", "").split(os.pathsep)
-    own = [user_path(entry) / kind for entry in listed if entry]
+    return [*(user_path(entry) / kind for entry in listed if entry), _shipped_folder(kind)]
+
+
+def _shipped_folder(kind: Kind) -> Path:
     here = Path(__file__).resolve().parent
     wheel = here / "_share" / kind
-    return [*own, wheel if wheel.is_dir() else here.parent / kind]
+    return wheel if wheel.is_dir() else here.parent / kind
 
 
 def _explain(path: Path, tables: Any, error: ValidationError) -> DeclarationError:

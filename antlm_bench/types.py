@@ -187,6 +187,8 @@ class Cell:
     A task that is finetuned is a suite of its own ("glue-2025.rte"), its methods are "finetune-causal" and
     "finetune-full", and it has one cell per seed; a scored cell has no seed. settings: all that the predictions depend
     on. history: how the cell came about (losses, epochs, what went wrong); no number is derived from it.
+    suite: where runs are read, a name that tells the user's own files apart (runs.suite_names); settings["suite"] is
+    the name under which the suite was scored.
     """
 
     suite: str
@@ -197,6 +199,10 @@ class Cell:
     digest: str = ""
     seed: int | None = None
     history: Mapping[str, Any] = field(default_factory=dict)
+    origin: tuple[str, ...] = ()
+    """Absolute paths of the user's own files that the suite was read from; () = the catalog, or lm-eval."""
+    file: str = field(default="", compare=False)
+    """The file of predictions, relative to the run folder; "" = named after suite, method and seed."""
 
     @property
     def finetuned_task(self) -> tuple[str, str]:

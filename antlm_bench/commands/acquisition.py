@@ -68,6 +68,8 @@ class _Human:
 
     spec: AcquisitionSpec
     words: str
+    words_origin: tuple[str, ...]
+    origin: tuple[str, ...]  # of the declaration and of its words, as far as they are files of the user's
     children: ChildrenSpec
     found: sources.Found
 
@@ -85,7 +87,7 @@ def acquisition(paths: Sequence[str | Path], suite: str = SUITE) -> list[Acquire
     for model, family in grouped(opened).items():
         named = [run for run in family if milestone(run)]
         members = named if len(named) >= curves.LEAST else family
-        points = [(run, cell) for run in members for cell in run if cell.suite == human.words]
+        points = [(r, cell) for r in members for cell in r if runs.holds(cell, human.words, human.words_origin)]
         for method in dict.fromkeys(cell.method for _, cell in points):
             some = [(run, cell) for run, cell in points if cell.method == method]
             if len(some) >= curves.LEAST:
@@ -118,7 +120,10 @@ def _human(suite: str) -> _Human:
     words, folder = items.suite(spec.words)
     if words.children is None:
         raise UsageError(f"{spec.words!r} says nothing of children", place=f"{spec.name}: words")
-    return _Human(spec, words.name, words.children, sources.locate(words, words.children.human, folder))
+    words_origin = items.origin_of(spec.words, words)
+    origin = (*items.origin_of(suite, spec), *words_origin)
+    found = sources.locate(words, words.children.human, folder)
+    return _Human(spec, words.name, words_origin, origin, words.children, found)
 
 
 def _final(opened: Sequence[Run], members: Sequence[Run]) -> Run:
@@ -137,7 +142,7 @@ def _kept(model: str, points: Sequence[Point], final: Run, human: _Human) -> Acq
     facts = _settings(model, points, human)
     suite, method, name = human.spec.name, str(facts["method"]), key(facts)
     with runs.Writer(final.path, final.manifest) as writer:
-        if not writer.done(suite, method, name):
+        if not writer.done(suite, method, name, origin=human.origin):
             predictions = _predictions([runs.predictions(run.path, cell) for run, cell in points], human)
             summary = summarize_acquisition(
                 predictions,
@@ -147,8 +152,8 @@ def _kept(model: str, points: Sequence[Point], final: Run, human: _Human) -> Acq
                 method=method,
                 notes=_notes(points),
             )
-            writer.enter(Cell(suite, method, name, facts, summary), predictions)
-        cell = next(c for c in writer.cells if (c.suite, c.method) == (suite, method))
+            writer.enter(Cell(suite, method, name, facts, summary, origin=human.origin), predictions)
+        cell = next(c for c in writer.cells if (c.suite, c.method, c.key) == (suite, method, name))
     return Acquired(model, final.path, cell)
 
 

@@ -21,7 +21,8 @@ Facts = Mapping[str, Any]
 
 def save(run: str | Path, name: str = "", *, to: str | Path = PLACE, overwrite: bool = False) -> Path:
     """Write a slim copy of a run to `to`/name and return its folder: every cell with its predictions (ids and numbers,
-    no texts), without machine facts, histories and leftovers. name: default, the run folder's.
+    no texts), without machine facts, histories and leftovers; of the paths of the user's files only the ends that tell
+    them apart. name: default, the run folder's.
 
     Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a baseline that is there).
     """
@@ -39,7 +40,7 @@ def save(run: str | Path, name: str = "", *, to: str | Path = PLACE, overwrite: 
     slim = folder.with_name(f".{name}.new")
     shutil.rmtree(slim, ignore_errors=True)
     with runs.Writer(slim, Manifest(runs.SCHEMA, model, manifest.software, manifest.created)) as writer:
-        for cell in opened:
+        for cell in runs.portable(opened):
             kept = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
             writer.enter(changed(cell, history=kept), runs.predictions(opened.path, cell))
     try:

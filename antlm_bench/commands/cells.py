@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench import __version__, runs
+from antlm_bench.errors import UsageError
+from antlm_bench.rendering.progress import Progress
 from antlm_bench.types import Manifest
+
+if TYPE_CHECKING:
+    from antlm_bench.suites.examples import Task
+    from antlm_bench.suites.items import Suite
+
+S = TypeVar("S", "Suite", "Task")
 
 Names = Sequence[str | Path] | str | Path  # one or several
 
@@ -41,3 +49,36 @@ def manifest(describe: Mapping[str, Any]) -> Manifest:
 def key(facts: Mapping[str, Any]) -> str:
     """The content key of a cell: equal for equal facts, whatever their order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def distinct(loaded: Iterable[S]) -> list[S]:
+    """Return the suites (or tasks) of a call, a file that was named twice once.
+
+    Raises UsageError for suites that one cell would have to hold: two of one name that are no files of the user's, or
+    two files that hold the same questions under one name.
+    """
+    kept: dict[tuple[str, str], S] = {}
+    for suite in loaded:
+        name = getattr(suite, "full_name", suite.name)
+        first = kept.setdefault((name, suite.digest if suite.origin else ""), suite)
+        if first is suite or (first.digest == suite.digest and _same_files(first.origin, suite.origin)):
+            continue
+        if suite.origin:
+            message = f"{suite.origin[0]} holds the same questions as {first.origin[0]}, under the same name"
+            raise UsageError(message, place="--suite", hint="name one of them only, or rename a file")
+        hint = "score them in two commands, with an --out of its own for each"
+        raise UsageError(f"two suites are called {name!r}", place="--suite", hint=hint)
+    return list(kept.values())
+
+
+def say_replaced(
+    progress: Progress, writer: runs.Writer, origin: tuple[str, ...], settings: Iterable[Mapping[str, Any]]
+) -> None:
+    """Print that the score of a user's file is replaced, where the items of that file have changed since."""
+    if any(writer.has_changed(origin, one, one.get("seed")) for one in settings):
+        progress.say(f"{origin[0]}: its items have changed since it was scored; the new score replaces the old one")
+
+
+def _same_files(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Do two origins name the same files, perhaps through links?"""
+    return [Path(path).resolve() for path in first] == [Path(path).resolve() for path in second]

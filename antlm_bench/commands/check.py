@@ -49,7 +49,7 @@ def check(
     believed, before those of the suites' own TOMLs. suites, methods, allow_mixed: see
     compare.compare. Raises RunError, UsageError, NotComparable; what the verdict is worth, `failure` says.
     """
-    old, new = runs.read(baseline.find(against)), runs.read(run)
+    old, new = runs.read_all([baseline.find(against), run])
     known = {suite for suite, _ in cells(old)}
     if wrong := [asked for asked in suites if not any(belongs(suite, asked) for suite in known)]:
         hint = f"it holds {', '.join(sorted(known)) or 'nothing'}"

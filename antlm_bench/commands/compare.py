@@ -34,7 +34,7 @@ def compare(
     listed = [str(folder) for folder in ([against] if against else []) + [f for f in folders if str(f) != str(against)]]
     if len(listed) < 2:
         raise UsageError("one run cannot be compared", hint="antlm-bench compare RUN_A RUN_B, the reference first")
-    opened = [runs.read(folder) for folder in listed]
+    opened = runs.read_all(listed)
     names = model_names(opened)
     found = []
     for run, name in zip(opened[1:], names[1:], strict=True):
@@ -46,31 +46,42 @@ def compare(
     return found
 
 
-def own_files(refs: Sequence[str]) -> dict[str, str]:
-    """name -> reference of each suite asked for; one of the user's own (a CSV, a TOML) is asked for by its file.
+def own_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, str]:
+    """name -> reference of each suite asked for; one of the user's own (a CSV, a TOML) is asked for by its file, and
+    has the name under which `compare` shows it.
 
-    Raises DataError, DeclarationError.
+    Raises DataError, DeclarationError, RunError.
     """
     from antlm_bench.suites import items
 
     known = catalog("tasks")
-    return {
-        items.load(ref, allow_incomplete=True).name if is_file(ref) and ref not in known else ref: ref for ref in refs
-    }
+    named: dict[str, str] = {}
+    for ref in refs:
+        if not is_file(ref) or ref in known:
+            named[ref] = ref
+            continue
+        suite = items.load(ref, allow_incomplete=True)
+        found = [cell for run in runs.read_all(folders) for cell in run if runs.base_name(cell) == suite.name]
+        same_file = [cell.suite for cell in found if cell.origin == suite.origin]
+        same_items = [cell.suite for cell in found if cell.settings.get("suite_digest") == suite.digest]
+        names = same_file or same_items or [cell.suite for cell in found] or [suite.name]
+        named |= dict.fromkeys(names, ref)
+    return named
 
 
-def texts(folder: str | Path, suite: str, ref: str = "") -> Texts:
+def texts(folders: Sequence[str | Path], suite: str, ref: str = "") -> Texts:
     """The options of every item of a scored suite, the right one marked by a plus: looked up in the data at hand,
-    because nothing of it is in a run. ref: where, if the catalog does not know the suite.
+    because nothing of it is in a run. folders: of all runs that are compared. ref: where the suite stands, if neither
+    the catalog nor the run knows.
 
     Raises DataError where the data is absent or is not what the run was scored on, UsageError where it is not known.
     """
     from antlm_bench.suites import items
 
-    cell = next(cell for cell in runs.read(folder) if belongs(cell.suite, suite))
+    cell = next(cell for run in runs.read_all(folders) for cell in run if belongs(cell.suite, suite))
     if cell.seed is not None:
         raise UsageError(f"{suite} is finetuned", place="--show-texts", hint="texts are shown of scored suites")
-    ref = ref or suite
+    ref = ref or next(filter(is_file, cell.origin), suite)
     if not is_file(ref) and ref not in catalog("tasks"):
         hint = "name its file, as for score: --suite FILE"
         raise UsageError(f"no run says where the texts of {suite!r} stand", place="--show-texts", hint=hint)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from antlm_bench import runs
 from antlm_bench.commands.averaged import averaged
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.rendering.tables import model_name, printable
 from antlm_bench.types import Cell, Estimate, Run
@@ -66,7 +66,7 @@ def curve(paths: Sequence[str | Path], suites: Sequence[str] = ()) -> tuple[list
     paths: run folders, or folders of them. suites: only these. Raises RunError, and UsageError where no run can be
     placed, a suite was not scored, or two checkpoints of a family claim one place.
     """
-    opened = [averaged(read_run(path)) for path in expand(paths)]
+    opened = [averaged(run) for run in read_runs(expand(paths))]
     found = curves(opened)
     lost = [model_name(run) for run in opened if words_seen(run) is None]
     if not found:

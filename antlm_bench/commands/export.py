@@ -30,7 +30,7 @@ def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Expo
 
     Raises RunError for a folder that is no run, UsageError for two runs that would overwrite each other.
     """
-    found = [run for folder in folders for run in opened(folder, read_run)]
+    found = runs.distinguish_suites([run for folder in folders for run in opened(folder, read_run)])
     if not any(run.cells for run in found):
         raise UsageError("nothing is scored in these runs", place="RUN")
     if form == "csv":

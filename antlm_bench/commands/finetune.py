@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Body, OpenOptions, expand, open_body, opening_notes, settings
-from antlm_bench.commands.cells import Names, key, listed, manifest, place
+from antlm_bench.commands.cells import Names, distinct, key, listed, manifest, place, say_replaced
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
@@ -123,6 +123,7 @@ def finetune(
             failed += _finetune_one(body, [loaded[pair] for pair in wanted], ways, seeds, writer, options)
         if (folder / "run.json").exists():
             finished.append(read_run(folder))
+    finished = runs.distinguish_suites(finished)
     if failed:
         message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failed))
         raise IncompleteError(message, hint="mend it and repeat: what is finished is kept", runs=finished)
@@ -214,14 +215,15 @@ def _finetune_one(
     """The cells of one checkpoint that are not there yet; what failed, in words."""
     failed = [f"  {body.name}: {task}" for task in tasks if isinstance(task, BenchError)]
     cells = []
-    for task, way, seed in product([task for task in tasks if isinstance(task, Task)], ways, seeds):
+    for task, way, seed in product(distinct(task for task in tasks if isinstance(task, Task)), ways, seeds):
         todo = _Todo(task, way, seed, _settings(body, task, way, seed, options))
-        if options.again or not writer.done(task.full_name, todo.method, key(todo.facts), seed):
+        if options.again or not writer.done(task.full_name, todo.method, key(todo.facts), seed, task.origin):
             cells.append(todo)
     from antlm_bench.finetuning.loop import finetune as train
 
     with Progress(sum(todo.examples for todo in cells), body.name, "examples") as progress:
         for todo in cells:
+            say_replaced(progress, writer, todo.task.origin, [todo.facts])
             told = _Told(progress, todo, f"{body.name} {todo.task.full_name} {todo.attention} seed {todo.seed}")
             try:
                 outcome = train(body, todo.task, todo.seed, todo.attention, options.conditions(), told)
@@ -261,7 +263,14 @@ def _cell(todo: _Todo, outcome: Outcome, remarks: Sequence[str]) -> Cell:
     summary = _summary(todo, outcome, remarks)
     facts = dict(todo.facts)
     return Cell(
-        todo.task.full_name, todo.method, key(facts), facts, summary, seed=todo.seed, history=dict(outcome.history)
+        todo.task.full_name,
+        todo.method,
+        key(facts),
+        facts,
+        summary,
+        seed=todo.seed,
+        history=dict(outcome.history),
+        origin=todo.task.origin,
     )
 
 

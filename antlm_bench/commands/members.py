@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import metrics, runs, statistics
+from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.rendering import tables
 from antlm_bench.statistics import Interval, Uncertain
 from antlm_bench.suites.collection import MemberSpec
-from antlm_bench.types import Cell, Estimate, Run
+from antlm_bench.suites.spec import read
+from antlm_bench.types import Cell, Estimate, Run, task_full_name
 
 Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
 Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
@@ -53,6 +55,36 @@ class Entry:
     @property
     def whole(self) -> bool:
         return self.number is not None and not self.missing
+
+
+def only_members(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Marks]:
+    """Return the run with no cell under a member's name that is none of it, and a sentence for each suite of these.
+
+    A member is the suite of the catalog, in the version that stands there: no file of the user's, and no other version.
+    """
+    versions = {suite: version for member in members for suite, version in _versions(member)}
+    asked = {suite for member in members for suite in (member.suite, *member.parts)}
+    kept, sentences = [], []
+    for cell in run:
+        name, version = runs.base_name(cell), cell.settings.get("suite_version")
+        shown = tables.printable(cell.suite)
+        if name in versions and not runs.is_own(cell) and version not in (None, versions[name]):
+            sentences.append(f"{shown} was scored in version {version}, here it is {versions[name]}: not counted")
+            kept.append(replace(cell, suite=f"{cell.suite}@{version}"))
+            continue
+        kept.append(cell)
+        if name in versions and runs.is_own(cell) and cell.suite not in asked:
+            sentences.append(f"{shown} is a file of the user's and not the suite {name}: not counted")
+    return replace(run, cells=tuple(kept)), tuple(dict.fromkeys(sentences))
+
+
+def _versions(member: MemberSpec) -> Iterator[tuple[str, str]]:
+    """The suites (or finetuned tasks) of a member with the versions that the catalog declares."""
+    known = catalog("tasks")
+    for suite in member.parts:
+        if suite in known:
+            version = read(known[suite]).version
+            yield from ((name, version) for name in (suite, *(task_full_name(suite, task) for task in member.tasks)))
 
 
 def scored(cells: Mapping[str, Cell], member: MemberSpec, who: str, seen: Seen, *, partial: bool = False) -> Entry:

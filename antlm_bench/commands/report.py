@@ -13,8 +13,8 @@ from pathlib import Path
 
 from antlm_bench.commands.curve import expand
 from antlm_bench.commands.finetuned import of_seeds
-from antlm_bench.commands.members import Entry, Marks, Number, Seen, averaged, finetuned, scored
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.commands.members import Entry, Marks, Number, Seen, averaged, finetuned, only_members, scored
+from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.declarations import find, nearest
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.rendering import tables
@@ -75,14 +75,16 @@ def report(
     spec = _collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
         raise UsageError("only a collection has members and published rows", hint="name one: --collection babylm-2024")
-    opened = [read_run(path) for path in expand(paths)]
+    opened = read_runs(expand(paths))
     if not opened:
         raise UsageError("no run folder given", place="report", hint="antlm-bench report RUN...")
     members = _stood_in(spec, stand_ins or {}) if spec else _plain(opened)
     seen: Seen = {}
     columns = []
-    for run, name in zip(opened, tables.model_names(opened), strict=True):
+    for opened_run, name in zip(opened, tables.model_names(opened), strict=True):
+        run, strangers = only_members(opened_run, members) if spec else (opened_run, ())
         for column in _columns(run, name, members, seen, partial=partial or spec is None, every=spec is None):
+            column = replace(column, marks=(*column.marks, *strangers))
             columns.append(_averaged(column, members, run, partial=partial) if spec else column)
     columns = _partly(columns)
     shown = [_published(row, spec, members) for row in _chosen(spec, published)] if spec else []
@@ -258,6 +260,6 @@ def _incomplete(columns: Sequence[Column], made: Report) -> IncompleteError:
     for column in columns:
         if column.lacks:
             lines.append(f"  {column.model} ({column.reading}) lacks {', '.join(column.lacks)}")
-            lines += [f"    {command}" for command in column.commands]
+            lines += [f"    {line}" for line in (*column.marks, *column.commands)]
     message = "some of it is missing, and no macro-average is taken over a hole:\n" + "\n".join(dict.fromkeys(lines))
     return IncompleteError(message, hint="--partial averages what is there, marked", runs=[made])

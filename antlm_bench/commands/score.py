@@ -13,9 +13,9 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkp
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.checkpoints.self_test import self_test, spread_texts
 from antlm_bench.commands.acquisition import acquisition, asked
-from antlm_bench.commands.cells import Names, key, listed, manifest, place
+from antlm_bench.commands.cells import Names, distinct, key, listed, manifest, place, say_replaced
 from antlm_bench.commands.kinds import kind_of
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.harness.rolling import refuse as refuse_to_roll
 from antlm_bench.metrics import TIES
@@ -139,11 +139,11 @@ def score(
             f"{len(failed)} of {len(refs)} checkpoints were not scored:\n"
             + "\n".join(f"  {ref}: {error}" for ref, error in failed),
             hint="mend them and repeat the command: what is finished is kept",
-            runs=finished,
+            runs=runs.distinguish_suites(finished),
         )
     for name in ages:
         acquisition([run.path for run in finished], name)
-    return [read_run(run.path) for run in finished] if ages else finished
+    return read_runs(run.path for run in finished)
 
 
 class _Suites:
@@ -166,10 +166,10 @@ class _Suites:
             o = self.options
             try:
                 columns = {ref: columns_of(ref, self.refs, o.columns) for ref in self.refs}
-                self.loaded = [
+                self.loaded = distinct(
                     suites.load(ref, limit=o.limit, allow_incomplete=o.allow_incomplete, columns=columns[ref])
                     for ref in self.refs
-                ]
+                )
             except BenchError as error:
                 self.error = error
                 raise
@@ -239,7 +239,9 @@ def _score_suite(
     if options.again:
         for name in names:
             writer.discard(suite.name, name)
-    todo = [name for name in names if options.again or not writer.done(suite.name, name, keys[name])]
+    todo = [
+        name for name in names if options.again or not writer.done(suite.name, name, keys[name], origin=suite.origin)
+    ]
     if not todo:
         return
     methods = [find_method(name, checkpoint) for name in todo]
@@ -250,6 +252,7 @@ def _score_suite(
     scorer: Adaptive | None = None
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
+        say_replaced(progress, writer, suite.origin, [facts[name] for name in todo])
         for number, chunk in enumerate(chunks):
             stored = {name: _stored(writer, suite, name, keys[name], number, chunk) for name in todo}
             # A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one does.
@@ -269,7 +272,7 @@ def _score_suite(
         found = results.pop(name)
         settled = suite.judge.settled(found) if suite.judge and suite.judge.wholes else None
         summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)
-        cell = Cell(suite.name, name, keys[name], facts[name], summary, history=history)
+        cell = Cell(suite.name, name, keys[name], facts[name], summary, history=history, origin=suite.origin)
         writer.finish(cell, len(chunks), settled)
 
 

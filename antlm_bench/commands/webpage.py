@@ -12,7 +12,7 @@ from antlm_bench import runs
 from antlm_bench.commands.averaged import averaged
 from antlm_bench.commands.curve import amount, curves, expand, grouped, words_seen
 from antlm_bench.commands.losses import training
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.errors import NotComparable, UsageError
 from antlm_bench.rendering import tables
 from antlm_bench.rendering.contents import Contents, Pair, Seed, series
@@ -74,7 +74,7 @@ def gather(
     report: Report | None = None,
 ) -> Contents:
     """Everything that a page of these runs shows."""
-    opened = [read_run(path) for path in expand(paths)]
+    opened = read_runs(expand(paths))
     seeded = {run.path: averaged(run) for run in opened}
     whole = [seeded[run.path] for run in opened]
     families = {name: members for name, members in grouped(whole).items() if len(members) >= SWEEP}

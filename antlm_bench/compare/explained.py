@@ -59,9 +59,10 @@ def _human(joined: Joined) -> Times:
 
     cell = joined.cells_a[0]
     limit = cell.settings.get("limit")
-    hint = f"antlm-bench data fetch {joined.suite}"
+    ref = cell.origin[0] if cell.origin else joined.suite
+    hint = f"antlm-bench data fetch {ref}"
     try:
-        loaded = items.load(joined.suite, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
+        loaded = items.load(ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
     except BenchError as error:
         message = f"its reading times are not at hand: {error.message}"
         raise NotComparable(message, place=joined.suite, hint=error.hint or hint) from None

@@ -8,6 +8,7 @@ summarised again, as far as predictions suffice.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from antlm_bench import runs
@@ -29,10 +30,16 @@ def read_run(path: str | Path) -> Run:
     Raises RunError as `runs.read`, for predictions that are missing or damaged, and for a summary
     in run.json that is not the one of its predictions.
     """
-    run = runs.read(path)
-    for cell in run:
-        check_cell(run, cell)
-    return run
+    return read_runs([path])[0]
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Open run folders that are shown together: one suite has one name in all. Raises as `read_run`."""
+    opened = [runs.read_stored(path) for path in paths]
+    for run in opened:
+        for cell in run:
+            check_cell(run, cell)
+    return runs.distinguish_suites(opened)
 
 
 def check_cell(run: Run, cell: Cell) -> None:

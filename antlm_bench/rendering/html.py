@@ -26,6 +26,7 @@ from antlm_bench.rendering.contents import Contents, Figure, series
 from antlm_bench.rendering.curves import tidy
 from antlm_bench.rendering.figures import figures
 from antlm_bench.rendering.units import unit
+from antlm_bench.runs import cell_fields
 from antlm_bench.types import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,7 +97,11 @@ def data(contents: Contents) -> dict[str, Any]:
     """Every number of the page, for reuse: values as fractions, in full precision."""
     return {
         "runs": [
-            {"run": PurePath(run.path).name, "manifest": asdict(run.manifest), "cells": [asdict(cell) for cell in run]}
+            {
+                "run": PurePath(run.path).name,
+                "manifest": asdict(run.manifest),
+                "cells": [cell_fields(cell) for cell in run],
+            }
             for run in contents.runs
         ],
         "comparisons": [

@@ -264,8 +264,12 @@ def _flat(summary: Summary, by: str) -> Iterator[tuple[str, str, str, Estimate]]
 
 def json(runs: Sequence[Run], by: str) -> str:
     """JSON: per run its folder, manifest and cells, in full precision; it holds every group, whatever `by`."""
+    from antlm_bench.runs import cell_fields  # pyarrow is slow to import
+
     del by
-    documents = [{"run": run.path, "manifest": asdict(run.manifest), "cells": [asdict(c) for c in run]} for run in runs]
+    documents = [
+        {"run": run.path, "manifest": asdict(run.manifest), "cells": [cell_fields(c) for c in run]} for run in runs
+    ]
     return json_module.dumps({"runs": documents}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

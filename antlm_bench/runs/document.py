@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, TypeVar
@@ -13,6 +14,7 @@ from antlm_bench.errors import RunError
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
 SCHEMA = 2  # of run.json and of the predictions; raised when an older program could not read them rightly
+PREDICTIONS = re.compile(r"predictions/[^/\\\0]+\.parquet")
 T = TypeVar("T")
 
 
@@ -21,7 +23,7 @@ def to_json(manifest: Manifest, cells: Sequence[Cell], files: Sequence[str]) -> 
     document = {
         "schema": SCHEMA,
         "manifest": {name: value for name, value in asdict(manifest).items() if name != "schema"},
-        "cells": [{**asdict(cell), "predictions": file} for cell, file in zip(cells, files, strict=True)],
+        "cells": [{**cell_fields(cell), "predictions": file} for cell, file in zip(cells, files, strict=True)],
     }
     try:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -113,8 +115,14 @@ class Node:
         return {key: node.get(key, str) for key in node.value}
 
 
+def cell_fields(cell: Cell) -> dict[str, Any]:
+    """Return the fields of a cell for JSON, without its file. A suite that is no file of the user's has no `origin`."""
+    fields = {name: value for name, value in asdict(cell).items() if name not in ("origin", "file")}
+    return fields | ({"origin": cell.origin} if cell.origin else {})
+
+
 def _cell(node: Node) -> Cell:
-    """A cell; those of schema 1 had neither seed nor history."""
+    """A cell; those of schema 1 had neither seed nor history, and older ones of schema 2 no origin."""
     return Cell(
         suite=node.get("suite", str),
         method=node.get("method", str),
@@ -124,7 +132,17 @@ def _cell(node: Node) -> Cell:
         digest=node.get("digest", str),
         seed=None if node.value.get("seed") is None else node.get("seed", int),
         history=node.get("history", dict) if "history" in node.value else {},
+        origin=_strings(node, "origin") if "origin" in node.value else (),
+        file=_file(node) if "predictions" in node.value else "",
     )
+
+
+def _file(node: Node) -> str:
+    """Return the name of a cell's file of predictions, which never leads out of its folder."""
+    file = node.get("predictions", str)
+    if not PREDICTIONS.fullmatch(file):
+        node.fail("should be the name of a file in predictions/", "predictions")
+    return file
 
 
 def _summary(node: Node) -> Summary:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote
 
 import pyarrow as pa
 
+from antlm_bench.declarations import catalog
 from antlm_bench.errors import RunError
 from antlm_bench.runs import parquet
 from antlm_bench.runs.document import SCHEMA, from_json, summary_digest, to_json
+from antlm_bench.runs.suite_names import base_name, distinguish_suites, is_own, same_suite
 from antlm_bench.types import Cell, Manifest, Prediction, Run
+
+LONGEST_NAME = 120  # characters of a suite's name in a file's name, of which systems allow 255 in all
 
 
 class Writer:
@@ -45,7 +50,7 @@ class Writer:
             for leftover in self.path.rglob(".*.tmp"):  # a killed process was writing these
                 leftover.unlink(missing_ok=True)
             if (self.path / "run.json").exists():
-                run = read(self.path)
+                run = read_stored(self.path)
                 self._accept(run.manifest)
                 self.cells = list(run.cells)
                 for cell in self.cells:  # killed between entering the cell and clearing up
@@ -58,14 +63,32 @@ class Writer:
     ) -> None:
         self._open.close()
 
-    def done(self, suite: str, method: str, key: str, seed: int | None = None) -> bool:
-        """Is this cell finished under this very key, with its predictions intact and the summary made of them?"""
+    def done(self, suite: str, method: str, key: str, seed: int | None = None, origin: tuple[str, ...] = ()) -> bool:
+        """Is this cell finished under this very key, with its predictions intact and the summary made of them?
+
+        origin: where the user's file lies now. A file that was moved keeps its cell, which learns of the new place.
+        """
         for cell in self.cells:
             if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
                 with suppress(RunError):
                     columns(self.path, cell)
-                    return summary_matches(self.path, cell) is not False
+                    if summary_matches(self.path, cell) is False:
+                        return False
+                    if origin and cell.origin != origin:
+                        self._replace(replace(cell, origin=origin))
+                    return True
         return False
+
+    def has_changed(self, origin: tuple[str, ...], settings: Mapping[str, Any], seed: int | None = None) -> bool:
+        """Does the folder hold a cell of this very file of the user's, of other items, though under the same limit?"""
+        asked, limit = (settings["suite"], settings["method"], seed), json.dumps(settings.get("limit"))
+        return any(
+            (base_name(old), old.method, old.seed) == asked
+            and old.settings.get("suite_digest") != settings["suite_digest"]
+            and json.dumps(old.settings.get("limit")) == limit
+            for old in self.cells
+            if origin and old.origin == origin
+        )
 
     def chunk(self, suite: str, method: str, key: str, index: int) -> list[Prediction] | None:
         """The stored chunk, or None if there is none that can be trusted (a damaged one is removed)."""
@@ -106,23 +129,40 @@ class Writer:
         return entered
 
     def enter(self, cell: Cell, predictions: Sequence[Prediction]) -> Cell:
-        """Write a cell's predictions, then run.json with the cell in it; the cell with its digest.
+        """Write a cell's predictions, then run.json with the cell in it; the cell with its digest and file.
 
-        A cell of the same suite, method and seed under another key is replaced.
+        A cell of the same suite, method and seed under another key is replaced (`suite_names.same_suite`).
         """
         bound = {"summary": summary_digest(cell.summary)}
         data = parquet.encode(predictions, _about(cell.suite, cell.method, cell.key, cell.seed) | bound)
-        cell = replace(cell, digest=hashlib.sha256(data).hexdigest())
-        place = _file(cell)
-        same = [i for i, old in enumerate(self.cells) if _file(old) == place]
-        cells = [*self.cells]
-        cells[same[0] if same else len(cells) : same[0] + 1 if same else len(cells)] = [cell]
-        document = to_json(self.manifest, cells, [_file(c) for c in cells])
-        make((self.path / place).parent)
-        write_whole(self.path / place, data)
+        cell = replace(cell, digest=hashlib.sha256(data).hexdigest(), file=self._free_file(cell))
+        make((self.path / cell.file).parent)
+        self._replace(cell, data)
+        return cell
+
+    def _replace(self, cell: Cell, data: bytes | None = None) -> None:
+        """Write the cell's predictions (`data`) and run.json with the cell instead of those that it replaces."""
+        replaced = [old for old in self.cells if _is_replaced(old, cell)]
+        at = self.cells.index(replaced[0]) if replaced else len(self.cells)
+        cells = [old for old in self.cells if old not in replaced]
+        cells.insert(at, cell)
+        document = to_json(self.manifest, cells, [_file(each) for each in cells])
+        if data is not None:
+            write_whole(self.path / cell.file, data)
         write_whole(self.path / "run.json", document)
         self.cells = cells
-        return cell
+        for file in {_file(old) for old in replaced} - {_file(each) for each in cells}:
+            with suppress(OSError):  # run.json no longer names it
+                (self.path / file).unlink(missing_ok=True)
+
+    def _free_file(self, cell: Cell) -> str:
+        """Return the cell's own file: with a part of the suite's digest where another suite has the name, or a user's
+        file the name of one of the catalog."""
+        taken = {_file(old) for old in self.cells if not _is_replaced(old, cell)}
+        digest = str(cell.settings.get("suite_digest") or cell.key)
+        tags = ("", f"@{digest[:8]}", f"@{digest}")
+        names = (_named_file(cell, tag) for tag in tags[is_own(cell) and cell.suite in catalog("tasks") :])
+        return next(name for name in names if name not in taken)
 
     def discard(self, suite: str, method: str) -> None:
         """Remove the stored chunks of a suite under a method, whatever their key (`--again` starts from nothing)."""
@@ -146,7 +186,17 @@ class Writer:
 
 
 def read(path: str | Path) -> Run:
-    """Open a run folder. Raises RunError if it is none, is damaged, or was written by a newer version."""
+    """Open a run folder, its suites under names that tell them apart (`suite_names`). Raises as `read_stored`."""
+    return read_all([path])[0]
+
+
+def read_all(paths: Iterable[str | Path]) -> list[Run]:
+    """Open run folders that are shown or compared together: one suite has one name in all. Raises as `read_stored`."""
+    return distinguish_suites([read_stored(path) for path in paths])
+
+
+def read_stored(path: str | Path) -> Run:
+    """Open a run folder as it was written. Raises RunError if it is none, is damaged, or is a newer version's."""
     file = Path(path) / "run.json"
     try:
         data = file.read_bytes()
@@ -283,13 +333,27 @@ def _about(suite: str, method: str, key: str, seed: int | None = None) -> dict[s
     return about if seed is None else {**about, "seed": str(seed)}
 
 
-def _stem(suite: str, method: str) -> str:
-    return f"{quote(suite, safe='')}.{quote(method, safe='')}"
+def _stem(suite: str, method: str, tag: str = "") -> str:
+    """Return how files of a suite and a method begin; a name too long for a file system is cut and told by a hash."""
+    name = quote(suite, safe="")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 2]}@{hashlib.sha256(suite.encode()).hexdigest()[:16]}"
+    return f"{name}{tag}.{quote(method, safe='')}"
 
 
 def _file(cell: Cell) -> str:
+    """Return where the predictions of a cell lie: as run.json says, else by its suite, method and seed."""
+    return cell.file or _named_file(cell)
+
+
+def _named_file(cell: Cell, tag: str = "") -> str:
     seed = "" if cell.seed is None else f".seed{cell.seed}"
-    return f"predictions/{_stem(cell.suite, cell.method)}{seed}.parquet"
+    return f"predictions/{_stem(cell.suite, cell.method, tag)}{seed}.parquet"
+
+
+def _is_replaced(old: Cell, cell: Cell) -> bool:
+    """Would entering `cell` replace `old`?"""
+    return (old.method, old.seed) == (cell.method, cell.seed) and same_suite(old, cell)
 
 
 def _chunk_name(index: int, data: bytes) -> str:

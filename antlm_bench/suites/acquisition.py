@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from antlm_bench.declarations import Declaration, Many
-from antlm_bench.suites.spec import Text
+from antlm_bench.suites.spec import Name, Text
 
 
 class AcquisitionSpec(Declaration):
@@ -20,7 +20,7 @@ class AcquisitionSpec(Declaration):
     """
 
     kind: Literal["acquisition"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     version: Text
     title: Text
     citation: Text

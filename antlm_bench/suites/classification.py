@@ -14,7 +14,7 @@ from pydantic import Field, Strict, ValidationError, field_validator, model_vali
 
 from antlm_bench.declarations import Declaration, Many, nearest
 from antlm_bench.suites.gate import CheckSpec
-from antlm_bench.suites.spec import DataSpec, Sha256, Text
+from antlm_bench.suites.spec import DataSpec, Name, Sha256, Text
 from antlm_bench.suites.templates import checked
 
 Count = Annotated[int, Field(gt=0)]
@@ -164,7 +164,7 @@ class ClassificationSpec(Declaration):
     """Tasks of classification that belong together. held_out: share of a train set that chooses the epoch."""
 
     kind: Literal["classification"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     version: Text
     title: Text
     licence: Text

@@ -22,6 +22,7 @@ from antlm_bench.suites.classification import (
     changed,
 )
 from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.names import absolute
 from antlm_bench.suites.pairs import is_pairs_file as is_own_file
 from antlm_bench.suites.spec import FileSpec
 from antlm_bench.suites.templates import fields_of, text_of, value_of
@@ -55,6 +56,8 @@ class Task:
     digest: str
     notes: tuple[str, ...] = ()
     trains_with: str = ""
+    origin: tuple[str, ...] = ()
+    """Absolute paths of the user's own files: of texts to train on and to score, or a TOML; () = of the catalog."""
 
     @property
     def full_name(self) -> str:
@@ -94,19 +97,21 @@ def load(
     for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
         if limit is not None and limit < 1:
             raise UsageError(f"limit is {limit}; it must be 1 or more", place=option)
+    origin: tuple[str, ...]
     if is_own_file(ref):
         spec, found = _own(ref, valid)
         task = _known(spec, name, preset)
+        origin = (absolute(user_path(ref)), absolute(user_path(valid or "")))
     elif valid is not None:
         raise UsageError(f"{ref!r} has a scored split of its own", place="--valid", hint="it goes with a train.csv")
     else:
         spec, folder = _declared(ref)
         task = _known(spec, name, preset)
-        found = _official(spec, name, folder)
+        found, origin = _official(spec, name, folder), items.origin_of(ref, spec)
     training = _settings(spec, name, preset, changes)
-    origin = task.trains_with or name
+    source = task.trains_with or name
     unlabelled: dict[Split, int] = {}
-    makers: dict[Split, str] = {"train": origin, "valid": name}
+    makers: dict[Split, str] = {"train": source, "valid": name}
     built = {
         split: build(
             spec.task[maker],
@@ -142,6 +147,7 @@ def load(
             *_notes(found["train"].note, ("train", every, train), ("scored", scored, chosen)),
         ),
         trains_with=task.trains_with or "",
+        origin=origin,
     )
 
 

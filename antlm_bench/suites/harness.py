@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -23,6 +22,7 @@ from antlm_bench.metrics.judged import BITS_PER_BYTE, DECIDED, TASK_PENALTY, TAS
 from antlm_bench.metrics.surprisal import SURPRISAL
 from antlm_bench.suites.documents import ALONE, CHOICE, LEVELS, WHOLE, Row, Task, at_work, rows_of
 from antlm_bench.suites.judged import LENGTHS, REGISTERED, Judge, means, silence, source
+from antlm_bench.suites.names import absolute, name_of_title
 from antlm_bench.types import Item
 
 PREFIX = "lm-eval:"
@@ -85,7 +85,7 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
     if limit is not None:
         notes.append(f"limit: the first {limit} of each task")
     return {
-        "name": "lm-eval." + re.sub(r"[^A-Za-z0-9._-]+", "-", name),  # it names files
+        "name": name_of_title(f"lm-eval.{name}"),
         "version": ", ".join(dict.fromkeys(str(task.built.VERSION) for task in tasks)),
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
@@ -97,6 +97,7 @@ def suite(ref: str, limit: int | None) -> dict[str, Any]:
         "notes": tuple(dict.fromkeys(notes)),
         "verbatim": True,
         "judge": judge,
+        "origin": (absolute(user_path(task)),) if _is_file(task := one.removeprefix(PREFIX)) else (),
     }
 
 

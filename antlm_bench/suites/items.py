@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from antlm_bench.declarations import find, user_path
+from antlm_bench.declarations import catalog, find, shipped, user_path
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import grammar, harness, pairs, psycholinguistic, records, sources, syntaxgym
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.names import absolute
 from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
 from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
 from antlm_bench.types import Item, Option
@@ -34,6 +35,7 @@ class Suite:
     questions. notes: what a reader of the number needs. times: the human side of reading times, `glued` words or not.
     formulas: what each label of syntaxgym.LEVEL says. judge: makes numbers of answers, which are views or decide (see
     metrics.judged). reduction: which score decides (SuiteSpec), and is a setting of cells. verbatim: a peer's requests.
+    origin: absolute paths of the user's own files that it was read from, () = a suite of the catalog or of lm-eval.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Suite:
     judge: Judge | None = None
     reduction: str = "sum"
     verbatim: bool = False
+    origin: tuple[str, ...] = ()
 
 
 def load(
@@ -70,9 +73,10 @@ def load(
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
     times: Times | None = None
+    origin: tuple[str, ...]
     if pairs.is_pairs_file(ref):
         spec, rows = pairs.read(user_path(ref), columns or {})
-        items = build(spec, rows)
+        items, origin = build(spec, rows), (absolute(user_path(ref)),)
     else:
         if columns:
             raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
@@ -81,7 +85,7 @@ def load(
         if harness.is_task(ref):
             return Suite(**harness.suite(ref, limit))
         spec, folder = suite(ref)
-        items = build(spec, _official(spec, folder))
+        items, origin = build(spec, _official(spec, folder)), origin_of(ref, spec)
         if spec.times:
             times = psycholinguistic.times(spec.times, items, _official(spec, folder))
     notes = [*spec.notes, *completeness(spec, items, allow_incomplete)]
@@ -102,6 +106,7 @@ def load(
         times=times,
         glued=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
+        origin=origin,
     )
 
 
@@ -123,6 +128,7 @@ def _gym(ref: str, limit: int | None) -> Suite:
         digest=syntaxgym.digest(gym),
         notes=notes,
         formulas=formulas,
+        origin=(absolute(user_path(ref)),),
     )
 
 
@@ -157,6 +163,24 @@ def declared(ref: str) -> tuple[Declared, Path]:
     """What a name of the catalog or a TOML declares, of whichever kind, and its folder."""
     path = find("tasks", ref)
     return read(path), path.parent
+
+
+def origin_of(ref: str, spec: Declared) -> tuple[str, ...]:
+    """Return the file of a declaration that is the user's own; () where it is the one that its name stands for.
+
+    That is ours, or a copy that asks the same; for a name that we do not ship the one in ANTLM_BENCH_PATH.
+    """
+    path, ours = find("tasks", ref), shipped("tasks", spec.name)
+    known = ours or catalog("tasks").get(spec.name)
+    if known is not None and (path.samefile(known) or (ours and _asks(spec) == _asks(read(ours)))):
+        return ()
+    return (absolute(path),)
+
+
+def _asks(spec: Declared) -> object:
+    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie."""
+    prose = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
+    return spec.kind, spec.model_dump(exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}})
 
 
 def build(spec: SuiteSpec, files: records.Files) -> list[Item]:

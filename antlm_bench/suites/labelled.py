@@ -11,6 +11,7 @@ from antlm_bench.declarations import find, nearest
 from antlm_bench.errors import DataError
 from antlm_bench.suites import files, pairs, records
 from antlm_bench.suites.classification import ClassificationSpec, Split, TaskSpec
+from antlm_bench.suites.names import readable
 from antlm_bench.suites.spec import DataSpec, FileSpec, read
 from antlm_bench.suites.templates import described, value_of
 
@@ -53,8 +54,8 @@ def read_sets(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split,
         second="{text2}" if "text2" in columns else "",
         id="{id}" if "id" in columns else "",
         group="{group}" if "group" in columns else "",
-        train=train.name,
-        valid=valid.name,
+        train="train",
+        valid="valid",
         notes=("the label -1 is read as a class; GLUE's files write it where there is no label",)
         if "-1" in classes and len(classes) > 2
         else (),
@@ -65,13 +66,13 @@ def read_sets(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Split,
         kind="classification",
         name=name_of(str(train)),
         version="user",
-        title=f"texts of {train.name} and {valid.name}",
+        title=f"texts of {readable(train.name)} and {readable(valid.name)}",
         licence="not stated",
         citation="not stated",
         held_out=settings.held_out,
         training=settings.training,
         task={name_of(str(train)): task},
-        data=DataSpec(where=("{file}",), files={train.name: FileSpec(), valid.name: FileSpec()}),
+        data=DataSpec(where=("{file}",), files={"train": FileSpec(), "valid": FileSpec()}),
     )
     return spec, rows
 

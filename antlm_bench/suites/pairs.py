@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records
+from antlm_bench.suites.names import name_of_title, readable
 from antlm_bench.suites.spec import DataSpec, FileSpec, ItemSpec, OptionSpec, SuiteSpec
 
 # Our columns, and the spellings that are recognised without being told (BLiMP's and lm-eval's).
@@ -43,7 +43,7 @@ def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Fil
         if ours not in COLUMNS:
             hint = nearest(ours, COLUMNS) or f"ours are {', '.join(COLUMNS)}"
             raise UsageError(f"unknown column {ours!r}", place="--columns", hint=hint)
-    file = path.name.removesuffix(".gz")
+    file = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     rows = records.read(files.read(path), path.name.lower(), str(path))
     first = next(rows, None)
     if first is None:
@@ -55,7 +55,7 @@ def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Fil
 
 def named(file: str) -> str:
     """What a suite is called that is a file of the user's, "" where its name has no letter."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.rpartition(".")[0]).lstrip("._-")
+    return name_of_title(file.rpartition(".")[0])
 
 
 def _match(record: records.Record, columns: Mapping[str, str], place: str) -> dict[str, str]:
@@ -89,7 +89,7 @@ def _spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
         kind="suite",
         name=named(file) or "pairs",
         version="user",
-        title=f"pairs of {title}",
+        title=f"pairs of {readable(title)}",
         licence="not stated",
         citation="not stated",
         groups=groups,
@@ -99,5 +99,5 @@ def _spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
             id="{id}" if "id" in columns else None,
         ),
         labels={level: f"{{{level}}}" for level in groups},
-        data=DataSpec(where=("{file}",), files={file: FileSpec()}),
+        data=DataSpec(where=("{file}",), files={"pairs": FileSpec()}),
     )

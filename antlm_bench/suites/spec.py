@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, Strict, field_validator, model_valid
 from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites.gate import CheckSpec
+from antlm_bench.suites.names import checked_name
 from antlm_bench.suites.psycholinguistic import ChildrenSpec, TimesSpec
 from antlm_bench.suites.templates import below, checked, fields_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Declared: TypeAlias = "SuiteSpec | CollectionSpec | ClassificationSpec | AcquisitionSpec"
 
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(checked_name)]
 Template = Annotated[Text, AfterValidator(checked)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
@@ -243,7 +245,7 @@ class SuiteSpec(Declaration):
     log-probabilities or their mean per token. check: the margins of a gate."""
 
     kind: Literal["suite"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     version: Text
     title: Text
     licence: Text

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from antlm_bench.declarations import decode_utf8, nearest
 from antlm_bench.errors import DataError
 from antlm_bench.suites import files
 from antlm_bench.suites.formula import WHOLE, Formula, Region, parse
+from antlm_bench.suites.names import name_of_title
 from antlm_bench.suites.templates import clean
 from antlm_bench.types import Item, Option
 
@@ -66,7 +66,7 @@ def read(path: Path) -> Gym:
     formulas = tuple(_formulas(_list(whole, "predictions", place), place))
     meta = whole.get("meta")
     title = meta.get("name") if isinstance(meta, dict) else None
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(title or path.name.partition(".")[0])).lstrip("._-") or "syntaxgym"
+    name = name_of_title(str(title or path.name.partition(".")[0])) or "syntaxgym"
     names = whole.get("region_meta")
     numbered = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
     sentences = tuple(tuple(_sentences(item, n, f"{place}: items[{n}]")) for n, item in enumerate(items))

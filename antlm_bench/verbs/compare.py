@@ -57,12 +57,12 @@ def compare_verb(
     from antlm_bench.commands.compare import compare, own_files, texts
     from antlm_bench.rendering.comparison import show_comparisons
 
-    asked = own_files(split(suite))
+    asked = own_files(split(suite), [*([against] if against else []), *run])
     found = compare(run, against=against or "", suites=list(asked), methods=pairs, allow_mixed=allow_mixed)
     shown = {}
     if show_texts:
         flips = flips or 10
-        shown = {
-            c.suite: texts(v.path_a, c.suite, asked.get(c.suite, "")) for v in found for c in v.comparisons if c.flipped
-        }
+        compared = [found[0].path_a, *(versus.path_b for versus in found)]
+        flipped = [c.suite for versus in found for c in versus.comparisons if c.flipped]
+        shown = {name: texts(compared, name, asked.get(name, "")) for name in flipped}
     show_comparisons(found, form, by, flips, shown)

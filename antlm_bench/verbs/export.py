@@ -30,7 +30,10 @@ def export_verb(
 
 
 def import_verb(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --output_path of lm-eval with --log_samples.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="lm-eval's --output_path with --log_samples, or its results."),
+    ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to write.")],
 ) -> None:
     """Make a run folder of lm-eval's results, so that `compare` and `check` work on them."""

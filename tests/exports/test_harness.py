@@ -123,7 +123,7 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
-        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, r"no results_\*\.json"),
+        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no file of lm-eval.s results"),
         (lambda f: next(f.glob("results*")).write_text("{"), DataError, "no JSON"),
         (lambda f: next(f.glob("results*")).write_text("[]"), DataError, "not the results of lm-eval"),
         (lambda f: next(f.glob("results*")).write_text('{"results": 1, "config": {}}'), DataError, "not the results"),
@@ -137,6 +137,108 @@ def test_damage_is_named(damage: Any, error: type[Exception], words: str, result
     damage(results)
     with pytest.raises(error, match=words):
         read(results)
+
+
+# ---- formats of older versions -----------------------------------------------------------------------------------
+
+
+def as_0_4_2(folder: Path, results_name: str = "results.json", filters: bool = True) -> Path:
+    """Rewrite results of 0.4.13 as 0.4.0 to 0.4.2 (and BabyLM's pipeline of 2024, a copy of 0.4.2) write them.
+
+    Facts read in lm_eval 0.4.2, __main__.py and evaluator.py: samples are one JSON list per task in a file named after
+    the model's arguments; requests are lists, numbers are numbers; there are no hashes, no filter's name and no date.
+    """
+    file = next(folder.glob("results_*.json"))
+    results = json.loads(file.read_text())
+    stamp = file.stem.removeprefix("results_")
+    for key in ("date", "model_name", "model_name_sanitized", "task_hashes", "lm_eval_version", "n-samples"):
+        results.pop(key, None)
+    results["config"]["model_args"] = "pretrained=out/m0,dtype=float32"
+    (folder / results_name).write_text(json.dumps(results))
+    file.unlink()
+    for task in ("toy_a", "toy_b", "toy_ll"):
+        old = folder / f"samples_{task}_{stamp}.jsonl"
+        rows = [json.loads(line) for line in old.read_text().splitlines()]
+        for row in rows:
+            row["arguments"] = [[each["arg_0"], each["arg_1"]] for each in row["arguments"].values()]
+            row["resps"] = [[[float(score), greedy == "True"] for score, greedy in each] for each in row["resps"]]
+            row["filtered_resps"] = [each[0] for each in row["resps"]]
+            row["target"] = int(row["target"]) if row["target"].isdecimal() else row["target"]
+            for key in ("filter", "metrics", "doc_hash", "prompt_hash", "target_hash"):
+                row.pop(key)
+            if not filters:
+                row.pop("filtered_resps")
+        (folder / f"pretrained__out__m0,dtype__float32_{task}.jsonl").write_text(json.dumps(rows, indent=2))
+        old.unlink()
+    return folder
+
+
+def assert_same_scores(path: Path) -> None:
+    """The imported accuracies are those that lm-eval reports of these very results."""
+    [(cell, predictions)] = read(path).cells
+    first = summarize(predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",),
+                      ties="first")  # fmt: skip
+    said = theirs()["results"]
+    assert cell.suite == "lm-eval.toy" and first.headline.value == pytest.approx(said["toy"]["acc,none"])
+    assert {g.name: pytest.approx(g.estimate.value) for g in first.groups} == {
+        task: said[task]["acc,none"] for task in ("toy_a", "toy_b")
+    }
+
+
+@pytest.mark.parametrize("name", ["results.json", "blimp_results.json"])
+@pytest.mark.parametrize("filters", [True, False])
+def test_results_of_0_4_2_and_babylm_2024_come_in(results: Path, name: str, filters: bool) -> None:
+    as_0_4_2(results, name, filters)
+    assert_same_scores(results)
+    assert_same_scores(results / name)  # a file by itself
+    assert read(results).manifest.model["name"] == "out/m0"
+
+
+def test_other_questions_of_old_results_have_another_digest(results: Path, tmp_path: Path) -> None:
+    as_0_4_2(results)
+    digest = read(results).cells[0][0].settings["suite_digest"]
+    file = next(results.glob("*_toy_b.jsonl"))
+    file.write_text(file.read_text().replace("sleeps", "dreams"))
+    assert read(results).cells[0][0].settings["suite_digest"] != digest
+
+
+def test_samples_inside_the_results_come_in(results: Path) -> None:
+    """What `lm_eval.simple_evaluate` returns, dumped by its caller."""
+    file = next(results.glob("results_*.json"))
+    document = json.loads(file.read_text())
+    document["samples"] = {
+        task: [json.loads(line) for line in samples(results, task).read_text().splitlines()]
+        for task in ("toy_a", "toy_b", "toy_ll")
+    }
+    for old in results.iterdir():
+        old.unlink()
+    (results / "mine.json").write_text(json.dumps(document))
+    assert_same_scores(results)
+
+
+def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_path: Path) -> None:
+    file = next(results.glob("results_*.json"))
+    newer = json.loads(file.read_text())
+    stamp = "2030-01-01T00-00-00.000000"
+    newer["date"] += 1000
+    newer["results"] = {"toy_a": newer["results"]["toy_a"]}
+    newer["groups"] = newer["group_subtasks"] = {}
+    (results / f"results_{stamp}.json").write_text(json.dumps(newer))
+    shutil.copy(samples(results, "toy_a"), results / f"samples_toy_a_{stamp}.jsonl")
+    imported = read(results)
+    assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_a", "lm-eval.toy"]
+    again = results.parent / "again" / f"results_{stamp}.json"  # the same suite in a third file, the oldest
+    again.parent.mkdir()
+    again.write_text(json.dumps({**newer, "date": 0}))
+    shutil.copy(samples(results, "toy_a"), again.parent / f"samples_toy_a_{stamp}.jsonl")
+    left_out = read(results.parent).left_out
+    assert [line for line in left_out if "older" in line] == [f"toy_a: an older result ({again})"]
+
+
+def test_samples_given_for_results_are_named(results: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(samples(results, "toy_a"))
+    assert "give the file of results" in caught.value.hint
 
 
 def test_results_of_two_models_are_two_runs() -> None:

@@ -18,7 +18,7 @@ from antlm_bench.commands.data import _specs as specs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import summarize_acquisition
-from antlm_bench.runs import predictions, read
+from antlm_bench.runs import base_name, predictions, read
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import items as suites
 from antlm_bench.types import Prediction, Run
@@ -203,7 +203,7 @@ def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
 def test_the_number_is_kept_in_the_last_run_and_not_made_twice(scored, monkeypatch):
     (found,) = acquisition([scored])
     assert Path(found.run) == Path(run_of(scored, "chck_10M").path)
-    assert [cell.suite for cell in read(found.run)] == ["aoa-words-2026", "aoa-2026"]
+    assert [base_name(cell) for cell in read(found.run)] == ["aoa-words-2026", "aoa-2026"]
     before = (Path(found.run) / "run.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(curves, "of_model", None)  # nothing is fitted again
@@ -215,7 +215,7 @@ def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_w
     (old,) = acquisition([scored])
     (own_words / "cdi_human.csv").write_text((own_words / "cdi_human.csv").read_text().replace("0.5", "0.51"))
     (new,) = acquisition([scored])
-    assert new.cell.key != old.cell.key and len([c for c in read(new.run) if c.suite == "aoa-2026"]) == 1
+    assert new.cell.key != old.cell.key and len([c for c in read(new.run) if base_name(c) == "aoa-2026"]) == 1
 
 
 def test_it_goes_to_the_final_model_which_is_no_point_of_the_curve(scored, checkpoints):
@@ -234,8 +234,9 @@ def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_pa
     out = tmp_path / "runs"
     assert run(["score", "--model", str(checkpoints), "--suite", "aoa-2026", "--out", str(out)]) == 0
     assert "aoa-2026" in capsys.readouterr().out
-    assert [cell.suite for cell in run_of(out, "chck_10M")] == ["aoa-words-2026", "aoa-2026"]
-    assert [cell.suite for cell in run_of(out, "chck_1M")] == ["aoa-words-2026"]
+    assert [base_name(cell) for cell in run_of(out, "chck_10M")] == ["aoa-words-2026", "aoa-2026"]
+    (words,) = run_of(out, "chck_1M")
+    assert base_name(words) == "aoa-words-2026" and words.suite == "tasks/aoa-words-2026"  # these are other words
     with pytest.raises(UsageError, match="3 or more checkpoints") as caught:
         score(str(checkpoints / "chck_1M"), "aoa-2026", out=tmp_path / "one")
     assert "--suite aoa-words-2026" in caught.value.hint and not (tmp_path / "one").exists()

@@ -79,14 +79,14 @@ SUMMARIES = st.builds(
 @given(SUMMARIES)
 def test_any_summary_survives(summary: Summary) -> None:
     cell = replace(CELL, summary=summary)
-    assert from_json(to_json(MANIFEST, [cell], ["x"]), "run.json")[1] == (cell,)
+    assert from_json(to_json(MANIFEST, [cell], FILES[1:]), "run.json")[1] == (cell,)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_never_written(bad: float) -> None:
     cell = replace(CELL, summary=replace(SUMMARY, headline=replace(HEADLINE, value=bad)))
     with pytest.raises(RunError, match=r"run\.json"):
-        to_json(MANIFEST, [cell], ["x"])
+        to_json(MANIFEST, [cell], FILES[1:])
 
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
@@ -110,6 +110,10 @@ def test_a_newer_schema_asks_for_an_upgrade() -> None:
         (BYTES.replace(b"0.625", b"1e999", 1), "cells.0: summary: headline: value: should be a finite number"),
         (BYTES.replace(b'"n": 8', b'"n": "8"', 1), "headline: n: should be int, is str"),
         (BYTES.replace(b'"paradigm"\n', b"3\n", 1), "macro: should be a list of strings"),
+        (
+            BYTES.replace(b"predictions/blimp", b"predictions/../blimp", 1),
+            "should be the name of a file in predictions",
+        ),
     ],
 )
 def test_damage_is_an_error_that_names_the_field(data: bytes, words: str) -> None:

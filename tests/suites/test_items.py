@@ -157,7 +157,7 @@ def test_a_collection_is_named_by_its_members() -> None:
         ('kind = "suite"', 'kind = "suit"', "kind", "did you mean 'suite'?"),
         ('kind = "suite"', "", "kind", "missing"),
         ('kind = "suite"', "kind = 1", "kind", "kind is 1"),
-        ('name = "mine"', 'name = "../mine"', "name", "pattern"),
+        ('name = "mine"', 'name = "../mine"', "name", "should hold letters"),
         ("[rename.half]", "[renam.half]", "", "did you mean 'rename'?"),
         ("[rename.half]", "[rename.whole]", "", "`rename` names 'whole'"),
         ('groups = ["half"]', 'groups = ["whole"]', "", "`groups` names 'whole'"),
