@@ -22,7 +22,7 @@ from antlm_bench.metrics import TIES
 from antlm_bench.rendering.progress import Progress
 from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
-from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.choice import COMPATS, CONVENTIONS, Policy
 from antlm_bench.scoring.external import peer_version
 from antlm_bench.scoring.probes import default_method, known
 from antlm_bench.scoring.probes import method as find_method
@@ -32,7 +32,6 @@ from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import columns_of
 from antlm_bench.types import Cell, Item, Prediction, Run
 
-CONVENTIONS = 1  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
 # What a judge's own code makes of an answer is not known: rounding may move it, and others know no first choices.

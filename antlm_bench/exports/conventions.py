@@ -16,7 +16,7 @@ from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
 from antlm_bench.metrics.surprisal import SURPRISAL
-from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.choice import COMPATS, CONVENTIONS, Policy
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites import items
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
@@ -125,6 +125,8 @@ def _scored(board: LeaderboardSpec, run: Run, cell: Cell, spec: SuiteSpec) -> It
         yield f"decided by {settings.get('reduction', 'sum')}, officially {policy.reduction}"
     if settings.get("dtype", "float32") != "float32":
         yield f"scored in {settings['dtype']}, officially float32"
+    if settings.get("conventions", CONVENTIONS) != CONVENTIONS:
+        yield f"scored by version {settings['conventions']} of our conventions, now {CONVENTIONS}"
     if settings.get("suite_version", spec.version) != spec.version:
         yield f"version {settings['suite_version']} of {spec.name}, now {spec.version}"
     lost = cell.summary.headline.flags.get("too-long", 0)

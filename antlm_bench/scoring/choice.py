@@ -15,6 +15,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
 from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Option, Prediction, Probes
 
+CONVENTIONS = 2  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
 Tick = Callable[[float], None]
 
 
