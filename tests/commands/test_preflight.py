@@ -103,7 +103,7 @@ def test_what_the_official_environment_cannot_open_is_named(model: Path, name: s
     change(model)
     with pytest.raises(IncompleteError) as caught:
         preflight(model, track="strict-small", year="2026")
-    assert "1 problems" in str(caught.value) and message in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", OPENED)
