@@ -110,13 +110,17 @@ def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
 def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
+    """All but the one of the table of relative positions, which is marked as shared by all texts."""
     model = make(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
-    shapes = []
+    shapes, shared = [], []
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.register_forward_hook(lambda _m, inputs, _o: shapes.append(tuple(inputs[0].shape)))
+            seen = shared if getattr(module, "shared", False) else shapes
+            module.register_forward_hook(lambda _m, inputs, _o, seen=seen: seen.append(tuple(inputs[0].shape)))
     first, second = model(input_ids=IDS).logits, model(input_ids=IDS).logits
     assert not torch.equal(first, second) and {s[0] for s in shapes} == {2} and (2, 3, 7, 7) in shapes
+    assert set(shared) == {tuple(model.model.positions.table.weight.shape)}
+    assert len(shared) == 2 * model.config.num_hidden_layers
     torch.manual_seed(1)
     still = make(kind, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     assert torch.equal(still(input_ids=IDS).logits, still(input_ids=IDS).logits)

@@ -363,7 +363,7 @@ class TestInterruptions:
 
 # Killed at these calls: (where, its name there, which call, before or after it is done).
 KILLS = [
-    ("antlm_bench.training.corpus", "_encode", 1, "after"),
+    ("antlm_bench.training.corpus", "_write_stream", 1, "after"),
     ("antlm_bench.training.corpus.Corpus", "rows", 1, "after"),
     ("antlm_bench.training.pretrain.Training", "step", 3, "before"),
     ("antlm_bench.training.pretrain.Training", "step", 8, "after"),
