@@ -260,6 +260,17 @@ def test_texts_for_the_self_test_are_spread_over_lengths(texts, count):
     assert chosen == self_test.spread_texts(texts[::-1], count)
 
 
+def test_a_tokenizer_that_reads_few_words_is_tried_on_those():
+    """A word-level tokenizer without an unknown token raises for any other text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"</s>": 0, "zebra": 1, "sees": 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    assert self_test.trial_texts(tokenizer) == ["zebra sees"]
+    assert self_test.trial_texts(tokenizer_for("causal", True)) == list(self_test.TRIAL_TEXTS)
+
+
 def test_a_tokenizer_of_the_tests_knows_its_specials():
     assert tokenizer_for("masked", True).convert_tokens_to_ids(SPECIALS) == list(range(5))
     assert model_for("causal", 0).config.pad_token_id == 0

@@ -20,7 +20,7 @@ from torch import nn
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.adapters import adapter_facts, merge_adapter
 from antlm_bench.checkpoints.folders import CARD, OpenOptions, Sources, locate_sources, weight_hash
-from antlm_bench.checkpoints.self_test import TRIAL_TEXTS, self_test
+from antlm_bench.checkpoints.self_test import self_test, trial_texts
 from antlm_bench.checkpoints.tensor_check import SHOWN, Allowed, check_other_sets
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
@@ -122,7 +122,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in found.around.items()},
         describe=describe(ref, found, options),
     )
-    tested = self_test(checkpoint, TRIAL_TEXTS, most_reads=6)
+    tested = self_test(checkpoint, trial_texts(tokenizer), most_reads=6)
     checkpoint.describe |= {"shortcuts": engine.shortcuts, "self_test": tested.record()}
     return checkpoint
 

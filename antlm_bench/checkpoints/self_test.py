@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, future_effect
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, no_cache, whole_rows
+from antlm_bench.scoring.tokens import probe_texts, readable
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
@@ -177,6 +179,16 @@ def _plain_answers(engine: Engine, probes: Sequence[Probes]) -> Floats:
                 engine.state.restore()
             answers[text] = float(logits.log_softmax(-1)[int(target)])
     return answers
+
+
+def trial_texts(tokenizer: Any) -> list[str]:
+    """TRIAL_TEXTS, or words of the tokenizer's own vocabulary where it cannot read them; [] where it reads nothing."""
+    texts = [text for text in TRIAL_TEXTS if readable(tokenizer, text)]
+    if not texts:
+        words = list(islice((text for text in probe_texts(tokenizer) if readable(tokenizer, text)), 8))
+        joined = dict.fromkeys((" ".join(words[:3]), " ".join(words)))
+        texts = [text for text in joined if text and readable(tokenizer, text)]
+    return texts
 
 
 def spread_texts(texts: Sequence[str], count: int = 5) -> list[str]:
