@@ -15,7 +15,7 @@ endif
 test test-all: export GOMP_SPINCOUNT ?= 20000
 test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all test-oldest check fmt bench
+.PHONY: help demo test test-all test-oldest check fmt sweep bench
 
 help:
 	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (2 minutes, offline)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-oldest  the tests of opening, scoring and training with transformers 5.0"
 	@echo "make check   the static half of it"
 	@echo "make fmt     let ruff rewrite the code"
+	@echo "make sweep   every architecture of transformers, tiny: our scores against a plain loop (half an hour)"
 	@echo "make bench   speed against minicons, lm-eval and the transformers Trainer on this machine"
 
 # The stamp is touched last, so that an install that was cut short is done again.
@@ -70,6 +71,9 @@ test-oldest: .venv-oldest/installed
 fmt: .venv/installed
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+sweep: .venv/installed
+	@PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python tests/sweep/architectures.py
 
 bench: .venv/installed
 	@failed=0; for one in score harness train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed
