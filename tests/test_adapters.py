@@ -39,11 +39,11 @@ def folders(tmp_path, make_checkpoint):
     return base, adapter
 
 
-def make_adapter(base, folder, seed=0, alpha=8, named=None):
+def make_adapter(base, folder, seed=0, alpha=8, named=None, targets=("q_proj", "up_proj")):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=[*targets], task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     wrapped = peft.get_peft_model(model, config)
     with torch.no_grad():
@@ -293,3 +293,28 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
         str(base), str(tmp_path / "pairs.csv"), options=OpenOptions(device="cpu", tokenizer=str(tmp_path / "tokenizer"))
     )
     assert len(found.agreements) == 2 and all(agreement.largest < 1e-4 for agreement in found.agreements)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft tells of tied embeddings
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_end_of_tied_embeddings_leaves_the_other(tmp_path, target):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model_for("causal", 0, tie_word_embeddings=True).save_pretrained(base)
+    tokenizer_for("causal", True).save_pretrained(base)
+    make_adapter(base, adapter, targets=[target])
+    assert our_score(opened(base, peft=str(adapter))) == pytest.approx(plain_score(base, adapter), rel=1e-5)
+
+
+def test_an_adapter_that_merges_into_other_numbers_is_refused(folders, monkeypatch):
+    from peft.tuners.lora import LoraModel
+
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self):
+        model = merge(self)
+        model.model.norm.weight.data.mul_(1.01)
+        return model
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
+    with pytest.raises(CheckpointError, match="cannot be merged"):
+        opened(folders[0], peft=str(folders[1]))

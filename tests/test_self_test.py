@@ -237,6 +237,18 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
         np.testing.assert_allclose(scores(opened(folder, dtype=dtype), "causal"), exact, atol=largest)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
+    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions."""
+    folder = make_checkpoint("causal")
+    library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    expected = {name: value.dtype for name, value in library.state_dict().items()}
+    expected |= {name: value.dtype for name, value in library.named_buffers()}
+    ours = opened(folder, dtype=dtype).engine.model
+    found = {name: value.dtype for name, value in [*ours.state_dict().items(), *ours.named_buffers()]}
+    assert {name: found[name] for name in expected} == expected and torch.float32 in expected.values()
+
+
 def test_a_run_records_the_self_test_on_its_own_texts(make_checkpoint, tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sees,the cat see\nno boy has ever seen him,some boy has ever seen him\n")

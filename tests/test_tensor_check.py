@@ -261,3 +261,20 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
             for i in range(1, len(ids))
         ]
     assert math.isclose(prediction.scores[0], sum(steps), abs_tol=1e-4)
+
+
+def test_a_learned_buffer_that_no_file_gives_is_missing():
+    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file."""
+    import transformers
+
+    from antlm_bench.checkpoints.tensor_check import _own_buffers
+
+    config = transformers.DeepseekV3Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        topk_group=1, first_k_dense_replace=0, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
+        qk_nope_head_dim=4, v_head_dim=8,
+    )  # fmt: skip
+    needless = _own_buffers(transformers.DeepseekV3ForCausalLM(config))
+    assert "model.rotary_emb.inv_freq" in needless
+    assert not any("e_score_correction_bias" in name for name in needless)

@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from antlm_bench.checkpoints.folders import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_of
+
+MERGE_TOLERANCE = 1e-3  # of the largest logit: rounding of one sum of two products
 
 
 def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
@@ -31,6 +35,7 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
             hint='pip install "antlm-bench[lora]"',
         ) from error
     weights = adapter_weights(adapter, options)
+    _untie(model)
     whole = {f"base_model.model.{name}" for name in model.state_dict()}  # embeddings may be stored as they are
     try:
         with warnings.catch_warnings():
@@ -44,7 +49,9 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
             place=str(adapter),
             hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
         ) from error
-    unused, missing = sorted(stored - expected - whole), sorted(expected - stored)
+    # A targeted embedding or head may be stored whole, as the base layer of its adapter.
+    stored = {name for name in stored if name.replace(".base_layer.", ".") not in whole}
+    unused, missing = sorted(stored - expected), sorted(expected - stored)
     if unused or missing:
         raise CheckpointError(
             f"the adapter does not fit {type(model).__name__}: {len(unused)} of its tensors have no place "
@@ -59,7 +66,33 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
             place=str(adapter),
             hint="only adapters that change weights (LoRA, IA3, ...) can be scored",
         )
-    return wrapped.merge_and_unload().eval()
+    wrapped.eval()
+    unmerged = _trial_logits(wrapped)
+    merged = wrapped.merge_and_unload().eval()
+    off = float((_trial_logits(merged) - unmerged).abs().max() / unmerged.abs().max().clamp(min=1e-6))
+    if not off < MERGE_TOLERANCE:
+        raise CheckpointError(
+            f"the adapter cannot be merged into {type(model).__name__}: its logits move by {off:.2g} of the largest",
+            place=str(adapter),
+            hint="merge it with peft (merge_and_unload), compare, and score the folder that save_pretrained writes",
+        )
+    return merged
+
+
+def _untie(model: Any) -> None:
+    """Give the output embedding weights of its own: an adapter of one end must not change the other."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def _trial_logits(model: Any) -> torch.Tensor:
+    """(1, t, v) logits of a row of different tokens."""
+    size = model.get_input_embeddings().weight.shape[0]
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.arange(min(16, size))[None]).logits
+    return logits
 
 
 def adapter_weights(adapter: Path, options: OpenOptions) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -188,6 +189,23 @@ def load_weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> 
             + ("" if options.trust_remote_code else "; code of its own needs --trust-remote-code"),
         ) from error
     return model.eval(), check_loaded(model, info, folder, options)
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Cast what a model's files hold, as transformers does when it loads in that dtype.
+
+    Buffers that are computed (rotary angles) and modules that the library keeps in float32 stay: rounded angles of
+    distant positions are other positions.
+    """
+    kept = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype == torch.float16:
+        kept |= {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    parts = re.compile("|".join(rf"(^|\.){re.escape(part)}(\.|$)" for part in kept)) if kept else None
+    saved = model.state_dict().keys()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in saved and tensor.is_floating_point() and not (parts and parts.search(name)):
+                tensor.data = tensor.data.to(dtype)
 
 
 def vocabulary_of(model: Any) -> int:

@@ -26,6 +26,7 @@ from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.linear import can_pack
+from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.probes import METHODS, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import ContextEncoder, Encoder, Specials, check_specials, mask_token, specials
@@ -105,7 +106,7 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
     found = find(ref, options)
     budget = options.batch_tokens or _auto_budget(found.model.device)
     vocabulary = loading.vocabulary_of(found.model)
-    found.model.to(DTYPES[options.dtype])
+    loading.cast_weights(found.model, DTYPES[options.dtype])
     engine = Engine(found.model, found.name, found.geometry, budget)
     engine.use_kernels()
     tokenizer, limit = found.tokenizer, found.max_length
@@ -168,20 +169,22 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
         name += f"+{_name(Path(options.peft).resolve()) if Path(options.peft).exists() else options.peft}"
     config = loading.configuration_of(sources.base, options)
     kind = loading.kind_of(config, sources.base)
+    own: Attention = "causal" if kind == "causal" else "full"
     tokenizer = loading.tokenizer_of(sources.tokenizer, options)
     model, allowed = loading.load_weights(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
+    state = ModelState.of(model)  # BigBird gives up sparse attention after one short row
     limit = loading.max_length_of(model, tokenizer, options.max_length)
     if options.lengths == "positions" and options.max_length is None:
         limit = loading.last_position(model, limit)
+    if own == "causal":
+        loading.check_causality(model, sources.base)
+    state.restore()
     model = model.to(device)
     embeddings = model.get_input_embeddings().weight.shape[0]
     mask_id, no_mask = mask_token(tokenizer, embeddings)
-    own: Attention = "causal" if kind == "causal" else "full"
     untried = Geometry(model.config._attn_implementation, own)
-    if own == "causal":
-        loading.check_causality(model, sources.base)
     geometry = loading.geometry_of(model, kind, name, special_ids(tokenizer)) if tried else untried
     card = _card(config)
     attends: set[str] = {own}
@@ -301,7 +304,7 @@ def quicker(opened: Checkpoint) -> Checkpoint:
         raise CheckpointError(f"{opened.name} has no output embedding to keep in fp32", hint="use --precision exact")
     rough = can_pack(opened.engine.model) and isinstance(head, nn.Linear) and answers_last(opened.engine)
     model = copy.deepcopy(opened.engine.model)
-    model.to(torch.bfloat16)
+    loading.cast_weights(model, torch.bfloat16)
     rows = opened.engine.head_rows
     model.set_output_embeddings(RoughHead(head, rows) if rough else head)
     if not rough:

@@ -194,12 +194,18 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
 
 
 def _own_buffers(model: Any) -> set[str]:
-    """Buffers of the library's own classes: it computes those that no file gives. Other code may
-    not do so.
+    """Buffers of the library's own classes that no file need give: it computes them from the
+    configuration. Other code may not do so, and a buffer that is saved may be learned
+    (DeepSeek-V3's e_score_correction_bias).
     """
     if not type(model).__module__.startswith("transformers."):
         return set()
-    return {name for name, _ in model.named_buffers()}
+    saved = model.state_dict().keys()
+    return {
+        name
+        for name, value in model.named_buffers()
+        if name not in saved or not value.is_floating_point() or is_harmless(name, None, model.config)
+    }
 
 
 def _listed(names: Sequence[str], noun: str) -> str:
