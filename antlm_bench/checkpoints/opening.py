@@ -162,11 +162,7 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     keep_pages()
     sources = locate_sources(ref, options)
     sources = replace(sources, notes=sources.notes + check_other_sets(sources.base, options))
-    name = _name(Path(ref).resolve()) if Path(ref).exists() else ref
-    if options.revision:
-        name += f"@{options.revision}"
-    if options.peft:
-        name += f"+{_name(Path(options.peft).resolve()) if Path(options.peft).exists() else options.peft}"
+    name = display_name(ref, options)
     config = loading.configuration_of(sources.base, options)
     kind = loading.kind_of(config, sources.base)
     own: Attention = "causal" if kind == "causal" else "full"
@@ -192,14 +188,8 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
     if kind == "causal" and both and mask_id is not None and not card:
         attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
     attends |= {attention for attention in ("causal", "full") if both and attention in card.get("attends", [])}
-    around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), options.bos) for a in sorted(attends)}
-    for attention in list(around):
-        try:
-            check_specials(tokenizer, around[attention], embeddings)
-        except CheckpointError:
-            if attention == own or attention in card.get("attends", []):
-                raise
-            del around[attention]  # a causal model need not be read in both directions
+    own_ways = {own, *card.get("attends", [])}
+    around = _specials_by_attention(tokenizer, attends, own_ways, options.bos, embeddings)
     return Found(
         name=name,
         sources=sources,
@@ -214,6 +204,33 @@ def find(ref: str, options: OpenOptions, tried: bool = True) -> Found:
         mask_id=mask_id,
         no_mask=no_mask,
     )
+
+
+def display_name(ref: str, options: OpenOptions) -> str:
+    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter."""
+
+    def short(one: str) -> str:
+        return _name(Path(one).resolve()) if Path(one).exists() else one
+
+    revision = f"@{options.revision}" if options.revision else ""
+    return short(ref) + revision + (f"+{short(options.peft)}" if options.peft else "")
+
+
+def _specials_by_attention(
+    tokenizer: Any, attends: set[str], own_ways: set[str], bos: str, embeddings: int
+) -> dict[str, Specials]:
+    """The specials of a text under each attention; an attention beside the model's own ways is left
+    out where its specials have no embedding. Raises CheckpointError for those of its own ways.
+    """
+    around: dict[str, Specials] = {a: specials(tokenizer, _attention(a), bos) for a in sorted(attends)}
+    for attention in list(around):
+        try:
+            check_specials(tokenizer, around[attention], embeddings)
+        except CheckpointError:
+            if attention in own_ways:
+                raise
+            del around[attention]  # a causal model need not be read in both directions
+    return around
 
 
 def special_ids(tokenizer: Any) -> list[int]:
