@@ -201,3 +201,41 @@ def test_the_quicker_copy_keeps_its_lm_head_in_fp32_and_leaves_the_original_alon
         assert quick.engine.model.get_output_embeddings().weight.dtype == torch.float32
         assert quick.engine.model.get_input_embeddings().weight.dtype == torch.bfloat16
         assert {p.dtype for p in model.engine.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_position_embeddings", "64", "cannot read the configuration"),
+        ("pad_token_id", "0", "cannot read the configuration"),
+        ("num_attention_heads", 0, "cannot read the configuration"),
+        ("num_attention_heads", 3, "cannot"),
+        ("dtype", "float99", "cannot"),
+        ("hidden_act", "foo", "cannot load the weights: KeyError: 'foo'"),
+        ("architectures", [3], "no list of class names"),
+        ("architectures", "LlamaForCausalLM", "no list of class names"),
+    ],
+)
+def test_a_value_in_the_configuration_that_cannot_be_is_named(copy, field, value, message):
+    folder = copy("causal")
+    config = json.loads((folder / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message) as refused:
+        opened(folder)
+    assert "config.json" in str(refused.value) and "truncated" not in str(refused.value)
+
+
+def test_a_wish_for_flash_attention_does_not_keep_a_checkpoint_closed(copy):
+    folder = copy("causal")
+    before = opened(folder).describe["weights"]
+    config = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "flash_attention_2"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert opened(folder).describe["weights"] == before
+
+
+def test_a_length_limit_that_is_no_number_is_named(copy):
+    folder = copy("causal")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "64"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="is '64', no number"):
+        opened(folder)

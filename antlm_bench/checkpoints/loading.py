@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
@@ -39,14 +41,41 @@ OTHER_HEADS = {
 }
 
 
+CONFIG_HINT = (
+    "a value in config.json is not one that this version of transformers takes: compare it with the original's"
+)
+TRUNCATED_HINT = "the file may be truncated: compare its size with the original's"
+DAMAGE = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
+
+
 def configuration_of(folder: Path, options: OpenOptions) -> Any:
     original = conversion.recognise(folder, options)
     if original is not None:
         return original.configuration()
     try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read the configuration: {first_line(error)}", place=str(folder)) from error
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # a value of the wrong kind fails in a dozen ways
+        raise CheckpointError(
+            f"cannot read the configuration: {said_by(error)}",
+            place=str(folder / "config.json"),
+            hint=CONFIG_HINT + ("" if options.trust_remote_code else "; code of its own needs --trust-remote-code"),
+        ) from error
+    names = getattr(config, "architectures", None)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(
+            f'"architectures" is {names!r}, no list of class names',
+            place=str(folder / "config.json"),
+            hint='write "architectures": ["...ForCausalLM"] or ["...ForMaskedLM"]',
+        )
+    if str(getattr(config, "_attn_implementation", "")).startswith("flash"):
+        config._attn_implementation = None  # a wish about speed; ours replaces attention anyway
+    return config
+
+
+def said_by(error: BaseException) -> str:
+    """An exception in a line, with its type where the message alone says little."""
+    message = first_line(error)
+    return message if len(message.split()) > 3 else f"{type(error).__name__}: {message}"
 
 
 def kind_of(config: Any, folder: Path) -> str:
@@ -99,7 +128,10 @@ def _kind_of_class(name: str, config: Any, location: str) -> str:
         return "" if config.model_type in DISCRIMINATORS else "masked"
     if name.endswith("ForMaskedLM"):
         return "masked"
-    return "causal" if name.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ModelWithLMHead")) else ""
+    if name.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ModelWithLMHead")):
+        return "causal"
+    others = [n for n in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(n, str)]
+    return "causal" if name in others and not name.endswith("ForConditionalGeneration") else ""
 
 
 def _why_unscorable(name: str, config: Any) -> str:
@@ -127,6 +159,12 @@ def _what_to_score(name: str, config: Any) -> str:
 def tokenizer_of(folder: Path, options: OpenOptions) -> Any:
     """The tokenizer in a folder; a tokenizer.json alone will do (transformers 5 no longer knows some class names)."""
     tokenizer = _tokenizer_of(folder, options)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise CheckpointError(
+            f'"model_max_length" is {tokenizer.model_max_length!r}, no number',
+            place=str(folder / "tokenizer_config.json"),
+            hint="write the number without quotes",
+        )
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         model.dropout = None  # BPE dropout is for training: with it, a text has other tokens every time
@@ -183,9 +221,9 @@ def load_weights(folder: Path, kind: str, config: Any, options: OpenOptions) -> 
             )
     except Exception as error:  # safetensors, json and torch each have their own
         raise CheckpointError(
-            f"cannot load the weights: {first_line(error)}",
+            f"cannot load the weights: {said_by(error)}",
             place=str(folder),
-            hint="the file may be truncated: compare its size with the original's"
+            hint=(TRUNCATED_HINT if isinstance(error, DAMAGE) else CONFIG_HINT)
             + ("" if options.trust_remote_code else "; code of its own needs --trust-remote-code"),
         ) from error
     return model.eval(), check_loaded(model, info, folder, options)

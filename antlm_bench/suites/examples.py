@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,9 @@ def load(
     source = task.trains_with or name
     unlabelled: dict[Split, int] = {}
     makers: dict[Split, str] = {"train": source, "valid": name}
+    make = partial(build, strip=training.strip, unlabelled=unlabelled)
     built = {
-        split: build(
-            spec.task[maker],
-            maker,
-            split,
-            found[split].rows,
-            found[split].place,
-            strip=training.strip,
-            unlabelled=unlabelled,
-        )
+        split: make(spec.task[maker], maker, split, found[split].rows, found[split].place)
         for split, maker in makers.items()
     }
     every, scored = built["train"], built["valid"]
