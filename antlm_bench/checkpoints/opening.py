@@ -123,9 +123,25 @@ def _open(ref: str, options: OpenOptions) -> Checkpoint:
         encoders={a: Encoder(tokenizer, s, max_length=limit, vocabulary=vocabulary) for a, s in found.around.items()},
         describe=describe(ref, found, options),
     )
-    tested = self_test(checkpoint, trial_texts(tokenizer), most_reads=6)
-    checkpoint.describe |= {"shortcuts": engine.shortcuts, "self_test": tested.record()}
+    _test(checkpoint, found)
     return checkpoint
+
+
+def _test(checkpoint: Checkpoint, found: Found) -> None:
+    """Run the self-test on opening and record it.
+
+    A causal model need not be read in both directions: where only the direction fails that it was
+    not made for, it is not offered. Raises CheckpointError as `self_test`.
+    """
+    texts = trial_texts(found.tokenizer)
+    own = {found.geometry.attends, *_card(checkpoint.engine.model.config).get("attends", [])}
+    tested = self_test(checkpoint, texts, own & checkpoint.attends, most_reads=6)
+    if others := checkpoint.attends - own:
+        try:
+            self_test(checkpoint, texts, others, most_reads=6)
+        except CheckpointError:
+            checkpoint.attends &= own
+    checkpoint.describe |= {"shortcuts": checkpoint.engine.shortcuts, "self_test": tested.record()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ by itself. A difference above TOLERANCE turns the engine's shortcuts off, one by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -56,23 +56,30 @@ class SelfTest:
         return {"texts": self.texts, "reads": self.reads, "largest_nats_below": above, "disabled": list(self.disabled)}
 
 
-def self_test(checkpoint: Testable, texts: Sequence[str], most_reads: int = MOST_READS) -> SelfTest:
+def self_test(
+    checkpoint: Testable, texts: Sequence[str], attentions: Iterable[str] | None = None, most_reads: int = MOST_READS
+) -> SelfTest:
     """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it differ.
 
-    Texts that do not fit the model are left out. Raises CheckpointError where no shortcut is to blame: the model
+    attentions: those to compare, default all that the checkpoint can be run with. Texts that do not
+    fit the model are left out. Raises CheckpointError where no shortcut is to blame: the model
     answers differently when it is asked again, or sees later tokens.
     """
     engine = checkpoint.engine
     computed = engine.nodes, engine.heads
     try:
-        return _compare(checkpoint, texts, most_reads)
+        return _compare(checkpoint, texts, sorted(attentions or checkpoint.attends), most_reads)
     finally:
         engine.nodes, engine.heads = computed  # they count what is scored
 
 
-def _compare(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> SelfTest:
+def _compare(checkpoint: Testable, texts: Sequence[str], attentions: Sequence[str], most_reads: int) -> SelfTest:
     engine = checkpoint.engine
-    made = [(text, p) for text, p in _probes(checkpoint, texts, most_reads) if _has_plain_forward(engine, p.attention)]
+    made = [
+        (text, p)
+        for text, p in _probes(checkpoint, texts, attentions, most_reads)
+        if _has_plain_forward(engine, p.attention)
+    ]
     probes = [p for _, p in made]
     counted, reads = len({text for text, _ in made}), sum(len(p.row) for p in probes)
     if not reads:
@@ -132,15 +139,17 @@ def _check_future(engine: Engine, probes: Sequence[Probes], off: Sequence[str]) 
         )
 
 
-def _has_plain_forward(engine: Engine, attention: Attention) -> bool:
+def _has_plain_forward(engine: Engine, attention: str) -> bool:
     """Whether the model's own forward can be made to attend that way."""
     return attention == engine.geometry.attends or engine.geometry.masks
 
 
-def _probes(checkpoint: Testable, texts: Sequence[str], most_reads: int) -> Iterator[tuple[int, Probes]]:
+def _probes(
+    checkpoint: Testable, texts: Sequence[str], attentions: Sequence[str], most_reads: int
+) -> Iterator[tuple[int, Probes]]:
     """(index of the text, its rows) for each text and attention; every read has a number of its own as its text."""
     number = 0
-    for name in sorted(checkpoint.attends):
+    for name in attentions:
         attention: Attention = "causal" if name == "causal" else "full"
         if attention == "full" and checkpoint.mask_id is None:
             continue

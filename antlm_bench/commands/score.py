@@ -24,7 +24,7 @@ from antlm_bench.scoring import choice
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.choice import COMPATS, CONVENTIONS, Policy
 from antlm_bench.scoring.external import peer_version
-from antlm_bench.scoring.probes import default_method, known
+from antlm_bench.scoring.probes import Method, default_method, known
 from antlm_bench.scoring.probes import method as find_method
 from antlm_bench.suites import harness
 from antlm_bench.suites import items as suites
@@ -245,7 +245,7 @@ def _score_suite(
         return
     methods = [find_method(name, checkpoint) for name in todo]
     items = choice.as_asked(suite.items, policy, checkpoint)
-    history = _self_test(checkpoint, items)
+    history = _self_test(checkpoint, items, methods)
     chunks = list(choice.chunks(items, methods))
     results: dict[str, list[Prediction]] = {name: [] for name in todo}
     scorer: Adaptive | None = None
@@ -275,12 +275,12 @@ def _score_suite(
         writer.finish(cell, len(chunks), settled)
 
 
-def _self_test(checkpoint: Checkpoint | Foreign, items: Sequence[Item]) -> dict[str, Any]:
+def _self_test(checkpoint: Checkpoint | Foreign, items: Sequence[Item], methods: Sequence[Method]) -> dict[str, Any]:
     """Compare our engine with the model's plain forward on texts of these items; what was found, for the cell."""
     if isinstance(checkpoint, Foreign):
         return {}
     texts = [option.text for item in items for option in item.options]
-    tested = self_test(checkpoint, spread_texts(texts))
+    tested = self_test(checkpoint, spread_texts(texts), {a for method in methods for a in method.attends})
     return {"self_test": tested.record(), "shortcuts": checkpoint.engine.shortcuts}
 
 
