@@ -143,9 +143,11 @@ def _weight_set(folder: Path, name: str) -> WeightSet:
         return WeightSet(name, (folder / name,), name.endswith(".bin"))
     try:
         index = json.loads((folder / name).read_text(encoding="utf-8"))
-        shards = sorted({str(file) for file in index["weight_map"].values()})
+        shards = sorted(set(index["weight_map"].values()))
+        if not isinstance(index["metadata"], dict) or not all(isinstance(shard, str) for shard in shards):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f"{name} cannot be read as an index of weights"
+        message = f'{name} is no index of weights: it needs "metadata", and "weight_map" from tensors to files'
         raise CheckpointError(message, place=str(folder), hint=AGAIN) from error
     return WeightSet(name, tuple(folder / shard for shard in shards), ".bin." in name)
 

@@ -205,11 +205,62 @@ def test_a_broken_shortcut_is_turned_off_and_said(make_checkpoint, monkeypatch, 
     np.testing.assert_allclose(scores(model, "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4)
 
 
+def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_checkpoint, monkeypatch):
+    """Mixtures of experts with capacities do so."""
+    plain_mlp = transformers.models.gpt2.modeling_gpt2.GPT2MLP.forward
+    monkeypatch.setattr(
+        transformers.models.gpt2.modeling_gpt2.GPT2MLP,
+        "forward",
+        lambda self, x: plain_mlp(self, x + 0.1 * (x - x.mean(0, keepdim=True))),
+    )
+    folder = make_checkpoint("causal", architecture="GPT2LMHeadModel", n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = opened(folder)
+    assert "batches" in model.describe["self_test"]["disabled"] or model.describe["layout"] == "packed"
+    np.testing.assert_allclose(scores(model, "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4)
+
+
+def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
+    from antlm_bench.commands.surprisal import surprisal
+
+    folder, text = make_checkpoint("causal", rope_parameters=LONGROPE), "the cat sees " * 9 + "the dog"
+    (tmp_path / "in.csv").write_text(f"text\n{text}\n")
+    found = surprisal(str(folder), tmp_path / "in.csv", tmp_path / "out.csv", options=OpenOptions(device="cpu"))
+    bits = sum(row["surprisal_bits"] for row in found.rows)
+    assert bits * np.log(2) == pytest.approx(-plain(folder, "causal", [text])[0], rel=1e-5)
+
+
+def test_a_model_with_tensors_in_its_attributes_is_remembered():
+    model = torch.nn.Linear(2, 2)
+    model.cache, model.nothing = (torch.ones(2), torch.ones(3)), float("nan")
+    before = ModelState.of(model)
+    assert not before.changed()
+    model.in_features = 3
+    assert before.changed()
+
+
+def test_a_forward_without_logits_of_every_position_is_named(make_checkpoint):
+    from antlm_bench.scoring.engine import plain_logits
+
+    class Last(torch.nn.Module):
+        config = transformers.LlamaConfig()
+
+        def forward(self, input_ids, **_):
+            return transformers.modeling_outputs.CausalLMOutput(logits=torch.zeros(1, 1, 5))
+
+    class Tuple(Last):
+        def forward(self, input_ids, **_):
+            return (torch.zeros(1, 4, 5),)
+
+    for model, message in ((Last(), "logits of shape"), (Tuple(), "AttributeError")):
+        with pytest.raises(CheckpointError, match=message):
+            plain_logits(model, input_ids=torch.zeros(1, 4, dtype=torch.long))
+
+
 def test_a_model_that_answers_by_chance_is_refused(make_checkpoint, monkeypatch):
     folder = make_checkpoint("causal", attention_dropout=0.5)
     model = opened(folder)
     model.engine.model.train()
-    with pytest.raises(CheckpointError, match="does not give the same numbers twice"):
+    with pytest.raises(CheckpointError, match="with every shortcut turned off too"):
         self_test.self_test(model, TEXTS)
 
 

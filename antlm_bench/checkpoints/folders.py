@@ -73,6 +73,8 @@ def expand(refs: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for ref in refs:
+        if not ref.strip():
+            raise CheckpointError("the name is empty", place="--model", hint="give a folder, a glob or a hub id")
         path = _path(ref)
         if path.is_dir() and not _is_checkpoint(path):
             matches = [child for child in path.iterdir() if _is_checkpoint(child)]

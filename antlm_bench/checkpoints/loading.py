@@ -24,7 +24,7 @@ from antlm_bench.checkpoints.positions import position_limit, runs_row
 from antlm_bench.checkpoints.tensor_check import Allowed, check_loaded
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.attention import PACKED, CannotPackError, attend
-from antlm_bench.scoring.engine import Engine, Geometry, no_cache, vocabulary_size, whole_rows
+from antlm_bench.scoring.engine import Engine, Geometry, plain_logits, vocabulary_size, whole_rows
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.types import Attention, Floats, Probes
 
@@ -44,7 +44,9 @@ OTHER_HEADS = {
 CONFIG_HINT = (
     "a value in config.json is not one that this version of transformers takes: compare it with the original's"
 )
-TRUNCATED_HINT = "the file may be truncated: compare its size with the original's"
+TRUNCATED_HINT = (
+    "a file is truncated, or one that the index or a link names is missing: compare with the original's files"
+)
 DAMAGE = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
 
 
@@ -294,6 +296,13 @@ def check_causality(model: Any, folder: Path) -> None:
     """
     vocabulary = vocabulary_size(model)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 8))).to(model.device)
+    with torch.inference_mode():
+        if not torch.allclose(plain_logits(model, input_ids=ids), plain_logits(model, input_ids=ids), atol=1e-4):
+            raise CheckpointError(
+                f"{type(model).__name__} answers differently when it is asked the same again",
+                place=str(folder),
+                hint="a forward that depends on chance or on earlier calls cannot be scored",
+            )
     moved = future_effect(model, ids)
     if moved > CAUSALITY_TOLERANCE:
         raise CheckpointError(
@@ -310,7 +319,7 @@ def future_effect(model: Any, ids: torch.Tensor) -> float:
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % vocabulary_size(model)
     with torch.inference_mode():
-        logits, moved = (model(input_ids=rows, **no_cache(model)).logits[0, :-1].float() for rows in (ids, other))
+        logits, moved = (plain_logits(model, input_ids=rows)[0, :-1].float() for rows in (ids, other))
     return float((logits - moved).abs().max() / logits.abs().max().clamp(min=1e-6))
 
 

@@ -20,14 +20,14 @@ from torch import nn
 from antlm_bench.checkpoints import folders, loading
 from antlm_bench.checkpoints.adapters import adapter_facts, merge_adapter
 from antlm_bench.checkpoints.folders import CARD, OpenOptions, Sources, locate_sources, weight_hash
-from antlm_bench.checkpoints.self_test import self_test, trial_texts
+from antlm_bench.checkpoints.self_test import SelfTest, self_test, spread_texts, trial_texts
 from antlm_bench.checkpoints.tensor_check import SHOWN, Allowed, check_other_sets
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.machine import keep_pages
 from antlm_bench.scoring.engine import Engine, Geometry
 from antlm_bench.scoring.linear import can_pack
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.probes import METHODS, supported
+from antlm_bench.scoring.probes import METHODS, Method, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
 from antlm_bench.scoring.text import ContextEncoder, Encoder, Specials, check_specials, mask_token, specials
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
@@ -58,6 +58,11 @@ class Checkpoint:
 
     def read(self, probes: Iterable[Probes], texts: int, tick: Callable[[float], None] | None = None) -> Floats:
         return self.engine.read(probes, texts, tick)
+
+    def test_on(self, texts: Sequence[str], methods: Sequence[Method]) -> SelfTest:
+        """Compare the engine with the model's plain forward on a handful of these texts, from the shortest to the
+        longest; see self_test."""
+        return self_test(self, spread_texts(texts), {attention for method in methods for attention in method.attends})
 
     def spell(self, token: int) -> str:
         """A token as text."""

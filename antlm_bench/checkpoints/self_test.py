@@ -16,7 +16,7 @@ import torch
 
 from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, future_effect
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, no_cache, whole_rows
+from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, plain_logits, whole_rows
 from antlm_bench.scoring.tokens import probe_texts, readable
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
@@ -112,9 +112,9 @@ def _compare(checkpoint: Testable, texts: Sequence[str], attentions: Sequence[st
                 engine.disable(name)
             return SelfTest(counted, reads, remaining, tuple(off))
     raise CheckpointError(
-        f"{checkpoint.name}: {type(engine.model).__name__} does not give the same numbers twice: our engine and its "
-        f"own forward, one row at a time, differ by up to {largest:.2g} nats, with every shortcut turned off too",
-        hint="a forward that depends on chance or on earlier calls cannot be scored; --engine minicons may show it too",
+        f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one row at a time, "
+        f"differ by up to {largest:.2g} nats, with every shortcut turned off too",
+        hint="a forward that depends on chance or on earlier calls cannot be scored: ask it the same twice",
     )
 
 
@@ -164,6 +164,12 @@ def _probes(
                 if attention == "causal":
                     row = np.zeros(len(at), np.int32)
                     yield int(index), Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text)
+                    if number == len(at) and len(at) > 1:  # the first text once more, backwards: two rows of a length
+                        other = ids.copy()
+                        other[scored] = other[scored][::-1]
+                        number += len(at)
+                        text = text + np.int32(len(at))
+                        yield int(index), Probes(other[None, :-1], "causal", row, where - 1, other[where], text)
                 else:
                     rows = np.repeat(ids[None], len(at), 0)
                     order = np.arange(len(at), dtype=np.int32)
@@ -183,7 +189,7 @@ def _plain_answers(engine: Engine, probes: Sequence[Probes]) -> Floats:
             if p.attention != engine.geometry.attends:
                 inputs |= {k: v.to(device) for k, v in whole_rows(len(ids), p.attention).items()}
             with torch.inference_mode():
-                logits = engine.model(**inputs, **no_cache(engine.model)).logits[0, int(at)].float()
+                logits = plain_logits(engine.model, **inputs)[0, int(at)].float()
             if engine.state is not None:
                 engine.state.restore()
             answers[text] = float(logits.log_softmax(-1)[int(target)])

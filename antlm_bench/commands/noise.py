@@ -67,6 +67,7 @@ def noise(
             if kind_of(suite, choice.Policy()).asks != "choices":
                 hint = "a suite of pairs or options"
                 raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
+            opened.test_on([o.text for item in suite.items for o in item.options], [find_method(chosen, opened)])
             made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
             if name == first:
                 before[suite.name] = made

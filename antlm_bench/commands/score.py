@@ -11,7 +11,6 @@ from typing import Any
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, opening_notes, quicker, settings
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
-from antlm_bench.checkpoints.self_test import self_test, spread_texts
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, distinct, key, listed, manifest, place, say_replaced
 from antlm_bench.commands.kinds import kind_of
@@ -279,8 +278,7 @@ def _self_test(checkpoint: Checkpoint | Foreign, items: Sequence[Item], methods:
     """Compare our engine with the model's plain forward on texts of these items; what was found, for the cell."""
     if isinstance(checkpoint, Foreign):
         return {}
-    texts = [option.text for item in items for option in item.options]
-    tested = self_test(checkpoint, spread_texts(texts), {a for method in methods for a in method.attends})
+    tested = checkpoint.test_on([option.text for item in items for option in item.options], methods)
     return {"self_test": tested.record(), "shortcuts": checkpoint.engine.shortcuts}
 
 

@@ -67,6 +67,7 @@ def surprisal(
     single(chosen)
     if bow_correction:
         _begin(checkpoint, name)
+    checkpoint.test_on([one.option.text for one in asked], [chosen])
     rows: list[Row] = []
     unscored = too_long = 0
     flagged: dict[str, set[str]] = {}

@@ -152,6 +152,7 @@ def verify(
     found: list[Agreement] = []
     for ref in refs:  # a sample is never the whole
         loaded = suites.load(ref, allow_incomplete=True, columns=columns_of(ref, refs, columns))
+        checkpoint.test_on([o.text for item in loaded.items for o in item.options], [known(name) for name in names])
         found += _suite(checkpoint, loaded, limit, names, opened, tolerance)
     return Verification(checkpoint.name, tolerance, tuple(found), tuple(refused))
 

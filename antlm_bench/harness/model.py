@@ -86,6 +86,7 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         del disable_tqdm
         options = [asked(*request.args[:2]) for request in requests]
         # The longest contexts first: what does not fit is found at once, and equal contexts stand together.
+        self.reader.checkpoint.test_on([option.text for option in options], [self.method])
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].args[0]), requests[i].args[0]))
         answers: dict[int, tuple[float, bool]] = {}
         before = self.reader.cut

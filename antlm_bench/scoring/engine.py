@@ -315,7 +315,7 @@ class Engine:
                     output = self.model.base_model(**inputs, **no_cache(self.model))
                     hidden = output[0]
                 else:  # (r, t, vocabulary)
-                    hidden = self.model(**inputs, **no_cache(self.model)).logits
+                    hidden = plain_logits(self.model, **inputs)
         finally:
             if self.state is not None:
                 self.state.restore()
@@ -376,6 +376,31 @@ class Engine:
         if len(logits) != len(hidden):
             raise CheckpointError(f"{self.name}: {type(self.model).__name__} has no body apart from its LM head")
         return logits
+
+
+def plain_logits(model: Any, **inputs: Tensor) -> Tensor:
+    """Logits (r, t, vocabulary) of a model's own forward of (r, t) `input_ids`.
+
+    Raises CheckpointError for a forward that fails or answers with something else.
+    """
+    try:
+        logits: Tensor = model(**inputs, **no_cache(model)).logits
+        good = logits.shape[:2] == inputs["input_ids"].shape and logits.dim() == 3
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # code of others fails as it likes
+        message = (str(error).strip() or "no message").splitlines()[0][:200]
+        raise CheckpointError(
+            f"the forward of {type(model).__name__} fails on plain token ids: {type(error).__name__}: {message}",
+            hint="try the checkpoint in transformers by itself: model(input_ids=...)",
+        ) from error
+    if not good:
+        raise CheckpointError(
+            f"{type(model).__name__} answers with logits of shape {tuple(logits.shape)} for input_ids of shape "
+            f"{tuple(inputs['input_ids'].shape)}",
+            hint="scoring needs the logits of every position, (rows, tokens, vocabulary)",
+        )
+    return logits
 
 
 def vocabulary_size(model: Any) -> int:

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 # Attributes of a module that hold its submodules and buffers: dictionaries, which are compared entry by entry.
 _PARTS = ("_modules", "_buffers")
-_PLAIN = (int, float, bool, str, tuple, type(None))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute is a number, a string, nothing, or a tuple of such: what can be compared and put back."""
+    if isinstance(value, tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or (isinstance(value, int | float | str) and value == value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class ModelState:
             tuple(
                 (
                     module,
-                    {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)},
+                    {k: v for k, v in vars(module).items() if _is_plain(v)},
                     {part: dict(vars(module)[part]) for part in _PARTS},
                     {k: v.clone() for k, v in vars(module)["_buffers"].items() if isinstance(v, Tensor)},
                 )
@@ -48,7 +54,7 @@ class ModelState:
         for module, plain, parts, values in self.modules:
             if not self._differs(module, plain, parts, values):
                 continue
-            for name in [k for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in plain]:
+            for name in [k for k, v in vars(module).items() if _is_plain(v) and k not in plain]:
                 del vars(module)[name]
             vars(module).update(plain)
             for part, entries in parts.items():
@@ -63,7 +69,7 @@ class ModelState:
         module: nn.Module, plain: dict[str, Any], parts: dict[str, dict[str, Any]], values: dict[str, Tensor]
     ) -> bool:
         now = vars(module)
-        if {k: v for k, v in now.items() if isinstance(v, _PLAIN)} != plain:
+        if {k: v for k, v in now.items() if _is_plain(v)} != plain:
             return True
         for part, entries in parts.items():
             if now[part].keys() != entries.keys() or any(now[part][k] is not v for k, v in entries.items()):
