@@ -34,7 +34,7 @@ from antlm_bench.types import Item, Option
 
 TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on
 LARGEST = 30_000_000  # parameters: what the sizes below could not shrink
-SECONDS = 300  # per architecture
+SECONDS = 200  # per architecture
 SIZES: dict[int, str] = {
     32: "hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim embedding_size "
     "hidden_dim_size attention_hidden_size",
@@ -43,7 +43,8 @@ SIZES: dict[int, str] = {
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
     "attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads num_hash_functions",
     8: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state swa_head_dim "
-    "attention_head_dim linear_key_head_dim linear_value_head_dim mamba_head_dim kv_channels",
+    "chunk_size mamba_chunk_size attention_head_dim linear_key_head_dim linear_value_head_dim mamba_head_dim "
+    "kv_channels",
     16: "q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window attention_window "
     "attention_window_size lru_width_ index_head_dim",
     48: "intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim decoder_ffn_dim "
