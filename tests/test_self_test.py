@@ -145,7 +145,7 @@ def test_texts_beyond_the_original_length_are_read_prefix_by_prefix(make_checkpo
     folder = make_checkpoint("causal", rope_parameters=LONGROPE)
     model, long = opened(folder), ["the cat sees " * 9, "the dog sees the old house " * 4]
     found = self_test.self_test(model, long)
-    assert "one row per text" in found.disabled and found.largest < 1e-3
+    assert "one row per text" in found.disabled and found.largest_difference < 1e-3
     np.testing.assert_allclose(scores(model, "causal", long), plain(folder, "causal", long), rtol=1e-5, atol=1e-3)
 
 
@@ -306,10 +306,10 @@ def test_a_run_records_the_self_test_on_its_own_texts(make_checkpoint, tmp_path)
     [run] = score(make_checkpoint("causal"), str(pairs), out=tmp_path / "run", device="cpu")
     [cell] = runs.read(tmp_path / "run")
     assert cell.history["self_test"] == {
-        "texts": 4, "reads": cell.history["self_test"]["reads"], "largest_nats_below": pytest.approx(1e-5, rel=10),
+        "texts": 4, "predictions": cell.history["self_test"]["predictions"], "largest_nats_below": pytest.approx(1e-5, rel=10),
         "disabled": [],
     }  # fmt: skip
-    assert cell.history["self_test"]["reads"] >= 12 and KERNELS in cell.history["shortcuts"]
+    assert cell.history["self_test"]["predictions"] >= 12 and KERNELS in cell.history["shortcuts"]
     assert run.manifest.model["self_test"]["disabled"] == [] and run.manifest.model["shortcuts"]
 
 

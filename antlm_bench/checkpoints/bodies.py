@@ -74,4 +74,4 @@ def _attends(found: Found) -> set[str]:
     """Scoring may turn a model the other way by packing its rows; training has masks alone, so they are tried."""
     native = found.geometry.attends
     others = set(found.around) - {native}
-    return {native} | (others if others and loading.takes_masks(found.model, native) else set())
+    return {native} | (others if others and loading.obeys_attention_masks(found.model, native) else set())

@@ -303,7 +303,7 @@ def check_causality(model: Any, folder: Path) -> None:
                 place=str(folder),
                 hint="a forward that depends on chance or on earlier calls cannot be scored",
             )
-    moved = future_effect(model, ids)
+    moved = logit_change_from_last_token(model, ids)
     if moved > CAUSALITY_TOLERANCE:
         raise CheckpointError(
             f"{type(model).__name__} is no causal model as it was saved: a change of the last token moved the logits "
@@ -314,7 +314,7 @@ def check_causality(model: Any, folder: Path) -> None:
         )
 
 
-def future_effect(model: Any, ids: torch.Tensor) -> float:
+def logit_change_from_last_token(model: Any, ids: torch.Tensor) -> float:
     """Largest move of a logit before the last token of (1, t) ids when that token changes, relative to the largest."""
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % vocabulary_size(model)
@@ -331,20 +331,20 @@ def geometry_of(model: Any, kind: str, name: str, special_ids: Sequence[int] = (
     """
     before = ModelState.of(model)
     try:
-        return _tried_geometry(model, kind, name, special_ids, before)
+        return _choose_geometry(model, kind, name, special_ids, before)
     finally:
         before.restore()
 
 
-def _tried_geometry(model: Any, kind: str, name: str, special_ids: Sequence[int], before: ModelState) -> Geometry:
+def _choose_geometry(model: Any, kind: str, name: str, special_ids: Sequence[int], before: ModelState) -> Geometry:
     transformers.AttentionInterface.register(PACKED, attend)
     own = Geometry(model.config._attn_implementation, "causal" if kind == "causal" else "full")
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary_size(model) else None
-    probes = _trial(model, own.attends, [*special_ids, *([] if padding is None else [padding])])
+    probes = _trial_probes(model, own.attends, [*special_ids, *([] if padding is None else [padding])])
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     length_dependent = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
-    plain, own = _plain_trial(model, name, own, probes)
+    plain, own = _plain_answers(model, name, own, probes)
     restores = before.changed() or length_dependent
     before.restore()
     own = replace(own, restores=restores)
@@ -362,12 +362,12 @@ def _tried_geometry(model: Any, kind: str, name: str, special_ids: Sequence[int]
         if np.allclose(plain, found, rtol=1e-5, atol=1e-4):
             packed = replace(packed, narrow=_narrows(model, name, packed))
             model.set_attn_implementation(own.native)
-            return replace(packed, masks=takes_masks(model, own.attends))
+            return replace(packed, masks=obeys_attention_masks(model, own.attends))
     model.set_attn_implementation(own.native)
-    return replace(own, masks=takes_masks(model, own.attends))
+    return replace(own, masks=obeys_attention_masks(model, own.attends))
 
 
-def _plain_trial(model: Any, name: str, own: Geometry, probes: Sequence[Probes]) -> tuple[Floats, Geometry]:
+def _plain_answers(model: Any, name: str, own: Geometry, probes: Sequence[Probes]) -> tuple[Floats, Geometry]:
     """What plain rows answer, and the geometry that reads them: with the head split off where it can be."""
     whole = replace(own, split_head=False)
     expected = Engine(model, name, whole, 64).read(probes, 18)
@@ -379,7 +379,7 @@ def _plain_trial(model: Any, name: str, own: Geometry, probes: Sequence[Probes])
     return expected, whole
 
 
-def takes_masks(model: Any, attends: Attention) -> bool:
+def obeys_attention_masks(model: Any, attends: Attention) -> bool:
     """Whether a 4-D mask decides which way rows attend: tried on two rows that differ in their last token."""
     vocabulary = vocabulary_size(model)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary - 1, (1, 6))).repeat(2, 1)
@@ -403,7 +403,7 @@ def _narrows(model: Any, name: str, packed: Geometry) -> bool:
     """Whether the last layer at the read positions alone gives the same numbers as the whole of it."""
     engine = Engine(model, name, replace(packed, narrow=True), 64)
     probes = [replace(p, row=p.row[2::4], at=p.at[2::4], target=p.target[2::4], text=p.text[2::4])
-              for p in _trial(model, "full")]  # fmt: skip
+              for p in _trial_probes(model, "full")]  # fmt: skip
     try:
         whole, found = Engine(model, name, packed, 64).read(probes, 18), engine.read(probes, 18)
         return engine.last is not None and np.allclose(whole, found, rtol=1e-5, atol=1e-4)
@@ -411,7 +411,7 @@ def _narrows(model: Any, name: str, packed: Geometry) -> bool:
         return False
 
 
-def _trial(model: Any, attention: Attention, special_ids: Sequence[int] = ()) -> list[Probes]:
+def _trial_probes(model: Any, attention: Attention, special_ids: Sequence[int] = ()) -> list[Probes]:
     """Random rows of three lengths, every position read; text = its place among 18.
 
     The rows of one length share a beginning; the second holds special ids where a text has its tokens.

@@ -140,10 +140,10 @@ def _test(checkpoint: Checkpoint, found: Found) -> None:
     """
     texts = trial_texts(found.tokenizer)
     own = {found.geometry.attends, *_card(checkpoint.engine.model.config).get("attends", [])}
-    tested = self_test(checkpoint, texts, own & checkpoint.attends, most_reads=6)
+    tested = self_test(checkpoint, texts, own & checkpoint.attends, most_predictions=6)
     if others := checkpoint.attends - own:
         try:
-            self_test(checkpoint, texts, others, most_reads=6)
+            self_test(checkpoint, texts, others, most_predictions=6)
         except CheckpointError:
             checkpoint.attends &= own
     checkpoint.describe |= {"shortcuts": checkpoint.engine.shortcuts, "self_test": tested.record()}

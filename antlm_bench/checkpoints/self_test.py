@@ -1,7 +1,8 @@
 """The self-test of an opened checkpoint: our engine against the model's own plain forward, on real texts.
 
 The plain forward reads one row at a time and takes no shortcut: masked, each token hidden in turn; causal, each prefix
-by itself. A difference above TOLERANCE turns the engine's shortcuts off, one by one, until the two agree.
+by itself. A difference above TOLERANCE turns off the engine's shortcuts (each by itself, then several) until the two
+agree.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, future_effect
+from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, logit_change_from_last_token
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, plain_logits, whole_rows
 from antlm_bench.scoring.tokens import probe_texts, readable
@@ -23,10 +24,10 @@ from antlm_bench.types import Attention, Encodings, Floats, Probes
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Largest difference of one log-probability (nats) by dtype: rounding stays below, another position does not."""
 TRIAL_TEXTS = ("The cats near the house sleep.", "Who has seen that the dogs never see the old house?")
-MOST_READS = 12  # predictions that are compared per text and attention, spread over the text
+MOST_PREDICTIONS = 12  # predictions that are compared per text and attention, spread over the text
 
 
-class Testable(Protocol):
+class CheckpointLike(Protocol):
     """What the self-test needs of a checkpoint (see opening.Checkpoint)."""
 
     engine: Engine
@@ -43,21 +44,29 @@ class Testable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """What a self-test found: the largest difference (nats) of one prediction, over `reads` of `texts` texts."""
+    """What a self-test found: the largest difference (nats) of one prediction, over `predictions` of `texts` texts."""
 
     texts: int
-    reads: int
-    largest: float
+    predictions: int
+    largest_difference: float
     disabled: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """For run.json. The difference is rounded up to a power of ten: below that it is noise of the machine."""
-        above = float(10.0 ** np.ceil(np.log10(max(self.largest, 1e-6))))
-        return {"texts": self.texts, "reads": self.reads, "largest_nats_below": above, "disabled": list(self.disabled)}
+        above = float(10.0 ** np.ceil(np.log10(max(self.largest_difference, 1e-6))))
+        return {
+            "texts": self.texts,
+            "predictions": self.predictions,
+            "largest_nats_below": above,
+            "disabled": list(self.disabled),
+        }
 
 
 def self_test(
-    checkpoint: Testable, texts: Sequence[str], attentions: Iterable[str] | None = None, most_reads: int = MOST_READS
+    checkpoint: CheckpointLike,
+    texts: Sequence[str],
+    attentions: Iterable[str] | None = None,
+    most_predictions: int = MOST_PREDICTIONS,
 ) -> SelfTest:
     """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it differ.
 
@@ -68,21 +77,23 @@ def self_test(
     engine = checkpoint.engine
     computed = engine.nodes, engine.heads
     try:
-        return _compare(checkpoint, texts, sorted(attentions or checkpoint.attends), most_reads)
+        return _compare(checkpoint, texts, sorted(attentions or checkpoint.attends), most_predictions)
     finally:
         engine.nodes, engine.heads = computed  # they count what is scored
 
 
-def _compare(checkpoint: Testable, texts: Sequence[str], attentions: Sequence[str], most_reads: int) -> SelfTest:
+def _compare(
+    checkpoint: CheckpointLike, texts: Sequence[str], attentions: Sequence[str], most_predictions: int
+) -> SelfTest:
     engine = checkpoint.engine
     made = [
         (text, p)
-        for text, p in _probes(checkpoint, texts, attentions, most_reads)
+        for text, p in _probes(checkpoint, texts, attentions, most_predictions)
         if _has_plain_forward(engine, p.attention)
     ]
     probes = [p for _, p in made]
-    counted, reads = len({text for text, _ in made}), sum(len(p.row) for p in probes)
-    if not reads:
+    counted, count = len({text for text, _ in made}), sum(len(p.row) for p in probes)
+    if not count:
         return SelfTest(0, 0, 0.0)
     with engine.without([name for name in engine.shortcuts if name == KERNELS]):
         expected = _plain_answers(engine, probes)
@@ -104,13 +115,13 @@ def _compare(checkpoint: Testable, texts: Sequence[str], attentions: Sequence[st
 
     largest = difference(())
     if largest <= tolerance:
-        return SelfTest(counted, reads, largest)
+        return SelfTest(counted, count, largest)
     for off in _suspects(engine.shortcuts):
         if (remaining := difference(off)) <= tolerance:
             _check_future(engine, probes, off)
             for name in off:
                 engine.disable(name)
-            return SelfTest(counted, reads, remaining, tuple(off))
+            return SelfTest(counted, count, remaining, tuple(off))
     raise CheckpointError(
         f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one row at a time, "
         f"differ by up to {largest:.2g} nats, with every shortcut turned off too",
@@ -131,7 +142,7 @@ def _check_future(engine: Engine, probes: Sequence[Probes], off: Sequence[str]) 
         return
     longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])
     ids = torch.from_numpy(longest[:1].astype(np.int64)).to(engine.model.device)
-    if (moved := future_effect(engine.model, ids)) > CAUSALITY_TOLERANCE:
+    if (moved := logit_change_from_last_token(engine.model, ids)) > CAUSALITY_TOLERANCE:
         raise CheckpointError(
             f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the logits before it by "
             f"{moved:.1g} of the largest: the model sees later tokens",
@@ -145,7 +156,7 @@ def _has_plain_forward(engine: Engine, attention: str) -> bool:
 
 
 def _probes(
-    checkpoint: Testable, texts: Sequence[str], attentions: Sequence[str], most_reads: int
+    checkpoint: CheckpointLike, texts: Sequence[str], attentions: Sequence[str], most_predictions: int
 ) -> Iterator[tuple[int, Probes]]:
     """(index of the text, its rows) for each text and attention; every read has a number of its own as its text."""
     number = 0
@@ -157,7 +168,7 @@ def _probes(
             for ids, scored, index in zip(encoded.ids, encoded.scored, encoded.text, strict=True):
                 at = np.nonzero(scored)[0]
                 at = at[at > 0] if attention == "causal" else at
-                at = at[np.unique(np.linspace(0, len(at) - 1, most_reads).round().astype(int))] if len(at) else at
+                at = at[np.unique(np.linspace(0, len(at) - 1, most_predictions).round().astype(int))] if len(at) else at
                 text = (number + np.arange(len(at))).astype(np.int32)
                 number += len(at)
                 where = at.astype(np.int32)

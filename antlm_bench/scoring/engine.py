@@ -40,7 +40,7 @@ class Geometry:
     native: str
     """Name of the model's own attention implementation."""
     attends: Attention
-    """Which way that one looks."""
+    """Direction of that attention: causal or full."""
     layout: Layout = "rows"
     """Packed nodes of a prefix tree, or plain rows of one length."""
     first_position: int = 0
