@@ -305,11 +305,9 @@ def test_a_run_records_the_self_test_on_its_own_texts(make_checkpoint, tmp_path)
     pairs.write_text("good,bad\nthe cat sees,the cat see\nno boy has ever seen him,some boy has ever seen him\n")
     [run] = score(make_checkpoint("causal"), str(pairs), out=tmp_path / "run", device="cpu")
     [cell] = runs.read(tmp_path / "run")
-    assert cell.history["self_test"] == {
-        "texts": 4, "predictions": cell.history["self_test"]["predictions"], "largest_nats_below": pytest.approx(1e-5, rel=10),
-        "disabled": [],
-    }  # fmt: skip
-    assert cell.history["self_test"]["predictions"] >= 12 and KERNELS in cell.history["shortcuts"]
+    record = cell.history["self_test"]
+    assert (record["texts"], record["disabled"]) == (4, []) and record["largest_nats_below"] <= 1e-4
+    assert record["predictions"] >= 12 and KERNELS in cell.history["shortcuts"]
     assert run.manifest.model["self_test"]["disabled"] == [] and run.manifest.model["shortcuts"]
 
 
