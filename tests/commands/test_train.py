@@ -331,7 +331,7 @@ class TestTeachers:
             train("student", str(text), tmp_path / "out", replace(one, stop_after=stop_after))
             before = contents(tmp_path / "out")
             for teachers in others:
-                with pytest.raises(UsageError, match="another run is here: .*teachers"):
+                with pytest.raises(UsageError, match=r"another run is here: .*teachers"):
                     train("student", str(text), tmp_path / "out", replace(one, teachers=teachers, stop_after=None))
             assert contents(tmp_path / "out") == before
         swapped = replace(one, teachers=[deep, wide], stop_after=None)
