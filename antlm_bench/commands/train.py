@@ -303,14 +303,14 @@ def _opened(folder: Path, corpus: Corpus) -> Any:
     """A teacher's model. Raises CheckpointError where it cannot be read, or reads other tokens than the student."""
     from antlm_bench.checkpoints import OpenOptions, loading
     from antlm_bench.checkpoints.folders import locate
+    from antlm_bench.training.corpus import same_tokens
 
     options = OpenOptions()
     place = locate(str(folder), options)
     with loading.quiet():
         config = loading.configuration_of(place, options)
         tokens = loading.tokenizer_of(place, options)
-        same = tokens.is_fast and tokens.backend_tokenizer.to_str() == corpus.tokenizer.backend_tokenizer.to_str()
-        if not same:
+        if not (tokens.is_fast and same_tokens(tokens.backend_tokenizer, corpus.tokenizer.backend_tokenizer)):
             raise CheckpointError(
                 "this teacher has another tokenizer than the student",
                 place=str(folder),

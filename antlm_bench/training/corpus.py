@@ -123,8 +123,30 @@ def _build(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions:
             raise DataError(f"no line is held out by a share of {spec.held_out:g}", place=text.name, hint=hint)
         (folder / HELD_OUT).mkdir()
         _write_stream(rest, tokenizer, spec, folder / HELD_OUT)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS, model_max_length=positions)
+    published = strip_space_before_mask(tokenizer)  # the stream above is encoded without this
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=published, **SPECIALS, model_max_length=positions)
     wrapped.save_pretrained(folder)
+
+
+def strip_space_before_mask(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy whose <mask> takes the space before it, as RoBERTa's does.
+
+    In training the space before a word is part of the word's first token, so it is hidden with it.
+    The library ignores a second definition of an added token, so its serialised form is changed.
+    """
+    settings = json.loads(tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        if token["content"] == SPECIALS["mask_token"]:
+            token["lstrip"] = True
+    return Tokenizer.from_str(json.dumps(settings))
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Tell whether two of our tokenizers give every training text the same tokens.
+
+    Tokenizers that older versions saved keep the space before a <mask>. That is no difference.
+    """
+    return strip_space_before_mask(one).to_str() == strip_space_before_mask(other).to_str()
 
 
 def _tokenizer_text(text: Source, spec: CorpusSpec) -> Iterator[str]:
