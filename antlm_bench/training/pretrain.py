@@ -285,8 +285,9 @@ class Training:
         raise TrainingError(
             f"{what} ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
             place=f"step {step.number + 1}, rows {step.first} to {step.first + step.rows - 1} of pass {step.sweep + 1}",
-            hint=f"a lower learning rate (--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer "
-            "warm-up or --precision float32; the last state and all checkpoints are kept",
+            hint="begin anew in another --out with a lower learning rate "
+            f"(--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer warm-up or --precision float32; "
+            "the last state and all checkpoints are kept",
         )
 
     def card(self) -> dict[str, Any]:
