@@ -86,7 +86,7 @@ def prepare(text: Source, spec: CorpusSpec, vocabulary: TokenizerSpec, positions
 
 
 def read(folder: Path) -> Corpus:
-    """A corpus that `prepare` has built. Raises DataError where something has happened to it since."""
+    """A corpus that `prepare` has built. Raises DataError if its files are damaged."""
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         digest = (folder / "digest").read_text(encoding="utf-8")
@@ -166,10 +166,10 @@ def _write_stream(text: Source, tokenizer: Tokenizer, spec: CorpusSpec, folder: 
     opens: list[bool] = []
     encode = _encode_lines if spec.layout == "lines" else encode_whole
     for part in text.parts:
-        for ids, counts, said, begins in encode(tokenizer, part, spec.eos):
+        for ids, counts, word_counts, begins in encode(tokenizer, part, spec.eos):
             tokens.append(np.asarray(ids, wide))
             lengths += counts
-            words += said
+            words += word_counts
             opens += [begin or spec.document == "line" for begin in begins]
     if not sum(words):
         raise DataError("the corpus holds no text", place=text.name, hint="all of its lines are empty")
@@ -198,7 +198,7 @@ def _encode_lines(tokenizer: Tokenizer, part: Part, eos: bool) -> Iterator[Encod
 
 def encode_whole(tokenizer: Tokenizer, part: Part, eos: bool = False) -> Iterator[Encoded]:
     """A file as one text, line breaks and all; it is cut for memory's sake where that changes no token."""
-    del eos  # a recipe that says so is refused
+    del eos  # recipes with eos and layout 'files' are rejected
     for block in whole_blocks(part.raw()):
         encoded = tokenizer.encode("".join(block.lines), add_special_tokens=False)
         starts = np.cumsum([0, *map(len, block.lines)])[:-1]

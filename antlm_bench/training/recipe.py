@@ -1,4 +1,4 @@
-"""What a recipe may say: every number of a training run, typed, with nothing left to the code's taste.
+"""Recipes: every number of a training run, as typed declarations.
 
 A recipe is a TOML in `models/`. It may extend one other recipe, declares smaller scales of itself, and can be varied
 from the command line (`--set optimizer.lr=1e-3`); what comes out is one flat declaration that a run stores whole.
@@ -75,7 +75,7 @@ class CorpusSpec(Declaration):
 
     layout: every line begins with <s> and blank lines are left out (lines), or a file is encoded whole, without
     specials and with its line breaks (files, as BabyLlama does). document: what a text file is made of (a record of a
-    .jsonl always is one); `corpus` knows no borders. eos: a </s> ends each line.
+    .jsonl always is one); `corpus` ignores document borders. eos: a </s> ends each line.
     offset: where a pass over the corpus begins to cut rows: always at 0, at one random place, or each row at its own
     (row, as BabyLlama does). words: only that many, every file keeping its share.
     held_out: this share of every file, its last lines, is not trained on; after every pass the loss on it is measured,
@@ -92,7 +92,7 @@ class CorpusSpec(Declaration):
     @model_validator(mode="after")
     def _fits_layout(self) -> CorpusSpec:
         if self.layout == "files" and (self.document == "line" or self.eos):
-            raise ValueError("layout = 'files' knows no lines: document must be 'file' or 'corpus', eos false")
+            raise ValueError("layout = 'files' has no lines: document must be 'file' or 'corpus', eos false")
         return self
 
 
@@ -240,7 +240,7 @@ class DifferenceSpec(Declaration):
 
     number: what differs, a key of the recipe where it is one. option: `--set KEY=VALUE ...` that gives the original,
     or the other choice; "" where there is none. A recipe inherits the differences of the one that it extends; an
-    entry of the same number replaces one, and an entry without `ours` takes it back.
+    entry of the same number replaces one, and an entry without `ours` removes it.
     """
 
     number: str
@@ -414,7 +414,7 @@ def _tables(path: Path) -> Tables:
 
 
 def _differences(below: list[Any], above: list[Any]) -> list[Any]:
-    """Entries of `above` over those of the same number; an entry without `ours` takes one back."""
+    """Entries of `above` over those of the same number; an entry without `ours` removes one."""
     rows = {row.get("number") if isinstance(row, dict) else number: row for number, row in enumerate(below)}
     rows |= {row.get("number") if isinstance(row, dict) else -1 - number: row for number, row in enumerate(above)}
     return [row for row in rows.values() if not isinstance(row, dict) or len(row) > 1]
