@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from antlm_bench.training.corpus import Corpus
 
 RECORD = "train.json"
+# Entries of the record that must be the same for a run to continue, beside its teachers.
+COMPARED = ("recipe", "text", "corpus_format", "precision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,10 @@ def _record(recipe: Recipe, text: Source, options: TrainOptions, given: list[str
     given: hashes of the weights of the teachers that --teacher names. Teachers that are trained first
     have no hash yet: `_claim_trained_teachers` adds it. A run without teachers has no such entry.
     """
-    record = {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest}
-    record |= {"precision": options.precision, "version": __version__}
+    from antlm_bench.training.corpus import FORMAT
+
+    record: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest}
+    record |= {"corpus_format": FORMAT, "precision": options.precision, "version": __version__}
     if recipe.distil:
         record["teachers"] = {"given": bool(given), "weights": given}
     return record
@@ -146,7 +150,7 @@ def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
     """
     existing = _read(folder)
     if existing:
-        compared = {key: record[key] for key in ("recipe", "text", "precision") if key in existing or key == "recipe"}
+        compared = {key: record[key] for key in COMPARED if key in existing or key == "recipe"}
         difference = _difference(existing, compared) or _teacher_difference(existing, record)
         if not difference:
             return

@@ -26,6 +26,7 @@ from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train
 from antlm_bench.errors import CheckpointError, DeclarationError, TrainingError, UsageError
+from antlm_bench.training import corpus as corpora
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training import saving
 
@@ -123,13 +124,20 @@ class TestRefusals:
         assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
         assert contents(tmp_path / "out") == before
 
-    def test_a_record_without_precision_still_continues(
+    def test_another_format_of_the_stream_is_another_run(
+        self, ask: Ask, whole: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
+        code, message = ask(out=whole)
+        assert code == 2 and "corpus_format is 1 there and 2 here" in message
+
+    def test_a_record_of_an_older_version_still_continues(
         self, ask: Ask, recipe: Path, text: Path, tmp_path: Path
     ) -> None:
         train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=3))
         file = tmp_path / "out" / "train.json"
         record = json.loads(file.read_text(encoding="utf-8"))
-        del record["precision"]
+        del record["precision"], record["corpus_format"]
         file.write_text(json.dumps(record), encoding="utf-8")
         assert ask()[0] == 0
 
