@@ -370,6 +370,65 @@ def test_a_configuration_that_cannot_be_is_named(tmp_path, key, value, message):
         open_checkpoint(str(folder))
 
 
+WRONG_TYPES = [
+    ("layer_norm_eps", "1e-5", "a number"), ("layer_norm_eps", True, "a number"),
+    ("hidden_dropout_prob", [], "a number"),
+    ("layer_norm_eps", float("nan"), "a number"), ("num_attention_heads", "4", "a whole number"),
+    ("num_attention_heads", 3.0, "a whole number"), ("max_position_embeddings", {}, "a whole number"),
+    ("per_head_positions", "false", "true or false"), ("per_head_positions", 0, "true or false"),
+    ("is_decoder", "no", "true or false"), ("layer_mix", 1, "a string"), ("pad_token_id", "3", "a whole number"),
+    ("architectures", "LtgBertForMaskedLM", "a list of class names"), ("architectures", [1], "a list of class names"),
+    ("auto_map", ["modeling_ltgbert"], "an object"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), WRONG_TYPES, ids=str)
+def test_a_value_of_the_wrong_type_is_named(tmp_path, key, value, wanted):
+    for mix, layout, config in (("", ltg_layout, LTG), ("gpt", gpt_layout, GPT)):
+        if mix == "gpt" and key in ("layer_mix", "per_head_positions"):
+            continue  # not keys of a GPT-BERT
+        folder = saved(tmp_path / f"bad{mix}", layout(weights_for(mix)[0]), config | {key: value})
+        with pytest.raises(CheckpointError) as refused:
+            open_checkpoint(str(folder))
+        assert refused.value.message == f"{key} is {json.dumps(value)}, not {wanted}"
+        assert refused.value.place == str(folder / "config.json")
+
+
+def test_null_in_a_configuration_means_not_given(tmp_path):
+    nulls = dict.fromkeys(("classifier_dropout", "layer_norm_eps", "per_head_positions", "layer_mix"))
+    folder = saved(tmp_path / "null", ltg_layout(weights_for("")[0]), LTG | nulls)
+    assert "not in config.json" in open_checkpoint(str(folder)).facts()["original_layout"]
+
+
+@pytest.mark.parametrize("mix", ["", "base", "zero", "normalized", "weighted_output"])
+def test_a_layer_mix_that_contradicts_the_weights_is_refused(tmp_path, mix):
+    """The zero and normalized variants have the same weights; all others differ."""
+    state = ltg_layout(weights_for(mix)[0])
+    fitting = ("zero", "normalized") if mix in ("zero", "normalized") else (mix,)
+    for claimed in ("", "base", "zero", "normalized", "weighted_output"):
+        folder = saved(tmp_path / "claimed", state, LTG | {"layer_mix": claimed})
+        layout = {"": "ltg-bert-babylm"}.get(claimed, f"elc-bert-{claimed.replace('_', '-')}")
+        if claimed in fitting:
+            assert open_checkpoint(str(folder)).engine.model.config.layer_mix == claimed
+            continue
+        with pytest.raises(CheckpointError, match=rf"config\.json says layer_mix '{claimed}', and the weights say"):
+            open_checkpoint(str(folder))
+        folder = saved(tmp_path / "option", state, LTG)
+        with pytest.raises(UsageError, match=f"is not {layout}: its files say layer_mix"):
+            open_checkpoint(str(folder), OpenOptions(original_layout=layout))
+
+
+def test_a_configuration_that_contradicts_code_or_option_is_refused(tmp_path):
+    state = ltg_layout(weights_for("")[0])
+    folder = saved(tmp_path / "m", state, LTG | {"per_head_positions": True})  # its code cuts by half
+    with pytest.raises(CheckpointError, match=r"config\.json says per_head_positions True, and the code says False"):
+        open_checkpoint(str(folder))
+    (folder / "modeling_ltgbert.py").unlink()
+    assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is True
+    with pytest.raises(UsageError, match="is not ltg-bert-babylm: its files say per_head_positions True"):
+        open_checkpoint(str(folder), OpenOptions(original_layout="ltg-bert-babylm"))
+
+
 def test_damaged_weights_are_refused(tmp_path):
     folder = saved(tmp_path / "bad", ltg_layout(weights_for("")[0]), LTG)
     content = (folder / "model.safetensors").read_bytes()

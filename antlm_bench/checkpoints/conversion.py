@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class Original:
         ours = self._renamed()
         shapes = {new: self.shapes[old] for old, new in ours.items()}
         module, prefix = _module_of(self.model_type)
-        known = {key: value for key, value in self.settings.items() if key in module.DEFAULTS}
+        known = self._checked_settings(module.DEFAULTS)
         if "num_attention_heads" not in known:
             raise self._error("config.json does not say num_attention_heads", "add it: the weights do not tell")
         known["vocab_size"], known["hidden_size"] = shapes["model.embedding.weight"]
@@ -195,25 +196,23 @@ class Original:
 
         Raises CheckpointError where nothing says it or two of them contradict, UsageError for an option that cannot be.
         """
-        mix = self._layer_mix(ours)
         code = self._traits_of_code()
-        if name := self.options.original_layout:
-            return self._agreed(name, mix, code)
-        if self.model_type == GPT:
+        if self.model_type == GPT and not self.options.original_layout:
             if code.per_head_positions:
                 hint = "--trust-remote-code runs its own code, if you trust its author"
                 raise self._error("its code cuts positions per head, and no published GPT-BERT does", hint)
             return Traits(False, "", code.blanked_ids or 0)
-        if mix is None:
-            mix = code.layer_mix
+        mixes = self._possible_mixes(ours)
+        known = self._traits_of_files(mixes, code)
+        if name := self.options.original_layout:
+            return self._check_layout_option(name, mixes, known)
+        mix = known.layer_mix
         if mix is None:
             raise self._error(
                 "ELC-BERT's zero and normalized variants have the same weights, and nothing here says which this is",
                 f"{OPTION} elc-bert-zero, or {OPTION} elc-bert-normalized",
             )
-        per_head, blanked = self.settings.get("per_head_positions"), code.blanked_ids
-        if per_head is None:
-            per_head = code.per_head_positions
+        per_head, blanked = known.per_head_positions, known.blanked_ids
         if per_head is None and mix and not self._absent_module():
             per_head = False  # all published code of ELC-BERT halves its positions
         classes = [str(name) for name in self.settings.get("architectures") or ()]
@@ -226,34 +225,88 @@ class Original:
                 "and nothing here says which code wrote these",
                 f"{OPTION} NAME with one of {', '.join(name for name in LAYOUTS if name.startswith('ltg'))}{also}",
             )
-        return Traits(bool(per_head), mix, blanked or 0)
+        return Traits(per_head, mix, blanked or 0)
 
-    def _layer_mix(self, ours: dict[str, str]) -> str | None:
-        """The variant of ELC-BERT, "" for none, None where the weights do not tell.
+    def _checked_settings(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Return the entries of config.json that the model reads; null counts as not given.
+
+        Raises CheckpointError for a value of another type than the default's.
+        """
+        known = {key: value for key, value in self.settings.items() if key in defaults and value is not None}
+        for key, value in known.items():
+            default = defaults[key]
+            if key.endswith("_token_id"):
+                fits, wanted = _is_number(value, int) or isinstance(value, list), "a whole number"
+            elif isinstance(default, bool):
+                fits, wanted = isinstance(value, bool), "true or false"
+            elif isinstance(default, str):
+                fits, wanted = isinstance(value, str), "a string"
+            elif isinstance(default, int):
+                fits, wanted = _is_number(value, int), "a whole number"
+            else:
+                fits, wanted = _is_number(value, int | float), "a number"
+            if not fits:
+                raise self._wrong_value(key, value, wanted)
+        return known
+
+    def _wrong_value(self, key: str, value: Any, wanted: str) -> CheckpointError:
+        message = f"{key} is {json.dumps(value)}, not {wanted}"
+        hint = "correct the value" + (", without quotes" if isinstance(value, str) else "")
+        return CheckpointError(message, place=str(self.folder / "config.json"), hint=hint)
+
+    def _possible_mixes(self, ours: dict[str, str]) -> tuple[str, ...]:
+        """Return the variants of ELC-BERT that the weights can be, ("",) for LTG-BERT.
 
         The first layer mixes one state alone, so its alpha stays where training began: at 1 in the
         base variant, at 0 in all others.
         """
-        if self.model_type == GPT or not any(new.endswith("alpha") for new in ours.values()):
-            return ""
-        if "layer_mix" in self.settings:
-            return str(self.settings["layer_mix"])
+        if not any(new.endswith("alpha") for new in ours.values()):
+            return ("",)
         if "model.mix.alpha" in ours.values():
-            return "weighted_output"
+            return ("weighted_output",)
         first = next((old for old, new in ours.items() if new == "model.layers.0.mix.alpha"), None)
-        return "base" if first is not None and float(self._weight(first)[-1]) != 0.0 else None
+        return ("base",) if first is not None and float(self._weight(first)[-1]) != 0.0 else ("zero", "normalized")
 
-    def _agreed(self, name: str, mix: str | None, code: Traits) -> Traits:
-        """The traits that --original-layout names, unless weights or code say something else."""
+    def _traits_of_files(self, mixes: tuple[str, ...], code: Traits) -> Traits:
+        """Combine what weights (their possible `mixes`), config.json and code say. None: not known.
+
+        Raises CheckpointError if config.json contradicts the weights or the code.
+        """
+        given = self._checked_settings({"layer_mix": "", "per_head_positions": False})
+        configured, per_head = given.get("layer_mix"), given.get("per_head_positions")
+        if configured is not None and configured not in mixes:
+            raise self._contradiction("layer_mix", configured, "weights say", " or ".join(map(repr, mixes)))
+        mix = mixes[0] if len(mixes) == 1 else code.layer_mix
+        for key, value, other in (
+            ("layer_mix", configured, mix),
+            ("per_head_positions", per_head, code.per_head_positions),
+        ):
+            if None not in (value, other) and value != other:
+                raise self._contradiction(key, value, "code says", repr(other))
+        return Traits(
+            code.per_head_positions if per_head is None else per_head,
+            mix if configured is None else configured,
+            code.blanked_ids,
+        )
+
+    def _contradiction(self, key: str, value: object, source: str, other: str) -> CheckpointError:
+        message = f"config.json says {key} {value!r}, and the {source} {other}"
+        return self._error(message, f"correct or remove {key} in config.json")
+
+    def _check_layout_option(self, name: str, mixes: tuple[str, ...], known: Traits) -> Traits:
+        """Return the traits that --original-layout names. Raises UsageError if the files contradict them."""
         if self.model_type == GPT:
             raise UsageError(f"{self.folder.name} is a GPT-BERT, not {name}", place=OPTION, hint="leave it out")
         traits = LAYOUTS[name]
-        seen = replace(code, layer_mix=code.layer_mix if mix is None else mix)
         for key in Traits.__slots__:
-            told, found = getattr(traits, key), getattr(seen, key)
-            if found is not None and found != told:
+            expected, detected = getattr(traits, key), getattr(known, key)
+            possible = mixes if key == "layer_mix" and detected is None else (detected,)
+            if detected is not None or key == "layer_mix":
+                if expected in possible:
+                    continue
                 raise UsageError(
-                    f"{self.folder.name} is not {name}: its files say {key} {found!r}, that layout has {told!r}",
+                    f"{self.folder.name} is not {name}: its files say {key} {' or '.join(map(repr, possible))}, "
+                    f"that layout has {expected!r}",
                     place=OPTION,
                     hint="leave the option out to open the checkpoint as its files say",
                 )
@@ -290,12 +343,15 @@ class Original:
             family = f"GPT-BERT ({', '.join(parts) or 'plain'})"
         else:
             family = f"ELC-BERT {traits.layer_mix}" if traits.layer_mix else "LTG-BERT"
-        said = "config.json" if "layer_norm_eps" in self.settings else "not in config.json, as the authors trained"
+        given = self.settings.get("layer_norm_eps") is not None
+        epsilon_source = "config.json" if given else "not in config.json, as the authors trained"
         if known["layer_norm_eps"] != EPSILONS[self.model_type]:
-            said += f"; the authors trained with {EPSILONS[self.model_type]:g}"
+            epsilon_source += f"; the authors trained with {EPSILONS[self.model_type]:g}"
         positions = "per head" if traits.per_head_positions else "half by half"
         blanked = f"; ids 0 to {traits.blanked_ids - 1} are never predicted" if traits.blanked_ids else ""
-        return f"{family}; positions {positions}; layer_norm_eps {known['layer_norm_eps']:g} ({said}){blanked}"
+        return (
+            f"{family}; positions {positions}; layer_norm_eps {known['layer_norm_eps']:g} ({epsilon_source}){blanked}"
+        )
 
     def _tied(self, ours: dict[str, str]) -> bool:
         back = {new: old for old, new in ours.items()}
@@ -367,7 +423,13 @@ def _recognise(folder: Path, options: OpenOptions) -> Original | None:
         raise CheckpointError(f"cannot read the weights: {first_line(error)}", place=str(folder)) from error
     if not any(name.endswith("embedding.relative_embedding") for name in shapes):
         return None
-    return Original(folder, settings, shapes, options)
+    original = Original(folder, settings, shapes, options)
+    names, modules = settings.get("architectures"), settings.get("auto_map")
+    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
+        raise original._wrong_value("architectures", names, "a list of class names")
+    if not (modules is None or isinstance(modules, dict)):
+        raise original._wrong_value("auto_map", modules, "an object")
+    return original
 
 
 def _pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
@@ -389,6 +451,10 @@ def _pickled(folder: Path, options: OpenOptions) -> list[dict[str, Tensor]]:
         weights = content.get("model", content)
         parts.append({name: weight for name, weight in weights.items() if isinstance(weight, Tensor)})
     return parts
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _rename(name: str) -> str | None:

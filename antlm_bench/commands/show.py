@@ -14,7 +14,7 @@ from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
-from antlm_bench.training.recipe import Recipe, read_recipe
+from antlm_bench.training.recipe import EXCLUSIVE, Recipe, read_recipe
 from antlm_bench.training.schedule import timeline
 from antlm_bench.training.size import training_flops
 
@@ -109,6 +109,7 @@ def differences(asked: Sequence[str], scale: str = "", changes: Sequence[str] = 
         rows[row.number] = {"number": row.number, "paper": row.paper, "ours": row.ours, "why": row.why + choice}
     published, ours = (_numbers(one.model_dump(mode="json")) for one in (paper, recipe))
     set_by_hand = {change.partition("=")[0].strip() for change in changes}
+    set_by_hand |= {f"{table}.{rival}" for table, key, rival in EXCLUSIVE if f"{table}.{key}" in set_by_hand}
     for key in [key for key in {**published, **ours} if published.get(key) != ours.get(key)]:
         why = "--set" if any(f"{key}.".startswith(f"{one}.") for one in set_by_hand) else f"scale {scale}"
         declared = rows.get(key, {}).get("paper", published.get(key, "none"))

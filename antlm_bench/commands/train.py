@@ -6,22 +6,25 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
-from antlm_bench.commands.watching import Watching
+from antlm_bench.commands.watching import LOG, Watching
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.training.recipe import Recipe, read_recipe, scales_of
 from antlm_bench.training.text import Source, source
+from antlm_bench.weight_files import weight_hash
 
 if TYPE_CHECKING:
     from antlm_bench.training.corpus import Corpus
 
 RECORD = "train.json"
+# Entries of the record that must be the same for a run to continue, beside its teachers.
+COMPARED = ("recipe", "text", "corpus_format", "precision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ def train(recipe: str, corpus: str, out: str | Path, options: TrainOptions | Non
     """Train a recipe on a corpus; the folder of the final checkpoint, None if stopped before by `stop_after`.
 
     out: receives recipe and corpus digest (train.json), the log (train.jsonl), corpus/, state/, chck_1M ... and main.
-    A finished run is left alone, an unfinished one of the same recipe and text continues.
+    A finished run is left alone. An unfinished one continues if recipe, text, precision and the weights of its teachers
+    are the same.
 
     Raises DeclarationError, DataError, UsageError (another run is in `out`), TrainingError, RunError.
     """
@@ -73,15 +77,19 @@ def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) ->
     processes = PartialState(cpu=options.device == "cpu")
     main = processes.is_main_process
     with ExitStack() as stack:
+        given = _hash_teachers(options.teachers) if main else []  # before anything is written
         if main:
             runs.make(folder)
             stack.enter_context(runs.lock(folder))
-            _claim(folder, _record(recipe, text), options.resume)
+            _claim(folder, _record(recipe, text, options, given), options.resume)
         if _read(folder).get("finished"):
             return folder / "main"
-        taught = [_teacher(path, teacher, text, folder, options) for path, teacher in _named(recipe, options)]
-        if None in taught:
+        trained = [_teacher(path, teacher, text, folder, options) for path, teacher in _named(recipe, options)]
+        teachers = [path for path in trained if path is not None]
+        if len(teachers) < len(trained):
             return None
+        if main and teachers and not options.teachers:
+            _claim_trained_teachers(folder, _hash_teachers(teachers))
         with processes.main_process_first():
             rows = corpora.prepare(text, recipe.corpus, recipe.tokenizer, recipe.model.positions, folder / "corpus")
         conditions = Conditions(
@@ -94,7 +102,7 @@ def _train(recipe: Recipe, text: Source, folder: Path, options: TrainOptions) ->
             trackers=tuple(options.trackers),
             tracked_in=str(folder),
         )
-        training = Training(recipe, rows, conditions, [_opened(Path(str(path)), rows) for path in taught])
+        training = Training(recipe, rows, conditions, [_opened(Path(path), rows) for path in teachers])
         asked = stack.enter_context(_asked_to_stop())
         watcher = stack.enter_context(Watching(folder, recipe, asked, conditions, training))
         made = pretrain(training, folder, watcher, conditions)
@@ -119,22 +127,87 @@ def _installed(trackers: Sequence[str]) -> None:
             raise UsageError(f"{name!r} is not installed", place="--track", hint=f"pip install {name}")
 
 
-def _record(recipe: Recipe, text: Source) -> dict[str, Any]:
-    return {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest, "version": __version__}
+def _record(recipe: Recipe, text: Source, options: TrainOptions, given: list[str]) -> dict[str, Any]:
+    """Describe a run by everything that changes its weights by more than rounding.
+
+    given: hashes of the weights of the teachers that --teacher names. Teachers that are trained first
+    have no hash yet: `_claim_trained_teachers` adds it. A run without teachers has no such entry.
+    """
+    from antlm_bench.training.corpus import FORMAT
+
+    record: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "corpus": text.name, "text": text.digest}
+    record |= {"corpus_format": FORMAT, "precision": options.precision, "version": __version__}
+    if recipe.distil:
+        record["teachers"] = {"given": bool(given), "weights": given}
+    return record
 
 
 def _claim(folder: Path, record: dict[str, Any], resume: bool) -> None:
-    """Enter the run in its folder, or see that it is the one that is there."""
-    if there := _read(folder):
-        if other := _difference(there, {key: record[key] for key in ("recipe", "text")}):
-            hint = "choose another --out, or give the same recipe and corpus to continue"
-            raise UsageError(f"another run is here: {other}", place=str(folder), hint=hint)
-        return
-    if resume:
+    """Write the record of a new run, or check that the folder's run is the same one.
+
+    A record of another run is replaced if that run ended before its first step. Entries that older
+    versions did not write are not compared. Raises UsageError, RunError.
+    """
+    existing = _read(folder)
+    if existing:
+        compared = {key: record[key] for key in COMPARED if key in existing or key == "recipe"}
+        difference = _difference(existing, compared) or _teacher_difference(existing, record)
+        if not difference:
+            return
+        if resume or _has_steps(folder, existing):
+            hint = "choose another --out, or give the same options to continue"
+            raise UsageError(f"another run is here: {difference}", place=str(folder), hint=hint)
+    elif resume:
         raise UsageError("there is nothing to resume", place=str(folder), hint="leave --resume out to begin")
-    if any(not file.name.startswith(".") for file in folder.iterdir()):
+    elif any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UsageError("this folder holds something else", place=str(folder), hint="choose another --out")
     _write(folder, record)
+
+
+def _has_steps(folder: Path, record: dict[str, Any]) -> bool:
+    """Tell whether a run has made a step: it is finished, or has a state or a line in its log."""
+    log = folder / LOG
+    return bool(record.get("finished")) or (folder / "state").exists() or (log.exists() and log.stat().st_size > 0)
+
+
+def _teacher_difference(existing: dict[str, Any], record: dict[str, Any]) -> str:
+    """Describe how the teachers of two records differ; "" if they agree or one does not say.
+
+    Their order is not compared: it changes the mean of their logits by rounding only.
+    """
+    there, here = existing.get("teachers"), record.get("teachers")
+    if there is None or here is None or sorted(there["weights"]) == sorted(here["weights"]):
+        return ""
+    if not here["given"]:
+        return "" if not there["given"] else "its teachers were given with --teacher, and here none are"
+    if not there["weights"]:
+        return "its teachers are trained first, and here they are given with --teacher"
+    return f"the weights of its teachers are {_short(there['weights'])} there and {_short(here['weights'])} here"
+
+
+def _short(hashes: list[str]) -> str:
+    return ", ".join(digest[:12] for digest in hashes)
+
+
+def _claim_trained_teachers(folder: Path, hashes: list[str]) -> None:
+    """Record the teachers that were trained first, or check that they are the recorded ones.
+
+    Raises UsageError for other weights than those that the run's first steps learned from.
+    """
+    record = _read(folder)
+    if "teachers" not in record:  # written by an older version
+        return
+    weights = {"given": False, "weights": hashes}
+    if record["teachers"]["weights"] and _has_steps(folder, record):
+        if sorted(record["teachers"]["weights"]) != sorted(hashes):
+            recorded = _short(record["teachers"]["weights"])
+            raise UsageError(
+                f"the teachers have changed: their weights were {recorded} and are {_short(hashes)}",
+                place=str(folder / "teachers"),
+                hint="choose another --out",
+            )
+        return
+    _write(folder, record | {"teachers": weights})
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -214,25 +287,34 @@ def _fits(teacher: Recipe, student: Recipe) -> None:
 
 
 def _teacher(path: str, recipe: Recipe | None, text: Source, folder: Path, options: TrainOptions) -> Path | str | None:
-    """A teacher's checkpoint: the one given, or one trained under the student's folder."""
+    """A teacher's checkpoint: the one given, or one trained under the student's folder; None if that was stopped."""
     if recipe is None:
         return path
-    plain = TrainOptions(device=options.device, precision=options.precision, compiled=options.compiled)
-    return _train(recipe, text, folder / "teachers" / path, plain)
+    own = replace(options, scale="", changes=(), teachers=(), resume=False, stop_after=None, trackers=())
+    return _train(recipe, text, folder / "teachers" / path, own)
+
+
+def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
+    """Hash the weights of each teacher's checkpoint. Raises CheckpointError where there is none."""
+    from antlm_bench.checkpoints import OpenOptions
+    from antlm_bench.checkpoints.folders import locate
+
+    options = OpenOptions()
+    return [weight_hash(locate(str(path), options), options.allow_pickle) for path in teachers]
 
 
 def _opened(folder: Path, corpus: Corpus) -> Any:
     """A teacher's model. Raises CheckpointError where it cannot be read, or reads other tokens than the student."""
     from antlm_bench.checkpoints import OpenOptions, loading
     from antlm_bench.checkpoints.folders import locate
+    from antlm_bench.training.corpus import same_tokens
 
     options = OpenOptions()
     place = locate(str(folder), options)
     with loading.quiet():
         config = loading.configuration_of(place, options)
         tokens = loading.tokenizer_of(place, options)
-        same = tokens.is_fast and tokens.backend_tokenizer.to_str() == corpus.tokenizer.backend_tokenizer.to_str()
-        if not same:
+        if not (tokens.is_fast and same_tokens(tokens.backend_tokenizer, corpus.tokenizer.backend_tokenizer)):
             raise CheckpointError(
                 "this teacher has another tokenizer than the student",
                 place=str(folder),

@@ -1,8 +1,8 @@
 """The loss of a language model, without ever holding its logits.
 
 A vocabulary is some thirty times as wide as a small model, so logits and their gradients, (N, V) each, are most of a
-step's memory. Here rows go through the head in slices, and what backward would need is computed while a slice's
-logits are still at hand; only gradients of the shapes of the inputs outlive the slice.
+step's memory. Here rows go through the head in slices, and the forward pass computes each slice's gradients;
+only gradients of the shapes of the inputs outlive the slice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Teaching:
+class DistillationTargets:
     """Distillation (Hinton et al. 2015, arXiv 1503.02531) from averaged teachers (BabyLlama, arXiv 2308.02019).
 
     teachers: one Head each, its hidden states at the student's N rows, in any (low) precision; their logits are
@@ -65,7 +65,7 @@ def sliced_cross_entropy(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
-    teaching: Teaching | None = None,
+    teaching: DistillationTargets | None = None,
     slice_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over N rows of alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2; beside it the sum of CE.
@@ -88,50 +88,58 @@ def sliced_cross_entropy(
                 hint="distil from teachers that were trained with the student's tokenizer",
             )
     kind = hidden.device.type
-    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    product_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     rows = slice_rows or SLICE_ROWS.get(kind, SLICE_ROWS_ELSEWHERE)
-    learn = torch.is_grad_enabled()  # inside a Function's forward it never is
+    needs_grad = torch.is_grad_enabled()  # inside a Function's forward it never is
     with torch.autocast(kind, enabled=False):
-        loss, entropy = _Sliced.apply(hidden, weight, bias, targets, _Law(z_loss, teaching, rows, low, learn))
+        loss, entropy = _Sliced.apply(
+            hidden, weight, bias, targets, _LossSettings(z_loss, teaching, rows, product_dtype, needs_grad)
+        )
     return loss, entropy
 
 
 @dataclass(frozen=True, slots=True)
-class _Law:
+class _LossSettings:
     """What is summed, over how many rows at a time, in which dtype the products run, whether gradients are due."""
 
     z_loss: float
-    teaching: Teaching | None
+    teaching: DistillationTargets | None
     rows: int
-    low: torch.dtype
-    learn: bool
+    product_dtype: torch.dtype
+    needs_grad: bool
 
 
 class _Sliced(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, law: _Law
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _LossSettings
     ) -> tuple[Tensor, Tensor]:
-        head, teaching = Head(hidden, weight, bias).to(law.low), law.teaching
-        high = torch.promote_types(hidden.dtype, torch.float32)
+        head, teaching = Head(hidden, weight, bias).to(settings.product_dtype), settings.teaching
+        sum_dtype = torch.promote_types(hidden.dtype, torch.float32)
         wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        gradients = [torch.zeros_like(t, dtype=high) if law.learn and need else None for t, need in wanted]
-        losses, entropies = hidden.new_zeros((2, len(hidden)), dtype=high)
+        gradients = [
+            torch.zeros_like(t, dtype=sum_dtype) if settings.needs_grad and need else None for t, need in wanted
+        ]
+        losses, entropies = hidden.new_zeros((2, len(hidden)), dtype=sum_dtype)
         # The same memory for every slice: on a CPU fresh pages cost more than the arithmetic on them.
-        room = hidden.new_empty((4 if teaching else 1, min(law.rows, len(hidden)), len(weight)), dtype=high)
+        logit_buffers = hidden.new_empty(
+            (4 if teaching else 1, min(settings.rows, len(hidden)), len(weight)), dtype=sum_dtype
+        )
 
-        for start in range(0, len(hidden), law.rows):
-            rows = slice(start, min(start + law.rows, len(hidden)))
-            logits, *spare = room[:, : rows.stop - start]
+        for start in range(0, len(hidden), settings.rows):
+            rows = slice(start, min(start + settings.rows, len(hidden)))
+            logits, *spare = logit_buffers[:, : rows.stop - start]
             head.logits(rows, out=logits)
             if teaching:
-                losses[rows] = _follow(teaching, rows, logits, *spare)
-            entropies[rows], hard = _hit(logits, targets[rows], teaching.alpha if teaching else 1.0, law.z_loss)
+                losses[rows] = _distillation_with_grad(teaching, rows, logits, *spare)
+            entropies[rows], hard = _cross_entropy_with_grad(
+                logits, targets[rows], teaching.alpha if teaching else 1.0, settings.z_loss
+            )
             losses[rows] += hard
             if teaching:
                 logits.add_(spare[0])
-            if law.learn:
-                _collect(gradients, head, rows, logits.to(law.low))
+            if settings.needs_grad:
+                _accumulate_gradients(gradients, head, rows, logits.to(settings.product_dtype))
 
         entropy = entropies.sum()
         ctx.gradients, ctx.dtypes = gradients, (hidden.dtype, weight.dtype)
@@ -153,7 +161,7 @@ def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _hit(logits: Tensor, targets: Tensor, alpha: float, z_loss: float) -> tuple[Tensor, Tensor]:
+def _cross_entropy_with_grad(logits: Tensor, targets: Tensor, alpha: float, z_loss: float) -> tuple[Tensor, Tensor]:
     """(CE, alpha CE + z_loss lse^2) of each row; `logits` (n, V) become the gradient of the second.
 
     d CE / d logits = softmax - onehot, and d lse / d logits = softmax. Both are 0 where the target is negative.
@@ -168,32 +176,34 @@ def _hit(logits: Tensor, targets: Tensor, alpha: float, z_loss: float) -> tuple[
     return entropy[:, 0], (alpha * entropy + z_loss * lse**2 * asked)[:, 0]
 
 
-def _follow(teaching: Teaching, rows: slice, logits: Tensor, soft: Tensor, mean: Tensor, spare: Tensor) -> Tensor:
+def _distillation_with_grad(
+    teaching: DistillationTargets, rows: slice, logits: Tensor, soft: Tensor, mean: Tensor, spare: Tensor
+) -> Tensor:
     """(1 - alpha) T^2 w KL of each row; its gradient in `logits` (n, V), which stay, is left in `soft`.
 
     d KL / d logits = (softmax(logits / T) - teachers' softmax) / T.
     """
-    heat, share = teaching.temperature, (1 - teaching.alpha) * teaching.weight
+    temperature, share = teaching.temperature, (1 - teaching.alpha) * teaching.weight
     first, *others = teaching.teachers
     first.logits(rows, out=mean)
     for other in others:
         mean.add_(other.logits(rows, out=spare))
-    torch.log_softmax(mean.div_(heat * len(teaching.teachers)), 1, out=mean)
-    torch.log_softmax(torch.div(logits, heat, out=soft), 1, out=soft)
+    torch.log_softmax(mean.div_(temperature * len(teaching.teachers)), 1, out=mean)
+    torch.log_softmax(torch.div(logits, temperature, out=soft), 1, out=soft)
     taught = torch.exp(mean, out=spare)
     divergence = mean.sub_(soft).mul_(taught).sum(1)
-    soft.exp_().sub_(taught).mul_(share * heat)
-    return divergence.mul_(share * heat**2)
+    soft.exp_().sub_(taught).mul_(share * temperature)
+    return divergence.mul_(share * temperature**2)
 
 
-def _collect(gradients: Sequence[Tensor | None], head: Head, rows: slice, slope: Tensor) -> None:
-    """Add one slice to the gradients of hidden, weight and bias; `slope` (n, V) is the gradient of its logits."""
+def _accumulate_gradients(gradients: Sequence[Tensor | None], head: Head, rows: slice, logits_grad: Tensor) -> None:
+    """Add one slice to the gradients of hidden, weight and bias; `logits_grad` (n, V) is the gradient of its logits."""
     hidden, weight, bias = gradients
     if hidden is not None:
-        hidden[rows] = slope @ head.weight
-    if weight is not None and weight.dtype == slope.dtype:
-        weight.addmm_(slope.t(), head.hidden[rows])
+        hidden[rows] = logits_grad @ head.weight
+    if weight is not None and weight.dtype == logits_grad.dtype:
+        weight.addmm_(logits_grad.t(), head.hidden[rows])
     elif weight is not None:
-        weight.add_(slope.t() @ head.hidden[rows])  # products in low precision, their sum in fp32
+        weight.add_(logits_grad.t() @ head.hidden[rows])  # products in low precision, their sum in fp32
     if bias is not None:
-        bias.add_(slope.sum(0, dtype=bias.dtype))
+        bias.add_(logits_grad.sum(0, dtype=bias.dtype))

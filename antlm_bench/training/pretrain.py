@@ -27,7 +27,7 @@ from antlm_bench.machine import keep_pages
 from antlm_bench.training import dropout, optim, saving
 from antlm_bench.training.build import build, key_dropout, output_head, targets_of
 from antlm_bench.training.corpus import Corpus, Int64
-from antlm_bench.training.losses import Head, Teaching, sliced_cross_entropy
+from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
 from antlm_bench.training.objectives import Batch, Masking, clm, masked, shortened
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import Step, rows_in, timeline
@@ -222,7 +222,7 @@ class Training:
         z_loss = self.recipe.objective.z_loss
         return sliced_cross_entropy(hidden, *output_head(self.model), asked, z_loss=z_loss, teaching=teaching)
 
-    def _teaching(self, batch: Batch, targets: float, rows: int) -> Teaching:
+    def _teaching(self, batch: Batch, targets: float, rows: int) -> DistillationTargets:
         """The divergence is divided by the number of rows (per-sequence), all else by the number of targets."""
         assert self.recipe.distil is not None
         with torch.no_grad():
@@ -231,7 +231,7 @@ class Training:
                 for teacher in self.teachers
             ]
         weight = targets / rows if self._everywhere else 1.0
-        return Teaching(heads, self.recipe.distil.temperature, self.recipe.distil.alpha, weight)
+        return DistillationTargets(heads, self.recipe.distil.temperature, self.recipe.distil.alpha, weight)
 
     def held_out_loss(self) -> float:
         """Mean loss on the held-out text by the law that is trained, without dropout."""
@@ -285,8 +285,9 @@ class Training:
         raise TrainingError(
             f"{what} ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
             place=f"step {step.number + 1}, rows {step.first} to {step.first + step.rows - 1} of pass {step.sweep + 1}",
-            hint=f"a lower learning rate (--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer "
-            "warm-up or --precision float32; the last state and all checkpoints are kept",
+            hint="begin anew in another --out with a lower learning rate "
+            f"(--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer warm-up or --precision float32; "
+            "the last state and all checkpoints are kept",
         )
 
     def card(self) -> dict[str, Any]:

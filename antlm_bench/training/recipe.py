@@ -1,4 +1,4 @@
-"""What a recipe may say: every number of a training run, typed, with nothing left to the code's taste.
+"""Recipes: every number of a training run, as typed declarations.
 
 A recipe is a TOML in `models/`. It may extend one other recipe, declares smaller scales of itself, and can be varied
 from the command line (`--set optimizer.lr=1e-3`); what comes out is one flat declaration that a run stores whole.
@@ -6,6 +6,7 @@ from the command line (`--set optimizer.lr=1e-3`); what comes out is one flat de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,10 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 ENCODERS = ("ltg-bert", "gpt-bert")
-READS = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}  # method -> the objective that it asks
+# (table, key, key that it excludes)
+EXCLUSIVE = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup_steps", "warmup"))
+# Scoring method -> the masked objective that it needs.
+OBJECTIVE_OF_METHOD = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}
 
 
 class ModelSpec(Declaration):
@@ -71,7 +75,7 @@ class CorpusSpec(Declaration):
 
     layout: every line begins with <s> and blank lines are left out (lines), or a file is encoded whole, without
     specials and with its line breaks (files, as BabyLlama does). document: what a text file is made of (a record of a
-    .jsonl always is one); `corpus` knows no borders. eos: a </s> ends each line.
+    .jsonl always is one); `corpus` ignores document borders. eos: a </s> ends each line.
     offset: where a pass over the corpus begins to cut rows: always at 0, at one random place, or each row at its own
     (row, as BabyLlama does). words: only that many, every file keeping its share.
     held_out: this share of every file, its last lines, is not trained on; after every pass the loss on it is measured,
@@ -88,7 +92,7 @@ class CorpusSpec(Declaration):
     @model_validator(mode="after")
     def _fits_layout(self) -> CorpusSpec:
         if self.layout == "files" and (self.document == "line" or self.eos):
-            raise ValueError("layout = 'files' knows no lines: document must be 'file' or 'corpus', eos false")
+            raise ValueError("layout = 'files' has no lines: document must be 'file' or 'corpus', eos false")
         return self
 
 
@@ -204,7 +208,7 @@ class OptimizerSpec(Declaration):
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimizerSpec:
         if self.warmup_steps is not None and self.warmup is not None:
-            raise ValueError("warmup (a share of the steps) and warmup_steps exclude each other")
+            raise ValueError("warmup (a share of the steps) and warmup_steps exclude each other: give one")
         if len(self.betas) != 2:
             raise ValueError("betas are two numbers")
         if self.cooldown and self.schedule != "constant" and not self.final:
@@ -224,13 +228,19 @@ class DistilSpec(Declaration):
     alpha: Share
     divergence: Literal["per-sequence", "per-token"] = "per-sequence"
 
+    @model_validator(mode="after")
+    def _has_teachers(self) -> DistilSpec:
+        if not self.teachers:
+            raise ValueError("teachers is empty: name at least one recipe")
+        return self
+
 
 class DifferenceSpec(Declaration):
     """Where a recipe departs from its paper, or decides what the paper leaves open.
 
     number: what differs, a key of the recipe where it is one. option: `--set KEY=VALUE ...` that gives the original,
     or the other choice; "" where there is none. A recipe inherits the differences of the one that it extends; an
-    entry of the same number replaces one, and an entry without `ours` takes it back.
+    entry of the same number replaces one, and an entry without `ours` removes it.
     """
 
     number: str
@@ -245,6 +255,12 @@ class EvaluateSpec(Declaration):
 
     suites: Many[str]
     limit: Count | None = None
+
+    @model_validator(mode="after")
+    def _has_suites(self) -> EvaluateSpec:
+        if not self.suites:
+            raise ValueError("suites is empty: name at least one, or leave the table [evaluate] out")
+        return self
 
 
 class Recipe(Declaration):
@@ -283,13 +299,18 @@ class Recipe(Declaration):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: unknown method {name!r}: {nearest(name, METHODS) or ', '.join(METHODS)}")
-        trained = {"causal": any(p.causal for p in self.phase), "full": any(p.masked for p in self.phase)}
+        objective = self.objective.masked
+        trained = [name for name, spec in METHODS.items() if set(spec.attends) <= set(self.attends)]
+        fitting = [name for name in trained if OBJECTIVE_OF_METHOD.get(name, objective) == objective]
+        fix = f"give one or several of methods = {json.dumps(fitting)}"
+        if not self.methods:
+            raise ValueError(f"methods is empty: {fix}")
         for name in self.methods:
-            if not all(trained[attention] for attention in METHODS[name].attends):
-                raise ValueError(f"methods: {name!r} needs an attention that no phase trains")
-            asked = READS.get(name, self.objective.masked)
-            if asked != self.objective.masked:
-                raise ValueError(f"methods: {name!r} asks what objective.masked = {asked!r} trains")
+            if name not in trained:
+                raise ValueError(f"methods: {name!r} needs an attention that no phase trains; {fix}")
+            if name not in fitting:
+                needed = OBJECTIVE_OF_METHOD[name]
+                raise ValueError(f"methods: {name!r} needs objective.masked = {needed!r}, not {objective!r}; {fix}")
         return self
 
     @property
@@ -314,9 +335,48 @@ def read_recipe(ref: str, scale: str = "", changes: Sequence[str] = ()) -> Recip
             known = f"it has {', '.join(scales)}" if scales else "it declares none"
             raise UsageError(f"{path.stem} has no scale {scale!r}: {known}", place="--scale")
         tables = merged(tables, scales[scale])
+    tables |= {"name": path.stem, "scale": scale}
+    try:
+        return check(_with_changes(tables, changes), Recipe, path)
+    except DeclarationError as error:
+        raise _blame_changes(error, tables, changes, path) from None
+
+
+def _with_changes(tables: Tables, changes: Sequence[str]) -> Tables:
+    """Return a recipe's tables with `--set` changes on top, later ones over earlier ones.
+
+    A change of one of two keys that exclude each other removes the recipe's other one.
+    """
+    changed: Tables = {}
     for change in changes:
-        tables = merged(tables, _change(change))
-    return check({**tables, "name": path.stem, "scale": scale}, Recipe, path)
+        changed = merged(changed, _change(change))
+    out = merged({}, tables)
+    for table, key, rival in EXCLUSIVE:
+        above, below = changed.get(table), out.get(table)
+        if isinstance(above, dict) and isinstance(below, dict) and key in above:
+            out[table] = {name: value for name, value in below.items() if name != rival}
+    return merged(out, changed)
+
+
+def _blame_changes(error: DeclarationError, tables: Tables, changes: Sequence[str], path: Path) -> DeclarationError:
+    """Name the `--set` changes without which a recipe has no such error; the error itself if none."""
+    blamed = list(changes)
+    for change in changes:
+        rest = [other for other in blamed if other is not change]
+        try:
+            check(_with_changes(tables, rest), Recipe, path)
+        except DeclarationError as same:
+            if (same.message, same.place) == (error.message, error.place):
+                blamed = rest
+    if not blamed:
+        return error
+    key = error.place.removeprefix(str(path)).removeprefix(": ")
+    value: Any = tables
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    hint = f"the recipe has {key} = {json.dumps(value)}" if isinstance(value, int | float | str | list) else ""
+    place = " ".join(f"--set {change}" for change in blamed)
+    return DeclarationError(f"{key}: {error.message}" if key else error.message, place=place, hint=hint)
 
 
 def scales_of(ref: str) -> tuple[str, ...]:
@@ -354,7 +414,7 @@ def _tables(path: Path) -> Tables:
 
 
 def _differences(below: list[Any], above: list[Any]) -> list[Any]:
-    """Entries of `above` over those of the same number; an entry without `ours` takes one back."""
+    """Entries of `above` over those of the same number; an entry without `ours` removes one."""
     rows = {row.get("number") if isinstance(row, dict) else number: row for number, row in enumerate(below)}
     rows |= {row.get("number") if isinstance(row, dict) else -1 - number: row for number, row in enumerate(above)}
     return [row for row in rows.values() if not isinstance(row, dict) or len(row) > 1]

@@ -32,5 +32,10 @@ def test_numbers_of_a_scale_and_of_set_stand_in_the_same_table() -> None:
     assert "optimizer.clip" not in rows and "name" not in rows
 
 
+def test_a_key_that_a_change_removes_is_the_changes_doing() -> None:
+    rows = {row["number"]: row for row in differences(["babyllama"], "", ["optimizer.warmup=0.1"])}
+    assert rows["optimizer.warmup_steps"]["ours"] == "None" and rows["optimizer.warmup_steps"]["why"] == "--set"
+
+
 def test_what_is_no_recipe_has_no_such_table() -> None:
     assert differences(["nano"]) == differences(["methods", "mlm"]) == []

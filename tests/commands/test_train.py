@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from asking_train import CAUSAL, RECIPE, STEPS, contents, records, weights, write_recipe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from antlm_bench import cli, runs
 from antlm_bench.checkpoints import open_checkpoint
@@ -24,6 +26,7 @@ from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train
 from antlm_bench.errors import CheckpointError, DeclarationError, TrainingError, UsageError
+from antlm_bench.training import corpus as corpora
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training import saving
 
@@ -102,6 +105,41 @@ class TestRefusals:
         (tmp_path / "small.txt").write_text("cat", encoding="utf-8")
         code, message = ask(corpus=tmp_path / "small.txt")
         assert code == 3 and "less than one row of 16" in message
+
+    def test_a_run_without_a_step_does_not_block_its_folder(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "small.txt").write_text("cat", encoding="utf-8")
+        assert ask(corpus=tmp_path / "small.txt")[0] == 3
+        assert ask("--resume")[0] == 2, "another run is not resumed"
+        assert ask("--set", "optimizer.lr=2e-3")[0] == 0
+        record = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))
+        assert record["recipe"]["optimizer"]["lr"] == 2e-3
+
+    @pytest.mark.parametrize("stop_after", [3, None])
+    def test_another_precision_is_another_run(
+        self, ask: Ask, recipe: Path, text: Path, tmp_path: Path, stop_after: int | None
+    ) -> None:
+        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=stop_after))
+        before = contents(tmp_path / "out")
+        code, message = ask("--precision", "bfloat16")
+        assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
+        assert contents(tmp_path / "out") == before
+
+    def test_another_format_of_the_stream_is_another_run(
+        self, ask: Ask, whole: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
+        code, message = ask(out=whole)
+        assert code == 2 and "corpus_format is 1 there and 2 here" in message
+
+    def test_a_record_of_an_older_version_still_continues(
+        self, ask: Ask, recipe: Path, text: Path, tmp_path: Path
+    ) -> None:
+        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=3))
+        file = tmp_path / "out" / "train.json"
+        record = json.loads(file.read_text(encoding="utf-8"))
+        del record["precision"], record["corpus_format"]
+        file.write_text(json.dumps(record), encoding="utf-8")
+        assert ask()[0] == 0
 
     def test_a_shape_that_cannot_be(self, ask: Ask) -> None:
         code, message = ask("--set", "model.buckets=32")
@@ -289,6 +327,64 @@ class TestTeachers:
             train("student", str(text), tmp_path / "out",
                   TrainOptions(device="cpu", teachers=["./absent", "./absent"]))  # fmt: skip
         assert "absent" in str(error.value)
+
+    def test_other_teachers_are_another_run(self, student: Path, text: Path, tmp_path: Path) -> None:
+        names = ["wide", "deep"]
+        for name in names:
+            train(name, str(text), tmp_path / name, TrainOptions(device="cpu"))
+        wide, deep = (str(tmp_path / name / "main") for name in names)
+        one = TrainOptions(device="cpu", teachers=[wide, deep], stop_after=3)
+        others: list[list[str]] = [[deep, deep], []]
+        for stop_after in (3, None):
+            train("student", str(text), tmp_path / "out", replace(one, stop_after=stop_after))
+            before = contents(tmp_path / "out")
+            for teachers in others:
+                with pytest.raises(UsageError, match=r"another run is here: .*teachers"):
+                    train("student", str(text), tmp_path / "out", replace(one, teachers=teachers, stop_after=None))
+            assert contents(tmp_path / "out") == before
+        swapped = replace(one, teachers=[deep, wide], stop_after=None)
+        assert train("student", str(text), tmp_path / "out", swapped), "the mean has no order"
+        recorded = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))["teachers"]
+        expected = [hashlib.sha256(weights(tmp_path / name)).hexdigest() for name in names]
+        assert recorded == {"given": True, "weights": expected}
+
+    def test_a_record_without_teachers_still_continues(self, student: Path, text: Path, tmp_path: Path) -> None:
+        options = TrainOptions(device="cpu", stop_after=3)
+        train("student", str(text), tmp_path / "out", options)
+        file = tmp_path / "out" / "train.json"
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert [len(digest) for digest in record.pop("teachers")["weights"]] == [64, 64]
+        file.write_text(json.dumps(record), encoding="utf-8")
+        assert train("student", str(text), tmp_path / "out", replace(options, stop_after=None))
+        assert "teachers" not in json.loads(file.read_text(encoding="utf-8")), "nobody knows who taught the first steps"
+
+    def test_teachers_trained_first_stay_the_same(self, student: Path, text: Path, tmp_path: Path) -> None:
+        options = TrainOptions(device="cpu", stop_after=3)
+        train("student", str(text), tmp_path / "out", options)
+        taught = tmp_path / "out" / "teachers"
+        own = [str(taught / name / "main") for name in ("wide", "deep")]
+        file = taught / "deep" / "main" / "model.safetensors"
+        saved = file.read_bytes()
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+        for teachers in ([], own):
+            with pytest.raises(UsageError, match="teachers"):
+                train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=teachers))
+        file.write_bytes(saved)
+        assert train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=own))
+
+    def test_teachers_trained_first_run_as_their_student(
+        self, student: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        pretrain = loop.pretrain
+
+        def noted(training: Any, out: Path, watcher: Any, conditions: loop.Conditions) -> Path | None:
+            seen.append((conditions.micro_tokens, conditions.save_every, training.micro_tokens))
+            return pretrain(training, out, watcher, conditions)
+
+        monkeypatch.setattr(loop, "pretrain", noted)
+        train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", micro_tokens=32, save_every=7.0))
+        assert seen == [(32, 7.0, 32)] * 3
 
     def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
         self, student: Path, text: Path, tmp_path: Path

@@ -44,6 +44,42 @@ def test_specials_come_first(tmp_path: Path) -> None:
     assert tokenizer.model_max_length == toy().model.positions
 
 
+MASKED = "has <mask> ever"
+
+
+@pytest.mark.parametrize("layout", ["lines", "files"])
+def test_a_mask_takes_the_space_before_it(tmp_path: Path, layout: str) -> None:
+    """In training the space of a hidden word is hidden with it: ` seen` is one token."""
+    text = "the cat has not ever seen it\nthe dog has never seen it\n" * 20
+    corpus = built(tmp_path, text, layout=layout, document="file")
+    tokenizer = corpus.tokenizer
+    hidden = tokenizer("has not ever")["input_ids"]
+    [position] = [n for n, token in enumerate(tokenizer.convert_ids_to_tokens(hidden)) if "not" in token]
+    hidden[position] = MASK
+    assert tokenizer(MASKED)["input_ids"] == tokenizer("has<mask> ever")["input_ids"] == hidden
+    again = read(tmp_path / "corpus").tokenizer
+    assert again(MASKED)["input_ids"] == hidden and again.mask_token_id == MASK
+
+
+def test_a_literal_mask_is_streamed_as_before(tmp_path: Path) -> None:
+    """The stream of a text does not depend on what the saved tokenizer strips."""
+    corpus = built(tmp_path, f"{MASKED}\nno\n")
+    recipe = toy()
+    plain = corpora.train_tokenizer(iter([MASKED, "no"]), recipe.tokenizer, recipe.corpus)
+    first = corpus.tokens[: corpus.lines[1]].tolist()
+    assert first == [BOS, *plain.encode(MASKED, add_special_tokens=False).ids]
+    assert first != corpus.tokenizer(MASKED)["input_ids"]
+
+
+def test_older_tokenizers_read_the_same_tokens(tmp_path: Path) -> None:
+    recipe = toy()
+    plain = corpora.train_tokenizer(iter([MASKED, "no"]), recipe.tokenizer, recipe.corpus)
+    other = corpora.train_tokenizer(iter(["some other text"]), recipe.tokenizer, recipe.corpus)
+    stripped = corpora.strip_space_before_mask(plain)
+    assert stripped.to_str() != plain.to_str() and corpora.same_tokens(stripped, plain)
+    assert not corpora.same_tokens(stripped, other)
+
+
 @pytest.mark.parametrize("eos", [False, True])
 def test_lines_stand_between_specials_as_scoring_writes_them(tmp_path: Path, eos: bool) -> None:
     corpus = built(tmp_path, "the cat sleeps\nno dog\n", "naïve ☕\n", eos=eos)

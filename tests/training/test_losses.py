@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from antlm_bench.errors import DeclarationError
-from antlm_bench.training.losses import Head, Teaching, sliced_cross_entropy
+from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
 
 
 def obvious(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_full_logits(
     inputs: list[Any] = drawn(n, d, v)
     inputs[2] = inputs[2] if with_bias else None
     heads = [Head(*drawn(n, d + i, v, seed=7 + i)[:3]) for i in range(teachers)]
-    how = {"z_loss": z_loss, "teaching": Teaching(heads, temperature=1.7, alpha=0.3) if heads else None}
+    how = {"z_loss": z_loss, "teaching": DistillationTargets(heads, temperature=1.7, alpha=0.3) if heads else None}
     ours, theirs = gradients(sliced_cross_entropy, inputs, **how, slice_rows=size), gradients(obvious, inputs, **how)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -75,7 +75,7 @@ def test_one_row_by_hand() -> None:
 
 def test_a_teacher_like_the_student_leaves_only_the_hard_targets() -> None:
     inputs = drawn(6, 4, 7)
-    teaching = Teaching([Head(*inputs[:3])], alpha=0.25)
+    teaching = DistillationTargets([Head(*inputs[:3])], alpha=0.25)
     loss, entropy = sliced_cross_entropy(*inputs, teaching=teaching)
     torch.testing.assert_close(loss, 0.25 * entropy)
 
@@ -113,7 +113,7 @@ def test_tied_weights_get_both_gradients() -> None:
 
 def test_autocast_runs_the_products_in_bf16_and_keeps_the_rest_in_fp32() -> None:
     inputs = drawn(300, 32, 50, dtype=torch.float32)
-    how = {"teaching": Teaching([Head(*(t.bfloat16() for t in drawn(300, 8, 50, seed=5)[:3]))])}
+    how = {"teaching": DistillationTargets([Head(*(t.bfloat16() for t in drawn(300, 8, 50, seed=5)[:3]))])}
     with torch.autocast("cpu", torch.bfloat16):
         value, entropy, grads = gradients(sliced_cross_entropy, inputs, **how, slice_rows=40)
     exact = gradients(obvious, inputs, **how)
@@ -167,4 +167,4 @@ def test_a_second_backward_is_refused() -> None:
 
 def test_a_teacher_with_another_vocabulary_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"distil.teachers: teacher 1 has 9 words, the student 4"):
-        sliced_cross_entropy(*drawn(3, 2, 4), teaching=Teaching([Head(*drawn(3, 2, 9)[:3])]))
+        sliced_cross_entropy(*drawn(3, 2, 4), teaching=DistillationTargets([Head(*drawn(3, 2, 9)[:3])]))

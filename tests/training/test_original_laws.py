@@ -19,7 +19,7 @@ from antlm_bench.architectures import gpt_bert, ltg_bert
 from antlm_bench.training import optim
 from antlm_bench.training.build import build
 from antlm_bench.training.corpus import _tokenizer_text, encode_whole, train_tokenizer
-from antlm_bench.training.losses import Head, Teaching, sliced_cross_entropy
+from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
 from antlm_bench.training.objectives import Batch
 from antlm_bench.training.optim import Lamb, groups
 from antlm_bench.training.pretrain import Conditions, Training
@@ -54,7 +54,7 @@ def test_distillation_is_the_authors(training_cases: Path) -> None:
         targets[:, :-1] = tensors[case["labels"]][:, 1:]
         count = int((targets >= 0).sum())
         heads = [Head(flat[f"teacher{number}_logits"], one, None) for number in (1, 2)]
-        teaching = Teaching(heads, case["temperature"], case["alpha"], weight=count / many)
+        teaching = DistillationTargets(heads, case["temperature"], case["alpha"], weight=count / many)
         total, nats = sliced_cross_entropy(hidden, one, None, targets.flatten(), teaching=teaching, slice_rows=5)
         (total / count).backward()
         assert float(total.detach()) / count == pytest.approx(case["loss"], abs=1e-5)

@@ -135,7 +135,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"methods": ["casual"]}, "", "did you mean 'causal'?"),
     ({"methods": ["mlm"]}, "", "an attention that no phase trains"),
     ({"phase": [{"epochs": 1, "masked": 1}], "methods": ["mntp"]}, "", "objective.masked = 'mntp'"),
-    ({"phase": [{"epochs": 1, "masked": 1}], "methods": ["mlm"], "objective": {"masked": "mntp"}}, "", "'mlm' trains"),
+    (
+        {"phase": [{"epochs": 1, "masked": 1}], "methods": ["mlm"], "objective": {"masked": "mntp"}},
+        "",
+        "'mlm', not 'mntp'",
+    ),
+    ({"methods": []}, "", 'methods is empty: give one or several of methods = ["causal"]'),
+    ({"distil": {"teachers": [], "temperature": 2.0, "alpha": 0.5}}, "distil", "teachers is empty"),
+    ({"evaluate": {"suites": []}}, "evaluate", "suites is empty"),
     (
         {
             "phase": [{"epochs": 1, "masked": 1}],
@@ -203,6 +210,47 @@ def test_scales_and_changes_that_cannot_be_are_refused(
     write("toy", scale={"nano": {"model": {"layers": 1}}})
     with pytest.raises(error, match=re.escape(complaint)):
         read_recipe("toy", scale, [change] if change else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "message", "hint"),
+    [
+        (["optimizer.lr=abc"], "--set optimizer.lr=abc", "optimizer.lr: Input should be a valid number", "0.001"),
+        (["seed=1", "optimizer.betas=0.9"], "--set optimizer.betas=0.9", "optimizer.betas", "[0.9, 0.95]"),
+        (["optimizer.betas=[0.9]", "seed=1"], "--set optimizer.betas=[0.9]", "betas are two numbers", ""),
+        (["methods=[]"], "--set methods=[]", "methods is empty", ""),
+        (["seed=1", "objective.masked=mntp"], "--set objective.masked=mntp",
+         "methods: 'mlm' needs objective.masked = 'mlm', not 'mntp'; give one or several of methods = "
+         '["causal", "mntp", "fused"]', ""),
+        (["optimizer.warmup=0.1", "optimizer.warmup_steps=3"],
+         "--set optimizer.warmup=0.1 --set optimizer.warmup_steps=3", "exclude each other", ""),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_change_names_the_change(
+    changes: list[str], place: str, message: str, hint: str, write: Write
+) -> None:
+    write("toy", phase=[{"epochs": 1, "causal": 1, "masked": 1}], methods=["causal", "mlm"],
+          optimizer={"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95]})  # fmt: skip
+    with pytest.raises(DeclarationError) as caught:
+        read_recipe("toy", "", changes)
+    assert caught.value.place == place
+    assert message in caught.value.message and hint in caught.value.hint
+
+
+def test_an_error_of_the_recipe_names_its_file(write: Write) -> None:
+    path = write("bad", **changed("optimizer", cooldown=0.1))
+    with pytest.raises(DeclarationError) as caught:
+        read_recipe("bad", "", ["optimizer.lr=1e-4"])
+    assert caught.value.place == f"{path}: optimizer"
+
+
+@pytest.mark.parametrize(("recipe_key", "set_key"), [("warmup_steps", "warmup"), ("warmup", "warmup_steps")])
+def test_a_change_replaces_the_key_that_it_excludes(recipe_key: str, set_key: str, write: Write) -> None:
+    values: dict[str, Any] = {"warmup": 0.25, "warmup_steps": 5}
+    write("toy", **changed("optimizer", **{recipe_key: values[recipe_key]}))
+    for change in (f"optimizer.{set_key}={values[set_key]}", f"optimizer={{{set_key}={values[set_key]}}}"):
+        spec = read_recipe("toy", "", [change]).optimizer
+        assert getattr(spec, set_key) == values[set_key] and getattr(spec, recipe_key) is None
 
 
 def test_a_recipe_without_scales_says_so(write: Write) -> None:
