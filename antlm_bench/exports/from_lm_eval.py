@@ -190,7 +190,7 @@ def _check_totals(results: Row, task: str, rows: Sequence[Row]) -> None:
 
 def _suites(results: Row, tasks: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """(name, tasks) of every top group of which all tasks are there, then of every task in none of these."""
-    groups: Mapping[str, Sequence[str]] = results.get("group_subtasks") or {}
+    groups = {name: members or () for name, members in (results.get("group_subtasks") or {}).items()}
     inner = {member for members in groups.values() for member in members}
 
     def leaves(name: str) -> list[str]:
