@@ -50,7 +50,7 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def _flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """What a number must be read with: seeds that collapsed, texts that were cut or trained on, how epochs were chosen."""
+    """What a number must be read with: collapsed seeds, texts that were cut or trained on, how epochs were chosen."""
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
