@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from antlm_bench.checkpoints.folders import OpenOptions
-from antlm_bench.checkpoints.opening import describe, find
+from antlm_bench.checkpoints.opening import describe, describe_scored_eos, find
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import external
 from antlm_bench.scoring.choice import Tick, predictions
 from antlm_bench.scoring.external import MINICONS, Answers, MiniconsReader, Span
 from antlm_bench.scoring.probes import METHODS, Method, supported
-from antlm_bench.scoring.text import merge_facts, specials
+from antlm_bench.scoring.text import EosRule, eos_rule, merge_facts, specials
 from antlm_bench.types import Encodings, Item, Prediction
 
 ENGINES = ("native", "minicons")
@@ -55,6 +55,17 @@ class Foreign:
             return self
         around = specials(self.reader.scorer.tokenizer, "causal", bos)
         return replace(self, context_reader=replace(self.reader, around=around))
+
+    def with_scored_eos(self, rule: EosRule) -> Foreign:
+        """See opening.Checkpoint."""
+        tokenizer = self.reader.scorer.tokenizer
+        if self.reader.kind != "causal" or not eos_rule(tokenizer, rule)[0]:
+            return self
+        facts = describe_scored_eos(self.describe, tokenizer, rule)
+        if rule == "context":
+            assert self.context_reader is not None, "lm-eval has a rule of its own for texts with a context"
+            return replace(self, context_reader=replace(self.context_reader, eos=rule), describe=facts)
+        return replace(self, reader=replace(self.reader, eos=rule), describe=facts)
 
     def predict(
         self, items: Sequence[Item], methods: Sequence[Method], tick: Tick | None = None, reduction: str = "sum"

@@ -29,7 +29,17 @@ from antlm_bench.scoring.linear import can_pack
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.probes import METHODS, Method, supported
 from antlm_bench.scoring.rough import RoughEngine, RoughHead, answers_last
-from antlm_bench.scoring.text import ContextEncoder, Encoder, Specials, check_specials, mask_token, specials
+from antlm_bench.scoring.text import (
+    ContextEncoder,
+    Encoder,
+    EosRule,
+    Specials,
+    check_specials,
+    eos_rule,
+    mask_token,
+    scoring_eos,
+    specials,
+)
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
@@ -80,6 +90,17 @@ class Checkpoint:
         if (causal := encoders.get("causal")) is not None:
             encoders["causal"] = ContextEncoder(causal, specials(causal.tokenizer, "causal", bos))
         return replace(self, encoders=encoders)
+
+    def with_scored_eos(self, rule: EosRule) -> Checkpoint:
+        """Return the same checkpoint with the specials after causal texts scored (scoring.text.scoring_eos)."""
+        causal = self.encoders.get("causal")
+        if causal is None or (changed := scoring_eos(causal, rule)) is causal:
+            return self
+        return replace(
+            self,
+            encoders={**self.encoders, "causal": changed},
+            describe=describe_scored_eos(self.describe, causal.tokenizer, rule),
+        )
 
     def facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
@@ -360,10 +381,18 @@ class Described(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
+def describe_scored_eos(facts: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
+    """Return facts of `describe` that also name the scored specials: other numbers, so another key."""
+    after, _ = eos_rule(tokenizer, rule)
+    spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
+    return {**facts, "scored_specials": f"{spelled} after {'texts with a context' if rule == 'context' else 'texts'}"}
+
+
 def settings(opened: Described) -> dict[str, Any]:
     """The facts of `describe` that a score depends on, for a cell's content key."""
     keys = [
         *("weights", "config", "tokenizer", "architecture", "dtype", "max_length", "bos", "specials", "code"),
+        "scored_specials",
         *("base_weights", "adapter_weights", "adapter_config", "allowed", "original_layout"),  # where there are any
     ]
     return {key: json.loads(json.dumps(opened.describe[key])) for key in keys if key in opened.describe}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import Conditions, Outcome
 
 CONVENTIONS = 3  # raised whenever a finetuned number of an unchanged checkpoint and task may move; part of the key
+NO_PRESETS = "a file of one's own has none: give its settings one by one with --set (docs/finetuning.md)"
 SEEDS = (1, 2, 3)
 ATTENTIONS = ("causal", "full")
 ALL = "all"
@@ -147,7 +148,7 @@ def _wanted(suites: Sequence[str], tasks: Sequence[str], options: FinetuneOption
     for suite in suites:
         if options.preset and options.preset not in examples.presets(suite):
             there = examples.presets(suite)
-            hint = nearest(options.preset, there) or (f"one of {', '.join(there)}" if there else "it has none")
+            hint = nearest(options.preset, there) or (f"one of {', '.join(there)}" if there else NO_PRESETS)
             raise UsageError(f"{suite} has no preset {options.preset!r}", place="--preset", hint=hint)
     return [(suite, task) for suite, names in known.items() for task in names if not tasks or task in tasks]
 

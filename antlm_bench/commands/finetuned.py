@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from antlm_bench import metrics, runs
+from antlm_bench.suites.examples import SHARED
 from antlm_bench.types import Cell, Run
 
 Row = dict[str, object]
@@ -49,7 +50,7 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def _flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """What a number must be read with: seeds that collapsed, texts that were cut, and how epochs were selected."""
+    """What a number must be read with: collapsed seeds, texts that were cut or trained on, how epochs were chosen."""
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
@@ -62,3 +63,4 @@ def _flags(cells: Sequence[Cell]) -> Iterator[str]:
         yield "position 0 of a causal model, which has seen the first token only"
     if any("substitute" in note for note in cells[0].summary.notes):
         yield "substitute train set"
+    yield from dict.fromkeys(note for cell in cells for note in cell.summary.notes if SHARED in note)

@@ -13,13 +13,15 @@ from antlm_bench.errors import UsageError
 from antlm_bench.rendering import tables
 from antlm_bench.statistics import Interval, Uncertain
 from antlm_bench.suites.collection import MemberSpec
+from antlm_bench.suites.examples import SHARED
 from antlm_bench.suites.spec import read
 from antlm_bench.types import Cell, Estimate, Run, task_full_name
 
 Marks = tuple[str, ...]  # sentences that a number must be read with; tables show a letter and the sentence below
 Seen = dict[str, tuple[str, str]]  # suite -> the digest of its items and whose, of the first column that has it
 NOTABLE = re.compile(
-    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0"
+    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0|"
+    + SHARED
 )
 
 

@@ -76,6 +76,7 @@ class ScoreOptions:
             bos=self.bos or policy.bos,
             ties=self.ties or policy.ties,
             bos_before_context=before_context,
+            eos="" if self.bos else policy.eos,
             lengths=policy.lengths if self.max_length is None else "declared",
         )
 
@@ -221,6 +222,8 @@ def _score_suite(
     if policy.bos_before_context:
         checkpoint = checkpoint.with_bos_before_context(policy.bos_before_context)
     kind = kind_of(suite, policy)
+    if policy.eos and kind.asks != "documents":
+        checkpoint = checkpoint.with_scored_eos(policy.eos)
     if options.precision == "adaptive" and kind.asks != "choices":
         hint = f"use --precision exact{AS_THEY_ARE.get(kind.asks, '')}"
         raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.declarations import decode_utf8
+from antlm_bench.declarations import decode_utf8, nearest
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.exports import conventions, leaderboard
-from antlm_bench.exports.collation import Collator, Missing
+from antlm_bench.exports.collation import Collator, Missing, is_filled
 from antlm_bench.exports.command_hints import name_of
 from antlm_bench.exports.decisions import Rule
+from antlm_bench.rendering import tables
+from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites import items
 from antlm_bench.types import Run
 
@@ -60,14 +62,17 @@ def submit(
     board = leaderboard.leaderboard(year)
     milestones = board.milestones(track)
     final, checkpoints = sorted_runs([run for folder in folders for run in opened(folder)])
-    method = method or only_method(final)
+    method = chosen_method(method, final, board)
     one_model(final, [checkpoints[number] for number in milestones if number in checkpoints])
     given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
     texts = lru_cache(1)(partial(items.load, allow_incomplete=True))  # one suite is asked for at every milestone
     collation = Collator(board, track, final, checkpoints, texts, method, seed, ties).collate(given)
-    deviations = conventions.deviations(board, collation.used, final)
-    if collation.missing and not allow_partial:
+    deviations = conventions.deviations(board, collation.written, final)
+    strangers = own_files(board, [final, *checkpoints.values()])
+    empty = not any(map(is_filled, collation.document.values()))
+    if collation.missing and (empty or not allow_partial):
         listed = "\n".join(f"    {missing}" for missing in collation.missing)
+        listed += "".join(f"\n  {sentence}" for sentence in strangers)
         message = f"{len(collation.missing)} parts of the {board.year} file are missing; nothing was written:\n{listed}"
         if deviations and not allow_conventions:
             also = "\n    ".join(conventions.described(deviations))
@@ -76,11 +81,14 @@ def submit(
             "make them (a local checkpoint goes by its folder's name here: give its path), or write what there is with "
         )
         hint += "--allow-partial; the leaderboard counts holes as 0"
+        if empty:
+            message = f"no part of the {board.year} file is there; nothing was written:\n{listed}"
+            hint = "make them (a local checkpoint goes by its folder's name here: give its path)"
         raise IncompleteError(message, hint=hint)
     if deviations and not allow_conventions:
         raise conventions.refuse(board, deviations, method)
     leaderboard.check(collation.document, board.name, absent=[missing.key for missing in collation.missing])
-    notes = [f"as {board.source} writes it", *collation.notes]
+    notes = [f"as {board.source} writes it", *collation.notes, *strangers]
     notes += [f"NOT by the conventions of {board.name}: {line}" for line in conventions.described(deviations)]
     if milestones and (unused := sorted(checkpoints.keys() - set(milestones))):
         notes.append(f"{track} has no milestone {', '.join(f'chck_{number}M' for number in unused)}: left out")
@@ -152,12 +160,39 @@ def milestone_of(run: Run) -> int | None:
     return int(match[1]) if match else None
 
 
-def only_method(run: Run) -> str:
+def own_files(board: leaderboard.LeaderboardSpec, found: Sequence[Run]) -> list[str]:
+    """A sentence for each of the user's own files that goes by the name of a suite of the leaderboard."""
+    wanted = {part.suite for part in (*board.part, *board.fast)}
+    own = [(cell.suite, runs.base_name(cell).partition(".")[0]) for run in found for cell in run if runs.is_own(cell)]
+    return [
+        f"{tables.printable(shown)} is a file of the user's and not the suite {name}: not counted"
+        for shown, name in dict.fromkeys(own)
+        if name in wanted
+    ]
+
+
+def chosen_method(asked: str, run: Run, board: leaderboard.LeaderboardSpec) -> str:
+    """The zero-shot method of the file: as asked, else the only one of the run. UsageError for an unknown one."""
+    if not asked:
+        return only_method(run, board)
+    if asked not in METHODS:
+        hint = nearest(asked, METHODS) or f"one of {', '.join(METHODS)}"
+        raise UsageError(f"unknown method {asked!r}", place="--method", hint=hint)
+    return asked
+
+
+def only_method(run: Run, board: leaderboard.LeaderboardSpec) -> str:
     """The zero-shot method of a run; UsageError where there are several, or none."""
     methods = sorted({cell.method for cell in run if cell.seed is None})
     if len(methods) != 1:
         said = f"was scored by {', '.join(methods)}" if methods else "holds no scored suite"
         hint = f"--method {methods[0]}: a file holds one; hybrids are submitted once per method" if methods else ""
+        if not methods and any(cell.seed is not None for cell in run):
+            causal = any(cell.method == "finetune-causal" for cell in run)
+            name = "causal" if causal else next(name for name in board.methods if name != "causal")
+            hint = (
+                f"score the suites, or write the labels of the finetuned tasks alone: --method {name} --allow-partial"
+            )
         raise UsageError(f"{run.path} {said}", place="--method", hint=hint)
     return methods[0]
 

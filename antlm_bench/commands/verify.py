@@ -30,7 +30,7 @@ from antlm_bench.scoring.external import (
     peer_version,
 )
 from antlm_bench.scoring.probes import default_method, known, method
-from antlm_bench.scoring.text import Encoder, Specials
+from antlm_bench.scoring.text import Encoder, Specials, template
 from antlm_bench.suites import items as suites
 from antlm_bench.suites.items import Suite
 from antlm_bench.suites.pairs import columns_of
@@ -304,6 +304,8 @@ def _conventions(reader: Peer, spans: Sequence[tuple[int, int] | None]) -> tuple
         aligned[0] += " (its default is the mean)"
         own = "spelled into the text" if reader.around != Specials() else "none"
         aligned.append(f"special tokens: {own if reader.spelled else 'what the tokenizer adds'}")
+        if reader.kind == "causal" and not reader.spelled and template(reader.scorer.tokenizer).after:
+            apart.append("it scores the special tokens that the tokenizer adds after a text: as --compat minicons")
         if contexts:
             aligned.append("the same characters count: its scores per token, added up (not its conditional_score)")
     else:

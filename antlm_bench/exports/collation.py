@@ -53,6 +53,25 @@ class Collation:
     notes: tuple[str, ...]
     used: tuple[Used, ...] = ()
 
+    @property
+    def written(self) -> list[Used]:
+        """The cells of those parts that the file holds: others were found, and fell out with their part."""
+        return [one for one in self.used if is_filled(self._value(one.key))]
+
+    def _value(self, key: str) -> Any:
+        """What stands under a dotted key."""
+        if key in self.document:
+            return self.document[key]
+        outer, _, inner = key.partition(".")
+        return (self.document.get(outer) or {}).get(inner)
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a part of the file holds anything but empty tables, empty lists and null."""
+    if isinstance(value, dict | list):
+        return any(map(is_filled, value.values() if isinstance(value, dict) else value))
+    return value is not None
+
 
 @dataclass(slots=True)
 class Collator:

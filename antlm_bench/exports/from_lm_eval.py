@@ -1,13 +1,15 @@
 """lm-evaluation-harness results with samples (--log_samples) -> predictions of ours, so that two runs can be compared.
 
 Read: multiple-choice tasks, whose samples hold the log-probability of every option. A task whose samples do not give
-back lm-eval's own `acc`, item by item, is left out: then we would not know what its numbers mean.
+back lm-eval's own `acc`, item by item and as their mean, or are not as many as the results say, is left out: then we
+would not know what its numbers mean.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +27,20 @@ from antlm_bench.types import Cell, Manifest, Prediction, Summary
 
 METHOD = "lm-eval"  # the method of imported cells: whatever the harness's model class did
 TASK = "task"  # the label of an item of a group: which of its tasks
-OPEN = 1e-6  # how far a mean of ours may lie from the harness's
+TOLERANCE = 1e-6  # how far a mean of ours may lie from the harness's
+NO_SAMPLES = "no samples: run with --log_samples"
+DAMAGED = "the file is damaged: run lm-eval again"
+# Tables of a file of results: whether their values are tables, too.
+TABLES = {
+    "results": True,
+    "groups": False,
+    "group_subtasks": False,
+    "configs": True,
+    "versions": False,
+    "n-shot": False,
+    "n-samples": True,
+    "task_hashes": False,
+}
 Row = Mapping[str, Any]
 
 
@@ -68,7 +83,11 @@ def read(path: Path) -> Imported:
             else:
                 cells[suite] = _cell(suite, members, tasks, digests, results)
     if not cells:
-        raise DataError(f"nothing to import: {'; '.join(left_out)}", place=str(path), hint="run with --log_samples")
+        hint = "run lm-eval again where samples and results contradict each other; only multiple-choice tasks with a "
+        hint += "log-probability per option and one right option can be imported"
+        if left_out and all(line.endswith(NO_SAMPLES) for line in left_out):
+            hint = "run with --log_samples"
+        raise DataError(f"nothing to import: {'; '.join(left_out) or 'no task'}", place=str(path), hint=hint)
     return Imported(_manifest(newest_first[0][1]), tuple(cells.values()), tuple(dict.fromkeys(left_out)))
 
 
@@ -80,6 +99,7 @@ def _results_files(path: Path) -> list[tuple[Path, Row]]:
         named = file == path or file.name.startswith("results")
         results = _json(files.read(file), str(file), file.suffix == ".jsonl") if named else _json_or_none(file)
         if isinstance(results, dict) and all(isinstance(results.get(key), dict) for key in ("results", "config")):
+            _check_tables(results, str(file))
             found.append((file, results))
         elif named:
             hint = "give the file of results (results_<date>.json), or the folder that holds it"
@@ -88,6 +108,37 @@ def _results_files(path: Path) -> list[tuple[Path, Row]]:
         hint = "give the --output_path of an lm-eval run"
         raise DataError("no file of lm-eval's results (results_<date>.json, results.json)", place=str(path), hint=hint)
     return sorted(found, key=lambda pair: (_seconds(pair[1]), pair[0].name), reverse=True)
+
+
+def _check_tables(results: Row, place: str) -> None:
+    """Raise DataError for a part of a file of results that is not the table that it has to be."""
+    for key, nested in TABLES.items():
+        table = results.get(key)
+        if table is not None and not isinstance(table, dict):
+            raise DataError(f"`{key}` is no table", place=place, hint=DAMAGED)
+        for name, value in (table or {}).items():
+            if nested and not (isinstance(value, dict) or (value is None and key != "results")):
+                raise DataError(f"`{key}` of {name!r} is no table", place=place, hint=DAMAGED)
+    groups = results.get("group_subtasks") or {}
+    for name, members in groups.items():
+        listed = members is None or (isinstance(members, list) and all(isinstance(one, str) for one in members))
+        if not listed:
+            raise DataError(f"`group_subtasks` of {name!r} is no list of names", place=place, hint=DAMAGED)
+    finished: set[str] = set()
+    for name in groups:
+        path = [iter([name])]  # depth first, without recursion: a file may nest as deep as it likes
+        opened: list[str] = []
+        while path:
+            member = next(path[-1], None)
+            if member is None:
+                path.pop()
+                finished |= set(opened[-1:])
+                opened = opened[:-1]
+            elif member in opened:
+                raise DataError(f"`group_subtasks`: {member!r} is a part of itself", place=place, hint=DAMAGED)
+            elif member not in finished:
+                opened.append(member)
+                path.append(iter(groups.get(member) or ()))
 
 
 def _tasks(file: Path, results: Row) -> tuple[dict[str, list[Prediction]], dict[str, str], list[str]]:
@@ -100,8 +151,9 @@ def _tasks(file: Path, results: Row) -> tuple[dict[str, list[Prediction]], dict[
             continue
         try:
             rows = _samples(file, results, task)
-            tasks[task] = _predictions(task, rows, _delimiter(results, task))
-            digests[task] = _digest(rows)
+            predictions = _predictions(task, rows, _delimiter(results, task))
+            _check_totals(results, task, rows)
+            tasks[task], digests[task] = predictions, _digest(rows)
         except _LeftOut as why:
             left_out.append(f"{task}: {why}")
     return tasks, digests, left_out
@@ -120,16 +172,39 @@ def _samples(file: Path, results: Row, task: str) -> list[Row]:
     for name in names:
         if is_file(file.parent / name):
             return _rows(file.parent / name)
-    raise _LeftOut("no samples: run with --log_samples")
+    raise _LeftOut(NO_SAMPLES)
+
+
+def _check_totals(results: Row, task: str, rows: Sequence[Row]) -> None:
+    """Raise _LeftOut where the samples of a task are not as many, or not as often right, as its results say."""
+    counts = (results.get("n-samples") or {}).get(task) or {}
+    expected = counts.get("effective")
+    if isinstance(expected, int) and expected != len(rows):
+        raise _LeftOut(f"{len(rows)} of {expected} samples are there (n-samples)")
+    metric = f"acc,{rows[0].get('filter', 'none')}"
+    reported = results["results"][task].get(metric)
+    mean = sum(float(row["acc"]) for row in rows) / len(rows)
+    if isinstance(reported, int | float) and not abs(reported - mean) <= TOLERANCE:
+        raise _LeftOut(f"the mean `acc` of its {len(rows)} samples is {mean:.4f}, and its results say {reported:.4f}")
 
 
 def _suites(results: Row, tasks: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """(name, tasks) of every top group of which all tasks are there, then of every task in none of these."""
-    groups: Mapping[str, Sequence[str]] = results.get("group_subtasks") or {}
+    groups = {name: members or () for name, members in (results.get("group_subtasks") or {}).items()}
     inner = {member for members in groups.values() for member in members}
 
     def leaves(name: str) -> list[str]:
-        return [leaf for member in groups[name] for leaf in (leaves(member) if groups.get(member) else [member])]
+        found, seen, waiting = [], set(), [*reversed(groups[name])]
+        while waiting:
+            member = waiting.pop()
+            if member in seen:
+                continue
+            seen.add(member)
+            if groups.get(member):
+                waiting += reversed(groups[member])
+            else:
+                found.append(member)
+        return found
 
     grouped: set[str] = set()
     for name in groups:
@@ -140,27 +215,75 @@ def _suites(results: Row, tasks: Mapping[str, Any]) -> Iterator[tuple[str, list[
 
 
 def _predictions(task: str, rows: Sequence[Row], delimiter: str) -> list[Prediction]:
-    made = []
-    for row in rows:
+    """The samples of a task as Predictions. Raises _LeftOut where they do not give back lm-eval's own acc.
+
+    A target that is a number may be the text of an option or its index; lm-eval's own acc tells which.
+    """
+    if not rows:
+        raise _LeftOut(NO_SAMPLES)
+    asked = [_Asked.of(row, delimiter) for row in rows]
+    wrong = ""
+    for by_text in (True, False):
+        golds = [one.gold(by_text) for one in asked]
+        said = next((one.contradiction(gold) for one, gold in zip(asked, golds, strict=True)
+                     if one.contradiction(gold)), "")  # fmt: skip
+        wrong = wrong or said
+        if not said:
+            return [one.prediction(task, gold) for one, gold in zip(asked, golds, strict=True) if gold is not None]
+    raise _LeftOut(wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One sample: its options' texts (without delimiter) and log-probabilities, the target, and lm-eval's acc."""
+
+    id: str
+    choices: list[str]
+    scores: tuple[float, ...]
+    target: str
+    acc: float
+
+    @classmethod
+    def of(cls, row: Row, delimiter: str) -> _Asked:
+        """Raises _LeftOut for a sample that is no choice between options with a log-probability each."""
         try:
             choices = [choice.removeprefix(delimiter) for choice in _continuations(row)]
             scores = tuple(float(answer[0]) for answer in _answers(row))
-            right = float(row["acc"])
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            made = cls(str(row["doc_id"]), choices, scores, str(row.get("target")), float(row["acc"]))
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             raise _LeftOut("its samples hold no log-probability per option with an `acc`") from None
         if len(scores) < 2:
             raise _LeftOut("one continuation per item, no choice (loglikelihood)")
-        gold, first = _gold(row.get("target"), choices), max(range(len(scores)), key=lambda i: scores[i])
-        best = [i for i, score in enumerate(scores) if score == scores[first]]
+        for number, score in enumerate(scores, start=1):
+            if math.isnan(score) or score == math.inf:
+                raise _LeftOut(f"item {made.id}: the log-probability of option {number} is {score}")
+        return made
+
+    def gold(self, by_text: bool) -> int | None:
+        """Index of the right option: the place of the target among the options, or the target itself."""
+        if by_text and self.target in self.choices:
+            return self.choices.index(self.target)
+        index = int(self.target) if self.target.isdecimal() and len(self.target) < 10 else -1
+        return index if 0 <= index < len(self.scores) else None
+
+    def contradiction(self, gold: int | None) -> str:
+        """Why this sample cannot be read so, "" where it can."""
+        if gold is None or gold >= len(self.scores):
+            return f"item {self.id}: the target {self.target[:60]!r} is none of its {len(self.scores)} options"
         # The harness gives a tie to the first option; our own exports give each of k its share.
-        if gold is None or right not in (float(first == gold), (gold in best) / len(best)):
-            raise _LeftOut(f"item {row.get('doc_id')}: its samples do not give back lm-eval's own acc")
-        lengths = tuple(map(len, choices)) if len(choices) == len(scores) else (0,) * len(scores)
-        labels = {TASK: task}
-        made.append(Prediction(f"{task}_{row.get('doc_id')}", gold, first, scores, (0,) * len(scores), lengths, labels))
-    if not made:
-        raise _LeftOut("no samples")
-    return made
+        first, best = self._best()
+        credits = (float(first == gold), (gold in best) / len(best))
+        return "" if self.acc in credits else f"item {self.id}: its samples do not give back lm-eval's own acc"
+
+    def _best(self) -> tuple[int, list[int]]:
+        """The first of the best options, and all of them."""
+        best = [i for i, score in enumerate(self.scores) if score == max(self.scores)]
+        return best[0], best
+
+    def prediction(self, task: str, gold: int) -> Prediction:
+        n = len(self.scores)
+        lengths = tuple(map(len, self.choices)) if len(self.choices) == n else (0,) * n
+        return Prediction(f"{task}_{self.id}", gold, self._best()[0], self.scores, (0,) * n, lengths, {TASK: task})
 
 
 def _continuations(row: Row) -> list[str]:
@@ -177,12 +300,6 @@ def _answers(row: Row) -> list[Any]:
     return [responses[0] for responses in row["resps"]]
 
 
-def _gold(target: object, choices: Sequence[str]) -> int | None:
-    """Index of the right option: the target itself, or the place of its text among the choices."""
-    text = str(target)
-    return int(text) if text.isdecimal() else choices.index(text) if text in choices else None
-
-
 def _cell(
     suite: str, members: Sequence[str], tasks: Mapping[str, list[Prediction]], digests: Mapping[str, str], results: Row
 ) -> tuple[Cell, list[Prediction]]:
@@ -195,7 +312,7 @@ def _cell(
     ours = summarize(
         predictions, suite=name, method=METHOD, metric="accuracy", macro=macro, groups=(), ties="first"
     ).headline
-    if macro and isinstance(said, float) and abs(said - ours.value) > OPEN:
+    if macro and isinstance(said, float) and abs(said - ours.value) > TOLERANCE:
         summary = replace(summary, notes=(*summary.notes, f"lm-eval averages this group otherwise ({said:.4f})"))
     version, limit = (results.get("versions") or {}).get(suite), results["config"].get("limit")
     digest = hashlib.sha256("".join(digests[task] for task in members).encode()).hexdigest()
@@ -267,14 +384,28 @@ def _numbered(rows: Sequence[Any], place: str) -> list[tuple[str, Any]]:
 
 def _first_of_each(rows: Sequence[tuple[str, Any]]) -> list[Row]:
     """The samples (each with its place) of the first filter, where a task has several; older files do not name it, but
-    repeat documents."""
-    found: dict[str, Row] = {}
+    repeat documents. Raises DataError for what is no sample, and for a document with two answers."""
     for place, row in rows:
         if not isinstance(row, dict):
-            raise DataError("a sample is an object", place=place, hint="the file is damaged: run lm-eval again")
+            raise DataError("a sample is an object", place=place, hint=DAMAGED)
+    for place, row in rows:
+        if row.get("doc_id") is None:
+            raise DataError("a sample has no `doc_id`", place=place, hint=DAMAGED)
+    found: dict[str, Row] = {}
+    for place, row in rows:
         if row.get("filter") == rows[0][1].get("filter"):
-            found.setdefault(str(row.get("doc_id", place)), row)
+            first = found.setdefault(str(row["doc_id"]), row)
+            if _answered(first) != _answered(row):
+                message = f"two samples of doc_id {row['doc_id']} have different answers"
+                raise DataError(message, place=place, hint="the file holds two runs: import each by itself")
     return list(found.values())
+
+
+def _answered(row: Row) -> str:
+    """What was asked and answered, for comparison. Filters change the filtered answers, and so the acc: where a sample
+    does not name its filter, only what the model said counts."""
+    answers = ["resps"] if "resps" in row and "filter" not in row else ["resps", "filtered_resps", "acc"]
+    return json.dumps([row.get(name) for name in ("target", "arguments", *answers)], sort_keys=True)
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -138,4 +138,8 @@ def check(document: Mapping[str, Any], name: str, *, absent: Collection[str] = (
                 continue
         message = error.message if len(error.message) < 200 else f"{error.message[:120]} ... ({error.validator})"
         place = place or "the document"
-        raise DataError(f"not as {name}.json has it: {message}", place=place, hint="the schema is shipped in exports")
+        raise DataError(
+            f"not as {name}.json has it: {message}",
+            place=place,
+            hint=f"the schema: antlm_bench/exports/schemas/{name}.json",
+        )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.text import EosRule
 from antlm_bench.types import Encodings, Floats, Item, LanguageModel, ModelFacts, Option, Prediction, Probes
 
 CONVENTIONS = 2  # raised whenever a score of an unchanged checkpoint and suite may move; part of every cell's key
@@ -36,6 +38,9 @@ class Policy:
     """The same for causal methods; "" = as `reduction`."""
     bos_before_context: str = ""
     """BOS policy of causal texts that have a context; "" = as `bos`."""
+    eos: EosRule | Literal[""] = ""
+    """Causal texts of which the special tokens that the tokenizer adds at their end are scored:
+    "all", or those with a "context"; "" = none."""
     context: str = ""
     """Context of masked texts that have none: "eos" = the string of the EOS token, or "None"."""
     delimiter: str = ""
@@ -51,7 +56,7 @@ class Policy:
     def of(self, method: Method) -> Policy:
         """The conventions that apply to one method."""
         if method.masks:
-            return replace(self, causal_reduction="", bos_before_context="")
+            return replace(self, causal_reduction="", bos_before_context="", eos="")
         decides = self.causal_reduction or self.reduction
         return replace(self, reduction=decides, causal_reduction="", context="", joiner="")
 
@@ -64,7 +69,7 @@ class Policy:
         """
         policy = replace(self, reduction=self.reduction or declared)
         if words:
-            return replace(policy, bos_before_context="", context="", delimiter="", joiner="")
+            return replace(policy, bos_before_context="", eos="", context="", delimiter="", joiner="")
         return replace(policy, delimiter="") if verbatim else policy
 
     def settings(self, rated: bool) -> dict[str, str]:
@@ -81,8 +86,8 @@ class Policy:
 OURS = Policy()
 # Sources: reference table in docs/conventions.md, each line read in the peer's code or in its recorded scores.
 COMPATS: dict[str, Policy] = {
-    "lm-eval": Policy(ties="first", reduction="sum", bos_before_context="tokenizer", delimiter=" "),
-    "minicons": Policy(bos="tokenizer", reduction="per-token"),
+    "lm-eval": Policy(ties="first", reduction="sum", bos_before_context="tokenizer", eos="context", delimiter=" "),
+    "minicons": Policy(bos="tokenizer", reduction="per-token", eos="all"),
     "babylm-2024": Policy(
         ties="first",
         reduction="per-token",

@@ -23,7 +23,7 @@ from antlm_bench.checkpoints.folders import first_line
 from antlm_bench.checkpoints.loading import quiet
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.text import Specials, template
+from antlm_bench.scoring.text import EosRule, Specials, counted_with_eos, eos_rule, template
 from antlm_bench.scoring.tokens import TextTokenizer, Tokenized
 from antlm_bench.types import Encodings, Floats
 
@@ -122,6 +122,7 @@ class MiniconsReader:
     kind: Kind
     around: Specials
     max_length: int | None
+    eos: EosRule | None = None  # texts of which the specials after them are scored, too
 
     def answers(
         self, texts: Sequence[str], spans: Sequence[Span], method: str, tick: Callable[[float], None] | None = None
@@ -139,6 +140,18 @@ class MiniconsReader:
         found = self._tokenized(texts, method)
         rows, inner = self._rows(texts, found.ids)
         counted = [self._counted(row, span, inner) for row, span in zip(rows, spans, strict=True)]
+        if self.eos == "context":
+            raise MethodNotSupported(
+                "lm-eval puts EOS after the context, over the start of the continuation: no row of minicons",
+                place="--compat",
+                hint="use --engine native, or --bos tokenizer",
+            )
+        if self.eos is not None:
+            after, skipped = eos_rule(self.scorer.tokenizer, self.eos)
+            counted = [
+                counted_with_eos(some, len(row.ids), len(after), skipped, span, text)
+                for some, row, span, text in zip(counted, rows, spans, texts, strict=True)
+            ]
         too_long = np.array([self.max_length is not None and len(row.ids) > self.max_length for row in rows], np.bool_)
         logp = np.zeros(len(texts))
         todo = [n for n in range(len(texts)) if counted[n] and not too_long[n]]

@@ -11,14 +11,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring.tokens import PROBE, Offsets, TextTokenizer, probe_texts, readable
-from antlm_bench.types import Attention, Encoded, Encodings, Ints
+from antlm_bench.types import Attention, Bools, Encoded, Encodings, Ints
 
+EosRule = Literal["all", "context"]
 BOS_POLICIES: dict[str, str] = {
     "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer knows one (as lm-eval); "
     "masked: the tokenizer's own template",
@@ -118,7 +119,7 @@ def check_ids(tokenizer: Any, highest: int, vocabulary: int) -> None:
 def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
     """The specials of a text under a BOS policy.
 
-    Causal rows carry no EOS: it would be a target of nothing (every peer leaves it unscored). Masked rows keep the
+    Causal rows carry no EOS unless `scoring_eos` adds it: our conventions do not score it. Masked rows keep the
     template of their training. Raises UsageError for an unknown policy, CheckpointError where `always` cannot be met.
     """
     if bos not in BOS_POLICIES:
@@ -176,6 +177,11 @@ class Encoder:
         self.tokenizer, self.around = tokenizer, around
         self.max_length, self.vocabulary = max_length, vocabulary
         self.text_tokenizer = TextTokenizer(tokenizer)
+        self.skipped: int | None = None
+        """None: specials are not scored. Else those after a text are (see `scoring_eos`), and of a text with a
+        context, this many tokens at the start of its scored span are not."""
+        self.overwrites = False
+        """Whether the specials after a text also stand in the place of the skipped tokens."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """See types.Encodings. Raises CheckpointError for an id that the model has no embedding for, and as
@@ -211,12 +217,25 @@ class Encoder:
             full = np.empty((len(members), length), np.int32)
             full[:, : len(before)], full[:, len(before) + inner :] = before, after
             full[:, len(before) : len(before) + inner] = block
+            if self.skipped is not None:
+                self._score_eos(full, scored, [(spans[member], texts[member]) for member in members])
             first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
             first[:, len(before) : len(before) + inner] = _block(words, members, inner)
             last[:, len(before) : len(before) + inner] = _block(last_words, members, inner)
             lengths.append(Encoded(full, scored, first, np.array(members, np.int32), last))
         flags = dict(found.flags)
         return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
+
+    def _score_eos(self, ids: Ints, scored: Bools, asked: Sequence[tuple[tuple[int, int] | None, str]]) -> None:
+        """Change ids and scored, both (rows, length), as `scoring_eos` says. asked: span and text of each row."""
+        after, skipped = self.around.after, self.skipped or 0
+        for row, counts, (span, text) in zip(ids, scored, asked, strict=True):
+            positions = np.flatnonzero(counts).tolist()
+            if self.overwrites and span is not None and span[1] == len(text):
+                for at, token in zip(positions, after, strict=False):
+                    row[at] = token
+            counts[:] = False
+            counts[counted_with_eos(positions, len(row), len(after), skipped, span, text)] = True
 
 
 class ContextEncoder(Encoder):
@@ -240,6 +259,54 @@ class ContextEncoder(Encoder):
             facts = merge_facts(facts, part, members)
             lengths += [replace(encoded, text=members[encoded.text]) for encoded in part.lengths]
         return replace(facts, lengths=tuple(lengths))
+
+
+def eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
+    """Return the specials that the template puts after a text, and how many tokens a peer loses to them.
+
+    With a context, a peer tokenises the context alone, too, counts its tokens including the specials after it, and
+    takes what stands in the whole row after so many for the continuation: it begins as many tokens late. minicons
+    0.3.39 (`IncrementalLMScorer.prime_text`) does not count the padding token, which is EOS where the tokenizer has
+    none, and reads the whole row. lm-eval 0.4.13 (`_encode_pair`) counts all, and reads the context's own row before
+    the continuation: its specials stand in the place of the tokens that are lost.
+    """
+    after = template(tokenizer).after
+    if rule == "context":
+        return after, len(after)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return after, sum(token != padding for token in after)
+
+
+def scoring_eos(encoder: Encoder, rule: EosRule) -> Encoder:
+    """Return a causal encoder that scores what the tokenizer's template puts after a text, as a peer does.
+
+    rule: "all" texts, or only those with a "context". Raises CheckpointError for a special without an embedding.
+    """
+    after, skipped = eos_rule(encoder.tokenizer, rule)
+    if not after:
+        return encoder
+    check_specials(encoder.tokenizer, Specials((), after), encoder.vocabulary)
+    changed = copy.copy(encoder)
+    target = changed
+    if rule == "context":
+        assert isinstance(changed, ContextEncoder), "lm-eval has a rule of its own for texts with a context"
+        target = changed.with_context = copy.copy(changed.with_context)
+    target.around = Specials(target.around.before, after)
+    target.skipped, target.overwrites = skipped, rule == "context"
+    return changed
+
+
+def counted_with_eos(
+    positions: list[int], length: int, after: int, skipped: int, span: tuple[int, int] | None, text: str
+) -> list[int]:
+    """Return the positions of a row that count where the last `after` of its `length` tokens are scored, too.
+
+    positions: those that count without. A span that ends inside its text is no request of a peer, and stays.
+    """
+    if span is not None and span[1] < len(text):
+        return positions
+    has_context = span is not None and span[0] > 0
+    return [*positions[skipped if has_context else 0 :], *range(length - after, length)]
 
 
 def merge_facts(whole: Encodings, part: Encodings, members: Sequence[int] | Ints) -> Encodings:

@@ -29,6 +29,7 @@ from antlm_bench.suites.spec import FileSpec
 from antlm_bench.suites.templates import fields_of, text_of, value_of
 from antlm_bench.types import Example, task_full_name
 
+SHARED = "also stand in the train set"  # how a note ends that says how many scored texts were trained on
 Rows = Iterable[tuple[int, records.Record]]
 
 
@@ -339,7 +340,7 @@ def _notes(note: str, *splits: tuple[str, Sequence[Example], Sequence[Example]])
     train, scored = (taken for _, _, taken in splits)
     known = {(one.first, one.second) for one in train}
     if seen := sum((one.first, one.second) in known for one in scored):
-        notes.append(f"{seen:,} of {len(scored):,} scored texts also stand in the train set")
+        notes.append(f"{seen:,} of {len(scored):,} scored texts {SHARED}")
     if len({one.gold for one in scored}) == 1:
         notes.append("all scored rows are of one class")
     return notes

@@ -50,9 +50,9 @@ def finetune_verb(
         how(metavar="WAY", help="causal, full; all: both of a hybrid.", show_default="the checkpoint's first method's"),
     ] = None,
     preset: Annotated[
-        str,
-        how("--preset", "--compat", metavar="NAME", help="Published settings: babylm-2025, babyllama, ..."),
+        str, how(metavar="NAME", help="Published settings: babylm-2025, babyllama, ...", show_default="none")
     ] = "",
+    compat: Annotated[str, how(metavar="NAME", help="The same, as `score` calls it.", show_default="none")] = "",
     change: Annotated[
         list[str] | None, how("--set", metavar="KEY=VALUE", help="Change a hyper-parameter: lr=1e-4. Repeatable.")
     ] = None,
@@ -83,6 +83,11 @@ def finetune_verb(
     if seed is not None and any(one < 0 for one in seed):
         raise UsageError("a seed is 0 or more", place="--seed")
 
+    if preset and compat and preset != compat:
+        message = f"two presets are named: --preset {preset} and --compat {compat}"
+        raise UsageError(message, place="--preset", hint="they are one option with two names: give one")
+    typed, preset = "--compat" if compat and not preset else "--preset", preset or compat
+
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
     from antlm_bench.commands.finetuned import rows
     from antlm_bench.rendering import catalog
@@ -93,6 +98,10 @@ def finetune_verb(
     names, ways = split(task), split(attention)
     try:
         runs = finetune(model, split(suite), tasks=names, seeds=chosen, attentions=ways, out=out, options=options)
+    except UsageError as error:
+        if error.place == "--preset":
+            error.place = typed
+        raise
     except IncompleteError as error:  # what did finish is shown before the error is
         catalog(rows(error.runs), form, empty="nothing finetuned yet")
         raise

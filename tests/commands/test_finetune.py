@@ -259,3 +259,48 @@ def test_a_missing_file_is_an_incomplete_run_that_names_it(argv: list[str], caps
     argv[argv.index("--valid") + 1] = "nowhere.csv"
     assert run(argv) == IncompleteError.exit_code
     assert "nowhere.csv" in capsys.readouterr().err
+
+
+def test_scored_texts_that_were_trained_on_are_flagged_everywhere(
+    ask: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files[0].open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))[1:]
+    said = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
+    found = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
+    assert said in str(rows([found])[0]["flags"])
+    for form in ([], ["--csv"], ["--markdown"]):
+        assert run(["report", found.path, *form]) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_scored_texts_of_their_own_are_not_flagged(ask: Callable[..., Any], files: tuple[Path, Path]) -> None:
+    texts = []
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as file:
+            texts.append({row["text"] for row in csv.DictReader(file)})
+    shared = len(texts[0] & texts[1])
+    flags = str(rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
+    assert ("also stand in the train set" in flags) == bool(shared)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "babyllama", "--compat", "babylm-2025"], "two presets are named"),
+        (["--compat", "babylm-2025", "--preset", "babyllama"], "two presets are named"),
+        (["--compat", "babylm-2025"], "--compat: train.csv has no preset 'babylm-2025'"),
+        (["--preset", "babylm-2025"], "--preset: train.csv has no preset 'babylm-2025'"),
+        (["--preset", "babylm-2025", "--compat", "babylm-2025"], "--preset: train.csv has no preset"),
+    ],
+)
+def test_presets_are_refused_by_the_option_that_was_typed(
+    options: list[str], words: str, files: tuple[Path, Path], make_checkpoint: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(files[0].parent)
+    command = ["finetune", "--model", str(make_checkpoint()), "--suite", "train.csv", "--valid", "valid.csv", *options]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and ("--set" in said or "give one" in said)
+    assert not (tmp_path / "run").exists()

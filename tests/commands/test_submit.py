@@ -26,6 +26,7 @@ from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.command_hints import named
 from antlm_bench.suites import items
+from antlm_bench.types import Cell
 
 STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
 
@@ -467,3 +468,46 @@ def drop(folder: Path, suite: str) -> None:
     document = json.loads((folder / "run.json").read_text())
     document["cells"] = [cell for cell in document["cells"] if cell["suite"] != suite]
     (folder / "run.json").write_text(json.dumps(document))
+
+
+def test_an_unknown_method_is_refused(complete: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown method 'mntpp'") as caught:
+        send(complete, tmp_path, method="mntpp", allow_partial=True)
+    assert caught.value.place == "--method" and "did you mean 'mntp'" in caught.value.hint
+
+
+@pytest.mark.parametrize("year", ["2024", "2025", "2026"])
+def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path: Path) -> None:
+    predictions = [toy.prediction(item) for item in toy.toy_suite("blimp-fast", 3).items]
+    run = toy.write(tmp_path / "run", "m", [(toy.scored("blimp-fast", predictions), predictions)])
+    with pytest.raises(IncompleteError, match=f"no part of the {year} file is there; nothing was written") as caught:
+        submit([run], year=year, track="strict", out=tmp_path / "f.json", allow_partial=True, allow_conventions=True)
+    assert caught.value.exit_code == 5 and "--allow-partial" not in caught.value.hint
+    assert not (tmp_path / "f.json").exists()
+
+
+@pytest.mark.parametrize(("way", "name"), [("finetune-causal", "causal"), ("finetune-full", "mlm")])
+def test_a_run_of_finetuned_tasks_alone_is_told_the_method(way: str, name: str, small: int, tmp_path: Path) -> None:
+    run = toy.write(tmp_path / "run", "m", [(toy.finetuned("rte", 42, way), toy.labels("rte", 3))])
+    with pytest.raises(UsageError, match="holds no scored suite") as caught:
+        submit([run], year="2026", track="strict", out=tmp_path / "f.json")
+    assert f"--method {name} --allow-partial" in caught.value.hint
+    done = submit([run], year="2026", track="strict", out=tmp_path / "f.json", method=name, allow_partial=True)
+    assert json.loads(done.path.read_text())["glue"]["rte"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_the_user_is_not_counted_and_said(beside: bool, small: int, tmp_path: Path) -> None:
+    cells = []
+    for name, origin in [("blimp-filtered", ("/data/own/blimp-filtered.csv",))] + [("supplement", ())] * beside:
+        predictions = [toy.prediction(item) for item in toy.toy_suite(name, 3).items]
+        cell = toy.scored(name, predictions)
+        cells.append((Cell(name, "causal", "k", cell.settings, cell.summary, origin=origin), predictions))
+    run = toy.write(tmp_path / "run", "m", cells)
+    words = "is a file of the user's and not the suite blimp-filtered: not counted"
+    options: dict[str, Any] = {"year": "2025", "track": "strict", "out": tmp_path / "f.json", "allow_partial": True}
+    if beside:
+        assert any(words in note for note in submit([run], **options).notes)
+    else:
+        with pytest.raises(IncompleteError, match=words):
+            submit([run], **options)

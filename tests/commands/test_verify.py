@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_options_after_contexts_agree(make_checkpoint, in_context, kind, adds):
     assert len(found.agreements) == (2 if kind == "causal" else 1)
     for a in found.agreements:
         assert a.items == 3 and a.largest <= 1e-4 and any("characters" in said for said in (*a.aligned, *a.apart))
+
+
+def test_a_tokenizer_that_adds_eos_is_told_of_minicons_rule(make_checkpoint, suite, tmp_path):
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save_pretrained(folder)
+    done = verify(str(folder), suite, options=OpenOptions(device="cpu"))
+    told = {one.peer.partition(" ")[0]: " ".join(one.apart) for one in done.agreements}
+    assert "tokenizer adds after a text: as --compat minicons" in told["minicons"]
 
 
 @pytest.mark.parametrize("bos", ["never", "tokenizer"])

@@ -44,7 +44,7 @@ def sent(
 ) -> Submission:
     """A file of one suite, of a run with these settings."""
     predictions = [
-        toy.prediction(item, tokens=(3, 4, 5)[: len(item.options)]) for item in toy.toy_suite(suite, MOST).items
+        toy.prediction(item, tokens=tuple(range(3, 3 + len(item.options)))) for item in toy.toy_suite(suite, MOST).items
     ]
     allow, flags = settings.pop("allow_conventions", False), settings.pop("flags", {})
     cell = toy.scored(suite, predictions, **toy.CONVENTIONS[year] | settings)
@@ -217,7 +217,7 @@ def test_another_finetuning_than_the_official_one_is_refused(
     changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     run = with_labels(tmp_path / "run", **changes)
-    options: dict[str, Any] = {"year": "2025", "track": "strict", "out": tmp_path / "f", "allow_partial": True}
+    options: dict[str, Any] = {"year": "2026", "track": "strict", "out": tmp_path / "f", "allow_partial": True}
     with pytest.raises(NotComparable) as caught:
         submit([run], **options)
     assert f"glue.rte: {reason}" in caught.value.message
@@ -234,7 +234,15 @@ def test_a_substitute_train_set_is_refused(tmp_path: Path) -> None:
     official = toy.official("glue-2025", "boolq", "babylm-2025")
     run = with_labels(tmp_path / "run", "boolq", (says,), **official)
     with pytest.raises(NotComparable, match=f"glue.boolq: {SUBSTITUTE}"):
-        submit([run], year="2025", track="strict", out=tmp_path / "f", allow_partial=True)
+        submit([run], year="2026", track="strict", out=tmp_path / "f", allow_partial=True)
+
+
+def test_cells_that_the_file_does_not_hold_need_no_permission(tmp_path: Path) -> None:
+    """2025's file has all labels or none: one task finetuned in another way is a hole, and no deviation."""
+    run = with_labels(tmp_path / "run", lora=8)
+    done = submit([run], year="2025", track="strict", out=tmp_path / "f", allow_partial=True)
+    assert "glue" not in json.loads(done.path.read_text())
+    assert not any("lora" in note for note in done.notes)
 
 
 # ---- one file, one model -----------------------------------------------------------------------------------------

@@ -176,6 +176,12 @@ def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> 
     predictions = planted("wug-adj")
     lost = predictions[0]
     predictions[0] = Prediction(lost.id, lost.gold, 0, (), (), (), lost.labels, ("too-long",))
-    document, done = sent(tmp_path, "2025", "wug-adj", predictions)
+    whole = planted("wug-past")
+    cells = [
+        (cell_of(name, some, "half", "2025"), some) for name, some in (("wug-adj", predictions), ("wug-past", whole))
+    ]
+    final = toy.write(tmp_path, "m", cells)
+    done = submit([final], year="2025", track="strict-small", out=tmp_path / "file.json", allow_partial=True)
+    document = json.loads(done.path.read_text())
     (hole,) = [missing for missing in done.missing if missing.key == "wug_adj"]
     assert "wug_adj" not in document and hole.why == "1 items do not fit the model, and have no probability"

@@ -15,6 +15,7 @@ from asking import opened
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
+from antlm_bench.errors import MethodNotSupported
 from antlm_bench.metrics.measures import Spearman
 from antlm_bench.metrics.table import tabulate
 from antlm_bench.scoring import external
@@ -233,28 +234,36 @@ def test_minicons_reads_requests_of_2024_as_our_engine_does(
 # ---- the peers themselves ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adds", [True, False])
-def test_the_lm_eval_bundle_equals_lm_eval(
-    adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture(params=[("$A </s>", "<pad>"), ("<s> $A </s>", "<pad>"), ("<s> $A </s>", None)], ids=str)
+def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path: Path) -> Path:
+    """A causal checkpoint whose tokenizer puts EOS after every text; without padding token minicons pads with EOS."""
+    from tokenizers import processors
+
+    template, padding = request.param
+    folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "model")
+    _, tokenizer = opened(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.pad_token = padding
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def lm_eval_scores(folder: Path) -> list[float]:
+    """Of every option of REQUESTS, with lm-eval's target_delimiter."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    folder = make_checkpoint("causal", adds=adds)
     model, tokenizer = opened(folder)
-    pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]  # target_delimiter
+    pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]
     asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(asked, disable_tqdm=True)
-    ours = ask(folder, requests, tmp_path / "run", compat="lm-eval")
-    assert [x for scores in ours for x in scores] == pytest.approx([a[0] for a in answers], abs=1e-3)
+    return [answer[0] for answer in answers]
 
 
-@pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
-def test_the_minicons_bundle_equals_minicons(
-    kind: str, adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
-) -> None:
-    """Its own defaults: sequence_score, and conditional_score after a context, which joins with one space."""
-    folder = make_checkpoint(kind, adds=adds)
+def minicons_scores(kind: str, folder: Path) -> list[float]:
+    """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined with one space."""
     scorer = external.minicons_scorer(kind, *opened(folder))
     theirs = []
     with warnings.catch_warnings():
@@ -262,5 +271,48 @@ def test_the_minicons_bundle_equals_minicons(
         for context, texts in REQUESTS:
             for text in texts:
                 theirs += scorer.conditional_score([context], [text]) if context else scorer.sequence_score([text])
+    return [float(score) for score in theirs]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_lm_eval_bundle_equals_lm_eval(
+    adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    folder = make_checkpoint("causal", adds=adds)
+    ours = ask(folder, requests, tmp_path / "run", compat="lm-eval")
+    assert [x for scores in ours for x in scores] == pytest.approx(lm_eval_scores(folder), abs=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
+def test_the_minicons_bundle_equals_minicons(
+    kind: str, adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
+) -> None:
+    folder = make_checkpoint(kind, adds=adds)
     ours = ask(folder, requests, tmp_path / "run", compat="minicons")
-    assert [x for scores in ours for x in scores] == pytest.approx([float(x) for x in theirs], abs=1e-3)
+    assert [x for scores in ours for x in scores] == pytest.approx(minicons_scores(kind, folder), abs=1e-3)
+
+
+def test_lm_eval_scores_eos_after_a_context(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+    ours = ask(ending_in_eos, requests, tmp_path / "run", compat="lm-eval")
+    assert [x for scores in ours for x in scores] == pytest.approx(lm_eval_scores(ending_in_eos), abs=1e-3)
+    with pytest.raises(MethodNotSupported, match="no row of minicons"):
+        ask(ending_in_eos, requests, tmp_path / "minicons", compat="lm-eval", engine="minicons")
+
+
+def test_minicons_scores_eos_of_every_text(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+    wanted = pytest.approx(minicons_scores("causal", ending_in_eos), abs=1e-3)
+    for engine in ("native", "minicons"):
+        ours = ask(ending_in_eos, requests, tmp_path / engine, compat="minicons", engine=engine)
+        assert [x for scores in ours for x in scores] == wanted
+
+
+def test_an_explicit_bos_leaves_eos_unscored(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+    explicit = ask(ending_in_eos, requests, tmp_path / "bos", compat="minicons", bos="tokenizer")
+    model, tokenizer = opened(ending_in_eos)
+    for (context, pair), scores in zip(REQUESTS, explicit, strict=True):
+        for text, value in zip(pair, scores, strict=True):
+            ids = tokenizer(f"{context} {text}" if context else text)["input_ids"][:-1]
+            first = len(tokenizer(context)["input_ids"]) - 1 if context else 0
+            at = range(max(first, 1), len(ids))
+            table = log_probabilities(model, ids)
+            assert value == pytest.approx(sum(table[i - 1, ids[i]].item() for i in at) / len(at), abs=1e-3)
