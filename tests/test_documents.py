@@ -39,7 +39,7 @@ def rows(document: str, heading: str) -> list[list[str]]:
 def test_the_compat_table_is_the_one_in_force() -> None:
     """A row without a word on methods holds for all of them."""
     documented: dict[str, dict[str, Policy]] = {}
-    for names, bos, context_bos, ties, decides, before, joiner, lengths, softmax in rows(
+    for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in rows(
         "docs/conventions.md", "## `--compat`"
     ):
         name, _, only = names.partition(", ")
@@ -47,6 +47,7 @@ def test_the_compat_table_is_the_one_in_force() -> None:
         policy = Policy(
             bos=bos.strip("`"),
             bos_before_context=context_bos.strip("`").replace("the same", ""),
+            eos={"–": "", "scored": "all", "after a context, scored": "context"}[eos],  # type: ignore[arg-type]
             ties=ties.strip("`"),
             reduction=reduction,
             context="eos" if before.startswith("EOS or `None`") else "",
