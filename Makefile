@@ -18,7 +18,7 @@ test test-all: export OMP_NUM_THREADS ?= 1
 .PHONY: help demo test test-all test-oldest check fmt sweep bench
 
 help:
-	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (2 minutes, offline)"
+	@echo "make demo    train three recipes on the embedded grammar, score them, print the table (a few minutes, offline)"
 	@echo "make test    ruff, mypy --strict, pytest: what CI runs"
 	@echo "make test-all  the same with the slow tests: environments with other versions (needs a package registry)"
 	@echo "make test-oldest  the tests of opening, scoring and training with transformers 5.0"

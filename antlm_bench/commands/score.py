@@ -13,7 +13,7 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkp
 from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, distinct, key, listed, manifest, place, say_replaced
-from antlm_bench.commands.kinds import kind_of
+from antlm_bench.commands.kinds import Kind, kind_of
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.harness.rolling import refuse as refuse_to_roll
@@ -224,17 +224,7 @@ def _score_suite(
     kind = kind_of(suite, policy)
     if policy.eos and kind.asks != "documents":
         checkpoint = checkpoint.with_scored_eos(policy.eos)
-    if options.precision == "adaptive" and kind.asks != "choices":
-        hint = f"use --precision exact{AS_THEY_ARE.get(kind.asks, '')}"
-        raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
-    if isinstance(checkpoint, Foreign) and kind.asks not in ("choices", "texts"):
-        hint = f"use --engine native{AS_THEY_ARE.get(kind.asks, '')}"
-        raise UsageError(
-            f"{suite.name} asks for {kind.asks}, which no other engine answers", place="--engine", hint=hint
-        )
-    if kind.asks == "documents":
-        for name in names:
-            refuse_to_roll(name, "--method")
+    _check_kind(checkpoint, suite, kind, names, options)
     facts = {name: _settings(checkpoint, suite, name, policy, options) for name in names}
     keys = {name: key(fact) for name, fact in facts.items()}
     if options.again:
@@ -275,6 +265,23 @@ def _score_suite(
         summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)
         cell = Cell(suite.name, name, keys[name], facts[name], summary, history=history, origin=suite.origin)
         writer.finish(cell, len(chunks), settled)
+
+
+def _check_kind(
+    checkpoint: Checkpoint | Foreign, suite: Suite, kind: Kind, names: Sequence[str], options: ScoreOptions
+) -> None:
+    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer."""
+    if options.precision == "adaptive" and kind.asks != "choices":
+        hint = f"use --precision exact{AS_THEY_ARE.get(kind.asks, '')}"
+        raise UsageError(f"{suite.name} asks for probabilities, not choices", place="--precision", hint=hint)
+    if isinstance(checkpoint, Foreign) and kind.asks not in ("choices", "texts"):
+        hint = f"use --engine native{AS_THEY_ARE.get(kind.asks, '')}"
+        raise UsageError(
+            f"{suite.name} asks for {kind.asks}, which no other engine answers", place="--engine", hint=hint
+        )
+    if kind.asks == "documents":
+        for name in names:
+            refuse_to_roll(name, "--method")
 
 
 def _self_test(checkpoint: Checkpoint | Foreign, items: Sequence[Item], methods: Sequence[Method]) -> dict[str, Any]:
