@@ -64,9 +64,9 @@ test-all: check
 	@touch $@
 
 test-oldest: .venv-oldest/installed
-	@.venv-oldest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning tests/test_checkpoints.py \
-	  tests/test_conversion.py tests/test_published_layouts.py tests/test_hybrids.py tests/architectures tests/scoring \
-	  tests/finetuning tests/training tests/harness
+	@.venv-oldest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning tests/checkpoints/test_checkpoints.py \
+	  tests/checkpoints/test_conversion.py tests/checkpoints/test_published_layouts.py tests/checkpoints/test_hybrids.py tests/architectures tests/scoring \
+	  tests/finetuning tests/training tests/lm_eval_bridge
 
 fmt: .venv/installed
 	@$(BIN)/ruff check --fix

@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from antlm_bench.machine import keep_pages
+from antlm_bench.cpu_tuning import keep_pages
 
 VOCABULARY, LENGTH, BATCH = 16_000, 128, 16
 RATE = {"causal": 1e-3, "masked": 2e-4}  # at 1e-3, with dropout, BERT learnt nothing but word frequencies

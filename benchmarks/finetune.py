@@ -32,16 +32,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from antlm_bench.checkpoints import open_body
+from antlm_bench.cpu_tuning import spin_briefly
 from antlm_bench.finetuning.data import encode, longest
 from antlm_bench.finetuning.heads import Head
 from antlm_bench.finetuning.loop import Conditions, finetune
-from antlm_bench.machine import spin_briefly
-from antlm_bench.suites.examples import Task, load
-from antlm_bench.training.build import build
+from antlm_bench.suites.classification_loader import Task, load
+from antlm_bench.training.checkpoint_io import save_checkpoint
 from antlm_bench.training.corpus import prepare
+from antlm_bench.training.model_factory import build
 from antlm_bench.training.recipe import read_recipe
-from antlm_bench.training.saving import save_checkpoint
-from antlm_bench.training.text import source
+from antlm_bench.training.text_sources import source
 from antlm_bench.types import Attention
 
 FLOOR = 1.3  # what is promised: so many times the Trainer, on every task

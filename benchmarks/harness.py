@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from score import checkpoint, table, timed
 
-from antlm_bench.harness.model import AntlmBench
-from antlm_bench.machine import spin_briefly
-from antlm_bench.suites.items import load
+from antlm_bench.cpu_tuning import spin_briefly
+from antlm_bench.lm_eval_bridge.model import AntlmBench
+from antlm_bench.suites.loader import load
 
 BATCHES = (4, 8, 16, 32)
 FLOOR = 3.0  # what is promised: at least so many times lm-eval's model

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.exports.leaderboard import leaderboard, years
-from antlm_bench.suites import items, sources
+from antlm_bench.suites import loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import FileSpec, SuiteSpec
 
@@ -91,7 +91,7 @@ def linked(root: Path, folder: Path) -> None:
 def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
     """The suites of every leaderboard whose items are texts to be scored, or classified."""
     parts = [part for year in years() for part in (*leaderboard(year).part, *leaderboard(year).fast)]
-    declared = {part.suite: items.declared(part.suite)[0] for part in parts if part.suite}
+    declared = {part.suite: loader.declared(part.suite)[0] for part in parts if part.suite}
     texts = {name: spec for name, spec in declared.items() if isinstance(spec, SuiteSpec) and not spec.times}
     return texts | {name: spec for name, spec in declared.items() if isinstance(spec, ClassificationSpec)}
 

@@ -5,7 +5,7 @@
 
 Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32. Each
 peer runs at the best of several batch sizes, found on a slice first, in a process of its own, as its users run it: ours
-changes how memory is kept (antlm_bench.machine), and they shall neither gain nor lose by that. Ratios of medians are
+changes how memory is kept (antlm_bench.cpu_tuning), and they shall neither gain nor lose by that. Ratios of medians are
 the result: absolute times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be
 avoided: the linear layers of distinct nodes and the LM head of distinct read positions, against the best matrix
 product of this process.
@@ -30,10 +30,10 @@ import transformers
 from checkpoints import lines, train
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
-from antlm_bench.scoring import choice, external
+from antlm_bench.scoring import multiple_choice, peers
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.probes import method
-from antlm_bench.suites.items import load
+from antlm_bench.suites.loader import load
 from antlm_bench.types import Item
 
 METHOD = {"causal": "causal", "masked": "mlm"}
@@ -66,18 +66,20 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peers(kind: str, folder: Path, device: str, texts: Sequence[str]) -> dict[str, Callable[[int, int], list[float]]]:
+def peer_scorers(
+    kind: str, folder: Path, device: str, texts: Sequence[str]
+) -> dict[str, Callable[[int, int], list[float]]]:
     """name -> run(how many sentences, batch size), on a model of their own as the library loads it."""
     auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
     model = auto.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    scorer = external.minicons_scorer("causal" if kind == "causal" else "masked", model, tokenizer, device)
+    scorer = peers.minicons_scorer("causal" if kind == "causal" else "masked", model, tokenizer, device)
     options = {} if kind == "causal" else {"PLL_metric": "original"}
     made: dict[str, Callable[[int, int], list[float]]] = {
-        "minicons": lambda n, size: external.minicons_scores(scorer, list(texts[:n]), size, **options)
+        "minicons": lambda n, size: peers.minicons_scores(scorer, list(texts[:n]), size, **options)
     }
     if kind == "causal":
-        made["lm-eval"] = lambda n, size: external.lm_eval_scores(model, tokenizer, list(texts[:n]), size)
+        made["lm-eval"] = lambda n, size: peers.lm_eval_scores(model, tokenizer, list(texts[:n]), size)
     return made
 
 
@@ -85,7 +87,7 @@ def serve(pipe: Connection, kind: str, folder: Path, device: str, texts: Sequenc
     """In the peers' process: (name, how many, batch size) in, (seconds, scores) out; None ends it."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    made = peers(kind, folder, device, texts)
+    made = peer_scorers(kind, folder, device, texts)
     pipe.send(list(made))
     while asked := pipe.recv():
         name, many, size = asked
@@ -112,7 +114,7 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
     exact_scores: list[float] = []
 
     def exact() -> None:
-        exact_scores[:] = [s for p in choice.predict(opened, items, methods)[0] for s in p.scores]
+        exact_scores[:] = [s for p in multiple_choice.predict(opened, items, methods)[0] for s in p.scores]
 
     quick = quicker(opened)
 
@@ -151,7 +153,7 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
             worst[name] = max(abs(a - b) for a, b in zip(found, exact_scores, strict=True))
         times["ours adaptive"].append(timed(adaptive, device))
     pipe.send(None)
-    tokens = sum(sum(p.tokens) for p in choice.predict(opened, items, methods)[0])
+    tokens = sum(sum(p.tokens) for p in multiple_choice.predict(opened, items, methods)[0])
     median = {name: statistics.median(t) for name, t in times.items()}
     print(
         "# seconds: " + "; ".join(f"{name} {' '.join(f'{s:.1f}' for s in t)}" for name, t in times.items()), flush=True
@@ -186,9 +188,9 @@ def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any
     adaptive = Adaptive(quicker(opened), opened).calibrated(items, methods)
     different = rescored = quick_flips = right = 0
     spent = {"exact": 0.0, "adaptive": 0.0}
-    for chunk in choice.chunks(items, methods):
+    for chunk in multiple_choice.chunks(items, methods):
         start = time.perf_counter()
-        exact = choice.predict(opened, chunk, methods)[0]
+        exact = multiple_choice.predict(opened, chunk, methods)[0]
         middle = time.perf_counter()
         found = adaptive.predict(chunk, methods)[0]
         spent["exact"] += middle - start
@@ -197,7 +199,9 @@ def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any
         right += sum(p.pred == p.gold for p in exact)
         again = [number for number, p in enumerate(found) if "float32" in p.flags]  # the others are bf16's already
         rescored += len(again)
-        quick = choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0] if again else []
+        quick = (
+            multiple_choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0] if again else []
+        )
         for number, prediction in zip(again, quick, strict=True):
             found[number] = prediction
         quick_flips += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))

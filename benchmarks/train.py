@@ -5,7 +5,7 @@
 Each round trains both for so many optimizer steps from the same initial weights; the first two steps of a round warm
 up and are not counted. The Trainer gets ready rows of equal length (nothing to pad), its own collator for masked rows,
 and its fastest optimizer. Ratios of medians are the result. The fraction of peak counts the arithmetic that training
-asks for (antlm_bench.training.size) against the best fp32 matrix product measured in this process.
+asks for (antlm_bench.training.flops) against the best fp32 matrix product measured in this process.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import torch
 import transformers
 from score import peak, table
 
-from antlm_bench.training.build import build
 from antlm_bench.training.corpus import Corpus, prepare
+from antlm_bench.training.flops import forward_flops
+from antlm_bench.training.model_factory import build
 from antlm_bench.training.pretrain import Conditions, Training
 from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import Step, timeline
-from antlm_bench.training.size import forward_flops
-from antlm_bench.training.text import source
+from antlm_bench.training.text_sources import source
 
 FLOORS = {("babyllama", "small"): 1.3, ("ltg-bert", "small"): 1.5}  # what is promised: so many times the Trainer
 TOKENS = 4096  # per optimizer step: babyllama's own, enough to tell loops apart

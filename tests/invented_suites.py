@@ -12,7 +12,7 @@ import pytest
 from invented import rows
 from tiny import WORDS
 
-from antlm_bench.suites import items, sources
+from antlm_bench.suites import loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import ExpectSpec, FileSpec, SuiteSpec
 
@@ -25,9 +25,9 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
 
     Of the age of acquisition the contexts are; children's ages and nonce words are the real ones.
     """
-    suites, declarations, located = items.suite, items.declared, sources.locate
+    suites, declarations, located = loader.suite, loader.declared, sources.locate
 
-    def declared(ref: str) -> tuple[items.Declared, Path]:
+    def declared(ref: str) -> tuple[loader.Declared, Path]:
         spec, folder = declarations(ref)
         return (classified(spec, most) if isinstance(spec, ClassificationSpec) else spec), folder
 
@@ -54,8 +54,8 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
         return sources.Found(made.encode(), f"invented {file}")
 
-    patch.setattr(items, "declared", declared)
-    patch.setattr(items, "suite", suite)
+    patch.setattr(loader, "declared", declared)
+    patch.setattr(loader, "suite", suite)
     patch.setattr(sources, "locate", locate)
 
 

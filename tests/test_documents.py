@@ -9,7 +9,7 @@ import pytest
 
 from antlm_bench.commands.list import listing
 from antlm_bench.errors import BenchError
-from antlm_bench.scoring.choice import COMPATS, Policy
+from antlm_bench.scoring.multiple_choice import COMPATS, Policy
 from antlm_bench.scoring.probes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent

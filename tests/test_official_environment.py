@@ -22,8 +22,8 @@ from toy_recipe import toy
 
 from antlm_bench.commands.portability import NEWER_MODULES, NEWER_NAMES
 from antlm_bench.commands.portability import official_environment as listed_environment
-from antlm_bench.training.build import build
-from antlm_bench.training.saving import save_checkpoint
+from antlm_bench.training.checkpoint_io import save_checkpoint
+from antlm_bench.training.model_factory import build
 
 pytestmark = pytest.mark.slow
 PINNED = ("transformers==4.51.3", "tokenizers==0.21.1")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 
 Make = Callable[..., Path]
 

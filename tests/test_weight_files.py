@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, weight_hash
-from antlm_bench.checkpoints.folders import locate_sources
+from antlm_bench.checkpoints.resolve import locate_sources
 from antlm_bench.checkpoints.tensor_check import check_other_sets
 from antlm_bench.commands.preflight import broken, weights
 from antlm_bench.errors import CheckpointError

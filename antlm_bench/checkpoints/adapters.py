@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from antlm_bench.checkpoints.folders import OpenOptions, first_line
+from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_of
 

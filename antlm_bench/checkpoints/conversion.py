@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from antlm_bench.architectures.registration import ARCHITECTURES
-from antlm_bench.checkpoints.folders import CARD, CODE, OpenOptions, files, first_line, pickled_files, safetensors_files
+from antlm_bench.checkpoints.resolve import CARD, CODE, OpenOptions, files, first_line, pickled_files, safetensors_files
 from antlm_bench.errors import CheckpointError, UsageError
 
 LTG, GPT = ARCHITECTURES

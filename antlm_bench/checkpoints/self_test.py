@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from antlm_bench.checkpoints.loading import CAUSALITY_TOLERANCE, UNFIT, logit_change_from_last_token
+from antlm_bench.checkpoints.pretrained import CAUSALITY_TOLERANCE, UNFIT, logit_change_from_last_token
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, plain_logits, whole_rows
 from antlm_bench.scoring.tokens import probe_texts, readable

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.checkpoints.folders import OpenOptions
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError
 from antlm_bench.weight_files import TensorHeader, WeightSet, select_weights, tensor_headers, weight_sets
 

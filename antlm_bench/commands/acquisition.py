@@ -24,12 +24,12 @@ from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import Learner, summarize_acquisition
 from antlm_bench.metrics.surprisal import SURPRISAL, by_context
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.runs.long import Value
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.runs.table_files import Value
 from antlm_bench.statistics import acquisition as curves
-from antlm_bench.suites import items, records, sources
+from antlm_bench.suites import loader, records, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
-from antlm_bench.suites.psycholinguistic import ChildrenSpec
+from antlm_bench.suites.reading_times_spec import ChildrenSpec
 from antlm_bench.suites.templates import value_of
 from antlm_bench.types import Cell, Prediction, Run
 
@@ -102,7 +102,7 @@ def acquisition(paths: Sequence[str | Path], suite: str = SUITE) -> list[Acquire
 def asked(refs: Sequence[str], checkpoints: int) -> list[str]:
     """The ages of acquisition among references to suites. UsageError where the checkpoints are too few for one."""
     declared = [ref for ref in dict.fromkeys(refs) if ref in catalog("tasks") or ref.endswith(".toml")]
-    found = {ref: spec for ref in declared if isinstance(spec := items.declared(ref)[0], AcquisitionSpec)}
+    found = {ref: spec for ref in declared if isinstance(spec := loader.declared(ref)[0], AcquisitionSpec)}
     for ref, spec in found.items():
         if checkpoints < curves.LEAST:
             hint = "--model FOLDER_OF_CHECKPOINTS; or one by one: "
@@ -113,15 +113,15 @@ def asked(refs: Sequence[str], checkpoints: int) -> list[str]:
 
 
 def _human(suite: str) -> _Human:
-    spec, _ = items.declared(suite)
+    spec, _ = loader.declared(suite)
     if not isinstance(spec, AcquisitionSpec):
         hint = f"e.g. {SUITE}; the checkpoints are scored on its words"
         raise UsageError(f"{suite!r} is no age of acquisition", place="--suite", hint=hint)
-    words, folder = items.suite(spec.words)
+    words, folder = loader.suite(spec.words)
     if words.children is None:
         raise UsageError(f"{spec.words!r} says nothing of children", place=f"{spec.name}: words")
-    words_origin = items.origin_of(spec.words, words)
-    origin = (*items.origin_of(suite, spec), *words_origin)
+    words_origin = loader.origin_of(spec.words, words)
+    origin = (*loader.origin_of(suite, spec), *words_origin)
     found = sources.locate(words, words.children.human, folder)
     return _Human(spec, words.name, words_origin, origin, words.children, found)
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from antlm_bench import __version__, runs
 from antlm_bench.errors import UsageError
-from antlm_bench.rendering.progress import Progress
+from antlm_bench.reporting.progress import Progress
 from antlm_bench.types import Manifest
 
 if TYPE_CHECKING:
-    from antlm_bench.suites.examples import Task
-    from antlm_bench.suites.items import Suite
+    from antlm_bench.suites.classification_loader import Task
+    from antlm_bench.suites.loader import Suite
 
 S = TypeVar("S", "Suite", "Task")
 

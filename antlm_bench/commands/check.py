@@ -11,11 +11,11 @@ from antlm_bench.commands import baseline
 from antlm_bench.compare import Versus, compare
 from antlm_bench.compare.comparison import UNPAIRED
 from antlm_bench.compare.join import belongs, cells
-from antlm_bench.compare.policy import declared
+from antlm_bench.compare.margins import declared
 from antlm_bench.compare.verdict import Margins, Status, Verdict, judge, worst
 from antlm_bench.errors import BenchError, IncompleteError, Inconclusive, Regression, UsageError
-from antlm_bench.rendering.check import sentence
-from antlm_bench.rendering.tables import model_names
+from antlm_bench.reporting.check import sentence
+from antlm_bench.reporting.results_table import model_names
 from antlm_bench.types import Run
 
 

@@ -10,10 +10,10 @@ from antlm_bench.compare import Comparison, Versus
 from antlm_bench.compare import compare as differences
 from antlm_bench.compare.comparison import DATA, UNPAIRED
 from antlm_bench.compare.join import belongs, cells
-from antlm_bench.compare.seeded import TASK
+from antlm_bench.compare.paired_seeds import TASK
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.rendering.tables import model_names
+from antlm_bench.reporting.results_table import model_names
 from antlm_bench.types import Run
 
 Texts = Mapping[str, tuple[str, ...]]  # id of an item -> its texts
@@ -52,7 +52,7 @@ def own_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, s
 
     Raises DataError, DeclarationError, RunError.
     """
-    from antlm_bench.suites import items
+    from antlm_bench.suites import loader
 
     known = catalog("tasks")
     named: dict[str, str] = {}
@@ -60,7 +60,7 @@ def own_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, s
         if not is_file(ref) or ref in known:
             named[ref] = ref
             continue
-        suite = items.load(ref, allow_incomplete=True)
+        suite = loader.load(ref, allow_incomplete=True)
         found = [cell for run in runs.read_all(folders) for cell in run if runs.base_name(cell) == suite.name]
         same_file = [cell.suite for cell in found if cell.origin == suite.origin]
         same_items = [cell.suite for cell in found if cell.settings.get("suite_digest") == suite.digest]
@@ -76,7 +76,7 @@ def texts(folders: Sequence[str | Path], suite: str, ref: str = "") -> Texts:
 
     Raises DataError where the data is absent or is not what the run was scored on, UsageError where it is not known.
     """
-    from antlm_bench.suites import items
+    from antlm_bench.suites import loader
 
     cell = next(cell for run in runs.read_all(folders) for cell in run if belongs(cell.suite, suite))
     if cell.seed is not None:
@@ -86,7 +86,7 @@ def texts(folders: Sequence[str | Path], suite: str, ref: str = "") -> Texts:
         hint = "name its file, as for score: --suite FILE"
         raise UsageError(f"no run says where the texts of {suite!r} stand", place="--show-texts", hint=hint)
     limit = cell.settings.get("limit")
-    loaded = items.load(ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
+    loaded = loader.load(ref, limit=limit if isinstance(limit, int) else None, allow_incomplete=True)
     if loaded.digest != cell.settings.get("suite_digest"):
         hint = "score again, or find the file that was scored" if is_file(ref) else f"antlm-bench data verify {suite}"
         raise DataError(f"the data of {suite} here is not what was scored", place="--show-texts", hint=hint)

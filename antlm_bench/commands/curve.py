@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antlm_bench import runs
-from antlm_bench.commands.averaged import averaged
 from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.errors import UsageError
-from antlm_bench.rendering.tables import model_name, printable
+from antlm_bench.reporting.results_table import model_name, printable
+from antlm_bench.results.seeds import averaged
 from antlm_bench.types import Cell, Estimate, Run
 
 MILLION = 10**6
@@ -80,8 +80,8 @@ def curve(paths: Sequence[str | Path], suites: Sequence[str] = ()) -> tuple[list
 
 def draw(found: Sequence[Curve], path: Path, form: str) -> None:
     """Write the curves as one figure, a panel per suite. form: svg or png. Raises RunError."""
-    from antlm_bench.rendering.figures import learning
-    from antlm_bench.rendering.files import paper
+    from antlm_bench.reporting.figure_export import paper
+    from antlm_bench.reporting.figures import learning
 
     runs.write_whole(path, paper(list(learning(found)), form))
 

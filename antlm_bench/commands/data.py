@@ -11,10 +11,10 @@ from antlm_bench.commands.list import Row
 from antlm_bench.commands.several import each
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, IncompleteError, UsageError
-from antlm_bench.suites import items, sources
+from antlm_bench.suites import loader, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.pairs import is_pairs_file
+from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.sources import WithFiles
 
 GOOD = ("here", "verified", "complete")
@@ -61,7 +61,7 @@ def where() -> list[Row]:
 
 
 def _all() -> list[str]:
-    files = ((name, items.declared(name)[0]) for name in catalog("tasks"))
+    files = ((name, loader.declared(name)[0]) for name in catalog("tasks"))
     return [name for name, spec in files if not isinstance(spec, CollectionSpec | AcquisitionSpec)]
 
 
@@ -71,7 +71,7 @@ def _specs(names: Sequence[str]) -> list[tuple[WithFiles, Path | None]]:
     for name in names:
         if is_pairs_file(name):
             raise UsageError(f"{name!r} is a file of yours: nothing is fetched or published for it")
-        spec, folder = items.declared(name)
+        spec, folder = loader.declared(name)
         if isinstance(spec, CollectionSpec):
             members = [suite for member in spec.members if member.made_by != "nothing" for suite in member.parts]
             found |= {one.name: (one, where) for one, where in _specs(members)}

@@ -34,14 +34,14 @@ def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Expo
     if not any(run.cells for run in found):
         raise UsageError("nothing is scored in these runs", place="RUN")
     if form == "csv":
-        from antlm_bench.exports import tidy
+        from antlm_bench.exports import items_csv
 
-        return Exported((_put(Path(out), tidy.table(found)),))
+        return Exported((_put(Path(out), items_csv.table(found)),))
     if form == "model-index":
         from antlm_bench.commands.report import report
-        from antlm_bench.rendering import sheets
+        from antlm_bench.reporting import report_writers
 
-        return Exported((_put(Path(out), sheets.card(report([run.path for run in found])).encode()),))
+        return Exported((_put(Path(out), report_writers.card(report([run.path for run in found])).encode()),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
     for run in found:
@@ -58,16 +58,16 @@ def export(folders: Sequence[str | Path], form: Format, out: str | Path) -> Expo
 
 def _harness(run: Run, notes: list[str]) -> dict[str, bytes]:
     """Files below the folder of the model, one folder per method where there are several: lm-eval knows one."""
-    from antlm_bench.exports import to_lm_eval
+    from antlm_bench.lm_eval_bridge import results_export
 
-    methods = sorted({cell.method for cell in run if to_lm_eval.exportable(cell)})
-    if not all(map(to_lm_eval.exportable, run)):
+    methods = sorted({cell.method for cell in run if results_export.exportable(cell)})
+    if not all(map(results_export.exportable, run)):
         notes.append(f"{run.path}: finetuned tasks and reading times are left out: the harness has no such thing")
     made: dict[str, bytes] = {}
     for method in methods:
-        folder = to_lm_eval.sanitized(str(run.manifest.model.get("name", "")))
-        folder += f"__{to_lm_eval.sanitized(method)}" if len(methods) > 1 else ""
-        made |= {f"{folder}/{name}": data for name, data in to_lm_eval.files(run, method).items()}
+        folder = results_export.sanitized(str(run.manifest.model.get("name", "")))
+        folder += f"__{results_export.sanitized(method)}" if len(methods) > 1 else ""
+        made |= {f"{folder}/{name}": data for name, data in results_export.files(run, method).items()}
     return made
 
 
@@ -85,9 +85,9 @@ def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str,
 
     Raises DataError for results that are absent or damaged, RunError for an `out` that holds another model's run.
     """
-    from antlm_bench.exports import from_lm_eval
+    from antlm_bench.lm_eval_bridge import results_import
 
-    imported = from_lm_eval.read(Path(folder))
+    imported = results_import.read(Path(folder))
     with runs.Writer(out, imported.manifest) as writer:
         for cell, predictions in imported.cells:
             writer.enter(cell, predictions)

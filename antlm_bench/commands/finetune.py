@@ -15,9 +15,9 @@ from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.suites import examples
-from antlm_bench.suites.examples import Task
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.suites import classification_loader
+from antlm_bench.suites.classification_loader import Task
 from antlm_bench.types import Attention, Cell, Run, Summary
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _wanted(suites: Sequence[str], tasks: Sequence[str], options: FinetuneOption
     """(suite, task) in order. A slip in a name costs a second, not an hour."""
     if not suites:
         raise UsageError("no suite given", place="--suite", hint="glue-2025, glue-2024, or a train.csv of yours")
-    known = {suite: examples.tasks(suite) for suite in suites}
+    known = {suite: classification_loader.tasks(suite) for suite in suites}
     for task in tasks:
         if not any(task in names for names in known.values()):
             everything = [name for names in known.values() for name in names]
@@ -146,8 +146,8 @@ def _wanted(suites: Sequence[str], tasks: Sequence[str], options: FinetuneOption
             if name and not any(name in names for names in known.values()):
                 raise UsageError(f"{', '.join(suites)} has no task {name!r}", place=option)
     for suite in suites:
-        if options.preset and options.preset not in examples.presets(suite):
-            there = examples.presets(suite)
+        if options.preset and options.preset not in classification_loader.presets(suite):
+            there = classification_loader.presets(suite)
             hint = nearest(options.preset, there) or (f"one of {', '.join(there)}" if there else NO_PRESETS)
             raise UsageError(f"{suite} has no preset {options.preset!r}", place="--preset", hint=hint)
     return [(suite, task) for suite, names in known.items() for task in names if not tasks or task in tasks]
@@ -157,7 +157,7 @@ def _load(suite: str, task: str, options: FinetuneOptions) -> Task | BenchError:
     """A task, or why it cannot be had: that is one failed cell, and no reason not to compute the others."""
     limit_train, limit_valid = options.limits(task)
     try:
-        return examples.load(
+        return classification_loader.load(
             suite,
             task,
             preset=options.preset,

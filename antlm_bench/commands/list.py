@@ -7,13 +7,13 @@ from collections.abc import Callable
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.acquisition import ACQUISITION
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.training.flops import size
 from antlm_bench.training.recipe import PhaseSpec, Recipe, read_recipe, scales_of
-from antlm_bench.training.size import size
 
 Row = dict[str, str]
 
@@ -52,7 +52,7 @@ def _measured(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[s
     if isinstance(spec, SuiteSpec):
         return "score", item_count(spec), spec.metric
     if isinstance(spec, AcquisitionSpec):
-        return "score", item_count(items.suite(spec.words)[0]), ACQUISITION
+        return "score", item_count(loader.suite(spec.words)[0]), ACQUISITION
     return "finetune", scored_count(spec), ", ".join(dict.fromkeys(task.metric for task in spec.task.values()))
 
 

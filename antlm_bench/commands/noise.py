@@ -10,17 +10,17 @@ import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
 from antlm_bench.commands.cells import Names, listed
-from antlm_bench.commands.kinds import kind_of
+from antlm_bench.commands.task_types import kind_of
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.metrics.table import tabulate
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.scoring import choice
+from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import Adaptive
 from antlm_bench.scoring.probes import default_method
 from antlm_bench.scoring.probes import method as find_method
-from antlm_bench.suites import items as suites
-from antlm_bench.suites.items import Suite
+from antlm_bench.suites import loader as suites
+from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Bools, Prediction
 
 Row = dict[str, object]
@@ -64,7 +64,7 @@ def noise(
         loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
         chosen = method or default_method(opened, opened.methods)
         for suite in loaded:
-            if kind_of(suite, choice.Policy()).asks != "choices":
+            if kind_of(suite, multiple_choice.Policy()).asks != "choices":
                 hint = "a suite of pairs or options"
                 raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
             opened.test_on([o.text for item in suite.items for o in item.options], [find_method(chosen, opened)])
@@ -83,11 +83,11 @@ def _predict(opened: Checkpoint, suite: Suite, name: str, adaptive: bool) -> lis
 
     def made() -> Iterator[Prediction]:
         with Progress(len(suite.items), f"{opened.name} {suite.name} {name}") as progress:
-            for chunk in choice.chunks(suite.items, methods):
+            for chunk in multiple_choice.chunks(suite.items, methods):
                 if scorer:
                     [some] = scorer.predict(chunk, methods, reduction=suite.reduction)
                 else:
-                    [some] = choice.predict(opened, chunk, methods)
+                    [some] = multiple_choice.predict(opened, chunk, methods)
                 progress.advance(len(chunk))
                 yield from some
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from antlm_bench.commands.curve import expand
-from antlm_bench.commands.finetuned import of_seeds
-from antlm_bench.commands.members import Entry, Marks, Number, Seen, averaged, finetuned, only_members, scored
 from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.declarations import find, nearest
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.rendering import tables
+from antlm_bench.reporting import results_table
+from antlm_bench.results.collections import Entry, Marks, Number, Seen, averaged, finetuned, only_members, scored
+from antlm_bench.results.seeds import of_seeds
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedSpec
 from antlm_bench.suites.spec import read
@@ -81,7 +81,7 @@ def report(
     members = _stood_in(spec, stand_ins or {}) if spec else _plain(opened)
     seen: Seen = {}
     columns = []
-    for opened_run, name in zip(opened, tables.model_names(opened), strict=True):
+    for opened_run, name in zip(opened, results_table.model_names(opened), strict=True):
         run, strangers = only_members(opened_run, members) if spec else (opened_run, ())
         for column in _columns(run, name, members, seen, partial=partial or spec is None, every=spec is None):
             column = replace(column, marks=(*column.marks, *strangers))
@@ -210,10 +210,10 @@ def _partly(columns: Sequence[Column]) -> list[Column]:
 
 def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) -> Iterator[str]:
     """The command lines that make what is missing, in the same run folder."""
-    model = shlex.quote(tables.printable(str(run.manifest.model.get("name", "CKPT"))))
+    model = shlex.quote(results_table.printable(str(run.manifest.model.get("name", "CKPT"))))
     attends = METHODS[reading].attends if reading in METHODS else frozenset()
     attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    out = f" --out {shlex.quote(tables.printable(run.path))}"
+    out = f" --out {shlex.quote(results_table.printable(run.path))}"
     suites = list(
         dict.fromkeys(suite for member, entry in lost if member.made_by == "score" for suite in entry.missing)
     )
@@ -225,7 +225,10 @@ def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) 
             tasks = f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.parts else ""
             yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
         elif member.made_by == "acquisition":
-            suite, runs_of_all = shlex.quote(member.suite), shlex.quote(tables.printable(str(Path(run.path).parent)))
+            suite, runs_of_all = (
+                shlex.quote(member.suite),
+                shlex.quote(results_table.printable(str(Path(run.path).parent))),
+            )
             yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
             yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"
         elif member.made_by == "nothing":

@@ -10,25 +10,25 @@ from typing import Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, expand, open_checkpoint, opening_notes, quicker, settings
-from antlm_bench.checkpoints.foreign import Foreign, open_foreign, refuse
+from antlm_bench.checkpoints.minicons_backend import Foreign, open_foreign, refuse
 from antlm_bench.commands.acquisition import acquisition, asked
 from antlm_bench.commands.cells import Names, distinct, key, listed, manifest, place, say_replaced
-from antlm_bench.commands.kinds import Kind, kind_of
+from antlm_bench.commands.task_types import Kind, kind_of
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
-from antlm_bench.harness.rolling import refuse as refuse_to_roll
+from antlm_bench.lm_eval_bridge import tasks
+from antlm_bench.lm_eval_bridge.rolling import refuse as refuse_to_roll
 from antlm_bench.metrics import TIES
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.scoring import choice
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import Adaptive
-from antlm_bench.scoring.choice import COMPATS, CONVENTIONS, Policy
-from antlm_bench.scoring.external import peer_version
+from antlm_bench.scoring.multiple_choice import COMPATS, CONVENTIONS, Policy
+from antlm_bench.scoring.peers import peer_version
 from antlm_bench.scoring.probes import Method, default_method, known
 from antlm_bench.scoring.probes import method as find_method
-from antlm_bench.suites import harness
-from antlm_bench.suites import items as suites
-from antlm_bench.suites.items import Suite
-from antlm_bench.suites.pairs import columns_of
+from antlm_bench.suites import loader as suites
+from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.pairs_csv import columns_of
 from antlm_bench.types import Cell, Item, Prediction, Run
 
 ALL = "all"  # the name that stands for every sensible method of a checkpoint
@@ -159,7 +159,7 @@ class _Suites:
     def load(self, methods: Sequence[str]) -> list[Suite]:
         """Raises MethodNotSupported before any data are looked for."""
         for name in methods:
-            if name != "causal" and any(harness.is_task(ref) and harness.whole(ref) for ref in self.refs):
+            if name != "causal" and any(tasks.is_task(ref) and tasks.whole(ref) for ref in self.refs):
                 refuse_to_roll(name, "--method")
         if self.loaded is None:
             o = self.options
@@ -236,9 +236,9 @@ def _score_suite(
     if not todo:
         return
     methods = [find_method(name, checkpoint) for name in todo]
-    items = choice.as_asked(suite.items, policy, checkpoint)
+    items = multiple_choice.as_asked(suite.items, policy, checkpoint)
     history = _self_test(checkpoint, items, methods)
-    chunks = list(choice.chunks(items, methods))
+    chunks = list(multiple_choice.chunks(items, methods))
     results: dict[str, list[Prediction]] = {name: [] for name in todo}
     scorer: Adaptive | None = None
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"

@@ -9,14 +9,14 @@ from antlm_bench.commands.list import KINDS, item_count, objective, parameters, 
 from antlm_bench.declarations import catalog, find, nearest, parse
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.scoring.probes import METHODS, known
-from antlm_bench.suites import pairs, sources
+from antlm_bench.suites import pairs_csv, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
+from antlm_bench.training.flops import training_flops
 from antlm_bench.training.recipe import EXCLUSIVE, Recipe, read_recipe
 from antlm_bench.training.schedule import timeline
-from antlm_bench.training.size import training_flops
 
 Facts = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ def details(
         raise UsageError("only a recipe has scales, numbers to set, and a corpus", place=f"show {name}")
     if kind == "methods":
         return _method(name)
-    if pairs.is_pairs_file(name):
+    if pairs_csv.is_pairs_file(name):
         pair = "of pairs: score it with --suite, name its columns with --columns"
         return name, {"kind": f"a file {pair}", "or": "of texts and labels: finetune on it with --suite, score --valid"}
     spec = read(find("tasks", name))
@@ -65,7 +65,7 @@ def kind_of(name: str) -> str:
     models, suites = catalog("models"), catalog("tasks")
     if name in models:
         return "models"
-    if name in suites or pairs.is_pairs_file(name):
+    if name in suites or pairs_csv.is_pairs_file(name):
         return "suites"
     if not name.endswith(".toml"):
         hint = nearest(name, [*suites, *models, *METHODS]) or "`antlm-bench list suites` and `list models` know them"

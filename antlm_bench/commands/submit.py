@@ -16,12 +16,12 @@ from antlm_bench import runs
 from antlm_bench.declarations import decode_utf8, nearest
 from antlm_bench.errors import DataError, IncompleteError, UsageError
 from antlm_bench.exports import conventions, leaderboard
-from antlm_bench.exports.collation import Collator, Missing, is_filled
 from antlm_bench.exports.command_hints import name_of
-from antlm_bench.exports.decisions import Rule
-from antlm_bench.rendering import tables
+from antlm_bench.exports.leaderboard_file import Collator, Missing, is_filled
+from antlm_bench.exports.tie_rules import Rule
+from antlm_bench.reporting import results_table
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.types import Run
 
 MILESTONE = re.compile(r"chck_(\d+)M")
@@ -65,7 +65,7 @@ def submit(
     method = chosen_method(method, final, board)
     one_model(final, [checkpoints[number] for number in milestones if number in checkpoints])
     given = {key: read_json(Path(path), f"--part {key}") for key, path in (parts or {}).items()}
-    texts = lru_cache(1)(partial(items.load, allow_incomplete=True))  # one suite is asked for at every milestone
+    texts = lru_cache(1)(partial(loader.load, allow_incomplete=True))  # one suite is asked for at every milestone
     collation = Collator(board, track, final, checkpoints, texts, method, seed, ties).collate(given)
     deviations = conventions.deviations(board, collation.written, final)
     strangers = own_files(board, [final, *checkpoints.values()])
@@ -165,7 +165,7 @@ def own_files(board: leaderboard.LeaderboardSpec, found: Sequence[Run]) -> list[
     wanted = {part.suite for part in (*board.part, *board.fast)}
     own = [(cell.suite, runs.base_name(cell).partition(".")[0]) for run in found for cell in run if runs.is_own(cell)]
     return [
-        f"{tables.printable(shown)} is a file of the user's and not the suite {name}: not counted"
+        f"{results_table.printable(shown)} is a file of the user's and not the suite {name}: not counted"
         for shown, name in dict.fromkeys(own)
         if name in wanted
     ]

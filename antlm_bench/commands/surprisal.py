@@ -9,12 +9,12 @@ from pathlib import Path
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, opening_notes
 from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.runs.long import Value, known_ending, write_table
-from antlm_bench.scoring.choice import chunks
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.runs.table_files import Value, known_ending, write_table
+from antlm_bench.scoring.multiple_choice import chunks
 from antlm_bench.scoring.probes import Method, default_method
 from antlm_bench.scoring.probes import method as find_method
-from antlm_bench.scoring.reading import Read, single, stretches
+from antlm_bench.scoring.surprisal import Read, single, stretches
 from antlm_bench.scoring.text import word_beginnings
 from antlm_bench.suites import stimuli
 from antlm_bench.suites.stimuli import Asked

@@ -12,11 +12,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
-from antlm_bench.commands.watching import LOG, Watching
+from antlm_bench.commands.progress_log import LOG, Watching
 from antlm_bench.declarations import nearest
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
 from antlm_bench.training.recipe import Recipe, read_recipe, scales_of
-from antlm_bench.training.text import Source, source
+from antlm_bench.training.text_sources import Source, source
 from antlm_bench.weight_files import weight_hash
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _teacher(path: str, recipe: Recipe | None, text: Source, folder: Path, optio
 def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
     """Hash the weights of each teacher's checkpoint. Raises CheckpointError where there is none."""
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.checkpoints.folders import locate
+    from antlm_bench.checkpoints.resolve import locate
 
     options = OpenOptions()
     return [weight_hash(locate(str(path), options), options.allow_pickle) for path in teachers]
@@ -305,19 +305,19 @@ def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
 
 def _opened(folder: Path, corpus: Corpus) -> Any:
     """A teacher's model. Raises CheckpointError where it cannot be read, or reads other tokens than the student."""
-    from antlm_bench.checkpoints import OpenOptions, loading
-    from antlm_bench.checkpoints.folders import locate
+    from antlm_bench.checkpoints import OpenOptions, pretrained
+    from antlm_bench.checkpoints.resolve import locate
     from antlm_bench.training.corpus import same_tokens
 
     options = OpenOptions()
     place = locate(str(folder), options)
-    with loading.quiet():
-        config = loading.configuration_of(place, options)
-        tokens = loading.tokenizer_of(place, options)
+    with pretrained.quiet():
+        config = pretrained.configuration_of(place, options)
+        tokens = pretrained.tokenizer_of(place, options)
         if not (tokens.is_fast and same_tokens(tokens.backend_tokenizer, corpus.tokenizer.backend_tokenizer)):
             raise CheckpointError(
                 "this teacher has another tokenizer than the student",
                 place=str(folder),
                 hint="train it on the same --corpus with the same [tokenizer], or leave --teacher out",
             )
-        return loading.weights_of(place, loading.kind_of(config, place), config, options)
+        return pretrained.weights_of(place, pretrained.kind_of(config, place), config, options)

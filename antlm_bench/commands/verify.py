@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
-from antlm_bench.checkpoints.folders import Sources, locate_sources
+from antlm_bench.checkpoints.resolve import Sources, locate_sources
 from antlm_bench.commands.cells import Names, listed
-from antlm_bench.commands.kinds import kind_of
+from antlm_bench.commands.task_types import kind_of
 from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
-from antlm_bench.rendering.progress import Progress
-from antlm_bench.scoring import choice
-from antlm_bench.scoring.external import (
+from antlm_bench.reporting.progress import Progress
+from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.peers import (
     PEERS,
     Kind,
     LmEvalReader,
@@ -31,9 +31,9 @@ from antlm_bench.scoring.external import (
 )
 from antlm_bench.scoring.probes import default_method, known, method
 from antlm_bench.scoring.text import Encoder, Specials, template
-from antlm_bench.suites import items as suites
-from antlm_bench.suites.items import Suite
-from antlm_bench.suites.pairs import columns_of
+from antlm_bench.suites import loader as suites
+from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.pairs_csv import columns_of
 from antlm_bench.types import Attention, Floats, Item, Prediction
 
 TOLERANCE = 1e-3  # nats; peers agree to 3e-5 where the inputs are the same (batches of other shapes round differently)
@@ -230,14 +230,14 @@ def _suite(
     opened: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[Agreement]:
-    if (asks := kind_of(loaded, choice.Policy()).asks) not in ("choices", "texts"):
+    if (asks := kind_of(loaded, multiple_choice.Policy()).asks) not in ("choices", "texts"):
         hint = "give a suite of choices"
         raise UsageError(f"{loaded.name} asks for {asks}, not for texts", place="--suite", hint=hint)
     items = spaced(loaded.items, limit)
     found = []
     with Progress(len(opened) * len(items), f"{checkpoint.name} {loaded.name}") as progress:
         for name in names:
-            [ours] = choice.predict(checkpoint, items, [method(name, checkpoint)])
+            [ours] = multiple_choice.predict(checkpoint, items, [method(name, checkpoint)])
             fits = [n for n, prediction in enumerate(ours) if "too-long" not in prediction.flags]
             if not fits:
                 message = f"none of {len(items)} items fits the model"

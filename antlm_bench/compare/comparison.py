@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from antlm_bench.compare.correlated import correlated, without_test
-from antlm_bench.compare.credited import Found, credited
-from antlm_bench.compare.difference import Comparison, Difference, Flip, Versus
-from antlm_bench.compare.explained import explained
-from antlm_bench.compare.families import adjusted
 from antlm_bench.compare.join import Joined, join, match
-from antlm_bench.compare.measured import measured
-from antlm_bench.compare.seeded import TASK, collection, remarks, seeded
-from antlm_bench.compare.words import words
+from antlm_bench.compare.multiple_testing import adjusted
+from antlm_bench.compare.paired_accuracy import Found, credited
+from antlm_bench.compare.paired_correlation import correlated, without_test
+from antlm_bench.compare.paired_reading_times import explained
+from antlm_bench.compare.paired_seeds import TASK, collection, remarks, seeded
+from antlm_bench.compare.paired_surprisal import words
+from antlm_bench.compare.paired_task_metrics import measured
+from antlm_bench.compare.results import Comparison, Difference, Flip, Versus
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import LOWER_IS_BETTER
 from antlm_bench.types import Run

@@ -10,8 +10,8 @@ import numpy as np
 
 from antlm_bench import runs
 from antlm_bench.errors import NotComparable, RunError, UsageError
-from antlm_bench.metrics.table import Table
-from antlm_bench.runs.parquet import AGAIN
+from antlm_bench.metrics.prediction_table import Table
+from antlm_bench.runs.predictions_parquet import AGAIN
 from antlm_bench.types import Cell, Ints, Run
 
 # Settings of a cell that decide what its score means -> their name for a reader. Where they differ, so may the scores

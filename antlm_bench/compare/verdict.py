@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from antlm_bench.compare.difference import HEADLINE, Comparison, Difference
+from antlm_bench.compare.results import HEADLINE, Comparison, Difference
 from antlm_bench.statistics import LEVEL
 
 Status = Literal["pass", "regression", "inconclusive"]

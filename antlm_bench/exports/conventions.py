@@ -16,9 +16,9 @@ from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
 from antlm_bench.metrics.surprisal import SURPRISAL
-from antlm_bench.scoring.choice import COMPATS, CONVENTIONS, Policy
+from antlm_bench.scoring.multiple_choice import COMPATS, CONVENTIONS, Policy
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
 from antlm_bench.suites.spec import SuiteSpec
 from antlm_bench.types import Cell, Run
@@ -50,7 +50,7 @@ class Deviation:
 def deviations(board: LeaderboardSpec, used: Sequence[Used], final: Run) -> list[Deviation]:
     """Return every deviation of a file's cells from the year's conventions, and of milestones from each other."""
     found = []
-    specs = {name: items.suite(name)[0] for name in {one.cell.suite for one in used if one.cell.seed is None}}
+    specs = {name: loader.suite(name)[0] for name in {one.cell.suite for one in used if one.cell.seed is None}}
     for one in used:
         cell = one.cell
         scored = cell.seed is None
@@ -174,7 +174,7 @@ def _finetuned(board: LeaderboardSpec, cell: Cell) -> Iterator[str]:
     """Yield what is not as in the official finetuning: hyper-parameters, rows, train set."""
     settings = cell.settings
     suite, _, task = cell.suite.partition(".")
-    spec, _ = items.declared(suite)
+    spec, _ = loader.declared(suite)
     assert isinstance(spec, ClassificationSpec)
     official = spec.resolved(task, board.finetune).model_dump(mode="json")
     preset = spec.preset[board.finetune]

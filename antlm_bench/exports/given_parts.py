@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from antlm_bench.errors import BenchError, DataError
-from antlm_bench.exports.answers import written
 from antlm_bench.exports.leaderboard import PartSpec
-from antlm_bench.suites import items
+from antlm_bench.exports.leaderboard_answers import written
+from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.items import Suite
+from antlm_bench.suites.loader import Suite
 
 MAY_BE_NAN = ("surprisal", "prev_pred")  # a text that does not fit; the first word of a sentence
 Texts = Callable[[str], Suite]
@@ -118,7 +118,7 @@ def _ids(value: Any, place: str) -> None:
 
 def _labels(value: Any, suite: str, place: str) -> None:
     """Ids are running numbers, and labels are classes of the task."""
-    spec, _ = items.declared(suite)
+    spec, _ = loader.declared(suite)
     assert isinstance(spec, ClassificationSpec)
     for task, index, row in _rows(value):
         if task not in spec.task:

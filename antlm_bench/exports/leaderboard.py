@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from antlm_bench.declarations import Declaration, Many, nearest, read_toml
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.exports.decisions import Rule
+from antlm_bench.exports.tie_rules import Rule
 
 HERE = Path(__file__).resolve().parent
 # How an answer stands in the file: the scored part of the chosen text, that as lm-eval asks for it, the whole text, the

@@ -21,8 +21,8 @@ from antlm_bench.checkpoints import Body
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import Padded
 from antlm_bench.finetuning.data import frame
-from antlm_bench.training.build import attended, key_dropout
 from antlm_bench.training.dropout import key
+from antlm_bench.training.model_factory import attended, key_dropout
 from antlm_bench.types import Attention
 
 POOLINGS = ("auto", "last", "first", "mean")

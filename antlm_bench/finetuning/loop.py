@@ -19,19 +19,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from antlm_bench.checkpoints import Body
-from antlm_bench.checkpoints.loading import device_of
+from antlm_bench.checkpoints.pretrained import device_of
+from antlm_bench.cpu_tuning import keep_pages
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError
 from antlm_bench.finetuning.batches import epoch_updates, padded, parts, split, updates_per_epoch
 from antlm_bench.finetuning.data import Int64, Rows, encode, encode_by_tokenizer, longest, longest_tried, padding
 from antlm_bench.finetuning.heads import classifier, pooling_of
-from antlm_bench.machine import keep_pages
-from antlm_bench.metrics.classes import MEASURES, Totals, collapsed
+from antlm_bench.metrics.classification import MEASURES, Totals, collapsed
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import Attention, Floats, Prediction
 
 if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
-    from antlm_bench.suites.examples import Task
+    from antlm_bench.suites.classification_loader import Task
 
 THREAD_TOKENS = 1024  # per forward with gradients and thread of a CPU: they stay near its cache
 TOKENS_ELSEWHERE = 32_768

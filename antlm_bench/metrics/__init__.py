@@ -3,7 +3,7 @@
 Everything here is recomputed from stored predictions at will; nothing needs the model or the texts.
 """
 
-from antlm_bench.metrics.classes import FEW_SEEDS, Spread, across_seeds, collapsed, contributions
+from antlm_bench.metrics.classification import FEW_SEEDS, Spread, across_seeds, collapsed, contributions
 from antlm_bench.metrics.summary import LOWER_IS_BETTER, METRICS, TIES, resolve, summarize
 
 __all__ = [

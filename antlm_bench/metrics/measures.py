@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from antlm_bench import statistics
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.metrics.table import Table, chosen, gold_options, strata
+from antlm_bench.metrics.prediction_table import Table, chosen, gold_options, strata
 from antlm_bench.statistics import Interval
 from antlm_bench.types import FLAGS, Bools, Estimate, Floats, Ints, Prediction
 

@@ -9,23 +9,23 @@ from typing import Protocol
 
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.measures import REDUCTIONS, untold
-from antlm_bench.metrics.table import Table, parents, tabulate
-from antlm_bench.statistics.ranks import OUTSIDE
+from antlm_bench.metrics.prediction_table import Table, parents, tabulate
+from antlm_bench.statistics.spearman import OUTSIDE
 from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
 
 CLASS = "class"  # the reduction of classified texts: their scores are log-probabilities of classes already
-CLASSIFIED = "antlm_bench.metrics.classes:Classified"
+CLASSIFIED = "antlm_bench.metrics.classification:Classified"
 METRICS: dict[str, str] = {
     "accuracy": "antlm_bench.metrics.measures:Accuracy",  # of classified texts CLASSIFIED
     "spearman": "antlm_bench.metrics.measures:Spearman",
     "f1": CLASSIFIED,
     "macro-f1": CLASSIFIED,
     "mcc": CLASSIFIED,
-    "task-score": "antlm_bench.metrics.judged:Judged",
-    "task-penalty": "antlm_bench.metrics.judged:Judged",
-    "whole-score": "antlm_bench.metrics.judged:Judged",
-    "whole-penalty": "antlm_bench.metrics.judged:Judged",
-    "bits-per-byte": "antlm_bench.metrics.judged:BitsPerByte",
+    "task-score": "antlm_bench.metrics.task_metric:Judged",
+    "task-penalty": "antlm_bench.metrics.task_metric:Judged",
+    "whole-score": "antlm_bench.metrics.task_metric:Judged",
+    "whole-penalty": "antlm_bench.metrics.task_metric:Judged",
+    "bits-per-byte": "antlm_bench.metrics.task_metric:BitsPerByte",
 }
 # Of all others more is better.
 LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "whole-penalty", "bits-per-byte"})

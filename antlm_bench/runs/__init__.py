@@ -6,8 +6,8 @@ DIR/predictions/<suite>@<digest>.<method>...        the same of a user's own fil
 DIR/partial/<suite>.<method>.<key>/                 chunks of a suite that is being scored; gone when it is finished
 """
 
-from antlm_bench.runs.document import SCHEMA, cell_fields
-from antlm_bench.runs.folder import (
+from antlm_bench.runs.run_json import SCHEMA, cell_fields
+from antlm_bench.runs.store import (
     Writer,
     columns,
     lock,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from antlm_bench.scoring.choice import Tick, predict
+from antlm_bench.scoring.multiple_choice import Tick, predict
 from antlm_bench.scoring.probes import Method
 from antlm_bench.types import Item, LanguageModel, Prediction
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.attention import PACKED, BeyondWindowError, LastLayer, Packing, current
-from antlm_bench.scoring.fused import Rotations, fuse
-from antlm_bench.scoring.linear import pack_linears
+from antlm_bench.scoring.cpu_kernels import Rotations, fuse, pack_linears
 from antlm_bench.scoring.model_state import ModelState, ModuleSwaps
 from antlm_bench.scoring.plan import Batch, Plan, plans
 from antlm_bench.types import WORD_START, Attention, Floats, Ints, Probes

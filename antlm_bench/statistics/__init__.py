@@ -1,6 +1,14 @@
 """The statistics of runs: intervals of one run, of several seeds, and tests between two runs."""
 
-from antlm_bench.statistics.adjusted import adjusted_macro, adjusted_wald
+from antlm_bench.statistics.adjusted_wald import adjusted_macro, adjusted_wald
+from antlm_bench.statistics.crossed_design import (
+    Uncertain,
+    from_interval,
+    mean_of,
+    two_level,
+    two_level_change,
+    two_level_difference,
+)
 from antlm_bench.statistics.intervals import (
     DRAWS,
     LEVEL,
@@ -20,15 +28,7 @@ from antlm_bench.statistics.intervals import (
 )
 from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
 from antlm_bench.statistics.paired import detectable, macro_p, mcnemar, permutation
-from antlm_bench.statistics.ranks import spearman, spearman_difference, spearman_interval
-from antlm_bench.statistics.seeds import (
-    Uncertain,
-    from_interval,
-    mean_of,
-    two_level,
-    two_level_change,
-    two_level_difference,
-)
+from antlm_bench.statistics.spearman import spearman, spearman_difference, spearman_interval
 
 __all__ = [
     "DRAWS",

@@ -15,7 +15,7 @@ from antlm_bench.declarations import Declaration, Many, check, nearest, parse
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites.gate import CheckSpec
 from antlm_bench.suites.names import checked_name
-from antlm_bench.suites.psycholinguistic import ChildrenSpec, TimesSpec
+from antlm_bench.suites.reading_times_spec import ChildrenSpec, TimesSpec
 from antlm_bench.suites.templates import below, checked, fields_of
 
 if TYPE_CHECKING:

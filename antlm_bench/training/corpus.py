@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
-from antlm_bench.training.text import Part, Source, blocks, count_words, limited, split, whole_blocks
+from antlm_bench.training.text_sources import Part, Source, blocks, count_words, limited, split, whole_blocks
 
 FORMAT = 1  # raised whenever the same text and recipe give another stream
 PAD, BOS, EOS, MASK, UNK = range(5)

@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from antlm_bench.cpu_tuning import keep_pages
 from antlm_bench.errors import DataError, TrainingError
-from antlm_bench.machine import keep_pages
-from antlm_bench.training import dropout, optim, saving
-from antlm_bench.training.build import build, key_dropout, output_head, targets_of
+from antlm_bench.training import checkpoint_io, dropout, optim
 from antlm_bench.training.corpus import Corpus, Int64
 from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
+from antlm_bench.training.model_factory import build, key_dropout, output_head, targets_of
 from antlm_bench.training.objectives import Batch, Masking, clm, masked, shortened
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import Step, rows_in, timeline
@@ -308,41 +308,41 @@ class Training:
         with ExitStack() as stack:
             if self.ema:
                 stack.enter_context(self.ema.applied(self.model))
-            saving.save_checkpoint(folder, self.model, self.corpus.tokenizer, self.card())
+            checkpoint_io.save_checkpoint(folder, self.model, self.corpus.tokenizer, self.card())
 
     def save_state(self, folder: Path) -> None:
         """With what all processes have hidden: `hidden.share` must have been called since the last step."""
-        moments, rest = saving.flat(self.optimizer)
-        tensors = saving.prefixed("model.", self.model.named_parameters())
-        tensors |= saving.prefixed("optimizer.", moments.items())
-        tensors |= saving.prefixed("ema.", self.ema.state_dict().items()) if self.ema else {}
+        moments, rest = checkpoint_io.flat(self.optimizer)
+        tensors = checkpoint_io.prefixed("model.", self.model.named_parameters())
+        tensors |= checkpoint_io.prefixed("optimizer.", moments.items())
+        tensors |= checkpoint_io.prefixed("ema.", self.ema.state_dict().items()) if self.ema else {}
         tensors |= {"hidden": torch.from_numpy(self.hidden.counts)} if self.hidden else {}
-        saving.save_state(folder, self.done, tensors, self._progress() | {"optimizer": rest})
+        checkpoint_io.save_state(folder, self.done, tensors, self._progress() | {"optimizer": rest})
 
     def load_state(self, folder: Path) -> bool:
         """Continue from the newest state, if there is one."""
-        found = saving.load_state(folder)
+        found = checkpoint_io.load_state(folder)
         if found is None:
             return False
         tensors, facts = found
         self._take(tensors, facts)
-        saving.restore(self.optimizer, saving.part("optimizer.", tensors), facts["optimizer"])
+        checkpoint_io.restore(self.optimizer, checkpoint_io.part("optimizer.", tensors), facts["optimizer"])
         if self.ema:
-            self.ema.load_state_dict(saving.part("ema.", tensors))
+            self.ema.load_state_dict(checkpoint_io.part("ema.", tensors))
         if self.hidden:
             self.hidden.set(tensors["hidden"].numpy())
         return True
 
     def keep_if_best(self, folder: Path, loss: float) -> None:
         """Save the weights in `folder` unless it holds weights with a held-out loss as low."""
-        found = saving.load_state(folder)
+        found = checkpoint_io.load_state(folder)
         if found is None or loss < found[1]["held_out"]:
-            tensors = saving.prefixed("model.", self.model.named_parameters())
-            saving.save_state(folder, self.done, tensors, self._progress() | {"held_out": loss})
+            tensors = checkpoint_io.prefixed("model.", self.model.named_parameters())
+            checkpoint_io.save_state(folder, self.done, tensors, self._progress() | {"held_out": loss})
 
     def take_best(self, folder: Path) -> None:
         """Put the weights that `keep_if_best` kept into the model, which then cannot be trained on."""
-        found = saving.load_state(folder)
+        found = checkpoint_io.load_state(folder)
         assert found is not None
         self._take(*found)
 
@@ -350,7 +350,7 @@ class Training:
         return {"done": self.done, "words": self.words, "tokens": self.tokens}
 
     def _take(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        weights = saving.part("model.", tensors)
+        weights = checkpoint_io.part("model.", tensors)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])

@@ -9,7 +9,7 @@ from tiny import WORDS, tokenizer_for
 
 import antlm_bench  # noqa: F401 - registers the architectures
 from antlm_bench.architectures import gpt_bert, ltg_bert
-from antlm_bench.scoring import external
+from antlm_bench.scoring import peers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 TEXTS = [" ".join(WORDS[i : i + 5]) for i in range(0, 20, 4)]
@@ -45,13 +45,13 @@ def minicons(kind, folder):
 
 def test_minicons_loads_our_causal_checkpoints(save):
     folder = save("causal")
-    theirs = external.minicons_scores(minicons("causal", folder), TEXTS, 3)  # batches of unequal lengths: padded
+    theirs = peers.minicons_scores(minicons("causal", folder), TEXTS, 3)  # batches of unequal lengths: padded
     assert theirs == pytest.approx(ours(folder, TEXTS, "causal"), abs=1e-4)
 
 
 def test_minicons_loads_our_masked_checkpoints(save):
     folder = save("masked")
-    theirs = external.minicons_scores(minicons("masked", folder), TEXTS, 3, PLL_metric="original")
+    theirs = peers.minicons_scores(minicons("masked", folder), TEXTS, 3, PLL_metric="original")
     assert theirs == pytest.approx(ours(folder, TEXTS, "mlm"), abs=1e-4)
 
 

@@ -13,7 +13,7 @@ from small_models import filled, make
 
 from antlm_bench.architectures.registration import AUTO, carry
 from antlm_bench.errors import CheckpointError
-from antlm_bench.training.saving import save_checkpoint
+from antlm_bench.training.checkpoint_io import save_checkpoint
 
 IDS = torch.tensor([[3, 7, 19, 4, 4, 11, 2]])
 USE = """

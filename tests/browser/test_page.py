@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import toy_pages
 
-from antlm_bench.commands import webpage
 from antlm_bench.commands.report import report
-from antlm_bench.rendering import palette
+from antlm_bench.reporting import html_data, palette
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
@@ -73,7 +72,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy_pages.log(root / "train")
     paths = [root / "runs", root / toy_pages.HOSTILE[1]]
     table = report(paths, collection="babylm-2024", partial=True, published=[])
-    return webpage.page(paths, root / "out.html", trainings=[root / "train"], title=toy_pages.HOSTILE[2], report=table)
+    return html_data.page(
+        paths, root / "out.html", trainings=[root / "train"], title=toy_pages.HOSTILE[2], report=table
+    )
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands import baseline
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest, Prediction
@@ -283,7 +283,7 @@ def test_from_start_to_verdict_on_a_large_suite(place: Path) -> None:
 
 def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
     code = (
-        "import sys\nfrom antlm_bench.cli import run\n"
+        "import sys\nfrom antlm_bench.cli.app import run\n"
         "assert run(['check', 'base', '--against', 'base', '--junit', 'j.xml', '--github']) == 0\n"
         "assert run(['compare', 'base', 'worse']) == 0\n"
         "slow = {'torch', 'transformers', 'pandas', 'statsmodels', 'sklearn', 'scipy.stats'} & set(sys.modules)\n"

@@ -12,10 +12,10 @@ import pytest
 from toy_pairs import PHENOMENON, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands.compare import compare
 from antlm_bench.errors import UsageError
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.types import Prediction
 
 HOSTILE = 'x|`<b>\n\x1b[31m</td>"&\u202e[a](b)é\U0001f600'
@@ -167,7 +167,7 @@ def test_methods_of_one_run_against_each_other(tmp_path: Path, capsys: pytest.Ca
 
 def nano(folder: Path, shift: int) -> str:
     """A run of the shipped toy suite, every `shift`-th item wrong; the texts are not in it."""
-    suite = items.load("nano")
+    suite = loader.load("nano")
     made = [
         Prediction(item.id, 0, int(i % shift == 0), (-1.0 - (i % shift == 0), -1.5), (3, 3), (9, 9), item.labels)
         for i, item in enumerate(suite.items)
@@ -179,7 +179,7 @@ def nano(folder: Path, shift: int) -> str:
 
 def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = nano(tmp_path / "a", 5), nano(tmp_path / "b", 3)
-    options = {option.text for item in items.load("nano").items for option in item.options}
+    options = {option.text for item in loader.load("nano").items for option in item.options}
     assert run(["compare", a, b, "--flips", "5"]) == 0
     assert not any(text in capsys.readouterr().out for text in options)
     assert run(["compare", a, b, "--show-texts"]) == 0
@@ -187,7 +187,7 @@ def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.
     assert sum(line[2:] in options for line in shown) == 20  # ten items of two options
     other = [nano(tmp_path / name, shift) for name, shift in (("c", 5), ("d", 3))]
     for place in other:
-        text = (Path(place) / "run.json").read_text().replace(items.load("nano").digest, "x" * 64)
+        text = (Path(place) / "run.json").read_text().replace(loader.load("nano").digest, "x" * 64)
         (Path(place) / "run.json").write_text(text)
     assert run(["compare", *other, "--show-texts"]) == 3
     assert "is not what was scored" in capsys.readouterr().err
@@ -198,7 +198,7 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
 ) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs bark,the dogs barks\n")
-    suite = items.load(str(file))
+    suite = loader.load(str(file))
     runs = []
     for name, better in (("a", -1.0), ("b", -2.0)):
         made = [Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels) for item in suite.items]

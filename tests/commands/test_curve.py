@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 import toy_pages
 
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.curve import Curve, Point, amount, curve, curves, grouped, words_seen
-from antlm_bench.commands.losses import BINS, training
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.rendering.curves import remarks, sparkline
+from antlm_bench.reporting.text_curves import remarks, sparkline
+from antlm_bench.results.training_log import BINS, training
 from antlm_bench.types import Cell, Estimate, Manifest, Run, Summary
 
 M = 1_000_000
@@ -162,7 +162,7 @@ def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
 
 
 def test_curves_need_no_torch(family: Path) -> None:
-    code = f"from antlm_bench.cli import run\nassert run(['curve', {str(family)!r}]) == 0\nimport sys\n"
+    code = f"from antlm_bench.cli.app import run\nassert run(['curve', {str(family)!r}]) == 0\nimport sys\n"
     code += "print('loaded:', *{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert not {"torch", "transformers", "altair"} & set(done.stdout.rpartition("loaded:")[2].split())

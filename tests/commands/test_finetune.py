@@ -17,12 +17,12 @@ from tiny import WORDS, tokenizer_for
 from antlm_bench import runs
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
 from antlm_bench.checkpoints import CARD
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
+from antlm_bench.cli.exit_codes import Stopped
 from antlm_bench.commands.finetune import finetune
-from antlm_bench.commands.finetuned import rows
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
-from antlm_bench.exits import Stopped
 from antlm_bench.finetuning import loop
+from antlm_bench.results.seeds import rows
 
 Make = Callable[..., Path]
 QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]

@@ -14,7 +14,7 @@ import yaml
 from tiny import WORDS
 
 from antlm_bench import runs
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands.finetune import finetune
 
 Make = Callable[..., Path]

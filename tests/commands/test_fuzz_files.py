@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tiny import tokenizer_for
 
 from antlm_bench import runs, score
-from antlm_bench.checkpoints.opening import Checkpoint
+from antlm_bench.checkpoints.loader import Checkpoint
 from antlm_bench.errors import BenchError, DataError, DeclarationError
 from antlm_bench.scoring.text import Encoder, Specials
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.types import Floats
 
 Make = Callable[..., Path]
@@ -56,7 +56,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("antlm_bench.commands.score._self_test", lambda *_: {})
 
 
-def asked(ref: str, out: Path, **options: Any) -> items.Suite | BenchError:
+def asked(ref: str, out: Path, **options: Any) -> loader.Suite | BenchError:
     """What scoring a suite gives: the suite, after a look at the whole run it left, or an error that left none."""
     shutil.rmtree(out, ignore_errors=True)
     try:
@@ -64,7 +64,7 @@ def asked(ref: str, out: Path, **options: Any) -> items.Suite | BenchError:
     except BenchError as error:
         assert error.message and not list(out.rglob("run.json")) and not list(out.rglob("*.parquet"))
         return error
-    suite = items.load(ref, **options)
+    suite = loader.load(ref, **options)
     [cell] = found
     assert [p.id for p in runs.predictions(out, cell)] == [item.id for item in suite.items]
     assert cell.summary.headline.n == len(suite.items) and 0 <= cell.summary.headline.value <= 1
@@ -175,7 +175,7 @@ def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(tmp_path:
             assert [tuple(o.text for o in item.options) for item in found.items] == [(r[good], r[bad]) for r in records]
 
     check()
-    assert kinds == {items.Suite, DataError}
+    assert kinds == {loader.Suite, DataError}
 
 
 # ---- declarations ------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_any_mutation_of_a_suite_is_scored_or_refused_with_its_place(small: Path
         assert not isinstance(found, BenchError) or found.place or found.hint
 
     check()
-    assert {items.Suite, DataError, DeclarationError} <= kinds
+    assert {loader.Suite, DataError, DeclarationError} <= kinds
 
 
 def test_any_mutation_of_nano_loads_or_is_refused(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_any_mutation_of_nano_loads_or_is_refused(tmp_path: Path) -> None:
     def check(changes: list[tuple[str, int, str, str]]) -> None:
         path.write_text(mutated(text, changes), encoding="utf-8")
         try:
-            suite = items.load(str(path))
+            suite = loader.load(str(path))
         except BenchError as error:
             assert isinstance(error, DeclarationError | DataError) and (error.place or error.hint)
         else:

@@ -15,9 +15,9 @@ from tiny import tokenizer_for
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
-from antlm_bench.checkpoints.opening import Checkpoint
+from antlm_bench.checkpoints.loader import Checkpoint
 from antlm_bench.errors import BenchError, CheckpointError, DataError
-from antlm_bench.scoring import choice
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.scoring.text import Encoder, Specials
 from antlm_bench.types import Item, Option
@@ -117,7 +117,7 @@ def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
                     expected[text, span] = None
         fits = [all(expected[text, span] is not None for text in (a, b)) for a, b, span in pairs]
         try:
-            [predictions] = choice.predict(model, items(pairs), [METHODS[method]])
+            [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
         except DataError as error:
             number = int(error.place.removeprefix("item x_"))
             a, b, span = pairs[number]
@@ -142,7 +142,7 @@ def test_any_texts_through_the_other_methods_are_finite_or_an_error(make_checkpo
     @given(pairs=PAIRS)
     def check(pairs: list[tuple[str, str, Span]]) -> None:
         try:
-            [predictions] = choice.predict(model, items(pairs), [METHODS[method]])
+            [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
         except BenchError as error:
             assert error.message and (error.place or error.hint)
             return
@@ -170,7 +170,7 @@ def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
     @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
     def check(pairs: list[tuple[str, str]]) -> None:
         try:
-            [predictions] = choice.predict(model, items([(a, b, None) for a, b in pairs]), [METHODS["causal"]])
+            [predictions] = multiple_choice.predict(model, items([(a, b, None) for a, b in pairs]), [METHODS["causal"]])
         except DataError:
             assert any(tokenizer(t, add_special_tokens=False)["input_ids"] in ([], [1]) for pair in pairs for t in pair)
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from asking_score import agreement, write_pairs
 
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands import noise as noises
 from antlm_bench.commands.noise import noise
 from antlm_bench.errors import UsageError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.preflight import preflight, whole
 from antlm_bench.errors import CheckpointError, IncompleteError, UsageError
 

@@ -17,7 +17,7 @@ from antlm_bench.commands.report import Column, Report, report
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError, IncompleteError, NotComparable, RunError, UsageError
 from antlm_bench.statistics import Z
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import read
 from antlm_bench.types import Cell, Estimate, Prediction, Summary
@@ -167,7 +167,7 @@ def test_averages_over_different_members_are_no_race(tmp_path: Path) -> None:
 def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n')
     with pytest.raises(UsageError, match="is scored") as caught:
-        items.members(ref)
+        loader.members(ref)
     assert "finetune --model CKPT --suite glue-2024" in caught.value.hint
     column = only(report([written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 32)])], collection=ref))
     assert column.macro and column.macro.value == pytest.approx(31 / 40)
@@ -410,7 +410,7 @@ def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> No
 def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal"))
     argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
-    code = "import sys; from antlm_bench.cli import run; rc = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr); "
+    code = "import sys; from antlm_bench.cli.app import run; rc = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr); "
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(rc)", *argv], capture_output=True, text=True, check=False
     )
@@ -432,7 +432,7 @@ def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(tmp
 def test_a_slip_on_the_command_line_is_exit_code_2(
     line: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from antlm_bench.cli import run
+    from antlm_bench.cli.app import run
 
     assert run(["report", *line]) == 2
     assert complaint in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from toy_pages import log, model
 from toy_reports import glue, written, zero_shot
 
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 
 
 @pytest.fixture

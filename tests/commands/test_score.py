@@ -12,10 +12,10 @@ import pytest
 from asking_score import agreement, count_work, snapshot, write_pairs
 
 from antlm_bench import runs, score
-from antlm_bench.checkpoints import loading
-from antlm_bench.cli import run
+from antlm_bench.checkpoints import pretrained
+from antlm_bench.cli.app import run
 from antlm_bench.errors import CheckpointError, DataError, IncompleteError, MethodNotSupported, UsageError
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 
 Make = Callable[..., Path]
 
@@ -185,7 +185,7 @@ def test_killed_and_repeated_with_other_methods_no_item_is_lost(
         patch.setattr(runs.Writer, "put", put_and_die)
         score(make_checkpoint(), str(suite), methods=first.split(","), **ask)
     [run_] = score(make_checkpoint(), str(suite), methods=then.split(","), **ask)
-    expected = [item.id for item in items.load(str(suite)).items]
+    expected = [item.id for item in loader.load(str(suite)).items]
     for cell in run_:
         assert cell.summary.headline.n == len(rows)
         assert [p.id for p in runs.predictions(run_.path, cell)] == expected
@@ -205,8 +205,10 @@ def sweep(make_checkpoint: Make, tmp_path: Path) -> Path:
 def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_are_named(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], loading.load_weights
-    monkeypatch.setattr(loading, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
+    loaded, original = [], pretrained.load_weights
+    monkeypatch.setattr(
+        pretrained, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a)
+    )
     found = score(sweep, [str(suite), "nano"], methods=["causal", "mlm"], limit=2, out=tmp_path / "out", device="cpu")
     order = ["chck_1M", "chck_2M", "chck_10M"]
     assert loaded == order and [r.manifest.model["name"] for r in found] == order
@@ -242,8 +244,10 @@ def test_a_single_broken_checkpoint_is_its_own_error(sweep: Path, suite: Path, t
 def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], loading.load_weights
-    monkeypatch.setattr(loading, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a))
+    loaded, original = [], pretrained.load_weights
+    monkeypatch.setattr(
+        pretrained, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a)
+    )
     for wrong in ({"methods": "mlmm"}, {"compat": "lm-evil"}, {"ties": "fair"}, {"precision": "enough"}):
         with pytest.raises(UsageError):
             score(sweep, str(suite), out=tmp_path / "out", **wrong)

@@ -15,7 +15,7 @@ import pytest
 from asking_score import agreement, pairs_of, snapshot, write_pairs
 
 from antlm_bench import runs, score
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.errors import CheckpointError, RunError
 
 Make = Callable[..., Path]
@@ -172,7 +172,7 @@ def test_a_read_only_place_is_refused(
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 sys.exit(run(sys.argv[1:]))
 """
 

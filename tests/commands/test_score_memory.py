@@ -17,7 +17,7 @@ Make = Callable[..., Path]
 ALLOWED = 60 * 2**20
 SCRIPT = """
 import resource, sys
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 code = run(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 sys.exit(code)

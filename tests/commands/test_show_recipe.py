@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from antlm_bench import cli
+from antlm_bench.cli.app import app
 from antlm_bench.commands.show import differences
 
 
 def test_a_recipe_shows_what_differs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["show", "gpt-bert-10m"]) == 0
+    assert app.run(["show", "gpt-bert-10m"]) == 0
     shown = capsys.readouterr().out
     heads = next(line for line in shown.splitlines() if line.split() == ["number", "paper", "ours", "why"])
     table = shown[shown.index(heads) :]

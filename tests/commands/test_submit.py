@@ -19,13 +19,13 @@ import toy_leaderboard as toy
 import typer.main
 
 from antlm_bench import runs
-from antlm_bench.cli import application
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import application
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.submit import submit
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.command_hints import named
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.types import Cell
 
 STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
@@ -35,7 +35,7 @@ STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three items per group instead of the official numbers, in schema, data and runs alike."""
     monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
-    monkeypatch.setattr(items, "load", lambda name, **_: toy.toy_suite(name, 3))
+    monkeypatch.setattr(loader, "load", lambda name, **_: toy.toy_suite(name, 3))
     return 3
 
 
@@ -427,7 +427,7 @@ def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsy
 
 
 def test_no_torch_is_loaded() -> None:
-    script = "from antlm_bench.cli import run\nimport sys\n"
+    script = "from antlm_bench.cli.app import run\nimport sys\n"
     script += "assert run(['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']) == 3\n"
     script += "assert run(['preflight', 'nowhere', '--track', 'strict']) == 3\n"
     script += "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"

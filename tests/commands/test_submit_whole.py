@@ -14,7 +14,7 @@ import toy_leaderboard as toy
 from tiny import WORDS
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands import preflight
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard import TrackSpec

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands import baseline
 from antlm_bench.commands.check import check
 from antlm_bench.commands.compare import compare
@@ -24,7 +24,7 @@ from antlm_bench.commands.score import score
 from antlm_bench.commands.submit import opened
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
@@ -48,7 +48,7 @@ def pairs(path: Path, *rows: tuple[str, str]) -> str:
 
 def keep(folder: Path, ref: str, value: float, method: str = "causal", **more: Any) -> Run:
     """Enter a cell of a suite into a run as `score` does, with an accuracy of its own instead of a model's."""
-    suite = items.load(ref, allow_incomplete=True)
+    suite = loader.load(ref, allow_incomplete=True)
     known = {"suite": suite.name, "suite_version": suite.version, "suite_digest": suite.digest, "method": method}
     summary = Summary(suite.name, method, "accuracy", (), Estimate(value, 1, 0.0, 1.0), {}, ())
     cell = Cell(suite.name, method, f"k{suite.digest}", known | more, summary, origin=suite.origin)
@@ -222,8 +222,8 @@ def test_a_file_named_like_a_shipped_suite_is_not_that_suite(tmp_path: Path) -> 
 def test_a_toml_named_like_a_shipped_suite_is_it_only_if_it_asks_the_same(tmp_path: Path, monkeypatch) -> None:
     same = nano(tmp_path, "copy/nano.toml", **{'licence_=_"': 'licence = "our '})
     other = nano(tmp_path, "other/nano.toml", **{"pairs_=_50": "pairs = 5"})
-    assert items.load(str(TASKS / "nano.toml")).origin == items.load(str(same)).origin == ()
-    assert items.load(str(other), allow_incomplete=True).origin == (str(other),)
+    assert loader.load(str(TASKS / "nano.toml")).origin == loader.load(str(same)).origin == ()
+    assert loader.load(str(other), allow_incomplete=True).origin == (str(other),)
     keep(tmp_path / "run", "nano", 0.5)
     run = keep(tmp_path / "run", str(other), 0.25)
     assert values(run) == {"nano": 0.5, "other/nano": 0.25}
@@ -271,7 +271,7 @@ def test_runs_of_older_versions_keep_reading(tmp_path: Path) -> None:
     assert values(runs.read(tmp_path / "0.25")) == {"./nano": 0.25}
     run = keep(tmp_path / "0.25", "nano", 0.75)  # the place of its file is taken
     assert values(run) == {"./nano": 0.25, "nano": 0.75}
-    assert [len(runs.predictions(run.path, cell)) for cell in run] == [1, len(items.load("nano").items)]
+    assert [len(runs.predictions(run.path, cell)) for cell in run] == [1, len(loader.load("nano").items)]
     run = keep(tmp_path / "0.25", own, 0.3)  # the same items: the same suite, which now says where it stands
     assert values(run) == {"mine/nano": 0.3, "nano": 0.75}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands import surprisal as command
 from antlm_bench.commands.surprisal import surprisal
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
@@ -91,7 +91,7 @@ def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(mak
     assert [r["surprisal_bits"] for r in parts] == pytest.approx([r["surprisal_bits"] for r in whole], abs=1e-4)
     from antlm_bench.checkpoints import open_checkpoint
     from antlm_bench.scoring.probes import METHODS
-    from antlm_bench.scoring.reading import stretches
+    from antlm_bench.scoring.surprisal import stretches
     from antlm_bench.types import Option
 
     text = "the cat sees 0 dogs."

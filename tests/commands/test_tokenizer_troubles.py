@@ -15,7 +15,7 @@ from tiny import model_for
 from tokenizers import processors
 
 from antlm_bench import runs
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.types import Prediction
 
 PAIRS = [("the cat sat on the mat .", "a cat sat on the mat ."), ("The dog can't sit.", "The dog can't sat .")]
@@ -166,7 +166,7 @@ def test_rows_up_to_the_last_position_are_scored_and_longer_ones_flagged(tmp_pat
 
 def test_the_lm_eval_model_warns_of_what_the_tokenizer_loses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lm_eval = pytest.importorskip("lm_eval.api.instance")
-    from antlm_bench.harness.model import AntlmBench
+    from antlm_bench.lm_eval_bridge.model import AntlmBench
 
     tokenizer = toys.gemma_like()
     model = AntlmBench(str(checkpoint(tmp_path / "model", tokenizer, len(tokenizer))))

@@ -20,15 +20,16 @@ import torch
 from asking_train import CAUSAL, RECIPE, STEPS, contents, records, weights, write_recipe
 from safetensors.torch import load_file, save_file
 
-from antlm_bench import cli, runs
+from antlm_bench import runs
 from antlm_bench.checkpoints import open_checkpoint
+from antlm_bench.cli.app import app
 from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train
 from antlm_bench.errors import CheckpointError, DeclarationError, TrainingError, UsageError
+from antlm_bench.training import checkpoint_io
 from antlm_bench.training import corpus as corpora
 from antlm_bench.training import pretrain as loop
-from antlm_bench.training import saving
 
 PROGRAM = [sys.executable, "-m", "antlm_bench"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -53,7 +54,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(recipe: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert cli.run(["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]) == 0
+    assert app.run(["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]) == 0
     return out
 
 
@@ -67,7 +68,7 @@ def ask(recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     def asked(*options: str, **places: object) -> tuple[int, str]:
         given = {"recipe": recipe, "corpus": text, "out": tmp_path / "out"} | places
         capsys.readouterr()
-        code = cli.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out", str(given["out"]),
+        code = app.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out", str(given["out"]),
                         "--device", "cpu", *options])  # fmt: skip
         return code, " ".join(capsys.readouterr().err.split())
 
@@ -424,7 +425,7 @@ class TestInterruptions:
     def test_a_full_disk_is_named_and_costs_nothing_older(
         self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save, calls = saving.save_file, []
+        save, calls = checkpoint_io.save_file, []
 
         def full(*given: Any) -> None:
             calls.append(given)
@@ -433,7 +434,7 @@ class TestInterruptions:
             save(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(saving, "save_file", full)
+            patch.setattr(checkpoint_io, "save_file", full)
             code, message = ask("--save-every", "0")
         assert code == 3 and "No space left on device" in message and "Traceback" not in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000004"]
@@ -463,12 +464,12 @@ KILLS = [
     ("antlm_bench.training.corpus.Corpus", "rows", 1, "after"),
     ("antlm_bench.training.pretrain.Training", "step", 3, "before"),
     ("antlm_bench.training.pretrain.Training", "step", 8, "after"),
-    ("antlm_bench.training.saving", "save_file", 4, "after"),
-    ("antlm_bench.training.saving.Path", "rename", 6, "before"),
-    ("antlm_bench.training.saving.Path", "rename", 6, "after"),
-    ("antlm_bench.training.saving.shutil", "rmtree", 20, "after"),
-    ("antlm_bench.training.saving.registration", "carry", 1, "before"),
-    ("antlm_bench.training.saving.registration", "carry", 2, "after"),
+    ("antlm_bench.training.checkpoint_io", "save_file", 4, "after"),
+    ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "before"),
+    ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "after"),
+    ("antlm_bench.training.checkpoint_io.shutil", "rmtree", 20, "after"),
+    ("antlm_bench.training.checkpoint_io.registration", "carry", 1, "before"),
+    ("antlm_bench.training.checkpoint_io.registration", "carry", 2, "after"),
 ]
 DRIVER = """
 import json, os, pkgutil, signal, sys

@@ -15,10 +15,10 @@ import pytest
 from asking_score import agreement, pairs_of, write_pairs
 
 from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands.verify import spaced, verify
 from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
-from antlm_bench.scoring import external
+from antlm_bench.scoring import peers
 from antlm_bench.types import Item, Option
 
 OWN = """
@@ -74,15 +74,15 @@ where = ["{file}"]
 
 def plant(monkeypatch, change):
     """minicons answers `change(scores)` instead of its scores."""
-    asked = external.MiniconsReader.scores
-    monkeypatch.setattr(external.MiniconsReader, "scores", lambda *args: change(asked(*args)))
+    asked = peers.MiniconsReader.scores
+    monkeypatch.setattr(peers.MiniconsReader, "scores", lambda *args: change(asked(*args)))
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("kind", "adds", "architecture", "methods", "peers"),
+    ("kind", "adds", "architecture", "methods", "expected_peers"),
     [
         ("causal", True, "LlamaForCausalLM", (), {"minicons", "lm-eval"}),
         ("causal", False, "GPT2LMHeadModel", ("causal",), {"minicons", "lm-eval"}),
@@ -90,9 +90,11 @@ def plant(monkeypatch, change):
         ("masked", False, "RobertaForMaskedLM", (), {"minicons"}),
     ],
 )
-def test_peers_that_load_the_folder_themselves_agree(make_checkpoint, suite, kind, adds, architecture, methods, peers):
+def test_peers_that_load_the_folder_themselves_agree(
+    make_checkpoint, suite, kind, adds, architecture, methods, expected_peers
+):
     found = verify(make_checkpoint(kind, adds=adds, architecture=architecture), str(suite), limit=15, methods=methods)
-    assert {a.peer.split()[0] for a in found.agreements} == peers and not found.refused
+    assert {a.peer.split()[0] for a in found.agreements} == expected_peers and not found.refused
     assert {a.method for a in found.agreements} == set(methods or (["causal"] if kind == "causal" else ["mlm"]))
     for a in found.agreements:
         assert (a.suite, a.items, a.options) == ("agree", 15, 30)

@@ -13,8 +13,8 @@ from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
 
 from antlm_bench import statistics
 from antlm_bench.compare import Comparison, Difference, compare
-from antlm_bench.compare.difference import HEADLINE
-from antlm_bench.compare.families import FEW, adjusted
+from antlm_bench.compare.multiple_testing import FEW, adjusted
+from antlm_bench.compare.results import HEADLINE
 from antlm_bench.types import Cell, Prediction, Run
 
 

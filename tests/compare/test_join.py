@@ -19,7 +19,7 @@ from antlm_bench import runs
 from antlm_bench.compare import compare
 from antlm_bench.compare.join import DECISIVE, MIXED, NOTED, join, match, tabulated
 from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
-from antlm_bench.metrics.table import tabulate
+from antlm_bench.metrics.prediction_table import tabulate
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 SUMMARY = Summary("toy", "causal", "accuracy", (), Estimate(0.5, 1, 0, 1), {}, ())

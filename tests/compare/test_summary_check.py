@@ -15,7 +15,7 @@ from toy_pairs import margins, toy
 from antlm_bench import runs
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import RunError
-from antlm_bench.runs import folder, parquet
+from antlm_bench.runs import predictions_parquet, store
 from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
 
 Change = Callable[[dict[str, Any]], None]
@@ -37,11 +37,11 @@ def unbind(run_dir: Path) -> None:
     """Rewrite the predictions as older versions did: without the digest of the summary."""
     run = runs.read(run_dir)
     cell = run.cells[0]
-    about = parquet.about(runs.columns(run_dir, cell))
+    about = predictions_parquet.about(runs.columns(run_dir, cell))
     about.pop("summary")
-    data = parquet.encode(runs.predictions(run_dir, cell), about)
+    data = predictions_parquet.encode(runs.predictions(run_dir, cell), about)
     next((run_dir / "predictions").iterdir()).write_bytes(data)
-    edit(run_dir, lambda found: found.update(digest=folder.hashlib.sha256(data).hexdigest()))
+    edit(run_dir, lambda found: found.update(digest=store.hashlib.sha256(data).hexdigest()))
 
 
 def headline(found: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def test_the_bytes_of_predictions_follow_their_numbers_alone(tmp_path: Path) -> 
 def test_every_command_that_shows_a_run_checks_it(
     reader: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from antlm_bench.cli import run
+    from antlm_bench.cli.app import run
 
     edit(run_dir, EDITS["the headline"])
     commands = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antlm_bench.compare import Comparison, Difference
-from antlm_bench.compare.policy import declared, margins
+from antlm_bench.compare.margins import declared, margins
 from antlm_bench.compare.verdict import Margins, explaining, judge
 from antlm_bench.errors import DeclarationError, UsageError
 

@@ -10,9 +10,9 @@ import pytest
 import toy_leaderboard as toy
 
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.answers import texts_chosen
-from antlm_bench.suites import items
-from antlm_bench.suites.items import Suite
+from antlm_bench.exports.leaderboard_answers import texts_chosen
+from antlm_bench.suites import loader
+from antlm_bench.suites.loader import Suite
 
 PAIRS = [
     ("Katherine can't help herself.", "Katherine can't help himself."),
@@ -61,7 +61,7 @@ def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) 
     lines = [record(part.key, *pair) for pair in PAIRS * 8]
     scores = [(-rng.random(), -rng.random()) for _ in lines] + [(-1.0, -1.0)] * len(PAIRS)
     lines += lines[: len(PAIRS)]
-    made = items.build(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
+    made = loader.build(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
     predictions = [toy.prediction(item, scores=pair) for item, pair in zip(made, scores, strict=True)]
     suite = Suite(spec.name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(made), "d")
     answers, _ = texts_chosen(part, predictions, suite, toy.scored(spec.name, []), leaderboard.leaderboard("2024").ties)

@@ -17,13 +17,13 @@ import toy_leaderboard as toy
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.submit import Submission, submit
 from antlm_bench.errors import DataError, IncompleteError, NotComparable, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.answers import numbers
 from antlm_bench.exports.given_parts import check_given
-from antlm_bench.suites import items
+from antlm_bench.exports.leaderboard_answers import numbers
+from antlm_bench.suites import loader
 from antlm_bench.types import Cell, Group, Item, Manifest, Option
 
 MOST = 3  # items per group
@@ -36,7 +36,7 @@ SAME = {"auto": {"causal": "<s> ...", "full": "<s> ... </s>"}} | {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, MOST))
-    monkeypatch.setattr(items, "load", lambda name, **_: toy.toy_suite(name, MOST))
+    monkeypatch.setattr(loader, "load", lambda name, **_: toy.toy_suite(name, MOST))
 
 
 def sent(
@@ -155,7 +155,7 @@ def test_real_runs_are_refused_where_the_bos_differs(adds: bool, make_checkpoint
     folder = make_checkpoint("causal", adds=adds)
     suite = replace(toy.toy_suite("supplement", MOST), version="2025")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(items, "load", lambda name, **_: suite)
+        patch.setattr(loader, "load", lambda name, **_: suite)
         score(folder, "supplement", out=tmp_path / "run", device="cpu")
         score(folder, "supplement", out=tmp_path / "right", device="cpu", compat="babylm-2025")
     options: dict[str, Any] = {"year": "2025", "track": "strict", "out": tmp_path / "f", "allow_partial": True}
@@ -228,7 +228,7 @@ def test_another_finetuning_than_the_official_one_is_refused(
 
 
 def test_a_substitute_train_set_is_refused(tmp_path: Path) -> None:
-    spec, _ = items.declared("glue-2025")
+    spec, _ = loader.declared("glue-2025")
     says = spec.task["boolq"].substitutes[0].says  # type: ignore[union-attr]
     assert SUBSTITUTE in says
     official = toy.official("glue-2025", "boolq", "babylm-2025")

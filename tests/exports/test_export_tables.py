@@ -15,10 +15,10 @@ import pytest
 import toy_leaderboard as toy
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import export
 from antlm_bench.errors import DataError
-from antlm_bench.exports import every_eval_ever, leaderboard, tidy
+from antlm_bench.exports import every_eval_ever, items_csv, leaderboard
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Item, Option
 
@@ -55,13 +55,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(tidy.table([runs.read(run)]).decode(), newline="")))
+    return list(csv.DictReader(io.StringIO(items_csv.table([runs.read(run)]).decode(), newline="")))
 
 
 def test_every_item_of_every_cell_is_one_row(run: Path) -> None:
     found = rows(run)
     assert len(found) == 4 + 5 + 2 + 2
-    assert list(found[0]) == [*tidy.KEYS, "field", "paradigm", "sentence", "task", *tidy.NUMBERS, "flags"]
+    assert list(found[0]) == [*items_csv.KEYS, "field", "paradigm", "sentence", "task", *items_csv.NUMBERS, "flags"]
     assert {row["model"] for row in found} == {NAME}
     assert [row["seed"] for row in found if row["suite"] == "glue-2025.rte"] == ["7", "7"]
 
@@ -140,6 +140,6 @@ def test_exporting_and_importing_load_no_torch(run: Path, tmp_path: Path) -> Non
     golden = Path(__file__).resolve().parent.parent / "golden" / "lm_eval" / "m0"
     lines = [["export", str(run), "--format", form, "--out", str(tmp_path / form)] for form in ("csv", "lm-eval")]
     lines += [["import", str(golden), "--out", str(tmp_path / "imported")]]
-    script = f"from antlm_bench.cli import run\nimport sys\nassert not any([run(line) for line in {lines!r}])\n"
+    script = f"from antlm_bench.cli.app import run\nimport sys\nassert not any([run(line) for line in {lines!r}])\n"
     script += "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ})

@@ -12,10 +12,10 @@ import pytest
 import toy_leaderboard as toy
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import export, import_results
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.exports.from_lm_eval import read
+from antlm_bench.lm_eval_bridge.results_import import read
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell
 

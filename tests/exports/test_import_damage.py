@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from antlm_bench import runs
-from antlm_bench.cli import run as cli
+from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import import_results
 from antlm_bench.errors import BenchError, DataError
-from antlm_bench.exports.from_lm_eval import read
+from antlm_bench.lm_eval_bridge.results_import import read
 
 STAMP = "2025-01-01T00-00-00"
 Row = dict[str, Any]

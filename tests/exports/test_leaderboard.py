@@ -19,10 +19,10 @@ from jsonschema import Draft202012Validator
 from antlm_bench import runs
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.answers import texts_chosen
-from antlm_bench.exports.collation import Collator
-from antlm_bench.suites import items
-from antlm_bench.suites.items import Suite
+from antlm_bench.exports.leaderboard_answers import texts_chosen
+from antlm_bench.exports.leaderboard_file import Collator
+from antlm_bench.suites import loader
+from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Item, Option
 
 YEARS = leaderboard.years()
@@ -185,12 +185,12 @@ def test_texts_are_those_of_the_official_files(
 ) -> None:
     """Read again from the files, line by line, the slow way: the n-th answer of a group is a text of its n-th line."""
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
-    suite = items.load(name)
+    suite = loader.load(name)
     predictions = [toy.prediction(item, n % 2) for n, item in enumerate(suite.items)]
     cell = toy.scored(name, predictions, suite_digest=suite.digest)
     final = runs.read(toy.write(tmp_path / "run", "m", [(cell, predictions)]))
     board = leaderboard.leaderboard("2025")
-    document = Collator(board, "strict-small", final, {}, items.load, "causal").collate({}).document
+    document = Collator(board, "strict-small", final, {}, loader.load, "causal").collate({}).document
     ((key, groups),) = ((key, value) for key, value in document.items() if key != "fast_eval_results")
     assert {group: len(rows["predictions"]) for group, rows in groups.items()} == leaderboard.sizes(board.name, key)
     answered = [row["pred"] for rows in groups.values() for row in rows["predictions"]]

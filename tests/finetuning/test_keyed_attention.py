@@ -7,8 +7,8 @@ import torch
 from tiny import model_for
 from torch.nn import functional
 
-from antlm_bench.training.build import KEYED, key_dropout
 from antlm_bench.training.dropout import KeyedDropout, attend, samples
+from antlm_bench.training.model_factory import KEYED, key_dropout
 
 NEXT_TO_NOTHING = 2**-16  # the smallest share there is: of these few numbers it drops none, or one
 

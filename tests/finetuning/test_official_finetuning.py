@@ -23,7 +23,7 @@ from antlm_bench.finetuning.data import longest as longest_of_ours
 from antlm_bench.finetuning.heads import Head, pooling_of
 from antlm_bench.finetuning.loop import Conditions, Learner, finetune, rate
 from antlm_bench.suites.classification import LAWS, TaskSpec, TrainingSpec
-from antlm_bench.suites.examples import build
+from antlm_bench.suites.classification_loader import build
 from antlm_bench.suites.spec import read
 from antlm_bench.types import Example
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from tiny import WORDS, tokenizer_for
 
-from antlm_bench.checkpoints.bodies import Body
+from antlm_bench.checkpoints.backbone import Body
 from antlm_bench.scoring.text import specials
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example

@@ -17,9 +17,9 @@ from scipy.stats import spearmanr
 from antlm_bench import runs, score
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.metrics.measures import Spearman
-from antlm_bench.metrics.table import tabulate
-from antlm_bench.scoring import external
-from antlm_bench.suites import items, records
+from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.scoring import peers
+from antlm_bench.suites import loader, records
 from antlm_bench.types import Cell, Prediction
 
 Make = Callable[..., Path]
@@ -80,7 +80,7 @@ def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 if path.is_file():
                     yield file, str(path), records.read(path.read_bytes(), file, str(path))
 
-    monkeypatch.setattr(items, "_official", rows)
+    monkeypatch.setattr(loader, "_official", rows)
     return root
 
 
@@ -264,7 +264,7 @@ def lm_eval_scores(folder: Path) -> list[float]:
 
 def minicons_scores(kind: str, folder: Path) -> list[float]:
     """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined with one space."""
-    scorer = external.minicons_scorer(kind, *opened(folder))
+    scorer = peers.minicons_scorer(kind, *opened(folder))
     theirs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from asking import opened, ours
 
-from antlm_bench.scoring import external
+from antlm_bench.scoring import peers
 
 TOLERANCE = 1e-4
 
@@ -20,12 +20,12 @@ def minicons(folder, kind, texts, **options):
     model, tokenizer = opened(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return external.minicons_scores(external.minicons_scorer(kind, model, tokenizer), texts, 8, **options)
+        return peers.minicons_scores(peers.minicons_scorer(kind, model, tokenizer), texts, 8, **options)
 
 
 def lm_eval(folder, texts):
     model, tokenizer = opened(folder)
-    return external.lm_eval_scores(model, tokenizer, texts, 8)
+    return peers.lm_eval_scores(model, tokenizer, texts, 8)
 
 
 def close(a, b):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 from antlm_bench.commands.acquisition import acquisition
 from antlm_bench.commands.data import _specs as specs
 from antlm_bench.commands.score import score
@@ -20,7 +20,7 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import summarize_acquisition
 from antlm_bench.runs import base_name, predictions, read
 from antlm_bench.statistics import acquisition as curves
-from antlm_bench.suites import items as suites
+from antlm_bench.suites import loader as suites
 from antlm_bench.types import Prediction, Run
 
 TASKS = Path(__file__).parents[2] / "tasks"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench import runs
-from antlm_bench.cli import run
+from antlm_bench.cli.app import run
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -11,9 +11,9 @@ from doubles import Lookup
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.metrics import summarize
-from antlm_bench.scoring import regions
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.suites import items as suites
+from antlm_bench.scoring.syntaxgym import predict
+from antlm_bench.suites import loader as suites
 from antlm_bench.suites import syntaxgym
 
 BIT = math.log(2)
@@ -53,7 +53,7 @@ def written(folder: Path, content: dict | list) -> Path:
 
 
 def predictions(loaded):
-    (found,) = regions.predict(Lookup(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
+    (found,) = predict(Lookup(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
     return found
 
 
@@ -96,13 +96,13 @@ def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
     content = suite(predictions=[{"formula": "(1;%match%) > 0"}])
     loaded = suites.load(str(written(tmp_path, content)))
     with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
-        regions.predict(Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
+        predict(Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
 
 
 def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
     loaded = suites.load(str(written(tmp_path, suite())))
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
-        regions.predict(Lookup(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
+        predict(Lookup(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
 
 
 def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.reading import MASKS, predict
+from antlm_bench.scoring.surprisal import MASKS, predict
 from antlm_bench.types import Item, Option
 
 WORDS = [("the cat", "sees"), ("some old", "houses"), ("who", "antidisestablishmentarian"), ("a dog near", "naïve,")]

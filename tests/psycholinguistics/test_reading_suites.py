@@ -17,7 +17,7 @@ from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
 from antlm_bench.compare import compare as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
-from antlm_bench.suites import items as suites
+from antlm_bench.suites import loader as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
 WORDS = ("the", "a", "old", "small", "every", "some", "cat", "cats", "dog", "dogs", "boy", "girl", "house", "sees")

@@ -11,9 +11,9 @@ import torch
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported
-from antlm_bench.scoring import external
+from antlm_bench.scoring import peers
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.reading import single, stretches
+from antlm_bench.scoring.surprisal import single, stretches
 from antlm_bench.scoring.text import word_beginnings
 from antlm_bench.types import Option
 
@@ -49,7 +49,7 @@ def peer(folder, kind):
 
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder).eval()
-    return external.minicons_scorer(kind, model, transformers.AutoTokenizer.from_pretrained(folder))
+    return peers.minicons_scorer(kind, model, transformers.AutoTokenizer.from_pretrained(folder))
 
 
 def their_words(scorer, **options):

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from antlm_bench import runs
-from antlm_bench.runs import folder
+from antlm_bench.runs import store
 from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
 
 CHUNKS, ITEMS, KEY = 4, 25, "k" * 64
@@ -53,10 +53,10 @@ def die_at(moment: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for module, name in (
-        (folder.os, "fsync"),
-        (folder.Path, "replace"),
-        (folder.Path, "open"),
-        (folder.shutil, "rmtree"),
+        (store.os, "fsync"),
+        (store.Path, "replace"),
+        (store.Path, "open"),
+        (store.shutil, "rmtree"),
     ):
         original = getattr(module, name)
 

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring import choice
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine
 from antlm_bench.scoring.probes import method
 from antlm_bench.types import Item, Option
@@ -75,7 +75,7 @@ def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint
 def scored(model: Engine, items, name, budget=None):
     if budget is not None:
         model.engine.budget = budget
-    return np.array([p.scores for p in choice.predict(model, items, [method(name, model)])[0]])
+    return np.array([p.scores for p in multiple_choice.predict(model, items, [method(name, model)])[0]])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.scoring.choice import predict
+from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Encoded, Encodings, Floats, Item, Option, Probes
 

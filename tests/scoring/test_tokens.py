@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer
 
-from antlm_bench.checkpoints.folders import OpenOptions
-from antlm_bench.checkpoints.loading import tokenizer_of
+from antlm_bench.checkpoints.pretrained import tokenizer_of
+from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import BenchError, CheckpointError, DataError
 from antlm_bench.scoring.probes import mlm_l2r
 from antlm_bench.scoring.text import Encoder, Specials, check_specials, mask_token, specials, template

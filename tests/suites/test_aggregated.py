@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites.aggregated import GROUPS, contributions, spelt
+from antlm_bench.lm_eval_bridge.jackknife import GROUPS, contributions, spelt
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scikit-learn's, of classes that are not there
 

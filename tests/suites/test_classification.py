@@ -12,7 +12,7 @@ from toy_tasks import MINE, SHIPPED, declared
 from antlm_bench.commands.list import listing
 from antlm_bench.commands.show import details
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
-from antlm_bench.suites import examples, items
+from antlm_bench.suites import classification_loader, loader
 from antlm_bench.suites.classification import ClassificationSpec, ClassifiedSpec
 from antlm_bench.suites.spec import read
 
@@ -31,10 +31,12 @@ def spec_of(folder: Path, body: str = MINE) -> ClassificationSpec:
 
 def test_the_suites_of_the_field_are_shipped_with_their_tasks() -> None:
     assert list(SHIPPED) == ["glue", "glue-2024", "glue-2025", "superglue"]
-    assert examples.tasks("glue-2025") == ["boolq", "multirc", "rte", "wsc", "mrpc", "qqp", "mnli"]
+    assert classification_loader.tasks("glue-2025") == ["boolq", "multirc", "rte", "wsc", "mrpc", "qqp", "mnli"]
     more = ["cola", "sst2", "mrpc", "qqp", "mnli", "mnli-mm", "qnli", "rte", "boolq", "multirc", "wsc"]
-    assert examples.tasks("glue-2024") == more
-    assert {"cb", "copa", "wic"} < set(examples.tasks("superglue")) and "record" not in examples.tasks("superglue")
+    assert classification_loader.tasks("glue-2024") == more
+    assert {"cb", "copa", "wic"} < set(
+        classification_loader.tasks("superglue")
+    ) and "record" not in classification_loader.tasks("superglue")
     metrics = {name: task.metric for name, task in SHIPPED["glue-2024"].task.items()}
     assert {name for name, metric in metrics.items() if metric != "accuracy"} == {"cola", "mrpc", "qqp"}
     assert metrics["cola"] == "mcc" and metrics["mrpc"] == metrics["qqp"] == "f1"
@@ -42,7 +44,7 @@ def test_the_suites_of_the_field_are_shipped_with_their_tasks() -> None:
 
 @pytest.mark.parametrize(("spec", "example"), SELF_TESTS)
 def test_an_example_becomes_what_it_says(spec: ClassificationSpec, example: ClassifiedSpec) -> None:
-    (made,) = examples.build(spec.task[example.task], example.task, "valid", [(1, example.record)], "x")
+    (made,) = classification_loader.build(spec.task[example.task], example.task, "valid", [(1, example.record)], "x")
     assert (made.first, made.second, made.gold) == (example.first, example.second, example.gold)
     assert made.id == f"{example.task}_0" and made.labels == {"task": example.task}
 
@@ -78,7 +80,7 @@ def test_only_babylm_s_presets_select_on_what_is_scored() -> None:
     for spec in SHIPPED.values():
         chosen = {name: preset.select for name, preset in spec.preset.items()}
         assert {name for name, select in chosen.items() if select == "valid"} == {"babylm-2024", "babylm-2025"}
-    assert "moderate confidence" in examples.presets("glue-2025")["gpt-bert"]
+    assert "moderate confidence" in classification_loader.presets("glue-2025")["gpt-bert"]
 
 
 def test_settings_lie_on_top_of_each_other(tmp_path: Path) -> None:
@@ -120,17 +122,17 @@ def test_a_slip_in_a_declaration_is_named(tmp_path: Path, old: str, new: str, sa
 
 
 def test_each_verb_sends_the_other_s_suites_there() -> None:
-    for call in (lambda: items.members("glue-2025"), lambda: items.load("glue-2025")):
+    for call in (lambda: loader.members("glue-2025"), lambda: loader.load("glue-2025")):
         with pytest.raises(UsageError, match="finetuned, not scored") as caught:
             call()
         assert "antlm-bench finetune --model CKPT --suite glue-2025" in caught.value.hint
     with pytest.raises(UsageError, match="scored, not finetuned") as caught:
-        examples.tasks("blimp")
+        classification_loader.tasks("blimp")
     assert "antlm-bench score --model CKPT --suite blimp" in caught.value.hint
     with pytest.raises(UsageError, match="is a collection"):
-        examples.tasks("zero-shot-2024")
+        classification_loader.tasks("zero-shot-2024")
     with pytest.raises(BenchError, match="did you mean 'glue-2025'"):
-        examples.tasks("glue-2052")
+        classification_loader.tasks("glue-2052")
 
 
 def test_list_and_show_know_them() -> None:

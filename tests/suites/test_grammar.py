@@ -13,7 +13,7 @@ import pytest
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError
-from antlm_bench.suites import items
+from antlm_bench.suites import loader
 from antlm_bench.suites.grammar import corpus, records
 from antlm_bench.suites.spec import GrammarSpec, SuiteSpec, read
 
@@ -129,6 +129,6 @@ def test_a_grammar_of_one_s_own_is_a_suite(tmp_path: Path) -> None:
     own = catalog("tasks")["nano"].read_text(encoding="utf-8").replace('name = "nano"', 'name = "own"')
     path = tmp_path / "own.toml"
     path.write_text(own.replace("seed = 2026", "seed = 7"), encoding="utf-8")
-    one, other = items.load("nano"), items.load(str(path))
+    one, other = loader.load("nano"), loader.load(str(path))
     assert len(one.items) == len(other.items) == 800
     assert one.digest != other.digest

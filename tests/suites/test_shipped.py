@@ -12,7 +12,7 @@ import pytest
 from antlm_bench.commands.show import details as show
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
-from antlm_bench.suites import examples, items, records, sources
+from antlm_bench.suites import classification_loader, loader, records, sources
 from antlm_bench.suites.collection import CollectionSpec
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read
 
@@ -49,11 +49,11 @@ def test_a_declaration_goes_by_its_file_and_says_whose_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_a_collection_s_members_are_shipped_suites(name: str) -> None:
     scored = [suite for member in COLLECTIONS[name].members if member.made_by == "score" for suite in member.parts]
-    assert items.members(name) == list(dict.fromkeys(scored))
+    assert loader.members(name) == list(dict.fromkeys(scored))
     assert set(scored) <= set(SUITES)
     for member in COLLECTIONS[name].members:
         if member.made_by == "finetune":
-            assert set(member.tasks) <= set(examples.tasks(member.suite))
+            assert set(member.tasks) <= set(classification_loader.tasks(member.suite))
         elif member.made_by == "nothing":
             assert member.suite not in DECLARED, "there is such a suite now: say who makes it"
 
@@ -65,9 +65,9 @@ def test_an_example_becomes_what_it_says(spec: SuiteSpec, example: ExampleSpec) 
 
     if example.skipped:
         with pytest.raises(DataError, match="every row is skipped"):
-            items.build(spec, [(example.file, example.file, record())])
+            loader.build(spec, [(example.file, example.file, record())])
         return
-    (item,) = items.build(spec, [(example.file, example.file, record())])
+    (item,) = loader.build(spec, [(example.file, example.file, record())])
     assert tuple(option.text for option in item.options) == example.options
     assert item.gold == example.gold
     assert item.labels == example.labels
@@ -82,7 +82,7 @@ def test_an_example_becomes_what_it_says(spec: SuiteSpec, example: ExampleSpec) 
 @pytest.mark.parametrize("name", sorted(set(SUITES) - ABSENT - set(REDUCED) - {"nano"}))
 @pytest.mark.usefixtures("real_data")
 def test_a_complete_suite_loads_with_the_published_counts(name: str) -> None:
-    suite, spec = items.load(name), SUITES[name]
+    suite, spec = loader.load(name), SUITES[name]
     assert spec.expect
     assert len(suite.items) == spec.expect.items
     counted = Counter(item.labels[suite.groups[-1]] for item in suite.items) if suite.groups else {}
@@ -95,20 +95,20 @@ def test_a_complete_suite_loads_with_the_published_counts(name: str) -> None:
 @pytest.mark.usefixtures("real_data")
 def test_a_reduced_suite_says_what_is_missing(name: str) -> None:
     here, published = REDUCED[name]
-    suite = items.load(name, allow_incomplete=True)
+    suite = loader.load(name, allow_incomplete=True)
     assert len(suite.items) == here
     assert f"incomplete: {here} of {published} pairs (10 of 67 paradigms short)" in suite.notes
     assert len({item.labels["paradigm"] for item in suite.items}) == 67
     assert {item.labels["field"] for item in suite.items} == {"morphology", "semantics", "syntax", "syntax/semantics"}
     with pytest.raises(DataError, match=f"incomplete: {here} of {published}") as caught:
-        items.load(name)
+        loader.load(name)
     assert "--allow-incomplete" in caught.value.hint
     states = Counter(row.state for row in sources.verify(SUITES[name]))
     assert states == {"verified": 57, "incomplete": 10}
 
 
 def test_blimp_is_read_as_written(real_data: Path) -> None:
-    suite = items.load("blimp", allow_incomplete=True)
+    suite = loader.load("blimp", allow_incomplete=True)
     by_id = {item.id: item for item in suite.items}
     assert len(by_id) == len(suite.items)
     for line in gzip.decompress((real_data / "blimp" / "passive_1.jsonl.gz").read_bytes()).splitlines():
@@ -127,13 +127,13 @@ def test_blimp_is_read_as_written(real_data: Path) -> None:
 @pytest.mark.parametrize("name", ["blimp-filtered", "blimp-fast"])
 @pytest.mark.usefixtures("real_data")
 def test_the_identical_pairs_that_a_note_names_are_those_of_the_data(name: str) -> None:
-    suite = items.load(name, allow_incomplete=True)
+    suite = loader.load(name, allow_incomplete=True)
     same = [item.id for item in suite.items if item.options[0].text == item.options[1].text]
     assert f"{len(same)} pairs hold two identical sentences ({', '.join(same)})" in suite.notes[0]
 
 
 def test_dialogues_keep_their_line_breaks(real_data: Path) -> None:
-    suite = items.load("supplement")
+    suite = loader.load("supplement")
     turns = [item for item in suite.items if item.labels["paradigm"] == "turn_taking"]
     first = json.loads((real_data / "supplement" / "turn_taking.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert turns[0].options[0].text == first["sentence_good"]
@@ -141,7 +141,7 @@ def test_dialogues_keep_their_line_breaks(real_data: Path) -> None:
 
 
 def test_ewok_fast_is_read_in_the_archive_and_scored_on_the_target(real_data: Path) -> None:
-    suite = items.load("ewok-fast-2025")
+    suite = loader.load("ewok-fast-2025")
     for item in suite.items:
         good, bad = item.options
         assert good.span and bad.span and good.text[: good.span[0]] == bad.text[: bad.span[0]]
@@ -151,7 +151,7 @@ def test_ewok_fast_is_read_in_the_archive_and_scored_on_the_target(real_data: Pa
 
 @pytest.mark.usefixtures("real_data")
 def test_entity_tracking_2026_drops_options_that_name_nothing() -> None:
-    full, kept = items.load("entity-tracking-2025"), items.load("entity-tracking-2026")
+    full, kept = loader.load("entity-tracking-2025"), loader.load("entity-tracking-2026")
     named = {item.id for item in full.items if any("nothing" in o.text[slice(*o.span or ())] for o in item.options)}
     assert len(full.items) - len(named) == len(kept.items) == 6_780
     assert all(len(item.options) == 5 for item in full.items)
@@ -161,7 +161,7 @@ def test_entity_tracking_2026_drops_options_that_name_nothing() -> None:
 
 @pytest.mark.usefixtures("real_data")
 def test_wug_ratings_are_gold() -> None:
-    past = items.load("wug-past")
+    past = loader.load("wug-past")
     assert past.metric == "spearman" and {len(item.options) for item in past.items} == {3}
     assert all(isinstance(item.gold, float) for item in past.items)
     assert past.items[0].options[1].text.startswith("Fill in the blank") and past.items[0].gold == 0.72
@@ -175,7 +175,7 @@ def test_comps_is_built_from_its_fields_and_scored_on_the_property(
     for stem in ("base", "wugs", "wugs_dist-before", "wugs_dist-in-between"):
         (tmp_path / "comps" / f"comps_{stem}.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    suite = items.load("comps", allow_incomplete=True)
+    suite = loader.load("comps", allow_incomplete=True)
     assert [item.id for item in suite.items] == ["base_0", "wugs_0", "wugs_dist_before_0", "wugs_dist_in_between_0"]
     assert suite.items[0].options[1].text == "A dax can fly."
     assert suite.items[0].options[1].span == (6, 14)
@@ -208,7 +208,7 @@ def test_global_piqa_is_fetched_from_the_pinned_rows_of_the_hub(name: str, monke
     [(*what, pinned)] = asked
     assert what == [f"mrlbenchmarks/global-piqa-{kind}", "eng_latn", "test"] and pinned.startswith(revision)
     monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
-    suite = items.load(name)
+    suite = loader.load(name)
     assert len(suite.items) == len(rows) and suite.reduction == "per-token" and suite.groups == suite.macro == ()
     assert suite.items[7].id == "eng_latn_7_0" and suite.items[7].labels == {"example": "eng_latn_7"}
     texts = [(o.text, o.text[slice(*o.span or ())]) for o in suite.items[0].options]
@@ -231,7 +231,7 @@ def test_the_official_generator_s_folders_are_found(
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(example.record) + "\n")
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    suite = items.load(name, allow_incomplete=True)
+    suite = loader.load(name, allow_incomplete=True)
     assert [item.id for item in suite.items] == [example.id]
     assert any(note.startswith("incomplete: 1 of ") for note in suite.notes)
 
@@ -246,7 +246,7 @@ def test_ewok_2025_and_2026_ask_different_questions_of_one_row(tmp_path: Path, m
         row["Domain"] = file.removesuffix(".jsonl")
         (tmp_path / "ewok_filtered" / file).write_text(json.dumps(row) + "\n")
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    old, new = (items.load(f"ewok-{year}", allow_incomplete=True) for year in (2025, 2026))
+    old, new = (loader.load(f"ewok-{year}", allow_incomplete=True) for year in (2025, 2026))
     assert [o.text for o in old.items[0].options] == ["C one. T one.", "C one. T two."]
     assert [o.text for o in new.items[0].options] == ["C one. T one.", "C two. T one."]
     assert {o.span for item in (*old.items, *new.items) for o in item.options} == {(6, 13)}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import download, files, items, sources
+from antlm_bench.suites import download, files, loader, sources
 from antlm_bench.suites.spec import SuiteSpec
 
 ROW = {"sentence_good": "The wug sleeps.", "sentence_bad": "The wug sleep."}
@@ -375,7 +375,7 @@ def test_the_published_filter_keeps_every_row_of_the_official_fast_subset(real_d
 
     words = set(files.read(real_data / "ewok_filter_vocab.txt.gz").decode().split("\n"))
     split = word_tokens()
-    texts = {o.text for item in items.load("ewok-fast-2025").items for o in item.options}
+    texts = {o.text for item in loader.load("ewok-fast-2025").items for o in item.options}
     assert len(texts) > 1_000 and all(token in words for text in texts for token in split(text.lower()))
 
 

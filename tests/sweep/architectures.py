@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError
-from antlm_bench.scoring import choice
+from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Item, Option
 
@@ -317,7 +317,7 @@ def examine(model_type: str, kind: str, name: str, folder: Path) -> Row:
 def difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
     """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the plain loop."""
     items = pairs()
-    [predictions] = choice.predict(opened, items, [METHODS[method]])
+    [predictions] = multiple_choice.predict(opened, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
     expected = np.array(plain.scores(method, [o.text for item in items for o in item.options]))
     return float((np.abs(ours - expected) / np.maximum(1, np.abs(expected))).max())

@@ -17,7 +17,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.training import corpus as corpora
 from antlm_bench.training.corpus import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIALS, UNK, Corpus, prepare, read
 from antlm_bench.training.recipe import CorpusSpec
-from antlm_bench.training.text import Source, source, whole_blocks
+from antlm_bench.training.text_sources import Source, source, whole_blocks
 
 
 def built(folder: Path, *files: str, **corpus: Any) -> Corpus:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from antlm_bench.training.build import build
 from antlm_bench.training.dropout import KeyedDropout, gathered, key, samples
+from antlm_bench.training.model_factory import build
 from antlm_bench.training.recipe import ModelSpec
 
 

@@ -17,15 +17,15 @@ from toy_recipe import blocks, toy
 
 from antlm_bench.architectures import gpt_bert, ltg_bert
 from antlm_bench.training import optim
-from antlm_bench.training.build import build
 from antlm_bench.training.corpus import _tokenizer_text, encode_whole, train_tokenizer
 from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
+from antlm_bench.training.model_factory import build
 from antlm_bench.training.objectives import Batch
 from antlm_bench.training.optim import Lamb, groups
 from antlm_bench.training.pretrain import Conditions, Training
 from antlm_bench.training.recipe import CorpusSpec, ModelSpec, Recipe, TokenizerSpec, read_recipe
 from antlm_bench.training.schedule import rows_in, timeline
-from antlm_bench.training.text import source
+from antlm_bench.training.text_sources import source
 
 SHAPE = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "positions": 32, "buckets": 8, "tied": True}
 VOCABULARY = 60

@@ -19,8 +19,8 @@ from toy_recipe import blocks, toy
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.errors import DataError, TrainingError
 from antlm_bench.training import pretrain as loop
-from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
+from antlm_bench.training.model_factory import build, output_head, states
 from antlm_bench.training.objectives import Batch, clm
 from antlm_bench.training.pretrain import Conditions, HiddenCounts, Training, pretrain
 from antlm_bench.training.recipe import Recipe

@@ -14,8 +14,8 @@ from tiny_text import corpus_for, write_text
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from antlm_bench.training.build import build, output_head, states
 from antlm_bench.training.corpus import Corpus
+from antlm_bench.training.model_factory import build, output_head, states
 from antlm_bench.training.objectives import Batch
 from antlm_bench.training.pretrain import Conditions, Training
 from antlm_bench.training.recipe import Recipe, read_recipe

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.declarations import catalog, parse
+from antlm_bench.training.flops import size
 from antlm_bench.training.recipe import read_recipe, scales_of
 from antlm_bench.training.schedule import timeline
-from antlm_bench.training.size import size
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("models").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]

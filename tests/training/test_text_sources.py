@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
 from antlm_bench.suites.spec import read
-from antlm_bench.training import text
-from antlm_bench.training.text import blocks, count_words, limited, source
+from antlm_bench.training import text_sources
+from antlm_bench.training.text_sources import blocks, count_words, limited, source
 
 
 def lines(ref: object) -> list[tuple[bool, str]]:
@@ -132,10 +132,10 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
     found = source("nano")
     made = [line for _, line in found.parts[0].lines()]
-    rules = read(text.find("tasks", "nano")).grammar  # type: ignore[union-attr]
+    rules = read(text_sources.find("tasks", "nano")).grammar  # type: ignore[union-attr]
     assert rules is not None
     pairs = {record[side] for record in grammar.records(rules) for side in ("sentence_good", "sentence_bad")}
-    assert len(made) == text.SENTENCES and not pairs.intersection(made)
+    assert len(made) == text_sources.SENTENCES and not pairs.intersection(made)
     assert found.digest == source("nano").digest
 
 
@@ -145,7 +145,7 @@ def test_a_suite_without_a_grammar_is_no_corpus() -> None:
 
 
 class TestLimit:
-    def texts(self, tmp_path: Path) -> text.Source:
+    def texts(self, tmp_path: Path) -> text_sources.Source:
         write(tmp_path / "a.txt", "one two three\n" * 300)
         write(tmp_path / "b.txt", "one\n" * 100)
         return source(str(tmp_path))
@@ -180,12 +180,12 @@ class TestHub:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
     def test_every_row_is_a_document(self, tmp_path: Path) -> None:
-        found = text._hub(self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"}))
+        found = text_sources._hub(self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"}))
         assert list(found.parts[0].lines()) == [(True, "one"), (False, "two"), (True, "three")]
 
     def test_rows_without_text_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="its rows hold content, title"):
-            text._hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
+            text_sources._hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
 
     def test_owner_and_name_ask_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[str, str]] = []
@@ -194,7 +194,7 @@ class TestHub:
             asked.append((ref, split))
             return [{"text": "one"}]
 
-        monkeypatch.setattr(text, "hub_rows", rows)
+        monkeypatch.setattr(text_sources, "hub_rows", rows)
         assert lines("owner/name") == [(True, "one")]
         assert set(asked) == {("owner/name", "train")}
 

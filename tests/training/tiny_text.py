@@ -9,7 +9,7 @@ from tiny import WORDS
 
 from antlm_bench.training.corpus import Corpus, prepare
 from antlm_bench.training.recipe import Recipe
-from antlm_bench.training.text import source
+from antlm_bench.training.text_sources import source
 
 
 def sentences(many: int, seed: int = 0) -> list[str]:

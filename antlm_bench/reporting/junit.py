@@ -1,0 +1,75 @@
+"""A gate's verdict as JUnit XML, the file that every CI system shows: a test case per difference that was judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as Xml
+
+from antlm_bench.compare.results import HEADLINE
+from antlm_bench.compare.verdict import Judgement, Verdict
+from antlm_bench.reporting.check import drop, judgements, sentence
+from antlm_bench.reporting.comparison import number
+from antlm_bench.reporting.results_table import printable
+
+if TYPE_CHECKING:
+    from antlm_bench.commands.check import Checked
+
+
+def junit(checked: Checked, strict: bool = False) -> bytes:
+    """The XML document (UTF-8). A regression is a failure, too little data a skipped case (under `strict` a failure), a
+    cell that the run lacks an error. Names are made printable: XML 1.0 has no control characters, not even escaped."""
+    root = Xml.Element("testsuites", name="antlm-bench check")
+    for verdict in checked.verdicts:
+        _suite(root, verdict, strict)
+    if checked.missing:
+        suite = Xml.SubElement(root, "testsuite", name="missing")
+        for cell in checked.missing:
+            case = Xml.SubElement(suite, "testcase", classname="missing", name=printable(cell), time="0")
+            Xml.SubElement(case, "error", type="incomplete", message="the run lacks this cell of its baseline")
+    for element in (*root.findall("testsuite"), root):
+        counts = {tag: len(element.findall(f".//{tag}")) for tag in ("testcase", "failure", "error", "skipped")}
+        element.set("tests", str(counts["testcase"]))
+        element.set("failures", str(counts["failure"]))
+        element.set("errors", str(counts["error"]))
+        element.set("skipped", str(counts["skipped"]))
+        element.set("time", "0")
+    Xml.indent(root)
+    return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
+    comparison = verdict.comparison
+    name = printable(f"{comparison.suite}.{comparison.method_b}")
+    suite = Xml.SubElement(root, "testsuite", name=name)
+    properties = Xml.SubElement(suite, "properties")
+    head = comparison.headline
+    facts = {
+        "n": head.n,
+        "baseline": head.a,
+        "run": head.b,
+        "difference": head.value,
+        "low": head.low,
+        "high": head.high,
+    }
+    for key, value in facts.items():
+        Xml.SubElement(properties, "property", name=key, value=repr(value))
+    for one in judgements(verdict):
+        d = one.difference
+        inside = f"{name}.{printable(d.within)}" if d.within else name
+        case = Xml.SubElement(suite, "testcase", classname=inside, name=printable(d.name), time="0")
+        _outcome(case, one, verdict, strict)
+
+
+def _outcome(case: Xml.Element, one: Judgement, verdict: Verdict, strict: bool) -> None:
+    metric = verdict.comparison.metric
+    message = f"{drop(one.difference, metric)[:-1]}, margin {number(one.margin, metric)})"
+    headline = one.difference.level == HEADLINE
+    if one.status == "regression":
+        failure = Xml.SubElement(case, "failure", type="regression", message=message)
+        failure.text = printable(sentence(verdict)) if headline else None
+    elif one.status == "inconclusive":
+        # A group was never promised to be large enough for its margin, so it fails nothing.
+        if strict and headline:
+            Xml.SubElement(case, "failure", type="inconclusive", message=message)
+        else:
+            Xml.SubElement(case, "skipped", message=f"inconclusive: {message}")

@@ -1,0 +1,193 @@
+"""What a training run leaves on disk: checkpoints that others can open, and the state from which it continues.
+
+Everything is written beside its place and renamed into it, so that a full disk or SIGKILL costs nothing older.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from antlm_bench.architectures import registration
+from antlm_bench.checkpoints import CARD
+from antlm_bench.checkpoints.pretrained import quiet
+from antlm_bench.errors import RunError
+
+Facts = dict[str, Any]
+
+
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
+    """A Hugging Face folder: safetensors, tokenizer, the card in config.json and in words in README.md.
+
+    Architectures of ours carry their file, so that others can open them with remote code. Raises RunError.
+    """
+
+    def write(place: Path) -> None:
+        setattr(model.config, CARD, dict(card))
+        with quiet():  # the library's progress bars
+            model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        registration.carry(place)
+        make_portable(place)
+        (place / "README.md").write_text(readme(folder.name, model, card), encoding="utf-8")
+
+    _whole(folder, write)
+
+
+def make_portable(folder: Path) -> None:
+    """Rewrite a saved checkpoint so that transformers 4 reads it as transformers 5 does.
+
+    BabyLM's official pipelines pin 4.51: it does not know the tokenizer class that 5 writes, looks
+    for the base of rotary positions under its old key, passes token types to any model, and
+    switches a tokenizer's prefix space off unless tokenizer_config.json repeats it.
+    """
+    tokenizer = folder / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here is nobody's business
+        settings.pop(key, None)
+    splitting = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    if "add_prefix_space" in splitting:
+        settings["add_prefix_space"] = splitting["add_prefix_space"]
+    config = folder / "config.json"
+    model = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(rope := model.get("rope_parameters"), dict) and "rope_theta" in rope:
+        model["rope_theta"] = rope["rope_theta"]
+    for path, content in ((tokenizer, settings), (config, model)):
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def readme(name: str, model: Any, card: Mapping[str, Any]) -> str:
+    """The card in words, with the block that the hub reads."""
+    count = sum(p.numel() for p in model.parameters())
+    scale = f", scale {card['scale']}" if card["scale"] else ""
+    methods = ", ".join(f"`{method}`" for method in card["methods"])
+    return (
+        "---\nlibrary_name: transformers\ntags: [babylm, antlm-bench]\n---\n\n"
+        f"# {card['recipe']}{scale}: {name}\n\n"
+        f"| | |\n| --- | --- |\n| architecture | {type(model).__name__}, {count:,} parameters |\n"
+        f"| attends | {' and '.join(card['attends'])} |\n| scored as | {methods} |\n"
+        f"| words seen | {card['words_seen']:,} |\n| tokens seen | {card['tokens_seen']:,} |\n"
+        f"| steps | {card['steps']:,} |\n| seed | {card['seed']} |\n\n"
+        f"    antlm-bench score --model {name} --suite blimp\n\n" + opening_advice(model, card)
+    )
+
+
+def opening_advice(model: Any, card: Mapping[str, Any]) -> str:
+    """How others open the checkpoint with transformers, in sentences."""
+    kind, masked = model.config.model_type, "full" in card["attends"]
+    lines = []
+    if kind in registration.ARCHITECTURES:
+        lines.append(
+            "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` from "
+            "the file that lies beside the weights."
+        )
+    elif masked and kind in registration.HYBRIDS:
+        lines.append(
+            "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline `fill-mask` "
+            "need `trust_remote_code=True` for the file that lies beside the weights."
+        )
+    elif masked:
+        lines.append("transformers opens it as a causal LM; its masked reading needs antlm-bench.")
+    else:
+        lines.append("transformers opens it.")
+    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
+        lines.append(
+            "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
+            "token itself, and does not say what the model predicts."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
+
+    def write(place: Path) -> None:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, place / "tensors")
+        (place / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    newest = folder / f"{step:08}"
+    if not newest.exists():
+        _whole(newest, write)
+    for other in folder.iterdir():
+        if other != newest:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], Facts] | None:
+    """The newest whole state, None where there is none. Raises RunError where it cannot be read."""
+    whole = [path for path in folder.glob("*") if path.name.isdecimal()]
+    if not whole:
+        return None
+    newest = max(whole, key=lambda path: int(path.name))
+    try:
+        return load_file(newest / "tensors"), json.loads((newest / "facts.json").read_text(encoding="utf-8"))
+    except Exception as error:  # safetensors and json each have their own
+        raise RunError(
+            f"the state cannot be read: {error}", place=str(newest), hint="delete the folder: training starts anew"
+        ) from error
+
+
+def flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Facts]:
+    """An optimizer's state as tensors by name, and what is no tensor."""
+    tensors: dict[str, Tensor] = {}
+    rest: Facts = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{key}"] = value
+            else:
+                rest[f"{number}.{key}"] = value
+    return tensors, rest
+
+
+def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Facts) -> None:
+    """Undo `flat`."""
+    state: dict[int, Facts] = {}
+    for name, value in [*tensors.items(), *rest.items()]:
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def prefixed(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors}
+
+
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if that fails.
+
+    The names beside it are always the same, so that what a killed process left there is cleared by the next.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    try:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        reason = getattr(error, "strerror", None) or error
+        hint = "free some space and run the same command: it continues from the last state"
+        raise RunError(f"cannot be written: {reason}", place=str(folder), hint=hint) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

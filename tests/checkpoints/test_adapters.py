@@ -1,0 +1,320 @@
+"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import model_for, tokenizer_for
+
+from antlm_bench.checkpoints import OpenOptions, expand, open_body, open_checkpoint, settings
+from antlm_bench.commands.doctor import examine
+from antlm_bench.commands.score import score
+from antlm_bench.errors import BenchError, CheckpointError, UsageError
+from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.probes import method
+from antlm_bench.types import Item, Option
+
+peft = pytest.importorskip("peft")
+# peft asks transformers for a property that it is about to rename.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+V = 400  # vocabulary of tiny.model_for
+TEXT = "the cat sees the old house"
+
+
+@pytest.fixture
+def folders(tmp_path, make_checkpoint):
+    """(base, adapter): copies that a test may break; the adapter changes scores and has no
+    tokenizer of its own.
+    """
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(make_checkpoint("causal"), base)
+    make_adapter(base, adapter)
+    return base, adapter
+
+
+def make_adapter(base, folder, seed=0, alpha=8, named=None, targets=("q_proj", "up_proj")):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=[*targets], task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    wrapped.peft_config["default"].base_model_name_or_path = str(named or base)
+    wrapped.save_pretrained(folder)
+    return wrapped.eval()
+
+
+def opened(folder, **options):
+    return open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
+
+
+def our_score(checkpoint):
+    item = Item("a", (Option(TEXT),), 0)
+    return multiple_choice.predict(checkpoint, [item], [method("causal", checkpoint)])[0][0].scores[0]
+
+
+def plain_score(base, adapter):
+    """Prefix by prefix with peft's own unmerged forward."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
+    with torch.inference_mode():
+        return sum(
+            float(model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]])
+            for i in range(1, len(ids))
+        )
+
+
+def test_an_adapter_scores_as_peft_s_own_forward_does(folders):
+    base, adapter = folders
+    expected = plain_score(base, adapter)
+    assert abs(expected - our_score(opened(base))) > 0.1
+    for checkpoint in (opened(adapter), opened(base, peft=str(adapter))):
+        assert math.isclose(our_score(checkpoint), expected, abs_tol=1e-4)
+    assert open_body(str(adapter), OpenOptions(device="cpu")).describe["adapter"] == "adapter"
+
+
+def test_both_hashes_are_recorded_and_in_the_content_key(folders):
+    base, adapter = folders
+    plain, merged = opened(base), opened(adapter)
+    facts = merged.describe
+    sha = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in adapter.iterdir() if f.is_file()}
+    assert facts["base_weights"] == plain.describe["weights"] != facts["weights"]
+    assert facts["adapter_weights"] == sha["adapter_model.safetensors"]
+    assert facts["adapter_config"] == sha["adapter_config.json"]
+    assert facts["name"] == "adapter" and opened(base, peft=str(adapter)).name == "base+adapter"
+    assert settings(merged) == settings(opened(base, peft=str(adapter)))
+    assert settings(merged).keys() - settings(plain).keys() == {"base_weights", "adapter_weights", "adapter_config"}
+    edited = json.loads((adapter / "adapter_config.json").read_text()) | {"lora_alpha": 16}
+    (adapter / "adapter_config.json").write_text(json.dumps(edited))
+    assert opened(adapter).describe["weights"] != facts["weights"]  # another scale, another model
+
+
+def test_adapters_of_one_base_are_several_checkpoints_of_a_folder(folders, tmp_path):
+    _, adapter = folders
+    root = tmp_path / "trained"
+    for step in (20, 3):
+        shutil.copytree(adapter, root / f"checkpoint-{step}")
+    assert expand([str(root)]) == [str(root / "checkpoint-3"), str(root / "checkpoint-20")]
+
+
+def test_a_base_is_found_beside_the_adapter(folders):
+    base, adapter = folders
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "base"}))
+    assert opened(adapter).describe["base_weights"] == opened(base).describe["weights"]
+
+
+def test_an_adapter_beside_its_own_base_is_merged_and_said(folders):
+    base, adapter = folders
+    expected = plain_score(base, adapter)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, base / name)
+    checkpoint = opened(base)
+    assert math.isclose(our_score(checkpoint), expected, abs_tol=1e-4)
+    assert checkpoint.describe["notes"] == ["the adapter beside the weights in base is merged into them"]
+
+
+def test_an_adapter_beside_the_weights_of_another_base_is_refused(folders, tmp_path):
+    base, adapter = folders
+    elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, elsewhere / name)
+    with pytest.raises(CheckpointError, match="a whole model and an adapter of another one") as refused:
+        opened(elsewhere)
+    assert "--peft" in refused.value.hint
+
+
+def unfit(adapter, name="base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", change=None):
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensor = tensors.pop(name)
+    if change:
+        tensors[change] = tensor.clone()
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+
+
+def without_base(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+
+
+def base_gone(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "./gone"}))
+
+
+def pickled(adapter):
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+BROKEN = [
+    (unfit, "0 of its tensors have no place in it, 1 are missing"),
+    (lambda a: unfit(a, change="base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"), "1 of its tensors"),
+    (without_base, "does not name its base model"),
+    (base_gone, "its base model './gone' cannot be had: no such folder"),
+    (pickled, "the weights of the adapter are pickled"),
+    (lambda a: (a / "adapter_model.safetensors").unlink(), "no weights: no adapter_model.safetensors"),
+    (lambda a: (a / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
+    (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x" * 40), "does not fit LlamaForCausalLM"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN)
+def test_an_adapter_that_does_not_fit_is_refused(folders, damage, message):
+    damage(folders[1])
+    with pytest.raises(CheckpointError, match=message):
+        opened(folders[1])
+
+
+def test_a_pickled_adapter_opens_when_allowed(folders):
+    _, adapter = folders
+    expected = our_score(opened(adapter))
+    pickled(adapter)
+    assert our_score(opened(adapter, allow_pickle=True)) == expected
+
+
+def test_an_adapter_of_another_shape_is_refused(folders, tmp_path):
+    _, adapter = folders
+    model_for("causal", 0, hidden_size=40).save_pretrained(tmp_path / "wide")
+    tokenizer_for("causal", True).save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match="does not fit LlamaForCausalLM"):
+        opened(tmp_path / "wide", peft=str(adapter))
+
+
+def test_two_adapters_and_no_adapter_are_told(folders):
+    base, adapter = folders
+    with pytest.raises(UsageError, match="is or holds a PEFT adapter already"):
+        opened(adapter, peft=str(adapter))
+    with pytest.raises(CheckpointError, match="no PEFT adapter here"):
+        opened(base, peft=str(base))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        opened(base, peft="./nowhere")
+
+
+def test_without_peft_one_sentence_says_what_to_install(folders, monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "peft":
+            raise ImportError("No module named 'peft'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(BenchError, match="needs the package peft") as refused:
+        opened(folders[1])
+    assert "antlm-bench[lora]" in refused.value.hint
+
+
+def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_path):
+    base, _ = folders
+    other = tmp_path / "tokenizer"
+    tokenizer_for("causal", False).save_pretrained(other)  # adds no BOS by itself
+    plain = opened(base, bos="tokenizer")
+    changed = opened(base, bos="tokenizer", tokenizer=str(other))
+    assert plain.describe["specials"]["causal"] == "<s> ..." and changed.describe["specials"]["causal"] == "..."
+    assert (
+        changed.describe["tokenizer_source"] == "tokenizer" and changed.describe["weights"] == plain.describe["weights"]
+    )
+    assert settings(changed)["tokenizer"] != settings(plain)["tokenizer"]
+    for file in base.glob("*token*"):
+        file.unlink()
+    assert opened(base, tokenizer=str(other)).kind == "causal"
+    with pytest.raises(CheckpointError, match="--tokenizer"):
+        opened(base)
+    with pytest.raises(CheckpointError, match="no tokenizer here"):
+        opened(base, tokenizer=str(base))
+
+
+def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
+    _, adapter = folders
+    tokenizer_for("causal", False).save_pretrained(adapter)
+    assert opened(adapter, bos="tokenizer").describe["specials"]["causal"] == "..."
+
+
+def test_every_command_that_opens_a_checkpoint_takes_both_flags():
+    import inspect
+
+    from antlm_bench.cli.app import catalog, finetune, noise, surprisal, verify
+    from antlm_bench.cli.app import score as scoring
+
+    verbs = (catalog.doctor_verb, finetune.finetune_verb, noise.noise_verb, surprisal.surprisal_verb,
+             verify.verify_verb, scoring.score_verb)  # fmt: skip
+    for verb in verbs:
+        assert {"peft", "tokenizer", "allow_unused", "allow_missing"} <= set(inspect.signature(verb).parameters)
+
+
+def test_doctor_and_score_record_adapter_and_tokenizer(folders, tmp_path, monkeypatch):
+    base, adapter = folders
+    options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(base))
+    [facts] = examine([str(base)], options=options)
+    assert facts["adapter"] == "adapter" and facts["tokenizer_source"] == "base"
+    (tmp_path / "pairs.csv").write_text("good,bad\nthe cat sees,the cat see\n")
+    [run] = score(str(base), str(tmp_path / "pairs.csv"), out=tmp_path / "run", peft=str(adapter), device="cpu")
+    assert run.manifest.model["adapter_weights"] == run.cells[0].settings["adapter_weights"]
+    with pytest.raises(BenchError, match="another checkpoint"):
+        score(str(base), str(tmp_path / "pairs.csv"), out=tmp_path / "run", device="cpu")
+
+
+def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("minicons")
+    from antlm_bench.commands.verify import verify
+
+    base, adapter = folders
+    tokenizer = tokenizer_for("causal", True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model_for("causal", 0, vocab_size=len(tokenizer)).save_pretrained(base)
+    (tmp_path / "pairs.csv").write_text("good,bad\nthe cat sees,the cat see\n")
+    options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(tmp_path / "tokenizer"))
+    found = verify(str(base), str(tmp_path / "pairs.csv"), options=options)
+    [agreement] = found.agreements
+    assert agreement.peer.startswith("lm-eval") and agreement.largest < 1e-4
+    assert found.refused == (("minicons", "causal", "it cannot open a PEFT adapter"),)
+    model_for("causal", 0).save_pretrained(base)  # more embeddings than tokens: lm-eval would cut them
+    with pytest.raises(BenchError, match=rf"to the tokenizer's {len(tokenizer)} of {V} tokens"):
+        verify(str(base), str(tmp_path / "pairs.csv"), options=options)
+    for file in base.glob("*token*"):
+        file.unlink()
+    found = verify(
+        str(base), str(tmp_path / "pairs.csv"), options=OpenOptions(device="cpu", tokenizer=str(tmp_path / "tokenizer"))
+    )
+    assert len(found.agreements) == 2 and all(agreement.largest < 1e-4 for agreement in found.agreements)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft tells of tied embeddings
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_end_of_tied_embeddings_leaves_the_other(tmp_path, target):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model_for("causal", 0, tie_word_embeddings=True).save_pretrained(base)
+    tokenizer_for("causal", True).save_pretrained(base)
+    make_adapter(base, adapter, targets=[target])
+    assert our_score(opened(base, peft=str(adapter))) == pytest.approx(plain_score(base, adapter), rel=1e-5)
+
+
+def test_an_adapter_that_merges_into_other_numbers_is_refused(folders, monkeypatch):
+    from peft.tuners.lora import LoraModel
+
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self):
+        model = merge(self)
+        model.model.norm.weight.data.mul_(1.01)
+        return model
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
+    with pytest.raises(CheckpointError, match="cannot be merged"):
+        opened(folders[0], peft=str(folders[1]))

@@ -1,0 +1,373 @@
+"""The command line as a user meets it: help, names, spellings, formats, errors. No model is loaded here."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from typer.main import get_command
+
+from antlm_bench import __version__
+from antlm_bench.cli.app import application, run
+from antlm_bench.cli.score import score_verb
+from antlm_bench.errors import IncompleteError
+from antlm_bench.metrics import TIES
+from antlm_bench.scoring.multiple_choice import COMPATS
+from antlm_bench.scoring.text import BOS_POLICIES
+from antlm_bench.training.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = [sys.executable, "-m", "antlm_bench"]
+
+
+def fields_of_score_options() -> set[str]:
+    """Read, not imported: the module needs torch."""
+    tree = ast.parse((ROOT / "antlm_bench/commands/score.py").read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ScoreOptions")
+    return {
+        node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+class Recorder(ModuleType):
+    """Stands for commands.score: keeps what it is called with, returns `runs` or raises."""
+
+    def __init__(self) -> None:
+        super().__init__("antlm_bench.commands.score")
+        self.ScoreOptions = make_dataclass("ScoreOptions", [(name, Any, None) for name in fields_of_score_options()])
+        self.calls: list[tuple[list[str], list[str], list[str], Any]] = []
+        self.options: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+    def score(
+        self, models: Sequence[str], suites: Sequence[str], *, methods: Sequence[str], out: Any, options: Any
+    ) -> list[Any]:
+        self.calls.append((list(models), list(suites), list(methods), out))
+        self.options = {name: value for name, value in vars(options).items() if value is not None}
+        if self.error:
+            raise self.error
+        return []
+
+
+@pytest.fixture
+def scorer(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "antlm_bench.commands.score", recorder)
+    return recorder
+
+
+FLAGS = ("allow_incomplete", "allow_pickle", "allow_unused", "allow_missing", "trust_remote_code", "again")
+FLAGS_OFF = dict.fromkeys(FLAGS, False)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """So that it answers at once."""
+    code = (
+        "import sys; from antlm_bench.cli.app import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    heavy = {"torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "lm_eval", "minicons"}
+    assert "typer" in loaded and not loaded & heavy
+
+
+def test_without_arguments_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in ("score", "list", "show", "doctor", "data", "Exit codes"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"antlm-bench {__version__}\n"
+
+
+def test_every_score_option_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["score", "--help"]) == 0
+    shown = capsys.readouterr().out
+    missing = [name for name in fields_of_score_options() if f"--{name.replace('_', '-')} " not in shown]
+    assert not missing
+
+
+def test_choices_are_those_that_the_code_knows() -> None:
+    known = {"bos": BOS_POLICIES, "ties": TIES, "compat": COMPATS}
+    hints = get_type_hints(score_verb)
+    for name, table in known.items():
+        literal, _none = get_args(hints[name])
+        assert set(get_args(literal)) == set(table), name
+
+
+def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> None:
+    assert run(["score", "--model", "a", "--model", "b", "--suite", "blimp,nano", "--suite", "wug-adj"]) == 0
+    assert scorer.calls == [(["a", "b"], ["blimp", "nano", "wug-adj"], [], None)]
+    assert scorer.options == FLAGS_OFF
+
+
+def test_all_options_arrive_typed(scorer: Recorder) -> None:
+    line = (
+        "score --model a --suite s --revision r --limit 3 --columns good=ok,bad=no --columns id=key "
+        "--method mlm,mlm-l2r "
+        "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 --precision adaptive "
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs "
+        "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
+    )
+    assert run(shlex.split(line)) == 0
+    assert scorer.calls == [(["a"], ["s"], ["mlm", "mlm-l2r"], Path("runs"))]
+    assert scorer.options == {
+        **dict.fromkeys(FLAGS_OFF, True),
+        "revision": "r",
+        "limit": 3,
+        "columns": {"good": "ok", "bad": "no", "id": "key"},
+        "bos": "never",
+        "ties": "strict",
+        "compat": "lm-eval",
+        "max_length": 9,
+        "original_layout": "ltg-bert-bnc",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "precision": "adaptive",
+        "batch_tokens": 512,
+        "peft": "p",
+        "tokenizer": "t",
+    }
+
+
+def test_a_command_line_of_lm_eval_runs(scorer: Recorder) -> None:
+    line = "score --model hf --model_args pretrained=gpt2,dtype=float32 --tasks blimp,supplement"
+    assert run([*shlex.split(line), *shlex.split("--batch_size auto --limit 5 --output_path o")]) == 0
+    assert scorer.calls == [(["gpt2"], ["blimp", "supplement"], [], Path("o"))]
+    assert scorer.options == {**FLAGS_OFF, "dtype": "float32", "limit": 5}
+
+
+def test_a_command_line_of_babylm_runs(scorer: Recorder) -> None:
+    line = "score --model_path_or_name babylm/m --backend mntp --revision_name chck_1M --suite blimp-fast"
+    assert run(shlex.split(line)) == 0
+    assert scorer.calls == [(["babylm/m"], ["blimp-fast"], ["mntp"], None)]
+    assert scorer.options == {**FLAGS_OFF, "revision": "chck_1M"}
+
+
+def test_a_file_whose_name_holds_a_comma_is_one_suite(scorer: Recorder, tmp_path: Path) -> None:
+    file = tmp_path / "a,b.csv"
+    file.write_text("good,bad\nx,y\n", encoding="utf-8")
+    assert run(["score", "--model", "m", "--suite", str(file)]) == 0
+    assert scorer.calls[0][1] == [str(file)]
+
+
+def test_what_did_finish_is_shown_before_the_error(scorer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    scorer.error = IncompleteError("1 of 2 checkpoints were not scored", runs=[])
+    assert run(["score", "--model", "m", "--suite", "nano", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"runs": []}
+    assert "1 of 2 checkpoints" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("scor", "Did you mean 'score'"),
+        ("score --suite nano", "--model"),
+        ("score --model m", "--suite"),
+        ("score --model m --suite nano --limit 0", "limit"),
+        ("score --model m --suite nano --bos sometimes", "sometimes"),
+        ("score --model m --suite nano --batch-tokens lots", "is no number of tokens"),
+        ("score --model m --suite nano --columns good", "is not ours=theirs"),
+        ("score --model m --suite nano --json --csv", "exclude each other"),
+        ("score --model m --suite nano --bacth-tokens 3", "--bacth-tokens"),
+        ("score --model_args pretraned=m --suite nano", "did you mean pretrained"),
+        ("list cakes", "cakes"),
+        ("show blmp", "did you mean 'blimp'?"),
+        ("show", "'[KIND] NAME'"),
+        ("show babylama", "did you mean 'babyllama'?"),
+        ("show models blimp", "unknown recipe 'blimp'"),
+        ("show cakes nano", "cannot be shown"),
+        ("show suites nano blimp", "one at a time"),
+        ("show blimp --scale nano", "only a recipe"),
+        ("show babyllama --scale huge", "it has small, nano"),
+        ("show babyllama --set model.layer=3", "did you mean 'layers'?"),
+        ("data", "command"),
+        ("data fetch", "SUITE"),
+        ("data list pairs.csv", "a file of yours"),
+    ],
+)
+def test_bad_usage_is_exit_code_2_and_names_the_culprit(
+    line: str, complaint: str, scorer: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(shlex.split(line)) == 2
+    captured = capsys.readouterr()
+    assert complaint in captured.err
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    assert not captured.out
+    assert not scorer.calls
+
+
+@pytest.mark.parametrize("kind", ["suites", "collections", "models", "methods"])
+def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*form: str) -> str:
+        assert run(["list", kind, *form]) == 0
+        return capsys.readouterr().out
+
+    rows = json.loads(printed("--json"))
+    names = [next(iter(row.values())) for row in rows]
+    assert names and names == [line[0] for line in csv.reader(io.StringIO(printed("--csv")))][1:]
+    plain, markdown = printed(), printed("--markdown")
+    assert all(name in plain and f"| {name} |" in markdown for name in names)
+
+
+def test_list_counts_the_suites_it_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "--json"]) == 0
+    items = {row["suite"]: row["items"] for row in json.loads(capsys.readouterr().out)}
+    assert items["blimp"] == "67,000" and items["blimp-filtered"] == "59,875" and items["nano"] == "800"
+
+
+def test_show_tells_what_a_reader_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "blimp"]) == 0
+    out = capsys.readouterr().out
+    for part in ("CC BY 4.0", "Warstadt", "67,000", "unweighted mean over paradigms", "+ Who should Derek hug after"):
+        assert part in out
+
+
+def test_show_knows_collections_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "zero-shot-2025"]) == 0
+    assert "blimp-filtered" in capsys.readouterr().out
+    assert run(["show", "mlm"]) == 0
+    assert "mask token" in capsys.readouterr().out
+
+
+def test_list_tells_what_a_recipe_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "models", "--json"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["antlm-babyllama"]["parameters"] == "58,343,936"
+    assert rows["antlm-babyllama"]["objective"] == "4 CLM + 16 MLM + 4 CLM epochs"
+    assert rows["gpt-bert-10m"]["objective"] == "7,812 CLM:MNTP 1:15 steps"
+    assert rows["babyllama-distilled"]["objective"] == "6 CLM epochs, distilled"
+    assert "nano" in rows["babyllama"]["scales"]
+
+
+def test_show_resolves_a_recipe_and_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["babyllama", "--scale", "nano", "--set", "seed=7", "--words", "100000"]
+    assert run(["show", *asked]) == 0
+    short = capsys.readouterr().out
+    assert run(["show", "models", *asked]) == 0
+    assert capsys.readouterr().out == short
+    for said in ("840,320", "100,000 words, assumed", "seed     7", "FLOPs", "vocabulary     2,000", "2308.02019"):
+        assert said in short
+
+
+def test_show_knows_a_recipe_of_the_users_by_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "babyllama"\n[model]\nlayers = 3\n')
+    assert run(["show", str(mine)]) == 0
+    assert "layers             3" in capsys.readouterr().out
+
+
+def test_data_verify_finds_a_changed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
+    assert run(["data", "verify"]) == 0
+    assert "no data files here" in capsys.readouterr().out
+    assert run(["data", "verify", "wug-adj"]) == 5
+    (tmp_path / "wug_adj").mkdir()
+    for name in ("wug_adj_nominalization.jsonl", "wug_adj.jsonl"):
+        (tmp_path / "wug_adj" / name).write_text('{"sentences": "a\\tb", "ratio": 0.5}\n', encoding="utf-8")
+    assert run(["data", "verify", "wug-adj"]) == 3
+    captured = capsys.readouterr()
+    assert "differs" in captured.out and "not the published ones" in captured.err
+
+
+def test_data_where_names_the_folders_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run(["data", "where"]) == 0
+    out = capsys.readouterr().out
+    assert out.index(f"{tmp_path} ") < out.index(str(tmp_path / "cache"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    line = f"{shlex.join(BIN)} list --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was in the pipe before it closed
+
+
+def on_a_terminal(argv: Sequence[str], **environment: str) -> str:
+    """What the command writes when both its streams are a terminal."""
+    pty = pytest.importorskip("pty", reason="terminals of Unix")
+    ours, theirs = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env |= {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
+    child = subprocess.Popen([*BIN, *argv], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux says so when the other side is gone
+            part = b""
+        if not part:
+            break
+        written += part
+    os.close(ours)
+    child.wait()
+    return written.decode()
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+
+
+def test_colours_on_a_terminal_only_and_never_under_no_color() -> None:
+    assert COLOUR.search(on_a_terminal(["show", "blmp"]))
+    assert not COLOUR.search(on_a_terminal(["show", "blmp"], NO_COLOR="1"))
+    piped = subprocess.run([*BIN, "show", "blmp"], capture_output=True, text=True, check=False)
+    assert piped.returncode == 2 and "\x1b" not in piped.stderr
+
+
+def readme_commands() -> list[str]:
+    """Every antlm-bench line in a code block of the README, continuation lines joined."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0] for line in lines if re.match(r"(\w+=\S+ )*antlm-bench ", line)]
+
+
+def parsed(argv: Sequence[str]) -> None:
+    """Every word of a command line has its place: names of verbs and options, their types and choices."""
+    command: Any = get_command(application())
+    words, context = list(argv), None
+    while hasattr(command, "commands"):
+        context = command.make_context(words[0], words[:0], parent=context, resilient_parsing=True)
+        command = command.commands[words.pop(0)]
+    command.make_context(argv[0], words, parent=context)
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_commands_of_the_readme_are_understood(line: str, scorer: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(recipe: str, _corpus: str, out: Path, options: Any) -> Path:
+        read_recipe(recipe, options.scale, options.changes)
+        return out / "main"
+
+    monkeypatch.setattr("antlm_bench.commands.train.train", trained)
+    argv = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)][1:]
+    if argv[0] in ("list", "show", "score", "train") or argv[:2] in (["data", "list"], ["data", "where"]):
+        assert run(argv) == 0
+    else:
+        parsed(argv)  # the others need the net, a checkpoint or runs
+    assert argv[0] != "score" or scorer.calls

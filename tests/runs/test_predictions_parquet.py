@@ -1,0 +1,103 @@
+"""Predictions survive the round trip whatever they hold, and equal predictions give equal bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antlm_bench.errors import RunError
+from antlm_bench.runs import predictions_parquet
+from antlm_bench.types import FLAGS, Prediction
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 2**31 - 1)
+ABOUT = {"suite": "s", "method": "m", "key": "k"}
+
+
+def predictions(gold: st.SearchStrategy[int | float]) -> st.SearchStrategy[list[Prediction]]:
+    def options(n: int) -> st.SearchStrategy[Prediction]:
+        return st.builds(
+            Prediction,
+            id=TEXT,
+            gold=gold,
+            pred=st.integers(-1, 9),
+            scores=st.tuples(*[FLOATS] * n),
+            tokens=st.tuples(*[COUNTS] * n),
+            characters=st.tuples(*[COUNTS] * n),
+            labels=st.dictionaries(TEXT, TEXT, max_size=3),
+            flags=st.lists(st.sampled_from(sorted(FLAGS)), unique=True).map(tuple),
+        )
+
+    return st.lists(st.integers(0, 5).flatmap(options), max_size=8, unique_by=lambda p: p.id)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(predictions(st.integers(0, 9)), predictions(FLOATS)))
+def test_round_trip(given: list[Prediction]) -> None:
+    data = predictions_parquet.encode(given, ABOUT)
+    table = predictions_parquet.decode(data, "here")
+    back = predictions_parquet.predictions(table)
+    assert back == given
+    assert [type(p.gold) for p in back] == [type(p.gold) for p in given]
+    assert predictions_parquet.about(table) == ABOUT
+    assert predictions_parquet.encode(back, ABOUT) == data
+
+
+def test_the_order_of_labels_does_not_show() -> None:
+    one = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"x": "1", "y": "2"})
+    two = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"y": "2", "x": "1"})
+    assert predictions_parquet.encode([one], ABOUT) == predictions_parquet.encode([two], ABOUT)
+
+
+def test_scores_of_items_that_were_not_scored_survive() -> None:
+    given = [Prediction("a", 0, -1, (math.nan, -math.inf), (0, 0), (3, 3), {}, ("too-long",))]
+    (back,) = predictions_parquet.predictions(
+        predictions_parquet.decode(predictions_parquet.encode(given, ABOUT), "here")
+    )
+    assert math.isnan(back.scores[0]) and back.scores[1] == -math.inf
+
+
+def test_an_id_twice_is_refused() -> None:
+    twice = [Prediction("a", 0, 0, (-1.0,), (1,), (1,))] * 2
+    with pytest.raises(RunError, match="item 'a'"):
+        predictions_parquet.encode(twice, ABOUT)
+
+
+def test_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(RunError, match="valid Unicode"):
+        predictions_parquet.encode([Prediction("\ud800", 0, 0, (-1.0,), (1,), (1,))], ABOUT)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_parquet_are_a_typed_error(data: bytes) -> None:
+    with pytest.raises(RunError, match="here"):
+        predictions_parquet.decode(data, "here")
+
+
+def test_what_a_judge_says_survives_and_files_without_one_keep_their_columns() -> None:
+    plain = Prediction("a", 0, 0, (-1.0,), (1,), (1,))
+    given = [replace(plain, judged=(0.25, math.nan)), replace(plain, id="b", judged=(math.inf, 1.0))]
+    back = predictions_parquet.predictions(predictions_parquet.decode(predictions_parquet.encode(given, ABOUT), "here"))
+    assert back[1] == given[1] and back[0].judged[0] == 0.25 and math.isnan(back[0].judged[1])
+    assert (
+        predictions_parquet.decode(predictions_parquet.encode([plain], ABOUT), "here").column_names
+        == predictions_parquet.SCHEMA.names
+    )
+
+
+def test_a_judge_s_column_of_another_type_is_damage() -> None:
+    table = predictions_parquet.decode(
+        predictions_parquet.encode([Prediction("a", 0, 0, (-1.0,), (1,), (1,))], ABOUT), "here"
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.append_column("judged", pa.array([["much"]])), sink)
+    with pytest.raises(RunError, match="column judged should hold"):
+        predictions_parquet.decode(bytes(sink.getvalue()), "here")
