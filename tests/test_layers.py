@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "errors": 0,
     "cpu_tuning": 0,
     "weight_files": 1,
+    "registry": 1,
     "declarations": 1,
     "runs": 1,
     "suites": 2,
