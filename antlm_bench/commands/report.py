@@ -274,8 +274,7 @@ def _with_macro_average(
 
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """The columns, their averages marked where not all are over the same members: such are no race.
-    """
+    """The columns, their averages marked where not all are over the same members: such are no race."""
     averages = {column.missing_members for column in columns if column.macro}
     said = (
         "averaged over other members than some column beside it: do not compare"

@@ -390,8 +390,7 @@ def _check_supported(
     method_names: Sequence[str],
     options: ScoreOptions,
 ) -> None:
-    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer.
-    """
+    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer."""
     if options.precision == "adaptive" and task_type.output_type != "choices":
         hint = f"use --precision exact{EXACT_SCORES_HINTS.get(task_type.output_type, '')}"
         raise UsageError(

@@ -251,8 +251,7 @@ def _compare_to_first(
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """The methods that go together: of each kind the one that a run has, else those of equal names.
-    """
+    """The methods that go together: of each kind the one that a run has, else those of equal names."""
     ways: list[tuple[str, str]] = []
     for tuned in (False, True):
         a, b = (

@@ -122,8 +122,7 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
-    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError.
-    """
+    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
 
     def write(directory: Path) -> None:
         save_file(

@@ -121,8 +121,7 @@ class CorpusSpec(Declaration):
 
 
 class PhaseSpec(Declaration):
-    """A block of training: for how long, and which share of every batch is causal and which masked.
-    """
+    """A block of training: for how long, and which share of every batch is causal and which masked."""
 
     epochs: Count | None = None
     steps: Count | None = None
@@ -429,8 +428,7 @@ def _apply_overrides(tables: Tables, overrides: Sequence[str]) -> Tables:
 def _blame_overrides(
     error: DeclarationError, tables: Tables, overrides: Sequence[str], path: Path
 ) -> DeclarationError:
-    """Name the `--set` changes without which a recipe has no such error; the error itself if none.
-    """
+    """Name the `--set` changes without which a recipe has no such error; the error itself if none."""
     blamed = list(overrides)
     for change in overrides:
         rest = [other for other in blamed if other is not change]
