@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics.acquisition import ACQUISITION
+from antlm_bench.metrics.records import ACQUISITION
 from antlm_bench.suites import loader
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec
@@ -54,7 +54,7 @@ def _suite_columns(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tu
     if isinstance(spec, SuiteSpec):
         return "score", format_item_count(spec), spec.metric
     if isinstance(spec, AcquisitionSpec):
-        return "score", format_item_count(loader.read_suite_spec(spec.words)[0]), ACQUISITION
+        return "score", format_item_count(loader.read_suite_spec(spec.words)[0]), ACQUISITION.name
     return (
         "finetune",
         format_scored_count(spec),

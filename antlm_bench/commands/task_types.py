@@ -13,10 +13,9 @@ from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 from antlm_bench.lm_eval_bridge import task_scoring
 from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
-from antlm_bench.metrics import summarize
+from antlm_bench.metrics import METRICS, ItemKind, summarize
 from antlm_bench.metrics.reading_times import summarize_reading_times
-from antlm_bench.metrics.surprisal import SURPRISAL, summarize_surprisal
-from antlm_bench.metrics.task_metric import BITS_PER_BYTE, TASK_METRIC_NAMES, add_views
+from antlm_bench.metrics.task_metric import add_views
 from antlm_bench.scoring import multiple_choice, surprisal, syntaxgym
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.multiple_choice import ProgressCallback, ScoringConventions
@@ -61,13 +60,14 @@ def get_task_type(suite: Suite, conventions: ScoringConventions) -> TaskType:
         )
     if suite.formulas:
         return TaskType("words", partial(syntaxgym.predict, formulas=suite.formulas), credited)
-    if suite.metric == BITS_PER_BYTE and suite.judge:
+    item_kind = METRICS[suite.metric].item_kind
+    if item_kind is ItemKind.DOCUMENT and suite.judge:
         return TaskType(
             "documents", partial(task_scoring.predict_documents, judge=suite.judge), credited
         )
     whole = partial(_predict_options, task_metrics=suite.judge, reduction=conventions.reduction)
-    decides = suite.metric in TASK_METRIC_NAMES
-    summed = summarize_surprisal if suite.metric == SURPRISAL else credited
+    decides = item_kind is ItemKind.TASK_VALUE
+    summed: Callable[..., Summary] = credited
     if suite.judge:
         summed = partial(
             _summarize_with_views,
@@ -76,7 +76,7 @@ def get_task_type(suite: Suite, conventions: ScoringConventions) -> TaskType:
             is_headline=decides,
         )
     return TaskType(
-        "judgements" if decides else "texts" if suite.metric == SURPRISAL else "choices",
+        "judgements" if decides else "texts" if item_kind is ItemKind.TEXT else "choices",
         whole,
         summed,
     )

@@ -29,7 +29,7 @@ from antlm_bench.types import Run
 
 if TYPE_CHECKING:
     from antlm_bench.commands.report import Report
-    from antlm_bench.compare.comparison import Comparison
+    from antlm_bench.compare.results import Comparison
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models

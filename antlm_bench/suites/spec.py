@@ -6,6 +6,7 @@ Texts are built by templates (suites/templates.py).
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -20,6 +21,8 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import DeclarationError
+from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.metrics.records import OPTION_KINDS, SCORED_ITEM_KINDS, validate_metric
 from antlm_bench.suites.gate import CheckSpec
 from antlm_bench.suites.names import validate_name
 from antlm_bench.suites.reading_times_spec import ChildVocabularySpec, ReadingTimesSpec
@@ -37,7 +40,7 @@ Name = Annotated[str, AfterValidator(validate_name)]
 Template = Annotated[Text, AfterValidator(validate_template)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pair = Annotated[tuple[Text, Text], Strict(False)]
-Metric = Literal["accuracy", "spearman", "delta-r2", "surprisal"]
+Metric = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
 
 
 class OptionSpec(Declaration):
@@ -313,13 +316,14 @@ class SuiteSpec(Declaration):
     def _check_consistency(self) -> SuiteSpec:
         if (self.data is None) == (self.grammar is None):
             raise ValueError("a suite has either a [data] or a [grammar] table")
-        if (self.times is None) == (self.metric == "delta-r2"):
+        metric = METRICS[self.metric]
+        if (self.times is None) == metric.needs_suite_data:
             raise ValueError("the metric delta-r2 and a [times] table go together")
-        if (self.metric == "surprisal") != self.item.alone or (
+        if (metric.item_kind is ItemKind.TEXT) != self.item.alone or (
             self.children and not self.item.alone
         ):
             raise ValueError("the metric surprisal is of items whose option is `alone`")
-        if self.reduction != "sum" and self.metric not in ("accuracy", "spearman"):
+        if self.reduction != "sum" and metric.item_kind not in OPTION_KINDS:
             raise ValueError(f"`reduction` is of choices, and {self.metric} is of none")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
@@ -329,9 +333,10 @@ class SuiteSpec(Declaration):
                 )
         if unknown := [level for level in self.macro if level not in self.groups]:
             raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
-        if self.macro and self.metric == "spearman":
+        if self.macro and not metric.averages_groups:
             raise ValueError(
-                "`macro` averages groups, and spearman runs over all items of a suite: leave it empty"
+                f"`macro` averages groups, and {self.metric} runs over all items of a suite: "
+                "leave it empty"
             )
         return self
 
