@@ -14,10 +14,10 @@ imported when the record is first needed. Other packages declare theirs as entry
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module, metadata
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from antlm_bench.errors import UsageError
 
@@ -128,3 +128,16 @@ class Registry(Generic[Record]):
         return suggestion + (
             f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}"
         )
+
+
+def deferred(target: str) -> Callable[..., Any]:
+    """Return a function that imports "module:attribute" and calls it.
+
+    Records name their slow functions so: listing the records then imports none of them.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module, _, attribute = target.partition(":")
+        return getattr(import_module(module), attribute)(*args, **kwargs)
+
+    return call

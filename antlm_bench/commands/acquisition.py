@@ -39,6 +39,7 @@ from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.reading_times_spec import ChildVocabularySpec
+from antlm_bench.suites.task_types import read_declaration, read_declaration_as
 from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
 
@@ -137,7 +138,7 @@ def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[s
     found = {
         ref: spec
         for ref in declared
-        if isinstance(spec := loader.read_declaration(ref)[0], AcquisitionSpec)
+        if isinstance(spec := read_declaration(ref)[0], AcquisitionSpec)
     }
     for ref, spec in found.items():
         if num_checkpoints < curves.MIN_POINTS:
@@ -149,10 +150,8 @@ def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[s
 
 
 def _load_child_data(suite: str) -> _ChildData:
-    spec, _ = loader.read_declaration(suite)
-    if not isinstance(spec, AcquisitionSpec):
-        hint = f"e.g. {DEFAULT_SUITE}; the checkpoints are scored on its words"
-        raise UsageError(f"{suite!r} is no age of acquisition", location="--suite", hint=hint)
+    hint = f"e.g. {DEFAULT_SUITE}; the checkpoints are scored on its words"
+    spec, _ = read_declaration_as(suite, AcquisitionSpec, hint=hint)
     words, folder = loader.read_suite_spec(spec.words)
     if words.children is None:
         raise UsageError(f"{spec.words!r} says nothing of children", location=f"{spec.name}: words")

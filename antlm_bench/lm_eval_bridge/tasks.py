@@ -64,6 +64,11 @@ DEFAULT_METRICS = {
     MULTIPLE_CHOICE: ("accuracy", "acc"),
     LOGLIKELIHOOD: (SURPRISAL, "perplexity"),
 }  # our metric of a kind, and lm-eval's
+TASK_TYPE_OF_OUTPUT = {
+    MULTIPLE_CHOICE: "suite",
+    LOGLIKELIHOOD: "surprisal",
+    ROLLING: "lm-eval-documents",
+}  # of tasks whose headline is our metric
 # our engine in the harness judges as the task says
 HARNESS_COMMAND = "python -m antlm_bench.lm_eval_bridge run --model antlm-bench"
 
@@ -73,8 +78,7 @@ def is_lm_eval_ref(ref: str) -> bool:
 
 
 def list_suite_refs(ref: str) -> list[str]:
-    """`lm-eval:a,b` is two suites. UsageError for a name that the installed harness does not know.
-    """
+    """`lm-eval:a,b` is two suites. UsageError for a name that the installed harness does not know."""
     names = [name for name in ref.removeprefix(PREFIX).split(",") if name]
     if not names:
         raise UsageError(
@@ -126,7 +130,7 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
         for task, each, place in asked
         for row in build_document_items(task, each, len(tasks) > 1, place)
     ]
-    metric, judge = _build_task_metrics(kinds.pop(), tasks, rows, ref)
+    metric, judge = _build_task_metrics(kind := kinds.pop(), tasks, rows, ref)
     items = [row.item for row in rows]
     flat = len(tasks) == 1 or metric in (SURPRISAL, BITS_PER_BYTE)
     groups = (
@@ -149,6 +153,7 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
         "metric": metric,
+        "task_type": "lm-eval" if metric in TASK_METRIC_NAMES else TASK_TYPE_OF_OUTPUT[kind],
         "groups": groups,
         "macro": groups[-1:]
         if not weighted

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites.spec import DerivationSpec
+from antlm_bench.suites.declaration_types import DerivationSpec
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 

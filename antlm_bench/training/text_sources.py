@@ -20,11 +20,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import catalog, decode_utf8, expand_user_path, find_declaration
+from antlm_bench.declarations import catalog, decode_utf8, expand_user_path
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
 from antlm_bench.suites.sources import load_hub_rows
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.task_types import read_declaration
 
 Line = tuple[bool, str]  # whether a document begins here, and the text without its line end
 TEXT_SUFFIXES = (".txt", ".train", ".jsonl")  # each also with .gz
@@ -166,14 +166,13 @@ def _parse_record(line: str, location: str) -> str:
 
 
 def _source_from_grammar(ref: str) -> TextSource:
-    spec = read_spec(find_declaration("tasks", ref))
-    if not isinstance(spec, SuiteSpec) or spec.grammar is None:
+    rules = getattr(read_declaration(ref)[0], "grammar", None)
+    if rules is None:
         raise DataError(
             f"{ref!r} has no grammar to make text from",
             location="--corpus",
             hint="give a folder of text",
         )
-    rules = spec.grammar
     digest = hashlib.sha256(rules.model_dump_json().encode()).hexdigest()
 
     def lines() -> Iterator[Line]:
@@ -261,8 +260,7 @@ def hold_out_lines(source: TextSource, share: float) -> tuple[TextSource, TextSo
 
 
 def _slice_lines(text_file: TextFile, first: int, end: int) -> Iterator[Line]:
-    """Lines first .. end - 1; the first begins a document even where it was in the middle of one.
-    """
+    """Lines first .. end - 1; the first begins a document even where it was in the middle of one."""
     for number, (opens, text) in enumerate(islice(text_file.iter_lines(), first, end)):
         yield opens or number == 0, text
 
@@ -273,8 +271,7 @@ def count_words(text: str) -> int:
 
 
 class LineBlock(NamedTuple):
-    """Lines of one document, with their line breaks. opens: whether the document begins with them.
-    """
+    """Lines of one document, with their line breaks. opens: whether the document begins with them."""
 
     starts_document: bool
     lines: list[str]

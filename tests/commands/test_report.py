@@ -27,7 +27,7 @@ from antlm_bench.errors import (
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.types import Cell, Estimate, Prediction, Summary
 
 PIQA = (
