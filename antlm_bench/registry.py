@@ -32,6 +32,14 @@ class NamedRecord(Protocol):
 Record = TypeVar("Record", bound=NamedRecord)
 
 
+def load_target(target: str | Callable[..., Any]) -> Any:
+    """Return what a record names: an object itself, or the one behind "module:attribute"."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 class Registry(Generic[Record]):
     """Records of one kind by name, in the order in which we ship them, then those of other packages
     by name.
@@ -102,9 +110,8 @@ class Registry(Generic[Record]):
 
     def _load(self, name: str) -> Record:
         target = self._targets[name]
-        module, _, attribute = target.partition(":")
         try:
-            record: Record = getattr(import_module(module), attribute)
+            record: Record = load_target(target)
         except (ImportError, AttributeError) as error:
             if name not in self._packages:
                 raise  # a bug of ours
@@ -137,7 +144,6 @@ def deferred(target: str) -> Callable[..., Any]:
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        module, _, attribute = target.partition(":")
-        return getattr(import_module(module), attribute)(*args, **kwargs)
+        return load_target(target)(*args, **kwargs)
 
     return call

@@ -31,8 +31,9 @@ from antlm_bench.compare.join import DECISIVE_SETTINGS
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
-from antlm_bench.metrics.surprisal import SURPRISAL, group_by_word
+from antlm_bench.metrics.surprisal import group_by_word
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
@@ -217,7 +218,7 @@ def _build_settings(
     """
     last, cell = checkpoint_cells[-1]
     for run, other in checkpoint_cells:
-        if other.summary.metric != SURPRISAL:
+        if get_metric_spec(other.summary.metric).item_kind is not ItemKind.TEXT:
             raise UsageError(
                 f"{other.suite} is no suite of surprisals in {run.path}", hint="score it again"
             )

@@ -36,7 +36,7 @@ from antlm_bench.commands.cells import (
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
-from antlm_bench.metrics import TIE_RULES
+from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
@@ -496,6 +496,8 @@ def _build_settings(
         "conventions": CONVENTIONS_VERSION,
         # Our own choices add no keys, so that runs from before there was a choice stay valid.
         **({"judge": suite.judge.key_parts()} if suite.judge else {}),
-        **conventions.non_default_settings(has_ratings=suite.metric == "spearman"),
+        **conventions.non_default_settings(
+            has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
+        ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

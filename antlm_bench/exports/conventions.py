@@ -16,7 +16,7 @@ from typing import Any
 from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
-from antlm_bench.metrics.surprisal import SURPRISAL
+from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.scoring.multiple_choice import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
@@ -162,8 +162,8 @@ def _scoring_deviations(
             yield f"{said}, before a context" if plain else said
     yield from _context_deviations(settings, policy, plain, with_context)
     if (
-        not words
-        and spec.metric != SURPRISAL
+        METRICS[spec.metric].item_kind is not ItemKind.TEXT
+        and not words
         and settings.get("reduction", "sum") != policy.reduction
     ):
         yield f"decided by {settings.get('reduction', 'sum')}, officially {policy.reduction}"

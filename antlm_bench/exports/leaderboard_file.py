@@ -44,6 +44,7 @@ from antlm_bench.exports.leaderboard_answers import (
     surprisal_rows,
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Run
@@ -370,7 +371,10 @@ class LeaderboardFileBuilder:
             nonlocal ties
             cell = require_complete(self._find_cell(run, part))
             self.sources.append(PartSource(key, run, cell, milestone))
-            ties += cell.summary.headline.flags.get("tie", 0) * (cell.summary.metric == "accuracy")
+            ties += (
+                cell.summary.headline.flags.get("tie", 0)
+                * get_metric_spec(cell.summary.metric).tie_rule_matters
+            )
             return milestone_scores(
                 cell,
                 part,

@@ -41,7 +41,11 @@ from antlm_bench.finetuning.data import (
     resolve_pad_id,
 )
 from antlm_bench.finetuning.heads import build_classifier, resolve_pooling
-from antlm_bench.metrics.classification import METRIC_FUNCTIONS, ConfusionTotals, collapse_warnings
+from antlm_bench.metrics.classification import (
+    ConfusionTotals,
+    collapse_warnings,
+    load_confusion_metric,
+)
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import Attention, Floats, Prediction
 
@@ -317,9 +321,9 @@ class ClassifierTrainer:
         logp = self.predict_logprobs(rows)
         table = np.zeros((logp.shape[1],) * 2)
         np.add.at(table, (rows.gold, logp.argmax(1)), 1)
-        return float(METRIC_FUNCTIONS[self.task.metric](ConfusionTotals.from_tables(table))), float(
-            -logp[np.arange(len(logp)), rows.gold].mean()
-        )
+        metric = load_confusion_metric(self.task.metric)
+        mean_loss = float(-logp[np.arange(len(logp)), rows.gold].mean())
+        return float(metric.compute(ConfusionTotals.from_tables(table))), mean_loss
 
 
 def _default_batch_tokens(device: torch.device) -> int:

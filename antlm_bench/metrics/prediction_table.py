@@ -51,7 +51,20 @@ class PredictionTable:
         return np.where(twins[:, None], self.valid, best)
 
     def get_flag(self, name: str) -> Bools:
+        """Return where a flag is raised (n,)."""
         return self.flags.get(name, np.zeros(len(self.ids), bool))
+
+    def count_flags(self, members: Bools | None = None, without: str = "") -> dict[str, int]:
+        """Return how many items raise each flag; flags that none raises are left out.
+
+        members (n,): only these items. without: a flag that is not counted.
+        """
+        counts = {
+            name: int((raised if members is None else raised & members).sum())
+            for name, raised in self.flags.items()
+            if name != without
+        }
+        return {name: count for name, count in counts.items() if count}
 
 
 def build_table(

@@ -13,10 +13,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from antlm_bench import metrics, runs, statistics
+from antlm_bench import runs, statistics
 from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
 from antlm_bench.reporting import results_table
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
@@ -196,7 +197,7 @@ def summarize_finetuned_member(
     seeds.
 
     cells: task -> the cells of its seeds. The interval is over seeds and items
-    (metrics.summarize_seeds), tasks taken as independent; of a task with one seed it is over items
+    (metrics.classification), tasks taken as independent; of a task with one seed it is over items
     alone, which is marked. Without `partial` there is no mean of some of the tasks. Raises RunError
     (damaged predictions), NotComparable (seeds that answered different items).
     """
@@ -204,7 +205,7 @@ def summarize_finetuned_member(
     for task in member.tasks:
         if there := cells.get(task):
             metric = member.metric or there[0].summary.metric
-            spread = metrics.summarize_seeds(
+            spread = summarize_seeds(
                 [runs.read_predictions(run.path, cell) for cell in there], metric
             )
             mean = spread.mean
@@ -267,8 +268,8 @@ def _collect_caveats(
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
         yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
-    if first.seed is not None and len(cells) in metrics.FEW_SEEDS_NOTES:
-        yield metrics.FEW_SEEDS_NOTES[len(cells)]
+    if first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
+        yield FEW_SEEDS_NOTES[len(cells)]
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
     if preset := first.settings.get("preset"):

@@ -13,7 +13,6 @@ from antlm_bench.checkpoints.minicons_backend import MiniconsCheckpoint
 from antlm_bench.lm_eval_bridge import task_scoring
 from antlm_bench.metrics import reading_times as reading_times_metric
 from antlm_bench.metrics import summarize
-from antlm_bench.metrics import surprisal as surprisal_metric
 from antlm_bench.metrics.task_metric import add_views
 from antlm_bench.scoring import multiple_choice, surprisal, syntaxgym
 from antlm_bench.scoring.adaptive import AdaptiveScorer
@@ -127,21 +126,6 @@ def summarize_documents(
 ) -> Summary:
     """Summarize the bits per byte of documents; lm-eval's other lengths are views already."""
     return _summarize_metric(suite, predictions, method, conventions, notes)
-
-
-def summarize_surprisal(
-    suite: Suite,
-    predictions: Sequence[Prediction],
-    *,
-    method: str,
-    conventions: ScoringConventions,
-    notes: Sequence[str],
-) -> Summary:
-    """Average the surprisal of words. Metrics of lm-eval become views beside it."""
-    summary = surprisal_metric.summarize_surprisal(
-        predictions, suite=suite.name, method=method, notes=notes
-    )
-    return add_views(summary, predictions, suite.judge.metric_names) if suite.judge else summary
 
 
 def summarize_reading_times(

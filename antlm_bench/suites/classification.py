@@ -8,11 +8,21 @@ tables on top of each other: [training], [task.X.training], [preset.P.training],
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
+from antlm_bench.metrics import METRICS
+from antlm_bench.metrics.records import validate_metric
 from antlm_bench.suites.declaration_types import (
     CheckSpec,
     DataSpec,
@@ -25,7 +35,7 @@ from antlm_bench.suites.templates import validate_template
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Metric = Literal["accuracy", "f1", "mcc"]
+Metric = Annotated[str, AfterValidator(partial(validate_metric, is_classified=True))]
 Split = Literal["train", "valid"]
 Tables = dict[str, Any]
 
@@ -162,8 +172,8 @@ class TaskSpec(Declaration):
             )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have one name")
-        if self.metric == "f1" and len(self.classes) != 2:
-            raise ValueError("f1 is of two classes, the second being the positive one")
+        if METRICS[self.metric].num_classes not in (None, len(self.classes)):
+            raise ValueError(f"{self.metric} is of two classes, the second being the positive one")
         return self
 
 

@@ -17,6 +17,7 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge import tasks
+from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
 from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.names import absolute_path
@@ -316,7 +317,7 @@ class _ItemBuilder:
     def _read_gold(self, record: records.Record, num_options: int, location: str) -> int | float:
         gold = self.spec.item.gold
         value = get_field(record, gold, location) if isinstance(gold, str) else gold
-        if self.spec.metric == "spearman":
+        if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antlm_bench.lm_eval_bridge import tasks
-from antlm_bench.metrics.acquisition import ACQUISITION as ACQUISITION_METRIC
+from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
 from antlm_bench.registry import deferred
 from antlm_bench.suites import loader, sources, syntaxgym
 from antlm_bench.suites.acquisition import AcquisitionSpec
@@ -97,7 +97,6 @@ MULTIPLE_CHOICE = TaskType(
 SURPRISAL = TaskType(
     name="surprisal",
     load=loader.load_declared_suite,
-    summarize=deferred(f"{_SCORING}:summarize_surprisal"),
     asks_for="texts",
     compares_options=False,
     list_row=_list_suite,
@@ -276,7 +275,7 @@ COLLECTION = TaskType(
 
 def _list_acquisition(spec: AcquisitionSpec) -> TextRow:
     words, _ = loader.read_suite_spec(spec.words)
-    return list_suite(spec, _format_item_count(words), ACQUISITION_METRIC)
+    return list_suite(spec, _format_item_count(words), ACQUISITION_METRIC.name)
 
 
 def _describe_acquisition(spec: AcquisitionSpec) -> Facts:

@@ -5,11 +5,14 @@ Texts are built by templates (suites/templates.py).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple
+from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.metrics.records import OPTION_KINDS, SCORED_ITEM_KINDS, validate_metric
 from antlm_bench.suites.declaration_types import (
     CheckSpec,
     DataSpec,
@@ -21,7 +24,7 @@ from antlm_bench.suites.declaration_types import (
 from antlm_bench.suites.reading_times_spec import ChildVocabularySpec, ReadingTimesSpec
 from antlm_bench.suites.templates import validate_template
 
-Metric = Literal["accuracy", "spearman", "delta-r2", "surprisal"]
+Metric = Annotated[str, AfterValidator(partial(validate_metric, item_kinds=SCORED_ITEM_KINDS))]
 
 
 class OptionSpec(Declaration):
@@ -195,13 +198,14 @@ class SuiteSpec(SuiteDeclaration):
     def _check_consistency(self) -> SuiteSpec:
         if (self.data is None) == (self.grammar is None):
             raise ValueError("a suite has either a [data] or a [grammar] table")
-        if (self.times is None) == (self.metric == "delta-r2"):
+        metric = METRICS[self.metric]
+        if (self.times is None) == metric.needs_suite_data:
             raise ValueError("the metric delta-r2 and a [times] table go together")
-        if (self.metric == "surprisal") != self.item.alone or (
+        if (metric.item_kind is ItemKind.TEXT) != self.item.alone or (
             self.children and not self.item.alone
         ):
             raise ValueError("the metric surprisal is of items whose option is `alone`")
-        if self.reduction != "sum" and self.metric not in ("accuracy", "spearman"):
+        if self.reduction != "sum" and metric.item_kind not in OPTION_KINDS:
             raise ValueError(f"`reduction` is for choices; {self.metric} has none")
         for name, levels in (("groups", self.groups), ("rename", tuple(self.rename))):
             if unknown := [level for level in levels if level not in self.labels]:
@@ -211,9 +215,10 @@ class SuiteSpec(SuiteDeclaration):
                 )
         if unknown := [level for level in self.macro if level not in self.groups]:
             raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")
-        if self.macro and self.metric == "spearman":
+        if self.macro and not metric.averages_groups:
             raise ValueError(
-                "`macro` averages groups, and spearman runs over all items of a suite: leave it empty"
+                f"`macro` averages groups, and {self.metric} runs over all items of a suite: "
+                "leave it empty"
             )
         return self
 
