@@ -270,9 +270,15 @@ def read_declaration_as(
 def describe_use(ref: str, spec: SuiteDeclaration) -> str:
     """Return how the number of a declaration is computed, as a hint."""
     record = TASK_TYPES[spec.task_type]
-    if record.command_line:
-        return record.command_line.format(model="CKPT", suite=ref)
-    return f"name its members: {', '.join(record.parts(spec, ''))}"
+    parts = [ref] if record.command_line else record.parts(spec, "")
+    parts_by_line: dict[str, list[str]] = {}
+    for part in parts:
+        line = TASK_TYPES[read_declaration(part)[0].task_type].command_line
+        parts_by_line.setdefault(line, []).append(part)
+    lines = (
+        line.format(model="CKPT", suite=",".join(names)) for line, names in parts_by_line.items()
+    )
+    return "; ".join(lines)
 
 
 def find_task_type(ref: str) -> TaskType:

@@ -459,7 +459,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         build_report([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="no run folder"):
         build_report([])
-    with pytest.raises(UsageError, match="no collection"):
+    with pytest.raises(UsageError, match="not a collection"):
         build_report([run], collection="nano")
     with pytest.raises(DeclarationError, match="unknown suite"):
         build_report([run], collection="babylm-2042")
