@@ -11,9 +11,9 @@ from antlm_bench import statistics
 from antlm_bench.compare.join import JoinedTables
 from antlm_bench.compare.paired import POWER_FACTOR, logprob_gaps
 from antlm_bench.compare.results import HEADLINE, Difference, Flip, PairedResult
-from antlm_bench.metrics import Metric, load_cell_metric
+from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
-from antlm_bench.metrics.prediction_table import PredictionTable, choice_shares, gold_indices
+from antlm_bench.metrics.prediction_table import gold_credits
 from antlm_bench.metrics.records import CLASS_REDUCTION
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.types import Cell, Estimate, Floats
@@ -82,8 +82,10 @@ def _task_name(task: JoinedTables) -> str:
 def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[Flip]]:
     metric, sides = load_cell_metric(task.cells_a[0]), (task.tables_a, task.tables_b)
     a, b = (np.stack([metric.per_item(table) for table in side]) for side in sides)
-    right_a, right_b = (
-        np.mean([_correct_shares(table, metric) for table in side], axis=0) for side in sides
+    ties = metric.settings.ties
+    right_a, right_b = (  # a metric's contributions are no whole numbers, right and wrong are
+        np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in side], axis=0)
+        for side in sides
     )
     gaps_a, gaps_b = (
         np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in side]) for side in sides
@@ -136,13 +138,6 @@ def _same_scores(task: JoinedTables) -> bool:
         np.array_equal(x.scores, y.scores)
         for x, y in zip(task.tables_a, task.tables_b, strict=True)
     )
-
-
-def _correct_shares(table: PredictionTable, metric: Metric) -> Floats:
-    """Return the share (n,) of each answer that is right: a whole number where a metric's
-    contributions are not."""
-    shares = choice_shares(table, metric.settings.ties, CLASS_REDUCTION)
-    return np.asarray(shares[np.arange(len(table.ids)), gold_indices(table)])
 
 
 def _mean_gap_change(a: Floats, b: Floats) -> Estimate | None:

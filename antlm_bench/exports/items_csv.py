@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric, load_metric
-from antlm_bench.metrics.prediction_table import PredictionTable, build_table
+from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric
+from antlm_bench.metrics.prediction_table import PredictionTable, build_table, gold_credits
 from antlm_bench.registry import load_target
 from antlm_bench.types import Cell, Prediction, Run
 
@@ -79,12 +79,13 @@ def choice_rows(
     cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
 ) -> Iterator[Row]:
     """Yield the right option against the best other one; of one option its score."""
-    credit = load_metric("accuracy", MetricSettings.of_cell(cell)).per_item(table)
+    settings = MetricSettings.of_cell(cell)
+    credits = gold_credits(table, settings.ties, settings.reduction)
     for index, prediction in enumerate(predictions):
         yield {
             "gold": prediction.gold,
             "pred": prediction.pred,
-            "correct": credit[index],
+            "correct": credits[index],
             **_gold_and_best_other(table, index, int(prediction.gold)),
         }
 

@@ -18,12 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from antlm_bench import statistics
-from antlm_bench.metrics.prediction_table import (
-    PredictionTable,
-    assign_strata,
-    choice_shares,
-    gold_indices,
-)
+from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata, gold_credits
 from antlm_bench.metrics.records import REDUCTIONS
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.statistics import Interval
@@ -37,7 +32,7 @@ class Accuracy(Metric):
 
     def per_item(self, table: PredictionTable) -> Floats:
         """Return the credit (n,) of each item, in 0..1."""
-        return self._credit(table, self.settings.reduction)
+        return gold_credits(table, self.settings.ties, self.settings.reduction)
 
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         codes, paths = assign_strata(table, macro)
@@ -69,7 +64,7 @@ class Accuracy(Metric):
         flags.pop("tie", None)  # ties are those of the deciding score
         for reduction in other_reductions(self.settings.reduction):
             views[reduction] = estimate(
-                self._credit(table, reduction), statistics.bootstrap_interval
+                gold_credits(table, self.settings.ties, reduction), statistics.bootstrap_interval
             )
         return Headline(headline, views)
 
@@ -96,11 +91,6 @@ class Accuracy(Metric):
             rounded_estimate(right[g] / n[g], int(n[g]), (low[g], high[g]), flags[g])
             for g in range(count)
         ]
-
-    def _credit(self, table: PredictionTable, reduction: str) -> Floats:
-        gold = gold_indices(table)
-        shares = choice_shares(table, self.settings.ties, reduction)
-        return np.asarray(shares[np.arange(len(gold)), gold])
 
 
 def other_reductions(reduction: str) -> list[str]:

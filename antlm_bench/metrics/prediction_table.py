@@ -148,6 +148,12 @@ def choice_shares(table: PredictionTable, ties: str, reduction: str) -> Floats:
     return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, shares))
 
 
+def gold_credits(table: PredictionTable, ties: str, reduction: str) -> Floats:
+    """Return the credit (n,) of each item, in 0..1: its right option's share of the answer."""
+    gold = gold_indices(table)
+    return np.asarray(choice_shares(table, ties, reduction)[np.arange(len(gold)), gold])
+
+
 def assign_strata(
     table: PredictionTable, macro: Sequence[str]
 ) -> tuple[Ints, list[tuple[str, ...]]]:

@@ -161,6 +161,10 @@ class MetricSpec:
         """Return a value as it is written in tables."""
         return f"{self.scale * value:.{self.decimals}f}"
 
+    def format_beside_percent(self, value: float) -> str:
+        """Return a value as a report of many suites writes it: bounded metrics times 100."""
+        return f"{100 * value:.1f}" if self.is_bounded else self.format(value)
+
 
 PERCENT: dict[str, Any] = {
     "scale": 100,

@@ -18,7 +18,7 @@ from typing import Any
 from antlm_bench.commands.report import Report, ReportColumn
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
-from antlm_bench.metrics import METRICS, get_metric_spec
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting.results_table import escape_markdown, make_printable
 from antlm_bench.results.collections import MemberResult, ReportedScore
 from antlm_bench.suites.collection import MemberSpec
@@ -158,9 +158,7 @@ def format_value(number: ReportedScore | None) -> str:
     """
     if number is None:
         return MISSING
-    spec = get_metric_spec(number.metric)
-    # Whatever lies within -1..1 is written times 100, so that it can stand beside percent.
-    written = (METRICS["accuracy"] if spec.is_bounded else spec).format
+    written = get_metric_spec(number.metric).format_beside_percent
     if number.low is None or number.high is None:
         return written(number.value)
     return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
