@@ -13,7 +13,7 @@ from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
-from antlm_bench.suites.task_types import Facts, TaskType, TextRow, list_suite
+from antlm_bench.suites.task_types import TASK_TYPES, Facts, TaskType, TextRow, list_suite
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
 _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
@@ -247,7 +247,7 @@ def _describe_member(member: MemberSpec) -> str:
         line += f" (finetune: {', '.join(member.tasks)})"
     elif not member.task_type:
         line += " (nothing computes it yet)"
-    elif member.task_type == ACQUISITION.name:
+    elif TASK_TYPES[member.task_type].over_checkpoints:
         line += " (over checkpoints)"
     if member.metric:
         line += f", {member.metric}"
@@ -301,6 +301,7 @@ ACQUISITION = TaskType(
     noun="an age of acquisition",
     declaration=AcquisitionSpec,
     parts=lambda spec, command: [spec.words],
+    over_checkpoints=True,
     command_line="antlm-bench acquisition RUN... --suite {suite}",
     completion="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
     " --out {out_of_all}\nantlm-bench acquisition {out_of_all} --suite {suite}",

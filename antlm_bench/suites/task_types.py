@@ -192,6 +192,8 @@ class TaskType:
     """Whether spans within texts are scored: other tools' rules for contexts do not apply."""
     scores_documents: bool = False
     """Whether texts are whole documents, read in windows: no EOS is scored."""
+    over_checkpoints: bool = False
+    """Whether the number is derived from the runs of a model's checkpoints."""
 
     # What the user is told about it.
     command: str = "score"
