@@ -135,3 +135,15 @@ class Registry(Generic[Record]):
         return suggestion + (
             f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}"
         )
+
+
+def deferred(target: str) -> Callable[..., Any]:
+    """Return a function that imports "module:attribute" and calls it.
+
+    Records name their slow functions so: listing the records then imports none of them.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return load_target(target)(*args, **kwargs)
+
+    return call

@@ -46,7 +46,7 @@ from antlm_bench.exports.leaderboard_answers import (
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Run
 
 T = TypeVar("T")
