@@ -231,6 +231,11 @@ class Cell:
         return suite, self.suite.removeprefix(f"{suite}.")
 
 
+def finetune_method(attention: Attention) -> str:
+    """Return the method of a cell that was finetuned with that attention: "finetune-causal"."""
+    return f"finetune-{attention}"
+
+
 def task_full_name(suite: str, task: str) -> str:
     """Return the name of a finetuned task as a suite: "glue-2025.rte"; "train" for a train.csv."""
     return task if task == suite else f"{suite}.{task}"

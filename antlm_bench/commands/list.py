@@ -115,15 +115,15 @@ def _model_rows() -> list[TextRow]:
 
 
 def _method_rows() -> list[TextRow]:
-    from antlm_bench.scoring.probes import METHODS
+    from antlm_bench.scoring.methods import METHODS
 
     return [
         {
-            "method": name,
-            "what it is": one.description,
-            "attention": " and ".join(sorted(one.attends)),
+            "method": method.name,
+            "what it is": method.description,
+            "attention": " and ".join(sorted(method.attends)),
         }
-        for name, one in METHODS.items()
+        for method in METHODS
     ]
 
 

@@ -29,10 +29,10 @@ from antlm_bench.results.collections import (
     summarize_scored_member,
 )
 from antlm_bench.results.seeds import group_seeds
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.spec import read_spec
-from antlm_bench.types import Run, task_full_name
+from antlm_bench.types import Attention, Run, finetune_method, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +234,9 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
     ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
     shown = set()
     for method in methods:
-        attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
-        fitting = [
-            f"finetune-{attention}" for attention in ("full", "causal") if attention in attends
-        ]
+        attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
+        attentions: tuple[Attention, ...] = ("full", "causal")
+        fitting = [finetune_method(attention) for attention in attentions if attention in attends]
         way = next((way for way in (*fitting, *ways) if way in ways), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
@@ -274,8 +273,7 @@ def _with_macro_average(
 
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """The columns, their averages marked where not all are over the same members: such are no race.
-    """
+    """The columns, their averages marked where not all are over the same members: such are no race."""
     averages = {column.missing_members for column in columns if column.macro}
     said = (
         "averaged over other members than some column beside it: do not compare"
@@ -293,8 +291,8 @@ def _completion_commands(
 ) -> Iterator[str]:
     """The command lines that make what is missing, in the same run folder."""
     model = shlex.quote(results_table.make_printable(str(run.manifest.model.get("name", "CKPT"))))
-    attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
-    attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
+    scored = METHODS[scoring_method] if scoring_method in METHODS else None
+    attention = f" --attention {scored.main_attention}" if scored else ""
     out = f" --out {shlex.quote(results_table.make_printable(run.path))}"
     suites = list(
         dict.fromkeys(
@@ -304,7 +302,7 @@ def _completion_commands(
             for suite in entry.missing
         )
     )
-    method = f" --method {scoring_method}" if scoring_method in METHODS else ""
+    method = f" --method {scored.name}" if scored else ""
     if suites:
         yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
     for member, entry in incomplete_members:

@@ -44,14 +44,14 @@ from antlm_bench.metrics import TIE_RULES
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
+from antlm_bench.scoring.methods import Method, default_method, get_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.multiple_choice import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
 )
 from antlm_bench.scoring.peers import peer_version
-from antlm_bench.scoring.probes import Method, default_method, get_method
-from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.loader import Suite
 from antlm_bench.suites.pairs_csv import columns_for_ref
@@ -141,7 +141,7 @@ def score(
     """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names out of scoring.probes.METHODS, () = the first that the checkpoint
+    pairs, TOMLs. methods: names out of scoring.methods.METHODS, () = the first that the checkpoint
     was made for, "all" = each of those. out: the run folder (of several checkpoints: the folder
     that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
 
@@ -225,7 +225,7 @@ class _LazySuites:
     def load(self, methods: Sequence[str]) -> list[Suite]:
         """Raises MethodNotSupported before any data are looked for."""
         for name in methods:
-            if name != "causal" and any(
+            if any(
                 tasks.is_lm_eval_ref(ref) and tasks.requests_documents(ref) for ref in self.refs
             ):
                 refuse_to_roll(name, "--method")
@@ -390,8 +390,7 @@ def _check_supported(
     method_names: Sequence[str],
     options: ScoreOptions,
 ) -> None:
-    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer.
-    """
+    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer."""
     if options.precision == "adaptive" and task_type.output_type != "choices":
         hint = f"use --precision exact{EXACT_SCORES_HINTS.get(task_type.output_type, '')}"
         raise UsageError(

@@ -16,7 +16,7 @@ from antlm_bench.commands.list import (
 )
 from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.scoring.probes import METHODS, get_method
+from antlm_bench.scoring.methods import METHODS, get_method
 from antlm_bench.suites import pairs_csv, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
@@ -98,7 +98,7 @@ def detect_kind(name: str) -> str:
         return "suites"
     if not name.endswith(".toml"):
         hint = (
-            suggest_name(name, [*suites, *models, *METHODS])
+            suggest_name(name, [*suites, *models, *METHODS.names()])
             or "`antlm-bench list suites` and `list models` know them"
         )
         raise DeclarationError(f"nothing is called {name!r}", hint=hint)

@@ -44,9 +44,10 @@ from antlm_bench.exports.leaderboard_answers import (
     surprisal_rows,
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
+from antlm_bench.scoring.methods import get_method
 from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
 from antlm_bench.suites.loader import Suite
-from antlm_bench.types import Cell, Run
+from antlm_bench.types import Cell, Run, finetune_method
 
 T = TypeVar("T")
 SuiteLoader = Callable[[str], Suite]
@@ -218,8 +219,7 @@ class LeaderboardFileBuilder:
         return answers
 
     def _load_scored_suite(self, run: Run, cell: Cell) -> Suite:
-        """The texts of a cell. IncompleteError where the data here are not those that were scored.
-        """
+        """The texts of a cell. IncompleteError where the data here are not those that were scored."""
         suite = self.load_suite(cell.suite)
         if cell.settings.get("suite_digest", suite.digest) != suite.digest:
             raise IncompleteError(
@@ -315,12 +315,8 @@ class LeaderboardFileBuilder:
     def _build_labels(
         self, part: PartSpec, task: str, expected_count: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """The labels of one finetuned task, by the attention that goes with the zero-shot method.
-        """
-        suite, way = (
-            f"{part.suite}.{task}",
-            "finetune-causal" if self.method == "causal" else "finetune-full",
-        )
+        """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
+        suite, way = f"{part.suite}.{task}", finetune_method(get_method(self.method).main_attention)
         cells = [cell for cell in self.final_run if cell.suite == suite and cell.seed is not None]
         cells = [cell for cell in cells if cell.method == way] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)

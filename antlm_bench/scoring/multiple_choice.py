@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from antlm_bench.errors import DataError
-from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.text import EosRule
 from antlm_bench.types import (
     Encodings,

@@ -22,6 +22,7 @@ from antlm_bench.architectures import registration
 from antlm_bench.checkpoints import CARD_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.scoring.methods import METHODS
 
 Metadata = dict[str, Any]
 
@@ -113,7 +114,8 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
         lines.append("transformers opens it as a causal LM; its masked reading needs antlm-bench.")
     else:
         lines.append("transformers opens it.")
-    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
+    shifts = {METHODS[name].mask_shift for name in card["methods"]} - {None}
+    if shifts and 0 not in shifts:
         lines.append(
             "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
             "token itself, and does not say what the model predicts."
@@ -122,8 +124,7 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
-    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError.
-    """
+    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
 
     def write(directory: Path) -> None:
         save_file(

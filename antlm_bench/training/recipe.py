@@ -24,7 +24,7 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 
 Tables = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
@@ -33,8 +33,6 @@ Positive = Annotated[float, Field(gt=0)]
 ENCODERS = ("ltg-bert", "gpt-bert")
 # (table, key, key that it excludes)
 EXCLUSIVE_KEYS = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup_steps", "warmup"))
-# Scoring method -> the masked objective that it needs.
-OBJECTIVE_OF_METHOD = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}
 
 
 class ModelSpec(Declaration):
@@ -121,8 +119,7 @@ class CorpusSpec(Declaration):
 
 
 class PhaseSpec(Declaration):
-    """A block of training: for how long, and which share of every batch is causal and which masked.
-    """
+    """A block of training: for how long, and which share of every batch is causal and which masked."""
 
     epochs: Count | None = None
     steps: Count | None = None
@@ -349,25 +346,22 @@ class Recipe(Declaration):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(
-                    f"methods: unknown method {name!r}: {suggest_name(name, METHODS) or ', '.join(METHODS)}"
+                    f"methods: unknown method {name!r}: "
+                    f"{suggest_name(name, METHODS.names()) or ', '.join(METHODS.names())}"
                 )
         objective = self.objective.masked
-        trained = [
-            name for name, spec in METHODS.items() if set(spec.attends) <= set(self.attentions)
-        ]
-        fitting = [
-            name for name in trained if OBJECTIVE_OF_METHOD.get(name, objective) == objective
-        ]
+        trained = [method for method in METHODS if method.attends <= set(self.attentions)]
+        fitting = [method.name for method in trained if method.objective in ("", objective)]
         fix = f"give one or several of methods = {json.dumps(fitting)}"
         if not self.methods:
             raise ValueError(f"methods is empty: {fix}")
         for name in self.methods:
-            if name not in trained:
+            if METHODS[name] not in trained:
                 raise ValueError(
                     f"methods: {name!r} needs an attention that no phase trains; {fix}"
                 )
             if name not in fitting:
-                needed = OBJECTIVE_OF_METHOD[name]
+                needed = METHODS[name].objective
                 raise ValueError(
                     f"methods: {name!r} needs objective.masked = {needed!r}, not {objective!r}; {fix}"
                 )
@@ -429,8 +423,7 @@ def _apply_overrides(tables: Tables, overrides: Sequence[str]) -> Tables:
 def _blame_overrides(
     error: DeclarationError, tables: Tables, overrides: Sequence[str], path: Path
 ) -> DeclarationError:
-    """Name the `--set` changes without which a recipe has no such error; the error itself if none.
-    """
+    """Name the `--set` changes without which a recipe has no such error; the error itself if none."""
     blamed = list(overrides)
     for change in overrides:
         rest = [other for other in blamed if other is not change]

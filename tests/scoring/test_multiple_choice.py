@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring import adaptive, multiple_choice
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
 CAUSAL = [METHODS["causal"]]
@@ -82,7 +82,7 @@ def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
 def test_words_within_texts_keep_their_texts_under_every_bundle():
     asked = pair("the cat", "the cats", spans=((3, 7), (0, 3)))
     for peer in multiple_choice.PEER_CONVENTIONS.values():
-        for method in METHODS.values():
+        for method in METHODS:
             policy = peer.for_method(method).for_suite("sum", scores_words=True)
             assert multiple_choice.apply_conventions([asked], policy, Lookup(WORDS)) == [asked]
             assert policy.bos_before_context == ""
