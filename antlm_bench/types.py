@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
+ProgressCallback = Callable[[float], None]  # receives the share (0..1) of the work just done
 WORD_START_TARGET = (
     -1
 )  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)

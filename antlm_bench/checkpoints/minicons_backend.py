@@ -18,10 +18,10 @@ from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import peers
 from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
-from antlm_bench.scoring.multiple_choice import ProgressCallback, build_predictions
+from antlm_bench.scoring.multiple_choice import build_predictions
 from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores, Span
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
-from antlm_bench.types import Encodings, Item, Prediction
+from antlm_bench.types import Encodings, Item, Prediction, ProgressCallback
 
 ENGINES = ("native", "minicons")
 

@@ -19,6 +19,7 @@ from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
+from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import default_method
 from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.suites import loader as suites
@@ -73,7 +74,7 @@ def measure_noise(
         ]  # same items twice
         chosen = method or default_method(opened, opened.methods)
         for suite in loaded:
-            if get_task_type(suite, multiple_choice.ScoringConventions()).output_type != "choices":
+            if get_task_type(suite, ScoringConventions()).output_type != "choices":
                 hint = "a suite of pairs or options"
                 raise UsageError(
                     f"{suite.name} holds no choices that could flip", location="--suite", hint=hint

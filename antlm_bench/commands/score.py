@@ -44,13 +44,14 @@ from antlm_bench.metrics import TIE_RULES
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.methods import Method, default_method, get_method
-from antlm_bench.scoring.methods import resolve_method as find_method
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
+    apply_conventions,
 )
+from antlm_bench.scoring.methods import Method, default_method, get_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.peers import peer_version
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.loader import Suite
@@ -334,7 +335,7 @@ def _score_suite(
     if not todo:
         return
     methods = [find_method(name, checkpoint) for name in todo]
-    items = multiple_choice.apply_conventions(suite.items, policy, checkpoint)
+    items = apply_conventions(suite.items, policy, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
     results: dict[str, list[Prediction]] = {name: [] for name in todo}

@@ -27,6 +27,7 @@ from antlm_bench.errors import (
 )
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import METHODS, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import (
     LmEvalScorer,
@@ -280,7 +281,7 @@ def _compare_suite(
     peers: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[PeerAgreement]:
-    if (asks := get_task_type(suite, multiple_choice.ScoringConventions()).output_type) not in (
+    if (asks := get_task_type(suite, ScoringConventions()).output_type) not in (
         "choices",
         "texts",
     ):

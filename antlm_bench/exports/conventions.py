@@ -17,12 +17,12 @@ from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
 from antlm_bench.metrics.surprisal import SURPRISAL
-from antlm_bench.scoring.methods import METHODS
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
 )
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
 from antlm_bench.suites.spec import SuiteSpec

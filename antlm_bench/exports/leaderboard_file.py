@@ -44,8 +44,8 @@ from antlm_bench.exports.leaderboard_answers import (
     surprisal_rows,
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS
 from antlm_bench.scoring.methods import get_method
-from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
 from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Cell, Run, finetune_method
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.scoring.methods import METHODS, Method
-from antlm_bench.scoring.multiple_choice import ProgressCallback
 from antlm_bench.types import (
     WORD_START_TARGET,
     Attention,
@@ -39,6 +38,7 @@ from antlm_bench.types import (
     Option,
     Prediction,
     Probes,
+    ProgressCallback,
 )
 
 # masks that stand for the unknown rest of the text (BabyLM 2025's
