@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.acquisition import ACQUISITION
@@ -127,9 +128,21 @@ def _method_rows() -> list[TextRow]:
     ]
 
 
+def _architecture_rows() -> list[TextRow]:
+    return [
+        {
+            "architecture": architecture.name,
+            "model type": architecture.model_type,
+            "what it is": architecture.title,
+        }
+        for architecture in ARCHITECTURES
+    ]
+
+
 CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
     "suites": _suite_rows,
     "collections": _collection_rows,
     "models": _model_rows,
     "methods": _method_rows,
+    "architectures": _architecture_rows,
 }

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
-from antlm_bench.scoring import adaptive, multiple_choice
+from antlm_bench.scoring import adaptive, conventions, multiple_choice
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
