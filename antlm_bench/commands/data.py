@@ -39,8 +39,7 @@ def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
 
 
 def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> Iterator[TextRow]:
-    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`.
-    """
+    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`."""
     specs = {spec.name: spec for spec, _ in _resolve_specs(suite_names)}
     return map_collecting_errors(
         list(specs),

@@ -1,5 +1,4 @@
-"""train: a recipe and text in, checkpoints out; the same command again continues where it stopped.
-"""
+"""train: a recipe and text in, checkpoints out; the same command again continues where it stopped."""
 
 from __future__ import annotations
 

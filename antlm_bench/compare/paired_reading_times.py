@@ -120,8 +120,7 @@ def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
 
 
 def _surprisals(table: PredictionTable, option: int) -> Floats:
-    """Surprisal (n,) in nats of a word, or (option 1) of the word before; nan where there is none.
-    """
+    """Surprisal (n,) in nats of a word, or (option 1) of the word before; nan where there is none."""
     if option >= table.scores.shape[1]:
         return np.full(len(table.ids), np.nan)
     return np.where(

@@ -159,8 +159,7 @@ def _check_labels(value: Any, suite: str, location: str) -> None:
 
 
 def _check_option_texts(value: Any, part: PartSpec, suite: Suite, location: str) -> None:
-    """Ids are those of the suite's items in its order, and every answer is the text of an option.
-    """
+    """Ids are those of the suite's items in its order, and every answer is the text of an option."""
     level = part.by or suite.groups[-1]
     groups = defaultdict(list)
     for item in suite.items:

@@ -166,8 +166,7 @@ class Classifier(nn.Module):  # type: ignore[misc]
     def _forward_read_positions(
         self, module_forward: Callable[[Tensor], Tensor], x: Tensor
     ) -> Tensor:
-        """What a module gives where something is read, and zeros elsewhere: (b, t, d) -> (b, t, d).
-        """
+        """What a module gives where something is read, and zeros elsewhere: (b, t, d) -> (b, t, d)."""
         if self.read_positions is None:
             return module_forward(x)
         rows = torch.arange(len(x), device=x.device)

@@ -73,8 +73,7 @@ def is_lm_eval_ref(ref: str) -> bool:
 
 
 def list_suite_refs(ref: str) -> list[str]:
-    """`lm-eval:a,b` is two suites. UsageError for a name that the installed harness does not know.
-    """
+    """`lm-eval:a,b` is two suites. UsageError for a name that the installed harness does not know."""
     names = [name for name in ref.removeprefix(PREFIX).split(",") if name]
     if not names:
         raise UsageError(

@@ -1,5 +1,4 @@
-"""The metrics: what each item contributes, and how contributions become a number with an interval.
-"""
+"""The metrics: what each item contributes, and how contributions become a number with an interval."""
 
 from __future__ import annotations
 
@@ -206,8 +205,7 @@ def count_flags(predictions: Sequence[Prediction]) -> dict[str, int]:
 def rounded_estimate(
     value: float, n: int, interval: Interval, flags: Mapping[str, int], floor: float = 0.0
 ) -> Estimate:
-    """An Estimate in floor..1, free of the noise in the last digits that the order of a sum leaves.
-    """
+    """An Estimate in floor..1, free of the noise in the last digits that the order of a sum leaves."""
     value, low, high = (
         round(float(np.clip(number, floor, 1.0)), 12) for number in (value, *interval)
     )

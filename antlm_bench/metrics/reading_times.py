@@ -34,8 +34,7 @@ CLUSTER_LABEL = "sentence"  # the label of what is resampled
 
 @dataclass(frozen=True, slots=True)
 class ReadingMeasure:
-    """A way of measuring reading: its outcomes, and the predictors that surprisal has to go beyond.
-    """
+    """A way of measuring reading: its outcomes, and the predictors that surprisal has to go beyond."""
 
     name: str
     outcomes: tuple[str, ...]

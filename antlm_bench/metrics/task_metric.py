@@ -31,8 +31,7 @@ BYTES_COLUMN, WORDS_COLUMN = 0, 1  # what is judged of a whole document: its len
 
 
 class MeanTaskMetric:
-    """The mean of one of the judge's numbers, over the items of which it says one; n counts those.
-    """
+    """The mean of one of the judge's numbers, over the items of which it says one; n counts those."""
 
     def __init__(self, ties: str, reduction: str, column: int = 0) -> None:
         del ties, reduction  # the judge was given the scores as they are

@@ -112,8 +112,7 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
 
 
 def add_break_points(text: str) -> Markup:
-    """The text, escaped, with a place to break after each underscore: names of paradigms are long.
-    """
+    """The text, escaped, with a place to break after each underscore: names of paradigms are long."""
     return escape(text).replace("_", Markup("_<wbr>"))
 
 

@@ -295,8 +295,7 @@ def _superscript(letters: str) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """A tabular with booktabs' rules, remarks below it; pdflatex reads it, whatever a name holds.
-    """
+    """A tabular with booktabs' rules, remarks below it; pdflatex reads it, whatever a name holds."""
     made = build_report_table(report)
     models = " & ".join(["", *(escape_latex(model) for model, _ in made.heads)])
     readings = " & ".join(

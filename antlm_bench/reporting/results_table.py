@@ -240,8 +240,7 @@ def make_printable(text: str) -> str:
 
 
 def to_markdown(runs: Sequence[Run], by: str) -> str:
-    """GitHub-flavoured Markdown: one table, a row per suite and group, notes and the legend below.
-    """
+    """GitHub-flavoured Markdown: one table, a row per suite and group, notes and the legend below."""
     found = build_columns(runs)
     heads = [f"{escape_markdown(c.model)}<br>{escape_markdown(c.method)}" for c in found]
     rows = [["", *heads, "n"], ["---", *["---:"] * (len(heads) + 1)]]
@@ -280,8 +279,7 @@ def format_item_count(row: ResultsRow) -> str:
 
 
 def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
-    """Of a headline, each flag that was raised in some column, in words, with its count per column.
-    """
+    """Of a headline, each flag that was raised in some column, in words, with its count per column."""
     estimates = block.rows[0].estimates
     raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
     order = [

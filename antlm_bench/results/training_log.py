@@ -1,5 +1,4 @@
-"""The log of a training run -> its losses over words seen, thinned to what an eye can tell apart.
-"""
+"""The log of a training run -> its losses over words seen, thinned to what an eye can tell apart."""
 
 from __future__ import annotations
 

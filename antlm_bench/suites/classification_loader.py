@@ -238,8 +238,7 @@ def build_examples(
 
 
 def _is_unlabelled(task: TaskSpec, value: Any) -> bool:
-    """Return whether a label means "none": null, nothing, NaN, or -1 where no class has that name.
-    """
+    """Return whether a label means "none": null, nothing, NaN, or -1 where no class has that name."""
     if isinstance(value, str):
         value = value.strip()
     missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -439,8 +438,7 @@ def _unlabelled_notes(
 
 
 def _digest(task: TaskSpec, *splits: Sequence[Example]) -> str:
-    """Return the sha256 of the data. Texts enter stripped: whether they are is a law of training.
-    """
+    """Return the sha256 of the data. Texts enter stripped: whether they are is a law of training."""
     sha = hashlib.sha256(json.dumps([task.metric, task.classes]).encode())
     encode = json.JSONEncoder(ensure_ascii=True).encode
     for number, examples in enumerate(splits):

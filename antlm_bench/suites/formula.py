@@ -83,8 +83,7 @@ OPERATORS: dict[str, tuple[int, bool, bool, BinaryOperator]] = {
 
 
 class _Parser:
-    """Precedence climbing: what binds more tightly is read first, what binds alike from the left.
-    """
+    """Precedence climbing: what binds more tightly is read first, what binds alike from the left."""
 
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0

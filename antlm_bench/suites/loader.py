@@ -218,8 +218,7 @@ def find_origin(ref: str, spec: AnySpec) -> tuple[str, ...]:
 
 
 def _scoring_fields(spec: AnySpec) -> object:
-    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie.
-    """
+    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie."""
     prose = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
     return spec.kind, spec.model_dump(
         exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}}

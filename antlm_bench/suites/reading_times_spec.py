@@ -1,5 +1,4 @@
-"""What people did with the words of a suite: how long they read them, and when they learned them.
-"""
+"""What people did with the words of a suite: how long they read them, and when they learned them."""
 
 from __future__ import annotations
 

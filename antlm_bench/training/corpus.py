@@ -86,8 +86,7 @@ class Corpus:
         return self.tokens[place].astype(np.int64), segments
 
     def count_words(self, starts: Int64, length: int | Int64) -> float:
-        """Words (as BabyLM counts them) in such windows; a cut line counts by its share of tokens.
-        """
+        """Words (as BabyLM counts them) in such windows; a cut line counts by its share of tokens."""
         ends = np.interp(
             np.stack([starts, starts + length]), self.line_starts, self.words_before_line
         )

@@ -115,8 +115,7 @@ class MaskCounts:
 
 
 class Trainer:
-    """A model being trained: weights, optimizer, averaged weights, and what has been seen so far.
-    """
+    """A model being trained: weights, optimizer, averaged weights, and what has been seen so far."""
 
     def __init__(
         self,
@@ -459,8 +458,7 @@ class Trainer:
             )
 
     def load_best(self, folder: Path) -> None:
-        """Put the weights that `save_if_best` kept into the model, which then cannot be trained on.
-        """
+        """Put the weights that `save_if_best` kept into the model, which then cannot be trained on."""
         found = checkpoint_io.load_state(folder)
         assert found is not None
         self._restore(*found)

@@ -261,8 +261,7 @@ def hold_out_lines(source: TextSource, share: float) -> tuple[TextSource, TextSo
 
 
 def _slice_lines(text_file: TextFile, first: int, end: int) -> Iterator[Line]:
-    """Lines first .. end - 1; the first begins a document even where it was in the middle of one.
-    """
+    """Lines first .. end - 1; the first begins a document even where it was in the middle of one."""
     for number, (opens, text) in enumerate(islice(text_file.iter_lines(), first, end)):
         yield opens or number == 0, text
 
@@ -273,8 +272,7 @@ def count_words(text: str) -> int:
 
 
 class LineBlock(NamedTuple):
-    """Lines of one document, with their line breaks. opens: whether the document begins with them.
-    """
+    """Lines of one document, with their line breaks. opens: whether the document begins with them."""
 
     starts_document: bool
     lines: list[str]

@@ -38,10 +38,10 @@ class Instant:
 
     nodes, model = 0, None
 
-    def read(self, probes: Any, texts: int, tick: Any = None) -> Floats:
-        scores = np.zeros(texts)
+    def score_probes(self, probes: Any, num_texts: int, tick: Any = None) -> Floats:
+        scores = np.zeros(num_texts)
         for p in probes:
-            np.subtract.at(scores, p.text, 1.0 + p.target % 3)
+            np.subtract.at(scores, p.text_index, 1.0 + p.target % 3)
         return scores
 
 
@@ -269,8 +269,7 @@ CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "
 
 
 def mutated(text: str, changes: list[tuple[str, int, str, str]]) -> str:
-    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between.
-    """
+    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between."""
     lines = text.splitlines()
     for what, where, value, odd in changes:
         at = where % len(lines)

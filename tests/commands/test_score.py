@@ -145,7 +145,7 @@ def test_other_weights_or_another_configuration_are_another_checkpoint(
     """One folder never mixes checkpoints; a configuration that changes scores changes the key."""
     out, folder = tmp_path / "run", shutil.copytree(make_checkpoint(), tmp_path / "model")
     [[first]] = score(folder, str(suite), out=out, device="cpu")
-    with pytest.raises(runs.folder.RunError, match="another checkpoint"):
+    with pytest.raises(runs.store.RunError, match="another checkpoint"):
         score(make_checkpoint(seed=1), str(suite), out=out, device="cpu")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
@@ -254,7 +254,7 @@ def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_a
     loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
         pretrained,
-        "load_weights",
+        "load_checked_model",
         lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
     found = score(
@@ -332,7 +332,7 @@ def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
         pretrained,
-        "load_weights",
+        "load_checked_model",
         lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
     for wrong in (

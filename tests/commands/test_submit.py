@@ -221,8 +221,7 @@ def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Pa
 def test_every_milestone_has_its_own_reason_and_command(
     complete: list[Path], tmp_path: Path
 ) -> None:
-    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short.
-    """
+    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short."""
     kept = [folder for folder in complete if folder.name != "r7"]
     by_name = {folder.name: folder for folder in kept}
     document = json.loads((by_name["r5"] / "run.json").read_text())
@@ -358,7 +357,7 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(
         ask(with_seeds("c", 1, 2))
     assert "glue: the labels of seed 2" in ask(tmp_path / "c", 2).notes
     lacking = {missing.key: missing for missing in ask(tmp_path / "c", 9).missing}
-    assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].why
+    assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].reason
     options = {"allow_partial": True, "allow_conventions": True}
     never = submit(
         [tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, **options

@@ -31,7 +31,7 @@ from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 MODEL = {"name": "m", "weights": "w", "words_seen": 1_000_000}
-MANIFEST = runs.folder.Manifest(runs.SCHEMA_VERSION, MODEL, {}, "2026-01-01T00:00:00+00:00")
+MANIFEST = runs.store.Manifest(runs.SCHEMA_VERSION, MODEL, {}, "2026-01-01T00:00:00+00:00")
 
 
 @pytest.fixture(autouse=True)
@@ -237,8 +237,7 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(
 
 
 def nano(tmp_path: Path, name: str, **changes: str) -> Path:
-    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced.
-    """
+    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced."""
     text = (TASKS / "nano.toml").read_text(encoding="utf-8")
     for old, new in changes.items():
         assert text.count(old.replace("_", " ")) == 1
