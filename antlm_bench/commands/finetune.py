@@ -35,7 +35,7 @@ from antlm_bench.metrics import summarize
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary
+from antlm_bench.types import Attention, Cell, Run, Summary, finetune_method
 
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
@@ -265,7 +265,7 @@ class _PendingCell:
 
     @property
     def method(self) -> str:
-        return f"finetune-{self.attention}"
+        return finetune_method(self.attention)
 
     @property
     def num_examples(self) -> int:
@@ -408,7 +408,7 @@ def _cell_settings(
         "collection": task.suite,
         "task": task.name,
         "classes": list(task.classes),
-        "method": f"finetune-{attention}",
+        "method": finetune_method(attention),
         "seed": seed,
         "select": task.select,
         "held_out": task.held_out,

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from antlm_bench.architectures import registration
+from antlm_bench.architectures.records import find_architecture
 from antlm_bench.checkpoints import CARD_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.scoring.methods import METHODS
 
 Metadata = dict[str, Any]
 
@@ -97,14 +99,15 @@ def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> 
 
 def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
     """How others open the checkpoint with transformers, in sentences."""
-    kind, masked = model.config.model_type, "full" in card["attends"]
-    lines = []
-    if kind in registration.ARCHITECTURES:
+    lines, masked = [], "full" in card["attends"]
+    architecture = find_architecture(model.config.model_type)
+    own_classes = architecture.own_classes if architecture else {}
+    if architecture and own_classes and not architecture.is_from_library:
         lines.append(
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` from "
             "the file that lies beside the weights."
         )
-    elif masked and kind in registration.HYBRID_ARCHITECTURES:
+    elif masked and own_classes:
         lines.append(
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline `fill-mask` "
             "need `trust_remote_code=True` for the file that lies beside the weights."
@@ -113,7 +116,8 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
         lines.append("transformers opens it as a causal LM; its masked reading needs antlm-bench.")
     else:
         lines.append("transformers opens it.")
-    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
+    shifts = {METHODS[name].mask_shift for name in card["methods"]} - {None}
+    if shifts and 0 not in shifts:
         lines.append(
             "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
             "token itself, and does not say what the model predicts."

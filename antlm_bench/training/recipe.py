@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import (
     Declaration,
     TomlTuple,
@@ -24,17 +25,14 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 
 Tables = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-ENCODERS = ("ltg-bert", "gpt-bert")
 # (table, key, key that it excludes)
 EXCLUSIVE_KEYS = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup_steps", "warmup"))
-# Scoring method -> the masked objective that it needs.
-OBJECTIVE_OF_METHOD = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}
 
 
 class ModelSpec(Declaration):
@@ -42,7 +40,7 @@ class ModelSpec(Declaration):
     many.
     """
 
-    architecture: Literal["llama", "gpt2", "ltg-bert", "gpt-bert"]
+    architecture: str  # a name of architectures.records.ARCHITECTURES
     layers: Count
     hidden: Count
     heads: Count
@@ -60,20 +58,32 @@ class ModelSpec(Declaration):
     attention_gate: bool = True  # gpt-bert
     layer_weights: bool = True  # gpt-bert
 
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, name: str) -> str:
+        if name not in ARCHITECTURES:
+            names = ARCHITECTURES.names()
+            hint = suggest_name(name, names) or f"one of {', '.join(map(repr, names))}"
+            raise ValueError(f"unknown architecture {name!r}: {hint}")
+        return name
+
     @model_validator(mode="after")
     def _check_shape(self) -> ModelSpec:
         if self.hidden % self.heads or self.heads % (self.kv_heads or self.heads):
             raise ValueError(
                 f"heads = {self.heads} must divide hidden = {self.hidden}, and kv_heads must divide heads"
             )
-        if self.kv_heads and self.architecture != "llama":
-            raise ValueError(f"kv_heads is llama's, not {self.architecture}'s")
-        if self.architecture in ENCODERS and self.buckets >= self.positions:
+        architecture = ARCHITECTURES[self.architecture]
+        for key in ("kv_heads", "layer_mix"):
+            if getattr(self, key) and key not in architecture.optional_keys:
+                owners = " and ".join(
+                    f"{other.name}'s" for other in ARCHITECTURES if key in other.optional_keys
+                )
+                raise ValueError(f"{key} is {owners}, not {self.architecture}'s")
+        if architecture.relative_positions and self.buckets >= self.positions:
             raise ValueError(
                 f"buckets = {self.buckets} must be fewer than positions = {self.positions}"
             )
-        if self.layer_mix and self.architecture != "ltg-bert":
-            raise ValueError(f"layer_mix is ltg-bert's, not {self.architecture}'s")
         return self
 
 
@@ -348,25 +358,22 @@ class Recipe(Declaration):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(
-                    f"methods: unknown method {name!r}: {suggest_name(name, METHODS) or ', '.join(METHODS)}"
+                    f"methods: unknown method {name!r}: "
+                    f"{suggest_name(name, METHODS.names()) or ', '.join(METHODS.names())}"
                 )
         objective = self.objective.masked
-        trained = [
-            name for name, spec in METHODS.items() if set(spec.attends) <= set(self.attentions)
-        ]
-        fitting = [
-            name for name in trained if OBJECTIVE_OF_METHOD.get(name, objective) == objective
-        ]
+        trained = [method for method in METHODS if method.attends <= set(self.attentions)]
+        fitting = [method.name for method in trained if method.objective in ("", objective)]
         fix = f"give one or several of methods = {json.dumps(fitting)}"
         if not self.methods:
             raise ValueError(f"methods is empty: {fix}")
         for name in self.methods:
-            if name not in trained:
+            if METHODS[name] not in trained:
                 raise ValueError(
                     f"methods: {name!r} needs an attention that no phase trains; {fix}"
                 )
             if name not in fitting:
-                needed = OBJECTIVE_OF_METHOD[name]
+                needed = METHODS[name].objective
                 raise ValueError(
                     f"methods: {name!r} needs objective.masked = {needed!r}, not {objective!r}; {fix}"
                 )
