@@ -74,7 +74,8 @@ def finetuning_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
     chosen_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
     if "valid" in chosen_on:
         found.append("epochs were selected on the scored examples: both values are optimistic")
-    counts = {len(cells) for task in tasks for cells in (task.cells_a, task.cells_b)}
+    sides = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
+    counts = {len(cells) for cells in sides if not cells[0].is_frozen}
     found += [doubt for count, doubt in FEW_SEEDS_NOTES.items() if count in counts]
     return tuple(dict.fromkeys(found))
 

@@ -321,7 +321,11 @@ class LeaderboardFileBuilder:
             f"{part.suite}.{task}",
             "finetune-causal" if self.method == "causal" else "finetune-full",
         )
-        cells = [cell for cell in self.final_run if cell.suite == suite and cell.seed is not None]
+        cells = [
+            cell
+            for cell in self.final_run
+            if cell.suite == suite and cell.seed is not None and not cell.is_frozen
+        ]
         cells = [cell for cell in cells if cell.method == way] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)
         official = self.board.seed if self.board.seed in seeds else None
