@@ -186,9 +186,9 @@ def _check_frozen_options(options: FinetuneOptions) -> None:
     for option, value in (("--preset", options.preset), ("--lora", options.lora)):
         if value:
             raise UsageError(
-                f"{option} {value} cannot be combined with --frozen",
+                f"{value} cannot be combined with --frozen",
                 location=option,
-                hint="it says how weights are trained, and a frozen backbone trains none",
+                hint="it concerns the training of weights, and a frozen backbone trains none",
             )
     for change in options.changes:
         key = change.partition("=")[0].strip()

@@ -269,8 +269,8 @@ def test_a_collection_never_takes_frozen_for_finetuned(run_frozen: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": 4}, "--lora 4 cannot be combined with --frozen"),
-        ({"preset": "babylm-2025"}, "--preset babylm-2025 cannot be combined with --frozen"),
+        ({"lora": 4}, "--lora: 4 cannot be combined with --frozen"),
+        ({"preset": "babylm-2025"}, "--preset: babylm-2025 cannot be combined with --frozen"),
         ({"changes": ["lr=1e-3"]}, "lr has no effect on a frozen backbone"),
         ({"changes": ["learning_rate=1e-3"]}, "learning_rate"),
     ],
