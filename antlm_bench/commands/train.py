@@ -13,9 +13,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench import __version__, runs
-from antlm_bench.commands.progress_log import LOG_FILE, ProgressLog
+from antlm_bench.commands.progress_log import ProgressLog
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import CheckpointError, DeclarationError, RunError, UsageError
+from antlm_bench.results.training_log import LOG_FILE
 from antlm_bench.training.recipe import Recipe, list_scales, read_recipe
 from antlm_bench.training.text_sources import TextSource, load_text_source
 from antlm_bench.weight_files import hash_weights
