@@ -89,8 +89,7 @@ def _llama_size(spec: ModelSpec, vocab_size: int) -> ModelSize:
 
 
 def _gpt2_size(spec: ModelSpec, vocab_size: int) -> ModelSize:
-    """Biases everywhere but in the output embedding, norms with weight and bias, learned positions.
-    """
+    """Biases except in the output embedding, norms with weight and bias, learned positions."""
     d = spec.hidden
     layer = 4 * d * d + 2 * d * spec.ffn
     biases = 3 * d + d + spec.ffn + d + 4 * d
