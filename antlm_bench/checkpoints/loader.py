@@ -113,8 +113,7 @@ class Checkpoint:
         ]
 
     def with_bos_before_context(self, bos: str) -> Checkpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a context.
-        """
+        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
         encoders = dict(self.encoders)
         if (causal := encoders.get("causal")) is not None:
             encoders["causal"] = ContextEncoder(
@@ -304,8 +303,7 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
 
 
 def display_name(ref: str, options: OpenOptions) -> str:
-    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter.
-    """
+    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter."""
 
     def short(one: str) -> str:
         return _folder_display_name(Path(one).resolve()) if Path(one).exists() else one
@@ -473,8 +471,7 @@ class HasMetadata(Protocol):
 
 
 def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return facts of `describe` that also name the scored specials: other numbers, so another key.
-    """
+    """Return facts of `describe` that also name the scored specials: other numbers, so another key."""
     after, _ = resolve_eos_rule(tokenizer, rule)
     spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
     return {
@@ -514,8 +511,7 @@ def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
 
 
 def loading_notes(checkpoint: HasMetadata) -> list[str]:
-    """Sentences that a score must be read with: which weights were read, which tensors did not fit.
-    """
+    """Sentences that a score must be read with: which weights were read, which tensors did not fit."""
     notes = list(checkpoint.metadata.get("notes", []))
     said = {
         "unused": "the model does not use {} of the files",

@@ -159,8 +159,7 @@ def _kind_from_class(name: str, config: Any, location: str) -> str:
 
 
 def _why_unscorable(name: str, config: Any) -> str:
-    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token.
-    """
+    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token."""
     if name.endswith("ForPreTraining") and config.model_type in DISCRIMINATOR_TYPES:
         return f"{name} is a discriminator: it tells replaced tokens from original ones and predicts no tokens"
     for ending, answers in NON_LM_HEADS.items():
@@ -495,8 +494,7 @@ def obeys_attention_masks(model: Any, attends: Attention) -> bool:
 
 
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
-    """Whether the last layer at the read positions alone gives the same numbers as the whole of it.
-    """
+    """Whether the last layer at the read positions alone gives the same numbers as the whole of it."""
     engine = Engine(model, name, replace(forward_config, narrow=True), 64)
     probes = [replace(p, row=p.row[2::4], position=p.position[2::4], target=p.target[2::4], text_index=p.text_index[2::4])
               for p in _trial_probes(model, "full")]  # fmt: skip

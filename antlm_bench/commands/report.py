@@ -15,7 +15,7 @@ from pathlib import Path
 
 from antlm_bench.commands.curve import expand_run_dirs
 from antlm_bench.compare.summary_check import read_runs
-from antlm_bench.declarations import find_declaration, suggest_name
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.reporting import results_table
 from antlm_bench.results.collections import (
@@ -31,7 +31,7 @@ from antlm_bench.results.collections import (
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
 from antlm_bench.types import Run, task_full_name
 
 
@@ -128,14 +128,8 @@ def build_report(
 def _load_collection(ref: str) -> CollectionSpec | None:
     if not ref:
         return None
-    spec = read_spec(find_declaration("tasks", ref))
-    if not isinstance(spec, CollectionSpec):
-        raise UsageError(
-            f"{ref!r} is no collection",
-            location="--collection",
-            hint="see `antlm-bench list collections`",
-        )
-    return spec
+    hint = "see `antlm-bench list collections`"
+    return read_declaration_as(ref, CollectionSpec, location="--collection", hint=hint)[0]
 
 
 def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
@@ -161,19 +155,19 @@ def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tupl
 
 
 def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
-    """Every suite of the runs as a member; the tasks of one finetuned suite together."""
-    tasks: dict[tuple[str, str], list[str]] = {}
+    """Return every suite of the runs as a member; the tasks of one finetuned suite together."""
+    tasks_by_suite: dict[tuple[str, bool], list[str]] = {}
     for cell in (cell for run in all_runs for cell in run):
-        made_by = "score" if cell.seed is None else "finetune"
-        suite, task = (cell.suite, "") if cell.seed is None else cell.finetuned_task
-        named = tasks.setdefault((suite, made_by), [])
-        if made_by == "finetune" and task not in named:
-            named.append(task)
+        is_finetuned = cell.seed is not None
+        suite, task = cell.finetuned_task if is_finetuned else (cell.suite, "")
+        tasks = tasks_by_suite.setdefault((suite, is_finetuned), [])
+        if is_finetuned and task not in tasks:
+            tasks.append(task)
     return tuple(
-        MemberSpec(suite=suite, made_by="finetune", tasks=tuple(named))
-        if made_by == "finetune"
+        MemberSpec(suite=suite, made_by="finetune", tasks=tuple(tasks))
+        if is_finetuned
         else MemberSpec(suite=suite)
-        for (suite, made_by), named in tasks.items()
+        for (suite, is_finetuned), tasks in tasks_by_suite.items()
     )
 
 
@@ -202,7 +196,7 @@ def _build_columns(
         who = f"{name} ({method or way})"
         entries = []
         for member in members:
-            if member.made_by == "finetune":
+            if member.tasks:
                 cells = {
                     task: seeds.get((task_full_name(member.suite, task), way), [])
                     for task in member.tasks
@@ -280,8 +274,7 @@ def _with_macro_average(
 
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """The columns, their averages marked where not all are over the same members: such are no race.
-    """
+    """The columns, their averages marked where not all are over the same members: such are no race."""
     averages = {column.missing_members for column in columns if column.macro}
     said = (
         "averaged over other members than some column beside it: do not compare"
@@ -297,37 +290,36 @@ def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn
 def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
-    """The command lines that make what is missing, in the same run folder."""
-    model = shlex.quote(results_table.make_printable(str(run.manifest.model.get("name", "CKPT"))))
+    """Yield the command lines that add what is missing to the same run folder."""
     attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
-    attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    out = f" --out {shlex.quote(results_table.make_printable(run.path))}"
-    suites = list(
-        dict.fromkeys(
-            suite
-            for member, entry in incomplete_members
-            if member.made_by == "score"
-            for suite in entry.missing
-        )
-    )
-    method = f" --method {scoring_method}" if scoring_method in METHODS else ""
-    if suites:
-        yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
+    attention = "full" if "full" in attends else "causal"
+    options = {
+        "model": shlex.quote(
+            results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
+        ),
+        "method": f" --method {scoring_method}" if scoring_method in METHODS else "",
+        "attention": f" --attention {attention}" if attends else "",
+        "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
+        "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
+    }
+    scored: dict[str, list[str]] = {}  # the suites of one command, by its template
     for member, entry in incomplete_members:
-        if member.made_by == "finetune":
-            tasks = (
-                f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.task_scores else ""
-            )
-            yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
-        elif member.made_by == "acquisition":
-            suite, runs_of_all = (
-                shlex.quote(member.suite),
-                shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
-            )
-            yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
-            yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"
-        elif member.made_by == "nothing":
+        if member.task_type and TASK_TYPES[member.task_type].load:
+            scored.setdefault(TASK_TYPES[member.task_type].completion, []).extend(entry.missing)
+    for template, suites in scored.items():
+        names = ",".join(map(shlex.quote, dict.fromkeys(suites)))
+        yield template.format(suite=names, tasks="", **options)
+    for member, entry in incomplete_members:
+        if not member.task_type:
             yield f"{member.name}: nothing here computes {member.suite} yet"
+        elif not TASK_TYPES[member.task_type].load:
+            names = ",".join(map(shlex.quote, entry.missing))
+            lines = TASK_TYPES[member.task_type].completion.format(
+                suite=shlex.quote(member.suite),
+                tasks=f" --task {names}" if entry.task_scores else "",
+                **options,
+            )
+            yield from lines.split("\n")
 
 
 def _select_published(

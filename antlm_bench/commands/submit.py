@@ -204,8 +204,7 @@ def check_same_model(final_run: Run, milestone_runs: Sequence[Run]) -> None:
 
 
 def parse_milestone(run: Run) -> int | None:
-    """Millions of words, as a checkpoint's name tells them; None for a name that is no milestone's.
-    """
+    """Millions of words, as a checkpoint's name tells them; None for a name that is no milestone's."""
     match = MILESTONE_PATTERN.fullmatch(re.split(r"[/@]", model_name(run).rstrip("/"))[-1])
     return int(match[1]) if match else None
 

@@ -44,8 +44,9 @@ from antlm_bench.exports.leaderboard_answers import (
     surprisal_rows,
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Run
 
 T = TypeVar("T")
@@ -218,8 +219,7 @@ class LeaderboardFileBuilder:
         return answers
 
     def _load_scored_suite(self, run: Run, cell: Cell) -> Suite:
-        """The texts of a cell. IncompleteError where the data here are not those that were scored.
-        """
+        """The texts of a cell. IncompleteError where the data here are not those that were scored."""
         suite = self.load_suite(cell.suite)
         if cell.settings.get("suite_digest", suite.digest) != suite.digest:
             raise IncompleteError(
@@ -315,8 +315,7 @@ class LeaderboardFileBuilder:
     def _build_labels(
         self, part: PartSpec, task: str, expected_count: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """The labels of one finetuned task, by the attention that goes with the zero-shot method.
-        """
+        """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
         suite, way = (
             f"{part.suite}.{task}",
             "finetune-causal" if self.method == "causal" else "finetune-full",
@@ -376,7 +375,10 @@ class LeaderboardFileBuilder:
             nonlocal ties
             cell = require_complete(self._find_cell(run, part))
             self.sources.append(PartSource(key, run, cell, milestone))
-            ties += cell.summary.headline.flags.get("tie", 0) * (cell.summary.metric == "accuracy")
+            ties += (
+                cell.summary.headline.flags.get("tie", 0)
+                * get_metric_spec(cell.summary.metric).tie_rule_matters
+            )
             return milestone_scores(
                 cell,
                 part,

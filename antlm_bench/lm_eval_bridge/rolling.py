@@ -18,8 +18,7 @@ Window = tuple[int, list[int], int]  # the text, ids, and where the scored part 
 
 @dataclass(frozen=True, slots=True)
 class DocumentScores:
-    """Of n texts: log-probability (nats), how many tokens, and the facts of the texts (unk, flags).
-    """
+    """Of n texts: log-probability (nats), how many tokens, and the facts of the texts (unk, flags)."""
 
     scores: Floats
     tokens: Ints

@@ -29,7 +29,7 @@ from antlm_bench.types import Run
 
 if TYPE_CHECKING:
     from antlm_bench.commands.report import Report
-    from antlm_bench.compare.comparison import Comparison
+    from antlm_bench.compare.results import Comparison
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models
@@ -257,8 +257,7 @@ def _method_kind(method: str) -> str:
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """The methods that go together: of each kind the one that a run has, else those of equal names.
-    """
+    """The methods that go together: of each kind the one that a run has, else those of equal names."""
     ways: list[tuple[str, str]] = []
     for kind in ("score", "finetune", "frozen"):
         a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))

@@ -60,8 +60,7 @@ class FusedActivation(nn.Module):  # type: ignore[misc]
 
 
 class FusedRMSNorm(nn.Module):  # type: ignore[misc]
-    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467).
-    """
+    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
@@ -175,8 +174,7 @@ def _match_activation(activation: nn.Module) -> tuple[str, str] | None:
 
 
 def _try_forward(module: nn.Module, x: Tensor) -> Tensor | None:
-    """What a module says of one tensor; None where it wants more than that, or says something else.
-    """
+    """What a module says of one tensor; None where it wants more than that, or says something else."""
     try:
         answer = module(x)
     except Exception:
@@ -230,8 +228,7 @@ class RotaryPatch:
 
 
 def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
-    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in place.
-    """
+    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in place."""
 
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1

@@ -287,8 +287,7 @@ class Engine:
         return logp, packing.attention_modules
 
     def _position_ids(self, batch: PackedBatch) -> NDArray[np.int64]:
-        """Position ids of a batch's nodes (n,), as the model would count them in a row of its own.
-        """
+        """Position ids of a batch's nodes (n,), as the model would count them in a row of its own."""
         first, padding = self.forward_config.first_position, self.forward_config.padding_id
         if padding is None:
             return batch.positions + first

@@ -389,8 +389,7 @@ class LmEvalScorer:
     max_length: int | None = None
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation.
-        """
+        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation."""
         del method  # it knows one
         bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
         pairs = []

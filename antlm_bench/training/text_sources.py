@@ -19,11 +19,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import catalog, decode_utf8, expand_user_path, find_declaration
+from antlm_bench.declarations import catalog, decode_utf8, expand_user_path
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
 from antlm_bench.suites.sources import load_hub_rows
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.task_types import read_declaration
 
 Line = tuple[bool, str]
 """Whether a document begins here, and the text without its line end."""
@@ -162,14 +162,13 @@ def _parse_record(line: str, location: str) -> str:
 
 
 def _source_from_grammar(ref: str) -> TextSource:
-    spec = read_spec(find_declaration("tasks", ref))
-    if not isinstance(spec, SuiteSpec) or spec.grammar is None:
+    rules = getattr(read_declaration(ref)[0], "grammar", None)
+    if rules is None:
         raise DataError(
             f"{ref!r} has no grammar to make text from",
             location="--corpus",
             hint="give a folder of text",
         )
-    rules = spec.grammar
     digest = hashlib.sha256(rules.model_dump_json().encode()).hexdigest()
 
     def lines() -> Iterator[Line]:

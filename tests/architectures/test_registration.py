@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
     [
         "import antlm_bench, transformers.trainer",
         "import transformers.trainer, antlm_bench, transformers.models.auto.modeling_auto",
-        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install()",
+        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install_import_hook()",
         "import antlm_bench\nfrom antlm_bench.architectures import ltg_bert, gpt_bert",
     ],
 )

@@ -1,5 +1,4 @@
-"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit.
-"""
+"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit."""
 
 from __future__ import annotations
 

@@ -319,8 +319,7 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
 
 
 def test_a_learned_buffer_that_no_file_gives_is_missing():
-    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file.
-    """
+    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file."""
     import transformers
 
     from antlm_bench.checkpoints.tensor_check import _computed_buffers

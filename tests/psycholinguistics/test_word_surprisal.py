@@ -64,8 +64,7 @@ def peer(folder, kind):
 
 
 def their_words(scorer, **options):
-    """minicons' token scores added up to words: a token that begins with its space begins a word.
-    """
+    """minicons' token scores added up to words: a token that begins with its space begins a word."""
     found = []
     for text, scored in zip(TEXTS, scorer.token_score(TEXTS, **options), strict=True):
         tokens, sums = scorer.tokenizer.tokenize(text), []

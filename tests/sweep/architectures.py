@@ -318,8 +318,7 @@ class PlainLoop:
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways.
-        """
+        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways."""
         if (key := (full, *row)) not in self.rows:
             mask = (
                 {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}
