@@ -187,7 +187,9 @@ def _build_columns(
     readings = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
     unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
     left_out = [
-        f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
+        f"also a classifier on the frozen backbone ({way}), not shown"
+        if way.startswith("frozen-")
+        else f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
         for way in sorted(unseen)
     ]
     for method, way, remark in readings:
@@ -222,16 +224,20 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
     GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one
     way only shows that one beside each of its methods, and says so; `fused` reads both ways and
     takes full attention, never the better one. every: a way of finetuning that goes with none of
-    the methods has a column of its own.
+    the methods has a column of its own. So has a frozen backbone; it never stands for a finetuned
+    one in a collection.
     """
     methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
     ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    finetuned = [way for way in ways if way.startswith("finetune-")]
+    if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
+        ways = finetuned or [way.replace("frozen-", "finetune-") for way in ways]
     shown = set()
     for method in methods:
         attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
         attentions: tuple[Attention, ...] = ("full", "causal")
         fitting = [finetune_method(attention) for attention in attentions if attention in attends]
-        way = next((way for way in (*fitting, *ways) if way in ways), "")
+        way = next((way for way in (*fitting, *finetuned) if way in finetuned), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
         yield method, way, remark if way and fitting != [way] else ""

@@ -318,7 +318,11 @@ class LeaderboardFileBuilder:
     ) -> dict[str, list[dict[str, Any]]]:
         """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
         suite, way = f"{part.suite}.{task}", finetune_method(get_method(self.method).main_attention)
-        cells = [cell for cell in self.final_run if cell.suite == suite and cell.seed is not None]
+        cells = [
+            cell
+            for cell in self.final_run
+            if cell.suite == suite and cell.seed is not None and not cell.is_frozen
+        ]
         cells = [cell for cell in cells if cell.method == way] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)
         official = self.board.seed if self.board.seed in seeds else None

@@ -26,11 +26,10 @@ def average_seeds(run: Run) -> Run:
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
         fallen = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
         notes = [note for cell in seeds[:1] for note in cell.summary.notes]
-        notes += (
-            [f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}"]
-            if spread.num_seeds > 1
-            else ["one seed"]
-        )
+        if spread.num_seeds > 1:
+            notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
+        elif not seeds[0].is_frozen:
+            notes.append("one seed")
         notes += [f"collapsed with seed {', '.join(fallen)}"] if fallen else []
         if any(cell.settings.get("select") == "valid" for cell in seeds):
             notes.append(
