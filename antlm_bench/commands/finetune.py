@@ -37,7 +37,7 @@ from antlm_bench.reporting.progress import Progress
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary
+from antlm_bench.types import Attention, Cell, Run, Summary, finetune_method
 
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
