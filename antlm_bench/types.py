@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,9 +19,16 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
+Names = Sequence[str | Path] | str | Path
+"""One name or path, or several."""
 WORD_START_TARGET = (
     -1
 )  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
+
+
+def as_list(names: Names) -> list[str]:
+    """Return one name, or several, as a list of strings."""
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,15 @@ FLAGS: dict[str, str] = {
     "cut": "the text to be classified was longer than max_length, and lost its end",
     "lost": "an option holds a character that no token stands for: the model does not see it",
     "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
+}
+
+
+# Rules of ties, in the words of a legend; `metrics.TIE_RULES` says what each does.
+TIE_RULE_TEXTS: dict[str, str] = {
+    "half": "A tie of k options counts 1/k",
+    "strict": "A tie counts as wrong",
+    "first": "A tie goes to the first option",
+    "random": "Ties are drawn, seeded by item",
 }
 
 

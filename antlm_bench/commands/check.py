@@ -5,7 +5,6 @@ seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from antlm_bench import runs
@@ -14,33 +13,11 @@ from antlm_bench.compare import RunComparison, compare_runs
 from antlm_bench.compare.comparison import UNPAIRED_METRICS
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.margins import load_suite_margins
-from antlm_bench.compare.verdict import Margins, Status, Verdict, judge, worst_status
-from antlm_bench.errors import (
-    BenchError,
-    IncompleteError,
-    Inconclusive,
-    PerformanceRegression,
-    UsageError,
-)
-from antlm_bench.reporting.check import summarize_verdict
-from antlm_bench.reporting.results_table import model_names
+from antlm_bench.compare.verdict import Margins, judge
+from antlm_bench.errors import UsageError
+from antlm_bench.results.check import CheckResult
+from antlm_bench.results.names import model_names
 from antlm_bench.types import Run
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """A run against its baseline: a verdict per suite, and, in words, the cells of the baseline
-    that the run lacks and those to which single items contribute nothing that could be compared.
-    """
-
-    run_comparison: RunComparison
-    verdicts: tuple[Verdict, ...]
-    missing_cells: tuple[str, ...]
-    unpaired_cells: tuple[str, ...] = ()
-
-    @property
-    def status(self) -> Status:
-        return worst_status([verdict.status for verdict in self.verdicts])
 
 
 def check(
@@ -77,30 +54,6 @@ def check(
     versus = RunComparison(names[0], names[1], old.path, new.path, tuple(made))
     verdicts = tuple(judge(one, *margins, load_suite_margins(one.suite)) for one in made)
     return CheckResult(versus, verdicts, tuple(missing), tuple(unjudged))
-
-
-def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
-    """What the shell is to be told: the gravest of regression, missing cells, and (`strict`) too
-    little data.
-    """
-    lines = {
-        status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
-        for status in ("regression", "inconclusive")
-    }
-    if lines["regression"]:
-        hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
-        return PerformanceRegression("\n".join(lines["regression"]), hint=hint)
-    if result.missing_cells:
-        message = f"the run lacks what its baseline has: {', '.join(result.missing_cells)}"
-        return IncompleteError(
-            message,
-            location=result.run_comparison.path_b,
-            hint="score it, or choose suites with --suite",
-        )
-    if lines["inconclusive"] and strict:
-        hint = "a wider --margin, or suites with more items; without --strict this passes"
-        return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
-    return None
 
 
 def _classify_cells(

@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from antlm_bench.commands.list import TextRow
-from antlm_bench.commands.several import map_collecting_errors
 from antlm_bench.declarations import catalog
-from antlm_bench.errors import DataError, IncompleteError, UsageError
+from antlm_bench.errors import (
+    DataError,
+    IncompleteError,
+    UsageError,
+    map_collecting_errors,
+)
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
@@ -39,8 +43,7 @@ def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
 
 
 def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> Iterator[TextRow]:
-    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`.
-    """
+    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`."""
     specs = {spec.name: spec for spec, _ in _resolve_specs(suite_names)}
     return map_collecting_errors(
         list(specs),

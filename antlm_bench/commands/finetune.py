@@ -19,23 +19,21 @@ from antlm_bench.checkpoints import (
     loading_notes,
     open_backbone,
 )
-from antlm_bench.commands.cells import (
-    Names,
-    announce_replaced_scores,
-    as_list,
-    build_manifest,
-    content_key,
-    deduplicate_suites,
-    run_dir,
-)
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
+from antlm_bench.runs.layout import (
+    build_manifest,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary
+from antlm_bench.suites.names import deduplicate_suites
+from antlm_bench.types import Attention, Cell, Names, Run, Summary, as_list
 
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
@@ -298,7 +296,7 @@ def _finetune_checkpoint(
 
     with Progress(sum(todo.num_examples for todo in cells), backbone.name, "examples") as progress:
         for todo in cells:
-            announce_replaced_scores(progress, writer, todo.task.origin, [todo.settings])
+            log_replaced_scores(progress.log, writer, todo.task.origin, [todo.settings])
             told = _ProgressCallback(
                 progress,
                 todo,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError
-from antlm_bench.reporting.progress import Progress, format_duration
+from antlm_bench.progress import Progress, format_duration
 from antlm_bench.training.recipe import Recipe
 
 if TYPE_CHECKING:

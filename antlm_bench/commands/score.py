@@ -26,22 +26,19 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.commands.cells import (
-    Names,
-    announce_replaced_scores,
-    as_list,
-    build_manifest,
-    content_key,
-    deduplicate_suites,
-    run_dir,
-)
 from antlm_bench.commands.task_types import TaskType, get_task_type
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method as refuse_to_roll
 from antlm_bench.metrics import TIE_RULES
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
+from antlm_bench.runs.layout import (
+    build_manifest,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.multiple_choice import (
@@ -54,8 +51,9 @@ from antlm_bench.scoring.probes import Method, default_method, get_method
 from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
-from antlm_bench.types import Cell, Item, Prediction, Run
+from antlm_bench.types import Cell, Item, Names, Prediction, Run, as_list
 
 ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
@@ -341,7 +339,7 @@ def _score_suite(
     scorer: AdaptiveScorer | None = None
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
-        announce_replaced_scores(progress, writer, suite.origin, [facts[name] for name in todo])
+        log_replaced_scores(progress.log, writer, suite.origin, [facts[name] for name in todo])
         for number, chunk in enumerate(chunks):
             stored = {
                 name: _load_stored_chunk(writer, suite, name, keys[name], number, chunk)
@@ -390,8 +388,7 @@ def _check_supported(
     method_names: Sequence[str],
     options: ScoreOptions,
 ) -> None:
-    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer.
-    """
+    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer."""
     if options.precision == "adaptive" and task_type.output_type != "choices":
         hint = f"use --precision exact{EXACT_SCORES_HINTS.get(task_type.output_type, '')}"
         raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, loading_notes, open_checkpoint
 from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
 from antlm_bench.runs.table_files import TableValue, check_table_suffix, write_table
 from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.probes import Method, default_method

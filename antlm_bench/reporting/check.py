@@ -14,6 +14,12 @@ from rich.text import Text
 from antlm_bench.compare import Difference
 from antlm_bench.compare.results import HEADLINE
 from antlm_bench.compare.verdict import FALLBACK_MARGINS, Judgement, Verdict
+from antlm_bench.errors import (
+    BenchError,
+    IncompleteError,
+    Inconclusive,
+    PerformanceRegression,
+)
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.comparison import (
     format_interval,
@@ -25,7 +31,7 @@ from antlm_bench.reporting.comparison import (
 from antlm_bench.reporting.terminal import make_console, print_paragraph
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.check import CheckResult
+    from antlm_bench.results.check import CheckResult
 
 STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
@@ -53,6 +59,28 @@ def summarize_verdict(verdict: Verdict) -> str:
     ]
     line += f"; {', '.join(f'{d.name} {format_change(d, metric)}' for d in named)}" if named else ""
     return results_table.make_printable(line)
+
+
+def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
+    """Return the error that a command line ends with, or None if the check passed.
+
+    A regression goes before missing cells, and those before too little data (only with `strict`).
+    """
+    lines = {
+        status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
+        for status in ("regression", "inconclusive")
+    }
+    if lines["regression"]:
+        hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
+        return PerformanceRegression("\n".join(lines["regression"]), hint=hint)
+    if result.missing_cells:
+        message = f"the run lacks what its baseline has: {', '.join(result.missing_cells)}"
+        hint = "score it, or choose suites with --suite"
+        return IncompleteError(message, location=result.run_comparison.path_b, hint=hint)
+    if lines["inconclusive"] and strict:
+        hint = "a wider --margin, or suites with more items; without --strict this passes"
+        return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
+    return None
 
 
 def format_change(difference: Difference, metric: str) -> str:

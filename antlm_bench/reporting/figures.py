@@ -24,8 +24,8 @@ from antlm_bench.reporting.report_data import (
 from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.curve import LearningCurve
     from antlm_bench.compare.comparison import Comparison, Difference
+    from antlm_bench.results.checkpoint_series import LearningCurve
     from antlm_bench.results.training_log import TrainingLog
 
 SIGNIFICANCE_LEVEL = 0.05

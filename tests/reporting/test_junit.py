@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.commands.check import CheckResult
 from antlm_bench.compare import Comparison, Difference, RunComparison
 from antlm_bench.compare.verdict import Margins, judge
 from antlm_bench.errors import UsageError
@@ -28,6 +27,7 @@ from antlm_bench.reporting.github import (
     workflow_commands,
 )
 from antlm_bench.reporting.junit import to_junit_xml
+from antlm_bench.results.check import CheckResult
 
 
 def checked(

@@ -21,12 +21,13 @@ from rich.console import Console
 from toy_reports import TASKS_2024, glue, scored, tuned, written, zero_shot
 
 from antlm_bench.cli.app import run as command
-from antlm_bench.commands.report import Report, build_report
+from antlm_bench.commands.report import build_report
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting import report_writers
 from antlm_bench.reporting.report import print_report_table
 from antlm_bench.reporting.report_writers import FORMATTERS, MACRO, build_report_table, escape_latex
 from antlm_bench.results.collections import ReportedScore
+from antlm_bench.results.report import Report
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\x1b[31m\u202e😀*p* [q](r) --s'
@@ -34,8 +35,7 @@ EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row.
-    """
+    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row."""
     root = tmp_path_factory.mktemp("runs")
     rest = [task for task in TASKS_2024 if task != "rte"]
     fallen = [
@@ -212,8 +212,7 @@ def test_no_name_breaks_out_of_a_markdown_cell(name: str) -> None:
 
 
 def untex(source: str) -> str:
-    """LaTeX source back to text: an independent reading of the few commands that may stand in it.
-    """
+    """LaTeX source back to text: an independent reading of the few commands that may stand in it."""
     words = {
         "backslash": "\\",
         "asciitilde": "~",
