@@ -54,6 +54,10 @@ class UsageError(BenchError):
     exit_code = 2
 
 
+class UnknownCell(UsageError, KeyError):
+    """A run has no cell of that suite, method and seed, or several; see `Run.__getitem__`."""
+
+
 class DeclarationError(BenchError):
     exit_code = 2
 

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "antlm_bench"
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
+    "notebook": 0,
     "printable": 0,
     "cpu_tuning": 0,
     "console": 1,

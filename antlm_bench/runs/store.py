@@ -294,7 +294,7 @@ def open_stored_run(path: str | Path) -> Run:
     except OSError as error:
         raise _os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
-    return Run(str(path), manifest, cells)
+    return Run(str(path), manifest, cells, read_predictions_table)
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
