@@ -1,4 +1,4 @@
-"""What notebooks show and take over: small HTML tables, and columns for pandas, polars and Arrow."""
+"""Results in notebooks: small HTML tables, and columns for pandas, polars and Arrow."""
 
 from __future__ import annotations
 

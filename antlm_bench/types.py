@@ -370,6 +370,15 @@ def _format_cell_key(cell: Cell) -> str:
     return ", ".join(map(repr, (cell.suite, cell.method, *seed)))
 
 
+RunLike = str | Path | Run
+"""A run folder, or a run that was opened before."""
+
+
+def run_folder(run: RunLike) -> str:
+    """Return the folder of a run."""
+    return run.path if isinstance(run, Run) else str(run)
+
+
 class ModelInfo(Protocol):
     """What must be known of a model before it can be asked anything, whatever engine reads it."""
 

@@ -36,7 +36,10 @@ from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.types import Attention, Cell, Names, Run, Summary, as_list
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
+    from antlm_bench.keywords import FinetuneKeywords
 
 # raised whenever a finetuned number of an unchanged checkpoint and task may move; part of the key
 CONVENTIONS_VERSION = 3
@@ -110,21 +113,25 @@ def finetune(
     attentions: Names = (),
     out: str | Path | None = None,
     options: FinetuneOptions | None = None,
-    **option_values: Any,
+    **settings: Unpack[FinetuneKeywords],
 ) -> list[Run]:
-    """Finetune every checkpoint on every task with every seed; one run folder per checkpoint, as
-    `score`.
+    """Finetune every checkpoint on every task with every seed. Return one run per checkpoint.
 
     models: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL of
-    texts and labels. tasks: some of the suite's, () = all. attentions: causal, full or "all", () =
-    that of the checkpoint's first method. out: as for `score`. Keyword settings are
-    FinetuneOptions.
+    texts and labels. tasks: some of the suite's; () = all. attentions: causal, full or "all"; () =
+    that of the checkpoint's first method. out: as for `score`. settings: options of the command
+    line by their names, on top of `options`.
 
-    A cell (task, attention, seed) that is already there under the same content key is not computed
-    again, so a killed call resumes. A cell that fails (its data absent, a misfit) leaves the others
-    to go on; IncompleteError follows.
+    A cell (task, attention, seed) that the run folder already has under the same content key is not
+    computed again, so a call that was killed continues.
+
+        [run] = antlm_bench.finetune("gpt2", "glue-2025", tasks="rte", seeds=[1, 2, 3])
+        run["glue-2025.rte", "finetune-causal", 1].estimate.value
+
+    Raises as `score`. Where some cells fail, the others are computed first, and an IncompleteError
+    with the `runs` follows.
     """
-    options = replace(options or FinetuneOptions(), **option_values)
+    options = replace(options or FinetuneOptions(), **settings)
     if not seeds:
         raise UsageError("no seed given", location="--seeds", hint="1 or more; 5 for a report")
     for name in as_list(attentions):

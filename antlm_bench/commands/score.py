@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import (
@@ -54,6 +54,11 @@ from antlm_bench.suites.loader import Suite
 from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.types import Cell, Item, Names, Prediction, Run, as_list
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import ScoreKeywords
 
 ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
@@ -134,18 +139,24 @@ def score(
     methods: Names = (),
     out: str | Path | None = None,
     options: ScoreOptions | None = None,
-    **settings: Any,
+    **settings: Unpack[ScoreKeywords],
 ) -> list[Run]:
-    """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
+    """Score every checkpoint on every suite. Return one run per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names out of scoring.probes.METHODS, () = the first that the checkpoint
-    was made for, "all" = each of those. out: the run folder (of several checkpoints: the folder
-    that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
+    pairs, TOMLs. methods: scoring methods (`antlm-bench list methods`); () = the checkpoint's
+    first, "all" = each that it was made for. out: the run folder, or for several checkpoints the
+    folder of their run folders; default reports/<name>-<weights>. settings: options of the command
+    line by their names, on top of `options`.
 
-    A cell that is already there under the same content key is not computed again; a killed call
-    resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
-    and IncompleteError follows.
+    A cell that the run folder already has under the same content key is not computed again. A call
+    that was killed continues.
+
+        [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
+        run["blimp"].estimate.value  # a fraction
+
+    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. Of several
+    checkpoints the others are scored first, and an IncompleteError with their `runs` follows.
     """
     options = replace(options or ScoreOptions(), **settings)
     if options.precision not in PRECISIONS:

@@ -21,6 +21,9 @@ from antlm_bench.training.text_sources import TextSource, load_text_source
 from antlm_bench.weight_files import hash_weights
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import TrainKeywords
     from antlm_bench.training.corpus import Corpus
 
 RECORD_FILE = "train.json"
@@ -50,22 +53,31 @@ class TrainOptions:
 
 
 def train(
-    recipe: str, corpus: str, out: str | Path, options: TrainOptions | None = None
+    recipe: str,
+    corpus: str | Path,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    **settings: Unpack[TrainKeywords],
 ) -> Path | None:
-    """Train a recipe on a corpus; the folder of the final checkpoint, None if stopped before by
-    `stop_after`.
+    """Train a recipe on a corpus. Return the folder of the final checkpoint.
 
-    out: receives recipe and corpus digest (train.json), the log (train.jsonl), corpus/, state/,
-    chck_1M ... and main. A finished run is left alone. An unfinished one continues if recipe, text,
-    precision and the weights of its teachers are the same.
+    Returns None if training was stopped before the end by `stop_after`. recipe: a name
+    (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano". out:
+    receives recipe and corpus digest (train.json), the log (train.jsonl), corpus/, state/, chck_1M
+    ... and main. settings: options of the command line by their names, on top of `options`.
+
+    A finished run is left alone. An unfinished one continues if recipe, text, precision and the
+    weights of its teachers are the same.
+
+        antlm_bench.train("babyllama", "path/to/texts", "runs/babyllama", changes=["seed=2"])
 
     Raises DeclarationError, DataError, UsageError (another run is in `out`), TrainingError,
     RunError.
     """
-    options = options or TrainOptions()
+    options = replace(options or TrainOptions(), **settings)
     resolved = read_recipe(recipe, options.scale, options.changes)
     _check_trackers(options.trackers)
-    text = load_text_source(corpus)
+    text = load_text_source(str(corpus))
     folder = Path(out)
     for _, teacher in _resolve_teachers(
         resolved, options

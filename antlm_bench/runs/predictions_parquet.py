@@ -44,8 +44,7 @@ RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 def encode_predictions(
     predictions: Sequence[Prediction], file_metadata: Mapping[str, str]
 ) -> bytes:
-    """Parquet bytes of the predictions; `about` (suite, method, key, ...) goes into the file's
-    metadata.
+    """Return predictions as Parquet bytes, with `file_metadata` (suite, method, key, ...).
 
     Raises RunError for an id or label that is no valid Unicode, or an id that occurs twice.
     """
@@ -57,35 +56,36 @@ def encode_predictions(
             location=f"item {twice!r}",
             hint="ids must be unique within a suite",
         )
-    gold = GOLD_OPTION if all(isinstance(p.gold, Integral) for p in predictions) else GOLD_RATING
-    levels = sorted({level for p in predictions for level in p.labels})
     try:
-        fields = [
-            *SCHEMA,
-            *(
-                field
-                for field in OPTIONAL_COLUMNS
-                if any(getattr(p, field.name) for p in predictions)
-            ),
-        ]
-        values = {
-            field.name: pa.array([getattr(p, field.name) for p in predictions], field.type)
-            for field in fields
-        }
-        if levels:
-            labels = [
-                pa.array([p.labels.get(level) for p in predictions], pa.string())
-                for level in levels
-            ]
-            values["labels"] = pa.StructArray.from_arrays(labels, levels)
-        table = pa.table(values).replace_schema_metadata({**file_metadata, "gold": gold})
+        table = predictions_to_table(predictions, file_metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
     except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
-        place = f"{file_metadata.get('suite')}.{file_metadata.get('method')}"
+        location = f"{file_metadata.get('suite')}.{file_metadata.get('method')}"
         hint = "ids and labels must be valid Unicode, numbers must fit their column"
-        raise RunError(f"cannot be stored: {error}", location=place, hint=hint) from error
+        raise RunError(f"cannot be stored: {error}", location=location, hint=hint) from error
     return bytes(sink.getvalue())
+
+
+def predictions_to_table(
+    predictions: Sequence[Prediction], file_metadata: Mapping[str, str] | None = None
+) -> pa.Table:
+    """Return predictions as an Arrow table of SCHEMA, with labels and optional columns if any."""
+    gold = GOLD_OPTION if all(isinstance(p.gold, Integral) for p in predictions) else GOLD_RATING
+    levels = sorted({level for p in predictions for level in p.labels})
+    optional = [
+        field for field in OPTIONAL_COLUMNS if any(getattr(p, field.name) for p in predictions)
+    ]
+    values = {
+        field.name: pa.array([getattr(p, field.name) for p in predictions], field.type)
+        for field in [*SCHEMA, *optional]
+    }
+    if levels:
+        labels = [
+            pa.array([p.labels.get(level) for p in predictions], pa.string()) for level in levels
+        ]
+        values["labels"] = pa.StructArray.from_arrays(labels, levels)
+    return pa.table(values).replace_schema_metadata({**(file_metadata or {}), "gold": gold})
 
 
 def decode_table(data: bytes, location: str) -> pa.Table:

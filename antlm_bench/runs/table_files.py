@@ -18,6 +18,14 @@ from antlm_bench.runs.store import make_folder, write_atomically
 TableValue = str | int | float | None
 
 
+def build_arrow_table(
+    columns: Mapping[str, Sequence[object]], types: Mapping[str, str]
+) -> pa.Table:
+    """Return columns as an Arrow table. types: column -> name of its Arrow type, as "float64"."""
+    schema = pa.schema([(name, pa.type_for_alias(types[name])) for name in columns])
+    return pa.table(dict(columns), schema=schema)
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
     """Write rows of the same columns; a missing value is empty (CSV, TSV) or null (Parquet).
 
@@ -52,9 +60,14 @@ def _delimited_encoder(delimiter: str) -> Callable[[Sequence[Mapping[str, TableV
     return encode
 
 
+def rows_to_table(rows: Sequence[Mapping[str, TableValue]]) -> pa.Table:
+    """Return rows of the same columns as an Arrow table."""
+    return pa.Table.from_pylist([dict(row) for row in rows])
+
+
 def _encode_parquet(rows: Sequence[Mapping[str, TableValue]]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink, compression="zstd")
+    pq.write_table(rows_to_table(rows), sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
