@@ -76,14 +76,14 @@ def check_command(
         )
 
     from antlm_bench.commands.check import check
-    from antlm_bench.compare.margins import load_margins
     from antlm_bench.reporting import check as words
 
-    allowed = load_margins(policy or "", margin, group_margin)
     checked = check(
         run,
         against,
-        margins=allowed,
+        margin=margin,
+        group_margin=group_margin,
+        policy=policy or "",
         suites=split_names(suite),
         methods=pairs,
         allow_mixed=allow_mixed,
