@@ -223,6 +223,16 @@ def test_imports_only_point_down() -> None:
     assert not up, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in up)
 
 
+def test_reporting_and_commands_do_not_import_each_other() -> None:
+    between = [
+        i
+        for i in OURS
+        if (within(i.module, ("reporting",)) and within(i.target, ("commands",)))
+        or (within(i.module, ("commands",)) and within(i.target, ("reporting",)))
+    ]
+    assert not between, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in between)
+
+
 def test_no_circles_within_a_layer() -> None:
     below: dict[str, set[str]] = {module: set() for module in MODULES}
     for found in OURS:
