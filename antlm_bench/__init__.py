@@ -50,18 +50,18 @@ if TYPE_CHECKING:
     from antlm_bench.commands.train import train
     from antlm_bench.compare.results import Comparison, RunComparison
     from antlm_bench.compare.summary_check import read_run as load_run
+    from antlm_bench.compare.verdict import CheckResult
     from antlm_bench.errors import BenchError
-    from antlm_bench.results.check import CheckResult
-    from antlm_bench.results.report import Report
+    from antlm_bench.results.reports import Report
     from antlm_bench.scorer import Scorer
     from antlm_bench.suites.loader import Suite, load_suite
     from antlm_bench.types import Run
 
 _TARGETS = {
     "BenchError": "errors:BenchError",
-    "CheckResult": "results.check:CheckResult",
+    "CheckResult": "compare.verdict:CheckResult",
     "Comparison": "compare.results:Comparison",
-    "Report": "results.report:Report",
+    "Report": "results.reports:Report",
     "Run": "types:Run",
     "RunComparison": "compare.results:RunComparison",
     "Scorer": "scorer:Scorer",

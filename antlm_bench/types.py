@@ -156,15 +156,6 @@ FLAGS: dict[str, str] = {
 }
 
 
-# Rules of ties, in the words of a legend; `metrics.TIE_RULES` says what each does.
-TIE_RULE_TEXTS: dict[str, str] = {
-    "half": "A tie of k options counts 1/k",
-    "strict": "A tie counts as wrong",
-    "first": "A tie goes to the first option",
-    "random": "Ties are drawn, seeded by item",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with what it rests on: n items and a 95% interval [low, high]. `flags` counts FLAGS

@@ -11,10 +11,9 @@ from antlm_bench.compare import RunComparison, compare_runs
 from antlm_bench.compare.comparison import UNPAIRED_METRICS
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.margins import load_margins, load_suite_margins
-from antlm_bench.compare.verdict import judge
+from antlm_bench.compare.verdict import CheckResult, judge
 from antlm_bench.errors import UsageError
-from antlm_bench.results.check import CheckResult
-from antlm_bench.results.names import model_names
+from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run, RunLike, run_folder
 
 

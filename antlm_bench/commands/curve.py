@@ -13,7 +13,7 @@ from antlm_bench.results.checkpoint_series import (
     expand_run_dirs,
     words_seen,
 )
-from antlm_bench.results.names import model_name
+from antlm_bench.results.display_names import model_name
 from antlm_bench.results.seeds import average_seeds
 
 

@@ -27,8 +27,8 @@ from antlm_bench.results.collections import (
     summarize_finetuned_member,
     summarize_scored_member,
 )
-from antlm_bench.results.names import model_names
-from antlm_bench.results.report import Report, ReportColumn
+from antlm_bench.results.display_names import model_names
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec

@@ -31,7 +31,7 @@ from antlm_bench.reporting.comparison import (
 from antlm_bench.reporting.terminal import make_console, print_paragraph
 
 if TYPE_CHECKING:
-    from antlm_bench.results.check import CheckResult
+    from antlm_bench.compare.verdict import CheckResult
 
 STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")

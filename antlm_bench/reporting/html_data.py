@@ -29,7 +29,7 @@ from antlm_bench.types import Run
 
 if TYPE_CHECKING:
     from antlm_bench.compare.comparison import Comparison
-    from antlm_bench.results.report import Report
+    from antlm_bench.results.reports import Report
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models

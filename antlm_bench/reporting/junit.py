@@ -14,7 +14,7 @@ from antlm_bench.reporting.comparison import format_number
 from antlm_bench.reporting.results_table import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.results.check import CheckResult
+    from antlm_bench.compare.verdict import CheckResult
 
 
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:

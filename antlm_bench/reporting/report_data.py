@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from antlm_bench.compare.comparison import Comparison
     from antlm_bench.reporting.charts import ChartStyle
     from antlm_bench.results.checkpoint_series import LearningCurve
-    from antlm_bench.results.report import Report
+    from antlm_bench.results.reports import Report
     from antlm_bench.results.training_log import TrainingLog
 
 

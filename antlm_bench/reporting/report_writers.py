@@ -19,7 +19,7 @@ from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.results_table import escape_markdown, make_printable
 from antlm_bench.results.collections import MemberResult, ReportedScore, subtasks
 from antlm_bench.results.model_card import build_model_card
-from antlm_bench.results.report import Report, ReportColumn
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.types import task_full_name
 
 MACRO, MISSING = "Macro-average", "–"

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 
 from antlm_bench.printable import make_printable as make_printable
 from antlm_bench.reporting.metric_units import get_unit
-from antlm_bench.results.names import model_name as model_name
-from antlm_bench.results.names import model_names as model_names
-from antlm_bench.types import FLAGS, TIE_RULE_TEXTS, Cell, Estimate, Group, Run, Summary
+from antlm_bench.results.display_names import TIE_RULE_TEXTS
+from antlm_bench.results.display_names import model_name as model_name
+from antlm_bench.results.display_names import model_names as model_names
+from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE_LEVEL = "suite"  # the depth that shows headlines only
 FLAG_LABELS: dict[str, str] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
-from antlm_bench.results.names import model_name
+from antlm_bench.results.display_names import model_name
 from antlm_bench.types import Cell, Estimate, Run
 
 MILLION = 10**6

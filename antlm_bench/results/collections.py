@@ -17,12 +17,12 @@ from antlm_bench import metrics, runs, statistics
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
+from antlm_bench.results.display_names import TIE_RULE_TEXTS
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.spec import read_spec
 from antlm_bench.types import (
-    TIE_RULE_TEXTS,
     Cell,
     Estimate,
     Names,

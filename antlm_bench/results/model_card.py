@@ -7,7 +7,7 @@ from dataclasses import replace
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
 from antlm_bench.results.collections import ReportedScore, subtasks
-from antlm_bench.results.report import Report, ReportColumn
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.types import task_full_name
 
 

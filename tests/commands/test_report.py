@@ -24,7 +24,7 @@ from antlm_bench.errors import (
     RunError,
     UsageError,
 )
-from antlm_bench.results.report import Report, ReportColumn
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec

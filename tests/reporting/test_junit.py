@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antlm_bench.compare import Comparison, Difference, RunComparison
-from antlm_bench.compare.verdict import Margins, judge
+from antlm_bench.compare.verdict import CheckResult, Margins, judge
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting.check import summarize_verdict, to_markdown
 from antlm_bench.reporting.check import to_json as verdict
@@ -27,7 +27,6 @@ from antlm_bench.reporting.github import (
     workflow_commands,
 )
 from antlm_bench.reporting.junit import to_junit_xml
-from antlm_bench.results.check import CheckResult
 
 
 def checked(

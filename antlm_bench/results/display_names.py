@@ -1,4 +1,4 @@
-"""Names of models in tables and messages: short, printable and different from each other."""
+"""Names of models and rules in tables and messages: short, printable, different from each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import PurePath
 
 from antlm_bench.printable import make_printable
 from antlm_bench.types import Run
+
+__all__ = ["TIE_RULE_TEXTS", "make_printable", "model_name", "model_names"]
+
+TIE_RULE_TEXTS: dict[str, str] = {
+    "half": "A tie of k options counts 1/k",
+    "strict": "A tie counts as wrong",
+    "first": "A tie goes to the first option",
+    "random": "Ties are drawn, seeded by item",
+}
 
 
 def model_name(run: Run) -> str:
