@@ -25,24 +25,26 @@ from typing import Any
 
 
 class BenchError(Exception):
-    """`message` says what is wrong, `place` where (file:line, option, item), `hint` what to do about it."""
+    """`message` says what is wrong, `place` where (file:line, option, item), `hint` what to do
+    about it.
+    """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, place: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, location: str = "", hint: str = "") -> None:
         super().__init__(message)
-        self.message, self.place, self.hint = message, place, hint
+        self.message, self.location, self.hint = message, location, hint
 
     def __str__(self) -> str:
-        where = f"{self.place}: " if self.place else ""
+        where = f"{self.location}: " if self.location else ""
         return f"{where}{self.message}" + (f"\n  hint: {self.hint}" if self.hint else "")
 
 
-class Regression(BenchError):
+class PerformanceRegression(BenchError):
     exit_code = 1
 
 
-class Disagreement(BenchError):
+class EngineDisagreement(BenchError):
     exit_code = 1
 
 
@@ -83,8 +85,10 @@ class IncompleteError(BenchError):
 
     exit_code = 5
 
-    def __init__(self, message: str, *, place: str = "", hint: str = "", runs: Sequence[Any] = ()) -> None:
-        super().__init__(message, place=place, hint=hint)
+    def __init__(
+        self, message: str, *, location: str = "", hint: str = "", runs: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(message, location=location, hint=hint)
         self.runs = tuple(runs)
 
 

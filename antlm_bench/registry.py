@@ -1,10 +1,12 @@
 """Registries: named records of one kind, those we ship and those that installed packages add.
 
-A record is an object that says all there is to say about a metric, a kind of task, an architecture, a scoring method or an
-output format. Whoever needs one asks its registry by name and then asks the record; no module compares names.
+A record is an object that says all there is to say about a metric, a kind of task, an architecture,
+a scoring method or an output format. Whoever needs one asks its registry by name and then asks the
+record; no module compares names.
 
-Shipped records and those of other packages are entries alike: a name and "module:attribute", imported when the record is
-first needed. Other packages declare theirs as entry points (docs/extending.md):
+Shipped records and those of other packages are entries alike: a name and "module:attribute",
+imported when the record is first needed. Other packages declare theirs as entry points
+(docs/extending.md):
 
     [project.entry-points."antlm_bench.metrics"]
     brier = "my_package.metrics:BRIER"
@@ -31,13 +33,18 @@ Record = TypeVar("Record", bound=NamedRecord)
 
 
 class Registry(Generic[Record]):
-    """Records of one kind by name, in the order in which we ship them, then those of other packages by name."""
+    """Records of one kind by name, in the order in which we ship them, then those of other packages
+    by name.
+    """
 
-    def __init__(self, noun: str, group: str, shipped: Mapping[str, str], listing: str = "") -> None:
+    def __init__(
+        self, noun: str, group: str, shipped: Mapping[str, str], listing: str = ""
+    ) -> None:
         """Create a registry.
 
-        noun: what a record is, for messages ("metric"). group: the entry-point group of other packages. shipped: name ->
-        "module:attribute" of our own records. listing: the command that lists the names, for hints; "" = list them all.
+        noun: what a record is, for messages ("metric"). group: the entry-point group of other
+        packages. shipped: name -> "module:attribute" of our own records. listing: the command that
+        lists the names, for hints; "" = list them all.
         """
         self.noun, self.group, self.listing = noun, group, listing
         self._targets = dict(shipped)
@@ -46,7 +53,9 @@ class Registry(Generic[Record]):
         self._scanned = False
 
     def __getitem__(self, name: str) -> Record:
-        """Return the record of a name. Raises UsageError for an unknown name or a package that cannot be imported."""
+        """Return the record of a name. Raises UsageError for an unknown name or a package that
+        cannot be imported.
+        """
         if name not in self._records:
             if name not in self._targets:
                 self._scan_installed_packages()
@@ -67,9 +76,13 @@ class Registry(Generic[Record]):
         return tuple(self._targets)
 
     def add(self, record: Record) -> None:
-        """Add a record of this process, as a notebook does. Raises UsageError where the name is taken."""
+        """Add a record of this process, as a notebook does. Raises UsageError where the name is
+        taken.
+        """
         if record.name in self.names() and self._records.get(record.name) is not record:
-            raise UsageError(f"there is a {self.noun} {record.name!r} already", hint="choose another name")
+            raise UsageError(
+                f"there is a {self.noun} {record.name!r} already", hint="choose another name"
+            )
         self._targets[record.name], self._records[record.name] = "", record
 
     def _scan_installed_packages(self) -> None:
@@ -97,14 +110,14 @@ class Registry(Generic[Record]):
                 raise  # a bug of ours
             raise UsageError(
                 f"the {self.noun} {name!r} of the package {self._packages[name]} cannot be imported: {error}",
-                place=target,
+                location=target,
                 hint="reinstall or repair that package",
             ) from error
         if getattr(record, "name", None) != name:
             raise UsageError(
                 f"the entry point {name!r} of {self._packages.get(name, 'antlm-bench')} holds "
                 f"{getattr(record, 'name', record)!r}",
-                place=target,
+                location=target,
                 hint=f"an entry point of {self.group} has the name of its record",
             )
         return record
@@ -112,4 +125,6 @@ class Registry(Generic[Record]):
     def _hint(self, name: str) -> str:
         close = get_close_matches(name, self._targets, 1)
         suggestion = f"Did you mean {close[0]!r}? " if close else ""
-        return suggestion + (f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}")
+        return suggestion + (
+            f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}"
+        )

@@ -19,14 +19,14 @@ from typing import Any
 
 from antlm_bench.errors import CheckpointError
 
-SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+SAFETENSORS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Not a model's weights: adapters, and what the Trainer saves beside a model.
-NO_WEIGHTS = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
-ENDINGS = (".safetensors", ".bin")
-AGAIN = "save or download the checkpoint again"
-HEADER_LIMIT = 100_000_000  # bytes; safetensors refuses longer headers too
+NON_WEIGHT_FILES = (*ADAPTER_WEIGHTS, "training_args.bin", "optimizer.bin", "scheduler.bin")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+RESAVE_HINT = "save or download the checkpoint again"
+MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors refuses longer headers too
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class WeightSet:
     """The file or index that identifies the set, relative to the folder."""
     files: tuple[Path, ...]
     """The files with tensors, in the order in which the library reads them."""
-    pickled: bool = False
+    is_pickle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +50,39 @@ class TensorHeader:
     storage: object = None
 
 
-def weight_sets(folder: Path) -> list[WeightSet]:
+def list_weight_sets(folder: Path) -> list[WeightSet]:
     """Return the sets of weights in a folder, the one that transformers reads first.
 
     A folder without any file of a standard name has one set: all its *.safetensors, else all its
     pytorch_model*.bin, else what its authors called RUN.bin or model.bin (original layouts).
     Raises CheckpointError for an index that cannot be read.
     """
-    explicit = _explicit_name(folder)
-    names = [SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json"]
+    explicit = _configured_weight_file(folder)
+    names = [
+        SAFETENSORS_FILE,
+        f"{SAFETENSORS_FILE}.index.json",
+        PICKLE_FILE,
+        f"{PICKLE_FILE}.index.json",
+    ]
     names = list(dict.fromkeys([*([explicit] if explicit else []), *names]))
     # A link to a file that is gone counts: that is damage, and not a reason to read other weights.
-    sets = [_weight_set(folder, n) for n in names if (folder / n).is_file() or (folder / n).is_symlink()]
+    sets = [
+        _build_weight_set(folder, n)
+        for n in names
+        if (folder / n).is_file() or (folder / n).is_symlink()
+    ]
     if sets:
         return sets
-    for pattern, pickled in (("*.safetensors", False), ("pytorch_model*.bin", True), ("*.bin", True)):
-        found = sorted(file for file in folder.glob(pattern) if file.is_file() and file.name not in NO_WEIGHTS)
+    for pattern, pickled in (
+        ("*.safetensors", False),
+        ("pytorch_model*.bin", True),
+        ("*.bin", True),
+    ):
+        found = sorted(
+            file
+            for file in folder.glob(pattern)
+            if file.is_file() and file.name not in NON_WEIGHT_FILES
+        )
         if found:
             return [WeightSet(found[0].name, tuple(found), pickled)]
     return []
@@ -73,10 +90,12 @@ def weight_sets(folder: Path) -> list[WeightSet]:
 
 def select_weights(folder: Path, allow_pickle: bool = False) -> WeightSet | None:
     """Return the set of weights that is read, or None if there is none of an allowed format."""
-    return next((found for found in weight_sets(folder) if allow_pickle or not found.pickled), None)
+    return next(
+        (found for found in list_weight_sets(folder) if allow_pickle or not found.is_pickle), None
+    )
 
 
-def weight_hash(folder: Path, allow_pickle: bool = True) -> str:
+def hash_weights(folder: Path, allow_pickle: bool = True) -> str:
     """sha256 over the bytes of the files that are loaded, one after the other; no other file
     changes it.
 
@@ -84,11 +103,11 @@ def weight_hash(folder: Path, allow_pickle: bool = True) -> str:
     """
     chosen = select_weights(folder, allow_pickle)
     if chosen is None:
-        raise CheckpointError("no weights: no *.safetensors file", place=str(folder))
-    return hash_of(chosen.files)
+        raise CheckpointError("no weights: no *.safetensors file", location=str(folder))
+    return hash_files(chosen.files)
 
 
-def hash_of(files: Sequence[Path]) -> str:
+def hash_files(files: Sequence[Path]) -> str:
     """sha256 over the bytes of files, one after the other. Raises CheckpointError for a file that
     is not there.
     """
@@ -99,25 +118,37 @@ def hash_of(files: Sequence[Path]) -> str:
                 while block := handle.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{file.name} is missing", place=str(file.parent), hint=AGAIN) from error
+            raise CheckpointError(
+                f"{file.name} is missing", location=str(file.parent), hint=RESAVE_HINT
+            ) from error
     return digest.hexdigest()
 
 
-def tensor_headers(chosen: WeightSet) -> dict[str, TensorHeader]:
+def read_tensor_headers(weight_set: WeightSet) -> dict[str, TensorHeader]:
     """Return name -> header of every tensor of a set. Raises CheckpointError for a file that cannot
     be read.
 
     Pickled files are read by an unpickler that knows tensors only, so nothing in them can run.
     """
     headers: dict[str, TensorHeader] = {}
-    for file in chosen.files:
+    for file in weight_set.files:
         try:
-            headers |= _safetensors_headers(file) if file.suffix == ".safetensors" else _pickled_headers(file)
+            headers |= (
+                _read_safetensors_headers(file)
+                if file.suffix == ".safetensors"
+                else _read_pickle_headers(file)
+            )
         except FileNotFoundError as error:
-            raise CheckpointError(f"{file.name} is missing", place=str(file.parent), hint=AGAIN) from error
+            raise CheckpointError(
+                f"{file.name} is missing", location=str(file.parent), hint=RESAVE_HINT
+            ) from error
         except Exception as error:  # a damaged file fails in a dozen ways
-            message = f"{file.name}: cannot read which tensors it holds: {type(error).__name__}: {error}"
-            raise CheckpointError(message[:300], place=str(file.parent), hint=AGAIN) from error
+            message = (
+                f"{file.name}: cannot read which tensors it holds: {type(error).__name__}: {error}"
+            )
+            raise CheckpointError(
+                message[:300], location=str(file.parent), hint=RESAVE_HINT
+            ) from error
     return headers
 
 
@@ -130,7 +161,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _explicit_name(folder: Path) -> str:
+def _configured_weight_file(folder: Path) -> str:
     """The file that config.json names as the one with the weights (`transformers_weights`), else
     "".
     """
@@ -138,25 +169,27 @@ def _explicit_name(folder: Path) -> str:
     return named if isinstance(named, str) else ""
 
 
-def _weight_set(folder: Path, name: str) -> WeightSet:
+def _build_weight_set(folder: Path, name: str) -> WeightSet:
     if not name.endswith(".index.json"):
         return WeightSet(name, (folder / name,), name.endswith(".bin"))
     try:
         index = json.loads((folder / name).read_text(encoding="utf-8"))
         shards = sorted(set(index["weight_map"].values()))
-        if not isinstance(index["metadata"], dict) or not all(isinstance(shard, str) for shard in shards):
+        if not isinstance(index["metadata"], dict) or not all(
+            isinstance(shard, str) for shard in shards
+        ):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f'{name} is no index of weights: it needs "metadata", and "weight_map" from tensors to files'
-        raise CheckpointError(message, place=str(folder), hint=AGAIN) from error
+        raise CheckpointError(message, location=str(folder), hint=RESAVE_HINT) from error
     return WeightSet(name, tuple(folder / shard for shard in shards), ".bin." in name)
 
 
-def _safetensors_headers(file: Path) -> dict[str, TensorHeader]:
+def _read_safetensors_headers(file: Path) -> dict[str, TensorHeader]:
     """Read the JSON header: 8 bytes of length, then name -> dtype, shape and offsets."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        if length > min(file.stat().st_size, HEADER_LIMIT):
+        if length > min(file.stat().st_size, MAX_HEADER_BYTES):
             raise ValueError("the header is longer than the file")
         header = json.loads(handle.read(length))
     return {
@@ -166,7 +199,7 @@ def _safetensors_headers(file: Path) -> dict[str, TensorHeader]:
     }
 
 
-def _pickled_headers(file: Path) -> dict[str, TensorHeader]:
+def _read_pickle_headers(file: Path) -> dict[str, TensorHeader]:
     """Read a state dict that torch.save wrote, in its zip format or the older one (four pickles in
     a row).
     """

@@ -1,12 +1,14 @@
-"""Our finetuning loop against the transformers Trainer: same body, head, texts, epochs and precision, in turns.
+"""Our finetuning loop against the transformers Trainer: same body, head, texts, epochs and
+precision, in turns.
 
     python benchmarks/finetune.py [babyllama] [ltg-bert] [bert] [--tasks rte,mrpc,qqp] [--examples 640] [--rounds 3]
 
-Bodies have random weights at the small scale of our recipes; `bert` is the library's own of the same size. Texts are
-BabyLM's (ANTLM_BENCH_DATA, else those in ../shared/data), evenly spaced. The Trainer gets the token ids ready, pads
-every batch to its own longest row, draws batches of like lengths, and uses its fastest optimizer. Both sides run in a
-process of their own, in turns, with the same settings of the system's threads; times are of training alone. Ratios of
-medians are the result. Accuracies are of the scored texts: a check that both learn, no comparison of models.
+Bodies have random weights at the small scale of our recipes; `bert` is the library's own of the
+same size. Texts are BabyLM's (ANTLM_BENCH_DATA, else those in ../shared/data), evenly spaced. The
+Trainer gets the token ids ready, pads every batch to its own longest row, draws batches of like
+lengths, and uses its fastest optimizer. Both sides run in a process of their own, in turns, with
+the same settings of the system's threads; times are of training alone. Ratios of medians are the
+result. Accuracies are of the scored texts: a check that both learn, no comparison of models.
 """
 
 from __future__ import annotations
@@ -31,17 +33,17 @@ from score import table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from antlm_bench.checkpoints import open_body
-from antlm_bench.cpu_tuning import spin_briefly
-from antlm_bench.finetuning.data import encode, longest
-from antlm_bench.finetuning.heads import Head
-from antlm_bench.finetuning.loop import Conditions, finetune
-from antlm_bench.suites.classification_loader import Task, load
+from antlm_bench.checkpoints import open_backbone
+from antlm_bench.cpu_tuning import limit_thread_spinning
+from antlm_bench.finetuning.data import encode_examples, max_row_length
+from antlm_bench.finetuning.heads import ClassificationHead
+from antlm_bench.finetuning.loop import FinetuneSettings, finetune
+from antlm_bench.suites.classification_loader import ClassificationTask, load_task
 from antlm_bench.training.checkpoint_io import save_checkpoint
-from antlm_bench.training.corpus import prepare
-from antlm_bench.training.model_factory import build
+from antlm_bench.training.corpus import prepare_corpus
+from antlm_bench.training.model_factory import build_model
 from antlm_bench.training.recipe import read_recipe
-from antlm_bench.training.text_sources import source
+from antlm_bench.training.text_sources import load_text_source
 from antlm_bench.types import Attention
 
 FLOOR = 1.3  # what is promised: so many times the Trainer, on every task
@@ -56,9 +58,11 @@ class Baseline(nn.Module):  # type: ignore[misc]
         super().__init__()
         auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
         self.body, self.causal = auto.from_pretrained(folder).base_model, causal
-        self.head = Head(self.body.config.hidden_size, classes, dropout, SEED)
+        self.head = ClassificationHead(self.body.config.hidden_size, classes, dropout, SEED)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
         more = {"use_cache": False} if self.causal else {}
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **more)[0]
         at = attention_mask.sum(1) - 1 if self.causal else torch.zeros_like(labels)
@@ -79,23 +83,27 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.end = time.perf_counter()
 
 
-def task_of(name: str, arguments: argparse.Namespace) -> Task:
+def task_of(name: str, arguments: argparse.Namespace) -> ClassificationTask:
     """Without a split: both sides train on the very same texts."""
     changes = [f"epochs={arguments.epochs}", "patience=0", *arguments.set]
-    task = load("glue-2025", name, limit_train=arguments.examples, limit_valid=200, changes=changes)
+    task = load_task(
+        "glue-2025", name, limit_train=arguments.examples, limit_valid=200, overrides=changes
+    )
     return replace(task, select="valid")
 
 
-def ours(name: str, task: Task, arguments: argparse.Namespace) -> tuple[float, float]:
+def ours(name: str, task: ClassificationTask, arguments: argparse.Namespace) -> tuple[float, float]:
     """Seconds of training, and accuracy of the best epoch."""
-    body = open_body(str(Path(arguments.scratch) / name))
-    conditions = Conditions(arguments.device, arguments.precision, arguments.batch_tokens)
+    body = open_backbone(str(Path(arguments.scratch) / name))
+    conditions = FinetuneSettings(arguments.device, arguments.precision, arguments.batch_tokens)
     outcome = finetune(body, task, SEED, ATTENTION[name], conditions)
     seconds = sum(epoch["seconds"] for epoch in outcome.history["epochs"])
     return seconds, statistics.mean(p.pred == p.gold for p in outcome.predictions)
 
 
-def theirs(name: str, task: Task, arguments: argparse.Namespace) -> tuple[float, float]:
+def theirs(
+    name: str, task: ClassificationTask, arguments: argparse.Namespace
+) -> tuple[float, float]:
     """Seconds of training, and accuracy."""
     spec, scratch = task.training, Path(arguments.scratch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(scratch / name)
@@ -135,23 +143,34 @@ def make(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
     """A checkpoint with random weights, and its token ids of every task for the Trainer."""
     scratch = Path(arguments.scratch)
     recipe = read_recipe("ltg-bert" if name == "bert" else name, "small", ["corpus.words=300_000"])
-    corpus = prepare(source(text()), recipe.corpus, recipe.tokenizer, recipe.model.positions, scratch / f"{name}-text")
+    corpus = prepare_corpus(
+        load_text_source(text()),
+        recipe.corpus,
+        recipe.tokenizer,
+        recipe.model.positions,
+        scratch / f"{name}-text",
+    )
     torch.manual_seed(SEED)
     size = len(corpus.tokenizer)
-    model = bert(recipe.model, size) if name == "bert" else build(recipe.model, size, ATTENTION[name] == "full")
+    model = (
+        bert(recipe.model, size)
+        if name == "bert"
+        else build_model(recipe.model, size, ATTENTION[name] == "full")
+    )
     card = {
         "recipe": name, "scale": "small", "attends": [ATTENTION[name]], "methods": list(recipe.methods), "seed": SEED,
         "words_seen": 0, "tokens_seen": 0, "steps": 0,
     }  # fmt: skip
     save_checkpoint(scratch / name, model, corpus.tokenizer, card)
-    body = open_body(str(scratch / name))
+    body = open_backbone(str(scratch / name))
     for task in (task_of(one, arguments) for one in tasks):
-        size = longest(body, task.training.max_length)
+        size = max_row_length(body, task.training.max_length)
         parts = {}
         for split, examples in (("train", task.train), ("valid", task.valid)):
-            rows = encode(body, ATTENTION[name], examples, size)
+            rows = encode_examples(body, ATTENTION[name], examples, size)
             parts[split] = [
-                {"input_ids": ids.tolist(), "labels": int(gold)} for ids, gold in zip(rows.ids, rows.gold, strict=True)
+                {"input_ids": ids.tolist(), "labels": int(gold)}
+                for ids, gold in zip(rows.ids, rows.gold, strict=True)
             ]
         torch.save(parts, scratch / f"{name}-{task.name}.pt")
 
@@ -177,7 +196,10 @@ def compare(name: str, task: str, arguments: argparse.Namespace) -> list[dict[st
             command += ["--scratch", arguments.scratch]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found.append(json.loads(output.splitlines()[-1]))
-    rate = {who: statistics.median(f["examples"] / f["seconds"] for f in found) for who, found in rounds.items()}
+    rate = {
+        who: statistics.median(f["examples"] / f["seconds"] for f in found)
+        for who, found in rounds.items()
+    }
     return [
         {
             "body": name,
@@ -194,8 +216,12 @@ def compare(name: str, task: str, arguments: argparse.Namespace) -> list[dict[st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bodies", nargs="*", default=["babyllama", "ltg-bert"], metavar="BODY", help="or bert")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "bodies", nargs="*", default=["babyllama", "ltg-bert"], metavar="BODY", help="or bert"
+    )
     parser.add_argument("--tasks", default="rte,mrpc,qqp")
     parser.add_argument("--examples", type=int, default=640)
     parser.add_argument("--epochs", type=int, default=1)
@@ -207,7 +233,7 @@ def main() -> int:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    spin_briefly()  # of both: they inherit it
+    limit_thread_spinning()  # of both: they inherit it
     os.environ.setdefault("ANTLM_BENCH_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
@@ -225,7 +251,9 @@ def main() -> int:
                 found = compare(name, task, arguments)
                 rows += found
                 if found[0]["x Trainer"] < FLOOR:
-                    missed.append(f"{name} {task}: {found[0]['x Trainer']:.2f}x the Trainer, promised {FLOOR}x")
+                    missed.append(
+                        f"{name} {task}: {found[0]['x Trainer']:.2f}x the Trainer, promised {FLOOR}x"
+                    )
     print(table(rows))
     print("\n".join(missed))
     return 1 if missed else 0

@@ -1,13 +1,16 @@
-"""lm-eval's requests answered by our engine and by lm-eval's own model: same checkpoint, requests, threads, in turns.
+"""lm-eval's requests answered by our engine and by lm-eval's own model: same checkpoint, requests,
+threads, in turns.
 
     python benchmarks/harness.py [--rounds 3] [--documents 60] [--device cpu]
 
-The requests are those of a multiple-choice task with long contexts that its options share: entity tracking, a story of
-some 130 tokens and five answers, made from the local files of the suite. Both sides get lm-eval's own Instances and end
-with (log-probability, first choice) per request, in fp32, each in a process of its own; lm-eval's model runs at the
-best of several batch sizes, found on a slice first, with its cache of logits on. Ratios of medians are the result.
+The requests are those of a multiple-choice task with long contexts that its options share: entity
+tracking, a story of some 130 tokens and five answers, made from the local files of the suite. Both
+sides get lm-eval's own Instances and end with (log-probability, first choice) per request, in fp32,
+each in a process of its own; lm-eval's model runs at the best of several batch sizes, found on a
+slice first, with its cache of logits on. Ratios of medians are the result.
 
-It is not called lm_eval.py: a script's folder comes first on the path, and would hide the library from itself.
+It is not called lm_eval.py: a script's folder comes first on the path, and would hide the library
+from itself.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from typing import Any
 import torch
 from score import checkpoint, table, timed
 
-from antlm_bench.cpu_tuning import spin_briefly
+from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.lm_eval_bridge.model import AntlmBench
-from antlm_bench.suites.loader import load
+from antlm_bench.suites.loader import load_suite
 
 BATCHES = (4, 8, 16, 32)
 FLOOR = 3.0  # what is promised: at least so many times lm-eval's model
@@ -38,11 +41,17 @@ Answers = list[tuple[float, bool]]
 
 
 def requests(documents: int) -> list[Pair]:
-    """(context, continuation) of every option, documents in the suite's order, so that contexts are shared by five."""
-    items = load("entity-tracking-2025", allow_incomplete=True).items
-    fitting = [item for item in items if all(len(option.text) <= LONGEST for option in item.options)]
+    """(context, continuation) of every option, documents in the suite's order, so that contexts are
+    shared by five.
+    """
+    items = load_suite("entity-tracking-2025", allow_incomplete=True).items
+    fitting = [
+        item for item in items if all(len(option.text) <= LONGEST for option in item.options)
+    ]
     chosen = fitting[:: max(1, len(fitting) // documents)][:documents]
-    borders = [(option.text, (option.span or (0, 0))[0]) for item in chosen for option in item.options]
+    borders = [
+        (option.text, (option.span or (0, 0))[0]) for item in chosen for option in item.options
+    ]
     return [(text[:start], text[start:]) for text, start in borders]
 
 
@@ -64,7 +73,9 @@ def theirs(folder: Path, device: str) -> Callable[[Sequence[Pair], int], Answers
 
     def answer(pairs: Sequence[Pair], size: int) -> Answers:
         if size not in made:
-            made[size] = HFLM(pretrained=str(folder), device=device, dtype="float32", batch_size=size)
+            made[size] = HFLM(
+                pretrained=str(folder), device=device, dtype="float32", batch_size=size
+            )
         return list(made[size].loglikelihood(instances(pairs), disable_tqdm=True))
 
     return answer
@@ -90,7 +101,9 @@ def compare(folder: Path, pairs: list[Pair], rounds: int, device: str) -> list[d
     for side in SIDES:
         pipes[side], inner = multiprocessing.Pipe()
         arguments = (inner, side, folder, device)
-        multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True).start()
+        multiprocessing.get_context("spawn").Process(
+            target=serve, args=arguments, daemon=True
+        ).start()
 
     def run(side: str, some: list[Pair], size: int) -> tuple[float, Answers]:
         pipes[side].send((some, size))
@@ -113,7 +126,11 @@ def compare(folder: Path, pairs: list[Pair], rounds: int, device: str) -> list[d
     differ = sum(a[1] != b[1] for a, b in zip(answers["ours"], answers["lm-eval"], strict=True))
     rate = {side: len(pairs) / seconds for side, seconds in median.items()}
     return [
-        {"scorer": "ours", "requests/s": rate["ours"], "x lm-eval": median["lm-eval"] / median["ours"]},
+        {
+            "scorer": "ours",
+            "requests/s": rate["ours"],
+            "x lm-eval": median["lm-eval"] / median["ours"],
+        },
         {
             "scorer": f"lm-eval (batch {best})",
             "requests/s": rate["lm-eval"],
@@ -124,16 +141,23 @@ def compare(folder: Path, pairs: list[Pair], rounds: int, device: str) -> list[d
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--steps", type=int, default=400, help="training steps of a checkpoint that is not there yet")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=400,
+        help="training steps of a checkpoint that is not there yet",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=60, help="documents of five requests each")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     os.environ.setdefault("ANTLM_BENCH_DATA", "../shared/data")
     warnings.simplefilter("ignore")
-    spin_briefly()  # of both sides: they inherit it
+    limit_thread_spinning()  # of both sides: they inherit it
     checkpoint("causal", arguments.folder, arguments.steps, arguments.device)
     pairs = requests(arguments.documents)
     rows = compare(arguments.folder / "causal", pairs, arguments.rounds, arguments.device)

@@ -1,11 +1,12 @@
-"""A data folder in which what is missing is invented, for timing whole runs without data that are gated or not at hand.
+"""A data folder in which what is missing is invented, for timing whole runs without data that are
+gated or not at hand.
 
     python benchmarks/invented.py DIR
 
-DIR becomes a value for ANTLM_BENCH_DATA: links to every file of the present one, and in place of those that
-leaderboards want and that are absent or lack rows, files of the official layout and number of rows, made of children's
-words in any order (rows that are there stay, first). What is invented is printed. No number that comes of such data
-says anything about a model.
+DIR becomes a value for ANTLM_BENCH_DATA: links to every file of the present one, and in place of
+those that leaderboards want and that are absent or lack rows, files of the official layout and
+number of rows, made of children's words in any order (rows that are there stay, first). What is
+invented is printed. No number that comes of such data says anything about a model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.exports.leaderboard import leaderboard, years
+from antlm_bench.exports.leaderboard import list_years, load_leaderboard
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import FileSpec, SuiteSpec
@@ -36,9 +37,15 @@ TEXTS = (
 )
 
 
-def rows(spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+def rows(
+    spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """The rows of one file, as many as officially, of texts to be scored or classified."""
-    return scored_rows(spec, file, words) if isinstance(spec, SuiteSpec) else classified_rows(spec, file, words)
+    return (
+        scored_rows(spec, file, words)
+        if isinstance(spec, SuiteSpec)
+        else classified_rows(spec, file, words)
+    )
 
 
 def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -57,17 +64,29 @@ def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[di
         if group and file != f"{stem}.jsonl":
             continue
         for i in range(n):
-            worded = {key: reworded(value, words, rng) for key, value in record.items() if key.startswith(TEXTS)}
+            worded = {
+                key: reworded(value, words, rng)
+                for key, value in record.items()
+                if key.startswith(TEXTS)
+            }
             yield record | worded | ({"example_id": f"example {i}"} if not group else {})
 
 
-def classified_rows(spec: ClassificationSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+def classified_rows(
+    spec: ClassificationSpec, file: str, words: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """The record of the task's own example, with other words and classes."""
     rng = random.Random(f"{spec.name} {file}")
-    name, task = next((name, task) for name, task in spec.task.items() if file in (task.train, task.valid))
+    name, task = next(
+        (name, task) for name, task in spec.task.items() if file in (task.train, task.valid)
+    )
     record = next(example.record for example in spec.example if example.task == name)
     for _ in range(spec.data.files[file].rows or 0):
-        worded = {key: reworded(value, words, rng) for key, value in record.items() if isinstance(value, str)}
+        worded = {
+            key: reworded(value, words, rng)
+            for key, value in record.items()
+            if isinstance(value, str)
+        }
         yield record | worded | {task.label: rng.randrange(len(task.classes))}
 
 
@@ -90,22 +109,34 @@ def linked(root: Path, folder: Path) -> None:
 
 def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
     """The suites of every leaderboard whose items are texts to be scored, or classified."""
-    parts = [part for year in years() for part in (*leaderboard(year).part, *leaderboard(year).fast)]
-    declared = {part.suite: loader.declared(part.suite)[0] for part in parts if part.suite}
-    texts = {name: spec for name, spec in declared.items() if isinstance(spec, SuiteSpec) and not spec.times}
-    return texts | {name: spec for name, spec in declared.items() if isinstance(spec, ClassificationSpec)}
+    parts = [
+        part
+        for year in list_years()
+        for part in (*load_leaderboard(year).part, *load_leaderboard(year).fast)
+    ]
+    declared = {part.suite: loader.read_declaration(part.suite)[0] for part in parts if part.suite}
+    texts = {
+        name: spec
+        for name, spec in declared.items()
+        if isinstance(spec, SuiteSpec) and not spec.times
+    }
+    return texts | {
+        name: spec for name, spec in declared.items() if isinstance(spec, ClassificationSpec)
+    }
 
 
-def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.Row]:
-    """The files of a suite that are absent or short; of what is finetuned, train files without a substitute."""
-    found = {row.file: row for row in sources.verify(spec)}
+def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileStatus]:
+    """The files of a suite that are absent or short; of what is finetuned, train files without a
+    substitute.
+    """
+    found = {row.file: row for row in sources.verify_files(spec)}
     if isinstance(spec, SuiteSpec):
         yield from (row for row in found.values() if row.state in ("absent", "incomplete"))
         return
     for task in spec.task.values():
         if task.train and found[task.train].state == "absent":
             known = [(one.file, FileSpec(sha256=one.sha256)) for one in task.substitutes]
-            if not any(sources.local(spec, file, sha) for file, sha in known):
+            if not any(sources.find_local_file(spec, file, sha) for file, sha in known):
                 yield found[task.train]
 
 
@@ -119,7 +150,7 @@ def fill(
         path = folder / (row.path.relative_to(root) if row.path else f"{place}.gz")
         if path.exists() and not path.is_symlink():
             continue  # two years of a suite have one file
-        there = sources.locate(spec, row.file).raw.decode().splitlines() if row.path else []
+        there = sources.get_file(spec, row.file).raw.decode().splitlines() if row.path else []
         made = [json.dumps(record) for record in rows(spec, row.file, words)]
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,10 +163,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    root = sources.roots()[0]
+    root = sources.data_roots()[0]
     linked(root, folder)
     suites = wanted()
-    words = list(json.loads(sources.locate(suites["aoa-words-2026"], "cdi_childes.json").raw))
+    words = list(json.loads(sources.get_file(suites["aoa-words-2026"], "cdi_childes.json").raw))
     for spec in suites.values():
         for path, invented, n in fill(root, folder, spec, words):
             print(f"{path.relative_to(folder)}: {invented:,} of {n:,} rows are invented")

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py --corpus DIR --runs DIR [--scale nano] [--suite NAME] [RECIPE ...]
 
-One recipe after the other, as the commands that it prints; what --runs already holds is not computed again. Losses are
-means per objective: of the first step, and of the last twenty that trained it. Minutes are processor time of the whole
-command (imports, reading the text, the tokenizer, teachers trained first): with one thread on an idle machine also the
-time that passes, and on a shared one what others do does not count.
+One recipe after the other, as the commands that it prints; what --runs already holds is not
+computed again. Losses are means per objective: of the first step, and of the last twenty that
+trained it. Minutes are processor time of the whole command (imports, reading the text, the
+tokenizer, teachers trained first): with one thread on an idle machine also the time that passes,
+and on a shared one what others do does not count.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
         _, took = call("train", name, "--corpus", options.corpus, "--scale", options.scale, "--device", "cpu",
                        "--out", folder, *given)  # fmt: skip
         minutes.write_text(json.dumps(took), encoding="utf-8")
-    records = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     curves: dict[str, list[float]] = {}
     for record in records:
         for objective, loss in record["loss"].items():
@@ -57,7 +61,10 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "minutes": json.loads(minutes.read_text(encoding="utf-8")),
         "tokens": records[-1]["tokens"],
-        "losses": {name: (curve[0], sum(curve[-LAST:]) / len(curve[-LAST:])) for name, curve in curves.items()},
+        "losses": {
+            name: (curve[0], sum(curve[-LAST:]) / len(curve[-LAST:]))
+            for name, curve in curves.items()
+        },
     }
 
 
@@ -73,23 +80,48 @@ def rows(name: str, options: argparse.Namespace) -> list[list[str]]:
     log = trained(name, options)
     folder = options.runs / name
     methods = ",".join(read_recipe(name, options.scale).methods)
-    out, took = call("score", "--model", folder / "main", "--suite", options.suite, "--method", methods,
-                     "--allow-incomplete", "--by", "suite", "--out", folder / "score", "--json")  # fmt: skip
+    out, took = call(
+        "score",
+        "--model",
+        folder / "main",
+        "--suite",
+        options.suite,
+        "--method",
+        methods,
+        # fmt: skip
+        "--allow-incomplete",
+        "--by",
+        "suite",
+        "--out",
+        folder / "score",
+        "--json",
+    )
     [run] = json.loads(out)["runs"]
     parameters = f"{run['manifest']['model']['parameters'] / 1e6:.2f}M"
     about = [name, parameters, epochs(name, options.scale), f"{log['tokens'] / 1e6:.1f}M"]
     scored = folder / "scored.json"
     if not scored.exists():
         scored.write_text(json.dumps(took), encoding="utf-8")
-    times = [f"{minutes:.1f}" for minutes in (log["minutes"], json.loads(scored.read_text(encoding="utf-8")))]
-    objectives = [[which, f"{before:.2f}", f"{after:.2f}"] for which, (before, after) in log["losses"].items()]
+    times = [
+        f"{minutes:.1f}"
+        for minutes in (log["minutes"], json.loads(scored.read_text(encoding="utf-8")))
+    ]
+    objectives = [
+        [which, f"{before:.2f}", f"{after:.2f}"] for which, (before, after) in log["losses"].items()
+    ]
     scores = [[cell["method"], *shown(cell["summary"]["headline"])] for cell in run["cells"]]
     height = max(len(objectives), len(scores))
     objectives += [[""] * 3] * (height - len(objectives))
     scores += [[""] * 3] * (height - len(scores))
     lines = zip(objectives, scores, strict=True)
     return [
-        [*(about if top else [""] * 4), *loss, times[0] if top else "", *score, times[1] if top else ""]
+        [
+            *(about if top else [""] * 4),
+            *loss,
+            times[0] if top else "",
+            *score,
+            times[1] if top else "",
+        ]
         for top, (loss, score) in zip([True, *[False] * height], lines, strict=False)
     ]
 
@@ -100,7 +132,10 @@ def content(name: str, scale: str) -> str:
 
 
 def shown(estimate: dict[str, float]) -> tuple[str, str]:
-    return f"{100 * estimate['value']:.1f}", f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
+    return (
+        f"{100 * estimate['value']:.1f}",
+        f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}",
+    )
 
 
 def main() -> None:
@@ -111,12 +146,16 @@ def main() -> None:
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--suite", default="blimp-fast")
     options = parser.parse_args()
-    known = sorted(options.names or catalog("models"), key=lambda name: (name in TAUGHT, name))  # teachers first
+    known = sorted(
+        options.names or catalog("models"), key=lambda name: (name in TAUGHT, name)
+    )  # teachers first
     table: list[list[str]] = []
     made: dict[str, str] = {}
     for name in known:
         same = made.setdefault(content(name, options.scale), name)
-        table += rows(name, options) if same == name else [[name, f"as {same}: the same at this scale"]]
+        table += (
+            rows(name, options) if same == name else [[name, f"as {same}: the same at this scale"]]
+        )
     for line in (COLUMNS, ["---"] * len(COLUMNS), *table):
         print(f"| {' | '.join([*line, *[''] * (len(COLUMNS) - len(line))])} |")
 

@@ -1,13 +1,15 @@
-"""Our scorer against lm-eval and minicons: same checkpoint, same sentences, same threads, in turns in one run.
+"""Our scorer against lm-eval and minicons: same checkpoint, same sentences, same threads, in turns
+in one run.
 
     python benchmarks/score.py [--rounds 3] [--causal-pairs 50] [--masked-pairs 3] [--device cpu] [--markdown]
     python benchmarks/score.py --flips 20000     # instead: decisions of adaptive against exact precision
 
-Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading out), in fp32. Each
-peer runs at the best of several batch sizes, found on a slice first, in a process of its own, as its users run it: ours
-changes how memory is kept (antlm_bench.cpu_tuning), and they shall neither gain nor lose by that. Ratios of medians are
-the result: absolute times on a shared machine are not. The fraction of peak counts only arithmetic that cannot be
-avoided: the linear layers of distinct nodes and the LM head of distinct read positions, against the best matrix
+Every scorer starts from sentences and ends with one number per sentence (tokenising in, loading
+out), in fp32. Each peer runs at the best of several batch sizes, found on a slice first, in a
+process of its own, as its users run it: ours changes how memory is kept (antlm_bench.cpu_tuning),
+and they shall neither gain nor lose by that. Ratios of medians are the result: absolute times on a
+shared machine are not. The fraction of peak counts only arithmetic that cannot be avoided: the
+linear layers of distinct nodes and the LM head of distinct read positions, against the best matrix
 product of this process.
 """
 
@@ -29,11 +31,11 @@ import torch
 import transformers
 from checkpoints import lines, train
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
 from antlm_bench.scoring import multiple_choice, peers
-from antlm_bench.scoring.adaptive import Adaptive
-from antlm_bench.scoring.probes import method
-from antlm_bench.suites.loader import load
+from antlm_bench.scoring.adaptive import AdaptiveScorer
+from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Item
 
 METHOD = {"causal": "causal", "masked": "mlm"}
@@ -48,7 +50,9 @@ FLOORS = {  # what is promised, per kind and precision: at least so many times e
 
 
 def peak(device: torch.device) -> float:
-    """The best fp32 matrix product of this process, in FLOP/s: square-ish shapes with hot operands, best of many."""
+    """The best fp32 matrix product of this process, in FLOP/s: square-ish shapes with hot operands,
+    best of many.
+    """
     best = 0.0
     for m, k, n in ((1024, 1024, 1024), (2048, 512, 1024), (4096, 384, 1280)):
         a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
@@ -70,16 +74,24 @@ def peer_scorers(
     kind: str, folder: Path, device: str, texts: Sequence[str]
 ) -> dict[str, Callable[[int, int], list[float]]]:
     """name -> run(how many sentences, batch size), on a model of their own as the library loads it."""
-    auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+    auto = (
+        transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+    )
     model = auto.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    scorer = peers.minicons_scorer("causal" if kind == "causal" else "masked", model, tokenizer, device)
+    scorer = peers.make_minicons_scorer(
+        "causal" if kind == "causal" else "masked", model, tokenizer, device
+    )
     options = {} if kind == "causal" else {"PLL_metric": "original"}
     made: dict[str, Callable[[int, int], list[float]]] = {
-        "minicons": lambda n, size: peers.minicons_scores(scorer, list(texts[:n]), size, **options)
+        "minicons": lambda n, size: peers.score_with_minicons(
+            scorer, list(texts[:n]), size, **options
+        )
     }
     if kind == "causal":
-        made["lm-eval"] = lambda n, size: peers.lm_eval_scores(model, tokenizer, list(texts[:n]), size)
+        made["lm-eval"] = lambda n, size: peers.score_with_lm_eval(
+            model, tokenizer, list(texts[:n]), size
+        )
     return made
 
 
@@ -97,7 +109,9 @@ def serve(pipe: Connection, kind: str, folder: Path, device: str, texts: Sequenc
 
 
 def necessary(opened: Checkpoint, nodes: int, heads: int) -> float:
-    """FLOP of the linear layers for `nodes` and of the LM head for `heads`: 2 per weight; attention itself left out."""
+    """FLOP of the linear layers for `nodes` and of the LM head for `heads`: 2 per weight; attention
+    itself left out.
+    """
     model = opened.engine.model
     head = model.get_output_embeddings().weight.numel()
     embeddings = sum(e.weight.numel() for e in model.modules() if isinstance(e, torch.nn.Embedding))
@@ -106,20 +120,25 @@ def necessary(opened: Checkpoint, nodes: int, heads: int) -> float:
     return float(2 * (body * nodes + head * heads))
 
 
-def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
+def compare(
+    kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], rounds: int
+) -> list[dict[str, Any]]:
     """Rows of the result for one checkpoint: ours exact, ours adaptive, and each peer."""
-    device = torch.device(str(opened.describe["device"]))
+    device = torch.device(str(opened.metadata["device"]))
     texts = [option.text for item in items for option in item.options]
-    methods = [method(METHOD[kind], opened)]
+    methods = [resolve_method(METHOD[kind], opened)]
     exact_scores: list[float] = []
 
     def exact() -> None:
-        exact_scores[:] = [s for p in multiple_choice.predict(opened, items, methods)[0] for s in p.scores]
+        exact_scores[:] = [
+            s for p in multiple_choice.predict(opened, items, methods)[0] for s in p.scores
+        ]
 
-    quick = quicker(opened)
+    quick = with_bf16_body(opened)
 
-    # Calibration is a fixed cost that a real suite hides and this slice of one would not: done once, outside the clock.
-    both = Adaptive(quick, opened).calibrated(items, methods)
+    # Calibration is a fixed cost that a real suite hides and this slice of one would not: done
+    # once, outside the clock.
+    both = AdaptiveScorer(quick, opened).calibrate(items, methods)
 
     def adaptive() -> None:
         both.predict(items, methods)
@@ -140,10 +159,17 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
         run(name, 8, BATCHES[kind][0])
         best[name] = min(BATCHES[kind], key=lambda size: run(name, slice_, size)[0])
     exact()
-    before = (opened.engine.nodes, opened.engine.heads)
+    before = (opened.engine.nodes_computed, opened.engine.head_rows_computed)
     exact()
-    nodes, heads = opened.engine.nodes - before[0], opened.engine.heads - before[1]
-    times: dict[str, list[float]] = {"ours exact": [], "ours adaptive": [], **{n: [] for n in others}}
+    nodes, heads = (
+        opened.engine.nodes_computed - before[0],
+        opened.engine.head_rows_computed - before[1],
+    )
+    times: dict[str, list[float]] = {
+        "ours exact": [],
+        "ours adaptive": [],
+        **{n: [] for n in others},
+    }
     worst: dict[str, float] = {}
     for _ in range(rounds):
         times["ours exact"].append(timed(exact, device))
@@ -156,7 +182,9 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
     tokens = sum(sum(p.tokens) for p in multiple_choice.predict(opened, items, methods)[0])
     median = {name: statistics.median(t) for name, t in times.items()}
     print(
-        "# seconds: " + "; ".join(f"{name} {' '.join(f'{s:.1f}' for s in t)}" for name, t in times.items()), flush=True
+        "# seconds: "
+        + "; ".join(f"{name} {' '.join(f'{s:.1f}' for s in t)}" for name, t in times.items()),
+        flush=True,
     )
     top = peak(device)
     rows = []
@@ -166,29 +194,37 @@ def compare(kind: str, folder: Path, opened: Checkpoint, items: Sequence[Item], 
                 "scorer": name,
                 "sentences/s": len(texts) / median[name],
                 "tokens/s": tokens / median[name],
-                "of fp32 peak": necessary(opened, nodes, heads) / median[name] / top if name == "ours exact" else None,
+                "of fp32 peak": necessary(opened, nodes, heads) / median[name] / top
+                if name == "ours exact"
+                else None,
                 **{f"x {peer}": median[peer] / median[name] for peer in others},
             }
         )
     for peer in others:
-        row: dict[str, Any] = {"scorer": f"{peer} (batch {best[peer]})", "sentences/s": len(texts) / median[peer]}
+        row: dict[str, Any] = {
+            "scorer": f"{peer} (batch {best[peer]})",
+            "sentences/s": len(texts) / median[peer],
+        }
         rows.append({**row, "tokens/s": tokens / median[peer], "largest difference": worst[peer]})
     rescored = sum("float32" in p.flags for p in both.predict(items, methods)[0])
     print(
         f"# adaptive: bound {both.bounds[0]:.3f} nats, {rescored} of {len(items)} pairs scored again in fp32",
         flush=True,
     )
-    print(f"# {kind}: {len(texts)} sentences, {tokens} tokens, {nodes} nodes, peak {top / 1e9:.0f} GFLOP/s", flush=True)
+    print(
+        f"# {kind}: {len(texts)} sentences, {tokens} tokens, {nodes} nodes, peak {top / 1e9:.0f} GFLOP/s",
+        flush=True,
+    )
     return rows
 
 
 def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any]:
     """How many decisions adaptive precision takes otherwise than fp32, and what it rescored."""
-    methods = [method(METHOD[kind], opened)]
-    adaptive = Adaptive(quicker(opened), opened).calibrated(items, methods)
+    methods = [resolve_method(METHOD[kind], opened)]
+    adaptive = AdaptiveScorer(with_bf16_body(opened), opened).calibrate(items, methods)
     different = rescored = quick_flips = right = 0
     spent = {"exact": 0.0, "adaptive": 0.0}
-    for chunk in multiple_choice.chunks(items, methods):
+    for chunk in multiple_choice.iter_chunks(items, methods):
         start = time.perf_counter()
         exact = multiple_choice.predict(opened, chunk, methods)[0]
         middle = time.perf_counter()
@@ -197,10 +233,16 @@ def flips(kind: str, opened: Checkpoint, items: Sequence[Item]) -> dict[str, Any
         spent["adaptive"] += time.perf_counter() - middle
         different += sum(a.pred != b.pred for a, b in zip(exact, found, strict=True))
         right += sum(p.pred == p.gold for p in exact)
-        again = [number for number, p in enumerate(found) if "float32" in p.flags]  # the others are bf16's already
+        again = [
+            number for number, p in enumerate(found) if "float32" in p.flags
+        ]  # the others are bf16's already
         rescored += len(again)
         quick = (
-            multiple_choice.predict(adaptive.quick, [chunk[number] for number in again], methods)[0] if again else []
+            multiple_choice.predict(
+                adaptive.bf16_model, [chunk[number] for number in again], methods
+            )[0]
+            if again
+            else []
         )
         for number, prediction in zip(again, quick, strict=True):
             found[number] = prediction
@@ -219,10 +261,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
         if not isinstance(value, float):
             return "" if value is None else str(value)
-        return f"{value:.2g}" if value < 1e-2 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+        return (
+            f"{value:.2g}" if value < 1e-2 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+        )
 
     body = [[cell(row.get(c)) for c in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *body])
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *body]
+    )
 
 
 def checkpoint(kind: str, folder: Path, steps: int, device: str) -> Checkpoint:
@@ -232,14 +278,26 @@ def checkpoint(kind: str, folder: Path, steps: int, device: str) -> Checkpoint:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="*", default=["causal", "masked"])
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--steps", type=int, default=400, help="training steps of a checkpoint that is not there yet")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=400,
+        help="training steps of a checkpoint that is not there yet",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--causal-pairs", type=int, default=50, help="pairs per BLiMP paradigm")
     parser.add_argument("--masked-pairs", type=int, default=3, help="pairs per BLiMP paradigm")
-    parser.add_argument("--flips", type=int, default=0, help="count flipped decisions over so many BLiMP pairs instead")
+    parser.add_argument(
+        "--flips",
+        type=int,
+        default=0,
+        help="count flipped decisions over so many BLiMP pairs instead",
+    )
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     os.environ.setdefault("ANTLM_BENCH_DATA", "../shared/data")
@@ -249,18 +307,24 @@ def main() -> int:
         opened = checkpoint(kind, arguments.folder, arguments.steps, arguments.device)
         if arguments.flips:
             each = -(-arguments.flips // 67)
-            items = load("blimp", limit=each, allow_incomplete=True).items[: arguments.flips]
-            print("\n".join(f"{key}: {value}" for key, value in flips(kind, opened, items).items()) + "\n", flush=True)
+            items = load_suite("blimp", limit=each, allow_incomplete=True).items[: arguments.flips]
+            print(
+                "\n".join(f"{key}: {value}" for key, value in flips(kind, opened, items).items())
+                + "\n",
+                flush=True,
+            )
             continue
         pairs = arguments.causal_pairs if kind == "causal" else arguments.masked_pairs
-        items = load("blimp", limit=pairs, allow_incomplete=True).items
+        items = load_suite("blimp", limit=pairs, allow_incomplete=True).items
         rows = compare(kind, arguments.folder / kind, opened, items, arguments.rounds)
         print(table(rows) + "\n", flush=True)
         for row, precision in zip(rows, ("exact", "adaptive"), strict=False):
             for peer, floor in FLOORS[kind, precision].items():
                 if row[f"x {peer}"] < floor:
                     failed += 1
-                    print(f"below its floor: {kind} {precision} is {row[f'x {peer}']:.2f}x {peer}, not {floor}x\n")
+                    print(
+                        f"below its floor: {kind} {precision} is {row[f'x {peer}']:.2f}x {peer}, not {floor}x\n"
+                    )
     return 1 if failed else 0
 
 

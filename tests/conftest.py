@@ -17,7 +17,9 @@ settings.load_profile("any machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_places(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of a terminal."""
+    """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of
+    a terminal.
+    """
     os.environ.pop("COLUMNS", None)  # xdist hands its own down
     os.environ["ANTLM_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,17 +27,23 @@ def _private_places(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """make_checkpoint(kind, adds=True, seed=0, **config) -> folder of a tiny random causal or masked checkpoint.
+    """make_checkpoint(kind, adds=True, seed=0, **config) -> folder of a tiny random causal or
+    masked checkpoint.
 
-    `adds`: whether the tokenizer adds its specials by itself. Weights are scaled up so that scores differ clearly.
+    `adds`: whether the tokenizer adds its specials by itself. Weights are scaled up so that scores
+    differ clearly.
     """
     root, made = tmp_path_factory.mktemp("checkpoints"), {}
 
-    def make(kind: str = "causal", adds: bool = True, seed: int = 0, mask: bool = True, **config: object) -> Path:
+    def make(
+        kind: str = "causal", adds: bool = True, seed: int = 0, mask: bool = True, **config: object
+    ) -> Path:
         key = (kind, adds, seed, mask, repr(sorted(config.items())))
         if key not in made:
             made[key] = root / f"{kind}-{len(made)}"
-            with redirect_stderr(io.StringIO()):  # else the first test to ask finds the library's bars among its output
+            with redirect_stderr(
+                io.StringIO()
+            ):  # else the first test to ask finds the library's bars among its output
                 tokenizer_for(kind, adds, mask).save_pretrained(made[key])
                 model_for(kind, seed, **config).save_pretrained(made[key])
         return made[key]
@@ -45,7 +53,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    """Made-up sentences of many lengths with shared beginnings, odd characters and line ends among them."""
+    """Made-up sentences of many lengths with shared beginnings, odd characters and line ends among
+    them.
+    """
     import random
 
     rng = random.Random(0)
@@ -53,13 +63,21 @@ def sentences() -> list[str]:
     for _ in range(60):
         stem = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
         made += [f"{stem} {' '.join(rng.choices(WORDS, k=rng.randint(1, 5)))}." for _ in range(2)]
-    return [*made, "Is it?\nIt is.", 'She said "no".', "naïve café ☕", "unbelievably antidisestablishmentarian"]
+    return [
+        *made,
+        "Is it?\nIt is.",
+        'She said "no".',
+        "naïve café ☕",
+        "unbelievably antidisestablishmentarian",
+    ]
 
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The real evaluation data, or a skip that says what is missing."""
-    place = Path(os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    place = Path(
+        os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data"
+    )
     if not (place / "blimp").is_dir():
         pytest.skip("needs the real data: set ANTLM_BENCH_DATA")
     return place
@@ -67,8 +85,12 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def cases_root() -> Path:
-    """The recorded scores of the peers' own code on tiny checkpoints, or a skip that says what is missing."""
-    folder = Path(os.environ.get("ANTLM_BENCH_CASES") or Path(__file__).parents[2] / "shared" / "cases")
+    """The recorded scores of the peers' own code on tiny checkpoints, or a skip that says what is
+    missing.
+    """
+    folder = Path(
+        os.environ.get("ANTLM_BENCH_CASES") or Path(__file__).parents[2] / "shared" / "cases"
+    )
     if not (folder / "official").is_dir():
         pytest.skip("needs the recorded cases: set ANTLM_BENCH_CASES")
     return folder

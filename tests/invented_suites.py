@@ -1,4 +1,6 @@
-"""Invented data for every suite of a leaderboard, as files of the official layout: of official size, or a few items."""
+"""Invented data for every suite of a leaderboard, as files of the official layout: of official
+size, or a few items.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,25 @@ from tiny import WORDS
 
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import ExpectSpec, FileSpec, SuiteSpec
+from antlm_bench.suites.spec import ExpectedCountsSpec, FileSpec, SuiteSpec
 
 LEARNED, CONTEXTS = 12, 2  # children's words, and contexts of each
 TRAINED = 64  # rows of every train set
 
 
 def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
-    """Every suite but reading times is made up, with as many items per group as officially (or `most`).
+    """Every suite but reading times is made up, with as many items per group as officially (or
+    `most`).
 
     Of the age of acquisition the contexts are; children's ages and nonce words are the real ones.
     """
-    suites, declarations, located = loader.suite, loader.declared, sources.locate
+    suites, declarations, located = (
+        loader.read_suite_spec,
+        loader.read_declaration,
+        sources.get_file,
+    )
 
-    def declared(ref: str) -> tuple[loader.Declared, Path]:
+    def declared(ref: str) -> tuple[loader.AnySpec, Path]:
         spec, folder = declarations(ref)
         return (classified(spec, most) if isinstance(spec, ClassificationSpec) else spec), folder
 
@@ -36,27 +43,35 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         assert spec.expect
         counts = {group: min(n, most or n) for group, n in spec.expect.counts.items()}
         total = sum(counts.values()) or min(spec.expect.items, most or spec.expect.items)
-        expect = ExpectSpec(items=LEARNED * CONTEXTS if spec.children else total, counts=counts)
+        expect = ExpectedCountsSpec(
+            items=LEARNED * CONTEXTS if spec.children else total, counts=counts
+        )
         return (spec if spec.times else spec.model_copy(update={"expect": expect})), folder
 
-    def locate(spec: sources.WithFiles, file: str, folder: Path | None = None) -> sources.Found:
+    def locate(
+        spec: sources.SuiteWithData, file: str, folder: Path | None = None
+    ) -> sources.DataFile:
         if isinstance(spec, ClassificationSpec):
             made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
-            return sources.Found(made.encode(), f"invented {file}")
-        if not isinstance(spec, SuiteSpec) or spec.times or (spec.children and file == spec.children.human):
+            return sources.DataFile(made.encode(), f"invented {file}")
+        if (
+            not isinstance(spec, SuiteSpec)
+            or spec.times
+            or (spec.children and file == spec.children.human)
+        ):
             return located(spec, file, folder)
         if spec.children:
             ages = located(spec, spec.children.human, folder)
-            return sources.Found(contexts(ages.raw.decode()), f"invented {file}")
+            return sources.DataFile(contexts(ages.raw.decode()), f"invented {file}")
         if spec.metric == "spearman" and spec.expect:
             lines = located(spec, file, folder).raw.splitlines(keepends=True)
-            return sources.Found(b"".join(lines[: spec.expect.items]), f"the first of {file}")
+            return sources.DataFile(b"".join(lines[: spec.expect.items]), f"the first of {file}")
         made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
-        return sources.Found(made.encode(), f"invented {file}")
+        return sources.DataFile(made.encode(), f"invented {file}")
 
-    patch.setattr(loader, "declared", declared)
-    patch.setattr(loader, "suite", suite)
-    patch.setattr(sources, "locate", locate)
+    patch.setattr(loader, "read_declaration", declared)
+    patch.setattr(loader, "read_suite_spec", suite)
+    patch.setattr(sources, "get_file", locate)
 
 
 def classified(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
@@ -64,15 +79,22 @@ def classified(spec: ClassificationSpec, most: int | None) -> ClassificationSpec
     assert spec.data
     sizes = {file: min(known.rows or 0, most or 10**9) for file, known in spec.data.files.items()}
     sizes |= {task.train: TRAINED for task in spec.task.values() if task.train}
-    data = spec.data.model_copy(update={"files": {file: FileSpec(rows=n) for file, n in sizes.items()}})
+    data = spec.data.model_copy(
+        update={"files": {file: FileSpec(rows=n) for file, n in sizes.items()}}
+    )
     tasks = {name: task.model_copy(update={"substitutes": ()}) for name, task in spec.task.items()}
     return spec.model_copy(update={"data": data, "task": tasks})
 
 
 def contexts(ages: str) -> bytes:
-    """Words of children that stand in the tiny tokenizer's texts, then others, each after a few words."""
+    """Words of children that stand in the tiny tokenizer's texts, then others, each after a few
+    words.
+    """
     children = [row["word"] for row in csv.DictReader(io.StringIO(ages))]
     words = sorted(children, key=lambda word: word not in WORDS)[:LEARNED]
     rng = random.Random(0)
-    made = {word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS)] for word in words}
+    made = {
+        word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS)]
+        for word in words
+    }
     return json.dumps(made).encode()

@@ -1,7 +1,9 @@
-"""What the official collators decide, compare and check of a file, written again. Nothing comes from our schemas.
+"""What the official collators decide, compare and check of a file, written again. Nothing comes
+from our schemas.
 
-evaluation-pipeline-2024: collect_results.py, which counts the lines of the data. evaluation-pipeline-2025 and
-babylm-eval/strict: evaluation_pipeline/collate_preds.py and sentence_zero_shot/compute_results.py.
+evaluation-pipeline-2024: collect_results.py, which counts the lines of the data.
+evaluation-pipeline-2025 and babylm-eval/strict: evaluation_pipeline/collate_preds.py and
+sentence_zero_shot/compute_results.py.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-MILESTONES = [f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10))]  # STRICT_SMALL_FAST_REVISIONS
+MILESTONES = [
+    f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10))
+]  # STRICT_SMALL_FAST_REVISIONS
 READING, CONTEXTS = 1726, 8005
 
 BLIMP = """
@@ -59,7 +63,10 @@ OPERATIONS = {  # items after 0 to 5 operations
         "move_contents": (516, 437, 399, 406, 353, 116),
     },
 }
-GLOBAL_PIQA = {"global_piqa_parallel": 103, "global_piqa_nonparallel": 100}  # examples with an answer each
+GLOBAL_PIQA = {
+    "global_piqa_parallel": 103,
+    "global_piqa_nonparallel": 100,
+}  # examples with an answer each
 
 
 def table(text: str) -> dict[str, int]:
@@ -76,10 +83,17 @@ def first_of_the_best(scores: Sequence[float]) -> int:
     return best
 
 
-def shares_right(answers: Mapping[str, Sequence[str]], targets: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """_calculate_target_results, of each subtask: texts are compared, white space at their ends apart."""
+def shares_right(
+    answers: Mapping[str, Sequence[str]], targets: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """_calculate_target_results, of each subtask: texts are compared, white space at their ends
+    apart.
+    """
     return {
-        subtask: sum(one.strip() == target.strip() for one, target in zip(texts, targets[subtask], strict=True))
+        subtask: sum(
+            one.strip() == target.strip()
+            for one, target in zip(texts, targets[subtask], strict=True)
+        )
         / len(texts)
         for subtask, texts in answers.items()
     }
@@ -90,11 +104,22 @@ def sizes(year: str) -> dict[str, dict[str, int]]:
     if year == "2024":
         ewok = {"ewok": table(EWOK), "glue": table(GLUE_2024)}
         return {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), **ewok}
-    made = {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), "ewok": table(EWOK), "comps": table(COMPS)}
-    operations = {f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)}
+    made = {
+        "blimp": table(BLIMP),
+        "blimp_supplement": table(SUPPLEMENT),
+        "ewok": table(EWOK),
+        "comps": table(COMPS),
+    }
+    operations = {
+        f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)
+    }
     made |= {"reading": {"reading": READING}, "glue": table(GLUE)}
     if year == "2025":
-        return made | {"entity_tracking": operations, "wug_adj": {"wug_adj": 200}, "wug_past": {"wug_past": 50}}
+        return made | {
+            "entity_tracking": operations,
+            "wug_adj": {"wug_adj": 200},
+            "wug_past": {"wug_past": 50},
+        }
     return made | {"entity_tracking_filtered": operations}
 
 
@@ -111,7 +136,9 @@ def problems(document: dict[str, Any], year: str) -> Iterator[str]:
                 ids = [row["id"] for row in value["predictions"]]
                 if ids != [f"{key}_{n}" for n in range(len(ids))]:
                     yield f"{part}.{key}: ids out of order"
-                if not all(type(row["pred"]) is kinds.get(part, str) for row in value["predictions"]):
+                if not all(
+                    type(row["pred"]) is kinds.get(part, str) for row in value["predictions"]
+                ):
                     yield f"{part}.{key}: answers of another kind"
         return
     for part, n in GLOBAL_PIQA.items() if year == "2026" else ():

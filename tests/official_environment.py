@@ -1,4 +1,5 @@
-"""Open checkpoints as BabyLM's official pipelines do, with transformers alone. Run by a Python that has 4.51.3.
+"""Open checkpoints as BabyLM's official pipelines do, with transformers alone. Run by a Python that
+has 4.51.3.
 
     python official_environment.py FOLDER ...        one line of JSON: what each checkpoint answered
     python official_environment.py --known           the model types and tokenizer classes of that version, and what of
@@ -22,11 +23,18 @@ TEXTS = ["the old cat sees no dogs.", "who sleeps?"]
 
 
 def ask(folder, trusted=True):
-    """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short finetuning."""
+    """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short
+    finetuning.
+    """
     card = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["antlm_bench"]
-    processor = AutoProcessor.from_pretrained(folder, padding_side="right", trust_remote_code=trusted)
+    processor = AutoProcessor.from_pretrained(
+        folder, padding_side="right", trust_remote_code=trusted
+    )
     tokenizer = getattr(processor, "tokenizer", processor)
-    answers = {"keys": sorted(tokenizer(TEXTS, padding=True)), "specials": tokenizer(TEXTS[1])["input_ids"][:1]}
+    answers = {
+        "keys": sorted(tokenizer(TEXTS, padding=True)),
+        "specials": tokenizer(TEXTS[1])["input_ids"][:1],
+    }
     for method in card["methods"]:
         auto = AutoModelForCausalLM if method == "causal" else AutoModelForMaskedLM
         model = auto.from_pretrained(folder, trust_remote_code=trusted).eval()
@@ -36,7 +44,9 @@ def ask(folder, trusted=True):
 
 
 def score(model, tokenizer, text, method):
-    """Summed log-probability of a text's tokens after its first, each from a row of its own where one is hidden."""
+    """Summed log-probability of a text's tokens after its first, each from a row of its own where
+    one is hidden.
+    """
     batch = tokenizer(text, return_tensors="pt")
     ids, total = batch["input_ids"], 0.0
     for place in range(1, ids.shape[1]):
@@ -51,7 +61,9 @@ def score(model, tokenizer, text, method):
 
 
 def finetune(folder, tokenizer, trusted):
-    """Losses of five updates of the body under a linear head on its first position, as the pipeline of 2025 has it."""
+    """Losses of five updates of the body under a linear head on its first position, as the pipeline
+    of 2025 has it.
+    """
     torch.manual_seed(0)
     body = AutoModel.from_pretrained(folder, trust_remote_code=trusted).train()
     head = torch.nn.Linear(body.config.hidden_size, 2)
@@ -69,15 +81,23 @@ def finetune(folder, tokenizer, trusted):
 
 
 def known(modules, names):
-    """What this version of transformers knows, and which of the newer modules and names it has after all."""
+    """What this version of transformers knows, and which of the newer modules and names it has
+    after all.
+    """
     from transformers.models.auto import configuration_auto, tokenization_auto
 
-    classes = {name for pair in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() for name in pair if name}
+    classes = {
+        name for pair in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() for name in pair if name
+    }
     present = [name for name in modules if importable(name)]
     places = [
-        importlib.import_module(f"transformers{part}") for part in ("", ".utils", ".utils.generic", ".cache_utils")
+        importlib.import_module(f"transformers{part}")
+        for part in ("", ".utils", ".utils.generic", ".cache_utils")
     ]
-    places += [importlib.import_module(f"transformers.{part}") for part in ("modeling_utils", "configuration_utils")]
+    places += [
+        importlib.import_module(f"transformers.{part}")
+        for part in ("modeling_utils", "configuration_utils")
+    ]
     present += [name for name in names if any(hasattr(place, name) for place in places)]
     return {
         "transformers": transformers.__version__,
@@ -100,5 +120,10 @@ if __name__ == "__main__":
         print(json.dumps(known(*json.loads(sys.stdin.read()))))
     else:
         print(
-            json.dumps({"transformers": transformers.__version__, "answers": [ask(folder) for folder in sys.argv[1:]]})
+            json.dumps(
+                {
+                    "transformers": transformers.__version__,
+                    "answers": [ask(folder) for folder in sys.argv[1:]],
+                }
+            )
         )

@@ -1,8 +1,9 @@
-"""LTG-BERT, ELC-BERT and GPT-BERT as slow, obvious loops over tokens, pairs and heads, in double precision.
+"""LTG-BERT, ELC-BERT and GPT-BERT as slow, obvious loops over tokens, pairs and heads, in double
+precision.
 
-Written from the papers, one token vector at a time; shares nothing with the package. Weights are a dict:
-embedding (V, d), table (R, d), table_norm (w, b), layers [dict of qk_w qk_b v_w v_b (g_w g_b) o_w o_b (norm_w norm_b)
-wide narrow (alpha | alphas)], (alpha), head dense_w dense_b bias.
+Written from the papers, one token vector at a time; shares nothing with the package. Weights are a
+dict: embedding (V, d), table (R, d), table_norm (w, b), layers [dict of qk_w qk_b v_w v_b (g_w g_b)
+o_w o_b (norm_w norm_b) wide narrow (alpha | alphas)], (alpha), head dense_w dense_b bias.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def gelu(x):
 
 
 def gelu_tanh(x):
-    return np.array([0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x])
+    return np.array(
+        [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
+    )
 
 
 def softmax(x):
@@ -51,7 +54,11 @@ def attention(xs, layer, vectors, settings, allowed):
 
     def query_at(bucket_number, head):
         v = at[bucket_number]
-        return v[2 * head * h : (2 * head + 1) * h] if settings.get("per_head") else v[head * h : (head + 1) * h]
+        return (
+            v[2 * head * h : (2 * head + 1) * h]
+            if settings.get("per_head")
+            else v[head * h : (head + 1) * h]
+        )
 
     def key_at(bucket_number, head):
         v = at[bucket_number]
@@ -68,14 +75,20 @@ def attention(xs, layer, vectors, settings, allowed):
             s = slice(head * h, (head + 1) * h)
             scores, seen = [], [j for j in range(len(xs)) if allowed(i, j)]
             for j in seen:
-                r = bucket(i - j, settings["buckets"], settings["furthest"]) + settings["buckets"] - 1
+                r = (
+                    bucket(i - j, settings["buckets"], settings["furthest"])
+                    + settings["buckets"]
+                    - 1
+                )
                 query, key = qk[i][:d][s], qk[j][d:][s]
                 score = query @ key + query @ key_at(r, head) + key @ query_at(r, head)
                 scores.append(score / math.sqrt(3 * h))
             for j, p in zip(seen, softmax(scores), strict=True):
                 context[s] += p * values[j][s]
         if "norm_w" in layer:  # LTG-BERT: normalised after the projection
-            out.append(norm(layer["o_w"] @ context + layer["o_b"], eps, layer["norm_w"], layer["norm_b"]))
+            out.append(
+                norm(layer["o_w"] @ context + layer["o_b"], eps, layer["norm_w"], layer["norm_b"])
+            )
         else:
             if "g_w" in layer:
                 context = context * gelu(layer["g_w"] @ xs[i] + layer["g_b"])
@@ -93,7 +106,10 @@ def feed_forward(xs, layer, eps):
 
 
 def mixed(weights, states):
-    return [sum(w * state[t] for w, state in zip(weights, states, strict=True)) for t in range(len(states[0]))]
+    return [
+        sum(w * state[t] for w, state in zip(weights, states, strict=True))
+        for t in range(len(states[0]))
+    ]
 
 
 def plus(xs, ys):
@@ -101,7 +117,9 @@ def plus(xs, ys):
 
 
 def hidden(weights, settings, ids, allowed):
-    """The body's output: T vectors of size d. settings: heads eps buckets furthest mix ("" ... or "gpt") per_head."""
+    """The body's output: T vectors of size d. settings: heads eps buckets furthest mix ("" ... or
+    "gpt") per_head.
+    """
     eps, mix = settings["eps"], settings["mix"]
     vectors = [norm(r, eps, *weights["table_norm"]) for r in weights["table"]]
     x = [norm(weights["embedding"][i], eps) for i in ids]
@@ -137,7 +155,9 @@ def logits(weights, settings, ids, allowed=lambda i, j: True):
     return np.array(out)
 
 
-def random_weights(rng, mix, *, vocabulary=20, d=12, inner=16, layers=3, buckets=8, gate=True, learned=True):
+def random_weights(
+    rng, mix, *, vocabulary=20, d=12, inner=16, layers=3, buckets=8, gate=True, learned=True
+):
     """Weights large enough that every term of the formulas shows in the result."""
 
     def draw(*shape):

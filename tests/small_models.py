@@ -1,4 +1,6 @@
-"""Small LTG-BERT, ELC-BERT and GPT-BERT models with a reference's weights, for the tests of architectures."""
+"""Small LTG-BERT, ELC-BERT and GPT-BERT models with a reference's weights, for the tests of
+architectures.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def make(kind: str, suffix: str = "ForMaskedLM", **config):
     torch.manual_seed(0)
     module, prefix = (gpt_bert, "GptBert") if kind == "gpt" else (ltg_bert, "LtgBert")
     extra = {} if kind == "gpt" else {"layer_mix": kind}
-    return getattr(module, prefix + suffix)(getattr(module, prefix + "Config")(**SIZES | extra | config)).eval()
+    return getattr(module, prefix + suffix)(
+        getattr(module, prefix + "Config")(**SIZES | extra | config)
+    ).eval()
 
 
 def ours(weights):
@@ -47,8 +51,12 @@ def ours(weights):
         state |= {
             to + "attention.query_key.weight": layer["qk_w"],
             to + "attention.query_key.bias": layer["qk_b"],
-            to + f"attention.{value}.weight": np.concatenate([layer["v_w"], layer.get("g_w", layer["v_w"][:0])]),
-            to + f"attention.{value}.bias": np.concatenate([layer["v_b"], layer.get("g_b", layer["v_b"][:0])]),
+            to + f"attention.{value}.weight": np.concatenate(
+                [layer["v_w"], layer.get("g_w", layer["v_w"][:0])]
+            ),
+            to + f"attention.{value}.bias": np.concatenate(
+                [layer["v_b"], layer.get("g_b", layer["v_b"][:0])]
+            ),
             to + "attention.output.weight": layer["o_w"],
             to + "attention.output.bias": layer["o_b"],
             to + "feed_forward.wide.weight": layer["wide"],
@@ -63,7 +71,9 @@ def ours(weights):
             state[to + "mix.alpha"] = layer["alpha"]
         for place, alpha in enumerate(layer.get("alphas", ())):
             state[to + f"mixes.{place}.alpha"] = alpha
-    return {name: torch.tensor(np.asarray(value), dtype=torch.float32) for name, value in state.items()}
+    return {
+        name: torch.tensor(np.asarray(value), dtype=torch.float32) for name, value in state.items()
+    }
 
 
 def filled(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):

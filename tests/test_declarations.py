@@ -1,4 +1,6 @@
-"""Declarations: every mistake in a TOML is one error that names the file, the key and the nearest right key."""
+"""Declarations: every mistake in a TOML is one error that names the file, the key and the nearest
+right key.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antlm_bench.declarations import Declaration, Many, catalog, check, find, nearest, read_toml
+from antlm_bench.declarations import (
+    Declaration,
+    TomlTuple,
+    catalog,
+    find_declaration,
+    read_toml,
+    suggest_name,
+    validate_tables,
+)
 from antlm_bench.errors import DeclarationError
 
 
 class Wheel(Declaration):
     size: int
-    spokes: Many[str] = ()
+    spokes: TomlTuple[str] = ()
 
 
 class Bicycle(Declaration):
@@ -43,8 +53,16 @@ def test_a_right_declaration_is_read_and_frozen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "place", "message"),
     [
-        (GOOD.replace("size", "syze"), "bicycle.toml: front", "unknown key 'syze': did you mean 'size'?"),
-        (GOOD + "[more.back]\nsize = 1\nwrong = 2\n", "bicycle.toml: more.back", "known are size, spokes"),
+        (
+            GOOD.replace("size", "syze"),
+            "bicycle.toml: front",
+            "unknown key 'syze': did you mean 'size'?",
+        ),
+        (
+            GOOD + "[more.back]\nsize = 1\nwrong = 2\n",
+            "bicycle.toml: more.back",
+            "known are size, spokes",
+        ),
         (GOOD.replace("28", '"28"'), "bicycle.toml: front.size", "valid integer"),
         (GOOD.replace("28", "true"), "bicycle.toml: front.size", "valid integer"),
         (GOOD.replace("28", "1979-05-27"), "bicycle.toml: front.size", "valid integer"),
@@ -59,11 +77,13 @@ def test_a_right_declaration_is_read_and_frozen(tmp_path: Path) -> None:
         (f"gears = {'[' * 5000}", "bicycle.toml", ""),
     ],
 )
-def test_a_wrong_one_names_the_place(tmp_path: Path, content: str | bytes, place: str, message: str) -> None:
+def test_a_wrong_one_names_the_place(
+    tmp_path: Path, content: str | bytes, place: str, message: str
+) -> None:
     path = written(tmp_path, content)
     with pytest.raises(DeclarationError) as caught:
         read_toml(path, Bicycle)
-    assert caught.value.place.startswith(str(tmp_path / place))
+    assert caught.value.location.startswith(str(tmp_path / place))
     assert message in caught.value.message
 
 
@@ -75,12 +95,14 @@ def test_what_cannot_be_opened_is_one_error(tmp_path: Path) -> None:
 
 def test_several_mistakes_are_counted() -> None:
     with pytest.raises(DeclarationError, match=r"\(and 1 more\)"):
-        check({"name": 1, "front": {"size": "x"}}, Bicycle, Path("b.toml"))
+        validate_tables({"name": 1, "front": {"size": "x"}}, Bicycle, Path("b.toml"))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.binary(max_size=60))
-def test_any_text_is_a_declaration_or_an_error(tmp_path_factory: pytest.TempPathFactory, content: str | bytes) -> None:
+def test_any_text_is_a_declaration_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: str | bytes
+) -> None:
     try:
         raw = content.encode() if isinstance(content, str) else content
     except UnicodeEncodeError:
@@ -88,7 +110,7 @@ def test_any_text_is_a_declaration_or_an_error(tmp_path_factory: pytest.TempPath
     path = written(tmp_path_factory.getbasetemp(), raw)
     with pytest.raises(DeclarationError) as caught:  # `front` cannot come about by chance
         read_toml(path, Bicycle)
-    assert str(path) in caught.value.place
+    assert str(path) in caught.value.location
 
 
 def test_the_catalog_holds_what_is_shipped_and_the_user_s_folders_win(
@@ -102,24 +124,26 @@ def test_the_catalog_holds_what_is_shipped_and_the_user_s_folders_win(
     own.write_text("")
     monkeypatch.setenv("ANTLM_BENCH_PATH", f"{tmp_path / 'none'}:{tmp_path}")
     assert catalog("tasks") == {**shipped, "blimp": own}
-    assert find("tasks", "blimp") == own
+    assert find_declaration("tasks", "blimp") == own
 
 
-def test_the_current_directory_is_never_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_directory_is_never_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "mine.toml").write_text("")
     (tmp_path / "mine.toml").write_text("")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeclarationError, match="unknown suite 'mine'"):
-        find("tasks", "mine")
-    assert find("tasks", "mine.toml") == Path("mine.toml")  # a path is a path
+        find_declaration("tasks", "mine")
+    assert find_declaration("tasks", "mine.toml") == Path("mine.toml")  # a path is a path
 
 
 def test_a_name_that_is_nearly_right_is_suggested() -> None:
     with pytest.raises(DeclarationError) as caught:
-        find("tasks", "Blmp")
+        find_declaration("tasks", "Blmp")
     assert caught.value.hint == "did you mean 'blimp'?"
     for ref in ("./nothing.toml", "~nobody-here/x.toml", "x\0.toml", "y" * 5000 + ".toml"):
         with pytest.raises(DeclarationError, match="no such file"):
-            find("tasks", ref)
-    assert nearest("zzz", ["blimp"]) == ""
+            find_declaration("tasks", ref)
+    assert suggest_name("zzz", ["blimp"]) == ""

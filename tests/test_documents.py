@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from antlm_bench.commands.list import listing
+from antlm_bench.commands.list import list_catalog
 from antlm_bench.errors import BenchError
-from antlm_bench.scoring.multiple_choice import COMPATS, Policy
+from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS, ScoringConventions
 from antlm_bench.scoring.probes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,18 +33,22 @@ def rows(document: str, heading: str) -> list[list[str]]:
     below = text(document).split(heading, 1)[1]
     table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
     assert table
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]
+    ]
 
 
 def test_the_compat_table_is_the_one_in_force() -> None:
     """A row without a word on methods holds for all of them."""
-    documented: dict[str, dict[str, Policy]] = {}
+    documented: dict[str, dict[str, ScoringConventions]] = {}
     for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in rows(
         "docs/conventions.md", "## `--compat`"
     ):
         name, _, only = names.partition(", ")
-        reduction = {"sum": "sum", "mean per token": "per-token", "what the suite says": ""}[decides]
-        policy = Policy(
+        reduction = {"sum": "sum", "mean per token": "per-token", "what the suite says": ""}[
+            decides
+        ]
+        policy = ScoringConventions(
             bos=bos.strip("`"),
             bos_before_context=context_bos.strip("`").replace("the same", ""),
             eos={"–": "", "scored": "all", "after a context, scored": "context"}[eos],  # type: ignore[arg-type]
@@ -59,9 +63,12 @@ def test_the_compat_table_is_the_one_in_force() -> None:
         documented.setdefault(name.strip("`"), {}).update(
             dict.fromkeys([only] if only else ["causal", "masked"], policy)
         )
-    in_force = {"(none)": Policy(), **COMPATS}
+    in_force = {"(none)": ScoringConventions(), **PEER_CONVENTIONS}
     assert documented == {
-        name: {"causal": policy.of(METHODS["causal"]), "masked": policy.of(METHODS["mlm"])}
+        name: {
+            "causal": policy.for_method(METHODS["causal"]),
+            "masked": policy.for_method(METHODS["mlm"]),
+        }
         for name, policy in in_force.items()
     }
 
@@ -72,7 +79,7 @@ def test_the_readme_counts_the_suites_that_are_shipped() -> None:
         found = re.findall(r"`([^`]+)`", names)
         for name, count in zip(found, re.findall(r"\d+(?:,\d{3})*", items), strict=True):
             counted[found[0].removesuffix("-2025") + name if name.startswith("-") else name] = count
-    assert counted == {row["suite"]: row["items"] for row in listing("suites")}
+    assert counted == {row["suite"]: row["items"] for row in list_catalog("suites")}
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
@@ -92,9 +99,12 @@ def test_links_and_named_files_exist(document: str) -> None:
 def test_every_module_stands_in_the_tree() -> None:
     tree = text("ARCHITECTURE.md").split("## Tree", 1)[1].split("## Layers", 1)[0]
     places = {
-        path.relative_to(ROOT / "antlm_bench").parts[0].removesuffix(".py") for path in ROOT.glob("antlm_bench/*/*.py")
+        path.relative_to(ROOT / "antlm_bench").parts[0].removesuffix(".py")
+        for path in ROOT.glob("antlm_bench/*/*.py")
     }
-    places |= {path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")}
+    places |= {
+        path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")
+    }
     assert not [place for place in places if not re.search(rf"\b{place}\b", tree)]
 
 

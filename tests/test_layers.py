@@ -1,4 +1,6 @@
-"""The shape of the house, kept by reading the source: imports point down, one door per dependency, small files."""
+"""The shape of the house, kept by reading the source: imports point down, one door per dependency,
+small files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "antlm_bench"
 
-# A module belongs to the layer of its longest prefix here; a module that nobody placed fails the test.
+# A module belongs to the layer of its longest prefix here; a module that nobody placed fails the
+# test.
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
@@ -135,7 +138,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_share" not in path.parts}
+MODULES = {
+    name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_share" not in path.parts
+}
 
 
 def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
@@ -149,11 +154,16 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
                 yield from (Import(module, alias.name, child.lineno, lazy) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.module and not child.level, f"{module}:{child.lineno}: relative import"
-                for alias in child.names:  # `from antlm_bench.suites import items` imports the module `suites.items`
+                for alias in (
+                    child.names
+                ):  # `from antlm_bench.suites import items` imports the module `suites.items`
                     deeper = f"{child.module}.{alias.name}"
                     known = deeper.removeprefix("antlm_bench.") in MODULES
                     yield Import(module, deeper if known else child.module, child.lineno, lazy)
-            yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+            yield from walk(
+                child,
+                lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+            )
 
     return walk(tree, False)
 
@@ -184,7 +194,9 @@ def is_package(module: str) -> bool:
 
 def test_the_tables_above_name_only_modules_that_exist() -> None:
     prefixes = {*LAYERS, *LAZY_IN, *(prefix for door in DOORS.values() for prefix in door)}
-    assert not [prefix for prefix in prefixes if not any(within(module, (prefix,)) for module in MODULES)]
+    assert not [
+        prefix for prefix in prefixes if not any(within(module, (prefix,)) for module in MODULES)
+    ]
 
 
 def test_every_module_has_a_layer() -> None:
@@ -192,7 +204,11 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_imports_only_point_down() -> None:
-    up = [i for i in OURS if i.module and not is_package(i.module) and i.target and layer(i.target) > layer(i.module)]
+    up = [
+        i
+        for i in OURS
+        if i.module and not is_package(i.module) and i.target and layer(i.target) > layer(i.module)
+    ]
     assert not up, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in up)
 
 
@@ -202,26 +218,40 @@ def test_no_circles_within_a_layer() -> None:
         if found.module and found.target in below:
             below[found.module].add(found.target)
     while below:
-        leaves = [module for module, targets in below.items() if not targets & below.keys() - {module}]
+        leaves = [
+            module for module, targets in below.items() if not targets & below.keys() - {module}
+        ]
         assert leaves, f"imports go in a circle among {sorted(below)}"
         below = {module: targets for module, targets in below.items() if module not in leaves}
 
 
 @pytest.mark.parametrize("dependency", sorted(DOORS))
 def test_each_dependency_has_its_door(dependency: str) -> None:
-    outside = [i for i in THEIRS if within(i.target, (dependency,)) and not within(i.module, DOORS[dependency])]
+    outside = [
+        i
+        for i in THEIRS
+        if within(i.target, (dependency,)) and not within(i.module, DOORS[dependency])
+    ]
     assert not outside, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in outside)
 
 
 def test_every_dependency_is_declared_and_has_a_door() -> None:
     known = {*DOORS, *sys.stdlib_module_names, "numpy", "tomli"}
-    strangers = {f"{i.module}:{i.line} imports {i.target}" for i in THEIRS if i.target.split(".")[0] not in known}
+    strangers = {
+        f"{i.module}:{i.line} imports {i.target}"
+        for i in THEIRS
+        if i.target.split(".")[0] not in known
+    }
     assert not strangers
 
 
 @pytest.mark.parametrize("place", sorted(LAZY_IN))
 def test_slow_imports_stand_inside_functions_on_the_way_to_a_verb(place: str) -> None:
-    eager = [i for i in THEIRS if within(i.module, (place,)) and within(i.target, LAZY_IN[place]) and not i.lazy]
+    eager = [
+        i
+        for i in THEIRS
+        if within(i.module, (place,)) and within(i.target, LAZY_IN[place]) and not i.lazy
+    ]
     assert not eager, "\n".join(f"{i.module}:{i.line} imports {i.target} at the top" for i in eager)
 
 
@@ -237,7 +267,9 @@ def test_files_and_functions_stay_small() -> None:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 600, f"{module} has {lines} lines: find the missing idea"
         for node in ast.walk(TREES[module]):
-            if isinstance(node, ast.FunctionDef):  # its body: the signature of a verb is a table of options
+            if isinstance(
+                node, ast.FunctionDef
+            ):  # its body: the signature of a verb is a table of options
                 length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 assert length <= 60, f"{module}.{node.name} has {length} lines"
 
@@ -255,7 +287,9 @@ def loaded_by(code: str) -> set[str]:
     """Top-level packages that a fresh interpreter holds after running `code`."""
     script = f"{code}\nimport sys\nprint('\\n@', *{{name.split('.')[0] for name in sys.modules}})"
     environment = {**os.environ, "COLUMNS": "100"}
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
     return set(out.stdout.rpartition("@")[2].split())
 
 

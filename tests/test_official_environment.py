@@ -1,7 +1,8 @@
-"""A checkpoint that our trainers wrote opens in the official pipelines' environment (transformers 4.51.3) as here.
+"""A checkpoint that our trainers wrote opens in the official pipelines' environment (transformers
+4.51.3) as here.
 
-The environment is made once, with pip; or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it. Skipped, with the
-reason, where no package registry can be reached.
+The environment is made once, with pip; or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it.
+Skipped, with the reason, where no package registry can be reached.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from toy_recipe import toy
 from antlm_bench.commands.portability import NEWER_MODULES, NEWER_NAMES
 from antlm_bench.commands.portability import official_environment as listed_environment
 from antlm_bench.training.checkpoint_io import save_checkpoint
-from antlm_bench.training.model_factory import build
+from antlm_bench.training.model_factory import build_model
 
 pytestmark = pytest.mark.slow
 PINNED = ("transformers==4.51.3", "tokenizers==0.21.1")
@@ -32,11 +33,26 @@ BOTH = {"attends": ["causal", "full"]}
 # Name -> model table of the recipe, and how its card says that it was trained.
 TRAINED = {
     "llama": ({"architecture": "llama"}, {"attends": ["causal"], "methods": ["causal"]}),
-    "llama-hybrid": ({"architecture": "llama", "tied": True}, BOTH | {"methods": ["causal", "mlm"]}),
-    "gpt2": ({"architecture": "gpt2", "tied": True}, {"attends": ["causal"], "methods": ["causal"]}),
-    "ltg-bert": ({"architecture": "ltg-bert", "tied": True}, {"attends": ["full"], "methods": ["mlm"]}),
-    "elc-bert": ({"architecture": "ltg-bert", "layer_mix": "weighted_output"}, BOTH | {"methods": ["mlm", "causal"]}),
-    "gpt-bert": ({"architecture": "gpt-bert", "tied": True}, BOTH | {"methods": ["mntp", "causal"]}),
+    "llama-hybrid": (
+        {"architecture": "llama", "tied": True},
+        BOTH | {"methods": ["causal", "mlm"]},
+    ),
+    "gpt2": (
+        {"architecture": "gpt2", "tied": True},
+        {"attends": ["causal"], "methods": ["causal"]},
+    ),
+    "ltg-bert": (
+        {"architecture": "ltg-bert", "tied": True},
+        {"attends": ["full"], "methods": ["mlm"]},
+    ),
+    "elc-bert": (
+        {"architecture": "ltg-bert", "layer_mix": "weighted_output"},
+        BOTH | {"methods": ["mlm", "causal"]},
+    ),
+    "gpt-bert": (
+        {"architecture": "gpt-bert", "tied": True},
+        BOTH | {"methods": ["mntp", "causal"]},
+    ),
 }
 
 
@@ -49,7 +65,16 @@ def official_python(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
     python = folder / "bin" / "python"
     torch_version = version("torch").partition("+")[0]
-    install = [str(python), "-m", "pip", "install", "-qq", f"torch=={torch_version}", "numpy", *PINNED]
+    install = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        f"torch=={torch_version}",
+        "numpy",
+        *PINNED,
+    ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no environment with {PINNED[0]}: {done.stderr.strip().splitlines()[-1]}")
@@ -57,7 +82,9 @@ def official_python(tmp_path_factory):
 
 
 def run_official(python, *arguments, **more):
-    """The JSON that the script prints in the official environment, with a cache of its own and no network."""
+    """The JSON that the script prints in the official environment, with a cache of its own and no
+    network.
+    """
     home = str(Path(os.environ["ANTLM_BENCH_CACHE"]) / "official-home")
     private = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     done = subprocess.run(
@@ -75,7 +102,7 @@ def checkpoints(tmp_path_factory):
     for name, (model, card) in TRAINED.items():
         torch.manual_seed(0)
         masked = "full" in card["attends"] and "bert" in name
-        built = build(toy(model=model).model, 400, masked=masked)
+        built = build_model(toy(model=model).model, 400, masked=masked)
         save_checkpoint(root / name, built, tokenizer_for("causal", adds=True), card | facts)
     return root
 
@@ -90,7 +117,9 @@ def test_every_architecture_loads_scores_and_finetunes_there_as_here(official_py
         assert answers["specials"] == here["specials"] == [1]
         for method in TRAINED[name][1]["methods"]:
             assert answers[method] == pytest.approx(here[method], abs=1e-3), (name, method)
-            assert answers[method] == pytest.approx(ours(folder, official_environment.TEXTS, method), abs=1e-3)
+            assert answers[method] == pytest.approx(
+                ours(folder, official_environment.TEXTS, method), abs=1e-3
+            )
         assert answers["losses"] == pytest.approx(here["losses"], rel=1e-3), name
         assert answers["losses"][-1] < answers["losses"][0]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from antlm_bench import statistics
-from antlm_bench.statistics.acquisition import correlation
+from antlm_bench.statistics.acquisition import pearson_correlation
 from antlm_bench.types import Floats
 
 RIGHT = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -30,13 +30,13 @@ def equal(k: int) -> Floats:
 def test_wilson_is_scipys(case: tuple[int, int]) -> None:
     k, n = case
     theirs = stats.binomtest(k, n).proportion_ci(method="wilson")
-    low, high = statistics.wilson(k, n)
+    low, high = statistics.wilson_interval(k, n)
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 @given(st.floats(0, 1), st.integers(1, 10_000))
 def test_wilson_takes_fractional_credit_and_stays_in_the_unit_interval(p: float, n: int) -> None:
-    low, high = statistics.wilson(p * n, n)
+    low, high = statistics.wilson_interval(p * n, n)
     assert -1e-12 <= low <= p + 1e-12 and p - 1e-12 <= high <= 1 + 1e-12
 
 
@@ -57,47 +57,49 @@ def test_the_bootstrap_draws_what_resampling_items_one_by_one_draws() -> None:
     values = [np.array([0, 0.5, 1, 1, 0, 1, 1, 0.5, 0, 1.0]), np.array([1, 0, 0, 1, 0.0])]
     rng = np.random.default_rng(1)
     naive = sum(v[rng.integers(len(v), size=(200_000, len(v)))].mean(axis=1) / 2 for v in values)
-    ours = statistics.bootstrap(values, equal(2), draws=200_000)
+    ours = statistics.bootstrap_interval(values, equal(2), draws=200_000)
     assert tuple(ours) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.02)
 
 
 @pytest.mark.parametrize("weights", [equal(4), np.array([0.5, 0.25, 0.125, 0.125])])
 def test_bootstrap_and_closed_form_agree(weights: Floats) -> None:
     drawn = strata([400, 900, 300, 1000], [0.7, 0.55, 0.9, 0.3])
-    assert tuple(statistics.bootstrap(drawn, weights)) == pytest.approx(
-        tuple(statistics.closed_form(drawn, weights)), abs=0.0015
+    assert tuple(statistics.bootstrap_interval(drawn, weights)) == pytest.approx(
+        tuple(statistics.normal_interval(drawn, weights)), abs=0.0015
     )
 
 
 def test_closed_form_is_the_formula() -> None:
     a, b = np.array([1, 0, 1, 1.0]), np.array([0.5, 1])
-    low, high = statistics.closed_form([a, b], equal(2))
+    low, high = statistics.normal_interval([a, b], equal(2))
     variance = (a.var(ddof=1) / 4 + b.var(ddof=1) / 2) / 4
     assert (low + high) / 2 == pytest.approx(0.75)
     assert high - low == pytest.approx(2 * 1.959963984540054 * variance**0.5)
 
 
 def test_a_stratum_of_one_item_is_not_taken_for_certain() -> None:
-    low, high = statistics.closed_form([np.array([1.0]), np.array([0.0])], equal(2))
+    low, high = statistics.normal_interval([np.array([1.0]), np.array([0.0])], equal(2))
     assert high - low == pytest.approx(2 * 1.959963984540054 * (2 * 0.25 / 4) ** 0.5)
 
 
 def test_the_clustered_interval_is_the_t_interval_over_means() -> None:
     means = np.array([0.6, 0.9, 0.75, 0.5])
     theirs = stats.t.interval(0.95, 3, loc=means.mean(), scale=stats.sem(means))
-    assert tuple(statistics.clustered(means, equal(4))) == pytest.approx(theirs)
+    assert tuple(statistics.clustered_interval(means, equal(4))) == pytest.approx(theirs)
 
 
 def test_one_cluster_has_no_clustered_interval() -> None:
     with pytest.raises(ValueError, match="two strata"):
-        statistics.clustered(np.array([0.5]), equal(1))
+        statistics.clustered_interval(np.array([0.5]), equal(1))
 
 
 def test_wilson_macro_of_one_stratum_is_wilson_and_of_perfect_ones_is_not_certain() -> None:
-    low, high = statistics.wilson(30, 40)
+    low, high = statistics.wilson_interval(30, 40)
     values = np.repeat([1.0, 0.0], [30, 10])
-    assert tuple(statistics.wilson_macro([values], equal(1))) == pytest.approx((float(low), float(high)))
-    perfect = statistics.wilson_macro([np.ones(100)] * 10, equal(10))
+    assert tuple(statistics.wilson_macro_interval([values], equal(1))) == pytest.approx(
+        (float(low), float(high))
+    )
+    perfect = statistics.wilson_macro_interval([np.ones(100)] * 10, equal(10))
     assert perfect.high == pytest.approx(1) and 0.98 < perfect.low < 0.999
 
 
@@ -121,7 +123,7 @@ def test_the_clustered_interval_covers_when_paradigms_are_a_sample() -> None:
     for _ in range(2000):
         rates = rng.beta(6, 3, size=12)
         means = rng.binomial(200, rates) / 200
-        low, high = statistics.clustered(means, equal(12))
+        low, high = statistics.clustered_interval(means, equal(12))
         hits += low <= 6 / 9 <= high
     assert 0.93 <= hits / 2000 <= 0.97
 
@@ -129,16 +131,18 @@ def test_the_clustered_interval_covers_when_paradigms_are_a_sample() -> None:
 def test_spearman_is_scipys_and_unknown_where_undefined() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.random(50), rng.integers(0, 5, 50).astype(float)
-    assert statistics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert statistics.spearman(x, np.ones(50)) is None
-    assert statistics.spearman(x[:2], y[:2]) is None
+    assert statistics.spearman_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert statistics.spearman_correlation(x, np.ones(50)) is None
+    assert statistics.spearman_correlation(x[:2], y[:2]) is None
 
 
 @pytest.mark.parametrize("n", [20, 50, 200, 1000])
 def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
-    """Summed over every outcome, not drawn: of single rates it waves around 95%, as all intervals of a count do."""
+    """Summed over every outcome, not drawn: of single rates it waves around 95%, as all intervals
+    of a count do.
+    """
     rates = np.linspace(0.03, 0.97, 95)
-    low, high = statistics.wilson(np.arange(n + 1.0), n)
+    low, high = statistics.wilson_interval(np.arange(n + 1.0), n)
     inside = (low <= rates[:, None]) & (rates[:, None] <= high)
     covered = (stats.binom.pmf(np.arange(n + 1), n, rates[:, None]) * inside).sum(axis=1)
     assert 0.945 <= covered.mean() <= 0.96
@@ -147,21 +151,33 @@ def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_a_rate_at_the_bound_of_what_was_never_seen_would_hide_in_1_of_40_samples(n: int) -> None:
-    """All n right, of two classes: errors of both kinds share a prior of one; the bound is Clopper and Pearson's."""
-    low, high = statistics.unseen_counts(
-        np.array([n / 2, 0, 0, n / 2]), 0.5, lambda cells: (cells[:, 0] + cells[:, 3]) / cells.sum(axis=1)
+    """All n right, of two classes: errors of both kinds share a prior of one; the bound is Clopper
+    and Pearson's.
+    """
+    low, high = statistics.dirichlet_interval(
+        np.array([n / 2, 0, 0, n / 2]),
+        0.5,
+        lambda cells: (cells[:, 0] + cells[:, 3]) / cells.sum(axis=1),
     )
-    assert low ** (n + 1) == pytest.approx(0.025, abs=0.004)  # the diagonal has a prior, too: one item more
+    assert low ** (n + 1) == pytest.approx(
+        0.025, abs=0.004
+    )  # the diagonal has a prior, too: one item more
     assert low < stats.beta.ppf(0.5, n, 1) < high < 1
 
 
 @pytest.mark.parametrize(("n", "r"), [(30, 0.0), (30, 0.8), (200, 0.5)])
-def test_fishers_interval_of_pearsons_r_covers_and_its_p_errs_5_times_in_100(n: int, r: float) -> None:
+def test_fishers_interval_of_pearsons_r_covers_and_its_p_errs_5_times_in_100(
+    n: int, r: float
+) -> None:
     rng, trials = np.random.default_rng(4), 1200
     hits = found = 0
     for _ in range(trials):
         x, noise = rng.normal(size=(2, n))
-        _, p, (low, high) = correlation(x, r * x + (1 - r * r) ** 0.5 * noise) or (0, 0, (2, 2))
+        _, p, (low, high) = pearson_correlation(x, r * x + (1 - r * r) ** 0.5 * noise) or (
+            0,
+            0,
+            (2, 2),
+        )
         hits += low <= r <= high
         found += p < 0.05
     noise = 3 * (0.05 * 0.95 / trials) ** 0.5
@@ -170,11 +186,19 @@ def test_fishers_interval_of_pearsons_r_covers_and_its_p_errs_5_times_in_100(n: 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), min_size=1, max_size=6
+    )
+)
 def test_intervals_hold_their_estimate_and_repeat_exactly(values: list[list[float]]) -> None:
     drawn, weights = [np.array(v) for v in values], equal(len(values))
     value = float(np.mean([v.mean() for v in drawn]))
-    for interval in (statistics.bootstrap, statistics.closed_form, statistics.wilson_macro):
+    for interval in (
+        statistics.bootstrap_interval,
+        statistics.normal_interval,
+        statistics.wilson_macro_interval,
+    ):
         low, high = interval(drawn, weights)
         assert low - 1e-9 <= value <= high + 1e-9
         assert interval(drawn, weights) == (low, high)
@@ -183,5 +207,5 @@ def test_intervals_hold_their_estimate_and_repeat_exactly(values: list[list[floa
 def test_blimp_is_bootstrapped_within_two_seconds() -> None:
     drawn = strata([1000] * 67, list(np.linspace(0.4, 0.99, 67)))
     start = time.perf_counter()
-    statistics.bootstrap(drawn, equal(67))
+    statistics.bootstrap_interval(drawn, equal(67))
     assert time.perf_counter() - start < 2

@@ -1,4 +1,6 @@
-"""The command line with real (tiny) checkpoints: doctor's findings, a score that a scheduler stops and that resumes."""
+"""The command line with real (tiny) checkpoints: doctor's findings, a score that a scheduler stops
+and that resumes.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,30 @@ from antlm_bench.cli.app import run
 Make = Callable[..., Path]
 
 
-def test_doctor_prints_what_was_found(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--model", str(make_checkpoint("causal")), "--model", str(make_checkpoint("masked"))]) == 0
+def test_doctor_prints_what_was_found(
+    make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            [
+                "doctor",
+                "--model",
+                str(make_checkpoint("causal")),
+                "--model",
+                str(make_checkpoint("masked")),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    for part in ("LlamaForCausalLM", "BertForMaskedLM", "<s> ...", "<s> ... </s>", "default: causal", "default: mlm"):
+    for part in (
+        "LlamaForCausalLM",
+        "BertForMaskedLM",
+        "<s> ...",
+        "<s> ... </s>",
+        "default: causal",
+        "default: mlm",
+    ):
         assert part in out
 
 
@@ -55,10 +77,14 @@ def predictions(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.rglob("predictions/*.parquet")}
 
 
-def test_a_score_that_a_scheduler_stops_says_so_and_resumes(make_checkpoint: Make, pairs: Path, tmp_path: Path) -> None:
+def test_a_score_that_a_scheduler_stops_says_so_and_resumes(
+    make_checkpoint: Make, pairs: Path, tmp_path: Path
+) -> None:
     checkpoint, environment = make_checkpoint("masked"), {**os.environ, "OMP_NUM_THREADS": "1"}
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    child = subprocess.Popen(command(checkpoint, pairs, stopped), env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command(checkpoint, pairs, stopped), env=environment, stderr=subprocess.PIPE, text=True
+    )
     while child.poll() is None and not list(stopped.rglob("partial/*/*.parquet")):
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
@@ -67,5 +93,7 @@ def test_a_score_that_a_scheduler_stops_says_so_and_resumes(make_checkpoint: Mak
     assert "SIGTERM" in said and "continues" in said and "Traceback" not in said
     assert not predictions(stopped)  # the suite was in the middle
     for out in (stopped, whole):
-        subprocess.run(command(checkpoint, pairs, out), env=environment, check=True, capture_output=True)
+        subprocess.run(
+            command(checkpoint, pairs, out), env=environment, check=True, capture_output=True
+        )
     assert predictions(stopped) == predictions(whole) and len(predictions(whole)) == 1

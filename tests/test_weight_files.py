@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, weight_hash
+from antlm_bench.checkpoints import OpenOptions, expand_refs, hash_weights, open_checkpoint
 from antlm_bench.checkpoints.resolve import locate_sources
-from antlm_bench.checkpoints.tensor_check import check_other_sets
-from antlm_bench.commands.preflight import broken, weights
+from antlm_bench.checkpoints.tensor_check import check_other_weight_sets
+from antlm_bench.commands.preflight import find_file_problems, weights_digest
 from antlm_bench.errors import CheckpointError
-from antlm_bench.weight_files import select_weights, tensor_headers, weight_sets
+from antlm_bench.weight_files import list_weight_sets, read_tensor_headers, select_weights
 
 
 @pytest.fixture
@@ -53,18 +53,26 @@ def shard(folder, names=("a/first.safetensors", "b/second.safetensors")):
 
 def test_the_hash_of_a_single_file_is_that_of_its_bytes(copy):
     folder = copy()
-    before = weight_hash(folder)
-    assert before == sha256(folder / "model.safetensors") == weights(folder)
-    for other in ("model.fp16.safetensors", "consolidated.safetensors"):  # a variant, and another program's copy
+    before = hash_weights(folder)
+    assert before == sha256(folder / "model.safetensors") == weights_digest(folder)
+    for other in (
+        "model.fp16.safetensors",
+        "consolidated.safetensors",
+    ):  # a variant, and another program's copy
         save_file({"x": torch.ones(3)}, folder / other)
-    assert weight_hash(folder) == before == weights(folder) == opened(folder).describe["weights"]
+    assert (
+        hash_weights(folder)
+        == before
+        == weights_digest(folder)
+        == opened(folder).metadata["weights"]
+    )
 
 
 def test_the_hash_of_shards_in_one_folder_is_that_of_their_bytes_in_order(copy):
     folder = copy()
     files = shard(folder, ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"))
-    assert weight_hash(folder) == sha256(*files) == weights(folder)
-    assert opened(folder).describe["weight_files"] == "model.safetensors.index.json (2 files)"
+    assert hash_weights(folder) == sha256(*files) == weights_digest(folder)
+    assert opened(folder).metadata["weight_files"] == "model.safetensors.index.json (2 files)"
 
 
 def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
@@ -72,13 +80,13 @@ def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
     files = shard(folder)
     save_file({"decoy": torch.ones(2)}, folder / "decoy.safetensors", {"format": "pt"})
     checkpoint = opened(folder)
-    assert checkpoint.describe["weights"] == sha256(*files) == weights(folder)
+    assert checkpoint.metadata["weights"] == sha256(*files) == weights_digest(folder)
     for name, tensor in opened(plain).engine.model.state_dict().items():
         assert torch.equal(checkpoint.engine.model.state_dict()[name], tensor)
     tensors = load_file(files[1])
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, files[1], {"format": "pt"})
-    assert weight_hash(folder) == sha256(*files) != checkpoint.describe["weights"]
+    assert hash_weights(folder) == sha256(*files) != checkpoint.metadata["weights"]
 
 
 def test_an_index_whose_file_is_missing_or_damaged_is_refused(copy):
@@ -87,11 +95,13 @@ def test_an_index_whose_file_is_missing_or_damaged_is_refused(copy):
     second.unlink()
     with pytest.raises(CheckpointError, match="second"):
         opened(folder)
-    assert any("b/second.safetensors" in str(problem) for problem in broken("main", folder))
+    assert any(
+        "b/second.safetensors" in str(problem) for problem in find_file_problems("main", folder)
+    )
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(CheckpointError, match="is no index of weights"):
         opened(folder)
-    assert [problem for problem in broken("main", folder) if "index" in problem.message]
+    assert [problem for problem in find_file_problems("main", folder) if "index" in problem.message]
 
 
 def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_path):
@@ -100,8 +110,10 @@ def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_pa
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     for new_format in (True, False):
         torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=new_format)
-        headers = tensor_headers(weight_sets(folder)[1])
-        assert {n: h.shape for n, h in headers.items()} == {n: tuple(t.shape) for n, t in state.items()}
+        headers = read_tensor_headers(list_weight_sets(folder)[1])
+        assert {n: h.shape for n, h in headers.items()} == {
+            n: tuple(t.shape) for n, t in state.items()
+        }
         assert headers["lm_head.weight"].storage == headers["model.embed_tokens.weight"].storage
 
     class Evil:
@@ -110,7 +122,7 @@ def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_pa
 
     torch.save({"x": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot read which tensors"):
-        tensor_headers(weight_sets(folder)[1])
+        read_tensor_headers(list_weight_sets(folder)[1])
     assert not (tmp_path / "ran").exists()
 
 
@@ -118,12 +130,14 @@ def test_two_sets_of_the_same_shapes_are_named_and_safetensors_are_read(copy):
     folder = copy()
     state = load_file(folder / "model.safetensors")
     torch.save(state | {"rotary_emb.inv_freq": torch.ones(4)}, folder / "pytorch_model.bin")
-    before = weight_hash(folder)
+    before = hash_weights(folder)
     for allowed in (False, True):
         checkpoint = opened(folder, allow_pickle=allowed)
-        [note] = checkpoint.describe["notes"]
-        assert note.startswith("weights are read from model.safetensors (safetensors go before pickled weights)")
-        assert checkpoint.describe["weights"] == before == sha256(folder / "model.safetensors")
+        [note] = checkpoint.metadata["notes"]
+        assert note.startswith(
+            "weights are read from model.safetensors (safetensors go before pickled weights)"
+        )
+        assert checkpoint.metadata["weights"] == before == sha256(folder / "model.safetensors")
 
 
 def test_two_sets_of_other_shapes_or_names_are_refused(copy):
@@ -131,7 +145,10 @@ def test_two_sets_of_other_shapes_or_names_are_refused(copy):
     state = load_file(folder / "model.safetensors")
     wide = state | {"model.norm.weight": torch.ones(33)}
     fewer = {name: tensor for name, tensor in state.items() if ".layers.1." not in name}
-    for other, said in ((wide, r"model\.norm\.weight is \[32\] in the first and \[33\]"), (fewer, "only in the first")):
+    for other, said in (
+        (wide, r"model\.norm\.weight is \[32\] in the first and \[33\]"),
+        (fewer, "only in the first"),
+    ):
         torch.save(other, folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=said) as refused:
             opened(folder)
@@ -153,30 +170,38 @@ def test_tied_weights_that_one_set_holds_twice_are_no_difference(copy):
     state = load_file(folder / "model.safetensors")
     state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
     state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
-    torch.save({f"wrapper.{name}": tensor for name, tensor in state.items()}, folder / "pytorch_model.bin")
-    assert len(check_other_sets(folder, OpenOptions())) == 1
+    torch.save(
+        {f"wrapper.{name}": tensor for name, tensor in state.items()}, folder / "pytorch_model.bin"
+    )
+    assert len(check_other_weight_sets(folder, OpenOptions())) == 1
 
 
 def test_a_file_that_the_configuration_names_is_what_is_read(copy):
     folder = copy()
     (folder / "model.safetensors").rename(folder / "best.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "best.safetensors"}))
-    assert opened(folder).describe["weights"] == sha256(folder / "best.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps(config | {"transformers_weights": "best.safetensors"})
+    )
+    assert opened(folder).metadata["weights"] == sha256(folder / "best.safetensors")
 
 
 @pytest.mark.parametrize("name", ["seed[1]", "my model (v2)", "modèle-日本", "what? *really*"])
 def test_a_path_that_exists_is_never_a_glob(copy, name):
     odd, other = copy(f"runs {name}/{name}"), copy(f"runs {name}/seed1", seed=1)
-    assert expand([str(odd)]) == [str(odd)]
-    assert expand([str(odd.parent)]) == sorted([str(odd), str(other)], key=lambda p: expand([str(odd.parent)]).index(p))
-    assert set(expand([f"{odd.parent}/*"])) == {str(odd), str(other)}
+    assert expand_refs([str(odd)]) == [str(odd)]
+    assert expand_refs([str(odd.parent)]) == sorted(
+        [str(odd), str(other)], key=lambda p: expand_refs([str(odd.parent)]).index(p)
+    )
+    assert set(expand_refs([f"{odd.parent}/*"])) == {str(odd), str(other)}
     assert locate_sources(str(odd), OpenOptions()).base == odd
-    assert opened(odd).describe["weights"] == sha256(odd / "model.safetensors") != weight_hash(other)
+    assert (
+        opened(odd).metadata["weights"] == sha256(odd / "model.safetensors") != hash_weights(other)
+    )
 
 
 def test_a_run_of_a_folder_with_brackets_is_read_back(copy, tmp_path, monkeypatch):
-    from antlm_bench.commands.report import report
+    from antlm_bench.commands.report import build_report
     from antlm_bench.commands.score import score
 
     monkeypatch.chdir(tmp_path)
@@ -185,4 +210,4 @@ def test_a_run_of_a_folder_with_brackets_is_read_back(copy, tmp_path, monkeypatc
     (tmp_path / "pairs [é].csv").write_text("good,bad\nthe cat sees,the cat see\n")
     [run] = score("seed[1]", "pairs [é].csv")
     assert run.manifest.model["weights"] == sha256(odd / "model.safetensors")
-    assert report([run.path]).columns[0].entries[0].number is not None
+    assert build_report([run.path]).columns[0].results[0].score is not None

@@ -59,7 +59,8 @@ def tokenizer_for(kind: str, adds: bool, mask: bool = True):
     tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
     if adds:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A" if kind == "causal" else "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+            single="<s> $A" if kind == "causal" else "<s> $A </s>",
+            special_tokens=[("<s>", 1), ("</s>", 2)],
         )
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     if mask:
@@ -70,7 +71,8 @@ def tokenizer_for(kind: str, adds: bool, mask: bool = True):
 
 
 def model_for(kind: str, seed: int, architecture: str = "", **config: object):
-    """A random transformers model: Llama or BERT shape unless `architecture` names another class."""
+    """A random transformers model: Llama or BERT shape unless `architecture` names another class.
+    """
     import torch
     import transformers
 

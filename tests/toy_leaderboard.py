@@ -1,4 +1,6 @@
-"""Runs and suites of the size that a leaderboard wants, or of a few items per group; no model, no data."""
+"""Runs and suites of the size that a leaderboard wants, or of a few items per group; no model, no
+data.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,17 @@ from antlm_bench.errors import DataError
 from antlm_bench.exports import leaderboard
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.loader import Suite
-from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.suites.spec import SuiteSpec, read_spec
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
-DECLARED = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), SuiteSpec)}
-SPECS = {name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone}  # choices of texts
+DECLARED = {
+    name: spec
+    for name, path in catalog("tasks").items()
+    if isinstance(spec := read_spec(path), SuiteSpec)
+}
+SPECS = {
+    name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone
+}  # choices of texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
 SHIPPED = leaderboard.schema  # tests replace the name
 # Settings of a causal run by a year's conventions, as `score --compat babylm-YEAR` records them.
@@ -37,9 +45,11 @@ def counts(suite: str, most: int | None = None) -> dict[str, int]:
 
 
 def toy_suite(name: str, most: int | None = None) -> Suite:
-    """The suite with as many items per group as officially (or `most`), of made-up texts; the first option is right."""
+    """The suite with as many items per group as officially (or `most`), of made-up texts; the first
+    option is right.
+    """
     if name not in SPECS:
-        raise DataError(f"{name} has no toy", place=name)
+        raise DataError(f"{name} has no toy", location=name)
     spec = SPECS[name]
     if not spec.groups:
         return ungrouped(name, most)
@@ -47,24 +57,42 @@ def toy_suite(name: str, most: int | None = None) -> Suite:
     items = []
     for group, n in counts(name, most).items():
         for i in range(n):
-            text = [f"{group} {i} {which}." for which in ("right", "wrong", "odd")][: 3 if spec.item.each else 2]
-            options = [Option(f"Context. {t}", (8, 9 + len(t))) if with_context else Option(t) for t in text]
+            text = [f"{group} {i} {which}." for which in ("right", "wrong", "odd")][
+                : 3 if spec.item.each else 2
+            ]
+            options = [
+                Option(f"Context. {t}", (8, 9 + len(t))) if with_context else Option(t)
+                for t in text
+            ]
             gold = i / n if spec.metric == "spearman" else 0
             items.append(
-                Item(f"{group}_{i}", tuple(options), gold, dict.fromkeys((*spec.macro, spec.groups[-1]), group))
+                Item(
+                    f"{group}_{i}",
+                    tuple(options),
+                    gold,
+                    dict.fromkeys((*spec.macro, spec.groups[-1]), group),
+                )
             )
-    return Suite(name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(items), f"digest of {name}")
+    return Suite(
+        name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(items), f"digest of {name}"
+    )
 
 
 def ungrouped(name: str, most: int | None = None) -> Suite:
-    """The suite with as many examples as officially (or `most`), every one under an id of its own."""
+    """The suite with as many examples as officially (or `most`), every one under an id of its own.
+    """
     spec = SPECS[name]
     assert spec.expect
     items = []
     for i in range(min(spec.expect.items, most or spec.expect.items)):
         text = [f"Prompt {i} of {k}." for k in range(len(spec.item.options))]
         items.append(
-            Item(f"example {i}_0", tuple(Option(t, (6, len(t))) for t in text), 0, {"example": f"example {i}"})
+            Item(
+                f"example {i}_0",
+                tuple(Option(t, (6, len(t))) for t in text),
+                0,
+                {"example": f"example {i}"},
+            )
         )
     return Suite(name, "1", "", "", spec.metric, (), (), tuple(items), f"digest of {name}")
 
@@ -81,18 +109,29 @@ def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
     return Prediction(item.id, item.gold, pred, **fields)
 
 
-def scored(suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any) -> Cell:
+def scored(
+    suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any
+) -> Cell:
     metric = SPECS[suite].metric if suite in SPECS else "accuracy"
-    summary = Summary(suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups)
+    summary = Summary(
+        suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups
+    )
     reduction = SPECS[suite].reduction if suite in SPECS else "sum"
-    known = {"ties": "half", "reduction": reduction, "suite_digest": f"digest of {suite}", "limit": None}
+    known = {
+        "ties": "half",
+        "reduction": reduction,
+        "suite_digest": f"digest of {suite}",
+        "limit": None,
+    }
     return Cell(suite, "causal", "k", known | CONVENTIONS["2025"] | settings, summary)
 
 
 def word(i: int) -> Prediction:
     """A word of a reading suite; every tenth has no word before it."""
     k = 1 if i % 10 == 0 else 2
-    return Prediction(f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)})
+    return Prediction(
+        f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)}
+    )
 
 
 def finetuned(
@@ -104,65 +143,96 @@ def finetuned(
     **more: Any,
 ) -> Cell:
     summary = Summary(f"{suite}.{task}", method, "accuracy", (), HALF, {}, ())
-    settings = {"task": task, "limit": [None, None], "pooling": "auto", "lora": 0, "dtype": "float32"} | official(
-        suite, task, "babylm-2024" if suite == "glue-2024" else "babylm-2025"
+    settings = {
+        "task": task,
+        "limit": [None, None],
+        "pooling": "auto",
+        "lora": 0,
+        "dtype": "float32",
+    } | official(suite, task, "babylm-2024" if suite == "glue-2024" else "babylm-2025")
+    return Cell(
+        f"{suite}.{task}", method, "k", settings | more, summary, seed=seed, history=history or {}
     )
-    return Cell(f"{suite}.{task}", method, "k", settings | more, summary, seed=seed, history=history or {})
 
 
 def official(suite: str, task: str, preset: str) -> dict[str, Any]:
     """Hyper-parameters of a cell that was finetuned by a preset."""
-    spec = read(catalog("tasks")[suite])
+    spec = read_spec(catalog("tasks")[suite])
     assert isinstance(spec, ClassificationSpec)
     return {
-        "training": spec.resolved(task, preset).model_dump(mode="json"),
+        "training": spec.resolve_training(task, preset).model_dump(mode="json"),
         "select": spec.preset[preset].select,
     }
 
 
 def labels(task: str, n: int) -> list[Prediction]:
     row = {"scores": (-1.0, -0.5), "tokens": (4, 4), "characters": (9, 9)}
-    return [Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row) for i in range(n)]
+    return [
+        Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row)
+        for i in range(n)
+    ]
 
 
-def write(path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = "") -> Path:
+def write(
+    path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = ""
+) -> Path:
     """A run folder of a checkpoint of that name."""
-    with runs.Writer(
-        path, Manifest(runs.SCHEMA, {"name": name, "weights": weights or name}, {}, "2026-01-01T00:00:00")
+    with runs.RunWriter(
+        path,
+        Manifest(
+            runs.SCHEMA_VERSION,
+            {"name": name, "weights": weights or name},
+            {},
+            "2026-01-01T00:00:00",
+        ),
     ) as writer:
         for cell, predictions in cells:
-            writer.enter(cell, predictions)
+            writer.write_cell(cell, predictions)
     return path
 
 
 def final_run(
-    path: Path, year: str, most: int | None = None, name: str = "out/llama/main", without: str = "", **settings: Any
+    path: Path,
+    year: str,
+    most: int | None = None,
+    name: str = "out/llama/main",
+    without: str = "",
+    **settings: Any,
 ) -> Path:
-    """The final model's run: every part of the year that is ours (`without` one), GLUE with seed 42."""
-    board = leaderboard.leaderboard(year)
+    """The final model's run: every part of the year that is ours (`without` one), GLUE with seed
+    42.
+    """
+    board = leaderboard.load_leaderboard(year)
     settings = CONVENTIONS[year] | settings
     cells: list[tuple[Cell, list[Prediction]]] = []
     for part in board.parts("strict-small"):
         if part.writes == "class":
-            sizes = leaderboard.sizes(board.name, part.key)
-            cells += [(finetuned(task, 42, suite=part.suite), labels(task, n)) for task, n in sizes.items()]
+            sizes = leaderboard.expected_counts(board.name, part.key)
+            cells += [
+                (finetuned(task, 42, suite=part.suite), labels(task, n))
+                for task, n in sizes.items()
+            ]
         elif part.writes == "surprisal":
             words = [word(i) for i in range(reading_size(year))]
             cells.append((scored(part.suite, words, **settings), words))
         elif part.suite in SPECS and part.suite != without:
-            predictions = [prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)]
+            predictions = [
+                prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)
+            ]
             cells.append((scored(part.suite, predictions, **settings), predictions))
     return write(path, name, cells)
 
 
 def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
-    """A milestone's run: the fast suites, with one prediction each; the numbers lie in the summaries."""
+    """A milestone's run: the fast suites, with one prediction each; the numbers lie in the
+    summaries.
+    """
     cells = []
-    for part in leaderboard.leaderboard(year).fast:
+    for part in leaderboard.load_leaderboard(year).fast:
         if part.suite in SPECS:
             value = milestone / 1000
             estimate = Estimate(value, 2, 0, 1)
-            level = SPECS[part.suite].finest or ""
+            level = SPECS[part.suite].finest_level or ""
             groups = tuple(Group(level, group, estimate) for group in counts(part.suite))
             cell = scored(part.suite, [], groups)
             cell = replace(cell, summary=replace(cell.summary, headline=estimate))
@@ -176,8 +246,10 @@ def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
 def elsewhere(folder: Path, year: str) -> dict[str, str]:
     """The age of acquisition, as files of the official pipeline, of one word."""
     word = {"target_word": "dog", "context": "a", "context_id": 0, "surprisal": 1.5}
-    milestones = leaderboard.leaderboard(year).milestones("strict-small")
-    rows = [word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones]
+    milestones = leaderboard.load_leaderboard(year).milestones("strict-small")
+    rows = [
+        word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones
+    ]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
     made: dict[str, Any] = {}
     if year == "2025":
@@ -191,11 +263,13 @@ def elsewhere(folder: Path, year: str) -> dict[str, str]:
 
 
 def reading_size(year: str) -> int:
-    return leaderboard.sizes(f"babylm-{year}", "reading")["reading"]
+    return leaderboard.expected_counts(f"babylm-{year}", "reading")["reading"]
 
 
 def small_schema(name: str, most: int) -> dict[str, Any]:
-    """The shipped schema with at most so many predictions under a key, and one word at each milestone."""
+    """The shipped schema with at most so many predictions under a key, and one word at each
+    milestone.
+    """
     document = deepcopy(SHIPPED(name))
 
     def shrink(node: Any) -> None:

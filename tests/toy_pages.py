@@ -1,4 +1,6 @@
-"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with invented answers."""
+"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with invented
+answers.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,26 @@ from antlm_bench import metrics, runs
 from antlm_bench.types import Cell, Manifest, Prediction
 
 FIELDS = ("morphology", "semantics", "syntax", "syntax/semantics")
-PHENOMENA = ["anaphor_agreement", "argument_structure", "binding", "control_raising", "determiner_noun_agreement"]
-PHENOMENA += ["ellipsis", "filler_gap", "irregular_forms", "island_effects", "npi_licensing", "quantifiers"]
+PHENOMENA = [
+    "anaphor_agreement",
+    "argument_structure",
+    "binding",
+    "control_raising",
+    "determiner_noun_agreement",
+]
+PHENOMENA += [
+    "ellipsis",
+    "filler_gap",
+    "irregular_forms",
+    "island_effects",
+    "npi_licensing",
+    "quantifiers",
+]
 PHENOMENA += ["subject_verb_agreement"]
-PARADIGMS = [(f"{PHENOMENA[i % 12]}_with_adjective_irregular_{i // 12 + 1}", PHENOMENA[i % 12]) for i in range(67)]
+PARADIGMS = [
+    (f"{PHENOMENA[i % 12]}_with_adjective_irregular_{i // 12 + 1}", PHENOMENA[i % 12])
+    for i in range(67)
+]
 TASKS = {"rte": "accuracy", "mrpc": "f1", "boolq": "accuracy", "cola": "mcc"}
 MILESTONES = [*range(1, 10), *range(10, 101, 10)]
 HOSTILE = [
@@ -28,12 +46,26 @@ HOSTILE = [
 
 
 def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
-    model = {"name": name, "weights": weights or name, "architecture": "Toy", "parameters": 24_500_000, **more}
-    return Manifest(runs.SCHEMA, model, {"antlm-bench": "0.1.0", "torch": "2.13.0"}, "2026-11-21T03:33:33+00:00")
+    model = {
+        "name": name,
+        "weights": weights or name,
+        "architecture": "Toy",
+        "parameters": 24_500_000,
+        **more,
+    }
+    return Manifest(
+        runs.SCHEMA_VERSION,
+        model,
+        {"antlm-bench": "0.1.0", "torch": "2.13.0"},
+        "2026-11-21T03:33:33+00:00",
+    )
 
 
-def pairs(skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int) -> list[Prediction]:
-    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
+def pairs(
+    skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
+) -> list[Prediction]:
+    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm.
+    """
     found = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
     for paradigm, phenomenon in paradigms:
@@ -41,14 +73,26 @@ def pairs(skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: 
         offset, hardness = hard.uniform(-0.22, 0.22), hard.uniform(size=items)
         for i in range(items):
             right = 0.6 * hardness[i] + 0.4 * rng.uniform() < skill + offset
-            labels = {"field": FIELDS[PHENOMENA.index(phenomenon) % 4], "phenomenon": phenomenon, "paradigm": paradigm}
+            labels = {
+                "field": FIELDS[PHENOMENA.index(phenomenon) % 4],
+                "phenomenon": phenomenon,
+                "paradigm": paradigm,
+            }
             scores = (-20.0, -21.5) if right else (-21.0, -20.25)
-            found.append(Prediction(f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels))
+            found.append(
+                Prediction(f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels)
+            )
     return found
 
 
-def suite(writer: runs.Writer, name: str, method: str, answers: list[Prediction], digest: str = "d") -> None:
-    about = {"metric": "accuracy", "macro": ["paradigm"], "groups": ["field", "phenomenon", "paradigm"]}
+def suite(
+    writer: runs.RunWriter, name: str, method: str, answers: list[Prediction], digest: str = "d"
+) -> None:
+    about = {
+        "metric": "accuracy",
+        "macro": ["paradigm"],
+        "groups": ["field", "phenomenon", "paradigm"],
+    }
     summary = metrics.summarize(answers, suite=name, method=method, **about)  # type: ignore[arg-type]
     settings = {
         "suite_digest": digest,
@@ -57,43 +101,76 @@ def suite(writer: runs.Writer, name: str, method: str, answers: list[Prediction]
         "bos": "auto",
         "dtype": "float32",
     }
-    writer.enter(Cell(name, method, "k", settings, summary), answers)
+    writer.write_cell(Cell(name, method, "k", settings, summary), answers)
 
 
-def task(writer: runs.Writer, name: str, skill: float, seed: int, *, fallen: bool = False) -> None:
+def task(
+    writer: runs.RunWriter, name: str, skill: float, seed: int, *, fallen: bool = False
+) -> None:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     gold = np.random.default_rng(zlib.crc32(name.encode())).integers(2, size=120)
-    pred = np.where(rng.uniform(size=120) < skill + rng.normal() / 40, gold, 1 - gold) * (not fallen)
+    pred = np.where(rng.uniform(size=120) < skill + rng.normal() / 40, gold, 1 - gold) * (
+        not fallen
+    )
     answers = [
-        Prediction(f"{i}", int(g), int(p), (-0.1, -2.4) if p == 0 else (-2.4, -0.1), (9, 9), (40, 40), {"task": name})
+        Prediction(
+            f"{i}",
+            int(g),
+            int(p),
+            (-0.1, -2.4) if p == 0 else (-2.4, -0.1),
+            (9, 9),
+            (40, 40),
+            {"task": name},
+        )
         for i, (g, p) in enumerate(zip(gold, pred, strict=True))
     ]
     about = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
-    summary = metrics.summarize(answers, suite=f"glue-2025.{name}", method="finetune-causal", **about)  # type: ignore[arg-type]
-    settings = {"task": name, "collection": "glue-2025", "select": "held-out", "preset": "", "suite_digest": name}
+    summary = metrics.summarize(
+        answers, suite=f"glue-2025.{name}", method="finetune-causal", **about
+    )  # type: ignore[arg-type]
+    settings = {
+        "task": name,
+        "collection": "glue-2025",
+        "select": "held-out",
+        "preset": "",
+        "suite_digest": name,
+    }
     history = {"collapsed": ["always answers class 0"] if fallen else []}
-    cell = Cell(f"glue-2025.{name}", "finetune-causal", "k", settings, summary, seed=seed, history=history)
-    writer.enter(cell, answers)
+    cell = Cell(
+        f"glue-2025.{name}", "finetune-causal", "k", settings, summary, seed=seed, history=history
+    )
+    writer.write_cell(cell, answers)
 
 
-def model(folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12) -> Path:
-    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds."""
-    with runs.Writer(folder, manifest(name)) as writer:
+def model(
+    folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12
+) -> Path:
+    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds.
+    """
+    with runs.RunWriter(folder, manifest(name)) as writer:
         suite(writer, "blimp-filtered", method, pairs(skill, name, PARADIGMS, items))
         suite(writer, "supplement", method, pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40))
         for seed in range(1, seeds + 1):
             for number, one in enumerate(TASKS):
-                task(writer, one, skill + 0.03 * number, seed, fallen=(seed, one, name[0]) == (2, "rte", "l"))
+                task(
+                    writer,
+                    one,
+                    skill + 0.03 * number,
+                    seed,
+                    fallen=(seed, one, name[0]) == (2, "rte", "l"),
+                )
     return folder
 
 
-def checkpoints(folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()) -> list[Path]:
+def checkpoints(
+    folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()
+) -> list[Path]:
     """Runs of chck_1M ...; those in twins have the weights of the one before."""
     made, weights = [], ""
     for mark in marks:
         weights = weights if mark in twins else f"{folder.name}-{mark}"
         place = folder / f"chck_{mark}M"
-        with runs.Writer(place, manifest(f"chck_{mark}M", weights)) as writer:
+        with runs.RunWriter(place, manifest(f"chck_{mark}M", weights)) as writer:
             for name, few in (("blimp-fast", PARADIGMS[:4]), ("supplement-fast", PARADIGMS[4:6])):
                 skill = top - 0.3 / (1 + mark / 12)
                 suite(writer, name, "causal", pairs(skill, f"{weights}{name}", few, 50))
@@ -108,7 +185,12 @@ def log(folder: Path, steps: int = 600) -> Path:
     lines, before = [], "clm"
     for step in range(1, steps + 1):
         objective = "mlm" if steps / 6 < step <= 5 * steps / 6 else "clm"
-        loss = 3 + 4 * np.exp(-step / steps * 4) + (0.8 if objective == "mlm" else 0) + rng.normal() / 12
+        loss = (
+            3
+            + 4 * np.exp(-step / steps * 4)
+            + (0.8 if objective == "mlm" else 0)
+            + rng.normal() / 12
+        )
         record: dict[str, Any] = {
             "step": step,
             "words": 16_000 * step,
@@ -117,9 +199,13 @@ def log(folder: Path, steps: int = 600) -> Path:
             "norm": 1.0,
         }
         lines.append(
-            record | {"loss": {objective: float(loss)}} | ({"switch": objective} if objective != before else {})
+            record
+            | {"loss": {objective: float(loss)}}
+            | ({"switch": objective} if objective != before else {})
         )
         before = objective
     lines.insert(100, {"step": 100, "checkpoint": "chck_1M", "scores": []})
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     return folder

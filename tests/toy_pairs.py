@@ -1,4 +1,6 @@
-"""Runs with chosen answers, written through runs.Writer: what the tests of compare and check read."""
+"""Runs with chosen answers, written through runs.RunWriter: what the tests of compare and check
+read.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,24 @@ TREE = {
 def predictions(
     margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
-    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
+    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms.
+    """
     made = []
     for paradigm, each in margins.items():
         labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}
         for i, margin in enumerate(each):
             pred = 0 if margin >= 0 else 1
-            made.append(Prediction(f"{paradigm}_{i}", 0, pred, (float(margin) - 9, -9.0), (3, 3), (9, 9), labels))
+            made.append(
+                Prediction(
+                    f"{paradigm}_{i}", 0, pred, (float(margin) - 9, -9.0), (3, 3), (9, 9), labels
+                )
+            )
     return made
 
 
-def margins(items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0) -> dict[str, np.ndarray]:
+def margins(
+    items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
     rng = np.random.default_rng(seed)
     made = {}
@@ -55,7 +64,9 @@ def margins(items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0)
     return made
 
 
-PHENOMENON = {paradigm: phenomenon for phenomenon, paradigms in TREE.items() for paradigm in paradigms}
+PHENOMENON = {
+    paradigm: phenomenon for phenomenon, paradigms in TREE.items() for paradigm in paradigms
+}
 
 
 def cell(
@@ -67,20 +78,31 @@ def cell(
     groups: Sequence[str] = ("phenomenon", "paradigm"),
     **settings: Any,
 ) -> tuple[Cell, Sequence[Prediction]]:
-    asked = {"ties": "half", "reduction": "sum", **{k: v for k, v in settings.items() if k in ("ties", "reduction")}}
-    summary = summarize(made, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **asked)
+    asked = {
+        "ties": "half",
+        "reduction": "sum",
+        **{k: v for k, v in settings.items() if k in ("ties", "reduction")},
+    }
+    summary = summarize(
+        made, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **asked
+    )
     return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), made
 
 
-def write(folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = "") -> Run:
+def write(
+    folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = ""
+) -> Run:
     """A run folder of these cells, read back."""
     manifest = Manifest(
-        runs.SCHEMA, {"name": name, "weights": weights or folder.name}, {"antlm-bench": "0"}, "2026-01-01"
+        runs.SCHEMA_VERSION,
+        {"name": name, "weights": weights or folder.name},
+        {"antlm-bench": "0"},
+        "2026-01-01",
     )
-    with runs.Writer(folder, manifest) as writer:
+    with runs.RunWriter(folder, manifest) as writer:
         for one, made in cells:
-            writer.enter(one, made)
-    return runs.read(folder)
+            writer.write_cell(one, made)
+    return runs.open_run(folder)
 
 
 def toy(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:

@@ -1,4 +1,6 @@
-"""Run folders as `score` and `finetune` leave them, written without a model: what a report is derived from."""
+"""Run folders as `score` and `finetune` leave them, written without a model: what a report is
+derived from.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,19 @@ from antlm_bench import runs
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Manifest, Prediction
 
-TASKS_2024 = ("boolq", "cola", "mnli", "mnli-mm", "mrpc", "multirc", "qnli", "qqp", "rte", "sst2", "wsc")
+TASKS_2024 = (
+    "boolq",
+    "cola",
+    "mnli",
+    "mnli-mm",
+    "mrpc",
+    "multirc",
+    "qnli",
+    "qqp",
+    "rte",
+    "sst2",
+    "wsc",
+)
 METRIC = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
@@ -20,13 +34,25 @@ def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
     """n minimal pairs in two paradigms, the first `right` of them right."""
     scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
     return [
-        Prediction(f"{labels}_{i}", 0, int(s[0] < s[1]), s, (3, 3), (9, 9), {"paradigm": f"{labels}{i % 2}"})
+        Prediction(
+            f"{labels}_{i}",
+            0,
+            int(s[0] < s[1]),
+            s,
+            (3, 3),
+            (9, 9),
+            {"paradigm": f"{labels}{i % 2}"},
+        )
         for i, s in enumerate(scores)
     ]
 
 
-def classified(task: str, right: int, n: int, seed: int = 0, constant: bool = False) -> list[Prediction]:
-    """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for all of them."""
+def classified(
+    task: str, right: int, n: int, seed: int = 0, constant: bool = False
+) -> list[Prediction]:
+    """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for
+    all of them.
+    """
     order = np.random.default_rng(seed).permutation(n)
     made = []
     for i in range(n):
@@ -37,7 +63,9 @@ def classified(task: str, right: int, n: int, seed: int = 0, constant: bool = Fa
     return made
 
 
-def scored(suite: str, method: str, right: int, n: int, notes: Sequence[str] = (), **settings: Any) -> tuple[Any, ...]:
+def scored(
+    suite: str, method: str, right: int, n: int, notes: Sequence[str] = (), **settings: Any
+) -> tuple[Any, ...]:
     predictions = pairs(right, n)
     summary = summarize(
         predictions,
@@ -53,7 +81,13 @@ def scored(suite: str, method: str, right: int, n: int, notes: Sequence[str] = (
 
 
 def tuned(
-    task: str, seed: int, right: int, n: int = 40, way: str = "causal", suite: str = "glue-2024", **more: Any
+    task: str,
+    seed: int,
+    right: int,
+    n: int = 40,
+    way: str = "causal",
+    suite: str = "glue-2024",
+    **more: Any,
 ) -> tuple[Any, ...]:
     """more: collapsed (words), notes, and settings of the cell."""
     collapsed, notes = list(more.pop("collapsed", ())), list(more.pop("notes", ()))
@@ -61,19 +95,41 @@ def tuned(
     predictions = classified(task, right, n, seed, bool(collapsed))
     metric = METRIC.get(task, "accuracy")
     summary = summarize(
-        predictions, suite=name, method=method, metric=metric, macro=(), groups=(), reduction="class", notes=notes
+        predictions,
+        suite=name,
+        method=method,
+        metric=metric,
+        macro=(),
+        groups=(),
+        reduction="class",
+        notes=notes,
     )
-    facts = {"suite": name, "suite_digest": f"digest of {task}", "collection": suite, "task": task, "seed": seed}
+    facts = {
+        "suite": name,
+        "suite_digest": f"digest of {task}",
+        "collection": suite,
+        "task": task,
+        "seed": seed,
+    }
     facts |= {"select": "held-out", "preset": "", "lr": 5e-5, **more}
-    return Cell(name, method, "k", facts, summary, seed=seed, history={"collapsed": collapsed}), predictions
+    return Cell(
+        name, method, "k", facts, summary, seed=seed, history={"collapsed": collapsed}
+    ), predictions
 
 
 def written(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
     """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
-    about: Mapping[str, Any] = {"name": name or folder.name, "weights": f"w of {folder.name}", **model}
-    with runs.Writer(folder, Manifest(runs.SCHEMA, about, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00")) as writer:
+    about: Mapping[str, Any] = {
+        "name": name or folder.name,
+        "weights": f"w of {folder.name}",
+        **model,
+    }
+    with runs.RunWriter(
+        folder,
+        Manifest(runs.SCHEMA_VERSION, about, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00"),
+    ) as writer:
         for cell, predictions in cells:
-            writer.enter(cell, predictions)
+            writer.write_cell(cell, predictions)
     return folder
 
 

@@ -1,1 +1,3 @@
-"""Architectures of our own: one file each, with torch and transformers alone, so that a checkpoint can carry it."""
+"""Architectures of our own: one file each, with torch and transformers alone, so that a checkpoint
+can carry it.
+"""

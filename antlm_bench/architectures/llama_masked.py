@@ -1,7 +1,8 @@
 """Llama as a masked LM: one file that a hybrid's checkpoint can carry.
 
-transformers has Llama as a causal LM only. A hybrid (AntLM, arXiv 2412.03275) was trained both ways with one set of
-weights; this class gives them to `AutoModelForMaskedLM` and to the pipeline `fill-mask`.
+transformers has Llama as a causal LM only. A hybrid (AntLM, arXiv 2412.03275) was trained both ways
+with one set of weights; this class gives them to `AutoModelForMaskedLM` and to the pipeline
+`fill-mask`.
 """
 
 # mypy: allow-subclassing-any
@@ -16,15 +17,19 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 
 class LlamaForMaskedLM(LlamaForCausalLM):
-    """Attends in full and predicts a token at its own position. Same parameters, same names as the causal LM.
+    """Attends in full and predicts a token at its own position. Same parameters, same names as the
+    causal LM.
 
-    Raises ValueError for a Llama whose config.json does not say that it was trained to attend in full.
+    Raises ValueError for a Llama whose config.json does not say that it was trained to attend in
+    full.
     """
 
     def __init__(self, config: Any) -> None:
         card = getattr(config, "antlm_bench", None)
         if not isinstance(card, dict) or "full" not in card.get("attends", []):
-            raise ValueError("this Llama was trained to attend causally: open it with AutoModelForCausalLM")
+            raise ValueError(
+                "this Llama was trained to attend causally: open it with AutoModelForCausalLM"
+            )
         super().__init__(config)
 
     def forward(
@@ -44,7 +49,11 @@ class LlamaForMaskedLM(LlamaForCausalLM):
         given = input_ids if inputs_embeds is None else inputs_embeds
         dtype = self.get_input_embeddings().weight.dtype
         if attention_mask is None or attention_mask.dim() == 2:
-            real = torch.ones(given.shape[:2], device=given.device) if attention_mask is None else attention_mask
+            real = (
+                torch.ones(given.shape[:2], device=given.device)
+                if attention_mask is None
+                else attention_mask
+            )
             hidden = torch.zeros(real.shape, dtype=dtype, device=given.device)
             hidden = hidden.masked_fill(real == 0, torch.finfo(dtype).min)
             attention_mask = hidden[:, None, None, :].expand(-1, 1, given.shape[1], -1).contiguous()
@@ -60,6 +69,8 @@ class LlamaForMaskedLM(LlamaForCausalLM):
         logits, loss = self.lm_head(body.last_hidden_state), None
         if labels is not None:
             loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=body.hidden_states, attentions=body.attentions)
+        output = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=body.hidden_states, attentions=body.attentions
+        )
         configured = getattr(self.config, "return_dict", True)
         return output if (configured if return_dict is None else return_dict) else output.to_tuple()

@@ -1,20 +1,27 @@
-"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer sees (opening), what
-finetuning starts from (bodies)."""
+"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer
+sees (opening), what finetuning starts from (bodies).
+"""
 
-from antlm_bench.checkpoints.backbone import Body, open_body
-from antlm_bench.checkpoints.loader import Checkpoint, open_checkpoint, opening_notes, quicker, settings
-from antlm_bench.checkpoints.resolve import CARD, OpenOptions, expand, weight_hash
+from antlm_bench.checkpoints.backbone import Backbone, open_backbone
+from antlm_bench.checkpoints.loader import (
+    Checkpoint,
+    key_settings,
+    loading_notes,
+    open_checkpoint,
+    with_bf16_body,
+)
+from antlm_bench.checkpoints.resolve import CARD_KEY, OpenOptions, expand_refs, hash_weights
 
 __all__ = [
-    "CARD",
-    "Body",
+    "CARD_KEY",
+    "Backbone",
     "Checkpoint",
     "OpenOptions",
-    "expand",
-    "open_body",
+    "expand_refs",
+    "hash_weights",
+    "key_settings",
+    "loading_notes",
+    "open_backbone",
     "open_checkpoint",
-    "opening_notes",
-    "quicker",
-    "settings",
-    "weight_hash",
+    "with_bf16_body",
 ]

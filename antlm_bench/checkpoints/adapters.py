@@ -15,7 +15,7 @@ import torch
 
 from antlm_bench.checkpoints.resolve import OpenOptions, first_line
 from antlm_bench.errors import CheckpointError, UsageError
-from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_of
+from antlm_bench.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hash_files
 
 MERGE_TOLERANCE = 1e-3  # of the largest logit: rounding of one sum of two products
 
@@ -31,22 +31,28 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     except ImportError as error:
         raise UsageError(
             "opening a PEFT adapter needs the package peft",
-            place=str(adapter),
+            location=str(adapter),
             hint='pip install "antlm-bench[lora]"',
         ) from error
     weights = adapter_weights(adapter, options)
-    _untie(model)
-    whole = {f"base_model.model.{name}" for name in model.state_dict()}  # embeddings may be stored as they are
+    _untie_embeddings(model)
+    whole = {
+        f"base_model.model.{name}" for name in model.state_dict()
+    }  # embeddings may be stored as they are
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what peft warns of, tensors that do not fit, is an error below
+            warnings.simplefilter(
+                "ignore"
+            )  # what peft warns of, tensors that do not fit, is an error below
             wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
             stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
-            expected = set(peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+            expected = set(
+                peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+            )
     except Exception as error:  # peft, safetensors and torch each have their own
         raise CheckpointError(
             f"the adapter does not fit {type(model).__name__}: {first_line(error)}",
-            place=str(adapter),
+            location=str(adapter),
             hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
         ) from error
     # A targeted embedding or head may be stored whole, as the base layer of its adapter.
@@ -56,35 +62,41 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
         raise CheckpointError(
             f"the adapter does not fit {type(model).__name__}: {len(unused)} of its tensors have no place "
             f"in it, {len(missing)} are missing from {weights.name} (e.g. {(unused or missing)[0]})",
-            place=str(adapter),
+            location=str(adapter),
             hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
         )
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = str(wrapped.peft_config["default"].peft_type).rpartition(".")[2]
         raise CheckpointError(
             f"an adapter of type {kind} cannot be merged into the weights",
-            place=str(adapter),
+            location=str(adapter),
             hint="only adapters that change weights (LoRA, IA3, ...) can be scored",
         )
     wrapped.eval()
     unmerged = _trial_logits(wrapped)
     merged = wrapped.merge_and_unload().eval()
-    off = float((_trial_logits(merged) - unmerged).abs().max() / unmerged.abs().max().clamp(min=1e-6))
+    off = float(
+        (_trial_logits(merged) - unmerged).abs().max() / unmerged.abs().max().clamp(min=1e-6)
+    )
     if not off < MERGE_TOLERANCE:
         raise CheckpointError(
             f"the adapter cannot be merged into {type(model).__name__}: its logits move by {off:.2g} of the largest",
-            place=str(adapter),
+            location=str(adapter),
             hint="merge it with peft (merge_and_unload), compare, and score the folder that save_pretrained writes",
         )
     return merged
 
 
-def _untie(model: Any) -> None:
-    """Give the output embedding weights of its own: an adapter of one end must not change the other."""
+def _untie_embeddings(model: Any) -> None:
+    """Give the output embedding weights of its own: an adapter of one end must not change the
+    other.
+    """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = (
+            False
+        )
 
 
 def _trial_logits(model: Any) -> torch.Tensor:
@@ -103,24 +115,26 @@ def adapter_weights(adapter: Path, options: OpenOptions) -> Path:
     if safe.is_file():
         return safe
     if not pickled.is_file():
-        raise CheckpointError(f"no weights: no {safe.name}", place=str(adapter), hint="save the adapter again")
+        raise CheckpointError(
+            f"no weights: no {safe.name}", location=str(adapter), hint="save the adapter again"
+        )
     if not options.allow_pickle:
         raise CheckpointError(
             "the weights of the adapter are pickled, and unpickling can run code",
-            place=str(adapter),
+            location=str(adapter),
             hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
         )
     return pickled
 
 
-def adapter_facts(adapter: Path, base_hash: str, options: OpenOptions) -> dict[str, Any]:
+def adapter_metadata(adapter: Path, base_hash: str, options: OpenOptions) -> dict[str, Any]:
     """Facts for the run's record: the hash of the whole, and those of base and adapter that it is
     made of.
     """
     parts = {
         "base_weights": base_hash,
-        "adapter_weights": hash_of([adapter_weights(adapter, options)]),
-        "adapter_config": hash_of([adapter / ADAPTER_CONFIG]),
+        "adapter_weights": hash_files([adapter_weights(adapter, options)]),
+        "adapter_config": hash_files([adapter / ADAPTER_CONFIG]),
     }
     whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {"weights": whole, "adapter": adapter.resolve().name, **parts}

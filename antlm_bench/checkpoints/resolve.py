@@ -1,4 +1,6 @@
-"""Where checkpoints lie: folders, globs, hub ids, adapters and tokenizers beside them. Nothing here loads a weight."""
+"""Where checkpoints lie: folders, globs, hub ids, adapters and tokenizers beside them. Nothing here
+loads a weight.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,57 @@ from typing import Any
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.weight_files import (
     ADAPTER_CONFIG,
-    hash_of,
+    hash_files,
+    hash_weights,
+    list_weight_sets,
     read_json,
     select_weights,
-    weight_hash,
-    weight_sets,
 )
 
-__all__ = ["CARD", "CODE", "TOKENIZER", "OpenOptions", "Sources", "expand", "files", "first_line", "hash_of", "locate",
-           "locate_sources", "pickled_files", "safetensors_files", "weight_hash"]  # fmt: skip
-CARD = "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
-SAFE, PICKLED = ("*.safetensors",), ("*.bin",)
-TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
-CODE = ("*.py",)
-WEIGHTLESS = "no weights: no *.safetensors file"
+__all__ = [
+    "CARD_KEY",
+    "CODE_PATTERNS",
+    "TOKENIZER_PATTERNS",
+    "CheckpointSources",
+    "OpenOptions",
+    "expand_refs",
+    "first_line",
+    "hash_files",
+    "hash_weights",
+    "list_files",
+    "locate_checkpoint",
+    "locate_sources",
+    "pickled_files",
+    "safetensors_files",
+]  # fmt: skip
+CARD_KEY = (
+    "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
+)
+SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+CODE_PATTERNS = ("*.py",)
+NO_WEIGHTS_MESSAGE = "no weights: no *.safetensors file"
 
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How to open a checkpoint; every field can change a score or refuse a file. See the command line's help."""
+    """How to open a checkpoint; every field can change a score or refuse a file. See the command
+    line's help.
+    """
 
     revision: str | None = None
     device: str = "auto"
     dtype: str = "float32"
     bos: str = "auto"
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.choice.Policy
+    lengths: str = "declared"  # see scoring.multiple_choice.Policy
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -52,7 +79,7 @@ class OpenOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class CheckpointSources:
     """The folders that a checkpoint is opened from."""
 
     base: Path
@@ -64,18 +91,21 @@ class Sources:
     """Choices between several candidates, in sentences."""
 
 
-def expand(refs: Sequence[str]) -> list[str]:
-    """Folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids -> one ref per checkpoint.
+def expand_refs(refs: Sequence[str]) -> list[str]:
+    """Folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids -> one ref per
+    checkpoint.
 
-    A path that exists is never read as a glob, whatever brackets its name has. Sub-folders are sorted by the number in
-    their name, so that milestones come in order of words seen. Raises CheckpointError for a glob or a folder that
-    holds no checkpoint.
+    A path that exists is never read as a glob, whatever brackets its name has. Sub-folders are
+    sorted by the number in their name, so that milestones come in order of words seen. Raises
+    CheckpointError for a glob or a folder that holds no checkpoint.
     """
     found: list[str] = []
     for ref in refs:
         if not ref.strip():
-            raise CheckpointError("the name is empty", place="--model", hint="give a folder, a glob or a hub id")
-        path = _path(ref)
+            raise CheckpointError(
+                "the name is empty", location="--model", hint="give a folder, a glob or a hub id"
+            )
+        path = _as_path(ref)
         if path.is_dir() and not _is_checkpoint(path):
             matches = [child for child in path.iterdir() if _is_checkpoint(child)]
         elif not path.exists() and any(c in ref for c in "*?["):
@@ -87,10 +117,10 @@ def expand(refs: Sequence[str]) -> list[str]:
         if not matches:
             raise CheckpointError(
                 "no checkpoint here (no config.json, in it or one level down)",
-                place=ref,
+                location=ref,
                 hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a hub id",
             )
-        found += [str(p) for p in sorted(matches, key=_milestone)]
+        found += [str(p) for p in sorted(matches, key=_milestone_key)]
     return list(dict.fromkeys(found))
 
 
@@ -100,22 +130,28 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:
-    """Split a glob into the longest folder that exists (brackets in its name are letters) and the pattern below it."""
+    """Split a glob into the longest folder that exists (brackets in its name are letters) and the
+    pattern below it.
+    """
     parent = next((parent for parent in path.parents if parent.is_dir()), Path())
     return parent, str(path.relative_to(parent))
 
 
-def _path(ref: str) -> Path:
+def _as_path(ref: str) -> Path:
     """The path that a reference may be. CheckpointError where no file system could hold it."""
     try:
         Path(ref).exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
-        raise CheckpointError(f"no such folder: {first_line(error)}", place=f"{ref:.60}") from error
+        raise CheckpointError(
+            f"no such folder: {first_line(error)}", location=f"{ref:.60}"
+        ) from error
     return Path(ref)
 
 
-def _milestone(path: Path) -> tuple[float, str]:
-    """Words seen as the folder's name tells them (`chck_1M`, `step-2000`): the last number, K/M/B understood."""
+def _milestone_key(path: Path) -> tuple[float, str]:
+    """Words seen as the folder's name tells them (`chck_1M`, `step-2000`): the last number, K/M/B
+    understood.
+    """
     digits = unit = ""
     for character in reversed(path.name):
         if character.isdigit() or (character == "." and digits):
@@ -128,39 +164,43 @@ def _milestone(path: Path) -> tuple[float, str]:
     return (float(digits.strip(".") or 0) * scale, path.name)
 
 
-def locate(ref: str, options: OpenOptions) -> Path:
-    """The local folder of a checkpoint or of a PEFT adapter; of a hub id only what is needed is downloaded."""
-    path = _path(ref)
+def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
+    """The local folder of a checkpoint or of a PEFT adapter; of a hub id only what is needed is
+    downloaded.
+    """
+    path = _as_path(ref)
     if path.is_dir():
         if options.revision:
             raise UsageError(
                 f"a local folder has no revisions: {options.revision!r} would score the same weights again",
-                place="--revision",
+                location="--revision",
                 hint="give the folder of that checkpoint instead, or the hub id",
             )
         if not _is_checkpoint(path):
-            raise CheckpointError("no config.json: not a Hugging Face checkpoint", place=ref)
+            raise CheckpointError("no config.json: not a Hugging Face checkpoint", location=ref)
         _check_weights(path, options)
         return path
-    folder = _local_or_hub(ref, options.revision, options, "a checkpoint is a folder with config.json, or a hub id")
+    folder = _local_or_hub(
+        ref, options.revision, options, "a checkpoint is a folder with config.json, or a hub id"
+    )
     _check_weights(folder, options)
     return folder
 
 
-def locate_sources(ref: str, options: OpenOptions) -> Sources:
+def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
     """Find the folders of a checkpoint, of the adapter that belongs to it, and of its tokenizer.
 
-    Raises CheckpointError for an adapter beside weights that are not those it was trained on, and UsageError for two
-    adapters.
+    Raises CheckpointError for an adapter beside weights that are not those it was trained on, and
+    UsageError for two adapters.
     """
-    folder = locate(ref, options)
+    folder = locate_checkpoint(ref, options)
     base, adapter = folder, None
     notes: list[str] = []
     config = read_json(folder / ADAPTER_CONFIG)
     if config is not None and options.peft:
         raise UsageError(
             f"{ref} is or holds a PEFT adapter already",
-            place="--peft",
+            location="--peft",
             hint="give the base model with --model, and one adapter with --peft",
         )
     if options.peft:
@@ -168,105 +208,142 @@ def locate_sources(ref: str, options: OpenOptions) -> Sources:
     elif (folder / ADAPTER_CONFIG).is_file():
         adapter = folder
         base = _base_folder(ref, folder, config, options)
-        notes += [f"the adapter beside the weights in {folder.name} is merged into them"] if base == folder else []
-    tokenizer = adapter if adapter is not None and files(adapter, TOKENIZER) and not options.peft else base
+        notes += (
+            [f"the adapter beside the weights in {folder.name} is merged into them"]
+            if base == folder
+            else []
+        )
+    tokenizer = (
+        adapter
+        if adapter is not None and list_files(adapter, TOKENIZER_PATTERNS) and not options.peft
+        else base
+    )
     if options.tokenizer:
         tokenizer = _tokenizer_folder(options.tokenizer, options)
-    return Sources(base, tokenizer, adapter, tuple(notes))
+    return CheckpointSources(base, tokenizer, adapter, tuple(notes))
 
 
-def _base_folder(ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions) -> Path:
-    """The folder of the base model that an adapter was trained on: what adapter_config.json names."""
+def _base_folder(
+    ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions
+) -> Path:
+    """The folder of the base model that an adapter was trained on: what adapter_config.json names.
+    """
     named = (config or {}).get("base_model_name_or_path")
     if config is None or not (named is None or isinstance(named, str)):
-        raise CheckpointError(f"{ADAPTER_CONFIG} cannot be read", place=str(folder), hint="save the adapter again")
-    whole = (folder / "config.json").is_file() and bool(weight_sets(folder))
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG} cannot be read", location=str(folder), hint="save the adapter again"
+        )
+    whole = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
     if whole:
-        same = not named or named in (ref, str(folder)) or _same_folder(named, folder)
+        same = not named or named in (ref, str(folder)) or _is_same_folder(named, folder)
         if same:
             return folder
         raise CheckpointError(
             f"holds a whole model and an adapter of another one ({named!r}): which is meant?",
-            place=str(folder),
+            location=str(folder),
             hint=f"score the adapter with --model {named} --peft {folder}, or move {ADAPTER_CONFIG} away",
         )
     if not named:
         raise CheckpointError(
             f"{ADAPTER_CONFIG} does not name its base model",
-            place=str(folder),
+            location=str(folder),
             hint=f"--model BASE --peft {folder}",
         )
     beside = folder.parent / named
-    where = str(beside) if not _path(named).is_dir() and beside.is_dir() else named
+    where = str(beside) if not _as_path(named).is_dir() and beside.is_dir() else named
     revision = config.get("revision") if not Path(where).is_dir() else None
     try:
-        return locate(where, replace(options, revision=revision if isinstance(revision, str) else None))
+        return locate_checkpoint(
+            where, replace(options, revision=revision if isinstance(revision, str) else None)
+        )
     except BenchError as error:
         raise CheckpointError(
             f"its base model {named!r} cannot be had: {error.message}",
-            place=str(folder),
+            location=str(folder),
             hint=f"--model BASE --peft {folder}",
         ) from error
 
 
-def _same_folder(named: str, folder: Path) -> bool:
-    return any(path.is_dir() and path.samefile(folder) for path in (_path(named), folder.parent / named))
+def _is_same_folder(named: str, folder: Path) -> bool:
+    return any(
+        path.is_dir() and path.samefile(folder) for path in (_as_path(named), folder.parent / named)
+    )
 
 
 def _adapter_folder(ref: str, options: OpenOptions) -> Path:
     """The folder of `--peft`. Raises CheckpointError where it holds no adapter."""
     hint = f"an adapter is a folder with {ADAPTER_CONFIG}, or a hub id"
-    path = _path(ref)
+    path = _as_path(ref)
     folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint)
     if read_json(folder / ADAPTER_CONFIG) is None:
-        raise CheckpointError(f"no PEFT adapter here (no readable {ADAPTER_CONFIG})", place=ref, hint=hint)
+        raise CheckpointError(
+            f"no PEFT adapter here (no readable {ADAPTER_CONFIG})", location=ref, hint=hint
+        )
     return folder
 
 
 def _tokenizer_folder(ref: str, options: OpenOptions) -> Path:
     """The folder of `--tokenizer`. Raises CheckpointError where it holds no tokenizer."""
     hint = "a tokenizer is a folder with tokenizer.json (or vocab.txt, *.model), or a hub id"
-    path = _path(ref)
+    path = _as_path(ref)
     folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint, weights=False)
-    if not files(folder, TOKENIZER):
-        raise CheckpointError("no tokenizer here", place=ref, hint=hint)
+    if not list_files(folder, TOKENIZER_PATTERNS):
+        raise CheckpointError("no tokenizer here", location=ref, hint=hint)
     return folder
 
 
-def _local_or_hub(ref: str, revision: str | None, options: OpenOptions, hint: str, weights: bool = True) -> Path:
-    """The local snapshot of a hub id. Raises CheckpointError for a path that is not there, or an id without files."""
-    if _path(ref).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) or ref.startswith("."):
-        raise CheckpointError("no such folder", place=ref, hint=hint)
+def _local_or_hub(
+    ref: str, revision: str | None, options: OpenOptions, hint: str, weights: bool = True
+) -> Path:
+    """The local snapshot of a hub id. Raises CheckpointError for a path that is not there, or an id
+    without files.
+    """
+    if (
+        _as_path(ref).exists()
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref)
+        or ref.startswith(".")
+    ):
+        raise CheckpointError("no such folder", location=ref, hint=hint)
     from huggingface_hub import snapshot_download
 
-    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same names of weights.
-    patterns = ["*.json", "*.txt", "*.model", *CODE, *(SAFE if weights else ())]
-    patterns += PICKLED if options.allow_pickle and weights else ()
+    # Code is run with --trust-remote-code only; it is read, though, where two layouts have the same
+    # names of weights.
+    patterns = [
+        "*.json",
+        "*.txt",
+        "*.model",
+        *CODE_PATTERNS,
+        *(SAFETENSORS_PATTERNS if weights else ()),
+    ]
+    patterns += PICKLE_PATTERNS if options.allow_pickle and weights else ()
     try:
         return Path(snapshot_download(ref, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise CheckpointError(
             f"cannot be had from the hub: {first_line(error)}",
-            place=f"{ref}@{revision or 'main'}",
+            location=f"{ref}@{revision or 'main'}",
             hint="no such local folder either; check the spelling, the network and HF_TOKEN, or unset HF_HUB_OFFLINE",
         ) from error
 
 
 def _check_weights(folder: Path, options: OpenOptions) -> None:
-    """Raise CheckpointError for a folder without weights or an adapter, or with pickled ones that are not allowed."""
+    """Raise CheckpointError for a folder without weights or an adapter, or with pickled ones that
+    are not allowed.
+    """
     if select_weights(folder, options.allow_pickle) or (folder / ADAPTER_CONFIG).is_file():
         return
-    if not weight_sets(folder):
-        raise CheckpointError(WEIGHTLESS, place=str(folder))
+    if not list_weight_sets(folder):
+        raise CheckpointError(NO_WEIGHTS_MESSAGE, location=str(folder))
     raise CheckpointError(
         "the weights are pickled, and unpickling can run code",
-        place=str(folder),
+        location=str(folder),
         hint="convert them to safetensors, or pass --allow-pickle if you trust their author",
     )
 
 
 def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled."""
+    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled.
+    """
     chosen = select_weights(folder)
     return chosen.files if chosen else ()
 
@@ -274,10 +351,10 @@ def safetensors_files(folder: Path) -> tuple[Path, ...]:
 def pickled_files(folder: Path) -> tuple[Path, ...]:
     """The pickled files that a checkpoint is loaded from; none where it has safetensors."""
     chosen = select_weights(folder, allow_pickle=True)
-    return chosen.files if chosen and chosen.pickled else ()
+    return chosen.files if chosen and chosen.is_pickle else ()
 
 
-def files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+def list_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files of a folder that match any of the patterns, sorted by name."""
     return sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()})
 

@@ -1,8 +1,9 @@
-"""The self-test of an opened checkpoint: our engine against the model's own plain forward, on real texts.
+"""The self-test of an opened checkpoint: our engine against the model's own plain forward, on real
+texts.
 
-The plain forward reads one row at a time and takes no shortcut: masked, each token hidden in turn; causal, each prefix
-by itself. A difference above TOLERANCE turns off the engine's shortcuts (each by itself, then several) until the two
-agree.
+The plain forward reads one row at a time and takes no shortcut: masked, each token hidden in turn;
+causal, each prefix by itself. A difference above TOLERANCE turns off the engine's shortcuts (each
+by itself, then several) until the two agree.
 """
 
 from __future__ import annotations
@@ -15,16 +16,31 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from antlm_bench.checkpoints.pretrained import CAUSALITY_TOLERANCE, UNFIT, logit_change_from_last_token
+from antlm_bench.checkpoints.pretrained import (
+    CAUSALITY_TOLERANCE,
+    FORWARD_ERRORS,
+    logit_change_from_last_token,
+)
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine, plain_logits, whole_rows
-from antlm_bench.scoring.tokens import probe_texts, readable
+from antlm_bench.scoring.engine import (
+    CPU_KERNELS,
+    SHORTCUTS,
+    Engine,
+    attention_mask_inputs,
+    plain_logits,
+)
+from antlm_bench.scoring.tokens import can_tokenize, probe_texts
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
-"""Largest difference of one log-probability (nats) by dtype: rounding stays below, another position does not."""
-TRIAL_TEXTS = ("The cats near the house sleep.", "Who has seen that the dogs never see the old house?")
-MOST_PREDICTIONS = 12  # predictions that are compared per text and attention, spread over the text
+"""Largest difference of one log-probability (nats) by dtype: rounding stays below, another position
+does not.
+"""
+TRIAL_TEXTS = (
+    "The cats near the house sleep.",
+    "Who has seen that the dogs never see the old house?",
+)
+MAX_PREDICTIONS = 12  # predictions that are compared per text and attention, spread over the text
 
 
 class CheckpointLike(Protocol):
@@ -43,16 +59,20 @@ class CheckpointLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SelfTest:
-    """What a self-test found: the largest difference (nats) of one prediction, over `predictions` of `texts` texts."""
+class SelfTestResult:
+    """What a self-test found: the largest difference (nats) of one prediction, over `predictions`
+    of `texts` texts.
+    """
 
     texts: int
     predictions: int
     largest_difference: float
     disabled: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        """For run.json. The difference is rounded up to a power of ten: below that it is noise of the machine."""
+    def to_record(self) -> dict[str, Any]:
+        """For run.json. The difference is rounded up to a power of ten: below that it is noise of
+        the machine.
+        """
         above = float(10.0 ** np.ceil(np.log10(max(self.largest_difference, 1e-6))))
         return {
             "texts": self.texts,
@@ -62,41 +82,47 @@ class SelfTest:
         }
 
 
-def self_test(
+def run_self_test(
     checkpoint: CheckpointLike,
     texts: Sequence[str],
     attentions: Iterable[str] | None = None,
-    most_predictions: int = MOST_PREDICTIONS,
-) -> SelfTest:
-    """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it differ.
+    max_predictions: int = MAX_PREDICTIONS,
+) -> SelfTestResult:
+    """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it
+    differ.
 
     attentions: those to compare, default all that the checkpoint can be run with. Texts that do not
     fit the model are left out. Raises CheckpointError where no shortcut is to blame: the model
     answers differently when it is asked again, or sees later tokens.
     """
     engine = checkpoint.engine
-    computed = engine.nodes, engine.heads
+    computed = engine.nodes_computed, engine.head_rows_computed
     try:
-        return _compare(checkpoint, texts, sorted(attentions or checkpoint.attends), most_predictions)
+        return _compare_with_plain_forward(
+            checkpoint, texts, sorted(attentions or checkpoint.attends), max_predictions
+        )
     finally:
-        engine.nodes, engine.heads = computed  # they count what is scored
+        engine.nodes_computed, engine.head_rows_computed = computed  # they count what is scored
 
 
-def _compare(
-    checkpoint: CheckpointLike, texts: Sequence[str], attentions: Sequence[str], most_predictions: int
-) -> SelfTest:
+def _compare_with_plain_forward(
+    checkpoint: CheckpointLike,
+    texts: Sequence[str],
+    attentions: Sequence[str],
+    max_predictions: int,
+) -> SelfTestResult:
     engine = checkpoint.engine
     made = [
         (text, p)
-        for text, p in _probes(checkpoint, texts, attentions, most_predictions)
+        for text, p in _trial_probes(checkpoint, texts, attentions, max_predictions)
         if _has_plain_forward(engine, p.attention)
     ]
     probes = [p for _, p in made]
     counted, count = len({text for text, _ in made}), sum(len(p.row) for p in probes)
     if not count:
-        return SelfTest(0, 0, 0.0)
-    with engine.without([name for name in engine.shortcuts if name == KERNELS]):
-        expected = _plain_answers(engine, probes)
+        return SelfTestResult(0, 0, 0.0)
+    with engine.without_shortcuts([name for name in engine.shortcuts if name == CPU_KERNELS]):
+        expected = _plain_logprobs(engine, probes)
     if np.isnan(expected).any():
         raise CheckpointError(
             f"{checkpoint.name} answers NaN",
@@ -105,23 +131,25 @@ def _compare(
     tolerance = TOLERANCE[next(engine.model.parameters()).dtype]
 
     def difference(off: Sequence[str]) -> float:
-        with engine.without(off):
+        with engine.without_shortcuts(off):
             try:
-                found = engine.read(probes, len(expected))
-            except UNFIT:
+                found = engine.score_probes(probes, len(expected))
+            except FORWARD_ERRORS:
                 return float("inf")
-        with np.errstate(invalid="ignore"):  # ids that a model rules out are equal at minus infinity
+        with np.errstate(
+            invalid="ignore"
+        ):  # ids that a model rules out are equal at minus infinity
             return float(np.where(found == expected, 0.0, np.abs(found - expected)).max())
 
     largest = difference(())
     if largest <= tolerance:
-        return SelfTest(counted, count, largest)
-    for off in _suspects(engine.shortcuts):
+        return SelfTestResult(counted, count, largest)
+    for off in _shortcut_sets(engine.shortcuts):
         if (remaining := difference(off)) <= tolerance:
-            _check_future(engine, probes, off)
+            _check_no_lookahead(engine, probes, off)
             for name in off:
-                engine.disable(name)
-            return SelfTest(counted, count, remaining, tuple(off))
+                engine.disable_shortcut(name)
+            return SelfTestResult(counted, count, remaining, tuple(off))
     raise CheckpointError(
         f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one row at a time, "
         f"differ by up to {largest:.2g} nats, with every shortcut turned off too",
@@ -129,16 +157,17 @@ def _compare(
     )
 
 
-def _suspects(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
+def _shortcut_sets(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Sets of shortcuts to turn off: each by itself, then more and more of them."""
     yield from ([name] for name in shortcuts)
     yield from (shortcuts[:end] for end in range(2, len(shortcuts) + 1))
     yield list(SHORTCUTS)
 
 
-def _check_future(engine: Engine, probes: Sequence[Probes], off: Sequence[str]) -> None:
-    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row."""
-    if "one row per text" not in off or engine.geometry.attends != "causal":
+def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequence[str]) -> None:
+    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row.
+    """
+    if "one row per text" not in disabled or engine.forward_config.native_attention != "causal":
         return
     longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])
     ids = torch.from_numpy(longest[:1].astype(np.int64)).to(engine.model.device)
@@ -152,35 +181,54 @@ def _check_future(engine: Engine, probes: Sequence[Probes], off: Sequence[str]) 
 
 def _has_plain_forward(engine: Engine, attention: str) -> bool:
     """Whether the model's own forward can be made to attend that way."""
-    return attention == engine.geometry.attends or engine.geometry.masks
+    return attention == engine.forward_config.native_attention or engine.forward_config.masks
 
 
-def _probes(
-    checkpoint: CheckpointLike, texts: Sequence[str], attentions: Sequence[str], most_predictions: int
+def _trial_probes(
+    checkpoint: CheckpointLike,
+    texts: Sequence[str],
+    attentions: Sequence[str],
+    max_predictions: int,
 ) -> Iterator[tuple[int, Probes]]:
-    """(index of the text, its rows) for each text and attention; every read has a number of its own as its text."""
+    """(index of the text, its rows) for each text and attention; every read has a number of its own
+    as its text.
+    """
     number = 0
     for name in attentions:
         attention: Attention = "causal" if name == "causal" else "full"
         if attention == "full" and checkpoint.mask_id is None:
             continue
-        for encoded in checkpoint.encode(texts, [None] * len(texts), attention).lengths:
-            for ids, scored, index in zip(encoded.ids, encoded.scored, encoded.text, strict=True):
+        for encoded in checkpoint.encode(texts, [None] * len(texts), attention).batches:
+            for ids, scored, index in zip(
+                encoded.ids, encoded.score_mask, encoded.text_index, strict=True
+            ):
                 at = np.nonzero(scored)[0]
                 at = at[at > 0] if attention == "causal" else at
-                at = at[np.unique(np.linspace(0, len(at) - 1, most_predictions).round().astype(int))] if len(at) else at
+                at = (
+                    at[np.unique(np.linspace(0, len(at) - 1, max_predictions).round().astype(int))]
+                    if len(at)
+                    else at
+                )
                 text = (number + np.arange(len(at))).astype(np.int32)
                 number += len(at)
                 where = at.astype(np.int32)
                 if attention == "causal":
                     row = np.zeros(len(at), np.int32)
-                    yield int(index), Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text)
-                    if number == len(at) and len(at) > 1:  # the first text once more, backwards: two rows of a length
+                    yield (
+                        int(index),
+                        Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text),
+                    )
+                    if (
+                        number == len(at) and len(at) > 1
+                    ):  # the first text once more, backwards: two rows of a length
                         other = ids.copy()
                         other[scored] = other[scored][::-1]
                         number += len(at)
                         text = text + np.int32(len(at))
-                        yield int(index), Probes(other[None, :-1], "causal", row, where - 1, other[where], text)
+                        yield (
+                            int(index),
+                            Probes(other[None, :-1], "causal", row, where - 1, other[where], text),
+                        )
                 else:
                     rows = np.repeat(ids[None], len(at), 0)
                     order = np.arange(len(at), dtype=np.int32)
@@ -188,37 +236,45 @@ def _probes(
                     yield int(index), Probes(rows, "full", order, where, ids[where], text)
 
 
-def _plain_answers(engine: Engine, probes: Sequence[Probes]) -> Floats:
+def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
     """Log-probabilities by the model's own forward: one row, or one prefix, at a time."""
-    answers = np.zeros(1 + max(int(text) for p in probes for text in p.text))
-    engine.attend_with(engine.geometry.native)
+    answers = np.zeros(1 + max(int(text) for p in probes for text in p.text_index))
+    engine.set_attention(engine.forward_config.native_implementation)
     device = next(engine.model.parameters()).device
     for p in probes:
-        for row, at, target, text in zip(p.row, p.at, p.target, p.text, strict=True):
+        for row, at, target, text in zip(p.row, p.position, p.target, p.text_index, strict=True):
             ids = p.ids[row] if p.attention == "full" else p.ids[row, : at + 1]
             inputs = {"input_ids": torch.from_numpy(ids[None].astype(np.int64)).to(device)}
-            if p.attention != engine.geometry.attends:
-                inputs |= {k: v.to(device) for k, v in whole_rows(len(ids), p.attention).items()}
+            if p.attention != engine.forward_config.native_attention:
+                inputs |= {
+                    k: v.to(device) for k, v in attention_mask_inputs(len(ids), p.attention).items()
+                }
             with torch.inference_mode():
                 logits = plain_logits(engine.model, **inputs)[0, int(at)].float()
-            if engine.state is not None:
-                engine.state.restore()
+            if engine.model_state is not None:
+                engine.model_state.restore()
             answers[text] = float(logits.log_softmax(-1)[int(target)])
     return answers
 
 
 def trial_texts(tokenizer: Any) -> list[str]:
-    """TRIAL_TEXTS, or words of the tokenizer's own vocabulary where it cannot read them; [] where it reads nothing."""
-    texts = [text for text in TRIAL_TEXTS if readable(tokenizer, text)]
+    """TRIAL_TEXTS, or words of the tokenizer's own vocabulary where it cannot read them; [] where
+    it reads nothing.
+    """
+    texts = [text for text in TRIAL_TEXTS if can_tokenize(tokenizer, text)]
     if not texts:
-        words = list(islice((text for text in probe_texts(tokenizer) if readable(tokenizer, text)), 8))
+        words = list(
+            islice((text for text in probe_texts(tokenizer) if can_tokenize(tokenizer, text)), 8)
+        )
         joined = dict.fromkeys((" ".join(words[:3]), " ".join(words)))
-        texts = [text for text in joined if text and readable(tokenizer, text)]
+        texts = [text for text in joined if text and can_tokenize(tokenizer, text)]
     return texts
 
 
-def spread_texts(texts: Sequence[str], count: int = 5) -> list[str]:
-    """A handful of different texts from the shortest to the longest, the same whatever the order of `texts`."""
+def select_texts_by_length(texts: Sequence[str], count: int = 5) -> list[str]:
+    """A handful of different texts from the shortest to the longest, the same whatever the order of
+    `texts`.
+    """
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     steps = np.linspace(0, len(ordered) - 1, count).round().astype(int).tolist() if ordered else []
     return [ordered[step] for step in dict.fromkeys(steps)]

@@ -15,19 +15,27 @@ from typing import Any
 
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError
-from antlm_bench.weight_files import TensorHeader, WeightSet, select_weights, tensor_headers, weight_sets
+from antlm_bench.weight_files import (
+    TensorHeader,
+    WeightSet,
+    list_weight_sets,
+    read_tensor_headers,
+    select_weights,
+)
 
-SHOWN = 4  # names of tensors in a message
-# Tensors that a file may hold although scoring does not use them, by reason. Buffers are computed from the
-# configuration; the heads answer other questions than "which token is it?".
-BUFFERS = re.compile(
+MAX_NAMES_SHOWN = 4  # names of tensors in a message
+# Tensors that a file may hold although scoring does not use them, by reason. Buffers are computed
+# from the configuration; the heads answer other questions than "which token is it?".
+BUFFER_PATTERN = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|causal_mask"
     r"|relative_position_index|num_batches_tracked|version|embed_positions\._float_tensor)$"
 )
-HEADS = re.compile(
+NON_LM_HEAD_PATTERN = re.compile(
     r"(^|\.)(pooler"  # BERT's first-token state, made for sentence classification
-    r"|cls\.seq_relationship|nsp_classifier|sop_classifier|seq_relationship"  # next sentence, sentence order
-    r"|classifier|score|qa_outputs|summary|sequence_summary|multiple_choice_head|logits_proj"  # classification
+    # next sentence, sentence order
+    r"|cls\.seq_relationship|nsp_classifier|sop_classifier|seq_relationship"
+    # classification
+    r"|classifier|score|qa_outputs|summary|sequence_summary|multiple_choice_head|logits_proj"
     r"|v_head|value_head"  # reinforcement learning (TRL)
     r"|discriminator_predictions"  # ELECTRA's other half
     r"|lm_predictions|mask_predictions"  # DeBERTa's heads of an older library
@@ -35,25 +43,31 @@ HEADS = re.compile(
     r"|visual|vision_tower|vision_model|audio_tower|talker|token2wav)\."  # other modalities
 )
 # Absolute positions in files of models that use relative ones; their configuration says so.
-RELATIVE = {"esm", "deberta", "deberta-v2"}
+RELATIVE_POSITION_TYPES = {"esm", "deberta", "deberta-v2"}
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class AllowedMismatches:
     """Tensors that --allow-unused and --allow-missing let pass."""
 
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Counts and first names, for the run's record and the content key; empty if nothing had to
         be allowed.
         """
         named = {"unused": self.unused, "missing": self.missing}
-        return {kind: {"count": len(names), "first": list(names[:SHOWN])} for kind, names in named.items() if names}
+        return {
+            kind: {"count": len(names), "first": list(names[:MAX_NAMES_SHOWN])}
+            for kind, names in named.items()
+            if names
+        }
 
 
-def check_loaded(model: Any, info: Mapping[str, Any], folder: Path, options: OpenOptions) -> Allowed:
+def check_loaded_tensors(
+    model: Any, loading_info: Mapping[str, Any], folder: Path, options: OpenOptions
+) -> AllowedMismatches:
     """Compare the loaded model with the files that it came from.
 
     info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that the
@@ -61,73 +75,86 @@ def check_loaded(model: Any, info: Mapping[str, Any], folder: Path, options: Ope
     """
     chosen = select_weights(folder, options.allow_pickle)
     try:
-        headers = tensor_headers(chosen) if chosen else {}
+        headers = read_tensor_headers(chosen) if chosen else {}
     except CheckpointError:
-        if chosen is None or not chosen.pickled:
+        if chosen is None or not chosen.is_pickle:
             raise
-        headers = {}  # torch reads pickles that the header reader does not; the library's report is left
-    known = _Names([*model.state_dict(), *(name for name, _ in model.named_buffers())])
+        # torch reads pickles that the header reader does not; the library's report is left
+        headers = {}
+    known = _TensorNames([*model.state_dict(), *(name for name, _ in model.named_buffers())])
     unused = sorted(
         name
-        for name in {*info["unexpected_keys"], *_hidden_unused(model, headers, known)}
+        for name in {*loading_info["unexpected_keys"], *_hidden_unused(model, headers, known)}
         if not is_harmless(name, headers.get(name), model.config)
     )
-    missing = sorted({*info["missing_keys"], *_hidden_missing(model, headers)} - _own_buffers(model))
+    missing = sorted(
+        {*loading_info["missing_keys"], *_hidden_missing(model, headers)} - _computed_buffers(model)
+    )
     name = type(model).__name__
-    _check_shapes(info.get("mismatched_keys", ()), name, folder)
+    _check_shapes(loading_info.get("mismatched_keys", ()), name, folder)
     if missing and not options.allow_missing:
         raise CheckpointError(
-            f"no file gives {_listed(missing, 'parameter')} of {name}: they would be random numbers",
-            place=str(folder),
-            hint=_cause(model, unused, missing) + "; --allow-missing opens it all the same",
+            f"no file gives {_format_names(missing, 'parameter')} of {name}: they would be random numbers",
+            location=str(folder),
+            hint=_likely_cause(model, unused, missing) + "; --allow-missing opens it all the same",
         )
     if unused and not options.allow_unused:
         raise CheckpointError(
-            f"{name} does not use {_listed(unused, 'tensor')} of the files: its scores would be another model's",
-            place=str(folder),
-            hint=_cause(model, unused, missing) + "; --allow-unused opens it all the same",
+            f"{name} does not use {_format_names(unused, 'tensor')} of the files: its scores would be another model's",
+            location=str(folder),
+            hint=_likely_cause(model, unused, missing) + "; --allow-unused opens it all the same",
         )
-    return Allowed(tuple(unused), tuple(missing))
+    return AllowedMismatches(tuple(unused), tuple(missing))
 
 
 def _check_shapes(mismatched: Iterable[Any], name: str, folder: Path) -> None:
     """Raise CheckpointError for tensors of another shape than the model's. mismatched: (name,
     stored, expected).
     """
-    differing = sorted((str(key), list(stored), list(expected)) for key, stored, expected in mismatched)
+    differing = sorted(
+        (str(key), list(stored), list(expected)) for key, stored, expected in mismatched
+    )
     if differing:
         first, stored, expected = differing[0]
         raise CheckpointError(
-            f"the files hold {_listed([key for key, _, _ in differing], 'tensor')} of another shape than {name}: "
+            f"the files hold {_format_names([key for key, _, _ in differing], 'tensor')} of another shape than {name}: "
             f"{first} is {stored} there and {expected} by config.json",
-            place=str(folder),
+            location=str(folder),
             hint="config.json belongs to another checkpoint: restore the one that was saved with the weights",
         )
 
 
-def check_other_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
+def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
     """Say which of several sets of weights in a folder is read and why.
 
     Raises CheckpointError where another set holds other tensors than the one that is read.
     """
     chosen = select_weights(folder, options.allow_pickle)
     notes = []
-    for other in weight_sets(folder):
+    for other in list_weight_sets(folder):
         if chosen is None or other.name == chosen.name:
             continue
-        why = "safetensors go before pickled weights" if other.pickled > chosen.pickled else "transformers reads it"
-        difference = _difference(chosen, other)
+        why = (
+            "safetensors go before pickled weights"
+            if other.is_pickle > chosen.is_pickle
+            else "transformers reads it"
+        )
+        difference = _describe_difference(chosen, other)
         if difference is None:
-            notes.append(f"weights are read from {chosen.name} ({why}); {other.name} could not be compared with it")
+            notes.append(
+                f"weights are read from {chosen.name} ({why}); {other.name} could not be compared with it"
+            )
         elif difference:
             raise CheckpointError(
                 f"two sets of weights that are not the same model: {chosen.name}, which would be read ({why}), and "
                 f"{other.name}: {difference}",
-                place=str(folder),
+                location=str(folder),
                 hint="move the one that is not meant out of the folder",
             )
         else:
-            notes.append(f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the same shapes")
+            notes.append(
+                f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the same shapes"
+            )
     return tuple(notes)
 
 
@@ -135,13 +162,15 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
     """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for
     another question.
     """
-    head = HEADS.search(name)
-    if BUFFERS.search(name) or (head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])):
+    head = NON_LM_HEAD_PATTERN.search(name)
+    if BUFFER_PATTERN.search(name) or (
+        head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])
+    ):
         return True  # what stands inside a numbered layer is no head
     if header is not None and len(header.shape) == 4 and header.shape[:2] == (1, 1):
         return name.endswith(".bias")  # GPT-2's and GPT-Neo's lower triangle of ones
     model_type = getattr(config, "model_type", "")
-    if name.endswith("position_embeddings.weight") and model_type in RELATIVE:
+    if name.endswith("position_embeddings.weight") and model_type in RELATIVE_POSITION_TYPES:
         absolute = getattr(config, "position_embedding_type", "") == "absolute"
         return not (absolute or getattr(config, "position_biased_input", False))
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
@@ -150,21 +179,21 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
     return bool(layer and extra and depth is not None and depth <= int(layer[1]) < depth + extra)
 
 
-class _Names:
+class _TensorNames:
     """Names of tensors that count as equal when one has a prefix more, as the library's own
     prefixes have.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.names = {_modern(name) for name in names}
-        self.endings = {ending for name in self.names for ending in _endings(name)}
+        self.names = {_modernize_name(name) for name in names}
+        self.suffixes = {ending for name in self.names for ending in _name_suffixes(name)}
 
     def __contains__(self, name: str) -> bool:
-        name = _modern(name)
-        return name in self.endings or any(ending in self.names for ending in _endings(name))
+        name = _modernize_name(name)
+        return name in self.suffixes or any(ending in self.names for ending in _name_suffixes(name))
 
 
-def _endings(name: str) -> list[str]:
+def _name_suffixes(name: str) -> list[str]:
     """The name without its first part, without its first two parts, ... as long as two parts are
     left.
     """
@@ -172,15 +201,21 @@ def _endings(name: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]
 
 
-def _modern(name: str) -> str:
+def _modernize_name(name: str) -> str:
     """LayerNorm.gamma and beta are today's weight and bias."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
-def _hidden_unused(model: Any, headers: Mapping[str, TensorHeader], known: _Names) -> set[str]:
+def _hidden_unused(
+    model: Any, headers: Mapping[str, TensorHeader], model_names: _TensorNames
+) -> set[str]:
     """Tensors without a place in the model that the library's own list keeps it from reporting."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    return {name for name in headers if any(re.search(p, name) for p in patterns) and name not in known}
+    return {
+        name
+        for name in headers
+        if any(re.search(p, name) for p in patterns) and name not in model_names
+    }
 
 
 def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]:
@@ -188,12 +223,16 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
     patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     if not patterns:
         return set()
-    stored = _Names(headers)
+    stored = _TensorNames(headers)
     # A tied parameter is listed once, under its first name.
-    return {n for n, _ in model.named_parameters() if any(re.search(p, n) for p in patterns) and n not in stored}
+    return {
+        n
+        for n, _ in model.named_parameters()
+        if any(re.search(p, n) for p in patterns) and n not in stored
+    }
 
 
-def _own_buffers(model: Any) -> set[str]:
+def _computed_buffers(model: Any) -> set[str]:
     """Buffers of the library's own classes that no file need give: it computes them from the
     configuration. Other code may not do so, and a buffer that is saved may be learned
     (DeepSeek-V3's e_score_correction_bias).
@@ -204,22 +243,26 @@ def _own_buffers(model: Any) -> set[str]:
     return {
         name
         for name, value in model.named_buffers()
-        if name not in saved or not value.is_floating_point() or is_harmless(name, None, model.config)
+        if name not in saved
+        or not value.is_floating_point()
+        or is_harmless(name, None, model.config)
     }
 
 
-def _listed(names: Sequence[str], noun: str) -> str:
+def _format_names(names: Sequence[str], noun: str) -> str:
     """`5 tensors (a.weight, b.weight, c.weight, d.weight, ...)`."""
-    more = ", ..." if len(names) > SHOWN else ""
-    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({', '.join(names[:SHOWN])}{more})"
+    more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({', '.join(names[:MAX_NAMES_SHOWN])}{more})"
 
 
-def _cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
+def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
     """The likeliest reason why the files and the model do not fit together."""
     depth = getattr(model.config, "num_hidden_layers", None)
     layers = {int(n) for name in unused for n in re.findall(r"\.(\d+)\.", f".{name}")[:1]}
     bodies = [name for name in missing if re.search(r"\.\d+\.", name)]
-    prefix = next((p for p in (_prefix(old, new) for old in unused for new in missing) if p), "")
+    prefix = next(
+        (p for p in (_extra_prefix(old, new) for old in unused for new in missing) if p), ""
+    )
     if prefix:
         return f"the names in the files differ by the prefix {prefix!r}: save the model with save_pretrained"
     if depth is not None and layers and min(layers) >= depth and not missing:
@@ -231,7 +274,7 @@ def _cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
     return "the checkpoint was saved for another architecture, or config.json belongs to another checkpoint"
 
 
-def _prefix(old: str, new: str) -> str:
+def _extra_prefix(old: str, new: str) -> str:
     """What stands before `new` in `old`, or before `old` in `new`; "" where neither ends like the
     other.
     """
@@ -239,30 +282,43 @@ def _prefix(old: str, new: str) -> str:
     return longer.removesuffix(shorter) if longer.endswith("." + shorter) and "." in shorter else ""
 
 
-def _difference(used: WeightSet, other: WeightSet) -> str | None:
+def _describe_difference(used: WeightSet, other: WeightSet) -> str | None:
     """What tells two sets of weights apart, "" if they hold tensors of the same shapes, None if one
     is unreadable.
     """
     try:
-        a, b = ({_modern(n): h for n, h in tensor_headers(s).items()} for s in (used, other))
+        a, b = (
+            {_modernize_name(n): h for n, h in read_tensor_headers(s).items()}
+            for s in (used, other)
+        )
     except CheckpointError:
         return None
     shapes = [name for name in sorted(a.keys() & b.keys()) if a[name].shape != b[name].shape]
     if shapes:
         name = shapes[0]
-        return f"{name} is {list(a[name].shape)} in the first and {list(b[name].shape)} in the second"
+        return (
+            f"{name} is {list(a[name].shape)} in the first and {list(b[name].shape)} in the second"
+        )
     for one, another, which in ((a, b, "first"), (b, a, "second")):
-        names = _Names(another)
-        lost = [n for n, h in sorted(one.items()) if n not in names and not is_harmless(n, h) and not _tied(n, one)]
+        names = _TensorNames(another)
+        lost = [
+            n
+            for n, h in sorted(one.items())
+            if n not in names and not is_harmless(n, h) and not _may_be_tied(n, one)
+        ]
         if lost:
-            return f"{_listed(lost, 'tensor')} only in the {which}"
+            return f"{_format_names(lost, 'tensor')} only in the {which}"
     return ""
 
 
-def _tied(name: str, headers: Mapping[str, TensorHeader]) -> bool:
+def _may_be_tied(name: str, headers: Mapping[str, TensorHeader]) -> bool:
     """Whether a tensor may be a second name of another one: safetensors hold tied weights once."""
     mine = headers[name]
     if mine.storage is not None:
         return any(other.storage == mine.storage for key, other in headers.items() if key != name)
-    head = re.search(r"(lm_head|decoder|vocab_projector|embed_out|proj|predictions)\.(weight|bias)$", name)
-    return bool(head) and any(other.shape == mine.shape for key, other in headers.items() if key != name)
+    head = re.search(
+        r"(lm_head|decoder|vocab_projector|embed_out|proj|predictions)\.(weight|bias)$", name
+    )
+    return bool(head) and any(
+        other.shape == mine.shape for key, other in headers.items() if key != name
+    )

@@ -7,30 +7,41 @@ from typing import Annotated
 
 import typer
 
-from antlm_bench.cli.shared_options import table, what
+from antlm_bench.cli.shared_options import model_option, table_option
 
 
-def acquisition_verb(
+def acquisition_command(
     run: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them."),
     ],
-    suite: Annotated[str, what(metavar="NAME", help="aoa-2026 or aoa-2025: whose rules.")] = "aoa-2026",
-    out: Annotated[Path | None, table("--out", metavar="FILE", help="Every word: .csv .tsv .parquet")] = None,
+    suite: Annotated[
+        str, model_option(metavar="NAME", help="aoa-2026 or aoa-2025: whose rules.")
+    ] = "aoa-2026",
+    out: Annotated[
+        Path | None, table_option("--out", metavar="FILE", help="Every word: .csv .tsv .parquet")
+    ] = None,
 ) -> None:
-    """Correlate the order in which a model and children acquire words, from scored checkpoints; kept in a run."""
-    from antlm_bench.commands.acquisition import acquisition
-    from antlm_bench.reporting import facts
-    from antlm_bench.runs.table_files import known_ending, write_table
+    """Correlate the order in which a model and children acquire words, from scored checkpoints;
+    kept in a run.
+    """
+    from antlm_bench.commands.acquisition import compute_acquisition
+    from antlm_bench.reporting import print_fields
+    from antlm_bench.runs.table_files import check_table_suffix, write_table
 
     if out:
-        known_ending(out)
-    found = acquisition(run, suite)
+        check_table_suffix(out)
+    found = compute_acquisition(run, suite)
     for one in found:
         score = one.cell.summary.headline
         said: dict[str, object] = {"method": one.cell.method}
         said[suite] = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
-        said |= {"how": "\n".join(one.cell.summary.notes), "kept in": one.run}
-        facts(one.model, said)
+        said |= {"how": "\n".join(one.cell.summary.notes), "kept in": one.run_dir}
+        print_fields(one.model, said)
     if out:
-        rows = [{"model": one.model, "method": one.cell.method, **row} for one in found for row in one.rows()]
+        rows = [
+            {"model": one.model, "method": one.cell.method, **row}
+            for one in found
+            for row in one.word_rows()
+        ]
         write_table(out, rows)

@@ -9,80 +9,94 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
-    AllowMissing,
-    AllowPickle,
-    AllowUnused,
-    Checkpoints,
-    Csv,
-    Json,
-    Markdown,
-    OriginalLayout,
-    Revision,
+    AllowMissingOption,
+    AllowPickleOption,
+    AllowUnusedOption,
+    CsvOption,
+    JsonOption,
+    MarkdownOption,
+    ModelsOption,
+    OriginalLayoutOption,
+    RevisionOption,
     TokenizerOption,
-    TrustRemoteCode,
-    one_format,
-    said,
+    TrustRemoteCodeOption,
+    build_options,
+    choose_output_format,
 )
 
 recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
 
-def list_verb(
+def list_command(
     kind: Annotated[
         Literal["suites", "collections", "models", "methods"],
-        typer.Argument(metavar="KIND", help="suites, collections, models (training recipes) or methods."),
+        typer.Argument(
+            metavar="KIND", help="suites, collections, models (training recipes) or methods."
+        ),
     ] = "suites",
-    json: Json = False,
-    csv: Csv = False,
-    markdown: Markdown = False,
+    json: JsonOption = False,
+    csv: CsvOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """List what can be scored, and how."""
-    form = one_format(json=json, csv=csv, markdown=markdown)
-    from antlm_bench.commands.list import listing
-    from antlm_bench.reporting import catalog
+    form = choose_output_format(json=json, csv=csv, markdown=markdown)
+    from antlm_bench.commands.list import list_catalog
+    from antlm_bench.reporting import print_rows
 
-    catalog(listing(kind), form, empty=f"no {kind} yet")
+    print_rows(list_catalog(kind), form, empty=f"no {kind} yet")
 
 
-def show_verb(
+def show_command(
     name: Annotated[
-        list[str], typer.Argument(metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml.")
+        list[str],
+        typer.Argument(
+            metavar="[KIND] NAME", help="A suite, collection, recipe, method, or a .toml."
+        ),
     ],
-    scale: Annotated[str, recipe_option(metavar="NAME", help="A smaller version that it declares: nano, small.")] = "",
+    scale: Annotated[
+        str, recipe_option(metavar="NAME", help="A smaller version that it declares: nano, small.")
+    ] = "",
     change: Annotated[
-        list[str] | None, recipe_option("--set", metavar="KEY=VALUE", help="Change a number of it. Repeatable.")
+        list[str] | None,
+        recipe_option("--set", metavar="KEY=VALUE", help="Change a number of it. Repeatable."),
     ] = None,
     words: Annotated[
-        int | None, recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000")
+        int | None,
+        recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000"),
     ] = None,
 ) -> None:
-    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data lies.
+    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data
+    lies.
 
     Of a recipe also a table of what differs from its paper.
     """
-    from antlm_bench.commands.show import details, differences
-    from antlm_bench.reporting import catalog, facts
+    from antlm_bench.commands.show import describe_entry, list_recipe_differences
+    from antlm_bench.reporting import print_fields, print_rows
 
-    facts(*details(name, scale=scale, changes=change or (), words=words))
-    if rows := differences(name, scale, change or ()):
-        catalog(rows)
+    print_fields(*describe_entry(name, scale=scale, overrides=change or (), corpus_words=words))
+    if rows := list_recipe_differences(name, scale, change or ()):
+        print_rows(rows)
 
 
-def doctor_verb(
-    model: Checkpoints,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_pickle: AllowPickle = False,
+def doctor_command(
+    model: ModelsOption,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    allow_pickle: AllowPickleOption = False,
     peft: AdapterOption = None,
     tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnused = False,
-    allow_missing: AllowMissing = False,
-    original_layout: OriginalLayout = None,
+    allow_unused: AllowUnusedOption = False,
+    allow_missing: AllowMissingOption = False,
+    original_layout: OriginalLayoutOption = None,
 ) -> None:
-    """Open checkpoints and print what was found, without scoring: architecture, methods, special tokens, dtype."""
+    """Open checkpoints and print what was found, without scoring: architecture, methods, special
+    tokens, dtype.
+    """
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.doctor import examine
-    from antlm_bench.reporting import facts
+    from antlm_bench.commands.doctor import inspect_checkpoints
+    from antlm_bench.reporting import print_fields
 
-    for found in examine(model, said(OpenOptions, locals())):
-        facts(str(found["name"]), {key: value for key, value in found.items() if key != "name"})
+    for found in inspect_checkpoints(model, build_options(OpenOptions, locals())):
+        print_fields(
+            str(found["name"]), {key: value for key, value in found.items() if key != "name"}
+        )

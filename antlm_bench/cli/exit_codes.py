@@ -1,4 +1,5 @@
-"""What a process owes its shell: every way a command can end becomes one message and one exit code."""
+"""What a process owes its shell: every way a command can end becomes one message and one exit code.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from types import FrameType
 from antlm_bench.errors import BenchError, Interrupted, UsageError
 
 BUG, CTRL_C, BROKEN_PIPE = 70, 130, 141
-TRACEBACK = "ANTLM_BENCH_TRACEBACK"
+TRACEBACK_VARIABLE = "ANTLM_BENCH_TRACEBACK"
 
 
-class Stopped(BaseException):
-    """A signal arrived. Outside the error tree, so that no library's `except Exception` swallows it."""
+class StopSignal(BaseException):
+    """A signal arrived. Outside the error tree, so that no library's `except Exception` swallows
+    it.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -24,13 +27,17 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does; what it has finished stays."""
+def raise_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does; what it has
+    finished stays.
+    """
 
     def stop(signum: int, _frame: FrameType | None) -> None:
-        raise Stopped(signum)
+        raise StopSignal(signum)
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    signals = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    ]
     before = {signum: signal.signal(signum, stop) for signum in signals}
     try:
         yield
@@ -39,30 +46,44 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def exit_code(command: Callable[[], int | None], report: Callable[[BenchError], None]) -> int:
-    """Run `command`; whatever it raises is reported once and becomes an exit code (table in the README)."""
+def run_command(
+    command: Callable[[], int | None], report_error: Callable[[BenchError], None]
+) -> int:
+    """Run `command`; whatever it raises is reported once and becomes an exit code (table in the
+    README).
+    """
     try:
-        with stopping_on_signals():
+        with raise_on_signals():
             code = command() or 0
-            sys.stdout.flush()  # so that a closed pipe shows here and not at exit, where nobody can answer
+            # so that a closed pipe shows here and not at exit, where nobody can answer
+            sys.stdout.flush()
             return code
-    except Stopped as stop:
+    except StopSignal as stop:
         hint = "the same command continues where this one stopped"
-        report(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
+        report_error(Interrupted(f"stopped by {signal.Signals(stop.signum).name}", hint=hint))
         return CTRL_C if stop.signum == signal.SIGINT else Interrupted.exit_code
     except BenchError as error:
-        report(error)
+        report_error(error)
         return error.exit_code
     except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own, under whichever name its version gives it
-            message = error.format_message().replace("Value error, ", "")  # pydantic's mark, where typer uses it
-            report(UsageError(message, hint="antlm-bench --help, or antlm-bench VERB --help"))
+        if hasattr(
+            error, "format_message"
+        ):  # typer's own, under whichever name its version gives it
+            message = error.format_message().replace(
+                "Value error, ", ""
+            )  # pydantic's mark, where typer uses it
+            report_error(UsageError(message, hint="antlm-bench --help, or antlm-bench VERB --help"))
             return UsageError.exit_code
-        if os.environ.get(TRACEBACK):
+        if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        hint = f"run it again with {TRACEBACK}=1 and report what that prints, with the command line"
-        report(BenchError(f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})", hint=hint))
+        hint = f"run it again with {TRACEBACK_VARIABLE}=1 and report what that prints, with the command line"
+        report_error(
+            BenchError(
+                f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})",
+                hint=hint,
+            )
+        )
         return BUG

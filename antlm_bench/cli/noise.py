@@ -6,58 +6,71 @@ from typing import Annotated
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
-    AllowMissing,
-    AllowPickle,
-    AllowUnused,
-    Csv,
-    Json,
-    Markdown,
-    OriginalLayout,
-    Revision,
+    AllowMissingOption,
+    AllowPickleOption,
+    AllowUnusedOption,
+    CsvOption,
+    JsonOption,
+    MarkdownOption,
+    OriginalLayoutOption,
+    RevisionOption,
     TokenizerOption,
-    TrustRemoteCode,
-    how,
-    one_format,
-    said,
-    split,
-    what,
+    TrustRemoteCodeOption,
+    build_options,
+    choose_output_format,
+    model_option,
+    scoring_option,
+    split_names,
 )
 
 
-def noise_verb(
-    model: Annotated[str, what(metavar="CKPT", help="Folder or hub id.")],
-    suite: Annotated[list[str], what(metavar="NAME", help="Suite or collection of pairs. Repeatable, or a,b.")],
-    revision: Revision = None,
-    limit: Annotated[int, what(metavar="N", min=1, help="Items of every paradigm.")] = 50,
-    method: Annotated[str, how(metavar="NAME", help="One of its methods.", show_default="the checkpoint's first")] = "",
+def noise_command(
+    model: Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")],
+    suite: Annotated[
+        list[str],
+        model_option(metavar="NAME", help="Suite or collection of pairs. Repeatable, or a,b."),
+    ],
+    revision: RevisionOption = None,
+    limit: Annotated[int, model_option(metavar="N", min=1, help="Items of every paradigm.")] = 50,
+    method: Annotated[
+        str,
+        scoring_option(
+            metavar="NAME", help="One of its methods.", show_default="the checkpoint's first"
+        ),
+    ] = "",
     condition: Annotated[
         list[str] | None,
-        how(metavar="NAME", help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16."),
+        scoring_option(
+            metavar="NAME",
+            help="Some of: 'float32, small batches', 'float32, large batches', adaptive, bfloat16.",
+        ),
     ] = None,
-    device: Annotated[str, how(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    allow_pickle: AllowPickle = False,
+    device: Annotated[str, scoring_option(metavar="NAME", help="cpu, cuda, cuda:1, mps.")] = "auto",
+    trust_remote_code: TrustRemoteCodeOption = False,
+    allow_pickle: AllowPickleOption = False,
     peft: AdapterOption = None,
     tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnused = False,
-    allow_missing: AllowMissing = False,
-    original_layout: OriginalLayout = None,
-    json: Json = False,
-    csv: Csv = False,
-    markdown: Markdown = False,
+    allow_unused: AllowUnusedOption = False,
+    allow_missing: AllowMissingOption = False,
+    original_layout: OriginalLayoutOption = None,
+    json: JsonOption = False,
+    csv: CsvOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
-    """Score the same weights under other batch sizes and dtypes: the floor below which no margin means anything."""
-    form = one_format(json=json, csv=csv, markdown=markdown)
+    """Score the same weights under other batch sizes and dtypes: the floor below which no margin
+    means anything.
+    """
+    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.noise import CONDITIONS, noise
-    from antlm_bench.reporting import catalog
+    from antlm_bench.commands.noise import CONDITIONS, measure_noise
+    from antlm_bench.reporting import print_rows
 
-    found = noise(
+    found = measure_noise(
         model,
-        split(suite),
+        split_names(suite),
         method=method,
         limit=limit,
         conditions=condition or tuple(CONDITIONS),
-        options=said(OpenOptions, locals()),
+        options=build_options(OpenOptions, locals()),
     )
-    catalog(found, form)
+    print_rows(found, form)

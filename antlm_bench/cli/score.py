@@ -6,74 +6,89 @@ from typing import Annotated, Literal
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
-    Again,
-    AllowMissing,
-    AllowPickle,
-    AllowUnused,
-    Bos,
-    Checkpoints,
-    Columns,
-    Csv,
-    Device,
-    Dtype,
-    Json,
-    Markdown,
-    MaxLength,
-    OriginalLayout,
-    Revision,
-    RunFolder,
+    AgainOption,
+    AllowMissingOption,
+    AllowPickleOption,
+    AllowUnusedOption,
+    BatchTokensOption,
+    BosOption,
+    ColumnsOption,
+    CsvOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MarkdownOption,
+    MaxLengthOption,
+    ModelsOption,
+    OriginalLayoutOption,
+    OutOption,
+    RevisionOption,
     TokenizerOption,
-    TokensPerForward,
-    TrustRemoteCode,
-    how,
-    one_format,
-    renamed_columns,
-    said,
-    split,
-    table,
-    what,
+    TrustRemoteCodeOption,
+    build_options,
+    choose_output_format,
+    model_option,
+    parse_column_map,
+    scoring_option,
+    split_names,
+    table_option,
 )
 from antlm_bench.errors import IncompleteError
 
-PEERS = (
+PEER_SPELLINGS_HELP = (
     "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
     "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or hyphens."
 )
 
 
-def score_verb(
-    model: Checkpoints,
+def score_command(
+    model: ModelsOption,
     suite: Annotated[
         list[str],
-        what(metavar="NAME", help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. Or a,b."),
+        model_option(
+            metavar="NAME",
+            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. Or a,b.",
+        ),
     ],
-    revision: Revision = None,
-    limit: Annotated[int | None, what(metavar="N", min=1, help="Only the first N items of every paradigm.")] = None,
-    columns: Columns = None,
-    allow_incomplete: Annotated[bool, what("--allow-incomplete", help="Score a suite that lacks items.")] = False,
+    revision: RevisionOption = None,
+    limit: Annotated[
+        int | None,
+        model_option(metavar="N", min=1, help="Only the first N items of every paradigm."),
+    ] = None,
+    columns: ColumnsOption = None,
+    allow_incomplete: Annotated[
+        bool, model_option("--allow-incomplete", help="Score a suite that lacks items.")
+    ] = False,
     method: Annotated[
         list[str] | None,
-        how(
+        scoring_option(
             metavar="NAME",
             help="causal, mlm, mlm-l2r, mntp, fused; all that fit. Repeatable, or a,b.",
             show_default="the checkpoint's own",
         ),
     ] = None,
-    bos: Bos = None,
+    bos: BosOption = None,
     ties: Annotated[
         Literal["half", "strict", "first", "random"] | None,
-        how(metavar="RULE", help="What a tie counts: half (1/k), strict (0), first, random.", show_default="half"),
+        scoring_option(
+            metavar="RULE",
+            help="What a tie counts: half (1/k), strict (0), first, random.",
+            show_default="half",
+        ),
     ] = None,
     compat: Annotated[
         Literal["lm-eval", "minicons", "babylm-2024", "babylm-2025", "babylm-2026"] | None,
-        how(metavar="PEER", help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026."),
+        scoring_option(
+            metavar="PEER",
+            help="A peer's conventions: lm-eval, minicons, babylm-2024, babylm-2025, babylm-2026.",
+        ),
     ] = None,
-    max_length: MaxLength = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     precision: Annotated[
         Literal["exact", "adaptive"] | None,
-        how(
+        scoring_option(
             metavar="NAME",
             help="exact, or adaptive: bfloat16, and float32 where the margin is small.",
             show_default="exact",
@@ -81,40 +96,46 @@ def score_verb(
     ] = None,
     engine: Annotated[
         Literal["native", "minicons"] | None,
-        how(metavar="NAME", help="native, or minicons: for models that ours cannot run.", show_default="native"),
+        scoring_option(
+            metavar="NAME",
+            help="native, or minicons: for models that ours cannot run.",
+            show_default="native",
+        ),
     ] = None,
-    batch_tokens: TokensPerForward = None,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_pickle: AllowPickle = False,
+    batch_tokens: BatchTokensOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    allow_pickle: AllowPickleOption = False,
     peft: AdapterOption = None,
     tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnused = False,
-    allow_missing: AllowMissing = False,
-    original_layout: OriginalLayout = None,
-    out: RunFolder = None,
-    again: Again = False,
+    allow_unused: AllowUnusedOption = False,
+    allow_missing: AllowMissingOption = False,
+    original_layout: OriginalLayoutOption = None,
+    out: OutOption = None,
+    again: AgainOption = False,
     by: Annotated[
         Literal["suite", "field", "phenomenon", "paradigm"],
-        table(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
+        table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
-    json: Json = False,
-    csv: Csv = False,
-    markdown: Markdown = False,
+    json: JsonOption = False,
+    csv: CsvOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
-    form = one_format(json=json, csv=csv, markdown=markdown)
+    form = choose_output_format(json=json, csv=csv, markdown=markdown)
 
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.reporting import show_runs
-    from antlm_bench.reporting.terminal import console, paragraph
-    from antlm_bench.results.collections import left_out
+    from antlm_bench.reporting.terminal import make_console, print_paragraph
+    from antlm_bench.results.collections import describe_unscored_members
 
-    options = said(ScoreOptions, locals(), columns=renamed_columns(columns))
+    options = build_options(ScoreOptions, locals(), columns=parse_column_map(columns))
     try:
-        runs = score(model, split(suite), methods=split(method), out=out, options=options)
+        runs = score(
+            model, split_names(suite), methods=split_names(method), out=out, options=options
+        )
     except IncompleteError as error:  # what did finish is shown before the error is
         show_runs(error.runs, form, by)
         raise
     show_runs(runs, form, by)
-    for line in left_out(model, split(suite)):
-        paragraph(console(stderr=True), line, "yellow")
+    for line in describe_unscored_members(model, split_names(suite)):
+        print_paragraph(make_console(stderr=True), line, "yellow")

@@ -10,82 +10,106 @@ import typer
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
-    AllowMissing,
-    AllowPickle,
-    AllowUnused,
-    Bos,
-    Device,
-    Dtype,
-    MaxLength,
-    OriginalLayout,
-    Revision,
+    AllowMissingOption,
+    AllowPickleOption,
+    AllowUnusedOption,
+    BatchTokensOption,
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    MaxLengthOption,
+    OriginalLayoutOption,
+    RevisionOption,
     TokenizerOption,
-    TokensPerForward,
-    TrustRemoteCode,
-    how,
-    renamed_columns,
-    said,
+    TrustRemoteCodeOption,
+    build_options,
+    parse_column_map,
+    scoring_option,
 )
 
-what = partial(typer.Option, rich_help_panel="What is read")
+input_option = partial(typer.Option, rich_help_panel="What is read")
 
-FORMS = (
+STIMULI_HELP = (
     "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or per region (text and "
     "region), item and condition if there are any; SyntaxGym's .json. All other columns are carried over."
 )
 
 
-def surprisal_verb(
-    model: Annotated[str, what(metavar="CKPT", help="Folder or hub id.")],
-    source: Annotated[Path, what("--in", metavar="FILE", help="Stimuli: .txt .csv .tsv .jsonl .json")],
-    out: Annotated[Path, what("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
+def surprisal_command(
+    model: Annotated[str, input_option(metavar="CKPT", help="Folder or hub id.")],
+    source: Annotated[
+        Path, input_option("--in", metavar="FILE", help="Stimuli: .txt .csv .tsv .jsonl .json")
+    ],
+    out: Annotated[Path, input_option("--out", metavar="FILE", help="Result: .csv .tsv .parquet")],
     by: Annotated[
-        Literal["word", "region", "sentence"], what(metavar="UNIT", help="A row per word, region or sentence.")
+        Literal["word", "region", "sentence"],
+        input_option(metavar="UNIT", help="A row per word, region or sentence."),
     ] = "word",
     columns: Annotated[
-        list[str] | None, what(metavar="sentence=A,item=B", help="How the file names its columns.")
+        list[str] | None,
+        input_option(metavar="sentence=A,item=B", help="How the file names its columns."),
     ] = None,
-    revision: Revision = None,
+    revision: RevisionOption = None,
     method: Annotated[
         Literal["causal", "mlm", "mlm-l2r", "mntp"] | None,
-        how(metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"),
+        scoring_option(
+            metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"
+        ),
     ] = None,
     bow_correction: Annotated[
-        bool, how("--bow-correction", help="Count the end of a word to the word (Pimentel & Meister 2024).")
+        bool,
+        scoring_option(
+            "--bow-correction",
+            help="Count the end of a word to the word (Pimentel & Meister 2024).",
+        ),
     ] = False,
-    bos: Bos = None,
-    max_length: MaxLength = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_tokens: TokensPerForward = None,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_pickle: AllowPickle = False,
+    bos: BosOption = None,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_tokens: BatchTokensOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    allow_pickle: AllowPickleOption = False,
     peft: AdapterOption = None,
     tokenizer: TokenizerOption = None,
-    allow_unused: AllowUnused = False,
-    allow_missing: AllowMissing = False,
-    original_layout: OriginalLayout = None,
+    allow_unused: AllowUnusedOption = False,
+    allow_missing: AllowMissingOption = False,
+    original_layout: OriginalLayoutOption = None,
 ) -> None:
-    """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or pandas."""
-    renamed = renamed_columns(columns)
+    """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or
+    pandas.
+    """
+    renamed = parse_column_map(columns)
 
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.surprisal import surprisal
-    from antlm_bench.reporting import facts
-    from antlm_bench.reporting.results_table import COUNTED
+    from antlm_bench.commands.surprisal import score_stimuli
+    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.results_table import FLAG_LABELS
 
-    options = said(OpenOptions, locals())
-    found = surprisal(
-        model, source, out, method=method, by=by, columns=renamed, bow_correction=bow_correction, options=options
+    options = build_options(OpenOptions, locals())
+    found = score_stimuli(
+        model,
+        source,
+        out,
+        method=method,
+        by=by,
+        columns=renamed,
+        bow_correction=bow_correction,
+        options=options,
     )
-    shown: dict[str, object] = {f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts", "method": found.method}
+    shown: dict[str, object] = {
+        f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts",
+        "method": found.method,
+    }
     shown["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
     if found.unscored:
-        shown["without a number"] = f"{found.unscored:,}: nothing stands before their first token (see --bos)"
+        shown["without a number"] = (
+            f"{found.unscored:,}: nothing stands before their first token (see --bos)"
+        )
     if found.too_long:
         shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
     for flag, count in found.flags.items():
-        shown[COUNTED[flag]] = f"in {count:,} different texts"
+        shown[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if found.notes:
         shown["note"] = "\n".join(found.notes)
-    facts(str(found.path), shown)
+    print_fields(str(found.path), shown)

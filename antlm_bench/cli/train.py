@@ -8,44 +8,92 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import TokensPerForward, how, run_folder, said, what
+from antlm_bench.cli.shared_options import (
+    BatchTokensOption,
+    build_options,
+    model_option,
+    run_folder_option,
+    scoring_option,
+)
 
 
-def train_verb(
-    recipe: Annotated[str, typer.Argument(help="A recipe (`antlm-bench list models`), or a .toml of yours.")],
-    corpus: Annotated[
-        str, what(metavar="TEXT", help="Folder of .txt .train .jsonl (or .gz), `nano`, or a hub dataset.")
+def train_command(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe (`antlm-bench list models`), or a .toml of yours.")
     ],
-    out: Annotated[Path, run_folder(metavar="DIR", help="Receives checkpoints, log and state.")],
-    scale: Annotated[str, what(metavar="NAME", help="A smaller version that the recipe declares: nano, small.")] = "",
+    corpus: Annotated[
+        str,
+        model_option(
+            metavar="TEXT", help="Folder of .txt .train .jsonl (or .gz), `nano`, or a hub dataset."
+        ),
+    ],
+    out: Annotated[
+        Path, run_folder_option(metavar="DIR", help="Receives checkpoints, log and state.")
+    ],
+    scale: Annotated[
+        str,
+        model_option(
+            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
+        ),
+    ] = "",
     change: Annotated[
-        list[str] | None, what("--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable.")
+        list[str] | None,
+        model_option(
+            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
+        ),
     ] = None,
     teacher: Annotated[
         list[str] | None,
-        what(metavar="CKPT", help="Teachers of a distilled recipe, in order.", show_default="trained first"),
+        model_option(
+            metavar="CKPT",
+            help="Teachers of a distilled recipe, in order.",
+            show_default="trained first",
+        ),
     ] = None,
     resume: Annotated[
-        bool, run_folder("--resume", help="Refuse to begin anew; the same command resumes anyway.")
+        bool,
+        run_folder_option(
+            "--resume", help="Refuse to begin anew; the same command resumes anyway."
+        ),
     ] = False,
-    save_every: Annotated[float, run_folder(metavar="MIN", min=0, help="Minutes between two saved states.")] = 10.0,
-    device: Annotated[Literal["auto", "cpu"], how(metavar="NAME", help="auto: what Accelerate finds; cpu.")] = "auto",
+    save_every: Annotated[
+        float, run_folder_option(metavar="MIN", min=0, help="Minutes between two saved states.")
+    ] = 10.0,
+    device: Annotated[
+        Literal["auto", "cpu"],
+        scoring_option(metavar="NAME", help="auto: what Accelerate finds; cpu."),
+    ] = "auto",
     precision: Annotated[
-        Literal["float32", "bfloat16"], how(metavar="NAME", help="Of matrix products: float32, bfloat16.")
+        Literal["float32", "bfloat16"],
+        scoring_option(metavar="NAME", help="Of matrix products: float32, bfloat16."),
     ] = "float32",
-    batch_tokens: TokensPerForward = None,
-    compiled: Annotated[bool, how("--compile", help="torch.compile the model; pays on long runs.")] = False,
+    batch_tokens: BatchTokensOption = None,
+    compiled: Annotated[
+        bool, scoring_option("--compile", help="torch.compile the model; pays on long runs.")
+    ] = False,
     track: Annotated[
-        list[str] | None, run_folder(metavar="NAME", help="tensorboard, wandb, trackio, ... Repeatable.")
+        list[str] | None,
+        run_folder_option(metavar="NAME", help="tensorboard, wandb, trackio, ... Repeatable."),
     ] = None,
 ) -> None:
-    """Train a recipe on a text: checkpoints by words seen, a log, and a state from which a killed run continues."""
+    """Train a recipe on a text: checkpoints by words seen, a log, and a state from which a killed
+    run continues.
+    """
     from antlm_bench.commands.train import TrainOptions, train
-    from antlm_bench.reporting import facts
+    from antlm_bench.reporting import print_fields
 
-    options = said(TrainOptions, locals(), changes=change, teachers=teacher, micro_tokens=batch_tokens, trackers=track)
+    options = build_options(
+        TrainOptions,
+        locals(),
+        changes=change,
+        teachers=teacher,
+        micro_tokens=batch_tokens,
+        trackers=track,
+    )
     made = train(recipe, corpus, out, options)
-    if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun, accelerate launch) one says it
+    if (
+        os.environ.get("RANK", "0") == "0"
+    ):  # of several processes (torchrun, accelerate launch) one says it
         suite = corpus if corpus == "nano" else "blimp"
         score_it = f"antlm-bench score --model {made} --suite {suite} --method all"
-        facts(recipe, {"checkpoint": str(made), "score it": score_it})
+        print_fields(recipe, {"checkpoint": str(made), "score it": score_it})

@@ -1,4 +1,6 @@
-"""baseline: a run small enough to be committed, and found again by its name. It is a run like any other."""
+"""baseline: a run small enough to be committed, and found again by its name. It is a run like any
+other.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +15,69 @@ from antlm_bench.compare.summary_check import read_run
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest
 
-PLACE = Path("reports/baselines")
+BASELINES_DIR = Path("reports/baselines")
 # Facts of the manifest that say where and on what a model ran, not which model it is.
-MACHINE = ("source", "device", "layout", "path", "hostname")
+MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
 Facts = Mapping[str, Any]
 
 
-def save(run: str | Path, name: str = "", *, to: str | Path = PLACE, overwrite: bool = False) -> Path:
-    """Write a slim copy of a run to `to`/name and return its folder: every cell with its predictions (ids and numbers,
-    no texts), without machine facts, histories and leftovers; of the paths of the user's files only the ends that tell
-    them apart. name: default, the run folder's.
+def save_baseline(
+    run: str | Path,
+    name: str = "",
+    *,
+    baselines_dir: str | Path = BASELINES_DIR,
+    overwrite: bool = False,
+) -> Path:
+    """Write a slim copy of a run to `to`/name and return its folder: every cell with its
+    predictions (ids and numbers, no texts), without machine facts, histories and leftovers; of the
+    paths of the user's files only the ends that tell them apart. name: default, the run folder's.
 
-    Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a baseline that is there).
+    Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a
+    baseline that is there).
     """
     opened = read_run(run)
     name = name or Path(run).resolve().name
     if Path(name).name != name or name.startswith("."):
-        raise UsageError(f"{name!r} is no name of a folder", place="--name", hint="letters, digits, - and _")
+        raise UsageError(
+            f"{name!r} is no name of a folder", location="--name", hint="letters, digits, - and _"
+        )
     if not opened.cells:
-        raise RunError("the run has no finished cell", place=str(run), hint="score it first")
-    folder = Path(to) / name
+        raise RunError("the run has no finished cell", location=str(run), hint="score it first")
+    folder = Path(baselines_dir) / name
     if folder.exists() and not overwrite:
-        raise UsageError(f"there is a baseline {name!r} already", place=str(folder), hint="--overwrite replaces it")
+        raise UsageError(
+            f"there is a baseline {name!r} already",
+            location=str(folder),
+            hint="--overwrite replaces it",
+        )
     manifest = opened.manifest
-    model = {key: value for key, value in manifest.model.items() if key not in MACHINE}
+    model = {key: value for key, value in manifest.model.items() if key not in MACHINE_KEYS}
     slim = folder.with_name(f".{name}.new")
     shutil.rmtree(slim, ignore_errors=True)
-    with runs.Writer(slim, Manifest(runs.SCHEMA, model, manifest.software, manifest.created)) as writer:
-        for cell in runs.portable(opened):
+    with runs.RunWriter(
+        slim, Manifest(runs.SCHEMA_VERSION, model, manifest.software, manifest.created)
+    ) as writer:
+        for cell in runs.portable_cells(opened):
             kept = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
-            writer.enter(changed(cell, history=kept), runs.predictions(opened.path, cell))
+            writer.write_cell(changed(cell, history=kept), runs.read_predictions(opened.path, cell))
     try:
         if folder.exists():
             shutil.rmtree(folder)
         slim.rename(folder)
     except OSError as error:
-        raise RunError(f"cannot be replaced: {error.strerror}", place=str(folder), hint="is it in use?") from error
+        raise RunError(
+            f"cannot be replaced: {error.strerror}", location=str(folder), hint="is it in use?"
+        ) from error
     return folder
 
 
-def listing(place: str | Path = PLACE) -> list[Facts]:
+def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
     """One row per baseline; a damaged one says so instead of hiding the others."""
     rows: list[Facts] = []
-    for path in sorted(Path(place).glob("*/run.json")):
+    for path in sorted(Path(baselines_dir).glob("*/run.json")):
         row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
         try:
-            run = runs.read(path.parent)
+            run = runs.open_run(path.parent)
             suites = dict.fromkeys(cell.suite for cell in run)
             row |= {"model": str(run.manifest.model.get("name", "")), "suites": ", ".join(suites)}
             rows.append(row | {"created": run.manifest.created[:10]})
@@ -67,14 +86,18 @@ def listing(place: str | Path = PLACE) -> list[Facts]:
     return rows
 
 
-def find(ref: str | Path, place: str | Path = PLACE) -> Path:
+def find_baseline(ref: str | Path, baselines_dir: str | Path = BASELINES_DIR) -> Path:
     """The run folder behind a path, or the name of a baseline in `place`.
 
     Raises UsageError naming the baselines that there are.
     """
-    for folder in (Path(ref), Path(place) / ref):
+    for folder in (Path(ref), Path(baselines_dir) / ref):
         if (folder / "run.json").exists():
             return folder
-    names = [str(row["baseline"]) for row in listing(place)]
-    hint = f"baselines are {', '.join(names)}" if names else "antlm-bench baseline save RUN makes one"
-    raise UsageError(f"no run folder and no baseline: {str(ref)!r}", place="--against", hint=hint)
+    names = [str(row["baseline"]) for row in list_baselines(baselines_dir)]
+    hint = (
+        f"baselines are {', '.join(names)}" if names else "antlm-bench baseline save RUN makes one"
+    )
+    raise UsageError(
+        f"no run folder and no baseline: {str(ref)!r}", location="--against", hint=hint
+    )

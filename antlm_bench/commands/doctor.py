@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from antlm_bench.commands.several import each
+from antlm_bench.commands.several import map_collecting_errors
 
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions
 
 
-def examine(models: Sequence[str], options: OpenOptions | None = None) -> Iterator[Mapping[str, object]]:
-    """The facts of each checkpoint that the references expand to. Raises as `checkpoints.open_checkpoint`."""
-    from antlm_bench.checkpoints import expand, open_checkpoint
+def inspect_checkpoints(
+    models: Sequence[str], options: OpenOptions | None = None
+) -> Iterator[Mapping[str, object]]:
+    """The facts of each checkpoint that the references expand to. Raises as
+    `checkpoints.open_checkpoint`.
+    """
+    from antlm_bench.checkpoints import expand_refs, open_checkpoint
 
-    return each(expand(models), lambda ref: open_checkpoint(ref, options).facts())
+    return map_collecting_errors(
+        expand_refs(models), lambda ref: open_checkpoint(ref, options).doctor_facts()
+    )

@@ -11,65 +11,73 @@ from antlm_bench.suites import loader
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import SuiteSpec, read
-from antlm_bench.training.flops import size
-from antlm_bench.training.recipe import PhaseSpec, Recipe, read_recipe, scales_of
+from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.training.flops import compute_model_size
+from antlm_bench.training.recipe import PhaseSpec, Recipe, list_scales, read_recipe
 
-Row = dict[str, str]
-
-
-def listing(kind: str = "suites") -> list[Row]:
-    """The rows of KINDS[kind], sorted by name; all rows of a kind have the same columns. Raises DeclarationError."""
-    if kind not in KINDS:
-        raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(KINDS)}")
-    return KINDS[kind]()
+TextRow = dict[str, str]
 
 
-def item_count(spec: SuiteSpec) -> str:
+def list_catalog(kind: str = "suites") -> list[TextRow]:
+    """The rows of KINDS[kind], sorted by name; all rows of a kind have the same columns. Raises
+    DeclarationError.
+    """
+    if kind not in CATALOG_LISTINGS:
+        raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}")
+    return CATALOG_LISTINGS[kind]()
+
+
+def format_item_count(spec: SuiteSpec) -> str:
     """How many items the complete suite holds, "" where its declaration does not say."""
     if spec.expect:
         return f"{spec.expect.items:,}"
     return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
 
 
-def scored_count(spec: ClassificationSpec) -> str:
+def format_scored_count(spec: ClassificationSpec) -> str:
     """How many texts all its tasks score, "" where its declaration does not say."""
     rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
     return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
 
 
-def _suites() -> list[Row]:
+def _suite_rows() -> list[TextRow]:
     return [
         {"suite": spec.name, "by": by, "items": items, "metric": metric, "title": spec.title}
-        for spec in map(read, catalog("tasks").values())
+        for spec in map(read_spec, catalog("tasks").values())
         if not isinstance(spec, CollectionSpec)
-        for by, items, metric in [_measured(spec)]
+        for by, items, metric in [_suite_columns(spec)]
     ]
 
 
-def _measured(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[str, str, str]:
+def _suite_columns(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[str, str, str]:
     """(the verb that computes it, items, metrics)."""
     if isinstance(spec, SuiteSpec):
-        return "score", item_count(spec), spec.metric
+        return "score", format_item_count(spec), spec.metric
     if isinstance(spec, AcquisitionSpec):
-        return "score", item_count(loader.suite(spec.words)[0]), ACQUISITION
-    return "finetune", scored_count(spec), ", ".join(dict.fromkeys(task.metric for task in spec.task.values()))
+        return "score", format_item_count(loader.read_suite_spec(spec.words)[0]), ACQUISITION
+    return (
+        "finetune",
+        format_scored_count(spec),
+        ", ".join(dict.fromkeys(task.metric for task in spec.task.values())),
+    )
 
 
-def _collections() -> list[Row]:
+def _collection_rows() -> list[TextRow]:
     return [
         {
             "collection": spec.name,
-            "members": ", ".join(suite for member in spec.members for suite in member.parts),
+            "members": ", ".join(suite for member in spec.members for suite in member.suite_names),
             "title": spec.title,
         }
-        for spec in map(read, catalog("tasks").values())
+        for spec in map(read_spec, catalog("tasks").values())
         if isinstance(spec, CollectionSpec)
     ]
 
 
-def objective(recipe: Recipe) -> str:
-    """What a run trains and for how long: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15 steps`."""
+def describe_objective(recipe: Recipe) -> str:
+    """What a run trains and for how long: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15
+    steps`.
+    """
     masked = recipe.objective.masked.upper()
 
     def block(phase: PhaseSpec) -> str:
@@ -79,36 +87,49 @@ def objective(recipe: Recipe) -> str:
         return f"{lasts} {'CLM' if phase.causal else masked}"
 
     unit = "epochs" if recipe.phase[0].epochs else "steps"
-    return f"{' + '.join(map(block, recipe.phase))} {unit}" + (", distilled" if recipe.distil else "")
+    return f"{' + '.join(map(block, recipe.phase))} {unit}" + (
+        ", distilled" if recipe.distil else ""
+    )
 
 
-def parameters(recipe: Recipe) -> int:
-    """How many its model has, if the tokenizer finds as many tokens in the corpus as it is allowed to."""
-    return size(recipe.model, recipe.tokenizer.vocabulary).parameters
+def count_parameters(recipe: Recipe) -> int:
+    """How many its model has, if the tokenizer finds as many tokens in the corpus as it is allowed
+    to.
+    """
+    return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
-def _models() -> list[Row]:
+def _model_rows() -> list[TextRow]:
     rows = []
     for name in catalog("models"):
         recipe = read_recipe(name)
-        count, scales = f"{parameters(recipe):,}", ", ".join(scales_of(name))
-        row = {"model": name, "parameters": count, "objective": objective(recipe), "scales": scales}
+        count, scales = f"{count_parameters(recipe):,}", ", ".join(list_scales(name))
+        row = {
+            "model": name,
+            "parameters": count,
+            "objective": describe_objective(recipe),
+            "scales": scales,
+        }
         rows.append(row | {"title": recipe.title})
     return rows
 
 
-def _methods() -> list[Row]:
+def _method_rows() -> list[TextRow]:
     from antlm_bench.scoring.probes import METHODS
 
     return [
-        {"method": name, "what it is": one.says, "attention": " and ".join(sorted(one.attends))}
+        {
+            "method": name,
+            "what it is": one.description,
+            "attention": " and ".join(sorted(one.attends)),
+        }
         for name, one in METHODS.items()
     ]
 
 
-KINDS: dict[str, Callable[[], list[Row]]] = {
-    "suites": _suites,
-    "collections": _collections,
-    "models": _models,
-    "methods": _methods,
+CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
+    "suites": _suite_rows,
+    "collections": _collection_rows,
+    "models": _model_rows,
+    "methods": _method_rows,
 }

@@ -1,4 +1,6 @@
-"""noise: the same weights scored under other conditions. What moves then is arithmetic; no margin may be smaller."""
+"""noise: the same weights scored under other conditions. What moves then is arithmetic; no margin
+may be smaller.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, quicker
-from antlm_bench.commands.cells import Names, listed
-from antlm_bench.commands.task_types import kind_of
+from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
+from antlm_bench.commands.cells import Names, as_list
+from antlm_bench.commands.task_types import get_task_type
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.adaptive import Adaptive
+from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.probes import default_method
-from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Bools, Prediction
 
-Row = dict[str, object]
-LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for
+NoiseRow = dict[str, object]
+DEFAULT_LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for
 # condition -> what `checkpoints` is told; the first is what everything is compared with
 CONDITIONS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -35,70 +37,96 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def noise(
+def measure_noise(
     model: str,
-    names: Names,
+    suite_names: Names,
     *,
     method: str = "",
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     conditions: Sequence[str] = tuple(CONDITIONS),
     options: OpenOptions | None = None,
-) -> list[Row]:
-    """One row per suite and condition: decisions that differ from the first condition's, and by how much scores move.
+) -> list[NoiseRow]:
+    """One row per suite and condition: decisions that differ from the first condition's, and by how
+    much scores move.
 
-    names: suites of pairs. method: one of the checkpoint's, "" = its first. limit: items per finest group.
-    `points`: difference of the headlines, in points; a margin of `check` below its largest value tests nothing.
-    Raises UsageError (an unknown condition), and as `commands.score.score`.
+    names: suites of pairs. method: one of the checkpoint's, "" = its first. limit: items per finest
+    group. `points`: difference of the headlines, in points; a margin of `check` below its largest
+    value tests nothing. Raises UsageError (an unknown condition), and as `commands.score.score`.
     """
     for name in conditions:
         if name not in CONDITIONS:
             hint = f"some of {', '.join(map(repr, CONDITIONS))}"
-            raise UsageError(f"unknown condition {name!r}", place="--condition", hint=hint)
-    wanted = list(dict.fromkeys(member for ref in listed(names) for member in suites.members(ref)))
+            raise UsageError(f"unknown condition {name!r}", location="--condition", hint=hint)
+    wanted = list(
+        dict.fromkeys(
+            member for ref in as_list(suite_names) for member in suites.list_suite_refs(ref)
+        )
+    )
     first = next(iter(CONDITIONS))
-    rows: list[Row] = []
+    rows: list[NoiseRow] = []
     loaded: list[Suite] = []
     before: dict[str, list[Prediction]] = {}
     for name in dict.fromkeys([first, *conditions]):
         opened = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
-        loaded = loaded or [suites.load(ref, limit=limit, allow_incomplete=True) for ref in wanted]  # same items twice
+        loaded = loaded or [
+            suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in wanted
+        ]  # same items twice
         chosen = method or default_method(opened, opened.methods)
         for suite in loaded:
-            if kind_of(suite, multiple_choice.Policy()).asks != "choices":
+            if get_task_type(suite, multiple_choice.ScoringConventions()).output_type != "choices":
                 hint = "a suite of pairs or options"
-                raise UsageError(f"{suite.name} holds no choices that could flip", place="--suite", hint=hint)
-            opened.test_on([o.text for item in suite.items for o in item.options], [find_method(chosen, opened)])
+                raise UsageError(
+                    f"{suite.name} holds no choices that could flip", location="--suite", hint=hint
+                )
+            opened.run_self_test(
+                [o.text for item in suite.items for o in item.options],
+                [find_method(chosen, opened)],
+            )
             made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
             if name == first:
                 before[suite.name] = made
             else:
                 rows.append({"suite": suite.name, "method": chosen, "condition": name}
-                            | _difference(suite, before[suite.name], made))  # fmt: skip
+                            | _compare_predictions(suite, before[suite.name], made))  # fmt: skip
     return rows
 
 
-def _predict(opened: Checkpoint, suite: Suite, name: str, adaptive: bool) -> list[Prediction]:
-    methods = [find_method(name, opened)]
-    scorer = Adaptive(quicker(opened), opened).calibrated(suite.items, methods) if adaptive else None
+def _predict(
+    checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: bool
+) -> list[Prediction]:
+    methods = [find_method(method_name, checkpoint)]
+    scorer = (
+        AdaptiveScorer(with_bf16_body(checkpoint), checkpoint).calibrate(suite.items, methods)
+        if adaptive
+        else None
+    )
 
     def made() -> Iterator[Prediction]:
-        with Progress(len(suite.items), f"{opened.name} {suite.name} {name}") as progress:
-            for chunk in multiple_choice.chunks(suite.items, methods):
+        with Progress(
+            len(suite.items), f"{checkpoint.name} {suite.name} {method_name}"
+        ) as progress:
+            for chunk in multiple_choice.iter_chunks(suite.items, methods):
                 if scorer:
                     [some] = scorer.predict(chunk, methods, reduction=suite.reduction)
                 else:
-                    [some] = multiple_choice.predict(opened, chunk, methods)
+                    [some] = multiple_choice.predict(checkpoint, chunk, methods)
                 progress.advance(len(chunk))
                 yield from some
 
     return list(made())
 
 
-def _difference(suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]) -> Row:
-    """Of the same items twice. A decision is which options share the best score, so a tie that breaks is a flip."""
-    best = [_best(found, suite.reduction) for found in (before, after)]
+def _compare_predictions(
+    suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]
+) -> NoiseRow:
+    """Of the same items twice. A decision is which options share the best score, so a tie that
+    breaks is a flip.
+    """
+    best = [_find_best_options(found, suite.reduction) for found in (before, after)]
     flips = int((best[0] != best[1]).any(axis=1).sum())
-    moved = [np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)]
+    moved = [
+        np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)
+    ]
     return {
         "items": len(after),
         "flips": flips,
@@ -108,8 +136,8 @@ def _difference(suite: Suite, before: Sequence[Prediction], after: Sequence[Pred
     }
 
 
-def _best(predictions: Sequence[Prediction], reduction: str) -> Bools:
-    return tabulate(predictions, set(), reduction).best(reduction)
+def _find_best_options(predictions: Sequence[Prediction], reduction: str) -> Bools:
+    return build_table(predictions, set(), reduction).best_options(reduction)
 
 
 def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:

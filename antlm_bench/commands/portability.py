@@ -1,7 +1,8 @@
 """Find what keeps a checkpoint from opening in the environment of BabyLM's official pipelines.
 
-They pin transformers 4.51.3. Everything here is read from files: no weight is loaded, no code is run. What that version
-knows is listed in `official_environment.json`, which a slow test compares with the version itself.
+They pin transformers 4.51.3. Everything here is read from files: no weight is loaded, no code is
+run. What that version knows is listed in `official_environment.json`, which a slow test compares
+with the version itself.
 """
 
 from __future__ import annotations
@@ -31,35 +32,47 @@ NEWER_NAMES = frozenset(
         "modeling_layers",
     )
 )  # fmt: skip
-ROPE_THETA = 10_000.0  # what 4.51.3 takes for the base of rotary positions where config.json has no rope_theta
+# what 4.51.3 takes for the base of rotary positions where config.json has no rope_theta
+DEFAULT_ROPE_THETA = 10_000.0
 
 
 @cache
 def official_environment() -> Mapping[str, Any]:
-    """The version of transformers that the official pipelines pin, its model types and tokenizer classes."""
+    """The version of transformers that the official pipelines pin, its model types and tokenizer
+    classes.
+    """
     content = Path(__file__).with_name("official_environment.json").read_text(encoding="utf-8")
     known: dict[str, Any] = json.loads(content)
     return known
 
 
-def portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (problem, fix) for each reason why the pinned version could not open this checkpoint, or would differ."""
+def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield (problem, fix) for each reason why the pinned version could not open this checkpoint,
+    or would differ.
+    """
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer_config.json")
     auto_map = config.get("auto_map")
     carried = auto_map if isinstance(auto_map, dict) else {}
     yield from _tokenizer_problems(tokenizer, _read_json(folder / "tokenizer.json"))
     yield from _config_problems(config, carried)
-    own_modules = {str(name).partition(".")[0] for name in carried.values() if "--" not in str(name)}
+    own_modules = {
+        str(name).partition(".")[0] for name in carried.values() if "--" not in str(name)
+    }
     for module in sorted(own_modules):
         file = folder / f"{module}.py"
         if not file.is_file():
-            yield f"config.json names code in {file.name}, which is not here", "put it beside the weights"
+            yield (
+                f"config.json names code in {file.name}, which is not here",
+                "put it beside the weights",
+            )
     for file in sorted(folder.glob("*.py")):
         yield from _import_problems(file)
 
 
-def _tokenizer_problems(tokenizer: Mapping[str, Any], fast: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _tokenizer_problems(
+    tokenizer: Mapping[str, Any], fast_tokenizer: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     """tokenizer: tokenizer_config.json; fast: tokenizer.json."""
     environment, name = official_environment(), tokenizer.get("tokenizer_class")
     auto_map = tokenizer.get("auto_map")
@@ -70,7 +83,7 @@ def _tokenizer_problems(tokenizer: Mapping[str, Any], fast: Mapping[str, Any]) -
             "(of the official pipelines) does not know",
             'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json is beside it',
         )
-    splitting = fast.get("pre_tokenizer")
+    splitting = fast_tokenizer.get("pre_tokenizer")
     space = splitting.get("add_prefix_space") if isinstance(splitting, dict) else None
     if splitting and space is True and not tokenizer.get("add_prefix_space", False) and not own:
         yield (
@@ -80,21 +93,34 @@ def _tokenizer_problems(tokenizer: Mapping[str, Any], fast: Mapping[str, Any]) -
         )
 
 
-def _config_problems(config: Mapping[str, Any], carried: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _config_problems(
+    config: Mapping[str, Any], auto_map: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     environment, model_type = official_environment(), config.get("model_type")
-    if isinstance(model_type, str) and model_type not in environment["model_types"] and "AutoConfig" not in carried:
+    if (
+        isinstance(model_type, str)
+        and model_type not in environment["model_types"]
+        and "AutoConfig" not in auto_map
+    ):
         yield (
             f"transformers {environment['transformers']} (of the official pipelines) does not know the "
             f"model type {model_type!r}, and config.json names no code for it (auto_map)",
             "save the checkpoint with its code and an auto_map for AutoConfig and its models",
         )
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and rope.get("rope_theta") not in (None, config.get("rope_theta", ROPE_THETA)):
+    if isinstance(rope, dict) and rope.get("rope_theta") not in (
+        None,
+        config.get("rope_theta", DEFAULT_ROPE_THETA),
+    ):
         yield (
             f"the base of rotary positions is {rope['rope_theta']}, and only transformers 5 reads it there",
             f'write "rope_theta": {rope["rope_theta"]} into config.json, too',
         )
-    if isinstance(rope, dict) and rope.get("rope_type", "default") != "default" and "rope_scaling" not in config:
+    if (
+        isinstance(rope, dict)
+        and rope.get("rope_type", "default") != "default"
+        and "rope_scaling" not in config
+    ):
         yield (
             f"rotary positions are scaled ({rope['rope_type']}), and only transformers 5 reads it there",
             'write the same table as "rope_scaling" into config.json, too',
@@ -102,7 +128,9 @@ def _config_problems(config: Mapping[str, Any], carried: Mapping[str, Any]) -> I
 
 
 def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
-    """Imports of transformers that the pinned version lacks, unless an `except ImportError` catches them."""
+    """Imports of transformers that the pinned version lacks, unless an `except ImportError` catches
+    them.
+    """
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError) as error:
@@ -111,7 +139,8 @@ def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
     caught = {
         node
         for attempt in ast.walk(tree)
-        if isinstance(attempt, ast.Try) and any(_catches_import_error(handler) for handler in attempt.handlers)
+        if isinstance(attempt, ast.Try)
+        and any(_catches_import_error(handler) for handler in attempt.handlers)
         for statement in attempt.body
         for node in ast.walk(statement)
     }
@@ -127,7 +156,9 @@ def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
 
 def _catches_import_error(handler: ast.ExceptHandler) -> bool:
     names = (
-        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else {"ImportError"}
+        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+        if handler.type
+        else {"ImportError"}
     )
     return bool(names & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
@@ -136,7 +167,11 @@ def _newer_imports(node: ast.AST) -> list[str]:
     """What an import statement takes from transformers and the pinned version lacks."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name in NEWER_MODULES]
-    if not isinstance(node, ast.ImportFrom) or node.level or not (node.module or "").startswith("transformers"):
+    if (
+        not isinstance(node, ast.ImportFrom)
+        or node.level
+        or not (node.module or "").startswith("transformers")
+    ):
         return []
     if node.module in NEWER_MODULES:
         return [str(node.module)]
@@ -144,7 +179,9 @@ def _newer_imports(node: ast.AST) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is none or it cannot be read (`preflight` says so elsewhere)."""
+    """The object in a JSON file, {} where there is none or it cannot be read (`preflight` says so
+    elsewhere).
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

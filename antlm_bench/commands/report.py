@@ -1,7 +1,9 @@
-"""report: run folders in, the table that the field publishes out: suites, their macro-average, and what is missing.
+"""report: run folders in, the table that the field publishes out: suites, their macro-average, and
+what is missing.
 
-Nothing is averaged over a hole: a member that is missing takes the macro-average with it, unless `partial` is asked for
-and then said. A report displays; what must not be compared is marked here and refused by `compare`.
+Nothing is averaged over a hole: a member that is missing takes the macro-average with it, unless
+`partial` is asked for and then said. A report displays; what must not be compared is marked here
+and refused by `compare`.
 """
 
 from __future__ import annotations
@@ -11,51 +13,62 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from antlm_bench.commands.curve import expand
+from antlm_bench.commands.curve import expand_run_dirs
 from antlm_bench.compare.summary_check import read_runs
-from antlm_bench.declarations import find, nearest
+from antlm_bench.declarations import find_declaration, suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.reporting import results_table
-from antlm_bench.results.collections import Entry, Marks, Number, Seen, averaged, finetuned, only_members, scored
-from antlm_bench.results.seeds import of_seeds
+from antlm_bench.results.collections import (
+    Caveats,
+    MemberResult,
+    ReportedScore,
+    SeenDigests,
+    average_scores,
+    exclude_other_versions,
+    summarize_finetuned_member,
+    summarize_scored_member,
+)
+from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedSpec
-from antlm_bench.suites.spec import read
+from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
+from antlm_bench.suites.spec import read_spec
 from antlm_bench.types import Run, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ReportColumn:
     """One checkpoint as one method reads it, or a published row.
 
-    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is missing, by name;
-    commands: the lines that make it. source: of a published row. marks: what holds for all of its numbers.
+    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is
+    missing, by name; commands: the lines that make it. source: of a published row. marks: what
+    holds for all of its numbers.
     """
 
     model: str
-    reading: str
-    entries: tuple[Entry, ...]
-    macro: Number | None = None
+    method: str
+    results: tuple[MemberResult, ...]
+    macro: ReportedScore | None = None
     run: str = ""
-    lacks: tuple[str, ...] = ()
+    missing_members: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     source: str = ""
-    marks: Marks = ()
+    caveats: Caveats = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Columns side by side. collection: None where the suites of the runs stand side by side without an average.
+    """Columns side by side. collection: None where the suites of the runs stand side by side
+    without an average.
 
     members: the collection's, stand-ins in their place, each under the name that `names` shows.
     """
 
     collection: CollectionSpec | None
     members: tuple[MemberSpec, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[ReportColumn, ...]
 
 
-def report(
+def build_report(
     paths: Sequence[str | Path],
     *,
     collection: str = "",
@@ -65,66 +78,92 @@ def report(
 ) -> Report:
     """The report of run folders (or folders of them), one column per checkpoint and method.
 
-    collection: a name of the catalog or a TOML; "" = the suites of the runs, without a macro-average. published: rows
-    of the collection whose name holds one of these words, () = all of them, None = none. stand_ins: member -> the
-    suite that is shown in its place, named in every output. partial: average what is there, marked.
+    collection: a name of the catalog or a TOML; "" = the suites of the runs, without a
+    macro-average. published: rows of the collection whose name holds one of these words, () = all
+    of them, None = none. stand_ins: member -> the suite that is shown in its place, named in every
+    output. partial: average what is there, marked.
 
-    Raises IncompleteError, whose `runs` hold the report, where a member is missing and `partial` was not asked for;
-    RunError (no run folder, a damaged one), DeclarationError, UsageError, and as `members.finetuned` does.
+    Raises IncompleteError, whose `runs` hold the report, where a member is missing and `partial`
+    was not asked for; RunError (no run folder, a damaged one), DeclarationError, UsageError, and as
+    `members.finetuned` does.
     """
-    spec = _collection(collection)
+    spec = _load_collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
-        raise UsageError("only a collection has members and published rows", hint="name one: --collection babylm-2024")
-    opened = read_runs(expand(paths))
+        raise UsageError(
+            "only a collection has members and published rows",
+            hint="name one: --collection babylm-2024",
+        )
+    opened = read_runs(expand_run_dirs(paths))
     if not opened:
-        raise UsageError("no run folder given", place="report", hint="antlm-bench report RUN...")
-    members = _stood_in(spec, stand_ins or {}) if spec else _plain(opened)
-    seen: Seen = {}
+        raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
+    members = _apply_stand_ins(spec, stand_ins or {}) if spec else _members_from_runs(opened)
+    seen: SeenDigests = {}
     columns = []
     for opened_run, name in zip(opened, results_table.model_names(opened), strict=True):
-        run, strangers = only_members(opened_run, members) if spec else (opened_run, ())
-        for column in _columns(run, name, members, seen, partial=partial or spec is None, every=spec is None):
-            column = replace(column, marks=(*column.marks, *strangers))
-            columns.append(_averaged(column, members, run, partial=partial) if spec else column)
-    columns = _partly(columns)
-    shown = [_published(row, spec, members) for row in _chosen(spec, published)] if spec else []
+        run, strangers = exclude_other_versions(opened_run, members) if spec else (opened_run, ())
+        for column in _build_columns(
+            run,
+            name,
+            members,
+            seen,
+            partial=partial or spec is None,
+            include_all_finetuned=spec is None,
+        ):
+            column = replace(column, caveats=(*column.caveats, *strangers))
+            columns.append(
+                _with_macro_average(column, members, run, partial=partial) if spec else column
+            )
+    columns = _flag_unequal_averages(columns)
+    shown = (
+        [_build_published_column(row, spec, members) for row in _select_published(spec, published)]
+        if spec
+        else []
+    )
     made = Report(spec, members, (*columns, *shown))
-    if spec and not partial and any(column.lacks for column in columns):
-        raise _incomplete(columns, made)
+    if spec and not partial and any(column.missing_members for column in columns):
+        raise _build_incomplete_error(columns, made)
     return made
 
 
-def _collection(ref: str) -> CollectionSpec | None:
+def _load_collection(ref: str) -> CollectionSpec | None:
     if not ref:
         return None
-    spec = read(find("tasks", ref))
+    spec = read_spec(find_declaration("tasks", ref))
     if not isinstance(spec, CollectionSpec):
-        raise UsageError(f"{ref!r} is no collection", place="--collection", hint="see `antlm-bench list collections`")
+        raise UsageError(
+            f"{ref!r} is no collection",
+            location="--collection",
+            hint="see `antlm-bench list collections`",
+        )
     return spec
 
 
-def _stood_in(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
+def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
     """The members, those with a stand-in under a label that says so."""
-    by_name = {key.lower(): member.name for member in spec.members for key in (member.suite, member.name)}
+    by_name = {
+        key.lower(): member.name for member in spec.members for key in (member.suite, member.name)
+    }
     chosen: dict[str, str] = {}
     for name, suite in stand_ins.items():
         if name.lower() not in by_name:
             known = [member.name for member in spec.members]
-            hint = nearest(name, [*known, *by_name]) or f"its members are {', '.join(known)}"
-            raise UsageError(f"{spec.name} has no member {name!r}", place="--member", hint=hint)
+            hint = suggest_name(name, [*known, *by_name]) or f"its members are {', '.join(known)}"
+            raise UsageError(f"{spec.name} has no member {name!r}", location="--member", hint=hint)
         chosen[by_name[name.lower()]] = suite
     return tuple(
-        member.model_copy(update={"suite": suite, "suites": (), "label": f"{member.name} ({suite})"})
+        member.model_copy(
+            update={"suite": suite, "suites": (), "label": f"{member.name} ({suite})"}
+        )
         if (suite := chosen.get(member.name, member.suite)) != member.suite
         else member
         for member in spec.members
     )
 
 
-def _plain(opened: Sequence[Run]) -> tuple[MemberSpec, ...]:
+def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
     """Every suite of the runs as a member; the tasks of one finetuned suite together."""
     tasks: dict[tuple[str, str], list[str]] = {}
-    for cell in (cell for run in opened for cell in run):
+    for cell in (cell for run in all_runs for cell in run):
         made_by = "score" if cell.seed is None else "finetune"
         suite, task = (cell.suite, "") if cell.seed is None else cell.finetuned_task
         named = tasks.setdefault((suite, made_by), [])
@@ -138,96 +177,146 @@ def _plain(opened: Sequence[Run]) -> tuple[MemberSpec, ...]:
     )
 
 
-def _columns(
-    run: Run, name: str, members: Sequence[MemberSpec], seen: Seen, *, partial: bool, every: bool
-) -> Iterator[Column]:
-    """The columns of a run; of what is finetuned the mean of some tasks where `partial`. every: see _readings."""
-    seeds = of_seeds(run)
-    readings = list(_readings(run, every=every))
+def _build_columns(
+    run: Run,
+    name: str,
+    members: Sequence[MemberSpec],
+    seen_digests: SeenDigests,
+    *,
+    partial: bool,
+    include_all_finetuned: bool,
+) -> Iterator[ReportColumn]:
+    """The columns of a run; of what is finetuned the mean of some tasks where `partial`. every: see
+    _readings.
+    """
+    seeds = group_seeds(run)
+    readings = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
     unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
-    left_out = [f"also finetuned with {way.removeprefix('finetune-')} attention, not shown" for way in sorted(unseen)]
+    left_out = [
+        f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
+        for way in sorted(unseen)
+    ]
     for method, way, remark in readings:
         who = f"{name} ({method or way})"
         entries = []
         for member in members:
             if member.made_by == "finetune":
-                cells = {task: seeds.get((task_full_name(member.suite, task), way), []) for task in member.tasks}
-                made = finetuned(run, member, cells, who, seen, partial=partial)
-                number = made.number.marked(remark) if made.number else None
-                entries.append(replace(made, number=number))
+                cells = {
+                    task: seeds.get((task_full_name(member.suite, task), way), [])
+                    for task in member.tasks
+                }
+                made = summarize_finetuned_member(
+                    run, member, cells, who, seen_digests, partial=partial
+                )
+                number = made.score.with_caveats(remark) if made.score else None
+                entries.append(replace(made, score=number))
             else:
-                there = {cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)}
-                entries.append(scored(there, member, who, seen, partial=partial))
-        yield Column(name, method or way, tuple(entries), run=run.path, marks=tuple(left_out))
+                there = {
+                    cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)
+                }
+                entries.append(
+                    summarize_scored_member(there, member, who, seen_digests, partial=partial)
+                )
+        yield ReportColumn(
+            name, method or way, tuple(entries), run=run.path, caveats=tuple(left_out)
+        )
 
 
-def _readings(run: Run, *, every: bool) -> Iterator[tuple[str, str, str]]:
+def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[str, str, str]]:
     """(scoring method, finetuning method, what to say of the pair): a column each.
 
-    GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one way only shows that
-    one beside each of its methods, and says so; `fused` reads both ways and takes full attention, never the better one.
-    every: a way of finetuning that goes with none of the methods has a column of its own.
+    GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one
+    way only shows that one beside each of its methods, and says so; `fused` reads both ways and
+    takes full attention, never the better one. every: a way of finetuning that goes with none of
+    the methods has a column of its own.
     """
     methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
     ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
     shown = set()
     for method in methods:
         attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
-        fitting = [f"finetune-{attention}" for attention in ("full", "causal") if attention in attends]
+        fitting = [
+            f"finetune-{attention}" for attention in ("full", "causal") if attention in attends
+        ]
         way = next((way for way in (*fitting, *ways) if way in ways), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
         yield method, way, remark if way and fitting != [way] else ""
-    yield from (("", way, "") for way in ways if not methods or (every and way not in shown))
+    yield from (
+        ("", way, "") for way in ways if not methods or (include_all_finetuned and way not in shown)
+    )
 
 
-def _averaged(column: Column, members: Sequence[MemberSpec], run: Run, *, partial: bool) -> Column:
+def _with_macro_average(
+    column: ReportColumn, members: Sequence[MemberSpec], run: Run, *, partial: bool
+) -> ReportColumn:
     """The column with its macro-average, and what is missing with the commands that make it."""
-    pairs = list(zip(members, column.entries, strict=True))
-    lost = [(member, entry) for member, entry in pairs if not entry.whole]
-    there = [(entry.number, member.weight) for member, entry in pairs if entry.number]
+    pairs = list(zip(members, column.results, strict=True))
+    lost = [(member, entry) for member, entry in pairs if not entry.is_complete]
+    there = [(entry.score, member.weight) for member, entry in pairs if entry.score]
     lacks = tuple(
         f"{member.name} ({', '.join(entry.missing)})"
-        if len(entry.missing) < len(member.tasks or member.parts)
+        if len(entry.missing) < len(member.tasks or member.suite_names)
         else member.name
         for member, entry in lost
     )
-    column = replace(column, lacks=lacks, commands=tuple(_commands(column.reading, lost, run)))
+    column = replace(
+        column,
+        missing_members=lacks,
+        commands=tuple(_completion_commands(column.method, lost, run)),
+    )
     if not there or (lost and not partial):
         return column
-    macro = averaged([number for number, _ in there], [weight for _, weight in there])
+    macro = average_scores([number for number, _ in there], [weight for _, weight in there])
     if lost:
-        macro = macro.marked(f"partial: averaged without {', '.join(lacks)}")
+        macro = macro.with_caveats(f"partial: averaged without {', '.join(lacks)}")
     return replace(column, macro=macro)
 
 
-def _partly(columns: Sequence[Column]) -> list[Column]:
-    """The columns, their averages marked where not all are over the same members: such are no race."""
-    averages = {column.lacks for column in columns if column.macro}
-    said = "averaged over other members than some column beside it: do not compare" if len(averages) > 1 else ""
-    return [replace(column, macro=column.macro.marked(said)) if column.macro else column for column in columns]
-
-
-def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) -> Iterator[str]:
-    """The command lines that make what is missing, in the same run folder."""
-    model = shlex.quote(results_table.printable(str(run.manifest.model.get("name", "CKPT"))))
-    attends = METHODS[reading].attends if reading in METHODS else frozenset()
-    attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    out = f" --out {shlex.quote(results_table.printable(run.path))}"
-    suites = list(
-        dict.fromkeys(suite for member, entry in lost if member.made_by == "score" for suite in entry.missing)
+def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
+    """The columns, their averages marked where not all are over the same members: such are no race.
+    """
+    averages = {column.missing_members for column in columns if column.macro}
+    said = (
+        "averaged over other members than some column beside it: do not compare"
+        if len(averages) > 1
+        else ""
     )
-    method = f" --method {reading}" if reading in METHODS else ""
+    return [
+        replace(column, macro=column.macro.with_caveats(said)) if column.macro else column
+        for column in columns
+    ]
+
+
+def _completion_commands(
+    scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
+) -> Iterator[str]:
+    """The command lines that make what is missing, in the same run folder."""
+    model = shlex.quote(results_table.make_printable(str(run.manifest.model.get("name", "CKPT"))))
+    attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
+    attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
+    out = f" --out {shlex.quote(results_table.make_printable(run.path))}"
+    suites = list(
+        dict.fromkeys(
+            suite
+            for member, entry in incomplete_members
+            if member.made_by == "score"
+            for suite in entry.missing
+        )
+    )
+    method = f" --method {scoring_method}" if scoring_method in METHODS else ""
     if suites:
         yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
-    for member, entry in lost:
+    for member, entry in incomplete_members:
         if member.made_by == "finetune":
-            tasks = f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.parts else ""
+            tasks = (
+                f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.task_scores else ""
+            )
             yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
         elif member.made_by == "acquisition":
             suite, runs_of_all = (
                 shlex.quote(member.suite),
-                shlex.quote(results_table.printable(str(Path(run.path).parent))),
+                shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
             )
             yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
             yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"
@@ -235,34 +324,61 @@ def _commands(reading: str, lost: Sequence[tuple[MemberSpec, Entry]], run: Run) 
             yield f"{member.name}: nothing here computes {member.suite} yet"
 
 
-def _chosen(spec: CollectionSpec, words: Sequence[str] | None) -> list[PublishedSpec]:
+def _select_published(
+    spec: CollectionSpec, name_parts: Sequence[str] | None
+) -> list[PublishedScoresSpec]:
     """The published rows asked for; UsageError where a word is in none of their names."""
-    if words is None:
+    if name_parts is None:
         return []
-    if words and not spec.published:
-        raise UsageError(f"{spec.name} has no published rows", place="--baseline")
-    for word in words:
+    if name_parts and not spec.published:
+        raise UsageError(f"{spec.name} has no published rows", location="--baseline")
+    for word in name_parts:
         if not any(word.lower() in row.name.lower() for row in spec.published):
-            hint = nearest(word, [row.name for row in spec.published]) or "--published shows all of them"
-            raise UsageError(f"no published row of {spec.name} holds {word!r}", place="--baseline", hint=hint)
-    return [row for row in spec.published if not words or any(word.lower() in row.name.lower() for word in words)]
+            hint = (
+                suggest_name(word, [row.name for row in spec.published])
+                or "--published shows all of them"
+            )
+            raise UsageError(
+                f"no published row of {spec.name} holds {word!r}", location="--baseline", hint=hint
+            )
+    return [
+        row
+        for row in spec.published
+        if not name_parts or any(word.lower() in row.name.lower() for word in name_parts)
+    ]
 
 
-def _published(row: PublishedSpec, spec: CollectionSpec, members: Sequence[MemberSpec]) -> Column:
-    """A published row: its own numbers as printed, and no interval, since nobody knows of how many items."""
+def _build_published_column(
+    row: PublishedScoresSpec, spec: CollectionSpec, members: Sequence[MemberSpec]
+) -> ReportColumn:
+    """A published row: its own numbers as printed, and no interval, since nobody knows of how many
+    items.
+    """
     entries = []
     for declared, shown in zip(spec.members, members, strict=True):
         printed = row.values.get(declared.name) if shown.suite == declared.suite else None
-        entries.append(Entry(None if printed is None else Number(printed / 100, "published")))
-    macro = None if row.macro is None else Number(row.macro / 100, "published")
-    return Column(row.name, "", tuple(entries), macro, source=row.source, marks=tuple(row.notes))
+        entries.append(
+            MemberResult(None if printed is None else ReportedScore(printed / 100, "published"))
+        )
+    macro = None if row.macro is None else ReportedScore(row.macro / 100, "published")
+    return ReportColumn(
+        row.name, "", tuple(entries), macro, source=row.source, caveats=tuple(row.notes)
+    )
 
 
-def _incomplete(columns: Sequence[Column], made: Report) -> IncompleteError:
+def _build_incomplete_error(
+    columns: Sequence[ReportColumn], partial_report: Report
+) -> IncompleteError:
     lines = []
     for column in columns:
-        if column.lacks:
-            lines.append(f"  {column.model} ({column.reading}) lacks {', '.join(column.lacks)}")
-            lines += [f"    {line}" for line in (*column.marks, *column.commands)]
-    message = "some of it is missing, and no macro-average is taken over a hole:\n" + "\n".join(dict.fromkeys(lines))
-    return IncompleteError(message, hint="--partial averages what is there, marked", runs=[made])
+        if column.missing_members:
+            lines.append(
+                f"  {column.model} ({column.method}) lacks {', '.join(column.missing_members)}"
+            )
+            lines += [f"    {line}" for line in (*column.caveats, *column.commands)]
+    message = "some of it is missing, and no macro-average is taken over a hole:\n" + "\n".join(
+        dict.fromkeys(lines)
+    )
+    return IncompleteError(
+        message, hint="--partial averages what is there, marked", runs=[partial_report]
+    )

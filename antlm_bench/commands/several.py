@@ -1,4 +1,6 @@
-"""One thing done to several names: a failure of one does not stop the others, and is not forgotten either."""
+"""One thing done to several names: a failure of one does not stop the others, and is not forgotten
+either.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from antlm_bench.errors import BenchError, IncompleteError
 T = TypeVar("T")
 
 
-def each(names: Sequence[str], do: Callable[[str], T]) -> Iterator[T]:
-    """The results of `do`, in order. Raises the error of a single name as it is; of several, IncompleteError."""
+def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
+    """The results of `do`, in order. Raises the error of a single name as it is; of several,
+    IncompleteError.
+    """
     failed: list[str] = []
     for name in names:
         try:
-            yield do(name)
+            yield function(name)
         except BenchError as error:
             if len(names) == 1:
                 raise

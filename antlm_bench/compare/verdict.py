@@ -1,10 +1,11 @@
-"""Did the checkpoint get worse? A comparison and a margin declared before -> pass, regression, or not enough data.
+"""Did the checkpoint get worse? A comparison and a margin declared before -> pass, regression, or
+not enough data.
 
-Non-inferiority by the interval of the paired difference d = new - baseline, its sign turned where lower is better
-(users know it from clinical trials: Piaggio et al. 2012), decided in this order for a margin m > 0:
-  the interval lies above -m                      pass (a drop may be significant and still tolerable: it is said)
-  the interval lies below 0, and d <= -m          regression
-  else                                            inconclusive: too few items for this margin
+Non-inferiority by the interval of the paired difference d = new - baseline, its sign turned where
+lower is better (users know it from clinical trials: Piaggio et al. 2012), decided in this order for
+a margin m > 0: the interval lies above -m                      pass (a drop may be significant and
+still tolerable: it is said) the interval lies below 0, and d <= -m          regression else
+inconclusive: too few items for this margin
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from antlm_bench.compare.results import HEADLINE, Comparison, Difference
-from antlm_bench.statistics import LEVEL
+from antlm_bench.statistics import CONFIDENCE_LEVEL
 
 Status = Literal["pass", "regression", "inconclusive"]
 PHENOMENON = "phenomenon"  # the level at which a drop is explained, in suites that have it
-WORST: tuple[Status, ...] = ("regression", "inconclusive", "pass")
-MARGIN = 0.01  # one point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can resolve
+STATUS_SEVERITY: tuple[Status, ...] = ("regression", "inconclusive", "pass")
+# one point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can resolve
+DEFAULT_MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How much worse is tolerated, as a fraction (correlations and nats: as they are), as far as one place says it.
+    """How much worse is tolerated, as a fraction (correlations and nats: as they are), as far as
+    one place says it.
 
-    default: of every suite's headline, None: not said. suites: name -> its own. groups: name of a field, phenomenon,
-    paradigm or task -> margin; a group is judged only if it has one, or if `every_group` holds for all of the level
-    that explains. source: the place: an option, a policy file, a suite's TOML.
+    default: of every suite's headline, None: not said. suites: name -> its own. groups: name of a
+    field, phenomenon, paradigm or task -> margin; a group is judged only if it has one, or if
+    `every_group` holds for all of the level that explains. source: the place: an option, a policy
+    file, a suite's TOML.
     """
 
     default: float | None = None
@@ -37,75 +41,86 @@ class Margins:
     every_group: float | None = None
     source: str = ""
 
-    def of_suite(self, suite: str) -> float | None:
+    def for_suite(self, suite: str) -> float | None:
         return self.suites.get(suite, self.default)
 
-    def of_group(self, group: Difference, level: str) -> float | None:
+    def for_group(self, group: Difference, level: str) -> float | None:
         return self.groups.get(group.name, self.every_group if group.level == level else None)
 
 
-EVERYWHERE = Margins(MARGIN, source="default")
+FALLBACK_MARGINS = Margins(DEFAULT_MARGIN, source="default")
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One difference, judged against its margin. source: who says the margin. dropped: is it significantly worse,
-    tolerable or not?"""
+    """One difference, judged against its margin. source: who says the margin. dropped: is it
+    significantly worse, tolerable or not?
+    """
 
     difference: Difference
-    margin: float
+    tolerance: float
     status: Status
     source: str = ""
 
     @property
-    def dropped(self) -> bool:
-        return significant(self.difference) and self.difference.gain < 0
+    def is_significantly_worse(self) -> bool:
+        return is_significant(self.difference) and self.difference.gain < 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One suite, judged. status: the worst of its headline and of the groups that have margins of their own.
+    """One suite, judged. status: the worst of its headline and of the groups that have margins of
+    their own.
 
-    groups: the groups that were judged. culprits: groups of the level that explains, significantly worse, worst first.
+    groups: the groups that were judged. culprits: groups of the level that explains, significantly
+    worse, worst first.
     """
 
     comparison: Comparison
     status: Status
     headline: Judgement
     groups: tuple[Judgement, ...]
-    culprits: tuple[Difference, ...]
+    worse_groups: tuple[Difference, ...]
 
 
 def judge(comparison: Comparison, *margins: Margins) -> Verdict:
-    """The verdict on one suite. margins: who says a margin first is believed; of a suite one point, if nobody does.
+    """The verdict on one suite. margins: who says a margin first is believed; of a suite one point,
+    if nobody does.
 
-    A group fails only where its drop is significant within its family of tests; one that is inconclusive does not make
-    the suite so, because no group was promised to be large enough for its margin.
+    A group fails only where its drop is significant within its family of tests; one that is
+    inconclusive does not make the suite so, because no group was promised to be large enough for
+    its margin.
     """
-    level = explaining(comparison)
-    said = [(one.of_suite(comparison.suite), one.source) for one in (*margins, EVERYWHERE)]
-    headline = next(_judged(comparison.headline, m, source) for m, source in said if m is not None)
+    level = explanatory_level(comparison)
+    said = [(one.for_suite(comparison.suite), one.source) for one in (*margins, FALLBACK_MARGINS)]
+    headline = next(
+        _judge_difference(comparison.headline, m, source) for m, source in said if m is not None
+    )
     groups = []
     for group in comparison.groups:
-        asked = [(one.of_group(group, level), one.source) for one in margins]
-        groups += [_judged(group, m, source) for m, source in asked if m is not None][:1]
+        asked = [(one.for_group(group, level), one.source) for one in margins]
+        groups += [_judge_difference(group, m, source) for m, source in asked if m is not None][:1]
     failed: list[Status] = [one.status for one in groups if one.status == "regression"]
-    culprits = [g for g in comparison.groups if g.level == level and g.gain < 0 and significant(g)]
+    culprits = [
+        g for g in comparison.groups if g.level == level and g.gain < 0 and is_significant(g)
+    ]
     return Verdict(
         comparison=comparison,
-        status=worst([headline.status, *failed]),
+        status=worst_status([headline.status, *failed]),
         headline=headline,
         groups=tuple(groups),
-        culprits=tuple(sorted(culprits, key=lambda g: g.gain)),
+        worse_groups=tuple(sorted(culprits, key=lambda g: g.gain)),
     )
 
 
-def worst(statuses: Sequence[Status]) -> Status:
-    return next((status for status in WORST if status in statuses), "pass")
+def worst_status(statuses: Sequence[Status]) -> Status:
+    return next((status for status in STATUS_SEVERITY if status in statuses), "pass")
 
 
-def explaining(comparison: Comparison) -> str:
-    """The level of groups that names what went wrong: phenomena, else the coarsest that has two groups or more."""
+def explanatory_level(comparison: Comparison) -> str:
+    """The level of groups that names what went wrong: phenomena, else the coarsest that has two
+    groups or more.
+    """
     counts: dict[str, int] = {}
     for group in comparison.groups:
         counts[group.level] = counts.get(group.level, 0) + 1
@@ -113,20 +128,24 @@ def explaining(comparison: Comparison) -> str:
     return PHENOMENON if PHENOMENON in several else several[0] if several else HEADLINE
 
 
-def significant(difference: Difference) -> bool:
-    """Is it another than zero: by its test within its family, or, where there is none, by its interval?"""
+def is_significant(difference: Difference) -> bool:
+    """Is it another than zero: by its test within its family, or, where there is none, by its
+    interval?
+    """
     if difference.adjusted is not None:
-        return difference.adjusted < 1 - LEVEL
+        return difference.adjusted < 1 - CONFIDENCE_LEVEL
     return difference.low > 0 or difference.high < 0
 
 
-def _judged(difference: Difference, margin: float, source: str) -> Judgement:
-    return Judgement(difference, margin, _status(difference, margin), source)
+def _judge_difference(difference: Difference, margin: float, source: str) -> Judgement:
+    return Judgement(difference, margin, _decide_status(difference, margin), source)
 
 
-def _status(difference: Difference, margin: float) -> Status:
-    worst, best = difference.gains
+def _decide_status(difference: Difference, margin: float) -> Status:
+    worst, best = difference.gain_interval
     if worst > -margin:
         return "pass"
-    sure = difference.level == HEADLINE or significant(difference)  # one group of many: sure among its family
+    sure = difference.level == HEADLINE or is_significant(
+        difference
+    )  # one group of many: sure among its family
     return "regression" if best < 0 and difference.gain <= -margin and sure else "inconclusive"

@@ -1,1 +1,3 @@
-"""Runs become other people's documents (leaderboard files, harness results, tables): no model, no torch."""
+"""Runs become other people's documents (leaderboard files, harness results, tables): no model, no
+torch.
+"""

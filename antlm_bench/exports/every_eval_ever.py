@@ -1,6 +1,8 @@
-"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json): numbers with their uncertainty.
+"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json): numbers with
+their uncertainty.
 
-Instance-level records want the text of every item; we keep none, so there are aggregate records only.
+Instance-level records want the text of every item; we keep none, so there are aggregate records
+only.
 """
 
 from __future__ import annotations
@@ -13,24 +15,24 @@ from typing import Any
 
 from antlm_bench.declarations import catalog
 from antlm_bench.metrics import LOWER_IS_BETTER
-from antlm_bench.suites.spec import SuiteSpec, read
+from antlm_bench.suites.spec import SuiteSpec, read_spec
 from antlm_bench.types import Cell, Estimate, Group, Run
 
-VERSION = "0.3.0"
-LOWEST = {
+SCHEMA_VERSION = "0.3.0"
+LOWEST_SCORES = {
     "spearman": -1.0,
     "acquisition": -1.0,
     "mcc": -1.0,
 }  # of a metric; 0 for every other, and 1 the highest of all
 
 
-def record(run: Run) -> dict[str, Any]:
+def build_record(run: Run) -> dict[str, Any]:
     """The record of a run: every cell's headline and groups."""
     model, created = run.manifest.model, run.manifest.created
     name = str(model.get("name", ""))
     seconds = str(datetime.fromisoformat(created).timestamp())
     return {
-        "schema_version": VERSION,
+        "schema_version": SCHEMA_VERSION,
         "evaluation_id": f"antlm-bench/{name}/{seconds}",
         "evaluation_timestamp": created,
         "retrieved_timestamp": seconds,
@@ -40,13 +42,16 @@ def record(run: Run) -> dict[str, Any]:
             "source_organization_name": "unknown",
             "evaluator_relationship": "other",
         },
-        "eval_library": {"name": "antlm-bench", "version": run.manifest.software.get("antlm-bench", "unknown")},
+        "eval_library": {
+            "name": "antlm-bench",
+            "version": run.manifest.software.get("antlm-bench", "unknown"),
+        },
         "model_info": {
             "name": name,
             "id": name,
-            "additional_details": _texts({"weights_sha256": model.get("weights")}),
+            "additional_details": _to_strings({"weights_sha256": model.get("weights")}),
         },
-        "evaluation_results": [result for cell in run for result in _results(cell)],
+        "evaluation_results": [result for cell in run for result in _build_results(cell)],
     }
 
 
@@ -56,53 +61,65 @@ def file_name(run: Run) -> str:
     return f"{uuid.uuid5(uuid.NAMESPACE_URL, about)}.json"
 
 
-def _results(cell: Cell) -> Iterator[dict[str, Any]]:
+def _build_results(cell: Cell) -> Iterator[dict[str, Any]]:
     seed = "" if cell.seed is None else f", seed {cell.seed}"
     name = f"{cell.suite} ({cell.method}{seed})"
-    yield _result(cell, name, cell.summary.headline, ("average over " + ", then ".join(cell.summary.macro[::-1]))[:200])
+    yield _build_result(
+        cell,
+        name,
+        cell.summary.headline,
+        ("average over " + ", then ".join(cell.summary.macro[::-1]))[:200],
+    )
     for group in cell.summary.groups:
-        yield _result(cell, f"{name}: {_path(group)}", group.estimate, f"one {group.level}")
+        yield _build_result(
+            cell, f"{name}: {_group_path(group)}", group.estimate, f"one {group.level}"
+        )
 
 
-def _path(group: Group) -> str:
+def _group_path(group: Group) -> str:
     return f"{group.within}/{group.name}" if group.within else group.name
 
 
-def _result(cell: Cell, name: str, estimate: Estimate, says: str) -> dict[str, Any]:
+def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -> dict[str, Any]:
     metric = cell.summary.metric
     interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
-    counted = {**estimate.flags} | {"method": cell.method, "suite_version": cell.settings.get("suite_version")}
+    counted = {**estimate.flags} | {
+        "method": cell.method,
+        "suite_version": cell.settings.get("suite_version"),
+    }
     return {
         "evaluation_name": name,
-        "source_data": _source(cell),
+        "source_data": _source_data(cell),
         "metric_config": {
-            "evaluation_description": f"{metric}, {says}",
+            "evaluation_description": f"{metric}, {description}",
             "metric_id": metric,
             "lower_is_better": metric in LOWER_IS_BETTER,
             "score_type": "continuous",
             # Where a metric has no bounds, what was seen.
-            "min_score": min(LOWEST.get(metric, 0.0), estimate.low),
+            "min_score": min(LOWEST_SCORES.get(metric, 0.0), estimate.low),
             "max_score": max(1.0, estimate.high),
         },
         "score_details": {
             "score": estimate.value,
-            "details": _texts(counted),
+            "details": _to_strings(counted),
             "uncertainty": {"confidence_interval": interval, "num_samples": estimate.n},
         },
     }
 
 
-def _source(cell: Cell) -> dict[str, Any]:
-    """Where the suite's data come from: its homepage, where we ship the suite; else a data set of the user's own."""
+def _source_data(cell: Cell) -> dict[str, Any]:
+    """Where the suite's data come from: its homepage, where we ship the suite; else a data set of
+    the user's own.
+    """
     suite = cell.suite
     path = catalog("tasks").get(suite if cell.seed is None else cell.finetuned_task[0])
-    spec = read(path) if path else None
+    spec = read_spec(path) if path else None
     page = spec.homepage if isinstance(spec, SuiteSpec) else ""
     if page:
         return {"dataset_name": suite, "source_type": "url", "url": [page]}
     return {"dataset_name": suite, "source_type": "other"}
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
+def _to_strings(values: Mapping[str, object]) -> dict[str, str]:
     """The schema wants texts as details."""
     return {name: str(value) for name, value in values.items() if value is not None}

@@ -1,4 +1,6 @@
-"""What a run answered, in the words of a leaderboard's file: texts that were chosen, numbers, surprisals."""
+"""What a run answered, in the words of a leaderboard's file: texts that were chosen, numbers,
+surprisals.
+"""
 
 from __future__ import annotations
 
@@ -7,117 +9,160 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from antlm_bench.errors import IncompleteError
-from antlm_bench.exports.leaderboard import PartSpec, Writes
-from antlm_bench.exports.tie_rules import RULES, Rule, picks, shares, told
+from antlm_bench.exports.leaderboard import AnswerFormat, PartSpec
+from antlm_bench.exports.tie_rules import (
+    TIE_RULE_DESCRIPTIONS,
+    TieRule,
+    accuracy_by_group,
+    choose_options,
+    describe_ties,
+)
 from antlm_bench.metrics.measures import Spearman
-from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Cell, Item, Option, Prediction
 
-Answers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
-Entry = dict[str, float]
+LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
+MilestoneScores = dict[str, float]
 
 
-def whole(cell: Cell) -> Cell:
+def require_complete(cell: Cell) -> Cell:
     """The cell. IncompleteError where items are missing."""
     if short := [note for note in cell.summary.notes if note.startswith("incomplete")]:
-        raise IncompleteError(short[0], hint="get all data (antlm-bench data fetch), then score again")
+        raise IncompleteError(
+            short[0], hint="get all data (antlm-bench data fetch), then score again"
+        )
     return cell
 
 
-def numbers(
-    cell: Cell, part: PartSpec, rule: Rule, softmax: str, predictions: Callable[[], Sequence[Prediction]]
-) -> Entry:
+def milestone_scores(
+    cell: Cell,
+    part: PartSpec,
+    rule: TieRule,
+    softmax: str,
+    load_predictions: Callable[[], Sequence[Prediction]],
+) -> MilestoneScores:
     """What a fast suite says of a milestone, in 0..1: accuracies, Spearman's rho, partial R2.
 
-    Where there are ties, accuracies are those of the answers that the official collator would have compared, made of
-    the predictions; so is a correlation where the run ranked probabilities of another precision (`softmax`).
+    Where there are ties, accuracies are those of the answers that the official collator would have
+    compared, made of the predictions; so is a correlation where the run ranked probabilities of
+    another precision (`softmax`).
     """
     groups = cell.summary.groups
     if part.names:
-        return {part.names[group.name]: group.estimate.value for group in groups if group.name in part.names}
+        return {
+            part.names[group.name]: group.estimate.value
+            for group in groups
+            if group.name in part.names
+        }
     if cell.summary.metric == "accuracy" and cell.summary.headline.flags.get("tie"):
-        level, reduction = groups[-1].level if groups else "", str(cell.settings.get("reduction", "sum"))
-        table = tabulate(predictions(), {level} if level else set(), reduction)
-        return {name or part.key: share for name, share in shares(table, picks(table, rule, reduction), level).items()}
+        level, reduction = (
+            groups[-1].level if groups else "",
+            str(cell.settings.get("reduction", "sum")),
+        )
+        table = build_table(load_predictions(), {level} if level else set(), reduction)
+        return {
+            name or part.key: share
+            for name, share in accuracy_by_group(
+                table, choose_options(table, rule, reduction), level
+            ).items()
+        }
     if cell.summary.metric == "spearman" and cell.settings.get("softmax", "float64") != softmax:
         reduction = str(cell.settings.get("reduction", "sum"))
-        table = tabulate(predictions(), set(), reduction)
-        return {part.key: Spearman("half", reduction, softmax).whole(table, ())[0].value}
+        table = build_table(load_predictions(), set(), reduction)
+        return {part.key: Spearman("half", reduction, softmax).headline(table, ())[0].value}
     if cell.summary.metric == "spearman" or not groups:
         return {part.key: cell.summary.headline.value}
     return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
 
-def texts_chosen(
+def build_text_answers(
     part: PartSpec,
     predictions: Sequence[Prediction],
     suite: Suite,
     cell: Cell,
-    rule: Rule,
+    rule: TieRule,
     softmax: str = "float64",
-) -> tuple[Answers, list[str]]:
-    """The chosen texts under the keys of their part, in the suite's order, and notes about ties and lost items.
+) -> tuple[LeaderboardAnswers, list[str]]:
+    """The chosen texts under the keys of their part, in the suite's order, and notes about ties and
+    lost items.
 
-    An item that does not fit the model counts as wrong, and is written so. IncompleteError where the file also wants
-    its probability.
+    An item that does not fit the model counts as wrong, and is written so. IncompleteError where
+    the file also wants its probability.
     """
     reduction = str(cell.settings.get("reduction", "sum"))
     rated = part.writes == "share"
-    table = tabulate(predictions, set() if rated else set(suite.macro), reduction)
-    lost, ties = int(table.flag("too-long").sum()), int(table.flag("tie").sum())
+    table = build_table(predictions, set() if rated else set(suite.macro), reduction)
+    lost, ties = int(table.get_flag("too-long").sum()), int(table.get_flag("tie").sum())
     if rated and lost:
         raise IncompleteError(f"{lost} items do not fit the model, and have no probability")
-    answers = picks(table, rule, reduction)
-    probability = Spearman("half", reduction, softmax).values(table, reduction) if rated else None
+    answers = choose_options(table, rule, reduction)
+    probability = Spearman("half", reduction, softmax).per_item(table, reduction) if rated else None
     level = part.by or suite.groups[-1]
     items = {item.id: item for item in suite.items}
-    rows: Answers = defaultdict(lambda: {"predictions": []})
+    rows: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})
     for n, prediction in enumerate(predictions):
         item = items[prediction.id]
-        row: dict[str, Any] = {"id": item.id, "pred": written(part.writes, item, int(answers[n]))}
+        row: dict[str, Any] = {
+            "id": item.id,
+            "pred": option_text(part.writes, item, int(answers[n])),
+        }
         if probability is not None:
             row["prob"] = float(probability[n])
         rows[item.labels[level]]["predictions"].append(row)
     notes = []
     if ties:
-        how = f"{ties} ties, {RULES[rule]}; a correlation with ratings does not depend on it"
-        notes.append(f"{suite.name}: {how if rated else told(table, rule, reduction, suite.macro)}")
+        how = f"{ties} ties, {TIE_RULE_DESCRIPTIONS[rule]}; a correlation with ratings does not depend on it"
+        notes.append(
+            f"{suite.name}: {how if rated else describe_ties(table, rule, reduction, suite.macro)}"
+        )
     if lost:
         notes.append(f"{suite.name}: {lost} items do not fit the model and are written as wrong")
     return dict(rows), notes
 
 
-def written(writes: Writes, item: Item, pick: int) -> str:
+def option_text(answer_format: AnswerFormat, item: Item, option_index: int) -> str:
     """The text that stands for an option: all of it, or the part that was scored."""
-    option = item.options[pick]
-    if writes == "continuation":
-        return continued(option)
-    return option.text if writes == "sentence" or option.span is None else option.text[slice(*option.span)]
+    option = item.options[option_index]
+    if answer_format == "continuation":
+        return continuation_text(option)
+    return (
+        option.text
+        if answer_format == "sentence" or option.span is None
+        else option.text[slice(*option.span)]
+    )
 
 
-def continued(option: Option) -> str:
-    r"""What lm-eval asks after a context: its delimiter, one space, before a text without context; a scored part has
-    that space already. The collator of 2024 (_add_to_dict) makes a line end of the two characters \n."""
+def continuation_text(option: Option) -> str:
+    r"""What lm-eval asks after a context: its delimiter, one space, before a text without context;
+    a scored part has that space already. The collator of 2024 (_add_to_dict) makes a line end of
+    the two characters \n.
+    """
     asked = option.text[slice(*option.span)] if option.span else f" {option.text}"
     return asked.replace("\\n", "\n")
 
 
-def surprisals(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """Surprisals in nats of each word and of the word before it; NaN where there is none, as officially.
+def surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+    """Surprisals in nats of each word and of the word before it; NaN where there is none, as
+    officially.
 
     IncompleteError for words that do not fit the model: the file has no way to say so.
     """
     if lost := [p.id for p in predictions if "too-long" in p.flags]:
-        raise IncompleteError(f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}")
+        raise IncompleteError(
+            f"{len(lost)} words do not fit the model", hint=f"the first is {lost[0]}"
+        )
     for n, prediction in enumerate(predictions):
         before = -prediction.scores[1] if len(prediction.scores) > 1 else float("nan")
         yield {"id": n, "pred": -prediction.scores[0], "prev_pred": before}
 
 
-def curve(predictions: Sequence[Prediction], suite: Suite, milestone: int) -> Iterator[dict[str, Any]]:
-    """The surprisal in nats of every word in its contexts at a milestone (millions of words); NaN where a text did not
-    fit into the model, as officially."""
+def curve_rows(
+    predictions: Sequence[Prediction], suite: Suite, milestone: int
+) -> Iterator[dict[str, Any]]:
+    """The surprisal in nats of every word in its contexts at a milestone (millions of words); NaN
+    where a text did not fit into the model, as officially.
+    """
     items = {item.id: item for item in suite.items}
     for prediction in predictions:
         option, (word, _, number) = items[prediction.id].options[0], prediction.id.rpartition("_")
@@ -132,5 +177,5 @@ def curve(predictions: Sequence[Prediction], suite: Suite, milestone: int) -> It
         }
 
 
-def count(answers: Answers, key: str) -> int:
+def count_answers(answers: LeaderboardAnswers, key: str) -> int:
     return len(answers[key]["predictions"]) if key in answers else 0

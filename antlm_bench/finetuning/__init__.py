@@ -1,1 +1,3 @@
-"""Finetuning: texts with classes in, one loop around a checkpoint's body, a Prediction per text out."""
+"""Finetuning: texts with classes in, one loop around a checkpoint's body, a Prediction per text
+out.
+"""

@@ -1,3 +1,3 @@
-"""Our engine as a model of lm-evaluation-harness (`--model antlm-bench`), whose tasks may then ask it anything;
-and what `score` needs of that, too.
+"""Our engine as a model of lm-evaluation-harness (`--model antlm-bench`), whose tasks may then ask
+it anything; and what `score` needs of that, too.
 """

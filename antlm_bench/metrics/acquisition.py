@@ -1,7 +1,8 @@
-"""Age of acquisition: predictions that are curves of words over checkpoints -> do model and children agree in order?
+"""Age of acquisition: predictions that are curves of words over checkpoints -> do model and
+children agree in order?
 
-The scores of a prediction are log-probabilities of its word in nats, checkpoint by checkpoint, equally many for each;
-its gold is the age in months at which half of the children know the word.
+The scores of a prediction are log-probabilities of its word in nats, checkpoint by checkpoint,
+equally many for each; its gold is the age in months at which half of the children know the word.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from antlm_bench.metrics.measures import rounded
+from antlm_bench.metrics.measures import rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.types import Prediction, Summary
@@ -21,26 +22,33 @@ ACQUISITION = "acquisition"
 
 
 @dataclass(frozen=True, slots=True)
-class Learner:
-    """What the words' curves are read with. seen (k,): words seen by each checkpoint, increasing. chance, bounded: see
-    suites.acquisition."""
+class AcquisitionCurves:
+    """What the words' curves are read with. seen (k,): words seen by each checkpoint, increasing.
+    chance, bounded: see suites.compute_acquisition.
+    """
 
-    seen: tuple[int, ...]
-    vocabulary: int
-    chance: float | None
+    words_seen: tuple[int, ...]
+    vocabulary_size: int
+    chance_surprisal: float | None
     bounded: bool
 
-    def age(self, prediction: Prediction) -> float | None:
-        """log10 of the words seen when the model acquired the word; None where its curve has no answer."""
+    def age_of_acquisition(self, prediction: Prediction) -> float | None:
+        """log10 of the words seen when the model acquired the word; None where its curve has no
+        answer.
+        """
         surprisal = -np.array(prediction.scores)
-        seen = np.repeat(np.array(self.seen, float), len(surprisal) // len(self.seen))
-        chance = prediction.tokens[-1] * math.log(self.vocabulary) if self.chance is None else self.chance
-        return curves.of_model(seen, surprisal, chance, self.bounded)
+        seen = np.repeat(np.array(self.words_seen, float), len(surprisal) // len(self.words_seen))
+        chance = (
+            prediction.tokens[-1] * math.log(self.vocabulary_size)
+            if self.chance_surprisal is None
+            else self.chance_surprisal
+        )
+        return curves.model_age_of_acquisition(seen, surprisal, chance, self.bounded)
 
 
 def summarize_acquisition(
     predictions: Sequence[Prediction],
-    ages: Sequence[float | None],
+    model_ages: Sequence[float | None],
     *,
     significance: float | None,
     suite: str,
@@ -49,21 +57,26 @@ def summarize_acquisition(
 ) -> Summary:
     """Pearson's correlation of both ages over the words that have them, with Fisher's interval.
 
-    ages: of the model, beside the predictions. The headline is 0 where p lies above `significance`, as BabyLM 2026 has
-    it; the interval, and the view `pearson`, stay the correlation's. Undefined (too few words, or all equal): 0.
+    ages: of the model, beside the predictions. The headline is 0 where p lies above `significance`,
+    as BabyLM 2026 has it; the interval, and the view `pearson`, stay the correlation's. Undefined
+    (too few words, or all equal): 0.
     """
-    known = [(age, p.gold) for p, age in zip(predictions, ages, strict=True) if age is not None]
+    known = [
+        (age, p.gold) for p, age in zip(predictions, model_ages, strict=True) if age is not None
+    ]
     model, children = np.array(known, float).reshape(-1, 2).T
     of = f"{len(known)} of {len(predictions)} words have an age for both"
-    found = curves.correlation(model, children)
+    found = curves.pearson_correlation(model, children)
     if found is None:
-        nothing = rounded(0.0, len(known), Interval(-1.0, 1.0), {}, -1.0)
+        nothing = rounded_estimate(0.0, len(known), Interval(-1.0, 1.0), {}, -1.0)
         remark = f"correlation undefined (too few words, or all equal): shown as 0; {of}"
         return Summary(suite, method, ACQUISITION, (), nothing, {}, (), (*notes, remark))
     r, p, interval = found
-    pearson = rounded(r, len(known), interval, {}, -1.0)
+    pearson = rounded_estimate(r, len(known), interval, {}, -1.0)
     counts = significance is None or p <= significance
-    headline = pearson if counts else rounded(0.0, len(known), interval, {}, -1.0)
+    headline = pearson if counts else rounded_estimate(0.0, len(known), interval, {}, -1.0)
     said = "" if counts else f" counts as 0, since p > {significance:g}"
     remark = f"Pearson's r = {r:.3f}{said}: p = {p:.2g}, {of}"
-    return Summary(suite, method, ACQUISITION, (), headline, {"pearson": pearson}, (), (*notes, remark))
+    return Summary(
+        suite, method, ACQUISITION, (), headline, {"pearson": pearson}, (), (*notes, remark)
+    )

@@ -1,4 +1,6 @@
-"""Figures as files for a paper: SVG or PNG on white, with their legend, in a font that every system has."""
+"""Figures as files for a paper: SVG or PNG on white, with their legend, in a font that every system
+has.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,26 @@ import vl_convert
 from antlm_bench.reporting import charts, palette
 from antlm_bench.reporting.report_data import Figure
 
-WIDTH, SMALL, COLUMNS, DENSITY = 640, 300, 3, 300  # px of a figure, of one among several, how many of these, dots/inch
+WIDTH, SMALL_WIDTH, SMALL_FIGURES_PER_ROW, DPI = (
+    640,
+    300,
+    3,
+    300,
+)  # px of a figure, of one among several, how many of these, dots/inch
 
 
-def paper(figures: Sequence[Figure], form: str) -> bytes:
+def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
     """The bytes of one figure, or of several small ones beside one another. form: svg or png."""
-    look = charts.Look(SMALL if len(figures) > 1 else WIDTH, palette.PAPER, legend=True)
+    look = charts.ChartStyle(SMALL_WIDTH if len(figures) > 1 else WIDTH, palette.PAPER, legend=True)
     drawn = [figure.draw(look) for figure in figures]
     if len(drawn) > 1:
-        drawn = [chart.properties(title=figure.title) for chart, figure in zip(drawn, figures, strict=True)]
-    chart = drawn[0] if len(drawn) == 1 else charts.beside(drawn, COLUMNS)
-    specification = charts.specification(chart, look) | {"background": palette.PAPER["ground"]}
+        drawn = [
+            chart.properties(title=figure.title)
+            for chart, figure in zip(drawn, figures, strict=True)
+        ]
+    chart = drawn[0] if len(drawn) == 1 else charts.concatenate(drawn, SMALL_FIGURES_PER_ROW)
+    specification = charts.vega_lite_spec(chart, look) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
-    if form == "svg":
+    if image_format == "svg":
         return str(vl_convert.vegalite_to_svg(specification)).encode()
-    return bytes(vl_convert.vegalite_to_png(specification, ppi=DENSITY))
+    return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))

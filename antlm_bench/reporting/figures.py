@@ -1,4 +1,6 @@
-"""The figures of a report, once for the page and for files: what each shows, how it is drawn, its numbers."""
+"""The figures of a report, once for the page and for files: what each shows, how it is drawn, its
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -9,120 +11,144 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.reporting import charts, results_table
-from antlm_bench.reporting.metric_units import unit
-from antlm_bench.reporting.report_data import Contents, Figure, Grid, Pair, Seed, Tile, series
+from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.reporting.report_data import (
+    Figure,
+    FigureTable,
+    HeatmapCell,
+    ReportData,
+    SeedResult,
+    SeriesPair,
+    series_names,
+)
 from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.curve import Curve
+    from antlm_bench.commands.curve import LearningCurve
     from antlm_bench.compare.comparison import Comparison, Difference
-    from antlm_bench.results.training_log import Training
+    from antlm_bench.results.training_log import TrainingLog
 
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 
 
-def figures(contents: Contents) -> Iterator[Figure]:
-    """Every figure that the contents give something to show for, in reading order, each under a name of its own."""
+def build_figures(report_data: ReportData) -> Iterator[Figure]:
+    """Every figure that the contents give something to show for, in reading order, each under a
+    name of its own.
+    """
     taken: Counter[str] = Counter()
-    for figure in _all(contents):
+    for figure in _iter_figures(report_data):
         taken[figure.name] += 1
         again = taken[figure.name]
         yield figure if again == 1 else replace(figure, name=f"{figure.name}.{again}")
 
 
-def _all(contents: Contents) -> Iterator[Figure]:
-    yield from _phenomena(contents.beside)
-    yield from _paradigms(contents.beside)
-    yield from _differences(contents.pairs, tuple(series(contents.beside)))
-    yield from learning(contents.curves)
-    yield from map(_training, contents.trainings)
-    yield from _seeds(contents.seeds, tuple(series(contents.beside)))
+def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
+    yield from _phenomenon_figures(report_data.columns)
+    yield from _paradigm_figures(report_data.columns)
+    yield from _difference_figures(report_data.pairs, tuple(series_names(report_data.columns)))
+    yield from learning_curve_figures(report_data.curves)
+    yield from map(_training_figure, report_data.trainings)
+    yield from _seed_figures(report_data.seeds, tuple(series_names(report_data.columns)))
 
 
-def _phenomena(found: Sequence[results_table.Column]) -> Iterator[Figure]:
-    names = tuple(series(found))
-    for block in results_table.blocks(found, "phenomenon"):
-        lines = sorted((line for line in block.lines if line.depth), key=lambda line: -_mean(line))
+def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
+    names = tuple(series_names(columns))
+    for block in results_table.build_blocks(columns, "phenomenon"):
+        lines = sorted(
+            (line for line in block.rows if line.depth), key=lambda line: -_mean_value(line)
+        )
         if len(lines) < 2:
             continue
-        rows = _of_lines(lines, block.metric, names)
+        rows = _estimate_rows(lines, block.metric, names)
         yield Figure(
             section="phenomena",
             name=f"phenomena.{block.suite}",
-            title=results_table.printable(block.suite),
-            caption=f"{_unit(block.metric)}, with 95% intervals over its items; the hardest stands last.",
+            title=results_table.make_printable(block.suite),
+            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest stands last.",
             series=names,
-            present=_present(rows),
-            draw=partial(charts.dots, rows, names, title=_unit(block.metric)),
-            grid=_grid(rows, names),
+            present_series=_present_series(rows),
+            draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
+            table=_series_table(rows, names),
         )
 
 
-def _paradigms(found: Sequence[results_table.Column]) -> Iterator[Figure]:
-    names = tuple(series(found))
-    for block in results_table.blocks(found, "paradigm"):
-        lines = [line for line in block.lines if line.depth]
-        rows = _of_lines([line for line in lines if line.depth == 2], block.metric, names)
+def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
+    names = tuple(series_names(columns))
+    for block in results_table.build_blocks(columns, "paradigm"):
+        lines = [line for line in block.rows if line.depth]
+        rows = _estimate_rows([line for line in lines if line.depth == 2], block.metric, names)
         if block.metric != "accuracy" or not rows:
             continue
-        present = [index for index, name in enumerate(names) if name in _present(rows)]
+        present = [index for index, name in enumerate(names) if name in _present_series(rows)]
         tiled = []
         for line in lines:
             head = line.depth == 1
-            cells = [_tile(line.estimates[index], block.metric, head) for index in present]
-            tiled.append((Tile(line.name, head=head), *cells))
+            cells = [_heatmap_cell(line.estimates[index], block.metric, head) for index in present]
+            tiled.append((HeatmapCell(line.name, is_group=head), *cells))
         yield Figure(
             section="paradigms",
             name=f"paradigms.{block.suite}",
-            title=results_table.printable(block.suite),
+            title=results_table.make_printable(block.suite),
             caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is over all its items.",
             series=names,
-            present=_present(rows),
-            draw=partial(charts.tiles, rows, [names[index] for index in present]),
-            grid=Grid(("", *(names[index] for index in present)), tuple(tiled)),
-            tiled=True,
+            present_series=_present_series(rows),
+            draw=partial(charts.heatmap, rows, [names[index] for index in present]),
+            table=FigureTable(("", *(names[index] for index in present)), tuple(tiled)),
+            is_heatmap=True,
         )
 
 
-def _differences(pairs: Sequence[Pair], names: tuple[str, ...]) -> Iterator[Figure]:
+def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> Iterator[Figure]:
     for reference in dict.fromkeys(pair.reference for pair in pairs):
         those = [pair for pair in pairs if pair.reference == reference]
         for suite in dict.fromkeys(one.suite for pair in those for one in pair.comparisons):
             rows = [
-                _difference(difference, pair.other, one)
+                _difference_row(difference, pair.other, one)
                 for pair in those
                 for one in pair.comparisons
                 if one.suite == suite
-                for difference in (one.headline, *_shown(one.groups))
+                for difference in (one.headline, *_coarsest_groups(one.groups))
             ]
             yield Figure(
                 section="differences",
                 name=f"differences.{suite}",
-                title=results_table.printable(suite),
+                title=results_table.make_printable(suite),
                 caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: p below 5% after "
                 "correction for the number of rows; an outline may be chance.",
                 series=names,
-                present=_present(rows),
-                draw=partial(charts.dots, rows, names, title=_points(rows), zero=True),
-                grid=_grid(rows, names),
+                present_series=_present_series(rows),
+                draw=partial(
+                    charts.dot_plot, rows, names, title=_difference_axis_title(rows), zero=True
+                ),
+                table=_series_table(rows, names),
             )
 
 
-def learning(curves: Sequence[Curve]) -> Iterator[Figure]:
+def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
     """One small figure per suite: every family and method over the words it has seen."""
     several = len({curve.method for curve in curves}) > 1
-    called = {(c.family, c.method): f"{c.family} · {c.method}" if several else c.family for c in curves}
+    called = {
+        (c.series_name, c.method): f"{c.series_name} · {c.method}" if several else c.series_name
+        for c in curves
+    }
     names = tuple(called.values())
     for suite in dict.fromkeys(curve.suite for curve in curves):
         those = [curve for curve in curves if curve.suite == suite]
         metric = those[0].metric
         rows = [
-            _numbers(point.estimate, metric)
-            | {"row": point.checkpoint, "series": called[c.family, c.method], "words": point.words}
-            | {"stretch": stretch, "hollow": bool(point.twin), "faint": False}
-            | {"text": _value(point.estimate, metric) + (f", the weights of {point.twin}" if point.twin else "")}
+            _scaled_values(point.estimate, metric)
+            | {
+                "row": point.checkpoint,
+                "series": called[c.series_name, c.method],
+                "words": point.words_seen,
+            }
+            | {"stretch": stretch, "hollow": bool(point.duplicate_of), "faint": False}
+            | {
+                "text": _format_estimate(point.estimate, metric)
+                + (f", the weights of {point.duplicate_of}" if point.duplicate_of else "")
+            }
             for c in those
-            for stretch, points in enumerate(c.stretches)
+            for stretch, points in enumerate(c.segments)
             for point in points
         ]
         for row in rows:
@@ -131,20 +157,25 @@ def learning(curves: Sequence[Curve]) -> Iterator[Figure]:
         yield Figure(
             section="curves",
             name=f"curve.{suite}",
-            title=results_table.printable(suite),
-            caption=_unit(metric),
+            title=results_table.make_printable(suite),
+            caption=_axis_title(metric),
             series=names,
-            present=_present(rows),
-            draw=partial(charts.lines, rows, names, title=_unit(metric)),
-            grid=_cells(("model", "checkpoint", "words seen", "value"), told),
+            present_series=_present_series(rows),
+            draw=partial(charts.line_plot, rows, names, title=_axis_title(metric)),
+            table=_figure_table(("model", "checkpoint", "words seen", "value"), told),
             small=True,
         )
 
 
-def _training(training: Training) -> Figure:
+def _training_figure(training: TrainingLog) -> Figure:
     names = tuple(dict.fromkeys(loss.objective for loss in training.losses))
     rows = [
-        {"series": loss.objective, "stretch": loss.stretch, "words": loss.words, "value": loss.value}
+        {
+            "series": loss.objective,
+            "stretch": loss.stretch,
+            "words": loss.words,
+            "value": loss.value,
+        }
         | {"says": f"{loss.objective}, {loss.words:,.0f} words: {loss.value:.3f}"}
         for loss in training.losses
     ]
@@ -159,74 +190,86 @@ def _training(training: Training) -> Figure:
         caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A dashed rule is a "
         "switch of objectives; losses of different objectives cannot be compared with one another.",
         series=names,
-        present=_present(rows),
-        draw=partial(charts.losses, rows, switches, names),
-        grid=_cells(("objective", "words seen", "loss"), cells),
+        present_series=_present_series(rows),
+        draw=partial(charts.loss_plot, rows, switches, names),
+        table=_figure_table(("objective", "words seen", "loss"), cells),
     )
 
 
-def _seeds(seeds: Sequence[Seed], names: tuple[str, ...]) -> Iterator[Figure]:
+def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterator[Figure]:
     for suite in dict.fromkeys(seed.suite for seed in seeds):
         those = [seed for seed in seeds if seed.suite == suite]
         rows = []
         for seed in those:
             fallen = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
             task = f"{seed.task.removeprefix(f'{suite}.')} ({seed.metric})"
-            number = _numbers(seed.estimate, seed.metric) | {"low": None, "high": None}
+            number = _scaled_values(seed.estimate, seed.metric) | {"low": None, "high": None}
             rows.append(
                 number
                 | {
-                    "row": results_table.printable(task),
+                    "row": results_table.make_printable(task),
                     "series": seed.series,
                     "hollow": bool(fallen),
                     "faint": not fallen,
                 }
                 | {"text": f"{number['value']:.1f}{'×' if fallen else ''}"}
-                | {"says": f"{task}, {seed.series}, seed {seed.seed}: {number['value']:.1f}{fallen}"}
+                | {
+                    "says": f"{task}, {seed.series}, seed {seed.seed}: {number['value']:.1f}{fallen}"
+                }
             )
         yield Figure(
             section="seeds",
             name=f"seeds.{suite}",
-            title=results_table.printable(suite),
+            title=results_table.make_printable(suite),
             caption="One mark per seed. An outline (× in the table) is a run that collapsed: one constant answer, or "
             "no better than the most frequent class. Collapsed runs are counted in every mean.",
             series=names,
-            present=_present(rows),
-            draw=partial(charts.dots, rows, names, title="score"),
-            grid=_grid(rows, names),
+            present_series=_present_series(rows),
+            draw=partial(charts.dot_plot, rows, names, title="score"),
+            table=_series_table(rows, names),
         )
 
 
-def _present(rows: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+def _present_series(rows: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     return frozenset(row["series"] for row in rows)
 
 
-def _of_lines(lines: Sequence[results_table.Line], metric: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def _estimate_rows(
+    result_rows: Sequence[results_table.ResultsRow], metric: str, names: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row per line and column that has a value there."""
     return [
-        _numbers(estimate, metric)
+        _scaled_values(estimate, metric)
         | {"row": line.name, "series": name, "hollow": False, "faint": False}
-        | {"text": f"{unit(metric).times * estimate.value:.0f}"}
-        | {"says": f"{line.name}, {name}: {_value(estimate, metric)}, n {estimate.n:,}"}
-        for line in lines
+        | {"text": f"{get_unit(metric).scale * estimate.value:.0f}"}
+        | {"says": f"{line.name}, {name}: {_format_estimate(estimate, metric)}, n {estimate.n:,}"}
+        for line in result_rows
         for name, estimate in zip(names, line.estimates, strict=True)
         if estimate
     ]
 
 
-def _tile(estimate: Estimate | None, metric: str, head: bool) -> Tile:
+def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> HeatmapCell:
     if estimate is None:
-        return Tile("–", head=head)
-    said = f"{_value(estimate, metric)}, n {estimate.n:,}"
-    return Tile(f"{100 * estimate.value:.1f}", None if head else estimate.value, head, said)
+        return HeatmapCell("–", is_group=is_group)
+    said = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
+    return HeatmapCell(
+        f"{100 * estimate.value:.1f}", None if is_group else estimate.value, is_group, said
+    )
 
 
-def _difference(one: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
+def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
     """A row of the forest: value and interval in points (a correlation: as it is)."""
-    scale, digits = unit(comparison.metric).times, unit(comparison.metric).decimals
-    p = one.adjusted if one.adjusted is not None else one.p
-    name = "headline" if one.level == "headline" else results_table.printable(one.name)
-    value, low, high = (scale * number for number in (one.value, one.low, one.high))
+    scale, digits = get_unit(comparison.metric).scale, get_unit(comparison.metric).decimals
+    p = difference.adjusted if difference.adjusted is not None else difference.p
+    name = (
+        "headline"
+        if difference.level == "headline"
+        else results_table.make_printable(difference.name)
+    )
+    value, low, high = (
+        scale * number for number in (difference.value, difference.low, difference.high)
+    )
     chance = "" if p is None else f", p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
     text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}{chance})"
     return {
@@ -235,64 +278,70 @@ def _difference(one: Difference, other: str, comparison: Comparison) -> dict[str
         "value": value,
         "low": low,
         "high": high,
-        "hollow": p >= SIGNIFICANT if p is not None else low <= 0 <= high,
+        "hollow": p >= SIGNIFICANCE_LEVEL if p is not None else low <= 0 <= high,
         "faint": False,
         "text": text,
         "says": f"{name}, {other}: {text}",
-        "of": unit(comparison.metric).of or "correlations",
+        "of": get_unit(comparison.metric).difference_unit or "correlations",
     }
 
 
-def _shown(groups: Sequence[Difference]) -> list[Difference]:
+def _coarsest_groups(groups: Sequence[Difference]) -> list[Difference]:
     """The groups of one level: phenomena where there are any, else the coarsest."""
     levels = list(dict.fromkeys(group.level for group in groups))
     level = "phenomenon" if "phenomenon" in levels else (levels or [""])[0]
     return [group for group in groups if group.level == level]
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> str:
+def _difference_axis_title(rows: Sequence[Mapping[str, Any]]) -> str:
     of = rows[0]["of"]
     return "difference of correlations" if of == "correlations" else f"difference in {of}"
 
 
-def _grid(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Grid:
+def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FigureTable:
     """Rows by series; several values of one cell (seeds) stand side by side."""
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        cells.setdefault((row["row"], row["series"]), []).append(_text(row))
-    present = [name for name in names if name in _present(rows)]
+        cells.setdefault((row["row"], row["series"]), []).append(_cell_text(row))
+    present = [name for name in names if name in _present_series(rows)]
     lines = dict.fromkeys(row["row"] for row in rows)
-    body = [(line, *(", ".join(cells.get((line, name), ["–"])) for name in present)) for line in lines]
-    return _cells(("", *present), body)
+    body = [
+        (line, *(", ".join(cells.get((line, name), ["–"])) for name in present)) for line in lines
+    ]
+    return _figure_table(("", *present), body)
 
 
-def _cells(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Grid:
-    return Grid(heads, tuple(tuple(map(Tile, row)) for row in rows))
+def _figure_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> FigureTable:
+    return FigureTable(headers, tuple(tuple(map(HeatmapCell, row)) for row in rows))
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def _cell_text(row: Mapping[str, Any]) -> str:
     if row.get("low") is None or "correlation" in row:
         return str(row["text"])
     return f"{row['value']:.1f} ({row['low']:.1f}–{row['high']:.1f})"
 
 
-def _numbers(estimate: Estimate, metric: str) -> dict[str, Any]:
-    scale = unit(metric).times
-    return {"value": scale * estimate.value, "low": scale * estimate.low, "high": scale * estimate.high}
+def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
+    scale = get_unit(metric).scale
+    return {
+        "value": scale * estimate.value,
+        "low": scale * estimate.low,
+        "high": scale * estimate.high,
+    }
 
 
-def _value(estimate: Estimate | None, metric: str) -> str:
+def _format_estimate(estimate: Estimate | None, metric: str) -> str:
     """`63.4 (63.0–63.8)`."""
     if estimate is None:
         return "–"
-    written = unit(metric).written
+    written = get_unit(metric).format
     return f"{written(estimate.value)} ({written(estimate.low)}–{written(estimate.high)})"
 
 
-def _unit(metric: str) -> str:
-    return "% right" if metric == "accuracy" else unit(metric).head
+def _axis_title(metric: str) -> str:
+    return "% right" if metric == "accuracy" else get_unit(metric).heading
 
 
-def _mean(line: results_table.Line) -> float:
-    values = [estimate.value for estimate in line.estimates if estimate]
+def _mean_value(row: results_table.ResultsRow) -> float:
+    values = [estimate.value for estimate in row.estimates if estimate]
     return sum(values) / len(values) if values else 0.0

@@ -1,9 +1,11 @@
-"""The report as one HTML file: works offline, on a phone, without scripts, and whatever a model calls itself.
+"""The report as one HTML file: works offline, on a phone, without scripts, and whatever a model
+calls itself.
 
-Charts are static SVG, drawn twice (for a page and for a phone) in colours that the style sheet decides. A chart library
-in the page would weigh 0.9 MB, need `eval` and draw nothing where scripts are off; all that a reader would gain is
-hovering, which 30 lines do here. Everything is escaped by Jinja, and a Content-Security-Policy forbids whatever else
-might come in: requests, and every script but ours.
+Charts are static SVG, drawn twice (for a page and for a phone) in colours that the style sheet
+decides. A chart library in the page would weigh 0.9 MB, need `eval` and draw nothing where scripts
+are off; all that a reader would gain is hovering, which 30 lines do here. Everything is escaped by
+Jinja, and a Content-Security-Policy forbids whatever else might come in: requests, and every script
+but ours.
 """
 
 from __future__ import annotations
@@ -22,29 +24,43 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from antlm_bench.reporting import charts, palette, report_writers, results_table
-from antlm_bench.reporting.figures import figures
-from antlm_bench.reporting.metric_units import unit
-from antlm_bench.reporting.report_data import Contents, Figure, series
-from antlm_bench.reporting.text_curves import tidy
-from antlm_bench.runs import cell_fields
+from antlm_bench.reporting.figures import build_figures
+from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.reporting.report_data import Figure, ReportData, series_names
+from antlm_bench.reporting.text_curves import to_tidy_rows
+from antlm_bench.runs import cell_to_dict
 from antlm_bench.types import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE, NARROW, SMALL = 880, 340, 290  # px: a laptop's column, a phone's, one of several small figures beside one another
-SVG = "http://www.w3.org/2000/svg"
-DRAWN = frozenset(["svg", "g", "path", "line", "rect", "text", "tspan", "circle", "defs", "clipPath", "title"])
-DROPPED = frozenset(["role", "aria-roledescription", "aria-hidden", "class", "pointer-events"])  # we say it ourselves
+WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = (
+    880,
+    340,
+    290,
+)  # px: a laptop's column, a phone's, one of several small figures beside one another
+SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+ALLOWED_ELEMENTS = frozenset(
+    ["svg", "g", "path", "line", "rect", "text", "tspan", "circle", "defs", "clipPath", "title"]
+)
+DROPPED_ATTRIBUTES = frozenset(
+    ["role", "aria-roledescription", "aria-hidden", "class", "pointer-events"]
+)  # we say it ourselves
 SECTIONS: dict[str, tuple[str, str]] = {
     "phenomena": ("Phenomena", "Where models differ: one line per phenomenon, one mark per model."),
     "paradigms": ("Paradigms", "Every paradigm, by phenomenon."),
-    "differences": ("Differences", "Whether a difference is more than chance: each item is its own control."),
-    "curves": ("Learning curves", "What a suite says of a model's checkpoints, over the words they have seen."),
+    "differences": (
+        "Differences",
+        "Whether a difference is more than chance: each item is its own control.",
+    ),
+    "curves": (
+        "Learning curves",
+        "What a suite says of a model's checkpoints, over the words they have seen.",
+    ),
     "training": ("Training", "The loss of the run that made the checkpoints."),
     "seeds": ("Finetuning, seed by seed", "How far the seeds of one task lie apart."),
 }
 
 
-def page(contents: Contents, methods: Mapping[str, str]) -> str:
+def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
     """The HTML document. methods: what each scoring method is, in words."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -54,157 +70,205 @@ def page(contents: Contents, methods: Mapping[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters["breakable"] = breakable
-    names = series(contents.beside)
+    environment.filters["breakable"] = add_break_points
+    names = series_names(report_data.columns)
     script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    drawn = list(figures(contents))
+    drawn = list(build_figures(report_data))
     sections = [
-        {"key": key, "title": title, "lead": lead, "figures": [_figure(f) for f in drawn if f.section == key]}
+        {
+            "key": key,
+            "title": title,
+            "lead": lead,
+            "figures": [_figure_context(f) for f in drawn if f.section == key],
+        }
         for key, (title, lead) in SECTIONS.items()
     ]
     text = environment.get_template("report.html.j2").render(
-        contents=contents,
+        contents=report_data,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
         script=script,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         light=palette.LIGHT,
         dark=palette.DARK,
         names=names,
-        keys=[_key(index, name) for index, name in enumerate(names)],
-        collected=_collected(contents),
-        blocks=[_headline(block) for block in results_table.blocks(contents.beside, results_table.SUITE)],
+        keys=[_legend_key(index, name) for index, name in enumerate(names)],
+        collected=_collection_context(report_data),
+        blocks=[
+            _headline_context(block)
+            for block in results_table.build_blocks(report_data.columns, results_table.SUITE_LEVEL)
+        ],
         sections=[section for section in sections if section["figures"]],
-        legend=results_table.legend(contents.beside),
-        rules=_rules(contents),
+        legend=results_table.build_legend(report_data.columns),
+        rules=_settings_in_force(report_data),
         methods=methods,
-        manifests=[_manifest(run, name) for run, name in zip(contents.runs, contents.called, strict=True)],
-        data=data(contents),
+        manifests=[
+            _manifest_context(run, name)
+            for run, name in zip(report_data.runs, report_data.display_names, strict=True)
+        ],
+        data=build_page_data(report_data),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
-def breakable(text: str) -> Markup:
-    """The text, escaped, with a place to break after each underscore: names of paradigms are long."""
+def add_break_points(text: str) -> Markup:
+    """The text, escaped, with a place to break after each underscore: names of paradigms are long.
+    """
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
-def vega(figure: Figure, look: charts.Look) -> dict[str, Any]:
-    return charts.specification(figure.draw(look), look)
+def figure_spec(figure: Figure, style: charts.ChartStyle) -> dict[str, Any]:
+    return charts.vega_lite_spec(figure.draw(style), style)
 
 
-def data(contents: Contents) -> dict[str, Any]:
+def build_page_data(report_data: ReportData) -> dict[str, Any]:
     """Every number of the page, for reuse: values as fractions, in full precision."""
     return {
         "runs": [
             {
                 "run": PurePath(run.path).name,
                 "manifest": asdict(run.manifest),
-                "cells": [cell_fields(cell) for cell in run],
+                "cells": [cell_to_dict(cell) for cell in run],
             }
-            for run in contents.runs
+            for run in report_data.runs
         ],
         "comparisons": [
             {"reference": pair.reference, "other": pair.other, **asdict(replace(one, flipped=()))}
-            for pair in contents.pairs
+            for pair in report_data.pairs
             for one in pair.comparisons
         ],
-        "collection": report_writers.document(contents.report) if contents.report else None,
-        "curves": tidy(contents.curves),
-        "training": [asdict(training) for training in contents.trainings],
+        "collection": report_writers.to_dict(report_data.report) if report_data.report else None,
+        "curves": to_tidy_rows(report_data.curves),
+        "training": [asdict(training) for training in report_data.trainings],
     }
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    widths = () if figure.tiled else (SMALL,) if figure.small else (WIDE, NARROW)
-    keys = [_key(i, name) for i, name in enumerate(figure.series) if name in figure.present]
+def _figure_context(figure: Figure) -> dict[str, Any]:
+    widths = (
+        () if figure.is_heatmap else (SMALL_WIDTH,) if figure.small else (WIDE_WIDTH, NARROW_WIDTH)
+    )
+    keys = [
+        _legend_key(i, name)
+        for i, name in enumerate(figure.series)
+        if name in figure.present_series
+    ]
     label = f"{figure.title}: {figure.caption} The numbers follow as a table."
     return {
         "figure": figure,
         "keys": keys if len(figure.series) > 1 else [],
         "drawings": [
-            (width, drawing(vega(figure, charts.Look(width, palette.PAGE)), f"{figure.name}.{width}", label))
+            (
+                width,
+                render_svg(
+                    figure_spec(figure, charts.ChartStyle(width, palette.PAGE)),
+                    f"{figure.name}.{width}",
+                    label,
+                ),
+            )
             for width in widths
         ],
     }
 
 
-def drawing(specification: Mapping[str, Any], name: str, label: str) -> Markup:
-    """Vega-Lite as an <svg> that may stand beside others in a page: ids of its own, a label, and nothing but shapes.
+def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Markup:
+    """Vega-Lite as an <svg> that may stand beside others in a page: ids of its own, a label, and
+    nothing but shapes.
 
-    It is parsed and written anew, so that what arrives in the page is well-formed whatever the names in it.
+    It is parsed and written anew, so that what arrives in the page is well-formed whatever the
+    names in it.
     """
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(specification)))
     mine = f"d{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     for element in root.iter():
-        element.tag = element.tag.removeprefix(f"{{{SVG}}}")
-        if element.tag not in DRAWN:
+        element.tag = element.tag.removeprefix(f"{{{SVG_NAMESPACE}}}")
+        if element.tag not in ALLOWED_ELEMENTS:
             raise ValueError(f"a chart with <{element.tag}>")
         for key, value in list(element.attrib.items()):
-            if key in DROPPED or (key == "aria-label" and element.tag == "g"):  # the latter: an axis, in Vega's words
+            if key in DROPPED_ATTRIBUTES or (
+                key == "aria-label" and element.tag == "g"
+            ):  # the latter: an axis, in Vega's words
                 del element.attrib[key]
             elif key == "id":
                 element.attrib[key] = mine + value
             elif key != "aria-label":
-                element.attrib[key] = _short(value.replace("url(#", f"url(#{mine}"))
+                element.attrib[key] = _round_coordinates(value.replace("url(#", f"url(#{mine}"))
     root.attrib |= {"role": "img", "aria-label": label, "class": "chart"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _short(value: str) -> str:
+def _round_coordinates(value: str) -> str:
     """Coordinates to a hundredth of a pixel."""
     return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value)
 
 
-def _key(index: int, name: str) -> dict[str, str]:
-    return {"name": name, "role": palette.role(index), "glyph": palette.glyph(index)}
+def _legend_key(index: int, name: str) -> dict[str, str]:
+    return {"name": name, "role": palette.colour_role(index), "glyph": palette.glyph(index)}
 
 
-def _collected(contents: Contents) -> dict[str, Any] | None:
-    """The table of the collection: heads with the key of a series that the column is of, rows, what is said below."""
-    report = contents.report
+def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
+    """The table of the collection: heads with the key of a series that the column is of, rows, what
+    is said below.
+    """
+    report = report_data.report
     if report is None:
         return None
-    made = report_writers.sheet(report)
-    known = [(column.model, column.method.split(" + ")) for column in contents.beside]
+    made = report_writers.build_report_table(report)
+    known = [(column.model, column.method.split(" + ")) for column in report_data.columns]
     heads = []
     for column, (model, reading) in zip(report.columns, made.heads, strict=True):
         mine = [
-            i for i, (name, methods) in enumerate(known) if (column.model, column.reading in methods) == (name, True)
+            i
+            for i, (name, methods) in enumerate(known)
+            if (column.model, column.method in methods) == (name, True)
         ]
         heads.append(
-            {"name": model, "reading": reading, "key": _key(mine[0], model) if mine and not column.source else None}
+            {
+                "name": model,
+                "reading": reading,
+                "key": _legend_key(mine[0], model) if mine and not column.source else None,
+            }
         )
     holes = [
-        f"{results_table.printable(c.model)} ({c.reading}) lacks {', '.join(c.lacks)}: no average is taken over a hole"
+        f"{results_table.make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average is taken over a hole"
         for c in report.columns
-        if c.lacks and not c.macro
+        if c.missing_members and not c.macro
     ]
     return {"sheet": made, "heads": heads, "holes": holes}
 
 
-def _headline(block: results_table.Block) -> dict[str, Any]:
-    """A row of the first table: per column its value, half its interval, and where both lie between 0 and 1."""
-    line = block.lines[0]
+def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
+    """A row of the first table: per column its value, half its interval, and where both lie between
+    0 and 1.
+    """
+    line = block.rows[0]
     cells = []
     for estimate in line.estimates:
-        value, _, half = results_table.number(estimate, block.metric).partition(" ")
+        value, _, half = results_table.format_estimate(estimate, block.metric).partition(" ")
         bar = None
-        if estimate and unit(block.metric).times == 100:
-            bar = {"low": 100 * estimate.low, "width": 100 * (estimate.high - estimate.low), "at": 100 * estimate.value}
+        if estimate and get_unit(block.metric).scale == 100:
+            bar = {
+                "low": 100 * estimate.low,
+                "width": 100 * (estimate.high - estimate.low),
+                "at": 100 * estimate.value,
+            }
         cells.append({"value": value, "half": half.strip(), "bar": bar})
-    asides = [f"{label}: {' / '.join(values)}" for label, values in results_table.asides(block)]
+    asides = [
+        f"{label}: {' / '.join(values)}"
+        for label, values in results_table.headline_annotations(block)
+    ]
     return {
         "suite": line.name,
         "average": block.average,
-        "count": results_table.items(line),
+        "count": results_table.format_item_count(line),
         "cells": cells,
         "notes": (*block.notes, *asides),
     }
 
 
-def _rules(contents: Contents) -> list[tuple[str, list[str]]]:
-    """The settings that a number depends on, each with the values in force; one value where all cells agree."""
+def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
+    """The settings that a number depends on, each with the values in force; one value where all
+    cells agree.
+    """
     shown = {
         "suite_digest": "suite (version, digest)",
         "bos": "BOS before a text",
@@ -224,33 +288,37 @@ def _rules(contents: Contents) -> list[tuple[str, list[str]]]:
         "preset": "preset",
     }
     found: dict[str, dict[str, None]] = {label: {} for label in shown.values()}
-    for run in contents.runs:
+    for run in report_data.runs:
         for cell in run:
             for key, label in shown.items():
                 value = cell.settings.get(key)
                 if value in (None, ""):
                     continue
                 digest = f"{cell.suite} {cell.settings.get('suite_version', '')} {str(value)[:12]}"
-                found[label][results_table.printable(digest if key == "suite_digest" else str(value))] = None
+                found[label][
+                    results_table.make_printable(digest if key == "suite_digest" else str(value))
+                ] = None
     return [(label, list(values)) for label, values in found.items() if values]
 
 
-def _manifest(run: Run, name: str) -> dict[str, Any]:
+def _manifest_context(run: Run, name: str) -> dict[str, Any]:
     """A run's checkpoint and software as rows of text."""
     about = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
     rows = [
-        (results_table.printable(str(key)), _plain(value))
+        (results_table.make_printable(str(key)), _plain_text(value))
         for key, value in about.items()
         if value not in (None, "", {})
     ]
     return {"name": name, "rows": rows}
 
 
-def _plain(value: object) -> str:
+def _plain_text(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_plain(key)}: {_plain(one)}" for key, one in value.items())
+        return ", ".join(f"{_plain_text(key)}: {_plain_text(one)}" for key, one in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(_plain_text, value))
     return (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else results_table.printable(str(value))
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else results_table.make_printable(str(value))
     )

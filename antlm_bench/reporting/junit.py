@@ -1,4 +1,6 @@
-"""A gate's verdict as JUnit XML, the file that every CI system shows: a test case per difference that was judged."""
+"""A gate's verdict as JUnit XML, the file that every CI system shows: a test case per difference
+that was judged.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +9,36 @@ from xml.etree import ElementTree as Xml
 
 from antlm_bench.compare.results import HEADLINE
 from antlm_bench.compare.verdict import Judgement, Verdict
-from antlm_bench.reporting.check import drop, judgements, sentence
-from antlm_bench.reporting.comparison import number
-from antlm_bench.reporting.results_table import printable
+from antlm_bench.reporting.check import format_change, list_judgements, summarize_verdict
+from antlm_bench.reporting.comparison import format_number
+from antlm_bench.reporting.results_table import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.check import Checked
+    from antlm_bench.commands.check import CheckResult
 
 
-def junit(checked: Checked, strict: bool = False) -> bytes:
-    """The XML document (UTF-8). A regression is a failure, too little data a skipped case (under `strict` a failure), a
-    cell that the run lacks an error. Names are made printable: XML 1.0 has no control characters, not even escaped."""
+def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
+    """The XML document (UTF-8). A regression is a failure, too little data a skipped case (under
+    `strict` a failure), a cell that the run lacks an error. Names are made printable: XML 1.0 has
+    no control characters, not even escaped.
+    """
     root = Xml.Element("testsuites", name="antlm-bench check")
     for verdict in checked.verdicts:
-        _suite(root, verdict, strict)
-    if checked.missing:
+        _add_suite(root, verdict, strict)
+    if checked.missing_cells:
         suite = Xml.SubElement(root, "testsuite", name="missing")
-        for cell in checked.missing:
-            case = Xml.SubElement(suite, "testcase", classname="missing", name=printable(cell), time="0")
-            Xml.SubElement(case, "error", type="incomplete", message="the run lacks this cell of its baseline")
+        for cell in checked.missing_cells:
+            case = Xml.SubElement(
+                suite, "testcase", classname="missing", name=make_printable(cell), time="0"
+            )
+            Xml.SubElement(
+                case, "error", type="incomplete", message="the run lacks this cell of its baseline"
+            )
     for element in (*root.findall("testsuite"), root):
-        counts = {tag: len(element.findall(f".//{tag}")) for tag in ("testcase", "failure", "error", "skipped")}
+        counts = {
+            tag: len(element.findall(f".//{tag}"))
+            for tag in ("testcase", "failure", "error", "skipped")
+        }
         element.set("tests", str(counts["testcase"]))
         element.set("failures", str(counts["failure"]))
         element.set("errors", str(counts["error"]))
@@ -37,9 +48,9 @@ def junit(checked: Checked, strict: bool = False) -> bytes:
     return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def _suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
+def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
     comparison = verdict.comparison
-    name = printable(f"{comparison.suite}.{comparison.method_b}")
+    name = make_printable(f"{comparison.suite}.{comparison.method_b}")
     suite = Xml.SubElement(root, "testsuite", name=name)
     properties = Xml.SubElement(suite, "properties")
     head = comparison.headline
@@ -53,21 +64,23 @@ def _suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
     }
     for key, value in facts.items():
         Xml.SubElement(properties, "property", name=key, value=repr(value))
-    for one in judgements(verdict):
+    for one in list_judgements(verdict):
         d = one.difference
-        inside = f"{name}.{printable(d.within)}" if d.within else name
-        case = Xml.SubElement(suite, "testcase", classname=inside, name=printable(d.name), time="0")
-        _outcome(case, one, verdict, strict)
+        inside = f"{name}.{make_printable(d.within)}" if d.within else name
+        case = Xml.SubElement(
+            suite, "testcase", classname=inside, name=make_printable(d.name), time="0"
+        )
+        _add_outcome(case, one, verdict, strict)
 
 
-def _outcome(case: Xml.Element, one: Judgement, verdict: Verdict, strict: bool) -> None:
+def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    message = f"{drop(one.difference, metric)[:-1]}, margin {number(one.margin, metric)})"
-    headline = one.difference.level == HEADLINE
-    if one.status == "regression":
+    message = f"{format_change(judgement.difference, metric)[:-1]}, margin {format_number(judgement.tolerance, metric)})"
+    headline = judgement.difference.level == HEADLINE
+    if judgement.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)
-        failure.text = printable(sentence(verdict)) if headline else None
-    elif one.status == "inconclusive":
+        failure.text = make_printable(summarize_verdict(verdict)) if headline else None
+    elif judgement.status == "inconclusive":
         # A group was never promised to be large enough for its margin, so it fails nothing.
         if strict and headline:
             Xml.SubElement(case, "failure", type="inconclusive", message=message)

@@ -1,4 +1,6 @@
-"""What `verify` found, drawn: a row per peer, then each flipped decision, then the conventions that were compared."""
+"""What `verify` found, drawn: a row per peer, then each flipped decision, then the conventions that
+were compared.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +8,54 @@ import json
 import sys
 from dataclasses import asdict
 
-from antlm_bench.commands.verify import Agreement, Verification
-from antlm_bench.reporting.terminal import catalog, facts
+from antlm_bench.commands.verify import PeerAgreement, Verification
+from antlm_bench.reporting.terminal import print_fields, print_rows
 
-Row = dict[str, object]
+VerificationRow = dict[str, object]
 
 
-def show_verification(found: Verification, form: str = "terminal") -> None:
-    """Print it on stdout. form: terminal, markdown, csv (the rows alone), json (everything, in full precision)."""
-    if form == "json":
-        document = asdict(found)
-        for made, agreement in zip(document["agreements"], found.agreements, strict=True):
-            made["holds"] = agreement.holds(found.tolerance)
+def show_verification(verification: Verification, output_format: str = "terminal") -> None:
+    """Print it on stdout. form: terminal, markdown, csv (the rows alone), json (everything, in full
+    precision).
+    """
+    if output_format == "json":
+        document = asdict(verification)
+        for made, agreement in zip(document["agreements"], verification.agreements, strict=True):
+            made["holds"] = agreement.is_within(verification.tolerance)
         sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    rows = [_row(agreement, found, exact=form == "csv") for agreement in found.agreements]
-    wide = () if form != "terminal" else ("scores", "at item")  # the error names the worst item where it matters
-    catalog([{head: value for head, value in row.items() if head not in wide} for row in rows], form)
-    if form == "csv":
+    rows = [
+        _agreement_row(agreement, verification, exact=output_format == "csv")
+        for agreement in verification.agreements
+    ]
+    wide = (
+        () if output_format != "terminal" else ("scores", "at item")
+    )  # the error names the worst item where it matters
+    print_rows(
+        [{head: value for head, value in row.items() if head not in wide} for row in rows],
+        output_format,
+    )
+    if output_format == "csv":
         return
-    if flips := [row for agreement in found.agreements for row in _flips(agreement)]:
+    if flips := [row for agreement in verification.agreements for row in _flip_rows(agreement)]:
         sys.stdout.write("\n")
-        catalog(flips, form)
+        print_rows(flips, output_format)
     sys.stdout.write("\n")
-    if form == "markdown":
-        lines = [f"- {title}: {'; '.join(said)}" for title, said in _conventions(found)]
+    if output_format == "markdown":
+        lines = [
+            f"- {title}: {'; '.join(said)}" for title, said in _conventions_by_peer(verification)
+        ]
         sys.stdout.write("\n".join(lines) + "\n")
     else:
-        facts(
-            f"compared within {found.tolerance:g} nats", {title: "\n".join(said) for title, said in _conventions(found)}
+        print_fields(
+            f"compared within {verification.tolerance:g} nats",
+            {title: "\n".join(said) for title, said in _conventions_by_peer(verification)},
         )
 
 
-def _row(agreement: Agreement, found: Verification, exact: bool) -> Row:
+def _agreement_row(
+    agreement: PeerAgreement, verification: Verification, exact: bool
+) -> VerificationRow:
     largest, mean = agreement.largest, agreement.mean
     real = sum(not flip.tie for flip in agreement.flips)
     return {
@@ -52,11 +69,11 @@ def _row(agreement: Agreement, found: Verification, exact: bool) -> Row:
         "at item": agreement.worst,
         "flipped": real,
         "ties": len(agreement.flips) - real,
-        "verdict": "agrees" if agreement.holds(found.tolerance) else "differs",
+        "verdict": "agrees" if agreement.is_within(verification.tolerance) else "differs",
     }
 
 
-def _flips(agreement: Agreement) -> list[Row]:
+def _flip_rows(agreement: PeerAgreement) -> list[VerificationRow]:
     return [
         {
             "flipped item": flip.id,
@@ -71,13 +88,13 @@ def _flips(agreement: Agreement) -> list[Row]:
     ]
 
 
-def _conventions(found: Verification) -> list[tuple[str, list[str]]]:
+def _conventions_by_peer(verification: Verification) -> list[tuple[str, list[str]]]:
     """Per peer what was aligned and what was not, and who could not be asked."""
     said: dict[str, dict[str, None]] = {}
-    for agreement in found.agreements:
+    for agreement in verification.agreements:
         mine = said.setdefault(agreement.peer, {})
         mine.update(dict.fromkeys(agreement.aligned))
         mine.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
-    for peer, method, why in found.refused:
+    for peer, method, why in verification.refused:
         said.setdefault(peer, {})[f"not asked about {method}: {why}"] = None
     return [(title, list(lines)) for title, lines in said.items()]

@@ -1,8 +1,10 @@
-"""Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a RunError.
+"""Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a
+RunError.
 
-One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas), fields in alphabetical
-order, null where an item lacks one. Columns `judged` and `kept` are there only where the suite has a judge that says
-such things. No time, path or host is written, so the bytes depend on the content alone.
+One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas),
+fields in alphabetical order, null where an item lacks one. Columns `judged` and `kept` are there
+only where the suite has a judge that says such things. No time, path or host is written, so the
+bytes depend on the content alone.
 """
 
 from __future__ import annotations
@@ -28,13 +30,22 @@ SCHEMA = pa.schema(
     ]
 )
 # Of suites with a judge only: all other files keep their bytes.
-OPTIONAL = (pa.field("judged", pa.list_(pa.float64())), pa.field("kept", pa.list_(pa.string())))
-OPTION, RATING = "option", "rating"  # what `gold` is: the index of an option, or a number of its own
-AGAIN = "repeat the score command: it recomputes what is damaged"
+OPTIONAL_COLUMNS = (
+    pa.field("judged", pa.list_(pa.float64())),
+    pa.field("kept", pa.list_(pa.string())),
+)
+GOLD_OPTION, GOLD_RATING = (
+    "option",
+    "rating",
+)  # what `gold` is: the index of an option, or a number of its own
+RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
 
-def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes:
-    """Parquet bytes of the predictions; `about` (suite, method, key, ...) goes into the file's metadata.
+def encode_predictions(
+    predictions: Sequence[Prediction], file_metadata: Mapping[str, str]
+) -> bytes:
+    """Parquet bytes of the predictions; `about` (suite, method, key, ...) goes into the file's
+    metadata.
 
     Raises RunError for an id or label that is no valid Unicode, or an id that occurs twice.
     """
@@ -42,61 +53,94 @@ def encode(predictions: Sequence[Prediction], about: Mapping[str, str]) -> bytes
     if len(set(ids)) < len(ids):
         twice = next(i for n, i in enumerate(ids) if i in ids[:n])
         raise RunError(
-            "two predictions have this id", place=f"item {twice!r}", hint="ids must be unique within a suite"
+            "two predictions have this id",
+            location=f"item {twice!r}",
+            hint="ids must be unique within a suite",
         )
-    gold = OPTION if all(isinstance(p.gold, Integral) for p in predictions) else RATING
+    gold = GOLD_OPTION if all(isinstance(p.gold, Integral) for p in predictions) else GOLD_RATING
     levels = sorted({level for p in predictions for level in p.labels})
     try:
-        fields = [*SCHEMA, *(field for field in OPTIONAL if any(getattr(p, field.name) for p in predictions))]
-        values = {field.name: pa.array([getattr(p, field.name) for p in predictions], field.type) for field in fields}
+        fields = [
+            *SCHEMA,
+            *(
+                field
+                for field in OPTIONAL_COLUMNS
+                if any(getattr(p, field.name) for p in predictions)
+            ),
+        ]
+        values = {
+            field.name: pa.array([getattr(p, field.name) for p in predictions], field.type)
+            for field in fields
+        }
         if levels:
-            labels = [pa.array([p.labels.get(level) for p in predictions], pa.string()) for level in levels]
+            labels = [
+                pa.array([p.labels.get(level) for p in predictions], pa.string())
+                for level in levels
+            ]
             values["labels"] = pa.StructArray.from_arrays(labels, levels)
-        table = pa.table(values).replace_schema_metadata({**about, "gold": gold})
+        table = pa.table(values).replace_schema_metadata({**file_metadata, "gold": gold})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
     except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
-        place = f"{about.get('suite')}.{about.get('method')}"
+        place = f"{file_metadata.get('suite')}.{file_metadata.get('method')}"
         hint = "ids and labels must be valid Unicode, numbers must fit their column"
-        raise RunError(f"cannot be stored: {error}", place=place, hint=hint) from error
+        raise RunError(f"cannot be stored: {error}", location=place, hint=hint) from error
     return bytes(sink.getvalue())
 
 
-def decode(data: bytes, place: str) -> pa.Table:
+def decode_table(data: bytes, location: str) -> pa.Table:
     """The table in Parquet bytes that `encode` wrote; RunError naming `place` for anything else."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
-    for field in [*SCHEMA, *(field for field in OPTIONAL if field.name in table.column_names)]:
-        found = table.schema.field(field.name).type if field.name in table.column_names else "nothing"
+        raise RunError(
+            f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT
+        ) from error
+    for field in [
+        *SCHEMA,
+        *(field for field in OPTIONAL_COLUMNS if field.name in table.column_names),
+    ]:
+        found = (
+            table.schema.field(field.name).type if field.name in table.column_names else "nothing"
+        )
         if found != field.type:
-            raise RunError(f"column {field.name} should hold {field.type}, holds {found}", place=place, hint=AGAIN)
-    if (table.schema.metadata or {}).get(b"gold") not in (OPTION.encode(), RATING.encode()):
-        raise RunError("not written by antlm-bench", place=place, hint=AGAIN)
+            raise RunError(
+                f"column {field.name} should hold {field.type}, holds {found}",
+                location=location,
+                hint=RESCORE_HINT,
+            )
+    if (table.schema.metadata or {}).get(b"gold") not in (
+        GOLD_OPTION.encode(),
+        GOLD_RATING.encode(),
+    ):
+        raise RunError("not written by antlm-bench", location=location, hint=RESCORE_HINT)
     return table
 
 
-def metadata(data: bytes, place: str) -> dict[str, str]:
-    """What `encode` was told about the file, from its footer alone; RunError naming `place` for other bytes."""
+def read_metadata(data: bytes, location: str) -> dict[str, str]:
+    """What `encode` was told about the file, from its footer alone; RunError naming `place` for
+    other bytes.
+    """
     try:
         stored = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"no readable Parquet file: {error}", place=place, hint=AGAIN) from error
+        raise RunError(
+            f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT
+        ) from error
     return {key.decode(): value.decode() for key, value in stored.items()}
 
 
-def about(table: pa.Table) -> dict[str, str]:
+def table_metadata(table: pa.Table) -> dict[str, str]:
     """What `encode` was told about the file."""
     return {k.decode(): v.decode() for k, v in table.schema.metadata.items() if k != b"gold"}
 
 
-def predictions(table: pa.Table) -> list[Prediction]:
+def table_to_predictions(table: pa.Table) -> list[Prediction]:
     """The rows of a decoded table."""
     get = {name: table[name].to_pylist() for name in table.column_names}
-    number = int if table.schema.metadata[b"gold"] == OPTION.encode() else float
+    number = int if table.schema.metadata[b"gold"] == GOLD_OPTION.encode() else float
     labels = get.get("labels", [{}] * table.num_rows)
-    judged, kept = (get.get(field.name, [()] * table.num_rows) for field in OPTIONAL)
+    judged, kept = (get.get(field.name, [()] * table.num_rows) for field in OPTIONAL_COLUMNS)
     return [
         Prediction(
             id=get["id"][i],

@@ -1,7 +1,9 @@
-"""What is no weight of a model and may change all the same: its submodules, buffers and plain attributes.
+"""What is no weight of a model and may change all the same: its submodules, buffers and plain
+attributes.
 
-Some forwards change their model (BigBird leaves its sparse attention for good after one short row), so that an answer
-depends on what was asked before. `ModelState` notices that and puts the model back.
+Some forwards change their model (BigBird leaves its sparse attention for good after one short row),
+so that an answer depends on what was asked before. `ModelState` notices that and puts the model
+back.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Attributes of a module that hold its submodules and buffers: dictionaries, which are compared entry by entry.
-_PARTS = ("_modules", "_buffers")
+# Attributes of a module that hold its submodules and buffers: dictionaries, which are compared
+# entry by entry.
+_CONTAINER_ATTRIBUTES = ("_modules", "_buffers")
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether an attribute is a number, a string, nothing, or a tuple of such: what can be compared and put back."""
+def _is_comparable(value: Any) -> bool:
+    """Whether an attribute is a number, a string, nothing, or a tuple of such: what can be compared
+    and put back.
+    """
     if isinstance(value, tuple):
-        return all(_is_plain(part) for part in value)
+        return all(_is_comparable(part) for part in value)
     return value is None or (isinstance(value, int | float | str) and value == value)
 
 
@@ -28,24 +33,30 @@ def _is_plain(value: Any) -> bool:
 class ModelState:
     """A copy of all that a forward could change, module by module; values of buffers included."""
 
-    modules: tuple[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]], ...]
+    modules: tuple[
+        tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]], ...
+    ]
 
     @classmethod
-    def of(cls, model: nn.Module) -> ModelState:
+    def capture(cls, model: nn.Module) -> ModelState:
         """Remember a model's present state."""
         return cls(
             tuple(
                 (
                     module,
-                    {k: v for k, v in vars(module).items() if _is_plain(v)},
-                    {part: dict(vars(module)[part]) for part in _PARTS},
-                    {k: v.clone() for k, v in vars(module)["_buffers"].items() if isinstance(v, Tensor)},
+                    {k: v for k, v in vars(module).items() if _is_comparable(v)},
+                    {part: dict(vars(module)[part]) for part in _CONTAINER_ATTRIBUTES},
+                    {
+                        k: v.clone()
+                        for k, v in vars(module)["_buffers"].items()
+                        if isinstance(v, Tensor)
+                    },
                 )
                 for module in model.modules()
             )
         )
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether anything differs from what was remembered."""
         return any(self._differs(*entry) for entry in self.modules)
 
@@ -54,7 +65,9 @@ class ModelState:
         for module, plain, parts, values in self.modules:
             if not self._differs(module, plain, parts, values):
                 continue
-            for name in [k for k, v in vars(module).items() if _is_plain(v) and k not in plain]:
+            for name in [
+                k for k, v in vars(module).items() if _is_comparable(v) and k not in plain
+            ]:
                 del vars(module)[name]
             vars(module).update(plain)
             for part, entries in parts.items():
@@ -66,13 +79,18 @@ class ModelState:
 
     @staticmethod
     def _differs(
-        module: nn.Module, plain: dict[str, Any], parts: dict[str, dict[str, Any]], values: dict[str, Tensor]
+        module: nn.Module,
+        plain: dict[str, Any],
+        parts: dict[str, dict[str, Any]],
+        values: dict[str, Tensor],
     ) -> bool:
         now = vars(module)
-        if {k: v for k, v in now.items() if _is_plain(v)} != plain:
+        if {k: v for k, v in now.items() if _is_comparable(v)} != plain:
             return True
         for part, entries in parts.items():
-            if now[part].keys() != entries.keys() or any(now[part][k] is not v for k, v in entries.items()):
+            if now[part].keys() != entries.keys() or any(
+                now[part][k] is not v for k, v in entries.items()
+            ):
                 return True
         return any(not torch.equal(now["_buffers"][name], value) for name, value in values.items())
 
@@ -84,9 +102,13 @@ class ModuleSwaps:
         self.swaps = swaps
 
     @classmethod
-    def made_by(cls, model: nn.Module, swap: Callable[[], None]) -> ModuleSwaps:
+    def record(cls, model: nn.Module, swap: Callable[[], None]) -> ModuleSwaps:
         """Run `swap` and note which submodules it replaces."""
-        before = {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
+        before = {
+            (parent, name): child
+            for parent in model.modules()
+            for name, child in parent.named_children()
+        }
         swap()
         return cls(
             [

@@ -1,7 +1,9 @@
-"""The peers' scorers, opened in one documented place: oracles of tests, benchmarks and `verify`; on request, an engine.
+"""The peers' scorers, opened in one documented place: oracles of tests, benchmarks and `verify`; on
+request, an engine.
 
-minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (its development head has the fix).
-`minicons_scorer` gives the tokenizer that name back, as an alias of calling it, which is what it always was.
+minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (its development
+head has the fix). `make_minicons_scorer` gives the tokenizer that name back, as an alias of calling
+it, which is what it always was.
 """
 
 from __future__ import annotations
@@ -19,33 +21,60 @@ from typing import Any, Literal
 
 import numpy as np
 
-from antlm_bench.checkpoints.pretrained import quiet
+from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.checkpoints.resolve import first_line
 from antlm_bench.errors import CheckpointError, MethodNotSupported
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.text import EosRule, Specials, counted_with_eos, eos_rule, template
+from antlm_bench.scoring.text import (
+    EosRule,
+    Specials,
+    detect_template,
+    resolve_eos_rule,
+    scored_positions_with_eos,
+)
 from antlm_bench.scoring.tokens import TextTokenizer, Tokenized
 from antlm_bench.types import Encodings, Floats
 
-# Method -> minicons' name of it. mntp reads one position further left and fused sums two readings: it knows neither.
-MINICONS: dict[str, str] = {"causal": "", "mlm": "original", "mlm-l2r": "within_word_l2r"}
+# Method -> minicons' name of it. mntp reads one position further left and fused sums two readings:
+# it knows neither.
+MINICONS_PLL_METRICS: dict[str, str] = {
+    "causal": "",
+    "mlm": "original",
+    "mlm-l2r": "within_word_l2r",
+}
 # What can be asked about each method; lm-eval scores from left to right only.
-PEERS: dict[str, tuple[str, ...]] = {"minicons": tuple(MINICONS), "lm-eval": ("causal",)}
-BUDGET = 2048  # tokens per forward of a peer
+PEER_METHODS: dict[str, tuple[str, ...]] = {
+    "minicons": tuple(MINICONS_PLL_METRICS),
+    "lm-eval": ("causal",),
+}
+MAX_BATCH_TOKENS = 2048  # tokens per forward of a peer
 
 Span = tuple[int, int] | None
-Kind = Literal["causal", "masked"]
-FAILS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError, NotImplementedError)
+ModelKind = Literal["causal", "masked"]
+PEER_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    OSError,
+    NotImplementedError,
+)
 
 
-def minicons_scorer(kind: Kind, model: Any, tokenizer: Any = None, device: str = "cpu", **options: Any) -> Any:
-    """A minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer, or one that opens the
-    folder `model` itself; `options` then go to `from_pretrained`."""
+def make_minicons_scorer(
+    kind: ModelKind, model: Any, tokenizer: Any = None, device: str = "cpu", **options: Any
+) -> Any:
+    """A minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer, or one
+    that opens the folder `model` itself; `options` then go to `from_pretrained`.
+    """
     from minicons import scorer
 
     make = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
     if tokenizer is not None and tokenizer.pad_token is None and tokenizer.eos_token is None:
-        # Else minicons would add a <pad> and with it a row to the softmax. Which token it is, the mask makes no matter.
+        # Else minicons would add a <pad> and with it a row to the softmax. Which token it is, the
+        # mask makes no matter.
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     made = make(model, device, tokenizer=tokenizer, **options)
     if not hasattr(type(made.tokenizer), "batch_encode_plus"):
@@ -53,10 +82,14 @@ def minicons_scorer(kind: Kind, model: Any, tokenizer: Any = None, device: str =
     return made
 
 
-def minicons_scores(scorer: Any, texts: list[str], batch_size: int, **options: Any) -> list[float]:
-    """Summed log-probabilities, one per text. minicons' own default is the mean; every peer of ours means the sum.
+def score_with_minicons(
+    scorer: Any, texts: list[str], batch_size: int, **options: Any
+) -> list[float]:
+    """Summed log-probabilities, one per text. minicons' own default is the mean; every peer of ours
+    means the sum.
 
-    For masked scorers pass PLL_metric="original" or "within_word_l2r" here: the constructor's is ignored (0.3.39).
+    For masked scorers pass PLL_metric="original" or "within_word_l2r" here: the constructor's is
+    ignored (0.3.39).
     """
     scores: list[float] = []
     for start in range(0, len(texts), batch_size):
@@ -65,29 +98,42 @@ def minicons_scores(scorer: Any, texts: list[str], batch_size: int, **options: A
     return scores
 
 
-def lm_eval_scores(model: Any, tokenizer: Any, texts: list[str], batch_size: int) -> list[float]:
-    """Summed log-probabilities as lm-eval's HFLM gives them for an empty context (BLiMP's form), one per text."""
+def score_with_lm_eval(
+    model: Any, tokenizer: Any, texts: list[str], batch_size: int
+) -> list[float]:
+    """Summed log-probabilities as lm-eval's HFLM gives them for an empty context (BLiMP's form),
+    one per text.
+    """
     from lm_eval.models.huggingface import HFLM
 
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    return _asked(harness, [("", text) for text in texts])
+    return _lm_eval_loglikelihoods(harness, [("", text) for text in texts])
 
 
-def _asked(harness: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
+def _lm_eval_loglikelihoods(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """log P(continuation | context) of each pair, by an lm-eval model."""
     from lm_eval.api.instance import Instance
 
-    answers = harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    answers = lm.loglikelihood(
+        [Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True
+    )
     if len(answers) != len(pairs):
         raise CheckpointError(f"lm-eval answered {len(answers)} of {len(pairs)} texts")
     return [float(answer[0]) for answer in answers]
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Peers print, log and warn while they load; what matters of it is checked and raised where they are asked."""
+def suppress_output() -> Iterator[None]:
+    """Peers print, log and warn while they load; what matters of it is checked and raised where
+    they are asked.
+    """
     before, sink = logging.root.manager.disable, io.StringIO()
-    with quiet(), warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
+    with (
+        silence_transformers(),
+        warnings.catch_warnings(),
+        redirect_stdout(sink),
+        redirect_stderr(sink),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -97,110 +143,134 @@ def hushed() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over, targets: their ids as
-    bytes. facts: of the texts; those that are too long were not asked about."""
+class PeerScores:
+    """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over,
+    targets: their ids as bytes. facts: of the texts; those that are too long were not asked about.
+    """
 
     logp: Floats
-    tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
-    targets: list[bytes]
+    token_counts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    target_bytes: list[bytes]
     facts: Encodings
 
 
 @dataclass(frozen=True, slots=True)
-class MiniconsReader:
-    """A minicons scorer that is asked about whole texts and adds up the scores of the tokens that count.
+class MiniconsScorer:
+    """A minicons scorer that is asked about whole texts and adds up the scores of the tokens that
+    count.
 
-    Its log-probabilities per token are summed here, by the span rule of scoring.text, and not by its conditional_score:
-    that tokenises the context apart, miscounts where a token straddles the border or where BOS is also PAD, and takes
-    the mean by default. Its bos_token=True is not used either: it spells a BOS in front of a tokenizer that adds one,
-    too. `around` is what shall stand around a text; where the tokenizer's own template is something else, specials are
-    spelled into the text, and whether it is then read alike is checked.
+    Its log-probabilities per token are summed here, by the span rule of scoring.text, and not by
+    its conditional_score: that tokenises the context apart, miscounts where a token straddles the
+    border or where BOS is also PAD, and takes the mean by default. Its bos_token=True is not used
+    either: it spells a BOS in front of a tokenizer that adds one, too. `around` is what shall stand
+    around a text; where the tokenizer's own template is something else, specials are spelled into
+    the text, and whether it is then read alike is checked.
     """
 
     scorer: Any
-    kind: Kind
-    around: Specials
+    kind: ModelKind
+    specials: Specials
     max_length: int | None
     eos: EosRule | None = None  # texts of which the specials after them are scored, too
 
-    def answers(
-        self, texts: Sequence[str], spans: Sequence[Span], method: str, tick: Callable[[float], None] | None = None
-    ) -> Answers:
+    def score_spans(
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Span],
+        method: str,
+        tick: Callable[[float], None] | None = None,
+    ) -> PeerScores:
         """The summed log-probability of each text's span under causal, mlm or mlm-l2r.
 
-        Raises MethodNotSupported, and CheckpointError where minicons fails, says NaN, or reads a text differently.
+        Raises MethodNotSupported, and CheckpointError where minicons fails, says NaN, or reads a
+        text differently.
         """
-        if method not in MINICONS or (method == "causal") != (self.kind == "causal"):
+        if method not in MINICONS_PLL_METRICS or (method == "causal") != (self.kind == "causal"):
             raise MethodNotSupported(
                 f"minicons cannot score a {self.kind} model with {method!r}",
-                place="--method",
-                hint=f"methods that it knows: {', '.join(MINICONS)}; --engine native knows the others",
+                location="--method",
+                hint=f"methods that it knows: {', '.join(MINICONS_PLL_METRICS)}; --engine native knows the others",
             )
-        found = self._tokenized(texts, method)
-        rows, inner = self._rows(texts, found.ids)
-        counted = [self._counted(row, span, inner) for row, span in zip(rows, spans, strict=True)]
+        found = self._tokenize(texts, method)
+        rows, inner = self._build_rows(texts, found.ids)
+        counted = [
+            self._scored_positions(row, span, inner) for row, span in zip(rows, spans, strict=True)
+        ]
         if self.eos == "context":
             raise MethodNotSupported(
                 "lm-eval puts EOS after the context, over the start of the continuation: no row of minicons",
-                place="--compat",
+                location="--compat",
                 hint="use --engine native, or --bos tokenizer",
             )
         if self.eos is not None:
-            after, skipped = eos_rule(self.scorer.tokenizer, self.eos)
+            after, skipped = resolve_eos_rule(self.scorer.tokenizer, self.eos)
             counted = [
-                counted_with_eos(some, len(row.ids), len(after), skipped, span, text)
+                scored_positions_with_eos(some, len(row.ids), len(after), skipped, span, text)
                 for some, row, span, text in zip(counted, rows, spans, texts, strict=True)
             ]
-        too_long = np.array([self.max_length is not None and len(row.ids) > self.max_length for row in rows], np.bool_)
+        too_long = np.array(
+            [self.max_length is not None and len(row.ids) > self.max_length for row in rows],
+            np.bool_,
+        )
         logp = np.zeros(len(texts))
         todo = [n for n in range(len(texts)) if counted[n] and not too_long[n]]
-        for batch in _batches(todo, rows, square=self.kind == "masked"):
-            scores = self._asked([rows[n].text for n in batch], method)
+        for batch in _length_batches(todo, rows, square=self.kind == "masked"):
+            scores = self._token_logprobs([rows[n].text for n in batch], method)
             for n, answer in zip(batch, scores, strict=True):
-                logp[n] = self._sum(answer, rows[n].ids, counted[n])
+                logp[n] = self._sum_scored(answer, rows[n].ids, counted[n])
             if tick is not None:
                 tick(len(batch) / len(todo))
-        ids = [np.array([row.ids[at] for at in some], np.int32) for row, some in zip(rows, counted, strict=True)]
+        ids = [
+            np.array([row.ids[at] for at in some], np.int32)
+            for row, some in zip(rows, counted, strict=True)
+        ]
         tokens = np.array([len(some) for some in counted], np.int64)
         flags = {name: raised for name, raised in found.flags.items() if name != "unk"}
         facts = Encodings((), found.flags["unk"], too_long, flags)
-        return Answers(logp, tokens, [some.tobytes() for some in ids], facts)
+        return PeerScores(logp, tokens, [some.tobytes() for some in ids], facts)
 
-    def _tokenized(self, texts: Sequence[str], method: str) -> Tokenized:
-        """Raises as TextTokenizer.tokenize, and MethodNotSupported where minicons would not find words."""
+    def _tokenize(self, texts: Sequence[str], method: str) -> Tokenized:
+        """Raises as TextTokenizer.tokenize, and MethodNotSupported where minicons would not find
+        words.
+        """
         tokenizer = TextTokenizer(self.scorer.tokenizer)
-        if METHODS[method].words and not tokenizer.tells_words:
+        if METHODS[method].needs_words and not tokenizer.has_word_ids:
             raise MethodNotSupported(
                 "minicons asks the tokenizer which word a token belongs to, and this one does not say",
-                place="--method",
+                location="--method",
                 hint="use --engine native, or --method mlm",
             )
         return tokenizer.tokenize(texts)
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        return self.answers(texts, spans, method).logp
+        return self.score_spans(texts, spans, method).logp
 
     @property
-    def spelled(self) -> bool:
+    def spells_specials(self) -> bool:
         """Whether the specials that are wanted are not those that the tokenizer adds by itself."""
-        own = template(self.scorer.tokenizer)
+        own = detect_template(self.scorer.tokenizer)
         # A causal row may end in whatever the template puts there: nothing that is scored sees it.
-        return own.before != self.around.before or (self.kind == "masked" and own.after != self.around.after)
-
-    def _rows(self, texts: Sequence[str], bare: Sequence[list[int]]) -> tuple[list[_Row], slice]:
-        """The texts as minicons will read them, and where in a row the text itself stands. bare: ids without
-        specials."""
-        tokenizer, around, spelled = self.scorer.tokenizer, self.around, self.spelled
-        head, tail = (
-            "".join(tokenizer.convert_ids_to_tokens(ids)) if spelled else "" for ids in (around.before, around.after)
+        return own.before != self.specials.before or (
+            self.kind == "masked" and own.after != self.specials.after
         )
-        after = around.after if spelled else template(tokenizer).after
+
+    def _build_rows(
+        self, texts: Sequence[str], ids_without_specials: Sequence[list[int]]
+    ) -> tuple[list[_MiniconsRow], slice]:
+        """The texts as minicons will read them, and where in a row the text itself stands. bare:
+        ids without specials.
+        """
+        tokenizer, around, spelled = self.scorer.tokenizer, self.specials, self.spells_specials
+        head, tail = (
+            "".join(tokenizer.convert_ids_to_tokens(ids)) if spelled else ""
+            for ids in (around.before, around.after)
+        )
+        after = around.after if spelled else detect_template(tokenizer).after
         inner = slice(len(around.before), -len(after) or None)
         fast = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
         asked = [head + text + tail for text in texts]
         found = tokenizer(asked, add_special_tokens=not spelled, verbose=False, **fast)
-        for text, row, alone in zip(texts, found["input_ids"], bare, strict=True):
+        for text, row, alone in zip(texts, found["input_ids"], ids_without_specials, strict=True):
             whole = [*around.before, *alone, *after]
             if row != whole:
                 raise CheckpointError(
@@ -210,143 +280,185 @@ class MiniconsReader:
         places = found["offset_mapping"] if fast else [None] * len(asked)
         shift = len(head)
         return [
-            _Row(text, ids, None if place is None else [(start - shift, end - shift) for start, end in place])
+            _MiniconsRow(
+                text,
+                ids,
+                None if place is None else [(start - shift, end - shift) for start, end in place],
+            )
             for text, ids, place in zip(asked, found["input_ids"], places, strict=True)
         ], inner
 
-    def _counted(self, row: _Row, span: Span, inner: slice) -> list[int]:
-        """The positions of a row that count. Causal: never the first, because nothing stands before it."""
-        positions = list(range(len(row.ids))[inner])
+    def _scored_positions(self, row: _MiniconsRow, span: Span, text_slice: slice) -> list[int]:
+        """The positions of a row that count. Causal: never the first, because nothing stands before
+        it.
+        """
+        positions = list(range(len(row.ids))[text_slice])
         if span is not None:
-            if row.place is None:
+            if row.offsets is None:
                 raise CheckpointError(
                     "this slow tokenizer does not say where its tokens stand, so that a context cannot be left out",
                     hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
                 )
-            positions = [at for at in positions if row.place[at][1] > span[0] and row.place[at][0] < span[1]]
+            positions = [
+                at
+                for at in positions
+                if row.offsets[at][1] > span[0] and row.offsets[at][0] < span[1]
+            ]
         return [at for at in positions if at or self.kind == "masked"]
 
-    def _asked(self, texts: list[str], method: str) -> list[list[float]]:
-        """Log-probabilities of the tokens that minicons scores, text by text; texts of one length need no padding."""
-        options = {"PLL_metric": MINICONS[method]} if MINICONS[method] else {}
+    def _token_logprobs(self, texts: list[str], method: str) -> list[list[float]]:
+        """Log-probabilities of the tokens that minicons scores, text by text; texts of one length
+        need no padding.
+        """
+        options = (
+            {"PLL_metric": MINICONS_PLL_METRICS[method]} if MINICONS_PLL_METRICS[method] else {}
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 encoded = self.scorer.tokenizer(
                     texts,
-                    add_special_tokens=not self.spelled,
+                    add_special_tokens=not self.spells_specials,
                     return_tensors="pt",
                     return_token_type_ids=False,
                     return_attention_mask=True,
                     verbose=False,
                 )
-                found = self.scorer.sequence_score(encoded, reduction=lambda scores: scores.tolist(), **options)
-            except FAILS as error:
+                found = self.scorer.sequence_score(
+                    encoded, reduction=lambda scores: scores.tolist(), **options
+                )
+            except PEER_ERRORS as error:
                 raise CheckpointError(
                     f"minicons fails on this model: {type(error).__name__}: {first_line(error)}",
                     hint="use --engine native, if it can be opened there",
                 ) from error
         return list(found)
 
-    def _sum(self, found: list[float], ids: list[int], counted: list[int]) -> float:
-        """Of a row's scores as minicons gives them (causal: all but the first; masked: all but CLS, SEP and PAD)."""
+    def _sum_scored(self, logprobs: list[float], ids: list[int], positions: list[int]) -> float:
+        """Of a row's scores as minicons gives them (causal: all but the first; masked: all but CLS,
+        SEP and PAD).
+        """
         scored = list(range(1, len(ids)))
         if self.kind == "masked":
             left = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
             scored = [at for at, token in enumerate(ids) if token not in left]
-        if len(found) != len(scored) or not set(counted) <= set(scored):
+        if len(logprobs) != len(scored) or not set(positions) <= set(scored):
             raise CheckpointError(
-                "minicons leaves out tokens that count: a text spells a special token", hint="use --engine native"
+                "minicons leaves out tokens that count: a text spells a special token",
+                hint="use --engine native",
             )
-        total = float(sum(dict(zip(scored, found, strict=True))[at] for at in counted))
+        total = float(sum(dict(zip(scored, logprobs, strict=True))[at] for at in positions))
         if np.isnan(total):
             raise CheckpointError("minicons answers NaN", hint="the weights are damaged")
         return total
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A text with what is spelled around it, its ids, and their characters in the text (slow tokenizers: None)."""
+class _MiniconsRow:
+    """A text with what is spelled around it, its ids, and their characters in the text (slow
+    tokenizers: None).
+    """
 
     text: str
     ids: list[int]
-    place: list[tuple[int, int]] | None
+    offsets: list[tuple[int, int]] | None
 
 
-def _batches(todo: Sequence[int], rows: Sequence[_Row], square: bool) -> Iterator[list[int]]:
+def _length_batches(
+    indices: Sequence[int], rows: Sequence[_MiniconsRow], square: bool
+) -> Iterator[list[int]]:
     """Rows of one exact length, as many as fit BUDGET; `square`: a row is read once per token."""
     by_length: dict[int, list[int]] = {}
-    for n in todo:
+    for n in indices:
         by_length.setdefault(len(rows[n].ids), []).append(n)
     for length, members in sorted(by_length.items()):
-        size = max(1, BUDGET // (length * length if square else length))
+        size = max(1, MAX_BATCH_TOKENS // (length * length if square else length))
         yield from (members[top : top + size] for top in range(0, len(members), size))
 
 
 @dataclass(frozen=True, slots=True)
-class LmEvalReader:
+class LmEvalScorer:
     """lm-eval's HFLM, asked about continuations.
 
-    It puts its prefix token (BOS, else EOS) before a text without a context, but not before a context: there the same
-    token is spelled in front, which also keeps the tokenizer from adding specials of its own (0.4.13, tok_encode).
+    It puts its prefix token (BOS, else EOS) before a text without a context, but not before a
+    context: there the same token is spelled in front, which also keeps the tokenizer from adding
+    specials of its own (0.4.13, tok_encode).
     """
 
-    harness: Any
+    lm: Any
     max_length: int | None = None
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation."""
+        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation.
+        """
         del method  # it knows one
-        bos = str(self.harness.tokenizer.convert_ids_to_tokens(self.harness.prefix_token_id))
+        bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
         pairs = []
         for text, span in zip(texts, spans, strict=True):
             start, end = span or (0, len(text))
             pairs.append((bos + text[:start] if start else "", text[start:end]))
         try:
-            return np.array(_asked(self.harness, pairs))
-        except FAILS as error:
+            return np.array(_lm_eval_loglikelihoods(self.lm, pairs))
+        except PEER_ERRORS as error:
             raise CheckpointError(
                 f"lm-eval fails on this model: {type(error).__name__}: {first_line(error)}"
             ) from error
 
 
-def open_lm_eval(folder: Path, trusted: bool, parts: Mapping[str, str]) -> LmEvalReader:
-    """lm-eval, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises CheckpointError.
+def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) -> LmEvalScorer:
+    """lm-eval, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises
+    CheckpointError.
 
-    parts: its arguments `peft` and `tokenizer`, folders. trusted: whether the checkpoint's own Python may run.
+    parts: its arguments `peft` and `tokenizer`, folders. trusted: whether the checkpoint's own
+    Python may run.
     """
-    with hushed():
+    with suppress_output():
         try:
             from lm_eval.models.huggingface import HFLM
 
             more = {"trust_remote_code": True} if trusted else {}
-            return LmEvalReader(
-                HFLM(pretrained=str(folder), device="cpu", batch_size=8, dtype="float32", **parts, **more)
+            return LmEvalScorer(
+                HFLM(
+                    pretrained=str(folder),
+                    device="cpu",
+                    batch_size=8,
+                    dtype="float32",
+                    **source_args,
+                    **more,
+                )
             )
-        except FAILS as error:
-            raise _unopened("lm-eval", folder, error) from error
+        except PEER_ERRORS as error:
+            raise _open_error("lm-eval", folder, error) from error
 
 
 def open_minicons(
-    folder: Path, kind: Kind, around: Specials, max_length: int | None, tokenizer: Any, trusted: bool
-) -> MiniconsReader:
-    """minicons, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises CheckpointError.
+    folder: Path,
+    kind: ModelKind,
+    specials: Specials,
+    max_length: int | None,
+    tokenizer: Any,
+    trusted: bool,
+) -> MiniconsScorer:
+    """minicons, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises
+    CheckpointError.
 
-    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python; minicons would open that
-    without leave, and wait for an answer on the terminal (0.3.39).
+    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python; minicons
+    would open that without leave, and wait for an answer on the terminal (0.3.39).
     """
-    with hushed():
+    with suppress_output():
         try:
             more: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
-            scorer = minicons_scorer(kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **more)
-            return MiniconsReader(scorer, kind, around, max_length)
-        except FAILS as error:
-            raise _unopened("minicons", folder, error) from error
+            scorer = make_minicons_scorer(
+                kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **more
+            )
+            return MiniconsScorer(scorer, kind, specials, max_length)
+        except PEER_ERRORS as error:
+            raise _open_error("minicons", folder, error) from error
 
 
-def _unopened(peer: str, folder: Path, error: BaseException) -> CheckpointError:
+def _open_error(peer: str, folder: Path, error: BaseException) -> CheckpointError:
     reason = f"{type(error).__name__}: {first_line(error)}"
-    return CheckpointError(f"{peer} cannot open this checkpoint: {reason}", place=str(folder))
+    return CheckpointError(f"{peer} cannot open this checkpoint: {reason}", location=str(folder))
 
 
 def peer_version(name: str) -> str:

@@ -1,8 +1,10 @@
-"""The plan: rows of token ids in, batches without repetition out. No torch, no Python loop per token.
+"""The plan: rows of token ids in, batches without repetition out. No torch, no Python loop per
+token.
 
-Rows are sorted so that equal beginnings stand together. Causal rows then form a tree: a prefix that many rows share is
-computed once, whatever pair, paradigm or method they come from. Rows that attend fully share only if they are equal.
-A batch is a flat list of tree nodes; linear layers run on nodes, attention on rows gathered from them (`Batch.rows`).
+Rows are sorted so that equal beginnings stand together. Causal rows then form a tree: a prefix that
+many rows share is computed once, whatever pair, paradigm or method they come from. Rows that attend
+fully share only if they are equal. A batch is a flat list of tree nodes; linear layers run on
+nodes, attention on rows gathered from them (`Batch.rows`).
 """
 
 from __future__ import annotations
@@ -15,33 +17,35 @@ from numpy.typing import NDArray
 
 from antlm_bench.types import Attention, Bools, Ints, Probes
 
-# A row may be gathered for attention many times over (entity tracking: five options on one long prefix); attention on
-# rows costs little beside the linear layers on nodes, but its memory must stay in proportion to the budget.
-GATHERED_PER_NODE = 4
+# A row may be gathered for attention many times over (entity tracking: five options on one long
+# prefix); attention on rows costs little beside the linear layers on nodes, but its memory must
+# stay in proportion to the budget.
+MAX_ROW_TOKENS_PER_NODE = 4
 
-Index = NDArray[np.int64]
+IndexArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedBatch:
     """Nodes (n,) and how they hang together; every array is an index, nothing is padded.
 
-    ids, positions (n,): token and its place in its row. pieces: the (rows, length) of each block of equal-length rows.
-    gather (m,): the node of each row position, blocks one after the other, or None if that is arange(n).
-    take (n,): for each node one place in the gathered rows that holds it, or None likewise.
-    heads (h,): nodes whose next-token distribution is needed. head, target, text (k,): one entry per read.
+    ids, positions (n,): token and its place in its row. pieces: the (rows, length) of each block of
+    equal-length rows. gather (m,): the node of each row position, blocks one after the other, or
+    None if that is arange(n). take (n,): for each node one place in the gathered rows that holds
+    it, or None likewise. heads (h,): nodes whose next-token distribution is needed. head, target,
+    text (k,): one entry per read.
     """
 
     attention: Attention
     ids: Ints
-    positions: Index
-    pieces: tuple[tuple[int, int], ...]
-    gather: Index | None
-    take: Index | None
-    heads: Index
-    head: Index
-    target: Index
-    text: Index
+    positions: IndexArray
+    blocks: tuple[tuple[int, int], ...]
+    gather_index: IndexArray | None
+    inverse_index: IndexArray | None
+    read_nodes: IndexArray
+    read_index: IndexArray
+    target: IndexArray
+    text: IndexArray
 
 
 class Plan:
@@ -59,39 +63,45 @@ class Plan:
         for p in probes:
             rows[top : top + len(p.ids), : p.ids.shape[1]] = p.ids
             lengths[top : top + len(p.ids)] = p.ids.shape[1]
-            reads.append((p.row + np.int64(top), p.at, p.target, p.text))
+            reads.append((p.row + np.int64(top), p.position, p.target, p.text_index))
             top += len(p.ids)
         row, self._at, self._target, self._text = (
             np.concatenate(part).astype(np.int64) for part in zip(*reads, strict=True)
         )
-        order = _sorted_order(rows, lengths if self.attention == "full" else None)
+        order = _lexicographic_order(rows, lengths if self.attention == "full" else None)
         self._rows, self._lengths = rows[order], lengths[order]
-        self._shared = self._shared_prefix()
-        self._new = self._lengths - self._shared
+        self._shared_lengths = self._shared_prefix_lengths()
+        self._new_lengths = self._lengths - self._shared_lengths
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        self._reads = np.argsort(place[row], kind="stable")
-        self._read_row = place[row][self._reads]
+        self._read_order = np.argsort(place[row], kind="stable")
+        self._read_row = place[row][self._read_order]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
-    def nodes(self) -> int:
+    def num_nodes(self) -> int:
         """How many tokens the model will compute, if one batch held everything."""
-        return int(self._new.sum())
+        return int(self._new_lengths.sum())
 
-    def cut(self, start: int, budget: int) -> tuple[Batch, int]:
-        """The batch of rows from `start` on that costs at most `budget` nodes (one row at least), and where it ends."""
-        window = slice(start, start + GATHERED_PER_NODE * budget + 1)
-        lengths, cost = self._lengths[window], self._new[window].copy()
+    def next_batch(self, start: int, budget: int) -> tuple[PackedBatch, int]:
+        """The batch of rows from `start` on that costs at most `budget` nodes (one row at least),
+        and where it ends.
+        """
+        window = slice(start, start + MAX_ROW_TOKENS_PER_NODE * budget + 1)
+        lengths, cost = self._lengths[window], self._new_lengths[window].copy()
         cost[0] = lengths[0]  # what it shares lies in an earlier batch
-        fits = (np.cumsum(cost) <= budget) & (np.cumsum(lengths) <= GATHERED_PER_NODE * budget)
+        fits = (np.cumsum(cost) <= budget) & (
+            np.cumsum(lengths) <= MAX_ROW_TOKENS_PER_NODE * budget
+        )
         end = start + max(1, int(fits.sum()))
-        return self._batch(start, end), end
+        return self._build_batch(start, end), end
 
-    def _shared_prefix(self) -> Index:
-        """How many leading tokens each sorted row shares with the row before it (full: all or none)."""
+    def _shared_prefix_lengths(self) -> IndexArray:
+        """How many leading tokens each sorted row shares with the row before it (full: all or
+        none).
+        """
         differs = self._rows[1:] != self._rows[:-1]
         first = np.where(differs.any(1), differs.argmax(1), self._rows.shape[1])
         shared = np.concatenate([[0], np.minimum(first, self._lengths[1:])])
@@ -99,8 +109,8 @@ class Plan:
             shared[shared < self._lengths] = 0
         return shared
 
-    def _batch(self, start: int, end: int) -> Batch:
-        lengths, shared = self._lengths[start:end], self._shared[start:end].copy()
+    def _build_batch(self, start: int, end: int) -> PackedBatch:
+        lengths, shared = self._lengths[start:end], self._shared_lengths[start:end].copy()
         shared[0] = 0
         rows = self._rows[start:end, : lengths.max()]
         column = np.arange(rows.shape[1])
@@ -118,26 +128,30 @@ class Plan:
         take = np.empty(n, np.int64)
         take[gather[::-1]] = np.arange(len(gather))[::-1]
         low, high = np.searchsorted(self._read_row, [start, end])
-        reads = self._reads[low:high]
-        heads, head = np.unique(node[self._read_row[low:high] - start, self._at[reads]], return_inverse=True)
-        return Batch(
+        reads = self._read_order[low:high]
+        heads, head = np.unique(
+            node[self._read_row[low:high] - start, self._at[reads]], return_inverse=True
+        )
+        return PackedBatch(
             attention=self.attention,
             ids=rows[new],
             positions=np.nonzero(new)[1],
-            pieces=tuple((block.shape[0], block.shape[1]) for block in blocks),
-            gather=None if identity else gather,
-            take=None if identity else take,
-            heads=heads,
-            head=head,
+            blocks=tuple((block.shape[0], block.shape[1]) for block in blocks),
+            gather_index=None if identity else gather,
+            inverse_index=None if identity else take,
+            read_nodes=heads,
+            read_index=head,
             target=self._target[reads],
             text=self._text[reads],
         )
 
 
-def _sorted_order(rows: Ints, lengths: Index | None) -> Index:
-    """Stable lexicographic order of (r, t) rows padded with -1, by length first if lengths are given.
+def _lexicographic_order(rows: Ints, lengths: IndexArray | None) -> IndexArray:
+    """Stable lexicographic order of (r, t) rows padded with -1, by length first if lengths are
+    given.
 
-    Big-endian bytes compare like the numbers they hold, so that one byte-string sort does the work of t sorts.
+    Big-endian bytes compare like the numbers they hold, so that one byte-string sort does the work
+    of t sorts.
     """
     table = (rows.astype(np.int64) + 1).astype(">u4")
     if lengths is not None:
@@ -146,7 +160,7 @@ def _sorted_order(rows: Ints, lengths: Index | None) -> Index:
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
-def plans(probes: Sequence[Probes]) -> list[Plan]:
+def build_plans(probes: Sequence[Probes]) -> list[Plan]:
     """One plan per attention that the probes ask for."""
     kinds = sorted({p.attention for p in probes})
     return [Plan([p for p in probes if p.attention == kind]) for kind in kinds]

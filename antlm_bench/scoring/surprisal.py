@@ -1,11 +1,14 @@
-"""Words in texts as questions to a LanguageModel: how surprising is this stretch of text, this word after this context?
+"""Words in texts as questions to a LanguageModel: how surprising is this stretch of text, this word
+after this context?
 
-Two ways to ask, with one answer each. `stretches`: parts of whole texts under any method of scoring.probes. `predict`:
-words after nothing but their left context, as studies of reading ask, which for masked models means MASKS masks after
-the context, read at the first of them (BabyLM 2025, reading/evaluation_functions.py).
+Two ways to ask, with one answer each. `stretches`: parts of whole texts under any method of
+scoring.probes. `predict`: words after nothing but their left context, as studies of reading ask,
+which for masked models means MASKS masks after the context, read at the first of them (BabyLM 2025,
+reading/evaluation_functions.py).
 
-Beginning-of-word correction (Pimentel & Meister 2024, arXiv 2406.14561; Oh & Schuler 2024, arXiv 2406.10851): where
-tokens carry the space before them, that a word ends is only said by the token after it. A word's probability is then
+Beginning-of-word correction (Pimentel & Meister 2024, arXiv 2406.14561; Oh & Schuler 2024, arXiv
+2406.10851): where tokens carry the space before them, that a word ends is only said by the token
+after it. A word's probability is then
     P(its tokens) * P(a word begins or the text ends | text up to its end) / P(the same | text up to its beginning),
 without the denominator for the first word of a text, which always begins there.
 """
@@ -22,13 +25,13 @@ from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.scoring import probes
-from antlm_bench.scoring.multiple_choice import Tick
+from antlm_bench.scoring.multiple_choice import ProgressCallback
 from antlm_bench.scoring.probes import Method
 from antlm_bench.types import (
-    WORD_START,
+    WORD_START_TARGET,
     Attention,
     Bools,
-    Encoded,
+    EncodedBatch,
     Encodings,
     Floats,
     Ints,
@@ -39,20 +42,22 @@ from antlm_bench.types import (
     Probes,
 )
 
-MASKS = 3  # masks that stand for the unknown rest of the text (BabyLM 2025's --number_of_mask_tokens_to_append)
-Spell = Callable[[int], str]  # a token id as text
+# masks that stand for the unknown rest of the text (BabyLM 2025's
+# --number_of_mask_tokens_to_append)
+NUM_MASKS = 3
+TokenDecoder = Callable[[int], str]  # a token id as text
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class SpanScores:
     """What a model says of n stretches of text.
 
-    logp (n,): natural log-probability, NaN where a token of it cannot be scored. tokens (n,): how many it has.
-    encodings: the facts of its text (too_long, unk, flags).
+    logp (n,): natural log-probability, NaN where a token of it cannot be scored. tokens (n,): how
+    many it has. encodings: the facts of its text (too_long, unk, flags).
     """
 
     logp: Floats
-    tokens: NDArray[np.int64]
+    token_counts: NDArray[np.int64]
     encodings: Encodings
 
     @property
@@ -61,169 +66,248 @@ class Read:
         return self.encodings.too_long
 
 
-def single(method: Method) -> tuple[Attention, Callable[..., Probes]]:
-    """The one reading that a method makes. MethodNotSupported for `fused`, a product of two predictions."""
+def single_part(method: Method) -> tuple[Attention, Callable[..., Probes]]:
+    """The one reading that a method makes. MethodNotSupported for `fused`, a product of two
+    predictions.
+    """
     if len(method.parts) != 1:
         hint = "ask for one of its parts: --method causal, --method mntp"
         raise MethodNotSupported(
-            "a product of two predictions is no probability of a word", place="--method", hint=hint
+            "a product of two predictions is no probability of a word",
+            location="--method",
+            hint=hint,
         )
     return method.parts[0]
 
 
-def stretches(
-    model: LanguageModel, asked: Sequence[Option], method: Method, tick: Tick | None = None, correct: bool = False
-) -> Read:
-    """How probable each span of its text is. A stretch of no characters has no tokens, and log-probability 0.
+def span_logprobs(
+    model: LanguageModel,
+    options: Sequence[Option],
+    method: Method,
+    tick: ProgressCallback | None = None,
+    bow_correction: bool = False,
+) -> SpanScores:
+    """How probable each span of its text is. A stretch of no characters has no tokens, and
+    log-probability 0.
 
-    correct: with the beginning-of-word correction (causal alone; the engine must know the beginnings).
+    correct: with the beginning-of-word correction (causal alone; the engine must know the
+    beginnings).
     """
-    attention, probe = single(method)
-    n = len(asked)
-    encodings = model.encode([a.text for a in asked], [a.span or (0, len(a.text)) for a in asked], attention)
+    attention, probe = single_part(method)
+    n = len(options)
+    encodings = model.encode(
+        [a.text for a in options], [a.span or (0, len(a.text)) for a in options], attention
+    )
     tokens, reads = np.zeros(n, np.int64), np.zeros(n, np.int64)
     read: list[Probes] = []
-    for encoded in encodings.lengths:
-        tokens[encoded.text] = encoded.scored.sum(1)
+    for encoded in encodings.batches:
+        tokens[encoded.text_index] = encoded.score_mask.sum(1)
         plain = probe(encoded, model.mask_id)
-        reads += np.bincount(plain.text, minlength=n)
-        read += [plain, *(_borders(encoded, [bool(a.span and a.span[0]) for a in asked]) if correct else ())]
+        reads += np.bincount(plain.text_index, minlength=n)
+        read += [
+            plain,
+            *(
+                _word_boundary_probes(encoded, [bool(a.span and a.span[0]) for a in options])
+                if bow_correction
+                else ()
+            ),
+        ]
     read = [p for p in read if len(p.row)]
-    sums = model.read(read, 3 * n, tick) if read else np.zeros(3 * n)
+    sums = model.score_probes(read, 3 * n, tick) if read else np.zeros(3 * n)
     logp = sums[:n] + sums[n : 2 * n] - sums[2 * n :]
-    empty = np.array([a.span is not None and a.span[0] == a.span[1] for a in asked], bool)
+    empty = np.array([a.span is not None and a.span[0] == a.span[1] for a in options], bool)
     logp[((reads < tokens) | (tokens == 0)) & ~empty | encodings.too_long] = np.nan
-    return Read(logp, tokens, method.relevant(encodings))
+    return SpanScores(logp, tokens, method.with_relevant_flags(encodings))
 
 
-def _borders(encoded: Encoded, inside: Sequence[bool]) -> Iterator[Probes]:
-    """That a word begins after each of n stretches (texts n..2n), and that it begins where the stretch does (texts
-    2n..3n) if it lies `inside` its text."""
-    n = len(inside)
-    some = np.flatnonzero(encoded.scored.any(1))
-    first = encoded.scored[some].argmax(1)
-    last = encoded.scored.shape[1] - 1 - encoded.scored[some, ::-1].argmax(1)
-    later = np.array([inside[text] for text in encoded.text[some]], bool) & (first > 0)
+def _word_boundary_probes(
+    encoded: EncodedBatch, has_left_context: Sequence[bool]
+) -> Iterator[Probes]:
+    """That a word begins after each of n stretches (texts n..2n), and that it begins where the
+    stretch does (texts 2n..3n) if it lies `inside` its text.
+    """
+    n = len(has_left_context)
+    some = np.flatnonzero(encoded.score_mask.any(1))
+    first = encoded.score_mask[some].argmax(1)
+    last = encoded.score_mask.shape[1] - 1 - encoded.score_mask[some, ::-1].argmax(1)
+    later = np.array([has_left_context[text] for text in encoded.text_index[some]], bool) & (
+        first > 0
+    )
     for rows, at, shift in ((some, last, n), (some[later], first[later] - 1, 2 * n)):
-        starts = np.full(len(rows), WORD_START, np.int32)
+        starts = np.full(len(rows), WORD_START_TARGET, np.int32)
         row, place = rows.astype(np.int32), at.astype(np.int32)
-        yield Probes(encoded.ids, "causal", row, place, starts, encoded.text[rows] + np.int32(shift))
+        yield Probes(
+            encoded.ids, "causal", row, place, starts, encoded.text_index[rows] + np.int32(shift)
+        )
 
 
-class Next(NamedTuple):
-    """A token after a row of ids: which, and of which text; `after` are the specials that end a masked row."""
+class NextTokenRequest(NamedTuple):
+    """A token after a row of ids: which, and of which text; `after` are the specials that end a
+    masked row.
+    """
 
-    before: Ints
-    after: Ints
+    prefix: Ints
+    suffix: Ints
     target: int
     text: int
 
 
-# What is read of a word after its context: how far left of the first mask; None = causal, no masks at all.
-SHIFTS: Mapping[Callable[..., Probes], int | None] = {probes.causal: None, probes.mlm: 0, probes.mntp: 1}
+# What is read of a word after its context: how far left of the first mask; None = causal, no masks
+# at all.
+READ_SHIFTS: Mapping[Callable[..., Probes], int | None] = {
+    probes.causal: None,
+    probes.mlm: 0,
+    probes.mntp: 1,
+}
 
 
 def predict(
     model: LanguageModel,
     items: Sequence[Item],
     methods: Sequence[Method],
-    tick: Tick | None = None,
-    glued: Spell | None = None,
+    tick: ProgressCallback | None = None,
+    decode_token: TokenDecoder | None = None,
 ) -> list[list[Prediction]]:
-    """Log-probability of each option's span after the text before it; one list of Predictions per method.
+    """Log-probability of each option's span after the text before it; one list of Predictions per
+    method.
 
-    An item's options are questions of their own, not alternatives: `pred` is 0 and says nothing. Without `glued`, text
-    and span are tokenised as one. With it (a function from token id to text) as BabyLM 2025 does: the span is
-    tokenised alone, so that its first token follows the context without the space that byte-level tokenizers want;
-    every further token is spelled out, tokenised again, its first token wanted after context and tokens so far.
+    An item's options are questions of their own, not alternatives: `pred` is 0 and says nothing.
+    Without `glued`, text and span are tokenised as one. With it (a function from token id to text)
+    as BabyLM 2025 does: the span is tokenised alone, so that its first token follows the context
+    without the space that byte-level tokenizers want; every further token is spelled out, tokenised
+    again, its first token wanted after context and tokens so far.
 
-    Raises MethodNotSupported for methods that read more than the left context, DataError for a span without tokens.
+    Raises MethodNotSupported for methods that read more than the left context, DataError for a span
+    without tokens.
     """
     made = []
     for method in methods:
-        attention, probe = single(method)
-        if probe not in SHIFTS:
+        attention, probe = single_part(method)
+        if probe not in READ_SHIFTS:
             hint = "--method causal, mlm or mntp"
             raise MethodNotSupported(
-                "a word after its context alone is read by other methods", place="--method", hint=hint
+                "a word after its context alone is read by other methods",
+                location="--method",
+                hint=hint,
             )
         options = [option for item in items for option in item.options]
-        asked, facts = _glued(model, options, attention, glued) if glued else _whole(model, options, attention)
-        made.append(_predictions(model, items, asked, method.relevant(facts), (attention, SHIFTS[probe]), tick))
+        asked, facts = (
+            _tokenize_separately(model, options, attention, decode_token)
+            if decode_token
+            else _tokenize_whole(model, options, attention)
+        )
+        made.append(
+            _build_predictions(
+                model,
+                items,
+                asked,
+                method.with_relevant_flags(facts),
+                (attention, READ_SHIFTS[probe]),
+                tick,
+            )
+        )
     return made
 
 
-def _whole(model: LanguageModel, options: Sequence[Option], attention: Attention) -> tuple[list[Next], Encodings]:
+def _tokenize_whole(
+    model: LanguageModel, options: Sequence[Option], attention: Attention
+) -> tuple[list[NextTokenRequest], Encodings]:
     """The tokens of every span, in order, and the facts of the texts."""
-    encodings, asked = model.encode([o.text for o in options], [o.span for o in options], attention), []
-    for encoded in encodings.lengths:
-        end = encoded.scored.shape[1] - encoded.scored[:, ::-1].argmax(1)  # after the last token of the text
-        for row, at in zip(*np.nonzero(encoded.scored), strict=True):
+    encodings, asked = (
+        model.encode([o.text for o in options], [o.span for o in options], attention),
+        [],
+    )
+    for encoded in encodings.batches:
+        end = encoded.score_mask.shape[1] - encoded.score_mask[:, ::-1].argmax(
+            1
+        )  # after the last token of the text
+        for row, at in zip(*np.nonzero(encoded.score_mask), strict=True):
             ids = encoded.ids[row]
-            asked.append(Next(ids[:at], ids[end[row] :], int(ids[at]), int(encoded.text[row])))
+            asked.append(
+                NextTokenRequest(
+                    ids[:at], ids[end[row] :], int(ids[at]), int(encoded.text_index[row])
+                )
+            )
     return asked, encodings
 
 
-def _glued(
-    model: LanguageModel, options: Sequence[Option], attention: Attention, spell: Spell
-) -> tuple[list[Next], Encodings]:
+def _tokenize_separately(
+    model: LanguageModel,
+    options: Sequence[Option],
+    attention: Attention,
+    decode_token: TokenDecoder,
+) -> tuple[list[NextTokenRequest], Encodings]:
     """As `_whole`, span and context tokenised apart."""
     words = [option.text[slice(*(option.span or (0, None)))] for option in options]
     contexts: list[str] = []
     spelled: list[str] = []
     texts: list[int] = []
-    for text, (option, pieces) in enumerate(zip(options, _alone(model, words, attention), strict=True)):
+    for text, (option, pieces) in enumerate(
+        zip(options, _text_token_ids(model, words, attention), strict=True)
+    ):
         said = option.text[: option.span[0]] if option.span else ""
         for number, piece in enumerate(pieces):
             contexts.append(said)
-            spelled.append(words[text] if number == 0 else spell(piece))
+            spelled.append(words[text] if number == 0 else decode_token(piece))
             texts.append(text)
-            said += spell(piece)
-    targets = [pieces[:1] for pieces in _alone(model, spelled, attention)]
+            said += decode_token(piece)
+    targets = [pieces[:1] for pieces in _text_token_ids(model, spelled, attention)]
     encodings, asked = model.encode(contexts, [None] * len(contexts), attention), []
-    for encoded in encodings.lengths:
-        end = encoded.scored.shape[1] - encoded.scored[:, ::-1].argmax(1)
-        for row, number in enumerate(encoded.text):
+    for encoded in encodings.batches:
+        end = encoded.score_mask.shape[1] - encoded.score_mask[:, ::-1].argmax(1)
+        for row, number in enumerate(encoded.text_index):
             if not targets[number]:
                 raise DataError(
                     f"the tokenizer does not read {spelled[number]!r}, a piece of {words[texts[number]]!r}, by itself",
                     hint="a suite whose words are attached by their space has no such step: --suite reading",
                 )
             ids = encoded.ids[row]
-            asked.append(Next(ids[: end[row]], ids[end[row] :], targets[number][0], texts[number]))
+            asked.append(
+                NextTokenRequest(
+                    ids[: end[row]], ids[end[row] :], targets[number][0], texts[number]
+                )
+            )
     long = np.zeros(len(options), np.bool_)
     long[[texts[n] for n in np.flatnonzero(encodings.too_long)]] = True
     whole = model.encode([option.text for option in options], [None] * len(options), attention)
     return asked, replace(whole, too_long=long)
 
 
-def _alone(model: LanguageModel, texts: Sequence[str], attention: Attention) -> list[list[int]]:
+def _text_token_ids(
+    model: LanguageModel, texts: Sequence[str], attention: Attention
+) -> list[list[int]]:
     """The tokens of each text without specials."""
     found: list[list[int]] = [[] for _ in texts]
-    for encoded in model.encode(texts, [None] * len(texts), attention).lengths:
-        for row, text in enumerate(encoded.text):
-            found[text] = [int(i) for i in encoded.ids[row][encoded.scored[row]]]
+    for encoded in model.encode(texts, [None] * len(texts), attention).batches:
+        for row, text in enumerate(encoded.text_index):
+            found[text] = [int(i) for i in encoded.ids[row][encoded.score_mask[row]]]
     return found
 
 
-def _predictions(
+def _build_predictions(
     model: LanguageModel,
     items: Sequence[Item],
-    asked: list[Next],
-    facts: Encodings,
-    how: tuple[Attention, int | None],
-    tick: Tick | None,
+    requests: list[NextTokenRequest],
+    encodings: Encodings,
+    attention_and_shift: tuple[Attention, int | None],
+    tick: ProgressCallback | None,
 ) -> list[Prediction]:
-    attention, shift = how
-    long = facts.too_long.copy()
-    added = 0 if shift is None else MASKS
-    for one in asked:
-        if model.max_length is not None and len(one.before) + added + len(one.after) > model.max_length:
+    attention, shift = attention_and_shift
+    long = encodings.too_long.copy()
+    added = 0 if shift is None else NUM_MASKS
+    for one in requests:
+        if (
+            model.max_length is not None
+            and len(one.prefix) + added + len(one.suffix) > model.max_length
+        ):
             long[one.text] = True
-    readable = [one for one in asked if not long[one.text] and (len(one.before) or shift == 0)]
-    read = list(_rows(readable, attention, shift, model.mask_id))
-    scores = model.read(read, len(long), tick) if read else np.zeros(len(long))
-    want, have = (np.bincount([one.text for one in some], minlength=len(long)) for some in (asked, readable))
+    readable = [one for one in requests if not long[one.text] and (len(one.prefix) or shift == 0)]
+    read = list(_request_probes(readable, attention, shift, model.mask_id))
+    scores = model.score_probes(read, len(long), tick) if read else np.zeros(len(long))
+    want, have = (
+        np.bincount([one.text for one in some], minlength=len(long))
+        for some in (requests, readable)
+    )
     made, top = [], 0
     for item in items:
         here = range(top, top + len(item.options))
@@ -231,7 +315,7 @@ def _predictions(
         fits = not any(long[i] for i in here)
         if fits and any(have[i] < max(want[i], 1) for i in here):
             hint = "it is empty for this tokenizer, or nothing stands before its first token (see --bos)"
-            raise DataError("a word cannot be scored", place=f"item {item.id}", hint=hint)
+            raise DataError("a word cannot be scored", location=f"item {item.id}", hint=hint)
         made.append(
             Prediction(
                 id=item.id,
@@ -241,19 +325,25 @@ def _predictions(
                 tokens=tuple(int(have[i]) if fits else 0 for i in here),
                 characters=tuple(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options),
                 labels=item.labels,
-                flags=(*facts.raised(here), *(() if fits else ("too-long",))),
+                flags=(*encodings.collect_flags(here), *(() if fits else ("too-long",))),
             )
         )
     return made
 
 
-def _rows(asked: list[Next], attention: Attention, shift: int | None, mask_id: int | None) -> Iterator[Probes]:
+def _request_probes(
+    requests: list[NextTokenRequest], attention: Attention, shift: int | None, mask_id: int | None
+) -> Iterator[Probes]:
     """The rows of each length as Probes: context alone, or context, masks and what ends a text."""
 
-    def shown(one: Next) -> Any:
-        return one.before if shift is None else np.concatenate([one.before, [mask_id] * MASKS, one.after])
+    def shown(one: NextTokenRequest) -> Any:
+        return (
+            one.prefix
+            if shift is None
+            else np.concatenate([one.prefix, [mask_id] * NUM_MASKS, one.suffix])
+        )
 
-    rows = sorted(((shown(one), one) for one in asked), key=lambda pair: len(pair[0]))
+    rows = sorted(((shown(one), one) for one in requests), key=lambda pair: len(pair[0]))
     for _, group in groupby(rows, key=lambda pair: len(pair[0])):
         ids, ones = zip(*group, strict=True)
         at = [len(one.before) - (1 if shift is None else shift) for one in ones]

@@ -1,8 +1,10 @@
-"""Text to token ids: specials built by us under an explicit policy, spans by character offsets, all texts in bulk.
+"""Text to token ids: specials built by us under an explicit policy, spans by character offsets, all
+texts in bulk.
 
-Conventions that move a score live here. Span rule (BabyLM 2025, `dataset.py`): a token counts iff it ends after the
-start of the scored span (and begins before its end); a token that straddles the border counts in full. Specials
-never count. Nothing is ever cut: a text that does not fit is reported.
+Conventions that move a score live here. Span rule (BabyLM 2025, `dataset.py`): a token counts iff
+it ends after the start of the scored span (and begins before its end); a token that straddles the
+border counts in full. Specials never count. Nothing is ever cut: a text that does not fit is
+reported.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
-from antlm_bench.scoring.tokens import PROBE, Offsets, TextTokenizer, probe_texts, readable
-from antlm_bench.types import Attention, Bools, Encoded, Encodings, Ints
+from antlm_bench.scoring.tokens import PROBE_TEXT, Offsets, TextTokenizer, can_tokenize, probe_texts
+from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 EosRule = Literal["all", "context"]
 BOS_POLICIES: dict[str, str] = {
@@ -27,8 +29,9 @@ BOS_POLICIES: dict[str, str] = {
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
 }
-# What a token that begins a word begins with, and the other white space that ends the word before, as tokens spell it.
-SPACES: dict[str, tuple[str, ...]] = {
+# What a token that begins a word begins with, and the other white space that ends the word before,
+# as tokens spell it.
+WORD_START_MARKS: dict[str, tuple[str, ...]] = {
     "\u0120": ("\u0120", "\u010a", "\u0109", "\u010d"),
     "\u2581": ("\u2581", "\n", "\t", "\r", "<0x0A>", "<0x09>", "<0x0D>"),
 }
@@ -42,14 +45,15 @@ class Specials:
     after: tuple[int, ...] = ()
 
 
-def template(tokenizer: Any) -> Specials:
-    """What the tokenizer adds by itself, found by trying: `add_special_tokens=True` adds no BOS for some (Pythia).
+def detect_template(tokenizer: Any) -> Specials:
+    """What the tokenizer adds by itself, found by trying: `add_special_tokens=True` adds no BOS for
+    some (Pythia).
 
-    Raises CheckpointError if the text itself is tokenised differently with specials than without, or if no text can be
-    tokenised at all.
+    Raises CheckpointError if the text itself is tokenised differently with specials than without,
+    or if no text can be tokenised at all.
     """
     for text in probe_texts(tokenizer):
-        if not readable(tokenizer, text):
+        if not can_tokenize(tokenizer, text):
             continue
         bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         full = list(tokenizer(text)["input_ids"])
@@ -62,7 +66,7 @@ def template(tokenizer: Any) -> Specials:
                 hint="its post-processor changes the text; save it with a TemplateProcessing",
             )
     raise CheckpointError(
-        f"the tokenizer reads neither {PROBE!r} nor tokens of its own vocabulary",
+        f"the tokenizer reads neither {PROBE_TEXT!r} nor tokens of its own vocabulary",
         hint="its vocabulary lacks an unknown token, or belongs to another kind of tokenizer",
     )
 
@@ -70,8 +74,8 @@ def template(tokenizer: Any) -> Specials:
 def special_id(tokenizer: Any, name: str) -> int | None:
     """The id of the tokenizer's special token `name` (bos, eos, cls, sep, mask).
 
-    None where it has no such token, and where the token is not in the vocabulary, so that the id is the unknown
-    token's.
+    None where it has no such token, and where the token is not in the vocabulary, so that the id is
+    the unknown token's.
     """
     token: int | None = getattr(tokenizer, f"{name}_token_id")
     if token is not None and token == tokenizer.unk_token_id:
@@ -80,54 +84,65 @@ def special_id(tokenizer: Any, name: str) -> int | None:
     return token
 
 
-def mask_token(tokenizer: Any, vocabulary: int) -> tuple[int | None, str]:
-    """The id of the mask token, or None and why a model of so many embeddings cannot be asked with it."""
+def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
+    """The id of the mask token, or None and why a model of so many embeddings cannot be asked with
+    it.
+    """
     token = special_id(tokenizer, "mask")
     if token is None:
         named = tokenizer.mask_token
         lacks = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
         return None, f"its tokenizer has no mask token{lacks}"
-    if not 0 <= token < vocabulary:
+    if not 0 <= token < vocab_size:
         named = f"{str(tokenizer.mask_token)!r} has the id {token}"
-        return None, f"its tokenizer's mask token {named}, and the model has {vocabulary} embeddings"
+        return (
+            None,
+            f"its tokenizer's mask token {named}, and the model has {vocab_size} embeddings",
+        )
     return token, ""
 
 
-def check_specials(tokenizer: Any, around: Specials, vocabulary: int) -> None:
-    """Raise CheckpointError for a special token around a text that the model has no embedding for."""
-    for token in (*around.before, *around.after):
-        if token >= vocabulary:
+def check_specials(tokenizer: Any, specials: Specials, vocab_size: int) -> None:
+    """Raise CheckpointError for a special token around a text that the model has no embedding for.
+    """
+    for token in (*specials.before, *specials.after):
+        if token >= vocab_size:
             raise CheckpointError(
                 f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id {token}, and the model "
-                f"has {vocabulary} embeddings",
-                place="tokenizer",
+                f"has {vocab_size} embeddings",
+                location="tokenizer",
                 hint="the model was trained without it: --bos never leaves special tokens out, --bos tokenizer adds "
                 "those of the tokenizer's own template",
             )
 
 
-def check_ids(tokenizer: Any, highest: int, vocabulary: int) -> None:
+def check_ids(tokenizer: Any, max_id: int, vocab_size: int) -> None:
     """Raise CheckpointError if the highest id of some texts is beyond the model's vocabulary."""
-    if highest >= vocabulary:
+    if max_id >= vocab_size:
         raise CheckpointError(
-            f"the tokenizer gives id {highest} ({str(tokenizer.convert_ids_to_tokens(highest))!r}), the model has "
-            f"{vocabulary} embeddings",
+            f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), the model has "
+            f"{vocab_size} embeddings",
             hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
         )
 
 
-def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
+def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Specials:
     """The specials of a text under a BOS policy.
 
-    Causal rows carry no EOS unless `scoring_eos` adds it: our conventions do not score it. Masked rows keep the
-    template of their training. Raises UsageError for an unknown policy, CheckpointError where `always` cannot be met.
+    Causal rows carry no EOS unless `with_scored_eos` adds it: our conventions do not score it.
+    Masked rows keep the template of their training. Raises UsageError for an unknown policy,
+    CheckpointError where `always` cannot be met.
     """
-    if bos not in BOS_POLICIES:
-        raise UsageError(f"unknown policy {bos!r}", place="--bos", hint=f"one of {', '.join(BOS_POLICIES)}")
-    own = template(tokenizer)
-    if bos == "never":
+    if bos_policy not in BOS_POLICIES:
+        raise UsageError(
+            f"unknown policy {bos_policy!r}",
+            location="--bos",
+            hint=f"one of {', '.join(BOS_POLICIES)}",
+        )
+    own = detect_template(tokenizer)
+    if bos_policy == "never":
         return Specials()
-    if bos == "tokenizer":
+    if bos_policy == "tokenizer":
         return own if attention == "full" else Specials(own.before)
     bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
     first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
@@ -140,29 +155,40 @@ def specials(tokenizer: Any, attention: Attention, bos: str) -> Specials:
         last = ()
     if first is None and own.before:
         return Specials(own.before)
-    if first is None and bos == "always":
+    if first is None and bos_policy == "always":
         raise CheckpointError(
             "the tokenizer knows no BOS, EOS or CLS token",
-            place="--bos always",
+            location="--bos always",
             hint="use --bos auto: the first token of every text then stays unscored, and is reported",
         )
     return Specials(() if first is None else (first,), last)
 
 
-def word_beginnings(tokenizer: Any) -> Ints:
-    """The ids (k,) after which a word is over: tokens that begin with white space, and the end of the text.
+def word_start_ids(tokenizer: Any) -> Ints:
+    """The ids (k,) after which a word is over: tokens that begin with white space, and the end of
+    the text.
 
-    Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE (GPT-2) and SentencePiece
-    do, WordPiece and tokens that end in </w> do not, and need no correction.
+    Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE
+    (GPT-2) and SentencePiece do, WordPiece and tokens that end in </w> do not, and need no
+    correction.
     """
     pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
-    pair = next((pair for pair in pairs if readable(tokenizer, pair)), "")
-    spelled = tokenizer.convert_ids_to_tokens(tokenizer(pair, add_special_tokens=False)["input_ids"])
-    marks = next((marks for mark, marks in SPACES.items() if any(t.startswith(mark) for t in spelled[1:])), ())
+    pair = next((pair for pair in pairs if can_tokenize(tokenizer, pair)), "")
+    spelled = tokenizer.convert_ids_to_tokens(
+        tokenizer(pair, add_special_tokens=False)["input_ids"]
+    )
+    marks = next(
+        (
+            marks
+            for mark, marks in WORD_START_MARKS.items()
+            if any(t.startswith(mark) for t in spelled[1:])
+        ),
+        (),
+    )
     if not marks:
         raise MethodNotSupported(
             "this tokenizer does not mark where words begin: there is nothing to correct",
-            place="--bow-correction",
+            location="--bow-correction",
             hint="leave it out",
         )
     found = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
@@ -170,31 +196,42 @@ def word_beginnings(tokenizer: Any) -> Ints:
     return np.array(sorted(found), np.int32)
 
 
-class Encoder:
-    """A tokenizer with its specials and limits, for one attention. Fast and slow tokenizers give the same ids."""
+class TextEncoder:
+    """A tokenizer with its specials and limits, for one attention. Fast and slow tokenizers give
+    the same ids.
+    """
 
-    def __init__(self, tokenizer: Any, around: Specials, *, max_length: int | None, vocabulary: int) -> None:
-        self.tokenizer, self.around = tokenizer, around
-        self.max_length, self.vocabulary = max_length, vocabulary
+    def __init__(
+        self, tokenizer: Any, specials: Specials, *, max_length: int | None, vocab_size: int
+    ) -> None:
+        self.tokenizer, self.specials = tokenizer, specials
+        self.max_length, self.vocab_size = max_length, vocab_size
         self.text_tokenizer = TextTokenizer(tokenizer)
-        self.skipped: int | None = None
-        """None: specials are not scored. Else those after a text are (see `scoring_eos`), and of a text with a
-        context, this many tokens at the start of its scored span are not."""
-        self.overwrites = False
+        self.num_skipped: int | None = None
+        """None: specials are not scored. Else those after a text are (see `with_scored_eos`), and
+        of a text with a context, this many tokens at the start of its scored span are not.
+        """
+        self.overwrites_skipped = False
         """Whether the specials after a text also stand in the place of the skipped tokens."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding for, and as
-        `TextTokenizer.tokenize`."""
+        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding
+        for, and as `TextTokenizer.tokenize`.
+        """
         found = self.text_tokenizer.tokenize(texts, self.max_length)
         ids, ends, words, last_words = found.ids, found.offsets, found.words, found.last_words
-        before, after = self.around.before, self.around.after
+        before, after = self.specials.before, self.specials.after
         too_long = np.zeros(len(texts), np.bool_)
         by_length: dict[int, list[int]] = {}
         for number, row in enumerate(ids):
-            if before and row[: len(before)] == list(before):  # the text spells its BOS out: exactly one, not two
+            if before and row[: len(before)] == list(
+                before
+            ):  # the text spells its BOS out: exactly one, not two
                 row = ids[number] = row[len(before) :]
-                words[number], last_words[number] = words[number][len(before) :], last_words[number][len(before) :]
+                words[number], last_words[number] = (
+                    words[number][len(before) :],
+                    last_words[number][len(before) :],
+                )
                 ends[number] = (ends[number] or [])[len(before) :]
             length = len(before) + len(row) + len(after)
             too_long[number] = self.max_length is not None and length > self.max_length
@@ -210,126 +247,162 @@ class Encoder:
         lengths = []
         for length, members in sorted(by_length.items()):
             inner = length - len(before) - len(after)
-            block = _block(ids, members, inner)
-            check_ids(self.tokenizer, int(block.max()), self.vocabulary)
+            block = _stack_rows(ids, members, inner)
+            check_ids(self.tokenizer, int(block.max()), self.vocab_size)
             scored = np.zeros((len(members), length), np.bool_)
-            scored[:, len(before) : len(before) + inner] = _counts(ends, spans, members, inner)
+            scored[:, len(before) : len(before) + inner] = _scored_mask(ends, spans, members, inner)
             full = np.empty((len(members), length), np.int32)
             full[:, : len(before)], full[:, len(before) + inner :] = before, after
             full[:, len(before) : len(before) + inner] = block
-            if self.skipped is not None:
-                self._score_eos(full, scored, [(spans[member], texts[member]) for member in members])
+            if self.num_skipped is not None:
+                self._score_eos(
+                    full, scored, [(spans[member], texts[member]) for member in members]
+                )
             first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
-            first[:, len(before) : len(before) + inner] = _block(words, members, inner)
-            last[:, len(before) : len(before) + inner] = _block(last_words, members, inner)
-            lengths.append(Encoded(full, scored, first, np.array(members, np.int32), last))
+            first[:, len(before) : len(before) + inner] = _stack_rows(words, members, inner)
+            last[:, len(before) : len(before) + inner] = _stack_rows(last_words, members, inner)
+            lengths.append(EncodedBatch(full, scored, first, np.array(members, np.int32), last))
         flags = dict(found.flags)
         return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
 
-    def _score_eos(self, ids: Ints, scored: Bools, asked: Sequence[tuple[tuple[int, int] | None, str]]) -> None:
-        """Change ids and scored, both (rows, length), as `scoring_eos` says. asked: span and text of each row."""
-        after, skipped = self.around.after, self.skipped or 0
-        for row, counts, (span, text) in zip(ids, scored, asked, strict=True):
+    def _score_eos(
+        self,
+        ids: Ints,
+        scored: Bools,
+        spans_and_texts: Sequence[tuple[tuple[int, int] | None, str]],
+    ) -> None:
+        """Change ids and scored, both (rows, length), as `with_scored_eos` says. asked: span and
+        text of each row.
+        """
+        after, skipped = self.specials.after, self.num_skipped or 0
+        for row, counts, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
             positions = np.flatnonzero(counts).tolist()
-            if self.overwrites and span is not None and span[1] == len(text):
+            if self.overwrites_skipped and span is not None and span[1] == len(text):
                 for at, token in zip(positions, after, strict=False):
                     row[at] = token
             counts[:] = False
-            counts[counted_with_eos(positions, len(row), len(after), skipped, span, text)] = True
+            counts[
+                scored_positions_with_eos(positions, len(row), len(after), skipped, span, text)
+            ] = True
 
 
-class ContextEncoder(Encoder):
-    """An Encoder that puts other specials around texts that have a context (a span that begins later)."""
+class ContextEncoder(TextEncoder):
+    """An Encoder that puts other specials around texts that have a context (a span that begins
+    later).
+    """
 
-    def __init__(self, encoder: Encoder, around_with_context: Specials) -> None:
+    def __init__(self, encoder: TextEncoder, context_specials: Specials) -> None:
         self.__dict__.update(vars(encoder))
-        self.with_context = copy.copy(encoder)
-        self.with_context.around = around_with_context
+        self.context_encoder = copy.copy(encoder)
+        self.context_encoder.specials = context_specials
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
         """See types.Encodings. Raises as Encoder.encode."""
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
         facts = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
-        lengths: list[Encoded] = []
-        for encode, chosen in ((super().encode, ~has_context), (self.with_context.encode, has_context)):
+        lengths: list[EncodedBatch] = []
+        for encode, chosen in (
+            (super().encode, ~has_context),
+            (self.context_encoder.encode, has_context),
+        ):
             members = np.flatnonzero(chosen).astype(np.int32)
             if not len(members):
                 continue
             part = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
-            facts = merge_facts(facts, part, members)
-            lengths += [replace(encoded, text=members[encoded.text]) for encoded in part.lengths]
-        return replace(facts, lengths=tuple(lengths))
+            facts = merge_flags(facts, part, members)
+            lengths += [
+                replace(encoded, text_index=members[encoded.text_index]) for encoded in part.batches
+            ]
+        return replace(facts, batches=tuple(lengths))
 
 
-def eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
-    """Return the specials that the template puts after a text, and how many tokens a peer loses to them.
+def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
+    """Return the specials that the template puts after a text, and how many tokens a peer loses to
+    them.
 
-    With a context, a peer tokenises the context alone, too, counts its tokens including the specials after it, and
-    takes what stands in the whole row after so many for the continuation: it begins as many tokens late. minicons
-    0.3.39 (`IncrementalLMScorer.prime_text`) does not count the padding token, which is EOS where the tokenizer has
-    none, and reads the whole row. lm-eval 0.4.13 (`_encode_pair`) counts all, and reads the context's own row before
-    the continuation: its specials stand in the place of the tokens that are lost.
+    With a context, a peer tokenises the context alone, too, counts its tokens including the
+    specials after it, and takes what stands in the whole row after so many for the continuation: it
+    begins as many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
+    the padding token, which is EOS where the tokenizer has none, and reads the whole row. lm-eval
+    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation: its
+    specials stand in the place of the tokens that are lost.
     """
-    after = template(tokenizer).after
+    after = detect_template(tokenizer).after
     if rule == "context":
         return after, len(after)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return after, sum(token != padding for token in after)
 
 
-def scoring_eos(encoder: Encoder, rule: EosRule) -> Encoder:
-    """Return a causal encoder that scores what the tokenizer's template puts after a text, as a peer does.
+def with_scored_eos(encoder: TextEncoder, rule: EosRule) -> TextEncoder:
+    """Return a causal encoder that scores what the tokenizer's template puts after a text, as a
+    peer does.
 
-    rule: "all" texts, or only those with a "context". Raises CheckpointError for a special without an embedding.
+    rule: "all" texts, or only those with a "context". Raises CheckpointError for a special without
+    an embedding.
     """
-    after, skipped = eos_rule(encoder.tokenizer, rule)
+    after, skipped = resolve_eos_rule(encoder.tokenizer, rule)
     if not after:
         return encoder
-    check_specials(encoder.tokenizer, Specials((), after), encoder.vocabulary)
+    check_specials(encoder.tokenizer, Specials((), after), encoder.vocab_size)
     changed = copy.copy(encoder)
     target = changed
     if rule == "context":
-        assert isinstance(changed, ContextEncoder), "lm-eval has a rule of its own for texts with a context"
-        target = changed.with_context = copy.copy(changed.with_context)
-    target.around = Specials(target.around.before, after)
-    target.skipped, target.overwrites = skipped, rule == "context"
+        assert isinstance(changed, ContextEncoder), (
+            "lm-eval has a rule of its own for texts with a context"
+        )
+        target = changed.context_encoder = copy.copy(changed.context_encoder)
+    target.specials = Specials(target.specials.before, after)
+    target.num_skipped, target.overwrites_skipped = skipped, rule == "context"
     return changed
 
 
-def counted_with_eos(
-    positions: list[int], length: int, after: int, skipped: int, span: tuple[int, int] | None, text: str
+def scored_positions_with_eos(
+    positions: list[int],
+    length: int,
+    num_after: int,
+    num_skipped: int,
+    span: tuple[int, int] | None,
+    text: str,
 ) -> list[int]:
-    """Return the positions of a row that count where the last `after` of its `length` tokens are scored, too.
+    """Return the positions of a row that count where the last `after` of its `length` tokens are
+    scored, too.
 
-    positions: those that count without. A span that ends inside its text is no request of a peer, and stays.
+    positions: those that count without. A span that ends inside its text is no request of a peer,
+    and stays.
     """
     if span is not None and span[1] < len(text):
         return positions
     has_context = span is not None and span[0] > 0
-    return [*positions[skipped if has_context else 0 :], *range(length - after, length)]
+    return [*positions[num_skipped if has_context else 0 :], *range(length - num_after, length)]
 
 
-def merge_facts(whole: Encodings, part: Encodings, members: Sequence[int] | Ints) -> Encodings:
+def merge_flags(whole: Encodings, part: Encodings, indices: Sequence[int] | Ints) -> Encodings:
     """Return the facts of n texts with those of some of them, at indices `members`, filled in."""
     unk, too_long = whole.unk.copy(), whole.too_long.copy()
-    unk[members], too_long[members] = part.unk, part.too_long
+    unk[indices], too_long[indices] = part.unk, part.too_long
     flags = {name: raised.copy() for name, raised in whole.flags.items()}
     for name, raised in part.flags.items():
-        flags.setdefault(name, np.zeros(len(unk), np.bool_))[members] = raised
+        flags.setdefault(name, np.zeros(len(unk), np.bool_))[indices] = raised
     return replace(whole, unk=unk, too_long=too_long, flags=flags)
 
 
-def _block(rows: Sequence[Sequence[int]], members: list[int], length: int) -> Ints:
-    flat = np.fromiter(chain.from_iterable(rows[m] for m in members), np.int32, len(members) * length)
-    return flat.reshape(len(members), length)
+def _stack_rows(rows: Sequence[Sequence[int]], indices: list[int], length: int) -> Ints:
+    flat = np.fromiter(
+        chain.from_iterable(rows[m] for m in indices), np.int32, len(indices) * length
+    )
+    return flat.reshape(len(indices), length)
 
 
-def _counts(
-    offsets: Sequence[Offsets | None], spans: Sequence[tuple[int, int] | None], members: list[int], length: int
+def _scored_mask(
+    offsets: Sequence[Offsets | None],
+    spans: Sequence[tuple[int, int] | None],
+    indices: list[int],
+    length: int,
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(members, length) the span rule of this module's first lines."""
-    counts = np.ones((len(members), length), np.bool_)
-    for row, member in enumerate(members):
+    counts = np.ones((len(indices), length), np.bool_)
+    for row, member in enumerate(indices):
         span = spans[member]
         if span is not None:
             place = np.array(offsets[member]).reshape(length, 2)

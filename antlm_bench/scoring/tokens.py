@@ -1,4 +1,5 @@
-"""Tokenize texts with any tokenizer: ids, character offsets, words, and what the tokenizer cannot read.
+"""Tokenize texts with any tokenizer: ids, character offsets, words, and what the tokenizer cannot
+read.
 
 Words. `mlm-l2r` hides the rest of a token's word, so every token needs a word. Fast tokenizers
 whose pre-tokenizer splits at white space say which word a token belongs to (`word_ids`); their
@@ -25,13 +26,15 @@ from antlm_bench.types import Bools
 
 Offsets = list[tuple[int, int]]
 
-FOUND = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
-WORDS_FROM_OFFSETS = (
-    "the tokenizer does not say which word a token belongs to: words are those of GPT-2's pre-tokenizer, by characters"
+TOKEN_FLAGS = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
+WORDS_FROM_OFFSETS_NOTE = "the tokenizer does not say which word a token belongs to: words are those of GPT-2's pre-tokenizer, by characters"
+PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
+MAX_VOCABULARY_PROBES = (
+    1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
 )
-PROBE = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-VOCABULARY_PROBES = 1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
-NOWHERE = "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
+UNKNOWN_CHARACTER = (
+    "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
+)
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 # Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
@@ -56,20 +59,20 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._spelled: dict[str, tuple[str, str]] = {}  # see _spell
+        self._symbols_cache: dict[str, tuple[str, str]] = {}  # see _spell
 
     @cached_property
-    def emitted_ids(self) -> frozenset[int]:
+    def emitted_unknown_ids(self) -> frozenset[int]:
         """Ids that the model of a fast tokenizer gives to what its vocabulary lacks."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return frozenset()
         try:
-            tokens = [token.id for token in backend.model.tokenize(NOWHERE)]
+            tokens = [token.id for token in backend.model.tokenize(UNKNOWN_CHARACTER)]
         except Exception:  # it has no unknown token, and raises
             return frozenset()
         spelled = [str(backend.id_to_token(token)) for token in tokens]
-        if len(tokens) != 1 or NOWHERE in spelled[0] or BYTE_TOKEN.fullmatch(spelled[0]):
+        if len(tokens) != 1 or UNKNOWN_CHARACTER in spelled[0] or BYTE_TOKEN.fullmatch(spelled[0]):
             return frozenset()
         return frozenset(tokens)
 
@@ -77,47 +80,53 @@ class TextTokenizer:
     def unknown_ids(self) -> frozenset[int]:
         """Ids that stand for "unknown", whether or not the tokenizer's configuration names them."""
         named = self.tokenizer.unk_token_id
-        return self.emitted_ids | ({named} if named is not None else set())
+        return self.emitted_unknown_ids | ({named} if named is not None else set())
 
     @cached_property
-    def tells_words(self) -> bool:
+    def has_word_ids(self) -> bool:
         """Whether `word_ids` of a text with white space are words, and not one number for all."""
         if not self.tokenizer.is_fast:
             return False
         for text in probe_texts(self.tokenizer):
-            text = text if text == PROBE else f"{text} {text}"
-            if not readable(self.tokenizer, text):
+            text = text if text == PROBE_TEXT else f"{text} {text}"
+            if not can_tokenize(self.tokenizer, text):
                 continue
             encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
             if encoding.offsets:
-                return not _holds_spaces(text, encoding.offsets, encoding.word_ids)
+                return not _has_space_in_word(text, encoding.offsets, encoding.word_ids)
         return True  # it reads no text at all: there are no words to tell
 
     @cached_property
-    def drops(self) -> bool:
-        """Whether its model leaves out what its vocabulary lacks: byte-pair encoding without an unknown token."""
+    def drops_unknown(self) -> bool:
+        """Whether its model leaves out what its vocabulary lacks: byte-pair encoding without an
+        unknown token.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         try:
-            return backend is not None and not backend.model.tokenize(NOWHERE)
+            return backend is not None and not backend.model.tokenize(UNKNOWN_CHARACTER)
         except Exception:  # it raises instead
             return False
 
     @cached_property
-    def _prefix(self) -> str:
+    def _text_prefix(self) -> str:
         """What the tokenizer spells before every text, such as a space."""
-        return _symbols(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
+        return _pretokenize(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
 
-    def _spell(self, character: str) -> tuple[str, str]:
-        """A character as the vocabulary is asked about it, and the symbols of it that the vocabulary lacks."""
-        if character not in self._spelled:
+    def _vocabulary_symbols(self, character: str) -> tuple[str, str]:
+        """A character as the vocabulary is asked about it, and the symbols of it that the
+        vocabulary lacks.
+        """
+        if character not in self._symbols_cache:
             backend = self.tokenizer.backend_tokenizer
-            symbols = _symbols(backend, character)
-            symbols = symbols if character == " " else symbols.removeprefix(self._prefix)
-            missing = "".join(symbol for symbol in symbols if backend.model.token_to_id(symbol) is None)
-            self._spelled[character] = symbols, missing
-        return self._spelled[character]
+            symbols = _pretokenize(backend, character)
+            symbols = symbols if character == " " else symbols.removeprefix(self._text_prefix)
+            missing = "".join(
+                symbol for symbol in symbols if backend.model.token_to_id(symbol) is None
+            )
+            self._symbols_cache[character] = symbols, missing
+        return self._symbols_cache[character]
 
-    def tokenize(self, texts: Sequence[str], limit: int | None = None) -> Tokenized:
+    def tokenize(self, texts: Sequence[str], max_offset_length: int | None = None) -> Tokenized:
         """Tokenize n texts in bulk, without special tokens.
 
         limit: slow tokenizers find no offsets of longer rows, for the work grows with the square.
@@ -127,18 +136,22 @@ class TextTokenizer:
         """
         texts = list(texts)
         if not texts:
-            return Tokenized([], [], [], [], {name: np.zeros(0, np.bool_) for name in FOUND})
+            return Tokenized([], [], [], [], {name: np.zeros(0, np.bool_) for name in TOKEN_FLAGS})
         if self.tokenizer.is_fast:
             encodings = self._encodings(texts)
             ids = [list(encoding.ids) for encoding in encodings]
             offsets: list[Offsets | None] = [encoding.offsets for encoding in encodings]
-            if self.drops:
-                offsets = [self._place(*one) for one in zip(texts, ids, offsets, strict=True)]
-            told = [encoding.word_ids for encoding in encodings] if self.tells_words else None
+            if self.drops_unknown:
+                offsets = [
+                    self._correct_offsets(*one) for one in zip(texts, ids, offsets, strict=True)
+                ]
+            told = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
         else:
             ids = [self._slow_ids(text) for text in texts]
             offsets = [
-                decoded_offsets(self.tokenizer, row, text) if limit is None or len(row) <= limit else None
+                offsets_from_decoding(self.tokenizer, row, text)
+                if max_offset_length is None or len(row) <= max_offset_length
+                else None
                 for row, text in zip(ids, texts, strict=True)
             ]
             told = None
@@ -146,71 +159,78 @@ class TextTokenizer:
         last_words: list[list[int]] = []
         for number, (text, places) in enumerate(zip(texts, offsets, strict=True)):
             own = told[number] if told is not None else None
-            if own is not None and places is not None and not _holds_spaces(text, places, own):
+            if own is not None and places is not None and not _has_space_in_word(text, places, own):
                 first = last = [word if word is not None else -1 for word in own]
             elif places is not None:
-                first, last = _words_of(text, places)
+                first, last = _words_from_offsets(text, places)
             else:
                 first = last = [-1] * len(ids[number])
             words.append(first)
             last_words.append(last)
         flags = {
             "unk": [not self.unknown_ids.isdisjoint(row) for row in ids],
-            "lost": [self._loses(*one) for one in zip(texts, ids, offsets, strict=True)],
+            "lost": [self._loses_characters(*one) for one in zip(texts, ids, offsets, strict=True)],
             "spans-words": [a is not b and a != b for a, b in zip(words, last_words, strict=True)],
         }
-        raised = {name: np.array(flags[name], np.bool_) for name in FOUND}
+        raised = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
         return Tokenized(ids, offsets, words, last_words, raised)
 
     def _encodings(self, texts: list[str]) -> Any:
         try:
-            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings
+            return self.tokenizer(
+                texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+            ).encodings
         except Exception as error:
-            raise self._unreadable(texts, error) from error
+            raise self._unreadable_error(texts, error) from error
 
     def _slow_ids(self, text: str) -> list[int]:
         try:
             ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             return [int(token) for token in ids]  # None, where neither token nor unknown has an id
         except Exception as error:
-            raise self._unreadable([text], error) from error
+            raise self._unreadable_error([text], error) from error
 
-    def _unreadable(self, texts: Sequence[str], error: Exception) -> DataError | CheckpointError:
+    def _unreadable_error(
+        self, texts: Sequence[str], error: Exception
+    ) -> DataError | CheckpointError:
         """The error that names the first of these texts that the tokenizer cannot read."""
         for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                message = f"{_short(text)!r} holds half of a surrogate pair, which is no text"
+                message = f"{_truncate(text)!r} holds half of a surrogate pair, which is no text"
                 return DataError(message, hint="save the file as UTF-8")
-        text = next((text for text in texts if not readable(self.tokenizer, text)), texts[0])
+        text = next((text for text in texts if not can_tokenize(self.tokenizer, text)), texts[0])
         said = (str(error).splitlines() or [type(error).__name__])[0]
         return CheckpointError(
-            f"the tokenizer cannot read {_short(text)!r}: {said}",
+            f"the tokenizer cannot read {_truncate(text)!r}: {said}",
             hint="its vocabulary does not cover the text and has no unknown token: add one "
             "(unk_token), or leave such texts out",
         )
 
-    def _place(self, text: str, ids: list[int], offsets: Offsets | None) -> Offsets | None:
+    def _correct_offsets(
+        self, text: str, ids: list[int], offsets: Offsets | None
+    ) -> Offsets | None:
         """The offsets of a text's tokens where the tokenizers library may have miscounted.
 
-        It counts dropped characters as if they had no length, so that all tokens after them, up to the end of the piece
-        that the pre-tokenizer made, lie too far to the left. The tokens spell what is left of the text, so that their
-        places can be counted off. None where they spell something else, and pieces are not words.
+        It counts dropped characters as if they had no length, so that all tokens after them, up to
+        the end of the piece that the pre-tokenizer made, lie too far to the left. The tokens spell
+        what is left of the text, so that their places can be counted off. None where they spell
+        something else, and pieces are not words.
         """
-        if not any(self._spell(character)[1] for character in set(text)):
+        if not any(self._vocabulary_symbols(character)[1] for character in set(text)):
             return offsets
         spelled, origin = "", []
         for at, character in enumerate(text):
-            symbols, missing = self._spell(character)
+            symbols, missing = self._vocabulary_symbols(character)
             kept = "".join(symbol for symbol in symbols if symbol not in missing)
             spelled += kept
             origin += [at] * len(kept)
         tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
         whole = "".join(tokens)
         added = len(whole) - len(spelled)
-        if added < 0 or whole[:added] != self._prefix[:added] or whole[added:] != spelled:
-            return offsets if self.tells_words else None
+        if added < 0 or whole[:added] != self._text_prefix[:added] or whole[added:] != spelled:
+            return offsets if self.has_word_ids else None
         origin = [0] * added + origin
         places, top = [], 0
         for token in tokens:
@@ -219,22 +239,24 @@ class TextTokenizer:
             top += len(token)
         return places
 
-    def _loses(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
+    def _loses_characters(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
         """Whether a visible character of the text is in no token."""
         if not self.tokenizer.is_fast:
             whole = offsets is not None or not self.unknown_ids.isdisjoint(ids)
-            return not whole and _decodes_less(text, self.tokenizer.decode(ids))
-        if self.drops and (lacking := [c for c in set(text) if self._spell(c)[1]]):
-            return any(map(_visible, lacking))
+            return not whole and _decoding_loses_characters(text, self.tokenizer.decode(ids))
+        if self.drops_unknown and (
+            lacking := [c for c in set(text) if self._vocabulary_symbols(c)[1]]
+        ):
+            return any(map(_is_visible, lacking))
         covered = 0
         for start, end in offsets or ():
-            if start > covered and any(map(_visible, text[covered:start])):
+            if start > covered and any(map(_is_visible, text[covered:start])):
                 return True
             covered = max(covered, end)
-        return any(map(_visible, text[covered:]))
+        return any(map(_is_visible, text[covered:]))
 
 
-def readable(tokenizer: Any, text: str) -> bool:
+def can_tokenize(tokenizer: Any, text: str) -> bool:
     """Whether the tokenizer reads a text without raising."""
     try:
         return all(i is not None for i in tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -244,9 +266,9 @@ def readable(tokenizer: Any, text: str) -> bool:
 
 def probe_texts(tokenizer: Any) -> Iterator[str]:
     """Texts that show what a tokenizer does: PROBE, then tokens out of its own vocabulary."""
-    yield PROBE
+    yield PROBE_TEXT
     special = set(tokenizer.all_special_ids)
-    for token in range(min(len(tokenizer), VOCABULARY_PROBES)):
+    for token in range(min(len(tokenizer), MAX_VOCABULARY_PROBES)):
         if token not in special:
             yield from dict.fromkeys(
                 text.strip()
@@ -255,8 +277,9 @@ def probe_texts(tokenizer: Any) -> Iterator[str]:
             )
 
 
-def _symbols(backend: Any, text: str) -> str:
-    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
+def _pretokenize(backend: Any, text: str) -> str:
+    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer.
+    """
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
@@ -264,35 +287,36 @@ def _symbols(backend: Any, text: str) -> str:
     return "".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text))
 
 
-def _short(text: str) -> str:
+def _truncate(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _visible(character: str) -> bool:
-    """Not white space, a control character or a format character, which tokenizers may leave out."""
+def _is_visible(character: str) -> bool:
+    """Not white space, a control character or a format character, which tokenizers may leave out.
+    """
     return not character.isspace() and category(character) not in ("Cc", "Cf")
 
 
-def _decodes_less(text: str, decoded: str) -> bool:
+def _decoding_loses_characters(text: str, decoded: str) -> bool:
     """Whether the decoded ids of a slow tokenizer lack a visible character of the text.
 
     Case and compatibility forms are folded, because normalizers change them.
     """
     if decoded == text:
         return False
-    wanted, found = _folded(text), _folded(decoded)
+    wanted, found = _fold(text), _fold(decoded)
     return any(wanted.count(c) > found.count(c) for c in set(wanted))
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     folded = normalize("NFKD", normalize("NFKD", text).casefold())
-    return "".join(c for c in folded if _visible(c) and not category(c).startswith("M"))
+    return "".join(c for c in folded if _is_visible(c) and not category(c).startswith("M"))
 
 
 # ---- words ---------------------------------------------------------------------------------------
 
 
-def _holds_spaces(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
+def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
     """Whether a word that a tokenizer tells is unknown (None) or holds white space inside."""
     at = 0
     while at < len(word_ids):
@@ -308,8 +332,10 @@ def _holds_spaces(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -
 
 
 @lru_cache(maxsize=4096)
-def _kind(character: str) -> str:
-    """A character as GPT2_WORD spells it: letters that end contractions and "'" stand for themselves."""
+def _character_class(character: str) -> str:
+    """A character as GPT2_WORD spells it: letters that end contractions and "'" stand for
+    themselves.
+    """
     if character in "'stmdrevl ":
         return character
     if character.isspace():
@@ -318,22 +344,22 @@ def _kind(character: str) -> str:
     return "L" if major in "LM" else "N" if major == "N" else "o"
 
 
-def word_numbers(text: str) -> list[int]:
+def word_index_per_character(text: str) -> list[int]:
     """Per character the number of its word (see the module's docstring), -1 for white space."""
     numbers = [-1] * len(text)
-    for number, found in enumerate(GPT2_WORD.finditer("".join(map(_kind, text)))):
+    for number, found in enumerate(GPT2_WORD.finditer("".join(map(_character_class, text)))):
         start = found.start() + (text[found.start()] == " ")
         numbers[start : found.end()] = [number] * (found.end() - start)
     return numbers
 
 
-def _words_of(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
+def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
     """Of each token, its first and last word.
 
     A token of white space alone, or without characters, belongs to the word that follows, as the
     space before a word does in GPT-2's pre-tokenizer.
     """
-    numbers = word_numbers(text)
+    numbers = word_index_per_character(text)
     before, after = [-1], [max(numbers, default=-1) + 1]
     for number in numbers:
         before.append(number if number >= 0 else before[-1])
@@ -344,7 +370,7 @@ def _words_of(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
     return first, [max(one, before[end]) for one, (_, end) in zip(first, offsets, strict=True)]
 
 
-def decoded_offsets(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
+def offsets_from_decoding(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
     """Character offsets for a slow tokenizer, which keeps none: where the text decoded so far ends.
 
     White space and case are matched loosely (decoders drop and fold them); None if the text does

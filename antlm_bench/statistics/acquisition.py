@@ -1,10 +1,11 @@
-"""When is a word acquired? Sigmoids through learning curves of children and models, as BabyLM 2026 fits them.
+"""When is a word acquired? Sigmoids through learning curves of children and models, as BabyLM 2026
+fits them.
 
     y = a / (1 + exp(-b (x - c))) + d
 
-Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), whose bounds, starting points
-and refusals these are; what is unbounded: evaluation-pipeline-2025, evaluation_pipeline/utils.py. A word without an
-answer has none: it is left out, never guessed.
+Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), whose
+bounds, starting points and refusals these are; what is unbounded: evaluation-pipeline-2025,
+evaluation_pipeline/utils.py. A word without an answer has none: it is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -18,53 +19,66 @@ import numpy as np
 from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Floats
 
-Limit = Sequence[float] | float  # of each parameter, or of all
-HALF = 0.5
-LEAST = 3  # points of a curve, words of a correlation
+ParameterBound = Sequence[float] | float  # of each parameter, or of all
+HALFWAY = 0.5
+MIN_POINTS = 3  # points of a curve, words of a correlation
 UNBOUNDED = (-np.inf, np.inf)  # then scipy fits by Levenberg-Marquardt
 
 
-def of_children(ages: Floats, shares: Floats) -> float | None:
+def child_age_of_acquisition(ages: Floats, proportions: Floats) -> float | None:
     """Age in months at which half of the children know a word; shares (n,) in 0..1, NaN = missing.
 
     None with fewer than LEAST ages, or where the curve passes one half outside of the ages asked.
     """
-    known = np.isfinite(shares)
-    x, y = ages[known], shares[known]
-    if len(x) < LEAST:
+    known = np.isfinite(proportions)
+    x, y = ages[known], proportions[known]
+    if len(x) < MIN_POINTS:
         return None
-    fitted = _fit(x, y, [1.0, 0.1, x.mean(), 0.0], ([0, 0, x[0], -0.5], [2.0, 1.0, x[-1], 0.5]), 1000)
-    age = _crossing(fitted, HALF, 0.0)
+    fitted = _fit_sigmoid(
+        x, y, [1.0, 0.1, x.mean(), 0.0], ([0, 0, x[0], -0.5], [2.0, 1.0, x[-1], 0.5]), 1000
+    )
+    age = _sigmoid_crossing(fitted, HALFWAY, 0.0)
     return age if age is not None and x[0] <= age <= x[-1] else None
 
 
-def of_model(words: Floats, surprisal: Floats, chance: float, bounded: bool = True) -> float | None:
-    """log10(words seen + 1) at which surprisal (n,) in nats is halfway between chance and its minimum.
+def model_age_of_acquisition(
+    words_seen: Floats, surprisal: Floats, chance_surprisal: float, bounded: bool = True
+) -> float | None:
+    """log10(words seen + 1) at which surprisal (n,) in nats is halfway between chance and its
+    minimum.
 
-    words: of each point, in increasing order; several points may have seen as many. chance: what surprisal is halfway
-    from, in 2026 number of tokens of the word * ln(size of the vocabulary). None as in `of_children`.
+    words: of each point, in increasing order; several points may have seen as many. chance: what
+    surprisal is halfway from, in 2026 number of tokens of the word * ln(size of the vocabulary).
+    None as in `child_age_of_acquisition`.
     """
     known = np.isfinite(surprisal)
-    seen, y = words[known], -surprisal[known]
-    if len(y) < LEAST:
+    seen, y = words_seen[known], -surprisal[known]
+    if len(y) < MIN_POINTS:
         return None
     x = np.log10(seen + 1)
     height, low, high = float(np.ptp(y)), float(y.min()), float(y.max())
-    limits = ([0.0, 0.0, x.min() - 1, low - 2 * height - 1], [10 * height + 1, 100.0, x.max() + 1, high + 1])
+    limits = (
+        [0.0, 0.0, x.min() - 1, low - 2 * height - 1],
+        [10 * height + 1, 100.0, x.max() + 1, high + 1],
+    )
     bounds, calls, least = (limits, 20_000, 1e-6) if bounded else (UNBOUNDED, 1000, 0.0)
-    fitted = _fit(x, y, [height, 1.0, x.mean(), low], bounds, calls)
-    place = _crossing(fitted, -(chance - HALF * (chance + high)), least)
+    fitted = _fit_sigmoid(x, y, [height, 1.0, x.mean(), low], bounds, calls)
+    place = _sigmoid_crossing(
+        fitted, -(chance_surprisal - HALFWAY * (chance_surprisal + high)), least
+    )
     return place if place is not None and x[0] <= place <= x[-1] else None
 
 
-def correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
-    """Pearson's r, its two-sided p, Fisher's (1921) interval; None with fewer than LEAST, or where one is constant."""
+def pearson_correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
+    """Pearson's r, its two-sided p, Fisher's (1921) interval; None with fewer than LEAST, or where
+    one is constant.
+    """
     from scipy.stats import pearsonr
 
-    if len(x) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     r, p = (float(number) for number in pearsonr(x, y))
-    if len(x) == LEAST or abs(r) == 1:
+    if len(x) == MIN_POINTS or abs(r) == 1:
         return r, p, Interval(-1.0, 1.0)
     half = Z / math.sqrt(len(x) - 3)
     return r, p, Interval(math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
@@ -75,25 +89,37 @@ def _sigmoid(x: Floats, a: float, b: float, c: float, d: float) -> Floats:
         return np.asarray(a / (1 + np.exp(-b * (x - c))) + d)
 
 
-def _fit(
-    x: Floats, y: Floats, start: Sequence[float], bounds: tuple[Limit, Limit], calls: int
+def _fit_sigmoid(
+    x: Floats,
+    y: Floats,
+    start: Sequence[float],
+    bounds: tuple[ParameterBound, ParameterBound],
+    max_evaluations: int,
 ) -> tuple[float, ...] | None:
     from scipy.optimize import OptimizeWarning, curve_fit
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # of the covariance, which nobody wants
-            found, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=calls)
-    except (RuntimeError, ValueError, TypeError):  # no convergence; a start outside of its bounds; too few points
+            warnings.simplefilter(
+                "ignore", OptimizeWarning
+            )  # of the covariance, which nobody wants
+            found, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=max_evaluations)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ):  # no convergence; a start outside of its bounds; too few points
         return None
     return tuple(float(number) for number in found)
 
 
-def _crossing(fitted: tuple[float, ...] | None, level: float, least: float) -> float | None:
+def _sigmoid_crossing(
+    parameters: tuple[float, ...] | None, level: float, min_parameter: float
+) -> float | None:
     """Where the curve passes a level; None where it does not, or does not rise."""
-    if fitted is None:
+    if parameters is None:
         return None
-    a, b, c, d = fitted
-    if a <= least or b <= least or not d < level < a + d:
+    a, b, c, d = parameters
+    if a <= min_parameter or b <= min_parameter or not d < level < a + d:
         return None
     return c - math.log(a / (level - d) - 1) / b

@@ -1,8 +1,9 @@
-"""What a suite of classification tasks is, as data: its texts, classes, metrics, files, and how it is finetuned on.
+"""What a suite of classification tasks is, as data: its texts, classes, metrics, files, and how it
+is finetuned on.
 
-Nothing of a task is known to the code: texts are templates of a row's fields, hyper-parameters are tables. What a run
-trains with is four tables on top of each other: [training], [task.X.training], [preset.P.training],
-[preset.P.task.X]; the last one that names a number wins.
+Nothing of a task is known to the code: texts are templates of a row's fields, hyper-parameters are
+tables. What a run trains with is four tables on top of each other: [training], [task.X.training],
+[preset.P.training], [preset.P.task.X]; the last one that names a number wins.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, ValidationError, field_validator, model_validator
 
-from antlm_bench.declarations import Declaration, Many, nearest
+from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
 from antlm_bench.suites.gate import CheckSpec
 from antlm_bench.suites.spec import DataSpec, Name, Sha256, Text
-from antlm_bench.suites.templates import checked
+from antlm_bench.suites.templates import validate_template
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -28,9 +29,10 @@ Tables = dict[str, Any]
 class TrainingSpec(Declaration):
     """How a task is finetuned on.
 
-    lr: its peak. batch: examples per update. epochs: at most. patience: epochs without a better selection score, 0 =
-    never stop early. warmup: share of the updates. schedule: what lr does after warm-up; a cosine ends at `floor`, a
-    share of lr. clip: the gradient's norm, 0 = unclipped. dropout: of the head. max_length: tokens, specials included.
+    lr: its peak. batch: examples per update. epochs: at most. patience: epochs without a better
+    selection score, 0 = never stop early. warmup: share of the updates. schedule: what lr does
+    after warm-up; a cosine ends at `floor`, a share of lr. clip: the gradient's norm, 0 =
+    unclipped. dropout: of the head. max_length: tokens, specials included.
     """
 
     lr: Positive
@@ -46,14 +48,16 @@ class TrainingSpec(Declaration):
     max_length: Annotated[int, Field(ge=8)]
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
     eps: Positive = 1e-8
-    # Which law is followed where ours and an official pipeline's differ. The default is ours. Each law
-    # has a test in tests/finetuning/test_official_finetuning.py.
+    # Which law is followed where ours and an official pipeline's differ. The default is ours. Each
+    # law has a test in tests/finetuning/test_official_finetuning.py.
     last_batch: Literal["keep", "drop"] = "keep"
     """What happens to the texts of an epoch that do not fill a batch."""
     order: Literal["by-length", "random"] = "by-length"
     """Whether an update holds texts of like length, or any."""
     warmup_start: Literal["first-step", "zero"] = "first-step"
-    """Rate of update n (from 1) of w that warm up: lr * n / w; "zero": lr * (n - 1) / w, w rounded down."""
+    """Rate of update n (from 1) of w that warm up: lr * n / w; "zero": lr * (n - 1) / w, w rounded
+    down.
+    """
     decay: Literal["matrices", "all"] = "matrices"
     """Which tensors decay: those of two dimensions and more, or biases and norms, too."""
     equal_epochs: Literal["lowest-loss", "first"] = "lowest-loss"
@@ -69,33 +73,40 @@ class TrainingSpec(Declaration):
     strip: bool = True
     """Whether texts lose the white space at their ends."""
 
-    def recorded(self) -> Tables:
+    def settings_for_key(self) -> Tables:
         """Return what a cell's key holds: all numbers, and the laws that are not ours.
 
         A law of ours is left out, so that keys of cells that are older than the laws stay valid.
         """
-        laws = {name: value for name, value in LAWS.items() if getattr(self, name) == value}
+        laws = {
+            name: value for name, value in PIPELINE_DEFAULTS.items() if getattr(self, name) == value
+        }
         return self.model_dump(mode="json", exclude=set(laws))
 
     @field_validator("clip")
     @classmethod
-    def _none(cls, clip: float | None) -> float | None:
+    def _zero_clip_to_none(cls, clip: float | None) -> float | None:
         return clip or None  # TOML has no null
 
     @model_validator(mode="after")
-    def _floors(self) -> TrainingSpec:
+    def _check_floor(self) -> TrainingSpec:
         if self.floor and self.schedule != "cosine":
             raise ValueError(f"floor is where a cosine ends; the schedule is {self.schedule!r}")
         return self
 
 
-_FIRST_LAW = list(TrainingSpec.model_fields).index("last_batch")
-LAWS = {name: field.default for name, field in list(TrainingSpec.model_fields.items())[_FIRST_LAW:]}  # ours
+_FIRST_PIPELINE_OPTION = list(TrainingSpec.model_fields).index("last_batch")
+PIPELINE_DEFAULTS = {
+    name: field.default
+    for name, field in list(TrainingSpec.model_fields.items())[_FIRST_PIPELINE_OPTION:]
+}  # ours
 
 
 class SubstituteSpec(Declaration):
-    """A known file that is not the official train set, but serves where that is absent. It may go by the official
-    file's name: its sha256 tells. says: what it is, for the reader of a number that was trained on it."""
+    """A known file that is not the official train set, but serves where that is absent. It may go
+    by the official file's name: its sha256 tells. says: what it is, for the reader of a number that
+    was trained on it.
+    """
 
     file: Text
     sha256: Sha256
@@ -106,14 +117,15 @@ class SubstituteSpec(Declaration):
 class TaskSpec(Declaration):
     """How a row becomes an example.
 
-    classes: their names, in the order of the integers that `label` (a field) holds; names are labels, too. first,
-    second: templates of the text or the pair. group: template of what rows share that must not be split (a paragraph).
-    id: template; without it the text's number. train, valid: files of [data]. trains_with: a task with the same classes
-    that this one takes the train set and the settings of training from.
+    classes: their names, in the order of the integers that `label` (a field) holds; names are
+    labels, too. first, second: templates of the text or the pair. group: template of what rows
+    share that must not be split (a paragraph). id: template; without it the text's number. train,
+    valid: files of [data]. trains_with: a task with the same classes that this one takes the train
+    set and the settings of training from.
     """
 
     metric: Metric
-    classes: Annotated[Many[Text], Field(min_length=2)]
+    classes: Annotated[TomlTuple[Text], Field(min_length=2)]
     first: Text
     second: str = ""
     label: Text = "label"
@@ -122,18 +134,20 @@ class TaskSpec(Declaration):
     train: Text | None = None
     valid: Text
     trains_with: Text | None = None
-    substitutes: Many[SubstituteSpec] = ()
+    substitutes: TomlTuple[SubstituteSpec] = ()
     training: Tables = Field(default={})
-    notes: Many[Text] = ()
+    notes: TomlTuple[Text] = ()
 
-    _checked = field_validator("first", "second", "id", "group")(checked)
+    _validate_templates = field_validator("first", "second", "id", "group")(validate_template)
 
     @model_validator(mode="after")
-    def _whole(self) -> TaskSpec:
+    def _check_consistency(self) -> TaskSpec:
         if (self.train is None) == (self.trains_with is None):
             raise ValueError("a task has either a file `train` or a task that it `trains_with`")
         if self.trains_with and (self.training or self.substitutes):
-            raise ValueError("`trains_with` brings the train set and its settings; there is nothing to add")
+            raise ValueError(
+                "`trains_with` brings the train set and its settings; there is nothing to add"
+            )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have one name")
         if self.metric == "f1" and len(self.classes) != 2:
@@ -142,7 +156,9 @@ class TaskSpec(Declaration):
 
 
 class PresetSpec(Declaration):
-    """Published settings, by name. select: which examples choose the epoch. source: whose, where, and how sure."""
+    """Published settings, by name. select: which examples choose the epoch. source: whose, where,
+    and how sure.
+    """
 
     source: Text
     select: Literal["held-out", "valid"] = "held-out"
@@ -150,7 +166,7 @@ class PresetSpec(Declaration):
     task: dict[Text, Tables] = Field(default={})
 
 
-class ClassifiedSpec(Declaration):
+class ClassificationExampleSpec(Declaration):
     """A self-test: this record of this task becomes this example."""
 
     task: Text
@@ -161,7 +177,9 @@ class ClassifiedSpec(Declaration):
 
 
 class ClassificationSpec(Declaration):
-    """Tasks of classification that belong together. held_out: share of a train set that chooses the epoch."""
+    """Tasks of classification that belong together. held_out: share of a train set that chooses the
+    epoch.
+    """
 
     kind: Literal["classification"]
     name: Name
@@ -170,41 +188,52 @@ class ClassificationSpec(Declaration):
     licence: Text
     citation: Text
     homepage: str = ""
-    notes: Many[Text] = ()
+    notes: TomlTuple[Text] = ()
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     training: TrainingSpec
     task: Annotated[dict[Text, TaskSpec], Field(min_length=1)]
     preset: dict[Text, PresetSpec] = Field(default={})
     data: DataSpec
     check: CheckSpec | None = None
-    example: Many[ClassifiedSpec] = ()
+    example: TomlTuple[ClassificationExampleSpec] = ()
 
     @model_validator(mode="after")
-    def _whole(self) -> ClassificationSpec:
+    def _check_consistency(self) -> ClassificationSpec:
         trained = {name: task for name, task in self.task.items() if task.train}
         for name, task in self.task.items():
-            self._known(f"task.{name}", task.trains_with, trained)
+            self._check_reference(f"task.{name}", task.trains_with, trained)
             for file in (task.train, task.valid):
-                self._known(f"task.{name}", file, self.data.files)
+                self._check_reference(f"task.{name}", file, self.data.files)
             if task.trains_with and self.task[task.trains_with].classes != task.classes:
-                raise ValueError(f"task.{name}: {task.trains_with!r}, that it trains with, has other classes")
+                raise ValueError(
+                    f"task.{name}: {task.trains_with!r}, that it trains with, has other classes"
+                )
         for preset, spec in self.preset.items():
-            for name in spec.task:  # the settings of a task that trains with another are the other's
-                self._known(f"preset.{preset}.task", name, trained)
+            for (
+                name
+            ) in spec.task:  # the settings of a task that trains with another are the other's
+                self._check_reference(f"preset.{preset}.task", name, trained)
         for example in self.example:
-            self._known("example", example.task, self.task)
-        for preset in ("", *self.preset):  # every combination now, so that no slip waits for its run
+            self._check_reference("example", example.task, self.task)
+        for preset in (
+            "",
+            *self.preset,
+        ):  # every combination now, so that no slip waits for its run
             for name in self.task:
-                self.resolved(name, preset)
+                self.resolve_training(name, preset)
         return self
 
-    def _known(self, place: str, name: str | None, known: Mapping[str, Any]) -> None:
-        if name is not None and name not in known:
-            hint = nearest(name, known) or f"known are {', '.join(known)}"
-            raise ValueError(f"{place}: there is no {name!r}: {hint}")
+    def _check_reference(
+        self, location: str, name: str | None, valid_names: Mapping[str, Any]
+    ) -> None:
+        if name is not None and name not in valid_names:
+            hint = suggest_name(name, valid_names) or f"known are {', '.join(valid_names)}"
+            raise ValueError(f"{location}: there is no {name!r}: {hint}")
 
-    def resolved(self, task: str, preset: str = "") -> TrainingSpec:
-        """What a task is trained with under a preset ("" = none). ValueError names the table and the key."""
+    def resolve_training(self, task: str, preset: str = "") -> TrainingSpec:
+        """What a task is trained with under a preset ("" = none). ValueError names the table and
+        the key.
+        """
         name = self.task[task].trains_with or task
         tables = {f"task.{name}.training": self.task[name].training}
         if preset:
@@ -213,17 +242,19 @@ class ClassificationSpec(Declaration):
         settled = self.training
         for place, table in tables.items():
             try:
-                settled = changed(settled, table)
+                settled = override_settings(settled, table)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
         return settled
 
 
-def changed(settings: TrainingSpec, table: Mapping[str, Any]) -> TrainingSpec:
+def override_settings(settings: TrainingSpec, overrides: Mapping[str, Any]) -> TrainingSpec:
     """Settings with those of a table on top. ValueError, naming the key, where one is wrong."""
     try:
-        return TrainingSpec.model_validate(settings.model_dump() | dict(table))
+        return TrainingSpec.model_validate(settings.model_dump() | dict(overrides))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: " * bool(where) + first["msg"].removeprefix("Value error, ")) from None
+        raise ValueError(
+            f"{where}: " * bool(where) + first["msg"].removeprefix("Value error, ")
+        ) from None

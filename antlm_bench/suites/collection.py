@@ -1,6 +1,8 @@
-"""What a collection is, as data: suites that are reported together, what each of them weighs, and what was published.
+"""What a collection is, as data: suites that are reported together, what each of them weighs, and
+what was published.
 
-A macro-average is a convention of the year's leaderboard; it stands in the collection's TOML, with its source.
+A macro-average is a convention of the year's leaderboard; it stands in the collection's TOML, with
+its source.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from antlm_bench.declarations import Declaration, Many, nearest
+from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
 from antlm_bench.suites.spec import Text
 
 Percent = Annotated[float, Field(ge=-100, le=100, strict=False)]
@@ -18,17 +20,18 @@ Percent = Annotated[float, Field(ge=-100, le=100, strict=False)]
 class MemberSpec(Declaration):
     """One column of a leaderboard.
 
-    label: how tables call it, by default the suite. made_by: the verb that computes it, "nothing" where none does yet.
-    tasks: of a finetuned suite, those whose scores are averaged (without weights). suites: scored ones, averaged in the
-    same way; `suite` then only names the whole. metric: instead of the suite's own headline a view or a group of it
-    (micro, eye-tracking). over: instead the unweighted mean over a level's groups.
+    label: how tables call it, by default the suite. made_by: the verb that computes it, "nothing"
+    where none does yet. tasks: of a finetuned suite, those whose scores are averaged (without
+    weights). suites: scored ones, averaged in the same way; `suite` then only names the whole.
+    metric: instead of the suite's own headline a view or a group of it (micro, eye-tracking). over:
+    instead the unweighted mean over a level's groups.
     """
 
     suite: Text
     label: str = ""
     made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
-    tasks: Many[Text] = ()
-    suites: Many[Text] = ()
+    tasks: TomlTuple[Text] = ()
+    suites: TomlTuple[Text] = ()
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
     metric: str = ""
     over: str = ""
@@ -39,7 +42,7 @@ class MemberSpec(Declaration):
         return {"suite": table} if isinstance(table, str) else table
 
     @model_validator(mode="after")
-    def _whole(self) -> MemberSpec:
+    def _check_consistency(self) -> MemberSpec:
         if bool(self.tasks) != (self.made_by == "finetune"):
             raise ValueError('`tasks` goes with made_by = "finetune", and that needs it')
         if self.suites and self.made_by != "score":
@@ -53,47 +56,58 @@ class MemberSpec(Declaration):
         return self.label or self.suite
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def suite_names(self) -> tuple[str, ...]:
         """The suites behind the number."""
         return self.suites or (self.suite,)
 
 
-class PublishedSpec(Declaration):
-    """A row of somebody's table, as printed: percent per member's label, and the macro-average if one was printed."""
+class PublishedScoresSpec(Declaration):
+    """A row of somebody's table, as printed: percent per member's label, and the macro-average if
+    one was printed.
+    """
 
     name: Text
     values: Annotated[dict[Text, Percent], Field(min_length=1)]
     source: Text
     macro: Percent | None = None
-    notes: Many[Text] = ()
+    notes: TomlTuple[Text] = ()
 
 
 class CollectionSpec(Declaration):
-    """Suites that are reported together; the macro-average is the mean of the members' numbers by their weights."""
+    """Suites that are reported together; the macro-average is the mean of the members' numbers by
+    their weights.
+    """
 
     kind: Literal["collection"]
     name: Text
     version: Text
     title: Text
-    members: Annotated[Many[MemberSpec], Field(min_length=1)]
+    members: Annotated[TomlTuple[MemberSpec], Field(min_length=1)]
     macro: Literal["mean"] = "mean"
     homepage: str = ""
-    notes: Many[Text] = ()
-    published: Many[PublishedSpec] = ()
+    notes: TomlTuple[Text] = ()
+    published: TomlTuple[PublishedScoresSpec] = ()
 
     @model_validator(mode="after")
-    def _whole(self) -> CollectionSpec:
+    def _check_consistency(self) -> CollectionSpec:
         names = [member.name for member in self.members]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two members are called {twice[0]!r}; give one a `label` of its own")
         for row in self.published:
             for label in row.values:
                 if label not in names:
-                    close = nearest(label, names) or f"members are {', '.join(names)}"
-                    raise ValueError(f"{row.name!r} has a value for {label!r}, which is no member: {close}")
+                    close = suggest_name(label, names) or f"members are {', '.join(names)}"
+                    raise ValueError(
+                        f"{row.name!r} has a value for {label!r}, which is no member: {close}"
+                    )
         return self
 
-    def suites(self, made_by: str = "score") -> list[str]:
+    def list_suites(self, made_by: str = "score") -> list[str]:
         """The suites that a verb computes, in order."""
-        found = (suite for member in self.members if member.made_by == made_by for suite in member.parts)
+        found = (
+            suite
+            for member in self.members
+            if member.made_by == made_by
+            for suite in member.suite_names
+        )
         return list(dict.fromkeys(found))

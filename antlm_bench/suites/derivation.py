@@ -1,9 +1,11 @@
-"""The official files that are made of a hub data set: EWoK's vocabulary filter and its exchanged twins.
+"""The official files that are made of a hub data set: EWoK's vocabulary filter and its exchanged
+twins.
 
-As evaluation_pipeline/ewok/dl_and_filter.py of BabyLM 2025 does it: a row stays if every nltk word token of its
-lower-cased texts is in the word list; it is written twice, the second time with contexts and targets exchanged. nltk's
-sentence splitter needs a model that is fetched separately; EWoK's texts are plain sentences, so they are split after
-. ! ? here. The official counts in the suite's [expect] table tell if that ever made a difference.
+As evaluation_pipeline/ewok/dl_and_filter.py of BabyLM 2025 does it: a row stays if every nltk word
+token of its lower-cased texts is in the word list; it is written twice, the second time with
+contexts and targets exchanged. nltk's sentence splitter needs a model that is fetched separately;
+EWoK's texts are plain sentences, so they are split after . ! ? here. The official counts in the
+suite's [expect] table tell if that ever made a difference.
 """
 
 from __future__ import annotations
@@ -14,20 +16,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites.spec import DeriveSpec
+from antlm_bench.suites.spec import DerivationSpec
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-def derive(
-    rows: Iterable[Mapping[str, Any]], spec: DeriveSpec, vocabulary: Iterable[str], place: str
+def derive_files(
+    rows: Iterable[Mapping[str, Any]],
+    spec: DerivationSpec,
+    vocabulary: Iterable[str],
+    location: str,
 ) -> dict[str, bytes]:
     """File name -> its bytes (JSONL). DataError where a row lacks a field."""
     known = frozenset(vocabulary)
-    tokens = word_tokens()
+    tokens = build_word_tokenizer()
     files: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        texts = [_text(row, field, f"{place}:{number}") for field in (spec.partition, *spec.fields)]
+        texts = [
+            _require_text(row, field, f"{location}:{number}")
+            for field in (spec.partition, *spec.fields)
+        ]
         if all(token in known for text in texts[1:] for token in tokens(text.lower())):
             twin = dict(row)
             for one, other in spec.swap:
@@ -37,16 +45,20 @@ def derive(
     return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
 
 
-def word_tokens() -> Callable[[str], list[str]]:
-    """nltk's word_tokenize without its sentence model; built on use, since importing nltk takes seconds."""
+def build_word_tokenizer() -> Callable[[str], list[str]]:
+    """nltk's word_tokenize without its sentence model; built on use, since importing nltk takes
+    seconds.
+    """
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()
-    return lambda text: [token for part in _SENTENCE_END.split(text) for token in tokenizer.tokenize(part)]
+    return lambda text: [
+        token for part in _SENTENCE_END.split(text) for token in tokenizer.tokenize(part)
+    ]
 
 
-def _text(row: Mapping[str, Any], field: str, place: str) -> str:
+def _require_text(row: Mapping[str, Any], field: str, location: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value:
-        raise DataError(f"the field {field!r} is {value!r:.40}, not a text", place=place)
+        raise DataError(f"the field {field!r} is {value!r:.40}, not a text", location=location)
     return value

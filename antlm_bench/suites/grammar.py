@@ -1,7 +1,8 @@
-"""A small grammar that makes its own minimal pairs, and training text that never holds a sentence of them.
+"""A small grammar that makes its own minimal pairs, and training text that never holds a sentence
+of them.
 
-Random choices use `random.Random(int).random()` alone: the one call whose sequence Python promises to keep for a seed,
-so the pairs are the same on every version and platform.
+Random choices use `random.Random(int).random()` alone: the one call whose sequence Python promises
+to keep for a seed, so the pairs are the same on every version and platform.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 
-from antlm_bench.declarations import nearest
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites.spec import GrammarSpec
 
-Word = dict[str, str]  # form -> how it is written
-_SLOT = re.compile(r"\{([a-z_]+)(\d*)\.([a-z_]+)\}")  # {class.form}, {class1.form}
+WordForms = dict[str, str]  # form -> how it is written
+_SLOT_PATTERN = re.compile(r"\{([a-z_]+)(\d*)\.([a-z_]+)\}")  # {class.form}, {class1.form}
 
 
-def records(spec: GrammarSpec) -> list[dict[str, str]]:
-    """The minimal pairs: sentence_good, sentence_bad, paradigm, phenomenon, field. No sentence stands in two pairs.
+def generate_pairs(spec: GrammarSpec) -> list[dict[str, str]]:
+    """The minimal pairs: sentence_good, sentence_bad, paradigm, phenomenon, field. No sentence
+    stands in two pairs.
 
     Raises DeclarationError where a template is wrong or has too few sentences for `pairs`.
     """
@@ -27,17 +29,19 @@ def records(spec: GrammarSpec) -> list[dict[str, str]]:
     seen: set[str] = set()
     for index, paradigm in enumerate(spec.paradigm):
         dice = random.Random(spec.seed * 1000 + index)
-        templates = [(good, bad, _slots(spec, good + " " + bad)) for good, bad in paradigm.pairs]
+        templates = [
+            (good, bad, _parse_slots(spec, good + " " + bad)) for good, bad in paradigm.pairs
+        ]
         for number in range(spec.pairs):
             good, bad, slots = templates[number % len(templates)]
             for _ in range(1000):
-                words = _choose(slots, dice)
-                pair = _fill(good, words), _fill(bad, words)
+                words = _choose_words(slots, dice)
+                pair = _fill_slots(good, words), _fill_slots(bad, words)
                 if pair[0] != pair[1] and not seen.intersection(pair):
                     break
             else:
                 message = f"{good!r} has too few sentences for {spec.pairs} pairs"
-                raise DeclarationError(message, place=f"grammar.{paradigm.name}")
+                raise DeclarationError(message, location=f"grammar.{paradigm.name}")
             seen.update(pair)
             made.append(
                 {
@@ -51,62 +55,82 @@ def records(spec: GrammarSpec) -> list[dict[str, str]]:
     return made
 
 
-def corpus(spec: GrammarSpec, sentences: int, seed: int) -> Iterator[str]:
-    """`sentences` grammatical sentences of the same grammar and words, none of them in a pair (good or bad).
+def generate_sentences(spec: GrammarSpec, count: int, seed: int) -> Iterator[str]:
+    """`sentences` grammatical sentences of the same grammar and words, none of them in a pair (good
+    or bad).
 
-    Every template (the good side of each pair, and `also`) has the same share, every word of a class too.
+    Every template (the good side of each pair, and `also`) has the same share, every word of a
+    class too.
     """
-    held_out = {record[side] for record in records(spec) for side in ("sentence_good", "sentence_bad")}
+    held_out = {
+        record[side]
+        for record in generate_pairs(spec)
+        for side in ("sentence_good", "sentence_bad")
+    }
     templates = [good for paradigm in spec.paradigm for good, _ in paradigm.pairs] + list(spec.also)
-    prepared = [(template, _slots(spec, template)) for template in templates]
+    prepared = [(template, _parse_slots(spec, template)) for template in templates]
     dice = random.Random(seed)
-    left = sentences
+    left = count
     while left > 0:
         template, slots = prepared[int(dice.random() * len(prepared))]
-        sentence = _fill(template, _choose(slots, dice))
+        sentence = _fill_slots(template, _choose_words(slots, dice))
         if sentence not in held_out:
             left -= 1
             yield sentence
 
 
-def _slots(spec: GrammarSpec, template: str) -> dict[str, tuple[str, list[Word]]]:
+def _parse_slots(spec: GrammarSpec, template: str) -> dict[str, tuple[str, list[WordForms]]]:
     """The slots of a template: name as written, without the form -> (class, its words)."""
-    slots: dict[str, tuple[str, list[Word]]] = {}
-    for cls, number, form in _SLOT.findall(template):
-        words = _words(spec, cls, template)
+    slots: dict[str, tuple[str, list[WordForms]]] = {}
+    for cls, number, form in _SLOT_PATTERN.findall(template):
+        words = _list_class_words(spec, cls, template)
         if form not in words[0]:
             known = ", ".join(words[0])
-            raise DeclarationError(f"{cls!r} has no form {form!r}; it has {known}", place=f"grammar: {template!r}")
+            raise DeclarationError(
+                f"{cls!r} has no form {form!r}; it has {known}", location=f"grammar: {template!r}"
+            )
         slots[cls + number] = cls, words
-    if "{" in _SLOT.sub("", template):
-        raise DeclarationError("a slot is written {class.form} or {class1.form}", place=f"grammar: {template!r}")
+    if "{" in _SLOT_PATTERN.sub("", template):
+        raise DeclarationError(
+            "a slot is written {class.form} or {class1.form}", location=f"grammar: {template!r}"
+        )
     return slots
 
 
-def _words(spec: GrammarSpec, cls: str, template: str) -> list[Word]:
-    if cls not in spec.lexicon:
-        hint = nearest(cls, spec.lexicon) or f"known are {', '.join(spec.lexicon)}"
-        raise DeclarationError(f"no word class {cls!r}", place=f"grammar: {template!r}", hint=hint)
-    entry = spec.lexicon[cls]
+def _list_class_words(spec: GrammarSpec, word_class: str, template: str) -> list[WordForms]:
+    if word_class not in spec.lexicon:
+        hint = suggest_name(word_class, spec.lexicon) or f"known are {', '.join(spec.lexicon)}"
+        raise DeclarationError(
+            f"no word class {word_class!r}", location=f"grammar: {template!r}", hint=hint
+        )
+    entry = spec.lexicon[word_class]
     for part in entry.of:
-        if part not in spec.lexicon or not spec.lexicon[part].words or spec.lexicon[part].forms != entry.forms:
-            message = f"{cls!r} unites {part!r}, which is no class with words of its own in the same forms"
-            raise DeclarationError(message, place=f"grammar.lexicon.{cls}")
+        if (
+            part not in spec.lexicon
+            or not spec.lexicon[part].words
+            or spec.lexicon[part].forms != entry.forms
+        ):
+            message = f"{word_class!r} unites {part!r}, which is no class with words of its own in the same forms"
+            raise DeclarationError(message, location=f"grammar.lexicon.{word_class}")
     lists = [spec.lexicon[part].words for part in entry.of] or [entry.words]
     return [dict(zip(entry.forms, word.split(), strict=True)) for words in lists for word in words]
 
 
-def _choose(slots: Mapping[str, tuple[str, list[Word]]], dice: random.Random) -> dict[str, Word]:
+def _choose_words(
+    slots: Mapping[str, tuple[str, list[WordForms]]], rng: random.Random
+) -> dict[str, WordForms]:
     """A word for every slot; slots of one class get different words."""
-    chosen: dict[str, Word] = {}
+    chosen: dict[str, WordForms] = {}
     for slot, (cls, words) in slots.items():
         taken = [chosen[other] for other in chosen if slots[other][0] == cls]
         free = [word for word in words if word not in taken]
         if not free:
-            raise DeclarationError(f"a template has more slots of {cls!r} than there are words", place="grammar")
-        chosen[slot] = free[int(dice.random() * len(free))]
+            raise DeclarationError(
+                f"a template has more slots of {cls!r} than there are words", location="grammar"
+            )
+        chosen[slot] = free[int(rng.random() * len(free))]
     return chosen
 
 
-def _fill(template: str, words: Mapping[str, Word]) -> str:
-    return _SLOT.sub(lambda slot: words[slot[1] + slot[2]][slot[3]], template)
+def _fill_slots(template: str, words: Mapping[str, WordForms]) -> str:
+    return _SLOT_PATTERN.sub(lambda slot: words[slot[1] + slot[2]][slot[3]], template)

@@ -1,4 +1,6 @@
-"""A suite by name or file -> its items: the one way from data to the questions that a model is asked."""
+"""A suite by name or file -> its items: the one way from data to the questions that a model is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +12,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from antlm_bench.declarations import catalog, find, shipped, user_path
+from antlm_bench.declarations import (
+    catalog,
+    expand_user_path,
+    find_declaration,
+    shipped_declaration,
+)
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.names import absolute
-from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read
-from antlm_bench.suites.templates import clean, described, fields_of, text_of, value_of
+from antlm_bench.suites.names import absolute_path
+from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read_spec
+from antlm_bench.suites.templates import (
+    check_text,
+    describe_value,
+    fill_template,
+    get_field,
+    template_fields,
+)
 from antlm_bench.types import Item, Option
 
 if TYPE_CHECKING:
-    from antlm_bench.lm_eval_bridge.task_metrics import Judge
-    from antlm_bench.metrics.reading_times import Times
+    from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
+    from antlm_bench.metrics.reading_times import ReadingTimes
     from antlm_bench.suites.formula import Formula
-    from antlm_bench.suites.spec import Declared
+    from antlm_bench.suites.spec import AnySpec
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file order.
+    """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file
+    order.
 
-    digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and labels; equal for the same
-    questions. notes: what a reader of the number needs. times: the human side of reading times, `glued` words or not.
-    formulas: what each label of syntaxgym.LEVEL says. judge: makes numbers of answers, which are views or decide (see
-    metrics.judged). reduction: which score decides (SuiteSpec), and is a setting of cells. verbatim: a peer's requests.
-    origin: absolute paths of the user's own files that it was read from, () = a suite of the catalog or of lm-eval.
+    digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and
+    labels; equal for the same questions. notes: what a reader of the number needs. times: the human
+    side of reading times, `glued` words or not. formulas: what each label of syntaxgym.LEVEL says.
+    judge: makes numbers of answers, which are views or decide (see metrics.task_metric). reduction:
+    which score decides (SuiteSpec), and is a setting of cells. verbatim: a peer's requests. origin:
+    absolute paths of the user's own files that it was read from, () = a suite of the catalog or of
+    lm-eval.
     """
 
     name: str
@@ -49,50 +65,59 @@ class Suite:
     items: tuple[Item, ...]
     digest: str
     notes: tuple[str, ...] = ()
-    times: Times | None = None
-    glued: bool = False
+    times: ReadingTimes | None = None
+    tokenized_separately: bool = False
     formulas: Mapping[str, Formula] | None = None
-    judge: Judge | None = None
+    judge: TaskMetrics | None = None
     reduction: str = "sum"
     verbatim: bool = False
     origin: tuple[str, ...] = ()
 
 
-def load(
+def load_suite(
     ref: str,
     *,
     limit: int | None = None,
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a TOML, a CSV, TSV or JSONL of pairs, SyntaxGym's JSON, `lm-eval:TASK`.
+    """The suite behind a name of the catalog, a TOML, a CSV, TSV or JSONL of pairs, SyntaxGym's
+    JSON, `lm-eval:TASK`.
 
-    limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's per-task limit).
-    columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
-    Raises DataError (absent, damaged, unreadable, incomplete unless allowed), DeclarationError, UsageError.
+    limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's
+    per-task limit). columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
+    Raises DataError (absent, damaged, unreadable, incomplete unless allowed), DeclarationError,
+    UsageError.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}; it must be 1 or more", place="--limit")
-    times: Times | None = None
+        raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
+    times: ReadingTimes | None = None
     origin: tuple[str, ...]
     if pairs_csv.is_pairs_file(ref):
-        spec, rows = pairs_csv.read(user_path(ref), columns or {})
-        items, origin = build(spec, rows), (absolute(user_path(ref)),)
+        spec, rows = pairs_csv.read_pairs(expand_user_path(ref), columns or {})
+        items, origin = build_items(spec, rows), (absolute_path(expand_user_path(ref)),)
     else:
         if columns:
-            raise UsageError(f"columns are for a file of pairs; {ref!r} is none", place="--columns")
-        if syntaxgym.is_gym_file(ref):
-            return _gym(ref, limit)
-        if tasks.is_task(ref):
-            return Suite(**tasks.suite(ref, limit))
-        spec, folder = suite(ref)
-        items, origin = build(spec, _official(spec, folder)), origin_of(ref, spec)
+            raise UsageError(
+                f"columns are for a file of pairs; {ref!r} is none", location="--columns"
+            )
+        if syntaxgym.is_syntaxgym_file(ref):
+            return _load_syntaxgym(ref, limit)
+        if tasks.is_lm_eval_ref(ref):
+            return Suite(**tasks.build_suite_fields(ref, limit))
+        spec, folder = read_suite_spec(ref)
+        items, origin = (
+            build_items(spec, _iter_official_files(spec, folder)),
+            find_origin(ref, spec),
+        )
         if spec.times:
-            times = reading_times_spec.times(spec.times, items, _official(spec, folder))
-    notes = [*spec.notes, *completeness(spec, items, allow_incomplete)]
+            times = reading_times_spec.build_reading_times(
+                spec.times, items, _iter_official_files(spec, folder)
+            )
+    notes = [*spec.notes, *check_completeness(spec, items, allow_incomplete)]
     if limit is not None:
-        items = _first(items, spec.finest, limit)
-        notes.append(f"limit: the first {limit} of each {spec.finest or 'suite'}")
+        items = _limit_items(items, spec.finest_level, limit)
+        notes.append(f"limit: the first {limit} of each {spec.finest_level or 'suite'}")
     return Suite(
         name=spec.name,
         version=spec.version,
@@ -105,109 +130,131 @@ def load(
         digest=_digest(spec, items),
         notes=tuple(notes),
         times=times,
-        glued=spec.times is not None and spec.times.words == "glued",
+        tokenized_separately=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
         origin=origin,
     )
 
 
-def _gym(ref: str, limit: int | None) -> Suite:
+def _load_syntaxgym(ref: str, limit: int | None) -> Suite:
     """A SyntaxGym suite; the headline is the mean over its predictions."""
-    gym = syntaxgym.read(user_path(ref))
-    items, formulas = syntaxgym.items(gym)
-    kept = items if limit is None else _first(list(items), syntaxgym.LEVEL, limit)
-    notes = () if limit is None else (f"limit: the first {limit} of each {syntaxgym.LEVEL}",)
+    gym = syntaxgym.read_suite(expand_user_path(ref))
+    items, formulas = syntaxgym.build_items(gym)
+    kept = items if limit is None else _limit_items(list(items), syntaxgym.PREDICTION_LEVEL, limit)
+    notes = (
+        () if limit is None else (f"limit: the first {limit} of each {syntaxgym.PREDICTION_LEVEL}",)
+    )
     return Suite(
         name=gym.name,
         version="user",
         title=f"SyntaxGym suite {gym.name}",
         licence="not stated",
         metric="accuracy",
-        groups=(syntaxgym.LEVEL,),
-        macro=(syntaxgym.LEVEL,),
+        groups=(syntaxgym.PREDICTION_LEVEL,),
+        macro=(syntaxgym.PREDICTION_LEVEL,),
         items=tuple(kept),
-        digest=syntaxgym.digest(gym),
+        digest=syntaxgym.compute_digest(gym),
         notes=notes,
         formulas=formulas,
-        origin=(absolute(user_path(ref)),),
+        origin=(absolute_path(expand_user_path(ref)),),
     )
 
 
-def members(ref: str) -> list[str]:
-    """The suites behind a reference: a collection's, an age of acquisition's words, itself. UsageError for others."""
-    if pairs_csv.is_pairs_file(ref) or syntaxgym.is_gym_file(ref):
+def list_suite_refs(ref: str) -> list[str]:
+    """The suites behind a reference: a collection's, an age of acquisition's words, itself.
+    UsageError for others.
+    """
+    if pairs_csv.is_pairs_file(ref) or syntaxgym.is_syntaxgym_file(ref):
         return [ref]
-    if tasks.is_task(ref):
-        return tasks.members(ref)
-    spec, _ = declared(ref)
+    if tasks.is_lm_eval_ref(ref):
+        return tasks.list_suite_refs(ref)
+    spec, _ = read_declaration(ref)
     if isinstance(spec, CollectionSpec):
-        if not spec.suites():
-            finetuned = ",".join(spec.suites("finetune")) or "NAME"
+        if not spec.list_suites():
+            finetuned = ",".join(spec.list_suites("finetune")) or "NAME"
             hint = f"antlm-bench finetune --model CKPT --suite {finetuned}"
-            raise UsageError(f"nothing of the collection {ref!r} is scored", place="--suite", hint=hint)
-        return spec.suites()
+            raise UsageError(
+                f"nothing of the collection {ref!r} is scored", location="--suite", hint=hint
+            )
+        return spec.list_suites()
     if isinstance(spec, AcquisitionSpec):
         return [spec.words]
-    _scorable(ref, spec)
+    _require_scorable(ref, spec)
     return [ref]
 
 
-def suite(ref: str) -> tuple[SuiteSpec, Path]:
-    """The declaration of one suite, and its folder: the data of a user's own suite may lie beside its TOML."""
-    spec, folder = declared(ref)
-    if isinstance(spec, CollectionSpec):
-        raise UsageError(f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.suites())}")
-    return _scorable(ref, spec), folder
-
-
-def declared(ref: str) -> tuple[Declared, Path]:
-    """What a name of the catalog or a TOML declares, of whichever kind, and its folder."""
-    path = find("tasks", ref)
-    return read(path), path.parent
-
-
-def origin_of(ref: str, spec: Declared) -> tuple[str, ...]:
-    """Return the file of a declaration that is the user's own; () where it is the one that its name stands for.
-
-    That is ours, or a copy that asks the same; for a name that we do not ship the one in ANTLM_BENCH_PATH.
+def read_suite_spec(ref: str) -> tuple[SuiteSpec, Path]:
+    """The declaration of one suite, and its folder: the data of a user's own suite may lie beside
+    its TOML.
     """
-    path, ours = find("tasks", ref), shipped("tasks", spec.name)
+    spec, folder = read_declaration(ref)
+    if isinstance(spec, CollectionSpec):
+        raise UsageError(
+            f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.list_suites())}"
+        )
+    return _require_scorable(ref, spec), folder
+
+
+def read_declaration(ref: str) -> tuple[AnySpec, Path]:
+    """What a name of the catalog or a TOML declares, of whichever kind, and its folder."""
+    path = find_declaration("tasks", ref)
+    return read_spec(path), path.parent
+
+
+def find_origin(ref: str, spec: AnySpec) -> tuple[str, ...]:
+    """Return the file of a declaration that is the user's own; () where it is the one that its name
+    stands for.
+
+    That is ours, or a copy that asks the same; for a name that we do not ship the one in
+    ANTLM_BENCH_PATH.
+    """
+    path, ours = find_declaration("tasks", ref), shipped_declaration("tasks", spec.name)
     known = ours or catalog("tasks").get(spec.name)
-    if known is not None and (path.samefile(known) or (ours and _asks(spec) == _asks(read(ours)))):
+    if known is not None and (
+        path.samefile(known) or (ours and _scoring_fields(spec) == _scoring_fields(read_spec(ours)))
+    ):
         return ()
-    return (absolute(path),)
+    return (absolute_path(path),)
 
 
-def _asks(spec: Declared) -> object:
-    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie."""
+def _scoring_fields(spec: AnySpec) -> object:
+    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie.
+    """
     prose = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
-    return spec.kind, spec.model_dump(exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}})
+    return spec.kind, spec.model_dump(
+        exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}}
+    )
 
 
-def build(spec: SuiteSpec, files: records.Files) -> list[Item]:
+def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
     """The items of these files, in order. DataError names the first line that is wrong."""
-    reader = _Reader(spec)
+    reader = _ItemBuilder(spec)
     items: list[Item] = []
     places: dict[str, str] = {}
     for file, place, rows in files:
         for line, record in rows:
-            item = reader.item(file, record, f"{place}:{line}")
+            item = reader.build_item(file, record, f"{place}:{line}")
             if item is None:
                 continue
             if item.id in places:
-                raise DataError(f"the id {item.id!r} is already that of {places[item.id]}", place=f"{place}:{line}")
+                raise DataError(
+                    f"the id {item.id!r} is already that of {places[item.id]}",
+                    location=f"{place}:{line}",
+                )
             places[item.id] = f"{place}:{line}"
             items.append(item)
     if not items:
-        raise DataError("no items: every row is skipped, or there is none", place=spec.name)
+        raise DataError("no items: every row is skipped, or there is none", location=spec.name)
     return items
 
 
-def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool) -> list[str]:
-    """The note of an incomplete suite (or none). DataError where it is not allowed, or holds more than it should."""
+def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool) -> list[str]:
+    """The note of an incomplete suite (or none). DataError where it is not allowed, or holds more
+    than it should.
+    """
     if spec.expect is None:
         return []
-    level = spec.finest
+    level = spec.finest_level
     have = Counter(item.labels[level] if level else spec.name for item in items)
     want = spec.expect.counts or {spec.name: spec.expect.items}
     if level is None or not spec.expect.counts:
@@ -215,7 +262,11 @@ def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool)
     for group, count in have.items():
         if count > want.get(group, 0):
             message = f"{count} items in {group!r}, officially {want.get(group, 0)}"
-            raise DataError(message, place=spec.name, hint="these are not the files of this version of the suite")
+            raise DataError(
+                message,
+                location=spec.name,
+                hint="these are not the files of this version of the suite",
+            )
     short = [group for group in want if have[group] < want[group]]
     if not short:
         return []
@@ -223,108 +274,149 @@ def completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool)
     of = f"{len(short)} of {len(want)} {level}s short" if level else "short"
     note = f"incomplete: {sum(have.values())} of {spec.expect.items} {unit} ({of})"
     if not allow_incomplete:
-        named = ", ".join(f"{group} {have[group]}/{want[group]}" for group in short[:3]) + ", ..." * (len(short) > 3)
+        named = ", ".join(
+            f"{group} {have[group]}/{want[group]}" for group in short[:3]
+        ) + ", ..." * (len(short) > 3)
         hint = f"short: {named}; get the rest, or accept what is there with --allow-incomplete"
-        raise DataError(note, place=spec.name, hint=hint)
+        raise DataError(note, location=spec.name, hint=hint)
     return [note]
 
 
-class _Reader:
+class _ItemBuilder:
     """Records -> items by one declaration; counts per group, from which the running ids come."""
 
     def __init__(self, spec: SuiteSpec) -> None:
         self.spec = spec
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         texts = [text for option in spec.item.options for text in (option.context, option.scored)]
-        self.fields = {text: fields_of(text) for text in texts}
-        self.names = {text: fields_of(text) for text in (*spec.labels.values(), spec.item.id or "")}
+        self.text_fields = {text: template_fields(text) for text in texts}
+        self.name_fields = {
+            text: template_fields(text) for text in (*spec.labels.values(), spec.item.id or "")
+        }
 
-    def item(self, file: str, record: records.Record, place: str) -> Item | None:
+    def build_item(self, file: str, record: records.Record, location: str) -> Item | None:
         """The item of a record, None where the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
         record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
-        if rule.skip and _holds(value_of(record, rule.skip.field, place), rule.skip.containing):
+        if rule.skip and _contains(
+            get_field(record, rule.skip.field, location), rule.skip.containing
+        ):
             return None
-        labels = {label: self._name(template, record, place) for label, template in spec.labels.items()}
+        labels = {
+            label: self._fill_name(template, record, location)
+            for label, template in spec.labels.items()
+        }
         for label, renamed in spec.rename.items():
             labels[label] = renamed.get(labels[label], labels[label])
         if rule.each:
-            each = [{**record, "each": entry} for entry in self._entries(record, place)]
-            options = tuple(self._option(rule.options[0], one, place) for one in each)
+            each = [{**record, "each": entry} for entry in self._list_entries(record, location)]
+            options = tuple(self._build_option(rule.options[0], one, location) for one in each)
         else:
-            there = [o for o in rule.options if not any(value_of(record, f, place) in v for f, v in o.unless.items())]
-            options = tuple(self._option(template, record, place) for template in there)
-        group = labels[spec.finest] if spec.finest else spec.name
-        name = self._name(rule.id, record, place) if rule.id else f"{group}_{self.seen[group]}"
-        self.seen[group] += 1
-        return Item(name, options, self._gold(record, len(options), place), labels)
+            there = [
+                o
+                for o in rule.options
+                if not any(get_field(record, f, location) in v for f, v in o.unless.items())
+            ]
+            options = tuple(self._build_option(template, record, location) for template in there)
+        group = labels[spec.finest_level] if spec.finest_level else spec.name
+        name = (
+            self._fill_name(rule.id, record, location)
+            if rule.id
+            else f"{group}_{self.counts[group]}"
+        )
+        self.counts[group] += 1
+        return Item(name, options, self._read_gold(record, len(options), location), labels)
 
-    def _option(self, template: OptionSpec, record: records.Record, place: str) -> Option:
-        context = template.context and text_of(template.context, self.fields[template.context], record, place)
-        scored = text_of(template.scored, self.fields[template.scored], record, place)
+    def _build_option(self, template: OptionSpec, record: records.Record, location: str) -> Option:
+        context = template.context and fill_template(
+            template.context, self.text_fields[template.context], record, location
+        )
+        scored = fill_template(template.scored, self.text_fields[template.scored], record, location)
         if not scored.strip():
-            raise DataError(f"the text of {template.scored!r} is empty", place=place)
+            raise DataError(f"the text of {template.scored!r} is empty", location=location)
         text = context + scored
         return Option(text, (len(context), len(text)) if template.context else None)
 
-    def _entries(self, record: records.Record, place: str) -> list[Any]:
+    def _list_entries(self, record: records.Record, location: str) -> list[Any]:
         field, cut = str(self.spec.item.each), self.spec.item.split
-        value = value_of(record, field, place)
+        value = get_field(record, field, location)
         if cut and isinstance(value, str):
             value = value.split(cut)
         if not isinstance(value, list):
-            raise DataError(f"{field!r} must be {'a text' if cut else 'a list'}, not {described(value)}", place=place)
+            raise DataError(
+                f"{field!r} must be {'a text' if cut else 'a list'}, not {describe_value(value)}",
+                location=location,
+            )
         if len(value) < 2:
-            raise DataError(f"{field!r} gives {len(value)} option; an item needs two or more", place=place)
+            raise DataError(
+                f"{field!r} gives {len(value)} option; an item needs two or more", location=location
+            )
         return value
 
-    def _gold(self, record: records.Record, options: int, place: str) -> int | float:
+    def _read_gold(self, record: records.Record, num_options: int, location: str) -> int | float:
         gold = self.spec.item.gold
-        value = value_of(record, gold, place) if isinstance(gold, str) else gold
+        value = get_field(record, gold, location) if isinstance(gold, str) else gold
         if self.spec.metric == "spearman":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise DataError(f"{gold!r} must be a number in 0..1, not {value!r}", place=place)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= 1
+            ):
+                raise DataError(
+                    f"{gold!r} must be a number in 0..1, not {value!r}", location=location
+                )
             return float(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < options:
-            raise DataError(f"the right option must be 0..{options - 1}, not {value!r}", place=place)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_options:
+            raise DataError(
+                f"the right option must be 0..{num_options - 1}, not {value!r}", location=location
+            )
         return value
 
-    def _name(self, template: str, record: records.Record, place: str) -> str:
-        for field in self.names[template]:
-            value = value_of(record, field, place)
+    def _fill_name(self, template: str, record: records.Record, location: str) -> str:
+        for field in self.name_fields[template]:
+            value = get_field(record, field, location)
             if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-                raise DataError(f"{field!r} must be a text or a whole number, not {described(value)}", place=place)
-        return clean(template.format_map(record), template, place)
+                raise DataError(
+                    f"{field!r} must be a text or a whole number, not {describe_value(value)}",
+                    location=location,
+                )
+        return check_text(template.format_map(record), template, location)
 
 
-def _holds(value: Any, part: str) -> bool:
-    return any(part in entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str))
+def _contains(value: Any, substring: str) -> bool:
+    return any(
+        substring in entry
+        for entry in (value if isinstance(value, list) else [value])
+        if isinstance(entry, str)
+    )
 
 
-def _scorable(ref: str, spec: Declared) -> SuiteSpec:
+def _require_scorable(ref: str, spec: AnySpec) -> SuiteSpec:
     if isinstance(spec, SuiteSpec):
         return spec
     if isinstance(spec, AcquisitionSpec):
         hint = f"antlm-bench acquisition RUN... --suite {ref}; every checkpoint is scored on {spec.words}"
-        raise UsageError(f"{ref!r} is derived from the runs of checkpoints", place="--suite", hint=hint)
+        raise UsageError(
+            f"{ref!r} is derived from the runs of checkpoints", location="--suite", hint=hint
+        )
     hint = f"antlm-bench finetune --model CKPT --suite {ref}"
-    raise UsageError(f"{ref!r} is finetuned, not scored", place="--suite", hint=hint)
+    raise UsageError(f"{ref!r} is finetuned, not scored", location="--suite", hint=hint)
 
 
-def _official(spec: SuiteSpec, folder: Path) -> records.Files:
+def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
     if spec.grammar:
-        yield spec.name, spec.name, enumerate(grammar.records(spec.grammar), start=1)
+        yield spec.name, spec.name, enumerate(grammar.generate_pairs(spec.grammar), start=1)
         return
     assert spec.data is not None  # SuiteSpec: data or grammar
     for file in spec.data.files:
         if spec.children and file == spec.children.human:
             continue
-        found = sources.locate(spec, file, folder)
-        yield file, found.place, records.read(found.raw, file, found.place)
+        found = sources.get_file(spec, file, folder)
+        yield file, found.location, records.read_records(found.raw, file, found.location)
 
 
-def _first(items: list[Item], level: str | None, limit: int) -> list[Item]:
+def _limit_items(items: list[Item], level: str | None, limit: int) -> list[Item]:
     seen: Counter[str] = Counter()
     kept = []
     for item in items:
@@ -339,7 +431,11 @@ def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:
     sha = hashlib.sha256(json.dumps([spec.metric, spec.groups, spec.macro]).encode())
     encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
     for item in items:
-        sha.update(encode([item.id, [[o.text, o.span] for o in item.options], item.gold, item.labels]).encode())
+        sha.update(
+            encode(
+                [item.id, [[o.text, o.span] for o in item.options], item.gold, item.labels]
+            ).encode()
+        )
     if spec.times:
         sha.update(encode(spec.times.model_dump()).encode())
     return sha.hexdigest()

@@ -1,14 +1,16 @@
-"""A bare CSV, TSV or JSONL of pairs as a suite: the declaration that its owner did not have to write."""
+"""A bare CSV, TSV or JSONL of pairs as a suite: the declaration that its owner did not have to
+write.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from antlm_bench.declarations import nearest
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records
-from antlm_bench.suites.names import name_of_title, readable
+from antlm_bench.suites.names import slugify_title, to_valid_unicode
 from antlm_bench.suites.spec import DataSpec, FileSpec, ItemSpec, OptionSpec, SuiteSpec
 
 # Our columns, and the spellings that are recognised without being told (BLiMP's and lm-eval's).
@@ -20,45 +22,59 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "phenomenon": ("phenomenon", "linguistics_term"),
     "paradigm": ("paradigm", "UID"),
 }
-LEVELS = ("field", "phenomenon", "paradigm")
-ENDINGS = tuple(f".{ending}{packed}" for ending in records.READERS for packed in ("", ".gz"))
+GROUP_LEVELS = ("field", "phenomenon", "paradigm")
+FILE_EXTENSIONS = tuple(
+    f".{ending}{packed}" for ending in records.PARSERS for packed in ("", ".gz")
+)
 
 
 def is_pairs_file(ref: str) -> bool:
-    """Whether a reference is a file of pairs rather than a suite's name or TOML: its ending says so."""
-    return ref.lower().endswith(ENDINGS)
+    """Whether a reference is a file of pairs rather than a suite's name or TOML: its ending says
+    so.
+    """
+    return ref.lower().endswith(FILE_EXTENSIONS)
 
 
-def columns_of(ref: str, refs: Iterable[str], columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """The renamed columns of one of several references: of files of pairs alone; without any, `items.load` refuses."""
+def columns_for_ref(
+    ref: str, refs: Iterable[str], columns: Mapping[str, str] | None
+) -> Mapping[str, str] | None:
+    """The renamed columns of one of several references: of files of pairs alone; without any,
+    `items.load` refuses.
+    """
     return columns if is_pairs_file(ref) or not any(map(is_pairs_file, refs)) else None
 
 
-def read(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.Files]:
-    """A suite of the pairs in a file, and its records as `items.build` takes them. `columns`: our column -> theirs.
+def read_pairs(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.RecordFiles]:
+    """A suite of the pairs in a file, and its records as `items.build` takes them. `columns`: our
+    column -> theirs.
 
-    Raises UsageError (a column that is not ours), DataError (absent, unreadable, no rows, a column missing).
+    Raises UsageError (a column that is not ours), DataError (absent, unreadable, no rows, a column
+    missing).
     """
     for ours in columns:
         if ours not in COLUMNS:
-            hint = nearest(ours, COLUMNS) or f"ours are {', '.join(COLUMNS)}"
-            raise UsageError(f"unknown column {ours!r}", place="--columns", hint=hint)
+            hint = suggest_name(ours, COLUMNS) or f"ours are {', '.join(COLUMNS)}"
+            raise UsageError(f"unknown column {ours!r}", location="--columns", hint=hint)
     file = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    rows = records.read(files.read(path), path.name.lower(), str(path))
+    rows = records.read_records(files.read_bytes(path), path.name.lower(), str(path))
     first = next(rows, None)
     if first is None:
-        raise DataError("0 rows", place=str(path), hint="a file of pairs needs the columns good and bad")
-    theirs = _match(first[1], columns, f"{path}:{first[0]}")
-    spec = _spec(file, path.name, set(theirs))
-    return spec, [(file, str(path), _renamed(first, rows, theirs, str(path)))]
+        raise DataError(
+            "0 rows", location=str(path), hint="a file of pairs needs the columns good and bad"
+        )
+    theirs = _match_columns(first[1], columns, f"{path}:{first[0]}")
+    spec = _build_spec(file, path.name, set(theirs))
+    return spec, [(file, str(path), _rename_columns(first, rows, theirs, str(path)))]
 
 
-def named(file: str) -> str:
+def suite_name_from_file(file: str) -> str:
     """What a suite is called that is a file of the user's, "" where its name has no letter."""
-    return name_of_title(file.rpartition(".")[0])
+    return slugify_title(file.rpartition(".")[0])
 
 
-def _match(record: records.Record, columns: Mapping[str, str], place: str) -> dict[str, str]:
+def _match_columns(
+    record: records.Record, columns: Mapping[str, str], location: str
+) -> dict[str, str]:
     """Our column -> theirs, for those that the file has."""
     known = ", ".join(map(repr, list(record)[:20]))
     found = {}
@@ -68,28 +84,36 @@ def _match(record: records.Record, columns: Mapping[str, str], place: str) -> di
         if present:
             found[ours] = present[0]
         elif ours in columns or ours in ("good", "bad"):
-            hint = nearest(wanted[0], record) or f"there are {known}; say which with --columns {ours}=..."
-            raise DataError(f"the column {wanted[0]!r} is missing", place=place, hint=hint)
+            hint = (
+                suggest_name(wanted[0], record)
+                or f"there are {known}; say which with --columns {ours}=..."
+            )
+            raise DataError(f"the column {wanted[0]!r} is missing", location=location, hint=hint)
     return found
 
 
-def _renamed(
-    first: tuple[int, records.Record], rest: records.Records, theirs: Mapping[str, str], place: str
+def _rename_columns(
+    first: tuple[int, records.Record],
+    rest: records.Records,
+    column_names: Mapping[str, str],
+    location: str,
 ) -> Iterator[tuple[int, records.Record]]:
     for rows in ([first], rest):
         for line, record in rows:
-            if missing := [name for name in theirs.values() if name not in record]:
-                raise DataError(f"the field {missing[0]!r} is missing", place=f"{place}:{line}")
-            yield line, {ours: record[name] for ours, name in theirs.items()}
+            if missing := [name for name in column_names.values() if name not in record]:
+                raise DataError(
+                    f"the field {missing[0]!r} is missing", location=f"{location}:{line}"
+                )
+            yield line, {ours: record[name] for ours, name in column_names.items()}
 
 
-def _spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
-    groups = tuple(level for level in LEVELS if level in columns)
+def _build_spec(file: str, title: str, columns: set[str]) -> SuiteSpec:
+    groups = tuple(level for level in GROUP_LEVELS if level in columns)
     return SuiteSpec(
         kind="suite",
-        name=named(file) or "pairs",
+        name=suite_name_from_file(file) or "pairs",
         version="user",
-        title=f"pairs of {readable(title)}",
+        title=f"pairs of {to_valid_unicode(title)}",
         licence="not stated",
         citation="not stated",
         groups=groups,

@@ -1,6 +1,8 @@
-"""What a training run leaves on disk: checkpoints that others can open, and the state from which it continues.
+"""What a training run leaves on disk: checkpoints that others can open, and the state from which it
+continues.
 
-Everything is written beside its place and renamed into it, so that a full disk or SIGKILL costs nothing older.
+Everything is written beside its place and renamed into it, so that a full disk or SIGKILL costs
+nothing older.
 """
 
 from __future__ import annotations
@@ -17,32 +19,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from antlm_bench.architectures import registration
-from antlm_bench.checkpoints import CARD
-from antlm_bench.checkpoints.pretrained import quiet
+from antlm_bench.checkpoints import CARD_KEY
+from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
 
-Facts = dict[str, Any]
+Metadata = dict[str, Any]
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
-    """A Hugging Face folder: safetensors, tokenizer, the card in config.json and in words in README.md.
+    """A Hugging Face folder: safetensors, tokenizer, the card in config.json and in words in
+    README.md.
 
-    Architectures of ours carry their file, so that others can open them with remote code. Raises RunError.
+    Architectures of ours carry their file, so that others can open them with remote code. Raises
+    RunError.
     """
 
-    def write(place: Path) -> None:
-        setattr(model.config, CARD, dict(card))
-        with quiet():  # the library's progress bars
-            model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        registration.carry(place)
-        make_portable(place)
-        (place / "README.md").write_text(readme(folder.name, model, card), encoding="utf-8")
+    def write(directory: Path) -> None:
+        setattr(model.config, CARD_KEY, dict(card))
+        with silence_transformers():  # the library's progress bars
+            model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        registration.add_remote_code(directory)
+        make_transformers4_compatible(directory)
+        (directory / "README.md").write_text(
+            render_readme(folder.name, model, card), encoding="utf-8"
+        )
 
-    _whole(folder, write)
+    _write_atomically(folder, write)
 
 
-def make_portable(folder: Path) -> None:
+def make_transformers4_compatible(folder: Path) -> None:
     """Rewrite a saved checkpoint so that transformers 4 reads it as transformers 5 does.
 
     BabyLM's official pipelines pin 4.51: it does not know the tokenizer class that 5 writes, looks
@@ -53,9 +59,15 @@ def make_portable(folder: Path) -> None:
     settings = json.loads(tokenizer.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["model_input_names"] = ["input_ids", "attention_mask"]
-    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here is nobody's business
+    for key in (
+        "backend",
+        "is_local",
+        "local_files_only",
+    ):  # how it was loaded here is nobody's business
         settings.pop(key, None)
-    splitting = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    splitting = (
+        json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    )
     if "add_prefix_space" in splitting:
         settings["add_prefix_space"] = splitting["add_prefix_space"]
     config = folder / "config.json"
@@ -66,23 +78,24 @@ def make_portable(folder: Path) -> None:
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def readme(name: str, model: Any, card: Mapping[str, Any]) -> str:
+def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> str:
     """The card in words, with the block that the hub reads."""
     count = sum(p.numel() for p in model.parameters())
     scale = f", scale {card['scale']}" if card["scale"] else ""
     methods = ", ".join(f"`{method}`" for method in card["methods"])
     return (
         "---\nlibrary_name: transformers\ntags: [babylm, antlm-bench]\n---\n\n"
-        f"# {card['recipe']}{scale}: {name}\n\n"
+        f"# {card['recipe']}{scale}: {checkpoint_name}\n\n"
         f"| | |\n| --- | --- |\n| architecture | {type(model).__name__}, {count:,} parameters |\n"
         f"| attends | {' and '.join(card['attends'])} |\n| scored as | {methods} |\n"
         f"| words seen | {card['words_seen']:,} |\n| tokens seen | {card['tokens_seen']:,} |\n"
         f"| steps | {card['steps']:,} |\n| seed | {card['seed']} |\n\n"
-        f"    antlm-bench score --model {name} --suite blimp\n\n" + opening_advice(model, card)
+        f"    antlm-bench score --model {checkpoint_name} --suite blimp\n\n"
+        + describe_loading(model, card)
     )
 
 
-def opening_advice(model: Any, card: Mapping[str, Any]) -> str:
+def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
     """How others open the checkpoint with transformers, in sentences."""
     kind, masked = model.config.model_type, "full" in card["attends"]
     lines = []
@@ -91,7 +104,7 @@ def opening_advice(model: Any, card: Mapping[str, Any]) -> str:
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` from "
             "the file that lies beside the weights."
         )
-    elif masked and kind in registration.HYBRIDS:
+    elif masked and kind in registration.HYBRID_ARCHITECTURES:
         lines.append(
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline `fill-mask` "
             "need `trust_remote_code=True` for the file that lies beside the weights."
@@ -108,39 +121,47 @@ def opening_advice(model: Any, card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
+    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError.
+    """
 
-    def write(place: Path) -> None:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, place / "tensors")
-        (place / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    def write(directory: Path) -> None:
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
+            directory / "tensors",
+        )
+        (directory / "facts.json").write_text(json.dumps(metadata), encoding="utf-8")
 
     newest = folder / f"{step:08}"
     if not newest.exists():
-        _whole(newest, write)
+        _write_atomically(newest, write)
     for other in folder.iterdir():
         if other != newest:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], Facts] | None:
+def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
     """The newest whole state, None where there is none. Raises RunError where it cannot be read."""
     whole = [path for path in folder.glob("*") if path.name.isdecimal()]
     if not whole:
         return None
     newest = max(whole, key=lambda path: int(path.name))
     try:
-        return load_file(newest / "tensors"), json.loads((newest / "facts.json").read_text(encoding="utf-8"))
+        return load_file(newest / "tensors"), json.loads(
+            (newest / "facts.json").read_text(encoding="utf-8")
+        )
     except Exception as error:  # safetensors and json each have their own
         raise RunError(
-            f"the state cannot be read: {error}", place=str(newest), hint="delete the folder: training starts anew"
+            f"the state cannot be read: {error}",
+            location=str(newest),
+            hint="delete the folder: training starts anew",
         ) from error
 
 
-def flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Facts]:
+def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Metadata]:
     """An optimizer's state as tensors by name, and what is no tensor."""
     tensors: dict[str, Tensor] = {}
-    rest: Facts = {}
+    rest: Metadata = {}
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if isinstance(value, Tensor):
@@ -150,28 +171,36 @@ def flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Facts]:
     return tensors, rest
 
 
-def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Facts) -> None:
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], non_tensors: Metadata
+) -> None:
     """Undo `flat`."""
-    state: dict[int, Facts] = {}
-    for name, value in [*tensors.items(), *rest.items()]:
+    state: dict[int, Metadata] = {}
+    for name, value in [*tensors.items(), *non_tensors.items()]:
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def prefixed(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def add_prefix(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors}
 
 
-def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin so, without the beginning."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
-def _whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if that fails.
+def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if
+    that fails.
 
-    The names beside it are always the same, so that what a killed process left there is cleared by the next.
+    The names beside it are always the same, so that what a killed process left there is cleared by
+    the next.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
     try:
@@ -187,7 +216,7 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
             old.rename(folder)
         reason = getattr(error, "strerror", None) or error
         hint = "free some space and run the same command: it continues from the last state"
-        raise RunError(f"cannot be written: {reason}", place=str(folder), hint=hint) from error
+        raise RunError(f"cannot be written: {reason}", location=str(folder), hint=hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""A model from its declaration, and the two halves of its forward: hidden states, and what its LM head reads.
+"""A model from its declaration, and the two halves of its forward: hidden states, and what its LM
+head reads.
 
-The halves are apart because a masked objective has a target at one position in seven, and the head is the widest
-matrix of a small model: it runs where a target stands, and nowhere else.
+The halves are apart because a masked objective has a target at one position in seven, and the head
+is the widest matrix of a small model: it runs where a target stands, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,31 +20,42 @@ from transformers.masking_utils import sdpa_mask
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
 from antlm_bench.errors import DeclarationError
-from antlm_bench.scoring.cpu_kernels import Rotations
+from antlm_bench.scoring.cpu_kernels import RotaryPatch
 from antlm_bench.training import dropout
-from antlm_bench.training.corpus import BOS, EOS, PAD
-from antlm_bench.training.dropout import attend as keyed_attention
-from antlm_bench.training.objectives import Batch
+from antlm_bench.training.corpus import BOS_ID, EOS_ID, PAD_ID
+from antlm_bench.training.dropout import keyed_dropout_attention as keyed_attention
+from antlm_bench.training.objectives import TrainingBatch
 from antlm_bench.training.recipe import ModelSpec
 
 
-def build(spec: ModelSpec, vocabulary: int, masked: bool) -> Any:
-    """A freshly initialised model from torch's global seed. masked: an encoder is saved as a masked LM, else as a
-    causal one; the weights have the same names in both. Raises DeclarationError for a shape that cannot be.
+def build_model(spec: ModelSpec, vocab_size: int, masked: bool) -> Any:
+    """A freshly initialised model from torch's global seed. masked: an encoder is saved as a masked
+    LM, else as a causal one; the weights have the same names in both. Raises DeclarationError for a
+    shape that cannot be.
     """
-    shape = {"vocab_size": vocabulary, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    shape = {
+        "vocab_size": vocab_size,
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+    }
     shape |= {"tie_word_embeddings": spec.tied}
-    make = {"llama": _llama, "gpt2": _gpt2, "ltg-bert": _ltg_bert, "gpt-bert": _gpt_bert}[spec.architecture]
+    make = {
+        "llama": _build_llama,
+        "gpt2": _build_gpt2,
+        "ltg-bert": _build_ltg_bert,
+        "gpt-bert": _build_gpt_bert,
+    }[spec.architecture]
     try:
         return make(spec, shape, masked)
     except ValueError as error:  # numbers that a configuration refuses
-        raise DeclarationError(str(error), place="model") from error
+        raise DeclarationError(str(error), location="model") from error
 
 
-def _llama(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+def _build_llama(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
     del masked
     config = transformers.LlamaConfig(
-        **shape,
+        **common_config,
         hidden_size=spec.hidden,
         num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads,
@@ -56,10 +68,10 @@ def _llama(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def _gpt2(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+def _build_gpt2(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
     del masked
     config = transformers.GPT2Config(
-        **shape,
+        **common_config,
         n_embd=spec.hidden,
         n_layer=spec.layers,
         n_head=spec.heads,
@@ -73,8 +85,8 @@ def _gpt2(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
     return transformers.GPT2LMHeadModel(config)
 
 
-def _encoder(spec: ModelSpec, shape: dict[str, Any]) -> dict[str, Any]:
-    return shape | {
+def _encoder_config(spec: ModelSpec, common_config: dict[str, Any]) -> dict[str, Any]:
+    return common_config | {
         "hidden_size": spec.hidden,
         "num_hidden_layers": spec.layers,
         "num_attention_heads": spec.heads,
@@ -87,92 +99,140 @@ def _encoder(spec: ModelSpec, shape: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ltg_bert(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
-    config = LtgBertConfig(**_encoder(spec, shape), layer_mix=spec.layer_mix)
+def _build_ltg_bert(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
+    config = LtgBertConfig(**_encoder_config(spec, common_config), layer_mix=spec.layer_mix)
     return (LtgBertForMaskedLM if masked else LtgBertForCausalLM)(config)
 
 
-def _gpt_bert(spec: ModelSpec, shape: dict[str, Any], masked: bool) -> Any:
+def _build_gpt_bert(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
     config = GptBertConfig(
-        **_encoder(spec, shape), attention_gate=spec.attention_gate, layer_weights=spec.layer_weights
+        **_encoder_config(spec, common_config),
+        attention_gate=spec.attention_gate,
+        layer_weights=spec.layer_weights,
     )
     return (GptBertForMaskedLM if masked else GptBertForCausalLM)(config)
 
 
-def targets_of(model: Any, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor]:
+def hidden_states_at_targets(
+    model: Any, batch: TrainingBatch, all_positions: bool = False
+) -> tuple[Tensor, Tensor]:
     """What the output embedding sees where a target stands: hidden (n, d), and the targets (n,).
 
     everywhere: at all n = b x t positions; where there is no target, it is negative.
     """
     device = model.get_input_embeddings().weight.device
     targets = torch.from_numpy(batch.targets).flatten()
-    asked = np.full(batch.targets.shape, True) if everywhere else batch.targets >= 0
+    asked = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
     wanted = torch.from_numpy(asked).flatten().nonzero()[:, 0]
-    hidden = states(model, batch).flatten(0, 1).index_select(0, wanted.to(device))
+    hidden = compute_hidden_states(model, batch).flatten(0, 1).index_select(0, wanted.to(device))
     if hasattr(model, "head"):
-        with dropout.gathered(asked.sum(1).tolist()) if model.training else nullcontext():
+        with dropout.gathered_positions(asked.sum(1).tolist()) if model.training else nullcontext():
             hidden = model.head.transform(hidden)
     return hidden, targets[wanted].to(device)
 
 
-def states(model: Any, batch: Batch) -> Tensor:
-    """Hidden states (b, t, d) of a batch, each row attending as the batch says, whatever the model's own direction."""
-    device = model.get_input_embeddings().weight.device
-    mask, more = batch.attention(), {}
-    if model.config.model_type == "gpt2":  # positions are learned, so that each document must count from 0
-        more["position_ids"] = torch.from_numpy(batch.positions).to(device)
-    ids = torch.from_numpy(batch.inputs).to(device)
-    mask = mask if mask is None else mask.to(device)
-    return attended(model.base_model, ids, mask, causal=batch.causal, natively=natively_causal(model), **more)
-
-
-def attended(body: Any, ids: Tensor, mask: Tensor | None, *, causal: bool, natively: bool, **more: Tensor) -> Tensor:
-    """Hidden states (b, t, d) of ids (b, t), attending causally or in full, whatever the body's own direction.
-
-    mask: None where rows are whole; (b, t), 1 = a token, where the body attends in full by itself; or (b, 1, t, t),
-    which says it all. natively: whether the body is causal when nothing is said. more: further inputs of the body.
+def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
+    """Hidden states (b, t, d) of a batch, each row attending as the batch says, whatever the
+    model's own direction.
     """
-    if mask is None and causal != natively:
-        mask = torch.ones(1, 1, *(ids.shape[1],) * 2, dtype=torch.bool, device=ids.device)
-        mask = mask.tril() if causal else mask
-    inputs: dict[str, Any] = {"input_ids": ids, **more}
-    inputs |= {} if mask is None else {"attention_mask": mask}
-    inputs |= {"use_cache": False} if hasattr(body.config, "use_cache") else {}
-    with Rotations.of(body).quick():
-        hidden: Tensor = body(**inputs)[0]
+    device = model.get_input_embeddings().weight.device
+    mask, more = batch.attention_mask(), {}
+    if (
+        model.config.model_type == "gpt2"
+    ):  # positions are learned, so that each document must count from 0
+        more["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
+    ids = torch.from_numpy(batch.input_ids).to(device)
+    mask = mask if mask is None else mask.to(device)
+    return forward_with_mask(
+        model.base_model,
+        ids,
+        mask,
+        causal=batch.causal,
+        natively_causal=is_natively_causal(model),
+        **more,
+    )
+
+
+def forward_with_mask(
+    backbone: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    causal: bool,
+    natively_causal: bool,
+    **model_inputs: Tensor,
+) -> Tensor:
+    """Hidden states (b, t, d) of ids (b, t), attending causally or in full, whatever the body's own
+    direction.
+
+    mask: None where rows are whole; (b, t), 1 = a token, where the body attends in full by itself;
+    or (b, 1, t, t), which says it all. natively: whether the body is causal when nothing is said.
+    more: further inputs of the body.
+    """
+    if attention_mask is None and causal != natively_causal:
+        attention_mask = torch.ones(
+            1, 1, *(input_ids.shape[1],) * 2, dtype=torch.bool, device=input_ids.device
+        )
+        attention_mask = attention_mask.tril() if causal else attention_mask
+    inputs: dict[str, Any] = {"input_ids": input_ids, **model_inputs}
+    inputs |= {} if attention_mask is None else {"attention_mask": attention_mask}
+    inputs |= {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
+    with RotaryPatch.for_model(backbone).active():
+        hidden: Tensor = backbone(**inputs)[0]
     return hidden
 
 
-KEYED = "antlm_keyed"  # the name under which `_attend` is registered with the library
+KEYED_ATTENTION = (
+    "antlm_keyed"  # the name under which `_keyed_attention_forward` is registered with the library
+)
 
 
-def key_dropout(model: Any) -> None:
-    """Key all dropout of a model by sample (see `dropout`), also what the library's attention takes as a number."""
-    dropout.key(model)
+def use_keyed_dropout(model: Any) -> None:
+    """Key all dropout of a model by sample (see `dropout`), also what the library's attention takes
+    as a number.
+    """
+    dropout.replace_dropout_modules(model)
     if model.config._attn_implementation == "sdpa" and model._supports_sdpa:
-        transformers.AttentionInterface.register(KEYED, _attend)
-        transformers.AttentionMaskInterface.register(KEYED, sdpa_mask)
-        model.set_attn_implementation(KEYED)
+        transformers.AttentionInterface.register(KEYED_ATTENTION, _keyed_attention_forward)
+        transformers.AttentionMaskInterface.register(KEYED_ATTENTION, sdpa_mask)
+        model.set_attn_implementation(KEYED_ATTENTION)
 
 
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, **more: Any
+def _keyed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The library's own attention, but where there is something to drop out."""
-    if not dropout or more.get("position_bias") is not None:
-        return cast(tuple[Tensor, None], sdpa_attention_forward(module, query, key, value, mask, dropout, **more))
-    said = more.get("is_causal")
-    causal = mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if said is None else said)
-    context = keyed_attention(query, key, value, mask, p=dropout, scaling=more.get("scaling"), causal=causal)
+    if not dropout or kwargs.get("position_bias") is not None:
+        return cast(
+            tuple[Tensor, None],
+            sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **kwargs),
+        )
+    said = kwargs.get("is_causal")
+    causal = (
+        attention_mask is None
+        and query.shape[2] > 1
+        and (getattr(module, "is_causal", True) if said is None else said)
+    )
+    context = keyed_attention(
+        query, key, value, attention_mask, p=dropout, scaling=kwargs.get("scaling"), causal=causal
+    )
     return context.transpose(1, 2).contiguous(), None
 
 
-def natively_causal(model: Any) -> bool:
-    """Which way rows attend when nothing is said: our encoders carry it, the library's decoders are causal."""
+def is_natively_causal(model: Any) -> bool:
+    """Which way rows attend when nothing is said: our encoders carry it, the library's decoders are
+    causal.
+    """
     return bool(getattr(model.base_model, "causal", True))
 
 
-def output_head(model: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
+def lm_head_parameters(model: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Weight (V, d) and bias (V,) of the output embedding."""
     layer = model.get_output_embeddings()
     return layer.weight, layer.bias

@@ -44,9 +44,14 @@ def test_the_body_of_a_causal_model_is_causal_by_itself_and_the_weights_are_the_
     assert [n for n, _ in masked.named_parameters()] == [n for n, _ in causal.named_parameters()]
     triangle = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
     direct = causal.base_model(input_ids=IDS).last_hidden_state
-    assert close(direct, masked.base_model(input_ids=IDS, attention_mask=triangle).last_hidden_state)
+    assert close(
+        direct, masked.base_model(input_ids=IDS, attention_mask=triangle).last_hidden_state
+    )
     everything = torch.ones(1, 1, 7, 7)
-    assert close(logits(causal, input_ids=IDS, attention_mask=everything.bool()), logits(masked, input_ids=IDS))
+    assert close(
+        logits(causal, input_ids=IDS, attention_mask=everything.bool()),
+        logits(masked, input_ids=IDS),
+    )
     assert close(
         logits(causal, input_ids=IDS, attention_mask=0 * everything), logits(masked, input_ids=IDS)
     )  # additive
@@ -60,8 +65,14 @@ def test_padding_on_either_side_changes_nothing_at_real_positions(kind, suffix, 
     ones, none = torch.ones(1, 7), torch.zeros(1, 2)
     with mode():
         alone = logits(model, input_ids=IDS)
-        right = logits(model, input_ids=torch.cat([IDS, pad], 1), attention_mask=torch.cat([ones, none], 1))
-        left = logits(model, input_ids=torch.cat([pad, IDS], 1), attention_mask=torch.cat([none, ones], 1).long())
+        right = logits(
+            model, input_ids=torch.cat([IDS, pad], 1), attention_mask=torch.cat([ones, none], 1)
+        )
+        left = logits(
+            model,
+            input_ids=torch.cat([pad, IDS], 1),
+            attention_mask=torch.cat([none, ones], 1).long(),
+        )
     assert close(alone, right[:, :7]) and close(alone, left[:, 2:])
     assert right.isfinite().all() and left.isfinite().all()
 
@@ -98,12 +109,16 @@ def test_a_row_that_may_attend_nothing_is_finite(kind, mode, dtype):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_texts_longer_than_the_furthest_distance_are_possible_and_lengths_may_come_in_any_order(kind):
+def test_texts_longer_than_the_furthest_distance_are_possible_and_lengths_may_come_in_any_order(
+    kind,
+):
     model = filled(kind)[0]
     long = torch.arange(3, 19).repeat(3)[None]
     with torch.inference_mode():
         first = logits(model, input_ids=long)
     assert first.shape == (1, 48, 20) and first.isfinite().all()
-    short = model(input_ids=IDS)  # the index built under inference mode serves a forward with gradients
+    short = model(
+        input_ids=IDS
+    )  # the index built under inference mode serves a forward with gradients
     short.logits.sum().backward()
     assert close(short.logits.detach(), logits(filled(kind)[0], input_ids=IDS))

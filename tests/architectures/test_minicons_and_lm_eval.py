@@ -1,4 +1,6 @@
-"""minicons and lm-eval load a folder that our architectures were saved into, and answer with our numbers."""
+"""minicons and lm-eval load a folder that our architectures were saved into, and answer with our
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ def save(request, tmp_path):
     module, prefix = MODELS[request.param]
 
     def make(kind: str):
-        config = getattr(module, prefix + "Config")(**SIZES | {"vocab_size": 400, "max_position_embeddings": 64})
-        model = getattr(module, prefix + {"causal": "ForCausalLM", "masked": "ForMaskedLM"}[kind])(config)
+        config = getattr(module, prefix + "Config")(
+            **SIZES | {"vocab_size": 400, "max_position_embeddings": 64}
+        )
+        model = getattr(module, prefix + {"causal": "ForCausalLM", "masked": "ForMaskedLM"}[kind])(
+            config
+        )
         for parameter in model.parameters():
             parameter.data.mul_(3)
         model.save_pretrained(tmp_path / kind)
@@ -34,24 +40,30 @@ def save(request, tmp_path):
 
 
 def minicons(kind, folder):
-    """A scorer that has loaded the folder itself (see scoring.external for the tokenizer's alias)."""
+    """A scorer that has loaded the folder itself (see scoring.peers for the tokenizer's alias)."""
     from minicons import scorer
     from transformers import PreTrainedTokenizerFast
 
     if not hasattr(PreTrainedTokenizerFast, "batch_encode_plus"):
-        PreTrainedTokenizerFast.batch_encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)
-    return (scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer)(str(folder), "cpu")
+        PreTrainedTokenizerFast.batch_encode_plus = lambda self, *args, **kwargs: self(
+            *args, **kwargs
+        )
+    return (scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer)(
+        str(folder), "cpu"
+    )
 
 
 def test_minicons_loads_our_causal_checkpoints(save):
     folder = save("causal")
-    theirs = peers.minicons_scores(minicons("causal", folder), TEXTS, 3)  # batches of unequal lengths: padded
+    theirs = peers.score_with_minicons(
+        minicons("causal", folder), TEXTS, 3
+    )  # batches of unequal lengths: padded
     assert theirs == pytest.approx(ours(folder, TEXTS, "causal"), abs=1e-4)
 
 
 def test_minicons_loads_our_masked_checkpoints(save):
     folder = save("masked")
-    theirs = peers.minicons_scores(minicons("masked", folder), TEXTS, 3, PLL_metric="original")
+    theirs = peers.score_with_minicons(minicons("masked", folder), TEXTS, 3, PLL_metric="original")
     assert theirs == pytest.approx(ours(folder, TEXTS, "mlm"), abs=1e-4)
 
 

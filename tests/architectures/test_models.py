@@ -1,4 +1,6 @@
-"""Our architectures as transformers models: configuration, initial weights, gradients, heads, saving and loading."""
+"""Our architectures as transformers models: configuration, initial weights, gradients, heads,
+saving and loading.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ IDS = torch.tensor([[3, 7, 19, 4, 4, 11, 2], [5, 9, 3, 3, 8, 2, 0]])
     ],
 )
 def test_an_impossible_configuration_names_its_key(config_class, key, value):
-    with pytest.raises(ValueError, match="num_attention_heads" if "heads" in key else "position_bucket_size"):
+    with pytest.raises(
+        ValueError, match="num_attention_heads" if "heads" in key else "position_bucket_size"
+    ):
         config_class(**SIZES | {key: value})
 
 
@@ -39,15 +43,21 @@ def test_an_unknown_layer_mix_is_named_beside_the_known_ones():
 
 
 def test_published_sizes():
-    """Counted by hand: 98.2M for LTG-BERT base of a 16384 vocabulary, 119M for GPT-BERT (their papers)."""
+    """Counted by hand: 98.2M for LTG-BERT base of a 16384 vocabulary, 119M for GPT-BERT (their
+    papers).
+    """
     with torch.device("meta"):
         ltg, gpt = LtgBertModel(LtgBertConfig()), GptBertModel(GptBertConfig())
         small = GptBertModel(
-            GptBertConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1280, vocab_size=8192)
+            GptBertConfig(
+                hidden_size=384, num_attention_heads=6, intermediate_size=1280, vocab_size=8192
+            )
         )
     d, ff, layers = 768, 2048, 12
     per_layer = 4 * d * d + 4 * d + 2 * d + 3 * d * ff
-    assert sum(p.numel() for p in ltg.parameters()) == 16384 * d + 63 * d + 2 * d + layers * per_layer
+    assert (
+        sum(p.numel() for p in ltg.parameters()) == 16384 * d + 63 * d + 2 * d + layers * per_layer
+    )
     assert abs(sum(p.numel() for p in gpt.parameters()) - 119e6) < 1.5e6
     assert abs(sum(p.numel() for p in small.parameters()) - 30e6) < 1.5e6
 
@@ -77,7 +87,9 @@ def test_layer_mixing_starts_as_published():
             assert layer.mix.alpha.tolist() == [0.0] * n + [last]
     assert model.model.mix.alpha.tolist() == [0.0] * 4
     for n, layer in enumerate(make("gpt").model.layers):
-        assert [mix.alpha.tolist() for mix in layer.mixes] == [[0.0] * (2 * n + i) + [1.0] for i in (1, 2)]
+        assert [mix.alpha.tolist() for mix in layer.mixes] == [
+            [0.0] * (2 * n + i) + [1.0] for i in (1, 2)
+        ]
 
 
 def test_weighted_layers_are_at_first_the_plain_residual_stream():
@@ -91,8 +103,11 @@ def test_weighted_layers_are_at_first_the_plain_residual_stream():
 def test_gradient_reaches_every_parameter(kind, suffix):
     model = filled(kind, suffix)[0].train()
     model(input_ids=IDS, labels=IDS).loss.backward()
-    # The first layer of an ELC-BERT mixes the embedding alone: its soft-maxed weight is 1, whatever alpha is.
-    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    # The first layer of an ELC-BERT mixes the embedding alone: its soft-maxed weight is 1, whatever
+    # alpha is.
+    still = {
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    }
     assert still == ({"model.layers.0.mix.alpha"} if kind not in ("", "gpt") else set())
 
 
@@ -110,15 +125,20 @@ def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
 def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
-    """All but the one of the table of relative positions, which is marked as shared by all texts."""
+    """All but the one of the table of relative positions, which is marked as shared by all texts.
+    """
     model = make(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     shapes, shared = [], []
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             seen = shared if getattr(module, "shared", False) else shapes
-            module.register_forward_hook(lambda _m, inputs, _o, seen=seen: seen.append(tuple(inputs[0].shape)))
+            module.register_forward_hook(
+                lambda _m, inputs, _o, seen=seen: seen.append(tuple(inputs[0].shape))
+            )
     first, second = model(input_ids=IDS).logits, model(input_ids=IDS).logits
-    assert not torch.equal(first, second) and {s[0] for s in shapes} == {2} and (2, 3, 7, 7) in shapes
+    assert (
+        not torch.equal(first, second) and {s[0] for s in shapes} == {2} and (2, 3, 7, 7) in shapes
+    )
     assert set(shared) == {tuple(model.model.positions.table.weight.shape)}
     assert len(shared) == 2 * model.config.num_hidden_layers
     torch.manual_seed(1)
@@ -130,7 +150,9 @@ def test_the_head_is_a_transform_and_a_tied_decoder():
     for kind in ("", "gpt"):
         model = filled(kind)[0]
         hidden = model.base_model(input_ids=IDS).last_hidden_state
-        assert torch.equal(model.head.decoder(model.head.transform(hidden)), model(input_ids=IDS).logits)
+        assert torch.equal(
+            model.head.decoder(model.head.transform(hidden)), model(input_ids=IDS).logits
+        )
         assert model.get_output_embeddings() is model.head.decoder
         assert model.head.decoder.weight is model.get_input_embeddings().weight
 
@@ -138,7 +160,12 @@ def test_the_head_is_a_transform_and_a_tied_decoder():
 @pytest.mark.parametrize("kind", ["", "weighted_output", "gpt"])
 def test_usual_arguments_are_understood(kind):
     model = filled(kind)[0]
-    output = model(input_ids=IDS, position_ids=torch.arange(7)[None], use_cache=False, output_hidden_states=True)
+    output = model(
+        input_ids=IDS,
+        position_ids=torch.arange(7)[None],
+        use_cache=False,
+        output_hidden_states=True,
+    )
     assert len(output.hidden_states) == 4 and output.hidden_states[0].shape == (2, 7, 12)
     as_tuple = model(input_ids=IDS, return_dict=False, labels=IDS)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[1], output.logits)
@@ -185,7 +212,9 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
             model = make(kind, "ForSequenceClassification", num_labels=3, **more)
             output = model(input_ids=IDS, labels=labels)
             pairs = zip(output.logits.flatten().tolist(), labels.flatten().tolist(), strict=True)
-            assert output.loss.item() == pytest.approx(sum(term(x, y) for x, y in pairs) / count, rel=1e-4)
+            assert output.loss.item() == pytest.approx(
+                sum(term(x, y) for x, y in pairs) / count, rel=1e-4
+            )
         more = {"problem_type": "single_label_classification"} if named else {}
         output = make(kind, "ForSequenceClassification", num_labels=3, **more)(
             input_ids=IDS, labels=torch.tensor([2, 0])
@@ -197,7 +226,9 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
         output = make(kind, "ForSequenceClassification", num_labels=1, **more)(
             input_ids=IDS, labels=torch.tensor([2, 0])
         )
-        errors = [(row[0] - label) ** 2 for row, label in zip(output.logits.tolist(), [2, 0], strict=True)]
+        errors = [
+            (row[0] - label) ** 2 for row, label in zip(output.logits.tolist(), [2, 0], strict=True)
+        ]
         assert output.loss.item() == pytest.approx(sum(errors) / 2, rel=1e-4)
 
 
@@ -230,7 +261,10 @@ def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
         alone = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0] for text in texts]
     for row, single in zip(padded, alone, strict=True):
         assert torch.allclose(row[: len(single)], single, atol=1e-5)
-    loss = model(batch["input_ids"], labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+    loss = model(
+        batch["input_ids"],
+        labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100),
+    ).loss
     assert loss.isfinite() and isinstance(model(batch["input_ids"], return_dict=False), tuple)
 
 
@@ -243,14 +277,20 @@ def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
 def test_saved_models_come_back_through_the_auto_classes_as_either_kind(kind, tmp_path):
     model = filled(kind)[0]
     model.save_pretrained(tmp_path)
-    masked, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    masked, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert type(masked) is type(model) and not any(info.values())
     assert torch.equal(masked(IDS).logits, model(IDS).logits)
-    causal, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    causal, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not any(info.values()) and causal.model.causal
     assert torch.equal(causal(IDS).logits, filled(kind, "ForCausalLM")[0](IDS).logits)
     assert causal.head.decoder.weight is causal.model.embedding.weight
-    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3
+    )
     assert torch.equal(classifier.model(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
     assert transformers.AutoModel.from_pretrained(tmp_path).causal is False
     again = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -260,6 +300,8 @@ def test_saved_models_come_back_through_the_auto_classes_as_either_kind(kind, tm
 @pytest.mark.parametrize("kind", ["base", "gpt"])
 def test_a_causal_model_generates(kind):
     model = filled(kind, "ForCausalLM")[0]
-    made = model.generate(IDS[:1], max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    made = model.generate(
+        IDS[:1], max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     for t in range(7, 11):
         assert made[0, t] == model(made[:, :t]).logits[0, -1].argmax()

@@ -24,7 +24,9 @@ def test_logits_equal_the_reference(kind, suffix):
     model, weights = filled(kind, suffix)
     expected = reference.logits(weights, settings(kind), IDS, DIRECTIONS[suffix])
     ids = torch.tensor([IDS, IDS[::-1]])
-    assert close(model(input_ids=ids).logits[0].detach(), expected)  # explicit softmax, as in training
+    assert close(
+        model(input_ids=ids).logits[0].detach(), expected
+    )  # explicit softmax, as in training
     with torch.no_grad():
         assert close(model(input_ids=ids).logits[0], expected)  # fused attention
 
@@ -33,7 +35,8 @@ def test_logits_equal_the_reference(kind, suffix):
 def test_gpt_bert_without_a_part_equals_the_reference_without_it(config):
     model, weights = filled("gpt", **config)
     assert close(
-        model(input_ids=torch.tensor([IDS])).logits[0].detach(), reference.logits(weights, settings("gpt"), IDS)
+        model(input_ids=torch.tensor([IDS])).logits[0].detach(),
+        reference.logits(weights, settings("gpt"), IDS),
     )
 
 
@@ -45,21 +48,38 @@ def test_positions_laid_out_per_head_equal_the_reference_and_are_another_model()
 
 
 @pytest.mark.parametrize("module", [ltg_bert, gpt_bert])
-@pytest.mark.parametrize(("buckets", "furthest", "length"), [(32, 512, 600), (8, 32, 40), (4, 5, 9)])
+@pytest.mark.parametrize(
+    ("buckets", "furthest", "length"), [(32, 512, 600), (8, 32, 40), (4, 5, 9)]
+)
 def test_buckets_equal_the_reference_also_beyond_the_furthest(module, buckets, furthest, length):
     found = module.bucket_index(length, buckets, furthest)
     row = [reference.bucket(i - 0, buckets, furthest) + buckets - 1 for i in range(length)]
     column = [reference.bucket(0 - j, buckets, furthest) + buckets - 1 for j in range(length)]
     assert found[:, 0].tolist() == row and found[0].tolist() == column
-    assert all(torch.equal(found[1:, 1:].diagonal(k), found[:-1, :-1].diagonal(k)) for k in range(-3, 4))
+    assert all(
+        torch.equal(found[1:, 1:].diagonal(k), found[:-1, :-1].diagonal(k)) for k in range(-3, 4)
+    )
     assert found.min() >= 0 and found.max() <= 2 * buckets - 2
 
 
 def test_published_buckets():
-    """By hand for 32 buckets up to 512: distances up to 16 alone, then 16 + ceil(15 log(d / 16) / log(511 / 16))."""
+    """By hand for 32 buckets up to 512: distances up to 16 alone, then 16 + ceil(15 log(d / 16) /
+    log(511 / 16)).
+    """
     row = (ltg_bert.bucket_index(600, 32, 512)[:, 0] - 31).tolist()
     assert row[:18] == [*range(17), 17]
-    assert [row[d] for d in (20, 21, 32, 64, 128, 256, 500, 511, 512, 599)] == [17, 18, 20, 23, 26, 29, 31, 31, 31, 31]
+    assert [row[d] for d in (20, 21, 32, 64, 128, 256, 500, 511, 512, 599)] == [
+        17,
+        18,
+        20,
+        23,
+        26,
+        29,
+        31,
+        31,
+        31,
+        31,
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,6 @@
-"""Auto classes know our architectures after `import antlm_bench`, in any order of imports; files travel alone."""
+"""Auto classes know our architectures after `import antlm_bench`, in any order of imports; files
+travel alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from small_models import filled, make
 
-from antlm_bench.architectures.registration import AUTO, carry
+from antlm_bench.architectures.registration import AUTO_CLASS_SUFFIXES, add_remote_code
 from antlm_bench.errors import CheckpointError
 from antlm_bench.training.checkpoint_io import save_checkpoint
 
@@ -26,10 +28,18 @@ print(AutoConfig.for_model("antlm_gpt_bert").model_type)
 
 def printed(code: str, folder) -> list[str]:
     """The lines that a fresh interpreter prints; stray progress bars go to stderr."""
-    private = {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}-home", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    private = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": f"{folder}-home",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+    }
     environment = {**os.environ, **private}
     done = subprocess.run(
-        [sys.executable, "-c", f"folder = {str(folder)!r}\n{code}"], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", f"folder = {str(folder)!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -52,7 +62,11 @@ def folder(tmp_path_factory):
     ],
 )
 def test_any_order_of_imports_will_do(folder, imports):
-    assert printed(imports + USE, folder) == ["LtgBertForMaskedLM", "LtgBertForCausalLM", "antlm_gpt_bert"]
+    assert printed(imports + USE, folder) == [
+        "LtgBertForMaskedLM",
+        "LtgBertForCausalLM",
+        "antlm_gpt_bert",
+    ]
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers(folder):
@@ -64,8 +78,10 @@ def test_importing_the_package_loads_neither_torch_nor_transformers(folder):
 def test_a_checkpoint_carries_its_architecture_to_those_without_this_package(tmp_path, kind):
     model = filled(kind)[0]
     model.save_pretrained(tmp_path)
-    assert carry(tmp_path) and carry(tmp_path)  # again changes nothing
-    assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(AUTO)
+    assert add_remote_code(tmp_path) and add_remote_code(tmp_path)  # again changes nothing
+    assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(
+        AUTO_CLASS_SUFFIXES
+    )
     assert not list(tmp_path.glob("*.part"))
     lines = printed(
         f"""
@@ -84,8 +100,13 @@ print(any(m.startswith("antlm_bench") for m in sys.modules))
 """,
         tmp_path,
     )
-    expected = [filled(kind, suffix)[0](IDS).logits[0, 0, 0].item() for suffix in ("ForMaskedLM", "ForCausalLM")]
-    assert [float(x) for x in lines[:2]] == pytest.approx(expected, abs=1e-5) and lines[2] == "False"
+    expected = [
+        filled(kind, suffix)[0](IDS).logits[0, 0, 0].item()
+        for suffix in ("ForMaskedLM", "ForCausalLM")
+    ]
+    assert [float(x) for x in lines[:2]] == pytest.approx(expected, abs=1e-5) and lines[
+        2
+    ] == "False"
 
 
 CARD = {"attends": ["causal", "full"], "methods": ["mlm", "causal"]}
@@ -108,15 +129,30 @@ def hybrids(tmp_path_factory):
     from tiny import tokenizer_for
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     models = {
         "LtgBert": make("", vocab_size=400),
         "GptBert": make("gpt", vocab_size=400),
-        "Llama": LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, pad_token_id=0, antlm_bench=CARD)),
+        "Llama": LlamaForCausalLM(
+            LlamaConfig(vocab_size=400, **sizes, pad_token_id=0, antlm_bench=CARD)
+        ),
     }
-    root, facts = tmp_path_factory.mktemp("hybrids"), {"recipe": "toy", "scale": "", "words_seen": 1, "tokens_seen": 1}
+    root, facts = (
+        tmp_path_factory.mktemp("hybrids"),
+        {"recipe": "toy", "scale": "", "words_seen": 1, "tokens_seen": 1},
+    )
     for name, model in models.items():
-        save_checkpoint(root / name, model, tokenizer_for("causal", adds=True), CARD | facts | {"steps": 1, "seed": 1})
+        save_checkpoint(
+            root / name,
+            model,
+            tokenizer_for("causal", adds=True),
+            CARD | facts | {"steps": 1, "seed": 1},
+        )
     return root
 
 
@@ -133,9 +169,9 @@ def test_hybrids_open_both_ways_offline_without_a_prompt(hybrids, trusted):
 
 def test_a_checkpoint_of_transformers_own_architecture_carries_nothing(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert not carry(tmp_path) and [f.name for f in tmp_path.iterdir()] == ["config.json"]
+    assert not add_remote_code(tmp_path) and [f.name for f in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_folder_without_a_configuration_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json: cannot carry"):
-        carry(tmp_path)
+        add_remote_code(tmp_path)

@@ -1,4 +1,6 @@
-"""The page in a real Chromium: it renders on a laptop and on a phone, light and dark, and asks nobody for anything."""
+"""The page in a real Chromium: it renders on a laptop and on a phone, light and dark, and asks
+nobody for anything.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,21 @@ from typing import Any
 import pytest
 import toy_pages
 
-from antlm_bench.commands.report import report
+from antlm_bench.commands.report import build_report
 from antlm_bench.reporting import html_data, palette
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)"
+)
 CHROMIUMS_OWN = re.compile(
     r"^\w+ (http://)?(\w+\.google|update\.googleapis)\.com[:/]"
 )  # the time, updates: whatever the page
-# Shows the page in frames as wide as a laptop and a phone, uses it, and says what it found: Chromium's own windows
-# cannot be as narrow as a phone. A frame from `srcdoc` may be looked into, and keeps the page's own security policy.
+# Shows the page in frames as wide as a laptop and a phone, uses it, and says what it found:
+# Chromium's own windows cannot be as narrow as a phone. A frame from `srcdoc` may be looked into,
+# and keeps the page's own security policy.
 HARNESS = """<!doctype html><script type="text/plain" id="page">%s</script><pre id="found"></pre><script>
 const found = {};
 const look = (width) => new Promise((done) => {
@@ -66,14 +73,26 @@ look(1280).then(() => look(390)).then(say);
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browser")
     for number, name in enumerate(("babyllama", *toy_pages.HOSTILE[::2])):
-        name = name.replace("alert(1)", "window.pwned=true").replace("alert(2)", "window.pwned=true")
-        toy_pages.model(root / "runs" / f"{number}", name, 0.66 + 0.04 * number, seeds=2 * (number == 0), items=4)
+        name = name.replace("alert(1)", "window.pwned=true").replace(
+            "alert(2)", "window.pwned=true"
+        )
+        toy_pages.model(
+            root / "runs" / f"{number}",
+            name,
+            0.66 + 0.04 * number,
+            seeds=2 * (number == 0),
+            items=4,
+        )
     toy_pages.checkpoints(root / toy_pages.HOSTILE[1], 0.8, [1, 2, 4, 10], twins=[2])
     toy_pages.log(root / "train")
     paths = [root / "runs", root / toy_pages.HOSTILE[1]]
-    table = report(paths, collection="babylm-2024", partial=True, published=[])
-    return html_data.page(
-        paths, root / "out.html", trainings=[root / "train"], title=toy_pages.HOSTILE[2], report=table
+    table = build_report(paths, collection="babylm-2024", partial=True, published=[])
+    return html_data.write_page(
+        paths,
+        root / "out.html",
+        training_dirs=[root / "train"],
+        title=toy_pages.HOSTILE[2],
+        report=table,
     )
 
 
@@ -97,9 +116,24 @@ def proxy() -> Iterator[tuple[int, list[str]]]:
 def opened(file: Path, port: int, profile: Path, *more: str) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what the console says."""
     argv = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    argv += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"]
-    argv += [f"--user-data-dir={profile}", f"--proxy-server=127.0.0.1:{port}", "--proxy-bypass-list=<-loopback>"]
-    argv += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000", "--window-size=1400,1000", *more]
+    argv += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-extensions",
+    ]
+    argv += [
+        f"--user-data-dir={profile}",
+        f"--proxy-server=127.0.0.1:{port}",
+        "--proxy-bypass-list=<-loopback>",
+    ]
+    argv += [
+        "--enable-logging=stderr",
+        "--v=0",
+        "--virtual-time-budget=4000",
+        "--window-size=1400,1000",
+        *more,
+    ]
     done = subprocess.run([*argv, "--dump-dom", file.as_uri()], capture_output=True, timeout=60)
     said = done.stderr.decode(errors="replace")
     return done.stdout.decode(errors="replace"), re.findall(r".*CONSOLE.*", said)
@@ -110,9 +144,13 @@ def rgb(colour: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_renders_and_works(page: Path, proxy: tuple[int, list[str]], tmp_path: Path, scheme: str) -> None:
+def test_the_page_renders_and_works(
+    page: Path, proxy: tuple[int, list[str]], tmp_path: Path, scheme: str
+) -> None:
     harness = tmp_path / "harness.html"
-    harness.write_text(HARNESS % page.read_text(encoding="utf-8").replace("</", "<\\/"), encoding="utf-8")
+    harness.write_text(
+        HARNESS % page.read_text(encoding="utf-8").replace("</", "<\\/"), encoding="utf-8"
+    )
     preferred = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
     dom, console = opened(harness, proxy[0], tmp_path / "profile", preferred)
     assert not console
@@ -120,11 +158,15 @@ def test_the_page_renders_and_works(page: Path, proxy: tuple[int, list[str]], tm
     text = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert text
     found: dict[str, dict[str, Any]] = json.loads(html.unescape(text[1]))
-    first, second = (palette.LIGHT, palette.DARK) if scheme == "light" else (palette.DARK, palette.LIGHT)
+    first, second = (
+        (palette.LIGHT, palette.DARK) if scheme == "light" else (palette.DARK, palette.LIGHT)
+    )
     for width in ("1280", "390"):
         seen = found[width]
         assert seen["charts"] == seen["figures"] - seen["tiled"] > 5
-        assert seen["small"] == 0 and seen["wide"] <= 0, "a chart is squeezed, or runs out of the page"
+        assert seen["small"] == 0 and seen["wide"] <= 0, (
+            "a chart is squeezed, or runs out of the page"
+        )
         assert seen["type"] >= 11, "too small to read"
         assert seen["overflow"] == 0, "the page scrolls sideways"
         assert seen["tip"] == seen["label"]
@@ -141,12 +183,18 @@ def test_the_page_of_its_own_says_nothing_to_the_console(
     assert 'id="theme" type="button" aria-label' in dom, "the script did not run"
 
 
-def test_the_watch_would_have_noticed(page: Path, proxy: tuple[int, list[str]], tmp_path: Path) -> None:
-    """A page that does ask and does complain: without its policy requests reach the proxy, with it the console."""
+def test_the_watch_would_have_noticed(
+    page: Path, proxy: tuple[int, list[str]], tmp_path: Path
+) -> None:
+    """A page that does ask and does complain: without its policy requests reach the proxy, with it
+    the console.
+    """
     asks = '<img src="http://example.invalid/x.png"><script>console.log("noticed")</script>'
     bad = tmp_path / "bad.html"
     policy = page.read_text(encoding="utf-8").replace("</main>", f"{asks}</main>")
-    bad.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", policy), encoding="utf-8")
+    bad.write_text(
+        re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", policy), encoding="utf-8"
+    )
     _, console = opened(bad, proxy[0], tmp_path / "profile")
     assert any("noticed" in line for line in console)
     assert any("example.invalid" in line for line in proxy[1])

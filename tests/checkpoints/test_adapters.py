@@ -1,4 +1,5 @@
-"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit."""
+"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import model_for, tokenizer_for
 
-from antlm_bench.checkpoints import OpenOptions, expand, open_body, open_checkpoint, settings
-from antlm_bench.commands.doctor import examine
+from antlm_bench.checkpoints import (
+    OpenOptions,
+    expand_refs,
+    key_settings,
+    open_backbone,
+    open_checkpoint,
+)
+from antlm_bench.commands.doctor import inspect_checkpoints
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import method
+from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 peft = pytest.importorskip("peft")
@@ -43,7 +50,9 @@ def make_adapter(base, folder, seed=0, alpha=8, named=None, targets=("q_proj", "
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=[*targets], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=2, lora_alpha=alpha, target_modules=[*targets], task_type="CAUSAL_LM"
+    )
     torch.manual_seed(seed)
     wrapped = peft.get_peft_model(model, config)
     with torch.no_grad():
@@ -61,7 +70,9 @@ def opened(folder, **options):
 
 def our_score(checkpoint):
     item = Item("a", (Option(TEXT),), 0)
-    return multiple_choice.predict(checkpoint, [item], [method("causal", checkpoint)])[0][0].scores[0]
+    return multiple_choice.predict(checkpoint, [item], [resolve_method("causal", checkpoint)])[0][
+        0
+    ].scores[0]
 
 
 def plain_score(base, adapter):
@@ -84,23 +95,29 @@ def test_an_adapter_scores_as_peft_s_own_forward_does(folders):
     assert abs(expected - our_score(opened(base))) > 0.1
     for checkpoint in (opened(adapter), opened(base, peft=str(adapter))):
         assert math.isclose(our_score(checkpoint), expected, abs_tol=1e-4)
-    assert open_body(str(adapter), OpenOptions(device="cpu")).describe["adapter"] == "adapter"
+    assert open_backbone(str(adapter), OpenOptions(device="cpu")).metadata["adapter"] == "adapter"
 
 
 def test_both_hashes_are_recorded_and_in_the_content_key(folders):
     base, adapter = folders
     plain, merged = opened(base), opened(adapter)
-    facts = merged.describe
-    sha = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in adapter.iterdir() if f.is_file()}
-    assert facts["base_weights"] == plain.describe["weights"] != facts["weights"]
+    facts = merged.metadata
+    sha = {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in adapter.iterdir() if f.is_file()
+    }
+    assert facts["base_weights"] == plain.metadata["weights"] != facts["weights"]
     assert facts["adapter_weights"] == sha["adapter_model.safetensors"]
     assert facts["adapter_config"] == sha["adapter_config.json"]
     assert facts["name"] == "adapter" and opened(base, peft=str(adapter)).name == "base+adapter"
-    assert settings(merged) == settings(opened(base, peft=str(adapter)))
-    assert settings(merged).keys() - settings(plain).keys() == {"base_weights", "adapter_weights", "adapter_config"}
+    assert key_settings(merged) == key_settings(opened(base, peft=str(adapter)))
+    assert key_settings(merged).keys() - key_settings(plain).keys() == {
+        "base_weights",
+        "adapter_weights",
+        "adapter_config",
+    }
     edited = json.loads((adapter / "adapter_config.json").read_text()) | {"lora_alpha": 16}
     (adapter / "adapter_config.json").write_text(json.dumps(edited))
-    assert opened(adapter).describe["weights"] != facts["weights"]  # another scale, another model
+    assert opened(adapter).metadata["weights"] != facts["weights"]  # another scale, another model
 
 
 def test_adapters_of_one_base_are_several_checkpoints_of_a_folder(folders, tmp_path):
@@ -108,14 +125,16 @@ def test_adapters_of_one_base_are_several_checkpoints_of_a_folder(folders, tmp_p
     root = tmp_path / "trained"
     for step in (20, 3):
         shutil.copytree(adapter, root / f"checkpoint-{step}")
-    assert expand([str(root)]) == [str(root / "checkpoint-3"), str(root / "checkpoint-20")]
+    assert expand_refs([str(root)]) == [str(root / "checkpoint-3"), str(root / "checkpoint-20")]
 
 
 def test_a_base_is_found_beside_the_adapter(folders):
     base, adapter = folders
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "base"}))
-    assert opened(adapter).describe["base_weights"] == opened(base).describe["weights"]
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "base"})
+    )
+    assert opened(adapter).metadata["base_weights"] == opened(base).metadata["weights"]
 
 
 def test_an_adapter_beside_its_own_base_is_merged_and_said(folders):
@@ -125,7 +144,9 @@ def test_an_adapter_beside_its_own_base_is_merged_and_said(folders):
         shutil.copy(adapter / name, base / name)
     checkpoint = opened(base)
     assert math.isclose(our_score(checkpoint), expected, abs_tol=1e-4)
-    assert checkpoint.describe["notes"] == ["the adapter beside the weights in base is merged into them"]
+    assert checkpoint.metadata["notes"] == [
+        "the adapter beside the weights in base is merged into them"
+    ]
 
 
 def test_an_adapter_beside_the_weights_of_another_base_is_refused(folders, tmp_path):
@@ -133,12 +154,16 @@ def test_an_adapter_beside_the_weights_of_another_base_is_refused(folders, tmp_p
     elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, elsewhere / name)
-    with pytest.raises(CheckpointError, match="a whole model and an adapter of another one") as refused:
+    with pytest.raises(
+        CheckpointError, match="a whole model and an adapter of another one"
+    ) as refused:
         opened(elsewhere)
     assert "--peft" in refused.value.hint
 
 
-def unfit(adapter, name="base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", change=None):
+def unfit(
+    adapter, name="base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", change=None
+):
     tensors = load_file(adapter / "adapter_model.safetensors")
     tensor = tensors.pop(name)
     if change:
@@ -148,12 +173,16 @@ def unfit(adapter, name="base_model.model.model.layers.0.self_attn.q_proj.lora_A
 
 def without_base(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": None})
+    )
 
 
 def base_gone(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "./gone"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "./gone"})
+    )
 
 
 def pickled(adapter):
@@ -163,13 +192,22 @@ def pickled(adapter):
 
 BROKEN = [
     (unfit, "0 of its tensors have no place in it, 1 are missing"),
-    (lambda a: unfit(a, change="base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"), "1 of its tensors"),
+    (
+        lambda a: unfit(a, change="base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"),
+        "1 of its tensors",
+    ),
     (without_base, "does not name its base model"),
     (base_gone, "its base model './gone' cannot be had: no such folder"),
     (pickled, "the weights of the adapter are pickled"),
-    (lambda a: (a / "adapter_model.safetensors").unlink(), "no weights: no adapter_model.safetensors"),
+    (
+        lambda a: (a / "adapter_model.safetensors").unlink(),
+        "no weights: no adapter_model.safetensors",
+    ),
     (lambda a: (a / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
-    (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x" * 40), "does not fit LlamaForCausalLM"),
+    (
+        lambda a: (a / "adapter_model.safetensors").write_bytes(b"x" * 40),
+        "does not fit LlamaForCausalLM",
+    ),
 ]
 
 
@@ -225,11 +263,15 @@ def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_pat
     tokenizer_for("causal", False).save_pretrained(other)  # adds no BOS by itself
     plain = opened(base, bos="tokenizer")
     changed = opened(base, bos="tokenizer", tokenizer=str(other))
-    assert plain.describe["specials"]["causal"] == "<s> ..." and changed.describe["specials"]["causal"] == "..."
     assert (
-        changed.describe["tokenizer_source"] == "tokenizer" and changed.describe["weights"] == plain.describe["weights"]
+        plain.metadata["specials"]["causal"] == "<s> ..."
+        and changed.metadata["specials"]["causal"] == "..."
     )
-    assert settings(changed)["tokenizer"] != settings(plain)["tokenizer"]
+    assert (
+        changed.metadata["tokenizer_source"] == "tokenizer"
+        and changed.metadata["weights"] == plain.metadata["weights"]
+    )
+    assert key_settings(changed)["tokenizer"] != key_settings(plain)["tokenizer"]
     for file in base.glob("*token*"):
         file.unlink()
     assert opened(base, tokenizer=str(other)).kind == "causal"
@@ -242,7 +284,7 @@ def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_pat
 def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
     _, adapter = folders
     tokenizer_for("causal", False).save_pretrained(adapter)
-    assert opened(adapter, bos="tokenizer").describe["specials"]["causal"] == "..."
+    assert opened(adapter, bos="tokenizer").metadata["specials"]["causal"] == "..."
 
 
 def test_every_command_that_opens_a_checkpoint_takes_both_flags():
@@ -251,19 +293,27 @@ def test_every_command_that_opens_a_checkpoint_takes_both_flags():
     from antlm_bench.cli.app import catalog, finetune, noise, surprisal, verify
     from antlm_bench.cli.app import score as scoring
 
-    verbs = (catalog.doctor_verb, finetune.finetune_verb, noise.noise_verb, surprisal.surprisal_verb,
-             verify.verify_verb, scoring.score_verb)  # fmt: skip
+    verbs = (catalog.doctor_command, finetune.finetune_command, noise.noise_command, surprisal.surprisal_command,
+             verify.verify_command, scoring.score_command)  # fmt: skip
     for verb in verbs:
-        assert {"peft", "tokenizer", "allow_unused", "allow_missing"} <= set(inspect.signature(verb).parameters)
+        assert {"peft", "tokenizer", "allow_unused", "allow_missing"} <= set(
+            inspect.signature(verb).parameters
+        )
 
 
 def test_doctor_and_score_record_adapter_and_tokenizer(folders, tmp_path, monkeypatch):
     base, adapter = folders
     options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(base))
-    [facts] = examine([str(base)], options=options)
+    [facts] = inspect_checkpoints([str(base)], options=options)
     assert facts["adapter"] == "adapter" and facts["tokenizer_source"] == "base"
     (tmp_path / "pairs.csv").write_text("good,bad\nthe cat sees,the cat see\n")
-    [run] = score(str(base), str(tmp_path / "pairs.csv"), out=tmp_path / "run", peft=str(adapter), device="cpu")
+    [run] = score(
+        str(base),
+        str(tmp_path / "pairs.csv"),
+        out=tmp_path / "run",
+        peft=str(adapter),
+        device="cpu",
+    )
     assert run.manifest.model["adapter_weights"] == run.cells[0].settings["adapter_weights"]
     with pytest.raises(BenchError, match="another checkpoint"):
         score(str(base), str(tmp_path / "pairs.csv"), out=tmp_path / "run", device="cpu")
@@ -284,15 +334,21 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
     [agreement] = found.agreements
     assert agreement.peer.startswith("lm-eval") and agreement.largest < 1e-4
     assert found.refused == (("minicons", "causal", "it cannot open a PEFT adapter"),)
-    model_for("causal", 0).save_pretrained(base)  # more embeddings than tokens: lm-eval would cut them
+    model_for("causal", 0).save_pretrained(
+        base
+    )  # more embeddings than tokens: lm-eval would cut them
     with pytest.raises(BenchError, match=rf"to the tokenizer's {len(tokenizer)} of {V} tokens"):
         verify(str(base), str(tmp_path / "pairs.csv"), options=options)
     for file in base.glob("*token*"):
         file.unlink()
     found = verify(
-        str(base), str(tmp_path / "pairs.csv"), options=OpenOptions(device="cpu", tokenizer=str(tmp_path / "tokenizer"))
+        str(base),
+        str(tmp_path / "pairs.csv"),
+        options=OpenOptions(device="cpu", tokenizer=str(tmp_path / "tokenizer")),
     )
-    assert len(found.agreements) == 2 and all(agreement.largest < 1e-4 for agreement in found.agreements)
+    assert len(found.agreements) == 2 and all(
+        agreement.largest < 1e-4 for agreement in found.agreements
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft tells of tied embeddings
@@ -302,7 +358,9 @@ def test_an_adapter_of_one_end_of_tied_embeddings_leaves_the_other(tmp_path, tar
     model_for("causal", 0, tie_word_embeddings=True).save_pretrained(base)
     tokenizer_for("causal", True).save_pretrained(base)
     make_adapter(base, adapter, targets=[target])
-    assert our_score(opened(base, peft=str(adapter))) == pytest.approx(plain_score(base, adapter), rel=1e-5)
+    assert our_score(opened(base, peft=str(adapter))) == pytest.approx(
+        plain_score(base, adapter), rel=1e-5
+    )
 
 
 def test_an_adapter_that_merges_into_other_numbers_is_refused(folders, monkeypatch):

@@ -1,4 +1,5 @@
-"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the fix."""
+"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the fix.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import model_for, tokenizer_for
 
-from antlm_bench.checkpoints import OpenOptions, expand, open_checkpoint, quicker, weight_hash
+from antlm_bench.checkpoints import (
+    OpenOptions,
+    expand_refs,
+    hash_weights,
+    open_checkpoint,
+    with_bf16_body,
+)
 from antlm_bench.errors import CheckpointError, UsageError
 
 
@@ -29,13 +36,15 @@ def copy(make_checkpoint, tmp_path):
 
 
 def test_what_was_found_is_written_down(make_checkpoint):
-    facts = opened(make_checkpoint("causal")).facts()
+    facts = opened(make_checkpoint("causal")).doctor_facts()
     assert facts["architecture"] == "LlamaForCausalLM" and facts["kind"] == "causal"
     assert facts["specials"] == {"causal": "<s> ...", "full": "<s> ..."}
     assert facts["max_length"] == 64 and facts["vocabulary"] == 400 and facts["layout"] == "packed"
     assert facts["methods"] == "causal, mlm, mlm-l2r, mntp, fused (default: causal)"
-    masked = opened(make_checkpoint("masked")).facts()
-    assert masked["specials"] == {"full": "<s> ... </s>"} and masked["methods"].endswith("(default: mlm)")
+    masked = opened(make_checkpoint("masked")).doctor_facts()
+    assert masked["specials"] == {"full": "<s> ... </s>"} and masked["methods"].endswith(
+        "(default: mlm)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,10 @@ def test_what_was_found_is_written_down(make_checkpoint):
     ],
 )  # fmt: skip
 def test_bos_policies_as_they_really_come_out(make_checkpoint, adds, bos, spelled):
-    assert opened(make_checkpoint("causal", adds=adds), bos=bos).describe["specials"]["causal"] == spelled
+    assert (
+        opened(make_checkpoint("causal", adds=adds), bos=bos).metadata["specials"]["causal"]
+        == spelled
+    )
 
 
 def test_an_eos_stands_for_a_missing_bos_and_always_refuses_neither(copy):
@@ -54,10 +66,10 @@ def test_an_eos_stands_for_a_missing_bos_and_always_refuses_neither(copy):
     tokenizer = tokenizer_for("causal", False)
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
-    assert opened(folder).describe["specials"]["causal"] == "</s> ..."
+    assert opened(folder).metadata["specials"]["causal"] == "</s> ..."
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    assert opened(folder).describe["specials"]["causal"] == "..."
+    assert opened(folder).metadata["specials"]["causal"] == "..."
     with pytest.raises(CheckpointError, match="knows no BOS"):
         opened(folder, bos="always")
 
@@ -68,21 +80,23 @@ def test_no_mask_token_means_no_masked_method(make_checkpoint):
 
 def test_the_weight_hash_follows_the_weights_and_nothing_else(copy, make_checkpoint):
     folder = copy("causal")
-    before = weight_hash(folder)
-    assert before == weight_hash(make_checkpoint("causal")) == opened(folder).describe["weights"]
+    before = hash_weights(folder)
+    assert before == hash_weights(make_checkpoint("causal")) == opened(folder).metadata["weights"]
     (folder / "README.md").write_text("a card")
-    assert weight_hash(folder) == before
+    assert hash_weights(folder) == before
     tensors = load_file(folder / "model.safetensors")
     next(iter(tensors.values()))[0] += 1e-3
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert weight_hash(folder) != before
+    assert hash_weights(folder) != before
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(copy):
     folder = copy("masked")
     tensors = load_file(folder / "model.safetensors")
     save_file(
-        {k: v for k, v in tensors.items() if "transform" not in k}, folder / "model.safetensors", {"format": "pt"}
+        {k: v for k, v in tensors.items() if "transform" not in k},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
     with pytest.raises(CheckpointError, match=r"no file gives 4 parameters \(cls\.predictions"):
         opened(folder)
@@ -144,7 +158,9 @@ def test_a_damaged_folder_is_a_typed_error(copy, break_it, message):
 
 def test_an_architecture_that_predicts_no_tokens_is_refused(copy):
     folder = copy("causal")
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["LlamaForSequenceClassification"]
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="predicts no tokens"):
         opened(folder)
@@ -174,30 +190,35 @@ def test_folders_of_checkpoints_and_globs_expand_in_order_of_words_seen(tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     names = ["chck_1M", "chck_2M", "chck_10M", "chck_1B"]
-    assert expand([str(tmp_path)]) == [str(tmp_path / name) for name in names]
-    assert expand([str(tmp_path / "chck_1*")]) == [str(tmp_path / n) for n in ("chck_1M", "chck_10M", "chck_1B")]
-    assert expand(["gpt2", "gpt2"]) == ["gpt2"]
+    assert expand_refs([str(tmp_path)]) == [str(tmp_path / name) for name in names]
+    assert expand_refs([str(tmp_path / "chck_1*")]) == [
+        str(tmp_path / n) for n in ("chck_1M", "chck_10M", "chck_1B")
+    ]
+    assert expand_refs(["gpt2", "gpt2"]) == ["gpt2"]
     with pytest.raises(CheckpointError, match="no checkpoint here"):
-        expand([str(tmp_path / "nothing*")])
+        expand_refs([str(tmp_path / "nothing*")])
 
 
 def test_texts_that_do_not_fit_are_told_and_never_cut(make_checkpoint):
     model = opened(make_checkpoint("causal"), max_length=8)
     found = model.encode(["the cat", "the cat sees " * 10], [None, None], "causal")
     assert found.too_long.tolist() == [False, True]
-    assert [e.text.tolist() for e in found.lengths] == [[0]]
+    assert [e.text_index.tolist() for e in found.batches] == [[0]]
 
 
 def test_a_bos_spelled_out_in_the_text_is_not_doubled(make_checkpoint):
     model = opened(make_checkpoint("causal", adds=False))
-    plain, spelled = model.encode(["the cat"], [None], "causal"), model.encode(["<s> the cat"], [None], "causal")
-    assert plain.lengths[0].ids.tolist() == spelled.lengths[0].ids.tolist()
+    plain, spelled = (
+        model.encode(["the cat"], [None], "causal"),
+        model.encode(["<s> the cat"], [None], "causal"),
+    )
+    assert plain.batches[0].ids.tolist() == spelled.batches[0].ids.tolist()
 
 
 def test_the_quicker_copy_keeps_its_lm_head_in_fp32_and_leaves_the_original_alone(make_checkpoint):
     for kind in ("causal", "masked"):
         model = opened(make_checkpoint(kind))
-        quick = quicker(model)
+        quick = with_bf16_body(model)
         assert quick.engine.model.get_output_embeddings().weight.dtype == torch.float32
         assert quick.engine.model.get_input_embeddings().weight.dtype == torch.bfloat16
         assert {p.dtype for p in model.engine.model.parameters()} == {torch.float32}
@@ -227,15 +248,19 @@ def test_a_value_in_the_configuration_that_cannot_be_is_named(copy, field, value
 
 def test_a_wish_for_flash_attention_does_not_keep_a_checkpoint_closed(copy):
     folder = copy("causal")
-    before = opened(folder).describe["weights"]
-    config = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "flash_attention_2"}
+    before = opened(folder).metadata["weights"]
+    config = json.loads((folder / "config.json").read_text()) | {
+        "_attn_implementation": "flash_attention_2"
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    assert opened(folder).describe["weights"] == before
+    assert opened(folder).metadata["weights"] == before
 
 
 def test_a_length_limit_that_is_no_number_is_named(copy):
     folder = copy("causal")
-    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "64"}
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {
+        "model_max_length": "64"
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="is '64', no number"):
         opened(folder)

@@ -1,6 +1,8 @@
-"""Checkpoints in the public layouts of LTG-BERT, ELC-BERT and GPT-BERT: opened, scored against the reference, refused.
+"""Checkpoints in the public layouts of LTG-BERT, ELC-BERT and GPT-BERT: opened, scored against the
+reference, refused.
 
-The names and shapes below are written by hand from the public files; the values are the slow reference's.
+The names and shapes below are written by hand from the public files; the values are the slow
+reference's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from tiny import tokenizer_for
 
 from antlm_bench import score
-from antlm_bench.checkpoints import OpenOptions, open_checkpoint, settings
+from antlm_bench.checkpoints import OpenOptions, key_settings, open_checkpoint
 from antlm_bench.errors import CheckpointError, UsageError
 
 TEXT = "the cat sees no dogs"
@@ -29,7 +31,10 @@ CONFIG = {
 }  # fmt: skip
 LTG = {"architectures": ["LtgBertForMaskedLM"], "layer_norm_eps": 1e-7, "model_type": "bert",
        "auto_map": {"AutoModelForMaskedLM": "modeling_ltgbert.LtgBertForMaskedLM"}}  # fmt: skip
-GPT = {"layer_norm_eps": 1e-5, "auto_map": {"AutoModelForCausalLM": "modeling_gpt_bert.GPTBERTForCausalLM"}}
+GPT = {
+    "layer_norm_eps": 1e-5,
+    "auto_map": {"AutoModelForCausalLM": "modeling_gpt_bert.GPTBERTForCausalLM"},
+}
 
 
 def around(weights, body="", head="classifier."):
@@ -51,7 +56,8 @@ def indices():
 
 
 def ltg_layout(weights):
-    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values, prev_layer_weights."""
+    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values, prev_layer_weights.
+    """
     state = around(weights)
     for n, layer in enumerate(weights["layers"]):
         state |= {
@@ -75,7 +81,9 @@ def ltg_layout(weights):
 
 
 def gpt_layout(weights, body="transformer.", embedding="", head="classifier."):
-    """ltgoslo/gpt-bert (the defaults) and the 2025 baselines (`model.`, `lm_head.`): attention_layers, mlp_layers."""
+    """ltgoslo/gpt-bert (the defaults) and the 2025 baselines (`model.`, `lm_head.`):
+    attention_layers, mlp_layers.
+    """
     state = around(weights, embedding, head)
     for n, layer in enumerate(weights["layers"]):
         state |= {
@@ -100,7 +108,9 @@ def saved(folder, state, config, *, pickled=False):
     """The checkpoint on disk, as its authors would have it, with a tokenizer."""
     folder.mkdir(exist_ok=True)
     tensors = {
-        name: torch.tensor(np.array(value), dtype=torch.long if value.dtype.kind == "i" else torch.float32)
+        name: torch.tensor(
+            np.array(value), dtype=torch.long if value.dtype.kind == "i" else torch.float32
+        )
         for name, value in state.items()
     }
     if pickled:
@@ -109,7 +119,9 @@ def saved(folder, state, config, *, pickled=False):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     tokenizer_for("masked", True).save_pretrained(folder)
-    (folder / "modeling_ltgbert.py").write_text("raise SystemExit\nq, k = self.in_proj_qk(relative).chunk(2, dim=-1)\n")
+    (folder / "modeling_ltgbert.py").write_text(
+        "raise SystemExit\nq, k = self.in_proj_qk(relative).chunk(2, dim=-1)\n"
+    )
     return folder
 
 
@@ -142,7 +154,9 @@ def by_hand(weights, settings, method):
         if method == "causal":
             total += logp(weights, settings, ids, i - 1, ids[i], lambda q, k: k <= q)
         else:
-            hidden = [tokenizer.mask_token_id if place == i else token for place, token in enumerate(ids)]
+            hidden = [
+                tokenizer.mask_token_id if place == i else token for place, token in enumerate(ids)
+            ]
             total += logp(weights, settings, hidden, i - (method == "mntp"), ids[i])
     return total
 
@@ -160,17 +174,27 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mix", "layout", "config", "prefixes"), CASES)
-def test_a_public_layout_opens_and_scores_as_the_reference_does(tmp_path, mix, layout, config, prefixes):
+def test_a_public_layout_opens_and_scores_as_the_reference_does(
+    tmp_path, mix, layout, config, prefixes
+):
     weights, settings = weights_for(mix)
     folder = saved(tmp_path / "public", layout(weights, **prefixes), config)
     for method in ("mlm", "mntp") if mix == "gpt" else ("mlm",):
-        assert ours(folder, [TEXT], method)[0] == pytest.approx(by_hand(weights, settings, method), abs=1e-3)
-    facts = open_checkpoint(str(folder)).describe
+        assert ours(folder, [TEXT], method)[0] == pytest.approx(
+            by_hand(weights, settings, method), abs=1e-3
+        )
+    facts = open_checkpoint(str(folder)).metadata
     assert facts["architecture"] == ("GptBertForMaskedLM" if mix == "gpt" else "LtgBertForMaskedLM")
     assert facts["max_length"] == 32 and facts["vocabulary"] == 400
 
 
-WRAPPERS = ["GPTBERTFoCausalLM", "GPTBERTForCausalLM", "LtgbertForMaskedLM", "LtgbertForCausalLM", "GptBertForMaskedLM"]
+WRAPPERS = [
+    "GPTBERTFoCausalLM",
+    "GPTBERTForCausalLM",
+    "LtgbertForMaskedLM",
+    "LtgbertForCausalLM",
+    "GptBertForMaskedLM",
+]
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -195,10 +219,12 @@ def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
     for eps in (1e-5, 1e-7, None):
         folder = saved(tmp_path / str(eps), state, GPT)
         config = CONFIG | {"layer_norm_eps": eps}
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in config.items() if v is not None})
+        )
         opened = open_checkpoint(str(folder))
         assert opened.engine.model.config.layer_norm_eps == (eps or 1e-5)
-        said[eps] = opened.facts()["original_layout"].partition("layer_norm_eps ")[2]
+        said[eps] = opened.doctor_facts()["original_layout"].partition("layer_norm_eps ")[2]
     assert said[1e-5] == "1e-05 (config.json)"
     assert said[1e-7] == "1e-07 (config.json; the authors trained with 1e-05)"
     assert said[None] == "1e-05 (not in config.json, as the authors trained)"
@@ -208,13 +234,17 @@ def test_what_only_the_wrappers_code_tells_is_read_from_it_and_not_run(tmp_path)
     weights, settings = weights_for("", per_head=True)
     folder = saved(tmp_path / "heads", ltg_layout(weights), LTG)
     (folder / "modeling_ltgbert.py").write_text(f"raise SystemExit\n{PER_HEAD[0]}\n")
-    assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
+    assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(
+        by_hand(weights, settings, "mlm"), abs=1e-3
+    )
     feed_forward = "self.prev_layer_weights\nout = attended + self.mlp(x + attended)\n"
     for mix, line in (("zero", ""), ("normalized", "self.norm = nn.LayerNorm(\n  d\n)")):
         weights, settings = weights_for(mix)
         folder = saved(tmp_path / mix, ltg_layout(weights), LTG)
         (folder / "modeling_elcbert.py").write_text(f"raise SystemExit\n{feed_forward}{line}")
-        assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
+        assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(
+            by_hand(weights, settings, "mlm"), abs=1e-3
+        )
 
 
 def test_without_the_wrappers_code_the_layout_of_positions_is_asked_for(tmp_path):
@@ -229,9 +259,13 @@ def test_without_the_wrappers_code_the_layout_of_positions_is_asked_for(tmp_path
         folder = saved(tmp_path / "no", ltg_layout(weights), config)
         (folder / "modeling_ltgbert.py").unlink()
         if missing:
-            with pytest.raises(CheckpointError, match=r"--original-layout NAME with one of ltg-bert-babylm") as refused:
+            with pytest.raises(
+                CheckpointError, match=r"--original-layout NAME with one of ltg-bert-babylm"
+            ) as refused:
                 open_checkpoint(str(folder))
-            assert ("put modeling_ltgbert.py beside the weights" in refused.value.hint) == bool(config["auto_map"])
+            assert ("put modeling_ltgbert.py beside the weights" in refused.value.hint) == bool(
+                config["auto_map"]
+            )
         else:
             assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is False
 
@@ -250,7 +284,8 @@ BY_HALF = [
 
 
 @pytest.mark.parametrize(
-    "text", [*PER_HEAD, *BY_HALF, "value, gate = x.chunk(2, dim=-1)", PER_HEAD[0] + "\n" + BY_HALF[0]]
+    "text",
+    [*PER_HEAD, *BY_HALF, "value, gate = x.chunk(2, dim=-1)", PER_HEAD[0] + "\n" + BY_HALF[0]],
 )
 def test_positions_are_read_from_code_or_asked_for(tmp_path, text):
     folder = saved(tmp_path / "code", ltg_layout(weights_for("")[0]), LTG)
@@ -259,7 +294,9 @@ def test_positions_are_read_from_code_or_asked_for(tmp_path, text):
         with pytest.raises(CheckpointError, match="nothing here says which code"):
             open_checkpoint(str(folder))
     else:
-        assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is (text in PER_HEAD)
+        assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is (
+            text in PER_HEAD
+        )
 
 
 def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
@@ -269,7 +306,7 @@ def test_ids_that_a_wrapper_never_predicts_have_no_probability(tmp_path):
     opened = open_checkpoint(str(folder))
     logits = opened.engine.model(torch.tensor([[1, 9, 4, 2]])).logits
     assert logits[..., :7].isneginf().all() and logits[..., 7:].isfinite().all()
-    assert "ids 0 to 6 are never predicted" in opened.facts()["original_layout"]
+    assert "ids 0 to 6 are never predicted" in opened.doctor_facts()["original_layout"]
     (folder / "modeling_ltgbert.py").write_text(BY_HALF[0] + "\nlogits[mask] = float('-inf')\n")
     with pytest.raises(CheckpointError, match="never predicts some ids, by a rule unknown here"):
         open_checkpoint(str(folder))
@@ -306,7 +343,9 @@ def test_an_original_layout_must_fit_the_files(tmp_path):
 
 
 def test_an_original_layout_is_refused_elsewhere(make_checkpoint):
-    with pytest.raises(UsageError, match=r"says nothing about .*: it is not in a layout of LTG-BERT or ELC-BERT"):
+    with pytest.raises(
+        UsageError, match=r"says nothing about .*: it is not in a layout of LTG-BERT or ELC-BERT"
+    ):
         open_checkpoint(str(make_checkpoint("masked")), OpenOptions(original_layout="ltg-bert-bnc"))
 
 
@@ -315,13 +354,15 @@ def test_the_layout_is_part_of_the_content_key(tmp_path):
     (folder / "modeling_ltgbert.py").unlink()
     keys = []
     for name in ("ltg-bert-babylm", "ltg-bert-bnc"):
-        keys.append(settings(open_checkpoint(str(folder), OpenOptions(original_layout=name))))
+        keys.append(key_settings(open_checkpoint(str(folder), OpenOptions(original_layout=name))))
     assert keys[0] != keys[1]
 
 
 def test_variants_that_nothing_tells_apart_are_asked_for(tmp_path):
     folder = saved(tmp_path / "m", ltg_layout(weights_for("zero")[0]), LTG)
-    with pytest.raises(CheckpointError, match=r"zero and normalized(.|\n)*--original-layout elc-bert-zero"):
+    with pytest.raises(
+        CheckpointError, match=r"zero and normalized(.|\n)*--original-layout elc-bert-zero"
+    ):
         open_checkpoint(str(folder))
 
 
@@ -352,20 +393,34 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_every_weight_is_used_and_every_parameter_filled_or_the_first_offender_is_named(tmp_path, name):
+def test_every_weight_is_used_and_every_parameter_filled_or_the_first_offender_is_named(
+    tmp_path, name
+):
     state = ltg_layout(weights_for("")[0])
     value, message = CHANGED[name]
-    state = {**state, name: value} if value is not GONE else {k: v for k, v in state.items() if k != name}
+    state = (
+        {**state, name: value}
+        if value is not GONE
+        else {k: v for k, v in state.items() if k != name}
+    )
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(saved(tmp_path / "bad", state, LTG)))
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [("num_attention_heads", None, "num_attention_heads"),
-                                                       ("num_attention_heads", 5, "num_attention_heads")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_attention_heads", None, "num_attention_heads"),
+        # fmt: skip
+        ("num_attention_heads", 5, "num_attention_heads"),
+    ],
+)
 def test_a_configuration_that_cannot_be_is_named(tmp_path, key, value, message):
     folder = saved(tmp_path / "bad", ltg_layout(weights_for("")[0]), LTG)
     config = CONFIG | LTG | {key: value}
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(folder))
 
@@ -391,13 +446,15 @@ def test_a_value_of_the_wrong_type_is_named(tmp_path, key, value, wanted):
         with pytest.raises(CheckpointError) as refused:
             open_checkpoint(str(folder))
         assert refused.value.message == f"{key} is {json.dumps(value)}, not {wanted}"
-        assert refused.value.place == str(folder / "config.json")
+        assert refused.value.location == str(folder / "config.json")
 
 
 def test_null_in_a_configuration_means_not_given(tmp_path):
-    nulls = dict.fromkeys(("classifier_dropout", "layer_norm_eps", "per_head_positions", "layer_mix"))
+    nulls = dict.fromkeys(
+        ("classifier_dropout", "layer_norm_eps", "per_head_positions", "layer_mix")
+    )
     folder = saved(tmp_path / "null", ltg_layout(weights_for("")[0]), LTG | nulls)
-    assert "not in config.json" in open_checkpoint(str(folder)).facts()["original_layout"]
+    assert "not in config.json" in open_checkpoint(str(folder)).doctor_facts()["original_layout"]
 
 
 @pytest.mark.parametrize("mix", ["", "base", "zero", "normalized", "weighted_output"])
@@ -411,7 +468,9 @@ def test_a_layer_mix_that_contradicts_the_weights_is_refused(tmp_path, mix):
         if claimed in fitting:
             assert open_checkpoint(str(folder)).engine.model.config.layer_mix == claimed
             continue
-        with pytest.raises(CheckpointError, match=rf"config\.json says layer_mix '{claimed}', and the weights say"):
+        with pytest.raises(
+            CheckpointError, match=rf"config\.json says layer_mix '{claimed}', and the weights say"
+        ):
             open_checkpoint(str(folder))
         folder = saved(tmp_path / "option", state, LTG)
         with pytest.raises(UsageError, match=f"is not {layout}: its files say layer_mix"):
@@ -420,12 +479,18 @@ def test_a_layer_mix_that_contradicts_the_weights_is_refused(tmp_path, mix):
 
 def test_a_configuration_that_contradicts_code_or_option_is_refused(tmp_path):
     state = ltg_layout(weights_for("")[0])
-    folder = saved(tmp_path / "m", state, LTG | {"per_head_positions": True})  # its code cuts by half
-    with pytest.raises(CheckpointError, match=r"config\.json says per_head_positions True, and the code says False"):
+    folder = saved(
+        tmp_path / "m", state, LTG | {"per_head_positions": True}
+    )  # its code cuts by half
+    with pytest.raises(
+        CheckpointError, match=r"config\.json says per_head_positions True, and the code says False"
+    ):
         open_checkpoint(str(folder))
     (folder / "modeling_ltgbert.py").unlink()
     assert open_checkpoint(str(folder)).engine.model.config.per_head_positions is True
-    with pytest.raises(UsageError, match="is not ltg-bert-babylm: its files say per_head_positions True"):
+    with pytest.raises(
+        UsageError, match="is not ltg-bert-babylm: its files say per_head_positions True"
+    ):
         open_checkpoint(str(folder), OpenOptions(original_layout="ltg-bert-babylm"))
 
 
@@ -458,7 +523,9 @@ def test_weights_open_as_their_authors_save_them(tmp_path, name):
     expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
     assert ours(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
     torch.save(state, folder / "run_ema.bin")
-    with pytest.raises(CheckpointError, match=r"2 files of weights, .* which to score: .*run_ema\.bin"):
+    with pytest.raises(
+        CheckpointError, match=r"2 files of weights, .* which to score: .*run_ema\.bin"
+    ):
         open_checkpoint(str(folder), OpenOptions(allow_pickle=True))
 
 

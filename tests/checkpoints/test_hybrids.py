@@ -1,4 +1,6 @@
-"""Checkpoints that were trained both ways: read in either direction, asked what their card says, and nothing else."""
+"""Checkpoints that were trained both ways: read in either direction, asked what their card says,
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from tiny import tokenizer_for
 from antlm_bench import score
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
-from antlm_bench.checkpoints import CARD, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import CARD_KEY, OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import method
+from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 SHAPE = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -29,12 +31,17 @@ HYBRIDS = {
     "gpt-bert": (GptBertConfig, GptBertForMaskedLM, GptBertForCausalLM),
 }
 BOTH = {"attends": ["causal", "full"], "methods": ["mlm", "causal"]}
-TEXTS = ["the old cat sees no dogs.", "the old cat see no dogs.", "who sleeps?", "some girl has never seen himself."]
+TEXTS = [
+    "the old cat sees no dogs.",
+    "the old cat see no dogs.",
+    "who sleeps?",
+    "some girl has never seen himself.",
+]
 
 
 def saved(folder: Path, model: Any, card: Any = None) -> Path:
     if card is not None:
-        setattr(model.config, CARD, card)
+        setattr(model.config, CARD_KEY, card)
     model.save_pretrained(folder)
     tokenizer_for("causal", adds=True).save_pretrained(folder)
     return folder
@@ -43,7 +50,12 @@ def saved(folder: Path, model: Any, card: Any = None) -> Path:
 def scores(folder: Path, name: str) -> np.ndarray[Any, Any]:
     opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
     items = [Item(str(n), (Option(text), Option(text)), 0) for n, text in enumerate(TEXTS)]
-    return np.array([p.scores[0] for p in multiple_choice.predict(opened, items, [method(name, opened)])[0]])
+    return np.array(
+        [
+            p.scores[0]
+            for p in multiple_choice.predict(opened, items, [resolve_method(name, opened)])[0]
+        ]
+    )
 
 
 @pytest.fixture(params=HYBRIDS)
@@ -59,7 +71,11 @@ def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
     twin = causal(config(**SHAPE)).eval()
     twin.load_state_dict(model.state_dict())
     plain = saved(tmp_path / "plain", model)
-    return {"plain": plain, "causal": saved(tmp_path / "left", twin), "hybrid": saved(tmp_path / "both", model, BOTH)}
+    return {
+        "plain": plain,
+        "causal": saved(tmp_path / "left", twin),
+        "hybrid": saved(tmp_path / "both", model, BOTH),
+    }
 
 
 def test_a_hybrid_is_read_both_ways_with_the_same_weights(folders: dict[str, Path]) -> None:
@@ -69,7 +85,9 @@ def test_a_hybrid_is_read_both_ways_with_the_same_weights(folders: dict[str, Pat
     assert np.abs(causal - full).min() > 1e-3
 
 
-def test_a_hybrids_causal_scores_are_those_of_the_models_own_logits(folders: dict[str, Path]) -> None:
+def test_a_hybrids_causal_scores_are_those_of_the_models_own_logits(
+    folders: dict[str, Path],
+) -> None:
     opened = open_checkpoint(str(folders["causal"]), OpenOptions(device="cpu"))
     by_hand = []
     for text in TEXTS:
@@ -80,33 +98,49 @@ def test_a_hybrids_causal_scores_are_those_of_the_models_own_logits(folders: dic
     assert np.allclose(scores(folders["hybrid"], "causal"), by_hand, rtol=0, atol=1e-4)
 
 
-def test_without_a_card_an_encoder_is_not_asked_what_it_may_never_have_learned(folders: dict[str, Path]) -> None:
+def test_without_a_card_an_encoder_is_not_asked_what_it_may_never_have_learned(
+    folders: dict[str, Path],
+) -> None:
     with pytest.raises(MethodNotSupported, match="does not attend causal"):
         scores(folders["plain"], "causal")
 
 
-def test_a_causal_model_of_ours_is_not_asked_for_hidden_tokens(make_checkpoint: Any, tmp_path: Path) -> None:
+def test_a_causal_model_of_ours_is_not_asked_for_hidden_tokens(
+    make_checkpoint: Any, tmp_path: Path
+) -> None:
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "ours")
-    assert "mlm" in open_checkpoint(str(folder)).methods, "a foreign one with a mask token might be a hybrid"
+    assert "mlm" in open_checkpoint(str(folder)).methods, (
+        "a foreign one with a mask token might be a hybrid"
+    )
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {CARD: {"attends": ["causal"], "methods": ["causal"]}}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {CARD_KEY: {"attends": ["causal"], "methods": ["causal"]}})
+    )
     assert open_checkpoint(str(folder)).methods == ["causal"]
 
 
-def test_the_card_orders_the_methods_and_all_means_those(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_card_orders_the_methods_and_all_means_those(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     assert open_checkpoint(str(folders["hybrid"])).methods[:2] == ["mlm", "causal"]
     [run] = score(folders["hybrid"], "nano", limit=1, out=tmp_path / "default", device="cpu")
     assert [cell.method for cell in run] == ["mlm"]
-    [run] = score(folders["hybrid"], "nano", methods="all", limit=1, out=tmp_path / "all", device="cpu")
+    [run] = score(
+        folders["hybrid"], "nano", methods="all", limit=1, out=tmp_path / "all", device="cpu"
+    )
     assert sorted(cell.method for cell in run) == ["causal", "mlm"]
 
 
-@pytest.mark.parametrize("card", ["yes", {"attends": ["sideways"], "methods": ["guess"]}, {"attends": None}])
-def test_a_card_of_somebody_else_changes_nothing(make_checkpoint: Any, tmp_path: Path, card: Any) -> None:
+@pytest.mark.parametrize(
+    "card", ["yes", {"attends": ["sideways"], "methods": ["guess"]}, {"attends": None}]
+)
+def test_a_card_of_somebody_else_changes_nothing(
+    make_checkpoint: Any, tmp_path: Path, card: Any
+) -> None:
     folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "theirs")
     before = open_checkpoint(str(folder)).methods
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {CARD: card}))
+    (folder / "config.json").write_text(json.dumps(config | {CARD_KEY: card}))
     assert open_checkpoint(str(folder)).methods == before
 
 
@@ -115,7 +149,9 @@ def test_main_is_called_by_the_folder_around_it(make_checkpoint: Any, tmp_path: 
     assert open_checkpoint(str(folder)).name == "babyllama"
 
 
-def test_an_option_that_cannot_be_is_no_checkpoints_failure(make_checkpoint: Any, tmp_path: Path) -> None:
+def test_an_option_that_cannot_be_is_no_checkpoints_failure(
+    make_checkpoint: Any, tmp_path: Path
+) -> None:
     for name in ("chck_1M", "chck_2M"):
         shutil.copytree(make_checkpoint("causal"), tmp_path / "sweep" / name)
     with pytest.raises(UsageError, match="unknown device"):
@@ -123,8 +159,17 @@ def test_an_option_that_cannot_be_is_no_checkpoints_failure(make_checkpoint: Any
 
 
 def test_words_seen_are_those_of_the_card(tmp_path: Path) -> None:
-    """Learning curves are drawn over them; what else a foreign configuration says under that key is nobody's."""
+    """Learning curves are drawn over them; what else a foreign configuration says under that key is
+    nobody's.
+    """
     model = LtgBertForMaskedLM(LtgBertConfig(**SHAPE))
-    for card, seen in (({**BOTH, "words_seen": 250_000}, 250_000), ({"words_seen": "many"}, None), (None, None)):
+    for card, seen in (
+        ({**BOTH, "words_seen": 250_000}, 250_000),
+        ({"words_seen": "many"}, None),
+        (None, None),
+    ):
         folder = saved(tmp_path / f"{seen}-{bool(card)}", LtgBertForMaskedLM(model.config), card)
-        assert open_checkpoint(str(folder), OpenOptions(device="cpu")).describe.get("words_seen") == seen
+        assert (
+            open_checkpoint(str(folder), OpenOptions(device="cpu")).metadata.get("words_seen")
+            == seen
+        )

@@ -1,4 +1,5 @@
-"""The longest row of a model is found from its position table, whatever the architecture is called."""
+"""The longest row of a model is found from its position table, whatever the architecture is called.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from tiny import model_for
 
 from antlm_bench.checkpoints.positions import position_limit
-from antlm_bench.checkpoints.pretrained import max_length_of
+from antlm_bench.checkpoints.pretrained import resolve_max_length
 
 PAD = 3  # RoBERTa's positions begin after it
 FAMILIES = {
@@ -50,7 +51,12 @@ def accepts(model, length: int) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> None:
-    model = model_for("masked", 0, name, **{"max_position_embeddings": 40, "pad_token_id": PAD} | OWN.get(name, {}))
+    model = model_for(
+        "masked",
+        0,
+        name,
+        **{"max_position_embeddings": 40, "pad_token_id": PAD} | OWN.get(name, {}),
+    )
     limit = position_limit(model)
     assert limit == FAMILIES[name]
     assert accepts(model, limit) and not accepts(model, limit + 1)
@@ -59,11 +65,15 @@ def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> Non
 def test_a_model_without_a_table_is_as_long_as_its_configuration_says() -> None:
     llama = model_for("causal", 0, max_position_embeddings=40)
     assert position_limit(llama) == 40 and accepts(llama, 41)
-    bloom = model_for("causal", 0, "BloomForCausalLM", n_layer=2, n_head=4, max_position_embeddings=None)
+    bloom = model_for(
+        "causal", 0, "BloomForCausalLM", n_layer=2, n_head=4, max_position_embeddings=None
+    )
     assert position_limit(bloom) is None
 
 
-@pytest.mark.parametrize(("said", "limit"), [(10**30, 37), (512, 37), (514, 37), (20, 20), (20.0, 20), (None, 37)])
+@pytest.mark.parametrize(
+    ("said", "limit"), [(10**30, 37), (512, 37), (514, 37), (20, 20), (20.0, 20), (None, 37)]
+)
 def test_the_shorter_of_tokenizer_and_model_is_the_limit(said: object, limit: int) -> None:
     model = model_for("masked", 0, "RobertaForMaskedLM", max_position_embeddings=40, pad_token_id=2)
-    assert max_length_of(model, SimpleNamespace(model_max_length=said), None) == limit
+    assert resolve_max_length(model, SimpleNamespace(model_max_length=said), None) == limit

@@ -1,4 +1,6 @@
-"""Every checkpoint of `cases/original`: our logits and scores against what the authors' own code computed."""
+"""Every checkpoint of `cases/original`: our logits and scores against what the authors' own code
+computed.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ LAYOUTS = {
     "gpt-bert-plain": None,
     "gpt-bert-hub-wrapper": None,
 }
-# Record -> how far before the token it is read, and whether the row is causal (else the token is hidden).
+# Record -> how far before the token it is read, and whether the row is causal (else the token is
+# hidden).
 READS = {
     "masked_logprobs": (0, False),
     "mlm_at_own_position_logprobs": (0, False),
@@ -50,7 +53,8 @@ def original(cases_root):
 
 
 def attended(segments_or_mask, causal):
-    """What each query may attend to, (b, 1, t, t), from a mask of keys (b, t) or segments (b, t)."""
+    """What each query may attend to, (b, 1, t, t), from a mask of keys (b, t) or segments (b, t).
+    """
     allowed = segments_or_mask
     if causal:
         allowed = allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool).tril()
@@ -59,8 +63,8 @@ def attended(segments_or_mask, causal):
 
 def converted(folder):
     """The checkpoint as our architecture, with nothing of the engine."""
-    found = conversion.recognise(folder, OpenOptions(original_layout=LAYOUTS[folder.name]))
-    return found.model("masked", found.configuration())
+    found = conversion.detect_original(folder, OpenOptions(original_layout=LAYOUTS[folder.name]))
+    return found.build_model("masked", found.build_config())
 
 
 def recorded_logits(model, expected, key):
@@ -68,7 +72,11 @@ def recorded_logits(model, expected, key):
     causal = key.endswith("causal")
     if key.startswith("packed"):
         same = expected["packed_segments"][:, :, None] == expected["packed_segments"][:, None, :]
-        mask, ids, real = same, expected["packed_ids"], torch.ones_like(expected["packed_ids"]).bool()
+        mask, ids, real = (
+            same,
+            expected["packed_ids"],
+            torch.ones_like(expected["packed_ids"]).bool(),
+        )
     else:
         ids, real = expected["input_ids"], expected["attention_mask"].bool()
         mask = real[:, None, :].expand(-1, ids.shape[1], -1)
@@ -88,24 +96,32 @@ def test_logits_are_those_of_the_authors_code(original, name):
     for key, (shift, causal) in READS.items():
         if key not in expected:
             continue
-        for place, logprob in zip(expected["masked_positions"].tolist(), expected[key], strict=True):
+        for place, logprob in zip(
+            expected["masked_positions"].tolist(), expected[key], strict=True
+        ):
             ids, target = expected["masked_text"].clone(), expected["masked_text"][place]
             if not causal:
                 ids[place] = 4
             everything = torch.ones(1, len(ids), len(ids), dtype=torch.bool)
             with torch.no_grad():
-                logits = model(input_ids=ids[None], attention_mask=attended(everything, causal)).logits
+                logits = model(
+                    input_ids=ids[None], attention_mask=attended(everything, causal)
+                ).logits
             close(logits[0, place - shift].log_softmax(-1)[target], logprob)
 
 
 @pytest.mark.parametrize("name", ["gpt-bert-gated", "gpt-bert-plain"])
 def test_loss_and_gradient_are_those_of_the_authors_code(original, name):
-    """The recorded gradients are of loss + 1e-4 z_loss; z_loss is the mean square of log sum exp logits."""
+    """The recorded gradients are of loss + 1e-4 z_loss; z_loss is the mean square of log sum exp
+    logits.
+    """
     model = converted(original / "checkpoints" / name)
     record = load_file(original / "expected" / f"{name}.safetensors")
     labels = record["labels"]
     mask = record["attention_mask"].bool()[:, None, :].expand(-1, labels.shape[1], -1)
-    logits = model(input_ids=record["input_ids"], attention_mask=attended(mask, causal=False)).logits
+    logits = model(
+        input_ids=record["input_ids"], attention_mask=attended(mask, causal=False)
+    ).logits
     read, wanted = logits[labels != -100], labels[labels != -100]
     loss, z_loss = functional.cross_entropy(read, wanted), read.logsumexp(-1).square().mean()
     close(torch.stack([loss, z_loss]), torch.cat([record["loss"], record["z_loss"]]))
@@ -118,7 +134,11 @@ def test_loss_and_gradient_are_those_of_the_authors_code(original, name):
 
 
 SCORES = {
-    **{name: ("mlm",) for name in LAYOUTS if name.startswith(("ltg", "elc")) and "wrapper" not in name},
+    **{
+        name: ("mlm",)
+        for name in LAYOUTS
+        if name.startswith(("ltg", "elc")) and "wrapper" not in name
+    },
     "gpt-bert-gated": ("mntp", "causal", "fused", "mlm"),
     "gpt-bert-plain": ("mntp", "causal", "fused", "mlm"),
 }
@@ -132,7 +152,9 @@ def test_sentences_score_as_the_authors_ranking_does(original, tmp_path, name):
     texts = [text for pair in record["pairs"] for text in pair]
     for method in SCORES[name]:
         opened = folder
-        if name.startswith("gpt") and method == "mlm":  # this ranking alone closes a sentence with </s>
+        if (
+            name.startswith("gpt") and method == "mlm"
+        ):  # this ranking alone closes a sentence with </s>
             opened = closed_by_eos(folder, tmp_path / method)
         scores = ours(opened, texts, method, original_layout=LAYOUTS[name])
         assert scores == pytest.approx(np.ravel(record["scores"][name][method]).tolist(), abs=2e-3)

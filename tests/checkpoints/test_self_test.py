@@ -1,4 +1,6 @@
-"""The self-test of a checkpoint: positions, causality, side effects and broken shortcuts are found on opening."""
+"""The self-test of a checkpoint: positions, causality, side effects and broken shortcuts are found
+on opening.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint, self_test
 from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import attention, cpu_kernels, multiple_choice
-from antlm_bench.scoring.engine import KERNELS, SHORTCUTS, Engine
+from antlm_bench.scoring.engine import CPU_KERNELS, SHORTCUTS, Engine
 from antlm_bench.scoring.model_state import ModelState
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Item, Option
@@ -42,7 +44,9 @@ def plain(folder, method, texts=TEXTS, dtype=torch.float32):
     totals = []
     for text in texts:
         ids, total = tokenizer(text)["input_ids"], 0.0
-        model = auto.from_pretrained(folder, dtype=dtype).eval()  # anew: a forward may change a model
+        model = auto.from_pretrained(
+            folder, dtype=dtype
+        ).eval()  # anew: a forward may change a model
         for at in range(1, len(ids) if causal else len(ids) - 1):
             row = torch.tensor([ids[:at] if causal else ids])
             if not causal:
@@ -54,11 +58,23 @@ def plain(folder, method, texts=TEXTS, dtype=torch.float32):
     return totals
 
 
-@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "XLMRobertaForMaskedLM", "CamembertForMaskedLM",
-                                  "Data2VecTextForMaskedLM", "MPNetForMaskedLM", "RobertaForCausalLM"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RobertaForMaskedLM",
+        "XLMRobertaForMaskedLM",
+        "CamembertForMaskedLM",
+        # fmt: skip
+        "Data2VecTextForMaskedLM",
+        "MPNetForMaskedLM",
+        "RobertaForCausalLM",
+    ],
+)
 @pytest.mark.parametrize("padding", ["<pad>", "<s>", "</s>", "<unk>"])
 def test_positions_skip_tokens_with_the_padding_id(make_checkpoint, name, padding):
-    """RoBERTa's positions count the tokens that are not padding; a text may hold the padding id of the config."""
+    """RoBERTa's positions count the tokens that are not padding; a text may hold the padding id of
+    the config.
+    """
     causal = name.endswith("CausalLM")
     folder = make_checkpoint(
         "causal" if causal else "masked", architecture=name, max_position_embeddings=66,
@@ -71,26 +87,35 @@ def test_positions_skip_tokens_with_the_padding_id(make_checkpoint, name, paddin
     )
 
 
-@given(st.lists(st.lists(st.sampled_from([0, 1, 7, 9]), min_size=1, max_size=9), min_size=1, max_size=7), st.booleans())
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 1, 7, 9]), min_size=1, max_size=9), min_size=1, max_size=7
+    ),
+    st.booleans(),
+)
 def test_positions_in_a_prefix_tree_are_those_of_each_row(rows, causal):
-    from antlm_bench.scoring.engine import Geometry
-    from antlm_bench.scoring.plan import plans
+    from antlm_bench.scoring.engine import ForwardConfig
+    from antlm_bench.scoring.plan import build_plans
     from antlm_bench.types import Probes
 
     attention = "causal" if causal else "full"
     engine = Engine.__new__(Engine)
-    engine.geometry = Geometry("eager", attention, "packed", padding_id=1)
+    engine.forward_config = ForwardConfig("eager", attention, "packed", padding_id=1)
     probes = [
-        Probes(np.array([row], np.int32), attention, *np.array([[0], [len(row) - 1], [0], [n]], np.int32))
+        Probes(
+            np.array([row], np.int32),
+            attention,
+            *np.array([[0], [len(row) - 1], [0], [n]], np.int32),
+        )
         for n, row in enumerate(rows)
     ]
-    [plan] = plans(probes)
-    batch, _ = plan.cut(0, 1000)
-    positions = engine._positions(batch)
-    gathered = positions if batch.gather is None else positions[batch.gather]
-    ids = batch.ids if batch.gather is None else batch.ids[batch.gather]
+    [plan] = build_plans(probes)
+    batch, _ = plan.next_batch(0, 1000)
+    positions = engine._position_ids(batch)
+    gathered = positions if batch.gather_index is None else positions[batch.gather_index]
+    ids = batch.ids if batch.gather_index is None else batch.ids[batch.gather_index]
     top = 0
-    for count, length in batch.pieces:
+    for count, length in batch.blocks:
         for _ in range(count):
             row, found = ids[top : top + length].tolist(), gathered[top : top + length].tolist()
             seen, expected = 0, []
@@ -122,14 +147,22 @@ def test_a_permutation_model_is_not_causal(tmp_path):
 
 def test_an_encoder_saved_as_a_decoder_is_causal(make_checkpoint):
     folder = make_checkpoint("causal", architecture="BertLMHeadModel", is_decoder=True)
-    np.testing.assert_allclose(scores(opened(folder), "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        scores(opened(folder), "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4
+    )
 
 
 ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-LONGROPE = ROPE | {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0, 4.0, 2.0, 1.5]}
+LONGROPE = ROPE | {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0, 4.0, 2.0, 1.5],
+}
 
 
-@pytest.mark.parametrize("rope", [LONGROPE, ROPE | {"rope_type": "dynamic"}], ids=["longrope", "dynamic"])
+@pytest.mark.parametrize(
+    "rope", [LONGROPE, ROPE | {"rope_type": "dynamic"}], ids=["longrope", "dynamic"]
+)
 def test_long_rows_do_not_move_the_scores_of_short_ones(make_checkpoint, rope):
     folder = make_checkpoint("causal", rope_parameters=rope)
     model = opened(folder)
@@ -141,49 +174,66 @@ def test_long_rows_do_not_move_the_scores_of_short_ones(make_checkpoint, rope):
 
 
 def test_texts_beyond_the_original_length_are_read_prefix_by_prefix(make_checkpoint):
-    """With longrope a prefix has other angles than the whole text: then each prefix is a row of its own."""
+    """With longrope a prefix has other angles than the whole text: then each prefix is a row of its
+    own.
+    """
     folder = make_checkpoint("causal", rope_parameters=LONGROPE)
     model, long = opened(folder), ["the cat sees " * 9, "the dog sees the old house " * 4]
-    found = self_test.self_test(model, long)
+    found = self_test.run_self_test(model, long)
     assert "one row per text" in found.disabled and found.largest_difference < 1e-3
-    np.testing.assert_allclose(scores(model, "causal", long), plain(folder, "causal", long), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        scores(model, "causal", long), plain(folder, "causal", long), rtol=1e-5, atol=1e-3
+    )
 
 
 def test_a_forward_that_changes_the_model_is_undone(make_checkpoint):
     """BigBird gives its sparse attention up for good at the first short row."""
-    config = {"block_size": 4, "num_random_blocks": 1, "attention_type": "block_sparse", "max_position_embeddings": 130}
+    config = {
+        "block_size": 4,
+        "num_random_blocks": 1,
+        "attention_type": "block_sparse",
+        "max_position_embeddings": 130,
+    }
     folder = make_checkpoint("masked", architecture="BigBirdForMaskedLM", **config)
     model = opened(folder)
     texts = ["the cat.", "the cat sees the dog near the old house " * 7]
-    assert model.engine.geometry.restores
+    assert model.engine.forward_config.restores
     for order in (texts, texts[::-1]):
         np.testing.assert_allclose(
-            scores(model, "mlm", order), plain(folder, "mlm", order), rtol=1e-4, atol=1e-3, err_msg=str(order)
+            scores(model, "mlm", order),
+            plain(folder, "mlm", order),
+            rtol=1e-4,
+            atol=1e-3,
+            err_msg=str(order),
         )
 
 
 def test_state_is_put_back_whatever_changed():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    before = ModelState.of(model)
+    before = ModelState.capture(model)
     first = model[0]
     model.train()(torch.randn(4, 2))
     model[0], model.note = torch.nn.Identity(), "new"
-    assert before.changed()
+    assert before.has_changed()
     before.restore()
-    assert not before.changed() and model[0] is first and not hasattr(model, "note")
+    assert not before.has_changed() and model[0] is first and not hasattr(model, "note")
     assert torch.equal(model[1].running_mean, torch.zeros(2)) and model[1].num_batches_tracked == 0
 
 
 def wrong_norm(monkeypatch):
     """An RMSNorm that is right on the trial's rows and wrong elsewhere."""
-    plain_forward = cpu_kernels.RootMeanSquare.forward
+    plain_forward = cpu_kernels.FusedRMSNorm.forward
     monkeypatch.setattr(
-        cpu_kernels.RootMeanSquare, "forward", lambda self, x: plain_forward(self, x) * (1 if x.dim() == 2 else 1.1)
+        cpu_kernels.FusedRMSNorm,
+        "forward",
+        lambda self, x: plain_forward(self, x) * (1 if x.dim() == 2 else 1.1),
     )
 
 
 def wrong_packing(monkeypatch):
-    """Attention of packed rows that is right for short rows and forgets the first token of longer ones."""
+    """Attention of packed rows that is right for short rows and forgets the first token of longer
+    ones.
+    """
     plain_attention = attention.scaled_dot_product_attention
 
     def forgetful(q, k, v, **options):
@@ -195,34 +245,52 @@ def wrong_packing(monkeypatch):
     monkeypatch.setattr(attention, "scaled_dot_product_attention", forgetful)
 
 
-@pytest.mark.parametrize(("break_it", "name"), [(wrong_norm, KERNELS), (wrong_packing, "packed rows")])
+@pytest.mark.parametrize(
+    ("break_it", "name"), [(wrong_norm, CPU_KERNELS), (wrong_packing, "packed rows")]
+)
 def test_a_broken_shortcut_is_turned_off_and_said(make_checkpoint, monkeypatch, break_it, name):
     folder = make_checkpoint("causal")
-    assert opened(folder).describe["self_test"]["disabled"] == []
+    assert opened(folder).metadata["self_test"]["disabled"] == []
     break_it(monkeypatch)
     model = opened(folder)
-    assert model.describe["self_test"]["disabled"] == [name] and name not in model.describe["shortcuts"]
-    np.testing.assert_allclose(scores(model, "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4)
+    assert (
+        model.metadata["self_test"]["disabled"] == [name]
+        and name not in model.metadata["shortcuts"]
+    )
+    np.testing.assert_allclose(
+        scores(model, "causal"), plain(folder, "causal"), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_checkpoint, monkeypatch):
-    """Mixtures of experts with capacities do so. Bloom's attention cannot be packed: it reads plain rows."""
+    """Mixtures of experts with capacities do so. Bloom's attention cannot be packed: it reads plain
+    rows.
+    """
     mlp = transformers.models.bloom.modeling_bloom.BloomMLP
     forward = mlp.forward
-    monkeypatch.setattr(mlp, "forward", lambda self, x, rest: forward(self, x + x - x.mean(0, keepdim=True), rest))
+    monkeypatch.setattr(
+        mlp, "forward", lambda self, x, rest: forward(self, x + x - x.mean(0, keepdim=True), rest)
+    )
     folder = make_checkpoint("causal", architecture="BloomForCausalLM", n_layer=2, n_head=4)
     model = opened(folder)
-    assert "batches" in model.describe["self_test"]["disabled"]
+    assert "batches" in model.metadata["self_test"]["disabled"]
     texts = [*TEXTS, "the dog sees the cat."]
-    np.testing.assert_allclose(scores(model, "causal", texts), plain(folder, "causal", texts), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        scores(model, "causal", texts), plain(folder, "causal", texts), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
-    from antlm_bench.commands.surprisal import surprisal
+    from antlm_bench.commands.surprisal import score_stimuli
 
-    folder, text = make_checkpoint("causal", rope_parameters=LONGROPE), "the cat sees " * 9 + "the dog"
+    folder, text = (
+        make_checkpoint("causal", rope_parameters=LONGROPE),
+        "the cat sees " * 9 + "the dog",
+    )
     (tmp_path / "in.csv").write_text(f"text\n{text}\n")
-    found = surprisal(str(folder), tmp_path / "in.csv", tmp_path / "out.csv", options=OpenOptions(device="cpu"))
+    found = score_stimuli(
+        str(folder), tmp_path / "in.csv", tmp_path / "out.csv", options=OpenOptions(device="cpu")
+    )
     bits = sum(row["surprisal_bits"] for row in found.rows)
     assert bits * np.log(2) == pytest.approx(-plain(folder, "causal", [text])[0], rel=1e-5)
 
@@ -230,10 +298,10 @@ def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
 def test_a_model_with_tensors_in_its_attributes_is_remembered():
     model = torch.nn.Linear(2, 2)
     model.cache, model.nothing = (torch.ones(2), torch.ones(3)), float("nan")
-    before = ModelState.of(model)
-    assert not before.changed()
+    before = ModelState.capture(model)
+    assert not before.has_changed()
     model.in_features = 3
-    assert before.changed()
+    assert before.has_changed()
 
 
 def test_a_forward_without_logits_of_every_position_is_named(make_checkpoint):
@@ -259,7 +327,7 @@ def test_a_model_that_answers_by_chance_is_refused(make_checkpoint, monkeypatch)
     model = opened(folder)
     model.engine.model.train()
     with pytest.raises(CheckpointError, match="with every shortcut turned off too"):
-        self_test.self_test(model, TEXTS)
+        self_test.run_self_test(model, TEXTS)
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
@@ -267,14 +335,17 @@ def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
     model, method = opened(make_checkpoint(kind)), "causal" if kind == "causal" else "mlm"
     expected = scores(model, method)
     for off in [[name] for name in SHORTCUTS] + [list(SHORTCUTS)]:
-        with model.engine.without(off):
+        with model.engine.without_shortcuts(off):
             assert not set(off) & set(model.engine.shortcuts)
-            np.testing.assert_allclose(scores(model, method), expected, rtol=1e-5, atol=1e-4, err_msg=str(off))
+            np.testing.assert_allclose(
+                scores(model, method), expected, rtol=1e-5, atol=1e-4, err_msg=str(off)
+            )
     assert scores(model, method) == expected
 
 
 def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
-    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then."""
+    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then.
+    """
 
     def refuse(self, *_args):
         raise RuntimeError("fp16 is not supported on this CPU")
@@ -283,40 +354,51 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
     exact = scores(opened(folder), "causal")
     monkeypatch.setattr(cpu_kernels.PackedLinear, "__init__", refuse)
     for dtype, largest in (("float16", 0.2), ("bfloat16", 2.0)):
-        np.testing.assert_allclose(scores(opened(folder, dtype=dtype), "causal"), exact, atol=largest)
+        np.testing.assert_allclose(
+            scores(opened(folder, dtype=dtype), "causal"), exact, atol=largest
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
-    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions."""
+    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions.
+    """
     folder = make_checkpoint("causal")
     library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     expected = {name: value.dtype for name, value in library.state_dict().items()}
     expected |= {name: value.dtype for name, value in library.named_buffers()}
     ours = opened(folder, dtype=dtype).engine.model
-    found = {name: value.dtype for name, value in [*ours.state_dict().items(), *ours.named_buffers()]}
-    assert {name: found[name] for name in expected} == expected and torch.float32 in expected.values()
+    found = {
+        name: value.dtype for name, value in [*ours.state_dict().items(), *ours.named_buffers()]
+    }
+    assert {
+        name: found[name] for name in expected
+    } == expected and torch.float32 in expected.values()
 
 
 def test_a_run_records_the_self_test_on_its_own_texts(make_checkpoint, tmp_path):
     pairs = tmp_path / "pairs.csv"
-    pairs.write_text("good,bad\nthe cat sees,the cat see\nno boy has ever seen him,some boy has ever seen him\n")
+    pairs.write_text(
+        "good,bad\nthe cat sees,the cat see\nno boy has ever seen him,some boy has ever seen him\n"
+    )
     [run] = score(make_checkpoint("causal"), str(pairs), out=tmp_path / "run", device="cpu")
-    [cell] = runs.read(tmp_path / "run")
+    [cell] = runs.open_run(tmp_path / "run")
     record = cell.history["self_test"]
     assert (record["texts"], record["disabled"]) == (4, []) and record["largest_nats_below"] <= 1e-4
-    assert record["predictions"] >= 12 and KERNELS in cell.history["shortcuts"]
+    assert record["predictions"] >= 12 and CPU_KERNELS in cell.history["shortcuts"]
     assert run.manifest.model["self_test"]["disabled"] == [] and run.manifest.model["shortcuts"]
 
 
 @settings(max_examples=10, suppress_health_check=list(HealthCheck), deadline=None)
-@given(st.lists(st.text("ab ", min_size=1, max_size=30), min_size=1, max_size=20), st.integers(1, 6))
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=30), min_size=1, max_size=20), st.integers(1, 6)
+)
 def test_texts_for_the_self_test_are_spread_over_lengths(texts, count):
-    chosen = self_test.spread_texts(texts, count)
+    chosen = self_test.select_texts_by_length(texts, count)
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     assert len(chosen) <= count and chosen == sorted(chosen, key=lambda text: (len(text), text))
     assert chosen[0] == ordered[0] and (count == 1 or len(chosen[-1]) == len(ordered[-1]))
-    assert chosen == self_test.spread_texts(texts[::-1], count)
+    assert chosen == self_test.select_texts_by_length(texts[::-1], count)
 
 
 def test_a_tokenizer_that_reads_few_words_is_tried_on_those():

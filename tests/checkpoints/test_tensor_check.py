@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import model_for, tokenizer_for
 
-from antlm_bench.checkpoints import OpenOptions, open_body, open_checkpoint
-from antlm_bench.checkpoints.loader import opening_notes, settings
+from antlm_bench.checkpoints import OpenOptions, open_backbone, open_checkpoint
+from antlm_bench.checkpoints.loader import key_settings, loading_notes
 from antlm_bench.errors import CheckpointError
 
 V, D = 400, 32  # vocabulary and width of tiny.model_for
@@ -30,7 +30,9 @@ def build(tmp_path):
         folder = tmp_path / architecture
         tokenizer_for(kind, True).save_pretrained(folder)
         model_for(kind, 0, architecture, **config).save_pretrained(folder)
-        edit_weights(folder, lambda tensors: {rename(n): t for n, t in tensors.items()} | (add or {}))
+        edit_weights(
+            folder, lambda tensors: {rename(n): t for n, t in tensors.items()} | (add or {})
+        )
         return folder
 
     return make
@@ -52,7 +54,9 @@ def opened(folder, **options):
 
 
 def old_layer_norm(name):
-    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    )
 
 
 TRIANGLE = torch.ones(1, 1, 64, 64).tril()
@@ -89,7 +93,7 @@ def test_published_shapes_open_and_score(build, architecture, rename, add, confi
     kind = "causal" if architecture.startswith(("GPT", "Llama")) else "masked"
     plain = model_for(kind, 0, architecture, **config)
     checkpoint = opened(build(architecture, rename, add, kind=kind, **config))
-    assert "allowed" not in checkpoint.describe and "notes" not in checkpoint.describe
+    assert "allowed" not in checkpoint.metadata and "notes" not in checkpoint.metadata
     stored, loaded = plain.state_dict(), checkpoint.engine.model.state_dict()
     assert len(loaded) >= 20
     differing = [n for n, t in loaded.items() if n in stored and not torch.equal(t, stored[n])]
@@ -100,7 +104,7 @@ def test_a_tied_head_stored_under_its_own_name_is_used(build):
     folder = build("RobertaForMaskedLM")
     embedding = load_file(folder / "model.safetensors")["roberta.embeddings.word_embeddings.weight"]
     edit_weights(folder, lambda tensors: tensors | {"lm_head.decoder.weight": embedding})
-    assert "allowed" not in opened(folder).describe
+    assert "allowed" not in opened(folder).metadata
 
 
 def fewer_layers(folder):
@@ -113,7 +117,9 @@ def biases_switched_off(folder):
 
 
 def name_of_a_head_inside_a_layer(folder):
-    edit_weights(folder, lambda tensors: tensors | {"model.layers.1.score.weight": torch.ones(D, D)})
+    edit_weights(
+        folder, lambda tensors: tensors | {"model.layers.1.score.weight": torch.ones(D, D)}
+    )
 
 
 def prefix_of_a_wrapper(folder):
@@ -126,16 +132,38 @@ def more_layers(folder):
 
 def untied_without_head(folder):
     edit_config(folder, tie_word_embeddings=False)
-    edit_weights(folder, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.weight"})
+    edit_weights(
+        folder, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.weight"}
+    )
 
 
 REFUSED = [
-    (fewer_layers, r"LlamaForCausalLM does not use 9 tensors \(model\.layers\.1\.", "1 layers, and the files hold 2"),
-    (biases_switched_off, r"does not use 8 tensors \(model\.layers\.0\.self_attn\.k_proj\.bias", "switches off biases"),
-    (name_of_a_head_inside_a_layer, r"does not use 1 tensor \(model\.layers\.1\.score", "another architecture"),
+    (
+        fewer_layers,
+        r"LlamaForCausalLM does not use 9 tensors \(model\.layers\.1\.",
+        "1 layers, and the files hold 2",
+    ),
+    (
+        biases_switched_off,
+        r"does not use 8 tensors \(model\.layers\.0\.self_attn\.k_proj\.bias",
+        "switches off biases",
+    ),
+    (
+        name_of_a_head_inside_a_layer,
+        r"does not use 1 tensor \(model\.layers\.1\.score",
+        "another architecture",
+    ),
     (prefix_of_a_wrapper, r"no file gives 21 parameters \(lm_head\.weight", "the prefix 'module.'"),
-    (more_layers, r"no file gives 9 parameters \(model\.layers\.2\.", "another architecture, or config.json belongs"),
-    (untied_without_head, r"no file gives 1 parameter \(lm_head\.weight\)", "without its language-model head"),
+    (
+        more_layers,
+        r"no file gives 9 parameters \(model\.layers\.2\.",
+        "another architecture, or config.json belongs",
+    ),
+    (
+        untied_without_head,
+        r"no file gives 1 parameter \(lm_head\.weight\)",
+        "without its language-model head",
+    ),
 ]
 
 
@@ -143,19 +171,24 @@ REFUSED = [
 def test_other_weights_than_the_model_s_are_refused(build, damage, message, cause):
     folder = build("LlamaForCausalLM", kind="causal")
     damage(folder)
-    for opener in (open_checkpoint, open_body):
+    for opener in (open_checkpoint, open_backbone):
         with pytest.raises(CheckpointError, match=message) as refused:
             opener(str(folder), OpenOptions(device="cpu"))
         assert cause in refused.value.hint and "--allow-" in refused.value.hint
 
 
 def test_names_that_the_library_ignores_do_not_hide_weights(build):
-    # transformers drops every unused name with `attn.bias` in it, so `c_attn.bias` too, without a word.
+    # transformers drops every unused name with `attn.bias` in it, so `c_attn.bias` too, without a
+    # word.
     folder = build("GPT2LMHeadModel", kind="causal", n_embd=D, n_layer=2, n_head=4)
-    edit_weights(folder, lambda tensors: tensors | {"transformer.h.7.attn.c_attn.bias": torch.ones(3 * D)})
+    edit_weights(
+        folder, lambda tensors: tensors | {"transformer.h.7.attn.c_attn.bias": torch.ones(3 * D)}
+    )
     _, info = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not info["unexpected_keys"]
-    with pytest.raises(CheckpointError, match=r"does not use 1 tensor \(transformer\.h\.7\.attn\.c_attn\.bias\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not use 1 tensor \(transformer\.h\.7\.attn\.c_attn\.bias\)"
+    ):
         opened(folder)
 
 
@@ -164,7 +197,9 @@ def test_positions_that_the_configuration_wants_are_no_leftovers(build):
     edit_config(folder, position_biased_input=False)
     assert opened(folder).kind == "masked"  # as Microsoft's own files are
     edit_config(folder, position_biased_input=True)
-    edit_weights(folder, lambda tensors: {n: t for n, t in tensors.items() if "position_embeddings" not in n})
+    edit_weights(
+        folder, lambda tensors: {n: t for n, t in tensors.items() if "position_embeddings" not in n}
+    )
     with pytest.raises(CheckpointError, match="no file gives 1 parameter"):
         opened(folder)
 
@@ -172,29 +207,35 @@ def test_positions_that_the_configuration_wants_are_no_leftovers(build):
 def test_a_tensor_of_another_shape_names_both_shapes(build):
     folder = build("LlamaForCausalLM", kind="causal")
     edit_config(folder, intermediate_size=40)
-    with pytest.raises(CheckpointError, match=r"6 tensors .*down_proj\.weight is \[32, 48\] there and \[32, 40\]"):
+    with pytest.raises(
+        CheckpointError, match=r"6 tensors .*down_proj\.weight is \[32, 48\] there and \[32, 40\]"
+    ):
         opened(folder, allow_missing=True, allow_unused=True)
 
 
 def test_unused_tensors_that_are_allowed_are_recorded(build):
     folder = build("LlamaForCausalLM", kind="causal")
-    whole = settings(opened(folder, allow_unused=True, allow_missing=True))
+    whole = key_settings(opened(folder, allow_unused=True, allow_missing=True))
     assert "allowed" not in whole  # the flags alone change no key
     biases_switched_off(folder)
     checkpoint = opened(folder, allow_unused=True)
     first = [f"model.layers.0.self_attn.{p}_proj.bias" for p in "koqv"]
-    assert settings(checkpoint)["allowed"] == {"unused": {"count": 8, "first": first}}
-    assert opening_notes(checkpoint) == [f"the model does not use 8 tensors ({', '.join(first)}, ...) of the files"]
+    assert key_settings(checkpoint)["allowed"] == {"unused": {"count": 8, "first": first}}
+    assert loading_notes(checkpoint) == [
+        f"the model does not use 8 tensors ({', '.join(first)}, ...) of the files"
+    ]
 
 
 def test_missing_parameters_that_are_allowed_are_the_same_each_time(build):
     folder = build("LlamaForCausalLM", kind="causal")
     more_layers(folder)
     models = [opened(folder, allow_missing=True) for _ in range(2)]
-    weights = [model.engine.model.state_dict()["model.layers.2.mlp.up_proj.weight"] for model in models]
+    weights = [
+        model.engine.model.state_dict()["model.layers.2.mlp.up_proj.weight"] for model in models
+    ]
     assert torch.equal(*weights) and float(weights[0].std()) > 0
-    assert settings(models[0])["allowed"]["missing"]["count"] == 9
-    assert opening_notes(models[0])[0].endswith("were in no file and are random")
+    assert key_settings(models[0])["allowed"]["missing"]["count"] == 9
+    assert loading_notes(models[0])[0].endswith("were in no file and are random")
 
 
 SENTENCES = [
@@ -219,19 +260,25 @@ def test_what_cannot_be_scored_gets_its_own_sentence(build, architecture, config
 MASKED = [
     ("BigBirdForPreTraining", {"attention_type": "original_full"}, "prediction_logits"),
     ("XLMWithLMHeadModel", {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V}, "logits"),
-    ("FlaubertWithLMHeadModel", {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V}, "logits"),
+    (
+        "FlaubertWithLMHeadModel",
+        {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V},
+        "logits",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("architecture", "config", "logits"), MASKED)
 def test_masked_models_with_unusual_names_score_right(build, architecture, config, logits):
     from antlm_bench.scoring import multiple_choice
-    from antlm_bench.scoring.probes import method
+    from antlm_bench.scoring.probes import resolve_method
     from antlm_bench.types import Item, Option
 
     folder, text = build(architecture, **config), "the cat sees the old house"
     checkpoint = opened(folder)
-    [[prediction]] = multiple_choice.predict(checkpoint, [Item("a", (Option(text),), 0)], [method("mlm", checkpoint)])
+    [[prediction]] = multiple_choice.predict(
+        checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("mlm", checkpoint)]
+    )
     model, tokenizer = model_for("masked", 0, architecture, **config), tokenizer_for("masked", True)
     ids = tokenizer(text)["input_ids"]
     expected = 0.0
@@ -247,16 +294,22 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
 @pytest.mark.parametrize("architecture", ["XLMWithLMHeadModel", "FlaubertWithLMHeadModel"])
 def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
     from antlm_bench.scoring import multiple_choice
-    from antlm_bench.scoring.probes import method
+    from antlm_bench.scoring.probes import resolve_method
     from antlm_bench.types import Item, Option
 
     config = {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V, "causal": True}
-    checkpoint, text = opened(build(architecture, kind="causal", **config)), "the cat sees the old house"
+    checkpoint, text = (
+        opened(build(architecture, kind="causal", **config)),
+        "the cat sees the old house",
+    )
     assert checkpoint.methods[0] == "causal"
     [[prediction]] = multiple_choice.predict(
-        checkpoint, [Item("a", (Option(text),), 0)], [method("causal", checkpoint)]
+        checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("causal", checkpoint)]
     )
-    model, ids = model_for("causal", 0, architecture, **config), tokenizer_for("causal", True)(text)["input_ids"]
+    model, ids = (
+        model_for("causal", 0, architecture, **config),
+        tokenizer_for("causal", True)(text)["input_ids"],
+    )
     with torch.inference_mode():
         steps = [
             float(model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]])
@@ -266,10 +319,11 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
 
 
 def test_a_learned_buffer_that_no_file_gives_is_missing():
-    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file."""
+    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file.
+    """
     import transformers
 
-    from antlm_bench.checkpoints.tensor_check import _own_buffers
+    from antlm_bench.checkpoints.tensor_check import _computed_buffers
 
     config = transformers.DeepseekV3Config(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
@@ -277,6 +331,6 @@ def test_a_learned_buffer_that_no_file_gives_is_missing():
         topk_group=1, first_k_dense_replace=0, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
         qk_nope_head_dim=4, v_head_dim=8,
     )  # fmt: skip
-    needless = _own_buffers(transformers.DeepseekV3ForCausalLM(config))
+    needless = _computed_buffers(transformers.DeepseekV3ForCausalLM(config))
     assert "model.rotary_emb.inv_freq" in needless
     assert not any("e_score_correction_bias" in name for name in needless)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.cli.aliases import ours
+from antlm_bench.cli.aliases import normalize_argv
 from antlm_bench.errors import UsageError
 
 
@@ -21,7 +21,10 @@ from antlm_bench.errors import UsageError
         ),
         ("score --model_args pretrained=x --model hf", "score --model x"),
         ("score --model hf-mlm --model_args pretrained=x", "score --method mlm --model x"),
-        ("score --model_args pretrained=x,peft=y,tokenizer=z", "score --model x --peft y --tokenizer z"),
+        (
+            "score --model_args pretrained=x,peft=y,tokenizer=z",
+            "score --model x --peft y --tokenizer z",
+        ),
         ("score --model=hf --model-args=pretrained=a=b", "score --model a=b"),
         ("compare a b --flips", "compare a b --flips 20"),
         ("compare --flips a b --json", "compare --flips 20 a b --json"),
@@ -34,18 +37,27 @@ from antlm_bench.errors import UsageError
             "score --model_path_or_name m --backend mntp --revision_name chck_1M",
             "score --model m --method mntp --revision chck_1M",
         ),
-        ("score --model_args pretrained=x,add_bos_token=1,max_length=9", "score --model x --bos always --max-length 9"),
+        (
+            "score --model_args pretrained=x,add_bos_token=1,max_length=9",
+            "score --model x --bos always --max-length 9",
+        ),
         ("score --model_args pretrained=x,add_bos_token=False", "score --model x --bos auto"),
-        ("score --model_args pretrained=x,trust_remote_code=true", "score --model x --trust-remote-code"),
+        (
+            "score --model_args pretrained=x,trust_remote_code=true",
+            "score --model x --trust-remote-code",
+        ),
         ("score --model_args pretrained=x,trust_remote_code=False", "score --model x"),
-        ("score --model hf --suite nano", "score --model hf --suite nano"),  # a folder may be called hf
+        (
+            "score --model hf --suite nano",
+            "score --model hf --suite nano",
+        ),  # a folder may be called hf
         ("score --allow_incomplete --batch-tokens 9", "score --allow-incomplete --batch-tokens 9"),
         ("show -- --tasks", "show -- --tasks"),
         ("show a_b", "show a_b"),
     ],
 )
 def test_their_command_line_in_our_words(theirs: str, expected: str) -> None:
-    assert ours(shlex.split(theirs)) == shlex.split(expected)
+    assert normalize_argv(shlex.split(theirs)) == shlex.split(expected)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +72,11 @@ def test_their_command_line_in_our_words(theirs: str, expected: str) -> None:
         ("score --batch_size 0", "is no number of sequences"),
     ],
 )
-def test_what_is_not_understood_is_an_error_that_names_the_option(theirs: str, complaint: str) -> None:
+def test_what_is_not_understood_is_an_error_that_names_the_option(
+    theirs: str, complaint: str
+) -> None:
     with pytest.raises(UsageError, match=r"--model_args|--batch_size") as caught:
-        ours(shlex.split(theirs))
+        normalize_argv(shlex.split(theirs))
     assert complaint in str(caught.value)
 
 
@@ -72,16 +86,16 @@ WORDS = st.lists(st.one_of(st.text(max_size=12), st.text(max_size=8).map("--".__
 @given(WORDS)
 def test_any_argv_is_translated_or_refused(argv: list[str]) -> None:
     try:
-        assert all(isinstance(word, str) for word in ours(argv))
+        assert all(isinstance(word, str) for word in normalize_argv(argv))
     except UsageError as error:
-        assert error.place
+        assert error.location
 
 
 @given(WORDS)
 def test_our_own_spelling_stays_as_it_is(argv: list[str]) -> None:
     try:
-        once = ours(argv)
+        once = normalize_argv(argv)
     except UsageError:
         return
     if "--" not in once:
-        assert ours(once) == once
+        assert normalize_argv(once) == once

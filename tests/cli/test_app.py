@@ -1,4 +1,6 @@
-"""The command line as a user meets it: help, names, spellings, formats, errors. No model is loaded here."""
+"""The command line as a user meets it: help, names, spellings, formats, errors. No model is loaded
+here.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ import pytest
 from typer.main import get_command
 
 from antlm_bench import __version__
-from antlm_bench.cli.app import application, run
-from antlm_bench.cli.score import score_verb
+from antlm_bench.cli.app import build_app, run
+from antlm_bench.cli.score import score_command
 from antlm_bench.errors import IncompleteError
-from antlm_bench.metrics import TIES
-from antlm_bench.scoring.multiple_choice import COMPATS
+from antlm_bench.metrics import TIE_RULES
+from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
 from antlm_bench.scoring.text import BOS_POLICIES
 from antlm_bench.training.recipe import read_recipe
 
@@ -36,9 +38,13 @@ BIN = [sys.executable, "-m", "antlm_bench"]
 def fields_of_score_options() -> set[str]:
     """Read, not imported: the module needs torch."""
     tree = ast.parse((ROOT / "antlm_bench/commands/score.py").read_text(encoding="utf-8"))
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ScoreOptions")
+    found = next(
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ScoreOptions"
+    )
     return {
-        node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        node.target.id
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 
@@ -47,13 +53,21 @@ class Recorder(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("antlm_bench.commands.score")
-        self.ScoreOptions = make_dataclass("ScoreOptions", [(name, Any, None) for name in fields_of_score_options()])
+        self.ScoreOptions = make_dataclass(
+            "ScoreOptions", [(name, Any, None) for name in fields_of_score_options()]
+        )
         self.calls: list[tuple[list[str], list[str], list[str], Any]] = []
         self.options: dict[str, Any] = {}
         self.error: Exception | None = None
 
     def score(
-        self, models: Sequence[str], suites: Sequence[str], *, methods: Sequence[str], out: Any, options: Any
+        self,
+        models: Sequence[str],
+        suites: Sequence[str],
+        *,
+        methods: Sequence[str],
+        out: Any,
+        options: Any,
     ) -> list[Any]:
         self.calls.append((list(models), list(suites), list(methods), out))
         self.options = {name: value for name, value in vars(options).items() if value is not None}
@@ -69,7 +83,14 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-FLAGS = ("allow_incomplete", "allow_pickle", "allow_unused", "allow_missing", "trust_remote_code", "again")
+FLAGS = (
+    "allow_incomplete",
+    "allow_pickle",
+    "allow_unused",
+    "allow_missing",
+    "trust_remote_code",
+    "again",
+)
 FLAGS_OFF = dict.fromkeys(FLAGS, False)
 
 
@@ -80,9 +101,21 @@ def test_help_loads_nothing_heavy() -> None:
         "try: main()\n"
         "finally: print(*sorted(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], check=True, capture_output=True, text=True
+    )
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
-    heavy = {"torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "lm_eval", "minicons"}
+    heavy = {
+        "torch",
+        "transformers",
+        "numpy",
+        "scipy",
+        "pandas",
+        "pyarrow",
+        "pydantic",
+        "lm_eval",
+        "minicons",
+    }
     assert "typer" in loaded and not loaded & heavy
 
 
@@ -100,20 +133,27 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_score_option_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "--help"]) == 0
     shown = capsys.readouterr().out
-    missing = [name for name in fields_of_score_options() if f"--{name.replace('_', '-')} " not in shown]
+    missing = [
+        name for name in fields_of_score_options() if f"--{name.replace('_', '-')} " not in shown
+    ]
     assert not missing
 
 
 def test_choices_are_those_that_the_code_knows() -> None:
-    known = {"bos": BOS_POLICIES, "ties": TIES, "compat": COMPATS}
-    hints = get_type_hints(score_verb)
+    known = {"bos": BOS_POLICIES, "ties": TIE_RULES, "compat": PEER_CONVENTIONS}
+    hints = get_type_hints(score_command)
     for name, table in known.items():
         literal, _none = get_args(hints[name])
         assert set(get_args(literal)) == set(table), name
 
 
 def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> None:
-    assert run(["score", "--model", "a", "--model", "b", "--suite", "blimp,nano", "--suite", "wug-adj"]) == 0
+    assert (
+        run(
+            ["score", "--model", "a", "--model", "b", "--suite", "blimp,nano", "--suite", "wug-adj"]
+        )
+        == 0
+    )
     assert scorer.calls == [(["a", "b"], ["blimp", "nano", "wug-adj"], [], None)]
     assert scorer.options == FLAGS_OFF
 
@@ -149,7 +189,9 @@ def test_all_options_arrive_typed(scorer: Recorder) -> None:
 
 def test_a_command_line_of_lm_eval_runs(scorer: Recorder) -> None:
     line = "score --model hf --model_args pretrained=gpt2,dtype=float32 --tasks blimp,supplement"
-    assert run([*shlex.split(line), *shlex.split("--batch_size auto --limit 5 --output_path o")]) == 0
+    assert (
+        run([*shlex.split(line), *shlex.split("--batch_size auto --limit 5 --output_path o")]) == 0
+    )
     assert scorer.calls == [(["gpt2"], ["blimp", "supplement"], [], Path("o"))]
     assert scorer.options == {**FLAGS_OFF, "dtype": "float32", "limit": 5}
 
@@ -168,7 +210,9 @@ def test_a_file_whose_name_holds_a_comma_is_one_suite(scorer: Recorder, tmp_path
     assert scorer.calls[0][1] == [str(file)]
 
 
-def test_what_did_finish_is_shown_before_the_error(scorer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_did_finish_is_shown_before_the_error(
+    scorer: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
     scorer.error = IncompleteError("1 of 2 checkpoints were not scored", runs=[])
     assert run(["score", "--model", "m", "--suite", "nano", "--json"]) == 5
     captured = capsys.readouterr()
@@ -231,13 +275,23 @@ def test_list_says_the_same_in_every_format(kind: str, capsys: pytest.CaptureFix
 def test_list_counts_the_suites_it_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "--json"]) == 0
     items = {row["suite"]: row["items"] for row in json.loads(capsys.readouterr().out)}
-    assert items["blimp"] == "67,000" and items["blimp-filtered"] == "59,875" and items["nano"] == "800"
+    assert (
+        items["blimp"] == "67,000"
+        and items["blimp-filtered"] == "59,875"
+        and items["nano"] == "800"
+    )
 
 
 def test_show_tells_what_a_reader_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "blimp"]) == 0
     out = capsys.readouterr().out
-    for part in ("CC BY 4.0", "Warstadt", "67,000", "unweighted mean over paradigms", "+ Who should Derek hug after"):
+    for part in (
+        "CC BY 4.0",
+        "Warstadt",
+        "67,000",
+        "unweighted mean over paradigms",
+        "+ Who should Derek hug after",
+    ):
         assert part in out
 
 
@@ -264,11 +318,20 @@ def test_show_resolves_a_recipe_and_says_what_it_costs(capsys: pytest.CaptureFix
     short = capsys.readouterr().out
     assert run(["show", "models", *asked]) == 0
     assert capsys.readouterr().out == short
-    for said in ("840,320", "100,000 words, assumed", "seed     7", "FLOPs", "vocabulary     2,000", "2308.02019"):
+    for said in (
+        "840,320",
+        "100,000 words, assumed",
+        "seed     7",
+        "FLOPs",
+        "vocabulary     2,000",
+        "2308.02019",
+    ):
         assert said in short
 
 
-def test_show_knows_a_recipe_of_the_users_by_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_knows_a_recipe_of_the_users_by_its_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text('extends = "babyllama"\n[model]\nlayers = 3\n')
     assert run(["show", str(mine)]) == 0
@@ -285,7 +348,9 @@ def test_data_verify_finds_a_changed_file(
     assert run(["data", "verify", "wug-adj"]) == 5
     (tmp_path / "wug_adj").mkdir()
     for name in ("wug_adj_nominalization.jsonl", "wug_adj.jsonl"):
-        (tmp_path / "wug_adj" / name).write_text('{"sentences": "a\\tb", "ratio": 0.5}\n', encoding="utf-8")
+        (tmp_path / "wug_adj" / name).write_text(
+            '{"sentences": "a\\tb", "ratio": 0.5}\n', encoding="utf-8"
+        )
     assert run(["data", "verify", "wug-adj"]) == 3
     captured = capsys.readouterr()
     assert "differs" in captured.out and "not the published ones" in captured.err
@@ -305,7 +370,10 @@ def test_data_where_names_the_folders_in_order(
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     line = f"{shlex.join(BIN)} list --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
-    assert done.stderr == "" and done.returncode in (0, 141)  # 0: all was in the pipe before it closed
+    assert done.stderr == "" and done.returncode in (
+        0,
+        141,
+    )  # 0: all was in the pipe before it closed
 
 
 def on_a_terminal(argv: Sequence[str], **environment: str) -> str:
@@ -345,12 +413,16 @@ def readme_commands() -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("  #")[0] for line in lines if re.match(r"(\w+=\S+ )*antlm-bench ", line)]
+    return [
+        line.partition("  #")[0] for line in lines if re.match(r"(\w+=\S+ )*antlm-bench ", line)
+    ]
 
 
 def parsed(argv: Sequence[str]) -> None:
-    """Every word of a command line has its place: names of verbs and options, their types and choices."""
-    command: Any = get_command(application())
+    """Every word of a command line has its place: names of verbs and options, their types and
+    choices.
+    """
+    command: Any = get_command(build_app())
     words, context = list(argv), None
     while hasattr(command, "commands"):
         context = command.make_context(words[0], words[:0], parent=context, resilient_parsing=True)
@@ -359,14 +431,19 @@ def parsed(argv: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("line", readme_commands())
-def test_commands_of_the_readme_are_understood(line: str, scorer: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_readme_are_understood(
+    line: str, scorer: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def trained(recipe: str, _corpus: str, out: Path, options: Any) -> Path:
         read_recipe(recipe, options.scale, options.changes)
         return out / "main"
 
     monkeypatch.setattr("antlm_bench.commands.train.train", trained)
     argv = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)][1:]
-    if argv[0] in ("list", "show", "score", "train") or argv[:2] in (["data", "list"], ["data", "where"]):
+    if argv[0] in ("list", "show", "score", "train") or argv[:2] in (
+        ["data", "list"],
+        ["data", "where"],
+    ):
         assert run(argv) == 0
     else:
         parsed(argv)  # the others need the net, a checkpoint or runs

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from antlm_bench import errors
-from antlm_bench.cli.exit_codes import BUG, exit_code
+from antlm_bench.cli.exit_codes import BUG, run_command
 from antlm_bench.errors import BenchError
 
 
@@ -21,7 +21,7 @@ def raising(error: BaseException) -> Callable[[], int]:
 
 def outcome(command: Callable[[], int | None]) -> tuple[int, list[BenchError]]:
     reported: list[BenchError] = []
-    return exit_code(command, reported.append), reported
+    return run_command(command, reported.append), reported
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_a_bug_is_one_paragraph_that_says_how_to_report_it(monkeypatch: pytest.M
 def test_a_bug_shows_its_traceback_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTLM_BENCH_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
-        exit_code(raising(ZeroDivisionError()), lambda _: None)
+        run_command(raising(ZeroDivisionError()), lambda _: None)

@@ -1,4 +1,6 @@
-"""Any command line ends with a code of the documented table and a message: no traceback, no half-written run."""
+"""Any command line ends with a code of the documented table and a message: no traceback, no
+half-written run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from antlm_bench.cli.app import run
 
 Make = Callable[..., Path]
 README = Path(__file__).resolve().parents[2] / "README.md"
-CODES = {int(code) for code in re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)} - {70}
+CODES = {
+    int(code)
+    for code in re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+} - {70}
 
 WORDS = " |-|--|~|~nobody/x|.|..|/|//|*|**|[|a*/../*|é|\udc80|a=b|=|,|,,|0|-1|1e9|99999999999999999999|nan|@|gpt2@main"
 ODD = ["", "\x00", "x" * 5000, *WORDS.split("|"), "a/b", "a/b/c"]
@@ -45,7 +50,17 @@ MODELS = [
     "gpt2",
     "a/b",
 ]
-SUITES = ["pairs.csv", "pairs.csv", "agree.csv", "broken.csv", "absent.csv", "own.toml", "good.toml", "blimp", "nanno"]
+SUITES = [
+    "pairs.csv",
+    "pairs.csv",
+    "agree.csv",
+    "broken.csv",
+    "absent.csv",
+    "own.toml",
+    "good.toml",
+    "blimp",
+    "nanno",
+]
 SUITES += ["zero-shot-2025", "pairs.csv,agree.csv", "pairs.csv.gz", "model"]
 METHODS = ["causal", "all", "mlm", "mlm-l2r", "mntp", "fused", "causal,mlm", "mlmm"]
 PLACES = [
@@ -73,7 +88,15 @@ OPTIONS = {  # every option of `score` and the peers' spellings; values that fit
     "--by": ["suite", "field", "phenomenon", "paradigm"], "--original-layout": ["ltg-bert-bnc", "ltg-bert"],
     "--model_args": ["pretrained=model", "pretrained=a,dtype=x"],
 }  # fmt: skip
-FLAGS = ["--allow-incomplete", "--trust-remote-code", "--allow-pickle", "--again", "--json", "--csv", "--markdown"]
+FLAGS = [
+    "--allow-incomplete",
+    "--trust-remote-code",
+    "--allow-pickle",
+    "--again",
+    "--json",
+    "--csv",
+    "--markdown",
+]
 FLAGS += ["--help", "--version"]
 NAMED = [
     "nano",
@@ -100,24 +123,37 @@ VERBS = {  # what fits each of the others, or nearly
 }
 
 VALUE = st.sampled_from(ODD) | st.text(max_size=8)
-PLACE = st.sampled_from(["--out", "--output_path"]).flatmap(lambda o: st.sampled_from(PLACES).map(lambda v: [o, v]))
+PLACE = st.sampled_from(["--out", "--output_path"]).flatmap(
+    lambda o: st.sampled_from(PLACES).map(lambda v: [o, v])
+)
 
 
 def option(names: list[str]) -> st.SearchStrategy[list[str]]:
-    """An option with a value that fits (three times in four) or an odd one, apart or after an equals sign."""
-    fitting = st.sampled_from(names).flatmap(lambda o: st.sampled_from(OPTIONS[o]).map(lambda v: [o, v]))
-    odd = st.sampled_from(names).flatmap(lambda o: VALUE.map(lambda v: [o, v]) | VALUE.map(lambda v: [f"{o}={v}"]))
+    """An option with a value that fits (three times in four) or an odd one, apart or after an
+    equals sign.
+    """
+    fitting = st.sampled_from(names).flatmap(
+        lambda o: st.sampled_from(OPTIONS[o]).map(lambda v: [o, v])
+    )
+    odd = st.sampled_from(names).flatmap(
+        lambda o: VALUE.map(lambda v: [o, v]) | VALUE.map(lambda v: [f"{o}={v}"])
+    )
     return st.one_of(fitting, fitting, fitting, odd)
 
 
-WORD = st.one_of(option(list(OPTIONS)), option(list(OPTIONS)), st.sampled_from(FLAGS).map(lambda f: [f]), PLACE)
-STRAY = st.one_of(WORD, WORD, WORD, VALUE.map(lambda v: [v]), st.sampled_from(SUITES).map(lambda v: [v]))
+WORD = st.one_of(
+    option(list(OPTIONS)), option(list(OPTIONS)), st.sampled_from(FLAGS).map(lambda f: [f]), PLACE
+)
+STRAY = st.one_of(
+    WORD, WORD, WORD, VALUE.map(lambda v: [v]), st.sampled_from(SUITES).map(lambda v: [v])
+)
 SCORE = st.tuples(option(["--model"]), option(["--suite"]), st.lists(WORD, max_size=3)).map(
     lambda parts: [["score", "--device", "cpu"], parts[0], parts[1], *parts[2]]
 )
 OTHER = st.sampled_from(sorted(VERBS)).flatmap(
     lambda verb: st.tuples(
-        st.lists(st.sampled_from(VERBS[verb] or [[]]), max_size=3), st.just([]) | st.lists(STRAY, max_size=1)
+        st.lists(st.sampled_from(VERBS[verb] or [[]]), max_size=3),
+        st.just([]) | st.lists(STRAY, max_size=1),
     ).map(lambda parts: [verb.split(), *parts[0], *parts[1]])
 )
 ANY = st.one_of(OTHER, OTHER, OTHER, st.lists(STRAY, max_size=4))
@@ -132,7 +168,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(socket.socket, "connect", offline)
-    monkeypatch.setattr("antlm_bench.suites.download.PAUSES", (0.0,))
+    monkeypatch.setattr("antlm_bench.suites.download.RETRY_DELAYS", (0.0,))
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ANTLM_BENCH_TRACEBACK", raising=False)
@@ -154,15 +190,19 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def whole_runs(place: Path) -> None:
-    """Every run folder here can be read, with all the predictions that it names, and holds nothing half-written."""
+    """Every run folder here can be read, with all the predictions that it names, and holds nothing
+    half-written.
+    """
     for document in place.rglob("run.json"):
-        for cell in runs.read(document.parent):
-            assert runs.predictions(document.parent, cell)
+        for cell in runs.open_run(document.parent):
+            assert runs.read_predictions(document.parent, cell)
     assert not list(place.rglob("*.tmp")) and not list(place.rglob(".lock"))
 
 
 @pytest.mark.parametrize(
-    ("lines", "examples", "codes"), [(ANY, 900, {0, 2, 3}), (SCORE, 500, {0, 2, 3})], ids=["any", "score"]
+    ("lines", "examples", "codes"),
+    [(ANY, 900, {0, 2, 3}), (SCORE, 500, {0, 2, 3})],
+    ids=["any", "score"],
 )
 def test_every_command_line_ends_with_a_documented_code(
     place: Path,

@@ -1,4 +1,6 @@
-"""What the tests of `score` share: files of pairs, a count of what the model computed, a plain loop as oracle."""
+"""What the tests of `score` share: files of pairs, a count of what the model computed, a plain loop
+as oracle.
+"""
 
 from __future__ import annotations
 
@@ -53,31 +55,38 @@ class Work:
 
 
 def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    work, original = Work(), Checkpoint.read
+    work, original = Work(), Checkpoint.score_probes
 
     def counted(self: Checkpoint, *args: Any, **options: Any) -> Any:
-        before = self.engine.nodes
+        before = self.engine.nodes_computed
         result = original(self, *args, **options)
-        work.reads, work.nodes = work.reads + 1, work.nodes + self.engine.nodes - before
+        work.reads, work.nodes = work.reads + 1, work.nodes + self.engine.nodes_computed - before
         return result
 
-    monkeypatch.setattr(Checkpoint, "read", counted)
+    monkeypatch.setattr(Checkpoint, "score_probes", counted)
     return work
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Every file below a folder: (time of change, hash)."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
 
 
-def by_hand(folder: Path, text: str, *, masked: bool, specials: str, start: int = 0) -> tuple[float, int]:
-    """(sum of log-probabilities, tokens) by the library's own forward, one row at a time, no code of ours.
+def by_hand(
+    folder: Path, text: str, *, masked: bool, specials: str, start: int = 0
+) -> tuple[float, int]:
+    """(sum of log-probabilities, tokens) by the library's own forward, one row at a time, no code
+    of ours.
 
-    specials: "own" = what the tokenizer adds, "bos" = one BOS of ours, "none". start: first character that counts.
+    specials: "own" = what the tokenizer adds, "bos" = one BOS of ours, "none". start: first
+    character that counts.
     """
     import torch
     import transformers

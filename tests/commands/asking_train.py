@@ -1,4 +1,6 @@
-"""A recipe and a text so small that a test can train: both ways, with dropout, alternating at step 7 of 12."""
+"""A recipe and a text so small that a test can train: both ways, with dropout, alternating at step
+7 of 12.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def write_recipe(folder: Path, name: str = "tiny", text: str = RECIPE) -> Path:
 
 def records(out: Path) -> list[dict[str, Any]]:
     """The log, without the one field that differs from run to run."""
-    found = [json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = [
+        json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in found]
 
 

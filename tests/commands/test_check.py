@@ -1,4 +1,6 @@
-"""`check` and `baseline` as a CI system meets them: exit codes, one red line, files, and the commands of docs/ci.md."""
+"""`check` and `baseline` as a CI system meets them: exit codes, one red line, files, and the
+commands of docs/ci.md.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a baseline run, a run with one phenomenon worse, and one that is only noisier."""
+    """A working directory with a baseline run, a run with one phenomenon worse, and one that is
+    only noisier.
+    """
     monkeypatch.chdir(tmp_path)
     first = margins(300, 0.85, seed=3)
     noise = np.random.default_rng(4)
@@ -51,7 +55,9 @@ def test_an_identical_run_passes(place: Path, capsys: pytest.CaptureFixture[str]
     assert "pass" in captured.out and not captured.err
 
 
-def test_a_planted_regression_is_found_and_named_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_planted_regression_is_found_and_named_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["check", "worse", "--against", "base"]) == 1
     error = " ".join(capsys.readouterr().err.split())
     assert re.search(r"toy · causal: regression: \d+\.\d -> \d+\.\d, -\d+\.\d \(95% CI -", error)
@@ -77,7 +83,11 @@ def test_what_the_run_lacks_is_incomplete(place: Path, capsys: pytest.CaptureFix
     write(place / "both", cell(made), cell(made, suite="other"))
     assert run(["check", "base", "--against", "both"]) == 5
     captured = capsys.readouterr()
-    assert "other · causal" in captured.err and "missing: other · causal" in captured.out and "pass" in captured.out
+    assert (
+        "other · causal" in captured.err
+        and "missing: other · causal" in captured.out
+        and "pass" in captured.out
+    )
     assert run(["check", "base", "--against", "both", "--suite", "toy"]) == 0
     assert run(["check", "worse", "--against", "both"]) == 1  # a regression is graver than a hole
     assert run(["check", "base", "--against", "both", "--suite", "blimp"]) == 2
@@ -92,11 +102,15 @@ def test_other_rules_are_not_comparable(place: Path, capsys: pytest.CaptureFixtu
     assert "--bos: auto / never" in capsys.readouterr().err
 
 
-def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_phenomenon_has_a_margin_only_if_it_is_given_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["check", "worse", "--against", "base", "--margin", "20"]
     assert run(asked) == 0
     assert run([*asked, "--group-margin", "2"]) == 1
-    assert "1 with margins of their own failed; islands" in " ".join(capsys.readouterr().err.split())
+    assert "1 with margins of their own failed; islands" in " ".join(
+        capsys.readouterr().err.split()
+    )
     Path("check.toml").write_text("margin = 20\n[groups]\nislands = 2\n")
     assert run(["check", "worse", "--against", "base", "--policy", "check.toml"]) == 1
     Path("check.toml").write_text("margin = 20\n[groups]\nislands = 60\n")
@@ -120,7 +134,9 @@ def test_a_suite_declares_its_margin_and_the_verdict_says_so(
     assert run([*asked, "--policy", "check.toml"]) == 0
 
 
-def test_the_verdict_as_json_has_stdout_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verdict_as_json_has_stdout_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["check", "worse", "--against", "base", "--json"]) == 1
     captured = capsys.readouterr()
     said = json.loads(captured.out)
@@ -144,7 +160,9 @@ def test_the_verdict_as_json_has_stdout_alone(place: Path, capsys: pytest.Captur
         ("baseline save nowhere", 3, "not a run folder"),
     ],
 )
-def test_slips_are_named(line: str, code: int, complaint: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slips_are_named(
+    line: str, code: int, complaint: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(shlex.split(line)) == code
     assert complaint in " ".join(capsys.readouterr().err.split())
 
@@ -166,53 +184,64 @@ def test_files_are_written_whatever_the_verdict(
     files = ["--junit", "deep/er/x.xml", "--markdown", "x.md", "--github"]
     assert run(["check", "worse", "--against", "base", *files]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"^::error title=antlm-bench%3A regression::toy · causal: regression: .*95%25 CI", out, re.M)
+    assert re.search(
+        r"^::error title=antlm-bench%3A regression::toy · causal: regression: .*95%25 CI", out, re.M
+    )
     assert "<failure" in Path("deep/er/x.xml").read_text()
     assert Path("summary.md").read_text() == "before\n" + Path("x.md").read_text()
     assert "### regression: worse against baseline base" in Path("x.md").read_text()
 
 
 def test_a_baseline_is_a_run_without_the_machine(place: Path) -> None:
-    full = runs.read("worse")
+    full = runs.open_run("worse")
     model = {**full.manifest.model, "source": "/home/me/x", "device": "cuda:1", "layout": "tree"}
-    with runs.Writer("seen", Manifest(runs.SCHEMA, model, {"torch": "2"}, "2026-01-01")) as writer:
+    with runs.RunWriter(
+        "seen", Manifest(runs.SCHEMA_VERSION, model, {"torch": "2"}, "2026-01-01")
+    ) as writer:
         for one in full:
-            writer.enter(replace(one, history={"epochs": [1], "collapsed": ["x"]}), runs.predictions("worse", one))
+            writer.write_cell(
+                replace(one, history={"epochs": [1], "collapsed": ["x"]}),
+                runs.read_predictions("worse", one),
+            )
     (Path("seen") / "partial").mkdir()
-    saved = baseline.save("seen", "main")
+    saved = baseline.save_baseline("seen", "main")
     assert saved == Path("reports/baselines/main")
-    read = runs.read(saved)
+    read = runs.open_run(saved)
     assert not {"source", "device", "layout"} & read.manifest.model.keys()
     assert read.manifest.model["name"] == "worse" and read.cells[0].history == {"collapsed": ["x"]}
-    assert runs.predictions(saved, read.cells[0]) == runs.predictions("worse", full.cells[0])
+    assert runs.read_predictions(saved, read.cells[0]) == runs.read_predictions(
+        "worse", full.cells[0]
+    )
     assert {p.name for p in saved.iterdir()} == {"run.json", "predictions"}
     assert "/home/me" not in (saved / "run.json").read_text()
-    assert baseline.find("main") == saved
+    assert baseline.find_baseline("main") == saved
     with pytest.raises(UsageError, match="there is a baseline 'main' already"):
-        baseline.save("base", "main")
-    baseline.save("base", "main", overwrite=True)
-    assert runs.read(saved).manifest.model["name"] == "base"
+        baseline.save_baseline("base", "main")
+    baseline.save_baseline("base", "main", overwrite=True)
+    assert runs.open_run(saved).manifest.model["name"] == "base"
     assert not list(Path("reports/baselines").glob(".*"))
     with pytest.raises(UsageError, match="baselines are main"):
-        baseline.find("mian")
+        baseline.find_baseline("mian")
 
 
-def test_baselines_are_listed_and_a_damaged_one_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_baselines_are_listed_and_a_damaged_one_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["baseline", "list"]) == 0 and "no baseline yet" in capsys.readouterr().out
     for name in ("good", "bad"):
-        baseline.save("base", name)
+        baseline.save_baseline("base", name)
     (Path("reports/baselines/bad/run.json")).write_text("{}")
     assert run(["baseline", "list", "--json"]) == 0
     bad, good = json.loads(capsys.readouterr().out)
     assert (good["baseline"], good["model"], good["suites"]) == ("good", "base", "toy")
     assert bad["model"].startswith("unreadable")
     with pytest.raises(RunError, match="no finished cell"):
-        with runs.Writer("empty", Manifest(runs.SCHEMA, {}, {}, "")):
+        with runs.RunWriter("empty", Manifest(runs.SCHEMA_VERSION, {}, {}, "")):
             pass
         (Path("empty") / "run.json").write_text(
             '{"schema": 2, "manifest": {"model": {}, "software": {}, "created": ""}, "cells": []}'
         )
-        baseline.save("empty")
+        baseline.save_baseline("empty")
 
 
 def commands_of_the_docs() -> list[str]:
@@ -241,7 +270,9 @@ def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     step = action["runs"]["steps"][-1]
     for one in action["runs"]["steps"]:
         assert "${{" not in one["run"]  # an input is data, never part of a script
-        assert all(re.fullmatch(r"\$\{\{ inputs\.[a-z]+ \}\}", value) for value in one["env"].values())
+        assert all(
+            re.fullmatch(r"\$\{\{ inputs\.[a-z]+ \}\}", value) for value in one["env"].values()
+        )
     given = {name: about.get("default", "") for name, about in action["inputs"].items()}
     bin_folder = place / "bin"
     bin_folder.mkdir()
@@ -252,14 +283,25 @@ def test_the_action_runs_its_script_on_what_its_inputs_say(place: Path) -> None:
     def outcome(**inputs: str) -> subprocess.CompletedProcess[str]:
         values = {**given, **inputs}
         asked = {name: values[text[11:-3].strip()] for name, text in step["env"].items()}
-        environment = {**os.environ, **asked, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            **asked,
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
         environment["GITHUB_STEP_SUMMARY"] = str(place / "summary.md")
         return subprocess.run(
-            ["bash", "-e", "-c", step["run"]], env=environment, capture_output=True, text=True, check=False
+            ["bash", "-e", "-c", step["run"]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     assert outcome(run="base", against="base").returncode == 0
-    worse = outcome(run="worse", against="base", junit="x.xml", suite="toy", margin="2", strict="true")
+    worse = outcome(
+        run="worse", against="base", junit="x.xml", suite="toy", margin="2", strict="true"
+    )
     assert worse.returncode == 1 and "::error title=" in worse.stdout and Path("x.xml").exists()
     assert "regression" in Path("summary.md").read_text()
 
@@ -277,7 +319,9 @@ def test_from_start_to_verdict_on_a_large_suite(place: Path) -> None:
         check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     after = os.times()
-    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    worked = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     assert min(worked, time.perf_counter() - start) < 2.5  # two seconds on a machine of its own
 
 
@@ -289,13 +333,32 @@ def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
         "slow = {'torch', 'transformers', 'pandas', 'statsmodels', 'sklearn', 'scipy.stats'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
-ODD = [None, True, -1, 0.5, 1e308, "", "x\x00y", "../..", [], ["x"], {}, {"a": []}, "paradigm", 10**30]
+ODD = [
+    None,
+    True,
+    -1,
+    0.5,
+    1e308,
+    "",
+    "x\x00y",
+    "../..",
+    [],
+    ["x"],
+    {},
+    {"a": []},
+    "paradigm",
+    10**30,
+]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_a_forged_run_ends_in_a_verdict_or_a_typed_error(data: st.DataObject, place: Path) -> None:
     """Any one value of run.json replaced by any odd one: no traceback, no exit code 70."""
@@ -312,7 +375,10 @@ def test_a_forged_run_ends_in_a_verdict_or_a_typed_error(data: st.DataObject, pl
     forged = place / "forged"
     shutil.copytree(place / "base", forged, dirs_exist_ok=True)
     (forged / "run.json").write_text(json.dumps(document))
-    for argv in (["check", str(forged), "--against", "base"], ["compare", str(forged), "base", "--json"]):
+    for argv in (
+        ["check", str(forged), "--against", "base"],
+        ["compare", str(forged), "base", "--json"],
+    ):
         assert run(argv) in (0, 1, 2, 3, 5, 6), (name, spot[name])
 
 
@@ -323,8 +389,13 @@ def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
         for seed in range(seeds):
             rng = np.random.default_rng([seed, len(task), round(1000 * rate)])
             right = rng.random(200) < rate
-            scores = [(-0.2, -1.7) if right[i] == (i % 2 == 0) else (-1.7, -0.2) for i in range(200)]
-            made = [Prediction(f"t{i}", i % 2, 0, each, (9, 9), (30, 30)) for i, each in enumerate(scores)]
+            scores = [
+                (-0.2, -1.7) if right[i] == (i % 2 == 0) else (-1.7, -0.2) for i in range(200)
+            ]
+            made = [
+                Prediction(f"t{i}", i % 2, 0, each, (9, 9), (30, 30))
+                for i, each in enumerate(scores)
+            ]
             one, _ = cell(
                 made, suite=f"glue-2025.{task}", method="finetune-full", macro=(), groups=(), reduction="class",
                 collection="glue-2025", task=task, select="held-out",
@@ -333,7 +404,9 @@ def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
     return cells
 
 
-def test_finetuned_tasks_are_judged_as_a_collection(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finetuned_tasks_are_judged_as_a_collection(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(place / "glue", *finetuned(0.8, ("rte", "boolq"), 4))
     write(place / "glue-worse", *finetuned(0.6, ("rte", "boolq"), 4))
     write(place / "glue-half", *finetuned(0.8, ("rte",), 2))
@@ -344,6 +417,8 @@ def test_finetuned_tasks_are_judged_as_a_collection(place: Path, capsys: pytest.
     assert "glue-2025 · finetune-full · seeds 4 / 4: regression" in error and "rte -" in error
     assert run(["check", "glue-half", "--against", "glue", "--margin", "20"]) == 5
     captured = capsys.readouterr()
-    assert "glue-2025.boolq · finetune-full" in captured.err and "2 seeds hardly tell" in captured.out
+    assert (
+        "glue-2025.boolq · finetune-full" in captured.err and "2 seeds hardly tell" in captured.out
+    )
     assert run(["compare", "glue", "glue-half"]) == 0
     assert "only in toy (glue): glue-2025.boolq · finetune-full" in capsys.readouterr().out

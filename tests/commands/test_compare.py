@@ -1,4 +1,6 @@
-"""`compare` as it is typed: every form of the same lines, hostile names, texts only on request, runs that misfit."""
+"""`compare` as it is typed: every form of the same lines, hostile names, texts only on request,
+runs that misfit.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_numbers_are_never_cut_names_only_with_a_sign(
     tree = {long[name]: outer for name, outer in PHENOMENON.items()}
     made = []
     for name, rate in (("one", 0.9), ("two", 0.6)):
-        values = {long[paradigm]: each for paradigm, each in margins(80, rate, seed=len(name)).items()}
+        values = {
+            long[paradigm]: each for paradigm, each in margins(80, rate, seed=len(name)).items()
+        }
         made.append(write(tmp_path / name, cell(predictions(values, tree)), name=name).path)
     compared = ["compare", *made, "--by", "paradigm"]
     checked = ["check", made[1], "--against", made[0], "--group-margin", "5", "--margin", "90"]
@@ -93,12 +97,20 @@ def test_csv_and_json_hold_every_level_in_full_precision(
     assert len(comparison["flipped"]) == len(expected.comparisons[0].flipped) > 100
 
 
-def test_hostile_names_stay_text_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_names_stay_text_in_every_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = {"adjunct_island": HOSTILE, "anaphor": "plain|"}
     made = [
-        predictions({name: each for name, each in margins(20, 0.5, s).items() if name in tree}, tree) for s in (1, 2)
+        predictions(
+            {name: each for name, each in margins(20, 0.5, s).items() if name in tree}, tree
+        )
+        for s in (1, 2)
     ]
-    places = [write(tmp_path / f"r{i}", cell(p, suite=HOSTILE), name=f"{i}{HOSTILE}").path for i, p in enumerate(made)]
+    places = [
+        write(tmp_path / f"r{i}", cell(p, suite=HOSTILE), name=f"{i}{HOSTILE}").path
+        for i, p in enumerate(made)
+    ]
     assert run(["compare", *places, "--flips", "2"]) == 0
     assert "\x1b" not in capsys.readouterr().out
     assert run(["compare", *places, "--markdown"]) == 0
@@ -109,20 +121,32 @@ def test_hostile_names_stay_text_in_every_form(tmp_path: Path, capsys: pytest.Ca
     assert run(["compare", *places, "--csv"]) == 0
     assert len(list(csv.reader(io.StringIO(capsys.readouterr().out)))) == 1 + 1 + 2 + 2
     assert run(["compare", *places, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"][0]["suite"] == HOSTILE
+    assert (
+        json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"][0]["suite"] == HOSTILE
+    )
 
 
-def test_several_runs_are_each_compared_with_the_reference(two: tuple[str, str], tmp_path: Path) -> None:
+def test_several_runs_are_each_compared_with_the_reference(
+    two: tuple[str, str], tmp_path: Path
+) -> None:
     third = toy(tmp_path / "three", margins(80, 0.7, seed=3)).path
-    assert [(v.name_a, v.name_b) for v in compare([*two, third])] == [("one", "two"), ("one", "three")]
-    assert [(v.name_a, v.name_b) for v in compare([*two, third], against=two[1])] == [("two", "one"), ("two", "three")]
+    assert [(v.name_a, v.name_b) for v in compare([*two, third])] == [
+        ("one", "two"),
+        ("one", "three"),
+    ]
+    assert [(v.name_a, v.name_b) for v in compare([*two, third], against=two[1])] == [
+        ("two", "one"),
+        ("two", "three"),
+    ]
     with pytest.raises(UsageError, match="one run cannot be compared"):
         compare([two[0]])
     with pytest.raises(UsageError, match="one run cannot be compared"):
         compare([two[0]], against=two[0])
 
 
-def test_what_only_one_run_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_only_one_run_holds_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = predictions(margins(9), PHENOMENON)
     a = write(tmp_path / "a", cell(made), cell(made, suite="supplement"), name="A")
     b = write(tmp_path / "b", cell(made), cell(made, method="mntp"), name="B")
@@ -157,7 +181,9 @@ def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "mixed: --ties: half / strict" in capsys.readouterr().out
 
 
-def test_methods_of_one_run_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_of_one_run_against_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = [predictions(margins(30, 0.8, seed), PHENOMENON) for seed in (1, 2)]
     hybrid = write(tmp_path / "hybrid", cell(made[0]), cell(made[1], method="mntp"))
     again = write(tmp_path / "again", cell(made[0]), cell(made[1], method="mntp"))
@@ -167,19 +193,30 @@ def test_methods_of_one_run_against_each_other(tmp_path: Path, capsys: pytest.Ca
 
 def nano(folder: Path, shift: int) -> str:
     """A run of the shipped toy suite, every `shift`-th item wrong; the texts are not in it."""
-    suite = loader.load("nano")
+    suite = loader.load_suite("nano")
     made = [
-        Prediction(item.id, 0, int(i % shift == 0), (-1.0 - (i % shift == 0), -1.5), (3, 3), (9, 9), item.labels)
+        Prediction(
+            item.id,
+            0,
+            int(i % shift == 0),
+            (-1.0 - (i % shift == 0), -1.5),
+            (3, 3),
+            (9, 9),
+            item.labels,
+        )
         for i, item in enumerate(suite.items)
     ]
     return write(
-        folder, cell(made, suite="nano", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest)
+        folder,
+        cell(made, suite="nano", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest),
     ).path
 
 
-def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_are_looked_up_only_when_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = nano(tmp_path / "a", 5), nano(tmp_path / "b", 3)
-    options = {option.text for item in loader.load("nano").items for option in item.options}
+    options = {option.text for item in loader.load_suite("nano").items for option in item.options}
     assert run(["compare", a, b, "--flips", "5"]) == 0
     assert not any(text in capsys.readouterr().out for text in options)
     assert run(["compare", a, b, "--show-texts"]) == 0
@@ -187,7 +224,11 @@ def test_texts_are_looked_up_only_when_asked_for(tmp_path: Path, capsys: pytest.
     assert sum(line[2:] in options for line in shown) == 20  # ten items of two options
     other = [nano(tmp_path / name, shift) for name, shift in (("c", 5), ("d", 3))]
     for place in other:
-        text = (Path(place) / "run.json").read_text().replace(loader.load("nano").digest, "x" * 64)
+        text = (
+            (Path(place) / "run.json")
+            .read_text()
+            .replace(loader.load_suite("nano").digest, "x" * 64)
+        )
         (Path(place) / "run.json").write_text(text)
     assert run(["compare", *other, "--show-texts"]) == 3
     assert "is not what was scored" in capsys.readouterr().err
@@ -198,11 +239,16 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
 ) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs bark,the dogs barks\n")
-    suite = loader.load(str(file))
+    suite = loader.load_suite(str(file))
     runs = []
     for name, better in (("a", -1.0), ("b", -2.0)):
-        made = [Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels) for item in suite.items]
-        told = cell(made, suite="mine", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest)
+        made = [
+            Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels)
+            for item in suite.items
+        ]
+        told = cell(
+            made, suite="mine", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest
+        )
         runs.append(write(tmp_path / name, told).path)
     assert run(["compare", *runs, "--show-texts"]) == 2
     assert "name its file, as for score: --suite FILE" in " ".join(capsys.readouterr().err.split())
@@ -219,4 +265,4 @@ def test_a_folder_that_is_no_run_is_named(
 ) -> None:
     assert run(["compare", two[0], str(tmp_path / "nowhere")]) == 3
     assert "nowhere: not a run folder" in " ".join(capsys.readouterr().err.split())
-    assert runs.read(two[0]).cells
+    assert runs.open_run(two[0]).cells

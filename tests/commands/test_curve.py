@@ -1,4 +1,6 @@
-"""Learning curves: where a checkpoint stands, whose it is, what is missing, and what the table says of it."""
+"""Learning curves: where a checkpoint stands, whose it is, what is missing, and what the table says
+of it.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,33 @@ import pytest
 import toy_pages
 
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands.curve import Curve, Point, amount, curve, curves, grouped, words_seen
+from antlm_bench.commands.curve import (
+    CurvePoint,
+    LearningCurve,
+    build_curves,
+    format_word_count,
+    group_checkpoints,
+    load_curves,
+    words_seen,
+)
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.reporting.text_curves import remarks, sparkline
-from antlm_bench.results.training_log import BINS, training
+from antlm_bench.reporting.text_curves import collect_notes, sparkline
+from antlm_bench.results.training_log import POINTS_PER_RUN, read_training_log
 from antlm_bench.types import Cell, Estimate, Manifest, Run, Summary
 
 M = 1_000_000
 
 
-def checkpoint(name: str, folder: str = "runs/a", weights: str = "", value: float = 0.5, **about: object) -> Run:
-    summary = Summary("blimp", "causal", "accuracy", (), Estimate(value, 100, value - 0.1, value + 0.1), {}, ())
+def checkpoint(
+    name: str, folder: str = "runs/a", weights: str = "", value: float = 0.5, **about: object
+) -> Run:
+    summary = Summary(
+        "blimp", "causal", "accuracy", (), Estimate(value, 100, value - 0.1, value + 0.1), {}, ()
+    )
     model = {"name": name, "weights": weights or f"{folder}{name}", **about}
-    return Run(f"{folder}/{name}", Manifest(2, model, {}, ""), (Cell("blimp", "causal", "k", {}, summary),))
+    return Run(
+        f"{folder}/{name}", Manifest(2, model, {}, ""), (Cell("blimp", "causal", "k", {}, summary),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +80,10 @@ def test_a_family_is_a_folder_a_hub_id_or_an_architecture_in_a_shared_folder() -
         checkpoint("chck_1M", "reports", architecture="Llama"),
         checkpoint("chck_2M", "reports", architecture="LtgBert"),
     ]
-    found = {name: [run.manifest.model["name"] for run in members] for name, members in grouped(opened).items()}
+    found = {
+        name: [run.manifest.model["name"] for run in members]
+        for name, members in group_checkpoints(opened).items()
+    }
     assert sorted(found.values()) == [
         ["chck_1M"],
         ["chck_1M"],
@@ -77,13 +96,19 @@ def test_a_family_is_a_folder_a_hub_id_or_an_architecture_in_a_shared_folder() -
 
 
 def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
-    opened = [checkpoint(f"chck_{n}M", weights="w9" if n == 10 else f"w{n}", value=n / 20) for n in (7, 8, 9, 10, 30)]
-    [found] = curves(opened)
-    assert [mark // M for mark in found.marks] == [7, 8, 9, 10, 20, 30]
-    assert [[point.mark // M for point in stretch] for stretch in found.stretches] == [[7, 8, 9, 10], [30]]
-    assert [point.twin for point in found.points] == ["", "", "", "chck_9M", ""]
+    opened = [
+        checkpoint(f"chck_{n}M", weights="w9" if n == 10 else f"w{n}", value=n / 20)
+        for n in (7, 8, 9, 10, 30)
+    ]
+    [found] = build_curves(opened)
+    assert [mark // M for mark in found.milestones] == [7, 8, 9, 10, 20, 30]
+    assert [[point.milestone // M for point in stretch] for stretch in found.segments] == [
+        [7, 8, 9, 10],
+        [30],
+    ]
+    assert [point.duplicate_of for point in found.points] == ["", "", "", "chck_9M", ""]
     assert sparkline(found, 0.35, 1.15) == "▁▁▂=·█"
-    assert remarks([found], ["main"]) == [
+    assert collect_notes([found], ["main"]) == [
         "a: chck_10M has the same weights as chck_9M.",
         "a: no result at 20M words.",
         "Left out, nothing says how many words they have seen: main.",
@@ -91,31 +116,42 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
 
 
 def test_without_milestones_only_what_another_family_has_can_be_missing() -> None:
-    opened = [checkpoint(f"words_{n}", "x/a") for n in ("15k", "35k")] + [checkpoint("words_25k", "x/b")]
-    found = {one.family: one for one in curves(opened)}
-    assert found["a"].marks == (15_000, 25_000, 35_000)
-    assert len(found["a"].stretches) == 2
-    assert found["b"].marks == (25_000,)
+    opened = [checkpoint(f"words_{n}", "x/a") for n in ("15k", "35k")] + [
+        checkpoint("words_25k", "x/b")
+    ]
+    found = {one.series_name: one for one in build_curves(opened)}
+    assert found["a"].milestones == (15_000, 25_000, 35_000)
+    assert len(found["a"].segments) == 2
+    assert found["b"].milestones == (25_000,)
 
 
 def test_one_checkpoint_scored_into_two_folders_is_one_point() -> None:
-    assert len(curves([checkpoint("chck_1M", weights="w"), checkpoint("chck_1M", weights="w")])[0].points) == 1
+    assert (
+        len(
+            build_curves([checkpoint("chck_1M", weights="w"), checkpoint("chck_1M", weights="w")])[
+                0
+            ].points
+        )
+        == 1
+    )
 
 
 def test_two_checkpoints_cannot_share_a_place() -> None:
     with pytest.raises(UsageError, match="two checkpoints of a have seen 1M words") as caught:
-        curves([checkpoint("chck_1M", weights="v"), checkpoint("chck_1M", weights="w")])
+        build_curves([checkpoint("chck_1M", weights="v"), checkpoint("chck_1M", weights="w")])
     assert "--out" in caught.value.hint
 
 
 def test_a_flat_curve_has_bars_of_one_height() -> None:
-    point = Point(M, M, "chck_1M", Estimate(0.5, 1, 0.4, 0.6))
-    assert sparkline(Curve("a", "s", "causal", "accuracy", (point,), (M,)), 0.5, 0.5) == "▅"
+    point = CurvePoint(M, M, "chck_1M", Estimate(0.5, 1, 0.4, 0.6))
+    assert sparkline(LearningCurve("a", "s", "causal", "accuracy", (point,), (M,)), 0.5, 0.5) == "▅"
 
 
-@pytest.mark.parametrize(("words", "said"), [(999, "999"), (300_000, "300k"), (M, "1M"), (1_500 * M, "1.5B")])
+@pytest.mark.parametrize(
+    ("words", "said"), [(999, "999"), (300_000, "300k"), (M, "1M"), (1_500 * M, "1.5B")]
+)
 def test_amounts_are_short(words: int, said: str) -> None:
-    assert amount(words) == said
+    assert format_word_count(words) == said
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +167,19 @@ def test_the_verb_prints_a_line_per_suite_and_draws(
     svg, png = tmp_path / "c.svg", tmp_path / "c.png"
     assert cli(["curve", str(family), "--svg", str(svg), "--png", str(png)]) == 0
     out = capsys.readouterr().out
-    assert "1M – 10M" in out and "chck_2M has the same weights as chck_1M" in out and "no result at 3M, 5M" in out
+    assert (
+        "1M – 10M" in out
+        and "chck_2M has the same weights as chck_1M" in out
+        and "no result at 3M, 5M" in out
+    )
     words = {text.text for text in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")}
     assert {"blimp-fast", "supplement-fast", "babyllama", "words seen"} <= words
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_csv_and_json_hold_a_row_per_checkpoint(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_and_json_hold_a_row_per_checkpoint(
+    family: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli(["curve", str(family), "--suite", "blimp-fast", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["words"], row["twin"]) for row in rows] == [
@@ -153,28 +195,36 @@ def test_csv_and_json_hold_a_row_per_checkpoint(family: Path, capsys: pytest.Cap
 
 def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint has 'nope'"):
-        curve([family], ["nope"])
+        load_curves([family], ["nope"])
     toy_pages.model(tmp_path / "r", "plain", 0.7, items=1)
     with pytest.raises(UsageError, match="how many words"):
-        curve([tmp_path / "r"])
+        load_curves([tmp_path / "r"])
     with pytest.raises(RunError, match="not a run folder"):
-        curve([tmp_path / "nothing"])
+        load_curves([tmp_path / "nothing"])
 
 
 def test_curves_need_no_torch(family: Path) -> None:
     code = f"from antlm_bench.cli.app import run\nassert run(['curve', {str(family)!r}]) == 0\nimport sys\n"
     code += "print('loaded:', *{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert not {"torch", "transformers", "altair"} & set(done.stdout.rpartition("loaded:")[2].split())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert not {"torch", "transformers", "altair"} & set(
+        done.stdout.rpartition("loaded:")[2].split()
+    )
 
 
 def test_a_log_is_thinned_to_means_and_cut_at_switches(tmp_path: Path) -> None:
-    steps = 6 * BINS
-    found = training(toy_pages.log(tmp_path / "antlm", steps))
+    steps = 6 * POINTS_PER_RUN
+    found = read_training_log(toy_pages.log(tmp_path / "antlm", steps))
     assert (found.name, found.steps) == ("antlm", steps)
     assert [name for _, name in found.switches] == ["mlm", "clm"]
-    assert {(loss.objective, loss.stretch) for loss in found.losses} == {("clm", 0), ("mlm", 1), ("clm", 2)}
-    assert BINS <= len(found.losses) <= BINS + 4
+    assert {(loss.objective, loss.stretch) for loss in found.losses} == {
+        ("clm", 0),
+        ("mlm", 1),
+        ("clm", 2),
+    }
+    assert POINTS_PER_RUN <= len(found.losses) <= POINTS_PER_RUN + 4
     lines = [json.loads(line) for line in (tmp_path / "antlm/train.jsonl").read_text().splitlines()]
     first = [line["loss"]["clm"] for line in lines[:5]]  # six steps a bin; the first begins at 1
     assert found.losses[0].value == pytest.approx(sum(first) / 5)
@@ -184,7 +234,7 @@ def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
     log = toy_pages.log(tmp_path / "t", 30) / "train.jsonl"
     whole = log.read_text()
     log.write_text(whole + '{"step": 31, "wor')
-    assert training(tmp_path / "t").steps == 30
+    assert read_training_log(tmp_path / "t").steps == 30
     for bad, message in (
         ('{"step"\n', "no JSON"),
         ('{"words": "1", "loss": {}}\n', "not a step"),
@@ -192,14 +242,14 @@ def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
     ):
         log.write_text(bad + whole)
         with pytest.raises(RunError, match=message) as caught:
-            training(tmp_path / "t")
-        assert caught.value.place == f"{log}:1"
+            read_training_log(tmp_path / "t")
+        assert caught.value.location == f"{log}:1"
 
 
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no training log") as caught:
-        training(tmp_path)
+        read_training_log(tmp_path)
     assert "antlm-bench train" in caught.value.hint
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(RunError, match="no step"):
-        training(tmp_path)
+        read_training_log(tmp_path)

@@ -1,4 +1,6 @@
-"""finetune: tasks x attentions x seeds into a run folder: which cells there are, what is computed anew, what failed."""
+"""finetune: tasks x attentions x seeds into a run folder: which cells there are, what is computed
+anew, what failed.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from tiny import WORDS, tokenizer_for
 
 from antlm_bench import runs
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
-from antlm_bench.checkpoints import CARD
+from antlm_bench.checkpoints import CARD_KEY
 from antlm_bench.cli.app import run
-from antlm_bench.cli.exit_codes import Stopped
+from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.results.seeds import rows
+from antlm_bench.results.seeds import build_finetune_rows
 
 Make = Callable[..., Path]
 QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]
@@ -51,7 +53,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
     def asked(model: Path | None = None, **settings: Any) -> Any:
-        given = {"seeds": [1, 2], "out": tmp_path / "run", "valid": str(files[1]), "changes": QUICK, "device": "cpu"}
+        given = {
+            "seeds": [1, 2],
+            "out": tmp_path / "run",
+            "valid": str(files[1]),
+            "changes": QUICK,
+            "device": "cpu",
+        }
         [found] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
         return found
 
@@ -78,13 +86,16 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..
         ("train", "finetune-causal", 2),
     ]
     for cell in found:
-        predictions = runs.predictions(found.path, cell)
+        predictions = runs.read_predictions(found.path, cell)
         right = sum(p.pred == p.gold for p in predictions) / len(predictions)
         assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)
         assert np.exp([p.scores for p in predictions]).sum(axis=1) == pytest.approx(np.ones(40))
-        assert cell.settings["training"]["epochs"] == 2 and cell.settings["classes"] == ["plain", "reflexive"]
+        assert cell.settings["training"]["epochs"] == 2 and cell.settings["classes"] == [
+            "plain",
+            "reflexive",
+        ]
         assert len(cell.history["epochs"]) == 2 and cell.history["pooling"] == "last"
-    first, second = (runs.predictions(found.path, cell) for cell in found)
+    first, second = (runs.read_predictions(found.path, cell) for cell in found)
     assert [p.scores for p in first] != [p.scores for p in second]
 
 
@@ -94,7 +105,9 @@ def test_the_same_command_again_trains_nothing(ask: Callable[..., Any], trained:
     assert ask() == before and not trained
 
 
-def test_more_seeds_train_only_the_new_ones_and_again_trains_all(ask: Callable[..., Any], trained: list[Any]) -> None:
+def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
+    ask: Callable[..., Any], trained: list[Any]
+) -> None:
     ask()
     trained.clear()
     ask(seeds=[1, 2, 3])
@@ -124,12 +137,12 @@ def test_stopped_between_two_seeds_it_continues(
 
     def stopping(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 2:
-            raise Stopped(15)
+            raise StopSignal(15)
         return honest(body, task, seed, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finetune", stopping)
-        with pytest.raises(Stopped):
+        with pytest.raises(StopSignal):
             ask()
     trained.clear()
     assert [cell.seed for cell in ask()] == [1, 2]
@@ -159,7 +172,9 @@ def test_a_task_without_data_fails_alone(
     monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
     monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
     with pytest.raises(IncompleteError, match=r"rte\.train\.jsonl"):
-        finetune(str(make_checkpoint()), "glue-2025", tasks=["rte"], out=tmp_path / "run", device="cpu")
+        finetune(
+            str(make_checkpoint()), "glue-2025", tasks=["rte"], out=tmp_path / "run", device="cpu"
+        )
 
 
 @pytest.fixture
@@ -169,7 +184,7 @@ def hybrid(tmp_path: Path) -> Path:
         vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
         position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    setattr(config, CARD, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
+    setattr(config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
     tokenizer_for("causal", adds=True).save_pretrained(tmp_path / "hybrid")
     return tmp_path / "hybrid"
@@ -189,10 +204,12 @@ def test_a_hybrid_is_finetuned_as_its_first_method_reads_or_both_ways(
 
 
 def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any]) -> None:
-    """A learning rate of nothing: the head says what it said at random, which is no better than the majority."""
-    [fine] = rows([ask()])
+    """A learning rate of nothing: the head says what it said at random, which is no better than the
+    majority.
+    """
+    [fine] = build_finetune_rows([ask()])
     assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
-    [row] = rows([ask(changes=[*QUICK, "lr=1e-12"])])
+    [row] = build_finetune_rows([ask(changes=[*QUICK, "lr=1e-12"])])
     assert "seeds collapsed" in str(row["flags"])
 
 
@@ -215,19 +232,27 @@ def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
     ],
 )
 def test_a_slip_is_refused_before_anything_is_written(
-    ask: Callable[..., Any], tmp_path: Path, given: dict[str, Any], error: type[Exception], says: str
+    ask: Callable[..., Any],
+    tmp_path: Path,
+    given: dict[str, Any],
+    error: type[Exception],
+    says: str,
 ) -> None:
     with pytest.raises(error, match=says):
         ask(**given)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_an_attention_that_it_does_not_have_is_refused(ask: Callable[..., Any], make_checkpoint: Make) -> None:
+def test_an_attention_that_it_does_not_have_is_refused(
+    ask: Callable[..., Any], make_checkpoint: Make
+) -> None:
     with pytest.raises(MethodNotSupported, match="cannot attend full"):
         ask(make_checkpoint(mask=False), attentions=["full"])
 
 
-def test_another_checkpoints_folder_is_refused(ask: Callable[..., Any], make_checkpoint: Make) -> None:
+def test_another_checkpoints_folder_is_refused(
+    ask: Callable[..., Any], make_checkpoint: Make
+) -> None:
     ask(seeds=[1])
     with pytest.raises(RunError, match="another checkpoint"):
         ask(make_checkpoint(seed=5), seeds=[1])
@@ -235,27 +260,55 @@ def test_another_checkpoints_folder_is_refused(ask: Callable[..., Any], make_che
 
 @pytest.fixture
 def argv(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Iterator[list[str]]:
-    line = ["finetune", "--model", str(make_checkpoint()), "--suite", str(files[0]), "--valid", str(files[1])]
-    yield [*line, "--seed", "7", "--device", "cpu", "--out", str(tmp_path / "run"), "--set", "epochs=1", "--json"]
+    line = [
+        "finetune",
+        "--model",
+        str(make_checkpoint()),
+        "--suite",
+        str(files[0]),
+        "--valid",
+        str(files[1]),
+    ]
+    yield [
+        *line,
+        "--seed",
+        "7",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "epochs=1",
+        "--json",
+    ]
 
 
-def test_the_verb_prints_a_row_per_task(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_a_row_per_task(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(argv) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
-def test_a_limit_is_of_every_task_or_of_one(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_is_of_every_task_or_of_one(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert row["n"] == 30
-    [cell] = runs.read(argv[argv.index("--out") + 1])
+    [cell] = runs.open_run(argv[argv.index("--out") + 1])
     assert cell.history["train"] + cell.history["selection"] == 50
     assert any("50 of 120 train rows" in note for note in cell.summary.notes)
-    assert run([*argv, "--limit-train", "train=many"]) == 2 and "--limit-train" in capsys.readouterr().err
+    assert (
+        run([*argv, "--limit-train", "train=many"]) == 2
+        and "--limit-train" in capsys.readouterr().err
+    )
 
 
-def test_a_missing_file_is_an_incomplete_run_that_names_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_an_incomplete_run_that_names_it(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     argv[argv.index("--valid") + 1] = "nowhere.csv"
     assert run(argv) == IncompleteError.exit_code
     assert "nowhere.csv" in capsys.readouterr().err
@@ -268,19 +321,21 @@ def test_scored_texts_that_were_trained_on_are_flagged_everywhere(
         lines = list(csv.reader(file))[1:]
     said = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
     found = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
-    assert said in str(rows([found])[0]["flags"])
+    assert said in str(build_finetune_rows([found])[0]["flags"])
     for form in ([], ["--csv"], ["--markdown"]):
         assert run(["report", found.path, *form]) == 0
         assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_scored_texts_of_their_own_are_not_flagged(ask: Callable[..., Any], files: tuple[Path, Path]) -> None:
+def test_scored_texts_of_their_own_are_not_flagged(
+    ask: Callable[..., Any], files: tuple[Path, Path]
+) -> None:
     texts = []
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             texts.append({row["text"] for row in csv.DictReader(file)})
     shared = len(texts[0] & texts[1])
-    flags = str(rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
+    flags = str(build_finetune_rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
     assert ("also stand in the train set" in flags) == bool(shared)
 
 
@@ -291,7 +346,10 @@ def test_scored_texts_of_their_own_are_not_flagged(ask: Callable[..., Any], file
         (["--compat", "babylm-2025", "--preset", "babyllama"], "two presets are named"),
         (["--compat", "babylm-2025"], "--compat: train.csv has no preset 'babylm-2025'"),
         (["--preset", "babylm-2025"], "--preset: train.csv has no preset 'babylm-2025'"),
-        (["--preset", "babylm-2025", "--compat", "babylm-2025"], "--preset: train.csv has no preset"),
+        (
+            ["--preset", "babylm-2025", "--compat", "babylm-2025"],
+            "--preset: train.csv has no preset",
+        ),
     ],
 )
 def test_presets_are_refused_by_the_option_that_was_typed(
@@ -299,7 +357,16 @@ def test_presets_are_refused_by_the_option_that_was_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(files[0].parent)
-    command = ["finetune", "--model", str(make_checkpoint()), "--suite", "train.csv", "--valid", "valid.csv", *options]
+    command = [
+        "finetune",
+        "--model",
+        str(make_checkpoint()),
+        "--suite",
+        "train.csv",
+        "--valid",
+        "valid.csv",
+        *options,
+    ]
     assert run([*command, "--out", str(tmp_path / "run")]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert words in said and ("--set" in said or "give one" in said)

@@ -1,4 +1,6 @@
-"""Every command that reads run folders, on runs that were finetuned on a user's own file, in every format."""
+"""Every command that reads run folders, on runs that were finetuned on a user's own file, in every
+format.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,25 @@ def write_texts(path: Path, count: int, first: int = 0) -> Path:
     lines = ["text,label"]
     for number in range(first, first + count):
         words = random.Random(number).choices(WORDS[:12], k=5)
-        lines.append(" ".join([*words, "himself"]) + ",yes" if number % 2 else " ".join(words) + ",no")
+        lines.append(
+            " ".join([*words, "himself"]) + ",yes" if number % 2 else " ".join(words) + ",no"
+        )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> Path:
-    """Run folders one, three (so many seeds of a causal model), other (3 seeds of another), masked (1 seed)."""
+    """Run folders one, three (so many seeds of a causal model), other (3 seeds of another), masked
+    (1 seed).
+    """
     root = tmp_path_factory.mktemp("readers")
     train, valid = write_texts(root / f"{TASK}.csv", 64), write_texts(root / "valid.csv", 20, 1000)
-    models = {"one": make_checkpoint(), "three": make_checkpoint(), "other": make_checkpoint(seed=7)}
+    models = {
+        "one": make_checkpoint(),
+        "three": make_checkpoint(),
+        "other": make_checkpoint(seed=7),
+    }
     models["masked"] = make_checkpoint("masked")
     for name, model in models.items():
         seeds = [1, 2, 3] if name in ("three", "other") else [1]
@@ -48,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> P
 
 def accuracies(folder: Path, name: str) -> list[float]:
     """The share of right answers of each seed, counted from the predictions."""
-    found = runs.read(folder / name)
-    per_seed = [runs.predictions(found.path, cell) for cell in found]
+    found = runs.open_run(folder / name)
+    per_seed = [runs.read_predictions(found.path, cell) for cell in found]
     return [sum(p.pred == p.gold for p in seed) / len(seed) for seed in per_seed]
 
 
@@ -60,10 +70,17 @@ def mean_accuracy(folder: Path, name: str) -> float:
 
 FORMS = ("", "--json", "--csv", "--markdown")
 COMMANDS = [
-    *(f"report {name} {form}" for name in ("one", "three") for form in (*FORMS, "--latex", "--model-index")),
+    *(
+        f"report {name} {form}"
+        for name in ("one", "three")
+        for form in (*FORMS, "--latex", "--model-index")
+    ),
     *(f"report one three other masked {form}" for form in (*FORMS, "--latex")),
     *(f"report three --collection babylm-2025 --partial {form}" for form in FORMS),
-    *(f"export three --format {form} --out out/{form}" for form in ("csv", "model-index", "every-eval-ever")),
+    *(
+        f"export three --format {form} --out out/{form}"
+        for form in ("csv", "model-index", "every-eval-ever")
+    ),
     *(f"compare three other {form}" for form in FORMS),
     *(f"compare one three --flips {form}" for form in FORMS),
     f"compare three other --suite {TASK}",
@@ -100,7 +117,11 @@ def test_a_reader_shows_a_finetuned_file(
     code = run(command.split())
     shown = capsys.readouterr()
     assert code == 0 and shown.err == ""
-    if not command.startswith(("export", "baseline")) and "--html" not in command and "--collection" not in command:
+    if (
+        not command.startswith(("export", "baseline"))
+        and "--html" not in command
+        and "--collection" not in command
+    ):
         assert TASK in shown.out
 
 

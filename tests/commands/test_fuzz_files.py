@@ -1,4 +1,6 @@
-"""Thousands of odd files of pairs and declarations, scored: an error of ours with its place, or the right answer."""
+"""Thousands of odd files of pairs and declarations, scored: an error of ours with its place, or the
+right answer.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tiny import tokenizer_for
 from antlm_bench import runs, score
 from antlm_bench.checkpoints.loader import Checkpoint
 from antlm_bench.errors import BenchError, DataError, DeclarationError
-from antlm_bench.scoring.text import Encoder, Specials
+from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.suites import loader
 from antlm_bench.types import Floats
 
@@ -30,7 +32,9 @@ EVERY = list(HealthCheck)
 
 
 class Instant:
-    """Stands for a model: a real tokenizer, scores out of the air (an odd mix of ties, differences and depths)."""
+    """Stands for a model: a real tokenizer, scores out of the air (an odd mix of ties, differences
+    and depths).
+    """
 
     nodes, model = 0, None
 
@@ -46,33 +50,42 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """`score` opens an Instant, whatever it is told; nothing waits for the disk."""
     monkeypatch.setattr("os.fsync", lambda _: None)
     tokenizer = tokenizer_for("causal", adds=True)
-    encoder = Encoder(tokenizer, Specials((1,)), max_length=64, vocabulary=len(tokenizer))
+    encoder = TextEncoder(tokenizer, Specials((1,)), max_length=64, vocab_size=len(tokenizer))
     facts = dict.fromkeys(("architecture", "dtype", "bos", "specials", "config", "tokenizer"), "x")
     model = Checkpoint(
         name="instant", kind="causal", attends=frozenset({"causal"}), eos="</s>", mask_id=3, max_length=64,
-        engine=Instant(), encoders={"causal": encoder}, describe={**facts, "weights": "0" * 64, "max_length": 64},
+        engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64, "max_length": 64},
     )  # type: ignore[arg-type]  # fmt: skip
     monkeypatch.setattr("antlm_bench.commands.score.open_checkpoint", lambda *_: model)
     monkeypatch.setattr("antlm_bench.commands.score._self_test", lambda *_: {})
 
 
 def asked(ref: str, out: Path, **options: Any) -> loader.Suite | BenchError:
-    """What scoring a suite gives: the suite, after a look at the whole run it left, or an error that left none."""
+    """What scoring a suite gives: the suite, after a look at the whole run it left, or an error
+    that left none.
+    """
     shutil.rmtree(out, ignore_errors=True)
     try:
         [found] = score("instant", ref, out=out, **options)
     except BenchError as error:
-        assert error.message and not list(out.rglob("run.json")) and not list(out.rglob("*.parquet"))
+        assert (
+            error.message and not list(out.rglob("run.json")) and not list(out.rglob("*.parquet"))
+        )
         return error
-    suite = loader.load(ref, **options)
+    suite = loader.load_suite(ref, **options)
     [cell] = found
-    assert [p.id for p in runs.predictions(out, cell)] == [item.id for item in suite.items]
+    assert [p.id for p in runs.read_predictions(out, cell)] == [item.id for item in suite.items]
     assert cell.summary.headline.n == len(suite.items) and 0 <= cell.summary.headline.value <= 1
-    assert not list(out.rglob("*.tmp")) and not (out / ".lock").exists() and not (out / "partial").exists()
+    assert (
+        not list(out.rglob("*.tmp"))
+        and not (out / ".lock").exists()
+        and not (out / "partial").exists()
+    )
     return suite
 
 
-# ---- files of pairs ----------------------------------------------------------------------------------------------
+# ---- files of pairs
+# ----------------------------------------------------------------------------------------------
 
 ODD = [
     "",
@@ -115,7 +128,19 @@ ODD += [
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 TEXT = st.lists(st.sampled_from(ODD) | PLAIN, max_size=3).map("".join)
 NAME = st.sampled_from(
-    ["good", "bad", "sentence_good", "sentence_bad", "id", "field", "paradigm", "UID", "other", "", "{good}"]
+    [
+        "good",
+        "bad",
+        "sentence_good",
+        "sentence_bad",
+        "id",
+        "field",
+        "paradigm",
+        "UID",
+        "other",
+        "",
+        "{good}",
+    ]
 )
 BYTES = [
     b"\x00",
@@ -140,18 +165,24 @@ def spoiled(raw: bytes, spoil: tuple[int, int, bytes] | None) -> bytes:
 
 @pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
-def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(tmp_path: Path, ending: str) -> None:
+def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(
+    tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"pairs.{ending}"
     kinds = set()
 
     @settings(max_examples=800, deadline=None, suppress_health_check=EVERY)
     @given(
-        header=st.just(["good", "bad"]) | st.permutations(["good", "bad", "paradigm"]) | st.lists(NAME, max_size=5),
+        header=st.just(["good", "bad"])
+        | st.permutations(["good", "bad", "paradigm"])
+        | st.lists(NAME, max_size=5),
         rows=st.lists(st.lists(TEXT, min_size=5, max_size=5), max_size=5),
         spoil=SPOIL,
         uneven=st.sampled_from([0] * 12 + [-1, 1]),
     )
-    def check(header: list[str], rows: list[list[str]], spoil: tuple[int, int, bytes] | None, uneven: int) -> None:
+    def check(
+        header: list[str], rows: list[list[str]], spoil: tuple[int, int, bytes] | None, uneven: int
+    ) -> None:
         rows = [row[: len(header)] for row in rows]
         if ending == "jsonl":
             text = "\n".join(json.dumps(dict(zip(header, row, strict=False))) for row in rows)
@@ -159,26 +190,35 @@ def test_any_file_of_pairs_is_scored_rightly_or_refused_with_its_place(tmp_path:
             out = io.StringIO(newline="")
             writer = csv.writer(out, delimiter="," if ending == "csv" else "\t")
             writer.writerow(header)
-            writer.writerows([*rows[:-1], rows[-1][: len(header) + uneven] + ["more"] * (uneven > 0)] if rows else [])
+            writer.writerows(
+                [*rows[:-1], rows[-1][: len(header) + uneven] + ["more"] * (uneven > 0)]
+                if rows
+                else []
+            )
             text = out.getvalue()
         path.write_bytes(spoiled(text.encode(), spoil))
         found = asked(str(path), tmp_path / "run")
         kinds.add(type(found))
         if isinstance(found, BenchError):
-            assert isinstance(found, DataError) and (found.place.startswith((str(path), "item ")))
+            assert isinstance(found, DataError) and (
+                found.location.startswith((str(path), "item "))
+            )
         elif spoil is None and uneven == 0 and len(set(header)) == len(header):
             records = [dict(zip(header, row, strict=True)) for row in rows]
             good, bad = (
                 ("good" if "good" in header else "sentence_good"),
                 ("bad" if "bad" in header else "sentence_bad"),
             )
-            assert [tuple(o.text for o in item.options) for item in found.items] == [(r[good], r[bad]) for r in records]
+            assert [tuple(o.text for o in item.options) for item in found.items] == [
+                (r[good], r[bad]) for r in records
+            ]
 
     check()
     assert kinds == {loader.Suite, DataError}
 
 
-# ---- declarations ------------------------------------------------------------------------------------------------
+# ---- declarations
+# ------------------------------------------------------------------------------------------------
 
 SMALL = """kind = "suite"
 name = "small"
@@ -229,7 +269,8 @@ CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "
 
 
 def mutated(text: str, changes: list[tuple[str, int, str, str]]) -> str:
-    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between."""
+    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between.
+    """
     lines = text.splitlines()
     for what, where, value, odd in changes:
         at = where % len(lines)
@@ -239,7 +280,9 @@ def mutated(text: str, changes: list[tuple[str, int, str, str]]) -> str:
         elif what == "value" and equals:
             lines[at] = f"{key} = {value}"
         elif what == "key" and equals:
-            lines[at] = lines[at].replace(key, key[:-1] if where % 2 else f'"{value.strip(chr(34))}"', 1)
+            lines[at] = lines[at].replace(
+                key, key[:-1] if where % 2 else f'"{value.strip(chr(34))}"', 1
+            )
         elif what == "double":
             lines.insert(at, lines[at])
         elif what == "swap":
@@ -280,14 +323,16 @@ def test_any_mutation_of_a_suite_is_scored_or_refused_with_its_place(small: Path
         path.write_text(mutated(SMALL, changes), encoding="utf-8")
         found = asked(str(path), small.parent / "run", allow_incomplete=True)
         kinds.add(type(found))
-        assert not isinstance(found, BenchError) or found.place or found.hint
+        assert not isinstance(found, BenchError) or found.location or found.hint
 
     check()
     assert {loader.Suite, DataError, DeclarationError} <= kinds
 
 
 def test_any_mutation_of_nano_loads_or_is_refused(tmp_path: Path) -> None:
-    head, _, rest = NANO.read_text(encoding="utf-8").replace("pairs = 50", "pairs = 4").partition("[expect]")
+    head, _, rest = (
+        NANO.read_text(encoding="utf-8").replace("pairs = 50", "pairs = 4").partition("[expect]")
+    )
     text, path = head + "[grammar]" + rest.split("[grammar]", 1)[1], tmp_path / "mutated.toml"
 
     @settings(max_examples=300, deadline=None, suppress_health_check=EVERY)
@@ -295,10 +340,14 @@ def test_any_mutation_of_nano_loads_or_is_refused(tmp_path: Path) -> None:
     def check(changes: list[tuple[str, int, str, str]]) -> None:
         path.write_text(mutated(text, changes), encoding="utf-8")
         try:
-            suite = loader.load(str(path))
+            suite = loader.load_suite(str(path))
         except BenchError as error:
-            assert isinstance(error, DeclarationError | DataError) and (error.place or error.hint)
+            assert isinstance(error, DeclarationError | DataError) and (
+                error.location or error.hint
+            )
         else:
-            assert suite.items and all(option.text.strip() for item in suite.items for option in item.options)
+            assert suite.items and all(
+                option.text.strip() for item in suite.items for option in item.options
+            )
 
     check()

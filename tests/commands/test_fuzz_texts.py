@@ -1,4 +1,6 @@
-"""Strange texts through tokenizers and models: an error of ours, or the numbers of a plain loop over the library."""
+"""Strange texts through tokenizers and models: an error of ours, or the numbers of a plain loop
+over the library.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from antlm_bench.checkpoints.loader import Checkpoint
 from antlm_bench.errors import BenchError, CheckpointError, DataError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.text import Encoder, Specials
+from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.types import Item, Option
 
 Make = Callable[..., Path]
@@ -45,12 +47,18 @@ ODD = [
     "𝔘",
 ]
 BASIS = [" ", "  ", "\t", "\n", "the cat", " sleeps", ".", "naïve", "ab", "12,5"]
-WORD = st.sampled_from(SPELLED + ODD + BASIS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+WORD = st.sampled_from(SPELLED + ODD + BASIS) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=6
+)
 TEXT = st.lists(WORD, max_size=8).map("".join)
-SPAN = st.none() | st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda ends: (min(ends), max(ends)))
+SPAN = st.none() | st.tuples(st.integers(0, 20), st.integers(0, 20)).map(
+    lambda ends: (min(ends), max(ends))
+)
 PAIRS = st.lists(st.tuples(TEXT, TEXT, SPAN), min_size=1, max_size=4)
 FUZZ = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=120,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -59,14 +67,21 @@ def opened(folder: Path, **options: Any) -> Checkpoint:
 
 
 def items(pairs: list[tuple[str, str, Span]]) -> list[Item]:
-    return [Item(f"x_{n}", (Option(a, span), Option(b, span)), 0) for n, (a, b, span) in enumerate(pairs)]
+    return [
+        Item(f"x_{n}", (Option(a, span), Option(b, span)), 0)
+        for n, (a, b, span) in enumerate(pairs)
+    ]
 
 
-def plain(model: Checkpoint, tokenizer: Any, text: str, span: Span, masked: bool, bos: bool) -> tuple[float, int]:
-    """(score, tokens) of one text by the library's own forward, one row at a time; raises KeyError if it is too long.
+def plain(
+    model: Checkpoint, tokenizer: Any, text: str, span: Span, masked: bool, bos: bool
+) -> tuple[float, int]:
+    """(score, tokens) of one text by the library's own forward, one row at a time; raises KeyError
+    if it is too long.
 
-    The text's tokens stand after exactly one BOS, and masked ones before an EOS; a text that spells its BOS out gets
-    no second one. A token counts iff it ends after the span's start and begins before its end.
+    The text's tokens stand after exactly one BOS, and masked ones before an EOS; a text that spells
+    its BOS out gets no second one. A token counts iff it ends after the span's start and begins
+    before its end.
     """
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
@@ -94,7 +109,12 @@ def plain(model: Checkpoint, tokenizer: Any, text: str, span: Span, masked: bool
 
 @pytest.mark.parametrize(
     ("kind", "method", "bos"),
-    [("causal", "causal", True), ("causal", "causal", False), ("masked", "mlm", True), ("masked", "mlm", False)],
+    [
+        ("causal", "causal", True),
+        ("causal", "causal", False),
+        ("masked", "mlm", True),
+        ("masked", "mlm", False),
+    ],
 )
 def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
     make_checkpoint: Make, kind: str, method: str, bos: bool
@@ -119,7 +139,7 @@ def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
         try:
             [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
         except DataError as error:
-            number = int(error.place.removeprefix("item x_"))
+            number = int(error.location.removeprefix("item x_"))
             a, b, span = pairs[number]
             assert fits[number] and 0 in (expected[a, span][1], expected[b, span][1])
             return
@@ -135,7 +155,9 @@ def test_any_texts_give_the_numbers_of_a_plain_loop_or_an_error(
 
 
 @pytest.mark.parametrize("method", ["mlm-l2r", "mntp", "fused"])
-def test_any_texts_through_the_other_methods_are_finite_or_an_error(make_checkpoint: Make, method: str) -> None:
+def test_any_texts_through_the_other_methods_are_finite_or_an_error(
+    make_checkpoint: Make, method: str
+) -> None:
     model = opened(make_checkpoint())
 
     @FUZZ
@@ -144,7 +166,7 @@ def test_any_texts_through_the_other_methods_are_finite_or_an_error(make_checkpo
         try:
             [predictions] = multiple_choice.predict(model, items(pairs), [METHODS[method]])
         except BenchError as error:
-            assert error.message and (error.place or error.hint)
+            assert error.message and (error.location or error.hint)
             return
         assert all(np.isfinite(p.scores).all() for p in predictions)
 
@@ -162,7 +184,7 @@ def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
             (folder / file.name).write_bytes(file.read_bytes())
     ByT5Tokenizer().save_pretrained(folder)
     model, tokenizer = opened(folder), AutoTokenizer.from_pretrained(folder)
-    assert not tokenizer.is_fast and model.describe["specials"]["causal"] == "</s> ..."
+    assert not tokenizer.is_fast and model.metadata["specials"]["causal"] == "</s> ..."
     library = opened(folder).engine.model
     library.set_attn_implementation("eager")
 
@@ -170,9 +192,15 @@ def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
     @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
     def check(pairs: list[tuple[str, str]]) -> None:
         try:
-            [predictions] = multiple_choice.predict(model, items([(a, b, None) for a, b in pairs]), [METHODS["causal"]])
+            [predictions] = multiple_choice.predict(
+                model, items([(a, b, None) for a, b in pairs]), [METHODS["causal"]]
+            )
         except DataError:
-            assert any(tokenizer(t, add_special_tokens=False)["input_ids"] in ([], [1]) for pair in pairs for t in pair)
+            assert any(
+                tokenizer(t, add_special_tokens=False)["input_ids"] in ([], [1])
+                for pair in pairs
+                for t in pair
+            )
             return
         for pair, prediction in zip(pairs, predictions, strict=True):
             if "too-long" in prediction.flags:
@@ -182,25 +210,36 @@ def test_a_slow_tokenizer_through_a_model_gives_the_numbers_of_a_plain_loop(
                 row = torch.tensor([ids if ids[0] == 1 else [1, *ids]])
                 with torch.inference_mode():
                     logp = library(input_ids=row).logits[0].log_softmax(-1)
-                assert score == pytest.approx(logp[:-1].gather(1, row[0, 1:, None]).sum().item(), abs=2e-4, rel=1e-5)
+                assert score == pytest.approx(
+                    logp[:-1].gather(1, row[0, 1:, None]).sum().item(), abs=2e-4, rel=1e-5
+                )
 
     check()
 
 
-# ---- spans against offsets ---------------------------------------------------------------------------------------
+# ---- spans against offsets
+# ---------------------------------------------------------------------------------------
 
 
 def scored(tokenizer: Any, text: str, span: tuple[int, int]) -> list[bool]:
-    encoder = Encoder(tokenizer, Specials(), max_length=None, vocabulary=0x110000)
-    return [bool(c) for encoded in encoder.encode([text], [span]).lengths for c in encoded.scored[0]]
+    encoder = TextEncoder(tokenizer, Specials(), max_length=None, vocab_size=0x110000)
+    return [
+        bool(c) for encoded in encoder.encode([text], [span]).batches for c in encoded.score_mask[0]
+    ]
 
 
 @settings(max_examples=600, deadline=None)
 @given(text=TEXT, ends=st.tuples(st.integers(0, 40), st.integers(0, 40)))
-def test_spans_of_a_fast_tokenizer_are_those_of_its_offsets(text: str, ends: tuple[int, int]) -> None:
+def test_spans_of_a_fast_tokenizer_are_those_of_its_offsets(
+    text: str, ends: tuple[int, int]
+) -> None:
     tokenizer, span = FAST, (min(ends), max(ends))
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert scored(tokenizer, text, span) == [end > span[0] and start < span[1] for start, end in offsets]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    assert scored(tokenizer, text, span) == [
+        end > span[0] and start < span[1] for start, end in offsets
+    ]
 
 
 FAST = tokenizer_for("causal", adds=True)
@@ -216,7 +255,9 @@ def octets(text: str) -> list[tuple[int, int]]:
     return [(i, i + 1) for i, character in enumerate(text) for _ in character.encode()]
 
 
-@pytest.mark.parametrize(("make", "places"), [(CanineTokenizer, characters), (ByT5Tokenizer, octets)])
+@pytest.mark.parametrize(
+    ("make", "places"), [(CanineTokenizer, characters), (ByT5Tokenizer, octets)]
+)
 def test_spans_of_a_slow_tokenizer_are_those_of_its_characters(
     make: Callable[[], Any], places: Callable[[str], list[tuple[int, int]]]
 ) -> None:
@@ -225,7 +266,9 @@ def test_spans_of_a_slow_tokenizer_are_those_of_its_characters(
     @settings(max_examples=600, deadline=None)
     @given(text=TEXT, ends=st.tuples(st.integers(0, 40), st.integers(0, 40)))
     def check(text: str, ends: tuple[int, int]) -> None:
-        assume(len(tokenizer(text, add_special_tokens=False)["input_ids"]) == len(places(text)))  # no special in it
+        assume(
+            len(tokenizer(text, add_special_tokens=False)["input_ids"]) == len(places(text))
+        )  # no special in it
         span = (min(ends), max(ends))
         try:
             found = scored(tokenizer, text, span)

@@ -1,4 +1,6 @@
-"""noise: what other batches and dtypes do to the same weights, against decisions planted and computed anew."""
+"""noise: what other batches and dtypes do to the same weights, against decisions planted and
+computed anew.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from asking_score import agreement, write_pairs
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands import noise as noises
-from antlm_bench.commands.noise import noise
+from antlm_bench.commands.noise import measure_noise
 from antlm_bench.errors import UsageError
 from antlm_bench.types import Prediction
 
@@ -24,20 +26,26 @@ def suite(tmp_path: Path) -> Path:
 
 
 def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path) -> None:
-    rows = noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches", "float32, large batches"])
+    rows = measure_noise(
+        str(make_checkpoint()),
+        str(suite),
+        conditions=["float32, small batches", "float32, large batches"],
+    )
     assert [(row["flips"], row["points"], row["items"]) for row in rows] == [(0, "+0.00", 40)] * 2
     assert all(float(str(row["largest move (nats)"])) < 1e-4 for row in rows)
 
 
 def test_bfloat16_moves_scores_and_says_how_far(make_checkpoint: Make, suite: Path) -> None:
-    [row] = noise(str(make_checkpoint("masked")), str(suite), conditions=["bfloat16"])
+    [row] = measure_noise(str(make_checkpoint("masked")), str(suite), conditions=["bfloat16"])
     assert 1e-4 < float(str(row["largest move (nats)"])) < 5 and row["method"] == "mlm"
 
 
 def test_flips_and_points_are_those_of_the_decisions(
     make_checkpoint: Make, suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A planted condition that reverses the first three items: 3 flips, and the headline moves by their balance."""
+    """A planted condition that reverses the first three items: 3 flips, and the headline moves by
+    their balance.
+    """
     honest = noises._predict
     before: list[Prediction] = []
 
@@ -47,20 +55,29 @@ def test_flips_and_points_are_those_of_the_decisions(
             before.extend(made)
             return made
         swapped = [
-            Prediction(p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels) for p in made[:3]
+            Prediction(p.id, p.gold, 1 - p.pred, p.scores[::-1], p.tokens, p.characters, p.labels)
+            for p in made[:3]
         ]
         return swapped + made[3:]
 
     monkeypatch.setattr(noises, "_predict", reversing)
-    monkeypatch.setattr(noises, "_headline", lambda suite, found: sum(p.pred == p.gold for p in found) / len(found))
-    [row] = noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches"])
+    monkeypatch.setattr(
+        noises, "_headline", lambda suite, found: sum(p.pred == p.gold for p in found) / len(found)
+    )
+    [row] = measure_noise(str(make_checkpoint()), str(suite), conditions=["float32, small batches"])
     balance = sum((1 - p.pred == p.gold) - (p.pred == p.gold) for p in before[:3])
-    assert row["flips"] == 3 and row["rate"] == "7.50%" and row["points"] == f"{100 * balance / 40:+.2f}"
+    assert (
+        row["flips"] == 3
+        and row["rate"] == "7.50%"
+        and row["points"] == f"{100 * balance / 40:+.2f}"
+    )
 
 
 def test_a_tie_that_breaks_is_a_flip() -> None:
     def said(*scores: float) -> list[bool]:
-        [row] = noises._best([Prediction("x", 0, 0, scores, (1, 2), (1, 1))], "sum").tolist()
+        [row] = noises._find_best_options(
+            [Prediction("x", 0, 0, scores, (1, 2), (1, 1))], "sum"
+        ).tolist()
         return list(row)
 
     assert said(-1.0, -1.0) == [True, True] and said(-1.0, -1.0000001) == [True, False]
@@ -68,24 +85,33 @@ def test_a_tie_that_breaks_is_a_flip() -> None:
 
 def test_where_the_mean_decides_the_mean_is_what_flips() -> None:
     longer = Prediction("x", 0, 0, (-1.0, -1.5), (1, 2), (1, 1))
-    assert noises._best([longer], "sum").tolist() == [[True, False]]
-    assert noises._best([longer], "per-token").tolist() == [[False, True]]
+    assert noises._find_best_options([longer], "sum").tolist() == [[True, False]]
+    assert noises._find_best_options([longer], "per-token").tolist() == [[False, True]]
 
 
 def test_an_unknown_condition_is_refused(make_checkpoint: Make, suite: Path) -> None:
     with pytest.raises(UsageError, match="float8"):
-        noise(str(make_checkpoint()), str(suite), conditions=["float8"])
+        measure_noise(str(make_checkpoint()), str(suite), conditions=["float8"])
 
 
 def test_a_suite_without_choices_is_refused(make_checkpoint: Make, data_root: Path) -> None:
     with pytest.raises(UsageError, match="reading holds no choices"):
-        noise(str(make_checkpoint()), "reading")
+        measure_noise(str(make_checkpoint()), "reading")
 
 
 def test_the_verb_prints_one_row_per_condition(
     make_checkpoint: Make, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["noise", "--model", str(make_checkpoint()), "--suite", str(suite), "--condition", "adaptive", "--json"]
+    line = [
+        "noise",
+        "--model",
+        str(make_checkpoint()),
+        "--suite",
+        str(suite),
+        "--condition",
+        "adaptive",
+        "--json",
+    ]
     assert run(line) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert row["condition"] == "adaptive" and row["items"] == 40

@@ -1,4 +1,6 @@
-"""A folder of checkpoints against a track: a right one passes, every way to be wrong is named and mended."""
+"""A folder of checkpoints against a track: a right one passes, every way to be wrong is named and
+mended.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands.preflight import preflight, whole
+from antlm_bench.commands.preflight import is_complete_safetensors, preflight
 from antlm_bench.errors import CheckpointError, IncompleteError, UsageError
 
 STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
@@ -70,30 +72,56 @@ NEWER = "which transformers 4.51.3 (of the official pipelines) does not"
 # What transformers 4.51.3, which the official pipelines pin, cannot open.
 UNOPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer class": (
-        lambda m: (m / "chck_5M/tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}'),
+        lambda m: (m / "chck_5M/tokenizer_config.json").write_text(
+            '{"tokenizer_class": "TokenizersBackend"}'
+        ),
         f"names the class TokenizersBackend, {NEWER} know",
     ),
     "prefix space": (
-        lambda m: (m / "chck_5M/tokenizer.json").write_text('{"pre_tokenizer": {"add_prefix_space": true}}'),
+        lambda m: (m / "chck_5M/tokenizer.json").write_text(
+            '{"pre_tokenizer": {"add_prefix_space": true}}'
+        ),
         "would not put the space before a text that tokenizer.json asks for",
     ),
-    "model type": (in_config("model_type", "antlm_gpt_bert"), "does not know the model type 'antlm_gpt_bert'"),
-    "code elsewhere": (in_config("auto_map", {"AutoModel": "modeling_x.Model"}), "names code in modeling_x.py"),
-    "rotary base": (in_config("rope_parameters", {"rope_theta": 5e5}), "the base of rotary positions is 500000.0"),
-    "rotary scale": (in_config("rope_parameters", {"rope_type": "yarn"}), "rotary positions are scaled (yarn)"),
+    "model type": (
+        in_config("model_type", "antlm_gpt_bert"),
+        "does not know the model type 'antlm_gpt_bert'",
+    ),
+    "code elsewhere": (
+        in_config("auto_map", {"AutoModel": "modeling_x.Model"}),
+        "names code in modeling_x.py",
+    ),
+    "rotary base": (
+        in_config("rope_parameters", {"rope_theta": 5e5}),
+        "the base of rotary positions is 500000.0",
+    ),
+    "rotary scale": (
+        in_config("rope_parameters", {"rope_type": "yarn"}),
+        "rotary positions are scaled (yarn)",
+    ),
     "a name": (
         code("import torch\nfrom transformers import PreTrainedModel, initialization as init\n"),
         f"modeling.py:2 imports transformers.initialization, {NEWER} have",
     ),
-    "a module": (code("from transformers.masking_utils import f\n"), f"imports transformers.masking_utils, {NEWER}"),
+    "a module": (
+        code("from transformers.masking_utils import f\n"),
+        f"imports transformers.masking_utils, {NEWER}",
+    ),
     "no Python": (code("class Model(:\n"), "modeling.py cannot be read as Python"),
 }
 OPENED = {
     "old key": in_config("rope_parameters", {"rope_theta": 10000.0, "rope_type": "default"}),
-    "both keys": lambda m: (in_config("rope_parameters", {"rope_theta": 5})(m), in_config("rope_theta", 5)(m)),
-    "caught": code("try:\n    from transformers import initialization\nexcept ImportError:\n    pass\n"),
+    "both keys": lambda m: (
+        in_config("rope_parameters", {"rope_theta": 5})(m),
+        in_config("rope_theta", 5)(m),
+    ),
+    "caught": code(
+        "try:\n    from transformers import initialization\nexcept ImportError:\n    pass\n"
+    ),
     "others'": code("from elsewhere import initialization\nfrom transformers import LlamaModel\n"),
-    "tokenizer": lambda m: (m / "chck_5M/tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}'),
+    "tokenizer": lambda m: (m / "chck_5M/tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer"}'
+    ),
 }
 
 
@@ -115,10 +143,22 @@ def test_what_the_official_environment_opens_passes(model: Path, name: str) -> N
 WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "missing": (lambda m: shutil.rmtree(m / "chck_3M"), ["chck_3M: missing"]),
     "no final": (lambda m: shutil.rmtree(m / "main"), ["main: no final model"]),
-    "case": (lambda m: (m / "chck_3M").rename(m / "chck_3m"), ["rename it to chck_3M", "chck_3M: missing"]),
-    "zeros": (lambda m: (m / "chck_3M").rename(m / "chck_03M"), ["chck_03M: not the name of a milestone"]),
-    "steps": (lambda m: shutil.copytree(m / "main", m / "step-2000"), ["step-2000: not the name of a milestone"]),
-    "too many": (lambda m: shutil.copytree(m / "main", m / "chck_200M"), ["a milestone that the track does not have"]),
+    "case": (
+        lambda m: (m / "chck_3M").rename(m / "chck_3m"),
+        ["rename it to chck_3M", "chck_3M: missing"],
+    ),
+    "zeros": (
+        lambda m: (m / "chck_3M").rename(m / "chck_03M"),
+        ["chck_03M: not the name of a milestone"],
+    ),
+    "steps": (
+        lambda m: shutil.copytree(m / "main", m / "step-2000"),
+        ["step-2000: not the name of a milestone"],
+    ),
+    "too many": (
+        lambda m: shutil.copytree(m / "main", m / "chck_200M"),
+        ["a milestone that the track does not have"],
+    ),
     "twice": (
         lambda m: shutil.copy(m / "chck_1M/model.safetensors", m / "chck_2M/model.safetensors"),
         ["chck_2M: the same weights as chck_1M"],
@@ -132,7 +172,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["chck_4M: another model type (gpt2) than the final model (llama)"],
     ),
     "another vocabulary": (
-        lambda m: (m / "chck_4M/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9})),
+        lambda m: (m / "chck_4M/config.json").write_text(
+            json.dumps({"model_type": "llama", "vocab_size": 9})
+        ),
         ["chck_4M: another vocabulary (9) than the final model (None)"],
     ),
     "another tokenizer": (
@@ -158,16 +200,23 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "no weights": (lambda m: (m / "chck_5M/model.safetensors").unlink(), ["chck_5M: no weights"]),
     "cut short": (
-        lambda m: (m / "chck_5M/model.safetensors").write_bytes((m / "chck_5M/model.safetensors").read_bytes()[:-1]),
+        lambda m: (m / "chck_5M/model.safetensors").write_bytes(
+            (m / "chck_5M/model.safetensors").read_bytes()[:-1]
+        ),
         ["model.safetensors is cut short"],
     ),
     "pointer": (
-        lambda m: (m / "chck_5M/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        lambda m: (m / "chck_5M/model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\n"
+        ),
         ["no safetensors file"],
     ),
     "no tokenizer": (lambda m: (m / "chck_9M/tokenizer.json").unlink(), ["chck_9M: no tokenizer"]),
     "no config": (lambda m: (m / "chck_9M/config.json").unlink(), ["chck_9M: no config.json"]),
-    "config": (lambda m: (m / "chck_9M/config.json").write_text("{"), ["config.json cannot be read"]),
+    "config": (
+        lambda m: (m / "chck_9M/config.json").write_text("{"),
+        ["config.json cannot be read"],
+    ),
     "words": (
         lambda m: (m / "chck_9M/config.json").write_text('{"antlm_bench": {"words_seen": 900000}}'),
         ["chck_9M: its card says 900,000 words seen"],
@@ -193,10 +242,12 @@ def test_no_folder_no_track_no_year(tmp_path: Path) -> None:
         preflight(tmp_path, track="strict", year="2019")
 
 
-@pytest.mark.parametrize("header", [b"", b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 2) + b"[]"])
+@pytest.mark.parametrize(
+    "header", [b"", b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 2) + b"[]"]
+)
 def test_bytes_that_are_no_safetensors(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(header)
-    assert not whole(tmp_path / "x")
+    assert not is_complete_safetensors(tmp_path / "x")
 
 
 def test_the_verb(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
-"""The report's numbers against hand computation and scikit-learn, its refusals, and every doubt that it must mark."""
+"""The report's numbers against hand computation and scikit-learn, its refusals, and every doubt
+that it must mark.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,25 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from toy_reports import METRIC, TASKS_2024, classified, glue, scored, tuned, written, zero_shot
 
-from antlm_bench.commands.report import Column, Report, report
+from antlm_bench.commands.report import Report, ReportColumn, build_report
 from antlm_bench.declarations import catalog
-from antlm_bench.errors import DeclarationError, IncompleteError, NotComparable, RunError, UsageError
+from antlm_bench.errors import (
+    DeclarationError,
+    IncompleteError,
+    NotComparable,
+    RunError,
+    UsageError,
+)
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import read
+from antlm_bench.suites.spec import read_spec
 from antlm_bench.types import Cell, Estimate, Prediction, Summary
 
-PIQA = (("parallel", 32, 104), ("nonparallel", 62, 100))  # right, of: two halves of equal accuracy, see toy_reports
+PIQA = (
+    ("parallel", 32, 104),
+    ("nonparallel", 62, 100),
+)  # right, of: two halves of equal accuracy, see toy_reports
 
 OURS = """
 kind = "collection"
@@ -38,92 +49,133 @@ def own(folder: Path, members: str) -> str:
     return str(file)
 
 
-def only(made: Report) -> Column:
+def only(made: Report) -> ReportColumn:
     (column,) = made.columns
     return column
 
 
-def marks(column: Column) -> str:
+def marks(column: ReportColumn) -> str:
     """Everything that is said of a column, member by member and task by task."""
-    entries = [(entry.number, *entry.parts.values()) for entry in column.entries]
+    entries = [(entry.score, *entry.task_scores.values()) for entry in column.results]
     numbers = [column.macro, *itertools.chain(*entries)]
-    return "\n".join([*column.marks, *(mark for number in numbers if number for mark in number.marks)])
+    return "\n".join(
+        [*column.caveats, *(mark for number in numbers if number for mark in number.caveats)]
+    )
 
 
 def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
-    column = only(report([written(tmp_path / "m", zero_shot("causal") + glue())], collection="babylm-2024"))
+    column = only(
+        build_report(
+            [written(tmp_path / "m", zero_shot("causal") + glue())], collection="babylm-2024"
+        )
+    )
     measure = {"f1": f1_score, "mcc": matthews_corrcoef, "accuracy": accuracy_score}
     tasks = []
     for task in TASKS_2024:
         seeds = [classified(task, 28 + seed, 40, seed) for seed in (1, 2, 3)]
-        per_seed = [measure[METRIC.get(task, "accuracy")]([p.gold for p in s], [p.pred for p in s]) for s in seeds]
+        per_seed = [
+            measure[METRIC.get(task, "accuracy")]([p.gold for p in s], [p.pred for p in s])
+            for s in seeds
+        ]
         tasks.append(statistics.mean(per_seed))
-        part = column.entries[3].parts[task]
+        part = column.results[3].task_scores[task]
         assert (part.value, part.sd, part.seeds, part.n) == (
             pytest.approx(tasks[-1]),
             pytest.approx(statistics.stdev(per_seed)),
             3,
             40,
         )
-    assert [e.number.value for e in column.entries if e.number] == pytest.approx(
+    assert [e.score.value for e in column.results if e.score] == pytest.approx(
         [0.7, 0.6, 0.5, statistics.mean(tasks)]
     )
     assert column.macro
-    assert column.macro.value == pytest.approx(statistics.mean([0.7, 0.6, 0.5, statistics.mean(tasks)]))
-    assert not column.lacks and not marks(column)
+    assert column.macro.value == pytest.approx(
+        statistics.mean([0.7, 0.6, 0.5, statistics.mean(tasks)])
+    )
+    assert not column.missing_members and not marks(column)
 
 
 def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> None:
-    column = only(report([written(tmp_path / "m", zero_shot("causal"))], collection="zero-shot-2024"))
-    halves = [(e.number.high - e.number.low) / 2 for e in column.entries if e.number and e.number.low is not None]
+    column = only(
+        build_report([written(tmp_path / "m", zero_shot("causal"))], collection="zero-shot-2024")
+    )
+    halves = [
+        (e.score.high - e.score.low) / 2
+        for e in column.results
+        if e.score and e.score.low is not None
+    ]
     assert column.macro and column.macro.low is not None and column.macro.high is not None
-    assert (column.macro.high - column.macro.low) / 2 == pytest.approx(sum(h**2 for h in halves) ** 0.5 / 3)
+    assert (column.macro.high - column.macro.low) / 2 == pytest.approx(
+        sum(h**2 for h in halves) ** 0.5 / 3
+    )
     binomial = [Z * (p * (1 - p) / 100) ** 0.5 for p in (0.7, 0.6, 0.5)]
     assert halves == pytest.approx(binomial, abs=0.01)
 
 
 def test_weights_are_the_collection_s(tmp_path: Path) -> None:
-    members = '[[members]]\nsuite = "blimp-filtered"\nweight = 3\n[[members]]\nsuite = "supplement"\n'
-    column = only(report([written(tmp_path / "m", zero_shot("causal"))], collection=own(tmp_path, members)))
+    members = (
+        '[[members]]\nsuite = "blimp-filtered"\nweight = 3\n[[members]]\nsuite = "supplement"\n'
+    )
+    column = only(
+        build_report(
+            [written(tmp_path / "m", zero_shot("causal"))], collection=own(tmp_path, members)
+        )
+    )
     assert column.macro and column.macro.value == pytest.approx((3 * 0.7 + 0.6) / 4)
 
 
 def test_a_member_may_be_a_view_or_the_mean_over_groups(tmp_path: Path) -> None:
     run = written(tmp_path / "m", [scored("blimp-filtered", "causal", 71, 101)])
     members = '[[members]]\nsuite = "blimp-filtered"\nlabel = "{}"\n{}\n'
-    both = members.format("micro", 'metric = "micro"') + members.format("groups", 'over = "paradigm"')
-    micro, groups = only(report([run], collection=own(tmp_path, both))).entries
-    assert micro.number and micro.number.value == pytest.approx(71 / 101)
-    assert groups.number and groups.number.value == pytest.approx((36 / 51 + 35 / 50) / 2)
+    both = members.format("micro", 'metric = "micro"') + members.format(
+        "groups", 'over = "paradigm"'
+    )
+    micro, groups = only(build_report([run], collection=own(tmp_path, both))).results
+    assert micro.score and micro.score.value == pytest.approx(71 / 101)
+    assert groups.score and groups.score.value == pytest.approx((36 / 51 + 35 / 50) / 2)
     with pytest.raises(UsageError, match="no 'phenomenon' of blimp-filtered") as caught:
-        report([run], collection=own(tmp_path, members.format("x", 'over = "phenomenon"')))
+        build_report([run], collection=own(tmp_path, members.format("x", 'over = "phenomenon"')))
     assert "paradigm" in caught.value.hint
 
 
 def test_a_member_of_two_suites_is_their_unweighted_mean(tmp_path: Path) -> None:
-    """Global PIQA: however many items, each part counts one half, and the row of the leaderboard stands beside it."""
+    """Global PIQA: however many items, each part counts one half, and the row of the leaderboard
+    stands beside it.
+    """
     parts = [scored(f"global-piqa-{part}-2026", "causal", n, of) for part, n, of in PIQA]
-    made = report([written(tmp_path / "m", parts)], collection="babylm-2026", published=["looped"], partial=True)
+    made = build_report(
+        [written(tmp_path / "m", parts)],
+        collection="babylm-2026",
+        published=["looped"],
+        partial=True,
+    )
     at = [member.name for member in made.members].index("Global PIQA")
-    number, printed = (column.entries[at].number for column in made.columns)
+    number, printed = (column.results[at].score for column in made.columns)
     assert number and number.value == pytest.approx((32 / 104 + 62 / 100) / 2) and number.n == 204
-    assert number.low is not None and number.high is not None and not number.marks
+    assert number.low is not None and number.high is not None and not number.caveats
     spread = (0.25 * (32 * 72 / 104**3 + 62 * 38 / 100**3)) ** 0.5  # two binomials, halved
     assert (number.high - number.low) / 2 == pytest.approx(Z * spread, abs=0.003)
     assert printed and printed.value == pytest.approx(0.3467)
 
 
-def test_a_member_that_lacks_one_of_its_suites_is_a_hole_with_the_command_for_that_one(tmp_path: Path) -> None:
+def test_a_member_that_lacks_one_of_its_suites_is_a_hole_with_the_command_for_that_one(
+    tmp_path: Path,
+) -> None:
     ((part, n, of), _) = PIQA
     run = written(tmp_path / "m", [scored(f"global-piqa-{part}-2026", "causal", n, of)])
-    ref = own(tmp_path, '[[members]]\nsuite = "g"\nsuites = ["global-piqa-parallel-2026", "supplement"]\n')
+    ref = own(
+        tmp_path, '[[members]]\nsuite = "g"\nsuites = ["global-piqa-parallel-2026", "supplement"]\n'
+    )
     with pytest.raises(IncompleteError, match=r"lacks g \(supplement\)") as caught:
-        report([run], collection=ref)
-    assert f"antlm-bench score --model m --suite supplement --method causal --out {run}" in caught.value.message
-    column = only(report([run], collection=ref, partial=True))
-    assert column.entries[0].number and column.entries[0].number.value == pytest.approx(32 / 104)
-    assert "g: the mean of 1 of 2 suites, without supplement" in column.entries[0].number.marks
-    whole = only(report([run], collection=ref, stand_ins={"g": "global-piqa-parallel-2026"}))
+        build_report([run], collection=ref)
+    assert (
+        f"antlm-bench score --model m --suite supplement --method causal --out {run}"
+        in caught.value.message
+    )
+    column = only(build_report([run], collection=ref, partial=True))
+    assert column.results[0].score and column.results[0].score.value == pytest.approx(32 / 104)
+    assert "g: the mean of 1 of 2 suites, without supplement" in column.results[0].score.caveats
+    whole = only(build_report([run], collection=ref, stand_ins={"g": "global-piqa-parallel-2026"}))
     assert whole.macro and whole.macro.value == pytest.approx(32 / 104)
 
 
@@ -131,52 +183,69 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole", zero_shot("causal") + glue())
     holes = written(tmp_path / "a b", zero_shot("mlm")[:2] + glue("full", (1,), ("rte", "mrpc")))
     with pytest.raises(IncompleteError, match="no macro-average is taken over a hole") as caught:
-        report([whole, holes], collection="babylm-2024")
+        build_report([whole, holes], collection="babylm-2024")
     (made,) = caught.value.runs
     assert made.columns[0].macro and not made.columns[1].macro
     missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
     assert made.columns[1].lacks == ("EWoK", f"GLUE ({missing})")
-    assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {"rte", "mrpc"}
+    assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {
+        "rte",
+        "mrpc",
+    }
     score = f"antlm-bench score --model 'a b' --suite ewok-2025 --method mlm --out '{holes}'"
     assert score in caught.value.message
-    finetune = f"antlm-bench finetune --model 'a b' --suite glue-2024 --task {missing.replace(', ', ',')}"
+    finetune = (
+        f"antlm-bench finetune --model 'a b' --suite glue-2024 --task {missing.replace(', ', ',')}"
+    )
     assert f"{finetune} --attention full" in caught.value.message
     assert "--partial" in caught.value.hint
 
 
 def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal")[:2] + glue("causal", (1,), ("rte", "sst2")))
-    column = only(report([run], collection="babylm-2024", partial=True))
-    rte = column.entries[3].parts["rte"].value
-    assert column.entries[3].number and column.entries[3].number.value == pytest.approx(rte)
+    column = only(build_report([run], collection="babylm-2024", partial=True))
+    rte = column.results[3].task_scores["rte"].value
+    assert column.results[3].score and column.results[3].score.value == pytest.approx(rte)
     assert column.macro and column.macro.value == pytest.approx((0.7 + 0.6 + rte) / 3)
-    assert any(mark.startswith("partial: averaged without EWoK, GLUE (") for mark in column.macro.marks)
-    assert any("the mean of 2 of 11 tasks" in mark for mark in column.entries[3].number.marks)
+    assert any(
+        mark.startswith("partial: averaged without EWoK, GLUE (") for mark in column.macro.caveats
+    )
+    assert any("the mean of 2 of 11 tasks" in mark for mark in column.results[3].score.caveats)
 
 
 def test_averages_over_different_members_are_no_race(tmp_path: Path) -> None:
     one = written(tmp_path / "one", zero_shot("causal")[:2])
     two = written(tmp_path / "two", zero_shot("causal")[1:])
     same = written(tmp_path / "same", zero_shot("causal")[:2])
-    marked = [marks(c) for c in report([one, two], collection="zero-shot-2024", partial=True).columns]
+    marked = [
+        marks(c)
+        for c in build_report([one, two], collection="zero-shot-2024", partial=True).columns
+    ]
     assert all("do not compare" in said for said in marked)
-    marked = [marks(c) for c in report([one, same], collection="zero-shot-2024", partial=True).columns]
+    marked = [
+        marks(c)
+        for c in build_report([one, same], collection="zero-shot-2024", partial=True).columns
+    ]
     assert not any("do not compare" in said for said in marked)
 
 
 def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n')
     with pytest.raises(UsageError, match="is scored") as caught:
-        loader.members(ref)
+        loader.list_suite_refs(ref)
     assert "finetune --model CKPT --suite glue-2024" in caught.value.hint
-    column = only(report([written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 32)])], collection=ref))
+    column = only(
+        build_report(
+            [written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 32)])], collection=ref
+        )
+    )
     assert column.macro and column.macro.value == pytest.approx(31 / 40)
 
 
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "hidden"\nmade_by = "nothing"\n')
     with pytest.raises(IncompleteError, match="hidden: nothing here computes hidden yet") as caught:
-        report([written(tmp_path / "m", zero_shot("causal"))], collection=ref)
+        build_report([written(tmp_path / "m", zero_shot("causal"))], collection=ref)
     assert caught.value.runs[0].columns[0].lacks == ("hidden",)
 
 
@@ -188,18 +257,24 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     )
     there = scored("blimp", "causal", 70, 100)
     with pytest.raises(IncompleteError, match="lacks AoA") as caught:
-        report([written(tmp_path / "runs" / "main", [there])], collection=ref)
+        build_report([written(tmp_path / "runs" / "main", [there])], collection=ref)
     runs_of_all = tmp_path / "runs"
     said = f"score --model FOLDER_OF_CHECKPOINTS --suite aoa-2026 --method causal --out {runs_of_all}\n"
-    assert said in str(caught.value) and f"antlm-bench acquisition {runs_of_all} --suite aoa-2026" in str(caught.value)
+    assert said in str(
+        caught.value
+    ) and f"antlm-bench acquisition {runs_of_all} --suite aoa-2026" in str(caught.value)
     estimate = Estimate(-0.2, 240, -0.3, -0.1)
     note = "Pearson's r = 0.05 counts as 0, since p > 0.1: p = 0.2"
     summary = Summary("aoa-2026", "causal", "acquisition", (), estimate, {}, (), (note,))
     cell = Cell("aoa-2026", "causal", "k", {}, summary)
     curve = Prediction("cat", 20.0, 0, (-3.0, -2.0, -1.0), (1,) * 3, (3,) * 3)
-    column = only(report([written(tmp_path / "whole", [there, (cell, [curve])])], collection=ref))
+    column = only(
+        build_report([written(tmp_path / "whole", [there, (cell, [curve])])], collection=ref)
+    )
     assert column.macro and column.macro.value == pytest.approx((-0.2 + 0.7) / 2)
-    assert column.entries[0].number and any("counts as 0" in mark for mark in column.entries[0].number.marks)
+    assert column.results[0].score and any(
+        "counts as 0" in mark for mark in column.results[0].score.caveats
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,28 +282,41 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     [
         (("causal",), ("causal",), [("causal", "causal", False)]),
         (("mlm", "mlm-l2r"), ("full",), [("mlm", "full", False), ("mlm-l2r", "full", False)]),
-        (("causal", "mntp"), ("causal", "full"), [("causal", "causal", False), ("mntp", "full", False)]),
+        (
+            ("causal", "mntp"),
+            ("causal", "full"),
+            [("causal", "causal", False), ("mntp", "full", False)],
+        ),
         (("causal", "mntp"), ("full",), [("causal", "full", True), ("mntp", "full", False)]),
         (("mntp", "fused"), ("causal",), [("mntp", "causal", True), ("fused", "causal", True)]),
         (("fused",), ("causal", "full"), [("fused", "full", True)]),
-        ((), ("causal", "full"), [("finetune-causal", "causal", False), ("finetune-full", "full", False)]),
+        (
+            (),
+            ("causal", "full"),
+            [("finetune-causal", "causal", False), ("finetune-full", "full", False)],
+        ),
     ],
 )
 def test_glue_stands_beside_scores_of_the_same_attention(
-    tmp_path: Path, methods: tuple[str, ...], ways: tuple[str, ...], pairs: list[tuple[str, str, bool]]
+    tmp_path: Path,
+    methods: tuple[str, ...],
+    ways: tuple[str, ...],
+    pairs: list[tuple[str, str, bool]],
 ) -> None:
     right = {"causal": 30, "full": 35}
     cells = [scored("blimp-filtered", method, 70, 100) for method in methods]
     cells += [tuned("rte", 1, right[way], way=way) for way in ways]
     members = '[[members]]\nsuite = "blimp-filtered"\n'
     members += '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n'
-    made = report([written(tmp_path / "m", cells)], collection=own(tmp_path, members), partial=True)
+    made = build_report(
+        [written(tmp_path / "m", cells)], collection=own(tmp_path, members), partial=True
+    )
     found = []
     for column in made.columns:
-        number = column.entries[1].number
+        number = column.results[1].score
         assert number
         way = next(way for way, count in right.items() if number.value == pytest.approx(count / 40))
-        found.append((column.reading, way, f"finetuned with {way} attention" in marks(column)))
+        found.append((column.method, way, f"finetuned with {way} attention" in marks(column)))
     assert found == pairs
     unused = set(ways) - {way for _, way, _ in pairs}
     assert all((f"also finetuned with {way} attention" in marks(made.columns[0])) for way in unused)
@@ -237,7 +325,10 @@ def test_glue_stands_beside_scores_of_the_same_attention(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"collapsed": ["constant prediction"]}, "rte: 1 of 2 seeds collapsed (constant prediction)"),
+        (
+            {"collapsed": ["constant prediction"]},
+            "rte: 1 of 2 seeds collapsed (constant prediction)",
+        ),
         ({"select": "valid"}, "selected on the scored split"),
         ({"preset": "babylm-2025"}, "settings of babylm-2025"),
         ({"lr": 1e-3}, "not finetuned with the same settings"),
@@ -253,101 +344,137 @@ def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
         tuned("rte", 1, 30, **change),
         tuned("rte", 2, 30, **({"preset": "babylm-2025"} if "preset" in change else {})),
     ]
-    column = only(report([written(tmp_path / "m", cells)], collection="babylm-2024"))
-    glue_entry = column.entries[3]
-    assert glue_entry.number and column.macro
-    for number in (glue_entry.parts["rte"], glue_entry.number, column.macro):
-        assert any(sentence in mark for mark in number.marks)
-        assert any(mark.startswith("2 seeds hardly tell") for mark in number.marks)
-    assert len(glue_entry.parts["wsc"].marks) == 1
+    column = only(build_report([written(tmp_path / "m", cells)], collection="babylm-2024"))
+    glue_entry = column.results[3]
+    assert glue_entry.score and column.macro
+    for number in (glue_entry.task_scores["rte"], glue_entry.score, column.macro):
+        assert any(sentence in mark for mark in number.caveats)
+        assert any(mark.startswith("2 seeds hardly tell") for mark in number.caveats)
+    assert len(glue_entry.task_scores["wsc"].caveats) == 1
 
 
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        (scored("blimp-filtered", "causal", 7, 9, ["incomplete: 9 of 99 pairs (short)"]), "incomplete: 9 of 99"),
-        (scored("blimp-filtered", "causal", 7, 9, ["limit: the first 9 of each paradigm"]), "limit: the first 9"),
+        (
+            scored("blimp-filtered", "causal", 7, 9, ["incomplete: 9 of 99 pairs (short)"]),
+            "incomplete: 9 of 99",
+        ),
+        (
+            scored("blimp-filtered", "causal", 7, 9, ["limit: the first 9 of each paradigm"]),
+            "limit: the first 9",
+        ),
         (scored("blimp-filtered", "causal", 7, 9, compat="lm-eval"), "conventions of lm-eval"),
         (scored("blimp-filtered", "causal", 7, 9, ties="first"), "A tie goes to the first option"),
-        (scored("blimp-filtered", "causal", 7, 9, suite_digest="other"), "other items than a (causal) answered"),
+        (
+            scored("blimp-filtered", "causal", 7, 9, suite_digest="other"),
+            "other items than a (causal) answered",
+        ),
     ],
 )
-def test_doubts_of_a_scored_suite_are_marked(tmp_path: Path, cell: tuple[object, ...], sentence: str) -> None:
-    runs = [written(tmp_path / "a", zero_shot("causal")), written(tmp_path / "b", [cell, *zero_shot("causal")[1:]])]
-    first, second = report(runs, collection="zero-shot-2024").columns
+def test_doubts_of_a_scored_suite_are_marked(
+    tmp_path: Path, cell: tuple[object, ...], sentence: str
+) -> None:
+    runs = [
+        written(tmp_path / "a", zero_shot("causal")),
+        written(tmp_path / "b", [cell, *zero_shot("causal")[1:]]),
+    ]
+    first, second = build_report(runs, collection="zero-shot-2024").columns
     assert sentence in marks(second) and not marks(first)
-    assert second.macro and any(sentence in mark for mark in second.macro.marks)
+    assert second.macro and any(sentence in mark for mark in second.macro.caveats)
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:
-    column = only(report([written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))], collection="babylm-2024"))
+    column = only(
+        build_report(
+            [written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))],
+            collection="babylm-2024",
+        )
+    )
     assert "one seed: the interval does not know how seeds differ" in marks(column)
 
 
 def test_a_stand_in_is_named(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal", ewok="ewok-fast-2025"))
     with pytest.raises(IncompleteError):  # never silently
-        report([run], collection="zero-shot-2024")
-    made = report([run], collection="babylm-2024", stand_ins={"ewok": "ewok-fast-2025"}, partial=True, published=())
+        build_report([run], collection="zero-shot-2024")
+    made = build_report(
+        [run],
+        collection="babylm-2024",
+        stand_ins={"ewok": "ewok-fast-2025"},
+        partial=True,
+        published=(),
+    )
     assert made.members[2].name == "EWoK (ewok-fast-2025)"
-    assert made.columns[0].entries[2].number
-    assert all(column.entries[2].number is None for column in made.columns[1:])  # they are of the other suite
+    assert made.columns[0].results[2].score
+    assert all(
+        column.results[2].score is None for column in made.columns[1:]
+    )  # they are of the other suite
     with pytest.raises(UsageError, match="no member 'ewk'") as caught:
-        report([run], collection="babylm-2024", stand_ins={"ewk": "ewok-fast-2025"})
+        build_report([run], collection="babylm-2024", stand_ins={"ewk": "ewok-fast-2025"})
     assert "did you mean" in caught.value.hint
 
 
 def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal") + glue())
-    made = report([run], collection="babylm-2024", published=["ltg-bert 10m, org"])
+    made = build_report([run], collection="babylm-2024", published=["ltg-bert 10m, org"])
     row = made.columns[1]
-    assert [100 * e.number.value for e in row.entries if e.number] == pytest.approx([60.6, 60.8, 48.9, 60.3])
+    assert [100 * e.score.value for e in row.results if e.score] == pytest.approx(
+        [60.6, 60.8, 48.9, 60.3]
+    )
     assert row.macro and row.macro.value == pytest.approx(0.577) and row.macro.low is None
     assert "evaluation-pipeline-2024" in row.source and "doubtful" in marks(row)
-    assert len(report([run], collection="babylm-2024", published=()).columns) == 1 + 10
-    assert len(report([run], collection="babylm-2024").columns) == 1
+    assert len(build_report([run], collection="babylm-2024", published=()).columns) == 1 + 10
+    assert len(build_report([run], collection="babylm-2024").columns) == 1
     with pytest.raises(UsageError, match="no published row of babylm-2024 holds 'palm'"):
-        report([run], collection="babylm-2024", published=["palm"])
+        build_report([run], collection="babylm-2024", published=["palm"])
 
 
 def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> None:
-    one = written(tmp_path / "one", [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 2, 32)])
-    two = written(tmp_path / "two", [scored("mine", "causal", 1, 4), tuned("wsc", 1, 30, way="full")])
-    made = report([tmp_path])
+    one = written(
+        tmp_path / "one", [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 2, 32)]
+    )
+    two = written(
+        tmp_path / "two", [scored("mine", "causal", 1, 4), tuned("wsc", 1, 30, way="full")]
+    )
+    made = build_report([tmp_path])
     assert [member.name for member in made.members] == ["nano", "glue-2024", "mine"]
     assert made.members[1].tasks == ("rte", "wsc")
     assert {column.run for column in made.columns} == {str(one), str(two)}
-    assert all(column.macro is None and not column.lacks for column in made.columns)
-    assert made.columns[0].entries[1].parts["rte"].value == pytest.approx(31 / 40)
+    assert all(column.macro is None and not column.missing_members for column in made.columns)
+    assert made.columns[0].results[1].task_scores["rte"].value == pytest.approx(31 / 40)
 
 
 def test_both_ways_of_finetuning_have_a_column_where_nothing_is_averaged(tmp_path: Path) -> None:
     cells = [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 1, 32, way="full")]
-    assert [c.reading for c in report([written(tmp_path / "m", cells)]).columns] == ["causal", "finetune-full"]
+    assert [c.method for c in build_report([written(tmp_path / "m", cells)]).columns] == [
+        "causal",
+        "finetune-full",
+    ]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     run = written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))
     with pytest.raises(RunError, match="not a run folder"):
-        report([tmp_path / "nowhere"])
+        build_report([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="no run folder"):
-        report([])
+        build_report([])
     with pytest.raises(UsageError, match="no collection"):
-        report([run], collection="nano")
+        build_report([run], collection="nano")
     with pytest.raises(DeclarationError, match="unknown suite"):
-        report([run], collection="babylm-2042")
+        build_report([run], collection="babylm-2042")
     for asked in ({"partial": True}, {"published": ()}, {"stand_ins": {"a": "b"}}):
         with pytest.raises(UsageError, match="only a collection"):
-            report([run], **asked)  # type: ignore[arg-type]
+            build_report([run], **asked)  # type: ignore[arg-type]
     (run / "predictions" / "glue-2024.rte.finetune-causal.seed1.parquet").write_bytes(b"")
     with pytest.raises(RunError, match=r"not the bytes that run\.json describes"):
-        report([run], collection="babylm-2024")
+        build_report([run], collection="babylm-2024")
 
 
 def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
     run = written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 30, n=41)])
     with pytest.raises(NotComparable, match="40 items"):
-        report([run])
+        build_report([run])
 
 
 @pytest.mark.parametrize(
@@ -360,17 +487,22 @@ def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
         ('suite = "blimp"\nweight = 0', "greater than 0"),
         ('suite = "blimp"\nwieght = 2', "did you mean 'weight'?"),
         ('suite = "blimp"\n[[members]]\nsuite = "blimp"', "two members are called 'blimp'"),
-        ('suite = "blimp"\n[[published]]\nname = "A"\nsource = "B"\nvalues = { blmp = 1 }', "did you mean 'blimp'?"),
+        (
+            'suite = "blimp"\n[[published]]\nname = "A"\nsource = "B"\nvalues = { blmp = 1 }',
+            "did you mean 'blimp'?",
+        ),
     ],
 )
-def test_a_slip_in_a_collection_names_its_place(tmp_path: Path, member: str, complaint: str) -> None:
+def test_a_slip_in_a_collection_names_its_place(
+    tmp_path: Path, member: str, complaint: str
+) -> None:
     with pytest.raises(DeclarationError) as caught:
-        report([tmp_path], collection=own(tmp_path, f"[[members]]\n{member}\n"))
-    assert complaint in str(caught.value) and "ours.toml" in caught.value.place
+        build_report([tmp_path], collection=own(tmp_path, f"[[members]]\n{member}\n"))
+    assert complaint in str(caught.value) and "ours.toml" in caught.value.location
 
 
 def collection(name: str) -> CollectionSpec:
-    spec = read(catalog("tasks")[name])
+    spec = read_spec(catalog("tasks")[name])
     assert isinstance(spec, CollectionSpec)
     return spec
 
@@ -379,19 +511,30 @@ def test_published_averages_of_2024_reproduce_from_their_members() -> None:
     rows = [row for row in collection("babylm-2024").published if row.macro is not None]
     assert len(rows) == 6
     for row in rows:
-        assert statistics.mean(row.values.values()) == pytest.approx(row.macro, abs=0.0501), row.name
+        assert statistics.mean(row.values.values()) == pytest.approx(row.macro, abs=0.0501), (
+            row.name
+        )
 
 
 def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
-    """NLP average = mean of seven tasks, a missing one counted as 0; overall = those, reading and AoA by weight."""
+    """NLP average = mean of seven tasks, a missing one counted as 0; overall = those, reading and
+    AoA by weight.
+    """
     spec = collection("babylm-2026")
     text = [m.name for m in spec.members if m.weight == 1 and m.name != "Age of acquisition"]
     assert len(text) == 7 and sum(member.weight for member in spec.members) == 9
-    nlp = {"GPT-2 (124M) 10M": 48.99, "GPT-BERT causal-focus 10M": 35.64, "Looped GPT-BERT 10M": 48.48}
+    nlp = {
+        "GPT-2 (124M) 10M": 48.99,
+        "GPT-BERT causal-focus 10M": 35.64,
+        "Looped GPT-BERT 10M": 48.48,
+    }
     for row in spec.published[:3]:
         assert sum(row.values.values()) / 7 == pytest.approx(nlp[row.name], abs=0.006)
     causal = spec.published[1]
-    reading = {"Eye tracking": 9.89, "Self-paced reading": 3.45}  # the same model in the README of 2025
+    reading = {
+        "Eye tracking": 9.89,
+        "Self-paced reading": 3.45,
+    }  # the same model in the README of 2025
     weights = {member.name: member.weight for member in spec.members}
     whole = sum(weights[name] * score for name, score in {**causal.values, **reading}.items()) / 9
     assert whole == pytest.approx(causal.macro, abs=0.006)
@@ -399,25 +542,40 @@ def test_published_averages_of_2026_reproduce_as_its_notes_say() -> None:
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
 def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> None:
-    """Of reading times the suite that BabyLM publishes; `reading` attaches words otherwise, and is in no average."""
+    """Of reading times the suite that BabyLM publishes; `reading` attaches words otherwise, and is
+    in no average.
+    """
     spec = collection(f"babylm-{year}")
     weights = {(member.suite, member.metric): member.weight for member in spec.members}
-    assert weights["reading-2025", "eye-tracking"] == weights["reading-2025", "self-paced-reading"] == 0.5
-    assert weights[f"aoa-{year}", ""] == 1 and "reading" not in {member.suite for member in spec.members}
+    assert (
+        weights["reading-2025", "eye-tracking"]
+        == weights["reading-2025", "self-paced-reading"]
+        == 0.5
+    )
+    assert weights[f"aoa-{year}", ""] == 1 and "reading" not in {
+        member.suite for member in spec.members
+    }
     assert sum(weights.values()) == len(spec.members) - 1
 
 
-def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
     run = written(tmp_path / "m", zero_shot("causal"))
     argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
     code = "import sys; from antlm_bench.cli.app import run; rc = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr); "
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}sys.exit(rc)", *argv], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{code}sys.exit(rc)", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 5
     assert json.loads(done.stdout)["columns"][0]["missing"] == ["GLUE"]
     assert "antlm-bench finetune --model m --suite glue-2024" in done.stderr
-    assert not {"torch", "transformers", "sklearn", "statsmodels", "altair"} & set(done.stderr.split())
+    assert not {"torch", "transformers", "sklearn", "statsmodels", "altair"} & set(
+        done.stderr.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`report --html`, `--svg`, `--png`: which files a command leaves, and which options exclude each other."""
+"""`report --html`, `--svg`, `--png`: which files a command leaves, and which options exclude each
+other.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,13 @@ def ran(tmp_path: Path) -> str:
 
 def test_a_page_is_one_file(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
-    assert run(["report", ran, "--html", str(page), "--training", str(log(tmp_path / "trained"))]) == 0
-    assert page.read_text(encoding="utf-8").startswith("<!doctype html>") and "page.html" in capsys.readouterr().out
+    assert (
+        run(["report", ran, "--html", str(page), "--training", str(log(tmp_path / "trained"))]) == 0
+    )
+    assert (
+        page.read_text(encoding="utf-8").startswith("<!doctype html>")
+        and "page.html" in capsys.readouterr().out
+    )
 
 
 def test_figures_are_files_of_their_own(ran: str, tmp_path: Path) -> None:
@@ -44,8 +51,12 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     assert numbers and json.loads(numbers[1])["collection"] == said
     (table,) = re.findall(r'<table class="headline collection">.*?</table>', text, re.S)
     rows = {
-        re.sub("<.*?>", "", name): [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)]
-        for name, cells in re.findall(r'<tr class="(?:member|macro)"><th scope="row">(.*?)</th>(.*?)</tr>', table)
+        re.sub("<.*?>", "", name): [
+            re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)
+        ]
+        for name, cells in re.findall(
+            r'<tr class="(?:member|macro)"><th scope="row">(.*?)</th>(.*?)</tr>', table
+        )
     }
     assert list(rows) == ["BLiMP", "Supplement", "EWoK", "GLUE", "Macro-average"]
     macro = next(one for one in said["numbers"] if one["member"] == "Macro-average")
@@ -77,12 +88,19 @@ def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
     ],
 )
 def test_what_has_no_place_on_the_page_is_not_ignored(
-    ran: str, tmp_path: Path, drawn: str, other: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    ran: str,
+    tmp_path: Path,
+    drawn: str,
+    other: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["report", ran, drawn, str(tmp_path / "page.html"), *other]) == 2
     assert complaint in capsys.readouterr().err and not (tmp_path / "page.html").exists()
 
 
-def test_losses_are_not_tabulated(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_are_not_tabulated(
+    ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["report", ran, "--training", str(tmp_path)]) == 2
     assert "--training" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""`score`: what is computed and what is kept, several methods at once, sweeps, and the files that a run leaves."""
+"""`score`: what is computed and what is kept, several methods at once, sweeps, and the files that a
+run leaves.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from asking_score import agreement, count_work, snapshot, write_pairs
 from antlm_bench import runs, score
 from antlm_bench.checkpoints import pretrained
 from antlm_bench.cli.app import run
-from antlm_bench.errors import CheckpointError, DataError, IncompleteError, MethodNotSupported, UsageError
+from antlm_bench.errors import (
+    CheckpointError,
+    DataError,
+    IncompleteError,
+    MethodNotSupported,
+    UsageError,
+)
 from antlm_bench.suites import loader
 
 Make = Callable[..., Path]
@@ -25,7 +33,8 @@ def suite(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "agree.csv", agreement())
 
 
-# ---- what is kept ------------------------------------------------------------------------------------------------
+# ---- what is kept
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_command_repeated_computes_nothing_and_touches_nothing(
@@ -48,11 +57,15 @@ def test_again_computes_anew_and_finds_the_same(
     before = snapshot(out)
     [second] = score(make_checkpoint(), str(suite), out=out, device="cpu", again=True)
     assert work.reads == 2 and second == first
-    assert {name: digest for name, (_, digest) in snapshot(out).items()} == {n: d for n, (_, d) in before.items()}
+    assert {name: digest for name, (_, digest) in snapshot(out).items()} == {
+        n: d for n, (_, d) in before.items()
+    }
     assert snapshot(out)["run.json"][0] > before["run.json"][0]
 
 
-def test_damaged_predictions_are_computed_again(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
+def test_damaged_predictions_are_computed_again(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
     [first] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
     file = tmp_path / "run" / "predictions" / "agree.causal.parquet"
     whole = file.read_bytes()
@@ -80,16 +93,23 @@ def test_a_changed_convention_replaces_the_cell_and_changing_back_restores_it(
     ask = {"out": tmp_path / "run", "device": "cpu"}
     [[first]] = score(make_checkpoint(), str(suite), **ask)
     [[changed]] = score(make_checkpoint(), str(suite), **ask, **change)
-    assert changed.key != first.key and (changed.suite, changed.method) == (first.suite, first.method)
+    assert changed.key != first.key and (changed.suite, changed.method) == (
+        first.suite,
+        first.method,
+    )
     name, value = next(iter(change.items()))
     assert changed.settings[name] == value
     [[back]] = score(make_checkpoint(), str(suite), **ask)
     assert back == first
 
 
-def test_what_no_score_depends_on_does_not_change_the_key(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
+def test_what_no_score_depends_on_does_not_change_the_key(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
     cells = [
-        score(make_checkpoint(), str(suite), out=tmp_path / str(n), device="cpu", batch_tokens=budget)[0].cells[0]
+        score(
+            make_checkpoint(), str(suite), out=tmp_path / str(n), device="cpu", batch_tokens=budget
+        )[0].cells[0]
         for n, budget in enumerate((None, 40))
     ]
     assert cells[0].key == cells[1].key
@@ -104,12 +124,18 @@ def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_
     assert second.key != first.key and second.digest != first.digest
 
 
-def test_another_method_or_suite_is_added(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
+def test_another_method_or_suite_is_added(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
     ask = {"out": tmp_path / "run", "device": "cpu"}
     [first] = score(make_checkpoint(), str(suite), **ask)
     score(make_checkpoint(), str(suite), methods="mlm", **ask)
     [third] = score(make_checkpoint(), "nano", limit=1, **ask)
-    assert [(c.suite, c.method) for c in third] == [("agree", "causal"), ("agree", "mlm"), ("nano", "causal")]
+    assert [(c.suite, c.method) for c in third] == [
+        ("agree", "causal"),
+        ("agree", "mlm"),
+        ("nano", "causal"),
+    ]
     assert third.cells[0] == first.cells[0]
 
 
@@ -126,16 +152,19 @@ def test_other_weights_or_another_configuration_are_another_checkpoint(
     [[second]] = score(folder, str(suite), out=out, device="cpu")
     assert second.key != first.key and second.digest != first.digest
     monkeypatch.chdir(tmp_path)
-    places = {Path(score(m, str(suite), device="cpu")[0].path) for m in (folder, make_checkpoint(seed=1))}
+    places = {
+        Path(score(m, str(suite), device="cpu")[0].path) for m in (folder, make_checkpoint(seed=1))
+    }
     assert len(places) == 2 and {place.parent.name for place in places} == {"reports"}
 
 
-# ---- several methods ---------------------------------------------------------------------------------------------
+# ---- several methods
+# ---------------------------------------------------------------------------------------------
 
 
 def scores(run_: object, method: str) -> np.ndarray:
     [cell] = [cell for cell in run_ if cell.method == method]
-    return np.array([p.scores for p in runs.predictions(run_.path, cell)])
+    return np.array([p.scores for p in runs.read_predictions(run_.path, cell)])
 
 
 def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_alone(
@@ -145,18 +174,24 @@ def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_a
     names = ["causal", "mlm", "mlm-l2r", "mntp", "fused"]
     for name in names:
         before = work.nodes
-        [alone[name]] = score(make_checkpoint(), str(suite), methods=name, out=tmp_path / name, device="cpu")
+        [alone[name]] = score(
+            make_checkpoint(), str(suite), methods=name, out=tmp_path / name, device="cpu"
+        )
         spent[name] = work.nodes - before
     before, reads = work.nodes, work.reads
-    [together] = score(make_checkpoint(), str(suite), methods=names, out=tmp_path / "all", device="cpu")
+    [together] = score(
+        make_checkpoint(), str(suite), methods=names, out=tmp_path / "all", device="cpu"
+    )
     for name in names:
         assert np.abs(scores(together, name) - scores(alone[name], name)).max() <= 1e-5
         assert next(c for c in together if c.method == name).key == alone[name].cells[0].key
     assert work.reads == reads + 1
-    # mntp hides what mlm hides and fused is causal + mntp, so that none of their rows is new (batches re-read shared
-    # prefixes at their borders, hence the small allowance).
+    # mntp hides what mlm hides and fused is causal + mntp, so that none of their rows is new
+    # (batches re-read shared prefixes at their borders, hence the small allowance).
     assert work.nodes - before <= 1.02 * (spent["causal"] + spent["mlm"] + spent["mlm-l2r"])
-    assert spent["fused"] <= 1.02 * (spent["causal"] + spent["mntp"]) and spent["mntp"] == spent["mlm"]
+    assert (
+        spent["fused"] <= 1.02 * (spent["causal"] + spent["mntp"]) and spent["mntp"] == spent["mlm"]
+    )
 
 
 class Killed(BaseException):
@@ -165,33 +200,44 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("causal,mlm", "causal"), ("causal", "causal,mlm"), ("mlm", "mlm,causal"), ("mlm,causal", "mlm")],
+    [
+        ("causal,mlm", "causal"),
+        ("causal", "causal,mlm"),
+        ("mlm", "mlm,causal"),
+        ("mlm,causal", "mlm"),
+    ],
 )
 def test_killed_and_repeated_with_other_methods_no_item_is_lost(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, then: str
 ) -> None:
-    """Chunks of masked methods are smaller: one that was stored under other company holds other items."""
+    """Chunks of masked methods are smaller: one that was stored under other company holds other
+    items.
+    """
     rows = [{"good": f"the {a} {n} sleeps {i}", "bad": f"the {a} {n} sleep {i}"}
             for i, a, n in np.ndindex(30, 4, 5)]  # fmt: skip
-    suite, ask = write_pairs(tmp_path / "many.csv", rows), {"out": tmp_path / "run", "device": "cpu"}
-    put = runs.Writer.put
+    suite, ask = (
+        write_pairs(tmp_path / "many.csv", rows),
+        {"out": tmp_path / "run", "device": "cpu"},
+    )
+    put = runs.RunWriter.save_chunk
 
-    def put_and_die(self: runs.Writer, *args: object) -> None:
+    def put_and_die(self: runs.RunWriter, *args: object) -> None:
         put(self, *args)
         if args[1] == first.split(",")[-1]:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs.Writer, "put", put_and_die)
+        patch.setattr(runs.RunWriter, "save_chunk", put_and_die)
         score(make_checkpoint(), str(suite), methods=first.split(","), **ask)
     [run_] = score(make_checkpoint(), str(suite), methods=then.split(","), **ask)
-    expected = [item.id for item in loader.load(str(suite)).items]
+    expected = [item.id for item in loader.load_suite(str(suite)).items]
     for cell in run_:
         assert cell.summary.headline.n == len(rows)
-        assert [p.id for p in runs.predictions(run_.path, cell)] == expected
+        assert [p.id for p in runs.read_predictions(run_.path, cell)] == expected
 
 
-# ---- sweeps ------------------------------------------------------------------------------------------------------
+# ---- sweeps
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -205,16 +251,33 @@ def sweep(make_checkpoint: Make, tmp_path: Path) -> Path:
 def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_are_named(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], pretrained.load_weights
+    loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
-        pretrained, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a)
+        pretrained,
+        "load_weights",
+        lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
-    found = score(sweep, [str(suite), "nano"], methods=["causal", "mlm"], limit=2, out=tmp_path / "out", device="cpu")
+    found = score(
+        sweep,
+        [str(suite), "nano"],
+        methods=["causal", "mlm"],
+        limit=2,
+        out=tmp_path / "out",
+        device="cpu",
+    )
     order = ["chck_1M", "chck_2M", "chck_10M"]
     assert loaded == order and [r.manifest.model["name"] for r in found] == order
-    assert [Path(r.path).parent for r in found] == [tmp_path / "out"] * 3 and len({r.path for r in found}) == 3
-    assert all(Path(r.path).name == f"{n}-{r.manifest.model['weights'][:8]}" for n, r in zip(order, found, strict=True))
-    named = [[any("same weights as chck_1M" in note for note in cell.summary.notes) for cell in r] for r in found]
+    assert [Path(r.path).parent for r in found] == [tmp_path / "out"] * 3 and len(
+        {r.path for r in found}
+    ) == 3
+    assert all(
+        Path(r.path).name == f"{n}-{r.manifest.model['weights'][:8]}"
+        for n, r in zip(order, found, strict=True)
+    )
+    named = [
+        [any("same weights as chck_1M" in note for note in cell.summary.notes) for cell in r]
+        for r in found
+    ]
     assert named == [[False] * 4, [True] * 4, [False] * 4]
     assert found[0].cells[0].digest == found[1].cells[0].digest != found[2].cells[0].digest
 
@@ -224,17 +287,39 @@ def test_one_broken_checkpoint_does_not_cost_the_others(
 ) -> None:
     weights = sweep / "chck_2M" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(IncompleteError, match=r"1 of 3 checkpoints were not scored(.|\n)*chck_2M") as caught:
+    with pytest.raises(
+        IncompleteError, match=r"1 of 3 checkpoints were not scored(.|\n)*chck_2M"
+    ) as caught:
         score(sweep, str(suite), out=tmp_path / "out", device="cpu")
     assert caught.value.exit_code == 5
     assert [r.manifest.model["name"] for r in caught.value.runs] == ["chck_1M", "chck_10M"]
-    assert run(["score", "--model", str(sweep), "--suite", str(suite), "--out", str(tmp_path / "out"), "--csv"]) == 5
+    assert (
+        run(
+            [
+                "score",
+                "--model",
+                str(sweep),
+                "--suite",
+                str(suite),
+                "--out",
+                str(tmp_path / "out"),
+                "--csv",
+            ]
+        )
+        == 5
+    )
     shown = capsys.readouterr()
     assert "chck_1M" in shown.out and "chck_10M" in shown.out and "chck_2M" not in shown.out
-    assert "chck_2M" in shown.err and "cannot load the weights" in shown.err and "Traceback" not in shown.err
+    assert (
+        "chck_2M" in shown.err
+        and "cannot load the weights" in shown.err
+        and "Traceback" not in shown.err
+    )
 
 
-def test_a_single_broken_checkpoint_is_its_own_error(sweep: Path, suite: Path, tmp_path: Path) -> None:
+def test_a_single_broken_checkpoint_is_its_own_error(
+    sweep: Path, suite: Path, tmp_path: Path
+) -> None:
     (sweep / "chck_2M" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights"):
         score(sweep / "chck_2M", str(suite), out=tmp_path / "out", device="cpu")
@@ -244,11 +329,18 @@ def test_a_single_broken_checkpoint_is_its_own_error(sweep: Path, suite: Path, t
 def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     sweep: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, original = [], pretrained.load_weights
+    loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
-        pretrained, "load_weights", lambda folder, *a: loaded.append(folder.name) or original(folder, *a)
+        pretrained,
+        "load_weights",
+        lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
-    for wrong in ({"methods": "mlmm"}, {"compat": "lm-evil"}, {"ties": "fair"}, {"precision": "enough"}):
+    for wrong in (
+        {"methods": "mlmm"},
+        {"compat": "lm-evil"},
+        {"ties": "fair"},
+        {"precision": "enough"},
+    ):
         with pytest.raises(UsageError):
             score(sweep, str(suite), out=tmp_path / "out", **wrong)
     assert loaded == []
@@ -257,7 +349,9 @@ def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     assert loaded == ["chck_1M"] and not (tmp_path / "out").exists()
 
 
-def test_a_method_that_does_not_fit_is_refused_before_any_data_is_looked_for(make_checkpoint: Make) -> None:
+def test_a_method_that_does_not_fit_is_refused_before_any_data_is_looked_for(
+    make_checkpoint: Make,
+) -> None:
     with pytest.raises(MethodNotSupported, match="cannot be scored with 'mlm'"):
         score(make_checkpoint("causal", mask=False), "absent.csv", methods="mlm", device="cpu")
     with pytest.raises(MethodNotSupported, match="does not attend causal"):

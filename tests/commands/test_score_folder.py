@@ -1,4 +1,6 @@
-"""`score` and the disk: the files that a run leaves, numbers recomputed from them, and who refuses to write where."""
+"""`score` and the disk: the files that a run leaves, numbers recomputed from them, and who refuses
+to write where.
+"""
 
 from __future__ import annotations
 
@@ -26,64 +28,116 @@ def suite(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "agree.csv", agreement())
 
 
-# ---- what a run leaves -------------------------------------------------------------------------------------------
+# ---- what a run leaves
+# -------------------------------------------------------------------------------------------
 
 
-def test_the_files_are_those_that_the_readme_describes(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
+def test_the_files_are_those_that_the_readme_describes(
+    make_checkpoint: Make, suite: Path, tmp_path: Path
+) -> None:
     pandas = pytest.importorskip("pandas")
-    score(make_checkpoint(), str(suite), methods=["causal", "mlm"], out=tmp_path / "run", device="cpu")
-    names = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file())
-    assert names == ["predictions/agree.causal.parquet", "predictions/agree.mlm.parquet", "run.json"]
+    score(
+        make_checkpoint(), str(suite), methods=["causal", "mlm"], out=tmp_path / "run", device="cpu"
+    )
+    names = sorted(
+        str(path.relative_to(tmp_path / "run"))
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file()
+    )
+    assert names == [
+        "predictions/agree.causal.parquet",
+        "predictions/agree.mlm.parquet",
+        "run.json",
+    ]
     frame = pandas.read_parquet(tmp_path / "run" / names[0])
-    assert list(frame.columns) == ["id", "gold", "pred", "scores", "tokens", "characters", "flags", "labels"]
+    assert list(frame.columns) == [
+        "id",
+        "gold",
+        "pred",
+        "scores",
+        "tokens",
+        "characters",
+        "flags",
+        "labels",
+    ]
     rows = agreement()
     assert len(frame) == len(rows) and frame.id.is_unique and (frame.gold == 0).all()
     assert [list(c) for c in frame.characters] == [[len(r["good"]), len(r["bad"])] for r in rows]
     assert list(frame.pred) == [int(np.argmax(s)) for s in frame.scores]
-    assert all((s < 0).all() and (t > 0).all() for s, t in zip(frame.scores, frame.tokens, strict=True))
+    assert all(
+        (s < 0).all() and (t > 0).all() for s, t in zip(frame.scores, frame.tokens, strict=True)
+    )
     assert [label["paradigm"] for label in frame.labels] == [r["paradigm"] for r in rows]
-    everything = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    everything = b"".join(
+        path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    )
     assert b"sleeps" not in everything
     origin = json.dumps(
-        runs.read(tmp_path / "run").cells[0].origin[0]
+        runs.open_run(tmp_path / "run").cells[0].origin[0]
     ).encode()  # where the user's file lies: what tells equal names apart
     assert str(tmp_path).encode() not in everything.replace(origin, b"")
     document = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert document["schema"] == runs.SCHEMA and [c["predictions"] for c in document["cells"]] == names[:2]
-    assert {"torch", "transformers", "antlm-bench", "python"} <= set(document["manifest"]["software"])
-    assert document["manifest"]["model"]["parameters"] > 0 and len(document["manifest"]["model"]["weights"]) == 64
+    assert (
+        document["schema"] == runs.SCHEMA_VERSION
+        and [c["predictions"] for c in document["cells"]] == names[:2]
+    )
+    assert {"torch", "transformers", "antlm-bench", "python"} <= set(
+        document["manifest"]["software"]
+    )
+    assert (
+        document["manifest"]["model"]["parameters"] > 0
+        and len(document["manifest"]["model"]["weights"]) == 64
+    )
 
 
 def test_the_numbers_of_run_json_are_those_of_the_predictions(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
     pandas = pytest.importorskip("pandas")
-    twins = pairs_of(tmp_path / "twins.csv", ("the cat sleeps", "the cat sleep"), ("the dog", "the dog"))
-    [found] = score(make_checkpoint(seed=2), [str(suite), str(twins)], out=tmp_path / "run", device="cpu")
+    twins = pairs_of(
+        tmp_path / "twins.csv", ("the cat sleeps", "the cat sleep"), ("the dog", "the dog")
+    )
+    [found] = score(
+        make_checkpoint(seed=2), [str(suite), str(twins)], out=tmp_path / "run", device="cpu"
+    )
     for cell in found:
-        frame = pandas.read_parquet(tmp_path / "run" / "predictions" / f"{cell.suite}.causal.parquet")
+        frame = pandas.read_parquet(
+            tmp_path / "run" / "predictions" / f"{cell.suite}.causal.parquet"
+        )
         good, bad = (frame.scores.str[k] for k in (0, 1))
-        frame["credit"] = (good > bad) + 0.5 * ((good == bad) | frame["flags"].map(lambda f: "identical" in f))
+        frame["credit"] = (good > bad) + 0.5 * (
+            (good == bad) | frame["flags"].map(lambda f: "identical" in f)
+        )
         if cell.suite == "twins":
             assert cell.summary.headline.value == pytest.approx(frame.credit.mean(), abs=1e-12)
-            assert cell.summary.headline.flags["identical"] == cell.summary.headline.flags["tie"] == 1
+            assert (
+                cell.summary.headline.flags["identical"] == cell.summary.headline.flags["tie"] == 1
+            )
             continue
         for level in ("phenomenon", "paradigm"):
             expected = frame.groupby(frame.labels.str[level]).credit.agg(["mean", "size"])
             groups = {g.name: g.estimate for g in cell.summary.groups if g.level == level}
             assert set(groups) == set(expected.index)
             for name, row in expected.iterrows():
-                assert groups[name].value == pytest.approx(row["mean"], abs=1e-12) and groups[name].n == row["size"]
+                assert (
+                    groups[name].value == pytest.approx(row["mean"], abs=1e-12)
+                    and groups[name].n == row["size"]
+                )
         paradigms = frame.groupby(frame.labels.str["paradigm"]).credit.mean()
-        assert 0 < paradigms.mean() < 1 and paradigms.nunique() > 1  # else the comparison would be empty
+        assert (
+            0 < paradigms.mean() < 1 and paradigms.nunique() > 1
+        )  # else the comparison would be empty
         assert cell.summary.headline.value == pytest.approx(paradigms.mean(), abs=1e-12)
         assert cell.summary.views["micro"].value == pytest.approx(frame.credit.mean(), abs=1e-12)
         means = frame.scores.map(np.array) / frame.tokens.map(np.array)
-        per_token = (means.str[0] > means.str[1]).groupby(frame.labels.str["paradigm"]).mean().mean()
+        per_token = (
+            (means.str[0] > means.str[1]).groupby(frame.labels.str["paradigm"]).mean().mean()
+        )
         assert cell.summary.views["per-token"].value == pytest.approx(per_token, abs=1e-12)
 
 
-# ---- who refuses -------------------------------------------------------------------------------------------------
+# ---- who refuses
+# -------------------------------------------------------------------------------------------------
 
 
 def test_nan_fails_and_leaves_no_finished_cell_but_keeps_what_was_finished(
@@ -97,12 +151,16 @@ def test_nan_fails_and_leaves_no_finished_cell_but_keeps_what_was_finished(
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][word] = float("nan")  # a model that fails at one word only
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    bad = pairs_of(tmp_path / "bad.csv", *[(f"the cat {n}", f"a cat {n}") for n in range(9)], ("himself a", "the a"))
+    bad = pairs_of(
+        tmp_path / "bad.csv",
+        *[(f"the cat {n}", f"a cat {n}") for n in range(9)],
+        ("himself a", "the a"),
+    )
     argv = ["score", "--model", str(folder), "--device", "cpu", "--out", str(out)]
     assert run([*argv, "--suite", str(bad)]) == 3
     assert "answers NaN" in capsys.readouterr().err and not (out / "run.json").exists()
     assert run([*argv, "--suite", str(suite), "--suite", str(bad)]) == 3
-    assert [cell.suite for cell in runs.read(out)] == ["agree"]
+    assert [cell.suite for cell in runs.open_run(out)] == ["agree"]
     with pytest.raises(CheckpointError, match="NaN"):
         score(folder, str(bad), out=out, device="cpu")
 
@@ -123,7 +181,17 @@ def test_a_second_process_that_writes_the_same_run_is_refused(
     out = tmp_path / "run"
     score(make_checkpoint(), str(suite), limit=2, out=out, device="cpu")
     before = snapshot(out)
-    argv = ["score", "--model", str(make_checkpoint()), "--suite", str(suite), "--out", str(out), "--device", "cpu"]
+    argv = [
+        "score",
+        "--model",
+        str(make_checkpoint()),
+        "--suite",
+        str(suite),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out / ".lock")], **pipes) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
@@ -143,10 +211,10 @@ def test_out_is_a_file(make_checkpoint: Make, suite: Path, tmp_path: Path) -> No
     assert (tmp_path / "file").read_text() == "mine"
 
 
-class Unprivileged(runs.Writer):
+class Unprivileged(runs.RunWriter):
     """Root may write anywhere: opening the folder becomes nobody's business."""
 
-    def __enter__(self) -> runs.Writer:
+    def __enter__(self) -> runs.RunWriter:
         before = os.geteuid()
         os.seteuid(before or 65534)
         try:
@@ -162,7 +230,7 @@ def test_a_read_only_place_is_refused(
     place = tmp_path / "frozen"
     place.mkdir()
     place.chmod(0o555)
-    monkeypatch.setattr(runs, "Writer", Unprivileged)
+    monkeypatch.setattr(runs, "RunWriter", Unprivileged)
     with pytest.raises(RunError, match="permission denied") as caught:
         score(make_checkpoint(), str(suite), out=place / below, device="cpu")
     assert "--out" in caught.value.hint and not list(place.iterdir())
@@ -180,14 +248,26 @@ sys.exit(run(sys.argv[1:]))
 def test_a_disk_that_fills_up_is_said_and_nothing_finished_is_lost(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
-    """The system's own limit on the size of a file stands for a full disk: a write really stops in its middle."""
+    """The system's own limit on the size of a file stands for a full disk: a write really stops in
+    its middle.
+    """
     out, whole = tmp_path / "run", tmp_path / "whole"
     small = pairs_of(tmp_path / "small.csv", ("the cat sleeps", "the cat sleep"))
     score(make_checkpoint(), str(small), out=out, device="cpu")
     before = snapshot(out)
-    argv = ["score", "--model", str(make_checkpoint()), "--device", "cpu", "--suite", f"{small},{suite}"]
+    argv = [
+        "score",
+        "--model",
+        str(make_checkpoint()),
+        "--device",
+        "cpu",
+        "--suite",
+        f"{small},{suite}",
+    ]
     script = LIMITED.format(limit=2500)
-    full = subprocess.run([sys.executable, "-c", script, *argv, "--out", str(out)], capture_output=True, text=True)
+    full = subprocess.run(
+        [sys.executable, "-c", script, *argv, "--out", str(out)], capture_output=True, text=True
+    )
     assert full.returncode == 3, full.stderr
     assert "file-size limit is reached" in full.stderr and "Traceback" not in full.stderr
     assert snapshot(out) == before  # what was finished, and no half-written file beside it

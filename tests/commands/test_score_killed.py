@@ -1,4 +1,6 @@
-"""A real `antlm-bench score`, killed and stopped at several moments, ends with the bytes of one left in peace."""
+"""A real `antlm-bench score`, killed and stopped at several moments, ends with the bytes of one
+left in peace.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,35 @@ FILES = {"run.json", *(f"predictions/pairs.{method}.parquet" for method in METHO
 @pytest.fixture(scope="module")
 def start(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """start(out) -> a process that scores 2,500 pairs, which are five chunks of a masked method."""
-    sides = list(product(ADJECTIVES, NOUNS, ["near", "that"], ADJECTIVES, NOUNS, ["sleep", "see", "have"]))[:2500]
+    sides = list(
+        product(ADJECTIVES, NOUNS, ["near", "that"], ADJECTIVES, NOUNS, ["sleep", "see", "have"])
+    )[:2500]
     sides += [(*side[:3], *side[3:5], "never sleep") for side in sides[: 2500 - len(sides)]]
-    rows = [{"good": f"the {' '.join(side)}", "bad": f"the {' '.join(side)}s", "paradigm": side[2]} for side in sides]
+    rows = [
+        {"good": f"the {' '.join(side)}", "bad": f"the {' '.join(side)}s", "paradigm": side[2]}
+        for side in sides
+    ]
     pairs = write_pairs(tmp_path_factory.mktemp("killed") / "pairs.csv", rows)
-    command = [sys.executable, "-m", "antlm_bench", "score", "--device", "cpu", "--method", ",".join(METHODS)]
+    command = [
+        sys.executable,
+        "-m",
+        "antlm_bench",
+        "score",
+        "--device",
+        "cpu",
+        "--method",
+        ",".join(METHODS),
+    ]
     command += ["--model", str(make_checkpoint("masked")), "--suite", str(pairs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def started(out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*command, "--out", str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--out", str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     return started
@@ -54,8 +74,9 @@ def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chunks(out: Path) -> list[Path]:
-    """Chunks of the method that is stored last: those that are complete for both. Names alone, for while the process
-    runs, files come and go."""
+    """Chunks of the method that is stored last: those that are complete for both. Names alone, for
+    while the process runs, files come and go.
+    """
     return sorted(out.glob(f"partial/pairs.{METHODS[-1]}.*/*.parquet"))
 
 
@@ -68,7 +89,8 @@ def stop(process: subprocess.Popen[str], signum: int, moment: Callable[[], bool]
         process.send_signal(signum)
         return process.communicate(timeout=60)[1]
     finally:
-        process.kill()  # nothing to one that is gone; whatever went wrong, the next test meets no child of this one
+        # nothing to one that is gone; whatever went wrong, the next test meets no child of this one
+        process.kill()
         process.communicate()
 
 
@@ -82,7 +104,11 @@ def document(out: Path) -> dict[str, object]:
 def same(out: Path, whole: Path) -> bool:
     assert set(snapshot(out)) == FILES  # nothing is left behind
     assert document(out) == document(whole)
-    return all((out / name).read_bytes() == (whole / name).read_bytes() for name in FILES if "predictions" in name)
+    return all(
+        (out / name).read_bytes() == (whole / name).read_bytes()
+        for name in FILES
+        if "predictions" in name
+    )
 
 
 def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the_same_bytes(
@@ -92,7 +118,9 @@ def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the
     kept: dict[str, tuple[int, str]] = {}
     moments: list[Callable[[], bool]] = [
         lambda: (out / ".lock").exists(),
-        lambda: len(list(out.glob("partial/*/*.parquet"))) >= 1,  # the first method's, not yet the second's
+        lambda: (
+            len(list(out.glob("partial/*/*.parquet"))) >= 1
+        ),  # the first method's, not yet the second's
         lambda: len(chunks(out)) >= 3,
         lambda: (out / "predictions").exists(),
     ]
@@ -101,7 +129,11 @@ def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the
         stop(process, signal.SIGKILL, moment)
         assert process.returncode == -signal.SIGKILL and moment()
         if not (out / "predictions").exists():
-            now = {name: facts for name, facts in snapshot(out).items() if Path(out, name) in chunks(out)}
+            now = {
+                name: facts
+                for name, facts in snapshot(out).items()
+                if Path(out, name) in chunks(out)
+            }
             assert kept.items() <= now.items()  # what was stored was not computed again
             assert not (out / "run.json").exists()
             kept = now
@@ -118,7 +150,11 @@ def test_stopped_politely_it_says_so_and_resumes(
     said = stop(process, signum, lambda: len(chunks(out)) >= 2)
     assert process.returncode == code
     assert signal.Signals(signum).name in said and "continues" in said and "Traceback" not in said
-    assert not (out / ".lock").exists() and not list(out.rglob("*.tmp")) and not (out / "run.json").exists()
+    assert (
+        not (out / ".lock").exists()
+        and not list(out.rglob("*.tmp"))
+        and not (out / "run.json").exists()
+    )
     stored = chunks(out)
     assert 2 <= len(stored) < 5
     finish(start(out))

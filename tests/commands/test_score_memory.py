@@ -11,9 +11,10 @@ from pathlib import Path
 from asking_score import write_pairs
 
 Make = Callable[..., Path]
-# Kept for every pair: its Item with two texts (0.7 kB of Python objects), its Prediction (0.3 kB, and again as much as
-# Arrow columns and bytes while the chunks are joined into one file); 15,904 pairs measured 47 MiB with what allocators
-# keep. Tokens, plans, batches and logits, some 30 kB a pair, live for one chunk, which both suites fill (4,096 items).
+# Kept for every pair: its Item with two texts (0.7 kB of Python objects), its Prediction (0.3 kB,
+# and again as much as Arrow columns and bytes while the chunks are joined into one file); 15,904
+# pairs measured 47 MiB with what allocators keep. Tokens, plans, batches and logits, some 30 kB a
+# pair, live for one chunk, which both suites fill (4,096 items).
 ALLOWED = 60 * 2**20
 SCRIPT = """
 import resource, sys
@@ -28,10 +29,22 @@ def peak(checkpoint: Path, pairs: int, place: Path) -> int:
     """Bytes of resident memory at most, of a process that scores so many pairs, no two alike."""
     rows = []
     for n in range(pairs):
-        text = " ".join(["the", "cat", "dog", "boy", "girl", "house", "old", "small"][int(d, 8)] for d in f"{n:o}")
+        text = " ".join(
+            ["the", "cat", "dog", "boy", "girl", "house", "old", "small"][int(d, 8)]
+            for d in f"{n:o}"
+        )
         rows.append({"good": f"the old {text} sleeps", "bad": f"the old {text} sleep"})
     suite = write_pairs(place / f"{pairs}.csv", rows)
-    argv = ["score", "--model", str(checkpoint), "--suite", str(suite), "--out", str(place / str(pairs)), "--csv"]
+    argv = [
+        "score",
+        "--model",
+        str(checkpoint),
+        "--suite",
+        str(suite),
+        "--out",
+        str(place / str(pairs)),
+        "--csv",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *argv, "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},

@@ -1,4 +1,6 @@
-"""The leaderboard's file: complete, refused with holes, told what to do about them, and made without torch."""
+"""The leaderboard's file: complete, refused with holes, told what to do about them, and made
+without torch.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,12 @@ import toy_leaderboard as toy
 import typer.main
 
 from antlm_bench import runs
-from antlm_bench.cli.app import application
+from antlm_bench.cli.app import build_app
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.submit import submit
 from antlm_bench.errors import DataError, IncompleteError, RunError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.command_hints import named
+from antlm_bench.exports.command_hints import model_arguments
 from antlm_bench.suites import loader
 from antlm_bench.types import Cell
 
@@ -35,7 +37,7 @@ STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three items per group instead of the official numbers, in schema, data and runs alike."""
     monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
-    monkeypatch.setattr(loader, "load", lambda name, **_: toy.toy_suite(name, 3))
+    monkeypatch.setattr(loader, "load_suite", lambda name, **_: toy.toy_suite(name, 3))
     return 3
 
 
@@ -73,25 +75,38 @@ def test_a_complete_set_of_runs_becomes_a_file_that_the_official_collator_could_
 ) -> None:
     folders = [toy.final_run(tmp_path / "main", year, small), *milestones(tmp_path, year)]
     document = send(folders, tmp_path, year)
-    assert list(document) == [p.key for p in leaderboard.leaderboard(year).parts("strict-small")] + [
-        "fast_eval_results"
-    ]
+    assert list(document) == [
+        p.key for p in leaderboard.load_leaderboard(year).parts("strict-small")
+    ] + ["fast_eval_results"]
     rows = document["blimp"]["wh_island"]["predictions"]
     assert [row["id"] for row in rows] == ["wh_island_0", "wh_island_1", "wh_island_2"]
-    assert all(row["pred"] in (f"wh_island {n} right.", f"wh_island {n} wrong.") for n, row in enumerate(rows))
+    assert all(
+        row["pred"] in (f"wh_island {n} right.", f"wh_island {n} wrong.")
+        for n, row in enumerate(rows)
+    )
     ewok = document["ewok"]["physical-dynamics"]["predictions"][0]["pred"]
     assert ewok.startswith(" physical" if year == "2025" else "Context. physical")
     assert document["comps"]["base"]["predictions"][0]["pred"].startswith("Context. base 0")
-    assert document["glue"]["rte"]["predictions"][:2] == [{"id": "rte_0", "pred": 1}, {"id": "rte_1", "pred": 0}]
+    assert document["glue"]["rte"]["predictions"][:2] == [
+        {"id": "rte_0", "pred": 1},
+        {"id": "rte_1", "pred": 0},
+    ]
     reading = document["reading"]["reading"]["predictions"]
-    assert reading[1] == {"id": 1, "pred": 3.5, "prev_pred": 1.25} and math.isnan(reading[0]["prev_pred"])
+    assert reading[1] == {"id": 1, "pred": 3.5, "prev_pred": 1.25} and math.isnan(
+        reading[0]["prev_pred"]
+    )
     assert document["fast_eval_results"]["reading"] == [{"rt": 0.01, "spr": 0.01}] * 19
     fast = document["fast_eval_results"]
     assert [entry["wh_island"] for entry in fast["blimp"]] == [m / 1000 for m in STRICT_SMALL]
     if year == "2026":
-        for kind, key in (("parallel", "global_piqa_parallel"), ("nonparallel", "global_piqa_nonparallel")):
+        for kind, key in (
+            ("parallel", "global_piqa_parallel"),
+            ("nonparallel", "global_piqa_nonparallel"),
+        ):
             assert list(document[key]) == ["example 0", "example 1", "example 2"], kind
-            assert document[key]["example 1"] == {"predictions": [{"id": "example 1_0", "pred": " 1 of 1."}]}
+            assert document[key]["example 1"] == {
+                "predictions": [{"id": "example 1_0", "pred": " 1 of 1."}]
+            }
             assert fast[key] == [{key: m / 1000} for m in STRICT_SMALL]
 
 
@@ -99,19 +114,27 @@ def test_global_piqa_has_one_answer_per_example_and_all_of_them(small: int, tmp_
     final = toy.final_run(tmp_path / "main", "2026", small, without="global-piqa-parallel-2026")
     suite = toy.toy_suite("global-piqa-parallel-2026", 2)
     predictions = [toy.prediction(item) for item in suite.items]
-    with runs.Writer(final, runs.read(final).manifest) as writer:
-        writer.enter(toy.scored("global-piqa-parallel-2026", predictions), predictions)
-    done = submit([final], year="2026", track="strict-small", out=tmp_path / "f.json", allow_partial=True)
+    with runs.RunWriter(final, runs.open_run(final).manifest) as writer:
+        writer.write_cell(toy.scored("global-piqa-parallel-2026", predictions), predictions)
+    done = submit(
+        [final], year="2026", track="strict-small", out=tmp_path / "f.json", allow_partial=True
+    )
     (hole,) = [missing for missing in done.missing if missing.key == "global_piqa_parallel"]
-    assert hole.why == "incomplete: 2 of 3" and "data fetch global-piqa-parallel-2026" in hole.hint
+    assert (
+        hole.reason == "incomplete: 2 of 3" and "data fetch global-piqa-parallel-2026" in hole.hint
+    )
     document = json.loads(done.path.read_text())
-    assert document["global_piqa_parallel"] is None and len(document["global_piqa_nonparallel"]) == 3
+    assert (
+        document["global_piqa_parallel"] is None and len(document["global_piqa_nonparallel"]) == 3
+    )
 
 
 def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_path: Path) -> None:
     """Sums say the first solution, means the second: the file says what the run counted."""
     name = "global-piqa-nonparallel-2026"
-    made = [toy.prediction(i, scores=(-2.0, -3.0), tokens=(1, 3)) for i in toy.toy_suite(name, 3).items]
+    made = [
+        toy.prediction(i, scores=(-2.0, -3.0), tokens=(1, 3)) for i in toy.toy_suite(name, 3).items
+    ]
     for reduction, k in (("sum", 0), ("per-token", 1)):
         cell = toy.scored(name, made, reduction=reduction)
         final = toy.write(tmp_path / reduction, "m", [(cell, made)])
@@ -124,12 +147,18 @@ def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_
             allow_conventions=reduction == "sum",
         )
         document = json.loads(done.path.read_text())
-        assert document["glue"] == {}, "officially a file without labels has an empty table, not null"
+        assert document["glue"] == {}, (
+            "officially a file without labels has an empty table, not null"
+        )
         answers = document["global_piqa_nonparallel"]
-        assert [row["predictions"][0]["pred"] for row in answers.values()] == [f" {n} of {k}." for n in range(3)]
+        assert [row["predictions"][0]["pred"] for row in answers.values()] == [
+            f" {n} of {k}." for n in range(3)
+        ]
 
 
-def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(complete: list[Path], tmp_path: Path) -> None:
+def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(
+    complete: list[Path], tmp_path: Path
+) -> None:
     (row, *_) = send(complete, tmp_path)["wug_adj"]["wug_adj"]["predictions"]
     e = 2.718281828459045
     assert row["prob"] == pytest.approx(e**-1 / (e**-1 + 2 * e**-2))
@@ -144,8 +173,13 @@ def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> N
     assert not any("milestone" in note for note in done.notes)
     document = json.loads(gzip.decompress(done.path.read_bytes()))
     assert list(document) == ["glue", "blimp", "blimp_supplement", "ewok"]
-    assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith(" physical-dynamics 0 ")
-    assert document["blimp"]["wh_island"]["predictions"][0] == {"id": "wh_island_0", "pred": " wh_island 0 wrong."}
+    assert document["ewok"]["physical-dynamics"]["predictions"][0]["pred"].startswith(
+        " physical-dynamics 0 "
+    )
+    assert document["blimp"]["wh_island"]["predictions"][0] == {
+        "id": "wh_island_0",
+        "pred": " wh_island 0 wrong.",
+    }
     assert document["glue"]["mnli-mm"]["predictions"][0] == {"id": "mnli-mm_0", "pred": 1}
 
 
@@ -184,12 +218,17 @@ def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Pa
     assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
 
 
-def test_every_milestone_has_its_own_reason_and_command(complete: list[Path], tmp_path: Path) -> None:
-    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short."""
+def test_every_milestone_has_its_own_reason_and_command(
+    complete: list[Path], tmp_path: Path
+) -> None:
+    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short.
+    """
     kept = [folder for folder in complete if folder.name != "r7"]
     by_name = {folder.name: folder for folder in kept}
     document = json.loads((by_name["r5"] / "run.json").read_text())
-    next(cell for cell in document["cells"] if cell["suite"] == "blimp-fast")["settings"]["limit"] = 3
+    next(cell for cell in document["cells"] if cell["suite"] == "blimp-fast")["settings"][
+        "limit"
+    ] = 3
     (by_name["r5"] / "run.json").write_text(json.dumps(document))
     drop(by_name["r3"], "blimp-fast")
     drop(by_name["r4"], "blimp-fast")
@@ -199,14 +238,14 @@ def test_every_milestone_has_its_own_reason_and_command(complete: list[Path], tm
     assert f"fast_eval_results.blimp: {why}" in str(caught.value)
     for number in (3, 4, 5):
         folder = by_name[f"r{number}"]
-        command = (
-            f"--model out/llama/chck_{number}M --suite blimp-fast --method causal --compat babylm-2025 --out {folder}"
-        )
+        command = f"--model out/llama/chck_{number}M --suite blimp-fast --method causal --compat babylm-2025 --out {folder}"
         assert command in str(caught.value)
     assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
 
 
-def test_a_milestone_whose_predictions_are_damaged_is_a_hole(complete: list[Path], tmp_path: Path) -> None:
+def test_a_milestone_whose_predictions_are_damaged_is_a_hole(
+    complete: list[Path], tmp_path: Path
+) -> None:
     """Where there are ties, a fast score is made of the predictions."""
     run = next(folder for folder in complete if folder.name == "r2")
     document = json.loads((run / "run.json").read_text())
@@ -216,10 +255,14 @@ def test_a_milestone_whose_predictions_are_damaged_is_a_hole(complete: list[Path
     (run / "predictions" / "blimp-fast.causal.parquet").write_bytes(b"PAR1")
     with pytest.raises(IncompleteError, match="1 parts") as caught:
         send(complete, tmp_path)
-    assert "not the bytes that run.json describes: cut short or edited (chck_2M)" in str(caught.value)
+    assert "not the bytes that run.json describes: cut short or edited (chck_2M)" in str(
+        caught.value
+    )
 
 
-def test_a_milestone_whose_summary_was_edited_is_a_hole(complete: list[Path], tmp_path: Path) -> None:
+def test_a_milestone_whose_summary_was_edited_is_a_hole(
+    complete: list[Path], tmp_path: Path
+) -> None:
     run = next(folder for folder in complete if folder.name == "r2")
     document = json.loads((run / "run.json").read_text())
     cell = next(cell for cell in document["cells"] if cell["suite"] == "blimp-fast")
@@ -227,11 +270,15 @@ def test_a_milestone_whose_summary_was_edited_is_a_hole(complete: list[Path], tm
     (run / "run.json").write_text(json.dumps(document))
     with pytest.raises(IncompleteError, match="1 parts") as caught:
         send(complete, tmp_path)
-    assert "is not that of its predictions" in str(caught.value) and "(chck_2M)" in str(caught.value)
+    assert "is not that of its predictions" in str(caught.value) and "(chck_2M)" in str(
+        caught.value
+    )
 
 
 def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_path: Path) -> None:
-    done = submit(complete, year="2025", track="strict-small", out=tmp_path / "f.json", allow_partial=True)
+    done = submit(
+        complete, year="2025", track="strict-small", out=tmp_path / "f.json", allow_partial=True
+    )
     assert [m.key for m in done.missing] == ["aoa"]
     assert "aoa" not in json.loads(done.path.read_text())
 
@@ -239,31 +286,42 @@ def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_pa
 def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2026", small)
     document = send([final], tmp_path, "2026", parts={}, allow_partial=True)
-    assert document["aoa"] is None and document["fast_eval_results"]["global_piqa_parallel"] == [None] * 19
+    assert (
+        document["aoa"] is None
+        and document["fast_eval_results"]["global_piqa_parallel"] == [None] * 19
+    )
     assert document["fast_eval_results"]["blimp"] == [None] * 19
 
 
 def test_an_item_that_did_not_fit_is_written_as_wrong(small: int, tmp_path: Path) -> None:
     suite = toy.toy_suite("supplement", 3)
-    lost = [toy.prediction(item, 0, scores=(-1.0, -1.0), flags=("too-long",)) for item in suite.items]
+    lost = [
+        toy.prediction(item, 0, scores=(-1.0, -1.0), flags=("too-long",)) for item in suite.items
+    ]
     final = toy.write(tmp_path / "run", "m", [(toy.scored("supplement", lost), lost)])
     document = send([final], tmp_path, parts={}, allow_partial=True)
-    texts = [row["pred"] for part in document["blimp_supplement"].values() for row in part["predictions"]]
+    texts = [
+        row["pred"] for part in document["blimp_supplement"].values() for row in part["predictions"]
+    ]
     assert texts and not any(text.endswith("right.") for text in texts)
 
 
 def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path: Path) -> None:
     suite = toy.toy_suite("comps", 3)
     predictions = [toy.prediction(item) for item in suite.items]
-    with runs.Writer(complete[0], runs.read(complete[0]).manifest) as writer:
-        writer.enter(toy.scored("comps", predictions, suite_digest="another"), predictions)
+    with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
+        writer.write_cell(toy.scored("comps", predictions, suite_digest="another"), predictions)
     with pytest.raises(IncompleteError, match=r"not those that .* was scored on"):
         send(complete, tmp_path)
 
 
-def test_a_suite_that_lacks_items_is_a_hole(complete: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_suite_that_lacks_items_is_a_hole(
+    complete: list[Path], tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 4))
-    with pytest.raises(IncompleteError, match="adjunct_island 3 of 4, anaphor_gender_agreement 3 of 4"):
+    with pytest.raises(
+        IncompleteError, match="adjunct_island 3 of 4, anaphor_gender_agreement 3 of 4"
+    ):
         send(complete, tmp_path)
 
 
@@ -273,15 +331,26 @@ def test_a_run_of_a_few_items_is_a_hole(small: int, tmp_path: Path) -> None:
         submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
 
 
-def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(small: int, tmp_path: Path) -> None:
+def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(
+    small: int, tmp_path: Path
+) -> None:
     def with_seeds(name: str, *seeds: int) -> Path:
         cells = [(toy.finetuned("rte", seed), toy.labels("rte", 3)) for seed in seeds]
         scored = toy.toy_suite("supplement", 3)
         predictions = [toy.prediction(item) for item in scored.items]
-        return toy.write(tmp_path / name, "m", [*cells, (toy.scored("supplement", predictions), predictions)])
+        return toy.write(
+            tmp_path / name, "m", [*cells, (toy.scored("supplement", predictions), predictions)]
+        )
 
     def ask(folder: Path, seed: int | None = None) -> Any:
-        return submit([folder], year="2026", track="strict-small", out=tmp_path / "f", seed=seed, allow_partial=True)
+        return submit(
+            [folder],
+            year="2026",
+            track="strict-small",
+            out=tmp_path / "f",
+            seed=seed,
+            allow_partial=True,
+        )
 
     assert "glue: the labels of seed 42" in ask(with_seeds("a", 1, 42, 3)).notes
     assert "glue: the labels of seed 7" in ask(with_seeds("b", 7)).notes
@@ -291,12 +360,17 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(small: in
     lacking = {missing.key: missing for missing in ask(tmp_path / "c", 9).missing}
     assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].why
     options = {"allow_partial": True, "allow_conventions": True}
-    never = submit([tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, **options)
+    never = submit(
+        [tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, **options
+    )
     assert "--seed 0 " in next(missing.hint for missing in never.missing if missing.key == "glue")
 
 
 def test_the_official_seed_of_2024_is_another(small: int, tmp_path: Path) -> None:
-    cells = [(toy.finetuned("rte", seed, suite="glue-2024"), toy.labels("rte", 3)) for seed in (1, 12, 42)]
+    cells = [
+        (toy.finetuned("rte", seed, suite="glue-2024"), toy.labels("rte", 3))
+        for seed in (1, 12, 42)
+    ]
     predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
     scored = toy.scored("supplement", predictions, **toy.CONVENTIONS["2024"])
     final = toy.write(tmp_path / "run", "m", [*cells, (scored, predictions)])
@@ -309,7 +383,9 @@ def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
     predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
     cells = [(cell, toy.labels("rte", 3)), (toy.scored("supplement", predictions), predictions)]
     final = toy.write(tmp_path / "run", "m", cells)
-    done = submit([final], year="2026", track="strict-small", out=tmp_path / "f", allow_partial=True)
+    done = submit(
+        [final], year="2026", track="strict-small", out=tmp_path / "f", allow_partial=True
+    )
     assert "glue.rte of seed 42 collapsed: always 0" in done.notes
     assert "glue: the labels of seed 42, finetune-full (there is no finetune-causal)" in done.notes
 
@@ -317,8 +393,10 @@ def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
 def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_path: Path) -> None:
     predictions = [toy.prediction(item) for item in toy.toy_suite("comps", 3).items]
     cell = toy.scored("comps", predictions)
-    with runs.Writer(complete[0], runs.read(complete[0]).manifest) as writer:
-        writer.enter(type(cell)("comps", "mntp", "k", cell.settings, cell.summary), predictions)
+    with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
+        writer.write_cell(
+            type(cell)("comps", "mntp", "k", cell.settings, cell.summary), predictions
+        )
     with pytest.raises(UsageError, match="was scored by causal, mntp"):
         send(complete, tmp_path)
     assert send(complete, tmp_path, method="causal")
@@ -336,13 +414,20 @@ def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_p
 def test_a_wrong_option_is_named(
     change: dict[str, Any], error: type[Exception], words: str, complete: list[Path], tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"folders": complete, "year": "2025", "track": "strict-small", "out": tmp_path / "f.json"}
+    given: dict[str, Any] = {
+        "folders": complete,
+        "year": "2025",
+        "track": "strict-small",
+        "out": tmp_path / "f.json",
+    }
     given |= change
     with pytest.raises(error, match=words):
         submit(given.pop("folders"), **given)
 
 
-def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(complete: list[Path], tmp_path: Path) -> None:
+def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(
+    complete: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "x.json").write_text('{"metadata": {}}')
     with pytest.raises(UsageError, match="no part 'vqa'"):
         send(complete, tmp_path, parts={"vqa": str(tmp_path / "x.json")})
@@ -357,9 +442,21 @@ def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(complete: list[
     [
         ("vqa", None, "--part vqa: null, where an answer belongs"),
         ("devbench", {"things": {"predictions": None}}, "null at things.predictions, where"),
-        ("fast_eval_results.blimp", [{"wh_island": 0.5}, None], r"--part fast_eval_results\.blimp: null at 1, where"),
-        ("fast_eval_results.blimp", [{"wh_island": 0.5}] * 19, "19 entries, the track has 28 milestones"),
-        ("aoa_surprisals", {"results": [{"step": "chck_1M"}] * 3}, "not the 28 milestones of the track: chck_1000M, "),
+        (
+            "fast_eval_results.blimp",
+            [{"wh_island": 0.5}, None],
+            r"--part fast_eval_results\.blimp: null at 1, where",
+        ),
+        (
+            "fast_eval_results.blimp",
+            [{"wh_island": 0.5}] * 19,
+            "19 entries, the track has 28 milestones",
+        ),
+        (
+            "aoa_surprisals",
+            {"results": [{"step": "chck_1M"}] * 3},
+            "not the 28 milestones of the track: chck_1000M, ",
+        ),
     ],
 )
 @pytest.mark.parametrize("allow", [False, True])
@@ -380,10 +477,12 @@ def test_a_short_part_made_elsewhere_is_no_announced_hole(small: int, tmp_path: 
     (tmp_path / "x.json").write_text('{"wh_island": {"predictions": []}}')
     with pytest.raises(DataError, match=r"'adjunct_island' is a required property") as caught:
         send([final], tmp_path, parts={"blimp": str(tmp_path / "x.json")}, allow_partial=True)
-    assert caught.value.place == "blimp"
+    assert caught.value.location == "blimp"
 
 
-def test_two_final_models_or_twice_a_milestone_are_refused(complete: list[Path], tmp_path: Path) -> None:
+def test_two_final_models_or_twice_a_milestone_are_refused(
+    complete: list[Path], tmp_path: Path
+) -> None:
     other = toy.fast_run(tmp_path / "again", "2025", 5)
     with pytest.raises(UsageError, match="two runs of chck_5M"):
         send([*complete, other], tmp_path)
@@ -392,20 +491,28 @@ def test_two_final_models_or_twice_a_milestone_are_refused(complete: list[Path],
         send([*complete, final], tmp_path)
 
 
-def test_milestones_that_a_track_does_not_have_are_left_out_and_said(complete: list[Path], tmp_path: Path) -> None:
+def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
+    complete: list[Path], tmp_path: Path
+) -> None:
     extra = toy.fast_run(tmp_path / "extra", "2025", 200)
     parts = toy.elsewhere(tmp_path / "parts", "2025")
-    done = submit([*complete, extra], year="2025", track="strict-small", out=tmp_path / "f.json", parts=parts)
+    done = submit(
+        [*complete, extra], year="2025", track="strict-small", out=tmp_path / "f.json", parts=parts
+    )
     assert "strict-small has no milestone chck_200M: left out" in done.notes
 
 
-@pytest.mark.parametrize("name", ["a b'; rm -rf $HOME", "models/émile\n\x1b[31m", "../../etc/passwd", "x" * 300, "/"])
+@pytest.mark.parametrize(
+    "name", ["a b'; rm -rf $HOME", "models/émile\n\x1b[31m", "../../etc/passwd", "x" * 300, "/"]
+)
 def test_hostile_names_of_models_stay_names(name: str, small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2025", small, name=name)
     drop(final, "comps")
     with pytest.raises(IncompleteError) as caught:
         submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
-    command = next(line for line in str(caught.value).split("antlm-bench ") if "--suite comps" in line)
+    command = next(
+        line for line in str(caught.value).split("antlm-bench ") if "--suite comps" in line
+    )
     assert shlex.split(command)[:3] == ["score", "--model", name]
 
 
@@ -418,8 +525,19 @@ def test_a_folder_of_runs_stands_for_them(complete: list[Path], tmp_path: Path) 
 
 
 def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsys: Any) -> None:
-    flags = [f"--part={key}={file}" for key, file in toy.elsewhere(tmp_path / "parts", "2025").items()]
-    argv = ["submit", *map(str, complete), "--year", "2025", "--track", "strict-small", "--out", str(tmp_path)]
+    flags = [
+        f"--part={key}={file}" for key, file in toy.elsewhere(tmp_path / "parts", "2025").items()
+    ]
+    argv = [
+        "submit",
+        *map(str, complete),
+        "--year",
+        "2025",
+        "--track",
+        "strict-small",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli([*argv, *flags]) == 0
     assert "all_full_preds_and_fast_scores_causal.json" in capsys.readouterr().out
     assert cli(argv) == 5
@@ -431,18 +549,20 @@ def test_no_torch_is_loaded() -> None:
     script += "assert run(['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']) == 3\n"
     script += "assert run(['preflight', 'nowhere', '--track', 'strict']) == 3\n"
     script += "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ})
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ}
+    )
 
 
 def test_a_hub_model_s_command_names_its_revision() -> None:
-    assert named("lab/model@chck_3M") == ["--model", "lab/model", "--revision", "chck_3M"]
-    assert named("out@home") == ["--model", "out@home"]
+    assert model_arguments("lab/model@chck_3M") == ["--model", "lab/model", "--revision", "chck_3M"]
+    assert model_arguments("out@home") == ["--model", "out@home"]
 
 
 def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -> None:
     final = toy.final_run(tmp_path / "main", "2025", small)
     done = submit([final], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)
-    why = {missing.key: missing.why for missing in done.missing}
+    why = {missing.key: missing.reason for missing in done.missing}
     assert why["fast_eval_results.blimp"] == "no run folder (all 28 milestones)"
 
 
@@ -453,13 +573,13 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "submit.md").read_tex
 def test_commands_of_the_document_are_understood(line: str) -> None:
     """Parsed with every type and choice checked, not run."""
     verb, *argv = shlex.split(line)[1:]
-    typer.main.get_command(application()).commands[verb].make_context(verb, argv)  # type: ignore[attr-defined]
+    typer.main.get_command(build_app()).commands[verb].make_context(verb, argv)  # type: ignore[attr-defined]
 
 
 def test_the_document_names_the_parts_that_others_make() -> None:
     assert "made elsewhere" in DOCUMENT
     for year in ("2025", "2026"):
-        for part in leaderboard.leaderboard(year).part:
+        for part in leaderboard.load_leaderboard(year).part:
             assert part.suite or part.hint, f"{year} {part.key}: nobody knows who makes it"
 
 
@@ -473,39 +593,63 @@ def drop(folder: Path, suite: str) -> None:
 def test_an_unknown_method_is_refused(complete: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown method 'mntpp'") as caught:
         send(complete, tmp_path, method="mntpp", allow_partial=True)
-    assert caught.value.place == "--method" and "did you mean 'mntp'" in caught.value.hint
+    assert caught.value.location == "--method" and "did you mean 'mntp'" in caught.value.hint
 
 
 @pytest.mark.parametrize("year", ["2024", "2025", "2026"])
 def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path: Path) -> None:
     predictions = [toy.prediction(item) for item in toy.toy_suite("blimp-fast", 3).items]
     run = toy.write(tmp_path / "run", "m", [(toy.scored("blimp-fast", predictions), predictions)])
-    with pytest.raises(IncompleteError, match=f"no part of the {year} file is there; nothing was written") as caught:
-        submit([run], year=year, track="strict", out=tmp_path / "f.json", allow_partial=True, allow_conventions=True)
+    with pytest.raises(
+        IncompleteError, match=f"no part of the {year} file is there; nothing was written"
+    ) as caught:
+        submit(
+            [run],
+            year=year,
+            track="strict",
+            out=tmp_path / "f.json",
+            allow_partial=True,
+            allow_conventions=True,
+        )
     assert caught.value.exit_code == 5 and "--allow-partial" not in caught.value.hint
     assert not (tmp_path / "f.json").exists()
 
 
 @pytest.mark.parametrize(("way", "name"), [("finetune-causal", "causal"), ("finetune-full", "mlm")])
-def test_a_run_of_finetuned_tasks_alone_is_told_the_method(way: str, name: str, small: int, tmp_path: Path) -> None:
+def test_a_run_of_finetuned_tasks_alone_is_told_the_method(
+    way: str, name: str, small: int, tmp_path: Path
+) -> None:
     run = toy.write(tmp_path / "run", "m", [(toy.finetuned("rte", 42, way), toy.labels("rte", 3))])
     with pytest.raises(UsageError, match="holds no scored suite") as caught:
         submit([run], year="2026", track="strict", out=tmp_path / "f.json")
     assert f"--method {name} --allow-partial" in caught.value.hint
-    done = submit([run], year="2026", track="strict", out=tmp_path / "f.json", method=name, allow_partial=True)
+    done = submit(
+        [run], year="2026", track="strict", out=tmp_path / "f.json", method=name, allow_partial=True
+    )
     assert json.loads(done.path.read_text())["glue"]["rte"]
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_file_of_the_user_is_not_counted_and_said(beside: bool, small: int, tmp_path: Path) -> None:
+def test_a_file_of_the_user_is_not_counted_and_said(
+    beside: bool, small: int, tmp_path: Path
+) -> None:
     cells = []
-    for name, origin in [("blimp-filtered", ("/data/own/blimp-filtered.csv",))] + [("supplement", ())] * beside:
+    for name, origin in [("blimp-filtered", ("/data/own/blimp-filtered.csv",))] + [
+        ("supplement", ())
+    ] * beside:
         predictions = [toy.prediction(item) for item in toy.toy_suite(name, 3).items]
         cell = toy.scored(name, predictions)
-        cells.append((Cell(name, "causal", "k", cell.settings, cell.summary, origin=origin), predictions))
+        cells.append(
+            (Cell(name, "causal", "k", cell.settings, cell.summary, origin=origin), predictions)
+        )
     run = toy.write(tmp_path / "run", "m", cells)
     words = "is a file of the user's and not the suite blimp-filtered: not counted"
-    options: dict[str, Any] = {"year": "2025", "track": "strict", "out": tmp_path / "f.json", "allow_partial": True}
+    options: dict[str, Any] = {
+        "year": "2025",
+        "track": "strict",
+        "out": tmp_path / "f.json",
+        "allow_partial": True,
+    }
     if beside:
         assert any(words in note for note in submit([run], **options).notes)
     else:

@@ -1,4 +1,6 @@
-"""A suite is what it holds, not what it is called: every file has its own cell, and none passes for another suite."""
+"""A suite is what it holds, not what it is called: every file has its own cell, and none passes for
+another suite.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from antlm_bench.cli.app import run as cli
 from antlm_bench.commands import baseline
 from antlm_bench.commands.check import check
 from antlm_bench.commands.compare import compare
-from antlm_bench.commands.curve import curve
+from antlm_bench.commands.curve import load_curves
 from antlm_bench.commands.finetune import finetune
-from antlm_bench.commands.report import report
+from antlm_bench.commands.report import build_report
 from antlm_bench.commands.score import score
-from antlm_bench.commands.submit import opened
+from antlm_bench.commands.submit import open_runs
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
 from antlm_bench.suites import loader
@@ -29,7 +31,7 @@ from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 MODEL = {"name": "m", "weights": "w", "words_seen": 1_000_000}
-MANIFEST = runs.folder.Manifest(runs.SCHEMA, MODEL, {}, "2026-01-01T00:00:00+00:00")
+MANIFEST = runs.folder.Manifest(runs.SCHEMA_VERSION, MODEL, {}, "2026-01-01T00:00:00+00:00")
 
 
 @pytest.fixture(autouse=True)
@@ -42,20 +44,29 @@ def pairs(path: Path, *rows: tuple[str, str]) -> str:
     """Write a file of pairs, by default of the one pair (path, "x"); return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([("good", "bad"), *rows])
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(
+            [("good", "bad"), *rows]
+        )
     return str(path)
 
 
 def keep(folder: Path, ref: str, value: float, method: str = "causal", **more: Any) -> Run:
-    """Enter a cell of a suite into a run as `score` does, with an accuracy of its own instead of a model's."""
-    suite = loader.load(ref, allow_incomplete=True)
-    known = {"suite": suite.name, "suite_version": suite.version, "suite_digest": suite.digest, "method": method}
+    """Enter a cell of a suite into a run as `score` does, with an accuracy of its own instead of a
+    model's.
+    """
+    suite = loader.load_suite(ref, allow_incomplete=True)
+    known = {
+        "suite": suite.name,
+        "suite_version": suite.version,
+        "suite_digest": suite.digest,
+        "method": method,
+    }
     summary = Summary(suite.name, method, "accuracy", (), Estimate(value, 1, 0.0, 1.0), {}, ())
     cell = Cell(suite.name, method, f"k{suite.digest}", known | more, summary, origin=suite.origin)
     predictions = [Prediction(item.id, 0, 0, (-1.0, -2.0), (1, 1), (1, 1)) for item in suite.items]
-    with runs.Writer(folder, MANIFEST) as writer:
-        writer.enter(cell, predictions)
-    return runs.read(folder)
+    with runs.RunWriter(folder, MANIFEST) as writer:
+        writer.write_cell(cell, predictions)
+    return runs.open_run(folder)
 
 
 def values(run: Run) -> dict[str, float]:
@@ -64,24 +75,33 @@ def values(run: Run) -> dict[str, float]:
     return {cell.suite: cell.summary.headline.value for cell in run}
 
 
-# ---- files of one name -----------------------------------------------------------------------------------
+# ---- files of one name
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_two_files_of_one_name_keep_their_own_scores(make_checkpoint, tmp_path: Path, together: bool) -> None:
+def test_two_files_of_one_name_keep_their_own_scores(
+    make_checkpoint, tmp_path: Path, together: bool
+) -> None:
     first = pairs(tmp_path / "de" / "simple_agrmt.csv", ("the cat sleeps", "the cat sleep"))
-    second = pairs(tmp_path / "fr" / "simple_agrmt.csv", ("the dog sees", "the dog see"), ("a dog", "an dog"))
+    second = pairs(
+        tmp_path / "fr" / "simple_agrmt.csv", ("the dog sees", "the dog see"), ("a dog", "an dog")
+    )
     model = str(make_checkpoint())
     for refs in [[first, second]] if together else [[first], [second]]:
         score(model, refs, out=tmp_path / "run")
-    run = runs.read(tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
     assert list(values(run)) == ["de/simple_agrmt", "fr/simple_agrmt"]
     for cell, ref in zip(run, (first, second), strict=True):
         [alone] = score(model, ref, out=tmp_path / cell.suite)
-        assert runs.predictions(run.path, cell) == runs.predictions(alone.path, alone.cells[0])
+        assert runs.read_predictions(run.path, cell) == runs.read_predictions(
+            alone.path, alone.cells[0]
+        )
 
 
-def test_a_finished_file_is_not_scored_again_even_when_moved(make_checkpoint, tmp_path: Path) -> None:
+def test_a_finished_file_is_not_scored_again_even_when_moved(
+    make_checkpoint, tmp_path: Path
+) -> None:
     ref = pairs(tmp_path / "de" / "a.csv", ("the cat sleeps", "the cat sleep"))
     model = str(make_checkpoint())
     [before] = score(model, ref, out=tmp_path / "run")
@@ -91,7 +111,9 @@ def test_a_finished_file_is_not_scored_again_even_when_moved(make_checkpoint, tm
     assert after.cells[0].origin == (str(tmp_path / "moved" / "a.csv"),)
 
 
-def test_a_changed_file_replaces_its_score_and_says_so(make_checkpoint, tmp_path: Path, capsys) -> None:
+def test_a_changed_file_replaces_its_score_and_says_so(
+    make_checkpoint, tmp_path: Path, capsys
+) -> None:
     ref, model = tmp_path / "a.csv", str(make_checkpoint())
     pairs(ref, ("the cat sleeps", "the cat sleep"))
     score(model, str(ref), out=tmp_path / "run")
@@ -108,11 +130,15 @@ def test_equal_files_of_one_name_are_refused_in_one_call(make_checkpoint, tmp_pa
     with pytest.raises(UsageError, match="holds the same questions as") as caught:
         score(str(make_checkpoint()), refs, out=tmp_path / "run")
     assert all(ref in str(caught.value) for ref in refs) and "rename a file" in caught.value.hint
-    [run] = score(str(make_checkpoint()), [refs[0], f"{tmp_path}/fr/../de/a.csv"], out=tmp_path / "run")
+    [run] = score(
+        str(make_checkpoint()), [refs[0], f"{tmp_path}/fr/../de/a.csv"], out=tmp_path / "run"
+    )
     assert len(run.cells) == 1  # the same file twice
 
 
-NAME = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=6)
+NAME = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=6
+)
 FILES = st.lists(
     st.tuples(st.sampled_from(["a", "b", "a/b", "é"]), NAME | st.sampled_from(["x", "名前", "テスト", "blimp"]),
               st.sampled_from([".csv", ".tsv"])),
@@ -120,7 +146,9 @@ FILES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(FILES)
 def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, files) -> None:
     folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
@@ -133,9 +161,13 @@ def test_any_files_have_as_many_cells_each_with_its_own_score(tmp_path: Path, fi
     assert list(values(run).values()) == expected
     assert [cell.origin[0] for cell in run] == list(map(str, paths))
     for cell in run:  # each has its own predictions
-        assert [p.id for p in runs.predictions(run.path, cell)] == [f"{runs.base_name(cell)}_0"]
-        assert cell.suite not in catalog("tasks") and not any(cell.suite.startswith(f"{n}.") for n in catalog("tasks"))
-    saved = runs.read(baseline.save(run.path, "slim", to=folder / "base"))
+        assert [p.id for p in runs.read_predictions(run.path, cell)] == [
+            f"{runs.base_suite_name(cell)}_0"
+        ]
+        assert cell.suite not in catalog("tasks") and not any(
+            cell.suite.startswith(f"{n}.") for n in catalog("tasks")
+        )
+    saved = runs.open_run(baseline.save_baseline(run.path, "slim", baselines_dir=folder / "base"))
     assert values(saved) == values(run)  # told apart by ends of paths alone
 
 
@@ -167,14 +199,22 @@ def test_a_file_name_that_is_no_text_is_scored(make_checkpoint, tmp_path: Path) 
     assert len(values(run)) == 4
 
 
-def test_finetuned_files_of_one_name_are_tasks_of_their_own(make_checkpoint, tmp_path: Path) -> None:
+def test_finetuned_files_of_one_name_are_tasks_of_their_own(
+    make_checkpoint, tmp_path: Path
+) -> None:
     def texts(name: str, rows: int) -> str:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text("text,label\n" + "".join(f"the cat {n} {name},{n % 2}\n" for n in range(rows)))
+        path.write_text(
+            "text,label\n" + "".join(f"the cat {n} {name},{n % 2}\n" for n in range(rows))
+        )
         return str(path)
 
-    cases = [("de/train.csv", "de/a.csv"), ("fr/train.csv", "fr/a.csv"), ("fr/train.csv", "fr/b.csv")]
+    cases = [
+        ("de/train.csv", "de/a.csv"),
+        ("fr/train.csv", "fr/a.csv"),
+        ("fr/train.csv", "fr/b.csv"),
+    ]
     for n, (train, valid) in enumerate(cases):
         [run] = finetune(
             str(make_checkpoint()), texts(train, 24), valid=texts(valid, 6 + n), seeds=[1], out=tmp_path / "run",
@@ -183,16 +223,22 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(make_checkpoint, tmp
     assert [(cell.suite, cell.summary.headline.n) for cell in run] == [
         ("de/train", 6), ("fr/train (a.csv)", 7), ("train (b.csv)", 8)
     ]  # fmt: skip
-    assert [member.suite for member in report([run.path]).members] == [cell.suite for cell in run]
-    [versus] = compare([run.path, baseline.save(run.path, "slim", to=tmp_path / "base")])
+    assert [member.suite for member in build_report([run.path]).members] == [
+        cell.suite for cell in run
+    ]
+    [versus] = compare(
+        [run.path, baseline.save_baseline(run.path, "slim", baselines_dir=tmp_path / "base")]
+    )
     assert [one.suite for one in versus.comparisons] == [cell.suite for cell in run]
 
 
-# ---- names of the catalog -----------------------------------------------------------------------------------
+# ---- names of the catalog
+# -----------------------------------------------------------------------------------
 
 
 def nano(tmp_path: Path, name: str, **changes: str) -> Path:
-    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced."""
+    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced.
+    """
     text = (TASKS / "nano.toml").read_text(encoding="utf-8")
     for old, new in changes.items():
         assert text.count(old.replace("_", " ")) == 1
@@ -219,16 +265,24 @@ def test_a_file_named_like_a_shipped_suite_is_not_that_suite(tmp_path: Path) -> 
         assert values(run) == {"mine/nano": 0.25, "nano": 0.75}
 
 
-def test_a_toml_named_like_a_shipped_suite_is_it_only_if_it_asks_the_same(tmp_path: Path, monkeypatch) -> None:
+def test_a_toml_named_like_a_shipped_suite_is_it_only_if_it_asks_the_same(
+    tmp_path: Path, monkeypatch
+) -> None:
     same = nano(tmp_path, "copy/nano.toml", **{'licence_=_"': 'licence = "our '})
     other = nano(tmp_path, "other/nano.toml", **{"pairs_=_50": "pairs = 5"})
-    assert loader.load(str(TASKS / "nano.toml")).origin == loader.load(str(same)).origin == ()
-    assert loader.load(str(other), allow_incomplete=True).origin == (str(other),)
+    assert (
+        loader.load_suite(str(TASKS / "nano.toml")).origin
+        == loader.load_suite(str(same)).origin
+        == ()
+    )
+    assert loader.load_suite(str(other), allow_incomplete=True).origin == (str(other),)
     keep(tmp_path / "run", "nano", 0.5)
     run = keep(tmp_path / "run", str(other), 0.25)
     assert values(run) == {"nano": 0.5, "other/nano": 0.25}
     monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
-    (tmp_path / "other").rename(tmp_path / "tasks")  # a declaration that hides ours is not ours either
+    (tmp_path / "other").rename(
+        tmp_path / "tasks"
+    )  # a declaration that hides ours is not ours either
     assert values(keep(tmp_path / "hidden", "nano", 0.25)) == {"tasks/nano": 0.25}
 
 
@@ -236,26 +290,38 @@ def test_a_collection_takes_no_file_of_the_same_name(tmp_path: Path) -> None:
     own = pairs(tmp_path / "mine" / "blimp-filtered.csv", ("good", "bad"))
     keep(tmp_path / "run", own, 1.0)
     with pytest.raises(IncompleteError) as caught:
-        report([tmp_path / "run"], collection="zero-shot-2025")
-    said = "mine/blimp-filtered is a file of the user's and not the suite blimp-filtered: not counted"
+        build_report([tmp_path / "run"], collection="zero-shot-2025")
+    said = (
+        "mine/blimp-filtered is a file of the user's and not the suite blimp-filtered: not counted"
+    )
     assert said in str(caught.value)
-    (column,) = report([tmp_path / "run"], collection="zero-shot-2025", partial=True).columns
-    assert column.macro is None and said in column.marks and not any(entry.number for entry in column.entries)
+    (column,) = build_report([tmp_path / "run"], collection="zero-shot-2025", partial=True).columns
+    assert (
+        column.macro is None
+        and said in column.caveats
+        and not any(entry.score for entry in column.results)
+    )
 
 
 def test_a_collection_takes_no_other_version_of_its_suite(tmp_path: Path) -> None:
-    summary = Summary("blimp-filtered", "causal", "accuracy", (), Estimate(1.0, 1, 0.0, 1.0), {}, ())
+    summary = Summary(
+        "blimp-filtered", "causal", "accuracy", (), Estimate(1.0, 1, 0.0, 1.0), {}, ()
+    )
     for version, counted in (("2025", True), ("2031", False)):
         about = {"suite": "blimp-filtered", "suite_version": version, "suite_digest": "d"}
-        with runs.Writer(tmp_path / version, MANIFEST) as writer:
-            writer.enter(Cell("blimp-filtered", "causal", "k", about, summary), [])
-        (column,) = report([tmp_path / version], collection="zero-shot-2025", partial=True).columns
+        with runs.RunWriter(tmp_path / version, MANIFEST) as writer:
+            writer.write_cell(Cell("blimp-filtered", "causal", "k", about, summary), [])
+        (column,) = build_report(
+            [tmp_path / version], collection="zero-shot-2025", partial=True
+        ).columns
         assert (column.macro is not None) == counted
-        assert any("version 2031, here it is 2025" in mark for mark in column.marks) != counted
+        assert any("version 2031, here it is 2025" in mark for mark in column.caveats) != counted
 
 
 def test_runs_of_older_versions_keep_reading(tmp_path: Path) -> None:
-    """Cells without an origin: a bare file of the user's is known by its version, a shipped suite by its name."""
+    """Cells without an origin: a bare file of the user's is known by its version, a shipped suite
+    by its name.
+    """
     own = pairs(tmp_path / "mine" / "nano.csv", ("good", "bad"))
     for ref, value in (("nano", 0.75), (own, 0.25)):
         keep(tmp_path / f"{value}", ref, value)
@@ -267,38 +333,57 @@ def test_runs_of_older_versions_keep_reading(tmp_path: Path) -> None:
         (tmp_path / f"{value}" / cell["predictions"]).rename(tmp_path / f"{value}" / old)
         cell["predictions"] = old
         file.write_text(json.dumps(document))
-    assert values(runs.read(tmp_path / "0.75")) == {"nano": 0.75}
-    assert values(runs.read(tmp_path / "0.25")) == {"./nano": 0.25}
+    assert values(runs.open_run(tmp_path / "0.75")) == {"nano": 0.75}
+    assert values(runs.open_run(tmp_path / "0.25")) == {"./nano": 0.25}
     run = keep(tmp_path / "0.25", "nano", 0.75)  # the place of its file is taken
     assert values(run) == {"./nano": 0.25, "nano": 0.75}
-    assert [len(runs.predictions(run.path, cell)) for cell in run] == [1, len(loader.load("nano").items)]
-    run = keep(tmp_path / "0.25", own, 0.3)  # the same items: the same suite, which now says where it stands
+    assert [len(runs.read_predictions(run.path, cell)) for cell in run] == [
+        1,
+        len(loader.load_suite("nano").items),
+    ]
+    run = keep(
+        tmp_path / "0.25", own, 0.3
+    )  # the same items: the same suite, which now says where it stands
     assert values(run) == {"mine/nano": 0.3, "nano": 0.75}
 
 
-# ---- several runs -----------------------------------------------------------------------------------
+# ---- several runs
+# -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """Run a holds de/x and fr/x, run b (on another machine) only fr/x."""
-    for folder, name, text in (("a", "de/x", "eins"), ("a", "fr/x", "un"), ("b", "elsewhere/fr/x", "un")):
-        keep(tmp_path / "runs" / folder, pairs(tmp_path / f"{name}.csv", (text, "bad")), len(text) / 10)
+    for folder, name, text in (
+        ("a", "de/x", "eins"),
+        ("a", "fr/x", "un"),
+        ("b", "elsewhere/fr/x", "un"),
+    ):
+        keep(
+            tmp_path / "runs" / folder,
+            pairs(tmp_path / f"{name}.csv", (text, "bad")),
+            len(text) / 10,
+        )
     return tmp_path / "runs" / "a", tmp_path / "runs" / "b"
 
 
-def test_equal_files_have_one_name_in_all_runs(two: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+def test_equal_files_have_one_name_in_all_runs(
+    two: tuple[Path, Path], tmp_path: Path, capsys
+) -> None:
     [versus] = compare(list(two))
     assert [one.suite for one in versus.comparisons] == ["fr/x"]
-    assert [member.suite for member in report(two).members] == ["de/x", "fr/x"]
-    assert [one.suite for one in check(two[0], two[1]).versus.comparisons] == ["fr/x"]
-    assert {one.suite for one in curve(two[:1])[0]} == {"de/x", "fr/x"}
+    assert [member.suite for member in build_report(two).members] == ["de/x", "fr/x"]
+    assert [one.suite for one in check(two[0], two[1]).run_comparison.comparisons] == ["fr/x"]
+    assert {one.suite for one in load_curves(two[:1])[0]} == {"de/x", "fr/x"}
     assert cli(["compare", *map(str, two), "--suite", str(tmp_path / "fr" / "x.csv")]) == 0
     assert "fr/x" in capsys.readouterr().out
-    assert cli(["export", *map(str, two), "--format", "csv", "--out", str(tmp_path / "items.csv")]) == 0
+    assert (
+        cli(["export", *map(str, two), "--format", "csv", "--out", str(tmp_path / "items.csv")])
+        == 0
+    )
     with (tmp_path / "items.csv").open() as file:
         assert [row["suite"] for row in csv.DictReader(file)] == ["de/x", "fr/x", "fr/x"]
-    assert [cell.suite for run in opened(two[1]) for cell in run] == ["x"]
+    assert [cell.suite for run in open_runs(two[1]) for cell in run] == ["x"]
 
 
 def test_other_files_of_one_name_are_not_compared(tmp_path: Path) -> None:
@@ -311,21 +396,25 @@ def test_other_files_of_one_name_are_not_compared(tmp_path: Path) -> None:
 def test_a_file_that_changed_between_runs_is_one_suite_of_other_items(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     keep(tmp_path / "a", pairs(path, ("one", "bad")), 0.5)
-    baseline.save(tmp_path / "a", "old", to=tmp_path / "base")
+    baseline.save_baseline(tmp_path / "a", "old", baselines_dir=tmp_path / "base")
     keep(tmp_path / "b", pairs(path, ("two", "bad")), 0.5)
     for reference in (tmp_path / "a", tmp_path / "base" / "old"):
         with pytest.raises(NotComparable, match=r"items of the suite \(digest\)"):
             compare([reference, tmp_path / "b"])
-    assert str(tmp_path) not in (tmp_path / "base" / "old" / "run.json").read_text()  # no path of one machine
+    assert (
+        str(tmp_path) not in (tmp_path / "base" / "old" / "run.json").read_text()
+    )  # no path of one machine
 
 
 def test_texts_are_found_where_the_run_says(two: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     other = tmp_path / "runs" / "c"
-    with runs.Writer(other, MANIFEST) as writer:
-        for cell in runs.read(two[0]):
-            flipped = [Prediction(f"{runs.base_name(cell)}_0", 0, 1, (-2.0, -1.0), (1, 1), (1, 1))]
-            base = runs.portable(runs.read(two[0]))
-            writer.enter(next(one for one in base if one.digest == cell.digest), flipped)
+    with runs.RunWriter(other, MANIFEST) as writer:
+        for cell in runs.open_run(two[0]):
+            flipped = [
+                Prediction(f"{runs.base_suite_name(cell)}_0", 0, 1, (-2.0, -1.0), (1, 1), (1, 1))
+            ]
+            base = runs.portable_cells(runs.open_run(two[0]))
+            writer.write_cell(next(one for one in base if one.digest == cell.digest), flipped)
     assert cli(["compare", str(two[0]), str(other), "--show-texts"]) == 0
     shown = capsys.readouterr().out
     assert "+ eins" in shown and "+ un" in shown

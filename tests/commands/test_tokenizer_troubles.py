@@ -1,4 +1,6 @@
-"""Checkpoints whose tokenizer and weights do not fit together: a right score, counted flags, or one clear sentence."""
+"""Checkpoints whose tokenizer and weights do not fit together: a right score, counted flags, or one
+clear sentence.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,15 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run
 from antlm_bench.types import Prediction
 
-PAIRS = [("the cat sat on the mat .", "a cat sat on the mat ."), ("The dog can't sit.", "The dog can't sat .")]
+PAIRS = [
+    ("the cat sat on the mat .", "a cat sat on the mat ."),
+    ("The dog can't sit.", "The dog can't sat ."),
+]
 
 
-def checkpoint(folder: Path, tokenizer: Any, vocabulary: int, architecture: str = "", **config: Any) -> Path:
+def checkpoint(
+    folder: Path, tokenizer: Any, vocabulary: int, architecture: str = "", **config: Any
+) -> Path:
     kind = "masked" if "Masked" in architecture else "causal"
     model_for(kind, 0, architecture, vocab_size=vocabulary, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -34,14 +41,27 @@ def suite(folder: Path, pairs: Sequence[tuple[str, str]]) -> Path:
     return folder / "pairs.csv"
 
 
-def score(tmp_path: Path, model: Path, pairs: Sequence[tuple[str, str]], *more: str) -> tuple[int, list[Prediction]]:
+def score(
+    tmp_path: Path, model: Path, pairs: Sequence[tuple[str, str]], *more: str
+) -> tuple[int, list[Prediction]]:
     out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-    code = run(["score", "--model", str(model), "--suite", str(suite(tmp_path, pairs)), "--out", str(out), *more])
+    code = run(
+        [
+            "score",
+            "--model",
+            str(model),
+            "--suite",
+            str(suite(tmp_path, pairs)),
+            "--out",
+            str(out),
+            *more,
+        ]
+    )
     if code:
         assert not list(out.rglob("*.parquet"))
         return code, []
-    [cell] = runs.read(out).cells
-    return code, runs.predictions(out, cell)
+    [cell] = runs.open_run(out).cells
+    return code, runs.read_predictions(out, cell)
 
 
 def library(model: Path) -> Any:
@@ -78,7 +98,11 @@ def test_a_model_without_a_usable_mask_token_is_told_so(
     if named:
         tokenizer.add_special_tokens({"mask_token": "[HIDE]"})
     model = checkpoint(tmp_path / "model", tokenizer, vocabulary, "BertForMaskedLM")
-    why = f"mask token '[HIDE]' has the id {vocabulary}" if named else "its tokenizer has no mask token"
+    why = (
+        f"mask token '[HIDE]' has the id {vocabulary}"
+        if named
+        else "its tokenizer has no mask token"
+    )
     assert run(["doctor", "--model", str(model)]) == 0
     assert why in " ".join(capsys.readouterr().out.split())
     table = tmp_path / "out.csv"
@@ -86,7 +110,17 @@ def test_a_model_without_a_usable_mask_token_is_told_so(
         assert score(tmp_path, model, PAIRS, *more)[0] == 2
         assert why in capsys.readouterr().err
         source = str(suite(tmp_path, PAIRS))
-        asked = ["surprisal", "--model", str(model), "--in", source, "--columns", "sentence=good", "--out", str(table)]
+        asked = [
+            "surprisal",
+            "--model",
+            str(model),
+            "--in",
+            source,
+            "--columns",
+            "sentence=good",
+            "--out",
+            str(table),
+        ]
         assert run([*asked, *more]) == 2 and not table.exists()
         assert why in capsys.readouterr().err
 
@@ -104,7 +138,9 @@ def test_a_bos_without_an_embedding_is_refused_and_can_be_left_out(
     assert code == 0
     for prediction, pair in zip(predictions, PAIRS, strict=True):
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair]
-        assert prediction.scores == pytest.approx([causal_by_hand(library(model), row) for row in ids], abs=1e-4)
+        assert prediction.scores == pytest.approx(
+            [causal_by_hand(library(model), row) for row in ids], abs=1e-4
+        )
 
 
 def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
@@ -121,10 +157,14 @@ def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
     code, [prediction] = score(tmp_path, model, PAIRS[:1])
     ids = [[bos, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in PAIRS[0]]
     assert code == 0 and prediction.flags == ()
-    assert prediction.scores == pytest.approx([causal_by_hand(library(model), row) for row in ids], abs=1e-4)
+    assert prediction.scores == pytest.approx(
+        [causal_by_hand(library(model), row) for row in ids], abs=1e-4
+    )
 
 
-def test_lost_characters_are_counted_beside_the_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_characters_are_counted_beside_the_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = toys.gemma_like()
     model = checkpoint(tmp_path / "model", tokenizer, len(tokenizer))
     code, predictions = score(tmp_path, model, [*PAIRS, ("the ☕ cat", "the ☕ dog")])
@@ -150,28 +190,37 @@ def test_mlm_l2r_of_a_tokenizer_that_tells_no_words_says_where_they_come_from(
 def test_rows_up_to_the_last_position_are_scored_and_longer_ones_flagged(tmp_path: Path) -> None:
     tokenizer = toys.byte_level()
     model = checkpoint(
-        tmp_path / "model", tokenizer, len(tokenizer), "Data2VecTextForMaskedLM", max_position_embeddings=20
+        tmp_path / "model",
+        tokenizer,
+        len(tokenizer),
+        "Data2VecTextForMaskedLM",
+        max_position_embeddings=20,
     )
     texts = [("the " * n).strip() for n in range(14, 22)]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts]
     code, predictions = score(tmp_path, model, [(text, f"a{text[3:]}") for text in texts])
     assert code == 0 and {"too-long" in p.flags for p in predictions} == {True, False}
     for text, length, prediction in zip(texts, lengths, predictions, strict=True):
-        assert ("too-long" in prediction.flags) == (length > 19)  # positions 1 to 19 follow the padding id 0
+        assert ("too-long" in prediction.flags) == (
+            length > 19
+        )  # positions 1 to 19 follow the padding id 0
         if length <= 19:
             ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
             by_hand = masked_by_hand(library(model), ids, tokenizer.mask_token_id)
             assert prediction.scores[0] == pytest.approx(by_hand, abs=1e-4)
 
 
-def test_the_lm_eval_model_warns_of_what_the_tokenizer_loses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_lm_eval_model_warns_of_what_the_tokenizer_loses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lm_eval = pytest.importorskip("lm_eval.api.instance")
     from antlm_bench.lm_eval_bridge.model import AntlmBench
 
     tokenizer = toys.gemma_like()
     model = AntlmBench(str(checkpoint(tmp_path / "model", tokenizer, len(tokenizer))))
     asked = [
-        lm_eval.Instance("loglikelihood", {}, pair, 0) for pair in (("on a dog,", " cat"), ("on a ☕ dog,", " cat"))
+        lm_eval.Instance("loglikelihood", {}, pair, 0)
+        for pair in (("on a dog,", " cat"), ("on a ☕ dog,", " cat"))
     ]
     with caplog.at_level(logging.WARNING, logger="antlm_bench"):
         model.loglikelihood(asked)

@@ -1,4 +1,6 @@
-"""`antlm-bench train`: what it refuses and how, what it leaves, and that whatever interrupts it costs nothing."""
+"""`antlm-bench train`: what it refuses and how, what it leaves, and that whatever interrupts it
+costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(recipe: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert app.run(["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]) == 0
+    assert (
+        app.run(["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"])
+        == 0
+    )
     return out
 
 
@@ -63,7 +68,9 @@ Ask = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ask(recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """ask(options ..., recipe=..., corpus=..., out=...) -> exit code and what was said on stderr, on one line."""
+    """ask(options ..., recipe=..., corpus=..., out=...) -> exit code and what was said on stderr,
+    on one line.
+    """
 
     def asked(*options: str, **places: object) -> tuple[int, str]:
         given = {"recipe": recipe, "corpus": text, "out": tmp_path / "out"} | places
@@ -81,7 +88,12 @@ class TestRefusals:
         [
             ((), {"recipe": "babylama"}, 2, "did you mean 'babyllama'?"),
             ((), {"recipe": "absent.toml"}, 2, "no such file"),
-            (("--set", "optimizer.lrr=1"), {}, 2, "optimizer: unknown key 'lrr': did you mean 'lr'?"),
+            (
+                ("--set", "optimizer.lrr=1"),
+                {},
+                2,
+                "optimizer: unknown key 'lrr': did you mean 'lr'?",
+            ),
             (("--set", "optimizer.lr=fast"), {}, 2, "optimizer.lr"),
             (("--set", "optimizer.lr"), {}, 2, "is not key=value"),
             (("--set", "batch.length=64"), {}, 2, "rows of 64 do not fit"),
@@ -96,7 +108,13 @@ class TestRefusals:
         ],
     )
     def test_what_cannot_be_is_refused_and_leaves_nothing(
-        self, ask: Ask, tmp_path: Path, options: tuple[str, ...], places: dict[str, str], code: int, said: str
+        self,
+        ask: Ask,
+        tmp_path: Path,
+        options: tuple[str, ...],
+        places: dict[str, str],
+        code: int,
+        said: str,
     ) -> None:
         got, message = ask(*options, **places)
         assert got == code and said in message and message.startswith("error: "), message
@@ -119,7 +137,12 @@ class TestRefusals:
     def test_another_precision_is_another_run(
         self, ask: Ask, recipe: Path, text: Path, tmp_path: Path, stop_after: int | None
     ) -> None:
-        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=stop_after))
+        train(
+            str(recipe),
+            str(text),
+            tmp_path / "out",
+            TrainOptions(device="cpu", stop_after=stop_after),
+        )
         before = contents(tmp_path / "out")
         code, message = ask("--precision", "bfloat16")
         assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
@@ -128,7 +151,7 @@ class TestRefusals:
     def test_another_format_of_the_stream_is_another_run(
         self, ask: Ask, whole: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
+        monkeypatch.setattr(corpora, "CORPUS_FORMAT_VERSION", corpora.CORPUS_FORMAT_VERSION + 1)
         code, message = ask(out=whole)
         assert code == 2 and "corpus_format is 1 there and 2 here" in message
 
@@ -178,27 +201,43 @@ class TestRefusals:
 
     def test_a_second_process_in_the_same_folder(self, ask: Ask, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
-        with runs.lock(tmp_path / "out"):
+        with runs.lock_folder(tmp_path / "out"):
             code, message = ask()
         assert code == 3 and "another process" in message
 
-    def test_a_tracker_that_is_not_installed(self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_tracker_that_is_not_installed(
+        self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import accelerate.tracking
 
         monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
         code, message = ask("--track", "tensorboard")
-        assert code == 2 and "'tensorboard' is not installed" in message and "pip install tensorboard" in message
+        assert (
+            code == 2
+            and "'tensorboard' is not installed" in message
+            and "pip install tensorboard" in message
+        )
         assert not (tmp_path / "out").exists()
 
     def test_a_loss_that_leaves_all_bounds(self, ask: Ask, tmp_path: Path) -> None:
         code, message = ask("--set", "optimizer.lr=1e6")
-        assert code == 3 and "step 2, rows 4 to 7 of pass 1" in message and "--set optimizer.lr=" in message
+        assert (
+            code == 3
+            and "step 2, rows 4 to 7 of pass 1" in message
+            and "--set optimizer.lr=" in message
+        )
         assert "Traceback" not in message and len(records(tmp_path / "out")) == 1
 
 
 class TestRun:
     def test_it_leaves_what_it_promises(self, whole: Path, recipe: Path, text: Path) -> None:
-        assert {path.name for path in whole.iterdir()} == {"corpus", "main", "state", "train.json", "train.jsonl"}
+        assert {path.name for path in whole.iterdir()} == {
+            "corpus",
+            "main",
+            "state",
+            "train.json",
+            "train.jsonl",
+        }
         record = json.loads((whole / "train.json").read_text(encoding="utf-8"))
         assert record["recipe"]["optimizer"]["lr"] == 1e-3 and record["corpus"] == text.name
         assert open_checkpoint(str(whole / "main")).methods[:2] == ["causal", "mlm"]
@@ -209,18 +248,26 @@ class TestRun:
         found = records(whole)
         assert [record["step"] for record in found] == list(range(1, STEPS + 1))
         assert [[*record["loss"]] for record in found] == [["clm"]] * 6 + [["mlm"]] * 6
-        assert [(record["step"], record["switch"]) for record in found if "switch" in record] == [(7, "mlm")]
+        assert [(record["step"], record["switch"]) for record in found if "switch" in record] == [
+            (7, "mlm")
+        ]
         assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in found)
 
     @pytest.mark.parametrize("options", [(), ("--resume",)])
-    def test_a_finished_run_is_left_alone(self, ask: Ask, whole: Path, options: tuple[str, ...]) -> None:
+    def test_a_finished_run_is_left_alone(
+        self, ask: Ask, whole: Path, options: tuple[str, ...]
+    ) -> None:
         before = contents(whole)
         assert ask(*options, out=whole)[0] == 0
         assert contents(whole) == before
 
-    def test_batch_tokens_and_states_change_nothing(self, ask: Ask, whole: Path, tmp_path: Path) -> None:
+    def test_batch_tokens_and_states_change_nothing(
+        self, ask: Ask, whole: Path, tmp_path: Path
+    ) -> None:
         assert ask("--batch-tokens", "16", "--save-every", "0")[0] == 0
-        ours, theirs = (load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole))
+        ours, theirs = (
+            load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole)
+        )
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
 
     def test_the_same_text_from_the_grammar(self, ask: Ask, tmp_path: Path) -> None:
@@ -233,7 +280,12 @@ class TestRun:
         words += "[[scale.tiny.phase]]\nsteps = 3\ncausal = 1\n"
         own = write_recipe(tmp_path, "own", words)
         assert ask("--scale", "tiny", recipe=own)[0] == 0
-        assert json.loads((tmp_path / "out" / "main" / "config.json").read_text())["antlm_bench"]["recipe"] == "own"
+        assert (
+            json.loads((tmp_path / "out" / "main" / "config.json").read_text())["antlm_bench"][
+                "recipe"
+            ]
+            == "own"
+        )
 
     def test_milestones_are_scored_as_the_recipe_says(
         self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,12 +305,16 @@ class TestRun:
             train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
         train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
         scored = [record for record in records(tmp_path / "out") if "scores" in record]
-        assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"], "also after a kill while scoring"
+        assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"], (
+            "also after a kill while scoring"
+        )
         for record in scored:
             assert [one["method"] for one in record["scores"]] == ["causal", "mlm"]
-            run = runs.read(tmp_path / "out" / "scores" / record["checkpoint"])
+            run = runs.open_run(tmp_path / "out" / "scores" / record["checkpoint"])
             found = [cell.summary.headline.value for cell in run.cells]
-            assert [one["score"] for one in record["scores"]] == found and all(0 <= value <= 1 for value in found)
+            assert [one["score"] for one in record["scores"]] == found and all(
+                0 <= value <= 1 for value in found
+            )
 
     def test_trackers_are_told_every_step(self, recipe: Path, text: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -266,14 +322,28 @@ class TestRun:
         import accelerate.accelerator
 
         told: list[Any] = []
-        monkeypatch.setattr(verb, "_installed", lambda _: None)
+        monkeypatch.setattr(verb, "_check_trackers", lambda _: None)
         monkeypatch.setattr(accelerate.accelerator, "filter_trackers", lambda *_: ["tensorboard"])
-        monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name))
-        monkeypatch.setattr(accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values)))
+        monkeypatch.setattr(
+            accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name)
+        )
+        monkeypatch.setattr(
+            accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values))
+        )
         monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: told.append("end"))
-        train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", trackers=["tensorboard"]))
+        train(
+            str(recipe),
+            str(text),
+            tmp_path / "out",
+            TrainOptions(device="cpu", trackers=["tensorboard"]),
+        )
         assert told[0] == "tiny" and told[-1] == "end"
-        assert told[1] == (1, "loss/clm", "lr", "norm") and told[-2] == (STEPS, "loss/mlm", "lr", "norm")
+        assert told[1] == (1, "loss/clm", "lr", "norm") and told[-2] == (
+            STEPS,
+            "loss/mlm",
+            "lr",
+            "norm",
+        )
 
 
 class TestTeachers:
@@ -288,48 +358,88 @@ class TestTeachers:
         words = CAUSAL + '[distil]\nteachers = ["wide", "deep"]\ntemperature = 2.0\nalpha = 0.5\n'
         return write_recipe(folder, "student", words)
 
-    def test_they_are_trained_first_or_given(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_they_are_trained_first_or_given(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         train("student", str(text), tmp_path / "a", TrainOptions(device="cpu", changes=["seed=7"]))
         taught = tmp_path / "a" / "teachers"
         assert sorted(path.name for path in taught.iterdir()) == ["deep", "wide"]
         card = json.loads((taught / "deep" / "main" / "config.json").read_text())
         assert card["num_hidden_layers"] == 2 and card["antlm_bench"]["seed"] == 7
         given = [str(taught / name / "main") for name in ("wide", "deep")]
-        train("student", str(text), tmp_path / "b", TrainOptions(device="cpu", changes=["seed=7"], teachers=given))
+        train(
+            "student",
+            str(text),
+            tmp_path / "b",
+            TrainOptions(device="cpu", changes=["seed=7"], teachers=given),
+        )
         assert not (tmp_path / "b" / "teachers").exists()
         assert weights(tmp_path / "a") == weights(tmp_path / "b")
         alone = [*map(str, ("seed=7", "distil.alpha=1.0"))]
-        train("student", str(text), tmp_path / "c", TrainOptions(device="cpu", changes=alone, teachers=given))
+        train(
+            "student",
+            str(text),
+            tmp_path / "c",
+            TrainOptions(device="cpu", changes=alone, teachers=given),
+        )
         assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
-    def test_the_same_recipe_twice_is_two_models(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_the_same_recipe_twice_is_two_models(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         twins = 'distil.teachers=["wide", "wide"]'
-        train("student", str(text), tmp_path / "a", TrainOptions(device="cpu", changes=[twins, "seed=7"]))
+        train(
+            "student",
+            str(text),
+            tmp_path / "a",
+            TrainOptions(device="cpu", changes=[twins, "seed=7"]),
+        )
         taught = tmp_path / "a" / "teachers"
-        cards = [json.loads((taught / name / "main" / "config.json").read_text()) for name in ("wide", "wide-2")]
+        cards = [
+            json.loads((taught / name / "main" / "config.json").read_text())
+            for name in ("wide", "wide-2")
+        ]
         assert [card["antlm_bench"]["seed"] for card in cards] == [7, 8]
         assert weights(taught / "wide") != weights(taught / "wide-2")
 
     def test_too_few_are_refused(self, student: Path, text: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="1 given, but student has 2: wide, deep"):
-            train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=["x"]))
+            train(
+                "student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=["x"])
+            )
         assert not (tmp_path / "out").exists()
 
-    def test_another_tokenizer_is_refused(self, student: Path, text: Path, tmp_path: Path, whole: Path) -> None:
+    def test_another_tokenizer_is_refused(
+        self, student: Path, text: Path, tmp_path: Path, whole: Path
+    ) -> None:
         other = tmp_path / "other"
-        train("wide", str(text), other, TrainOptions(device="cpu", changes=["tokenizer.vocabulary=280"]))
+        train(
+            "wide",
+            str(text),
+            other,
+            TrainOptions(device="cpu", changes=["tokenizer.vocabulary=280"]),
+        )
         with pytest.raises(CheckpointError, match="another tokenizer") as error:
-            train("student", str(text), tmp_path / "out",
-                  TrainOptions(device="cpu", teachers=[str(other / "main"), str(other / "main")]))  # fmt: skip
-        assert error.value.place == str(other / "main")
+            train(
+                "student",
+                str(text),
+                tmp_path / "out",
+                # fmt: skip
+                TrainOptions(device="cpu", teachers=[str(other / "main"), str(other / "main")]),
+            )
+        assert error.value.location == str(other / "main")
 
-    def test_one_that_is_not_there_is_named(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_one_that_is_not_there_is_named(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         with pytest.raises(CheckpointError) as error:
             train("student", str(text), tmp_path / "out",
                   TrainOptions(device="cpu", teachers=["./absent", "./absent"]))  # fmt: skip
         assert "absent" in str(error.value)
 
-    def test_other_teachers_are_another_run(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_other_teachers_are_another_run(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         names = ["wide", "deep"]
         for name in names:
             train(name, str(text), tmp_path / name, TrainOptions(device="cpu"))
@@ -341,15 +451,24 @@ class TestTeachers:
             before = contents(tmp_path / "out")
             for teachers in others:
                 with pytest.raises(UsageError, match=r"another run is here: .*teachers"):
-                    train("student", str(text), tmp_path / "out", replace(one, teachers=teachers, stop_after=None))
+                    train(
+                        "student",
+                        str(text),
+                        tmp_path / "out",
+                        replace(one, teachers=teachers, stop_after=None),
+                    )
             assert contents(tmp_path / "out") == before
         swapped = replace(one, teachers=[deep, wide], stop_after=None)
         assert train("student", str(text), tmp_path / "out", swapped), "the mean has no order"
-        recorded = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))["teachers"]
+        recorded = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))[
+            "teachers"
+        ]
         expected = [hashlib.sha256(weights(tmp_path / name)).hexdigest() for name in names]
         assert recorded == {"given": True, "weights": expected}
 
-    def test_a_record_without_teachers_still_continues(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_a_record_without_teachers_still_continues(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         options = TrainOptions(device="cpu", stop_after=3)
         train("student", str(text), tmp_path / "out", options)
         file = tmp_path / "out" / "train.json"
@@ -357,21 +476,36 @@ class TestTeachers:
         assert [len(digest) for digest in record.pop("teachers")["weights"]] == [64, 64]
         file.write_text(json.dumps(record), encoding="utf-8")
         assert train("student", str(text), tmp_path / "out", replace(options, stop_after=None))
-        assert "teachers" not in json.loads(file.read_text(encoding="utf-8")), "nobody knows who taught the first steps"
+        assert "teachers" not in json.loads(file.read_text(encoding="utf-8")), (
+            "nobody knows who taught the first steps"
+        )
 
-    def test_teachers_trained_first_stay_the_same(self, student: Path, text: Path, tmp_path: Path) -> None:
+    def test_teachers_trained_first_stay_the_same(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
         options = TrainOptions(device="cpu", stop_after=3)
         train("student", str(text), tmp_path / "out", options)
         taught = tmp_path / "out" / "teachers"
         own = [str(taught / name / "main") for name in ("wide", "deep")]
         file = taught / "deep" / "main" / "model.safetensors"
         saved = file.read_bytes()
-        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+        save_file(
+            {name: tensor + 1 for name, tensor in load_file(file).items()},
+            file,
+            metadata={"format": "pt"},
+        )
         for teachers in ([], own):
             with pytest.raises(UsageError, match="teachers"):
-                train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=teachers))
+                train(
+                    "student",
+                    str(text),
+                    tmp_path / "out",
+                    TrainOptions(device="cpu", teachers=teachers),
+                )
         file.write_bytes(saved)
-        assert train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=own))
+        assert train(
+            "student", str(text), tmp_path / "out", TrainOptions(device="cpu", teachers=own)
+        )
 
     def test_teachers_trained_first_run_as_their_student(
         self, student: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,24 +513,46 @@ class TestTeachers:
         seen = []
         pretrain = loop.pretrain
 
-        def noted(training: Any, out: Path, watcher: Any, conditions: loop.Conditions) -> Path | None:
-            seen.append((conditions.micro_tokens, conditions.save_every, training.micro_tokens))
+        def noted(
+            training: Any, out: Path, watcher: Any, conditions: loop.RuntimeSettings
+        ) -> Path | None:
+            seen.append(
+                (
+                    conditions.micro_batch_tokens,
+                    conditions.save_every_minutes,
+                    training.micro_tokens,
+                )
+            )
             return pretrain(training, out, watcher, conditions)
 
         monkeypatch.setattr(loop, "pretrain", noted)
-        train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", micro_tokens=32, save_every=7.0))
+        train(
+            "student",
+            str(text),
+            tmp_path / "out",
+            TrainOptions(device="cpu", micro_tokens=32, save_every=7.0),
+        )
         assert seen == [(32, 7.0, 32)] * 3
 
     def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
-        student.write_text(student.read_text().replace('document = "line"', 'document = "line"\neos = true'))
+        student.write_text(
+            student.read_text().replace('document = "line"', 'document = "line"\neos = true')
+        )
         with pytest.raises(DeclarationError, match="wide cannot teach student") as error:
             train("student", str(text), tmp_path / "out", TrainOptions(device="cpu"))
-        assert error.value.place == "student: corpus.eos" and not (tmp_path / "out").exists()
+        assert error.value.location == "student: corpus.eos" and not (tmp_path / "out").exists()
 
-    def test_they_read_what_the_student_is_told_to_read(self, student: Path, text: Path, tmp_path: Path) -> None:
-        train("student", str(text), tmp_path / "out", TrainOptions(device="cpu", changes=["corpus.words=200"]))
+    def test_they_read_what_the_student_is_told_to_read(
+        self, student: Path, text: Path, tmp_path: Path
+    ) -> None:
+        train(
+            "student",
+            str(text),
+            tmp_path / "out",
+            TrainOptions(device="cpu", changes=["corpus.words=200"]),
+        )
         record = json.loads((tmp_path / "out" / "teachers" / "wide" / "train.json").read_text())
         assert record["recipe"]["corpus"]["words"] == 200
 
@@ -404,23 +560,31 @@ class TestTeachers:
 class TestInterruptions:
     @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
     def test_a_signal_saves_and_the_same_command_finishes(
-        self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+        self,
+        ask: Ask,
+        whole: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        code: int,
     ) -> None:
-        step = loop.Training.step
+        step = loop.Trainer.train_step
 
-        def interrupted(self: loop.Training, at: Any) -> dict[str, Any]:
+        def interrupted(self: loop.Trainer, at: Any) -> dict[str, Any]:
             if at.number == 6:
                 signal.raise_signal(getattr(signal, name))
             return step(self, at)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Training, "step", interrupted)
+            patch.setattr(loop.Trainer, "train_step", interrupted)
             got, message = ask()
         assert got == code and "continues where this one stopped" in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000007"]
         assert len(records(tmp_path / "out")) == 7
         assert ask("--resume")[0] == 0
-        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(whole)
+        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(
+            whole
+        )
 
     def test_a_full_disk_is_named_and_costs_nothing_older(
         self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -439,7 +603,9 @@ class TestInterruptions:
         assert code == 3 and "No space left on device" in message and "Traceback" not in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000004"]
         assert ask()[0] == 0
-        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(whole)
+        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(
+            whole
+        )
 
     def test_half_a_line_in_the_log_is_taken_back(self, ask: Ask, recipe: Path, text: Path, tmp_path: Path,
                                                   whole: Path) -> None:  # fmt: skip
@@ -448,22 +614,24 @@ class TestInterruptions:
             log.write('{"step": 6, "loss": {"clm": 1.5}')
         assert ask()[0] == 0 and records(tmp_path / "out") == records(whole)
 
-    def test_an_error_leaves_the_folder_free(self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_leaves_the_folder_free(
+        self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def broken(*_: Any) -> dict[str, Any]:
             raise TrainingError("broken")
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Training, "step", broken)
+            patch.setattr(loop.Trainer, "train_step", broken)
             assert ask()[0] == 3
         assert not (tmp_path / "out" / ".lock").exists() and ask()[0] == 0
 
 
 # Killed at these calls: (where, its name there, which call, before or after it is done).
 KILLS = [
-    ("antlm_bench.training.corpus", "_write_stream", 1, "after"),
-    ("antlm_bench.training.corpus.Corpus", "rows", 1, "after"),
-    ("antlm_bench.training.pretrain.Training", "step", 3, "before"),
-    ("antlm_bench.training.pretrain.Training", "step", 8, "after"),
+    ("antlm_bench.training.corpus", "_write_token_stream", 1, "after"),
+    ("antlm_bench.training.corpus.Corpus", "read_rows", 1, "after"),
+    ("antlm_bench.training.pretrain.Trainer", "train_step", 3, "before"),
+    ("antlm_bench.training.pretrain.Trainer", "train_step", 8, "after"),
     ("antlm_bench.training.checkpoint_io", "save_file", 4, "after"),
     ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "before"),
     ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "after"),
@@ -509,10 +677,25 @@ for number, kill in enumerate(kills):
 """
 
 
-def test_a_run_killed_at_any_moment_continues_bit_for_bit(recipe: Path, text: Path, tmp_path: Path) -> None:
-    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once."""
-    command = [sys.executable, "-W", "ignore", "-c", DRIVER, str(recipe), str(text), str(tmp_path), json.dumps(KILLS)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(
+    recipe: Path, text: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once.
+    """
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        DRIVER,
+        str(recipe),
+        str(text),
+        str(tmp_path),
+        json.dumps(KILLS),
+    ]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(outcomes) == len(KILLS)
@@ -529,13 +712,29 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(recipe: Path, text: Pa
             assert weights(out, checkpoint) == weights(whole, checkpoint), kill
 
 
-def test_a_real_signal_to_a_real_command_and_the_first_step_is_soon(recipe: Path, text: Path, tmp_path: Path) -> None:
+def test_a_real_signal_to_a_real_command_and_the_first_step_is_soon(
+    recipe: Path, text: Path, tmp_path: Path
+) -> None:
     """The nano scale of a shipped recipe."""
     out, log = tmp_path / "out", tmp_path / "out" / "train.jsonl"
-    command = [*PROGRAM, "train", "babyllama", "--scale", "nano", "--corpus", "nano", "--out", str(out)]
+    command = [
+        *PROGRAM,
+        "train",
+        "babyllama",
+        "--scale",
+        "nano",
+        "--corpus",
+        "nano",
+        "--out",
+        str(out),
+    ]
     started = time.monotonic()
     with subprocess.Popen(
-        [*command, "--device", "cpu"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--device", "cpu"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         while not (log.exists() and log.stat().st_size):
             assert process.poll() is None, process.stderr and process.stderr.read()
@@ -549,20 +748,55 @@ def test_a_real_signal_to_a_real_command_and_the_first_step_is_soon(recipe: Path
     assert len([*(out / "state").iterdir()]) == 1 and not (out / "main").exists()
 
 
-def test_two_processes_learn_what_one_does(recipe: Path, text: Path, tmp_path: Path, whole: Path) -> None:
-    """Accelerate's launcher starts several CPU processes under --multi_gpu only; --device cpu makes them use gloo."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", *PROGRAM[2:], "train", str(recipe), "--corpus", str(text), "--device", "cpu"]
+def test_two_processes_learn_what_one_does(
+    recipe: Path, text: Path, tmp_path: Path, whole: Path
+) -> None:
+    """Accelerate's launcher starts several CPU processes under --multi_gpu only; --device cpu makes
+    them use gloo.
+    """
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    command = [
+        *launch,
+        "-m",
+        *PROGRAM[2:],
+        "train",
+        str(recipe),
+        "--corpus",
+        str(text),
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("checkpoint") == 1, "one of them speaks"
-    ours, theirs = (load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole))
+    ours, theirs = (
+        load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole)
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     for one, other in zip(records(tmp_path / "out"), records(whole), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["norm"] == pytest.approx(other["norm"], rel=1e-4) and one["tokens"] == other["tokens"]
+        assert (
+            one["norm"] == pytest.approx(other["norm"], rel=1e-4)
+            and one["tokens"] == other["tokens"]
+        )

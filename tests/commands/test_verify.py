@@ -1,4 +1,6 @@
-"""`verify` from argv to an exit code: agreement is shown, a planted disagreement is found and named."""
+"""`verify` from argv to an exit code: agreement is shown, a planted disagreement is found and
+named.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ from asking_score import agreement, pairs_of, write_pairs
 
 from antlm_bench.checkpoints import OpenOptions
 from antlm_bench.cli.app import run
-from antlm_bench.commands.verify import spaced, verify
-from antlm_bench.errors import CheckpointError, DataError, Disagreement, MethodNotSupported, UsageError
+from antlm_bench.commands.verify import sample_evenly, verify
+from antlm_bench.errors import (
+    CheckpointError,
+    DataError,
+    EngineDisagreement,
+    MethodNotSupported,
+    UsageError,
+)
 from antlm_bench.scoring import peers
 from antlm_bench.types import Item, Option
 
@@ -46,7 +54,10 @@ def suite(tmp_path) -> Path:
 def in_context(tmp_path, monkeypatch) -> Path:
     """A suite of options after contexts, as EWoK's: the option begins with its space."""
     nouns = ["the old cat", "who has seen the dogs near", "every boy"]
-    rows = [{"context": text, "good": " sleeps", "bad": " sees the house", "uid": text[:3]} for text in nouns]
+    rows = [
+        {"context": text, "good": " sleeps", "bad": " sees the house", "uid": text[:3]}
+        for text in nouns
+    ]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
@@ -74,11 +85,12 @@ where = ["{file}"]
 
 def plant(monkeypatch, change):
     """minicons answers `change(scores)` instead of its scores."""
-    asked = peers.MiniconsReader.scores
-    monkeypatch.setattr(peers.MiniconsReader, "scores", lambda *args: change(asked(*args)))
+    asked = peers.MiniconsScorer.scores
+    monkeypatch.setattr(peers.MiniconsScorer, "scores", lambda *args: change(asked(*args)))
 
 
-# ---- agreement ---------------------------------------------------------------------------------------------------
+# ---- agreement
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,22 +105,35 @@ def plant(monkeypatch, change):
 def test_peers_that_load_the_folder_themselves_agree(
     make_checkpoint, suite, kind, adds, architecture, methods, expected_peers
 ):
-    found = verify(make_checkpoint(kind, adds=adds, architecture=architecture), str(suite), limit=15, methods=methods)
+    found = verify(
+        make_checkpoint(kind, adds=adds, architecture=architecture),
+        str(suite),
+        limit=15,
+        methods=methods,
+    )
     assert {a.peer.split()[0] for a in found.agreements} == expected_peers and not found.refused
-    assert {a.method for a in found.agreements} == set(methods or (["causal"] if kind == "causal" else ["mlm"]))
+    assert {a.method for a in found.agreements} == set(
+        methods or (["causal"] if kind == "causal" else ["mlm"])
+    )
     for a in found.agreements:
         assert (a.suite, a.items, a.options) == ("agree", 15, 30)
-        assert 0 <= a.mean <= a.largest <= 1e-4 and not a.flips and a.holds(1e-3)
-    found.check()
+        assert 0 <= a.mean <= a.largest <= 1e-4 and not a.flips and a.is_within(1e-3)
+    found.raise_on_disagreement()
 
 
 @pytest.mark.parametrize(("kind", "adds"), [("causal", True), ("causal", False), ("masked", True)])
 def test_options_after_contexts_agree(make_checkpoint, in_context, kind, adds):
-    """lm-eval reads no BOS before a context where the tokenizer adds none: it is spelled, and the numbers are ours."""
+    """lm-eval reads no BOS before a context where the tokenizer adds none: it is spelled, and the
+    numbers are ours.
+    """
     found = verify(make_checkpoint(kind, adds=adds), str(in_context))
     assert len(found.agreements) == (2 if kind == "causal" else 1)
     for a in found.agreements:
-        assert a.items == 3 and a.largest <= 1e-4 and any("characters" in said for said in (*a.aligned, *a.apart))
+        assert (
+            a.items == 3
+            and a.largest <= 1e-4
+            and any("characters" in said for said in (*a.aligned, *a.apart))
+        )
 
 
 def test_a_tokenizer_that_adds_eos_is_told_of_minicons_rule(make_checkpoint, suite, tmp_path):
@@ -127,10 +152,14 @@ def test_a_tokenizer_that_adds_eos_is_told_of_minicons_rule(make_checkpoint, sui
 
 
 @pytest.mark.parametrize("bos", ["never", "tokenizer"])
-def test_a_policy_that_lm_eval_does_not_have_is_compared_with_minicons_alone(make_checkpoint, suite, bos):
+def test_a_policy_that_lm_eval_does_not_have_is_compared_with_minicons_alone(
+    make_checkpoint, suite, bos
+):
     folder = make_checkpoint("causal", adds=False)
     found = verify(folder, str(suite), limit=5, options=OpenOptions(device="cpu", bos=bos))
-    assert [a.peer.split()[0] for a in found.agreements] == ["minicons"] and found.agreements[0].holds(1e-4)
+    assert [a.peer.split()[0] for a in found.agreements] == ["minicons"] and found.agreements[
+        0
+    ].is_within(1e-4)
     [(peer, method, why)] = found.refused
     assert (peer, method) == ("lm-eval", "causal") and "BOS" in why
 
@@ -145,24 +174,30 @@ def test_our_own_architectures_are_known_to_the_peers(suite, tmp_path):
     gpt_bert.GptBertForCausalLM(config).save_pretrained(tmp_path / "gpt")
     tokenizer_for("causal", True).save_pretrained(tmp_path / "gpt")
     found = verify(tmp_path / "gpt", str(suite), limit=5)
-    assert len(found.agreements) == 2 and all(a.holds(1e-3) for a in found.agreements)
+    assert len(found.agreements) == 2 and all(a.is_within(1e-3) for a in found.agreements)
 
 
 def test_the_sample_is_evenly_spaced():
     items = [Item(str(n), (Option("x"),), 0) for n in range(10)]
-    assert [item.id for item in spaced(items, 4)] == ["0", "2", "5", "7"]
-    assert spaced(items, 10) == spaced(items, 99) == items
+    assert [item.id for item in sample_evenly(items, 4)] == ["0", "2", "5", "7"]
+    assert sample_evenly(items, 10) == sample_evenly(items, 99) == items
 
 
 def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_path):
-    suite = pairs_of(tmp_path / "x.csv", ("the cat", "a cat"), ("the old cat sees the dogs near a house", "the cat"))
+    suite = pairs_of(
+        tmp_path / "x.csv",
+        ("the cat", "a cat"),
+        ("the old cat sees the dogs near a house", "the cat"),
+    )
     found = verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=6))
     assert all(a.items == 1 and "1 of 2 items" in a.apart[0] for a in found.agreements)
     with pytest.raises(DataError, match="none of 2 items"):
         verify(make_checkpoint(), str(suite), options=OpenOptions(device="cpu", max_length=1))
 
 
-def test_a_checkpoint_s_own_python_is_run_by_all_or_none(make_checkpoint, suite, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_s_own_python_is_run_by_all_or_none(
+    make_checkpoint, suite, tmp_path, monkeypatch, capsys
+):
     """Peers are told too: minicons would else ask on a terminal that nobody looks at."""
     import shutil
 
@@ -170,10 +205,15 @@ def test_a_checkpoint_s_own_python_is_run_by_all_or_none(make_checkpoint, suite,
     shutil.copytree(make_checkpoint("causal", architecture="GPT2LMHeadModel"), folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own-of-a-test", "architectures": ["OwnForCausalLM"]}
-    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnForCausalLM",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(OWN)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody asked on the terminal"))
     line = ["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]
     assert run([*line, "--trust-remote-code"]) == 0
@@ -204,11 +244,14 @@ def test_a_file_may_name_its_columns_in_its_own_way(make_checkpoint, suite, tmp_
     assert run(["verify", *line[1:3], "--suite", "nano", "--columns", "good=right"]) == 2
 
 
-# ---- disagreement ------------------------------------------------------------------------------------------------
+# ---- disagreement
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monkeypatch, capsys):
-    """minicons answers the first item's options the other way round: the flip has both margins, the exit code is 6."""
+    """minicons answers the first item's options the other way round: the flip has both margins, the
+    exit code is 6.
+    """
     folder = make_checkpoint()
     [honest, _] = verify(folder, str(suite), limit=4).agreements
 
@@ -220,27 +263,44 @@ def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monke
     found = verify(folder, str(suite), limit=4)
     [bad, good] = found.agreements
     [flip] = bad.flips
-    assert (flip.id, flip.tie) == (bad.worst, False) == ("number_0", False) and {flip.ours, flip.theirs} == {0, 1}
+    assert (flip.id, flip.tie) == (bad.worst, False) == ("number_0", False) and {
+        flip.ours,
+        flip.theirs,
+    } == {0, 1}
     assert flip.margin == pytest.approx(flip.their_margin, abs=1e-4) and flip.margin > 0.01
-    assert bad.largest == pytest.approx(flip.margin, abs=1e-4) and bad.mean == pytest.approx(flip.margin / 4, abs=1e-4)
-    assert honest.holds(1e-3) and good.holds(1e-3) and not bad.holds(1e-3)
-    with pytest.raises(Disagreement, match=r"agree · causal: minicons .* decides 1 of 4 items otherwise"):
-        found.check()
+    assert bad.largest == pytest.approx(flip.margin, abs=1e-4) and bad.mean == pytest.approx(
+        flip.margin / 4, abs=1e-4
+    )
+    assert honest.is_within(1e-3) and good.is_within(1e-3) and not bad.is_within(1e-3)
+    with pytest.raises(
+        EngineDisagreement, match=r"agree · causal: minicons .* decides 1 of 4 items otherwise"
+    ):
+        found.raise_on_disagreement()
     assert run(["verify", "--model", str(folder), "--suite", str(suite), "--limit", "4"]) == 1
     out = capsys.readouterr()
-    assert "number_0" in out.out and "differs" in out.out and "agrees" in out.out and "lm-eval" in out.out
+    assert (
+        "number_0" in out.out
+        and "differs" in out.out
+        and "agrees" in out.out
+        and "lm-eval" in out.out
+    )
     assert out.err.startswith("error: ") and "within 0.001 nats" in out.err
 
 
-def test_an_offset_is_a_difference_even_where_no_decision_moves(make_checkpoint, suite, monkeypatch):
+def test_an_offset_is_a_difference_even_where_no_decision_moves(
+    make_checkpoint, suite, monkeypatch
+):
     """A second BOS, say, shifts all scores alike."""
     plant(monkeypatch, lambda scores: scores + 0.5)
     found = verify(make_checkpoint(), str(suite), limit=4)
     bad = found.agreements[0]
     assert bad.largest == pytest.approx(0.5, abs=1e-4) == bad.mean and not bad.flips
-    with pytest.raises(Disagreement, match="0 of 4 items"):
-        found.check()
-    assert verify(make_checkpoint(), str(suite), limit=4, tolerance=0.6).check() is None
+    with pytest.raises(EngineDisagreement, match="0 of 4 items"):
+        found.raise_on_disagreement()
+    assert (
+        verify(make_checkpoint(), str(suite), limit=4, tolerance=0.6).raise_on_disagreement()
+        is None
+    )
 
 
 def test_a_decision_between_equal_texts_may_fall_either_way(make_checkpoint, tmp_path, monkeypatch):
@@ -249,7 +309,7 @@ def test_a_decision_between_equal_texts_may_fall_either_way(make_checkpoint, tmp
     found = verify(make_checkpoint(), str(suite))
     [flip] = found.agreements[0].flips
     assert flip.tie and flip.margin == 0
-    found.check()
+    found.raise_on_disagreement()
 
 
 def test_scores_that_are_no_numbers_are_an_error(make_checkpoint, suite, monkeypatch):
@@ -258,7 +318,8 @@ def test_scores_that_are_no_numbers_are_an_error(make_checkpoint, suite, monkeyp
         verify(make_checkpoint(), str(suite), limit=2)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------
+# ---- refusals
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["mntp", "fused"])
@@ -268,7 +329,9 @@ def test_what_no_peer_can_score_is_refused_before_anything_is_opened(method):
 
 
 def test_the_other_attention_of_a_checkpoint_is_only_ours(make_checkpoint, suite):
-    """A 4-D mask lets our engine read a causal checkpoint both ways; a peer reads it the one way it was saved."""
+    """A 4-D mask lets our engine read a causal checkpoint both ways; a peer reads it the one way it
+    was saved.
+    """
     with pytest.raises(MethodNotSupported, match="own attention only"):
         verify(make_checkpoint("causal"), str(suite), methods="mlm")
     found = verify(make_checkpoint("causal"), str(suite), methods=["causal", "mlm"], limit=2)
@@ -276,7 +339,9 @@ def test_the_other_attention_of_a_checkpoint_is_only_ours(make_checkpoint, suite
     assert [row[:2] for row in found.refused] == [("minicons", "mlm")]
 
 
-def test_a_checkpoint_in_its_authors_layout_is_refused_because_a_peer_would_load_random_weights(suite, tmp_path):
+def test_a_checkpoint_in_its_authors_layout_is_refused_because_a_peer_would_load_random_weights(
+    suite, tmp_path
+):
     from test_conversion import LTG, ltg_layout, saved, weights_for
 
     folder = saved(tmp_path / "public", ltg_layout(weights_for("")[0]), LTG)
@@ -285,7 +350,12 @@ def test_a_checkpoint_in_its_authors_layout_is_refused_because_a_peer_would_load
 
 
 def test_bad_values_are_usage(make_checkpoint, suite):
-    for more in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"limit": 0}, {"methods": "mlmm"}):
+    for more in (
+        {"tolerance": 0.0},
+        {"tolerance": float("nan")},
+        {"limit": 0},
+        {"methods": "mlmm"},
+    ):
         with pytest.raises(UsageError):
             verify(make_checkpoint(), str(suite), **more)
 
@@ -295,7 +365,8 @@ def test_missing_data_is_said(make_checkpoint, tmp_path, capsys):
     assert run(line) == 3 and "none.csv" in capsys.readouterr().err
 
 
-# ---- forms -------------------------------------------------------------------------------------------------------
+# ---- forms
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):
@@ -308,13 +379,19 @@ def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):
     rows = list(csv.DictReader(io.StringIO(shown["csv"])))
     assert len(rows) == len(document["agreements"]) == 2
     for row, made in zip(rows, document["agreements"], strict=True):
-        assert float(row["largest (nats)"]) == made["largest"] and row["peer"] == made["peer"] and made["holds"]
+        assert (
+            float(row["largest (nats)"]) == made["largest"]
+            and row["peer"] == made["peer"]
+            and made["holds"]
+        )
         assert f"| {made['peer']} | agree | causal | 3 | 6 |" in shown["markdown"]
     assert run([*line, "--json", "--csv"]) == 2
 
 
 def test_the_worked_example_of_the_document_runs(make_checkpoint, tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(\w+)\n(.*?)^```", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     (_, pairs), (_, line), (_, shown) = blocks[:3]
     monkeypatch.chdir(tmp_path)
     Path("pairs.csv").write_text(pairs, encoding="utf-8")
@@ -329,5 +406,8 @@ def test_the_worked_example_of_the_document_runs(make_checkpoint, tmp_path, monk
     assert expected[0] == found[0] and expected[3:] and len(expected) == len(found)
     for a, b in zip(expected, found, strict=True):
         assert a.split(" N ")[0] == b.split(" N ")[0] or "─" in a
-    assert run([str(make_checkpoint()) if w == "CKPT" else w for w in shlex.split(blocks[3][1])[1:]]) == 0
+    assert (
+        run([str(make_checkpoint()) if w == "CKPT" else w for w in shlex.split(blocks[3][1])[1:]])
+        == 0
+    )
     assert (tmp_path / "run-minicons" / "run.json").is_file()

@@ -1,4 +1,6 @@
-"""Joining two runs: columns as the slow reader makes them, items found wherever they stand, differing rules refused."""
+"""Joining two runs: columns as the slow reader makes them, items found wherever they stand,
+differing rules refused.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,17 @@ from hypothesis import strategies as st
 from toy_pairs import PHENOMENON, SETTINGS, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
-from antlm_bench.compare import compare
-from antlm_bench.compare.join import DECISIVE, MIXED, NOTED, join, match, tabulated
+from antlm_bench.compare import compare_runs
+from antlm_bench.compare.join import (
+    DECISIVE_SETTINGS,
+    MIXED_PREFIX,
+    NOTED_SETTINGS,
+    join_tables,
+    load_table,
+    match_cells,
+)
 from antlm_bench.errors import DataError, NotComparable, RunError, UsageError
-from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 SUMMARY = Summary("toy", "causal", "accuracy", (), Estimate(0.5, 1, 0, 1), {}, ())
@@ -33,20 +42,32 @@ def predicted(draw: st.DrawFn) -> list[Prediction]:
     for i in range(draw(st.integers(1, 12))):
         options = draw(st.integers(1, 4))
         flags = tuple(sorted(draw(st.sets(st.sampled_from(["unk", "blind", "cut"])))))
-        labels = draw(st.dictionaries(st.sampled_from(["field", "paradigm"]), st.sampled_from(["x", "y", "é\n"])))
+        labels = draw(
+            st.dictionaries(
+                st.sampled_from(["field", "paradigm"]), st.sampled_from(["x", "y", "é\n"])
+            )
+        )
         scores = tuple(draw(st.lists(score, min_size=options, max_size=options)))
         counts = tuple(range(1, options + 1))
-        made.append(Prediction(f"i{i}", draw(st.integers(0, options - 1)), 0, scores, counts, counts, labels, flags))
+        made.append(
+            Prediction(
+                f"i{i}", draw(st.integers(0, options - 1)), 0, scores, counts, counts, labels, flags
+            )
+        )
     if draw(st.booleans()):
         made.append(Prediction("lost", 0, 0, (), (), (), {}, ("too-long",)))
     return made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(made=predicted())
-def test_columns_say_what_the_predictions_say(made: list[Prediction], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_columns_say_what_the_predictions_say(
+    made: list[Prediction], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run = write(tmp_path_factory.mktemp("run"), (Cell("toy", "causal", "k", {}, SUMMARY), made))
-    fast, slow = tabulated(run, run.cells[0]), tabulate(made, {"field", "paradigm"})
+    fast, slow = load_table(run, run.cells[0]), build_table(made, {"field", "paradigm"})
     assert fast.ids == slow.ids
     for name in ("gold", "scores", "tokens", "characters", "valid"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
@@ -59,22 +80,25 @@ def test_columns_say_what_the_predictions_say(made: list[Prediction], tmp_path_f
 
 
 def joined(a: Run, b: Run, allow_mixed: bool = False):  # type: ignore[no-untyped-def]
-    ((cells_a, cells_b),) = match(a, b)
-    return join(a, b, cells_a, cells_b, allow_mixed)
+    ((cells_a, cells_b),) = match_cells(a, b)
+    return join_tables(a, b, cells_a, cells_b, allow_mixed)
 
 
 def test_items_are_found_in_whatever_order_they_stand(tmp_path: Path) -> None:
     made = predictions(margins(5), PHENOMENON)
     shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
     one = joined(write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(shuffled)))
-    assert one.a[0].ids == one.b[0].ids == tuple(p.id for p in made)
-    np.testing.assert_array_equal(one.a[0].scores, one.b[0].scores)
+    assert one.tables_a[0].ids == one.tables_b[0].ids == tuple(p.id for p in made)
+    np.testing.assert_array_equal(one.tables_a[0].scores, one.tables_b[0].scores)
     for level in ("phenomenon", "paradigm"):
-        told = [[names[code] for code in codes] for codes, names in (one.a[0].levels[level], one.b[0].levels[level])]
+        told = [
+            [names[code] for code in codes]
+            for codes, names in (one.tables_a[0].levels[level], one.tables_b[0].levels[level])
+        ]
         assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("setting", DECISIVE)
+@pytest.mark.parametrize("setting", DECISIVE_SETTINGS)
 def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: Path) -> None:
     a = toy(tmp_path / "a", margins(4))
     first = a.cells[0]
@@ -83,34 +107,47 @@ def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: P
     with pytest.raises(NotComparable) as refused:
         joined(a, b)
     said = str(first.settings[setting]) if first.settings.get(setting) else ""
-    assert DECISIVE[setting] in refused.value.message and "strict" in refused.value.message
+    assert DECISIVE_SETTINGS[setting] in refused.value.message and "strict" in refused.value.message
     assert said in refused.value.message and refused.value.exit_code == 6
     assert "--allow-mixed" in refused.value.hint
     mixed = joined(a, b, allow_mixed=True)
-    assert [note for note in mixed.notes if note.startswith(MIXED) and DECISIVE[setting] in note]
+    assert [
+        note
+        for note in mixed.notes
+        if note.startswith(MIXED_PREFIX) and DECISIVE_SETTINGS[setting] in note
+    ]
 
 
 def test_the_metric_and_the_averaging_are_rules_too(tmp_path: Path) -> None:
     made = predictions(margins(4), PHENOMENON)
-    a, b = write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(made, macro=("phenomenon",)))
+    a, b = (
+        write(tmp_path / "a", cell(made)),
+        write(tmp_path / "b", cell(made, macro=("phenomenon",))),
+    )
     with pytest.raises(NotComparable, match=r"metric: .*paradigm.* / .*phenomenon"):
         joined(a, b)
 
 
-@pytest.mark.parametrize("setting", NOTED)
+@pytest.mark.parametrize("setting", NOTED_SETTINGS)
 def test_numerical_noise_and_treatments_are_noted_only(setting: str, tmp_path: Path) -> None:
     a, b = toy(tmp_path / "a", margins(4)), toy(tmp_path / "b", margins(4), **{setting: "other"})
-    assert [note for note in joined(a, b).notes if note.startswith(NOTED[setting]) and "other" in note]
+    assert [
+        note
+        for note in joined(a, b).notes
+        if note.startswith(NOTED_SETTINGS[setting]) and "other" in note
+    ]
 
 
 def test_missing_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
     made = predictions(margins(4), PHENOMENON)
     a, b = write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(made[3:]))
-    with pytest.raises(NotComparable, match=f"items: {len(made) - 3} shared of {len(made)} / {len(made) - 3}"):
+    with pytest.raises(
+        NotComparable, match=f"items: {len(made) - 3} shared of {len(made)} / {len(made) - 3}"
+    ):
         joined(a, b)
     one = joined(a, b, allow_mixed=True)
-    assert one.a[0].ids == tuple(p.id for p in made[3:])
-    codes, names = one.a[0].levels["paradigm"]
+    assert one.tables_a[0].ids == tuple(p.id for p in made[3:])
+    codes, names = one.tables_a[0].levels["paradigm"]
     assert [names[code] for code in codes] == [p.labels["paradigm"] for p in made[3:]]
 
 
@@ -118,32 +155,41 @@ def test_no_shared_item_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     made = predictions(margins(2), PHENOMENON)
     other = [replace(p, id=f"x{p.id}") for p in made]
     with pytest.raises(NotComparable, match="0 shared"):
-        joined(write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True)
+        joined(
+            write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True
+        )
 
 
 def test_another_right_answer_is_another_question(tmp_path: Path) -> None:
     made = predictions(margins(2), PHENOMENON)
     other = [replace(made[0], gold=1), *made[1:]]
-    with pytest.raises(NotComparable, match="right answer differs in 1 items, first 'adjunct_island_0'"):
-        joined(write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True)
+    with pytest.raises(
+        NotComparable, match="right answer differs in 1 items, first 'adjunct_island_0'"
+    ):
+        joined(
+            write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True
+        )
 
 
 def test_equal_methods_go_together_and_others_only_when_asked(tmp_path: Path) -> None:
     made = predictions(margins(2), PHENOMENON)
     a = write(tmp_path / "a", cell(made), cell(made, method="mntp"), cell(made, suite="other"))
     b = write(tmp_path / "b", cell(made, method="mlm"), cell(made, method="mntp"))
-    names = [(x[0].suite, x[0].method, y[0].method) for x, y in match(a, b)]
+    names = [(x[0].suite, x[0].method, y[0].method) for x, y in match_cells(a, b)]
     assert names == [("toy", "mntp", "mntp")]
-    names = [(x[0].method, y[0].method) for x, y in match(a, b, methods=[("causal", "mlm"), ("mntp", "mntp")])]
+    names = [
+        (x[0].method, y[0].method)
+        for x, y in match_cells(a, b, methods=[("causal", "mlm"), ("mntp", "mntp")])
+    ]
     assert names == [("causal", "mlm"), ("mntp", "mntp")]
     c = write(tmp_path / "c", cell(made, method="mlm"))
     with pytest.raises(NotComparable, match="causal, mntp / mlm") as refused:
-        match(a, c)
+        match_cells(a, c)
     assert "--method causal=mlm" in refused.value.hint
     with pytest.raises(UsageError, match="has no suite 'blimp'"):
-        match(a, b, suites=["blimp"])
+        match_cells(a, b, suites=["blimp"])
     with pytest.raises(NotComparable, match="no suite is in both"):
-        match(a, write(tmp_path / "d", cell(made, suite="fourth")))
+        match_cells(a, write(tmp_path / "d", cell(made, suite="fourth")))
 
 
 def forged(folder: Path, change) -> Run:  # type: ignore[no-untyped-def]
@@ -155,10 +201,12 @@ def forged(folder: Path, change) -> Run:  # type: ignore[no-untyped-def]
     document = json.loads((folder / "run.json").read_text())
     document["cells"][0]["digest"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (folder / "run.json").write_text(json.dumps(document))
-    return runs.read(folder)
+    return runs.open_run(folder)
 
 
-def with_column(table: pa.Table, name: str, values: list, kind: pa.DataType | None = None) -> pa.Table:
+def with_column(
+    table: pa.Table, name: str, values: list, kind: pa.DataType | None = None
+) -> pa.Table:
     at = table.column_names.index(name)
     return table.set_column(at, name, pa.array(values, kind or table.schema.field(name).type))
 
@@ -201,14 +249,14 @@ def test_a_label_that_the_headline_averages_over_is_needed(tmp_path: Path) -> No
     (one, _) = cell(made)
     run = write(tmp_path / "a", (one, [replace(p, labels={"phenomenon": "x"}) for p in made]))
     with pytest.raises(DataError, match="no label 'paradigm', which the headline averages over"):
-        compare(run, run)
+        compare_runs(run, run)
 
 
 def test_a_table_beyond_all_memory_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = toy(tmp_path / "a", margins(3))
-    monkeypatch.setattr("antlm_bench.compare.join.LARGEST", 35)  # 18 items of 2 options
+    monkeypatch.setattr("antlm_bench.compare.join.MAX_SCORES", 35)  # 18 items of 2 options
     with pytest.raises(RunError, match="2 options of one item are too many"):
         joined(run, run)
 

@@ -1,4 +1,6 @@
-"""Surprisal of words in two runs: paired by hand, tested by a library, and less is better wherever it is said."""
+"""Surprisal of words in two runs: paired by hand, tested by a library, and less is better wherever
+it is said.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from scipy import stats
 from toy_pairs import SETTINGS, write
 
 from antlm_bench.cli.app import run
-from antlm_bench.compare import Comparison, Difference, compare
+from antlm_bench.compare import Comparison, Difference, compare_runs
 from antlm_bench.compare.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import LOWER_IS_BETTER
@@ -37,7 +39,9 @@ def said(folder: Path, nats: Floats, long: Sequence[int] = ()) -> Run:
         for c, value in enumerate(each.tolist()):
             cut = c == 0 and w in long
             labels, flags = {"word": f"w{w}"}, ("too-long",) if cut else ()
-            made.append(Prediction(f"w{w}.{c}", 0, 0, (0.0 if cut else -value,), (1,), (4,), labels, flags))
+            made.append(
+                Prediction(f"w{w}.{c}", 0, 0, (0.0 if cut else -value,), (1,), (4,), labels, flags)
+            )
     summary = summarize_surprisal(made, suite="words", method="causal")
     return write(folder, (Cell("words", "causal", "k", SETTINGS, summary), made), name=folder.name)
 
@@ -45,10 +49,12 @@ def said(folder: Path, nats: Floats, long: Sequence[int] = ()) -> Run:
 def test_words_are_paired_and_are_the_sample(tmp_path: Path) -> None:
     before = surprisals()
     after = before + np.random.default_rng(1).normal(0.3, 0.5, before.shape)
-    (found,) = compare(said(tmp_path / "a", before), said(tmp_path / "b", after))
+    (found,) = compare_runs(said(tmp_path / "a", before), said(tmp_path / "b", after))
     head, a, b = found.headline, before.mean(axis=1), after.mean(axis=1)
     theirs = stats.ttest_rel(b, a)
-    assert (head.a, head.b, head.value, head.n) == pytest.approx((a.mean(), b.mean(), (b - a).mean(), before.size))
+    assert (head.a, head.b, head.value, head.n) == pytest.approx(
+        (a.mean(), b.mean(), (b - a).mean(), before.size)
+    )
     assert (head.low, head.high) == pytest.approx(tuple(theirs.confidence_interval()))
     assert head.p == head.adjusted == pytest.approx(theirs.pvalue, abs=0.003)
     assert (head.gained, head.lost) == ((b < a).sum(), (b > a).sum())
@@ -58,7 +64,9 @@ def test_words_are_paired_and_are_the_sample(tmp_path: Path) -> None:
 
 def test_contexts_that_do_not_fit_one_model_are_left_out_for_both(tmp_path: Path) -> None:
     before, after = surprisals(), surprisals(1)
-    (found,) = compare(said(tmp_path / "a", before, long=[1]), said(tmp_path / "b", after, long=[1, 2]))
+    (found,) = compare_runs(
+        said(tmp_path / "a", before, long=[1]), said(tmp_path / "b", after, long=[1, 2])
+    )
     change = (after - before).mean(axis=1)
     for w in (1, 2):
         change[w] = (after - before)[w, 1:].mean()
@@ -68,12 +76,12 @@ def test_contexts_that_do_not_fit_one_model_are_left_out_for_both(tmp_path: Path
 
 def test_a_run_does_not_differ_from_itself_and_one_word_is_no_sample(tmp_path: Path) -> None:
     a = said(tmp_path / "a", surprisals())
-    (found,) = compare(a, a)
+    (found,) = compare_runs(a, a)
     head = found.headline
     assert (head.value, head.low, head.high, head.p, head.detectable) == (0, 0, 0, 1, None)
     one = said(tmp_path / "one", surprisals()[:1])
     with pytest.raises(NotComparable, match="two words"):
-        compare(one, one, suites=["words"])
+        compare_runs(one, one, suites=["words"])
 
 
 @pytest.mark.parametrize("rise", [0.3, -0.3])
@@ -89,11 +97,19 @@ def test_a_rise_is_a_regression_and_a_fall_is_none(
     assert run([*asked, *files]) == int(worse)
     shown = capsys.readouterr()
     change = f"{rise:+.2f}"[:4]
-    assert ("words · causal · nats, lower is better: regression: " in " ".join(shown.err.split())) == worse
-    assert change in shown.out and ("regression" if worse else "pass") in shown.out.split("pass: the 95%")[0]
+    assert (
+        "words · causal · nats, lower is better: regression: " in " ".join(shown.err.split())
+    ) == worse
+    assert (
+        change in shown.out
+        and ("regression" if worse else "pass") in shown.out.split("pass: the 95%")[0]
+    )
     case = Xml.parse(tmp_path / "j.xml").find(".//testcase")
     assert case is not None and (case.find("failure") is not None) == worse
-    assert change in (tmp_path / "m.md").read_text() and "nats, lower is better" in (tmp_path / "m.md").read_text()
+    assert (
+        change in (tmp_path / "m.md").read_text()
+        and "nats, lower is better" in (tmp_path / "m.md").read_text()
+    )
     assert run([*asked, "--margin", "50"]) == 0  # half a nat
     capsys.readouterr()
     assert run([*asked, "--json"]) == int(worse)
@@ -103,9 +119,14 @@ def test_a_rise_is_a_regression_and_a_fall_is_none(
 
 
 @pytest.mark.parametrize("rise", [0.3, -0.3])
-def test_a_comparison_marks_what_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str], rise: float) -> None:
+def test_a_comparison_marks_what_is_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rise: float
+) -> None:
     said(tmp_path / "a", surprisals())
-    said(tmp_path / "b", surprisals() + rise + np.random.default_rng(1).normal(0, 0.1, (WORDS, CONTEXTS)))
+    said(
+        tmp_path / "b",
+        surprisals() + rise + np.random.default_rng(1).normal(0, 0.1, (WORDS, CONTEXTS)),
+    )
     mark = "▼" if rise > 0 else "▲"
     for form in ([], ["--markdown"]):
         assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *form]) == 0
@@ -117,10 +138,27 @@ def test_a_comparison_marks_what_is_worse(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("lower", [True, False])
 def test_whichever_way_is_better_the_gate_is_its_own_mirror_image(lower: bool) -> None:
     sign = -1 if lower else 1
-    for value, half, status in ((-0.05, 0.01, "regression"), (0.0, 0.005, "pass"), (-0.02, 0.05, "inconclusive")):
+    for value, half, status in (
+        (-0.05, 0.01, "regression"),
+        (0.0, 0.005, "pass"),
+        (-0.02, 0.05, "inconclusive"),
+    ):
         low, high = sorted((sign * (value - half), sign * (value + half)))
-        head = Difference("headline", "x", "", 9, 1.0, 1 + sign * value, sign * value, low, high, lower_is_better=lower)
-        assert head.gain == value and head.gains == pytest.approx((value - half, value + half))
+        head = Difference(
+            "headline",
+            "x",
+            "",
+            9,
+            1.0,
+            1 + sign * value,
+            sign * value,
+            low,
+            high,
+            lower_is_better=lower,
+        )
+        assert head.gain == value and head.gain_interval == pytest.approx(
+            (value - half, value + half)
+        )
         made = Comparison("x", "causal", "causal", "surprisal", (1, 1), head, (), (), ())
         assert judge(made, Margins(default=0.01)).status == status
 

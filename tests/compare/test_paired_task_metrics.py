@@ -1,4 +1,6 @@
-"""Numbers that items have of their own, two runs against each other: by hand, by scipy, by resampling; and gated."""
+"""Numbers that items have of their own, two runs against each other: by hand, by scipy, by
+resampling; and gated.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 from scipy import stats
 from toy_pairs import cell, write
 
-from antlm_bench.compare import Comparison, compare
+from antlm_bench.compare import Comparison, compare_runs
 from antlm_bench.compare.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
 from antlm_bench.types import Prediction, Run
@@ -18,7 +20,9 @@ from antlm_bench.types import Prediction, Run
 
 def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None = None) -> Run:
     made = [
-        Prediction(f"i{n}", 0, 0, (-1.0,), (1,), (1,), {"task": tasks[n]} if tasks else {}, judged=(value,))
+        Prediction(
+            f"i{n}", 0, 0, (-1.0,), (1,), (1,), {"task": tasks[n]} if tasks else {}, judged=(value,)
+        )
         for n, value in enumerate(values)
     ]
     levels = ("task",) if tasks else ()
@@ -26,7 +30,7 @@ def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None 
 
 
 def only(a: Run, b: Run) -> Comparison:
-    (found,) = compare(a, b)
+    (found,) = compare_runs(a, b)
     return found
 
 
@@ -35,17 +39,27 @@ CHANGED = VALUES - np.random.default_rng(1).normal(0.05, 0.1, 90)
 
 
 @pytest.mark.parametrize(
-    ("metric", "sign"), [("task-score", 1), ("task-penalty", -1), ("whole-score", 1), ("whole-penalty", -1)]
+    ("metric", "sign"),
+    [("task-score", 1), ("task-penalty", -1), ("whole-score", 1), ("whole-penalty", -1)],
 )
 def test_what_a_judge_says_is_compared_item_by_item_in_the_direction_of_its_metric(
     tmp_path: Path, metric: str, sign: int
 ) -> None:
-    found = only(run(tmp_path / "a", list(VALUES), metric), run(tmp_path / "b", list(CHANGED), metric))
+    found = only(
+        run(tmp_path / "a", list(VALUES), metric), run(tmp_path / "b", list(CHANGED), metric)
+    )
     head, change = found.headline, sign * (CHANGED - VALUES)
-    assert (head.a, head.b, head.n) == (pytest.approx(VALUES.mean()), pytest.approx(CHANGED.mean()), 90)
-    assert (head.value, head.gain) == (pytest.approx(sign * change.mean()), pytest.approx(change.mean()))
+    assert (head.a, head.b, head.n) == (
+        pytest.approx(VALUES.mean()),
+        pytest.approx(CHANGED.mean()),
+        90,
+    )
+    assert (head.value, head.gain) == (
+        pytest.approx(sign * change.mean()),
+        pytest.approx(change.mean()),
+    )
     drawn = np.random.default_rng(2).choice(change, (20_000, 90)).mean(axis=1)
-    assert head.gains == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.002)
+    assert head.gain_interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.002)
     assert head.p == pytest.approx(stats.ttest_1samp(change, 0).pvalue, abs=0.01)
     assert (head.gained, head.lost) == ((change > 0).sum(), (change < 0).sum())
     worse = judge(found, Margins(0.02)).status
@@ -54,7 +68,9 @@ def test_what_a_judge_says_is_compared_item_by_item_in_the_direction_of_its_metr
 
 def test_answers_that_are_right_or_wrong_are_tested_as_such(tmp_path: Path) -> None:
     first, second = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0] * 5, [1.0, 0.0, 0.0, 1.0, 0.0, 1.0] * 5
-    head = only(run(tmp_path / "a", first, "task-score"), run(tmp_path / "b", second, "task-score")).headline
+    head = only(
+        run(tmp_path / "a", first, "task-score"), run(tmp_path / "b", second, "task-score")
+    ).headline
     assert head.p == pytest.approx(2 * stats.binom.cdf(0, 5, 0.5) - stats.binom.pmf(0, 5, 0.5))
     assert -1 <= head.low < head.value < head.high <= 0.1
 
@@ -66,17 +82,21 @@ def test_items_without_a_number_in_one_run_are_left_out_of_both(tmp_path: Path) 
     assert (head.n, head.a, head.b) == (2, pytest.approx(0.3), pytest.approx(0.35))
     nothing = run(tmp_path / "c", [math.nan, 0.5, math.nan, math.nan], "task-score")
     with pytest.raises(NotComparable, match="no item has a number in both runs"):
-        compare(a, nothing, suites=["lm-eval.toy"])
+        compare_runs(a, nothing, suites=["lm-eval.toy"])
 
 
 def test_tasks_of_a_group_count_equally_and_are_lines_of_their_own(tmp_path: Path) -> None:
     tasks = ["x"] * 60 + ["y"] * 30
     found = only(
-        run(tmp_path / "a", list(VALUES), "task-score", tasks), run(tmp_path / "b", list(CHANGED), "task-score", tasks)
+        run(tmp_path / "a", list(VALUES), "task-score", tasks),
+        run(tmp_path / "b", list(CHANGED), "task-score", tasks),
     )
     change = CHANGED - VALUES
     groups = {group.name: group.value for group in found.groups}
-    assert groups == {"x": pytest.approx(change[:60].mean()), "y": pytest.approx(change[60:].mean())}
+    assert groups == {
+        "x": pytest.approx(change[:60].mean()),
+        "y": pytest.approx(change[60:].mean()),
+    }
     assert found.headline.value == pytest.approx((change[:60].mean() + change[60:].mean()) / 2)
     assert found.headline.views["clustered"].n == 90
 
@@ -93,12 +113,20 @@ def test_fewer_bits_per_byte_are_better_and_documents_are_paired(tmp_path: Path)
     rng = np.random.default_rng(3)
     sizes = rng.integers(20, 900, 120)
     first = sizes * rng.normal(1.2, 0.2, 120)
-    second = first * rng.normal(0.97, 0.01, 120)  # what differs is a small part of what documents differ by
+    second = first * rng.normal(
+        0.97, 0.01, 120
+    )  # what differs is a small part of what documents differ by
     a, b = documents(tmp_path / "a", first, sizes), documents(tmp_path / "b", second, sizes)
     found = only(a, b)
     head = found.headline
-    assert (head.a, head.b) == pytest.approx(tuple(each.cells[0].summary.headline.value for each in (a, b)))
-    assert head.value == pytest.approx(head.b - head.a) and head.gain == -head.value > 0 and head.lower_is_better
+    assert (head.a, head.b) == pytest.approx(
+        tuple(each.cells[0].summary.headline.value for each in (a, b))
+    )
+    assert (
+        head.value == pytest.approx(head.b - head.a)
+        and head.gain == -head.value > 0
+        and head.lower_is_better
+    )
     pick = np.random.default_rng(4).integers(120, size=(20_000, 120))
     drawn = (second - first)[pick].sum(axis=1) / sizes[pick].sum(axis=1) / math.log(2)
     assert (head.low, head.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.001)

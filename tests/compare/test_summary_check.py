@@ -35,11 +35,11 @@ def edit(run_dir: Path, change: Change) -> None:
 
 def unbind(run_dir: Path) -> None:
     """Rewrite the predictions as older versions did: without the digest of the summary."""
-    run = runs.read(run_dir)
+    run = runs.open_run(run_dir)
     cell = run.cells[0]
-    about = predictions_parquet.about(runs.columns(run_dir, cell))
+    about = predictions_parquet.table_metadata(runs.read_predictions_table(run_dir, cell))
     about.pop("summary")
-    data = predictions_parquet.encode(runs.predictions(run_dir, cell), about)
+    data = predictions_parquet.encode_predictions(runs.read_predictions(run_dir, cell), about)
     next((run_dir / "predictions").iterdir()).write_bytes(data)
     edit(run_dir, lambda found: found.update(digest=store.hashlib.sha256(data).hexdigest()))
 
@@ -63,9 +63,11 @@ def test_an_edited_summary_is_refused(run_dir: Path, what: str, old: bool) -> No
         unbind(run_dir)
     true = read_run(run_dir).cells[0].summary.headline
     edit(run_dir, EDITS[what])
-    with pytest.raises(RunError, match=r"toy \(causal\) is not that of its predictions: .* recomputed") as refused:
+    with pytest.raises(
+        RunError, match=r"toy \(causal\) is not that of its predictions: .* recomputed"
+    ) as refused:
         read_run(run_dir)
-    assert "--again" in refused.value.hint and refused.value.place.endswith("run.json")
+    assert "--again" in refused.value.hint and refused.value.location.endswith("run.json")
     if what == "the headline":
         assert f"headline 0.99 [{true.low:.4g}, {true.high:.4g}]" in refused.value.message
         assert f"{true.value:.6g} [" in refused.value.message
@@ -82,20 +84,25 @@ def test_views_and_the_metric_s_name_are_bound_too(run_dir: Path) -> None:
         with pytest.raises(RunError, match="is not that of its predictions"):
             read_run(run_dir)
         (run_dir / "run.json").write_text(original)
-    assert read_run(run_dir) == runs.read(run_dir)
+    assert read_run(run_dir) == runs.open_run(run_dir)
 
 
 def test_old_runs_and_edited_notes_still_read(run_dir: Path) -> None:
     edit(run_dir, lambda c: c["summary"]["notes"].append("a remark"))
     assert read_run(run_dir).cells[0].summary.notes[-1] == "a remark"
     unbind(run_dir)
-    assert runs.summary_matches(run_dir, runs.read(run_dir).cells[0]) is None
-    assert read_run(run_dir) == runs.read(run_dir)
+    assert runs.summary_matches(run_dir, runs.open_run(run_dir).cells[0]) is None
+    assert read_run(run_dir) == runs.open_run(run_dir)
 
 
 def test_an_old_interval_by_another_formula_still_reads(run_dir: Path) -> None:
     unbind(run_dir)
-    for low, high, reads in ((0.0, 1.0, True), (0.6, 0.95, True), (0.0, 0.999, False), (0.9, 0.7, False)):
+    for low, high, reads in (
+        (0.0, 1.0, True),
+        (0.6, 0.95, True),
+        (0.0, 0.999, False),
+        (0.9, 0.7, False),
+    ):
         edit(run_dir, lambda c, low=low, high=high: headline(c).update(low=low, high=high))  # type: ignore[misc]
         if reads:
             assert read_run(run_dir).cells[0].summary.headline.low == low
@@ -107,9 +114,13 @@ def test_an_old_interval_by_another_formula_still_reads(run_dir: Path) -> None:
 def test_a_number_that_predictions_do_not_give_is_bound_to_them(tmp_path: Path) -> None:
     age = Estimate(0.4, 3, 0.1, 0.7)
     predictions = [Prediction(f"w{n}", 20.0 + n, 0, (-3.0, -2.0), (1, 1), (3, 3)) for n in range(3)]
-    cell = Cell("aoa", "causal", "k", {}, Summary("aoa", "causal", "acquisition", (), age, {}, (), ()))
-    with runs.Writer(tmp_path, Manifest(runs.SCHEMA, {"weights": "w"}, {}, "2026")) as writer:
-        writer.enter(cell, predictions)
+    cell = Cell(
+        "aoa", "causal", "k", {}, Summary("aoa", "causal", "acquisition", (), age, {}, (), ())
+    )
+    with runs.RunWriter(
+        tmp_path, Manifest(runs.SCHEMA_VERSION, {"weights": "w"}, {}, "2026")
+    ) as writer:
+        writer.write_cell(cell, predictions)
     assert math.isclose(read_run(tmp_path).cells[0].summary.headline.value, 0.4)
     edit(tmp_path, lambda c: headline(c).update(value=0.9))
     with pytest.raises(RunError, match=r"aoa \(causal\) is not that of its predictions\n"):
@@ -117,21 +128,23 @@ def test_a_number_that_predictions_do_not_give_is_bound_to_them(tmp_path: Path) 
 
 
 def test_score_computes_an_edited_cell_again(run_dir: Path) -> None:
-    run = runs.read(run_dir)
+    run = runs.open_run(run_dir)
     cell = run.cells[0]
-    with runs.Writer(run_dir, run.manifest) as writer:
-        assert writer.done(cell.suite, cell.method, cell.key)
+    with runs.RunWriter(run_dir, run.manifest) as writer:
+        assert writer.is_complete(cell.suite, cell.method, cell.key)
     edit(run_dir, EDITS["the headline"])
-    with runs.Writer(run_dir, run.manifest) as writer:
-        assert not writer.done(cell.suite, cell.method, cell.key)
+    with runs.RunWriter(run_dir, run.manifest) as writer:
+        assert not writer.is_complete(cell.suite, cell.method, cell.key)
 
 
 def test_the_bytes_of_predictions_follow_their_numbers_alone(tmp_path: Path) -> None:
     one, other = (toy(tmp_path / name, margins(20)) for name in "ab")
     assert one.cells[0].digest == other.cells[0].digest
     summary = replace(one.cells[0].summary, notes=("another remark",))
-    with runs.Writer(tmp_path / "c", one.manifest) as writer:
-        noted = writer.enter(replace(one.cells[0], summary=summary), runs.predictions(one.path, one.cells[0]))
+    with runs.RunWriter(tmp_path / "c", one.manifest) as writer:
+        noted = writer.write_cell(
+            replace(one.cells[0], summary=summary), runs.read_predictions(one.path, one.cells[0])
+        )
     assert noted.digest == one.cells[0].digest
 
 

@@ -1,4 +1,6 @@
-"""The answers of 2024 against its collator, written again: lm-eval's samples in, the rows of the file out."""
+"""The answers of 2024 against its collator, written again: lm-eval's samples in, the rows of the
+file out.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,22 @@ import pytest
 import toy_leaderboard as toy
 
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.leaderboard_answers import texts_chosen
+from antlm_bench.exports.leaderboard_answers import build_text_answers
 from antlm_bench.suites import loader
 from antlm_bench.suites.loader import Suite
 
 PAIRS = [
     ("Katherine can't help herself.", "Katherine can't help himself."),
     ("What did you get?\nI got a chair.", "What did you get?\nI got a teacher."),
-    (r"A: Where?\nB: There.", r"A: Where?\nB: Tomorrow."),  # the two characters, as data that were escaped twice have
+    (
+        r"A: Where?\nB: There.",
+        r"A: Where?\nB: Tomorrow.",
+    ),  # the two characters, as data that were escaped twice have
     ("Who sleeps", "who sleeps"),
 ]
-PARTS = [part for part in leaderboard.leaderboard("2024").part if part.writes == "continuation"]
+PARTS = [
+    part for part in leaderboard.load_leaderboard("2024").part if part.writes == "continuation"
+]
 GROUPS = {"blimp": "wh_island", "blimp_supplement": "turn_taking", "ewok": "physical-dynamics"}
 
 
@@ -30,12 +37,19 @@ def record(part: str, good: str, bad: str) -> dict[str, Any]:
         rows = {"Context1": "Nobody weighs the cork.", "Context2": "Nobody weighs the anchor."}
         kinds = {"ContextType": "direct", "ContextDiff": "antonym", "TargetDiff": "concept swap"}
         return {"Domain": GROUPS[part], "Target1": good, "Target2": bad, **rows, **kinds}
-    about = {"UID": GROUPS[part], "field": "syntax", "linguistics_term": "island_effects", "pair_id": 0}
+    about = {
+        "UID": GROUPS[part],
+        "field": "syntax",
+        "linguistics_term": "island_effects",
+        "pair_id": 0,
+    }
     return {"sentence_good": good, "sentence_bad": bad, **about}
 
 
 def sample(part: str, line: dict[str, Any], scores: tuple[float, float]) -> dict[str, Any]:
-    """What lm-eval 2024 logs of it (blimp_filtered, blimp_supplement, ewok_filtered: _template_yaml)."""
+    """What lm-eval 2024 logs of it (blimp_filtered, blimp_supplement, ewok_filtered:
+    _template_yaml).
+    """
     context, choices = line.get("Context1", ""), ("sentence_good", "sentence_bad")
     if part == "ewok":
         choices = ("Target1", "Target2")
@@ -61,10 +75,18 @@ def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) 
     lines = [record(part.key, *pair) for pair in PAIRS * 8]
     scores = [(-rng.random(), -rng.random()) for _ in lines] + [(-1.0, -1.0)] * len(PAIRS)
     lines += lines[: len(PAIRS)]
-    made = loader.build(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
-    predictions = [toy.prediction(item, scores=pair) for item, pair in zip(made, scores, strict=True)]
+    made = loader.build_items(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
+    predictions = [
+        toy.prediction(item, scores=pair) for item, pair in zip(made, scores, strict=True)
+    ]
     suite = Suite(spec.name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(made), "d")
-    answers, _ = texts_chosen(part, predictions, suite, toy.scored(spec.name, []), leaderboard.leaderboard("2024").ties)
+    answers, _ = build_text_answers(
+        part,
+        predictions,
+        suite,
+        toy.scored(spec.name, []),
+        leaderboard.load_leaderboard("2024").ties,
+    )
     samples = [sample(part.key, line, pair) for line, pair in zip(lines, scores, strict=True)]
     assert answers == {group: {"predictions": collated(group, samples)}}
     texts = {row["pred"] for row in answers[group]["predictions"]}

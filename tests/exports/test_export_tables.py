@@ -1,4 +1,6 @@
-"""One row per item for R, and records with their intervals: every number against the run it came from."""
+"""One row per item for R, and records with their intervals: every number against the run it came
+from.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ NAME = 'a "quoted", name\nwith, a line\u2028break'
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     items = [
-        Item(f"wh_{i}", (Option("x"), Option("y"), Option("z")), 1, {"paradigm": "wh", "field": "s"}) for i in range(4)
+        Item(
+            f"wh_{i}", (Option("x"), Option("y"), Option("z")), 1, {"paradigm": "wh", "field": "s"}
+        )
+        for i in range(4)
     ]
     scores = [(-3.0, -1.0, -2.5), (-1.0, -1.0, -1.5), (-1.0, -2.0, -3.0), (-1.0, -1.0, -1.0)]
     flags: list[tuple[str, ...]] = [(), ("unk",), (), ("too-long",)]
@@ -37,10 +42,20 @@ def run(tmp_path: Path) -> Path:
         for item, s, f in zip(items, scores, flags, strict=True)
     ]
     summary = summarize(
-        predictions, suite="blimp", method="mlm", metric="accuracy", macro=("paradigm",), groups=("field", "paradigm")
+        predictions,
+        suite="blimp",
+        method="mlm",
+        metric="accuracy",
+        macro=("paradigm",),
+        groups=("field", "paradigm"),
     )
-    wug = [toy.prediction(item, scores=(-1.0, -2.0, -1.5)) for item in toy.toy_suite("wug-past", 5).items]
-    rated = summarize(wug, suite="wug-past", method="mlm", metric="spearman", macro=(), groups=("paradigm",))
+    wug = [
+        toy.prediction(item, scores=(-1.0, -2.0, -1.5))
+        for item in toy.toy_suite("wug-past", 5).items
+    ]
+    rated = summarize(
+        wug, suite="wug-past", method="mlm", metric="spearman", macro=(), groups=("paradigm",)
+    )
     labels = toy.labels("rte", 2)
     words = [toy.word(0), toy.word(1)]
     reading = toy.scored("reading-2025", words)
@@ -55,13 +70,25 @@ def run(tmp_path: Path) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(items_csv.table([runs.read(run)]).decode(), newline="")))
+    return list(
+        csv.DictReader(
+            io.StringIO(items_csv.format_items_csv([runs.open_run(run)]).decode(), newline="")
+        )
+    )
 
 
 def test_every_item_of_every_cell_is_one_row(run: Path) -> None:
     found = rows(run)
     assert len(found) == 4 + 5 + 2 + 2
-    assert list(found[0]) == [*items_csv.KEYS, "field", "paradigm", "sentence", "task", *items_csv.NUMBERS, "flags"]
+    assert list(found[0]) == [
+        *items_csv.KEY_COLUMNS,
+        "field",
+        "paradigm",
+        "sentence",
+        "task",
+        *items_csv.NUMBER_COLUMNS,
+        "flags",
+    ]
     assert {row["model"] for row in found} == {NAME}
     assert [row["seed"] for row in found if row["suite"] == "glue-2025.rte"] == ["7", "7"]
 
@@ -72,7 +99,12 @@ def test_the_margin_is_the_right_option_s_score_less_the_best_other_s(run: Path)
     assert (first["tokens"], first["tokens_other"], first["correct"]) == ("6", "7", "1.0")
     assert (float(tie["margin"]), float(tie["correct"]), tie["flags"]) == (0.0, 0.5, "unk")
     assert (float(wrong["margin"]), float(wrong["correct"])) == (-1.0, 0.0)
-    assert (lost["margin"], lost["score"], lost["correct"], lost["flags"]) == ("", "", "0.0", "too-long")
+    assert (lost["margin"], lost["score"], lost["correct"], lost["flags"]) == (
+        "",
+        "",
+        "0.0",
+        "too-long",
+    )
 
 
 def test_a_rating_has_a_share_and_no_right_option(run: Path) -> None:
@@ -84,14 +116,14 @@ def test_a_rating_has_a_share_and_no_right_option(run: Path) -> None:
 
 def test_the_mean_of_correct_is_the_published_number(run: Path) -> None:
     correct = [float(row["correct"]) for row in rows(run) if row["suite"] == "blimp"]
-    headline = next(cell for cell in runs.read(run) if cell.suite == "blimp").summary.headline
+    headline = next(cell for cell in runs.open_run(run) if cell.suite == "blimp").summary.headline
     assert sum(correct) / len(correct) == pytest.approx(headline.value)
 
 
 def test_a_record_holds_every_number_with_its_interval(run: Path) -> None:
-    opened = runs.read(run)
-    record = every_eval_ever.record(opened)
-    leaderboard.check(record, "every-eval-ever")
+    opened = runs.open_run(run)
+    record = every_eval_ever.build_record(opened)
+    leaderboard.validate_document(record, "every-eval-ever")
     assert len(record["evaluation_results"]) == sum(1 + len(cell.summary.groups) for cell in opened)
     result = record["evaluation_results"][0]
     headline = opened.cells[0].summary.headline
@@ -110,15 +142,17 @@ def test_a_record_holds_every_number_with_its_interval(run: Path) -> None:
         lambda d: d["evaluation_results"][0]["score_details"].update(score="0.5"),
         lambda d: d["evaluation_results"][0]["score_details"].pop("uncertainty"),
         lambda d: d["evaluation_results"][0]["score_details"].update(details={"ties": 1}),
-        lambda d: d["evaluation_results"][0].update(source_data={"dataset_name": "x", "source_type": "url"}),
+        lambda d: d["evaluation_results"][0].update(
+            source_data={"dataset_name": "x", "source_type": "url"}
+        ),
         lambda d: d["source_metadata"].update(evaluator_relationship="friend"),
     ],
 )
 def test_a_broken_record_fails(spoil: Any, run: Path) -> None:
-    record = deepcopy(every_eval_ever.record(runs.read(run)))
+    record = deepcopy(every_eval_ever.build_record(runs.open_run(run)))
     spoil(record)
     with pytest.raises(DataError):
-        leaderboard.check(record, "every-eval-ever")
+        leaderboard.validate_document(record, "every-eval-ever")
 
 
 def test_the_same_run_is_the_same_file(run: Path, tmp_path: Path) -> None:
@@ -127,8 +161,15 @@ def test_the_same_run_is_the_same_file(run: Path, tmp_path: Path) -> None:
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
 
-def test_the_verb_writes_each_format(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for form, name in (("csv", "x.csv"), ("every-eval-ever", "x"), ("lm-eval", "y"), ("model-index", "card.md")):
+def test_the_verb_writes_each_format(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form, name in (
+        ("csv", "x.csv"),
+        ("every-eval-ever", "x"),
+        ("lm-eval", "y"),
+        ("model-index", "card.md"),
+    ):
         assert cli(["export", str(run), "--format", form, "--out", str(tmp_path / name)]) == 0
         assert (tmp_path / name).exists()
     assert "model-index:" in (tmp_path / "card.md").read_text()
@@ -138,8 +179,13 @@ def test_the_verb_writes_each_format(run: Path, tmp_path: Path, capsys: pytest.C
 
 def test_exporting_and_importing_load_no_torch(run: Path, tmp_path: Path) -> None:
     golden = Path(__file__).resolve().parent.parent / "golden" / "lm_eval" / "m0"
-    lines = [["export", str(run), "--format", form, "--out", str(tmp_path / form)] for form in ("csv", "lm-eval")]
+    lines = [
+        ["export", str(run), "--format", form, "--out", str(tmp_path / form)]
+        for form in ("csv", "lm-eval")
+    ]
     lines += [["import", str(golden), "--out", str(tmp_path / "imported")]]
     script = f"from antlm_bench.cli.app import run\nimport sys\nassert not any([run(line) for line in {lines!r}])\n"
     script += "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'heavy'"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ})
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ}
+    )

@@ -1,4 +1,6 @@
-"""lm-eval in both directions: its own result folders come in with its own numbers, ours go out in its shape."""
+"""lm-eval in both directions: its own result folders come in with its own numbers, ours go out in
+its shape.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import export, import_results
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.lm_eval_bridge.results_import import read
+from antlm_bench.lm_eval_bridge.results_import import read_results
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "lm_eval"  # of lm_eval 0.4.13: a group of two tasks, and a
+GOLDEN = (
+    Path(__file__).resolve().parent.parent / "golden" / "lm_eval"
+)  # of lm_eval 0.4.13: a group of two tasks, and a
 # loglikelihood task, on two random models; made with invented sentences
 
 
@@ -45,14 +49,23 @@ def spoil(file: Path, line: int, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("model", ["m0", "m1"])
-def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(model: str, tmp_path: Path) -> None:
+def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
+    model: str, tmp_path: Path
+) -> None:
     run, left_out = import_results(GOLDEN / model, tmp_path / "run")
     (cell,) = run.cells
     assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.toy", "lm-eval", 21)
-    predictions = runs.predictions(run.path, cell)
-    # lm-eval's own conventions give lm-eval's own numbers: the first of a tie, and (acc_norm) by characters
+    predictions = runs.read_predictions(run.path, cell)
+    # lm-eval's own conventions give lm-eval's own numbers: the first of a tie, and (acc_norm) by
+    # characters
     first = summarize(
-        predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",), ties="first"
+        predictions,
+        suite="x",
+        method="x",
+        metric="accuracy",
+        macro=("task",),
+        groups=("task",),
+        ties="first",
     )
     said = theirs(model)["results"]
     assert first.headline.value == pytest.approx(said["toy"]["acc,none"])
@@ -80,7 +93,7 @@ def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
 
 def test_the_same_questions_have_the_same_digest_and_others_another(results: Path) -> None:
     def digest(folder: Path) -> Any:
-        return read(folder).cells[0][0].settings["suite_digest"]
+        return read_results(folder).cells[0][0].settings["suite_digest"]
 
     before = digest(results)
     assert before == digest(GOLDEN / "m1")
@@ -98,11 +111,15 @@ def test_two_imported_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_task_whose_acc_is_not_given_back_is_left_out_with_its_group(results: Path) -> None:
     spoil(
-        samples(results, "toy_a"), 3, acc=1.0 - json.loads(samples(results, "toy_a").read_text().splitlines()[3])["acc"]
+        samples(results, "toy_a"),
+        3,
+        acc=1.0 - json.loads(samples(results, "toy_a").read_text().splitlines()[3])["acc"],
     )
-    imported = read(results)
+    imported = read_results(results)
     assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_b"]
-    assert any("toy_a: item 3: its samples do not give back" in line for line in imported.left_out)
+    assert any(
+        "toy_a: item 3: its samples do not give back" in line for line in imported.skipped_tasks
+    )
 
 
 def test_a_target_may_be_a_text(results: Path) -> None:
@@ -110,14 +127,16 @@ def test_a_target_may_be_a_text(results: Path) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for n, row in enumerate(rows[:-1]):  # the last has two options of one text
         spoil(file, n, target=row["doc"]["choices"][row["doc"]["gold"]])
-    assert read(results).cells[0][1] == read(GOLDEN / "m0").cells[0][1]
+    assert read_results(results).cells[0][1] == read_results(GOLDEN / "m0").cells[0][1]
 
 
 def test_a_second_filter_is_no_second_answer(results: Path) -> None:
     file = samples(results, "toy_b")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    file.write_text("".join(json.dumps({**row, "filter": f}) + "\n" for f in ("none", "upper") for row in rows))
-    assert read(results).cells[0][1] == read(GOLDEN / "m0").cells[0][1]
+    file.write_text(
+        "".join(json.dumps({**row, "filter": f}) + "\n" for f in ("none", "upper") for row in rows)
+    )
+    assert read_results(results).cells[0][1] == read_results(GOLDEN / "m0").cells[0][1]
 
 
 @pytest.mark.parametrize(
@@ -136,22 +155,32 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
 def test_damage_is_named(damage: Any, error: type[Exception], words: str, results: Path) -> None:
     damage(results)
     with pytest.raises(error, match=words):
-        read(results)
+        read_results(results)
 
 
-# ---- formats of older versions -----------------------------------------------------------------------------------
+# ---- formats of older versions
+# -----------------------------------------------------------------------------------
 
 
 def as_0_4_2(folder: Path, results_name: str = "results.json", filters: bool = True) -> Path:
-    """Rewrite results of 0.4.13 as 0.4.0 to 0.4.2 (and BabyLM's pipeline of 2024, a copy of 0.4.2) write them.
+    """Rewrite results of 0.4.13 as 0.4.0 to 0.4.2 (and BabyLM's pipeline of 2024, a copy of 0.4.2)
+    write them.
 
-    Facts read in lm_eval 0.4.2, __main__.py and evaluator.py: samples are one JSON list per task in a file named after
-    the model's arguments; requests are lists, numbers are numbers; there are no hashes, no filter's name and no date.
+    Facts read in lm_eval 0.4.2, __main__.py and evaluator.py: samples are one JSON list per task in
+    a file named after the model's arguments; requests are lists, numbers are numbers; there are no
+    hashes, no filter's name and no date.
     """
     file = next(folder.glob("results_*.json"))
     results = json.loads(file.read_text())
     stamp = file.stem.removeprefix("results_")
-    for key in ("date", "model_name", "model_name_sanitized", "task_hashes", "lm_eval_version", "n-samples"):
+    for key in (
+        "date",
+        "model_name",
+        "model_name_sanitized",
+        "task_hashes",
+        "lm_eval_version",
+        "n-samples",
+    ):
         results.pop(key, None)
     results["config"]["model_args"] = "pretrained=out/m0,dtype=float32"
     (folder / results_name).write_text(json.dumps(results))
@@ -160,26 +189,35 @@ def as_0_4_2(folder: Path, results_name: str = "results.json", filters: bool = T
         old = folder / f"samples_{task}_{stamp}.jsonl"
         rows = [json.loads(line) for line in old.read_text().splitlines()]
         for row in rows:
-            row["arguments"] = [[each["arg_0"], each["arg_1"]] for each in row["arguments"].values()]
-            row["resps"] = [[[float(score), greedy == "True"] for score, greedy in each] for each in row["resps"]]
+            row["arguments"] = [
+                [each["arg_0"], each["arg_1"]] for each in row["arguments"].values()
+            ]
+            row["resps"] = [
+                [[float(score), greedy == "True"] for score, greedy in each]
+                for each in row["resps"]
+            ]
             row["filtered_resps"] = [each[0] for each in row["resps"]]
             row["target"] = int(row["target"]) if row["target"].isdecimal() else row["target"]
             for key in ("filter", "metrics", "doc_hash", "prompt_hash", "target_hash"):
                 row.pop(key)
             if not filters:
                 row.pop("filtered_resps")
-        (folder / f"pretrained__out__m0,dtype__float32_{task}.jsonl").write_text(json.dumps(rows, indent=2))
+        (folder / f"pretrained__out__m0,dtype__float32_{task}.jsonl").write_text(
+            json.dumps(rows, indent=2)
+        )
         old.unlink()
     return folder
 
 
 def assert_same_scores(path: Path) -> None:
     """The imported accuracies are those that lm-eval reports of these very results."""
-    [(cell, predictions)] = read(path).cells
+    [(cell, predictions)] = read_results(path).cells
     first = summarize(predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",),
                       ties="first")  # fmt: skip
     said = theirs()["results"]
-    assert cell.suite == "lm-eval.toy" and first.headline.value == pytest.approx(said["toy"]["acc,none"])
+    assert cell.suite == "lm-eval.toy" and first.headline.value == pytest.approx(
+        said["toy"]["acc,none"]
+    )
     assert {g.name: pytest.approx(g.estimate.value) for g in first.groups} == {
         task: said[task]["acc,none"] for task in ("toy_a", "toy_b")
     }
@@ -191,15 +229,15 @@ def test_results_of_0_4_2_and_babylm_2024_come_in(results: Path, name: str, filt
     as_0_4_2(results, name, filters)
     assert_same_scores(results)
     assert_same_scores(results / name)  # a file by itself
-    assert read(results).manifest.model["name"] == "out/m0"
+    assert read_results(results).manifest.model["name"] == "out/m0"
 
 
 def test_other_questions_of_old_results_have_another_digest(results: Path, tmp_path: Path) -> None:
     as_0_4_2(results)
-    digest = read(results).cells[0][0].settings["suite_digest"]
+    digest = read_results(results).cells[0][0].settings["suite_digest"]
     file = next(results.glob("*_toy_b.jsonl"))
     file.write_text(file.read_text().replace("sleeps", "dreams"))
-    assert read(results).cells[0][0].settings["suite_digest"] != digest
+    assert read_results(results).cells[0][0].settings["suite_digest"] != digest
 
 
 def test_samples_inside_the_results_come_in(results: Path) -> None:
@@ -225,25 +263,27 @@ def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_pa
     newer["groups"] = newer["group_subtasks"] = {}
     (results / f"results_{stamp}.json").write_text(json.dumps(newer))
     shutil.copy(samples(results, "toy_a"), results / f"samples_toy_a_{stamp}.jsonl")
-    imported = read(results)
+    imported = read_results(results)
     assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_a", "lm-eval.toy"]
-    again = results.parent / "again" / f"results_{stamp}.json"  # the same suite in a third file, the oldest
+    again = (
+        results.parent / "again" / f"results_{stamp}.json"
+    )  # the same suite in a third file, the oldest
     again.parent.mkdir()
     again.write_text(json.dumps({**newer, "date": 0}))
     shutil.copy(samples(results, "toy_a"), again.parent / f"samples_toy_a_{stamp}.jsonl")
-    left_out = read(results.parent).left_out
+    left_out = read_results(results.parent).skipped_tasks
     assert [line for line in left_out if "older" in line] == [f"toy_a: an older result ({again})"]
 
 
 def test_samples_given_for_results_are_named(results: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read(samples(results, "toy_a"))
+        read_results(samples(results, "toy_a"))
     assert "give the file of results" in caught.value.hint
 
 
 def test_results_of_two_models_are_two_runs() -> None:
     with pytest.raises(UsageError, match="several models: m0, m1"):
-        read(GOLDEN)
+        read_results(GOLDEN)
 
 
 # ---- the other way
@@ -252,18 +292,38 @@ def test_results_of_two_models_are_two_runs() -> None:
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     """Two paradigms with a tie in one, a hybrid's second method, WUG, a finetuned task."""
-    items = [i for i in toy.toy_suite("blimp-fast", 3).items if i.id.startswith(("wh_island", "passive_1"))]
+    items = [
+        i
+        for i in toy.toy_suite("blimp-fast", 3).items
+        if i.id.startswith(("wh_island", "passive_1"))
+    ]
     scores = [(-1.0, -2.0), (-1.5, -1.5), (-3.0, -2.0), (-1.0, -2.0), (-1.0, -4.0), (-2.0, -1.0)]
-    predictions = [toy.prediction(item, s.index(max(s)), scores=s) for item, s in zip(items, scores, strict=True)]
+    predictions = [
+        toy.prediction(item, s.index(max(s)), scores=s)
+        for item, s in zip(items, scores, strict=True)
+    ]
     cells = []
     for method in ("causal", "mntp"):
         summary = summarize(
-            predictions, suite="blimp-fast", method=method, metric="accuracy", macro=("paradigm",), groups=("paradigm",)
+            predictions,
+            suite="blimp-fast",
+            method=method,
+            metric="accuracy",
+            macro=("paradigm",),
+            groups=("paradigm",),
         )
-        settings = {"ties": "half", "reduction": "sum", "suite_version": "2025", "suite_digest": "d", "limit": None}
+        settings = {
+            "ties": "half",
+            "reduction": "sum",
+            "suite_version": "2025",
+            "suite_digest": "d",
+            "limit": None,
+        }
         cells.append((Cell("blimp-fast", method, "k", settings, summary), predictions))
     wug = [toy.prediction(item) for item in toy.toy_suite("wug-past", 5).items]
-    summary = summarize(wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",))
+    summary = summarize(
+        wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",)
+    )
     cells.append((Cell("wug-past", "causal", "k", {"reduction": "sum"}, summary), wug))
     cells.append((toy.finetuned("rte", 1), toy.labels("rte", 4)))
     return toy.write(tmp_path / "run", "lab/..\\<model>:1", cells)
@@ -271,7 +331,9 @@ def ours(tmp_path: Path) -> Path:
 
 def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: Path) -> None:
     done = export([ours], "lm-eval", tmp_path / "out")
-    file = next(path for path in done.files if path.name.startswith("results_") and "causal" in str(path))
+    file = next(
+        path for path in done.files if path.name.startswith("results_") and "causal" in str(path)
+    )
     document = json.loads(file.read_text())
     missing = theirs().keys() - document.keys()
     assert missing <= {
@@ -284,7 +346,9 @@ def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: 
     assert results["blimp-fast_passive_1"]["acc_stderr,none"] == pytest.approx(math.sqrt(0.25 / 3))
     assert results["blimp-fast_wh_island"]["acc,none"] == pytest.approx(2 / 3)
     assert document["groups"]["blimp-fast"]["acc,none"] == pytest.approx((0.5 + 2 / 3) / 2)
-    assert document["group_subtasks"] == {"blimp-fast": ["blimp-fast_passive_1", "blimp-fast_wh_island"]}
+    assert document["group_subtasks"] == {
+        "blimp-fast": ["blimp-fast_passive_1", "blimp-fast_wh_island"]
+    }
     assert "spearman,none" in results["wug-past"] and "glue-2025.rte" not in results
     assert any("finetuned" in note for note in done.notes)
 
@@ -292,7 +356,10 @@ def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: 
 def test_names_of_models_do_not_leave_the_folder(ours: Path, tmp_path: Path) -> None:
     done = export([ours], "lm-eval", tmp_path / "out")
     assert {path.parent.parent for path in done.files} == {tmp_path / "out"}
-    assert {path.parent.name for path in done.files} == {"lab__..__model__1__causal", "lab__..__model__1__mntp"}
+    assert {path.parent.name for path in done.files} == {
+        "lab__..__model__1__causal",
+        "lab__..__model__1__mntp",
+    }
 
 
 def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> None:
@@ -302,9 +369,11 @@ def test_samples_hold_no_text_and_come_in_again(ours: Path, tmp_path: Path) -> N
     run, left_out = import_results(folder, tmp_path / "again")
     assert not left_out
     (cell,) = run.cells
-    before = next(cell for cell in runs.read(ours) if cell.method == "mntp")
+    before = next(cell for cell in runs.open_run(ours) if cell.method == "mntp")
     assert cell.summary.headline == before.summary.headline
-    assert [p.scores for p in runs.predictions(run.path, cell)] == [p.scores for p in runs.predictions(ours, before)]
+    assert [p.scores for p in runs.read_predictions(run.path, cell)] == [
+        p.scores for p in runs.read_predictions(ours, before)
+    ]
 
 
 def test_a_run_twice_is_no_two_runs(ours: Path, tmp_path: Path) -> None:

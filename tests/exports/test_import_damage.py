@@ -1,4 +1,6 @@
-"""Results of lm-eval that are cut off, contradict themselves or are damaged: left out and named, or an error."""
+"""Results of lm-eval that are cut off, contradict themselves or are damaged: left out and named, or
+an error.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,25 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.export import import_results
 from antlm_bench.errors import BenchError, DataError
-from antlm_bench.lm_eval_bridge.results_import import read
+from antlm_bench.lm_eval_bridge.results_import import read_results
 
 STAMP = "2025-01-01T00-00-00"
 Row = dict[str, Any]
 Write = Callable[..., Path]
 
 
-def sample(doc: object, scores: list[float], target: object, acc: float, choices: list[str] | None = None) -> Row:
+def sample(
+    doc: object, scores: list[float], target: object, acc: float, choices: list[str] | None = None
+) -> Row:
     """A sample as lm-eval 0.4.13 writes it."""
     choices = choices or [f"choice {n}" for n in range(len(scores))]
     return {
         "doc_id": doc,
         "target": target,
         "acc": acc,
-        "arguments": {f"gen_args_{n}": {"arg_0": "c", "arg_1": f" {text}"} for n, text in enumerate(choices)},
+        "arguments": {
+            f"gen_args_{n}": {"arg_0": "c", "arg_1": f" {text}"} for n, text in enumerate(choices)
+        },
         "filtered_resps": [[str(score), "False"] for score in scores],
         "filter": "none",
         "doc_hash": f"{doc}",
@@ -46,12 +52,17 @@ RIGHT = [sample(n, [-1.0, -2.0], "0", 1.0) for n in range(5)]
 def document(**tasks: list[Row]) -> Row:
     """A file of results in which every task is as its samples say."""
     return {
-        "results": {name: {"acc,none": sum(r["acc"] for r in rows) / len(rows)} for name, rows in tasks.items()},
+        "results": {
+            name: {"acc,none": sum(r["acc"] for r in rows) / len(rows)}
+            for name, rows in tasks.items()
+        },
         "group_subtasks": {},
         "configs": {name: {"target_delimiter": " "} for name in tasks},
         "versions": dict.fromkeys(tasks, 1.0),
         "n-shot": dict.fromkeys(tasks, 0),
-        "n-samples": {name: {"original": len(rows), "effective": len(rows)} for name, rows in tasks.items()},
+        "n-samples": {
+            name: {"original": len(rows), "effective": len(rows)} for name, rows in tasks.items()
+        },
         "config": {"model": "hf", "model_args": "pretrained=m", "limit": None},
         "date": 1.7e9,
         "model_name": "m",
@@ -77,9 +88,9 @@ def write(tmp_path: Path) -> Write:
 
 def left_out(folder: Path) -> str:
     """What is said of the task `bad`, while the task `good` comes in."""
-    imported = read(folder)
+    imported = read_results(folder)
     assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.good"]
-    (line,) = imported.left_out
+    (line,) = imported.skipped_tasks
     assert line.startswith("bad: ")
     return line
 
@@ -93,62 +104,81 @@ def test_fewer_samples_than_the_results_say_are_left_out(write: Write) -> None:
 def test_a_mean_that_contradicts_the_results_is_left_out(reported: float, write: Write) -> None:
     results = document(good=RIGHT, bad=RIGHT)
     results["results"]["bad"]["acc,none"] = reported
-    assert "samples is 1.0000, and its results say" in left_out(write(results, good=RIGHT, bad=RIGHT))
+    assert "samples is 1.0000, and its results say" in left_out(
+        write(results, good=RIGHT, bad=RIGHT)
+    )
 
 
 def test_the_mean_is_that_of_the_samples_own_filter(write: Write) -> None:
     results = document(good=RIGHT, bad=RIGHT)
     results["results"]["bad"] = {"acc,none": 0.2, "acc,upper": 1.0}
     rows = [row | {"filter": "upper"} for row in RIGHT]
-    assert len(read(write(results, good=RIGHT, bad=rows)).cells) == 2
+    assert len(read_results(write(results, good=RIGHT, bad=rows)).cells) == 2
 
 
 def test_a_document_with_two_answers_is_an_error(write: Write) -> None:
     rows = [*RIGHT, sample(3, [-3.0, -2.0], "0", 0.0)]
     with pytest.raises(DataError, match="two samples of doc_id 3 have different answers") as caught:
-        read(write(document(t=RIGHT), t=rows))
-    assert caught.value.place.endswith(f"samples_t_{STAMP}.jsonl:6")
+        read_results(write(document(t=RIGHT), t=rows))
+    assert caught.value.location.endswith(f"samples_t_{STAMP}.jsonl:6")
 
 
 def test_a_sample_without_doc_id_is_an_error_with_its_line(write: Write) -> None:
     rows = [RIGHT[0], {key: value for key, value in RIGHT[1].items() if key != "doc_id"}]
     with pytest.raises(DataError, match=r"jsonl:2: a sample has no `doc_id`"):
-        read(write(t=rows))
+        read_results(write(t=rows))
 
 
 def test_a_target_that_is_a_number_may_be_a_text(write: Write) -> None:
     """lm-eval's own acc tells text from index: here the first option is best, and right once."""
-    rows = [sample(n, [-1.0, -2.0, -3.0], "3" if n else "1", float(not n), ["1", "2", "3"]) for n in range(4)]
-    (cell,) = read(write(t=rows)).cells
+    rows = [
+        sample(n, [-1.0, -2.0, -3.0], "3" if n else "1", float(not n), ["1", "2", "3"])
+        for n in range(4)
+    ]
+    (cell,) = read_results(write(t=rows)).cells
     assert [prediction.gold for prediction in cell[1]] == [0, 2, 2, 2]
 
 
 def test_a_target_that_is_an_index_stays_one_among_numbers(write: Write) -> None:
     """The second option, "1", is best; as a text the target 1 would be it, and every acc 1."""
     rows = [sample(n, [-2.0, -3.0, -1.0], "2", 1.0, ["2", "0", "1"]) for n in range(3)]
-    (cell,) = read(write(t=rows)).cells
+    (cell,) = read_results(write(t=rows)).cells
     assert [prediction.gold for prediction in cell[1]] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (sample(0, [-1.0, -2.0, -3.0], "7", 0.0), "item 0: the target '7' is none of its 3 options"),
+        (
+            sample(0, [-1.0, -2.0, -3.0], "7", 0.0),
+            "item 0: the target '7' is none of its 3 options",
+        ),
         (sample(0, [-1.0, -2.0], -1, 0.0), "item 0: the target '-1' is none of its 2 options"),
         (sample(0, [-1.0, -2.0], [0, 1], 1.0), "the target '[0, 1]' is none of its 2 options"),
-        (sample(0, [float("nan"), -2.0], "0", 0.0), "item 0: the log-probability of option 1 is nan"),
-        (sample(0, [-1.0, float("nan")], "0", 1.0), "item 0: the log-probability of option 2 is nan"),
+        (
+            sample(0, [float("nan"), -2.0], "0", 0.0),
+            "item 0: the log-probability of option 1 is nan",
+        ),
+        (
+            sample(0, [-1.0, float("nan")], "0", 1.0),
+            "item 0: the log-probability of option 2 is nan",
+        ),
         (sample(0, [-1.0], "0", 1.0), "no choice (loglikelihood)"),
-        (sample(0, [-1.0, -2.0], "0", 0.0), "item 0: its samples do not give back lm-eval's own acc"),
+        (
+            sample(0, [-1.0, -2.0], "0", 0.0),
+            "item 0: its samples do not give back lm-eval's own acc",
+        ),
     ],
 )
-def test_one_odd_task_is_left_out_and_the_others_come_in(row: Row, words: str, write: Write) -> None:
+def test_one_odd_task_is_left_out_and_the_others_come_in(
+    row: Row, words: str, write: Write
+) -> None:
     assert words in left_out(write(good=RIGHT, bad=[row]))
 
 
 def test_an_odd_task_alone_is_not_told_to_log_samples(write: Write) -> None:
     with pytest.raises(DataError, match="nothing to import") as caught:
-        read(write(t=[sample(0, [-1.0, -2.0], -1, 0.0)]))
+        read_results(write(t=[sample(0, [-1.0, -2.0], -1, 0.0)]))
     assert "log_samples" not in caught.value.hint and "one right option" in caught.value.hint
 
 
@@ -167,7 +197,9 @@ def test_an_odd_task_alone_is_not_told_to_log_samples(write: Write) -> None:
         ({"results": {"t": None}}, "`results` of 't' is no table"),
     ],
 )
-def test_damaged_tables_are_named(changes: Row, words: str, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_tables_are_named(
+    changes: Row, words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write(document(t=RIGHT) | changes, t=RIGHT)
     assert cli(["import", str(folder), "--out", str(folder / "run")]) == 3
     said = " ".join(capsys.readouterr().err.split())
@@ -176,15 +208,26 @@ def test_damaged_tables_are_named(changes: Row, words: str, write: Write, capsys
 
 
 def test_groups_that_nest_deep_and_share_tasks_come_in(write: Write) -> None:
-    """A chain of two thousand groups, each holding the next one twice: no recursion, and no doubling."""
+    """A chain of two thousand groups, each holding the next one twice: no recursion, and no
+    doubling.
+    """
     groups = {f"g{n}": [f"g{n + 1}", f"g{n + 1}"] for n in range(2000)} | {"g2000": ["a", "b"]}
-    (cell,) = read(write(document(a=RIGHT, b=RIGHT) | {"group_subtasks": groups}, a=RIGHT, b=RIGHT)).cells
+    (cell,) = read_results(
+        write(document(a=RIGHT, b=RIGHT) | {"group_subtasks": groups}, a=RIGHT, b=RIGHT)
+    ).cells
     assert cell[0].suite == "lm-eval.g0" and len(cell[1]) == 10
 
 
-# ---- any damage --------------------------------------------------------------------------------------------------
+# ---- any damage
+# --------------------------------------------------------------------------------------------------
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "t", "0", "nan", "\ud800"])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "t", "0", "nan", "\ud800"])
+)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["t", "u", "g", "h"]), inner),
     max_leaves=6,
@@ -193,7 +236,13 @@ VALUES = st.recursive(
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every part of a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [above, *(path for key, part in inner for path in places(part, (*above, key)))]
 
 
@@ -206,30 +255,39 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 WHOLE = [
-    document(t=RIGHT[:2], u=RIGHT[:2]) | {"group_subtasks": {"g": ["t", "u"]}, "groups": {"g": {"acc,none": 1.0}}},
+    document(t=RIGHT[:2], u=RIGHT[:2])
+    | {"group_subtasks": {"g": ["t", "u"]}, "groups": {"g": {"acc,none": 1.0}}},
     RIGHT[:2],
 ]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 @given(st.lists(st.tuples(st.sampled_from(places(WHOLE)[1:]), VALUES), min_size=1, max_size=2))
 def test_any_damage_is_an_error_of_ours_or_comes_in(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, changes: list[tuple[Any, Any]]
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: list[tuple[Any, Any]],
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)  # nothing waits for the disk
     results, rows = copy.deepcopy(WHOLE)
     for path, new in changes:
-        with suppress(KeyError, IndexError, TypeError):  # the first change took away what the second is about
+        with suppress(
+            KeyError, IndexError, TypeError
+        ):  # the first change took away what the second is about
             results, rows = changed([results, rows], path, new)
     folder = tmp_path_factory.mktemp("damaged")
     (folder / f"results_{STAMP}.json").write_text(json.dumps(results))
     lines = rows if isinstance(rows, list) else [rows]
     for task, some in (("t", lines), ("u", RIGHT[:2])):
-        (folder / f"samples_{task}_{STAMP}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        (folder / f"samples_{task}_{STAMP}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in some)
+        )
     try:
         run, _ = import_results(folder, folder / "run")
     except BenchError as error:
         assert error.message
         return
     for cell in run:
-        assert runs.predictions(run.path, cell)
+        assert runs.read_predictions(run.path, cell)

@@ -1,4 +1,6 @@
-"""The shipped schemas are the official files: counts against the suites, whole documents, and every way to be wrong."""
+"""The shipped schemas are the official files: counts against the suites, whole documents, and every
+way to be wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,16 @@ from jsonschema import Draft202012Validator
 from antlm_bench import runs
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.leaderboard_answers import texts_chosen
-from antlm_bench.exports.leaderboard_file import Collator
+from antlm_bench.exports.leaderboard_answers import build_text_answers
+from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder
 from antlm_bench.suites import loader
 from antlm_bench.suites.loader import Suite
 from antlm_bench.types import Item, Option
 
-YEARS = leaderboard.years()
+YEARS = leaderboard.list_years()
 PARTS = [
     pytest.param(board, part, id=f"{board.year}-{part.key}")
-    for board in map(leaderboard.leaderboard, YEARS)
+    for board in map(leaderboard.load_leaderboard, YEARS)
     for part in board.part
     if part.suite in toy.SPECS
 ]
@@ -36,23 +38,27 @@ PARTS = [
 
 @pytest.mark.parametrize("year", YEARS)
 def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
-    board = leaderboard.leaderboard(year)
+    board = leaderboard.load_leaderboard(year)
     Draft202012Validator.check_schema(leaderboard.schema(board.name))
     known = leaderboard.schema(board.name)["properties"]
-    assert {part.key for part in board.part} | ({board.milestones_in} if board.fast else set()) == set(known)
+    assert {part.key for part in board.part} | (
+        {board.milestones_in} if board.fast else set()
+    ) == set(known)
     if board.fast:
         assert {part.key for part in board.fast} == set(known[board.milestones_in]["properties"])
 
 
 @pytest.mark.parametrize(("board", "part"), PARTS)
 def test_official_counts_are_those_of_our_suites(board: Any, part: Any) -> None:
-    assert leaderboard.sizes(board.name, part.key) == toy.counts(part.suite)
-    assert leaderboard.entries(board.name, part.key) == (toy.SPECS[part.suite].expect.items if part.by else None)
+    assert leaderboard.expected_counts(board.name, part.key) == toy.counts(part.suite)
+    assert leaderboard.expected_subkeys(board.name, part.key) == (
+        toy.SPECS[part.suite].expect.items if part.by else None
+    )
 
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
 def test_fast_keys_are_those_of_our_suites(year: str) -> None:
-    board = leaderboard.leaderboard(year)
+    board = leaderboard.load_leaderboard(year)
     known = leaderboard.schema(board.name)["properties"]["fast_eval_results"]["properties"]
     for part in board.fast:
         if part.suite in toy.SPECS:
@@ -60,31 +66,50 @@ def test_fast_keys_are_those_of_our_suites(year: str) -> None:
             assert set(known[part.key]["items"]["properties"]) == groups
 
 
-def test_official_counts_of_the_finetuned_tasks() -> None:  # evaluation-pipeline-2025, collate_preds.py
-    official = {"boolq": 1635, "mnli": 4908, "mrpc": 204, "multirc": 2424, "qqp": 20215, "rte": 139, "wsc": 52}
-    assert leaderboard.sizes("babylm-2025", "glue") == leaderboard.sizes("babylm-2026", "glue") == official
-    assert sum(leaderboard.sizes("babylm-2025", "blimp").values()) == 59_875
+def test_official_counts_of_the_finetuned_tasks() -> (
+    None
+):  # evaluation-pipeline-2025, collate_preds.py
+    official = {
+        "boolq": 1635,
+        "mnli": 4908,
+        "mrpc": 204,
+        "multirc": 2424,
+        "qqp": 20215,
+        "rte": 139,
+        "wsc": 52,
+    }
+    assert (
+        leaderboard.expected_counts("babylm-2025", "glue")
+        == leaderboard.expected_counts("babylm-2026", "glue")
+        == official
+    )
+    assert sum(leaderboard.expected_counts("babylm-2025", "blimp").values()) == 59_875
 
 
 def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
     for year in ("2025", "2026"):
-        board = leaderboard.leaderboard(year)
+        board = leaderboard.load_leaderboard(year)
         small, large = board.milestones("strict-small"), board.milestones("strict")
         assert small == (*range(1, 10), *range(10, 101, 10)) and len(small) == 19
-        assert large == (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)) and len(large) == 28
-    assert leaderboard.leaderboard("2024").milestones("strict") == ()
+        assert (
+            large == (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
+            and len(large) == 28
+        )
+    assert leaderboard.load_leaderboard("2024").milestones("strict") == ()
     with pytest.raises(UsageError, match="tracks of 2024: strict-small, strict"):
-        leaderboard.leaderboard("2024").milestones("multimodal")
+        leaderboard.load_leaderboard("2024").milestones("multimodal")
 
 
 def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
     """100,000 answers of 2025; COMPS, as many again, is of the same kind."""
-    final = runs.read(toy.final_run(tmp_path / "main", "2025", without="comps"))
-    board = leaderboard.leaderboard("2025")
-    collation = Collator(board, "strict-small", final, {}, toy.toy_suite, "causal").collate({})
+    final = runs.open_run(toy.final_run(tmp_path / "main", "2025", without="comps"))
+    board = leaderboard.load_leaderboard("2025")
+    collation = LeaderboardFileBuilder(
+        board, "strict-small", final, {}, toy.toy_suite, "causal"
+    ).build({})
     absent = {missing.key for missing in collation.missing}
     assert absent == {"aoa", "comps", *(f"fast_eval_results.{part.key}" for part in board.fast)}
-    leaderboard.check(collation.document, board.name, absent=absent)
+    leaderboard.validate_document(collation.document, board.name, missing_keys=absent)
 
 
 def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
@@ -93,16 +118,21 @@ def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
         name = f"global-piqa-{kind}-2026"
         predictions = [toy.prediction(item) for item in toy.toy_suite(name).items]
         cells.append((toy.scored(name, predictions, reduction="per-token"), predictions))
-    final = runs.read(toy.write(tmp_path / "main", "m", cells))
-    board = leaderboard.leaderboard("2026")
-    collation = Collator(board, "strict-small", final, {}, toy.toy_suite, "causal").collate({})
+    final = runs.open_run(toy.write(tmp_path / "main", "m", cells))
+    board = leaderboard.load_leaderboard("2026")
+    collation = LeaderboardFileBuilder(
+        board, "strict-small", final, {}, toy.toy_suite, "causal"
+    ).build({})
     document, absent = collation.document, [missing.key for missing in collation.missing]
-    leaderboard.check(document, board.name, absent=absent)
-    assert [len(document[f"global_piqa_{kind}"]) for kind in ("parallel", "nonparallel")] == [103, 100]
+    leaderboard.validate_document(document, board.name, missing_keys=absent)
+    assert [len(document[f"global_piqa_{kind}"]) for kind in ("parallel", "nonparallel")] == [
+        103,
+        100,
+    ]
     document["global_piqa_parallel"].popitem()
     with pytest.raises(DataError, match=r"not as babylm-2026\.json") as caught:
-        leaderboard.check(document, board.name, absent=absent)
-    assert caught.value.place == "global_piqa_parallel"
+        leaderboard.validate_document(document, board.name, missing_keys=absent)
+    assert caught.value.location == "global_piqa_parallel"
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +141,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 2))
-        final = runs.read(toy.final_run(root / "main", "2025", 2))
-        milestone = runs.read(toy.fast_run(root / "fast", "2025", 1))
-        board = leaderboard.leaderboard("2025")
+        final = runs.open_run(toy.final_run(root / "main", "2025", 2))
+        milestone = runs.open_run(toy.fast_run(root / "fast", "2025", 1))
+        board = leaderboard.load_leaderboard("2025")
         runs_of = dict.fromkeys(board.milestones("strict-small"), milestone)
-        given = {key: json.loads(Path(file).read_text()) for key, file in toy.elsewhere(root / "p", "2025").items()}
+        given = {
+            key: json.loads(Path(file).read_text())
+            for key, file in toy.elsewhere(root / "p", "2025").items()
+        }
         texts = partial(toy.toy_suite, most=2)
-        collation = Collator(board, "strict-small", final, runs_of, texts, "causal").collate(given)
+        collation = LeaderboardFileBuilder(
+            board, "strict-small", final, runs_of, texts, "causal"
+        ).build(given)
         assert not collation.missing
         return collation.document, leaderboard.schema("babylm-2025")
 
@@ -129,7 +164,9 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "a group is gone": lambda d: d["blimp"].pop("wh_island"),
     "a group too many": lambda d: d["blimp"].update(wh_islands={"predictions": []}),
     "an answer is gone": lambda d: d["ewok"]["physical-dynamics"]["predictions"].pop(),
-    "an answer too many": lambda d: d["comps"]["base"]["predictions"].append({"id": "base_9", "pred": "x"}),
+    "an answer too many": lambda d: d["comps"]["base"]["predictions"].append(
+        {"id": "base_9", "pred": "x"}
+    ),
     "an answer is an index": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(pred=0),
     "an answer is null": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(pred=None),
     "an answer says more": lambda d: d["blimp"]["wh_island"]["predictions"][0].update(gold=0),
@@ -156,24 +193,39 @@ def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(leaderboard, "schema", lambda name: schema)
     WRONG[wrong](document)
     with pytest.raises(DataError, match=r"not as babylm-2025\.json has it"):
-        leaderboard.check(document, "babylm-2025")
+        leaderboard.validate_document(document, "babylm-2025")
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([-1.0, -2.0, -2.5]), min_size=2, max_size=4), min_size=1, max_size=30),
+    st.lists(
+        st.lists(st.sampled_from([-1.0, -2.0, -2.5]), min_size=2, max_size=4),
+        min_size=1,
+        max_size=30,
+    ),
     st.sampled_from(["half", "strict", "random", "first"]),
     st.sampled_from(["random", "first"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_text_is_always_one_of_the_best_and_the_best_where_there_is_one(scores: Any, ties: str, rule: Any) -> None:
-    made = [Item(f"g_{n}", tuple(Option(str(k)) for k in range(len(s))), 0, {"g": "g"}) for n, s in enumerate(scores)]
+def test_the_text_is_always_one_of_the_best_and_the_best_where_there_is_one(
+    scores: Any, ties: str, rule: Any
+) -> None:
+    made = [
+        Item(f"g_{n}", tuple(Option(str(k)) for k in range(len(s))), 0, {"g": "g"})
+        for n, s in enumerate(scores)
+    ]
     suite = Suite("s", "1", "", "", "accuracy", ("g",), ("g",), tuple(made), "d")
-    predictions = [toy.prediction(item, scores=tuple(s)) for item, s in zip(made, scores, strict=True)]
+    predictions = [
+        toy.prediction(item, scores=tuple(s)) for item, s in zip(made, scores, strict=True)
+    ]
     part = leaderboard.PartSpec(key="s")
-    answers, _ = texts_chosen(part, predictions, suite, toy.scored("s", [], ties=ties), rule)
-    again, _ = texts_chosen(part, predictions[::-1], suite, toy.scored("s", [], ties=ties), rule)
+    answers, _ = build_text_answers(part, predictions, suite, toy.scored("s", [], ties=ties), rule)
+    again, _ = build_text_answers(
+        part, predictions[::-1], suite, toy.scored("s", [], ties=ties), rule
+    )
     rows = answers["g"]["predictions"]
-    assert rows == again["g"]["predictions"][::-1]  # an item's answer depends on nothing but the item
+    assert (
+        rows == again["g"]["predictions"][::-1]
+    )  # an item's answer depends on nothing but the item
     for row, s in zip(rows, scores, strict=True):
         assert s[int(row["pred"])] == max(s)
         assert rule != "first" or int(row["pred"]) == s.index(max(s))
@@ -183,30 +235,44 @@ def test_the_text_is_always_one_of_the_best_and_the_best_where_there_is_one(scor
 def test_texts_are_those_of_the_official_files(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read again from the files, line by line, the slow way: the n-th answer of a group is a text of its n-th line."""
+    """Read again from the files, line by line, the slow way: the n-th answer of a group is a text
+    of its n-th line.
+    """
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
-    suite = loader.load(name)
+    suite = loader.load_suite(name)
     predictions = [toy.prediction(item, n % 2) for n, item in enumerate(suite.items)]
     cell = toy.scored(name, predictions, suite_digest=suite.digest)
-    final = runs.read(toy.write(tmp_path / "run", "m", [(cell, predictions)]))
-    board = leaderboard.leaderboard("2025")
-    document = Collator(board, "strict-small", final, {}, loader.load, "causal").collate({}).document
-    ((key, groups),) = ((key, value) for key, value in document.items() if key != "fast_eval_results")
-    assert {group: len(rows["predictions"]) for group, rows in groups.items()} == leaderboard.sizes(board.name, key)
+    final = runs.open_run(toy.write(tmp_path / "run", "m", [(cell, predictions)]))
+    board = leaderboard.load_leaderboard("2025")
+    document = (
+        LeaderboardFileBuilder(board, "strict-small", final, {}, loader.load_suite, "causal")
+        .build({})
+        .document
+    )
+    ((key, groups),) = (
+        (key, value) for key, value in document.items() if key != "fast_eval_results"
+    )
+    assert {
+        group: len(rows["predictions"]) for group, rows in groups.items()
+    } == leaderboard.expected_counts(board.name, key)
     answered = [row["pred"] for rows in groups.values() for row in rows["predictions"]]
     possible = [
-        option.text[slice(*option.span)] if option.span else option.text for i in suite.items for option in i.options
+        option.text[slice(*option.span)] if option.span else option.text
+        for i in suite.items
+        for option in i.options
     ]
     assert set(answered) <= set(possible)
     for group, rows in groups.items():
-        assert [row["id"] for row in rows["predictions"]] == [f"{group}_{n}" for n in range(len(rows["predictions"]))]
+        assert [row["id"] for row in rows["predictions"]] == [
+            f"{group}_{n}" for n in range(len(rows["predictions"]))
+        ]
 
 
 @pytest.mark.parametrize("year", YEARS)
 def test_official_counts_are_those_of_the_official_collators(year: str) -> None:
     """Their tables against our schemas, which say nothing of each other."""
     for part, wanted in official_collators.sizes(year).items():
-        ours = leaderboard.sizes(f"babylm-{year}", part)
+        ours = leaderboard.expected_counts(f"babylm-{year}", part)
         assert {key.lower(): n for key, n in ours.items()} == wanted
     for part, n in official_collators.GLOBAL_PIQA.items() if year == "2026" else ():
-        assert leaderboard.entries(f"babylm-{year}", part) == n
+        assert leaderboard.expected_subkeys(f"babylm-{year}", part) == n

@@ -1,4 +1,6 @@
-"""Ties in a leaderboard's file: answered as the year's official code answers, and told, whatever the run's own rule."""
+"""Ties in a leaderboard's file: answered as the year's official code answers, and told, whatever
+the run's own rule.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from official_collators import first_of_the_best, shares_right
 from antlm_bench import runs
 from antlm_bench.commands.submit import Submission, submit
 from antlm_bench.exports import leaderboard
-from antlm_bench.exports.leaderboard_file import Collator
+from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder
 from antlm_bench.metrics import summarize
 from antlm_bench.suites import loader
 from antlm_bench.types import Cell, Item, Prediction, Run
@@ -26,7 +28,7 @@ MOST = 8  # items per group
 PARTS = [
     pytest.param(year, part, id=f"{year}-{part.key}")
     for year in ("2024", "2025")
-    for part in leaderboard.leaderboard(year).part
+    for part in leaderboard.load_leaderboard(year).part
     if part.suite in toy.SPECS
 ]
 
@@ -34,11 +36,13 @@ PARTS = [
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, MOST))
-    monkeypatch.setattr(loader, "load", lambda name, **_: toy.toy_suite(name, MOST))
+    monkeypatch.setattr(loader, "load_suite", lambda name, **_: toy.toy_suite(name, MOST))
 
 
 def planted(suite: str, share: float = 0.5) -> list[Prediction]:
-    """A model with ties, half of them between options of which the right one is none where there are more than two."""
+    """A model with ties, half of them between options of which the right one is none where there
+    are more than two.
+    """
     rng = random.Random(f"{suite} {share}")
     made = []
     for item in toy.toy_suite(suite, MOST).items:
@@ -50,7 +54,9 @@ def planted(suite: str, share: float = 0.5) -> list[Prediction]:
     return made
 
 
-def cell_of(suite: str, predictions: list[Prediction], ties: str = "half", year: str = "2025") -> Cell:
+def cell_of(
+    suite: str, predictions: list[Prediction], ties: str = "half", year: str = "2025"
+) -> Cell:
     """As `score` leaves it, with a summary by a rule of the run's own."""
     spec = toy.SPECS[suite]
     known = {"macro": spec.macro, "groups": spec.groups[-1:], "ties": ties}
@@ -59,8 +65,12 @@ def cell_of(suite: str, predictions: list[Prediction], ties: str = "half", year:
     return Cell(suite, "causal", "k", known | toy.CONVENTIONS[year], summary)
 
 
-def sent(folder: Path, year: str, suite: str, predictions: list[Prediction], **options: Any) -> tuple[Any, Submission]:
-    final = toy.write(folder, "m", [(cell_of(suite, predictions, options.pop("run", "half"), year), predictions)])
+def sent(
+    folder: Path, year: str, suite: str, predictions: list[Prediction], **options: Any
+) -> tuple[Any, Submission]:
+    final = toy.write(
+        folder, "m", [(cell_of(suite, predictions, options.pop("run", "half"), year), predictions)]
+    )
     out = folder / "file.json"
     done = submit([final], year=year, track="strict-small", out=out, allow_partial=True, **options)
     raw = done.path.read_bytes()
@@ -89,17 +99,24 @@ def test_a_tie_is_answered_as_the_official_code_answers_it(
     wanted: dict[str, list[str]] = {}
     for item, prediction in zip(toy.toy_suite(part.suite, MOST).items, predictions, strict=True):
         key = item.labels[toy.SPECS[part.suite].groups[-1]]
-        wanted.setdefault(key, []).append(text(year, part, item, first_of_the_best(prediction.scores)))
+        wanted.setdefault(key, []).append(
+            text(year, part, item, first_of_the_best(prediction.scores))
+        )
     assert texts_of(document[part.key]) == wanted
     tied = sum(Counter(p.scores)[max(p.scores)] > 1 for p in predictions)
-    assert any(note.startswith(f"{part.suite}: {tied} ties, given to the first option") for note in done.notes)
+    assert any(
+        note.startswith(f"{part.suite}: {tied} ties, given to the first option")
+        for note in done.notes
+    )
 
 
 @pytest.mark.parametrize("suite", ["blimp-filtered", "entity-tracking-2025"])
-def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(suite: str, tmp_path: Path) -> None:
+def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(
+    suite: str, tmp_path: Path
+) -> None:
     """Against files of both rules, marked by the official scorer."""
     predictions, marks = planted(suite), {}
-    part = next(part for part in leaderboard.leaderboard("2025").part if part.suite == suite)
+    part = next(part for part in leaderboard.load_leaderboard("2025").part if part.suite == suite)
     toys = toy.toy_suite(suite, MOST).items
     ties = {p.id for p in predictions if Counter(p.scores)[max(p.scores)] > 1}
     targets: dict[str, list[str]] = {}
@@ -111,16 +128,25 @@ def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(suite: str, t
         document, done = sent(tmp_path / rule, "2025", suite, predictions, ties=rule)
         shares = shares_right(texts_of(document[part.key]), targets)
         right = {
-            row["id"]: "right" in row["pred"] for value in document[part.key].values() for row in value["predictions"]
+            row["id"]: "right" in row["pred"]
+            for value in document[part.key].values()
+            for row in value["predictions"]
         }
-        marks[rule] = f"{sum(right[one] for one in ties)} right, {100 * sum(shares.values()) / len(shares):.2f} in all"
+        marks[rule] = (
+            f"{sum(right[one] for one in ties)} right, {100 * sum(shares.values()) / len(shares):.2f} in all"
+        )
         (notes[rule],) = [note for note in done.notes if note.startswith(suite)]
-    first, drawn = f"given to the first option: {marks['first']}", f"drawn by the item's id: {marks['random']}"
+    first, drawn = (
+        f"given to the first option: {marks['first']}",
+        f"drawn by the item's id: {marks['random']}",
+    )
     assert notes["first"] == f"{suite}: {len(ties)} ties, {first}; {drawn}"
     assert notes["random"] == f"{suite}: {len(ties)} ties, {drawn}; {first}"
 
 
-@pytest.mark.parametrize("part", leaderboard.leaderboard("2025").fast[:4], ids=lambda part: part.key)
+@pytest.mark.parametrize(
+    "part", leaderboard.load_leaderboard("2025").fast[:4], ids=lambda part: part.key
+)
 def test_fast_scores_are_those_that_the_official_collator_makes_of_the_answers(
     part: leaderboard.PartSpec, tmp_path: Path
 ) -> None:
@@ -130,11 +156,15 @@ def test_fast_scores_are_those_that_the_official_collator_makes_of_the_answers(
     for number, share in zip((1, 2, 3), (0.0, 0.4, 1.0), strict=True):
         predictions = planted(part.suite, share)
         cells = [(cell_of(part.suite, predictions), predictions)]
-        checkpoints[number] = runs.read(toy.write(tmp_path / f"r{number}", f"chck_{number}M", cells))
+        checkpoints[number] = runs.open_run(
+            toy.write(tmp_path / f"r{number}", f"chck_{number}M", cells)
+        )
         answers: dict[str, list[str]] = {}
         targets: dict[str, list[str]] = {}
         for item, prediction in zip(toys, predictions, strict=True):
-            answers.setdefault(item.labels[level], []).append(item.options[first_of_the_best(prediction.scores)].text)
+            answers.setdefault(item.labels[level], []).append(
+                item.options[first_of_the_best(prediction.scores)].text
+            )
             targets.setdefault(item.labels[level], []).append(item.options[0].text)
         wanted.append(shares_right(answers, targets))
     made = fast_entries(part, checkpoints)
@@ -145,17 +175,23 @@ def test_fast_scores_are_those_that_the_official_collator_makes_of_the_answers(
 def fast_entries(part: leaderboard.PartSpec, checkpoints: Mapping[int, Run]) -> list[Any]:
     """What stands in the file of a track with three milestones."""
     track = leaderboard.TrackSpec(names=("strict-small",), milestones=(1, 2, 3))
-    board = leaderboard.leaderboard("2025").model_copy(update={"track": (track,)})
-    collation = Collator(board, "strict-small", checkpoints[3], checkpoints, toy.toy_suite, "causal")
-    made = collation.collate({})
-    assert any(note.startswith(f"fast_eval_results.{part.key}: ") and "first option" in note for note in made.notes)
+    board = leaderboard.load_leaderboard("2025").model_copy(update={"track": (track,)})
+    collation = LeaderboardFileBuilder(
+        board, "strict-small", checkpoints[3], checkpoints, toy.toy_suite, "causal"
+    )
+    made = collation.build({})
+    assert any(
+        note.startswith(f"fast_eval_results.{part.key}: ") and "first option" in note
+        for note in made.notes
+    )
     return list(made.document["fast_eval_results"][part.key])
 
 
 def test_of_two_equal_texts_either_counts_as_right(tmp_path: Path) -> None:
     """The official scorer compares texts: no rule moves the score of such a pair."""
     predictions = [
-        toy.prediction(i, scores=(-1.0, -1.0), flags=("identical",)) for i in toy.toy_suite("supplement", MOST).items
+        toy.prediction(i, scores=(-1.0, -1.0), flags=("identical",))
+        for i in toy.toy_suite("supplement", MOST).items
     ]
     for rule in ("first", "random"):
         _, done = sent(tmp_path / rule, "2025", "supplement", predictions, ties=rule)
@@ -178,10 +214,16 @@ def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> 
     predictions[0] = Prediction(lost.id, lost.gold, 0, (), (), (), lost.labels, ("too-long",))
     whole = planted("wug-past")
     cells = [
-        (cell_of(name, some, "half", "2025"), some) for name, some in (("wug-adj", predictions), ("wug-past", whole))
+        (cell_of(name, some, "half", "2025"), some)
+        for name, some in (("wug-adj", predictions), ("wug-past", whole))
     ]
     final = toy.write(tmp_path, "m", cells)
-    done = submit([final], year="2025", track="strict-small", out=tmp_path / "file.json", allow_partial=True)
+    done = submit(
+        [final], year="2025", track="strict-small", out=tmp_path / "file.json", allow_partial=True
+    )
     document = json.loads(done.path.read_text())
     (hole,) = [missing for missing in done.missing if missing.key == "wug_adj"]
-    assert "wug_adj" not in document and hole.why == "1 items do not fit the model, and have no probability"
+    assert (
+        "wug_adj" not in document
+        and hole.reason == "1 items do not fit the model, and have no probability"
+    )

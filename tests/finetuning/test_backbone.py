@@ -1,4 +1,6 @@
-"""A checkpoint opened to be finetuned: the same facts as when it is scored, and a body that can be trained."""
+"""A checkpoint opened to be finetuned: the same facts as when it is scored, and a body that can be
+trained.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +10,56 @@ from small_models import make
 from tiny import model_for, tokenizer_for
 from toy_bodies import task
 
-from antlm_bench.checkpoints import CARD, OpenOptions, open_body, open_checkpoint, settings
+from antlm_bench.checkpoints import (
+    CARD_KEY,
+    OpenOptions,
+    key_settings,
+    open_backbone,
+    open_checkpoint,
+)
 from antlm_bench.errors import CheckpointError
-from antlm_bench.finetuning.loop import Conditions, finetune
+from antlm_bench.finetuning.loop import FinetuneSettings, finetune
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_a_body_is_described_as_the_scored_checkpoint_is(make_checkpoint, kind):
     folder = str(make_checkpoint(kind, mask=kind == "masked"))
-    body, scored = open_body(folder), open_checkpoint(folder)
+    body, scored = open_backbone(folder), open_checkpoint(folder)
     of_the_engine = {"shortcuts", "self_test"}  # finetuning uses the library's own layers
-    assert body.describe == {k: v for k, v in scored.describe.items() if k not in of_the_engine}
-    assert settings(body) == settings(scored)
+    assert body.metadata == {k: v for k, v in scored.metadata.items() if k not in of_the_engine}
+    assert key_settings(body) == key_settings(scored)
     assert (body.name, body.kind, body.max_length) == (scored.name, scored.kind, scored.max_length)
     assert body.attends == scored.attends
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_a_body_is_the_library_s_own_without_its_language_model_head(make_checkpoint, kind):
-    body = open_body(str(make_checkpoint(kind, mask=kind == "masked")))
+    body = open_backbone(str(make_checkpoint(kind, mask=kind == "masked")))
     plain = model_for(kind, 0).base_model
     ids = torch.arange(5, 25).view(2, 10)
     with torch.no_grad():
         torch.testing.assert_close(body.model(ids)[0], plain(ids)[0], atol=1e-5, rtol=1e-5)
-    assert not any("lm_head" in name or "decoder" in name for name, _ in body.model.named_parameters())
+    assert not any(
+        "lm_head" in name or "decoder" in name for name, _ in body.model.named_parameters()
+    )
     assert body.model.config._attn_implementation == "sdpa" and body.model.dtype == torch.float32
 
 
 def test_a_hybrid_s_card_opens_both_attentions_and_each_is_finetuned(tmp_path):
     model = make("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
-    setattr(model.config, CARD, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
+    setattr(model.config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     model.save_pretrained(tmp_path)
     tokenizer_for("masked", True).save_pretrained(tmp_path)
-    body = open_body(str(tmp_path))
-    assert body.attends == {"causal", "full"} and body.trained_for == ("mntp", "causal")
+    body = open_backbone(str(tmp_path))
+    assert body.attends == {"causal", "full"} and body.trained_methods == ("mntp", "causal")
     toy = task(60, 20, epochs=1)
-    full, causal = (finetune(body, toy, 1, way, Conditions("cpu")) for way in ("full", "causal"))
+    full, causal = (
+        finetune(body, toy, 1, way, FinetuneSettings("cpu")) for way in ("full", "causal")
+    )
     assert [p.scores for p in full.predictions] != [p.scores for p in causal.predictions]
     assert (full.history["pooling"], causal.history["pooling"]) == ("first", "last")
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(CheckpointError):
-        open_body(str(tmp_path), OpenOptions())
+        open_backbone(str(tmp_path), OpenOptions())

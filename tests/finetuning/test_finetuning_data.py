@@ -16,10 +16,15 @@ from toy_bodies import body_of, example
 from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
-from antlm_bench.finetuning.batches import padded
-from antlm_bench.finetuning.data import encode, encode_by_tokenizer, fitted, frame
-from antlm_bench.scoring.text import specials
-from antlm_bench.training.corpus import SPECIALS, train_tokenizer
+from antlm_bench.finetuning.batches import pad_batch
+from antlm_bench.finetuning.data import (
+    encode_examples,
+    encode_with_tokenizer,
+    resolve_special_tokens,
+    truncate_pair,
+)
+from antlm_bench.scoring.text import build_specials
+from antlm_bench.training.corpus import SPECIAL_TOKENS, train_tokenizer
 from antlm_bench.training.recipe import CorpusSpec, TokenizerSpec
 from antlm_bench.types import Example
 
@@ -42,17 +47,20 @@ def slowly(first: int, second: int, room: int) -> tuple[int, int]:
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 70))
 def test_the_longer_text_loses_its_end_token_by_token(first, second, room):
-    assert fitted(first, second, room) == slowly(first, second, room)
+    assert truncate_pair(first, second, room) == slowly(first, second, room)
 
 
 def test_masked_rows_have_the_specials_of_their_training_around_and_the_separator_between(masked):
-    row = encode(masked, "full", [Example("e", "the cat", "a dog", 0)], 40).ids[0].tolist()
-    ids = [masked.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat", "a dog")]
+    row = encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 40).ids[0].tolist()
+    ids = [
+        masked.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("the cat", "a dog")
+    ]
     assert row == [1, *ids[0], 2, *ids[1], 2]
 
 
 def test_causal_rows_begin_with_bos_and_end_with_the_text(causal):
-    row = encode(causal, "causal", [Example("e", "the cat", "", 0)], 40).ids[0].tolist()
+    row = encode_examples(causal, "causal", [Example("e", "the cat", "", 0)], 40).ids[0].tolist()
     assert row == [1, *causal.tokenizer("the cat", add_special_tokens=False)["input_ids"]]
 
 
@@ -61,16 +69,18 @@ def test_causal_rows_end_as_the_tokenizers_own_template_does():
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    assert frame(body, "causal").after == (2,)
+    assert resolve_special_tokens(body, "causal").after == (2,)
 
 
-@pytest.mark.parametrize(("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))])
+@pytest.mark.parametrize(
+    ("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))]
+)
 def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, between):
     body = body_of(model_for("masked", 0), "masked")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    assert frame(body, "full").between == between
+    assert resolve_special_tokens(body, "full").between == between
 
 
 @pytest.mark.parametrize("eos", [False, True])
@@ -78,45 +88,56 @@ def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, b
 def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     """Else a checkpoint of ours would be finetuned on other rows here than by the official code."""
     corpus = CorpusSpec(document="file", eos=eos)
-    tokenizer = train_tokenizer(iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus)
+    tokenizer = train_tokenizer(
+        iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus
+    )
     body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
-    around = {a: specials(wrapped, a, "auto") for a in ("causal", "full")}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+    around = {a: build_specials(wrapped, a, "auto") for a in ("causal", "full")}
     body = replace(body, tokenizer=wrapped, around=around)
     pairs = [Example("e", "the cat", "a dog", 0), Example("f", "the cat sees", "", 1)]
-    ours, theirs = encode(body, attention, pairs, 40), encode_by_tokenizer(body, pairs, 40)
+    ours, theirs = (
+        encode_examples(body, attention, pairs, 40),
+        encode_with_tokenizer(body, pairs, 40),
+    )
     assert [row.tolist() for row in ours.ids] == [row.tolist() for row in theirs.ids]
     assert ours.ids[0].tolist().count(2 if eos else 1) == 2
 
 
 def test_without_separator_and_eos_a_line_end_stands_between():
     body = body_of(model_for("causal", 0), "causal", adds=False)
-    assert frame(body, "causal").between == (body.tokenizer.eos_token_id,)
+    assert resolve_special_tokens(body, "causal").between == (body.tokenizer.eos_token_id,)
     body.tokenizer.eos_token = None
-    assert body.tokenizer.decode(frame(body, "causal").between).strip(" ") == "\n"
+    assert body.tokenizer.decode(resolve_special_tokens(body, "causal").between).strip(" ") == "\n"
 
 
 def test_a_text_too_long_is_cut_counted_and_its_characters_told(masked):
     long = Example("e", "the cat sees " * 20, "a dog", 0)
-    rows = encode(masked, "full", [long, Example("f", "the cat", "a dog", 1)], 16)
-    assert rows.cut.tolist() == [True, False]
+    rows = encode_examples(masked, "full", [long, Example("f", "the cat", "a dog", 1)], 16)
+    assert rows.truncated.tolist() == [True, False]
     assert rows.lengths.tolist() == [16, len(rows.ids[1])]
     whole = masked.tokenizer(long.first, add_special_tokens=False)["input_ids"]
     second = masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]
     kept = 16 - 3 - len(second)
     assert rows.ids[0].tolist() == [1, *whole[:kept], 2, *second, 2]
-    assert rows.characters[0] == len(masked.tokenizer.decode(whole[:kept]).strip()) + len("a dog")
-    assert rows.characters[1] == len("the cat") + len("a dog")
+    assert rows.characters_read[0] == len(masked.tokenizer.decode(whole[:kept]).strip()) + len(
+        "a dog"
+    )
+    assert rows.characters_read[1] == len("the cat") + len("a dog")
 
 
 def test_token_types_tell_the_second_text_and_padding_is_on_the_right(masked):
-    rows = encode(masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40)
-    made = padded(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
+    rows = encode_examples(
+        masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40
+    )
+    made = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
     second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
     first = len(rows.ids[0]) - second
-    assert made.types[0].tolist() == [0] * first + [1] * second
-    assert not made.types[1].any() and not made.whole
-    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.text()[1].sum() == len(rows.ids[1])
+    assert made.token_type_ids[0].tolist() == [0] * first + [1] * second
+    assert not made.token_type_ids[1].any() and not made.unpadded
+    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.token_mask()[1].sum() == len(
+        rows.ids[1]
+    )
 
 
 def test_every_paragraph_is_tokenised_once(masked, monkeypatch):
@@ -128,23 +149,31 @@ def test_every_paragraph_is_tokenised_once(masked, monkeypatch):
         return plain(self, texts, *args, **more)
 
     monkeypatch.setattr(type(masked.tokenizer), "__call__", spy)
-    encode(masked, "full", [Example(str(i), "the cat", f"a {i}", 0) for i in range(5)], 40)
+    encode_examples(masked, "full", [Example(str(i), "the cat", f"a {i}", 0) for i in range(5)], 40)
     bulk = [texts for texts in seen if isinstance(texts, list)]
     assert len(bulk) == 1 and len(bulk[0]) == len(set(bulk[0])) == 6
 
 
 def test_what_cannot_be_a_row_is_said(masked):
     with pytest.raises(UsageError, match="no room for text"):
-        encode(masked, "full", [Example("e", "the cat", "a dog", 0)], 4)
+        encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 4)
     with pytest.raises(DataError, match="no token") as error:
-        encode(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
-    assert error.value.place == "empty_7"
+        encode_examples(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
+    assert error.value.location == "empty_7"
 
 
 def test_what_a_tokenizer_does_not_know_is_flagged_per_example(masked):
-    losing, unknowing = replace(masked, tokenizer=toys.gemma_like()), replace(masked, tokenizer=toys.unigram())
+    losing, unknowing = (
+        replace(masked, tokenizer=toys.gemma_like()),
+        replace(masked, tokenizer=toys.unigram()),
+    )
     examples = [Example("a", "the cat", "a dog", 0), Example("b", "the cat", "a ☕ dog", 0)]
-    assert encode(losing, "full", examples, 40).flags == ((), ("lost",))
-    assert encode(unknowing, "full", examples, 40).flags == ((), ("unk",))
+    assert encode_examples(losing, "full", examples, 40).flags == ((), ("lost",))
+    assert encode_examples(unknowing, "full", examples, 40).flags == ((), ("unk",))
     with pytest.raises(CheckpointError, match="cannot read 'a zebra'"):
-        encode(replace(masked, tokenizer=toys.word_level()), "full", [Example("z", "the cat", "a zebra", 0)], 40)
+        encode_examples(
+            replace(masked, tokenizer=toys.word_level()),
+            "full",
+            [Example("z", "the cat", "a zebra", 0)],
+            40,
+        )

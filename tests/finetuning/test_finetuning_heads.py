@@ -1,4 +1,6 @@
-"""A classifier gives the same logits alone and in company, padded or not, whichever way its body attends."""
+"""A classifier gives the same logits alone and in company, padded or not, whichever way its body
+attends.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from torch.nn import functional
 from toy_bodies import body_of, example, task
 
 from antlm_bench.errors import UsageError
-from antlm_bench.finetuning.batches import Padded, padded
-from antlm_bench.finetuning.data import encode, padding
-from antlm_bench.finetuning.heads import Head, classifier, pooling_of
-from antlm_bench.finetuning.loop import Conditions, Learner, finetune
+from antlm_bench.finetuning.batches import PaddedBatch, pad_batch
+from antlm_bench.finetuning.data import encode_examples, resolve_pad_id
+from antlm_bench.finetuning.heads import ClassificationHead, build_classifier, resolve_pooling
+from antlm_bench.finetuning.loop import ClassifierTrainer, FinetuneSettings, finetune
 from antlm_bench.scoring.text import Specials
 
 CPU = torch.device("cpu")
@@ -30,20 +32,29 @@ def body_named(name: str, both: bool = False):
         return body_of(model, "causal" if both else "masked", both=both)
     classes = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM",
                "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}  # fmt: skip
-    more = {"gpt2": {"n_positions": 64, "pad_token_id": None}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-            "roberta": {"max_position_embeddings": 80}, "llama": {"num_key_value_heads": 2}}  # fmt: skip
+    more = {
+        "gpt2": {"n_positions": 64, "pad_token_id": None},
+        "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        # fmt: skip
+        "roberta": {"max_position_embeddings": 80},
+        "llama": {"num_key_value_heads": 2},
+    }
     model = model_for("", 0, classes[name], **more.get(name, {}))
     return body_of(model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both)
 
 
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
     """In evaluation mode; `extra`: so many columns of padding more than are needed."""
-    model = classifier(body, attention, pooling, 3, 0.1, 0).eval()
-    made = padded(rows, np.array(chosen), padding(body), body.typed, CPU)
+    model = build_classifier(body, attention, pooling, 3, 0.1, 0).eval()
+    made = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.typed, CPU)
     if extra:
-        fill = torch.full((len(chosen), extra), padding(body))
-        types = None if made.types is None else torch.cat([made.types, torch.zeros_like(fill)], 1)
-        made = Padded(torch.cat([made.ids, fill], 1), made.lengths, types, False)
+        fill = torch.full((len(chosen), extra), resolve_pad_id(body))
+        types = (
+            None
+            if made.token_type_ids is None
+            else torch.cat([made.token_type_ids, torch.zeros_like(fill)], 1)
+        )
+        made = PaddedBatch(torch.cat([made.ids, fill], 1), made.lengths, types, False)
     with torch.no_grad():
         return model(made)
 
@@ -58,13 +69,17 @@ WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mea
 @pytest.mark.parametrize(("name", "way", "pooling"), WAYS)
 def test_padding_never_moves_a_logit(name, way, pooling):
     body = body_named(name, both=bool(way))
-    attention = way or body.natively
-    pooling = pooling_of(body, attention, pooling)
-    rows = encode(body, attention, [example(i) for i in range(8)], 40)
+    attention = way or body.native_attention
+    pooling = resolve_pooling(body, attention, pooling)
+    rows = encode_examples(body, attention, [example(i) for i in range(8)], 40)
     alone = torch.cat([logits(body, attention, pooling, rows, [i]) for i in range(8)])
     assert len(set(rows.lengths.tolist())) > 2
-    torch.testing.assert_close(logits(body, attention, pooling, rows, range(8)), alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(body, attention, pooling, rows, range(8), 7), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(body, attention, pooling, rows, range(8)), alone, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        logits(body, attention, pooling, rows, range(8), 7), alone, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,44 +95,54 @@ def test_padding_never_moves_a_logit(name, way, pooling):
 def test_the_last_layer_works_where_it_is_read_and_nothing_changes(name, way, pooling):
     """Logits and gradients, narrowed and whole, without dropout."""
     body = body_named(name, both=name != "gpt2")
-    rows = padded(encode(body, way, [example(i) for i in range(6)], 40), np.arange(6), padding(body), False, CPU)
-    model = classifier(body, way, pooling, 3, 0.0, 0).eval()
-    assert model.narrows
+    rows = pad_batch(
+        encode_examples(body, way, [example(i) for i in range(6)], 40),
+        np.arange(6),
+        resolve_pad_id(body),
+        False,
+        CPU,
+    )
+    model = build_classifier(body, way, pooling, 3, 0.0, 0).eval()
+    assert model.narrows_last_layer
     found = []
-    for model.narrows in (True, False):
+    for model.narrows_last_layer in (True, False):
         model.zero_grad()
         made = model(rows)
         made.square().sum().backward()
-        found.append((made.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+        found.append(
+            (made.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
+        )
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_feed_forward_that_must_see_everything_is_left_whole():
     """Of the mean, or in a layer that is passed twice."""
-    assert not classifier(body_named("llama"), "causal", "mean", 2, 0.0, 0).narrows
+    assert not build_classifier(body_named("llama"), "causal", "mean", 2, 0.0, 0).narrows_last_layer
     twice = body_named("llama")
     twice.model.layers[0] = twice.model.layers[-1]
-    assert not classifier(twice, "causal", "last", 2, 0.0, 0).narrows
+    assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).narrows_last_layer
 
 
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])
 def test_the_two_attentions_of_a_hybrid_differ_and_look_where_they_should(name):
-    """Read at the first token, a row that attends in full sees the last one; causally, the last alone sees it."""
+    """Read at the first token, a row that attends in full sees the last one; causally, the last
+    alone sees it.
+    """
     body = body_named(name, both=True)
     ids = torch.arange(5, 17)[None].repeat(2, 1)
     ids[1, -1] = 30
     for attention, sees in (("causal", False), ("full", True)):
-        model = classifier(body, attention, "first", 2, 0.0, 0).eval()
+        model = build_classifier(body, attention, "first", 2, 0.0, 0).eval()
         with torch.no_grad():
-            first = [model.pooled(_row(ids[i : i + 1])) for i in range(2)]
+            first = [model.pool_hidden_states(_row(ids[i : i + 1])) for i in range(2)]
             model.pooling = "last"
-            last = [model.pooled(_row(ids[i : i + 1])) for i in range(2)]
+            last = [model.pool_hidden_states(_row(ids[i : i + 1])) for i in range(2)]
         assert (not torch.allclose(first[0], first[1], atol=1e-5)) == sees
         assert not torch.allclose(last[0], last[1], atol=1e-5)
 
 
 def _row(ids: torch.Tensor):
-    return Padded(ids, torch.tensor([ids.shape[1]]), None, True)
+    return PaddedBatch(ids, torch.tensor([ids.shape[1]]), None, True)
 
 
 @pytest.mark.parametrize(("name", "attention"), BOTH)
@@ -127,62 +152,76 @@ def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
     ids = torch.arange(5, 15)[None]
     mask = torch.ones(1, 1, 10, 10, dtype=torch.bool)
     with torch.no_grad():
-        hidden = body.model(input_ids=ids, attention_mask=mask.tril() if attention == "causal" else mask)[0]
-        model = classifier(body, attention, "mean", 2, 0.0, 0).eval()
-        torch.testing.assert_close(model.pooled(_row(ids)), hidden.mean(1), atol=1e-5, rtol=1e-5)
+        hidden = body.model(
+            input_ids=ids, attention_mask=mask.tril() if attention == "causal" else mask
+        )[0]
+        model = build_classifier(body, attention, "mean", 2, 0.0, 0).eval()
+        torch.testing.assert_close(
+            model.pool_hidden_states(_row(ids)), hidden.mean(1), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_pooling_follows_from_attention_and_tokenizer():
     causal, masked = body_named("llama", both=True), body_named("bert")
-    assert pooling_of(causal, "causal", "auto") == "last"
-    assert pooling_of(masked, "full", "auto") == "first"
-    assert pooling_of(masked, "full", "mean") == "mean"
+    assert resolve_pooling(causal, "causal", "auto") == "last"
+    assert resolve_pooling(masked, "full", "auto") == "first"
+    assert resolve_pooling(masked, "full", "mean") == "mean"
     bare = body_of(model_for("masked", 0), "masked", adds=False)
-    assert pooling_of(bare, "full", "auto") == "first"  # a cls token there is, though no template names it
+    assert (
+        resolve_pooling(bare, "full", "auto") == "first"
+    )  # a cls token there is, though no template names it
     bare = dataclasses.replace(bare, around={"full": Specials()})
-    assert pooling_of(bare, "full", "auto") == "mean"
+    assert resolve_pooling(bare, "full", "auto") == "mean"
 
 
 def test_the_head_is_the_one_that_is_described():
-    head, x = Head(8, 3, 0.5, seed=4).eval(), torch.randn(5, 8)
+    head, x = ClassificationHead(8, 3, 0.5, seed=4).eval(), torch.randn(5, 8)
     plain = functional.layer_norm(x, (8,)) @ head[1].weight.T + head[1].bias
     plain = functional.layer_norm(functional.gelu(plain), (8,)) @ head[5].weight.T + head[5].bias
     torch.testing.assert_close(head(x), plain)
     std = (2 / (5 * 8)) ** 0.5
     assert head[1].weight.abs().max() <= 2 * std and 0.6 * std < head[1].weight.std() < std
-    assert torch.equal(head[1].weight, Head(8, 3, 0.5, seed=4)[1].weight)
-    assert not torch.equal(head[1].weight, Head(8, 3, 0.5, seed=5)[1].weight)
+    assert torch.equal(head[1].weight, ClassificationHead(8, 3, 0.5, seed=4)[1].weight)
+    assert not torch.equal(head[1].weight, ClassificationHead(8, 3, 0.5, seed=5)[1].weight)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ltg-bert"])
 def test_adapters_and_head_are_all_that_low_rank_training_changes(name):
     body = body_named(name)
-    learner = Learner(body, task(20, 5), 1, body.natively, Conditions("cpu", lora=3))
+    learner = ClassifierTrainer(
+        body, task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
+    )
     learned = [n for n, p in learner.model.named_parameters() if p.requires_grad]
     assert all("lora_" in n or n.startswith("head.") for n in learned)
     linear = [n for n, m in body.model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
     assert sum("lora_A" in n for n in learned) == len(linear)
     groups = [p for group in learner.optimizer.param_groups for p in group["params"]]
     assert len(groups) == len(learned)
-    rows = encode(body, body.natively, learner.task.train, 40)
-    learner.learn(rows, rows, None)
-    after = {n.replace(".base_layer", ""): p for n, p in learner.model.body.named_parameters() if "lora_" not in n}
+    rows = encode_examples(body, body.native_attention, learner.task.train, 40)
+    learner.train(rows, rows, None)
+    after = {
+        n.replace(".base_layer", ""): p
+        for n, p in learner.model.backbone.named_parameters()
+        if "lora_" not in n
+    }
     assert all(torch.equal(p, after[n]) for n, p in body.model.named_parameters())
 
 
 def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UsageError, match="pip install"):
-        classifier(body_named("llama"), "causal", "last", 2, 0.1, 0, lora=2)
+        build_classifier(body_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
     body = body_named(name)
     toy = task(200, 60, epochs=6, lr=2e-3)
-    outcome = finetune(body, toy, 1, body.natively, Conditions("cpu", dtype="bfloat16"))
+    outcome = finetune(
+        body, toy, 1, body.native_attention, FinetuneSettings("cpu", dtype="bfloat16")
+    )
     assert np.isfinite([p.scores for p in outcome.predictions]).all()
     assert outcome.history["epochs"][-1]["loss"] < 0.7
-    plain = finetune(body, toy, 1, body.natively, Conditions("cpu"))
+    plain = finetune(body, toy, 1, body.native_attention, FinetuneSettings("cpu"))
     losses = [[epoch["loss"] for epoch in o.history["epochs"]] for o in (outcome, plain)]
     assert losses[0] != losses[1] and losses[0][0] == pytest.approx(losses[1][0], rel=0.1)

@@ -1,4 +1,6 @@
-"""The loop against a plain reference, and what it promises: selection, collapse, seeds, accumulation."""
+"""The loop against a plain reference, and what it promises: selection, collapse, seeds,
+accumulation.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,22 @@ from toy_bodies import body_of, example, task
 
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.finetuning.batches import NEAR, parts, updates
-from antlm_bench.finetuning.data import encode, padding
-from antlm_bench.finetuning.heads import classifier
-from antlm_bench.finetuning.loop import Conditions, Learner, finetune, split
+from antlm_bench.finetuning.batches import (
+    UPDATES_PER_LENGTH_BLOCK,
+    length_grouped_batches,
+    micro_batches,
+)
+from antlm_bench.finetuning.data import encode_examples, resolve_pad_id
+from antlm_bench.finetuning.heads import build_classifier
+from antlm_bench.finetuning.loop import (
+    ClassifierTrainer,
+    FinetuneSettings,
+    finetune,
+    split_examples,
+)
 from antlm_bench.types import Example
 
-CPU = Conditions(device="cpu")
+CPU = FinetuneSettings(device="cpu")
 DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
@@ -41,7 +52,10 @@ def masked():
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return body_of(model_for("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2), "causal")
+    return body_of(
+        model_for("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2),
+        "causal",
+    )
 
 
 class Notes:
@@ -55,16 +69,20 @@ class Notes:
         self.epochs.append((epoch, selection))
 
 
-# -- the reference ---------------------------------------------------------------------------------------------------
+# -- the reference
+# ---------------------------------------------------------------------------------------------------
 
 
 def plainly(body, toy, seed: int, attention: str, pooling: str):
-    """Losses of every update and final log-probabilities of the scored texts: whole batches padded to their longest,
-    a mask always, torch's own AdamW, and no dropout."""
+    """Losses of every update and final log-probabilities of the scored texts: whole batches padded
+    to their longest, a mask always, torch's own AdamW, and no dropout.
+    """
     model = copy.deepcopy(body.model)
     spec = toy.training
-    head = classifier(body, attention, pooling, 2, 0.0, seed).head
-    rows, valid = (encode(body, attention, part, spec.max_length) for part in (toy.train, toy.valid))
+    head = build_classifier(body, attention, pooling, 2, 0.0, seed).head
+    rows, valid = (
+        encode_examples(body, attention, part, spec.max_length) for part in (toy.train, toy.valid)
+    )
 
     def logits(these, members):
         longest = max(len(these.ids[i]) for i in members)
@@ -83,7 +101,9 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
         }[pooling]
         x = functional.layer_norm(read, read.shape[-1:])
         x = functional.gelu(functional.linear(x, head[1].weight, head[1].bias))
-        return functional.linear(functional.layer_norm(x, x.shape[-1:]), head[5].weight, head[5].bias)
+        return functional.linear(
+            functional.layer_norm(x, x.shape[-1:]), head[5].weight, head[5].bias
+        )
 
     everything = [*model.named_parameters(), *head.named_parameters()]
     groups = [
@@ -95,7 +115,7 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
     total, warm, losses = per_epoch * spec.epochs, spec.warmup * per_epoch * spec.epochs, []
     model.train()
     for epoch in range(1, spec.epochs + 1):
-        for chosen in updates(rows.lengths, spec.batch, seed, epoch):
+        for chosen in length_grouped_batches(rows.lengths, spec.batch, seed, epoch):
             step = len(losses)
             for group in optimizer.param_groups:
                 down = min(1, (total - step) / (total - warm))
@@ -111,13 +131,24 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
         return losses, logits(valid, range(len(valid))).log_softmax(-1).numpy()
 
 
-@pytest.mark.parametrize(("kind", "pooling"), [("causal", "last"), ("masked", "first"), ("masked", "mean")])
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("causal", "last"), ("masked", "first"), ("masked", "mean")]
+)
 def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if kind == "masked" else {}
-    body, attention = body_of(model_for(kind, 0, **off), kind), "causal" if kind == "causal" else "full"
+    off = (
+        {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        if kind == "masked"
+        else {}
+    )
+    body, attention = (
+        body_of(model_for(kind, 0, **off), kind),
+        "causal" if kind == "causal" else "full",
+    )
     toy = task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
     notes = Notes()
-    outcome = finetune(body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes)
+    outcome = finetune(
+        body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes
+    )
     losses, logp = plainly(body, toy, 3, attention, pooling)
     np.testing.assert_allclose([loss for _, _, loss in notes.steps], losses, rtol=1e-4)
     if outcome.history["best"] == 2:
@@ -125,7 +156,8 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
     assert outcome.history["best"] == 2
 
 
-# -- what can be learnt, and what cannot -----------------------------------------------------------------------------
+# -- what can be learnt, and what cannot
+# -----------------------------------------------------------------------------
 
 
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
@@ -149,7 +181,7 @@ def test_random_labels_stay_at_chance(causal):
 def test_predictions_are_of_the_scored_texts_in_order(causal):
     toy = task(60, 20, epochs=1)
     found = finetune(causal, toy, 1, "causal", CPU).predictions
-    rows = encode(causal, "causal", toy.valid, 40)
+    rows = encode_examples(causal, "causal", toy.valid, 40)
     assert [p.id for p in found] == [e.id for e in toy.valid]
     assert [p.gold for p in found] == [e.gold for e in toy.valid]
     for p, ids, e in zip(found, rows.ids, toy.valid, strict=True):
@@ -158,7 +190,8 @@ def test_predictions_are_of_the_scored_texts_in_order(causal):
         assert p.labels == {"task": "word"} and p.flags == ()
 
 
-# -- seeds, accumulation ---------------------------------------------------------------------------------------------
+# -- seeds, accumulation
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
@@ -172,20 +205,24 @@ def test_the_body_is_as_it_was(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
     finetune(masked, task(60, 20, epochs=1), 1, "full", CPU)
     finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora=2))
-    assert {n: p.shape for n, p in before.items()} == {n: p.shape for n, p in masked.model.named_parameters()}
+    assert {n: p.shape for n, p in before.items()} == {
+        n: p.shape for n, p in masked.model.named_parameters()
+    }
     assert all(torch.equal(p, before[name]) for name, p in masked.model.named_parameters())
     assert not masked.model.training and all(p.requires_grad for p in masked.model.parameters())
 
 
 def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
-    learner = Learner(body, task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens))
-    rows = encode(body, attention, learner.task.train, 40)
+    learner = ClassifierTrainer(
+        body, task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens)
+    )
+    rows = encode_examples(body, attention, learner.task.train, 40)
     found = {}
     learner.optimizer.step = lambda: found.update(
         {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     )
     learner.task.training = learner.task.training.model_copy(update={"clip": None})
-    loss = learner._update(rows, np.arange(32), 0, 1e-3)
+    loss = learner._train_step(rows, np.arange(32), 0, 1e-3)
     return loss, found
 
 
@@ -193,7 +230,9 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
 def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
     body = request.getfixturevalue(kind)
     attention = body.natively
-    (whole, slopes), (parted, added) = (gradients(body, attention, tokens) for tokens in (10_000, 60))
+    (whole, slopes), (parted, added) = (
+        gradients(body, attention, tokens) for tokens in (10_000, 60)
+    )
     assert parted == pytest.approx(whole, abs=1e-6)
     assert slopes.keys() == added.keys() and slopes
     for name, slope in slopes.items():
@@ -201,10 +240,13 @@ def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
 
 
 def test_dropout_is_there(masked):
-    assert gradients(masked, "full", 60)[0] != pytest.approx(gradients(masked, "full", 60, dropout=0.0)[0], abs=1e-6)
+    assert gradients(masked, "full", 60)[0] != pytest.approx(
+        gradients(masked, "full", 60, dropout=0.0)[0], abs=1e-6
+    )
 
 
-# -- selection and collapse ------------------------------------------------------------------------------------------
+# -- selection and collapse
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +258,9 @@ def test_dropout_is_there(masked):
         ([0.9, 0.6, 0.7, 0.8], [1, 1, 1, 1], 1, 3),
     ],
 )
-def test_the_best_epoch_is_predicted_from_and_patience_ends_it(causal, monkeypatch, scores, losses, best, epochs):
+def test_the_best_epoch_is_predicted_from_and_patience_ends_it(
+    causal, monkeypatch, scores, losses, best, epochs
+):
     weights = []
     planted = iter([*zip(scores, losses, strict=True), (0.0, 9.0), (0.0, 9.0)])
 
@@ -225,9 +269,13 @@ def test_the_best_epoch_is_predicted_from_and_patience_ends_it(causal, monkeypat
         return next(planted)
 
     kept = []
-    monkeypatch.setattr(Learner, "_selection", selection)
-    read = Learner.read
-    monkeypatch.setattr(Learner, "read", lambda self, rows: (kept.append(self), read(self, rows))[1])
+    monkeypatch.setattr(ClassifierTrainer, "_evaluate_selection", selection)
+    read = ClassifierTrainer.predict_logprobs
+    monkeypatch.setattr(
+        ClassifierTrainer,
+        "read_positions",
+        lambda self, rows: (kept.append(self), read(self, rows))[1],
+    )
     history = finetune(causal, task(40, 20, epochs=5, patience=2), 1, "causal", CPU).history
     assert history["best"] == best and len(history["epochs"]) == epochs
     final = dict(kept[-1].model.named_parameters())
@@ -243,7 +291,9 @@ def test_the_published_recipe_selects_on_the_scored_texts(causal):
 
 def test_a_loss_that_becomes_nan_is_told_and_the_best_weights_are_used(causal):
     notes = Notes()
-    outcome = finetune(causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes)
+    outcome = finetune(
+        causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes
+    )
     assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
     assert np.isfinite([p.scores for p in outcome.predictions]).all()
     assert outcome.history["best"] == 0
@@ -266,7 +316,7 @@ def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
     def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Learner, "_update", full)
+    monkeypatch.setattr(ClassifierTrainer, "_train_step", full)
     with pytest.raises(TrainingError, match="does not fit into memory"):
         finetune(causal, task(40, 10), 1, "causal", CPU)
 
@@ -284,32 +334,35 @@ def test_bad_wishes_are_errors(causal, masked):
         finetune(masked, task(1, 5), 1, "full", CPU)
 
 
-# -- split, order, rate ----------------------------------------------------------------------------------------------
+# -- split, order, rate
+# ----------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 2), min_size=30, max_size=120), st.floats(0.1, 0.5), st.integers(0, 9))
+@given(
+    st.lists(st.integers(0, 2), min_size=30, max_size=120), st.floats(0.1, 0.5), st.integers(0, 9)
+)
 def test_a_split_holds_its_share_of_every_class(gold, share, seed):
     examples = [Example(str(i), "x", "", g) for i, g in enumerate(gold)]
-    train, held = split(examples, share, seed)
+    train, held = split_examples(examples, share, seed)
     assert sorted(train + held, key=lambda e: int(e.id)) == examples
     assert [int(e.id) for e in train] == sorted(int(e.id) for e in train)
     for cls, count in Counter(gold).items():
         assert abs(sum(e.gold == cls for e in held) - share * count) <= 0.5 + 1e-9
-    assert split(examples, share, seed) == (train, held)
+    assert split_examples(examples, share, seed) == (train, held)
 
 
 def test_groups_stay_on_one_side_and_seeds_split_differently():
     examples = [replace(example(i), group=f"p{i // 7}") for i in range(400)]
-    train, held = split(examples, 0.2, 1)
+    train, held = split_examples(examples, 0.2, 1)
     assert not {e.group for e in train} & {e.group for e in held}
     assert 60 <= len(held) <= 100
-    assert split(examples, 0.2, 2)[1] != held
+    assert split_examples(examples, 0.2, 2)[1] != held
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200))
 def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
     lengths = np.array(lengths)
-    found = list(parts(lengths, np.arange(len(lengths)), budget))
+    found = list(micro_batches(lengths, np.arange(len(lengths)), budget))
     assert sorted(np.concatenate(found)) == list(range(len(lengths)))
     assert np.all(np.diff(lengths[np.concatenate(found)]) >= 0)
     assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in found)
@@ -317,7 +370,7 @@ def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
 
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
     lengths = np.arange(50) % 7
-    first, second = (list(updates(lengths, 16, 1, epoch)) for epoch in (1, 2))
+    first, second = (list(length_grouped_batches(lengths, 16, 1, epoch)) for epoch in (1, 2))
     assert sorted(map(len, first)) == [2, 16, 16, 16]
     assert sorted(np.concatenate(first)) == list(range(50))
     assert not np.array_equal(np.concatenate(first), np.concatenate(second))
@@ -327,10 +380,10 @@ def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
 def test_an_update_holds_texts_of_like_length(lengths, batch):
     """Within a block of NEAR updates no text of one update lies between two of another."""
     lengths = np.array(lengths)
-    found = list(updates(lengths, batch, 1, 1))
+    found = list(length_grouped_batches(lengths, batch, 1, 1))
     assert sorted(np.concatenate(found)) == list(range(len(lengths)))
     assert len(found) == math.ceil(len(lengths) / batch)
-    if len(lengths) <= NEAR * batch:
+    if len(lengths) <= UPDATES_PER_LENGTH_BLOCK * batch:
         ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in found)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
 
@@ -340,13 +393,17 @@ def test_an_update_holds_texts_of_like_length(lengths, batch):
     [
         ("linear", 0.0, [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
         ("constant", 0.0, [0.5] + [1] * 9),
-        ("cosine", 0.1, [0.5, 1, 1] + [0.1 + 0.9 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(1, 8)]),
+        (
+            "cosine",
+            0.1,
+            [0.5, 1, 1] + [0.1 + 0.9 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(1, 8)],
+        ),
     ],
 )
 def test_the_learning_rate_warms_up_and_comes_down(schedule, floor, expected):
     spec = task(lr=1.0, warmup=0.2, schedule=schedule, floor=floor).training
-    assert [loop.rate(spec, done, 10) for done in range(10)] == pytest.approx(expected)
+    assert [loop.learning_rate(spec, done, 10) for done in range(10)] == pytest.approx(expected)
 
 
 def test_padding_is_an_id_that_the_body_knows(masked):
-    assert padding(masked) == 0
+    assert resolve_pad_id(masked) == 0

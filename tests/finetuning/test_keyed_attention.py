@@ -1,4 +1,6 @@
-"""Attention with keyed dropout: the library's where nothing is dropped, and masks that belong to a text."""
+"""Attention with keyed dropout: the library's where nothing is dropped, and masks that belong to a
+text.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ import torch
 from tiny import model_for
 from torch.nn import functional
 
-from antlm_bench.training.dropout import KeyedDropout, attend, samples
-from antlm_bench.training.model_factory import KEYED, key_dropout
+from antlm_bench.training.dropout import KeyedDropout, keyed_dropout_attention, keyed_samples
+from antlm_bench.training.model_factory import KEYED_ATTENTION, use_keyed_dropout
 
 NEXT_TO_NOTHING = 2**-16  # the smallest share there is: of these few numbers it drops none, or one
 
@@ -17,26 +19,46 @@ def states(heads: int, seed: int = 0, rows: int = 2, t: int = 7):
     return torch.randn(rows, heads, t, 4, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("causal", "mask"), [(True, None), (False, None), (False, "bool"), (False, "added")])
+@pytest.mark.parametrize(
+    ("causal", "mask"), [(True, None), (False, None), (False, "bool"), (False, "added")]
+)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_with_next_to_no_dropout_it_is_the_library_s_attention(causal, mask, kv_heads):
     q, k, v = states(4), states(kv_heads, 1), states(kv_heads, 2)
     hidden = torch.ones(2, 1, 7, 7, dtype=torch.bool)
     hidden[1, ..., 5:] = False
-    chosen = {None: None, "bool": hidden, "added": torch.zeros(2, 1, 7, 7).masked_fill(~hidden, -3e4)}[mask]
-    with samples(1, 2, [3, 4]):
-        found = attend(q, k, v, chosen, p=NEXT_TO_NOTHING, scaling=None, causal=causal)
-    plain = functional.scaled_dot_product_attention(q, k, v, chosen, is_causal=causal, enable_gqa=True)
+    chosen = {
+        None: None,
+        "bool": hidden,
+        "added": torch.zeros(2, 1, 7, 7).masked_fill(~hidden, -3e4),
+    }[mask]
+    with keyed_samples(1, 2, [3, 4]):
+        found = keyed_dropout_attention(
+            q, k, v, chosen, p=NEXT_TO_NOTHING, scaling=None, causal=causal
+        )
+    plain = functional.scaled_dot_product_attention(
+        q, k, v, chosen, is_causal=causal, enable_gqa=True
+    )
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
 
 
 def test_dropout_takes_its_share_of_the_probabilities_and_keeps_their_mean():
     rows = 400
     ones = torch.ones(rows, 2, 7, 4)
-    with samples(1, 2, range(rows)):
-        found = attend(torch.zeros_like(ones), torch.zeros_like(ones), ones, None, p=0.25, scaling=1.0, causal=False)
+    with keyed_samples(1, 2, range(rows)):
+        found = keyed_dropout_attention(
+            torch.zeros_like(ones),
+            torch.zeros_like(ones),
+            ones,
+            None,
+            p=0.25,
+            scaling=1.0,
+            causal=False,
+        )
     assert found.mean().item() == pytest.approx(1, abs=0.02)
-    assert found[..., 0].var().item() == pytest.approx(0.25 / 0.75 / 7, rel=0.1)  # of the mean of 7 kept at 3/4
+    assert found[..., 0].var().item() == pytest.approx(
+        0.25 / 0.75 / 7, rel=0.1
+    )  # of the mean of 7 kept at 3/4
 
 
 def test_a_text_drops_the_same_however_far_it_is_padded():
@@ -45,9 +67,9 @@ def test_a_text_drops_the_same_however_far_it_is_padded():
     for shape, cut in (((6, 8), (slice(4),)), ((3, 6, 6), (slice(None), slice(4), slice(4)))):
         wide = [6 if n == 6 else n for n in shape]
         alone = [4 if n == 6 else n for n in shape]
-        with samples(1, 2, [5, 9], [4, 6]):
+        with keyed_samples(1, 2, [5, 9], [4, 6]):
             first, second = drop(ones(2, *wide)), drop(ones(2, *wide))
-        with samples(1, 2, [5], [4]):
+        with keyed_samples(1, 2, [5], [4]):
             assert torch.equal(drop(ones(1, *alone))[0], first[0][cut])
             assert torch.equal(drop(ones(1, *alone))[0], second[0][cut])
         assert not torch.equal(first, second)
@@ -60,8 +82,8 @@ def test_a_model_whose_dropout_is_keyed_answers_as_before(kind):
     mask[1, 6:] = False
     with torch.no_grad():
         before = [model(ids)[0], model(ids, attention_mask=mask)[0][mask]]
-        key_dropout(model)
+        use_keyed_dropout(model)
         after = [model(ids)[0], model(ids, attention_mask=mask)[0][mask]]
-    assert model.config._attn_implementation == KEYED
+    assert model.config._attn_implementation == KEYED_ATTENTION
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

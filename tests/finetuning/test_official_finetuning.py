@@ -15,26 +15,27 @@ from tokenizers import processors
 from torch import nn
 from toy_bodies import QUICK, body_of, example, task
 
-from antlm_bench.declarations import find
+from antlm_bench.declarations import find_declaration
 from antlm_bench.errors import UsageError
-from antlm_bench.finetuning.batches import epoch_updates
-from antlm_bench.finetuning.data import encode_by_tokenizer, longest_tried
-from antlm_bench.finetuning.data import longest as longest_of_ours
-from antlm_bench.finetuning.heads import Head, pooling_of
-from antlm_bench.finetuning.loop import Conditions, Learner, finetune, rate
-from antlm_bench.suites.classification import LAWS, TaskSpec, TrainingSpec
-from antlm_bench.suites.classification_loader import build
-from antlm_bench.suites.spec import read
+from antlm_bench.finetuning.batches import epoch_batches
+from antlm_bench.finetuning.data import encode_with_tokenizer, official_max_row_length
+from antlm_bench.finetuning.data import max_row_length as longest_of_ours
+from antlm_bench.finetuning.heads import ClassificationHead, resolve_pooling
+from antlm_bench.finetuning.loop import ClassifierTrainer, FinetuneSettings, finetune, learning_rate
+from antlm_bench.suites.classification import PIPELINE_DEFAULTS, TaskSpec, TrainingSpec
+from antlm_bench.suites.classification_loader import build_examples
+from antlm_bench.suites.spec import read_spec
 from antlm_bench.types import Example
 
-CPU = Conditions(device="cpu")
+CPU = FinetuneSettings(device="cpu")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-OFFICIAL = {name: value for name, value in read(find("tasks", "glue-2025")).preset["babylm-2025"].training.items()
-            if name in LAWS}  # fmt: skip
+OFFICIAL = {name: value for name, value in read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training.items()
+            if name in PIPELINE_DEFAULTS}  # fmt: skip
 
 
 def official(train: int = 83, valid: int = 20, law: str = "word", **training: object):
-    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1."""
+    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1.
+    """
     numbers = {
         "batch": 8,
         "epochs": 2,
@@ -48,15 +49,21 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
 
 
 def body_named(name: str):
-    """A tiny causal or masked body; "masked" has token types, which the official code never passes."""
+    """A tiny causal or masked body; "masked" has token types, which the official code never passes.
+    """
     kind = "masked" if name == "masked" else "causal"
     architecture = "GPT2LMHeadModel" if name == "gpt2" else ""
     more = NO_DROPOUT if kind == "masked" else {}
-    more |= {"n_positions": 64, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0} if name == "gpt2" else {}
+    more |= (
+        {"n_positions": 64, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0}
+        if name == "gpt2"
+        else {}
+    )
     return body_of(model_for(kind, 0, architecture, **more), kind)
 
 
-# -- the whole -------------------------------------------------------------------------------------------------------
+# -- the whole
+# -------------------------------------------------------------------------------------------------------
 
 
 class Watcher:
@@ -71,7 +78,9 @@ class Watcher:
 
 
 def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
-    """The losses of all updates, and the weights of the best epoch: torch, a tokenizer and a model, nothing of ours."""
+    """The losses of all updates, and the weights of the best epoch: torch, a tokenizer and a model,
+    nothing of ours.
+    """
     spec, model = toy.training, copy.deepcopy(body.model)
     width = model.config.hidden_size
     torch.manual_seed(seed)
@@ -83,10 +92,16 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
 
     def logits(examples: list[Example]) -> torch.Tensor:
         pairs = [(e.first, e.second) for e in examples]
-        batch = body.tokenizer(pairs, return_tensors="pt", padding=True, truncation=True, max_length=spec.max_length)
-        return head(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0][:, 0])
+        batch = body.tokenizer(
+            pairs, return_tensors="pt", padding=True, truncation=True, max_length=spec.max_length
+        )
+        return head(
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0][:, 0]
+        )
 
-    optimizer = torch.optim.AdamW(both.parameters(), lr=spec.lr, betas=(0.9, 0.999), eps=spec.eps, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        both.parameters(), lr=spec.lr, betas=(0.9, 0.999), eps=spec.eps, weight_decay=0.01
+    )
     total = spec.epochs * (len(toy.train) // spec.batch)
     warm = int(0.06 * total)
 
@@ -101,7 +116,9 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
         both.train()
         for chosen in order:
             examples = [toy.train[i] for i in chosen]
-            loss = nn.functional.cross_entropy(logits(examples), torch.tensor([e.gold for e in examples]))
+            loss = nn.functional.cross_entropy(
+                logits(examples), torch.tensor([e.gold for e in examples])
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -110,7 +127,9 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
         both.eval()
         with torch.no_grad():
             answers = logits(list(toy.valid)).argmax(-1)
-        score = sum(int(a) == e.gold for a, e in zip(answers, toy.valid, strict=True)) / len(toy.valid)
+        score = sum(int(a) == e.gold for a, e in zip(answers, toy.valid, strict=True)) / len(
+            toy.valid
+        )
         if best is None or score > best:
             best, kept = score, {name: p.detach().clone() for name, p in both.named_parameters()}
     return losses, kept
@@ -118,18 +137,20 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
 
 @pytest.mark.parametrize("name", ["masked", "causal", "gpt2"])
 def test_twenty_updates_equal_the_official_law(name):
-    # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no weight.
+    # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no
+    # weight.
     body, toy = body_named(name), official(law="second", eps=1e-5)
-    rows, valid = (encode_by_tokenizer(body, part, 40) for part in (toy.train, toy.valid))
-    orders = [list(epoch_updates(rows.lengths, toy.training, 5, epoch)) for epoch in (1, 2)]
+    rows, valid = (encode_with_tokenizer(body, part, 40) for part in (toy.train, toy.valid))
+    orders = [list(epoch_batches(rows.lengths, toy.training, 5, epoch)) for epoch in (1, 2)]
     watcher = Watcher()
-    learner = Learner(body, toy, 5, body.natively, replace(CPU, batch_tokens=90))
-    learner.learn(rows, valid, watcher)
+    learner = ClassifierTrainer(body, toy, 5, body.native_attention, replace(CPU, batch_tokens=90))
+    learner.train(rows, valid, watcher)
     losses, weights = plain_loop(body, toy, 5, orders)
     assert len(losses) == 20
     np.testing.assert_allclose(watcher.losses, losses, atol=1e-5)
     learned = {
-        name.replace("body.", "0.", 1).replace("head.", "1.", 1): p for name, p in learner.model.named_parameters()
+        name.replace("body.", "0.", 1).replace("head.", "1.", 1): p
+        for name, p in learner.model.named_parameters()
     }
     assert learned.keys() == weights.keys()
     for name, weight in weights.items():
@@ -138,14 +159,18 @@ def test_twenty_updates_equal_the_official_law(name):
 
 def test_ours_learns_otherwise_than_the_official_law():
     """Else the test above could not fail."""
-    body, ours = body_named("masked"), task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0)
+    body, ours = (
+        body_named("masked"),
+        task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0),
+    )
     watchers = Watcher(), Watcher()
     finetune(body, official(law="second"), 5, "full", CPU, watchers[0])
     finetune(body, ours, 5, "full", CPU, watchers[1])
     assert watchers[0].losses[0] != pytest.approx(watchers[1].losses[0], abs=1e-4)
 
 
-# -- law by law ------------------------------------------------------------------------------------------------------
+# -- law by law
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_partial_batch_is_dropped():
@@ -166,7 +191,7 @@ def test_fewer_texts_than_a_batch_are_refused():
 @pytest.mark.parametrize("last_batch", ["drop", "keep"])
 def test_an_epoch_holds_each_text_at_most_once(order, last_batch):
     spec = official(batch=16, order=order, last_batch=last_batch).training
-    found = list(epoch_updates(np.arange(100) % 9, spec, 1, 1))
+    found = list(epoch_batches(np.arange(100) % 9, spec, 1, 1))
     texts = np.concatenate(found)
     assert len(set(texts.tolist())) == len(texts) == (96 if last_batch == "drop" else 100)
     assert sorted(map(len, found)) == ([] if last_batch == "drop" else [4]) + [16] * 6
@@ -174,37 +199,43 @@ def test_an_epoch_holds_each_text_at_most_once(order, last_batch):
 
 def test_the_order_is_random_whatever_the_lengths():
     spec = official(batch=16).training
-    short, long = (list(epoch_updates(lengths, spec, 1, 1)) for lengths in (np.ones(100), np.arange(100)))
+    short, long = (
+        list(epoch_batches(lengths, spec, 1, 1)) for lengths in (np.ones(100), np.arange(100))
+    )
     assert np.array_equal(short, long)
-    assert not np.array_equal(short, list(epoch_updates(np.ones(100), spec, 1, 2)))
-    assert not np.array_equal(short, list(epoch_updates(np.ones(100), spec, 2, 1)))
+    assert not np.array_equal(short, list(epoch_batches(np.ones(100), spec, 1, 2)))
+    assert not np.array_equal(short, list(epoch_batches(np.ones(100), spec, 2, 1)))
 
 
 @pytest.mark.parametrize(
     ("total", "first"),
-    [(50, [0.0, 1 / 3, 2 / 3, 1.0]), (18, [0.0, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 17)) / 2]), (10, [1.0])],
+    [
+        (50, [0.0, 1 / 3, 2 / 3, 1.0]),
+        (18, [0.0, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 17)) / 2]),
+        (10, [1.0]),
+    ],
 )
 def test_the_learning_rate_begins_at_zero(total, first):
     """6% of the updates, rounded down: 3, 1 and 0 of them warm up."""
     spec = official(lr=1.0).training
-    assert [rate(spec, done, total) for done in range(len(first))] == pytest.approx(first)
+    assert [learning_rate(spec, done, total) for done in range(len(first))] == pytest.approx(first)
 
 
 def test_the_first_update_changes_no_weight():
     body, toy = body_named("masked"), official()
-    learner = Learner(body, toy, 1, "full", CPU)
+    learner = ClassifierTrainer(body, toy, 1, "full", CPU)
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    rows = encode_by_tokenizer(body, toy.train, 40)
-    learner._update(rows, np.arange(8), 0, rate(toy.training, 0, 20))
+    rows = encode_with_tokenizer(body, toy.train, 40)
+    learner._train_step(rows, np.arange(8), 0, learning_rate(toy.training, 0, 20))
     assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
 
 
 def test_every_tensor_decays():
-    learner = Learner(body_named("masked"), official(weight_decay=0.01), 1, "full", CPU)
+    learner = ClassifierTrainer(body_named("masked"), official(weight_decay=0.01), 1, "full", CPU)
     [group] = learner.optimizer.param_groups
     assert group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
-    ours = Learner(body_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
+    ours = ClassifierTrainer(body_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
     assert {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in ours.optimizer.param_groups} == {
         True: 2, False: 1,
     }  # fmt: skip
@@ -213,7 +244,7 @@ def test_every_tensor_decays():
 @pytest.mark.parametrize(("law", "best"), [("first", 2), ("lowest-loss", 3)])
 def test_the_first_of_equal_epochs_is_kept(law, best, monkeypatch):
     planted = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.2), (0.6, 0.1)])
-    monkeypatch.setattr(Learner, "_selection", lambda self, rows: next(planted))
+    monkeypatch.setattr(ClassifierTrainer, "_evaluate_selection", lambda self, rows: next(planted))
     toy = official(24, epochs=4, equal_epochs=law)
     assert finetune(body_named("causal"), toy, 1, "causal", CPU).history["best"] == best
 
@@ -222,15 +253,22 @@ def test_token_types_are_never_passed():
     body = body_named("masked")
     seen = []
     plain = body.model.forward
-    body.model.forward = lambda *args, **more: (seen.append(more.get("token_type_ids")), plain(*args, **more))[1]
+    body.model.forward = lambda *args, **more: (
+        seen.append(more.get("token_type_ids")),
+        plain(*args, **more),
+    )[1]
     finetune(body, official(16, epochs=1), 1, "full", CPU)
     assert seen and all(types is None for types in seen)
 
 
 def test_position_0_is_read_also_of_a_causal_model():
-    """All texts begin with <s>, so that each gets the same logits: the official reading says nothing here."""
+    """All texts begin with <s>, so that each gets the same logits: the official reading says
+    nothing here.
+    """
     toy = official()
-    toy.train, toy.valid = ([replace(e, second="") for e in part] for part in (toy.train, toy.valid))
+    toy.train, toy.valid = (
+        [replace(e, second="") for e in part] for part in (toy.train, toy.valid)
+    )
     outcome = finetune(body_named("causal"), toy, 1, "causal", CPU)
     assert outcome.history["pooling"] == "first"
     assert len({tuple(np.round(p.scores, 6)) for p in outcome.predictions}) == 1
@@ -239,17 +277,17 @@ def test_position_0_is_read_also_of_a_causal_model():
 
 def test_the_command_line_overrides_the_presets_pooling():
     body = body_named("causal")
-    assert pooling_of(body, "causal", "auto", "first") == "first"
-    assert pooling_of(body, "causal", "last", "first") == "last"
-    assert pooling_of(body, "causal", "auto") == "last"
+    assert resolve_pooling(body, "causal", "auto", "first") == "first"
+    assert resolve_pooling(body, "causal", "last", "first") == "last"
+    assert resolve_pooling(body, "causal", "auto") == "last"
     with pytest.raises(UsageError, match="nothing but itself"):
-        pooling_of(body, "causal", "first", "first")
+        resolve_pooling(body, "causal", "first", "first")
 
 
 def test_the_head_is_initialised_as_torch_does():
     torch.manual_seed(9)
     plain = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 3))
-    head = Head(12, 3, 0.1, 9, uniform=True)
+    head = ClassificationHead(12, 3, 0.1, 9, uniform_init=True)
     for mine, theirs in ((head[1], plain[0]), (head[5], plain[1])):
         assert torch.equal(mine.weight, theirs.weight) and torch.equal(mine.bias, theirs.bias)
     assert head[1].weight.abs().max() <= 12**-0.5 and head[1].bias.abs().max() > 0
@@ -264,66 +302,103 @@ def test_rows_are_the_tokenizers_own(template, max_length):
             single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
         )
     examples = [example(number) for number in range(30)]
-    rows = encode_by_tokenizer(body, examples, max_length)
+    rows = encode_with_tokenizer(body, examples, max_length)
     for number, one in enumerate(examples):
         texts = (one.first, one.second) if one.second else (one.first,)
         whole = body.tokenizer(*texts)["input_ids"]
-        assert rows.ids[number].tolist() == body.tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
-        assert rows.cut[number] == (len(whole) > max_length)
-        assert (rows.characters[number] == len(one.first) + len(one.second)) == (not rows.cut[number])
-        if one.second and not template:  # the official code glues the two texts: nothing stands between
+        assert (
+            rows.ids[number].tolist()
+            == body.tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+        )
+        assert rows.truncated[number] == (len(whole) > max_length)
+        assert (rows.characters_read[number] == len(one.first) + len(one.second)) == (
+            not rows.truncated[number]
+        )
+        if (
+            one.second and not template
+        ):  # the official code glues the two texts: nothing stands between
             first = body.tokenizer(one.first, add_special_tokens=False)["input_ids"]
-            assert rows.second[number] == len(first) or rows.cut[number]
-    assert 0 < rows.cut.sum() < len(examples) or max_length == 40
+            assert rows.second_starts[number] == len(first) or rows.truncated[number]
+    assert 0 < rows.truncated.sum() < len(examples) or max_length == 40
 
 
 @pytest.mark.parametrize(
     ("name", "longest"),
-    [("llama", 90), ("ltg-bert", 90), ("gpt-bert", 90), ("gpt2", 64), ("bert", 64), ("roberta", 64)],
+    [
+        ("llama", 90),
+        ("ltg-bert", 90),
+        ("gpt-bert", 90),
+        ("gpt2", 64),
+        ("bert", 64),
+        ("roberta", 64),
+    ],
 )
 def test_rows_are_as_long_as_the_task_says_where_the_model_takes_it(name, longest):
-    """Relative and rotary positions have no end, learned ones have; ours keeps to the lengths of the training."""
+    """Relative and rotary positions have no end, learned ones have; ours keeps to the lengths of
+    the training.
+    """
     body = other_body_named(name)
-    assert longest_tried(body, 90) == longest and longest_of_ours(body, 90) == 64
-    assert longest_tried(body, 40) == longest_of_ours(body, 40) == 40
+    assert official_max_row_length(body, 90) == longest and longest_of_ours(body, 90) == 64
+    assert official_max_row_length(body, 40) == longest_of_ours(body, 40) == 40
 
 
 def test_rows_need_room_for_text():
     with pytest.raises(UsageError, match="no room for text"):
-        encode_by_tokenizer(body_named("masked"), [Example("e", "the cat", "", 0)], 2)
+        encode_with_tokenizer(body_named("masked"), [Example("e", "the cat", "", 0)], 2)
 
 
 def test_texts_keep_their_white_space_only_under_the_law():
     spec = TaskSpec(metric="accuracy", classes=("a", "b"), first="{text}", train="t", valid="v")
     record = {"text": " the cat ", "label": 1}
-    found = [build(spec, "toy", "valid", [(1, record)], "v", strip=strip)[0].first for strip in (True, False)]
+    found = [
+        build_examples(spec, "toy", "valid", [(1, record)], "v", strip=strip)[0].first
+        for strip in (True, False)
+    ]
     assert found == ["the cat", " the cat "]
 
 
-# -- the preset ------------------------------------------------------------------------------------------------------
+# -- the preset
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", ["glue-2024", "glue-2025", "glue", "superglue"])
 def test_the_preset_declares_every_law_and_number(suite):
-    spec = read(find("tasks", suite))
-    numbers = {"lr": 3e-5, "weight_decay": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "max_length": 512, "warmup": 0.06,
-               "schedule": "cosine", "floor": 0.1, "clip": None, "dropout": 0.1, "patience": 0}  # fmt: skip
+    spec = read_spec(find_declaration("tasks", suite))
+    numbers = {
+        "lr": 3e-5,
+        "weight_decay": 0.01,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "max_length": 512,
+        "warmup": 0.06,
+        # fmt: skip
+        "schedule": "cosine",
+        "floor": 0.1,
+        "clip": None,
+        "dropout": 0.1,
+        "patience": 0,
+    }
     for name in spec.task:
-        found = spec.resolved(name, "babylm-2025")
+        found = spec.resolve_training(name, "babylm-2025")
         assert {key: getattr(found, key) for key in numbers} == numbers
-        assert (found.batch, found.epochs) == (16 if name in ("boolq", "multirc") else 32, 30 if name == "wsc" else 10)
-        assert {law: getattr(found, law) for law in LAWS} == {
+        assert (found.batch, found.epochs) == (
+            16 if name in ("boolq", "multirc") else 32,
+            30 if name == "wsc" else 10,
+        )
+        assert {law: getattr(found, law) for law in PIPELINE_DEFAULTS} == {
             "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all", "equal_epochs": "first",
             "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer", "strip": False,
         }  # fmt: skip
-        assert {law: getattr(spec.resolved(name), law) for law in LAWS} == LAWS
+        assert {
+            law: getattr(spec.resolve_training(name), law) for law in PIPELINE_DEFAULTS
+        } == PIPELINE_DEFAULTS
 
 
 def test_the_key_of_a_cell_with_our_laws_is_as_it_was():
     """Before there were laws, a key held these fields; those of finished cells must stay valid."""
     spec = TrainingSpec(**QUICK)
-    assert list(spec.recorded()) == [
+    assert list(spec.settings_for_key()) == [
         "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip", "dropout",
         "max_length", "betas", "eps",
     ]  # fmt: skip
-    assert spec.model_copy(update={"pooling": "first"}).recorded()["pooling"] == "first"
+    assert spec.model_copy(update={"pooling": "first"}).settings_for_key()["pooling"] == "first"

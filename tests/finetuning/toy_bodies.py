@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from tiny import WORDS, tokenizer_for
 
-from antlm_bench.checkpoints.backbone import Body
-from antlm_bench.scoring.text import specials
+from antlm_bench.checkpoints.backbone import Backbone
+from antlm_bench.scoring.text import build_specials
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
@@ -19,7 +19,8 @@ QUICK = {
 
 
 def example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
+    """law: the class is whether a word is there, whether it is there in the second text, or a coin.
+    """
     dice = random.Random(number)
     gold = dice.randrange(2)
     first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
@@ -32,8 +33,14 @@ def example(number: int, law: str = "word", pairs: bool = True) -> Example:
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 
 
-def task(train: int = 300, valid: int = 80, law: str = "word", select: str = "held-out", **training: object):
-    """Of the shape of suites.examples.Task."""
+def task(
+    train: int = 300,
+    valid: int = 80,
+    law: str = "word",
+    select: str = "held-out",
+    **training: object,
+):
+    """Of the shape of suites.classification_loader.Task."""
     made = [example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
@@ -42,12 +49,16 @@ def task(train: int = 300, valid: int = 80, law: str = "word", select: str = "he
     )  # fmt: skip
 
 
-def body_of(model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False) -> Body:
+def body_of(
+    model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
+) -> Backbone:
     """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
     tokenizer = tokenizer_for(kind, adds)
     if kind == "masked":  # BERT's own names them, too
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     natively = "causal" if kind == "causal" else "full"
     attends = frozenset({"causal", "full"} if both else {natively})
-    around = {a: specials(tokenizer, a, "auto") for a in sorted(attends)}
-    return Body("toy", kind, attends, natively, model.base_model, tokenizer, around, max_length, (), {})
+    around = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
+    return Backbone(
+        "toy", kind, attends, natively, model.base_model, tokenizer, around, max_length, (), {}
+    )

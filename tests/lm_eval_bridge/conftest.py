@@ -39,14 +39,23 @@ def _data_sets_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def make_task(tmp_path: Path):
-    """make_task(name, docs=DOCS, **changes) -> the YAML file of a multiple-choice task, its documents beside it."""
+    """make_task(name, docs=DOCS, **changes) -> the YAML file of a multiple-choice task, its
+    documents beside it.
+    """
 
     def make(name: str, docs: list[dict[str, Any]] = DOCS, **changes: Any) -> Path:
         data = tmp_path / f"{name}.jsonl"
         data.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-        config = {"task": name, "dataset_kwargs": {"data_files": {"test": str(data)}}, **CHOICE, **changes}
+        config = {
+            "task": name,
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            **CHOICE,
+            **changes,
+        }
         file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
+        file.write_text(
+            yaml.safe_dump({key: value for key, value in config.items() if value is not None})
+        )
         return file
 
     return make

@@ -1,4 +1,5 @@
-"""Tasks of lm-eval scored by our engine, and their runs put through every command that reads runs."""
+"""Tasks of lm-eval scored by our engine, and their runs put through every command that reads runs.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ def scored(folder, file, out, **options):
 
 
 def read_by_every_command(folders, file, place, capsys):
-    """Two checkpoints scored on a task, compared, gated, reported and exported: their headlines, the comparison as JSON
-    and as it is shown, and what lm-eval would be told of the first. Their numbers agree, or this fails."""
+    """Two checkpoints scored on a task, compared, gated, reported and exported: their headlines,
+    the comparison as JSON and as it is shown, and what lm-eval would be told of the first. Their
+    numbers agree, or this fails.
+    """
     one, two = (str(place / f"run{n}") for n in range(2))
     values = [
-        scored(folder, file, out)[1].summary.headline.value for folder, out in zip(folders, (one, two), strict=True)
+        scored(folder, file, out)[1].summary.headline.value
+        for folder, out in zip(folders, (one, two), strict=True)
     ]
     capsys.readouterr()
     assert cli(["compare", one, two, "--json"]) == 0

@@ -1,4 +1,6 @@
-"""The worked example of docs/lm-eval.md, both ways, as it stands there; both give the same accuracy."""
+"""The worked example of docs/lm-eval.md, both ways, as it stands there; both give the same
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,16 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "lm-eval.md"
 
 def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = re.findall(r"^```\w+\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^```\w+\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     data, task, ours, theirs = found
     Path("agreement.jsonl").write_text(data, encoding="utf-8")
     Path("agreement.yaml").write_text(task, encoding="utf-8")
     folder = str(make_checkpoint("masked"))
     words = [word.replace("CKPT", folder) for word in shlex.split(ours)[1:]]
     assert run([*words, "--out", "run", "--compat", "lm-eval", "--device", "cpu"]) == 0
-    (cell,) = runs.read("run")
+    (cell,) = runs.open_run("run")
     assert (cell.suite, cell.method, cell.summary.headline.n) == ("lm-eval.agreement", "mlm", 2)
     command = [sys.executable, *(word.replace("CKPT", folder) for word in shlex.split(theirs)[1:])]
     places = {
@@ -38,7 +42,12 @@ def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkey
         "CUDA_VISIBLE_DEVICES": "",
     }
     there = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, **places}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **places},
+        check=False,
     )
     assert there.returncode == 0, there.stderr
     results = json.loads(next(Path("out").rglob("results_*.json")).read_text())
@@ -46,5 +55,9 @@ def test_the_example_scores_the_same_both_ways(make_checkpoint, tmp_path, monkey
     assert results["config"]["antlm_bench"]["method"] == "mlm"
     assert results["config"]["model_num_parameters"] > 0
     samples = next(Path("out").rglob("samples_agreement_*.jsonl")).read_text().splitlines()
-    scores = [[float(answer[0]) for answer in json.loads(line)["filtered_resps"]] for line in samples]
-    assert scores == [pytest.approx(list(p.scores), abs=1e-4) for p in runs.predictions("run", cell)]
+    scores = [
+        [float(answer[0]) for answer in json.loads(line)["filtered_resps"]] for line in samples
+    ]
+    assert scores == [
+        pytest.approx(list(p.scores), abs=1e-4) for p in runs.read_predictions("run", cell)
+    ]

@@ -1,4 +1,6 @@
-"""Tasks of lm-eval that are written as Python classes: what they ask for decides, and their own code judges."""
+"""Tasks of lm-eval that are written as Python classes: what they ask for decides, and their own
+code judges.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from scored_tasks import read_by_every_command, scored
 
 from antlm_bench import runs
 from antlm_bench.errors import UsageError
-from antlm_bench.lm_eval_bridge.registration import NAME, register
-from antlm_bench.suites.loader import load
+from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
+from antlm_bench.suites.loader import load_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 WORDS = ("the", "boys", "girl", "sees", "ever", "old", "house", "himself", "a", "dog")
-# The shipped classes, on documents of a test instead of the hub's. Two things else of theirs are on the hub, and no
-# choice needs them: the metric of their siblings that generate text, which any task of scrolls looks for, and squad's.
+# The shipped classes, on documents of a test instead of the hub's. Two things else of theirs are on
+# the hub, and no choice needs them: the metric of their siblings that generate text, which any task
+# of scrolls looks for, and squad's.
 CLASSES = '''
 import json
 from pathlib import Path
@@ -155,13 +158,21 @@ def made(kind, n=24):
         row = {"id": str(number), "pid": f"{number}_0"}
         if kind == "Quality":
             options = [f"{several(rng)} {letter.lower()}" for letter in "ABCD"]
-            listed = "".join(f" ({letter}) {option}\n" for letter, option in zip("ABCD", options, strict=True))
-            row |= {"input": f"who sees the dog\n\n{listed}\n\n{several(rng, 9)}", "output": rng.choice(options)}
+            listed = "".join(
+                f" ({letter}) {option}\n" for letter, option in zip("ABCD", options, strict=True)
+            )
+            row |= {
+                "input": f"who sees the dog\n\n{listed}\n\n{several(rng, 9)}",
+                "output": rng.choice(options),
+            }
         elif kind == "ContractNLI":
             answer = rng.choice(["Not mentioned", "Entailment", "Contradiction"])
             row |= {"input": f"{several(rng)}\n\n{several(rng, 9)}", "output": answer}
         elif kind in ("Qasper", "GovReport"):
-            row |= {"input": f"{several(rng)}\n\n{several(rng)}", "output": ("yes", "the old house")[number % 2]}
+            row |= {
+                "input": f"{several(rng)}\n\n{several(rng)}",
+                "output": ("yes", "the old house")[number % 2],
+            }
         else:
             choices = [several(rng) for _ in range(3)]
             row = {"q": several(rng, 6), "choices": choices, "gold": rng.randrange(3)}
@@ -194,44 +205,62 @@ NUMBERS = {
 
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, kind):
-    """QuALITY and ContractNLI are scrolls's, which call themselves `generate_until` and ask for choices.
+    """QuALITY and ContractNLI are scrolls's, which call themselves `generate_until` and ask for
+    choices.
 
-    Without lm-eval's cache, which reads texts that are split at two places wrongly (see docs/lm-eval.md)."""
-    file, folder = make_class(kind), make_checkpoint("causal", adds=True, max_position_embeddings=256)
+    Without lm-eval's cache, which reads texts that are split at two places wrongly (see
+    docs/lm-eval.md).
+    """
+    file, folder = (
+        make_class(kind),
+        make_checkpoint("causal", adds=True, max_position_embeddings=256),
+    )
     run, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
     (results, scores), summary = evaluated([file], folder, logits_cache=False), cell.summary
     metric, names = NUMBERS[kind]
     found = {**summary.views, names[0]: summary.headline}
     assert (summary.metric, summary.headline.n) == (metric, 24)
     for name in names:
-        assert found[name].value == pytest.approx(results[file.stem][f"{name},none"], abs=1e-4), name
-    for p in runs.predictions(run.path, cell):
+        assert found[name].value == pytest.approx(results[file.stem][f"{name},none"], abs=1e-4), (
+            name
+        )
+    for p in runs.read_predictions(run.path, cell):
         assert list(p.scores) == pytest.approx(scores[p.id], abs=1e-4)
     assert kind in ("Backwards", "Single") or 0 < found[names[-1]].value < 1
 
 
-def test_a_class_of_whole_documents_has_lm_eval_s_perplexities(make_checkpoint, make_class, tmp_path):
+def test_a_class_of_whole_documents_has_lm_eval_s_perplexities(
+    make_checkpoint, make_class, tmp_path
+):
     file, folder = make_class("Whole"), make_checkpoint("causal")
     _, cell = scored(folder, file, tmp_path / "run")
     (results, _), views = evaluated([file], folder, add_bos_token=False), cell.summary.views
     assert cell.summary.metric == "bits-per-byte"
     for name in ("byte_perplexity", "word_perplexity"):
-        assert views[name.replace("_", "-")].value == pytest.approx(results["toy_whole"][f"{name},none"], rel=1e-4)
+        assert views[name.replace("_", "-")].value == pytest.approx(
+            results["toy_whole"][f"{name},none"], rel=1e-4
+        )
 
 
-@pytest.mark.parametrize(("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")])
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")]
+)
 def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
     make_checkpoint, make_class, tmp_path, architecture, method
 ):
-    register()
+    register_model()
     file, folder = make_class("Quality"), make_checkpoint(architecture, max_position_embeddings=256)
     _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=NAME, method=method)
+    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
     for name in ("acc", "acc_norm"):
-        assert cell.summary.views[name].value == pytest.approx(results["toy_quality"][f"{name},none"], abs=1e-4)
+        assert cell.summary.views[name].value == pytest.approx(
+            results["toy_quality"][f"{name},none"], abs=1e-4
+        )
 
 
-def test_such_runs_are_compared_gated_reported_and_exported(make_checkpoint, make_class, tmp_path, capsys):
+def test_such_runs_are_compared_gated_reported_and_exported(
+    make_checkpoint, make_class, tmp_path, capsys
+):
     file = make_class("ContractNLI")
     folders = [
         make_checkpoint("causal", max_position_embeddings=256),
@@ -253,11 +282,13 @@ def test_such_runs_are_compared_gated_reported_and_exported(make_checkpoint, mak
 )
 def test_a_class_that_asks_for_anything_else_is_refused_by_what_it_asks_for(make_class, kind, says):
     with pytest.raises(UsageError, match=says) as caught:
-        load(ref(make_class(kind)))
+        load_suite(ref(make_class(kind)))
     assert f"--tasks toy_{kind.lower()}" in caught.value.hint
 
 
 def test_the_right_option_of_a_class_is_its_target_among_its_continuations(make_class):
-    suite, docs = load(ref(make_class("ContractNLI"))), made("ContractNLI")
+    suite, docs = load_suite(ref(make_class("ContractNLI"))), made("ContractNLI")
     right = [item.options[item.gold].text for item in suite.items]
-    assert all(text.endswith(f"Conclusion: {doc['output']}") for text, doc in zip(right, docs, strict=True))
+    assert all(
+        text.endswith(f"Conclusion: {doc['output']}") for text, doc in zip(right, docs, strict=True)
+    )

@@ -1,4 +1,6 @@
-"""Tasks of lm-eval whose number is no mean over documents: its own numbers from our engine, compared and gated."""
+"""Tasks of lm-eval whose number is no mean over documents: its own numbers from our engine,
+compared and gated.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from lm_eval_itself import evaluated, ref
 from scored_tasks import read_by_every_command, scored
 
 from antlm_bench import runs
-from antlm_bench.lm_eval_bridge.registration import NAME, register
-from antlm_bench.suites.loader import load
+from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
+from antlm_bench.suites.loader import load_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 WORDS = ("the", "boys", "girl", "sees", "ever", "old", "house", "himself", "a", "dog")
@@ -27,12 +29,21 @@ def drawn(options, n=48, seed=0):
     made = []
     for _ in range(n):
         choices = [" ".join(rng.choices(WORDS, k=rng.randint(1, 2))) for _ in range(options)]
-        made.append({"q": " ".join(rng.choices(WORDS, k=4)), "choices": choices, "gold": rng.randrange(options)})
+        made.append(
+            {
+                "q": " ".join(rng.choices(WORDS, k=4)),
+                "choices": choices,
+                "gold": rng.randrange(options),
+            }
+        )
     return made
 
 
 def listed(*metrics):
-    return [dict(zip(("metric", "aggregation", "higher_is_better"), one, strict=False)) for one in metrics]
+    return [
+        dict(zip(("metric", "aggregation", "higher_is_better"), one, strict=False))
+        for one in metrics
+    ]
 
 
 def function(file, *places):
@@ -63,11 +74,23 @@ F1S = "def weighted(items):\n    from lm_eval.utils import weighted_f1_score\n  
         (2, listed(("mcc",), ("acc",)), "whole-score"),  # glue's cola
         (2, listed(("f1",)), "whole-score"),  # qasper
         (2, listed(("acc",), ("f1",), ("mcc",)), "accuracy"),  # glue's mrpc, qqp
-        (3, listed(("acc",), ("f1", "aggregate.cb_multi_fi")), "accuracy"),  # super_glue's cb, its own file
-        (3, listed(("f1", "averages.weighted", True), ("acc", "mean", True)), "whole-score"),  # 1,013 African tasks
+        (
+            3,
+            listed(("acc",), ("f1", "aggregate.cb_multi_fi")),
+            "accuracy",
+        ),  # super_glue's cb, its own file
+        (
+            3,
+            listed(("f1", "averages.weighted", True), ("acc", "mean", True)),
+            "whole-score",
+        ),  # 1,013 African tasks
         (3, listed(("acc_norm", "mean", True)), "task-score"),  # leaderboard's bbh
         (3, listed(("exact_match", "mean", True)), "task-score"),  # webqs
-        (3, listed(("brier_score",), ("likelihood", "custom_metrics.loglikelihood_diff")), "whole-penalty"),
+        (
+            3,
+            listed(("brier_score",), ("likelihood", "custom_metrics.loglikelihood_diff")),
+            "whole-penalty",
+        ),
     ],
 )
 def test_what_a_task_reports_first_is_shown_and_all_its_numbers_are_lm_eval_s(
@@ -81,30 +104,48 @@ def test_what_a_task_reports_first_is_shown_and_all_its_numbers_are_lm_eval_s(
     _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
     (results, _), summary = evaluated([file], folder), cell.summary
     names = [one["metric"] for one in metrics]
-    found = {**summary.views, "acc": summary.headline} if metric == "accuracy" else dict(summary.views)
+    found = (
+        {**summary.views, "acc": summary.headline} if metric == "accuracy" else dict(summary.views)
+    )
     found.setdefault(names[0], summary.headline)
     assert summary.metric == metric
     for name in names:
-        assert found[name].value == pytest.approx(results["toy_whole"][f"{name},none"], abs=1e-4), name
-        assert found[name].low <= found[name].value <= found[name].high and found[name].low < found[name].high
+        assert found[name].value == pytest.approx(results["toy_whole"][f"{name},none"], abs=1e-4), (
+            name
+        )
+        assert (
+            found[name].low <= found[name].value <= found[name].high
+            and found[name].low < found[name].high
+        )
     assert not [note for note in summary.notes if "not computed" in note]
 
 
-@pytest.mark.parametrize(("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")])
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("masked", "mlm"), ("masked", "mntp"), ("causal", "fused")]
+)
 def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
     make_checkpoint, make_task, tmp_path, architecture, method
 ):
-    register()
-    file, folder = make_task("toy_ways", drawn(2), metric_list=listed(("mcc",), ("f1",))), make_checkpoint(architecture)
+    register_model()
+    file, folder = (
+        make_task("toy_ways", drawn(2), metric_list=listed(("mcc",), ("f1",))),
+        make_checkpoint(architecture),
+    )
     _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=NAME, method=method)
+    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
     assert cell.summary.headline.value == pytest.approx(results["toy_ways"]["mcc,none"], abs=1e-4)
     assert cell.summary.views["f1"].value == pytest.approx(results["toy_ways"]["f1,none"], abs=1e-4)
 
 
-def test_a_continuation_s_first_choice_is_shown_where_nothing_else_is_reported(make_checkpoint, make_task, tmp_path):
+def test_a_continuation_s_first_choice_is_shown_where_nothing_else_is_reported(
+    make_checkpoint, make_task, tmp_path
+):
     """arithmetic's form; lambada reports perplexity first."""
-    changes = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": " {{choices[0]}}"}
+    changes = {
+        "output_type": "loglikelihood",
+        "doc_to_choice": None,
+        "doc_to_target": " {{choices[0]}}",
+    }
     file = make_task("toy_sums", drawn(2), metric_list=listed(("acc", "mean", True)), **changes)
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
@@ -120,7 +161,11 @@ def test_a_group_s_f1_is_the_mean_of_its_tasks_own(make_checkpoint, make_task, t
         make_task(f"toy_f{number}", drawn(2, n, seed=number), metric_list=listed(("f1",), ("acc",)))
     file = tmp_path / "toy_fs.yaml"
     mean = {"metric": "f1", "aggregation": "mean", "weight_by_size": weigh}
-    file.write_text(yaml.safe_dump({"group": "toy_fs", "task": ["toy_f0", "toy_f1"], "aggregate_metric_list": [mean]}))
+    file.write_text(
+        yaml.safe_dump(
+            {"group": "toy_fs", "task": ["toy_f0", "toy_f1"], "aggregate_metric_list": [mean]}
+        )
+    )
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
     (results, _), summary = evaluated([file], folder), cell.summary
@@ -137,7 +182,11 @@ BBQ = [
         "ans0": "the old boys",
         "ans1": "a girl",
         "ans2": "Unknown",
-        "answer_info": {"ans0": ["old", "old"], "ans1": ["young", "nonOld"], "ans2": ["unknown", "unknown"]},
+        "answer_info": {
+            "ans0": ["old", "old"],
+            "ans1": ["young", "nonOld"],
+            "ans2": ["unknown", "unknown"],
+        },
         "additional_metadata": {"stereotyped_groups": ["old"]},
         "stereotyped_groups": ["old"],
         "question_polarity": ("neg", "nonneg")[number % 2],
@@ -166,13 +215,21 @@ def test_bias_scores_are_lm_eval_s(make_checkpoint, tmp_path, place):
     ]
     file = tmp_path / "toy_bbq.yaml"
     head = ["task: toy_bbq", "dataset_path: json", "dataset_name: null"]
-    file.write_text("\n".join([*head, f"dataset_kwargs: {{data_files: {{test: {data}}}}}", *kept]) + "\n")
+    file.write_text(
+        "\n".join([*head, f"dataset_kwargs: {{data_files: {{test: {data}}}}}", *kept]) + "\n"
+    )
     source.unlink()
     folder = make_checkpoint("causal", adds=True, max_position_embeddings=256)
     _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
     (results, _), summary = evaluated([file], folder), cell.summary
-    theirs = {name.removesuffix(",none"): value for name, value in results["toy_bbq"].items() if "bias" in name}
-    wanted = {name: value for name, value in theirs.items() if "stderr" not in name and value == value}
+    theirs = {
+        name.removesuffix(",none"): value
+        for name, value in results["toy_bbq"].items()
+        if "bias" in name
+    }
+    wanted = {
+        name: value for name, value in theirs.items() if "stderr" not in name and value == value
+    }
     assert len(wanted) >= 2
     for name, value in wanted.items():
         assert summary.views[name].value == pytest.approx(value, abs=1e-4), name
@@ -181,12 +238,18 @@ def test_bias_scores_are_lm_eval_s(make_checkpoint, tmp_path, place):
 def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
     """discrim_eval, its own code: one coefficient and no number per document."""
     shipped(tmp_path, "discrim_eval/utils.py")
-    with (tmp_path / "utils.py").open("a") as code:  # one of seven numbers, for each is a regression of its own
-        code.write('def one(doc, said):\n    return {"female_bias": process_results(doc, said)["female_bias"]}\n')
+    with (tmp_path / "utils.py").open(
+        "a"
+    ) as code:  # one of seven numbers, for each is a regression of its own
+        code.write(
+            'def one(doc, said):\n    return {"female_bias": process_results(doc, said)["female_bias"]}\n'
+        )
     races, genders = ["white", "black", "Asian"], ["male", "female"]
     docs = [
         {"race": race, "gender": gender, "age": age, "decision_question_id": template}
-        | {"filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} {age} {WORDS[template]}"}
+        | {
+            "filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} {age} {WORDS[template]}"
+        }
         for template, race, gender, age in itertools.product(range(4), races, genders, (20, 40, 60))
     ]
     data = tmp_path / "discrim.jsonl"
@@ -210,11 +273,14 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
     run, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder)
     assert (cell.summary.metric, cell.summary.headline.n) == ("whole-penalty", len(docs))
-    assert cell.summary.headline.value == pytest.approx(results["toy_discrim"]["female_bias,none"], abs=1e-4)
+    assert cell.summary.headline.value == pytest.approx(
+        results["toy_discrim"]["female_bias,none"], abs=1e-4
+    )
     assert cell.summary.headline.low < cell.summary.headline.value < cell.summary.headline.high
-    kept = [json.loads(p.kept[0]) for p in runs.predictions(run.path, cell)]
+    kept = [json.loads(p.kept[0]) for p in runs.read_predictions(run.path, cell)]
     assert [tuple(said[0]) for said in kept] == [
-        (doc["race"].lower(), doc["gender"], doc["age"], doc["decision_question_id"]) for doc in docs
+        (doc["race"].lower(), doc["gender"], doc["age"], doc["decision_question_id"])
+        for doc in docs
     ]
 
 
@@ -232,20 +298,32 @@ def test_record_loads_and_is_scored(make_checkpoint, tmp_path):
     ]
     data = tmp_path / "record.jsonl"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    text = (tmp_path / "default.yaml").read_text().replace("dataset_path: aps/super_glue", "dataset_path: json")
-    text = text.replace("dataset_name: record", f"dataset_kwargs: {{data_files: {{validation: {data}}}}}")
+    text = (
+        (tmp_path / "default.yaml")
+        .read_text()
+        .replace("dataset_path: aps/super_glue", "dataset_path: json")
+    )
+    text = text.replace(
+        "dataset_name: record", f"dataset_kwargs: {{data_files: {{validation: {data}}}}}"
+    )
     file = tmp_path / "toy_record.yaml"
-    file.write_text(text.replace("task: record", "task: toy_record").replace("training_split: train\n", ""))
+    file.write_text(
+        text.replace("task: record", "task: toy_record").replace("training_split: train\n", "")
+    )
     (tmp_path / "default.yaml").unlink()
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder)
     assert cell.summary.headline.value == pytest.approx(results["toy_record"]["f1,none"], abs=1e-4)
-    assert cell.summary.views["em"].value == pytest.approx(results["toy_record"]["em,none"], abs=1e-4)
+    assert cell.summary.views["em"].value == pytest.approx(
+        results["toy_record"]["em,none"], abs=1e-4
+    )
     assert 0 < cell.summary.views["em"].value < 1
 
 
-def test_such_runs_are_compared_gated_reported_and_exported(make_checkpoint, make_task, tmp_path, capsys):
+def test_such_runs_are_compared_gated_reported_and_exported(
+    make_checkpoint, make_task, tmp_path, capsys
+):
     file = make_task("toy_all", drawn(2), metric_list=listed(("mcc",), ("acc",)))
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
     values, found, said, results = read_by_every_command(folders, file, tmp_path, capsys)
@@ -261,23 +339,31 @@ def test_such_runs_are_compared_gated_reported_and_exported(make_checkpoint, mak
 def test_other_code_of_an_aggregation_is_another_suite(make_task, tmp_path):
     (tmp_path / "averages.py").write_text(F1S)
     file = function(
-        make_task("toy_code", drawn(2), metric_list=listed(("f1", "averages.weighted"))), "averages.weighted"
+        make_task("toy_code", drawn(2), metric_list=listed(("f1", "averages.weighted"))),
+        "averages.weighted",
     )
-    before = load(ref(file)).digest
-    assert load(ref(file)).digest == before
-    (tmp_path / "averages.py").write_text(F1S.replace("weighted(items):", "weighted(items):  # newly"))
-    assert load(ref(file)).digest != before
+    before = load_suite(ref(file)).digest
+    assert load_suite(ref(file)).digest == before
+    (tmp_path / "averages.py").write_text(
+        F1S.replace("weighted(items):", "weighted(items):  # newly")
+    )
+    assert load_suite(ref(file)).digest != before
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_path, monkeypatch):
     from antlm_bench.scoring import multiple_choice
 
     monkeypatch.setattr(
-        multiple_choice, "chunks", lambda items, _: [items[at : at + 20] for at in range(0, len(items), 20)]
+        multiple_choice,
+        "chunks",
+        lambda items, _: [items[at : at + 20] for at in range(0, len(items), 20)],
     )
-    file, folder = make_task("toy_kill", drawn(2), metric_list=listed(("mcc",))), make_checkpoint("causal")
+    file, folder = (
+        make_task("toy_kill", drawn(2), metric_list=listed(("mcc",))),
+        make_checkpoint("causal"),
+    )
     _, whole = scored(folder, file, tmp_path / "whole")
-    put, count = runs.Writer.put, []
+    put, count = runs.RunWriter.save_chunk, []
 
     def killed(self, *args):
         count.append(1)
@@ -285,7 +371,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_
             raise KeyboardInterrupt
         put(self, *args)
 
-    monkeypatch.setattr(runs.Writer, "put", killed)
+    monkeypatch.setattr(runs.RunWriter, "save_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
         scored(folder, file, tmp_path / "killed")
     _, resumed = scored(folder, file, tmp_path / "killed")

@@ -1,4 +1,6 @@
-"""`--model antlm-bench` in lm-eval: its own causal model's numbers request by request, and what that one cannot do."""
+"""`--model antlm-bench` in lm-eval: its own causal model's numbers request by request, and what
+that one cannot do.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, UsageError
 from antlm_bench.lm_eval_bridge.model import AntlmBench
-from antlm_bench.lm_eval_bridge.registration import MODEL, NAME, register
+from antlm_bench.lm_eval_bridge.registration import MODEL_CLASS, MODEL_NAME, register_model
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import method as find_method
+from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.types import Item, Option
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -55,13 +57,16 @@ def same(ours, theirs):
 def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, architecture):
     folder = make_checkpoint("causal", adds=adds, architecture=architecture)
     ours = AntlmBench(str(folder), device="cpu").loglikelihood(instances(REQUESTS))
-    # HFLM with its cache of logits misreads two requests of one text that are split at different places (0.4.13).
+    # HFLM with its cache of logits misreads two requests of one text that are split at different
+    # places (0.4.13).
     theirs = hf(folder, logits_cache=False).loglikelihood(instances(REQUESTS), disable_tqdm=True)
     same(ours, theirs)
 
 
 def test_a_cache_of_logits_that_mixes_up_two_splits_of_one_text_is_not_ours(make_checkpoint):
-    """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md says so."""
+    """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md
+    says so.
+    """
     folder, pairs = (
         make_checkpoint("causal", adds=True),
         instances([("", "the cat sees the dog"), ("the cat", " sees the dog")]),
@@ -69,11 +74,15 @@ def test_a_cache_of_logits_that_mixes_up_two_splits_of_one_text_is_not_ours(make
     ours = AntlmBench(str(folder), device="cpu").loglikelihood(pairs)
     same(ours, hf(folder, logits_cache=False).loglikelihood(pairs, disable_tqdm=True))
     cached = hf(folder).loglikelihood(pairs, disable_tqdm=True)
-    assert ours[0][0] == pytest.approx(cached[0][0], abs=1e-4) and abs(ours[1][0] - cached[1][0]) > 0.1
+    assert (
+        ours[0][0] == pytest.approx(cached[0][0], abs=1e-4) and abs(ours[1][0] - cached[1][0]) > 0.1
+    )
 
 
 def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_path):
-    """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole; docs/lm-eval.md says so."""
+    """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole;
+    docs/lm-eval.md says so.
+    """
     from tiny import tokenizer_for
     from transformers import AutoModelForCausalLM
 
@@ -86,18 +95,32 @@ def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_pat
 
 
 def test_the_first_choices_of_the_model_are_known(make_checkpoint):
-    """Continuations that the model would write itself: `is_greedy`, which exact_match and lambada's acc rest on."""
+    """Continuations that the model would write itself: `is_greedy`, which exact_match and lambada's
+    acc rest on.
+    """
     import torch
 
     folder = make_checkpoint("causal", adds=True)
     theirs, pairs = hf(folder), []
     tokenizer = theirs.tokenizer
-    for context in ("the cat", "a dog", "the old house near", "who", "boys", "no girl", "some houses", "what", "every"):
+    for context in (
+        "the cat",
+        "a dog",
+        "the old house near",
+        "who",
+        "boys",
+        "no girl",
+        "some houses",
+        "what",
+        "every",
+    ):
         ids = tokenizer(context)["input_ids"]
         for _ in range(2):
             with torch.inference_mode():
                 ids = [*ids, int(theirs.model(torch.tensor([ids])).logits[0, -1].argmax())]
-        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).lstrip()
+        text = tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).lstrip()
         if text.startswith(context) and tokenizer(text)["input_ids"] == ids:
             pairs += [(context, text[len(context) :]), (context, text[len(context) :] + " cat")]
     ours = AntlmBench(str(folder), device="cpu").loglikelihood(instances(pairs))
@@ -108,19 +131,28 @@ def test_the_first_choices_of_the_model_are_known(make_checkpoint):
 def test_answers_come_in_the_order_of_the_requests_and_reach_the_cache(make_checkpoint):
     model = AntlmBench(str(make_checkpoint("causal")), device="cpu")
     seen = {}
-    model.cache_hook.add_partial = lambda kind, asked, answer: seen.__setitem__((kind, asked), answer)
+    model.cache_hook.add_partial = lambda kind, asked, answer: seen.__setitem__(
+        (kind, asked), answer
+    )
     forwards = model.loglikelihood(instances(REQUESTS))
     backwards = model.loglikelihood(instances(REQUESTS[::-1]))
     assert [a for a, _ in forwards] == pytest.approx([a for a, _ in backwards[::-1]], abs=1e-5)
-    assert seen == {("loglikelihood", pair): answer for pair, answer in zip(REQUESTS, backwards[::-1], strict=True)}
+    assert seen == {
+        ("loglikelihood", pair): answer
+        for pair, answer in zip(REQUESTS, backwards[::-1], strict=True)
+    }
 
 
 def test_a_token_that_straddles_the_border_is_scored_whole(make_checkpoint):
-    """The harness counts the context's tokens instead, and would not score the first letters of " sleeps" here."""
+    """The harness counts the context's tokens instead, and would not score the first letters of "
+    sleeps" here.
+    """
     folder = make_checkpoint("causal")
     straddling = instances([("the cat sle", "eps")])
     model = AntlmBench(str(folder), device="cpu")
-    tokens = model.reader.checkpoint.encoders["causal"].tokenizer.tokenize("the cat sleeps")
+    tokens = model.request_encoder.checkpoint.encoders["causal"].tokenizer.tokenize(
+        "the cat sleeps"
+    )
     assert tokens[-1].endswith("sleeps")
     whole = model.loglikelihood(instances([("the cat", " sleeps")]))[0][0]
     assert model.loglikelihood(straddling)[0][0] == pytest.approx(whole, abs=1e-5)
@@ -130,11 +162,15 @@ def test_a_token_that_straddles_the_border_is_scored_whole(make_checkpoint):
 def test_other_methods_answer_what_score_answers(make_checkpoint, name):
     folder = make_checkpoint("causal")
     pairs = [pair for pair in REQUESTS if pair[0].rstrip() == pair[0]]
-    answers = AntlmBench(str(folder), method=name, bos="auto", device="cpu").loglikelihood(instances(pairs))
+    answers = AntlmBench(str(folder), method=name, bos="auto", device="cpu").loglikelihood(
+        instances(pairs)
+    )
     opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
     options = [Option(c + t, (len(c), len(c + t)) if c else None) for c, t in pairs]
     items = [Item(str(n), (option,), 0) for n, option in enumerate(options)]
-    wanted = [p.scores[0] for p in multiple_choice.predict(opened, items, [find_method(name, opened)])[0]]
+    wanted = [
+        p.scores[0] for p in multiple_choice.predict(opened, items, [find_method(name, opened)])[0]
+    ]
     assert [score for score, _ in answers] == pytest.approx(wanted, abs=1e-4)
 
 
@@ -179,22 +215,26 @@ def test_what_does_not_fit_is_refused_and_never_cut_silently(make_checkpoint):
 @pytest.mark.parametrize("adds", [True, False])
 def test_cut_on_the_left_it_is_what_hf_answers_and_is_counted(make_checkpoint, adds, caplog):
     folder = make_checkpoint("causal", adds=adds)
-    pairs = [(LONG[at:], " see the dog") for at in range(0, 300, 4)]  # some fit, one fits just so, some do not
+    pairs = [
+        (LONG[at:], " see the dog") for at in range(0, 300, 4)
+    ]  # some fit, one fits just so, some do not
     ours = AntlmBench(str(folder), truncate="left", device="cpu")
     answers = ours.loglikelihood(instances(pairs))
     same(answers, hf(folder, max_length=64).loglikelihood(instances(pairs), disable_tqdm=True))
-    assert 0 < ours.reader.cut < len(pairs)
-    assert f"{ours.reader.cut} texts lost" in caplog.text
+    assert 0 < ours.request_encoder.num_truncated < len(pairs)
+    assert f"{ours.request_encoder.num_truncated} texts lost" in caplog.text
 
 
 def test_a_masked_row_keeps_its_specials_when_cut(make_checkpoint):
     folder = make_checkpoint("masked")
     model = AntlmBench(str(folder), truncate="left", device="cpu")
-    encoder = model.reader.whole["full"]
+    encoder = model.request_encoder.no_context_encoders["full"]
     ids = encoder.tokenizer(LONG + " see", add_special_tokens=False)["input_ids"]
-    (found,) = model.reader.encode([LONG + " see"], [(len(LONG), len(LONG) + 4)], "full").lengths
+    (found,) = model.request_encoder.encode(
+        [LONG + " see"], [(len(LONG), len(LONG) + 4)], "full"
+    ).batches
     assert found.ids[0].tolist() == [1, *ids[-62:], 2]
-    assert found.scored[0].nonzero()[0].tolist() == [62]
+    assert found.score_mask[0].nonzero()[0].tolist() == [62]
     assert model.loglikelihood(instances([(LONG, " see")]))[0][0] < 0
 
 
@@ -206,20 +246,28 @@ def test_a_continuation_is_never_cut(make_checkpoint):
 
 def test_a_request_without_a_scored_token_is_refused(make_checkpoint):
     with pytest.raises(DataError, match="can be scored"):
-        AntlmBench(str(make_checkpoint("causal")), device="cpu").loglikelihood(instances([("the cat", "")]))
+        AntlmBench(str(make_checkpoint("causal")), device="cpu").loglikelihood(
+            instances([("the cat", "")])
+        )
 
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_rolling_windows_are_hf_s_with_one_bos(make_checkpoint, adds):
-    """HFLM begins a text with two BOS where the tokenizer adds one; told not to (add_bos_token), with one, as we do."""
+    """HFLM begins a text with two BOS where the tokenizer adds one; told not to (add_bos_token),
+    with one, as we do.
+    """
     from lm_eval.api.instance import Instance
 
     folder = make_checkpoint("causal", adds=adds)
     texts = ["the cat sees the dog", LONG, "naïve ☕", ""]
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
     ours = AntlmBench(str(folder), device="cpu").loglikelihood_rolling(requests)
-    theirs = hf(folder, max_length=64, add_bos_token=False).loglikelihood_rolling(requests[:-1], disable_tqdm=True)
-    assert ours[:-1] == pytest.approx(theirs, abs=1e-3) and ours[-1] == 0.0  # LONG is a sum over 100 tokens
+    theirs = hf(folder, max_length=64, add_bos_token=False).loglikelihood_rolling(
+        requests[:-1], disable_tqdm=True
+    )
+    assert (
+        ours[:-1] == pytest.approx(theirs, abs=1e-3) and ours[-1] == 0.0
+    )  # LONG is a sum over 100 tokens
     assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
     doubled = hf(folder, max_length=64).loglikelihood_rolling(requests[:1], disable_tqdm=True)
     assert (abs(ours[0] - doubled[0]) > 0.1) == adds
@@ -255,41 +303,49 @@ def test_wrong_arguments_name_themselves(make_checkpoint, arguments, error, says
 
 def test_the_entry_point_of_later_versions_leads_to_the_model():
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'[project.entry-points."lm_eval.models"]\n{NAME} = "{MODEL}"' in declared
-    module, _, attribute = MODEL.partition(":")
+    assert f'[project.entry-points."lm_eval.models"]\n{MODEL_NAME} = "{MODEL_CLASS}"' in declared
+    module, _, attribute = MODEL_CLASS.partition(":")
     assert getattr(import_module(module), attribute) is AntlmBench
 
 
 def test_registering_twice_is_fine_and_hides_no_other_model():
     from lm_eval.api.registry import get_model
 
-    register()
-    register()
-    assert get_model(NAME) is AntlmBench
+    register_model()
+    register_model()
+    assert get_model(MODEL_NAME) is AntlmBench
     assert get_model("dummy").__name__ == "DummyLM"
 
 
 def test_the_table_of_results_is_the_one_of_hf(make_checkpoint, make_task):
-    """Choices by log-probability (acc) and per character (acc_norm), lambada's greedy acc, and perplexity."""
+    """Choices by log-probability (acc) and per character (acc_norm), lambada's greedy acc, and
+    perplexity.
+    """
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     mean = {"aggregation": "mean", "higher_is_better": True}
     both = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
     file = make_task("toy_table", metric_list=both)
-    one = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": " {{choices[0]}}"}
+    one = {
+        "output_type": "loglikelihood",
+        "doc_to_choice": None,
+        "doc_to_target": " {{choices[0]}}",
+    }
     make_task("toy_one", **one, metric_list=[{"metric": "acc", **mean}, {"metric": "perplexity"}])
     folder, tasks = str(make_checkpoint("causal", adds=True)), ["toy_table", "toy_one"]
     manager = TaskManager(include_defaults=False, include_path=str(file.parent))
-    register()
+    register_model()
     tables = [
         lm_eval.simple_evaluate(
             model=model, model_args=arguments, tasks=tasks, task_manager=manager, device="cpu", bootstrap_iters=0
         )["results"]
-        for model, arguments in ((NAME, {"pretrained": folder}), ("hf", {"pretrained": folder}))
+        for model, arguments in ((MODEL_NAME, {"pretrained": folder}), ("hf", {"pretrained": folder}))
     ]  # fmt: skip
     for task in tasks:
-        numbers = [{k: v for k, v in table[task].items() if isinstance(v, float)} for table in tables]
+        numbers = [
+            {k: v for k, v in table[task].items() if isinstance(v, float)} for table in tables
+        ]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4) and numbers[0]
 
 
@@ -301,8 +357,8 @@ def test_an_entry_point_is_a_model_once_it_is_asked_for():
     from lm_eval.api.registry import Registry
 
     registry = Registry("model", base_cls=LM)
-    registry.register(NAME, target=EntryPoint(NAME, MODEL, "lm_eval.models"))
-    assert registry.get(NAME) is AntlmBench
+    registry.register(MODEL_NAME, target=EntryPoint(MODEL_NAME, MODEL_CLASS, "lm_eval.models"))
+    assert registry.get(MODEL_NAME) is AntlmBench
 
 
 def test_an_error_of_ours_is_a_message_and_an_exit_code(monkeypatch, capsys):
@@ -311,7 +367,7 @@ def test_an_error_of_ours_is_a_message_and_an_exit_code(monkeypatch, capsys):
     from antlm_bench.lm_eval_bridge.__main__ import main
 
     def fail():
-        raise MethodNotSupported("no mask token", place="--model_args", hint="method=causal")
+        raise MethodNotSupported("no mask token", location="--model_args", hint="method=causal")
 
     monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", fail)
     assert main() == 2

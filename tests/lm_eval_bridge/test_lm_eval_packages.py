@@ -1,5 +1,7 @@
-"""Tasks of lm-eval that need a package or a metric of the hub: what is said where it is absent, and what they say with
-it. The packages are doubles; the tasks are lm-eval's own files, on documents of a test."""
+"""Tasks of lm-eval that need a package or a metric of the hub: what is said where it is absent, and
+what they say with it. The packages are doubles; the tasks are lm-eval's own files, on documents of
+a test.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from scored_tasks import scored
 from sklearn.metrics import f1_score
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites.loader import load
+from antlm_bench.suites.loader import load_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 WORDS = ("the", "boys", "girl", "sees", "ever", "old", "house", "himself", "a", "dog")
@@ -35,7 +37,9 @@ def several(rng):
 
 @pytest.fixture
 def make_shipped(tmp_path):
-    """make_shipped(place, docs): a copy of a shipped task and of the files beside it, its data in a file."""
+    """make_shipped(place, docs): a copy of a shipped task and of the files beside it, its data in a
+    file.
+    """
 
     def make(place, docs):
         import lm_eval.tasks
@@ -47,9 +51,17 @@ def make_shipped(tmp_path):
         data = tmp_path / "docs.jsonl"
         data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
         splits = dict.fromkeys(("train", "validation", "test", "dev"), str(data))
-        head = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
+        head = {
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": splits},
+        }
         file = tmp_path / f"toy_{source.stem}.yaml"
-        kept = [line for line in source.read_text().splitlines() if not line.startswith(("dataset_", "task:", "tag:"))]
+        kept = [
+            line
+            for line in source.read_text().splitlines()
+            if not line.startswith(("dataset_", "task:", "tag:"))
+        ]
         file.write_text(f"task: {file.stem}\n{yaml.safe_dump(head)}" + "\n".join(kept) + "\n")
         return file
 
@@ -62,11 +74,13 @@ TINY = rows(100, input_formatted=several, answer=lambda rng: rng.randrange(4))
 def test_a_package_that_is_absent_is_named_with_its_remedy(make_shipped, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinyBenchmarks", None)
     with pytest.raises(DataError, match=r"pip install git.*tinyBenchmarks") as caught:
-        load(ref(make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY)))
+        load_suite(ref(make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY)))
     assert "pip install 'lm_eval[tasks]'" in caught.value.hint
 
 
-def test_tinybenchmarks_weigh_a_hundred_documents_by_their_places(make_checkpoint, make_shipped, tmp_path, monkeypatch):
+def test_tinybenchmarks_weigh_a_hundred_documents_by_their_places(
+    make_checkpoint, make_shipped, tmp_path, monkeypatch
+):
     weights = np.random.default_rng(3).dirichlet(np.ones(100))
 
     def evaluate(items, benchmark):
@@ -74,7 +88,10 @@ def test_tinybenchmarks_weigh_a_hundred_documents_by_their_places(make_checkpoin
         return {benchmark: {"gpirt": sum(weights[at] * items[at] for at in range(100))}}
 
     monkeypatch.setitem(sys.modules, "tinyBenchmarks", SimpleNamespace(evaluate=evaluate))
-    file, folder = make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY), make_checkpoint("causal", adds=True)
+    file, folder = (
+        make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY),
+        make_checkpoint("causal", adds=True),
+    )
     _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
     results, _ = evaluated([file], folder)
     head = cell.summary.headline
@@ -92,12 +109,17 @@ class F1:
 
 @pytest.mark.parametrize("name", ["bec", "vaxx"])
 def test_basqueglue_s_f1_is_lm_eval_s(make_checkpoint, make_shipped, tmp_path, monkeypatch, name):
-    """It imports `load_metric` from datasets, which no longer has it; the metric itself is the hub's."""
+    """It imports `load_metric` from datasets, which no longer has it; the metric itself is the
+    hub's.
+    """
     import evaluate
 
     monkeypatch.setattr(evaluate, "load", lambda name: {"f1": F1()}[name])
     docs = rows(40, text=several, label=lambda rng: rng.randrange(3))
-    file, folder = make_shipped(f"basqueglue/{name}.yaml", docs), make_checkpoint("causal", max_position_embeddings=256)
+    file, folder = (
+        make_shipped(f"basqueglue/{name}.yaml", docs),
+        make_checkpoint("causal", max_position_embeddings=256),
+    )
     _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
     results, _ = evaluated([file], folder)
     assert cell.summary.metric == "whole-score"
@@ -111,7 +133,11 @@ NOTES = rows(12, dialogue=several, section_text=several)
 @pytest.mark.parametrize(
     ("error", "says", "remedy"),
     [
-        (FileNotFoundError("Couldn't find Module 'bleu'"), "RuntimeError: .*Module 'bleu'", "or the hub in reach"),
+        (
+            FileNotFoundError("Couldn't find Module 'bleu'"),
+            "RuntimeError: .*Module 'bleu'",
+            "or the hub in reach",
+        ),
         (ImportError("bert_score"), r"pip install evaluate bert-score", "install what it names"),
     ],
 )
@@ -124,7 +150,7 @@ def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, 
     monkeypatch.setattr(evaluate, "load", absent)
     monkeypatch.delitem(sys.modules, "lm_eval.tasks.mts_dialog.utils", raising=False)
     with pytest.raises(DataError, match=says) as caught:
-        load(ref(make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES)))
+        load_suite(ref(make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES)))
     assert remedy in caught.value.hint
 
 
@@ -134,7 +160,10 @@ def test_perplexities_of_tasks_that_load_metrics_for_their_siblings_are_lm_eval_
     import evaluate
 
     monkeypatch.setattr(evaluate, "load", lambda *_, **__: None)  # no perplexity asks for one
-    file, folder = make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES), make_checkpoint("causal")
+    file, folder = (
+        make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES),
+        make_checkpoint("causal"),
+    )
     _, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder, add_bos_token=False)
     assert cell.summary.headline.value == pytest.approx(
@@ -148,4 +177,4 @@ def test_a_task_that_ends_the_process_is_an_error_like_any_other(make_task, tmp_
     file = make_task("toy_leaving", process_docs="leaving.any")
     file.write_text(file.read_text().replace("process_docs: ", "process_docs: !function "))
     with pytest.raises(DataError, match="SystemExit: no such program"):
-        load(ref(file))
+        load_suite(ref(file))

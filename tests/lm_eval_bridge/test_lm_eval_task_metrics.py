@@ -1,5 +1,6 @@
-"""Tasks of lm-eval that judge answers by code of their own, with several right options, or whole documents: its own
-numbers from our engine."""
+"""Tasks of lm-eval that judge answers by code of their own, with several right options, or whole
+documents: its own numbers from our engine.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from scored_tasks import scored as scored_by
 from antlm_bench import runs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, MethodNotSupported, UsageError
-from antlm_bench.lm_eval_bridge.registration import NAME, register
-from antlm_bench.statistics import wilson
-from antlm_bench.suites.loader import load
+from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
+from antlm_bench.statistics import wilson_interval
+from antlm_bench.suites.loader import load_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 CODE = '''
@@ -80,7 +81,11 @@ def make_judged(make_task, tmp_path):
     def make(name, function, **changes):
         (tmp_path / "judges.py").write_text(CODE)
         file = make_task(name, process_results=f"!judges.{function}", **changes)
-        text = file.read_text().replace("'!judges.", "!function 'judges.").replace("!judges.", "!function judges.")
+        text = (
+            file.read_text()
+            .replace("'!judges.", "!function 'judges.")
+            .replace("!judges.", "!function judges.")
+        )
         file.write_text(text)
         return file
 
@@ -92,7 +97,11 @@ scored = partial(scored_by, compat="lm-eval")
 
 def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tmp_path):
     names = ("mass", "gap", "first", "gap_of_some", "nan")
-    file = make_judged("toy_mass", "paired", metric_list=[*metrics(*names), {"metric": "pair", "aggregation": "f1"}])
+    file = make_judged(
+        "toy_mass",
+        "paired",
+        metric_list=[*metrics(*names), {"metric": "pair", "aggregation": "f1"}],
+    )
     folder = make_checkpoint("causal", adds=True)
     run, cell = scored(folder, file, tmp_path / "run")
     (results, _), summary = evaluated([file], folder), cell.summary
@@ -100,18 +109,33 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
     assert summary.headline.value == pytest.approx(results["toy_mass"]["mass,none"], abs=1e-4)
     assert summary.headline.low < summary.headline.value < summary.headline.high
     for name in ("gap", "first", "gap_of_some"):
-        assert summary.views[name].value == pytest.approx(results["toy_mass"][f"{name},none"], abs=1e-4)
-    assert (summary.views["gap_of_some"].n, summary.views["nan"].n, summary.views["nan"].value) == (3, 3, 1.0)
+        assert summary.views[name].value == pytest.approx(
+            results["toy_mass"][f"{name},none"], abs=1e-4
+        )
+    assert (summary.views["gap_of_some"].n, summary.views["nan"].n, summary.views["nan"].value) == (
+        3,
+        3,
+        1.0,
+    )
     assert "toy_mass: mass, as the task judges its answers" in summary.notes
-    assert (summary.views["pair"].value, summary.views["pair"].n) == (results["toy_mass"]["pair,none"], 5)
-    found = runs.predictions(run.path, cell)
+    assert (summary.views["pair"].value, summary.views["pair"].n) == (
+        results["toy_mass"]["pair,none"],
+        5,
+    )
+    found = runs.read_predictions(run.path, cell)
     assert [len(p.scores) for p in found] == [2, 3, 2, 2, 2]
     assert all((len(p.judged), len(p.kept)) == (6, 1) for p in found)
     assert [math.isnan(p.judged[3]) for p in found] == [p.gold != 0 for p in found]
 
 
-def test_less_may_be_better_and_a_single_continuation_may_be_judged(make_checkpoint, make_judged, tmp_path):
-    changes = {"doc_to_choice": None, "doc_to_target": " {{choices[0]}}", "output_type": "loglikelihood"}
+def test_less_may_be_better_and_a_single_continuation_may_be_judged(
+    make_checkpoint, make_judged, tmp_path
+):
+    changes = {
+        "doc_to_choice": None,
+        "doc_to_target": " {{choices[0]}}",
+        "output_type": "loglikelihood",
+    }
     listed = [{"metric": "miss", "aggregation": "nanmean", "higher_is_better": False}]
     file = make_judged("toy_less", "single", **changes, metric_list=listed)
     folder = make_checkpoint("causal", adds=True)
@@ -119,35 +143,58 @@ def test_less_may_be_better_and_a_single_continuation_may_be_judged(make_checkpo
     results, _ = evaluated([file], folder)
     assert cell.summary.metric == "task-penalty"
     assert cell.summary.headline.value == pytest.approx(results["toy_less"]["miss,none"])
-    assert cell.summary.headline.n == 4 and "left out: 1 items of which the task says nothing" in cell.summary.notes
+    assert (
+        cell.summary.headline.n == 4
+        and "left out: 1 items of which the task says nothing" in cell.summary.notes
+    )
 
 
 @pytest.mark.parametrize("method", ["mlm", "mlm-l2r"])
-def test_masked_answers_are_judged_as_our_model_s_are_in_lm_eval(make_checkpoint, make_judged, tmp_path, method):
-    register()
-    file, folder = make_judged("toy_masked", "mass", metric_list=metrics("mass", "first")), make_checkpoint("masked")
+def test_masked_answers_are_judged_as_our_model_s_are_in_lm_eval(
+    make_checkpoint, make_judged, tmp_path, method
+):
+    register_model()
+    file, folder = (
+        make_judged("toy_masked", "mass", metric_list=metrics("mass", "first")),
+        make_checkpoint("masked"),
+    )
     _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=NAME, method=method)
-    assert cell.summary.headline.value == pytest.approx(results["toy_masked"]["mass,none"], abs=1e-4)
+    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
+    assert cell.summary.headline.value == pytest.approx(
+        results["toy_masked"]["mass,none"], abs=1e-4
+    )
     assert cell.summary.views["first"].value == pytest.approx(results["toy_masked"]["first,none"])
 
 
-def test_several_methods_are_judged_by_one_reading_and_fused_too(make_checkpoint, make_judged, tmp_path):
-    file, folder = make_judged("toy_fused", "mass", metric_list=metrics("mass", "first")), make_checkpoint("causal")
+def test_several_methods_are_judged_by_one_reading_and_fused_too(
+    make_checkpoint, make_judged, tmp_path
+):
+    file, folder = (
+        make_judged("toy_fused", "mass", metric_list=metrics("mass", "first")),
+        make_checkpoint("causal"),
+    )
     names = ("causal", "mntp", "fused")
     (together,) = score(folder, ref(file), methods=names, out=tmp_path / "together", device="cpu")
     for name, cell in zip(names, together.cells, strict=True):
         (alone,) = score(folder, ref(file), methods=name, out=tmp_path / name, device="cpu")
         assert cell.method == name
         for ours, theirs in zip(
-            runs.predictions(together.path, cell), runs.predictions(alone.path, alone.cells[0]), strict=True
+            runs.read_predictions(together.path, cell),
+            runs.read_predictions(alone.path, alone.cells[0]),
+            strict=True,
         ):
             assert ours.judged == pytest.approx(theirs.judged, abs=1e-5)
 
 
-def test_shares_of_marked_documents_are_means_and_what_is_none_is_no_mean(make_checkpoint, make_judged, tmp_path):
-    listed = [{"metric": n, "aggregation": f"!{f}"} for n, f in (("of_two", "share"), ("of_more", "rest"))]
-    file = make_judged("toy_marked", "marked", metric_list=[*listed, {"metric": "odds", "aggregation": "!odds"}])
+def test_shares_of_marked_documents_are_means_and_what_is_none_is_no_mean(
+    make_checkpoint, make_judged, tmp_path
+):
+    listed = [
+        {"metric": n, "aggregation": f"!{f}"} for n, f in (("of_two", "share"), ("of_more", "rest"))
+    ]
+    file = make_judged(
+        "toy_marked", "marked", metric_list=[*listed, {"metric": "odds", "aggregation": "!odds"}]
+    )
     text = file.read_text()
     for name in ("share", "rest", "odds"):
         text = text.replace(f"'!{name}'", f"!function judges.{name}")
@@ -155,7 +202,10 @@ def test_shares_of_marked_documents_are_means_and_what_is_none_is_no_mean(make_c
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
     (results, _), summary = evaluated([file], folder), cell.summary
-    assert (summary.headline.value, summary.headline.n) == (pytest.approx(results["toy_marked"]["of_two,none"]), 4)
+    assert (summary.headline.value, summary.headline.n) == (
+        pytest.approx(results["toy_marked"]["of_two,none"]),
+        4,
+    )
     assert (summary.views["of_more"].value, summary.views["of_more"].n) == (
         pytest.approx(results["toy_marked"]["of_more,none"]),
         1,
@@ -176,32 +226,48 @@ def test_the_best_of_several_right_options_is_right(make_checkpoint, make_task, 
     folder = make_checkpoint("causal", adds=True)
     run, cell = scored(folder, file, tmp_path / "run")
     results, scores = evaluated([file], folder)
-    found = runs.predictions(run.path, cell)
+    found = runs.read_predictions(run.path, cell)
     assert cell.summary.metric == "task-score"
     assert [p.judged[0] for p in found] == [
-        float(int(np.argmax(scores[p.id])) in doc["gold"]) for p, doc in zip(found, SEVERAL, strict=True)
+        float(int(np.argmax(scores[p.id])) in doc["gold"])
+        for p, doc in zip(found, SEVERAL, strict=True)
     ]
     assert cell.summary.headline.value == pytest.approx(results["toy_several"]["acc,none"])
-    assert cell.summary.views["acc_norm"].value == pytest.approx(results["toy_several"]["acc_norm,none"])
+    assert cell.summary.views["acc_norm"].value == pytest.approx(
+        results["toy_several"]["acc_norm,none"]
+    )
 
 
 def test_an_option_that_is_none_is_no_right_one_of_several(make_task):
     docs = [*SEVERAL, {"q": "a", "choices": ["b", "c"], "gold": [0, 2]}]
     with pytest.raises(DataError, match="none of its 2 options"):
-        load(ref(make_task("toy_beyond", docs)))
+        load_suite(ref(make_task("toy_beyond", docs)))
 
 
 def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task, tmp_path):
-    """acc_bytes and exact_match; mutual information asks for every option without its context, too."""
-    drawn, words = random.Random(1), ("ä", "the", "boys", "girl", "sees", "☕", "ever", "old", "house", "himself")
-    choices = [[" ".join(drawn.choices(words, k=drawn.randint(1, 4))) for _ in range(3)] for _ in range(40)]
+    """acc_bytes and exact_match; mutual information asks for every option without its context, too.
+    """
+    drawn, words = (
+        random.Random(1),
+        ("ä", "the", "boys", "girl", "sees", "☕", "ever", "old", "house", "himself"),
+    )
+    choices = [
+        [" ".join(drawn.choices(words, k=drawn.randint(1, 4))) for _ in range(3)] for _ in range(40)
+    ]
     docs = [{"q": "the dog", "choices": three, "gold": drawn.randrange(3)} for three in choices]
     names = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
-    file, folder = make_task("toy_views", docs, metric_list=metrics(*names)), make_checkpoint("causal", adds=True)
+    file, folder = (
+        make_task("toy_views", docs, metric_list=metrics(*names)),
+        make_checkpoint("causal", adds=True),
+    )
     run, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder)
-    assert all(len(p.scores) == 3 for p in runs.predictions(run.path, cell))
-    views = {"acc": cell.summary.headline, "acc_norm": cell.summary.views["per-character"], **cell.summary.views}
+    assert all(len(p.scores) == 3 for p in runs.read_predictions(run.path, cell))
+    views = {
+        "acc": cell.summary.headline,
+        "acc_norm": cell.summary.views["per-character"],
+        **cell.summary.views,
+    }
     for name in names:
         assert views[name].value == pytest.approx(results["toy_views"][f"{name},none"]), name
     assert len({views[name].value for name in names}) > 2
@@ -222,20 +288,34 @@ def test_a_single_continuation_is_the_first_choice_or_not(make_checkpoint, make_
         best = theirs.tokenizer.decode([best], skip_special_tokens=True)
         docs += [{"q": context, "end": end} for end in (best, " cat") if end]
     changes = {"doc_to_choice": None, "doc_to_target": "{{end}}", "output_type": "loglikelihood"}
-    file = make_task("toy_first", docs, **changes, metric_list=[{"metric": "perplexity"}, *metrics("acc")])
+    file = make_task(
+        "toy_first", docs, **changes, metric_list=[{"metric": "perplexity"}, *metrics("acc")]
+    )
     _, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluated([file], folder)
     assert cell.summary.metric == "surprisal"
     found = cell.summary.views["acc"]
     assert 0 < found.value == pytest.approx(results["toy_first"]["acc,none"])
-    assert (found.low, found.high) == pytest.approx([float(end) for end in wilson(found.value * len(docs), len(docs))])
+    assert (found.low, found.high) == pytest.approx(
+        [float(end) for end in wilson_interval(found.value * len(docs), len(docs))]
+    )
     assert f"also: acc {found.value:.4g}" in cell.summary.notes
 
 
 LONG = " ".join(["the old boys near the small houses never see some girls"] * 12)
-TEXTS = [{"q": text} for text in ("the cat sees the dog", LONG, "naïve dogs ☕\n\n never", f"{LONG} who", "a")]
-WHOLE = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{q}}", "doc_to_choice": None}
-PERPLEXITIES = [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")]
+TEXTS = [
+    {"q": text}
+    for text in ("the cat sees the dog", LONG, "naïve dogs ☕\n\n never", f"{LONG} who", "a")
+]
+WHOLE = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{q}}",
+    "doc_to_choice": None,
+}
+PERPLEXITIES = [
+    {"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")
+]
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -244,47 +324,74 @@ def test_perplexities_of_documents_longer_than_the_model_are_lm_eval_s(
 ):
     changes = {**WHOLE, "metric_list": PERPLEXITIES}
     file = (
-        make_judged("toy_whole", "lengths", docs=TEXTS, **changes) if own else make_task("toy_whole", TEXTS, **changes)
+        make_judged("toy_whole", "lengths", docs=TEXTS, **changes)
+        if own
+        else make_task("toy_whole", TEXTS, **changes)
     )
     folder = make_checkpoint("causal")
     run, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder, max_length=64, add_bos_token=False)  # else it begins with two
+    results, _ = evaluated(
+        [file], folder, max_length=64, add_bos_token=False
+    )  # else it begins with two
     theirs, summary = results["toy_whole"], cell.summary
     assert (summary.metric, summary.headline.n) == ("bits-per-byte", 5)
     if own:  # it reports no bits_per_byte
-        assert summary.headline.value == pytest.approx(math.log2(theirs["byte_perplexity,none"]), abs=1e-4)
+        assert summary.headline.value == pytest.approx(
+            math.log2(theirs["byte_perplexity,none"]), abs=1e-4
+        )
     else:
         assert summary.headline.value == pytest.approx(theirs["bits_per_byte,none"], abs=1e-4)
-    assert summary.views["byte-perplexity"].value == pytest.approx(theirs["byte_perplexity,none"], rel=1e-4)
-    assert summary.views["word-perplexity"].value == pytest.approx(theirs["word_perplexity,none"], rel=1e-4)
+    assert summary.views["byte-perplexity"].value == pytest.approx(
+        theirs["byte_perplexity,none"], rel=1e-4
+    )
+    assert summary.views["word-perplexity"].value == pytest.approx(
+        theirs["word_perplexity,none"], rel=1e-4
+    )
     assert summary.headline.low < summary.headline.value < summary.headline.high
-    tokens = [p.tokens[0] for p in runs.predictions(run.path, cell)]
+    tokens = [p.tokens[0] for p in runs.read_predictions(run.path, cell)]
     assert tokens[1] > 64 and tokens[0] < 20
 
 
-def test_a_method_without_perplexities_is_refused_before_data_are_looked_for(make_checkpoint, make_task, tmp_path):
-    one = make_task("toy_absent", **WHOLE, dataset_kwargs={"data_files": {"test": "absent.jsonl"}}, tag="toy_tag")
-    (tmp_path / "group.yaml").write_text(yaml.safe_dump({"group": "toy_roll", "task": ["toy_absent"]}))
+def test_a_method_without_perplexities_is_refused_before_data_are_looked_for(
+    make_checkpoint, make_task, tmp_path
+):
+    one = make_task(
+        "toy_absent",
+        **WHOLE,
+        dataset_kwargs={"data_files": {"test": "absent.jsonl"}},
+        tag="toy_tag",
+    )
+    (tmp_path / "group.yaml").write_text(
+        yaml.safe_dump({"group": "toy_roll", "task": ["toy_absent"]})
+    )
     for file in (one, tmp_path / "group.yaml"):
         with pytest.raises(MethodNotSupported, match="needs the method 'causal', not 'mlm'"):
             score(make_checkpoint("masked"), ref(file), out=tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="cannot build"):
-        score(make_checkpoint("causal"), ref(one), methods="causal", out=tmp_path / "run", device="cpu")
+        score(
+            make_checkpoint("causal"),
+            ref(one),
+            methods="causal",
+            out=tmp_path / "run",
+            device="cpu",
+        )
 
 
 def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_judged, tmp_path):
     file = make_judged("toy_broken", "broken", metric_list=metrics("acc"))
-    with pytest.raises(DataError, match="own code cannot judge the answer: ZeroDivisionError") as caught:
+    with pytest.raises(
+        DataError, match="own code cannot judge the answer: ZeroDivisionError"
+    ) as caught:
         score(make_checkpoint("causal"), ref(file), out=tmp_path / "run", device="cpu")
-    assert caught.value.place.endswith("toy_broken, document 1")
+    assert caught.value.location.endswith("toy_broken, document 1")
 
 
 def test_other_code_is_another_suite(make_judged, tmp_path):
     file = make_judged("toy_code", "mass", metric_list=metrics("mass"))
-    before = load(ref(file)).digest
-    assert load(ref(file)).digest == before
+    before = load_suite(ref(file)).digest
+    assert load_suite(ref(file)).digest == before
     (tmp_path / "judges.py").write_text(CODE.replace('doc["gold"] == 0', 'doc["gold"] == 1'))
-    assert load(ref(file)).digest != before
+    assert load_suite(ref(file)).digest != before
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
@@ -297,14 +404,20 @@ def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
         file = make_task("toy_all", TEXTS, **WHOLE, metric_list=PERPLEXITIES)
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
     values, found, _, results = read_by_every_command(folders, file, tmp_path, capsys)
-    assert (found["metric"], found["headline"]["lower_is_better"]) == (metric, metric == "bits-per-byte")
+    assert (found["metric"], found["headline"]["lower_is_better"]) == (
+        metric,
+        metric == "bits-per-byte",
+    )
     name = "mass" if kind == "mass" else "bits_per_byte"
     assert results["results"]["lm-eval.toy_all"][f"{name},none"] == pytest.approx(values[0])
     assert results["higher_is_better"]["lm-eval.toy_all"] == {name: metric == "task-score"}
 
 
 def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):
-    file, folder = make_judged("toy_peer", "mass", metric_list=metrics("mass")), make_checkpoint("causal")
+    file, folder = (
+        make_judged("toy_peer", "mass", metric_list=metrics("mass")),
+        make_checkpoint("causal"),
+    )
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
         with pytest.raises(UsageError, match="toy_peer asks for") as caught:
             score(folder, ref(file), out=tmp_path / "run", device="cpu", **options)

@@ -1,4 +1,6 @@
-"""The judges that lm-eval ships: their own code and aggregations, on documents made up in their form, offline."""
+"""The judges that lm-eval ships: their own code and aggregations, on documents made up in their
+form, offline.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,21 @@ from types import SimpleNamespace
 import pytest
 
 from antlm_bench.errors import DataError
-from antlm_bench.lm_eval_bridge.shims import lend
-from antlm_bench.lm_eval_bridge.task_metrics import LENGTHS, NOTHING, Case, means
+from antlm_bench.lm_eval_bridge.shims import install_shims
+from antlm_bench.lm_eval_bridge.task_metrics import (
+    LENGTH_EXTRACTORS,
+    MISSING_VALUE,
+    DocumentScorer,
+    find_mean_metrics,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
-BEST = [(-1.0, True), (-2.0, False), (-3.0, False), (-4.0, False)]  # the first option is the model's
+BEST = [
+    (-1.0, True),
+    (-2.0, False),
+    (-3.0, False),
+    (-4.0, False),
+]  # the first option is the model's
 BBQ = {
     "context_condition": "ambig",
     "label": 0,
@@ -30,17 +42,25 @@ def shipped(place):
     from lm_eval.api.registry import get_aggregation
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    lend()
+    install_shims()
     config = load_yaml(Path(lm_eval.tasks.__file__).parent / place, resolve_func=True)
     listed = {one["metric"]: one.get("aggregation", one["metric"]) for one in config["metric_list"]}
-    found = {name: get_aggregation(how) if isinstance(how, str) else how for name, how in listed.items()}
+    found = {
+        name: get_aggregation(how) if isinstance(how, str) else how for name, how in listed.items()
+    }
     return SimpleNamespace(process=config["process_results"], aggregations=found)
 
 
 def said(place, document, answers):
     task = shipped(place)
-    readings = means(task.aggregations)
-    return dict(zip(readings, Case(document, task.process, readings, place).judge(answers).numbers, strict=True))
+    readings = find_mean_metrics(task.aggregations)
+    return dict(
+        zip(
+            readings,
+            DocumentScorer(document, task.process, readings, place).score(answers).values,
+            strict=True,
+        )
+    )
 
 
 MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
@@ -56,15 +76,16 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
             BEST,
             {"likelihood_diff": 2.0, "pct_male_preferred": 0.0},
         ),
-        # r@1 is no accuracy there: 0.4.13 looks for the largest of log-probabilities and first choices together
+        # r@1 is no accuracy there: 0.4.13 looks for the largest of log-probabilities and first
+        # choices together
         ("mutual/mutual.yaml", {"answers": "B"}, BEST, {"r@1": 1.0, "r@2": 1.0, "mrr": 0.5}),
         ("agieval/aqua-rat.yaml", {"gold": [0, 2], "choices": ["a", "b", "c", "d"]}, BEST,
          {"acc": 1.0, "acc_norm": 1.0}),
         ("super_glue/record/default.yaml", {"entities": ["Old Cat", "Dog"], "answers": ["Cat"]}, BEST[:2],
          {"f1": 2 / 3, "em": 0.0}),
-        ("esbbq/esbbq_age.yaml", BBQ, BEST, {"acc_ambig": 1.0, "acc_disambig": NOTHING}),
+        ("esbbq/esbbq_age.yaml", BBQ, BEST, {"acc_ambig": 1.0, "acc_disambig": MISSING_VALUE}),
         ("cabbq/cabbq_age.yaml", {**BBQ, "context_condition": "disambig"}, BEST,
-         {"acc_ambig": NOTHING, "acc_disambig": 1.0}),
+         {"acc_ambig": MISSING_VALUE, "acc_disambig": 1.0}),
         ("truthfulqa/truthfulqa_mc2.yaml", {"mc2_targets": {"labels": [1, 0]}}, BEST[:2], {"acc": MASS}),
     ],
 )  # fmt: skip
@@ -77,22 +98,26 @@ def test_a_shipped_judge_says_numbers_that_have_a_mean(place, document, answers,
 
 def test_bbq_has_its_accuracies_and_no_bias_scores():
     task = shipped("bbq/bbq_multiple_choice.yaml")
-    assert list(means(task.aggregations)) == ["acc", "accuracy_amb", "accuracy_disamb"]
+    assert list(find_mean_metrics(task.aggregations)) == ["acc", "accuracy_amb", "accuracy_disamb"]
 
 
 def test_discrim_eval_s_regression_is_no_mean():
     pytest.importorskip("pandas")
-    assert means(shipped("discrim_eval/discrim_eval_explicit.yaml").aggregations) == {}
+    assert find_mean_metrics(shipped("discrim_eval/discrim_eval_explicit.yaml").aggregations) == {}
 
 
-@pytest.mark.parametrize(("place", "text"), [("wikitext/wikitext.yaml", "page"), ("c4/c4.yaml", "text")])
+@pytest.mark.parametrize(
+    ("place", "text"), [("wikitext/wikitext.yaml", "page"), ("c4/c4.yaml", "text")]
+)
 def test_documents_are_as_long_as_their_task_counts(place, text):
-    case = Case({text: "a café\n @-@ b"}, shipped(place).process, LENGTHS, place)
-    assert case.judge([-5.0]) == ((14.0, 4.0), ())
+    case = DocumentScorer(
+        {text: "a café\n @-@ b"}, shipped(place).process, LENGTH_EXTRACTORS, place
+    )
+    assert case.score([-5.0]) == ((14.0, 4.0), ())
 
 
 def test_what_a_shipped_judge_cannot_compute_is_an_error_with_its_place():
     place = "simple_cooccurrence_bias/simple_cooccurrence_bias.yaml"
     with pytest.raises(DataError, match="math domain error") as caught:
         said(place, {}, [(-1e4, False)] * 4)
-    assert caught.value.place == place
+    assert caught.value.location == place

@@ -16,11 +16,13 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import accuracy_score
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
-from antlm_bench.metrics import METRICS, TIES, summarize
+from antlm_bench.metrics import METRICS, TIE_RULES, summarize
 from antlm_bench.types import Prediction, Summary
 
 
-def made(id: str, *scores: float, gold: float = 0, flags: tuple[str, ...] = (), **labels: str) -> Prediction:
+def made(
+    id: str, *scores: float, gold: float = 0, flags: tuple[str, ...] = (), **labels: str
+) -> Prediction:
     n = len(scores)
     pred = int(np.argmax(scores)) if n else -1
     return Prediction(id, gold, pred, scores, (2,) * n, (8,) * n, labels, flags)
@@ -49,7 +51,9 @@ def test_the_headline_is_the_unweighted_mean_of_paradigms_and_micro_the_mean_ove
     assert found.views["clustered"].low == 0 and found.views["clustered"].high == 1
 
 
-def test_groups_are_over_items_coarse_to_fine_in_order_of_appearance_and_know_their_parent() -> None:
+def test_groups_are_over_items_coarse_to_fine_in_order_of_appearance_and_know_their_parent() -> (
+    None
+):
     groups = summary(PAIRS, macro=["paradigm"], groups=["phenomenon", "paradigm"]).groups
     assert [(g.level, g.name, g.within) for g in groups] == [
         ("phenomenon", "x", ""),
@@ -63,7 +67,10 @@ def test_groups_are_over_items_coarse_to_fine_in_order_of_appearance_and_know_th
 
 
 def test_a_group_that_spans_two_parents_names_none() -> None:
-    spread = [made("1", 0, -1, field="f", phenomenon="p"), made("2", 0, -1, field="g", phenomenon="p")]
+    spread = [
+        made("1", 0, -1, field="f", phenomenon="p"),
+        made("2", 0, -1, field="g", phenomenon="p"),
+    ]
     assert summary(spread, groups=["field", "phenomenon"]).groups[-1].within == ""
 
 
@@ -88,7 +95,9 @@ def test_a_nested_macro_average_is_a_mean_of_means() -> None:
 TIED = [made("t", -1, -1), made("u", -1, -1, -1, gold=2), made("v", -2, -1, -1), made("w", -1, -2)]
 
 
-@pytest.mark.parametrize(("ties", "credit"), [("half", 1 / 2 + 1 / 3 + 0 + 1), ("strict", 1), ("first", 2)])
+@pytest.mark.parametrize(
+    ("ties", "credit"), [("half", 1 / 2 + 1 / 3 + 0 + 1), ("strict", 1), ("first", 2)]
+)
 def test_tie_rules(ties: str, credit: float) -> None:
     found = summary(TIED, ties=ties)
     assert found.headline.value == pytest.approx(credit / 4)
@@ -115,15 +124,23 @@ def test_identical_texts_tie_even_where_scores_differ_by_rounding() -> None:
     assert found.headline.flags == {"tie": 1, "identical": 1}
 
 
-@pytest.mark.parametrize("scores", [(), (float("nan"), float("nan")), (-3.0, float("-inf")), (-1.0, -2.0)])
+@pytest.mark.parametrize(
+    "scores", [(), (float("nan"), float("nan")), (-3.0, float("-inf")), (-1.0, -2.0)]
+)
 def test_too_long_items_count_as_wrong_and_are_counted(scores: tuple[float, ...]) -> None:
-    found = summary([made("a", -1, -2, p="x"), made("b", *scores, p="x", flags=("too-long",), gold=1)], groups=["p"])
+    found = summary(
+        [made("a", -1, -2, p="x"), made("b", *scores, p="x", flags=("too-long",), gold=1)],
+        groups=["p"],
+    )
     assert found.headline.value == 0.5
     assert found.headline.flags == {"too-long": 1} == found.groups[0].estimate.flags
 
 
 def test_flags_are_counted_per_group() -> None:
-    predictions = [made("a", -1, -2, p="x", flags=("unk", "blind")), made("b", -1, -2, p="y", flags=("unk",))]
+    predictions = [
+        made("a", -1, -2, p="x", flags=("unk", "blind")),
+        made("b", -1, -2, p="y", flags=("unk",)),
+    ]
     found = summary(predictions, macro=["p"], groups=["p"])
     assert found.headline.flags == {"unk": 2, "blind": 1}
     assert [g.estimate.flags for g in found.groups] == [{"unk": 1, "blind": 1}, {"unk": 1}]
@@ -160,7 +177,13 @@ def test_one_level_has_a_wilson_interval() -> None:
     assert "clustered" not in found.views
 
 
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1)), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1)),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_strict_accuracy_is_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
     predictions = [made(str(i), a, b, gold=gold) for i, (a, b, gold) in enumerate(rows)]
     chosen = [2 if a == b else int(b > a) for a, b, _ in rows]
@@ -169,7 +192,11 @@ def test_strict_accuracy_is_scikit_learns(rows: list[tuple[int, int, int]]) -> N
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([-1.0, -2.0, float("-inf")]), min_size=2, max_size=5), min_size=1, max_size=30)
+    st.lists(
+        st.lists(st.sampled_from([-1.0, -2.0, float("-inf")]), min_size=2, max_size=5),
+        min_size=1,
+        max_size=30,
+    )
 )
 def test_credit_by_brute_force_with_any_number_of_options(rows: list[list[float]]) -> None:
     predictions = [made(str(i), *scores) for i, scores in enumerate(rows)]
@@ -180,10 +207,17 @@ def test_credit_by_brute_force_with_any_number_of_options(rows: list[list[float]
 def test_spearman_is_the_correlation_of_the_first_options_softmax_with_the_rating() -> None:
     rng = np.random.default_rng(0)
     scores, ratings = rng.normal(size=(60, 3)) * 3 - 20, rng.random(60)
-    predictions = [made(str(i), *s, gold=float(r)) for i, (s, r) in enumerate(zip(scores, ratings, strict=True))]
+    predictions = [
+        made(str(i), *s, gold=float(r))
+        for i, (s, r) in enumerate(zip(scores, ratings, strict=True))
+    ]
     found = summary(predictions, metric="spearman")
-    assert found.headline.value == pytest.approx(spearmanr(softmax(scores, axis=1)[:, 0], ratings).statistic)
-    assert found.headline.n == 60 and found.headline.low < found.headline.value < found.headline.high
+    assert found.headline.value == pytest.approx(
+        spearmanr(softmax(scores, axis=1)[:, 0], ratings).statistic
+    )
+    assert (
+        found.headline.n == 60 and found.headline.low < found.headline.value < found.headline.high
+    )
 
 
 def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
@@ -194,7 +228,9 @@ def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
 
 def test_a_correlation_whose_interval_nobody_knows_is_defined_and_said_to_be_so() -> None:
     three = summary([made(str(i), -i, -1, gold=i / 10) for i in range(3)], metric="spearman")
-    tied = summary([made(str(i), -max(i - 42, 0), -1, gold=i / 50) for i in range(50)], metric="spearman")
+    tied = summary(
+        [made(str(i), -max(i - 42, 0), -1, gold=i / 50) for i in range(50)], metric="spearman"
+    )
     small = summary(
         [made(str(i), -i, -1, gold=i / 50, kind="few" if i < 20 else "many") for i in range(50)],
         metric="spearman",
@@ -202,7 +238,10 @@ def test_a_correlation_whose_interval_nobody_knows_is_defined_and_said_to_be_so(
     )
     assert small.headline.high < 1 and "few: no interval" in " ".join(small.notes)
     for found, value in ((three, -1), (tied, -0.6)):
-        assert (found.headline.low, found.headline.high) == (-1, 1) and found.headline.value < value + 0.2
+        assert (found.headline.low, found.headline.high) == (
+            -1,
+            1,
+        ) and found.headline.value < value + 0.2
         assert [note for note in found.notes if "no interval" in note]
         assert not any("undefined" in note for note in found.notes)
 
@@ -228,8 +267,18 @@ def test_spearman_leaves_out_items_that_are_too_long() -> None:
         ([made("q7", -1, -2)], {"reduction": "per-tokens"}, UsageError, "did you mean per-token"),
         ([made("q7", -1, -2)], {"ties": "strikt"}, UsageError, "did you mean strict"),
         ([Prediction("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
-        ([made("a", 0, -1, p="x"), made("b", 0, -1, p="y")], {"metric": "spearman", "macro": ["p"]}, UsageError, "all"),
-        ([made("q7", *[float("-inf")] * 2, gold=0.5)], {"metric": "spearman"}, CheckpointError, "item q7"),
+        (
+            [made("a", 0, -1, p="x"), made("b", 0, -1, p="y")],
+            {"metric": "spearman", "macro": ["p"]},
+            UsageError,
+            "all",
+        ),
+        (
+            [made("q7", *[float("-inf")] * 2, gold=0.5)],
+            {"metric": "spearman"},
+            CheckpointError,
+            "item q7",
+        ),
     ],
 )
 def test_bad_input_is_a_typed_error_that_names_the_place(
@@ -242,9 +291,13 @@ def test_bad_input_is_a_typed_error_that_names_the_place(
 def test_every_metric_and_tie_rule_in_the_tables_exists() -> None:
     for metric in METRICS:
         reduction = "class" if metric in ("f1", "macro-f1", "mcc") else "sum"
-        for ties in TIES:
-            items = [made(str(i), -i, -2.5, gold=i / 9 if metric == "spearman" else 0) for i in range(9)]
-            items = [replace(item, judged=(1.0, 2.0)) for item in items]  # as suites with a judge have it
+        for ties in TIE_RULES:
+            items = [
+                made(str(i), -i, -2.5, gold=i / 9 if metric == "spearman" else 0) for i in range(9)
+            ]
+            items = [
+                replace(item, judged=(1.0, 2.0)) for item in items
+            ]  # as suites with a judge have it
             assert summary(items, metric=metric, ties=ties, reduction=reduction).metric == metric
 
 
@@ -252,7 +305,9 @@ def test_blimp_is_summarised_within_three_seconds() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(67, 1000, 2)).tolist()
     predictions = [
-        made(f"{k}_{i}", *scores[k][i], paradigm=f"p{k}", phenomenon=f"h{k % 12}", field=f"f{k % 4}")
+        made(
+            f"{k}_{i}", *scores[k][i], paradigm=f"p{k}", phenomenon=f"h{k % 12}", field=f"f{k % 4}"
+        )
         for k in range(67)
         for i in range(1000)
     ]

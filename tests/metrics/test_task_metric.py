@@ -1,4 +1,6 @@
-"""What a suite's judge says, averaged; bits per byte as a ratio of sums: by hand, by brute force, by resampling."""
+"""What a suite's judge says, averaged; bits per byte as a ratio of sums: by hand, by brute force,
+by resampling.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
 from antlm_bench.metrics import summarize
-from antlm_bench.metrics.prediction_table import tabulate
-from antlm_bench.metrics.task_metric import BitsPerByte, beside
-from antlm_bench.statistics import wilson
+from antlm_bench.metrics.prediction_table import build_table
+from antlm_bench.metrics.task_metric import BitsPerByte, add_views
+from antlm_bench.statistics import wilson_interval
 from antlm_bench.types import Prediction, Summary
 
 NAN = math.nan
@@ -37,20 +39,32 @@ def judged(*numbers: tuple[float, ...], tasks: str = "", lost: str = "") -> list
     ]
 
 
-def summary(predictions: list[Prediction], metric: str = "task-score", macro: tuple[str, ...] = ()) -> Summary:
-    return summarize(predictions, suite="s", method="causal", metric=metric, macro=macro, groups=macro)
+def summary(
+    predictions: list[Prediction], metric: str = "task-score", macro: tuple[str, ...] = ()
+) -> Summary:
+    return summarize(
+        predictions, suite="s", method="causal", metric=metric, macro=macro, groups=macro
+    )
 
 
 def test_the_mean_is_over_the_items_of_which_something_is_said() -> None:
     found = summary(judged((0.25,), (NAN,), (0.75,), (0.5,), lost="1"))
-    assert (found.headline.value, found.headline.n, found.headline.flags) == (0.5, 3, {"too-long": 1})
+    assert (found.headline.value, found.headline.n, found.headline.flags) == (
+        0.5,
+        3,
+        {"too-long": 1},
+    )
     assert found.notes == () and 0.25 <= found.headline.low < 0.5 < found.headline.high <= 0.75
-    assert summary(judged((0.25,), (NAN,))).notes == ("left out: 1 items of which the task says nothing",)
+    assert summary(judged((0.25,), (NAN,))).notes == (
+        "left out: 1 items of which the task says nothing",
+    )
 
 
 def test_right_and_wrong_have_wilson_s_interval() -> None:
     found = summary(judged(*[(float(n % 4 == 0),) for n in range(20)]))
-    assert (found.headline.low, found.headline.high) == pytest.approx([float(end) for end in wilson(5, 20)])
+    assert (found.headline.low, found.headline.high) == pytest.approx(
+        [float(end) for end in wilson_interval(5, 20)]
+    )
     perfect = summary(judged((1.0,), (1.0,)))
     assert perfect.headline.high == 1.0 and perfect.headline.low < 0.9
 
@@ -60,26 +74,37 @@ def test_the_interval_is_that_of_items_drawn_again() -> None:
     found = summary(judged(*[(value,) for value in values]), "task-penalty")
     drawn = np.random.default_rng(1).choice(values, (20_000, 80)).mean(axis=1)
     assert found.headline.value == pytest.approx(values.mean())
-    assert (found.headline.low, found.headline.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    assert (found.headline.low, found.headline.high) == pytest.approx(
+        np.quantile(drawn, [0.025, 0.975]), abs=0.03
+    )
 
 
 def test_a_group_s_tasks_count_equally_where_the_headline_says_so() -> None:
     found = summary(judged((1.0,), (0.0,), (0.5,), (0.25,), tasks="aaab"), macro=("task",))
     assert found.headline.value == pytest.approx((0.5 + 0.25) / 2)
-    assert [(g.name, g.estimate.value, g.estimate.n) for g in found.groups] == [("a", 0.5, 3), ("b", 0.25, 1)]
+    assert [(g.name, g.estimate.value, g.estimate.n) for g in found.groups] == [
+        ("a", 0.5, 3),
+        ("b", 0.25, 1),
+    ]
     assert found.views["clustered"].low < found.headline.low
     with pytest.raises(DataError, match="no number of any of them") as caught:
         summary(judged((1.0,), (NAN,), tasks="ab"), macro=("task",))
-    assert "i1" in caught.value.place
+    assert "i1" in caught.value.location
 
 
 def test_further_numbers_are_views_and_what_is_not_there_is_said() -> None:
     made = judged((1.0, 2.0, NAN), (0.0, 4.0, NAN))
-    found = beside(summary(made), made, ["", "length", "never"])
-    assert (found.views["length"].value, found.views["length"].n) == (3.0, 2) and "never" not in found.views
+    found = add_views(summary(made), made, ["", "length", "never"])
+    assert (found.views["length"].value, found.views["length"].n) == (
+        3.0,
+        2,
+    ) and "never" not in found.views
     assert found.notes == ("also: length 3", "not computed, for no item has one: never")
     unjudged = [replace(one, judged=()) for one in made]
-    assert beside(found, unjudged, ["", "length"]).notes[-1] == "not computed by this engine: length"
+    assert (
+        add_views(found, unjudged, ["", "length"]).notes[-1]
+        == "not computed by this engine: length"
+    )
     with pytest.raises(DataError, match="not judged"):
         summary(unjudged)
 
@@ -116,12 +141,12 @@ def test_contributions_of_documents_have_the_ratio_as_mean_and_its_variance() ->
     sizes = rng.integers(20, 900, 200)
     nats = sizes * rng.normal(1.2, 0.2, 200)
     made = documents(nats.tolist(), sizes.tolist(), [1.0] * 200)
-    values = BitsPerByte("", "").values(tabulate(made, set()), "sum")
+    values = BitsPerByte("", "").per_item(build_table(made, set()), "sum")
     assert values.mean() == pytest.approx(nats.sum() / sizes.sum() / math.log(2))
-    low, high = statistics.bootstrap_ratio(nats / math.log(2), sizes.astype(float))
+    low, high = statistics.bootstrap_ratio_interval(nats / math.log(2), sizes.astype(float))
     assert 2 * 1.96 * values.std(ddof=1) / 200**0.5 == pytest.approx(high - low, rel=0.05)
 
 
 def test_a_ratio_is_over_what_was_drawn_and_of_nothing_where_all_is_empty() -> None:
-    low, high = statistics.bootstrap_ratio(np.array([0.0, 3.0]), np.array([0.0, 2.0]))
+    low, high = statistics.bootstrap_ratio_interval(np.array([0.0, 3.0]), np.array([0.0, 2.0]))
     assert (low, high) == (1.5, 1.5)

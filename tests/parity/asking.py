@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import method
+from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 
 def ours(folder, texts, name, spans=None, **options) -> list[float]:
     """Summed log-probability of each text under one method."""
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
-    items = [Item(str(i), (Option(t, None if spans is None else spans[i]),), 0) for i, t in enumerate(texts)]
-    return [p.scores[0] for p in multiple_choice.predict(model, items, [method(name, model)])[0]]
+    items = [
+        Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
+        for i, t in enumerate(texts)
+    ]
+    return [
+        p.scores[0] for p in multiple_choice.predict(model, items, [resolve_method(name, model)])[0]
+    ]
 
 
 def opened(folder):

@@ -1,4 +1,5 @@
-"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops."""
+"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from scipy.stats import spearmanr
 from antlm_bench import runs, score
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.metrics.measures import Spearman
-from antlm_bench.metrics.prediction_table import tabulate
+from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.scoring import peers
 from antlm_bench.suites import loader, records
 from antlm_bench.types import Cell, Prediction
@@ -48,7 +49,10 @@ REQUESTS = [
     ("", ("the cat sleeps near the house.", "the cat sleep near the house.")),
     ("", ("who sees himself?", "what does every old girl see that the boys never see?")),
     ("the old cat sees every dog.", ("the dogs sleep.", "a dog sleeps near no house.")),
-    ("who has seen the boys?", ("a girl has", "the small old girls that sleep near the house have.")),
+    (
+        "who has seen the boys?",
+        ("a girl has", "the small old girls that sleep near the house have."),
+    ),
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
@@ -65,12 +69,15 @@ def first_best(scores: list[float]) -> int:
     return max(range(len(scores)), key=lambda k: (scores[k], -k))
 
 
-# ---- the official code's recorded scores -------------------------------------------------------------------------
+# ---- the official code's recorded scores
+# -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our loaders read the fixture's small files in place of the official ones, whose digests they would ask for."""
+    """Our loaders read the fixture's small files in place of the official ones, whose digests they
+    would ask for.
+    """
     root = cases_root / "official"
 
     def rows(spec: Any, folder: Path) -> Iterator[Any]:
@@ -78,14 +85,16 @@ def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for file in spec.data.files:
                 path = root / "data" / pattern.format(file=file)
                 if path.is_file():
-                    yield file, str(path), records.read(path.read_bytes(), file, str(path))
+                    yield file, str(path), records.read_records(path.read_bytes(), file, str(path))
 
-    monkeypatch.setattr(loader, "_official", rows)
+    monkeypatch.setattr(loader, "_iter_official_files", rows)
     return root
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_scores_equal_those_of_the_official_code(name: str, official_data: Path, tmp_path: Path) -> None:
+def test_scores_equal_those_of_the_official_code(
+    name: str, official_data: Path, tmp_path: Path
+) -> None:
     recorded = json.loads((official_data / "scores" / f"{name}.json").read_text())
     suites = [SUITES[one] for one in dict.fromkeys(item["dataset"] for item in recorded["items"])]
     [run] = score(
@@ -97,11 +106,13 @@ def test_scores_equal_those_of_the_official_code(name: str, official_data: Path,
         device="cpu",
         out=tmp_path / "run",
     )
-    ours = {p.id: (cell, p) for cell in run for p in runs.predictions(run.path, cell)}
+    ours = {p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)}
     assert len(ours) == len(recorded["items"])
     for item in recorded["items"]:
         cell, prediction = ours[item["id"]]
-        wanted = item.get("scores_in_place", item["scores"])  # not the order fault of 2024's masked backend
+        wanted = item.get(
+            "scores_in_place", item["scores"]
+        )  # not the order fault of 2024's masked backend
         assert deciding(cell, prediction) == pytest.approx(wanted, abs=1e-4), item["id"]
         best, second = sorted(wanted, reverse=True)[:2]
         if best == second or best - second > 1e-4:  # nearer ones are decided by rounding
@@ -114,17 +125,22 @@ def test_scores_equal_those_of_the_official_code(name: str, official_data: Path,
 
 
 def assert_as_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
-    """The probabilities that are ranked, and their correlation with the ratings, as the official code has them."""
-    predictions = runs.predictions(path, cell)
+    """The probabilities that are ranked, and their correlation with the ratings, as the official
+    code has them.
+    """
+    predictions = runs.read_predictions(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
-    ours = Spearman("first", "sum", cell.settings["softmax"]).values(tabulate(predictions, set()), "sum")
+    ours = Spearman("first", "sum", cell.settings["softmax"]).per_item(
+        build_table(predictions, set()), "sum"
+    )
     assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
     wanted = spearmanr(theirs, [p.gold for p in predictions])[0]
     assert cell.summary.headline.value == pytest.approx(wanted, abs=1e-9)
 
 
-# ---- the same conventions, rebuilt -------------------------------------------------------------------------------
+# ---- the same conventions, rebuilt
+# -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -140,10 +156,27 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "data").mkdir()
     paths = []
     for name, some in rows.items():
-        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-        options = ", ".join(f"{{ {option[name].replace('KIND', kind)} }}" for kind in ("good", "bad"))
-        lines = ['kind = "suite"', f'name = "{name}"', 'version = "1"', 'title = "x"', 'licence = "CC0"']
-        lines += ['citation = "x"', "groups = []", "macro = []", "[item]", f"options = [{options}]", 'id = "{name}"']
+        (tmp_path / "data" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in some)
+        )
+        options = ", ".join(
+            f"{{ {option[name].replace('KIND', kind)} }}" for kind in ("good", "bad")
+        )
+        lines = [
+            'kind = "suite"',
+            f'name = "{name}"',
+            'version = "1"',
+            'title = "x"',
+            'licence = "CC0"',
+        ]
+        lines += [
+            'citation = "x"',
+            "groups = []",
+            "macro = []",
+            "[item]",
+            f"options = [{options}]",
+            'id = "{name}"',
+        ]
         lines += ["[data]", 'where = ["{file}"]', f'files = {{ "{name}.jsonl" = {{}} }}']
         path = tmp_path / f"{name}.toml"
         path.write_text("\n".join(lines) + "\n")
@@ -154,7 +187,7 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def ask(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
     """The deciding scores of both options of every request."""
     [run] = score(folder, suites, out=out, device="cpu", **options)
-    found = {p.id: (cell, p) for cell in run for p in runs.predictions(run.path, cell)}
+    found = {p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)}
     scores = []
     for number in range(len(REQUESTS)):
         cell, prediction = found[f"request_{number}"]
@@ -169,7 +202,9 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """BOS before a text without a context only; the continuation begins with a space, which is scored."""
+    """BOS before a text without a context only; the continuation begins with a space, which is
+    scored.
+    """
     plain = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     before = plain(context) if context else [tokenizer.bos_token_id]
     ids = plain(f"{context} {continuation}") if context else before + plain(f" {continuation}")
@@ -178,7 +213,8 @@ def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> 
 
 
 def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it."""
+    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it.
+    """
     context = context or str(tokenizer.eos_token)
     left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
     start = sum(token not in left_out for token in tokenizer(context)["input_ids"])
@@ -198,9 +234,13 @@ def test_2024_causal_puts_bos_before_texts_without_context_only(
     ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
     model, tokenizer = opened(folder)
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
-        assert scores == pytest.approx([causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3)
+        assert scores == pytest.approx(
+            [causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
+        )
     explicit = ask(folder, requests, tmp_path / "bos", compat="babylm-2024", bos="auto")
-    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(ours[2], abs=1e-3)  # --bos is of all texts
+    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(
+        ours[2], abs=1e-3
+    )  # --bos is of all texts
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -216,7 +256,9 @@ def test_2024_masked_joins_with_two_spaces_and_stands_in_for_contexts(
     model, tokenizer = opened(folder)
     assert (tokenizer.eos_token is not None) == eos
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
-        assert scores == pytest.approx([masked_2024(model, tokenizer, context, text) for text in pair], abs=1e-3)
+        assert scores == pytest.approx(
+            [masked_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -231,12 +273,17 @@ def test_minicons_reads_requests_of_2024_as_our_engine_does(
         assert a == pytest.approx(b, abs=1e-3)
 
 
-# ---- the peers themselves ----------------------------------------------------------------------------------------
+# ---- the peers themselves
+# ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[("$A </s>", "<pad>"), ("<s> $A </s>", "<pad>"), ("<s> $A </s>", None)], ids=str)
+@pytest.fixture(
+    params=[("$A </s>", "<pad>"), ("<s> $A </s>", "<pad>"), ("<s> $A </s>", None)], ids=str
+)
 def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path: Path) -> Path:
-    """A causal checkpoint whose tokenizer puts EOS after every text; without padding token minicons pads with EOS."""
+    """A causal checkpoint whose tokenizer puts EOS after every text; without padding token minicons
+    pads with EOS.
+    """
     from tokenizers import processors
 
     template, padding = request.param
@@ -258,19 +305,27 @@ def lm_eval_scores(folder: Path) -> list[float]:
     model, tokenizer = opened(folder)
     pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]
     asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(asked, disable_tqdm=True)
+    answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(
+        asked, disable_tqdm=True
+    )
     return [answer[0] for answer in answers]
 
 
 def minicons_scores(kind: str, folder: Path) -> list[float]:
-    """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined with one space."""
-    scorer = peers.minicons_scorer(kind, *opened(folder))
+    """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined
+    with one space.
+    """
+    scorer = peers.make_minicons_scorer(kind, *opened(folder))
     theirs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for context, texts in REQUESTS:
             for text in texts:
-                theirs += scorer.conditional_score([context], [text]) if context else scorer.sequence_score([text])
+                theirs += (
+                    scorer.conditional_score([context], [text])
+                    if context
+                    else scorer.sequence_score([text])
+                )
     return [float(score) for score in theirs]
 
 
@@ -289,24 +344,34 @@ def test_the_minicons_bundle_equals_minicons(
 ) -> None:
     folder = make_checkpoint(kind, adds=adds)
     ours = ask(folder, requests, tmp_path / "run", compat="minicons")
-    assert [x for scores in ours for x in scores] == pytest.approx(minicons_scores(kind, folder), abs=1e-3)
+    assert [x for scores in ours for x in scores] == pytest.approx(
+        minicons_scores(kind, folder), abs=1e-3
+    )
 
 
-def test_lm_eval_scores_eos_after_a_context(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+def test_lm_eval_scores_eos_after_a_context(
+    ending_in_eos: Path, requests: list[str], tmp_path: Path
+) -> None:
     ours = ask(ending_in_eos, requests, tmp_path / "run", compat="lm-eval")
-    assert [x for scores in ours for x in scores] == pytest.approx(lm_eval_scores(ending_in_eos), abs=1e-3)
+    assert [x for scores in ours for x in scores] == pytest.approx(
+        lm_eval_scores(ending_in_eos), abs=1e-3
+    )
     with pytest.raises(MethodNotSupported, match="no row of minicons"):
         ask(ending_in_eos, requests, tmp_path / "minicons", compat="lm-eval", engine="minicons")
 
 
-def test_minicons_scores_eos_of_every_text(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+def test_minicons_scores_eos_of_every_text(
+    ending_in_eos: Path, requests: list[str], tmp_path: Path
+) -> None:
     wanted = pytest.approx(minicons_scores("causal", ending_in_eos), abs=1e-3)
     for engine in ("native", "minicons"):
         ours = ask(ending_in_eos, requests, tmp_path / engine, compat="minicons", engine=engine)
         assert [x for scores in ours for x in scores] == wanted
 
 
-def test_an_explicit_bos_leaves_eos_unscored(ending_in_eos: Path, requests: list[str], tmp_path: Path) -> None:
+def test_an_explicit_bos_leaves_eos_unscored(
+    ending_in_eos: Path, requests: list[str], tmp_path: Path
+) -> None:
     explicit = ask(ending_in_eos, requests, tmp_path / "bos", compat="minicons", bos="tokenizer")
     model, tokenizer = opened(ending_in_eos)
     for (context, pair), scores in zip(REQUESTS, explicit, strict=True):
@@ -315,4 +380,6 @@ def test_an_explicit_bos_leaves_eos_unscored(ending_in_eos: Path, requests: list
             first = len(tokenizer(context)["input_ids"]) - 1 if context else 0
             at = range(max(first, 1), len(ids))
             table = log_probabilities(model, ids)
-            assert value == pytest.approx(sum(table[i - 1, ids[i]].item() for i in at) / len(at), abs=1e-3)
+            assert value == pytest.approx(
+                sum(table[i - 1, ids[i]].item() for i in at) / len(at), abs=1e-3
+            )

@@ -1,4 +1,6 @@
-"""Our numbers beside minicons', lm-eval's and a plain loop: equal where conventions agree, explained where not."""
+"""Our numbers beside minicons', lm-eval's and a plain loop: equal where conventions agree,
+explained where not.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ def minicons(folder, kind, texts, **options):
     model, tokenizer = opened(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return peers.minicons_scores(peers.minicons_scorer(kind, model, tokenizer), texts, 8, **options)
+        return peers.score_with_minicons(
+            peers.make_minicons_scorer(kind, model, tokenizer), texts, 8, **options
+        )
 
 
 def lm_eval(folder, texts):
     model, tokenizer = opened(folder)
-    return peers.lm_eval_scores(model, tokenizer, texts, 8)
+    return peers.score_with_lm_eval(model, tokenizer, texts, 8)
 
 
 def close(a, b):
@@ -39,24 +43,33 @@ def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, s
     assert close(scores, lm_eval(folder, sentences))
 
 
-def test_causal_without_a_bos_in_the_tokenizer_equals_lm_eval_by_default(make_checkpoint, sentences):
+def test_causal_without_a_bos_in_the_tokenizer_equals_lm_eval_by_default(
+    make_checkpoint, sentences
+):
     folder = make_checkpoint("causal", adds=False)
     assert close(ours(folder, sentences, "causal"), lm_eval(folder, sentences))
 
 
-def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_request(make_checkpoint, sentences):
+def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_request(
+    make_checkpoint, sentences
+):
     folder = make_checkpoint("causal", adds=False)
     theirs = minicons(folder, "causal", sentences)
     assert close(ours(folder, sentences, "causal", bos="tokenizer"), theirs)
     assert not close(ours(folder, sentences, "causal"), theirs)
 
 
-def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(make_checkpoint, sentences):
+def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
+    make_checkpoint, sentences
+):
     folder = make_checkpoint("causal", adds=True)
     doubled = minicons(folder, "causal", sentences, bos_token=True)
     assert not close(ours(folder, sentences, "causal", bos="always"), doubled)
     bare = make_checkpoint("causal", adds=False)
-    assert close(ours(bare, sentences, "causal", bos="always"), minicons(bare, "causal", sentences, bos_token=True))
+    assert close(
+        ours(bare, sentences, "causal", bos="always"),
+        minicons(bare, "causal", sentences, bos_token=True),
+    )
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -75,11 +88,14 @@ def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sent
 
 
 def by_hand(folder, text, hide, read, span_start=0):
-    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
+    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token.
+    """
     model, tokenizer = opened(folder)
     found = tokenizer(text, return_offsets_mapping=True)
     total = 0.0
-    for at, (token, (_, end)) in enumerate(zip(found["input_ids"], found["offset_mapping"], strict=True)):
+    for at, (token, (_, end)) in enumerate(
+        zip(found["input_ids"], found["offset_mapping"], strict=True)
+    ):
         if end <= span_start or at + read < 0:
             continue
         ids = torch.tensor([found["input_ids"]])
@@ -91,7 +107,9 @@ def by_hand(folder, text, hide, read, span_start=0):
 
 
 @pytest.mark.parametrize(("name", "read"), [("mlm", 0), ("mntp", -1)])
-def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(make_checkpoint, sentences, name, read):
+def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(
+    make_checkpoint, sentences, name, read
+):
     folder = make_checkpoint("masked", adds=True)
     some = sentences[:6] + sentences[-4:]
     assert close(ours(folder, some, name), [by_hand(folder, text, 0, read) for text in some])
@@ -100,20 +118,28 @@ def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(make_che
 def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     texts = [text for text in sentences if " " in text][:20]
-    starts = [text.index(" ") for text in texts]  # the completion begins with its space, as EWoK's does
+    starts = [
+        text.index(" ") for text in texts
+    ]  # the completion begins with its space, as EWoK's does
     spans = [(start, len(text)) for start, text in zip(starts, texts, strict=True)]
-    theirs = [by_hand(folder, text, None, -1, start) for text, start in zip(texts, starts, strict=True)]
+    theirs = [
+        by_hand(folder, text, None, -1, start) for text, start in zip(texts, starts, strict=True)
+    ]
     assert close(ours(folder, texts, "causal", spans), theirs)
 
 
 def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
-    causal, mntp, fused = (np.array(ours(folder, sentences, name)) for name in ("causal", "mntp", "fused"))
+    causal, mntp, fused = (
+        np.array(ours(folder, sentences, name)) for name in ("causal", "mntp", "fused")
+    )
     assert np.abs(causal + mntp - fused).max() <= 1e-5
 
 
 def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_checkpoint):
-    """A 4-D mask of zeros is the library's own way to let a Llama attend both ways; ours must agree with it."""
+    """A 4-D mask of zeros is the library's own way to let a Llama attend both ways; ours must agree
+    with it.
+    """
     folder = make_checkpoint("causal", adds=True)
     model, tokenizer = opened(folder)
     text = "the cat sees some dogs near the house."
@@ -123,6 +149,8 @@ def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_check
         row = torch.tensor([ids])
         row[0, at] = tokenizer.mask_token_id
         with torch.inference_mode():
-            logits = model(input_ids=row, attention_mask=torch.zeros(1, 1, len(ids), len(ids))).logits
+            logits = model(
+                input_ids=row, attention_mask=torch.zeros(1, 1, len(ids), len(ids))
+            ).logits
         total += logits[0, at].log_softmax(-1)[ids[at]].item()
     assert close(ours(folder, [text], "mlm"), [total])

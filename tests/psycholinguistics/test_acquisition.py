@@ -1,4 +1,6 @@
-"""Age of acquisition: curves whose answer is known, and a folder of checkpoints from score to correlation."""
+"""Age of acquisition: curves whose answer is known, and a folder of checkpoints from score to
+correlation.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ import pytest
 from scipy.stats import pearsonr
 
 from antlm_bench.cli.app import run
-from antlm_bench.commands.acquisition import acquisition
-from antlm_bench.commands.data import _specs as specs
+from antlm_bench.commands.acquisition import compute_acquisition
+from antlm_bench.commands.data import _resolve_specs as specs
 from antlm_bench.commands.score import score
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import summarize_acquisition
-from antlm_bench.runs import base_name, predictions, read
+from antlm_bench.runs import base_suite_name, open_run, read_predictions
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader as suites
 from antlm_bench.types import Prediction, Run
@@ -34,22 +36,28 @@ def sigmoid(x, height, slope, middle, bottom=0.0):
 
 @pytest.mark.parametrize("middle", [18.0, 22.5, 27.0])
 def test_half_of_the_children_know_a_word_in_the_middle_of_a_whole_sigmoid(middle):
-    assert curves.of_children(AGES, sigmoid(AGES, 1, 0.4, middle)) == pytest.approx(middle, abs=0.05)
+    assert curves.child_age_of_acquisition(AGES, sigmoid(AGES, 1, 0.4, middle)) == pytest.approx(
+        middle, abs=0.05
+    )
 
 
 def test_a_lower_ceiling_moves_the_half():
     """.8 / (1 + exp(-.5 (x - 22))) = .5 at x = 22 + 2 ln(.5 / .3)."""
     expected = 22 + 2 * math.log(0.5 / 0.3)
-    assert curves.of_children(AGES, sigmoid(AGES, 0.8, 0.5, 22)) == pytest.approx(expected, abs=0.05)
+    assert curves.child_age_of_acquisition(AGES, sigmoid(AGES, 0.8, 0.5, 22)) == pytest.approx(
+        expected, abs=0.05
+    )
 
 
 def test_ages_that_were_not_asked_are_left_out_and_curves_without_a_half_have_none():
     shares = sigmoid(AGES, 1, 0.4, 22)
     shares[[2, 5]] = np.nan
-    assert curves.of_children(AGES, shares) == pytest.approx(22, abs=0.05)
-    assert curves.of_children(AGES, np.full(15, np.nan)) is None
-    assert curves.of_children(AGES, sigmoid(AGES, 0.3, 0.5, 22)) is None  # never half
-    assert curves.of_children(AGES, sigmoid(AGES, 0.2, 0.5, 22, 0.75)) is None  # always more
+    assert curves.child_age_of_acquisition(AGES, shares) == pytest.approx(22, abs=0.05)
+    assert curves.child_age_of_acquisition(AGES, np.full(15, np.nan)) is None
+    assert curves.child_age_of_acquisition(AGES, sigmoid(AGES, 0.3, 0.5, 22)) is None  # never half
+    assert (
+        curves.child_age_of_acquisition(AGES, sigmoid(AGES, 0.2, 0.5, 22, 0.75)) is None
+    )  # always more
 
 
 @pytest.mark.parametrize("middle", [6.5, 7.0, 7.6])
@@ -58,38 +66,47 @@ def test_a_model_acquires_a_word_halfway_between_chance_and_its_best(middle):
     surprisal = chance - sigmoid(np.log10(STEPS + 1), chance - best, 6.0, middle)
     level = 0.5 * (chance + surprisal.min())  # where the curve passes it, solved by hand
     expected = middle - math.log((chance - best) / (chance - level) - 1) / 6
-    assert curves.of_model(STEPS, surprisal, chance) == pytest.approx(expected, abs=0.02)
+    assert curves.model_age_of_acquisition(STEPS, surprisal, chance) == pytest.approx(
+        expected, abs=0.02
+    )
 
 
 def test_a_word_that_is_never_or_always_known_has_no_age():
-    assert curves.of_model(STEPS, np.full(11, 17.0), 18.0) is None
+    assert curves.model_age_of_acquisition(STEPS, np.full(11, 17.0), 18.0) is None
     assert (
-        curves.of_model(STEPS, 4 - 0.1 * np.log10(STEPS), 18.0) is None
+        curves.model_age_of_acquisition(STEPS, 4 - 0.1 * np.log10(STEPS), 18.0) is None
     )  # below the half from the first checkpoint on
-    assert curves.of_model(STEPS[:2], np.array([9.0, 5.0]), 9.0) is None
-    assert curves.of_model(STEPS, np.r_[np.full(9, np.nan), 9.0, 5.0], 9.0) is None
+    assert curves.model_age_of_acquisition(STEPS[:2], np.array([9.0, 5.0]), 9.0) is None
+    assert curves.model_age_of_acquisition(STEPS, np.r_[np.full(9, np.nan), 9.0, 5.0], 9.0) is None
 
 
 def test_chance_is_per_token_in_nats():
     """Against base 2, or one token, the same curve has another half: 2025's mistakes."""
     surprisal = 18 - sigmoid(np.log10(STEPS + 1), 14, 4.0, 7.0)
-    right = curves.of_model(STEPS, surprisal, 2 * math.log(8000))
+    right = curves.model_age_of_acquisition(STEPS, surprisal, 2 * math.log(8000))
     assert right is not None
-    assert abs((curves.of_model(STEPS, surprisal, math.log2(8000)) or 0) - right) > 0.05
+    assert (
+        abs((curves.model_age_of_acquisition(STEPS, surprisal, math.log2(8000)) or 0) - right)
+        > 0.05
+    )
 
 
 def test_correlation_is_pearsons_with_fishers_interval():
     rng = np.random.default_rng(0)
     x = rng.normal(size=50)
     y = x + rng.normal(size=50)
-    r, p, (low, high) = curves.correlation(x, y)
+    r, p, (low, high) = curves.pearson_correlation(x, y)
     assert r == pytest.approx(np.corrcoef(x, y)[0, 1]) and p < 1e-4
     assert math.atanh(high) - math.atanh(r) == pytest.approx(1.959964 / math.sqrt(47), rel=1e-5)
     assert low < r < high
-    assert curves.correlation(x[:2], y[:2]) is None and curves.correlation(x, np.ones(50)) is None
+    assert (
+        curves.pearson_correlation(x[:2], y[:2]) is None
+        and curves.pearson_correlation(x, np.ones(50)) is None
+    )
 
 
-# ---- from checkpoints to the number ---------------------------------------------------------------------------------
+# ---- from checkpoints to the number
+# ---------------------------------------------------------------------------------
 
 
 CONTEXTS = {
@@ -109,7 +126,8 @@ def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
     monkeypatch.setenv("ANTLM_BENCH_PATH", str(folder.parent))
     whole = {
-        word: [{"context": c, "word_in_context_stats": {"count": 1}} for c in some] for word, some in CONTEXTS.items()
+        word: [{"context": c, "word_in_context_stats": {"count": 1}} for c in some]
+        for word, some in CONTEXTS.items()
     }
     (folder / "cdi_childes.json").write_text(json.dumps(whole))
     with (folder / "cdi_human.csv").open("w", newline="") as file:
@@ -117,7 +135,11 @@ def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer.writerow(["", "word", *range(16, 31)])
         for number, word in enumerate(CONTEXTS):
             writer.writerow([number, word, *np.round(sigmoid(AGES, 1, 0.5, 19 + number), 2)])
-    text = (TASKS / "aoa-words-2026.toml").read_text(encoding="utf-8").replace("where = [", 'where = ["{file}", ')
+    text = (
+        (TASKS / "aoa-words-2026.toml")
+        .read_text(encoding="utf-8")
+        .replace("where = [", 'where = ["{file}", ')
+    )
     lines = ["" if line.startswith("items =") else line for line in text.splitlines()]
     lines = [line.partition("= {")[0] + "= {}" if "sha256" in line else line for line in lines]
     text = "\n".join(lines).replace("[expect]", "[expect]\nitems = 9")
@@ -153,18 +175,24 @@ def scored(checkpoints: Path, tmp_path: Path, own_words: Path) -> Path:
 
 
 def run_of(runs_: Path, name: str) -> Run:
-    return read(next(path for path in runs_.iterdir() if path.name.startswith(f"{name}-")))
+    return open_run(next(path for path in runs_.iterdir() if path.name.startswith(f"{name}-")))
 
 
 def by_hand(runs_: Path, words: int, word: str) -> np.ndarray:
     """Log-probabilities of a word in its contexts at a checkpoint."""
     opened = run_of(runs_, f"chck_{words}M")
-    return np.array([p.scores[0] for p in predictions(opened.path, opened.cells[0]) if p.labels["word"] == word])
+    return np.array(
+        [
+            p.scores[0]
+            for p in read_predictions(opened.path, opened.cells[0])
+            if p.labels["word"] == word
+        ]
+    )
 
 
 @pytest.mark.usefixtures("own_words")
 def test_contexts_are_items_and_words_without_any_are_none():
-    suite = suites.load("aoa-words-2026")
+    suite = suites.load_suite("aoa-words-2026")
     assert [item.id for item in suite.items] == [
         "cat_0", "cat_1", "dog_0", "dog_1", "house_0", "house_1", "boy_0", "girl_0", "girl_1",
     ]  # fmt: skip
@@ -174,22 +202,26 @@ def test_contexts_are_items_and_words_without_any_are_none():
 
 @pytest.mark.parametrize("suite", ["aoa-2026", "aoa-2025"])
 def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
-    (found,) = acquisition([scored], suite)
+    (found,) = compute_acquisition([scored], suite)
     assert (found.cell.suite, found.cell.method) == (suite, "causal")
-    made = predictions(found.run, found.cell)
+    made = read_predictions(found.run_dir, found.cell)
     assert [p.id for p in made] == ["cat", "dog", "house", "boy", "girl"]
     assert [p.gold for p in made] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
     seen = np.array([1, 2, 3, 10]) * 1e6
     ages = []
-    for row, p in zip(found.rows(), made, strict=True):
+    for row, p in zip(found.word_rows(), made, strict=True):
         each = [by_hand(scored, words, p.id) for words in (1, 2, 3, 10)]
         if suite == "aoa-2026":
             expected = [some.mean() for some in each]
-            age = curves.of_model(seen, -np.array(expected), p.tokens[0] * math.log(400))
+            age = curves.model_age_of_acquisition(
+                seen, -np.array(expected), p.tokens[0] * math.log(400)
+            )
         else:
             expected = [one for some in each for one in some]
             steps = np.repeat(seen, [len(some) for some in each])
-            age = curves.of_model(steps, -np.array(expected), math.log2(300_000), bounded=False)
+            age = curves.model_age_of_acquisition(
+                steps, -np.array(expected), math.log2(300_000), bounded=False
+            )
         assert p.scores == pytest.approx(expected) and row["model_log10_words"] == age
         ages.append(age)
     known = [(a, p.gold) for a, p in zip(ages, made, strict=True) if a is not None]
@@ -201,42 +233,66 @@ def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
 
 
 def test_the_number_is_kept_in_the_last_run_and_not_made_twice(scored, monkeypatch):
-    (found,) = acquisition([scored])
-    assert Path(found.run) == Path(run_of(scored, "chck_10M").path)
-    assert [base_name(cell) for cell in read(found.run)] == ["aoa-words-2026", "aoa-2026"]
-    before = (Path(found.run) / "run.json").read_bytes()
+    (found,) = compute_acquisition([scored])
+    assert Path(found.run_dir) == Path(run_of(scored, "chck_10M").path)
+    assert [base_suite_name(cell) for cell in open_run(found.run_dir)] == [
+        "aoa-words-2026",
+        "aoa-2026",
+    ]
+    before = (Path(found.run_dir) / "run.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "of_model", None)  # nothing is fitted again
-        assert acquisition([scored])[0].cell == found.cell
-    assert (Path(found.run) / "run.json").read_bytes() == before
+        patch.setattr(curves, "model_age_of_acquisition", None)  # nothing is fitted again
+        assert compute_acquisition([scored])[0].cell == found.cell
+    assert (Path(found.run_dir) / "run.json").read_bytes() == before
 
 
 def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_words):
-    (old,) = acquisition([scored])
-    (own_words / "cdi_human.csv").write_text((own_words / "cdi_human.csv").read_text().replace("0.5", "0.51"))
-    (new,) = acquisition([scored])
-    assert new.cell.key != old.cell.key and len([c for c in read(new.run) if base_name(c) == "aoa-2026"]) == 1
+    (old,) = compute_acquisition([scored])
+    (own_words / "cdi_human.csv").write_text(
+        (own_words / "cdi_human.csv").read_text().replace("0.5", "0.51")
+    )
+    (new,) = compute_acquisition([scored])
+    assert (
+        new.cell.key != old.cell.key
+        and len([c for c in open_run(new.run_dir) if base_suite_name(c) == "aoa-2026"]) == 1
+    )
 
 
 def test_it_goes_to_the_final_model_which_is_no_point_of_the_curve(scored, checkpoints):
     final = scaled(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
     score(str(final), "aoa-words-2026", out=scored / "main")
-    (found,) = acquisition([scored])
-    assert Path(found.run) == scored / "main"
-    assert [one["words"] for one in found.cell.settings["checkpoints"]] == [10**6, 2 * 10**6, 3 * 10**6, 10**7]
-    score(str(scaled(final, checkpoints.parent / "other" / "main", 1.1)), "aoa-words-2026", out=scored / "other")
+    (found,) = compute_acquisition([scored])
+    assert Path(found.run_dir) == scored / "main"
+    assert [one["words"] for one in found.cell.settings["checkpoints"]] == [
+        10**6,
+        2 * 10**6,
+        3 * 10**6,
+        10**7,
+    ]
+    score(
+        str(scaled(final, checkpoints.parent / "other" / "main", 1.1)),
+        "aoa-words-2026",
+        out=scored / "other",
+    )
     with pytest.raises(UsageError, match="2 final models beside"):
-        acquisition([scored])
+        compute_acquisition([scored])
 
 
 @pytest.mark.usefixtures("own_words")
 def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_path, capsys):
     out = tmp_path / "runs"
-    assert run(["score", "--model", str(checkpoints), "--suite", "aoa-2026", "--out", str(out)]) == 0
+    assert (
+        run(["score", "--model", str(checkpoints), "--suite", "aoa-2026", "--out", str(out)]) == 0
+    )
     assert "aoa-2026" in capsys.readouterr().out
-    assert [base_name(cell) for cell in run_of(out, "chck_10M")] == ["aoa-words-2026", "aoa-2026"]
+    assert [base_suite_name(cell) for cell in run_of(out, "chck_10M")] == [
+        "aoa-words-2026",
+        "aoa-2026",
+    ]
     (words,) = run_of(out, "chck_1M")
-    assert base_name(words) == "aoa-words-2026" and words.suite == "tasks/aoa-words-2026"  # these are other words
+    assert (
+        base_suite_name(words) == "aoa-words-2026" and words.suite == "tasks/aoa-words-2026"
+    )  # these are other words
     with pytest.raises(UsageError, match="3 or more checkpoints") as caught:
         score(str(checkpoints / "chck_1M"), "aoa-2026", out=tmp_path / "one")
     assert "--suite aoa-words-2026" in caught.value.hint and not (tmp_path / "one").exists()
@@ -248,28 +304,42 @@ def test_the_verb_prints_the_score_and_writes_the_words(scored, tmp_path, capsys
     said = capsys.readouterr().out
     assert "over 4 checkpoints, 1M to 10M words" in said and "chck_10M" in said
     with out.open(newline="") as file:
-        assert [row["word"] for row in csv.DictReader(file)] == ["cat", "dog", "house", "boy", "girl"]
+        assert [row["word"] for row in csv.DictReader(file)] == [
+            "cat",
+            "dog",
+            "house",
+            "boy",
+            "girl",
+        ]
 
 
 def test_what_cannot_be_is_said(scored, own_words, tmp_path):
     one = run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):
-        acquisition([one])
+        compute_acquisition([one])
     with pytest.raises(UsageError, match="is no age of acquisition"):
-        acquisition([scored], "blimp")
-    score(str(tmp_path / "model" / "chck_2M"), "aoa-words-2026", out=run_of(scored, "chck_2M").path, limit=5)
+        compute_acquisition([scored], "blimp")
+    score(
+        str(tmp_path / "model" / "chck_2M"),
+        "aoa-words-2026",
+        out=run_of(scored, "chck_2M").path,
+        limit=5,
+    )
     with pytest.raises(UsageError, match=r"not scored alike: .*--limit"):
-        acquisition([scored])
-    (own_words / "cdi_human.csv").write_text("word," + ",".join(map(str, range(16, 31))) + "\ncat" + ",2" * 15 + "\n")
+        compute_acquisition([scored])
+    (own_words / "cdi_human.csv").write_text(
+        "word," + ",".join(map(str, range(16, 31))) + "\ncat" + ",2" * 15 + "\n"
+    )
     score(str(tmp_path / "model"), "aoa-words-2026", out=tmp_path / "again")
     with pytest.raises(DataError, match=r"cdi_human.csv:2: a share of children must lie in 0..1"):
-        acquisition([tmp_path / "again"])
+        compute_acquisition([tmp_path / "again"])
     (own_words / "cdi_childes.json").write_text('["cat"]')
     with pytest.raises(DataError, match="not an object of lists"):
-        suites.load("aoa-words-2026")
+        suites.load_suite("aoa-words-2026")
 
 
-# ---- from ages to the number ----------------------------------------------------------------------------------------
+# ---- from ages to the number
+# ----------------------------------------------------------------------------------------
 
 
 def curve(word: str, months: float) -> Prediction:
@@ -281,38 +351,58 @@ def test_a_correlation_that_is_not_significant_counts_as_0_where_the_rule_says_s
     made = [curve(str(n), one) for n, one in enumerate(months)]
     r, p = pearsonr(months[:4], ages[:4])
     assert p > 0.1
-    told = {s: summarize_acquisition(made, ages, significance=s, suite="s", method="m") for s in (None, 0.1)}
+    told = {
+        s: summarize_acquisition(made, ages, significance=s, suite="s", method="m")
+        for s in (None, 0.1)
+    }
     assert told[None].headline.value == pytest.approx(r) and told[0.1].headline.value == 0
     assert told[0.1].views["pearson"] == told[None].headline
     assert (told[0.1].headline.low, told[0.1].headline.n) == (told[None].headline.low, 4)
-    assert f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words" in told[0.1].notes[-1]
+    assert (
+        f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words" in told[0.1].notes[-1]
+    )
 
 
 def test_too_few_ages_are_no_correlation():
     made = [curve(str(n), 20.0 + n) for n in range(4)]
-    told = summarize_acquisition(made, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m")
-    assert (told.headline.value, told.headline.low, told.headline.high) == (0, -1, 1) and "undefined" in told.notes[0]
+    told = summarize_acquisition(
+        made, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m"
+    )
+    assert (told.headline.value, told.headline.low, told.headline.high) == (
+        0,
+        -1,
+        1,
+    ) and "undefined" in told.notes[0]
 
 
 def test_unbounded_fits_are_levenberg_marquardts_and_may_fail():
-    """2025 on a clean curve: the same crossing as by hand; on three points there are fewer points than parameters."""
+    """2025 on a clean curve: the same crossing as by hand; on three points there are fewer points
+    than parameters.
+    """
     surprisal = 18.2 - sigmoid(np.log10(STEPS + 1), 14, 4.0, 7.0)
     level = 0.5 * (18.2 + surprisal.min())
     expected = 7 - math.log(14 / (18.2 - level) - 1) / 4
-    assert curves.of_model(STEPS, surprisal, 18.2, bounded=False) == pytest.approx(expected, abs=1e-4)
-    assert curves.of_model(STEPS[:3], np.array([9.0, 7, 5]), 9.0, bounded=False) is None
+    assert curves.model_age_of_acquisition(STEPS, surprisal, 18.2, bounded=False) == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert (
+        curves.model_age_of_acquisition(STEPS[:3], np.array([9.0, 7, 5]), 9.0, bounded=False)
+        is None
+    )
 
 
-@pytest.mark.parametrize(("suite", "rule"), [("aoa-2026", "0 where p > 0.1"), ("aoa-2025", "18.19 nats")])
+@pytest.mark.parametrize(
+    ("suite", "rule"), [("aoa-2026", "0 where p > 0.1"), ("aoa-2025", "18.19 nats")]
+)
 def test_a_declaration_over_checkpoints_is_shown_and_stands_for_its_words(suite, rule, capsys):
     assert run(["show", suite]) == 0
     assert rule in capsys.readouterr().out
-    assert suites.members(suite) == ["aoa-words-2026"]
+    assert suites.list_suite_refs(suite) == ["aoa-words-2026"]
     assert [spec.name for spec, _ in specs([suite])] == ["aoa-words-2026"]
     with pytest.raises(UsageError, match="is derived from the runs of checkpoints"):
-        suites.load(suite)
+        suites.load_suite(suite)
 
 
 def test_the_chance_of_2025_is_in_bits_as_its_note_says():
-    spec, _ = suites.declared("aoa-2025")
+    spec, _ = suites.read_declaration("aoa-2025")
     assert spec.chance == math.log2(300_000)

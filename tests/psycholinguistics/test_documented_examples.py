@@ -1,4 +1,6 @@
-"""The worked examples of docs/surprisal.md and docs/reading.md, run as they stand on a small checkpoint."""
+"""The worked examples of docs/surprisal.md and docs/reading.md, run as they stand on a small
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def blocks(name: str) -> list[tuple[str, str]]:
     """(language, content) of the code blocks of a document."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture
@@ -29,7 +33,10 @@ def try_out(make_checkpoint, tmp_path, monkeypatch):
     model = str(make_checkpoint("causal", adds=True, max_position_embeddings=256))
 
     def go(line: str, *more: str) -> None:
-        assert run([model if word == "CKPT" else word for word in shlex.split(line)[1:]] + list(more)) == 0
+        assert (
+            run([model if word == "CKPT" else word for word in shlex.split(line)[1:]] + list(more))
+            == 0
+        )
 
     return go
 
@@ -39,7 +46,8 @@ def test_the_table_of_surprisals_is_the_one_that_comes_out_but_for_the_model(try
     Path("stimuli.csv").write_text(stimuli, encoding="utf-8")
     try_out(line.strip())
     made, shown = (
-        list(csv.DictReader(io.StringIO(text))) for text in (Path("long.csv").read_text(encoding="utf-8"), expected)
+        list(csv.DictReader(io.StringIO(text)))
+        for text in (Path("long.csv").read_text(encoding="utf-8"), expected)
     )
     assert list(made[0]) == list(shown[0])
     of_the_model = {"n_tokens", "surprisal_bits"}
@@ -54,18 +62,25 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(try_out, capsys):
     (_, content), (_, line) = blocks("surprisal.md")[3:5]
     Path("agreement.json").write_text(content, encoding="utf-8")
     try_out(line.strip(), "--out", "run")
-    (cell,) = runs.read("run")
-    assert (cell.suite, cell.summary.headline.n, cell.summary.groups[0].level) == ("agreement", 1, "prediction")
+    (cell,) = runs.open_run("run")
+    assert (cell.suite, cell.summary.headline.n, cell.summary.groups[0].level) == (
+        "agreement",
+        1,
+        "prediction",
+    )
     assert "(2;%match%) < (2;%mismatch%)" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not os.environ.get("ANTLM_BENCH_DATA"), reason="the real data are not at hand (ANTLM_BENCH_DATA)")
+@pytest.mark.skipif(
+    not os.environ.get("ANTLM_BENCH_DATA"),
+    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+)
 def test_both_reading_suites_stand_side_by_side(try_out, capsys):
     if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():
         pytest.skip("no reading/ in ANTLM_BENCH_DATA")
     (_, line) = blocks("reading.md")[0]
     try_out(line.strip(), "--out", "run")
-    assert [cell.suite for cell in runs.read("run")] == ["reading-2025", "reading"]
+    assert [cell.suite for cell in runs.open_run("run")] == ["reading-2025", "reading"]
     out = capsys.readouterr().out
     assert out.count("eye-tracking") == out.count("self-paced-reading") == 2
 

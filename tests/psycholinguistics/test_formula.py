@@ -8,14 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.suites.formula import ATOL, Region, parse
+from antlm_bench.suites.formula import ATOL, Region, parse_formula
 
 NUMBERS = {"a": (3.0, 5.0, 9.0, 17.0), "b": (4.0, 1.5, 6.0, 11.5)}
-BITS = {Region(n, name): value for name, row in NUMBERS.items() for n, value in zip("123*", row, strict=True)}
+BITS = {
+    Region(n, name): value
+    for name, row in NUMBERS.items()
+    for n, value in zip("123*", row, strict=True)
+}
 
 
 def margin(text: str) -> float:
-    return parse(text).margin(BITS.__getitem__)
+    return parse_formula(text).surprisal_gap(BITS.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_equality_has_the_tolerance_of_syntaxgym() -> None:
 
 
 def test_a_formula_knows_its_regions_once_and_in_order() -> None:
-    assert parse("(2;%b%) + (1;%a%) > (2;%b%) + (*;%no_gap%)").regions == (
+    assert parse_formula("(2;%b%) + (1;%a%) > (2;%b%) + (*;%no_gap%)").regions == (
         Region("2", "b"), Region("1", "a"), Region("*", "no_gap"),
     )  # fmt: skip
 
@@ -60,7 +64,10 @@ def test_a_formula_knows_its_regions_once_and_in_order() -> None:
         ("(1;%a%) > (2;%a%) (3;%a%)", "nothing more is expected"),
         ("((1;%a%) > (2;%a%)", r"'\)' is expected"),
         ("[(1;%a%) > (2;%a%))", "']' is expected"),
-        ("(1;%a%) > (2;%a%) > (3;%a%)", "stands between numbers, not between a comparison and a number"),
+        (
+            "(1;%a%) > (2;%a%) > (3;%a%)",
+            "stands between numbers, not between a comparison and a number",
+        ),
         ("(1;%a%) & (2;%a%)", "stands between comparisons"),
         ("((1;%a%) > (2;%a%)) + 1 > 2", "stands between numbers"),
         ("(x;%a%) > 1", "cannot be read from"),
@@ -70,10 +77,12 @@ def test_a_formula_knows_its_regions_once_and_in_order() -> None:
 )
 def test_what_is_wrong_with_a_formula_is_said(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
-        parse(text)
+        parse_formula(text)
 
 
-REGION = st.sampled_from(sorted(BITS)).map(lambda r: (f"({r.number};%{r.condition}%)", f"BITS[{tuple(r)!r}]"))
+REGION = st.sampled_from(sorted(BITS)).map(
+    lambda r: (f"({r.number};%{r.condition}%)", f"BITS[{tuple(r)!r}]")
+)
 NUMBER = st.integers(0, 20).map(lambda n: (str(n), str(n)))
 
 

@@ -18,7 +18,10 @@ from antlm_bench.suites import syntaxgym
 
 BIT = math.log(2)
 # Surprisals in bits: the 1, cat 2, cats 3, sleeps 4, sleep 6, . 1
-MODEL = {w: -b * BIT for w, b in {"the": 1, "cat": 2, "cats": 3, "sleeps": 4, "sleep": 6, ".": 1, "so": 2}.items()}
+MODEL = {
+    w: -b * BIT
+    for w, b in {"the": 1, "cat": 2, "cats": 3, "sleeps": 4, "sleep": 6, ".": 1, "so": 2}.items()
+}
 
 
 def condition(name: str, *contents: str) -> dict:
@@ -58,9 +61,10 @@ def predictions(loaded):
 
 
 def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
-    """Item 1: verb 4 < 6, so by 2 bits; 3 + 0 > 3 by 0 and 8 = 8 within .001 + 8e-5: the smaller is 0. Item 2: 6 < 4
-    fails by 2; 4 > 3 by 1, but 1 + 3 + 6 + 1 = 11 is not 8."""
-    loaded = suites.load(str(written(tmp_path, suite())))
+    """Item 1: verb 4 < 6, so by 2 bits; 3 + 0 > 3 by 0 and 8 = 8 within .001 + 8e-5: the smaller is
+    0. Item 2: 6 < 4 fails by 2; 4 > 3 by 1, but 1 + 3 + 6 + 1 = 11 is not 8.
+    """
+    loaded = suites.load_suite(str(written(tmp_path, suite())))
     found = predictions(loaded)
     assert [p.id for p in found] == ["1.1", "1.2", "2.1", "2.2"]
     assert [p.scores[0] / BIT for p in found] == pytest.approx([2, 0, -2, 0.00108 - 3], abs=1e-9)
@@ -71,36 +75,46 @@ def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
         ties="strict",
     )  # fmt: skip
     assert (loaded.name, summary.headline.value) == ("number-toy", 0.25)
-    assert [(g.name[:1], g.estimate.value, g.estimate.n) for g in summary.groups] == [("1", 0.5, 2), ("2", 0.0, 2)]
+    assert [(g.name[:1], g.estimate.value, g.estimate.n) for g in summary.groups] == [
+        ("1", 0.5, 2),
+        ("2", 0.0, 2),
+    ]
     assert 0 < summary.groups[0].estimate.low < 0.5 < summary.groups[0].estimate.high < 1
 
 
 def test_regions_are_joined_by_a_space_and_own_it(tmp_path):
-    gym = syntaxgym.read(written(tmp_path, suite()))
+    gym = syntaxgym.read_suite(written(tmp_path, suite()))
     first = gym.sentences[0][0]
     assert first.text == "the cat sleeps ."
-    assert [first.text[slice(*span)] for span in first.regions.values()] == ["the cat", "", " sleeps", " ."]
+    assert [first.text[slice(*span)] for span in first.regions.values()] == [
+        "the cat",
+        "",
+        " sleeps",
+        " .",
+    ]
 
 
 def test_a_limit_and_a_digest_are_those_of_any_suite(tmp_path):
     path = written(tmp_path, suite())
-    whole, limited = suites.load(str(path)), suites.load(str(path), limit=1)
+    whole, limited = suites.load_suite(str(path)), suites.load_suite(str(path), limit=1)
     assert [i.id for i in limited.items] == ["1.1", "1.2"]
-    assert suites.members(str(path)) == [str(path)]
+    assert suites.list_suite_refs(str(path)) == [str(path)]
     changed = suite()
     changed["predictions"][0]["formula"] = "(3;%match%) > (3;%mismatch%)"
-    assert suites.load(str(written(tmp_path, changed))).digest != whole.digest
+    assert suites.load_suite(str(written(tmp_path, changed))).digest != whole.digest
 
 
 def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
     content = suite(predictions=[{"formula": "(1;%match%) > 0"}])
-    loaded = suites.load(str(written(tmp_path, content)))
+    loaded = suites.load_suite(str(written(tmp_path, content)))
     with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
-        predict(Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
+        predict(
+            Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], formulas=loaded.formulas
+        )
 
 
 def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
-    loaded = suites.load(str(written(tmp_path, suite())))
+    loaded = suites.load_suite(str(written(tmp_path, suite())))
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
         predict(Lookup(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
 
@@ -108,7 +122,7 @@ def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
 def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
     content = suite()
     content["items"][0]["conditions"][0]["regions"][0]["content"] = " ".join(["the"] * 9)
-    found = predictions(suites.load(str(written(tmp_path, content))))
+    found = predictions(suites.load_suite(str(written(tmp_path, content))))
     assert [p.flags for p in found] == [("too-long",), ("too-long",), (), ()]
 
 
@@ -120,19 +134,34 @@ def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
         ({"predictions": None}, "the list `predictions` is missing"),
         ({"predictions": []}, "no predictions"),
         ({"predictions": [{"type": "formula"}]}, "predictions[0]: `formula` is missing"),
-        ({"predictions": ["(1;%match%) >"]}, "predictions[0]: no formula: '(1;%match%) >': a region like"),
+        (
+            {"predictions": ["(1;%match%) >"]},
+            "predictions[0]: no formula: '(1;%match%) >': a region like",
+        ),
         ({"predictions": ["(" * 5000]}, "brackets are nested too deeply"),
-        ({"predictions": ["(9;%match%) > 1"]}, "item 1, prediction 1: there is no region 9 in the condition 'match'"),
-        ({"predictions": ["(1;%mach%) > 1"]}, "there is no condition 'mach'\n  hint: did you mean 'match'?"),
+        (
+            {"predictions": ["(9;%match%) > 1"]},
+            "item 1, prediction 1: there is no region 9 in the condition 'match'",
+        ),
+        (
+            {"predictions": ["(1;%mach%) > 1"]},
+            "there is no condition 'mach'\n  hint: did you mean 'match'?",
+        ),
         ({"items": [{"conditions": []}]}, "items[0]: no conditions"),
-        ({"items": [{"conditions": [condition("a", "x"), condition("a", "x")]}]}, "'a' stands here twice"),
+        (
+            {"items": [{"conditions": [condition("a", "x"), condition("a", "x")]}]},
+            "'a' stands here twice",
+        ),
         ({"items": [{"conditions": [condition("a", " ", "")]}]}, "the text is empty"),
-        ({"items": [{"conditions": [{"condition_name": "a", "regions": ["x"]}]}]}, "a region has `region_number`"),
+        (
+            {"items": [{"conditions": [{"condition_name": "a", "regions": ["x"]}]}]},
+            "a region has `region_number`",
+        ),
         ({"items": suite()["items"][:1] * 2}, "two items have the `item_number` 1"),
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(tmp_path, change, wrong):
     path = written(tmp_path, suite(**change))
     with pytest.raises(DataError) as caught:
-        suites.load(str(path))
+        suites.load_suite(str(path))
     assert wrong in str(caught.value) and str(path) in str(caught.value)

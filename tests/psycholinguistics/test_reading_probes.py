@@ -1,4 +1,6 @@
-"""Words after their contexts against the official procedure of BabyLM 2025, written out slowly from its description."""
+"""Words after their contexts against the official procedure of BabyLM 2025, written out slowly from
+its description.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,15 @@ import torch
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.scoring.surprisal import MASKS, predict
+from antlm_bench.scoring.surprisal import NUM_MASKS, predict
 from antlm_bench.types import Item, Option
 
-WORDS = [("the cat", "sees"), ("some old", "houses"), ("who", "antidisestablishmentarian"), ("a dog near", "naïve,")]
+WORDS = [
+    ("the cat", "sees"),
+    ("some old", "houses"),
+    ("who", "antidisestablishmentarian"),
+    ("a dog near", "naïve,"),
+]
 CASES = [("causal", "causal"), ("masked", "mlm"), ("masked", "mntp")]
 
 
@@ -25,20 +32,28 @@ def library(folder):
 
 def next_token(model, tokenizer, text, target, method):
     """log P(target) after a text: at its end, or at the first of three masks (mntp: before it)."""
-    masks = "" if method == "causal" else tokenizer.mask_token * MASKS
+    masks = "" if method == "causal" else tokenizer.mask_token * NUM_MASKS
     ids = tokenizer(text + masks)["input_ids"]
-    at = len(ids) - 1 if method == "causal" else ids.index(tokenizer.mask_token_id) - (method == "mntp")
+    at = (
+        len(ids) - 1
+        if method == "causal"
+        else ids.index(tokenizer.mask_token_id) - (method == "mntp")
+    )
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0, at].log_softmax(-1)[target].item()
 
 
 def official(model, tokenizer, context, word, method):
-    """The word tokenised alone; further pieces are spelled out, tokenised again, and follow what was spelled so far."""
+    """The word tokenised alone; further pieces are spelled out, tokenised again, and follow what
+    was spelled so far.
+    """
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
     total = next_token(model, tokenizer, context, pieces[0], method)
     for number in range(1, len(pieces)):
         context += tokenizer.decode(pieces[number - 1])
-        again = tokenizer(tokenizer.decode(pieces[number]), add_special_tokens=False)["input_ids"][0]
+        again = tokenizer(tokenizer.decode(pieces[number]), add_special_tokens=False)["input_ids"][
+            0
+        ]
         total += next_token(model, tokenizer, context, again, method)
     return total
 
@@ -53,7 +68,7 @@ def attached(model, tokenizer, context, word, method):
             if method == "causal":
                 row, place = first, len(first) - 1
             else:
-                row = [*first, *[tokenizer.mask_token_id] * MASKS, tokenizer.eos_token_id]
+                row = [*first, *[tokenizer.mask_token_id] * NUM_MASKS, tokenizer.eos_token_id]
                 place = len(first) - (method == "mntp")
             with torch.inference_mode():
                 total += model(torch.tensor([row])).logits[0, place].log_softmax(-1)[ids[at]].item()
@@ -71,7 +86,7 @@ def items(space):
 def test_glued_words_are_scored_as_the_official_pipeline_does(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
     model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
-    (found,) = predict(model, items(""), [METHODS[method]], glued=model.spell)
+    (found,) = predict(model, items(""), [METHODS[method]], decode_token=model.decode_token)
     theirs = library(folder)
     for (context, word), one in zip(WORDS, found, strict=True):
         assert one.scores[0] == pytest.approx(official(*theirs, context, word, method), abs=1e-4)
@@ -100,18 +115,24 @@ def test_several_methods_give_a_list_each_and_whole_sentence_methods_are_refused
 
 @pytest.mark.parametrize("glued", [True, False])
 def test_a_context_that_does_not_fit_with_its_masks_is_flagged(make_checkpoint, glued):
-    model = open_checkpoint(str(make_checkpoint("masked", adds=True)), OpenOptions(device="cpu", max_length=10))
+    model = open_checkpoint(
+        str(make_checkpoint("masked", adds=True)), OpenOptions(device="cpu", max_length=10)
+    )
     long, short = (
         Item("l", (Option("the old cat sees some dogs the", (26, 30)),), 0),
         Item("s", (Option("a cat", (1, 5)),), 0),
     )
-    (found,) = predict(model, [long, short], [METHODS["mlm"]], glued=model.spell if glued else None)
+    (found,) = predict(
+        model, [long, short], [METHODS["mlm"]], decode_token=model.decode_token if glued else None
+    )
     assert [p.flags for p in found] == [("too-long",), ()]
     assert found[0].scores == (-1.0,) and found[1].scores[0] < 0
 
 
 def test_a_word_with_nothing_before_it_is_an_error(make_checkpoint):
-    model = open_checkpoint(str(make_checkpoint("causal", adds=False)), OpenOptions(device="cpu", bos="never"))
+    model = open_checkpoint(
+        str(make_checkpoint("causal", adds=False)), OpenOptions(device="cpu", bos="never")
+    )
     with pytest.raises(DataError, match="cannot be scored") as caught:
         predict(model, [Item("first", (Option("cat", (0, 3)),), 0)], [METHODS["causal"]])
-    assert caught.value.place == "item first"
+    assert caught.value.location == "item first"

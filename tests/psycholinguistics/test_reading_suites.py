@@ -1,4 +1,6 @@
-"""Reading times from the CSV to the numbers that are published, against the official formulas fitted plainly."""
+"""Reading times from the CSV to the numbers that are published, against the official formulas
+fitted plainly.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,36 @@ from scipy import stats
 from antlm_bench import runs
 from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
-from antlm_bench.compare import compare as differences
+from antlm_bench.compare import compare_runs as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
 from antlm_bench.suites import loader as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
-WORDS = ("the", "a", "old", "small", "every", "some", "cat", "cats", "dog", "dogs", "boy", "girl", "house", "sees")
+WORDS = (
+    "the",
+    "a",
+    "old",
+    "small",
+    "every",
+    "some",
+    "cat",
+    "cats",
+    "dog",
+    "dogs",
+    "boy",
+    "girl",
+    "house",
+    "sees",
+)
 EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
 BASE = ("Subtlex_log10", "length", "context_length")
 
 
 def rows(sentences: int = 24) -> list[dict[str, object]]:
-    """The words of made-up sentences but the first, with times that depend on their length, and some missing."""
+    """The words of made-up sentences but the first, with times that depend on their length, and
+    some missing.
+    """
     rng, made = np.random.default_rng(0), []
     for sentence in range(sentences):
         words = ["None", *rng.choice(WORDS, 6)] if sentence == 3 else list(rng.choice(WORDS, 7))
@@ -39,7 +58,10 @@ def rows(sentences: int = 24) -> list[dict[str, object]]:
                 "prev_item": before, "prev_word": words[at - 1] if at > 1 else "",
                 "prev_length": len(words[at - 1]) if at > 1 else -1,
             }  # fmt: skip
-            times = {name: round(100 + 9 * len(words[at]) + rng.normal(0, 20), 2) for name in (*EYES, SELF_PACED)}
+            times = {
+                name: round(100 + 9 * len(words[at]) + rng.normal(0, 20), 2)
+                for name in (*EYES, SELF_PACED)
+            }
             made.append(row | times)
     made[18]["item"] = ""  # the word None, as pandas wrote it
     made[5]["Subtlex_log10"] = made[7]["RTgopast"] = ""
@@ -59,7 +81,9 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             writer.writerows(content)
         text = (TASKS / f"{name}.toml").read_text(encoding="utf-8")
         sha = text.split('sha256 = "')[1].split('"')[0]
-        text = text.replace(f'{{ sha256 = "{sha}" }}', "{}").replace("items = 1726", f"items = {len(content)}")
+        text = text.replace(f'{{ sha256 = "{sha}" }}', "{}").replace(
+            "items = 1726", f"items = {len(content)}"
+        )
         text = text.replace("where = [", 'where = ["{file}",')
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
         return str(folder / f"{name}.toml")
@@ -68,11 +92,17 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return declare
 
 
-def plain(table: dict[str, np.ndarray], outcome: str, predictors: Sequence[str]) -> tuple[float, int]:
+def plain(
+    table: dict[str, np.ndarray], outcome: str, predictors: Sequence[str]
+) -> tuple[float, int]:
     """(R2 with surprisal - R2 without) / (1 - R2 without), without rows that have a hole."""
     keep = np.all([np.isfinite(table[name]) for name in (outcome, "pred", *predictors)], axis=0)
     x = {name: table[name][keep] for name in (outcome, "pred", *predictors)}
-    base = [np.ones(keep.sum()), *(x[p] for p in predictors), *(x[p] * x[q] for p, q in combinations(predictors, 2))]
+    base = [
+        np.ones(keep.sum()),
+        *(x[p] for p in predictors),
+        *(x[p] * x[q] for p, q in combinations(predictors, 2)),
+    ]
 
     def r2(columns):
         design = np.stack(columns, axis=1)
@@ -95,29 +125,42 @@ def by_hand(content, found):
 
 
 @pytest.mark.parametrize("name", ["reading-2025", "reading"])
-def test_the_measures_are_the_official_regressions_of_the_stored_predictions(make_checkpoint, tmp_path, declared, name):
+def test_the_measures_are_the_official_regressions_of_the_stored_predictions(
+    make_checkpoint, tmp_path, declared, name
+):
     content = rows()
-    (run,) = score(make_checkpoint("causal", adds=True), declared(name, content), out=tmp_path / "run")
+    (run,) = score(
+        make_checkpoint("causal", adds=True), declared(name, content), out=tmp_path / "run"
+    )
     (cell,) = run
-    found = runs.predictions(run.path, cell)
+    found = runs.read_predictions(run.path, cell)
     assert [p.id for p in found[:2]] == [f"{name}_0", f"{name}_1"] and len(found) == len(content)
     assert [len(p.scores) for p in found[:7]] == [1, 2, 2, 2, 2, 2, 1]
     eye_tracking, (paced, paced_n), outcomes = by_hand(content, found)
     shown = {group.name: group.estimate for group in cell.summary.groups}
     assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-9)
     assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-9)
-    assert [shown[o].value for o in EYES] == pytest.approx([value for value, _ in outcomes], abs=1e-9)
+    assert [shown[o].value for o in EYES] == pytest.approx(
+        [value for value, _ in outcomes], abs=1e-9
+    )
     assert [shown[o].n for o in EYES] == [n for _, n in outcomes] and shown[SELF_PACED].n == paced_n
     assert cell.summary.headline.value == pytest.approx((eye_tracking + paced) / 2, abs=1e-9)
     assert all(0 <= e.low <= e.value <= e.high <= 1 for e in shown.values())
     assert cell.summary.metric == "delta-r2"
 
 
-def test_an_empty_context_is_the_word_none_and_only_the_official_suite_loses_it_as_the_word_before(declared):
+def test_an_empty_context_is_the_word_none_and_only_the_official_suite_loses_it_as_the_word_before(
+    declared,
+):
     content = rows()
-    official, ours = (suites.load(declared(name, content)) for name in ("reading-2025", "reading"))
+    official, ours = (
+        suites.load_suite(declared(name, content)) for name in ("reading-2025", "reading")
+    )
     word = content[18]["word"]
-    assert (official.items[18].options[0].text, ours.items[18].options[0].text) == (f"None{word}", f"None {word}")
+    assert (official.items[18].options[0].text, ours.items[18].options[0].text) == (
+        f"None{word}",
+        f"None {word}",
+    )
     assert len(official.items[18].options) == 1
     assert content[20]["prev_item"] == f"None {word}" and content[19]["prev_item"] == "None"
     assert [len(official.items[n].options) for n in (19, 20)] == [1, 2]
@@ -143,17 +186,30 @@ def test_masked_models_read_words_after_masks_and_methods_that_see_more_are_refu
         score(model, suite, precision="adaptive", out=tmp_path / "adaptive")
 
 
-def test_too_few_words_for_a_regression_are_said_and_count_as_nothing(make_checkpoint, tmp_path, declared):
-    (run,) = score(make_checkpoint("causal", adds=True), declared("reading", rows()), limit=8, out=tmp_path / "run")
+def test_too_few_words_for_a_regression_are_said_and_count_as_nothing(
+    make_checkpoint, tmp_path, declared
+):
+    (run,) = score(
+        make_checkpoint("causal", adds=True),
+        declared("reading", rows()),
+        limit=8,
+        out=tmp_path / "run",
+    )
     (cell,) = run
-    assert cell.summary.headline.value == 0 and (cell.summary.headline.low, cell.summary.headline.high) == (0, 1)
+    assert cell.summary.headline.value == 0 and (
+        cell.summary.headline.low,
+        cell.summary.headline.high,
+    ) == (0, 1)
     assert any("too few rows for a regression" in note for note in cell.summary.notes)
 
 
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [
-        (lambda c: c[2].update(length="long"), "reading_data.csv:4: 'length' must be a number or empty, not 'long'"),
+        (
+            lambda c: c[2].update(length="long"),
+            "reading_data.csv:4: 'length' must be a number or empty, not 'long'",
+        ),
         (lambda c: c[2].update(length="inf"), "must be a number or empty"),
         (lambda c: [r.pop("RTgopast") for r in c], "the field 'RTgopast' is missing"),
         (lambda c: [r.pop("item") for r in c], "the field 'item' is missing"),
@@ -171,7 +227,7 @@ def test_what_is_wrong_with_the_data_is_said_with_its_place(declared, change, wr
         writer.writeheader()
         writer.writerows(content)
     with pytest.raises(DataError) as caught:
-        suites.load(reference)
+        suites.load_suite(reference)
     assert wrong in str(caught.value)
 
 
@@ -184,13 +240,18 @@ def test_a_declaration_without_times_is_refused(tmp_path):
     ):
         path = tmp_path / "own.toml"
         path.write_text(
-            text.replace(old, new).replace("[[times.", "[[time.") if old == "[times]" else text.replace(old, new)
+            text.replace(old, new).replace("[[times.", "[[time.")
+            if old == "[times]"
+            else text.replace(old, new)
         )
         with pytest.raises(DeclarationError, match=wrong):
-            suites.load(str(path))
+            suites.load_suite(str(path))
 
 
-@pytest.mark.skipif(not os.environ.get("ANTLM_BENCH_DATA"), reason="the real data are not at hand (ANTLM_BENCH_DATA)")
+@pytest.mark.skipif(
+    not os.environ.get("ANTLM_BENCH_DATA"),
+    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+)
 def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     place = Path(os.environ["ANTLM_BENCH_DATA"]) / "reading" / "reading_data.csv"
     if not place.is_file():
@@ -198,17 +259,21 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     with place.open(newline="", encoding="utf-8") as file:
         content = list(csv.DictReader(file))
     (run,) = score(
-        make_checkpoint("causal", adds=True, max_position_embeddings=256), "reading-2025", out=tmp_path / "run"
+        make_checkpoint("causal", adds=True, max_position_embeddings=256),
+        "reading-2025",
+        out=tmp_path / "run",
     )
     (cell,) = run
-    eye_tracking, (paced, n), _ = by_hand(content, runs.predictions(run.path, cell))
+    eye_tracking, (paced, n), _ = by_hand(content, runs.read_predictions(run.path, cell))
     shown = {group.name: group.estimate for group in cell.summary.groups}
     assert (shown["eye-tracking"].n, shown["self-paced-reading"].n) == (1696, n) and n == 1496
     assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-8)
     assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)
 
 
-def test_compare_leaves_reading_times_out_whose_data_is_not_at_hand(make_checkpoint, tmp_path, declared):
+def test_compare_leaves_reading_times_out_whose_data_is_not_at_hand(
+    make_checkpoint, tmp_path, declared
+):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
     asked, folders = [declared("reading", rows()), str(pairs)], []
@@ -225,7 +290,9 @@ def test_compare_leaves_reading_times_out_whose_data_is_not_at_hand(make_checkpo
         compare(folders, suites=["own-reading/reading"])
 
 
-def test_two_runs_are_compared_by_drawing_the_same_sentences(make_checkpoint, tmp_path, declared, monkeypatch):
+def test_two_runs_are_compared_by_drawing_the_same_sentences(
+    make_checkpoint, tmp_path, declared, monkeypatch
+):
     content, folders = rows(40), []
     place = Path(declared("reading", content))
     place.parent.rename(tmp_path / "tasks")
@@ -235,15 +302,19 @@ def test_two_runs_are_compared_by_drawing_the_same_sentences(make_checkpoint, tm
         score(make_checkpoint("causal", adds=True, seed=seed), "reading", out=folders[-1])
     (versus,) = compare(folders)
     (found,) = versus.comparisons
-    cells = [next(iter(runs.read(folder))) for folder in folders]
+    cells = [next(iter(runs.open_run(folder))) for folder in folders]
     a, b = (cell.summary.headline.value for cell in cells)
-    assert (found.headline.a, found.headline.b, found.headline.value) == pytest.approx((a, b, b - a), abs=1e-9)
+    assert (found.headline.a, found.headline.b, found.headline.value) == pytest.approx(
+        (a, b, b - a), abs=1e-9
+    )
     shown = [{g.name: g.estimate.value for g in cell.summary.groups} for cell in cells]
     assert {g.name: (g.a, g.b) for g in found.groups} == {
         name: pytest.approx((shown[0][name], shown[1][name]), abs=1e-9) for name in shown[0]
     }
     rng, drawn = np.random.default_rng(3), []
-    predicted = [runs.predictions(folder, cell) for folder, cell in zip(folders, cells, strict=True)]
+    predicted = [
+        runs.read_predictions(folder, cell) for folder, cell in zip(folders, cells, strict=True)
+    ]
     sentences = {}
     for at, row in enumerate(content):
         sentences.setdefault(row["sent_id"], []).append(at)
@@ -251,16 +322,21 @@ def test_two_runs_are_compared_by_drawing_the_same_sentences(make_checkpoint, tm
         picked = [at for s in rng.choice(list(sentences), len(sentences)) for at in sentences[s]]
         sides = []
         for made in predicted:
-            eyes, (paced, _), _ = by_hand([content[at] for at in picked], [made[at] for at in picked])
+            eyes, (paced, _), _ = by_hand(
+                [content[at] for at in picked], [made[at] for at in picked]
+            )
             sides.append((eyes + paced) / 2)
         drawn.append(sides[1] - sides[0])
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert found.headline.high - found.headline.low == pytest.approx(high - low, rel=0.3)
-    assert found.headline.p is not None and found.headline.low < found.headline.value < found.headline.high
+    assert (
+        found.headline.p is not None
+        and found.headline.low < found.headline.value < found.headline.high
+    )
     error = abs(found.headline.value) / stats.t.isf(found.headline.p / 2, len(sentences) - 1)
     assert error == pytest.approx(np.std(drawn), rel=0.5)
     assert {group.family for group in found.groups} >= {"Holm over 2 measures"}
-    first = runs.read(folders[0])
+    first = runs.open_run(folders[0])
     (same,) = differences(first, first)
     assert all((d.value, d.low, d.high, d.p) == (0, 0, 0, 1) for d in (same.headline, *same.groups))
     (back,) = compare([folders[0]], against=folders[1])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from antlm_bench.statistics.regression import (
-    Regression,
-    bias_corrected,
+    NestedRegression,
+    bias_corrected_interval,
     bootstrap_partial_r2,
-    clustered_p,
-    influences,
+    cluster_influences,
+    clustered_t_test,
+    design_with_interactions,
     partial_r2,
-    with_products,
 )
 
 
@@ -27,28 +27,49 @@ def by_hand(outcome, design, added):
 
 
 def made(rng, n=300, clusters=30, effect=0.5):
-    columns = [rng.normal(10, 3, n), rng.integers(1, 12, n).astype(float), rng.integers(1, 15, n).astype(float)]
+    columns = [
+        rng.normal(10, 3, n),
+        rng.integers(1, 12, n).astype(float),
+        rng.integers(1, 15, n).astype(float),
+    ]
     added = rng.gamma(4, 2, n) + columns[0] / 3
-    outcome = 200 + 3 * columns[1] + effect * added + rng.normal(0, 5, n) + columns[0] * columns[1] / 10
-    return Regression(outcome, with_products(columns), added, rng.integers(clusters, size=n).astype(np.int32))
+    outcome = (
+        200 + 3 * columns[1] + effect * added + rng.normal(0, 5, n) + columns[0] * columns[1] / 10
+    )
+    return NestedRegression(
+        outcome,
+        design_with_interactions(columns),
+        added,
+        rng.integers(clusters, size=n).astype(np.int32),
+    )
 
 
 def test_the_design_is_that_of_the_official_formula():
     a, b, c = np.array([2.0, 3.0]), np.array([5.0, 7.0]), np.array([11.0, 13.0])
-    assert with_products([a, b, c]).tolist() == [[1, 2, 5, 11, 10, 22, 55], [1, 3, 7, 13, 21, 39, 91]]
+    assert design_with_interactions([a, b, c]).tolist() == [
+        [1, 2, 5, 11, 10, 22, 55],
+        [1, 3, 7, 13, 21, 39, 91],
+    ]
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.5, 5.0])
 def test_partial_r2_is_that_of_two_plain_fits(effect):
     one = made(np.random.default_rng(0), effect=effect)
-    assert partial_r2(one) == pytest.approx(by_hand(one.outcome, one.design, one.added), abs=1e-9)
+    assert partial_r2(one) == pytest.approx(
+        by_hand(one.outcome, one.design, one.added_predictor), abs=1e-9
+    )
 
 
 def test_a_regression_without_enough_rows_or_anything_to_explain_has_no_value():
     one = made(np.random.default_rng(1), n=8)
     assert partial_r2(one) is None
     whole = made(np.random.default_rng(1))
-    assert partial_r2(Regression(np.ones(300), whole.design, whole.added, whole.cluster)) is None
+    assert (
+        partial_r2(
+            NestedRegression(np.ones(300), whole.design, whole.added_predictor, whole.cluster)
+        )
+        is None
+    )
 
 
 def test_every_replicate_is_the_fit_of_its_resampled_clusters():
@@ -57,60 +78,78 @@ def test_every_replicate_is_the_fit_of_its_resampled_clusters():
     counts = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=20)
     for replicate, count in zip(drawn, counts, strict=True):
         for value, one in zip(replicate, regressions, strict=True):
-            rows = np.concatenate([np.flatnonzero(one.cluster == c) for c in range(12) for _ in range(count[c])])
-            expected = by_hand(one.outcome[rows], one.design[rows], one.added[rows])
+            rows = np.concatenate(
+                [np.flatnonzero(one.cluster == c) for c in range(12) for _ in range(count[c])]
+            )
+            expected = by_hand(one.outcome[rows], one.design[rows], one.added_predictor[rows])
             assert value == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_bias_corrected_interval_holds_its_value_where_plain_percentiles_do_not():
     replicates = np.linspace(0.02, 0.08, 1001)
-    low, high = bias_corrected(0.025, replicates)
+    low, high = bias_corrected_interval(0.025, replicates)
     assert low < 0.025 < high < 0.08
-    assert bias_corrected(0.05, replicates) == pytest.approx(tuple(np.quantile(replicates, [0.025, 0.975])), abs=1e-3)
+    assert bias_corrected_interval(0.05, replicates) == pytest.approx(
+        tuple(np.quantile(replicates, [0.025, 0.975])), abs=1e-3
+    )
 
 
 def test_intervals_cover_the_true_share_about_as_often_as_they_say():
-    """One predictor that explains exactly 4% of what the others leave: 0.2^2 / (1 + 0.2^2) of noise."""
+    """One predictor that explains exactly 4% of what the others leave: 0.2^2 / (1 + 0.2^2) of
+    noise.
+    """
     rng, covered, n, trials = np.random.default_rng(4), 0, 400, 60
     for _ in range(trials):
         added, other = rng.normal(size=n), rng.normal(size=n)
-        one = Regression(
-            0.2 * added + other + rng.normal(size=n), with_products([other]), added, np.repeat(np.arange(80), 5)
+        one = NestedRegression(
+            0.2 * added + other + rng.normal(size=n),
+            design_with_interactions([other]),
+            added,
+            np.repeat(np.arange(80), 5),
         )
         value = partial_r2(one)
-        low, high = bias_corrected(value, bootstrap_partial_r2([one], 80, draws=400)[:, 0])
+        low, high = bias_corrected_interval(value, bootstrap_partial_r2([one], 80, draws=400)[:, 0])
         covered += low <= 0.04 / 1.04 <= high
     assert covered >= 0.85 * trials
 
 
 def test_intervals_of_a_difference_cover_it_about_as_often_as_they_say():
-    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25 and 1 / 2.
+    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25
+    and 1 / 2.
 
-    Residuals of a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99 where there is nothing.)
+    Residuals of a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99
+    where there is nothing.)
     """
     rng, covered, trials = np.random.default_rng(6), 0, 60
     sentence = np.repeat(np.arange(80), 5)
     for _ in range(trials):
         said, other = rng.normal(size=400), rng.normal(size=400)
-        outcome = other + 0.5 * said + 0.6 * rng.normal(size=80)[sentence] + 0.8 * rng.normal(size=400)
+        outcome = (
+            other + 0.5 * said + 0.6 * rng.normal(size=80)[sentence] + 0.8 * rng.normal(size=400)
+        )
         both = [
-            Regression(outcome, with_products([other]), said + noise * rng.normal(size=400), sentence)
+            NestedRegression(
+                outcome,
+                design_with_interactions([other]),
+                said + noise * rng.normal(size=400),
+                sentence,
+            )
             for noise in (0.5, 1.0)
         ]
         drawn = bootstrap_partial_r2(both, 80, draws=400)
         difference = partial_r2(both[1]) - partial_r2(both[0])
-        low, high = bias_corrected(difference, drawn[:, 1] - drawn[:, 0])
+        low, high = bias_corrected_interval(difference, drawn[:, 1] - drawn[:, 0])
         covered += low <= 0.25 / 1.25 * (1 / 2 - 1 / 1.25) <= high
     assert 0.85 * trials <= covered
 
 
 def test_the_influence_of_a_cluster_is_what_its_weight_moves():
     one = made(np.random.default_rng(5), clusters=12)
-    moved = influences(one, 12)
+    moved = cluster_influences(one, 12)
 
     def weighted(cluster, weight):
         w = np.where(one.cluster == cluster, weight, 1) ** 0.5
-        return by_hand_uncentred(w * one.outcome, w[:, None] * one.design, w * one.added)
+        return by_hand_uncentred(w * one.outcome, w[:, None] * one.design, w * one.added_predictor)
 
     slow = [(weighted(c, 1 + 1e-4) - weighted(c, 1 - 1e-4)) / 2e-4 for c in range(12)]
     assert moved == pytest.approx(np.array(slow), rel=1e-4, abs=1e-9)
@@ -127,13 +166,17 @@ def by_hand_uncentred(outcome, design, added):
 
 @pytest.mark.parametrize("kind", ["alike", "skewed", "kin", "lumps", "nothing"])
 def test_predictors_that_explain_alike_are_told_apart_5_times_in_100(kind):
-    """skewed: noise of another shape, on another scale. kin: the predictors share most of their noise. lumps: one says
-    all in some sentences and nothing in others. nothing: neither explains anything."""
+    """skewed: noise of another shape, on another scale. kin: the predictors share most of their
+    noise. lumps: one says all in some sentences and nothing in others. nothing: neither explains
+    anything.
+    """
     rng, trials, false = np.random.default_rng(1), 600, 0
     sentence = np.repeat(np.arange(80), 5).astype(np.int32)
     for _ in range(trials):
         said, other, own, shared = rng.normal(size=(4, 400))
-        first = said + 0.8 * (0.9 * shared + 0.19**0.5 * rng.normal(size=400) if kind == "kin" else own)
+        first = said + 0.8 * (
+            0.9 * shared + 0.19**0.5 * rng.normal(size=400) if kind == "kin" else own
+        )
         second = {
             "skewed": 9 * (said + 0.8 * (rng.exponential(size=400) - 1)),
             "kin": said + 0.8 * (0.9 * shared + 0.19**0.5 * rng.normal(size=400)),
@@ -141,9 +184,19 @@ def test_predictors_that_explain_alike_are_told_apart_5_times_in_100(kind):
         }.get(kind, said + 0.8 * rng.normal(size=400))
         outcome = other + 0.5 * (kind != "nothing") * said + 0.6 * rng.normal(size=80)[sentence]
         outcome += 0.8 * rng.normal(size=400)
-        both = [Regression(outcome, with_products([other]), added, sentence) for added in (first, second)]
-        change = np.subtract(*[by_hand_uncentred(r.outcome, r.design, r.added) for r in both])
-        false += clustered_p(change, influences(both[0], 80) - influences(both[1], 80)) < 0.05
+        both = [
+            NestedRegression(outcome, design_with_interactions([other]), added, sentence)
+            for added in (first, second)
+        ]
+        change = np.subtract(
+            *[by_hand_uncentred(r.outcome, r.design, r.added_predictor) for r in both]
+        )
+        false += (
+            clustered_t_test(
+                change, cluster_influences(both[0], 80) - cluster_influences(both[1], 80)
+            )
+            < 0.05
+        )
     noise = 3 * (0.05 * 0.95 / trials) ** 0.5
     assert false / trials <= 0.06 + noise
     assert false / trials >= 0.04 - noise or kind == "nothing"

@@ -1,4 +1,6 @@
-"""Stimuli files in every form: the same texts, words and regions, and what is wrong with a file named by its line."""
+"""Stimuli files in every form: the same texts, words and regions, and what is wrong with a file
+named by its line.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites import stimuli
-from antlm_bench.suites.stimuli import Piece, Stimulus
+from antlm_bench.suites.stimuli import Stimulus, StimulusSegment
 
 
 def written(folder: Path, name: str, text: str | bytes) -> Path:
@@ -21,7 +23,10 @@ def written(folder: Path, name: str, text: str | bytes) -> Path:
 
 
 def asked(path: Path, by: str = "word", **columns: str):
-    return [(a.option.text[slice(*a.option.span)], a.row) for a in stimuli.units(stimuli.read(path, columns), by)]
+    return [
+        (a.option.text[slice(*a.option.span)], a.row)
+        for a in stimuli.split_into_units(stimuli.read_stimuli(path, columns), by)
+    ]
 
 
 LONG = """item,condition,region,text,list
@@ -46,7 +51,10 @@ def test_a_text_file_holds_a_sentence_per_line(tmp_path):
 
 def test_rows_of_regions_make_texts_and_carry_their_columns(tmp_path):
     rows = [row for _, row in asked(written(tmp_path, "r.csv", LONG))]
-    assert [(r["item"], r["condition"], r["region"], r["word_index"], r["word"], r["list"]) for r in rows] == [
+    assert [
+        (r["item"], r["condition"], r["region"], r["word_index"], r["word"], r["list"])
+        for r in rows
+    ] == [
         ("1", "gp", "noun", 1, "The", "A"),
         ("1", "gp", "noun", 2, "horse", "A"),
         ("1", "gp", "verb", 3, "raced", "B"),
@@ -60,11 +68,18 @@ def test_rows_of_regions_make_texts_and_carry_their_columns(tmp_path):
         ("The horse", "noun"), (" raced past", "verb"), (" fell.", "crit"), ("It fell.", "crit"),
     ]  # fmt: skip
     sentences = asked(written(tmp_path, "r.csv", LONG), "sentence")
-    assert [(text, row["list"]) for text, row in sentences] == [("The horse raced past fell.", None), ("It fell.", "A")]
+    assert [(text, row["list"]) for text, row in sentences] == [
+        ("The horse raced past fell.", None),
+        ("It fell.", "A"),
+    ]
 
 
 def test_a_row_per_sentence_may_name_its_critical_part(tmp_path):
-    path = written(tmp_path, "w.tsv", "stimulus\tregion\tfreq\nThe cat has slept here.\thas slept\t3\nA dog.\t\t4\n")
+    path = written(
+        tmp_path,
+        "w.tsv",
+        "stimulus\tregion\tfreq\nThe cat has slept here.\thas slept\t3\nA dog.\t\t4\n",
+    )
     rows = asked(path, sentence="stimulus")
     assert [(text, row["region"], row["freq"]) for text, row in rows] == [
         ("The", "", "3"), (" cat", "", "3"), (" has", "has slept", "3"), (" slept", "has slept", "3"),
@@ -74,9 +89,26 @@ def test_a_row_per_sentence_may_name_its_critical_part(tmp_path):
 
 
 def test_syntaxgym_names_its_regions(tmp_path):
-    suite = {"region_meta": {"1": "np"}, "predictions": [], "items": [{"item_number": 7, "conditions": [{
-        "condition_name": "a", "regions": [{"region_number": 1, "content": "The cat"},
-        {"region_number": 2, "content": ""}, {"region_number": 3, "content": "sleeps ."}]}]}]}  # fmt: skip
+    suite = {
+        "region_meta": {"1": "np"},
+        "predictions": [],
+        "items": [
+            {
+                "item_number": 7,
+                "conditions": [
+                    {
+                        "condition_name": "a",
+                        "regions": [
+                            {"region_number": 1, "content": "The cat"},
+                            # fmt: skip
+                            {"region_number": 2, "content": ""},
+                            {"region_number": 3, "content": "sleeps ."},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
     rows = [row for _, row in asked(written(tmp_path, "g.json", json.dumps(suite)))]
     assert [(r["item"], r["condition"], r["region"], r["word"]) for r in rows] == [
         ("7", "a", "np", "The"), ("7", "a", "np", "cat"), ("7", "a", "3", "sleeps"), ("7", "a", "3", "."),
@@ -91,11 +123,23 @@ def test_syntaxgym_names_its_regions(tmp_path):
         ("a.txt", "\n \n", "0 texts"),
         ("a.txt", b"caf\xe9\n", "a.txt:1: not UTF-8"),
         ("a.csv", "sentence,item\n  ,1\n", "a.csv:2: 'sentence' is empty"),
-        ("a.csv", "sentence,region\nA cat.,dog\n", "a.csv:2: the region 'dog' is not in the sentence"),
+        (
+            "a.csv",
+            "sentence,region\nA cat.,dog\n",
+            "a.csv:2: the region 'dog' is not in the sentence",
+        ),
         ("a.csv", "sentence,region\nA cat a cat.,cat\n", "more than once in the sentence"),
         ("a.csv", "item,region,text\n1,a,\n1,b, \n", "'text' is empty in all rows"),
-        ("a.csv", "item,region,text\n1,a,x\n1,b,y\n1,a,z\n", "a.csv:4: the region 'a' stands twice in item '1'"),
-        ("a.csv", "item,region,text\n1,a,x\n2,a,y\n1,b,z\n", "a.csv:4: item '1' goes on, which began at"),
+        (
+            "a.csv",
+            "item,region,text\n1,a,x\n1,b,y\n1,a,z\n",
+            "a.csv:4: the region 'a' stands twice in item '1'",
+        ),
+        (
+            "a.csv",
+            "item,region,text\n1,a,x\n2,a,y\n1,b,z\n",
+            "a.csv:4: item '1' goes on, which began at",
+        ),
         ("a.csv", "sentence,word\nA cat.,x\n", "the column 'word' is one of the result's"),
         ("a.csv", 'sentence\n"A cat.\n', "not a table"),
         ("a.docx", "x", "cannot tell the format"),
@@ -105,26 +149,33 @@ def test_syntaxgym_names_its_regions(tmp_path):
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, text, wrong):
     with pytest.raises(DataError) as caught:
-        stimuli.read(written(tmp_path, name, text))
+        stimuli.read_stimuli(written(tmp_path, name, text))
     assert wrong in str(caught.value)
 
 
 def test_options_that_cannot_apply_are_usage_errors(tmp_path):
     path = written(tmp_path, "a.csv", "sentence\nA cat.\n")
     for call in (
-        lambda: stimuli.read(path, {"phrase": "x"}),
-        lambda: stimuli.units(stimuli.read(path), "region"),
-        lambda: stimuli.units(stimuli.read(path), "letter"),
+        lambda: stimuli.read_stimuli(path, {"phrase": "x"}),
+        lambda: stimuli.split_into_units(stimuli.read_stimuli(path), "region"),
+        lambda: stimuli.split_into_units(stimuli.read_stimuli(path), "letter"),
     ):
         with pytest.raises(UsageError):
             call()
     with pytest.raises(BenchError, match="the column 'x' is missing"):
-        stimuli.read(path, {"sentence": "x"})
+        stimuli.read_stimuli(path, {"sentence": "x"})
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip))
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(
+        str.strip
+    )
+)
 def test_the_words_of_a_text_add_up_to_it(text: str):
     text = text.strip()
-    words = [text[a:b] for a, b in Stimulus("1", None, text, (Piece("", 0, len(text), {}),)).stretches]
+    words = [
+        text[a:b]
+        for a, b in Stimulus("1", None, text, (StimulusSegment("", 0, len(text), {}),)).word_spans
+    ]
     assert "".join(words) == text
     assert [word.strip() for word in words] == text.split()

@@ -1,4 +1,6 @@
-"""Charts show every row once, in colours that can be told apart, and say in words what each mark is."""
+"""Charts show every row once, in colours that can be told apart, and say in words what each mark
+is.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,31 @@ from xml.etree import ElementTree
 import pytest
 
 from antlm_bench.reporting import charts, palette
-from antlm_bench.reporting.charts import Look
-from antlm_bench.reporting.html import drawing
+from antlm_bench.reporting.charts import ChartStyle
+from antlm_bench.reporting.html import render_svg
 
 NAMES = ["one", "two", "three"]
-WIDE, PHONE = Look(880, palette.LIGHT), Look(340, palette.LIGHT)
+WIDE, PHONE = ChartStyle(880, palette.LIGHT), ChartStyle(340, palette.LIGHT)
 
 
 def row(name: str, series: str, value: float, **more: Any) -> dict[str, Any]:
-    about = {"row": name, "series": series, "value": value, "low": value - 5, "high": value + 3, "hollow": False}
-    return about | {"faint": False, "says": f"{name}, {series}: {value}", "text": "t", "words": value * 1e6} | more
+    about = {
+        "row": name,
+        "series": series,
+        "value": value,
+        "low": value - 5,
+        "high": value + 3,
+        "hollow": False,
+    }
+    return (
+        about
+        | {"faint": False, "says": f"{name}, {series}: {value}", "text": "t", "words": value * 1e6}
+        | more
+    )
 
 
-def svg(chart: Any, look: Look) -> ElementTree.Element:
-    return ElementTree.fromstring(drawing(charts.specification(chart, look), "x", "label"))
+def svg(chart: Any, look: ChartStyle) -> ElementTree.Element:
+    return ElementTree.fromstring(render_svg(charts.vega_lite_spec(chart, look), "x", "label"))
 
 
 def marks(root: ElementTree.Element) -> list[ElementTree.Element]:
@@ -31,8 +44,12 @@ def marks(root: ElementTree.Element) -> list[ElementTree.Element]:
 def luminance(colour: str) -> float:
     """WCAG 2.1's relative luminance."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return float(
+        sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    )
 
 
 def contrast(one: str, other: str) -> float:
@@ -42,7 +59,11 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK, palette.PAPER])
 def test_every_colour_stands_out_from_its_ground(colours: palette.Colours) -> None:
-    marks = {role: contrast(colour, colours["ground"]) for role, colour in colours.items() if "series" in role}
+    marks = {
+        role: contrast(colour, colours["ground"])
+        for role, colour in colours.items()
+        if "series" in role
+    }
     assert min(marks.values()) >= 3, marks
     assert contrast(colours["ink"], colours["ground"]) >= 7
     assert contrast(colours["muted"], colours["ground"]) >= 4.5
@@ -53,75 +74,109 @@ def test_every_colour_stands_out_from_its_ground(colours: palette.Colours) -> No
 def test_numbers_stay_readable_on_the_darkest_tile(colours: palette.Colours) -> None:
     for role in ("above", "below"):  # at most 65% of it, over the ground
         mixed = [
-            round(0.65 * int(colours[role][i : i + 2], 16) + 0.35 * int(colours["ground"][i : i + 2], 16))
+            round(
+                0.65 * int(colours[role][i : i + 2], 16)
+                + 0.35 * int(colours["ground"][i : i + 2], 16)
+            )
             for i in (1, 3, 5)
         ]
         assert contrast("#{:02x}{:02x}{:02x}".format(*mixed), colours["ink"]) >= 4.5, role
 
 
 def test_series_differ_in_shape_where_they_share_a_colour() -> None:
-    pairs = {(palette.role(index), palette.shape(index)) for index in range(40)}
+    pairs = {(palette.colour_role(index), palette.shape(index)) for index in range(40)}
     assert len(pairs) == 40
-    assert len({(palette.role(index), palette.glyph(index)) for index in range(40)}) == 40
+    assert len({(palette.colour_role(index), palette.glyph(index)) for index in range(40)}) == 40
 
 
 @pytest.mark.parametrize("look", [WIDE, PHONE])
-def test_a_dot_and_an_interval_per_row(look: Look) -> None:
+def test_a_dot_and_an_interval_per_row(look: ChartStyle) -> None:
     rows = [row(f"phenomenon_{i}", name, 50 + i) for i in range(4) for name in NAMES]
-    root = svg(charts.dots(rows, NAMES, look, "% right"), look)
-    assert sorted(mark.get("aria-label", "") for mark in marks(root)) == sorted(r["says"] for r in rows)
+    root = svg(charts.dot_plot(rows, NAMES, look, "% right"), look)
+    assert sorted(mark.get("aria-label", "") for mark in marks(root)) == sorted(
+        r["says"] for r in rows
+    )
     assert float(root.get("width", "0")) <= look.width + 5  # padding
     colours = {mark.get("stroke") for mark in marks(root)}
-    assert colours == {palette.LIGHT[palette.role(index)] for index in range(3)}
+    assert colours == {palette.LIGHT[palette.colour_role(index)] for index in range(3)}
     rules = [line for line in root.iter("line") if line.get("stroke") in colours]
     assert len(rules) == len(rows)
 
 
 def test_an_absent_series_takes_no_room_and_changes_no_colour() -> None:
     rows = [row("a", "three", 50), row("b", "three", 60)]
-    root = svg(charts.dots(rows, NAMES, WIDE, "% right"), WIDE)
+    root = svg(charts.dot_plot(rows, NAMES, WIDE, "% right"), WIDE)
     assert {mark.get("stroke") for mark in marks(root)} == {palette.LIGHT["series-3"]}
-    alone = svg(charts.dots(rows, ["three"], WIDE, "% right"), WIDE)
+    alone = svg(charts.dot_plot(rows, ["three"], WIDE, "% right"), WIDE)
     assert root.get("height") == alone.get("height")
 
 
 def test_what_may_be_chance_is_an_outline_and_a_seed_has_no_interval() -> None:
-    rows = [row("a", "one", 1, hollow=True), row("b", "one", 2), row("c", "one", 3, low=None, high=None, faint=True)]
-    root = svg(charts.dots(rows, ["one"], WIDE, "points", zero=True), WIDE)
-    fills = {mark.get("aria-label", "")[0]: (mark.get("fill"), mark.get("opacity")) for mark in marks(root)}
+    rows = [
+        row("a", "one", 1, hollow=True),
+        row("b", "one", 2),
+        row("c", "one", 3, low=None, high=None, faint=True),
+    ]
+    root = svg(charts.dot_plot(rows, ["one"], WIDE, "points", zero=True), WIDE)
+    fills = {
+        mark.get("aria-label", "")[0]: (mark.get("fill"), mark.get("opacity"))
+        for mark in marks(root)
+    }
     blue = palette.LIGHT["series-1"]
     assert fills == {"a": (palette.LIGHT["raised"], "1"), "b": (blue, "1"), "c": (blue, "0.45")}
     assert len([line for line in root.iter("line") if line.get("stroke") == blue]) == 2
 
 
 def test_lines_are_cut_at_gaps_and_bridged_by_dashes() -> None:
-    look = Look(290, palette.LIGHT)
-    rows = [row(f"chck_{n}M", "one", n, stretch=0 if n < 4 else 1, hollow=n == 2) for n in (1, 2, 3, 6, 7)]
-    root = svg(charts.lines(rows, ["one"], look, "% right"), look)
+    look = ChartStyle(290, palette.LIGHT)
+    rows = [
+        row(f"chck_{n}M", "one", n, stretch=0 if n < 4 else 1, hollow=n == 2)
+        for n in (1, 2, 3, 6, 7)
+    ]
+    root = svg(charts.line_plot(rows, ["one"], look, "% right"), look)
     assert len(marks(root)) == 5
-    drawn = [path for path in root.iter("path") if path.get("fill") is None and path.get("stroke-width") == "1.8"]
+    drawn = [
+        path
+        for path in root.iter("path")
+        if path.get("fill") is None and path.get("stroke-width") == "1.8"
+    ]
     assert [path.get("d", "").count("L") for path in drawn] == [2, 1]
-    assert [path.get("d", "").count("L") for path in root.iter("path") if path.get("stroke-dasharray")] == [4]
+    assert [
+        path.get("d", "").count("L") for path in root.iter("path") if path.get("stroke-dasharray")
+    ] == [4]
 
 
 def test_switches_of_objectives_are_ruled_and_named() -> None:
-    rows = [row("", "clm", 3, stretch=0), row("", "clm", 4, stretch=0), row("", "mlm", 5, stretch=1)]
-    look = Look(880, palette.LIGHT)
-    root = svg(charts.losses(rows, [{"words": 4.5e6, "label": "→ mlm"}], ["clm", "mlm"], look), look)
+    rows = [
+        row("", "clm", 3, stretch=0),
+        row("", "clm", 4, stretch=0),
+        row("", "mlm", 5, stretch=1),
+    ]
+    look = ChartStyle(880, palette.LIGHT)
+    root = svg(
+        charts.loss_plot(rows, [{"words": 4.5e6, "label": "→ mlm"}], ["clm", "mlm"], look), look
+    )
     assert "→ mlm" in {text.text for text in root.iter("text")}
     assert len([line for line in root.iter("line") if line.get("stroke-dasharray")]) == 1
 
 
 def test_tiles_hold_their_numbers() -> None:
     rows = [row("a", "one", 80, text="80"), row("a", "two", 20, text="20")]
-    root = svg(charts.tiles(rows, ["one", "two"], WIDE), WIDE)
+    root = svg(charts.heatmap(rows, ["one", "two"], WIDE), WIDE)
     assert {"80", "20", "one", "two", "a"} <= {text.text for text in root.iter("text")}
     assert len(marks(root)) == 2
 
 
 def test_a_drawing_says_what_it_is_and_shares_no_id() -> None:
-    specification = charts.specification(charts.dots([row("a", "one", 1)], ["one"], WIDE, "x"), WIDE)
-    first, second = (ElementTree.fromstring(drawing(specification, name, "All of it")) for name in ("a", "b"))
+    specification = charts.vega_lite_spec(
+        charts.dot_plot([row("a", "one", 1)], ["one"], WIDE, "x"), WIDE
+    )
+    first, second = (
+        ElementTree.fromstring(render_svg(specification, name, "All of it")) for name in ("a", "b")
+    )
     assert (first.get("role"), first.get("aria-label")) == ("img", "All of it")
-    ids = [[element.get("id") for element in root.iter() if element.get("id")] for root in (first, second)]
+    ids = [
+        [element.get("id") for element in root.iter() if element.get("id")]
+        for root in (first, second)
+    ]
     assert not set(ids[0]) & set(ids[1])

@@ -1,4 +1,6 @@
-"""The page: whatever models call themselves, it has the same elements, asks for nothing, and holds every number."""
+"""The page: whatever models call themselves, it has the same elements, asks for nothing, and holds
+every number.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from hypothesis import strategies as st
 from antlm_bench import runs
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.reporting import html_data, results_table
-from antlm_bench.reporting.html import page
-from antlm_bench.reporting.report_data import Contents
+from antlm_bench.reporting.html import render_page
+from antlm_bench.reporting.report_data import ReportData
 from antlm_bench.types import Cell, Group, Manifest, Run, Summary
 
 METHODS = {"causal": "left-to-right log-probability"}
@@ -65,19 +67,29 @@ class Parsed(HTMLParser):
             self.text.append(data)
 
 
-def one(name: str, suite: str = "blimp", group: str = "binding", note: str = "complete") -> Contents:
+def one(
+    name: str, suite: str = "blimp", group: str = "binding", note: str = "complete"
+) -> ReportData:
     estimate = toy_results.estimate(0.7, 100, 0.05, tie=1)
     groups = [Group("phenomenon", label, estimate) for label in (group, f"{group} 2")]
     groups += [Group("paradigm", f"{group} {n}", estimate, group) for n in (1, 2)]
     summary = Summary(suite, "causal", "accuracy", (), estimate, {}, tuple(groups), (note,))
-    manifest = Manifest(2, {"name": name, note: name, "specials": {name: [note]}}, {"antlm-bench": name}, note)
-    run = Run(f"reports/{name}", manifest, (Cell(suite, "causal", "k", {"bos": note, "suite_digest": name}, summary),))
+    manifest = Manifest(
+        2, {"name": name, note: name, "specials": {name: [note]}}, {"antlm-bench": name}, note
+    )
+    run = Run(
+        f"reports/{name}",
+        manifest,
+        (Cell(suite, "causal", "k", {"bos": note, "suite_digest": name}, summary),),
+    )
     called = (results_table.model_name(run),)
-    return Contents(f"About {name}", (run,), called, tuple(results_table.columns([run])), remarks=(note,))
+    return ReportData(
+        f"About {name}", (run,), called, tuple(results_table.build_columns([run])), remarks=(note,)
+    )
 
 
-def counted(contents: Contents) -> Counter[str]:
-    elements = Parsed(page(contents, METHODS)).elements
+def counted(contents: ReportData) -> Counter[str]:
+    elements = Parsed(render_page(contents, METHODS)).elements
     return Counter({tag: n for tag, n in elements.items() if tag not in ("wbr", "text", "tspan")})
 
 
@@ -94,13 +106,17 @@ ODD = [
     "\\u003c",
 ]
 names = st.one_of(
-    st.sampled_from(ODD), st.text(min_size=1, max_size=30), st.text(alphabet="<>\"'&/=`{}%!- a", min_size=1)
+    st.sampled_from(ODD),
+    st.text(min_size=1, max_size=30),
+    st.text(alphabet="<>\"'&/=`{}%!- a", min_size=1),
 )
 
 
 @settings(max_examples=12, deadline=None)
 @given(names, names, names, names)
-@example(ODD[0], ODD[0], "000000@@\x1f\x1f\x97Ìëÿ\U0002c014\U000d8cc2", ODD[0])  # Vega cut it through a character
+@example(
+    ODD[0], ODD[0], "000000@@\x1f\x1f\x97Ìëÿ\U0002c014\U000d8cc2", ODD[0]
+)  # Vega cut it through a character
 @example("if", "if", "if", "if")  # a function of Vega's, which took the name for it
 def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -> None:
     assert counted(one(name, suite, group, note)) == PLAIN
@@ -108,8 +124,8 @@ def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -
 
 @pytest.mark.parametrize("name", toy_pages.HOSTILE)
 def test_hostile_names_are_shown_and_survive_in_the_data(name: str) -> None:
-    parsed = Parsed(page(one(name), METHODS))
-    assert results_table.printable(name) in parsed.text
+    parsed = Parsed(render_page(one(name), METHODS))
+    assert results_table.make_printable(name) in parsed.text
     assert json.loads(parsed.scripts[0])["runs"][0]["manifest"]["model"]["name"] == name
 
 
@@ -125,23 +141,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(folder: Path) -> tuple[str, Parsed]:
-    text = html_data.page([folder / "runs"], folder / "out.html", trainings=[folder / "train"]).read_text(
-        encoding="utf-8"
-    )
+    text = html_data.write_page(
+        [folder / "runs"], folder / "out.html", training_dirs=[folder / "train"]
+    ).read_text(encoding="utf-8")
     return text, Parsed(text)
 
 
 def test_every_section_is_there_and_linked(made: tuple[str, Parsed]) -> None:
     ids = {value for _, name, value in made[1].attributes if name == "id"}
-    links = {value.removeprefix("#") for tag, name, value in made[1].attributes if (tag, name) == ("a", "href")}
-    wanted = {"results", "phenomena", "paradigms", "differences", "curves", "training", "seeds", "methods", "manifest"}
+    links = {
+        value.removeprefix("#")
+        for tag, name, value in made[1].attributes
+        if (tag, name) == ("a", "href")
+    }
+    wanted = {
+        "results",
+        "phenomena",
+        "paradigms",
+        "differences",
+        "curves",
+        "training",
+        "seeds",
+        "methods",
+        "manifest",
+    }
     assert wanted | {"data"} <= links <= ids
 
 
 def test_ids_are_unique_and_charts_labelled(made: tuple[str, Parsed]) -> None:
     ids = Counter(value for _, name, value in made[1].attributes if name == "id")
     assert max(ids.values()) == 1
-    labels = [value for tag, name, value in made[1].attributes if (tag, name) == ("svg", "aria-label")]
+    labels = [
+        value for tag, name, value in made[1].attributes if (tag, name) == ("svg", "aria-label")
+    ]
     assert len(labels) == made[1].elements["svg"] > 10 and all("table" in label for label in labels)
     assert made[1].elements["figure"] < made[1].elements["table"]
 
@@ -154,12 +186,18 @@ def test_nothing_points_outside(made: tuple[str, Parsed]) -> None:
             assert value.startswith("#")
     urls = set(re.findall(r"https?://[^\s\"'<)]+", "".join(parsed.text) + parsed.scripts[1]))
     assert not urls and "@import" not in text
-    assert set(re.findall(r"url\(([^)]*)", text)) <= {f"#{i}" for i in re.findall(r'id="([^"]+)"', text)}
+    assert set(re.findall(r"url\(([^)]*)", text)) <= {
+        f"#{i}" for i in re.findall(r'id="([^"]+)"', text)
+    }
 
 
 def test_only_our_own_script_may_run(made: tuple[str, Parsed]) -> None:
     _, parsed = made
-    [policy] = [v for tag, name, v in parsed.attributes if (tag, name) == ("meta", "content") and "default-src" in v]
+    [policy] = [
+        v
+        for tag, name, v in parsed.attributes
+        if (tag, name) == ("meta", "content") and "default-src" in v
+    ]
     digest = base64.b64encode(hashlib.sha256(parsed.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert len(parsed.scripts) == 2
@@ -168,7 +206,7 @@ def test_only_our_own_script_may_run(made: tuple[str, Parsed]) -> None:
 def test_the_data_are_the_runs_in_full_precision(made: tuple[str, Parsed], folder: Path) -> None:
     data: dict[str, Any] = json.loads(made[1].scripts[0])
     stored = {run["manifest"]["model"]["name"]: run for run in data["runs"]}
-    opened = runs.read(folder / "runs" / "ltg-bert")
+    opened = runs.open_run(folder / "runs" / "ltg-bert")
     for cell, found in zip(opened, stored["ltg-bert"]["cells"], strict=True):
         assert found["summary"]["headline"]["value"] == cell.summary.headline.value
     assert str(folder) not in made[0]
@@ -180,52 +218,69 @@ def test_the_data_are_the_runs_in_full_precision(made: tuple[str, Parsed], folde
 def test_the_first_table_holds_the_headlines(made: tuple[str, Parsed], folder: Path) -> None:
     shown = [text.strip() for text in made[1].text]
     for name in ("babyllama", "ltg-bert"):
-        for cell in runs.read(folder / "runs" / name):
+        for cell in runs.open_run(folder / "runs" / name):
             if cell.seed is None:
-                value, half = results_table.number(cell.summary.headline, "accuracy").split()
+                value, half = results_table.format_estimate(
+                    cell.summary.headline, "accuracy"
+                ).split()
                 assert value in shown and half in shown
     assert "collapsed with seed 2" in shown
 
 
 def test_a_page_is_small_and_the_same_each_time(made: tuple[str, Parsed], folder: Path) -> None:
-    again = html_data.page([folder / "runs"], folder / "again.html", trainings=[folder / "train"])
+    again = html_data.write_page(
+        [folder / "runs"], folder / "again.html", training_dirs=[folder / "train"]
+    )
     assert again.read_text(encoding="utf-8") == made[0]
     assert len(made[0]) < 3_000_000
 
 
 def test_of_a_curve_only_the_last_checkpoint_stands_beside_others(folder: Path) -> None:
-    contents = html_data.gather([folder / "runs"])
-    assert [column.model for column in contents.beside] == ["babyllama", "runs (5M words)", "ltg-bert"]
+    contents = html_data.gather_report_data([folder / "runs"])
+    assert [column.model for column in contents.columns] == [
+        "babyllama",
+        "runs (5M words)",
+        "ltg-bert",
+    ]
     assert len(contents.curves) == 2 and "Of 4 checkpoints" in contents.remarks[0]
 
 
 def test_seeds_are_averaged_and_compared_with_the_method_that_each_model_has(folder: Path) -> None:
-    contents = html_data.gather([folder / "runs" / "babyllama", folder / "runs" / "ltg-bert"])
-    [babyllama, ltg] = contents.beside
+    contents = html_data.gather_report_data(
+        [folder / "runs" / "babyllama", folder / "runs" / "ltg-bert"]
+    )
+    [babyllama, ltg] = contents.columns
     assert babyllama.method == "causal + finetune-causal" and ltg.method == "mlm + finetune-causal"
-    values = [s.estimate.value for s in contents.seeds if (s.task, s.series) == ("glue-2025.boolq", "ltg-bert")]
+    values = [
+        s.estimate.value
+        for s in contents.seeds
+        if (s.task, s.series) == ("glue-2025.boolq", "ltg-bert")
+    ]
     assert ltg.cells["glue-2025.boolq"].summary.headline.value == pytest.approx(sum(values) / 2)
     assert [seed.seed for seed in contents.seeds if seed.collapsed] == [2]
     [pair] = contents.pairs
     assert (pair.reference, pair.other) == ("babyllama", "ltg-bert")
     blimp = next(c for c in pair.comparisons if c.suite == "blimp-filtered")
-    scored = [column.cells["blimp-filtered"].summary.headline.value for column in contents.beside]
+    scored = [column.cells["blimp-filtered"].summary.headline.value for column in contents.columns]
     assert blimp.headline.value == pytest.approx(scored[1] - scored[0])
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     for name, version in (("one", "1"), ("two", "2")):
-        with runs.Writer(tmp_path / name, toy_pages.manifest(name)) as writer:
+        with runs.RunWriter(tmp_path / name, toy_pages.manifest(name)) as writer:
             answers = toy_pages.pairs(0.7, name, toy_pages.PARADIGMS[:2], 5)
             toy_pages.suite(writer, "blimp", "causal", answers, digest=version)
-    contents = html_data.gather([tmp_path])
+    contents = html_data.gather_report_data([tmp_path])
     assert not contents.pairs
     assert "one and two are not compared: blimp" in contents.remarks[0]
 
 
 def test_figures_are_files_for_a_paper(folder: Path, tmp_path: Path) -> None:
-    paths = html_data.figures(
-        [folder / "runs" / "babyllama"], tmp_path / "figures", "svg", trainings=[folder / "train"] * 2
+    paths = html_data.write_figures(
+        [folder / "runs" / "babyllama"],
+        tmp_path / "figures",
+        "svg",
+        training_dirs=[folder / "train"] * 2,
     )
     assert {path.name for path in paths} == {
         "training.train.2.svg",
@@ -237,18 +292,19 @@ def test_figures_are_files_for_a_paper(folder: Path, tmp_path: Path) -> None:
         "seeds.glue-2025.svg",
     }
     assert all(
-        path.read_text(encoding="utf-8").startswith("<svg") and "var(--" not in path.read_text() for path in paths
+        path.read_text(encoding="utf-8").startswith("<svg") and "var(--" not in path.read_text()
+        for path in paths
     )
     with pytest.raises(UsageError, match="'gif'"):
-        html_data.figures([folder / "runs"], tmp_path, "gif")
+        html_data.write_figures([folder / "runs"], tmp_path, "gif")
 
 
 def test_what_is_no_run_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
-        html_data.page([tmp_path / "nothing"], tmp_path / "out.html")
+        html_data.write_page([tmp_path / "nothing"], tmp_path / "out.html")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_cells_makes_a_page() -> None:
     run = Run("reports/x", Manifest(2, {"name": "x"}, {}, ""), ())
-    assert "Nothing was scored yet" in page(Contents("x", (run,), ("x",), ()), {})
+    assert "Nothing was scored yet" in render_page(ReportData("x", (run,), ("x",), ()), {})

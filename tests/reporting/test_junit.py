@@ -1,4 +1,6 @@
-"""What CI systems read: JSON as documented, XML that parses whatever the names, commands nothing breaks out of."""
+"""What CI systems read: JSON as documented, XML that parses whatever the names, commands nothing
+breaks out of.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.commands.check import Checked
-from antlm_bench.compare import Comparison, Difference, Versus
+from antlm_bench.commands.check import CheckResult
+from antlm_bench.compare import Comparison, Difference, RunComparison
 from antlm_bench.compare.verdict import Margins, judge
 from antlm_bench.errors import UsageError
-from antlm_bench.reporting.check import json as verdict
-from antlm_bench.reporting.check import markdown, sentence
-from antlm_bench.reporting.github import SHOWN, SUMMARY, append_summary, in_message, in_property, workflow_commands
-from antlm_bench.reporting.junit import junit
+from antlm_bench.reporting.check import summarize_verdict, to_markdown
+from antlm_bench.reporting.check import to_json as verdict
+from antlm_bench.reporting.github import (
+    MAX_ANNOTATIONS,
+    MAX_SUMMARY_BYTES,
+    append_summary,
+    escape_message,
+    escape_property,
+    workflow_commands,
+)
+from antlm_bench.reporting.junit import to_junit_xml
 
 
-def checked(*suites: tuple[str, float, float], missing: tuple[str, ...] = (), group: str = "") -> Checked:
-    """A check of suites (name, difference, half of its interval), each with a phenomenon twice as bad."""
+def checked(
+    *suites: tuple[str, float, float], missing: tuple[str, ...] = (), group: str = ""
+) -> CheckResult:
+    """A check of suites (name, difference, half of its interval), each with a phenomenon twice as
+    bad.
+    """
     verdicts = []
     for name, value, half in suites:
         head, worse = (
@@ -32,10 +45,20 @@ def checked(*suites: tuple[str, float, float], missing: tuple[str, ...] = (), gr
                 ("phenomenon", group or "islands", "syn,tax", 2 * value),
             )
         )
-        other = Difference("phenomenon", "other", "syn,tax", 90, 0.8, 0.8, 0.0, -0.01, 0.01, 1.0, 1.0)
-        made = Comparison(name, "causal", "causal", "accuracy", (1, 1), head, (worse, other), (), ("a note",))
-        verdicts.append(judge(made, Margins(groups={group: 0.02} if group else {}, source="check.toml")))
-    return Checked(Versus("old", "new", "a", "b", tuple(v.comparison for v in verdicts)), tuple(verdicts), missing)
+        other = Difference(
+            "phenomenon", "other", "syn,tax", 90, 0.8, 0.8, 0.0, -0.01, 0.01, 1.0, 1.0
+        )
+        made = Comparison(
+            name, "causal", "causal", "accuracy", (1, 1), head, (worse, other), (), ("a note",)
+        )
+        verdicts.append(
+            judge(made, Margins(groups={group: 0.02} if group else {}, source="check.toml"))
+        )
+    return CheckResult(
+        RunComparison("old", "new", "a", "b", tuple(v.comparison for v in verdicts)),
+        tuple(verdicts),
+        missing,
+    )
 
 
 def test_the_verdict_as_json_is_the_one_of_the_docs() -> None:
@@ -45,15 +68,23 @@ def test_the_verdict_as_json_is_the_one_of_the_docs() -> None:
     rounded = json.loads(verdict(made, 1), parse_float=lambda number: round(float(number), 9))
     assert shown and rounded == json.loads(shown[1])
     assert list(rounded) == list(json.loads(shown[1]))  # in this order
-    assert json.loads(verdict(checked(("good", 0.0, 0.001), missing=("x",)), 5))["status"] == "incomplete"
+    assert (
+        json.loads(verdict(checked(("good", 0.0, 0.001), missing=("x",)), 5))["status"]
+        == "incomplete"
+    )
 
 
 THREE = (("good", 0.01, 0.005), ("bad", -0.05, 0.01), ("vague", -0.005, 0.02))
 
 
 def test_every_outcome_has_its_element() -> None:
-    root = Xml.fromstring(junit(checked(*THREE, missing=("ewok · causal",), group="islands")))
-    cases = {(case.get("classname"), case.get("name")): [child.tag for child in case] for case in root.iter("testcase")}
+    root = Xml.fromstring(
+        to_junit_xml(checked(*THREE, missing=("ewok · causal",), group="islands"))
+    )
+    cases = {
+        (case.get("classname"), case.get("name")): [child.tag for child in case]
+        for case in root.iter("testcase")
+    }
     assert cases == {
         ("good.causal", "good"): [],
         ("good.causal.syn,tax", "islands"): [],
@@ -79,28 +110,40 @@ def test_every_outcome_has_its_element() -> None:
 
 
 def test_too_little_data_fails_under_strict_but_not_a_group() -> None:
-    root = Xml.fromstring(junit(checked(("vague", -0.005, 0.02), group="islands"), strict=True))
-    assert [[child.tag for child in case] for case in root.iter("testcase")] == [["failure"], ["skipped"]]
+    root = Xml.fromstring(
+        to_junit_xml(checked(("vague", -0.005, 0.02), group="islands"), strict=True)
+    )
+    assert [[child.tag for child in case] for case in root.iter("testcase")] == [
+        ["failure"],
+        ["skipped"],
+    ]
 
 
 @given(name=st.text(min_size=1, max_size=40), group=st.text(min_size=1, max_size=40))
 def test_any_name_gives_xml_that_parses_to_it(name: str, group: str) -> None:
     found = checked((name, -0.05, 0.01), missing=(name,), group=group)
-    root = Xml.fromstring(junit(found).decode("utf-8"))
+    root = Xml.fromstring(to_junit_xml(found).decode("utf-8"))
     assert len(list(root.iter("testcase"))) == 3 and len(list(root.iter("failure"))) == 2
     shown = [case.get("name") for case in root.iter("testcase")]
     assert shown[0] == "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     lines = workflow_commands(found).splitlines()
-    assert len(lines) == 2 and all(line.startswith("::error title=antlm-bench%3A ") for line in lines)
-    table = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 and all(
+        line.startswith("::error title=antlm-bench%3A ") for line in lines
+    )
+    table = [line for line in to_markdown(found).splitlines() if line.startswith("| ")]
     assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}) == 1
 
 
 @given(text=st.text())
 def test_escapes_are_those_of_the_toolkit_and_can_be_undone(text: str) -> None:
-    for escaped, marks in ((in_message(text), "\r\n"), (in_property(text), "\r\n:,")):
+    for escaped, marks in ((escape_message(text), "\r\n"), (escape_property(text), "\r\n:,")):
         assert not set(escaped) & set(marks)
-        undone = escaped.replace("%0A", "\n").replace("%0D", "\r").replace("%3A", ":").replace("%2C", ",")
+        undone = (
+            escaped.replace("%0A", "\n")
+            .replace("%0D", "\r")
+            .replace("%3A", ":")
+            .replace("%2C", ",")
+        )
         assert undone.replace("%25", "%") == text
 
 
@@ -108,15 +151,17 @@ def test_at_most_ten_of_a_kind_and_none_is_lost() -> None:
     many = [(f"suite{i}", -0.05, 0.01) for i in range(25)]
     lines = workflow_commands(checked(*many, ("vague", -0.005, 0.02))).splitlines()
     errors = [line for line in lines if line.startswith("::error")]
-    assert len(errors) == SHOWN and len(lines) == SHOWN + 1
+    assert len(errors) == MAX_ANNOTATIONS and len(lines) == MAX_ANNOTATIONS + 1
     assert all(f"suite{i} " in "".join(errors) for i in range(25))
     assert "16 more" in errors[-1]
 
 
 def test_a_pass_is_silent_unless_something_dropped() -> None:
     assert workflow_commands(checked(("good", 0.01, 0.005))) == ""
-    assert workflow_commands(checked(("fine", -0.004, 0.003))).startswith("::warning title=antlm-bench%3A drop::")
-    assert "within the margin" in sentence(checked(("fine", -0.004, 0.003)).verdicts[0])
+    assert workflow_commands(checked(("fine", -0.004, 0.003))).startswith(
+        "::warning title=antlm-bench%3A drop::"
+    )
+    assert "within the margin" in summarize_verdict(checked(("fine", -0.004, 0.003)).verdicts[0])
 
 
 def test_the_summary_grows_and_is_cut_before_github_drops_it(tmp_path: Path) -> None:
@@ -126,9 +171,9 @@ def test_the_summary_grows_and_is_cut_before_github_drops_it(tmp_path: Path) -> 
     assert place.read_text() == "one\ntwo\n"
     append_summary(place, "é long line\n" * 200_000)
     data = place.read_bytes()
-    assert SUMMARY - 100 < len(data) <= SUMMARY
+    assert MAX_SUMMARY_BYTES - 100 < len(data) <= MAX_SUMMARY_BYTES
     assert data.decode().endswith("é long line\n\n\n_(cut: a summary holds 1 MiB)_\n")
     append_summary(place, "three\n")
-    assert len(place.read_bytes()) <= SUMMARY
+    assert len(place.read_bytes()) <= MAX_SUMMARY_BYTES
     with pytest.raises(UsageError, match="GITHUB_STEP_SUMMARY"):
         append_summary(tmp_path, "x")

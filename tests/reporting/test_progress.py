@@ -1,11 +1,13 @@
-"""Progress in a log: a line now and then, honest about rate and time left; nothing when it is quick."""
+"""Progress in a log: a line now and then, honest about rate and time left; nothing when it is
+quick.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from antlm_bench.reporting import progress
-from antlm_bench.reporting.progress import Progress, duration
+from antlm_bench.reporting.progress import Progress, format_duration
 
 
 class Clock:
@@ -25,7 +27,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_line_every_ten_seconds_and_one_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_ten_seconds_and_one_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress(1000, "blimp · causal") as bar:
         for _ in range(10):
             clock.now += 4
@@ -45,17 +49,21 @@ def test_what_was_resumed_does_not_flatter_the_rate(clock: Clock) -> None:
         bar.skip(500)
         clock.now += 5
         bar.advance(50)
-        assert bar.line() == "x: 550 of 1,000 items (55%), 10 items/s, 45 s left"
+        assert bar.log_line() == "x: 550 of 1,000 items (55%), 10 items/s, 45 s left"
 
 
-def test_a_quick_thing_is_not_talked_about(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_thing_is_not_talked_about(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress(10, "x") as bar:
         clock.now += 1
         bar.advance(10)
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_inside_is_not_followed_by_a_success(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_inside_is_not_followed_by_a_success(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RuntimeError), Progress(10, "x") as bar:
         clock.now += 11
         bar.advance(1)
@@ -63,12 +71,14 @@ def test_an_error_inside_is_not_followed_by_a_success(clock: Clock, capsys: pyte
     assert "items in" not in capsys.readouterr().err
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     with Progress(10, "[bold]x") as bar:
         bar.advance(3)
-        bar.say("a note")
+        bar.log("a note")
         assert bar.bar is not None
         bar.bar.refresh()
     err = capsys.readouterr().err
@@ -76,7 +86,8 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7805, "2 h 10 min")]
+    ("seconds", "words"),
+    [(0.2, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7805, "2 h 10 min")],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words

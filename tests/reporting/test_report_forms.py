@@ -1,4 +1,6 @@
-"""The report in every form: golden files for what people paste, and names that try to break out of them."""
+"""The report in every form: golden files for what people paste, and names that try to break out of
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,12 @@ from rich.console import Console
 from toy_reports import TASKS_2024, glue, scored, tuned, written, zero_shot
 
 from antlm_bench.cli.app import run as command
-from antlm_bench.commands.report import Report, report
+from antlm_bench.commands.report import Report, build_report
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting import report_writers
-from antlm_bench.reporting.report import draw
-from antlm_bench.reporting.report_writers import FORMS, MACRO, sheet, tex
-from antlm_bench.results.collections import Number
+from antlm_bench.reporting.report import print_report_table
+from antlm_bench.reporting.report_writers import FORMATTERS, MACRO, build_report_table, escape_latex
+from antlm_bench.results.collections import ReportedScore
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\x1b[31m\u202e😀*p* [q](r) --s'
@@ -32,28 +34,37 @@ EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row."""
+    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row.
+    """
     root = tmp_path_factory.mktemp("runs")
     rest = [task for task in TASKS_2024 if task != "rte"]
-    fallen = [tuned("rte", seed, 30, collapsed=["constant prediction"] if seed == 2 else []) for seed in (1, 2, 3)]
+    fallen = [
+        tuned("rte", seed, 30, collapsed=["constant prediction"] if seed == 2 else [])
+        for seed in (1, 2, 3)
+    ]
     written(root / "babyllama", zero_shot("causal") + glue(tasks=rest) + fallen)
-    written(root / "gpt-bert", zero_shot("causal", more=9) + zero_shot("mntp", more=12) + glue("full", (1,)))
+    written(
+        root / "gpt-bert",
+        zero_shot("causal", more=9) + zero_shot("mntp", more=12) + glue("full", (1,)),
+    )
     folders = [root / "babyllama", root / "gpt-bert"]
-    found = report(folders, collection="babylm-2024", published=["LTG-BERT 10M, org"])
+    found = build_report(folders, collection="babylm-2024", published=["LTG-BERT 10M, org"])
     return replace(found, columns=tuple(replace(c, run=Path(c.run).name) for c in found.columns))
 
 
 def drawn(made: Report, width: int) -> str:
-    out = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    draw(out, sheet(made))
+    out = Console(
+        file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
+    print_report_table(out, build_report_table(made))
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue()
 
 
-@pytest.mark.parametrize("form", [*FORMS, "80.txt", "120.txt"])
+@pytest.mark.parametrize("form", [*FORMATTERS, "80.txt", "120.txt"])
 def test_golden(form: str, made: Report) -> None:
     one = replace(made, columns=made.columns[1:3]) if form == "model-index" else made
-    text = FORMS[form](one) if form in FORMS else drawn(made, int(form.partition(".")[0]))
+    text = FORMATTERS[form](one) if form in FORMATTERS else drawn(made, int(form.partition(".")[0]))
     assert text == (GOLDEN / f"report.{form}").read_text(encoding="utf-8")
 
 
@@ -63,7 +74,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, made: Report) -> None:
 
 
 def test_every_remark_has_a_letter_that_stands_at_a_number(made: Report) -> None:
-    laid = sheet(made)
+    laid = build_report_table(made)
     used = {letter for row in laid.rows for cell in row.cells for letter in cell.letters.split(",")}
     used |= {letter for _, cell in laid.heads for letter in cell.letters.split(",")}
     assert used - {""} == set(laid.remarks) and len(set(laid.remarks.values())) == len(laid.remarks)
@@ -75,22 +86,30 @@ def test_every_remark_has_a_letter_that_stands_at_a_number(made: Report) -> None
 def test_many_remarks_at_one_number_are_a_range(made: Report) -> None:
     column = made.columns[0]
     numbers = [
-        entry.number.marked(*said) for entry, said in zip(column.entries, ("xy", "yz", "xyz", "wxz"), strict=True)
+        entry.score.with_caveats(*said)
+        for entry, said in zip(column.results, ("xy", "yz", "xyz", "wxz"), strict=True)
     ]
-    entries = tuple(replace(entry, number=one, parts={}) for entry, one in zip(column.entries, numbers, strict=True))
+    entries = tuple(
+        replace(entry, number=one, parts={})
+        for entry, one in zip(column.results, numbers, strict=True)
+    )
     bare = replace(made, columns=(replace(column, entries=entries),))
-    letters = [row.cells[0].letters for row in sheet(bare).rows if row.kind == "member"]
+    letters = [
+        row.cells[0].letters for row in build_report_table(bare).rows if row.kind == "member"
+    ]
     assert letters[:3] == ["a,b", "b,c", "a-c"]
-    said = sheet(bare).remarks
+    said = build_report_table(bare).remarks
     assert letters[3] == "a,c-e" and said["e"] == "w"
 
 
 def test_csv_and_json_hold_the_same_numbers_in_full(made: Report) -> None:
-    rows = list(csv.DictReader(io.StringIO(FORMS["csv"](made))))
-    numbers = json.loads(FORMS["json"](made))["numbers"]
+    rows = list(csv.DictReader(io.StringIO(FORMATTERS["csv"](made))))
+    numbers = json.loads(FORMATTERS["json"](made))["numbers"]
     assert [float(row["value"]) for row in rows] == [number["value"] for number in numbers]
     macro = [row for row in rows if row["member"] == MACRO]
-    assert [float(row["value"]) for row in macro] == [round(c.macro.value, 12) for c in made.columns if c.macro]
+    assert [float(row["value"]) for row in macro] == [
+        round(c.macro.value, 12) for c in made.columns if c.macro
+    ]
     assert [row["source"] != "" for row in macro] == [False, False, False, True]
     assert macro[-1]["low"] == macro[-1]["seeds"] == ""
     rte = next(row for row in rows if row["task"] == "rte" and row["model"] == "babyllama")
@@ -99,19 +118,26 @@ def test_csv_and_json_hold_the_same_numbers_in_full(made: Report) -> None:
 
 def test_the_hub_reads_the_model_card(made: Report) -> None:
     one = replace(made, columns=made.columns[1:])
-    card = ModelCard(FORMS["model-index"](one) + "\n# gpt-bert\n")
+    card = ModelCard(FORMATTERS["model-index"](one) + "\n# gpt-bert\n")
     assert card.data.model_name == "gpt-bert"
     found = {(r.dataset_type, r.dataset_config): r for r in card.data.eval_results or ()}
-    assert {config for _, config in found} == {"causal", "mntp"}  # the published row is not this model's
+    assert {config for _, config in found} == {
+        "causal",
+        "mntp",
+    }  # the published row is not this model's
     blimp = found["blimp-filtered", "mntp"]
-    assert (blimp.metric_type, blimp.metric_value, blimp.task_type) == ("accuracy", 0.82, "fill-mask")
+    assert (blimp.metric_type, blimp.metric_value, blimp.task_type) == (
+        "accuracy",
+        0.82,
+        "fill-mask",
+    )
     assert found["blimp-filtered", "causal"].task_type == "text-generation"
     assert found["glue-2024.cola", "mntp"].metric_type == "mcc"
     assert found["glue-2024.cola", "mntp"].task_type == "text-classification"
     assert {"babylm-2024", "glue-2024"} <= {name for name, _ in found}
     assert blimp.metric_args and blimp.metric_args["n"] == 100 and blimp.metric_args["low"] < 0.82
     with pytest.raises(UsageError, match="2 checkpoints"):
-        FORMS["model-index"](made)
+        FORMATTERS["model-index"](made)
 
 
 def test_a_card_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,49 +156,82 @@ def named(name: str) -> Report:
     first = column.entries[0]
     entries = (replace(first, number=first.number.marked(name)), *column.entries[1:])
     members = (base.members[0].model_copy(update={"label": name or "x"}), *base.members[1:])
-    return replace(base, columns=(replace(column, model=name, run=name, entries=entries, source=""),), members=members)
+    return replace(
+        base,
+        columns=(replace(column, model=name, run=name, entries=entries, source=""),),
+        members=members,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> None:
     cells = [scored("nano", "causal", 3, 4), scored("mine", "causal", 1, 4)]
-    named.base = report([written(tmp_path_factory.mktemp("base") / "m", cells)])  # type: ignore[attr-defined]
+    named.base = build_report([written(tmp_path_factory.mktemp("base") / "m", cells)])  # type: ignore[attr-defined]
 
 
-HOSTILE = st.text(alphabet=st.one_of(st.sampled_from(list(EVIL)), st.characters()), max_size=20) | st.just(EVIL)
+HOSTILE = st.text(
+    alphabet=st.one_of(st.sampled_from(list(EVIL)), st.characters()), max_size=20
+) | st.just(EVIL)
 fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @given(HOSTILE)
 @fuzzed
 def test_no_name_breaks_out_of_a_csv_field_or_a_json_string(name: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(FORMS["csv"](named(name)))))
-    assert [row["member"] for row in rows] == [report_writers.printable(name) or "x", "mine"]
-    assert rows[0]["model"] == report_writers.printable(name) and len(rows[0]) == len(report_writers.CSV)
-    document = json.loads(FORMS["json"](named(name)))
-    assert document["numbers"][0]["remarks"] == ([report_writers.printable(name)] if name else [])
+    rows = list(csv.DictReader(io.StringIO(FORMATTERS["csv"](named(name)))))
+    assert [row["member"] for row in rows] == [report_writers.make_printable(name) or "x", "mine"]
+    assert rows[0]["model"] == report_writers.make_printable(name) and len(rows[0]) == len(
+        report_writers.CSV_COLUMNS
+    )
+    document = json.loads(FORMATTERS["json"](named(name)))
+    assert document["numbers"][0]["remarks"] == (
+        [report_writers.make_printable(name)] if name else []
+    )
 
 
 @given(HOSTILE)
 @fuzzed
 def test_no_name_breaks_out_of_a_markdown_cell(name: str) -> None:
-    tokens = MarkdownIt("commonmark").enable("table").parse(FORMS["markdown"](named(name)))
+    tokens = MarkdownIt("commonmark").enable("table").parse(FORMATTERS["markdown"](named(name)))
     assert sum(token.type == "table_open" for token in tokens) == 1
-    cells = [tokens[at + 1] for at, token in enumerate(tokens) if token.type in ("td_open", "th_open")]
+    cells = [
+        tokens[at + 1] for at, token in enumerate(tokens) if token.type in ("td_open", "th_open")
+    ]
     assert len(cells) == 2 * 3
     inside = [child for cell in cells for child in cell.children or ()]
     html = {child.content for child in inside if child.type == "html_inline"}
     assert html <= {"<br>", "<sup>", "</sup>"}
-    assert not {child.type for child in inside} & {"link_open", "image", "code_inline", "strong_open"}
+    assert not {child.type for child in inside} & {
+        "link_open",
+        "image",
+        "code_inline",
+        "strong_open",
+    }
     shown = "".join(child.content for child in cells[2].children or () if child.type == "text")
-    assert shown == report_writers.printable(name or "x").strip()
+    assert shown == report_writers.make_printable(name or "x").strip()
 
 
 def untex(source: str) -> str:
-    """LaTeX source back to text: an independent reading of the few commands that may stand in it."""
-    words = {"backslash": "\\", "asciitilde": "~", "asciicircum": "^", "less": "<", "greater": ">", "bar": "|"}
-    words |= {"endash": "–", "quotedblleft": "“", "quotedblright": '"', "quoteright": "'", "quoteleft": "`"}
-    assert "--" not in source and "''" not in source and "``" not in source  # ligatures: other characters
+    """LaTeX source back to text: an independent reading of the few commands that may stand in it.
+    """
+    words = {
+        "backslash": "\\",
+        "asciitilde": "~",
+        "asciicircum": "^",
+        "less": "<",
+        "greater": ">",
+        "bar": "|",
+    }
+    words |= {
+        "endash": "–",
+        "quotedblleft": "“",
+        "quotedblright": '"',
+        "quoteright": "'",
+        "quoteleft": "`",
+    }
+    assert (
+        "--" not in source and "''" not in source and "``" not in source
+    )  # ligatures: other characters
     source = source.replace("-{}", "-")
     pattern = r"\\text([a-z]+)\{\}|\\([{}$&#_%])|\{([\[\]])\}|(\$\\pm\$)"
     return re.sub(pattern, lambda m: words[m[1]] if m[1] else m[2] or m[3] or "±", source)
@@ -181,19 +240,26 @@ def untex(source: str) -> str:
 @given(st.text(alphabet=string.printable.replace("\t", "").strip() + " éÅß", max_size=30))
 @fuzzed
 def test_latex_sets_what_was_said(text: str) -> None:
-    assert untex(tex(text)) == text
+    assert untex(escape_latex(text)) == text
 
 
 @given(HOSTILE)
 @fuzzed
 def test_no_name_breaks_out_of_a_latex_row(name: str) -> None:
-    text = FORMS["latex"](named(name))
+    text = FORMATTERS["latex"](named(name))
     body = text[text.index("\\toprule") : text.index("\\bottomrule")]
     rows = [line for line in body.splitlines() if not line.endswith("rule")]
     assert len(rows) == 2 + 2 and all(row.endswith("\\\\") for row in rows)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {1}
-    bare = re.sub(r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$\^\{[a-z,-]+\}\$|\$\\pm\$|\{[\[\]]\}|-\{\}", "", body)
-    bare = bare.replace("\\toprule", "").replace("\\midrule", "").replace("\\quad ", "").replace("\\\\", "")
+    bare = re.sub(
+        r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$\^\{[a-z,-]+\}\$|\$\\pm\$|\{[\[\]]\}|-\{\}", "", body
+    )
+    bare = (
+        bare.replace("\\toprule", "")
+        .replace("\\midrule", "")
+        .replace("\\quad ", "")
+        .replace("\\\\", "")
+    )
     assert not set(re.sub(r"(?<!\\)&", "", bare)) & set("\\{}$#_%&~^")
     assert all(ord(c) < 0x180 for c in text)
 
@@ -201,9 +267,9 @@ def test_no_name_breaks_out_of_a_latex_row(name: str) -> None:
 @given(HOSTILE)
 @fuzzed
 def test_no_name_breaks_out_of_the_model_card(name: str) -> None:
-    results = ModelCard(FORMS["model-index"](named(name)) + "\ntext\n").data.eval_results or []
+    results = ModelCard(FORMATTERS["model-index"](named(name)) + "\ntext\n").data.eval_results or []
     assert [result.dataset_type for result in results] == ["nano", "mine"]
-    assert results[0].dataset_name == report_writers.printable(name or "x")
+    assert results[0].dataset_name == report_writers.make_printable(name or "x")
 
 
 @given(HOSTILE)
@@ -215,6 +281,6 @@ def test_no_name_steers_the_terminal(name: str) -> None:
 
 
 def test_surprisal_is_written_in_nats_and_everything_else_in_hundredths() -> None:
-    assert report_writers.value(Number(6.893, "surprisal", 6.8, 7.0)) == "6.89 ±0.10"
-    assert report_writers.value(Number(0.634, "accuracy", 0.63, 0.638)) == "63.4 ±0.4"
-    assert report_writers.value(Number(0.634, "spearman")) == "63.4"
+    assert report_writers.format_value(ReportedScore(6.893, "surprisal", 6.8, 7.0)) == "6.89 ±0.10"
+    assert report_writers.format_value(ReportedScore(0.634, "accuracy", 0.63, 0.638)) == "63.4 ±0.4"
+    assert report_writers.format_value(ReportedScore(0.634, "spearman")) == "63.4"

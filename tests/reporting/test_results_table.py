@@ -12,8 +12,8 @@ import pytest
 from toy_results import HYBRID, ONE, READ, SWEEP, TWO, run
 
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.metric_units import unit
-from antlm_bench.reporting.results_table import FORMS
+from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.reporting.results_table import FORMATTERS
 from antlm_bench.types import Estimate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -21,17 +21,27 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 @pytest.mark.parametrize("form", ["markdown", "csv", "json"])
 def test_golden(form: str) -> None:
-    assert FORMS[form](TWO, "paradigm") == (GOLDEN / f"table.{form}").read_text(encoding="utf-8")
+    assert FORMATTERS[form](TWO, "paradigm") == (GOLDEN / f"table.{form}").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_markdown_has_one_table_of_even_width() -> None:
-    lines = [line for line in FORMS["markdown"](HYBRID, "paradigm").splitlines() if line.startswith("|")]
+    lines = [
+        line
+        for line in FORMATTERS["markdown"](HYBRID, "paradigm").splitlines()
+        if line.startswith("|")
+    ]
     assert {line.count("|") for line in lines} == {6}
 
 
 def test_csv_is_tidy_and_exact() -> None:
-    rows = list(csv.DictReader(io.StringIO(FORMS["csv"](TWO, "paradigm"))))
-    headline = next(row for row in rows if (row["suite"], row["method"], row["level"]) == ("blimp", "mlm", "headline"))
+    rows = list(csv.DictReader(io.StringIO(FORMATTERS["csv"](TWO, "paradigm"))))
+    headline = next(
+        row
+        for row in rows
+        if (row["suite"], row["method"], row["level"]) == ("blimp", "mlm", "headline")
+    )
     assert (headline["model"], headline["value"], headline["n"], headline["tie"]) == (
         "out/ltg-bert",
         "0.71",
@@ -44,7 +54,7 @@ def test_csv_is_tidy_and_exact() -> None:
 
 
 def test_json_holds_everything_at_any_depth() -> None:
-    document = json.loads(FORMS["json"](ONE, "suite"))
+    document = json.loads(FORMATTERS["json"](ONE, "suite"))
     assert len(document["runs"][0]["cells"][0]["summary"]["groups"]) == 5
     assert document["runs"][0]["manifest"]["model"]["name"] == "out/babyllama"
 
@@ -58,13 +68,15 @@ def test_json_holds_everything_at_any_depth() -> None:
         ("paradigm", ("phenomenon", "paradigm")),
     ],
 )
-def test_depth_falls_back_to_what_the_headline_averages_over(by: str, levels: tuple[str, ...]) -> None:
-    assert results_table.depth(ONE[0].cells[0].summary, by) == levels
+def test_depth_falls_back_to_what_the_headline_averages_over(
+    by: str, levels: tuple[str, ...]
+) -> None:
+    assert results_table.select_levels(ONE[0].cells[0].summary, by) == levels
 
 
 def test_paradigms_stand_under_their_phenomenon() -> None:
-    block = results_table.blocks(results_table.columns(ONE), "paradigm")[0]
-    assert [(line.depth, line.name) for line in block.lines] == [
+    block = results_table.build_blocks(results_table.build_columns(ONE), "paradigm")[0]
+    assert [(line.depth, line.name) for line in block.rows] == [
         (0, "blimp"),
         (1, "anaphor_agreement"),
         (2, "anaphor_gender_agreement"),
@@ -77,9 +89,9 @@ def test_paradigms_stand_under_their_phenomenon() -> None:
 def test_a_suite_that_one_checkpoint_lacks_has_a_gap() -> None:
     short = run("out/short", "causal")
     without = type(short)(short.path, short.manifest, short.cells[:1])
-    blocks = results_table.blocks(results_table.columns([*ONE, without]), "suite")
-    assert blocks[1].lines[0].estimates[1] is None
-    assert results_table.number(None, "accuracy") == "–"
+    blocks = results_table.build_blocks(results_table.build_columns([*ONE, without]), "suite")
+    assert blocks[1].rows[0].estimates[1] is None
+    assert results_table.format_estimate(None, "accuracy") == "–"
 
 
 @pytest.mark.parametrize(
@@ -100,48 +112,62 @@ def test_models_are_named_by_what_tells_them_apart(names: list[str], shown: list
 
 
 def test_names_cannot_break_the_markdown_table() -> None:
-    text = FORMS["markdown"]([run("a|b`<script>\n*x*", "causal")], "suite")
+    text = FORMATTERS["markdown"]([run("a|b`<script>\n*x*", "causal")], "suite")
     assert r"a\|b\`\<script\>" in text and "\n*x*" not in text
 
 
 def test_numbers() -> None:
-    assert results_table.number(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0  ±5.0"
-    assert results_table.number(Estimate(0.6342, 10, 0.3, 0.9), "accuracy") == "63.4 ±30.0"
-    assert results_table.number(Estimate(-0.084, 10, -0.2, 0.1), "spearman") == "-0.08 ±0.15"
+    assert results_table.format_estimate(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0  ±5.0"
+    assert results_table.format_estimate(Estimate(0.6342, 10, 0.3, 0.9), "accuracy") == "63.4 ±30.0"
+    assert (
+        results_table.format_estimate(Estimate(-0.084, 10, -0.2, 0.1), "spearman") == "-0.08 ±0.15"
+    )
 
 
 def test_only_what_can_be_wrong_is_counted_wrong() -> None:
-    def said(block: results_table.Block) -> list[str]:
-        return [words for words, _ in results_table.asides(block) if words.startswith("too long")]
+    def said(block: results_table.SuiteBlock) -> list[str]:
+        return [
+            words
+            for words, _ in results_table.headline_annotations(block)
+            if words.startswith("too long")
+        ]
 
-    assert said(results_table.blocks(results_table.columns(ONE), "suite")[0]) == ["too long, counted wrong"]
-    assert [said(block) for block in results_table.blocks(results_table.columns(READ), "suite")] == 2 * [
-        ["too long, left out"]
+    assert said(results_table.build_blocks(results_table.build_columns(ONE), "suite")[0]) == [
+        "too long, counted wrong"
     ]
+    assert [
+        said(block)
+        for block in results_table.build_blocks(results_table.build_columns(READ), "suite")
+    ] == 2 * [["too long, left out"]]
 
 
 def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
-    reading, words = results_table.blocks(results_table.columns(READ), "suite")
+    reading, words = results_table.build_blocks(results_table.build_columns(READ), "suite")
     assert (reading.average, words.average) == ("100 ΔR², mean of 2 measures", "nats, mean by word")
-    assert results_table.number(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2  ±0.8"
-    assert results_table.number(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
-    legend = results_table.legend(results_table.columns(READ))
+    assert (
+        results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2  ±0.8"
+    )
+    assert results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
+    legend = results_table.build_legend(results_table.build_columns(READ))
     assert "sentences resampled" in legend and "Surprisal in nats" in legend
     assert not any(words in legend for words in ("right", "tie", "Options are compared"))
 
 
 def test_a_metric_of_a_newer_version_is_named() -> None:
-    assert results_table.number(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 ±10.0"
-    assert unit("brier").head == "100 brier"
+    assert results_table.format_estimate(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 ±10.0"
+    assert get_unit("brier").heading == "100 brier"
 
 
 def test_the_legend_says_which_tie_rules_hold() -> None:
-    assert "counts 1/k" in results_table.legend(results_table.columns(SWEEP))
+    assert "counts 1/k" in results_table.build_legend(results_table.build_columns(SWEEP))
 
 
 def test_the_legend_says_when_means_decide() -> None:
     cell = ONE[0].cells[0]
-    mean = replace(ONE[0], cells=(replace(cell, settings={"ties": "first", "reduction": "per-token"}),))
-    assert "compared by log-probability per token. A tie goes to the first" in results_table.legend(
-        results_table.columns([mean])
+    mean = replace(
+        ONE[0], cells=(replace(cell, settings={"ties": "first", "reduction": "per-token"}),)
+    )
+    assert (
+        "compared by log-probability per token. A tie goes to the first"
+        in results_table.build_legend(results_table.build_columns([mean]))
     )

@@ -14,7 +14,13 @@ NOTE = "incomplete: 64000 of 67000 pairs (10 of 67 paradigms short)"
 
 
 def estimate(value: float, n: int, half: float, **flags: int) -> Estimate:
-    return Estimate(value, n, value - half, value + half, {name.replace("_", "-"): c for name, c in flags.items()})
+    return Estimate(
+        value,
+        n,
+        value - half,
+        value + half,
+        {name.replace("_", "-"): c for name, c in flags.items()},
+    )
 
 
 def blimp(method: str, value: float) -> Cell:
@@ -25,8 +31,13 @@ def blimp(method: str, value: float) -> Cell:
         for paradigm in paradigms
     ]
     headline = estimate(value, 3000, 0.0042, tie=7, identical=7, unk=12, too_long=1)
-    views = {"closed-form": estimate(value, 3000, 0.0041), "clustered": estimate(value, 3000, 0.123)}
-    summary = Summary("blimp", method, "accuracy", ("paradigm",), headline, views, tuple(groups), (NOTE,))
+    views = {
+        "closed-form": estimate(value, 3000, 0.0041),
+        "clustered": estimate(value, 3000, 0.123),
+    }
+    summary = Summary(
+        "blimp", method, "accuracy", ("paradigm",), headline, views, tuple(groups), (NOTE,)
+    )
     return Cell("blimp", method, "k", {"ties": "half"}, summary, "d")
 
 
@@ -45,20 +56,28 @@ def reading(method: str) -> Cell:
     groups = []
     for measure, value in (("eye-tracking", 0.0123), ("self-paced", 0.004)):
         groups.append(Group("measure", measure, estimate(value, 1700, 0.008, too_long=3)))
-        groups.append(Group("outcome", f"{measure}-ms", estimate(value, 1700, 0.008, too_long=3), measure))
+        groups.append(
+            Group("outcome", f"{measure}-ms", estimate(value, 1700, 0.008, too_long=3), measure)
+        )
     headline = estimate(0.00815, 1700, 0.0072, too_long=3)
-    summary = Summary("reading", method, "delta-r2", ("measure", "outcome"), headline, {}, tuple(groups))
+    summary = Summary(
+        "reading", method, "delta-r2", ("measure", "outcome"), headline, {}, tuple(groups)
+    )
     return Cell("reading", method, "k", {"ties": "half", "reduction": "per-token"}, summary, "d")
 
 
 def words(method: str) -> Cell:
     """Surprisal of words; nothing is right or wrong."""
-    summary = Summary("aoa", method, "surprisal", ("word",), estimate(7.25, 8005, 0.31, too_long=1), {}, ())
+    summary = Summary(
+        "aoa", method, "surprisal", ("word",), estimate(7.25, 8005, 0.31, too_long=1), {}, ()
+    )
     return Cell("aoa", method, "k", {"ties": "half"}, summary, "d")
 
 
 def run(name: str, *methods: str, suites: int = 0, value: float = 0.634) -> Run:
-    manifest = Manifest(1, {"name": name, "weights": "w"}, {"antlm-bench": "0.1.0"}, "2026-01-01T00:00:00+00:00")
+    manifest = Manifest(
+        1, {"name": name, "weights": "w"}, {"antlm-bench": "0.1.0"}, "2026-01-01T00:00:00+00:00"
+    )
     cells = []
     for i, method in enumerate(methods):
         more = [pairs(method, value, f"suite-{j}") for j in range(suites)]
@@ -70,4 +89,6 @@ ONE = [run("out/babyllama", "causal")]
 HYBRID = [run("out/gpt-bert", "causal", "mntp", "fused")]
 READ = [replace(run("out/babyllama"), cells=(reading("causal"), words("causal")))]
 TWO = [run("out/babyllama", "causal"), run("out/ltg-bert", "mlm", value=0.71)]
-SWEEP = [run(f"gpt/chck_{words}M", "causal", suites=6) for words in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20)]
+SWEEP = [
+    run(f"gpt/chck_{words}M", "causal", suites=6) for words in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20)
+]

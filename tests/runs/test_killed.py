@@ -1,4 +1,6 @@
-"""A run killed at any moment goes on where it stopped and ends with the same bytes; two writers never meet."""
+"""A run killed at any moment goes on where it stopped and ends with the same bytes; two writers
+never meet.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from antlm_bench import runs
 from antlm_bench.errors import RunError
 
 SCORER = Path(__file__).with_name("toy_run.py")
-# Counted in toy_run.die_at; they fall before, inside and after chunks, final files, run.json and the clearing up.
+# Counted in toy_run.die_at; they fall before, inside and after chunks, final files, run.json and
+# the clearing up.
 MOMENTS = (1, 3, 6, 11, 24, 33, 36, 41, 45, 49, 52, 57, 58, 90, 95)
 
 
@@ -35,7 +38,10 @@ def output(process: subprocess.Popen[str]) -> str:
 
 def files(folder: Path) -> dict[str, str]:
     every = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in every}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in every
+    }
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +52,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_an_undisturbed_run_leaves_only_what_it_should(whole: dict[str, str]) -> None:
-    assert list(whole) == ["predictions/alpha.causal.parquet", "predictions/beta.causal.parquet", "run.json"]
+    assert list(whole) == [
+        "predictions/alpha.causal.parquet",
+        "predictions/beta.causal.parquet",
+        "run.json",
+    ]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_repeated_ends_with_the_same_bytes(moment: int, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_killed_and_repeated_ends_with_the_same_bytes(
+    moment: int, tmp_path: Path, whole: dict[str, str]
+) -> None:
     killed = scorer(tmp_path, moment)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -71,7 +83,9 @@ def test_repeated_it_does_nothing(tmp_path: Path) -> None:
     write(str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert write(str(tmp_path)) == 0
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
+    } == before
 
 
 HOLD = """
@@ -79,7 +93,7 @@ import sys
 sys.path.insert(0, {here!r})
 from toy_run import MANIFEST
 from antlm_bench import runs
-with runs.Writer({folder!r}, MANIFEST):
+with runs.RunWriter({folder!r}, MANIFEST):
     print("holding", flush=True)
     sys.stdin.readline()
 """
@@ -90,10 +104,10 @@ def test_a_second_process_is_refused_at_once_and_a_killed_one_lets_go(tmp_path: 
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "holding\n"
-        with pytest.raises(RunError, match=f"pid {holder.pid}"), runs.Writer(tmp_path, MANIFEST):
+        with pytest.raises(RunError, match=f"pid {holder.pid}"), runs.RunWriter(tmp_path, MANIFEST):
             pass
         holder.kill()
         holder.wait()
-        with runs.Writer(tmp_path, MANIFEST):
+        with runs.RunWriter(tmp_path, MANIFEST):
             pass
     assert not list(tmp_path.iterdir())

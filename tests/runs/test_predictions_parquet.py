@@ -41,25 +41,29 @@ def predictions(gold: st.SearchStrategy[int | float]) -> st.SearchStrategy[list[
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(predictions(st.integers(0, 9)), predictions(FLOATS)))
 def test_round_trip(given: list[Prediction]) -> None:
-    data = predictions_parquet.encode(given, ABOUT)
-    table = predictions_parquet.decode(data, "here")
-    back = predictions_parquet.predictions(table)
+    data = predictions_parquet.encode_predictions(given, ABOUT)
+    table = predictions_parquet.decode_table(data, "here")
+    back = predictions_parquet.table_to_predictions(table)
     assert back == given
     assert [type(p.gold) for p in back] == [type(p.gold) for p in given]
-    assert predictions_parquet.about(table) == ABOUT
-    assert predictions_parquet.encode(back, ABOUT) == data
+    assert predictions_parquet.table_metadata(table) == ABOUT
+    assert predictions_parquet.encode_predictions(back, ABOUT) == data
 
 
 def test_the_order_of_labels_does_not_show() -> None:
     one = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"x": "1", "y": "2"})
     two = Prediction("a", 0, 0, (-1.0,), (1,), (1,), {"y": "2", "x": "1"})
-    assert predictions_parquet.encode([one], ABOUT) == predictions_parquet.encode([two], ABOUT)
+    assert predictions_parquet.encode_predictions(
+        [one], ABOUT
+    ) == predictions_parquet.encode_predictions([two], ABOUT)
 
 
 def test_scores_of_items_that_were_not_scored_survive() -> None:
     given = [Prediction("a", 0, -1, (math.nan, -math.inf), (0, 0), (3, 3), {}, ("too-long",))]
-    (back,) = predictions_parquet.predictions(
-        predictions_parquet.decode(predictions_parquet.encode(given, ABOUT), "here")
+    (back,) = predictions_parquet.table_to_predictions(
+        predictions_parquet.decode_table(
+            predictions_parquet.encode_predictions(given, ABOUT), "here"
+        )
     )
     assert math.isnan(back.scores[0]) and back.scores[1] == -math.inf
 
@@ -67,37 +71,49 @@ def test_scores_of_items_that_were_not_scored_survive() -> None:
 def test_an_id_twice_is_refused() -> None:
     twice = [Prediction("a", 0, 0, (-1.0,), (1,), (1,))] * 2
     with pytest.raises(RunError, match="item 'a'"):
-        predictions_parquet.encode(twice, ABOUT)
+        predictions_parquet.encode_predictions(twice, ABOUT)
 
 
 def test_text_that_is_no_unicode_is_refused() -> None:
     with pytest.raises(RunError, match="valid Unicode"):
-        predictions_parquet.encode([Prediction("\ud800", 0, 0, (-1.0,), (1,), (1,))], ABOUT)
+        predictions_parquet.encode_predictions(
+            [Prediction("\ud800", 0, 0, (-1.0,), (1,), (1,))], ABOUT
+        )
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_parquet_are_a_typed_error(data: bytes) -> None:
     with pytest.raises(RunError, match="here"):
-        predictions_parquet.decode(data, "here")
+        predictions_parquet.decode_table(data, "here")
 
 
 def test_what_a_judge_says_survives_and_files_without_one_keep_their_columns() -> None:
     plain = Prediction("a", 0, 0, (-1.0,), (1,), (1,))
-    given = [replace(plain, judged=(0.25, math.nan)), replace(plain, id="b", judged=(math.inf, 1.0))]
-    back = predictions_parquet.predictions(predictions_parquet.decode(predictions_parquet.encode(given, ABOUT), "here"))
+    given = [
+        replace(plain, judged=(0.25, math.nan)),
+        replace(plain, id="b", judged=(math.inf, 1.0)),
+    ]
+    back = predictions_parquet.table_to_predictions(
+        predictions_parquet.decode_table(
+            predictions_parquet.encode_predictions(given, ABOUT), "here"
+        )
+    )
     assert back[1] == given[1] and back[0].judged[0] == 0.25 and math.isnan(back[0].judged[1])
     assert (
-        predictions_parquet.decode(predictions_parquet.encode([plain], ABOUT), "here").column_names
+        predictions_parquet.decode_table(
+            predictions_parquet.encode_predictions([plain], ABOUT), "here"
+        ).column_names
         == predictions_parquet.SCHEMA.names
     )
 
 
 def test_a_judge_s_column_of_another_type_is_damage() -> None:
-    table = predictions_parquet.decode(
-        predictions_parquet.encode([Prediction("a", 0, 0, (-1.0,), (1,), (1,))], ABOUT), "here"
+    table = predictions_parquet.decode_table(
+        predictions_parquet.encode_predictions([Prediction("a", 0, 0, (-1.0,), (1,), (1,))], ABOUT),
+        "here",
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table.append_column("judged", pa.array([["much"]])), sink)
     with pytest.raises(RunError, match="column judged should hold"):
-        predictions_parquet.decode(bytes(sink.getvalue()), "here")
+        predictions_parquet.decode_table(bytes(sink.getvalue()), "here")

@@ -1,4 +1,6 @@
-"""run.json: its format is a promise (golden file), and whatever else stands in its place is an error with a place."""
+"""run.json: its format is a promise (golden file), and whatever else stands in its place is an
+error with a place.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antlm_bench.errors import RunError
-from antlm_bench.runs.run_json import SCHEMA, from_json, to_json
+from antlm_bench.runs.run_json import SCHEMA_VERSION, decode_run_json, encode_run_json
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "run.json"
 MANIFEST = Manifest(
-    SCHEMA,
-    {"name": "out/babyllama", "weights": "ab12", "parameters": 58_000_000, "tied": True, "mask": None},
+    SCHEMA_VERSION,
+    {
+        "name": "out/babyllama",
+        "weights": "ab12",
+        "parameters": 58_000_000,
+        "tied": True,
+        "mask": None,
+    },
     {"antlm-bench": "0.1.0", "torch": "2.13.0"},
     "2026-01-01T00:00:00+00:00",
 )
@@ -37,10 +45,24 @@ SUMMARY = Summary(
     ),
     notes=("incomplete: 8 of 67000 pairs",),
 )
-SCORED = Cell("blimp", "causal", "k1", {"bos": "auto", "ties": "half", "limit": None}, SUMMARY, "d" * 64)
-CELL = Cell("glue-2025.rte", "finetune-full", "k2", {"lr": 3e-5}, SUMMARY, "e" * 64, 2, {"best": 3, "loss": [0.7, 0.5]})
-FILES = ["predictions/blimp.causal.parquet", "predictions/glue-2025.rte.finetune-full.seed2.parquet"]
-BYTES = to_json(MANIFEST, [SCORED, CELL], FILES)
+SCORED = Cell(
+    "blimp", "causal", "k1", {"bos": "auto", "ties": "half", "limit": None}, SUMMARY, "d" * 64
+)
+CELL = Cell(
+    "glue-2025.rte",
+    "finetune-full",
+    "k2",
+    {"lr": 3e-5},
+    SUMMARY,
+    "e" * 64,
+    2,
+    {"best": 3, "loss": [0.7, 0.5]},
+)
+FILES = [
+    "predictions/blimp.causal.parquet",
+    "predictions/glue-2025.rte.finetune-full.seed2.parquet",
+]
+BYTES = encode_run_json(MANIFEST, [SCORED, CELL], FILES)
 
 
 def test_the_format_is_the_golden_one() -> None:
@@ -48,18 +70,23 @@ def test_the_format_is_the_golden_one() -> None:
 
 
 def test_round_trip() -> None:
-    assert from_json(BYTES, "run.json") == (MANIFEST, (SCORED, CELL))
+    assert decode_run_json(BYTES, "run.json") == (MANIFEST, (SCORED, CELL))
 
 
 def test_a_run_of_schema_1_is_read_as_one_without_seeds() -> None:
     """Runs written before finetuning stay readable."""
     old = (GOLDEN.parent / "run.schema1.json").read_bytes()
-    assert from_json(old, "run.json") == (replace(MANIFEST, schema=1), (SCORED,))
+    assert decode_run_json(old, "run.json") == (replace(MANIFEST, schema=1), (SCORED,))
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 ESTIMATES = st.builds(
-    Estimate, NUMBERS, st.integers(0, 10**9), NUMBERS, NUMBERS, st.dictionaries(st.text(), st.integers(0))
+    Estimate,
+    NUMBERS,
+    st.integers(0, 10**9),
+    NUMBERS,
+    NUMBERS,
+    st.dictionaries(st.text(), st.integers(0)),
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SUMMARIES = st.builds(
@@ -79,20 +106,20 @@ SUMMARIES = st.builds(
 @given(SUMMARIES)
 def test_any_summary_survives(summary: Summary) -> None:
     cell = replace(CELL, summary=summary)
-    assert from_json(to_json(MANIFEST, [cell], FILES[1:]), "run.json")[1] == (cell,)
+    assert decode_run_json(encode_run_json(MANIFEST, [cell], FILES[1:]), "run.json")[1] == (cell,)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_is_never_written(bad: float) -> None:
     cell = replace(CELL, summary=replace(SUMMARY, headline=replace(HEADLINE, value=bad)))
     with pytest.raises(RunError, match=r"run\.json"):
-        to_json(MANIFEST, [cell], FILES[1:])
+        encode_run_json(MANIFEST, [cell], FILES[1:])
 
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
     newer = BYTES.replace(b'"schema": 2', b'"schema": 3', 1)
     with pytest.raises(RunError, match="newer antlm-bench") as caught:
-        from_json(newer, "run.json")
+        decode_run_json(newer, "run.json")
     assert "upgrade" in caught.value.hint
 
 
@@ -107,7 +134,10 @@ def test_a_newer_schema_asks_for_an_upgrade() -> None:
         (b"{}", "run.json: schema: should be int, is missing"),
         (b'{"schema": true}', "schema: should be int"),
         (b'{"schema": 1}', "manifest: should be an object"),
-        (BYTES.replace(b"0.625", b"1e999", 1), "cells.0: summary: headline: value: should be a finite number"),
+        (
+            BYTES.replace(b"0.625", b"1e999", 1),
+            "cells.0: summary: headline: value: should be a finite number",
+        ),
         (BYTES.replace(b'"n": 8', b'"n": "8"', 1), "headline: n: should be int, is str"),
         (BYTES.replace(b'"paradigm"\n', b"3\n", 1), "macro: should be a list of strings"),
         (
@@ -118,12 +148,21 @@ def test_a_newer_schema_asks_for_an_upgrade() -> None:
 )
 def test_damage_is_an_error_that_names_the_field(data: bytes, words: str) -> None:
     with pytest.raises(RunError, match=words):
-        from_json(data, "run.json")
+        decode_run_json(data, "run.json")
 
 
 def every_path(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(deeper for key, child in children for deeper in every_path(child, (*path, key)))]
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        path,
+        *(deeper for key, child in children for deeper in every_path(child, (*path, key))),
+    ]
 
 
 DOCUMENT = json.loads(BYTES)
@@ -132,7 +171,9 @@ JUNK = st.sampled_from([None, True, "text", -1, 1.5, [], {}, [None], {"": None}]
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(every_path(DOCUMENT)[1:]), JUNK, st.booleans())
-def test_junk_in_any_field_is_read_or_a_typed_error(path: tuple[Any, ...], junk: Any, remove: bool) -> None:
+def test_junk_in_any_field_is_read_or_a_typed_error(
+    path: tuple[Any, ...], junk: Any, remove: bool
+) -> None:
     document = copy.deepcopy(DOCUMENT)
     parent = document
     for step in path[:-1]:
@@ -142,6 +183,6 @@ def test_junk_in_any_field_is_read_or_a_typed_error(path: tuple[Any, ...], junk:
     else:
         parent[path[-1]] = junk
     try:
-        from_json(json.dumps(document).encode(), "run.json")
+        decode_run_json(json.dumps(document).encode(), "run.json")
     except RunError as error:
-        assert error.place.startswith("run.json")
+        assert error.location.startswith("run.json")

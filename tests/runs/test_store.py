@@ -1,4 +1,6 @@
-"""What a run folder must survive: damage, leavings of killed writers, a full disk, a wrong place; and what it keeps."""
+"""What a run folder must survive: damage, leavings of killed writers, a full disk, a wrong place;
+and what it keeps.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from antlm_bench.errors import RunError
 from antlm_bench.runs import store
 from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
-SUMMARY = Summary("alpha", "causal", "accuracy", (), Estimate(0.5, 10, 0.4, 0.6, {"tie": 1}), {}, ())
+SUMMARY = Summary(
+    "alpha", "causal", "accuracy", (), Estimate(0.5, 10, 0.4, 0.6, {"tie": 1}), {}, ()
+)
 
 
 @pytest.fixture
@@ -29,19 +33,26 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def add(path: Path, suite: str, key: str, predictions: list[Prediction], summary: Summary = SUMMARY) -> Cell:
-    with runs.Writer(path, MANIFEST) as writer:
-        writer.put(suite, "causal", key, 0, predictions)
-        return writer.finish(Cell(suite, "causal", key, {}, summary), 1)
+def add(
+    path: Path, suite: str, key: str, predictions: list[Prediction], summary: Summary = SUMMARY
+) -> Cell:
+    with runs.RunWriter(path, MANIFEST) as writer:
+        writer.save_chunk(suite, "causal", key, 0, predictions)
+        return writer.finish_cell(Cell(suite, "causal", key, {}, summary), 1)
 
 
 def test_what_was_written_is_read(finished: Path) -> None:
-    run = runs.read(finished)
+    run = runs.open_run(finished)
     assert isinstance(run, Run) and run.manifest == MANIFEST
-    assert [(cell.suite, cell.method, cell.key) for cell in run] == [("alpha", "causal", KEY), ("beta", "causal", KEY)]
+    assert [(cell.suite, cell.method, cell.key) for cell in run] == [
+        ("alpha", "causal", KEY),
+        ("beta", "causal", KEY),
+    ]
     everything = [prediction for index in range(CHUNKS) for prediction in score("alpha", index)]
-    assert runs.predictions(run.path, run.cells[0]) == everything
-    assert runs.columns(run.path, run.cells[0])["id"].to_pylist() == [p.id for p in everything]
+    assert runs.read_predictions(run.path, run.cells[0]) == everything
+    assert runs.read_predictions_table(run.path, run.cells[0])["id"].to_pylist() == [
+        p.id for p in everything
+    ]
 
 
 def test_predictions_are_plain_parquet_for_pandas(finished: Path) -> None:
@@ -55,30 +66,30 @@ def test_predictions_are_plain_parquet_for_pandas(finished: Path) -> None:
 
 def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
     predictions = score("alpha", 0)
-    with runs.Writer(tmp_path / "a", MANIFEST) as writer:
+    with runs.RunWriter(tmp_path / "a", MANIFEST) as writer:
         for index in range(5):
-            writer.put("alpha", "causal", "k", index, predictions[5 * index : 5 * index + 5])
-        several = writer.finish(Cell("alpha", "causal", "k", {}, SUMMARY), 5)
+            writer.save_chunk("alpha", "causal", "k", index, predictions[5 * index : 5 * index + 5])
+        several = writer.finish_cell(Cell("alpha", "causal", "k", {}, SUMMARY), 5)
     assert add(tmp_path / "b", "alpha", "k", predictions).digest == several.digest
 
 
 def test_a_stale_cell_is_replaced_in_its_place_and_others_stay(finished: Path) -> None:
     add(finished, "alpha", "new", score("alpha", 1), replace(SUMMARY, notes=("new",)))
-    run = runs.read(finished)
+    run = runs.open_run(finished)
     assert [(cell.suite, cell.key) for cell in run] == [("alpha", "new"), ("beta", KEY)]
-    assert runs.predictions(finished, run.cells[0]) == score("alpha", 1)
-    with runs.Writer(finished, MANIFEST) as writer:
-        assert not writer.done("alpha", "causal", KEY)
-        assert writer.done("beta", "causal", KEY)
+    assert runs.read_predictions(finished, run.cells[0]) == score("alpha", 1)
+    with runs.RunWriter(finished, MANIFEST) as writer:
+        assert not writer.is_complete("alpha", "causal", KEY)
+        assert writer.is_complete("beta", "causal", KEY)
 
 
 def test_discard_forgets_the_chunks_of_one_cell_only(tmp_path: Path) -> None:
-    with runs.Writer(tmp_path, MANIFEST) as writer:
+    with runs.RunWriter(tmp_path, MANIFEST) as writer:
         for method in ("mlm", "mlm-l2r"):
-            writer.put("alpha", method, "k", 0, score("alpha", 0))
-        writer.discard("alpha", "mlm")
-        assert writer.chunk("alpha", "mlm", "k", 0) is None
-        assert writer.chunk("alpha", "mlm-l2r", "k", 0) == score("alpha", 0)
+            writer.save_chunk("alpha", method, "k", 0, score("alpha", 0))
+        writer.discard_chunks("alpha", "mlm")
+        assert writer.load_chunk("alpha", "mlm", "k", 0) is None
+        assert writer.load_chunk("alpha", "mlm-l2r", "k", 0) == score("alpha", 0)
 
 
 def damage_cut(data: bytes) -> bytes:
@@ -98,25 +109,27 @@ DAMAGES = [damage_cut, damage_flip, damage_empty]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_chunk_is_never_trusted(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    with runs.Writer(tmp_path, MANIFEST) as writer:
-        writer.put("alpha", "causal", "k", 0, score("alpha", 0))
+    with runs.RunWriter(tmp_path, MANIFEST) as writer:
+        writer.save_chunk("alpha", "causal", "k", 0, score("alpha", 0))
         (path,) = (tmp_path / "partial").rglob("*.parquet")
         path.write_bytes(damage(path.read_bytes()))
-        assert writer.chunk("alpha", "causal", "k", 0) is None
+        assert writer.load_chunk("alpha", "causal", "k", 0) is None
         assert not path.exists()
         with pytest.raises(RunError, match="chunk 0 of alpha is missing"):
-            writer.finish(Cell("alpha", "causal", "k", {}, SUMMARY), 1)
+            writer.finish_cell(Cell("alpha", "causal", "k", {}, SUMMARY), 1)
 
 
 def test_a_chunk_of_another_key_or_place_is_never_trusted(tmp_path: Path) -> None:
-    with runs.Writer(tmp_path, MANIFEST) as writer:
-        writer.put("alpha", "causal", "old", 0, score("alpha", 0))
-        writer.put("alpha", "causal", "new", 1, score("alpha", 1))
+    with runs.RunWriter(tmp_path, MANIFEST) as writer:
+        writer.save_chunk("alpha", "causal", "old", 0, score("alpha", 0))
+        writer.save_chunk("alpha", "causal", "new", 1, score("alpha", 1))
         (old,) = (tmp_path / "partial" / "alpha.causal.old").iterdir()
         old.rename(tmp_path / "partial" / "alpha.causal.new" / old.name)
-        assert writer.chunk("alpha", "causal", "new", 0) is None  # says it was written for another key
-        assert writer.chunk("alpha", "causal", "new", 1) == score("alpha", 1)
-        assert writer.chunk("alpha", "causal", "new", 2) is None
+        assert (
+            writer.load_chunk("alpha", "causal", "new", 0) is None
+        )  # says it was written for another key
+        assert writer.load_chunk("alpha", "causal", "new", 1) == score("alpha", 1)
+        assert writer.load_chunk("alpha", "causal", "new", 2) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -127,7 +140,7 @@ def test_damaged_predictions_are_an_error_for_readers_and_undone_for_the_writer(
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     with pytest.raises(RunError, match=r"alpha\.causal\.parquet"):
-        runs.predictions(finished, runs.read(finished).cells[0])
+        runs.read_predictions(finished, runs.open_run(finished).cells[0])
     assert write(str(finished)) == CHUNKS  # only this suite is computed again
     assert file.read_bytes() == whole
 
@@ -135,19 +148,21 @@ def test_damaged_predictions_are_an_error_for_readers_and_undone_for_the_writer(
 def test_missing_predictions_are_an_error_that_says_so(finished: Path) -> None:
     (finished / "predictions" / "alpha.causal.parquet").unlink()
     with pytest.raises(RunError, match="missing"):
-        runs.predictions(finished, runs.read(finished).cells[0])
+        runs.read_predictions(finished, runs.open_run(finished).cells[0])
 
 
 def test_a_folder_keeps_to_one_checkpoint_and_remembers_when_it_was_begun(finished: Path) -> None:
     with (
         pytest.raises(RunError, match="another checkpoint"),
-        runs.Writer(finished, replace(MANIFEST, model={"name": "other", "weights": "def"})),
+        runs.RunWriter(finished, replace(MANIFEST, model={"name": "other", "weights": "def"})),
     ):
         pass
-    with runs.Writer(finished, replace(MANIFEST, created="2030-01-01", software={"torch": "9"})) as writer:
-        writer.put("gamma", "causal", "k", 0, score("gamma", 0))
-        writer.finish(Cell("gamma", "causal", "k", {}, SUMMARY), 1)
-    manifest = runs.read(finished).manifest
+    with runs.RunWriter(
+        finished, replace(MANIFEST, created="2030-01-01", software={"torch": "9"})
+    ) as writer:
+        writer.save_chunk("gamma", "causal", "k", 0, score("gamma", 0))
+        writer.finish_cell(Cell("gamma", "causal", "k", {}, SUMMARY), 1)
+    manifest = runs.open_run(finished).manifest
     assert (manifest.created, manifest.software) == (MANIFEST.created, {"torch": "9"})
 
 
@@ -156,10 +171,10 @@ def test_hostile_names_stay_inside_the_folder(tmp_path: Path) -> None:
     outside.mkdir()
     for suite in ("../../precious", "..", ".", "a/b", "lm-eval:piqa", "ä\n", "*", "[x]", "C:\\x"):
         cell = add(tmp_path / "runs" / "run", suite, "../..", score("alpha", 0))
-        assert runs.predictions(tmp_path / "runs" / "run", cell) == score("alpha", 0)
+        assert runs.read_predictions(tmp_path / "runs" / "run", cell) == score("alpha", 0)
     assert {path.name for path in tmp_path.iterdir()} == {"precious", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
-    assert len(runs.read(tmp_path / "runs" / "run").cells) == 9
+    assert len(runs.open_run(tmp_path / "runs" / "run").cells) == 9
 
 
 def test_a_leftover_of_a_killed_write_is_swept_away(finished: Path) -> None:
@@ -168,14 +183,18 @@ def test_a_leftover_of_a_killed_write_is_swept_away(finished: Path) -> None:
     assert not list(finished.rglob("*.tmp"))
 
 
-# ---- places that cannot be written ------------------------------------------------------------------------------
+# ---- places that cannot be written
+# ------------------------------------------------------------------------------
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("precious")
     for place in (file, file / "below"):
-        with pytest.raises(RunError, match="not a folder") as caught, runs.Writer(place, MANIFEST):
+        with (
+            pytest.raises(RunError, match="not a folder") as caught,
+            runs.RunWriter(place, MANIFEST),
+        ):
             pass
         assert "--out" in caught.value.hint
     assert file.read_text() == "precious"
@@ -209,7 +228,7 @@ def test_a_failing_disk_is_a_clear_error_and_loses_nothing(
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / ".lock").exists()
     stored = len(list((tmp_path / "partial").rglob("*.parquet")))
     assert write(str(tmp_path)) == 2 * CHUNKS - stored
-    assert len(runs.read(tmp_path).cells) == 2
+    assert len(runs.open_run(tmp_path).cells) == 2
 
 
 LIMITED = """
@@ -228,11 +247,13 @@ except RunError as error:
 @pytest.mark.parametrize("limit", [0, 100, 4000])
 def test_a_write_that_the_system_really_cuts_short(tmp_path: Path, limit: int) -> None:
     script = LIMITED.format(here=str(Path(__file__).parent), limit=limit, folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert "file-size limit" in done.stdout
     assert not list(tmp_path.rglob("*.tmp"))
     write(str(tmp_path))
-    assert len(runs.read(tmp_path).cells) == 2
+    assert len(runs.open_run(tmp_path).cells) == 2
 
 
 NOBODY = """
@@ -254,13 +275,16 @@ def test_a_read_only_folder_is_refused() -> None:
         Path(place).chmod(0o555)
         for target in (place, f"{place}/below"):
             script = NOBODY.format(here=str(Path(__file__).parent), user=user, folder=target)
-            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            )
             assert "permission denied" in done.stdout and "--out" in done.stdout
         assert not list(Path(place).iterdir())
         Path(place).chmod(0o755)
 
 
-# ---- folders that cannot be read --------------------------------------------------------------------------------
+# ---- folders that cannot be read
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "file"])
@@ -268,19 +292,19 @@ def test_what_is_no_run_folder_is_said_to_be_none(tmp_path: Path, name: str) -> 
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="not a run folder"):
-        runs.read(tmp_path / name)
+        runs.open_run(tmp_path / name)
 
 
 def test_a_run_that_was_only_begun_is_said_to_be_resumable(tmp_path: Path) -> None:
-    with runs.Writer(tmp_path, MANIFEST) as writer:
-        writer.put("alpha", "causal", "k", 0, score("alpha", 0))
+    with runs.RunWriter(tmp_path, MANIFEST) as writer:
+        writer.save_chunk("alpha", "causal", "k", 0, score("alpha", 0))
     with pytest.raises(RunError, match="goes on where it stopped"):
-        runs.read(tmp_path)
+        runs.open_run(tmp_path)
 
 
 def test_a_damaged_document_is_refused_by_the_writer_and_kept(finished: Path) -> None:
     (finished / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json"), runs.Writer(finished, MANIFEST):
+    with pytest.raises(RunError, match=r"run\.json"), runs.RunWriter(finished, MANIFEST):
         pass
     assert (finished / "run.json").read_text() == "{" and not (finished / ".lock").exists()
 

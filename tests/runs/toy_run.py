@@ -1,6 +1,8 @@
-"""A stand-in for `score`, run as a process of its own so that tests can kill it: writes a run chunk by chunk.
+"""A stand-in for `score`, run as a process of its own so that tests can kill it: writes a run chunk
+by chunk.
 
-python toy_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a write); none = finish
+python toy_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
+write); none = finish
 """
 
 from __future__ import annotations
@@ -14,36 +16,49 @@ from antlm_bench.runs import store
 from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary
 
 CHUNKS, ITEMS, KEY = 4, 25, "k" * 64
-MANIFEST = Manifest(runs.SCHEMA, {"name": "toy", "weights": "abc"}, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00")
+MANIFEST = Manifest(
+    runs.SCHEMA_VERSION,
+    {"name": "toy", "weights": "abc"},
+    {"antlm-bench": "0"},
+    "2026-01-01T00:00:00+00:00",
+)
 
 
 def score(suite: str, index: int) -> list[Prediction]:
     labels = {"phenomenon": suite, "paradigm": f"p{index}"}
     return [
-        Prediction(f"{suite} é {index}.{i}", 0, i % 2, (-1 / (i + 1), -0.3), (3, 4), (9, 11), labels, ())
+        Prediction(
+            f"{suite} é {index}.{i}", 0, i % 2, (-1 / (i + 1), -0.3), (3, 4), (9, 11), labels, ()
+        )
         for i in range(ITEMS)
     ]
 
 
 def write(path: str) -> int:
-    """Score two suites, taking from the folder what is there; returns how many chunks had to be computed."""
+    """Score two suites, taking from the folder what is there; returns how many chunks had to be
+    computed.
+    """
     computed = 0
-    with runs.Writer(path, MANIFEST) as writer:
+    with runs.RunWriter(path, MANIFEST) as writer:
         for suite in ("alpha", "beta"):
-            if writer.done(suite, "causal", KEY):
+            if writer.is_complete(suite, "causal", KEY):
                 continue
             for index in range(CHUNKS):
-                chunk = writer.chunk(suite, "causal", KEY, index)
+                chunk = writer.load_chunk(suite, "causal", KEY, index)
                 if chunk is None:
-                    writer.put(suite, "causal", KEY, index, score(suite, index))
+                    writer.save_chunk(suite, "causal", KEY, index, score(suite, index))
                     computed += 1
-            summary = Summary(suite, "causal", "accuracy", (), Estimate(0.5, CHUNKS * ITEMS, 0.4, 0.6), {}, ())
-            writer.finish(Cell(suite, "causal", KEY, {"bos": "auto"}, summary), CHUNKS)
+            summary = Summary(
+                suite, "causal", "accuracy", (), Estimate(0.5, CHUNKS * ITEMS, 0.4, 0.6), {}, ()
+            )
+            writer.finish_cell(Cell(suite, "causal", KEY, {"bos": "auto"}, summary), CHUNKS)
     return computed
 
 
 def die_at(moment: int) -> None:
-    """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of the n-th."""
+    """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of
+    the n-th.
+    """
     left = moment
 
     def spend() -> None:

@@ -1,19 +1,27 @@
-"""A language model in twenty lines: scores are looked up, so that choices can be checked by hand."""
+"""A language model in twenty lines: scores are looked up, so that choices can be checked by hand.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from antlm_bench.types import Encoded, Encodings
+from antlm_bench.types import EncodedBatch, Encodings
 
 
 class Lookup:
-    """Knows the words of `scores` (word -> log-probability, whatever stands before it); one token per word."""
+    """Knows the words of `scores` (word -> log-probability, whatever stands before it); one token
+    per word.
+    """
 
     name, eos, attends, mask_id, max_length = "lookup", "None", frozenset({"causal"}), None, 8
 
     def __init__(self, scores: dict[str, float], bos: bool = True, noise: float = 0.0) -> None:
-        self.words, self.scores, self.bos, self.noise = list(scores), list(scores.values()), bos, noise
+        self.words, self.scores, self.bos, self.noise = (
+            list(scores),
+            list(scores.values()),
+            bos,
+            noise,
+        )
         self.asked = 0
 
     def encode(self, texts, spans, attention):
@@ -34,7 +42,7 @@ class Lookup:
         for rows in by_length.values():
             ids = np.array([r[1] for r in rows], np.int32)
             scored, text = np.array([r[2] for r in rows]), np.array([r[0] for r in rows], np.int32)
-            lengths.append(Encoded(ids, scored, np.zeros_like(ids), text))
+            lengths.append(EncodedBatch(ids, scored, np.zeros_like(ids), text))
         return Encodings(tuple(lengths), unk, too_long)
 
     def read(self, probes, texts, tick=None):

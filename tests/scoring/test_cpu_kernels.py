@@ -1,4 +1,6 @@
-"""Pieces in fewer passes say what the plain ones say, whatever the architecture; what would differ stays plain."""
+"""Pieces in fewer passes say what the plain ones say, whatever the architecture; what would differ
+stays plain.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from antlm_bench.scoring.cpu_kernels import ROTARY, Applied, PackedLinear, RootMeanSquare, Rotations, fuse, pack_linears
+from antlm_bench.scoring.cpu_kernels import (
+    ROTARY_FUNCTION_NAME,
+    FusedActivation,
+    FusedRMSNorm,
+    PackedLinear,
+    RotaryPatch,
+    fuse_layers,
+    pack_linears,
+)
 
 
 def counted(model: nn.Module, kind: type[nn.Module]) -> int:
@@ -22,20 +32,32 @@ def both(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         plain = model.eval()(input_ids=ids).logits
         pack_linears(model, 64, 64)
-        fuse(model)
-        with Rotations.of(model).quick():
+        fuse_layers(model)
+        with RotaryPatch.for_model(model).active():
             return plain, model(input_ids=ids).logits
 
 
-# Activations and norms that each architecture has per layer, and files whose rotation is the one that is known.
-EXPECTED = {"Llama": (1, 2, 1), "Qwen2": (1, 2, 1), "GPTNeoX": (1, 0, 1), "Bert": (1, 0, 0), "Roberta": (1, 0, 0)}
+# Activations and norms that each architecture has per layer, and files whose rotation is the one
+# that is known.
+EXPECTED = {
+    "Llama": (1, 2, 1),
+    "Qwen2": (1, 2, 1),
+    "GPTNeoX": (1, 0, 1),
+    "Bert": (1, 0, 0),
+    "Roberta": (1, 0, 0),
+}
 
 
 def made(name: str) -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32,
+    }
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     config = getattr(transformers, f"{name}Config")(**sizes)
     suffix = "ForMaskedLM" if name in ("Bert", "Roberta") else "ForCausalLM"
@@ -47,14 +69,18 @@ def test_what_is_fused_says_the_same(name: str) -> None:
     model = made(name)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            )
     plain, own = both(model)
     assert torch.allclose(plain, own, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
     activations, norms, files = EXPECTED[name]
-    head = 1 if name == "Bert" else 0  # the transform before BERT's decoder; RoBERTa calls a function there
-    assert counted(model, Applied) == 2 * activations + head
-    assert counted(model, RootMeanSquare) == 2 * norms + bool(norms)
-    assert len(Rotations.of(model).swaps) == files
+    head = (
+        1 if name == "Bert" else 0
+    )  # the transform before BERT's decoder; RoBERTa calls a function there
+    assert counted(model, FusedActivation) == 2 * activations + head
+    assert counted(model, FusedRMSNorm) == 2 * norms + bool(norms)
+    assert len(RotaryPatch.for_model(model).swaps) == files
 
 
 def test_a_norm_of_another_formula_stays_plain() -> None:
@@ -66,7 +92,7 @@ def test_a_norm_of_another_formula_stays_plain() -> None:
     )  # fmt: skip
     model = transformers.GemmaForCausalLM(config)  # 1 + weight
     plain, own = both(model)
-    assert torch.allclose(plain, own, rtol=1e-5, atol=1e-5) and counted(model, RootMeanSquare) == 0
+    assert torch.allclose(plain, own, rtol=1e-5, atol=1e-5) and counted(model, FusedRMSNorm) == 0
 
 
 class Twice(nn.Module):
@@ -86,15 +112,19 @@ class Twice(nn.Module):
 def test_an_activation_that_follows_no_single_layer_stays_where_it_is() -> None:
     module = Twice().eval()
     pack_linears(module, 8, 8)
-    assert counted(module, PackedLinear) == 2 and fuse(nn.ModuleList([module])) == 0
-    assert isinstance(module.act, nn.GELU) and module.one.activation is None and module.two.activation is None
+    assert counted(module, PackedLinear) == 2 and fuse_layers(nn.ModuleList([module])) == 0
+    assert (
+        isinstance(module.act, nn.GELU)
+        and module.one.activation is None
+        and module.two.activation is None
+    )
 
 
 def test_a_copy_is_plain_again_and_says_the_same() -> None:
     model = made("Llama")
     both(model)
     again = copy.deepcopy(model)
-    assert counted(again, Applied) == counted(again, PackedLinear) == 0
+    assert counted(again, FusedActivation) == counted(again, PackedLinear) == 0
     ids = torch.arange(5, 14)[None]
     with torch.inference_mode():
         assert torch.allclose(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
@@ -103,45 +133,57 @@ def test_a_copy_is_plain_again_and_says_the_same() -> None:
 def test_the_library_rotates_in_its_own_way_again_outside_even_after_an_error() -> None:
     model = made("Llama")
     file = sys.modules[type(model).__module__]
-    plain = getattr(file, ROTARY)
-    with pytest.raises(KeyError), Rotations.of(model).quick():
-        assert getattr(file, ROTARY) is not plain
+    plain = getattr(file, ROTARY_FUNCTION_NAME)
+    with pytest.raises(KeyError), RotaryPatch.for_model(model).active():
+        assert getattr(file, ROTARY_FUNCTION_NAME) is not plain
         raise KeyError
-    assert getattr(file, ROTARY) is plain
+    assert getattr(file, ROTARY_FUNCTION_NAME) is plain
 
 
 def test_angles_of_another_dtype_or_of_part_of_a_head_go_to_the_library() -> None:
-    [(_, plain, quick)] = Rotations.of(made("GPTNeoX")).swaps
+    [(_, plain, quick)] = RotaryPatch.for_model(made("GPTNeoX")).swaps
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
     for width, dtype in ((4, torch.float32), (8, torch.float64)):
         cos, sin = torch.randn(1, 3, width, dtype=dtype), torch.randn(1, 3, width, dtype=dtype)
-        assert all(torch.equal(a, b) for a, b in zip(plain(q, k, cos, sin), quick(q, k, cos, sin), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(plain(q, k, cos, sin), quick(q, k, cos, sin), strict=True)
+        )
 
 
 def test_gradients_are_those_of_the_plain_pieces() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, requires_grad=True)
-    norm = RootMeanSquare(nn.Parameter(torch.randn(8)), 1e-3)
+    norm = FusedRMSNorm(nn.Parameter(torch.randn(8)), 1e-3)
     weight, upstream = norm.weight, torch.randn(2, 3, 8)
     plain = weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
     expected = torch.autograd.grad(plain, [x, weight], upstream)
     found = torch.autograd.grad(norm(x), [x, weight], upstream)
-    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in zip(expected, found, strict=True))
+    assert all(
+        torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+        for one, other in zip(expected, found, strict=True)
+    )
 
-    [(_, library, quick)] = Rotations.of(made("Llama")).swaps
+    [(_, library, quick)] = RotaryPatch.for_model(made("Llama")).swaps
     q, k = (torch.randn(2, heads, 5, 8, requires_grad=True) for heads in (4, 2))
     cos, sin = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     upstreams = [torch.randn_like(q), torch.randn_like(k)]
-    expected, found = (torch.autograd.grad(rotate(q, k, cos, sin), [q, k], upstreams) for rotate in (library, quick))
-    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(expected, found, strict=True))
+    expected, found = (
+        torch.autograd.grad(rotate(q, k, cos, sin), [q, k], upstreams)
+        for rotate in (library, quick)
+    )
+    assert all(
+        torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+        for one, other in zip(expected, found, strict=True)
+    )
 
 
 def test_what_is_trained_learns_what_the_plain_model_learns() -> None:
     ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(1))
     plain, own = made("Llama"), made("Llama")
-    assert fuse(own) == 5 and plain.state_dict().keys() == own.state_dict().keys()
+    assert fuse_layers(own) == 5 and plain.state_dict().keys() == own.state_dict().keys()
     plain(input_ids=ids, labels=ids).loss.backward()
-    with Rotations.of(own).quick():
+    with RotaryPatch.for_model(own).active():
         own(input_ids=ids, labels=ids).loss.backward()
     for (name, one), other in zip(plain.named_parameters(), own.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), name

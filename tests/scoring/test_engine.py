@@ -1,4 +1,6 @@
-"""The engine on real architectures: same numbers whatever the layout, budget, order or thread count; loud when not."""
+"""The engine on real architectures: same numbers whatever the layout, budget, order or thread
+count; loud when not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine
-from antlm_bench.scoring.probes import method
+from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
@@ -37,8 +39,17 @@ MASKED = {
     "ElectraForMaskedLM": {"embedding_size": 16},
     "DistilBertForMaskedLM": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
 }
-PLAIN = {"Gemma2ForCausalLM", "BloomForCausalLM", "DebertaV2ForMaskedLM"}  # attention that cannot be replaced
-SHORT = ["the cat sees.", "the cat sleeps.", "no dogs", "every boy that sees himself has ever seen the old house near."]
+PLAIN = {
+    "Gemma2ForCausalLM",
+    "BloomForCausalLM",
+    "DebertaV2ForMaskedLM",
+}  # attention that cannot be replaced
+SHORT = [
+    "the cat sees.",
+    "the cat sleeps.",
+    "no dogs",
+    "every boy that sees himself has ever seen the old house near.",
+]
 
 
 def by_library(folder, texts, kind):
@@ -66,8 +77,10 @@ def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint
     kind = "causal" if name in CAUSAL else "masked"
     folder = make_checkpoint(kind, architecture=name, **(CAUSAL | MASKED)[name])
     opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
-    if Version(transformers.__version__) >= Version("5.23"):  # older ones need plain rows more often, for OPT for one
-        assert opened.describe["layout"] == ("rows" if name in PLAIN else "packed")
+    if Version(transformers.__version__) >= Version(
+        "5.23"
+    ):  # older ones need plain rows more often, for OPT for one
+        assert opened.metadata["layout"] == ("rows" if name in PLAIN else "packed")
     scores = ours(folder, SHORT, "causal" if kind == "causal" else "mlm")
     np.testing.assert_allclose(scores, by_library(folder, SHORT, kind), rtol=1e-5, atol=1e-4)
 
@@ -75,7 +88,9 @@ def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint
 def scored(model: Engine, items, name, budget=None):
     if budget is not None:
         model.engine.budget = budget
-    return np.array([p.scores for p in multiple_choice.predict(model, items, [method(name, model)])[0]])
+    return np.array(
+        [p.scores for p in multiple_choice.predict(model, items, [resolve_method(name, model)])[0]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +99,9 @@ def pairs(sentences) -> list[Item]:
     return [Item(str(n), (Option(good), Option(bad)), 0) for n, (good, bad) in enumerate(halves)]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("causal", "causal"), ("masked", "mlm"), ("causal", "fused")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("causal", "causal"), ("masked", "mlm"), ("causal", "fused")]
+)
 def test_no_score_depends_on_budget_order_limit_or_threads(make_checkpoint, pairs, kind, name):
     model = open_checkpoint(str(make_checkpoint(kind)), OpenOptions(device="cpu"))
     reference = scored(model, pairs, name, 1024)
@@ -115,17 +132,19 @@ def test_no_score_depends_on_budget_order_limit_or_threads(make_checkpoint, pair
 def test_out_of_memory_halves_the_budget_and_changes_no_score(make_checkpoint, pairs, monkeypatch):
     model = open_checkpoint(str(make_checkpoint()), OpenOptions(device="cpu"))
     reference = scored(model, pairs, "causal", 1024)
-    real = Engine._batch
+    real = Engine._batch_logprobs
 
     def small(self, batch):
         if len(batch.ids) > 40:
             raise torch.OutOfMemoryError("no")
         return real(self, batch)
 
-    monkeypatch.setattr(Engine, "_batch", small)
+    monkeypatch.setattr(Engine, "_batch_logprobs", small)
     assert np.abs(scored(model, pairs, "causal", 1024) - reference).max() < 1e-4
     assert model.engine.budget <= 64
-    monkeypatch.setattr(Engine, "_batch", lambda self, batch: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(
+        Engine, "_batch_logprobs", lambda self, batch: (_ for _ in ()).throw(MemoryError())
+    )
     with pytest.raises(CheckpointError, match="does not fit into memory"):
         scored(model, pairs[:1], "causal", 1)
 
@@ -136,7 +155,7 @@ def test_an_error_that_is_not_about_memory_is_not_swallowed(make_checkpoint, pai
     def broken(self, batch):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Engine, "_batch", broken)
+    monkeypatch.setattr(Engine, "_batch_logprobs", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         scored(model, pairs, "causal")
 
@@ -151,9 +170,9 @@ def test_nan_weights_fail_the_run(make_checkpoint, pairs):
 
 def test_equal_prefixes_are_computed_once(make_checkpoint):
     model = open_checkpoint(str(make_checkpoint()), OpenOptions(device="cpu"))
-    before = model.engine.nodes
+    before = model.engine.nodes_computed
     texts = ("the cat sees the dog.", "the cat sees the dogs.")
     scored(model, [Item("1", (Option(texts[0]), Option(texts[1])), 0)] * 5, "causal")
     ids = [model.encoders["causal"].tokenizer(text)["input_ids"][:-1] for text in texts]
     prefixes = {tuple(row[: n + 1]) for row in ids for n in range(len(row))}
-    assert model.engine.nodes - before == len(prefixes)
+    assert model.engine.nodes_computed - before == len(prefixes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.scoring.probes import METHODS
-from antlm_bench.types import Encoded, Encodings, Floats, Item, Option, Probes
+from antlm_bench.types import EncodedBatch, Encodings, Floats, Item, Option, Probes
 
 
 class Words:
@@ -24,14 +24,19 @@ class Words:
     def encode(self, texts: Sequence[str], spans: Sequence[Any], attention: str) -> Encodings:
         del attention
         assert not any(spans)
-        rows = [[1 if w == "?" else self.ids.setdefault(w, len(self.ids)) for w in text.split()] for text in texts]
+        rows = [
+            [1 if w == "?" else self.ids.setdefault(w, len(self.ids)) for w in text.split()]
+            for text in texts
+        ]
         fits = [n for n, row in enumerate(rows) if len(row) <= 4]
         lengths = []
         for length in sorted({len(rows[n]) for n in fits}):
             here = [n for n in fits if len(rows[n]) == length]
             block = np.array([rows[n] for n in here], np.int32)
             words = np.broadcast_to(np.arange(length, dtype=np.int32), block.shape)
-            lengths.append(Encoded(block, np.ones(block.shape, np.bool_), words, np.array(here, np.int32)))
+            lengths.append(
+                EncodedBatch(block, np.ones(block.shape, np.bool_), words, np.array(here, np.int32))
+            )
         unk = np.array([1 in row for row in rows])
         return Encodings(tuple(lengths), unk, np.array([len(row) > 4 for row in rows]))
 
@@ -39,7 +44,7 @@ class Words:
         del tick
         scores = np.zeros(texts)
         for p in probes:
-            np.subtract.at(scores, p.text, 1.0)
+            np.subtract.at(scores, p.text_index, 1.0)
         return scores
 
 
@@ -50,7 +55,9 @@ def flags(method: str, *options: str) -> tuple[str, ...]:
 
 
 def test_a_difference_that_is_never_scored_is_called_blind() -> None:
-    assert flags("causal", "a x y", "b x y") == ("blind",)  # nothing stands before the first word to predict it from
+    assert flags("causal", "a x y", "b x y") == (
+        "blind",
+    )  # nothing stands before the first word to predict it from
     assert flags("mlm", "a x y", "b x y") == ()
     assert flags("causal", "a x y", "a x z") == ()
 

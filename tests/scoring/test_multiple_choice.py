@@ -1,4 +1,6 @@
-"""Items to predictions, by hand: sums, counts, flags, contexts, chunks; and adaptive precision against its promise."""
+"""Items to predictions, by hand: sums, counts, flags, contexts, chunks; and adaptive precision
+against its promise.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +64,16 @@ def test_an_option_without_a_scored_token_is_an_error_that_names_the_item():
 
 
 def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
-    masked = multiple_choice.COMPATS["babylm-2024"].of(METHODS["mlm"])
-    [moved] = multiple_choice.as_asked([pair("the cat", "a cat")], masked, Lookup(WORDS))
+    masked = multiple_choice.PEER_CONVENTIONS["babylm-2024"].for_method(METHODS["mlm"])
+    [moved] = multiple_choice.apply_conventions([pair("the cat", "a cat")], masked, Lookup(WORDS))
     assert [o.text for o in moved.options] == ["None  the cat", "None  a cat"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  the cat", "  a cat"]
-    assert [o.length for o in moved.options] == [7, 5]  # the added spaces are no characters of the option
+    assert [o.length for o in moved.options] == [
+        7,
+        5,
+    ]  # the added spaces are no characters of the option
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    [moved] = multiple_choice.as_asked([spanned], masked, Lookup(WORDS))
+    [moved] = multiple_choice.apply_conventions([spanned], masked, Lookup(WORDS))
     assert [o.text for o in moved.options] == ["the  cat", "the  cats"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  cat", "  cats"]
     assert [o.length for o in moved.options] == [4, 5]
@@ -76,41 +81,58 @@ def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
 
 def test_words_within_texts_keep_their_texts_under_every_bundle():
     asked = pair("the cat", "the cats", spans=((3, 7), (0, 3)))
-    for peer in multiple_choice.COMPATS.values():
+    for peer in multiple_choice.PEER_CONVENTIONS.values():
         for method in METHODS.values():
-            policy = peer.of(method).on("sum", words=True)
-            assert multiple_choice.as_asked([asked], policy, Lookup(WORDS)) == [asked]
+            policy = peer.for_method(method).for_suite("sum", scores_words=True)
+            assert multiple_choice.apply_conventions([asked], policy, Lookup(WORDS)) == [asked]
             assert policy.bos_before_context == ""
 
 
 @pytest.mark.parametrize("peer", ["lm-eval", "babylm-2024"])
 def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
-    causal = multiple_choice.COMPATS[peer].of(METHODS["causal"])
+    causal = multiple_choice.PEER_CONVENTIONS[peer].for_method(METHODS["causal"])
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    sentences, behind = multiple_choice.as_asked([pair("the cat", "a cat"), spanned], causal, Lookup(WORDS))
-    assert [(o.text, o.span, o.length) for o in sentences.options] == [(" the cat", None, 7), (" a cat", None, 5)]
+    sentences, behind = multiple_choice.apply_conventions(
+        [pair("the cat", "a cat"), spanned], causal, Lookup(WORDS)
+    )
+    assert [(o.text, o.span, o.length) for o in sentences.options] == [
+        (" the cat", None, 7),
+        (" a cat", None, 5),
+    ]
     assert behind == spanned
     requests = [pair(" the cat", " a cat")]
-    assert multiple_choice.as_asked(requests, causal.on("sum", verbatim=True), Lookup(WORDS)) == requests
+    assert (
+        multiple_choice.apply_conventions(
+            requests, causal.for_suite("sum", verbatim=True), Lookup(WORDS)
+        )
+        == requests
+    )
 
 
 def test_chunks_are_fixed_blocks_that_do_not_depend_on_anything_but_the_methods():
     items = [pair("the cat", "a cat")] * 5000
-    assert [len(c) for c in multiple_choice.chunks(items, CAUSAL)] == [4096, 904]
-    assert {len(c) for c in multiple_choice.chunks(items, [METHODS["mlm"]])} == {512, 5000 % 512}
+    assert [len(c) for c in multiple_choice.iter_chunks(items, CAUSAL)] == [4096, 904]
+    assert {len(c) for c in multiple_choice.iter_chunks(items, [METHODS["mlm"]])} == {
+        512,
+        5000 % 512,
+    }
 
 
-sentences = st.lists(st.sampled_from(["the", "a", "cat", "cats"]), min_size=1, max_size=7).map(" ".join)
+sentences = st.lists(st.sampled_from(["the", "a", "cat", "cats"]), min_size=1, max_size=7).map(
+    " ".join
+)
 pairs = st.lists(st.tuples(sentences, sentences), min_size=1, max_size=60)
 
 
 @settings(max_examples=200, deadline=None)
 @given(pairs=pairs, noise=st.floats(0, 3))
 def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):
-    """Here every item is in the calibration sample, so the measured bound covers every error there is."""
+    """Here every item is in the calibration sample, so the measured bound covers every error there
+    is.
+    """
     items = [Item(str(n), (Option(a), Option(b)), 0) for n, (a, b) in enumerate(pairs)]
     exact, quick = Lookup(WORDS), Lookup(WORDS, noise=noise)
-    both = adaptive.Adaptive(quick, exact).calibrated(items, CAUSAL)
+    both = adaptive.AdaptiveScorer(quick, exact).calibrate(items, CAUSAL)
     found, truth = both.predict(items, CAUSAL)[0], multiple_choice.predict(exact, items, CAUSAL)[0]
     for adapted, right in zip(found, truth, strict=True):
         tied = right.scores[0] == right.scores[1]
@@ -123,18 +145,24 @@ def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):
 def test_adaptive_rescoring_widens_a_bound_that_turns_out_too_small():
     exact = {"the": -1.0, "a": -2.0, "some": -1.9, "no": -3.1, "cat": -3.0}
     quick = exact | {"a": -1.5}  # off by half a nat
-    items = [pair("the cat", f"{word} cat") for word in ("a", "some", "no")]  # quick margins 0.5, 0.9, 2.1
+    items = [
+        pair("the cat", f"{word} cat") for word in ("a", "some", "no")
+    ]  # quick margins 0.5, 0.9, 2.1
 
     def rescored(bound: float) -> list[bool]:
-        model = adaptive.Adaptive(Lookup(quick), Lookup(exact), bounds=(bound,))
+        model = adaptive.AdaptiveScorer(Lookup(quick), Lookup(exact), bounds=(bound,))
         return ["float32" in p.flags for p in model.predict(items, CAUSAL)[0]]
 
     assert rescored(0.1) == [False, False, False]
-    assert rescored(0.6) == [True, True, False]  # the first error found is 0.5, so the bound becomes 1.0
+    assert rescored(0.6) == [
+        True,
+        True,
+        False,
+    ]  # the first error found is 0.5, so the bound becomes 1.0
 
 
 def test_graded_items_are_always_scored_exactly():
-    [found] = adaptive.Adaptive(Lookup(WORDS, noise=0.1), Lookup(WORDS), bounds=(0.0,)).predict(
-        [pair("the cat", "a cats", gold=0.7)], CAUSAL
-    )[0]
+    [found] = adaptive.AdaptiveScorer(
+        Lookup(WORDS, noise=0.1), Lookup(WORDS), bounds=(0.0,)
+    ).predict([pair("the cat", "a cats", gold=0.7)], CAUSAL)[0]
     assert found.flags == ("float32",) and found.scores == (-4.0, -7.0)

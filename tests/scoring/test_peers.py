@@ -1,4 +1,6 @@
-"""minicons as an engine: its numbers are ours under every convention that both can follow, else it is refused."""
+"""minicons as an engine: its numbers are ours under every convention that both can follow, else it
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,24 @@ from asking import ours
 from tiny import WORDS, model_for, tokenizer_for
 
 from antlm_bench.checkpoints import OpenOptions
-from antlm_bench.checkpoints.minicons_backend import open_foreign
-from antlm_bench.errors import BenchError, CheckpointError, DataError, MethodNotSupported, UsageError
-from antlm_bench.scoring.probes import METHODS, method
+from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
+from antlm_bench.errors import (
+    BenchError,
+    CheckpointError,
+    DataError,
+    MethodNotSupported,
+    UsageError,
+)
+from antlm_bench.scoring.probes import METHODS, resolve_method
 from antlm_bench.types import Item, Option
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
-LLAMA, GPT2, BERT, ROBERTA = ("LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM")
+LLAMA, GPT2, BERT, ROBERTA = (
+    "LlamaForCausalLM",
+    "GPT2LMHeadModel",
+    "BertForMaskedLM",
+    "RobertaForMaskedLM",
+)
 MORE = {GPT2: {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}}
 TEXTS = [
     *(" ".join(WORDS[i : i + 2 + i % 4]) for i in range(0, 30, 3)),
@@ -25,13 +38,18 @@ TEXTS = [
     "unbelievably antidisestablishmentarian",
 ]
 STARTS = [text.find(" ") for text in TEXTS]
-SPANS = [None if start < 0 else (start, len(text)) for text, start in zip(TEXTS, STARTS, strict=True)]
+SPANS = [
+    None if start < 0 else (start, len(text)) for text, start in zip(TEXTS, STARTS, strict=True)
+]
 
 
 def foreign(folder, name, spans=None, texts=TEXTS, **options):
-    model = open_foreign(str(folder), OpenOptions(device="cpu", **options))
-    items = [Item(str(i), (Option(t, None if spans is None else spans[i]),), 0) for i, t in enumerate(texts)]
-    return model.predict(items, [method(name, model)])[0]
+    model = open_minicons_checkpoint(str(folder), OpenOptions(device="cpu", **options))
+    items = [
+        Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
+        for i, t in enumerate(texts)
+    ]
+    return model.predict(items, [resolve_method(name, model)])[0]
 
 
 def close(predictions, expected):
@@ -42,9 +60,13 @@ def close(predictions, expected):
 @pytest.mark.parametrize("architecture", [LLAMA, GPT2])
 @pytest.mark.parametrize("bos", ["auto", "never", "tokenizer"])
 def test_causal_scores_are_ours_under_every_bos_policy(make_checkpoint, architecture, adds, bos):
-    folder = make_checkpoint("causal", adds=adds, architecture=architecture, **MORE.get(architecture, {}))
+    folder = make_checkpoint(
+        "causal", adds=adds, architecture=architecture, **MORE.get(architecture, {})
+    )
     for spans in (None, SPANS):
-        assert close(foreign(folder, "causal", spans, bos=bos), ours(folder, TEXTS, "causal", spans, bos=bos))
+        assert close(
+            foreign(folder, "causal", spans, bos=bos), ours(folder, TEXTS, "causal", spans, bos=bos)
+        )
 
 
 @pytest.mark.parametrize("adds", [True, False], ids=["with CLS", "without CLS"])
@@ -53,7 +75,9 @@ def test_causal_scores_are_ours_under_every_bos_policy(make_checkpoint, architec
 def test_masked_scores_are_ours(make_checkpoint, architecture, adds, name):
     folder = make_checkpoint("masked", adds=adds, architecture=architecture)
     for bos, spans in (("auto", None), ("auto", SPANS), ("never", SPANS), ("tokenizer", None)):
-        assert close(foreign(folder, name, spans, bos=bos), ours(folder, TEXTS, name, spans, bos=bos))
+        assert close(
+            foreign(folder, name, spans, bos=bos), ours(folder, TEXTS, name, spans, bos=bos)
+        )
 
 
 def test_a_span_that_ends_before_its_text_counts_the_tokens_inside(make_checkpoint):
@@ -66,7 +90,9 @@ def test_a_span_that_ends_before_its_text_counts_the_tokens_inside(make_checkpoi
 
 
 def test_a_bos_that_the_tokenizer_adds_is_not_doubled(make_checkpoint):
-    """`always` where the tokenizer has one: minicons' own bos_token=True would put a second one, and score it."""
+    """`always` where the tokenizer has one: minicons' own bos_token=True would put a second one,
+    and score it.
+    """
     folder = make_checkpoint("causal", adds=True)
     assert close(foreign(folder, "causal", bos="always"), ours(folder, TEXTS, "causal", bos="auto"))
 
@@ -81,7 +107,10 @@ def test_tokens_and_flags_are_ours_too(make_checkpoint):
         Item("blind", (Option("the cat sleeps", (7, 14)), Option("a dog sleeps", (5, 12))), 1),
         Item("long", (Option("the cat"), Option(" ".join(WORDS))), 0, {"paradigm": "x"}),
     ]
-    one, other = open_checkpoint(str(folder), options), open_foreign(str(folder), options)
+    one, other = (
+        open_checkpoint(str(folder), options),
+        open_minicons_checkpoint(str(folder), options),
+    )
     [expected], [found] = (
         multiple_choice.predict(one, items, [METHODS["causal"]]),
         other.predict(items, [METHODS["causal"]]),
@@ -108,8 +137,13 @@ def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
     from antlm_bench.architectures import gpt_bert
 
     settings = SIZES | {"vocab_size": 400, "max_position_embeddings": 64}
-    for kind, name, suffix in (("causal", "causal", "ForCausalLM"), ("masked", "mlm", "ForMaskedLM")):
-        getattr(gpt_bert, "GptBert" + suffix)(gpt_bert.GptBertConfig(**settings)).save_pretrained(tmp_path / kind)
+    for kind, name, suffix in (
+        ("causal", "causal", "ForCausalLM"),
+        ("masked", "mlm", "ForMaskedLM"),
+    ):
+        getattr(gpt_bert, "GptBert" + suffix)(gpt_bert.GptBertConfig(**settings)).save_pretrained(
+            tmp_path / kind
+        )
         tokenizer_for(kind, True).save_pretrained(tmp_path / kind)
         assert close(foreign(tmp_path / kind, name), ours(tmp_path / kind, TEXTS, name))
 
@@ -130,25 +164,28 @@ def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypat
 
     folder = make_checkpoint("causal")
     expected = ours(folder, TEXTS, "causal")
-    monkeypatch.setattr(Engine, "_forward", cannot)
+    monkeypatch.setattr(Engine, "_forward_logprobs", cannot)
     with pytest.raises(CheckpointError):
         open_checkpoint(str(folder))
     assert close(foreign(folder, "causal"), expected)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------
+# ---- refusals
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_attentions_that_only_our_engine_turns_are_refused(make_checkpoint):
-    """A causal checkpoint with a mask token: ours also reads it with full attention, minicons passes no such mask."""
-    model = open_foreign(str(make_checkpoint("causal")), OpenOptions(device="cpu"))
+    """A causal checkpoint with a mask token: ours also reads it with full attention, minicons
+    passes no such mask.
+    """
+    model = open_minicons_checkpoint(str(make_checkpoint("causal")), OpenOptions(device="cpu"))
     assert model.methods == ["causal"]
     with pytest.raises(MethodNotSupported, match="does not attend full"):
-        method("mlm", model)
+        resolve_method("mlm", model)
 
 
 def test_methods_that_minicons_does_not_know_are_refused(make_checkpoint):
-    model = open_foreign(str(make_checkpoint("masked")), OpenOptions(device="cpu"))
+    model = open_minicons_checkpoint(str(make_checkpoint("masked")), OpenOptions(device="cpu"))
     assert model.methods == ["mlm", "mlm-l2r"]
     with pytest.raises(MethodNotSupported, match="mntp"):
         model.predict([Item("0", (Option("the cat"),), 0)], [METHODS["mntp"]])
@@ -160,13 +197,17 @@ def test_a_text_of_which_nothing_can_be_scored_is_named(make_checkpoint):
         foreign(folder, "causal", bos="never", texts=["the"])
 
 
-def test_a_special_token_inside_a_masked_text_is_refused_because_minicons_leaves_it_out(make_checkpoint):
+def test_a_special_token_inside_a_masked_text_is_refused_because_minicons_leaves_it_out(
+    make_checkpoint,
+):
     with pytest.raises(CheckpointError, match="leaves out"):
         foreign(make_checkpoint("masked"), "mlm", texts=["the cat </s> sleeps"])
 
 
 def test_a_text_that_reads_differently_after_a_spelled_bos_is_refused(tmp_path):
-    """A tokenizer that marks a text's first word alone: after a spelled <s>, the text is no beginning any more."""
+    """A tokenizer that marks a text's first word alone: after a spelled <s>, the text is no
+    beginning any more.
+    """
     from tokenizers import pre_tokenizers
 
     tokenizer = tokenizer_for("causal", adds=False)
@@ -181,16 +222,27 @@ def test_a_text_that_reads_differently_after_a_spelled_bos_is_refused(tmp_path):
     )
 
 
-def test_minicons_own_bundle_decides_by_the_mean_as_its_sequence_score_does(make_checkpoint, tmp_path):
+def test_minicons_own_bundle_decides_by_the_mean_as_its_sequence_score_does(
+    make_checkpoint, tmp_path
+):
     from antlm_bench import runs, score
 
     (tmp_path / "x.csv").write_text(
         "good,bad\nthe cat sleeps near the old house,a dog\nno,every boy has seen the girl\n"
     )
     folder = make_checkpoint("causal")
-    [run] = score(folder, tmp_path / "x.csv", out=tmp_path / "run", device="cpu", engine="minicons", compat="minicons")
-    for p in runs.predictions(run.path, run.cells[0]):
-        assert p.pred == int(np.argmax([total / count for total, count in zip(p.scores, p.tokens, strict=True)]))
+    [run] = score(
+        folder,
+        tmp_path / "x.csv",
+        out=tmp_path / "run",
+        device="cpu",
+        engine="minicons",
+        compat="minicons",
+    )
+    for p in runs.read_predictions(run.path, run.cells[0]):
+        assert p.pred == int(
+            np.argmax([total / count for total, count in zip(p.scores, p.tokens, strict=True)])
+        )
 
 
 def test_nan_is_an_error(make_checkpoint, tmp_path):
@@ -205,13 +257,16 @@ def test_nan_is_an_error(make_checkpoint, tmp_path):
         foreign(tmp_path, "causal")
 
 
-# ---- the command -------------------------------------------------------------------------------------------------
+# ---- the command
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def suite(tmp_path) -> Path:
     path = tmp_path / "agree.csv"
-    path.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\nno boy,no boys ever\n")
+    path.write_text(
+        "good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\nno boy,no boys ever\n"
+    )
     return path
 
 
@@ -224,12 +279,23 @@ def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, s
         for engine in ("native", "minicons")
     )
     [a], [b] = native, borrowed
-    assert set(b.settings) - set(a.settings) == {"engine"} and b.settings["engine"].startswith("minicons 0.")
-    assert {k: v for k, v in b.settings.items() if k != "engine"} == dict(a.settings) and a.key != b.key
+    assert set(b.settings) - set(a.settings) == {"engine"} and b.settings["engine"].startswith(
+        "minicons 0."
+    )
+    assert {k: v for k, v in b.settings.items() if k != "engine"} == dict(
+        a.settings
+    ) and a.key != b.key
     assert b.summary.headline == a.summary.headline
-    for p, q in zip(runs.predictions(native.path, a), runs.predictions(borrowed.path, b), strict=True):
-        assert p.scores == pytest.approx(q.scores, abs=1e-4) and (p.tokens, p.flags) == (q.tokens, q.flags)
-    [again] = score(folder, suite, out=tmp_path / "minicons", device="cpu", engine="minicons", methods="mlm")
+    for p, q in zip(
+        runs.read_predictions(native.path, a), runs.read_predictions(borrowed.path, b), strict=True
+    ):
+        assert p.scores == pytest.approx(q.scores, abs=1e-4) and (p.tokens, p.flags) == (
+            q.tokens,
+            q.flags,
+        )
+    [again] = score(
+        folder, suite, out=tmp_path / "minicons", device="cpu", engine="minicons", methods="mlm"
+    )
     assert again.cells == borrowed.cells
 
 
@@ -244,9 +310,15 @@ def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, s
         ({"engine": "minicons", "methods": ["causal", "fused"]}, MethodNotSupported),
     ],
 )
-def test_what_minicons_cannot_do_is_refused_before_anything_is_opened(suite, tmp_path, options, error):
+def test_what_minicons_cannot_do_is_refused_before_anything_is_opened(
+    suite, tmp_path, options, error
+):
     from antlm_bench import score
 
     with pytest.raises(error) as caught:
         score("no-such-folder-anywhere", suite, out=tmp_path / "run", **options)
-    assert isinstance(caught.value, BenchError) and caught.value.place.startswith("--") and caught.value.hint
+    assert (
+        isinstance(caught.value, BenchError)
+        and caught.value.location.startswith("--")
+        and caught.value.hint
+    )

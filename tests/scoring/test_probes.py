@@ -7,15 +7,15 @@ import pytest
 
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import probes
-from antlm_bench.types import Encoded
+from antlm_bench.types import EncodedBatch
 
 MASK = 99
 # <s> the un+likely cat </s>: ids 1 5 6 7 8 2, words -1 0 1 1 2 -1
-SENTENCE = Encoded(
+SENTENCE = EncodedBatch(
     ids=np.array([[1, 5, 6, 7, 8, 2]], np.int32),
-    scored=np.array([[False, True, True, True, True, False]]),
-    words=np.array([[-1, 0, 1, 1, 2, -1]], np.int32),
-    text=np.array([4], np.int32),
+    score_mask=np.array([[False, True, True, True, True, False]]),
+    word_ids=np.array([[-1, 0, 1, 1, 2, -1]], np.int32),
+    text_index=np.array([4], np.int32),
 )
 
 
@@ -37,7 +37,12 @@ def test_causal_reads_one_position_before_each_scored_token_and_never_shows_the_
 
 
 def test_causal_cannot_score_a_first_token_without_anything_before_it():
-    bare = Encoded(SENTENCE.ids[:, 1:], SENTENCE.scored[:, 1:], SENTENCE.words[:, 1:], SENTENCE.text)
+    bare = EncodedBatch(
+        SENTENCE.ids[:, 1:],
+        SENTENCE.score_mask[:, 1:],
+        SENTENCE.word_ids[:, 1:],
+        SENTENCE.text_index,
+    )
     assert [target for _, _, target, _ in rows(probes.causal(bare))] == [6, 7, 8]
 
 
@@ -60,12 +65,19 @@ def test_mntp_reads_one_position_to_the_left():
 
 
 def test_mntp_skips_a_first_token_that_has_no_left():
-    bare = Encoded(SENTENCE.ids[:, 1:], SENTENCE.scored[:, 1:], SENTENCE.words[:, 1:], SENTENCE.text)
+    bare = EncodedBatch(
+        SENTENCE.ids[:, 1:],
+        SENTENCE.score_mask[:, 1:],
+        SENTENCE.word_ids[:, 1:],
+        SENTENCE.text_index,
+    )
     assert [target for _, _, target, _ in rows(probes.mntp(bare, MASK))] == [6, 7, 8]
 
 
 def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
-    blind = Encoded(SENTENCE.ids, SENTENCE.scored, np.full_like(SENTENCE.words, -1), SENTENCE.text)
+    blind = EncodedBatch(
+        SENTENCE.ids, SENTENCE.score_mask, np.full_like(SENTENCE.word_ids, -1), SENTENCE.text_index
+    )
     with pytest.raises(MethodNotSupported, match="words"):
         probes.mlm_l2r(blind, MASK)
 
@@ -78,12 +90,12 @@ class Fake:
 
 
 def test_a_model_is_only_asked_what_it_can_answer():
-    assert probes.supported(Fake({"causal"}, None)) == ["causal"]
-    assert probes.supported(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
-    assert probes.supported(Fake({"causal", "full"}, 3)) == list(probes.METHODS)
+    assert probes.supported_methods(Fake({"causal"}, None)) == ["causal"]
+    assert probes.supported_methods(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
+    assert probes.supported_methods(Fake({"causal", "full"}, 3)) == list(probes.METHODS)
     with pytest.raises(MethodNotSupported, match="does not attend causal"):
-        probes.method("fused", Fake({"full"}, 3))
+        probes.resolve_method("fused", Fake({"full"}, 3))
     with pytest.raises(MethodNotSupported, match="no mask token"):
-        probes.method("mlm", Fake({"full"}, None))
+        probes.resolve_method("mlm", Fake({"full"}, None))
     with pytest.raises(UsageError, match="unknown method 'plm'"):
-        probes.method("plm", Fake({"full"}, 3))
+        probes.resolve_method("plm", Fake({"full"}, 3))

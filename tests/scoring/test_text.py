@@ -9,7 +9,7 @@ from tiny import tokenizer_for
 from transformers import ByT5Tokenizer
 
 from antlm_bench.errors import CheckpointError
-from antlm_bench.scoring.text import Encoder, Specials, specials, template
+from antlm_bench.scoring.text import Specials, TextEncoder, build_specials, detect_template
 
 FAST = tokenizer_for("causal", adds=True)
 SLOW = ByT5Tokenizer()
@@ -17,7 +17,7 @@ BOS = Specials((1,))
 
 
 def encoder(tokenizer=FAST, around=BOS, max_length=None, vocabulary=400):
-    return Encoder(tokenizer, around, max_length=max_length, vocabulary=vocabulary)
+    return TextEncoder(tokenizer, around, max_length=max_length, vocab_size=vocabulary)
 
 
 def rows(encodings):
@@ -34,7 +34,9 @@ odd_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 @settings(max_examples=500, deadline=None)
 @given(text=odd_text, span=st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted))
-def test_a_token_counts_iff_it_ends_after_the_start_of_the_span_and_begins_before_its_end(text, span):
+def test_a_token_counts_iff_it_ends_after_the_start_of_the_span_and_begins_before_its_end(
+    text, span
+):
     found = rows(encoder().encode([text], [tuple(span)]))
     reference = FAST(text, add_special_tokens=False, return_offsets_mapping=True)
     if not reference["input_ids"]:
@@ -42,7 +44,10 @@ def test_a_token_counts_iff_it_ends_after_the_start_of_the_span_and_begins_befor
         return
     ids, scored, _ = found[0]
     assert ids == [1, *reference["input_ids"]]
-    assert scored == [False, *(end > span[0] and start < span[1] for start, end in reference["offset_mapping"])]
+    assert scored == [
+        False,
+        *(end > span[0] and start < span[1] for start, end in reference["offset_mapping"]),
+    ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -62,7 +67,10 @@ def test_a_slow_tokenizer_gives_its_own_ids(text):
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), min_size=1), data=st.data())
+@given(
+    text=st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), min_size=1),
+    data=st.data(),
+)
 def test_spans_of_a_slow_tokenizer_are_those_of_its_characters(text, data):
     """ByT5 reads ASCII as one token per character, so that the right answer is known."""
     start = data.draw(st.integers(0, len(text)))
@@ -72,9 +80,9 @@ def test_spans_of_a_slow_tokenizer_are_those_of_its_characters(text, data):
     except CheckpointError as error:
         assert text != text.rstrip() and "slow tokenizer" in str(error)
         return
-    assert [text[i] for i, counts in enumerate(found[0][1]) if counts and not text[i].isspace()] == [
-        c for c in text[start:] if not c.isspace()
-    ]
+    assert [
+        text[i] for i, counts in enumerate(found[0][1]) if counts and not text[i].isspace()
+    ] == [c for c in text[start:] if not c.isspace()]
 
 
 def test_words_are_those_of_the_pre_tokenizer():
@@ -86,16 +94,16 @@ def test_words_are_those_of_the_pre_tokenizer():
 
 
 def test_the_template_is_found_by_trying_and_a_tokenizer_that_alters_text_is_refused():
-    assert template(FAST) == Specials((1,))
-    assert template(tokenizer_for("masked", adds=True)) == Specials((1,), (2,))
-    assert template(tokenizer_for("causal", adds=False)) == Specials()
+    assert detect_template(FAST) == Specials((1,))
+    assert detect_template(tokenizer_for("masked", adds=True)) == Specials((1,), (2,))
+    assert detect_template(tokenizer_for("causal", adds=False)) == Specials()
 
     class Altering:
         def __call__(self, text, add_special_tokens=True):
             return {"input_ids": [9, 9, 9] if add_special_tokens else [5, 6]}
 
     with pytest.raises(CheckpointError, match="with special tokens and as"):
-        template(Altering())
+        detect_template(Altering())
 
 
 @pytest.mark.parametrize(
@@ -110,8 +118,8 @@ def test_the_template_is_found_by_trying_and_a_tokenizer_that_alters_text_is_ref
 )
 def test_policies_for_a_tokenizer_that_knows_cls_and_sep(adds, bos, causal, full):
     tokenizer = tokenizer_for("masked", adds)
-    assert specials(tokenizer, "full", bos) == full
-    assert specials(tokenizer, "causal", bos) == causal
+    assert build_specials(tokenizer, "full", bos) == full
+    assert build_specials(tokenizer, "causal", bos) == causal
 
 
 def test_an_unknown_token_is_told():

@@ -1,4 +1,6 @@
-"""Tiny tokenizers of every kind, trained on a few sentences: well-behaved ones and those that cause trouble."""
+"""Tiny tokenizers of every kind, trained on a few sentences: well-behaved ones and those that cause
+trouble.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ def wrapped(tokenizer: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def bpe(pre: Any = None, normalizer: Any = None, *, alphabet: Any = (), size: int = 90, unk: str | None = None) -> Any:
+def bpe(
+    pre: Any = None,
+    normalizer: Any = None,
+    *,
+    alphabet: Any = (),
+    size: int = 90,
+    unk: str | None = None,
+) -> Any:
     """Byte-pair encoding with special tokens <pad> 0, <s> 1, </s> 2, <mask> 3."""
     tokenizer = Tokenizer(models.BPE(unk_token=unk))
     if pre is not None:
@@ -24,7 +33,10 @@ def bpe(pre: Any = None, normalizer: Any = None, *, alphabet: Any = (), size: in
         tokenizer.normalizer = normalizer
     specials = ["<pad>", "<s>", "</s>", "<mask>", *([unk] if unk else [])]
     trainer = trainers.BpeTrainer(
-        vocab_size=size + len(alphabet), special_tokens=specials, initial_alphabet=list(alphabet), show_progress=False
+        vocab_size=size + len(alphabet),
+        special_tokens=specials,
+        initial_alphabet=list(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
@@ -32,7 +44,9 @@ def bpe(pre: Any = None, normalizer: Any = None, *, alphabet: Any = (), size: in
 
 
 def byte_level(split: bool = True, prefix: bool = False, alphabet: Any = BYTES) -> Any:
-    return bpe(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=split), alphabet=alphabet)
+    return bpe(
+        pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=split), alphabet=alphabet
+    )
 
 
 def metaspace(split: bool = True, unk: str | None = None) -> Any:
@@ -50,7 +64,9 @@ def superword() -> Any:
 
 
 def word_level(unk: str | None = None, words: Any = None) -> Any:
-    words = sorted({word for text in TEXTS for word in text.split()}) if words is None else list(words)
+    words = (
+        sorted({word for text in TEXTS for word in text.split()}) if words is None else list(words)
+    )
     vocabulary = {word: n for n, word in enumerate([*([unk] if unk else []), "<s>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unk or "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -59,15 +75,26 @@ def word_level(unk: str | None = None, words: Any = None) -> Any:
 
 def word_piece(unk: str = "[UNK]") -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=["[PAD]", unk], show_progress=False)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=90, special_tokens=["[PAD]", unk], show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return wrapped(tokenizer, unk_token=unk, pad_token="[PAD]")
 
 
 def unigram(unk: bool = True, split: bool = True) -> Any:
     characters = sorted({character for text in TEXTS for character in text if character != " "})
-    pieces = [("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in characters), ("▁the", -1.0), ("▁cat", -1.5)]
+    pieces = [
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        *((c, -3.0) for c in characters),
+        ("▁the", -1.0),
+        ("▁cat", -1.5),
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0 if unk else None))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=split)
     return wrapped(tokenizer)

@@ -12,14 +12,20 @@ from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from antlm_bench import statistics
-from antlm_bench.statistics.crossed_design import Part, Uncertain
+from antlm_bench.statistics.crossed_design import UncertainValue, VarianceComponent
 from antlm_bench.types import Floats
 
 
-def crossed(rng: np.random.Generator, seeds: int, items: int, sd: tuple[float, float, float]) -> Floats:
+def crossed(
+    rng: np.random.Generator, seeds: int, items: int, sd: tuple[float, float, float]
+) -> Floats:
     """Normal effects of seeds, items, and their interaction around 0."""
     s, i, both = sd
-    return rng.normal(0, s, (seeds, 1)) + rng.normal(0, i, (1, items)) + rng.normal(0, both, (seeds, items))
+    return (
+        rng.normal(0, s, (seeds, 1))
+        + rng.normal(0, i, (1, items))
+        + rng.normal(0, both, (seeds, items))
+    )
 
 
 def two_way(y: Floats) -> tuple[float, float, float]:
@@ -38,7 +44,7 @@ def two_way(y: Floats) -> tuple[float, float, float]:
 def test_the_variance_is_that_of_the_two_way_table(s: int, n: int, luck: float, seed: int) -> None:
     y = crossed(np.random.default_rng(seed), s, n, (luck, 1, 1))
     seeds, items, rest = two_way(y)
-    found = statistics.two_level(y)
+    found = statistics.two_level_mean(y)
     assert found.value == pytest.approx(y.mean())
     assert found.variance == pytest.approx((seeds + max(items - rest, 0)) / (s * n))
 
@@ -46,28 +52,48 @@ def test_the_variance_is_that_of_the_two_way_table(s: int, n: int, luck: float, 
 def test_the_quantile_is_cochrans_but_for_a_twentieth() -> None:
     y = crossed(np.random.default_rng(0), 3, 40, (1, 1, 0.5))
     seeds, items, rest = two_way(y)
-    found = statistics.two_level(y)
+    found = statistics.two_level_mean(y)
     share = seeds / (seeds + items - rest)
-    t = stats.t.ppf(0.975, 39) + (stats.t.ppf(0.975, 2) - stats.t.ppf(0.975, 39)) * (share - 0.05) / 0.95
+    t = (
+        stats.t.ppf(0.975, 39)
+        + (stats.t.ppf(0.975, 2) - stats.t.ppf(0.975, 39)) * (share - 0.05) / 0.95
+    )
     half = t * ((seeds + items - rest) / 120) ** 0.5
     assert share > 0.1
     assert tuple(found.interval) == pytest.approx((found.value - half, found.value + half))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / found.variance**0.5, found.df))
+    assert found.p == pytest.approx(
+        2 * stats.t.sf(abs(found.value) / found.variance**0.5, found.df)
+    )
     assert 2 < found.df < 41
 
 
 def test_seeds_that_hardly_contribute_do_not_widen_the_interval() -> None:
-    for seeds in (Part(0.0, 1), Part(0.05, 1, 0.05**0.5), Part(0.05, 4)):
-        assert Uncertain(0.0, (Part(0.95 if seeds.variance else 1.0, 30),), (seeds,)).df == pytest.approx(30)
+    for seeds in (
+        VarianceComponent(0.0, 1),
+        VarianceComponent(0.05, 1, 0.05**0.5),
+        VarianceComponent(0.05, 4),
+    ):
+        assert UncertainValue(
+            0.0, (VarianceComponent(0.95 if seeds.variance else 1.0, 30),), (seeds,)
+        ).df == pytest.approx(30)
 
 
 @pytest.mark.parametrize("df", [1, 2, 4])
-def test_one_number_of_few_seeds_is_covered_93_to_97_times_in_100_whatever_they_contribute(df: int) -> None:
-    """Integrated over what the seeds' variance is seen as: nothing is drawn. share: what it truly is of the whole."""
+def test_one_number_of_few_seeds_is_covered_93_to_97_times_in_100_whatever_they_contribute(
+    df: int,
+) -> None:
+    """Integrated over what the seeds' variance is seen as: nothing is drawn. share: what it truly
+    is of the whole.
+    """
     seen = stats.chi2.ppf((np.arange(600) + 0.5) / 600, df) / df
     for share in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1):
         halves = [
-            Uncertain(0.0, (Part(1 - share),), (Part(share * u, df, (share * u) ** 0.5),)).interval.high for u in seen
+            UncertainValue(
+                0.0,
+                (VarianceComponent(1 - share),),
+                (VarianceComponent(share * u, df, (share * u) ** 0.5),),
+            ).interval.high
+            for u in seen
         ]
         assert 0.93 <= (2 * stats.norm.cdf(halves) - 1).mean() <= 0.97
 
@@ -75,9 +101,9 @@ def test_one_number_of_few_seeds_is_covered_93_to_97_times_in_100_whatever_they_
 def test_one_seed_is_the_t_interval_over_items_and_one_item_that_over_seeds() -> None:
     values = np.random.default_rng(0).normal(size=30)
     theirs = stats.t.interval(0.95, 29, loc=values.mean(), scale=stats.sem(values))
-    assert tuple(statistics.two_level(values[None]).interval) == pytest.approx(theirs)
-    assert tuple(statistics.two_level(values[:, None]).interval) == pytest.approx(theirs)
-    assert math.isnan(statistics.two_level(values[:1, None]).variance)
+    assert tuple(statistics.two_level_mean(values[None]).interval) == pytest.approx(theirs)
+    assert tuple(statistics.two_level_mean(values[:, None]).interval) == pytest.approx(theirs)
+    assert math.isnan(statistics.two_level_mean(values[:1, None]).variance)
 
 
 TRIALS = 1500
@@ -95,19 +121,25 @@ def test_the_interval_covers_95_times_in_100_whatever_seeds_contribute(
     sd = (luck * (1 + interaction**2 / seeds) * seeds / items) ** 0.5
     hits = 0
     for _ in range(TRIALS):
-        low, high = statistics.two_level(crossed(rng, seeds, items, (sd, 1, interaction))).interval
+        low, high = statistics.two_level_mean(
+            crossed(rng, seeds, items, (sd, 1, interaction))
+        ).interval
         hits += low <= 0 <= high
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
 def test_binary_outcomes_are_covered_too() -> None:
     rng, trials = np.random.default_rng(2), 2000
-    x, w = np.polynomial.hermite_e.hermegauss(41)  # items and seeds add up to one normal of variance 1 + 0.3^2
+    x, w = np.polynomial.hermite_e.hermegauss(
+        41
+    )  # items and seeds add up to one normal of variance 1 + 0.3^2
     truth = float((w / (1 + np.exp(-0.5 - x * 1.09**0.5))).sum() / w.sum())
     hits = 0
     for _ in range(trials):
         rate = 1 / (1 + np.exp(-0.5 - rng.normal(0, 1, (1, 150)) - rng.normal(0, 0.3, (4, 1))))
-        low, high = statistics.two_level((rng.random(rate.shape) < rate).astype(float)).interval
+        low, high = statistics.two_level_mean(
+            (rng.random(rate.shape) < rate).astype(float)
+        ).interval
         hits += low <= truth <= high
     assert 0.93 <= hits / trials <= 0.975
 
@@ -115,7 +147,7 @@ def test_binary_outcomes_are_covered_too() -> None:
 def test_between_single_seeds_the_difference_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=50), rng.normal(0.4, 1, size=50)
-    value, interval, p = statistics.two_level_difference(a[None], b[None])
+    value, interval, p = statistics.two_level_test(a[None], b[None])
     theirs = stats.ttest_rel(b, a)
     assert value == pytest.approx(b.mean() - a.mean()) and p == pytest.approx(theirs.pvalue)
     assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
@@ -124,7 +156,7 @@ def test_between_single_seeds_the_difference_is_the_paired_t_test() -> None:
 def test_of_one_item_the_difference_is_nearly_welchs_test_of_seeds() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=5), rng.normal(1, 2, size=4)
-    value, interval, p = statistics.two_level_difference(a[:, None], b[:, None])
+    value, interval, p = statistics.two_level_test(a[:, None], b[:, None])
     theirs = CompareMeans(DescrStatsW(b), DescrStatsW(a))
     assert value == pytest.approx(b.mean() - a.mean())
     assert statistics.two_level_change(a[:, None], b[:, None]).variance == pytest.approx(
@@ -138,7 +170,7 @@ def test_two_seeds_of_each_run_are_a_paired_t_test() -> None:
     """However much the two runs' seeds differ in how much they differ (Scheffe 1943)."""
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(2, 1)), rng.normal(1, 5, size=(2, 1))
-    value, interval, p = statistics.two_level_difference(a, b)
+    value, interval, p = statistics.two_level_test(a, b)
     theirs = stats.ttest_rel(b[:, 0], a[:, 0])
     assert (value, p) == pytest.approx(((b - a).mean(), theirs.pvalue))
     assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
@@ -149,13 +181,18 @@ def test_two_seeds_of_each_run_are_a_paired_t_test() -> None:
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5), (5, 3), (2, 5), (2, 10)])
 @pytest.mark.parametrize("luck", [(0.08, 0.08), (1.0, 0.5)])
-def test_equal_models_differ_5_times_in_100(counts: tuple[int, int], luck: tuple[float, float]) -> None:
+def test_equal_models_differ_5_times_in_100(
+    counts: tuple[int, int], luck: tuple[float, float]
+) -> None:
     rng = np.random.default_rng(5)
     lost, wide = 0, 0
     for _ in range(TRIALS):
         items = rng.normal(0, 1, (1, 100))
-        a, b = (items + crossed(rng, count, 100, (sd, 0.3, 0.6)) for count, sd in zip(counts, luck, strict=True))
-        _, interval, p = statistics.two_level_difference(a, b)
+        a, b = (
+            items + crossed(rng, count, 100, (sd, 0.3, 0.6))
+            for count, sd in zip(counts, luck, strict=True)
+        )
+        _, interval, p = statistics.two_level_test(a, b)
         lost += p < 0.05
         wide += interval.low <= 0 <= interval.high
     assert 0.03 - NOISE <= lost / TRIALS <= 0.07 + NOISE
@@ -164,33 +201,40 @@ def test_equal_models_differ_5_times_in_100(counts: tuple[int, int], luck: tuple
 
 def test_the_same_run_does_not_differ_from_itself_and_a_shift_of_all_is_no_certainty() -> None:
     a = (np.random.default_rng(0).random((1, 40)) < 0.5).astype(float)
-    assert statistics.two_level_difference(a, a) == (0, (0, 0), 1)
-    assert statistics.two_level_difference(np.zeros((1, 4)), np.ones((1, 4)))[2] == 0.125
+    assert statistics.two_level_test(a, a) == (0, (0, 0), 1)
+    assert statistics.two_level_test(np.zeros((1, 4)), np.ones((1, 4)))[2] == 0.125
     with pytest.raises(ValueError, match="40 and 39 items"):
-        statistics.two_level_difference(a, a[:, 1:])
+        statistics.two_level_test(a, a[:, 1:])
 
 
 def test_a_macro_average_adds_variances() -> None:
-    parts = [Uncertain(0.6, seeds=(Part(0.01, 4, 0.1),)), Uncertain(0.8, seeds=(Part(0.04, 9, -0.2),))]
-    found = statistics.mean_of(parts)
+    parts = [
+        UncertainValue(0.6, seed_components=(VarianceComponent(0.01, 4, 0.1),)),
+        UncertainValue(0.8, seed_components=(VarianceComponent(0.04, 9, -0.2),)),
+    ]
+    found = statistics.weighted_mean(parts)
     assert found.value == pytest.approx(0.7)
     assert found.variance == pytest.approx(0.05 / 4)
     assert found.df == pytest.approx(0.05**2 / (0.01**2 / 3.6 + 0.04**2 / 8.6) + 0.4)
-    over_items = statistics.mean_of([Uncertain(0.0, part.seeds) for part in parts])
+    over_items = statistics.weighted_mean(
+        [UncertainValue(0.0, part.seed_components) for part in parts]
+    )
     assert over_items.df == pytest.approx(0.05**2 / (0.01**2 / 4 + 0.04**2 / 9))
-    weighted = statistics.mean_of(parts, [3, -1])
+    weighted = statistics.weighted_mean(parts, [3, -1])
     assert (weighted.value, weighted.variance) == pytest.approx((1.0, 0.09 + 0.04))
-    pair = statistics.mean_of([*parts, Uncertain(0.1, seeds=(Part(0.09, 1, 0.3),))])
+    pair = statistics.weighted_mean(
+        [*parts, UncertainValue(0.1, seed_components=(VarianceComponent(0.09, 1, 0.3),))]
+    )
     assert (pair.variance, pair.df) == pytest.approx((((0.1 - 0.2 + 0.3) / 3) ** 2, 1))
-    assert statistics.mean_of(parts[:1]) == parts[0]
+    assert statistics.weighted_mean(parts[:1]) == parts[0]
 
 
 def test_an_interval_is_taken_for_its_variance() -> None:
-    found = statistics.from_interval(0.5, statistics.Interval(0.4, 0.6))
+    found = statistics.uncertain_from_interval(0.5, statistics.Interval(0.4, 0.6))
     assert tuple(found.interval) == pytest.approx((0.4, 0.6))
-    assert statistics.mean_of([found] * 4).variance == pytest.approx(found.variance / 4)
-    assert Uncertain(1.959963984540054, (Part(1.0),)).p == pytest.approx(0.05)
-    assert Uncertain(0.0).p == 1 and Uncertain(1.0).p == 0
+    assert statistics.weighted_mean([found] * 4).variance == pytest.approx(found.variance / 4)
+    assert UncertainValue(1.959963984540054, (VarianceComponent(1.0),)).p == pytest.approx(0.05)
+    assert UncertainValue(0.0).p == 1 and UncertainValue(1.0).p == 0
 
 
 @pytest.mark.parametrize("counts", [(2,), (3,), (5,), (2, 5), (3, 3), (3, 10)])
@@ -199,8 +243,10 @@ def test_an_interval_is_taken_for_its_variance() -> None:
 def test_means_over_tasks_and_two_runs_are_covered_whoever_has_the_luck(
     counts: tuple[int, ...], tasks: int, luckless: float, items: float
 ) -> None:
-    """luckless: the variance over seeds of all parts but one (the first run's in the first task), in that of the one.
-    items: their share in the whole. What is drawn are the seeds' means; whether the true value lies inside is not."""
+    """luckless: the variance over seeds of all parts but one (the first run's in the first task),
+    in that of the one. items: their share in the whole. What is drawn are the seeds' means; whether
+    the true value lies inside is not.
+    """
     rng, several = np.random.default_rng(7), counts * tasks
     true = np.array([1.0] + [luckless] * (len(several) - 1))
     true *= (1 - items) / true.sum()
@@ -209,27 +255,37 @@ def test_means_over_tasks_and_two_runs_are_covered_whoever_has_the_luck(
         parts = []
         for count, variance in zip(several, true, strict=True):
             means = rng.normal(0, (variance * count) ** 0.5, count)
-            parts.append(Part(means.var(ddof=1) / count, count - 1, (means[0] - means[1]) / (2 * count) ** 0.5))
-        found[trial] = Uncertain(0.0, (Part(items, 400),), tuple(parts)).interval.high
+            parts.append(
+                VarianceComponent(
+                    means.var(ddof=1) / count, count - 1, (means[0] - means[1]) / (2 * count) ** 0.5
+                )
+            )
+        found[trial] = UncertainValue(
+            0.0, (VarianceComponent(items, 400),), tuple(parts)
+        ).interval.high
     inside = 2 * stats.norm.cdf(found) - 1
     noise = 3 * inside.std() / TRIALS**0.5
     assert 0.93 - noise <= inside.mean() <= 0.97 + noise
 
 
 def test_numbers_with_and_without_seeds_are_averaged() -> None:
-    """What has no seeds adds to the items' part alone, also where two seeds agree and where nothing varies."""
+    """What has no seeds adds to the items' part alone, also where two seeds agree and where nothing
+    varies.
+    """
     rng = np.random.default_rng(6)
-    scored = statistics.from_interval(0.8, statistics.Interval(0.7, 0.9))
-    tuned = statistics.two_level(crossed(rng, 2, 50, (1, 1, 0.3)))
-    once = statistics.two_level(crossed(rng, 1, 50, (1, 1, 0.3)))
-    found = statistics.mean_of([scored, tuned, once, Uncertain(0.3)])
+    scored = statistics.uncertain_from_interval(0.8, statistics.Interval(0.7, 0.9))
+    tuned = statistics.two_level_mean(crossed(rng, 2, 50, (1, 1, 0.3)))
+    once = statistics.two_level_mean(crossed(rng, 1, 50, (1, 1, 0.3)))
+    found = statistics.weighted_mean([scored, tuned, once, UncertainValue(0.3)])
     assert found.variance == pytest.approx((scored.variance + tuned.variance + once.variance) / 16)
-    assert len(found.seeds) == 1 and len(found.items) == 3
-    alike = statistics.two_level(np.tile(rng.normal(size=50), (2, 1)))
-    assert alike.seeds[0].variance == 0 and alike.df == pytest.approx(49)
-    both = statistics.mean_of([scored, alike])
+    assert len(found.seed_components) == 1 and len(found.item_components) == 3
+    alike = statistics.two_level_mean(np.tile(rng.normal(size=50), (2, 1)))
+    assert alike.seed_components[0].variance == 0 and alike.df == pytest.approx(49)
+    both = statistics.weighted_mean([scored, alike])
     assert both.variance == pytest.approx((scored.variance + alike.variance) / 4) and both.df > 49
-    nothing = statistics.mean_of([statistics.two_level(np.ones((2, 9))), Uncertain(0.0)])
+    nothing = statistics.weighted_mean(
+        [statistics.two_level_mean(np.ones((2, 9))), UncertainValue(0.0)]
+    )
     assert tuple(nothing.interval) == (0.5, 0.5) and nothing.p == 0
 
 
@@ -237,17 +293,24 @@ def test_numbers_with_and_without_seeds_are_averaged() -> None:
 def test_a_macro_average_over_tasks_of_few_seeds_covers(seeds: int) -> None:
     rng, hits = np.random.default_rng(6), 0
     for _ in range(TRIALS):
-        tasks = [statistics.two_level(crossed(rng, seeds, n, (0.2, 1, 0.7))) for n in (60, 100, 200, 40)]
-        low, high = statistics.mean_of(tasks).interval
+        tasks = [
+            statistics.two_level_mean(crossed(rng, seeds, n, (0.2, 1, 0.7)))
+            for n in (60, 100, 200, 40)
+        ]
+        low, high = statistics.weighted_mean(tasks).interval
         hits += low <= 0 <= high
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
-def test_the_pigeonhole_bootstrap_agrees_but_for_the_interaction_that_it_counts_three_times() -> None:
-    """Owen 2007: resampling seeds and items of the same table has var_a/S + var_b/n + 3 var_c/(S n) on average."""
+def test_the_pigeonhole_bootstrap_agrees_but_for_the_interaction_that_it_counts_three_times() -> (
+    None
+):
+    """Owen 2007: resampling seeds and items of the same table has var_a/S + var_b/n + 3 var_c/(S n)
+    on average.
+    """
     rng = np.random.default_rng(9)
     y = crossed(rng, 12, 80, (0.3, 1, 1))
     rows, columns = rng.integers(12, size=(6000, 12, 1)), rng.integers(80, size=(6000, 1, 80))
     theirs = y[rows, columns].mean(axis=(1, 2)).var()
     interaction = two_way(y)[2] / y.size
-    assert statistics.two_level(y).variance + 2 * interaction == pytest.approx(theirs, rel=0.1)
+    assert statistics.two_level_mean(y).variance + 2 * interaction == pytest.approx(theirs, rel=0.1)

@@ -1,4 +1,6 @@
-"""Spearman's correlation: its influences by brute force, its interval and test by libraries and by simulation."""
+"""Spearman's correlation: its influences by brute force, its interval and test by libraries and by
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ NOISE = 3 * (0.05 * 0.95 / TRIALS) ** 0.5  # of a share of 5% that is counted in
 
 
 def rated(rng: np.random.Generator, n: int, kind: str, rho: float) -> tuple[Floats, Floats, Floats]:
-    """Two runs and ratings, all of one Spearman correlation, on scales of their own. kind: "alike", both runs normal
-    with the ratings; "copied", one as if it had copied a share of them; "kin", the runs share half of their noise."""
+    """Two runs and ratings, all of one Spearman correlation, on scales of their own. kind: "alike",
+    both runs normal with the ratings; "copied", one as if it had copied a share of them; "kin", the
+    runs share half of their noise.
+    """
     ratings, r = rng.normal(size=n), 2 * np.sin(np.pi * rho / 6)
     shared = rng.normal(size=n)
     noise = [rng.normal(size=n) for _ in range(2)]
@@ -33,7 +37,9 @@ def rated(rng: np.random.Generator, n: int, kind: str, rho: float) -> tuple[Floa
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 30), st.integers(21, 40))
 def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int, n: int) -> None:
-    """What an item does is found slowly here: the weighted correlation of mid-ranks, the item's weight nudged."""
+    """What an item does is found slowly here: the weighted correlation of mid-ranks, the item's
+    weight nudged.
+    """
     rng = np.random.default_rng(seed)
     x = rng.integers(0, steps, n).astype(float)
     y = x + rng.integers(0, steps, n).astype(float)
@@ -51,7 +57,9 @@ def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int,
     influence = np.array([(fisher(1 + one) - fisher(1 - one)) / 2e-5 for one in nudge])
     half = stats.t.ppf(0.975, n - 1) * (influence @ influence / (n * (n - 1))) ** 0.5
     z = np.arctanh(stats.spearmanr(x, y).statistic)
-    assert tuple(statistics.spearman_interval(x, y)) == pytest.approx(tuple(np.tanh([z - half, z + half])), rel=1e-4)
+    assert tuple(statistics.spearman_interval(x, y)) == pytest.approx(
+        tuple(np.tanh([z - half, z + half])), rel=1e-4
+    )
 
 
 def test_of_many_items_the_interval_is_scipys_bootstrap_and_fishers() -> None:
@@ -69,19 +77,25 @@ def test_of_many_items_the_interval_is_scipys_bootstrap_and_fishers() -> None:
     ).confidence_interval
     ours = tuple(statistics.spearman_interval(x, y))
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.02)
-    assert ours == pytest.approx(tuple(stats.pearsonr(*map(stats.rankdata, (x, y))).confidence_interval()), abs=0.02)
+    assert ours == pytest.approx(
+        tuple(stats.pearsonr(*map(stats.rankdata, (x, y))).confidence_interval()), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize(("n", "rho"), [(50, 0.0), (50, 0.5), (50, 0.8), (50, 0.95), (200, 0.5), (200, 0.95)])
-def test_the_interval_of_a_correlation_covers_95_times_in_100(n: int, rho: float, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "rho"), [(50, 0.0), (50, 0.5), (50, 0.8), (50, 0.95), (200, 0.5), (200, 0.95)]
+)
+def test_the_interval_of_a_correlation_covers_95_times_in_100(
+    n: int, rho: float, steps: int
+) -> None:
     rng = np.random.default_rng(5)
 
     def drawn(size: int) -> tuple[Floats, Floats]:
         x, _, y = rated(rng, size, "alike", rho)
         return x, np.round(steps * y) if steps else y
 
-    truth = statistics.spearman(*drawn(300_000)) or 0.0
+    truth = statistics.spearman_correlation(*drawn(300_000)) or 0.0
     assert steps or truth == pytest.approx(rho, abs=0.006)
     hits = 0
     for _ in range(TRIALS):
@@ -91,7 +105,9 @@ def test_the_interval_of_a_correlation_covers_95_times_in_100(n: int, rho: float
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.8])
-@pytest.mark.parametrize(("n", "kind"), [(50, "alike"), (50, "copied"), (50, "kin"), (200, "copied")])
+@pytest.mark.parametrize(
+    ("n", "kind"), [(50, "alike"), (50, "copied"), (50, "kin"), (200, "copied")]
+)
 def test_equal_correlations_are_told_apart_5_times_in_100(n: int, kind: str, rho: float) -> None:
     rng, false = np.random.default_rng(9), 0
     for _ in range(TRIALS):
@@ -156,9 +172,12 @@ def test_few_items_beside_the_largest_tie_tell_nothing(tied: int) -> None:
     assert statistics.spearman_difference(some, z, y)[1] is not None
 
 
-def alike(rng: np.random.Generator, n: int, kin: float, tied: float) -> tuple[Floats, Floats, Floats]:
-    """Two runs, whose scores correlate by `kin`, and ratings, with which both correlate by .7; a share `tied` of items
-    has one value throughout."""
+def alike(
+    rng: np.random.Generator, n: int, kin: float, tied: float
+) -> tuple[Floats, Floats, Floats]:
+    """Two runs, whose scores correlate by `kin`, and ratings, with which both correlate by .7; a
+    share `tied` of items has one value throughout.
+    """
     all_three = np.array([[1, kin, 0.7], [kin, 1, 0.7], [0.7, 0.7, 1]])
     x, z, y = (rng.normal(size=(n, 3)) @ np.linalg.cholesky(all_three).T).T
     same = rng.random(n) < tied
@@ -166,7 +185,8 @@ def alike(rng: np.random.Generator, n: int, kin: float, tied: float) -> tuple[Fl
 
 
 @pytest.mark.parametrize(
-    ("n", "kin", "tied"), [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)]
+    ("n", "kin", "tied"),
+    [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)],
 )
 def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100(
     n: int, kin: float, tied: float
@@ -181,7 +201,7 @@ def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100
 @pytest.mark.parametrize("outside", [20, 30])
 def test_ties_on_the_same_items_leave_a_correlation_covered(outside: int) -> None:
     rng = np.random.default_rng(12)
-    truth = statistics.spearman(*alike(rng, 400_000, 0.5, 1 - outside / 100)[1:]) or 0.0
+    truth = statistics.spearman_correlation(*alike(rng, 400_000, 0.5, 1 - outside / 100)[1:]) or 0.0
     hits = []
     while len(hits) < TRIALS:
         low, high = statistics.spearman_interval(*alike(rng, 100, 0.5, 1 - outside / 100)[1:])

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-REAL = Path(os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+REAL = Path(
+    os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
-"""The nano grammar: the same pairs everywhere, contrasts that are real, and training text that leaks none of them."""
+"""The nano grammar: the same pairs everywhere, contrasts that are real, and training text that
+leaks none of them.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,17 @@ import pytest
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites import loader
-from antlm_bench.suites.grammar import corpus, records
-from antlm_bench.suites.spec import GrammarSpec, SuiteSpec, read
+from antlm_bench.suites.grammar import generate_pairs, generate_sentences
+from antlm_bench.suites.spec import GrammarSpec, SuiteSpec, read_spec
 
 
 def nano() -> GrammarSpec:
-    spec = read(catalog("tasks")["nano"])
+    spec = read_spec(catalog("tasks")["nano"])
     assert isinstance(spec, SuiteSpec) and spec.grammar
     return spec.grammar
 
 
-PAIRS = records(nano())
+PAIRS = generate_pairs(nano())
 ALL = ({"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{all.sg}", "x"),)},)
 MANY = "{cat1.sg} {cat2.sg} {cat3.sg} {cat4.sg}"
 
@@ -34,14 +36,24 @@ def small(**changes: object) -> GrammarSpec:
         "seed": 1,
         "pairs": 2,
         "lexicon": {"cat": {"forms": ("sg", "pl"), "words": ("cat cats", "dog dogs", "cow cows")}},
-        "paradigm": ({"name": "p", "phenomenon": "q", "field": "r", "pairs": (("a {cat.sg}", "a {cat.pl}"),)},),
+        "paradigm": (
+            {
+                "name": "p",
+                "phenomenon": "q",
+                "field": "r",
+                "pairs": (("a {cat.sg}", "a {cat.pl}"),),
+            },
+        ),
     }
     return GrammarSpec.model_validate(tables | changes)
 
 
 def test_the_pairs_are_these_on_every_version_and_platform() -> None:
     written = json.dumps(PAIRS, sort_keys=True).encode()
-    assert hashlib.sha256(written).hexdigest() == "93834145ac5e6017db94e3fd1c7f8381aef330e83d50659826100c098e10dcd7"
+    assert (
+        hashlib.sha256(written).hexdigest()
+        == "93834145ac5e6017db94e3fd1c7f8381aef330e83d50659826100c098e10dcd7"
+    )
     assert [PAIRS[0]["sentence_good"], PAIRS[-1]["sentence_bad"]] == [
         "The small uncle sleeps.",
         "The book was waited by the sister.",
@@ -57,19 +69,28 @@ def test_there_are_enough_paradigms_and_phenomena_and_no_sentence_twice() -> Non
 
 def test_the_training_text_holds_no_test_sentence_and_is_repeatable() -> None:
     held_out = {pair[side] for pair in PAIRS for side in ("sentence_good", "sentence_bad")}
-    text = list(corpus(nano(), 20_000, seed=3))
+    text = list(generate_sentences(nano(), 20_000, seed=3))
     assert len(text) == 20_000
     assert not held_out.intersection(text)
-    assert text[:50] == list(islice(corpus(nano(), 20_000, seed=3), 50)) != list(corpus(nano(), 50, seed=4))
+    assert (
+        text[:50]
+        == list(islice(generate_sentences(nano(), 20_000, seed=3), 50))
+        != list(generate_sentences(nano(), 50, seed=4))
+    )
 
 
 def test_every_test_word_and_construction_occurs_in_training() -> None:
     def words(sentence: str) -> list[str]:
         return re.findall(r"\w+", sentence)
 
-    text = list(corpus(nano(), 20_000, seed=3))
+    text = list(generate_sentences(nano(), 20_000, seed=3))
     trained = Counter(word for sentence in text for word in words(sentence))
-    tested = {word for pair in PAIRS for side in ("sentence_good", "sentence_bad") for word in words(pair[side])}
+    tested = {
+        word
+        for pair in PAIRS
+        for side in ("sentence_good", "sentence_bad")
+        for word in words(pair[side])
+    }
     assert min(trained[word] for word in tested) >= 30
 
 
@@ -79,10 +100,20 @@ def test_no_bad_sentence_is_grammatical_by_another_rule_of_the_grammar() -> None
     def slot(match: re.Match[str]) -> str:
         entry = grammar.lexicon[match[1]]
         lists = [grammar.lexicon[part].words for part in entry.of] or [entry.words]
-        return "(?:" + "|".join(word.split()[entry.forms.index(match[2])] for words in lists for word in words) + ")"
+        return (
+            "(?:"
+            + "|".join(
+                word.split()[entry.forms.index(match[2])] for words in lists for word in words
+            )
+            + ")"
+        )
 
-    good = [good for paradigm in grammar.paradigm for good, _ in paradigm.pairs] + list(grammar.also)
-    parts = [re.sub(r"\\\{([a-z]+)\d*\\\.([a-z]+)\\\}", slot, re.escape(template)) for template in good]
+    good = [good for paradigm in grammar.paradigm for good, _ in paradigm.pairs] + list(
+        grammar.also
+    )
+    parts = [
+        re.sub(r"\\\{([a-z]+)\d*\\\.([a-z]+)\\\}", slot, re.escape(template)) for template in good
+    ]
     grammatical = re.compile("|".join(f"(?:{part})" for part in parts))
     assert all(grammatical.fullmatch(pair["sentence_good"]) for pair in PAIRS)
     assert [pair for pair in PAIRS if grammatical.fullmatch(pair["sentence_bad"])] == []
@@ -93,23 +124,42 @@ def test_no_bad_sentence_is_grammatical_by_another_rule_of_the_grammar() -> None
     [
         ({"pairs": 4}, "too few sentences for 4 pairs"),
         (
-            {"paradigm": ({"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cot.sg}", "x"),)},)},
+            {
+                "paradigm": (
+                    {"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cot.sg}", "x"),)},
+                )
+            },
             "word class 'cot'",
         ),
         (
-            {"paradigm": ({"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cat.du}", "x"),)},)},
+            {
+                "paradigm": (
+                    {"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cat.du}", "x"),)},
+                )
+            },
             "no form 'du'",
         ),
-        ({"paradigm": ({"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cat}", "x"),)},)}, "is written"),
         (
-            {"paradigm": ({"name": "p", "phenomenon": "q", "field": "r", "pairs": ((MANY, "x"),)},)},
+            {
+                "paradigm": (
+                    {"name": "p", "phenomenon": "q", "field": "r", "pairs": (("{cat}", "x"),)},
+                )
+            },
+            "is written",
+        ),
+        (
+            {
+                "paradigm": (
+                    {"name": "p", "phenomenon": "q", "field": "r", "pairs": ((MANY, "x"),)},
+                )
+            },
             "more slots of 'cat'",
         ),
     ],
 )
 def test_a_wrong_grammar_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
-        records(small(**changes))
+        generate_pairs(small(**changes))
 
 
 def test_a_class_unites_classes_of_words_with_its_forms() -> None:
@@ -121,14 +171,20 @@ def test_a_class_unites_classes_of_words_with_its_forms() -> None:
         {"all": {"forms": ("sg",)}},
         {"all": {"forms": ("sg", "pl"), "words": ("cat",)}},
     ):
-        with pytest.raises((ValueError, DeclarationError), match=r"unites|either `words` or `of`|2 forms"):
-            records(small(lexicon=lexicon, paradigm=ALL))
+        with pytest.raises(
+            (ValueError, DeclarationError), match=r"unites|either `words` or `of`|2 forms"
+        ):
+            generate_pairs(small(lexicon=lexicon, paradigm=ALL))
 
 
 def test_a_grammar_of_one_s_own_is_a_suite(tmp_path: Path) -> None:
-    own = catalog("tasks")["nano"].read_text(encoding="utf-8").replace('name = "nano"', 'name = "own"')
+    own = (
+        catalog("tasks")["nano"]
+        .read_text(encoding="utf-8")
+        .replace('name = "nano"', 'name = "own"')
+    )
     path = tmp_path / "own.toml"
     path.write_text(own.replace("seed = 2026", "seed = 7"), encoding="utf-8")
-    one, other = loader.load("nano"), loader.load(str(path))
+    one, other = loader.load_suite("nano"), loader.load_suite(str(path))
     assert len(one.items) == len(other.items) == 800
     assert one.digest != other.digest

@@ -1,4 +1,6 @@
-"""Names that are lent: SQuAD's measures by hand and by lm-eval's own normalisation; where they stand."""
+"""Names that are lent: SQuAD's measures by hand and by lm-eval's own normalisation; where they
+stand.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,12 @@ def test_normalisation_is_that_of_lm_eval_s_copy(text):
 
 
 def test_the_import_is_answered_only_where_nothing_else_does():
-    shims.lend()
-    shims.lend()
+    shims.install_shims()
+    shims.install_shims()
     import transformers.data.metrics.squad_metrics as found
 
     assert found.compute_f1("a cat", "cat") == 1.0
-    assert sum(type(finder).__name__ == "_Lent" for finder in sys.meta_path) == 1
+    assert sum(type(finder).__name__ == "_ShimFinder" for finder in sys.meta_path) == 1
     with pytest.raises(ImportError):
         import transformers.data.metrics.absent  # noqa: F401
 
@@ -49,9 +51,9 @@ def test_a_metric_s_name_is_lent_only_where_there_is_none(monkeypatch):
     import datasets
     import evaluate
 
-    shims.lend()
+    shims.install_shims()
     monkeypatch.setattr(evaluate, "load", lambda name, **how: (name, how))
     assert datasets.load_metric("f1", config_name="x") == ("f1", {"config_name": "x"})
     monkeypatch.setattr(datasets, "load_metric", "its own")
-    shims.lend()
+    shims.install_shims()
     assert datasets.load_metric == "its own"

@@ -1,4 +1,5 @@
-"""Sources: the search order, and what the net can do to a download, played by a server in a thread."""
+"""Sources: the search order, and what the net can do to a download, played by a server in a thread.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +42,19 @@ class Net:
                 path = self.path.split("?")[0]
                 net.asked.append(path)
                 script = net.answers.get(path, ["whole"])
-                net.answer(self, script.pop(0) if len(script) > 1 else script[0], net.bodies.get(path, BODY))
+                net.answer(
+                    self,
+                    script.pop(0) if len(script) > 1 else script[0],
+                    net.bodies.get(path, BODY),
+                )
 
             def log_message(self, format: str, *args: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     @staticmethod
     def answer(to: BaseHTTPRequestHandler, how: str, body: bytes) -> None:
@@ -78,7 +85,7 @@ class Net:
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(download, "RETRY_DELAYS", (0.0, 0.0))
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
@@ -110,16 +117,20 @@ def suite(url: str = "http://127.0.0.1:9", **data: object) -> SuiteSpec:
 
 def left() -> list[str]:
     """What lies in the cache."""
-    return sorted(str(path.relative_to(sources.cache())) for path in sources.cache().rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(sources.cache_dir()))
+        for path in sources.cache_dir().rglob("*")
+        if path.is_file()
+    )
 
 
 def test_a_download_is_checked_kept_packed_and_not_repeated(net: Net) -> None:
-    first = sources.locate(suite(net.url), "wugs.jsonl")
-    again = sources.locate(suite(net.url), "wugs.jsonl")
-    assert first.raw == again.raw == BODY and first.place == again.place
+    first = sources.get_file(suite(net.url), "wugs.jsonl")
+    again = sources.get_file(suite(net.url), "wugs.jsonl")
+    assert first.raw == again.raw == BODY and first.location == again.location
     assert net.asked == ["/wugs.jsonl"]
     assert left() == ["wugs/wugs.jsonl.gz"]
-    assert [row.state for row in sources.verify(suite())] == ["verified"]
+    assert [row.state for row in sources.verify_files(suite())] == ["verified"]
 
 
 @pytest.mark.parametrize(
@@ -136,49 +147,52 @@ def test_a_download_is_checked_kept_packed_and_not_repeated(net: Net) -> None:
 def test_a_bad_download_is_one_error_and_leaves_nothing(net: Net, how: str, says: str) -> None:
     net.answers["/wugs.jsonl"] = [how]
     with pytest.raises(DataError, match=says) as caught:
-        sources.locate(suite(net.url), "wugs.jsonl")
-    assert caught.value.place == f"{net.url}/wugs.jsonl"
+        sources.get_file(suite(net.url), "wugs.jsonl")
+    assert caught.value.location == f"{net.url}/wugs.jsonl"
     assert left() == []
     assert len(net.asked) == (1 if how == "404" else 2)  # what may pass is tried again
 
 
 def test_a_server_that_recovers_is_enough(net: Net) -> None:
     net.answers["/wugs.jsonl"] = ["truncated", "whole"]
-    assert sources.locate(suite(net.url), "wugs.jsonl").raw == BODY
+    assert sources.get_file(suite(net.url), "wugs.jsonl").raw == BODY
 
 
 def test_wrong_bytes_are_refused_before_they_are_stored(net: Net) -> None:
     net.bodies["/wugs.jsonl"] = BODY.replace(b"wug", b"dax")
     with pytest.raises(DataError, match=rf"wrong hash.*expected {SHA[:12]}"):
-        sources.locate(suite(net.url), "wugs.jsonl")
+        sources.get_file(suite(net.url), "wugs.jsonl")
     assert left() == []
 
 
-def test_without_a_published_hash_rows_are_counted_and_the_first_download_is_pinned(net: Net) -> None:
+def test_without_a_published_hash_rows_are_counted_and_the_first_download_is_pinned(
+    net: Net,
+) -> None:
     open_suite = suite(net.url, files={"wugs.jsonl": {"rows": 3}})
     net.bodies["/wugs.jsonl"] = b"<html>please log in</html>"
     with pytest.raises(DataError, match="1 rows of 3"):
-        sources.locate(open_suite, "wugs.jsonl")
+        sources.get_file(open_suite, "wugs.jsonl")
     assert left() == []
     net.bodies["/wugs.jsonl"] = BODY
-    sources.locate(open_suite, "wugs.jsonl")
+    sources.get_file(open_suite, "wugs.jsonl")
     assert left() == ["wugs/wugs.jsonl.gz", "wugs/wugs.jsonl.gz.sha256"]
-    assert sources.verify(open_suite)[0].state == "complete"
-    kept = sources.cache() / "wugs" / "wugs.jsonl.gz"
+    assert sources.verify_files(open_suite)[0].state == "complete"
+    kept = sources.cache_dir() / "wugs" / "wugs.jsonl.gz"
     kept.write_bytes(gzip.compress(BODY.replace(b"wug", b"dax")))
     with pytest.raises(DataError, match="not the bytes of the first download"):
-        sources.locate(open_suite, "wugs.jsonl")
+        sources.get_file(open_suite, "wugs.jsonl")
 
 
 def test_a_second_place_is_tried_and_all_failures_are_told(net: Net) -> None:
     both = suite(sources=[{"http": net.url + "/gone/{file}"}, {"http": net.url + "/{file}"}])
     net.answers["/gone/wugs.jsonl"] = ["404"]
-    assert sources.locate(both, "wugs.jsonl").raw == BODY
+    assert sources.get_file(both, "wugs.jsonl").raw == BODY
     neither = suite(
-        sources=[{"http": net.url + "/gone/{file}"}, {"http": net.url + "/gone/{file}"}], where=["x/{file}"]
+        sources=[{"http": net.url + "/gone/{file}"}, {"http": net.url + "/gone/{file}"}],
+        where=["x/{file}"],
     )
     with pytest.raises(DataError, match=r"from any of 2 places.*404.*404"):
-        sources.locate(neither, "wugs.jsonl")
+        sources.get_file(neither, "wugs.jsonl")
 
 
 @pytest.mark.parametrize("variable", ["ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE"])
@@ -187,10 +201,12 @@ def test_offline_and_absent_says_which_file_from_where_and_where_to_put_it(
 ) -> None:
     monkeypatch.setenv(variable, "1")
     with pytest.raises(DataError) as caught:
-        sources.locate(suite(net.url), "wugs.jsonl")
+        sources.get_file(suite(net.url), "wugs.jsonl")
     text = str(caught.value)
     assert f"wugs.jsonl of 'wugs' is absent and {variable} forbids" in text
-    assert f"{net.url}/wugs.jsonl" in text and str(sources.cache() / "wugs" / "wugs.jsonl") in text
+    assert (
+        f"{net.url}/wugs.jsonl" in text and str(sources.cache_dir() / "wugs" / "wugs.jsonl") in text
+    )
     assert net.asked == []
 
 
@@ -200,68 +216,79 @@ def test_a_full_disk_leaves_nothing_half_written(net: Net, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="the disk is full"):
-        sources.locate(suite(net.url), "wugs.jsonl")
+        sources.get_file(suite(net.url), "wugs.jsonl")
     assert left() == []
 
 
-def test_a_cache_that_is_no_folder_is_one_error(net: Net, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_is_no_folder_is_one_error(
+    net: Net, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="cannot be written"):
-        sources.locate(suite(net.url), "wugs.jsonl")
+        sources.get_file(suite(net.url), "wugs.jsonl")
 
 
-def test_the_user_s_folder_comes_first_plain_or_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_s_folder_comes_first_plain_or_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    files.store(sources.cache() / "wugs" / "wugs.jsonl", BODY)
-    assert sources.locate(suite(), "wugs.jsonl").place.startswith(str(sources.cache()))
-    files.store(tmp_path / "wugs" / "wugs.jsonl.gz", gzip.compress(BODY))
-    assert sources.locate(suite(), "wugs.jsonl").place == str(tmp_path / "wugs" / "wugs.jsonl.gz")
-    files.store(tmp_path / "wugs" / "wugs.jsonl", BODY + b"\n")
+    files.write_atomically(sources.cache_dir() / "wugs" / "wugs.jsonl", BODY)
+    assert sources.get_file(suite(), "wugs.jsonl").location.startswith(str(sources.cache_dir()))
+    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl.gz", gzip.compress(BODY))
+    assert sources.get_file(suite(), "wugs.jsonl").location == str(
+        tmp_path / "wugs" / "wugs.jsonl.gz"
+    )
+    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl", BODY + b"\n")
     with pytest.raises(DataError, match="wrong hash"):
-        sources.locate(suite(), "wugs.jsonl")
-    assert [(row.state, row.size) for row in sources.status(suite())] == [("here", len(BODY) + 1)]
-    assert sources.verify(suite())[0].state == "differs"
+        sources.get_file(suite(), "wugs.jsonl")
+    assert [(row.state, row.size) for row in sources.list_files(suite())] == [
+        ("here", len(BODY) + 1)
+    ]
+    assert sources.verify_files(suite())[0].state == "differs"
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="not a folder"):
-        sources.status(suite())
+        sources.list_files(suite())
 
 
 def test_damaged_gzip_is_named_and_fetched_anew_only_in_our_own_folder(
     net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, packed = suite(net.url), gzip.compress(BODY)
-    bad = sources.cache() / "wugs" / "wugs.jsonl.gz"
+    bad = sources.cache_dir() / "wugs" / "wugs.jsonl.gz"
     for damaged in (packed[:-9], packed[:20] + b"\xff\xff" + packed[22:], b"nonsense", b""):
-        files.store(bad, damaged)
+        files.write_atomically(bad, damaged)
         if damaged:
             with pytest.raises(DataError, match="damaged gzip"):
-                sources.locate(spec, "wugs.jsonl")
-            assert sources.verify(spec)[0].state == "damaged"
-        assert [row.state for row in sources.fetch(spec)] == ["verified"]
+                sources.get_file(spec, "wugs.jsonl")
+            assert sources.verify_files(spec)[0].state == "damaged"
+        assert [row.state for row in sources.fetch_files(spec)] == ["verified"]
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
-    files.store(tmp_path / "wugs" / "wugs.jsonl.gz", b"mine, do not touch")
+    files.write_atomically(tmp_path / "wugs" / "wugs.jsonl.gz", b"mine, do not touch")
     with pytest.raises(DataError, match="damaged gzip"):
-        sources.fetch(spec)
+        sources.fetch_files(spec)
     assert (tmp_path / "wugs" / "wugs.jsonl.gz").read_bytes() == b"mine, do not touch"
 
 
 def test_a_folder_that_was_fetched_into_serves_as_data_folder(
     net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (row,) = sources.fetch(suite(net.url), tmp_path / "to")
+    (row,) = sources.fetch_files(suite(net.url), tmp_path / "to")
     assert row.path == tmp_path / "to" / "wugs" / "wugs.jsonl.gz" and row.state == "verified"
     assert left() == []
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "to"))
     monkeypatch.setenv("ANTLM_BENCH_OFFLINE", "1")
-    assert sources.locate(suite(net.url), "wugs.jsonl").raw == BODY
+    assert sources.get_file(suite(net.url), "wugs.jsonl").raw == BODY
 
 
-# ---- archives ----------------------------------------------------------------------------------------------------
+# ---- archives
+# ----------------------------------------------------------------------------------------------------
 
 
 def zipped(name: str, content: bytes, password: bytes) -> bytes:
-    """A zip of one member under the traditional encryption (APPNOTE 6.1), which zipfile reads but does not write."""
+    """A zip of one member under the traditional encryption (APPNOTE 6.1), which zipfile reads but
+    does not write.
+    """
     keys = [0x12345678, 0x23456789, 0x34567890]
 
     def crc(value: int, byte: int) -> int:
@@ -280,45 +307,69 @@ def zipped(name: str, content: bytes, password: bytes) -> bytes:
         mixed = (keys[2] | 2) & 0xFFFF
         encrypted.append(byte ^ ((mixed * (mixed ^ 1) >> 8) & 0xFF))
         update(byte)
-    entry = struct.pack("<HHHHHIIIHH", 20, 1, 0, 0, 33, check, len(encrypted), len(content), len(name), 0)
+    entry = struct.pack(
+        "<HHHHHIIIHH", 20, 1, 0, 0, 33, check, len(encrypted), len(content), len(name), 0
+    )
     local = b"PK\3\4" + entry + name.encode() + bytes(encrypted)
-    central = b"PK\1\2" + struct.pack("<H", 20) + entry + struct.pack("<HHHII", 0, 0, 0, 0, 0) + name.encode()
-    return local + central + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local), 0)
+    central = (
+        b"PK\1\2"
+        + struct.pack("<H", 20)
+        + entry
+        + struct.pack("<HHHII", 0, 0, 0, 0, 0)
+        + name.encode()
+    )
+    return (
+        local
+        + central
+        + b"PK\5\6"
+        + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local), 0)
+    )
 
 
 def archive_suite(url: str = "", password: str = "secret") -> SuiteSpec:
-    return suite(where=["w.zip!in/{file}"], password=password, sources=[{"http": (url or "http://x") + "/w.zip"}])
+    return suite(
+        where=["w.zip!in/{file}"],
+        password=password,
+        sources=[{"http": (url or "http://x") + "/w.zip"}],
+    )
 
 
 def test_an_encrypted_archive_is_fetched_whole_and_read_in_place(net: Net) -> None:
     net.bodies["/w.zip"] = zipped("in/wugs.jsonl", BODY, b"secret")
-    found = sources.locate(archive_suite(net.url), "wugs.jsonl")
-    assert found.raw == BODY and found.place.endswith("w.zip!in/wugs.jsonl")
-    assert left() == ["w.zip"] and (sources.cache() / "w.zip").read_bytes() == net.bodies["/w.zip"]
-    assert sources.locate(archive_suite(), "wugs.jsonl") == found
+    found = sources.get_file(archive_suite(net.url), "wugs.jsonl")
+    assert found.raw == BODY and found.location.endswith("w.zip!in/wugs.jsonl")
+    assert (
+        left() == ["w.zip"] and (sources.cache_dir() / "w.zip").read_bytes() == net.bodies["/w.zip"]
+    )
+    assert sources.get_file(archive_suite(), "wugs.jsonl") == found
 
 
 def test_a_wrong_password_or_a_damaged_archive_is_one_error(net: Net) -> None:
     whole = zipped("in/wugs.jsonl", BODY, b"secret")
-    place = sources.cache() / "w.zip"
-    for password in [f"wrong {n}" for n in range(300)]:  # about one of them passes the one-byte check
-        files.store(place, whole) if password == "wrong 0" else None
+    place = sources.cache_dir() / "w.zip"
+    for password in [
+        f"wrong {n}" for n in range(300)
+    ]:  # about one of them passes the one-byte check
+        files.write_atomically(place, whole) if password == "wrong 0" else None
         with pytest.raises(DataError, match="password"):
-            sources.locate(archive_suite(password=password), "wugs.jsonl")
+            sources.get_file(archive_suite(password=password), "wugs.jsonl")
     net.bodies["/w.zip"] = whole[:-30]
     place.unlink()
     with pytest.raises(DataError, match="damaged zip"):
-        sources.locate(archive_suite(net.url), "wugs.jsonl")
+        sources.get_file(archive_suite(net.url), "wugs.jsonl")
     assert left() == []
-    files.store(place, zipped("in/other.jsonl", BODY, b"secret"))
+    files.write_atomically(place, zipped("in/other.jsonl", BODY, b"secret"))
     with pytest.raises(DataError, match="no such member"):
-        sources.locate(archive_suite(), "wugs.jsonl")
+        sources.get_file(archive_suite(), "wugs.jsonl")
 
 
-# ---- OSF and the hub ---------------------------------------------------------------------------------------------
+# ---- OSF and the hub
+# ---------------------------------------------------------------------------------------------
 
 
-def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def folder(name: str, to: str) -> dict[str, object]:
         return {
             "attributes": {"name": name},
@@ -328,20 +379,24 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(net: Net, mon
     def listing(*entries: object, then: str | None = None) -> bytes:
         return json.dumps({"data": entries, "links": {"next": then}}).encode()
 
-    monkeypatch.setattr(download, "OSF", net.url)
-    net.bodies["/nodes/ab1cd/files/osfstorage/"] = listing(folder("other", "/no"), then=net.url + "/more")
+    monkeypatch.setattr(download, "OSF_API", net.url)
+    net.bodies["/nodes/ab1cd/files/osfstorage/"] = listing(
+        folder("other", "/no"), then=net.url + "/more"
+    )
     net.bodies["/more"] = listing(folder("evaluation data", "/inner"))
-    net.bodies["/inner"] = listing({"attributes": {"name": "wugs.jsonl"}, "links": {"download": net.url + "/raw"}})
+    net.bodies["/inner"] = listing(
+        {"attributes": {"name": "wugs.jsonl"}, "links": {"download": net.url + "/raw"}}
+    )
     spec = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/{file}"}])
-    assert sources.locate(spec, "wugs.jsonl").raw == BODY
+    assert sources.get_file(spec, "wugs.jsonl").raw == BODY
     assert net.asked[-1] == "/raw"
     gone = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/x/{file}"}], where=["y/{file}"])
     with pytest.raises(DataError, match="the OSF has no 'x'"):
-        sources.locate(gone, "wugs.jsonl")
-    download._listing.cache_clear()
+        sources.get_file(gone, "wugs.jsonl")
+    download._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
     with pytest.raises(DataError, match="not understood"):
-        sources.locate(gone, "wugs.jsonl")
+        sources.get_file(gone, "wugs.jsonl")
 
 
 def ewok() -> SuiteSpec:
@@ -355,28 +410,43 @@ def ewok() -> SuiteSpec:
     return suite(where=["e/{file}"], sources=hub, derive=derive, files={"d.jsonl": {"rows": 2}})
 
 
-EWOK = {"Domain": "d", "Context1": "A cat sat. It slept!", "Context2": "c2", "Target1": "It's here.", "Target2": "t2"}
+EWOK = {
+    "Domain": "d",
+    "Context1": "A cat sat. It slept!",
+    "Context2": "c2",
+    "Target1": "It's here.",
+    "Target2": "t2",
+}
 
 
 @pytest.mark.usefixtures("net")
 def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = EWOK | {"Context1": "A zyx sat."}
-    monkeypatch.setattr(sources, "hub_rows", lambda *_: [EWOK, unknown])
-    files.store(sources.cache() / "words.txt", b"a\ncat\nsat\nit\nslept\n's\nhere\n.\n!\n")
-    found = sources.locate(ewok(), "d.jsonl")
+    monkeypatch.setattr(sources, "load_hub_rows", lambda *_: [EWOK, unknown])
+    files.write_atomically(
+        sources.cache_dir() / "words.txt", b"a\ncat\nsat\nit\nslept\n's\nhere\n.\n!\n"
+    )
+    found = sources.get_file(ewok(), "d.jsonl")
     rows = [json.loads(line) for line in found.raw.splitlines()]
     assert rows[0] == EWOK
-    assert rows[1] == EWOK | {"Context1": "c2", "Context2": EWOK["Context1"], "Target1": "t2", "Target2": "It's here."}
+    assert rows[1] == EWOK | {
+        "Context1": "c2",
+        "Context2": EWOK["Context1"],
+        "Target1": "t2",
+        "Target2": "It's here.",
+    }
     assert left() == ["e/d.jsonl.gz", "e/d.jsonl.gz.sha256", "words.txt"]
 
 
 def test_the_published_filter_keeps_every_row_of_the_official_fast_subset(real_data: Path) -> None:
-    from antlm_bench.suites.derivation import word_tokens
+    from antlm_bench.suites.derivation import build_word_tokenizer
 
-    words = set(files.read(real_data / "ewok_filter_vocab.txt.gz").decode().split("\n"))
-    split = word_tokens()
-    texts = {o.text for item in loader.load("ewok-fast-2025").items for o in item.options}
-    assert len(texts) > 1_000 and all(token in words for text in texts for token in split(text.lower()))
+    words = set(files.read_bytes(real_data / "ewok_filter_vocab.txt.gz").decode().split("\n"))
+    split = build_word_tokenizer()
+    texts = {o.text for item in loader.load_suite("ewok-fast-2025").items for o in item.options}
+    assert len(texts) > 1_000 and all(
+        token in words for text in texts for token in split(text.lower())
+    )
 
 
 @pytest.mark.usefixtures("net")
@@ -387,16 +457,23 @@ def test_a_gated_hub_set_says_how_to_get_in(monkeypatch: pytest.MonkeyPatch) -> 
         raise datasets.exceptions.DatasetNotFoundError("some/set is a gated dataset\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    files.store(sources.cache() / "words.txt", b"a\n")
-    with pytest.raises(DataError, match=r"DatasetNotFoundError: some/set is a gated dataset\)") as caught:
-        sources.locate(ewok(), "d.jsonl")
-    assert "accept the terms at https://huggingface.co/datasets/some/set, and set HF_TOKEN" in caught.value.hint
+    files.write_atomically(sources.cache_dir() / "words.txt", b"a\n")
+    with pytest.raises(
+        DataError, match=r"DatasetNotFoundError: some/set is a gated dataset\)"
+    ) as caught:
+        sources.get_file(ewok(), "d.jsonl")
+    assert (
+        "accept the terms at https://huggingface.co/datasets/some/set, and set HF_TOKEN"
+        in caught.value.hint
+    )
 
 
 @pytest.mark.usefixtures("net")
-def test_hub_rows_that_do_not_fit_the_declaration_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    files.store(sources.cache() / "words.txt", b"x\n")
+def test_hub_rows_that_do_not_fit_the_declaration_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files.write_atomically(sources.cache_dir() / "words.txt", b"x\n")
     for rows, says in (([], "do not give the files"), ([{"Domain": "d"}], "'Context1' is None")):
-        monkeypatch.setattr(sources, "hub_rows", lambda *_, rows=rows: rows)
+        monkeypatch.setattr(sources, "load_hub_rows", lambda *_, rows=rows: rows)
         with pytest.raises(DataError, match=says):
-            sources.locate(ewok(), "d.jsonl")
+            sources.get_file(ewok(), "d.jsonl")

@@ -6,9 +6,13 @@ from pathlib import Path
 
 from antlm_bench.declarations import catalog
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import read
+from antlm_bench.suites.spec import read_spec
 
-SHIPPED = {name: spec for name, path in catalog("tasks").items() if isinstance(spec := read(path), ClassificationSpec)}
+SHIPPED = {
+    name: spec
+    for name, path in catalog("tasks").items()
+    if isinstance(spec := read_spec(path), ClassificationSpec)
+}
 MINE = """
 kind = "classification"
 name = "mine"

@@ -1,6 +1,8 @@
-"""Score tiny random checkpoints of every causal and masked architecture of transformers; compare with a plain loop.
+"""Score tiny random checkpoints of every causal and masked architecture of transformers; compare
+with a plain loop.
 
-`make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a reason.
+`make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a
+reason.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ SIZES: dict[int, str] = {
     130: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length context_length",
 }
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
-POSITIONS_FROM_MASK = ("opt",)  # these count positions from a mask that says which tokens are padding
+POSITIONS_FROM_MASK = (
+    "opt",
+)  # these count positions from a mask that says which tokens are padding
 IDS = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -65,10 +69,20 @@ IDS = {
 }
 # What an architecture needs beside small sizes, from its own configuration's rules.
 EXTRA: dict[str, dict[str, Any]] = {
-    "bamba": {"attn_layer_indices": [1], "mamba_expand": 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
+    "bamba": {
+        "attn_layer_indices": [1],
+        "mamba_expand": 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+    },
     "big_bird": {"block_size": 8, "num_random_blocks": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1},
@@ -77,7 +91,9 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which methods, or why."""
+    """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which
+    methods, or why.
+    """
 
     architecture: str
     kind: str
@@ -101,7 +117,10 @@ def pairs() -> list[Item]:
 
 def architectures() -> Iterator[tuple[str, str, str]]:
     """(model type, kind, class name) of every entry of the library's causal and masked mappings."""
-    for kind, mapping in (("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES)):
+    for kind, mapping in (
+        ("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    ):
         for model_type, name in mapping.items():
             for one in [name] if isinstance(name, str) else name:
                 if hasattr(transformers, one):
@@ -114,7 +133,9 @@ def small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -
     values = config_class().to_dict()
     shrunken = _shrunken(values, vocabulary)
     for inner in [v for v in shrunken.values() if isinstance(v, dict)]:
-        inner.update({k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)})
+        inner.update(
+            {k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)}
+        )
     shrunken |= {k: v for k, v in variant.items() if k in values}
     return config_class(**shrunken | EXTRA.get(model_type, {}))
 
@@ -126,7 +147,11 @@ def _shrunken(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
             small[name] = {"model_type": value["model_type"], **_shrunken(value, vocabulary)}
         elif name in ("vocab_size", "n_words"):
             small[name] = vocabulary
-        elif name in SMALL and isinstance(value, int | float | type(None)) and not isinstance(value, bool):
+        elif (
+            name in SMALL
+            and isinstance(value, int | float | type(None))
+            and not isinstance(value, bool)
+        ):
             small[name] = value if value is None and name not in ("head_dim",) else SMALL[name]
         elif name in SMALL and isinstance(value, list):
             small[name] = SMALL[name]
@@ -216,7 +241,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 def build(model_type: str, kind: str, name: str, folder: Path) -> None:
     """Save a random tiny checkpoint of an architecture with a tokenizer, and see that it runs.
 
-    Raises whatever the library raises for the first variant of sizes, if none of them can be built and run.
+    Raises whatever the library raises for the first variant of sizes, if none of them can be built
+    and run.
     """
     first: Exception | None = None
     for variant in VARIANTS:
@@ -258,7 +284,11 @@ class PlainLoop:
     """The library's own forward, one row at a time: every token hidden in turn, or every prefix."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        auto = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForMaskedLM
+        auto = (
+            transformers.AutoModelForCausalLM
+            if kind == "causal"
+            else transformers.AutoModelForMaskedLM
+        )
         self.model = auto.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.kind, self.rows = kind, dict[tuple[int, ...], torch.Tensor]()
@@ -278,18 +308,33 @@ class PlainLoop:
                 continue
             ends = len(ids) if method == "mlm-l2r" else at + 1
             hidden = [i for i in range(at, ends) if i == at or words[i] == words[at]]
-            row = [self.tokenizer.mask_token_id if i in hidden else token for i, token in enumerate(ids)]
-            total += self._logprobs(row, full=self.kind == "causal")[at - (method == "mntp"), ids[at]].item()
+            row = [
+                self.tokenizer.mask_token_id if i in hidden else token
+                for i, token in enumerate(ids)
+            ]
+            total += self._logprobs(row, full=self.kind == "causal")[
+                at - (method == "mntp"), ids[at]
+            ].item()
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways."""
+        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways.
+        """
         if (key := (full, *row)) not in self.rows:
-            mask = {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)} if full else {}
+            mask = (
+                {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}
+                if full
+                else {}
+            )
             if full and self.model.config.model_type in POSITIONS_FROM_MASK:
                 mask["position_ids"] = torch.arange(len(row))[None]
             with torch.inference_mode():
-                self.rows[key] = self.model(input_ids=torch.tensor([row]), **mask).logits[0].float().log_softmax(-1)
+                self.rows[key] = (
+                    self.model(input_ids=torch.tensor([row]), **mask)
+                    .logits[0]
+                    .float()
+                    .log_softmax(-1)
+                )
         return self.rows[key]
 
 
@@ -309,13 +354,19 @@ def examine(model_type: str, kind: str, name: str, folder: Path) -> Row:
         return Row(name, kind, "refused", first_line(error))
     except Exception as error:  # a fault of ours: its row says so
         return Row(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
-    wrong = [f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE]
+    wrong = [
+        f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE
+    ]
     used = ", ".join(opened.engine.shortcuts)
-    return Row(name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used)
+    return Row(
+        name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used
+    )
 
 
 def difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
-    """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the plain loop."""
+    """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the
+    plain loop.
+    """
     items = pairs()
     [predictions] = multiple_choice.predict(opened, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
@@ -341,13 +392,17 @@ def judged(row: Row) -> Row:
     listed = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
     if listed is None or (row.architecture in listed and listed[row.architecture] in row.detail):
         return row
-    return replace(row, outcome="wrong", detail=f"not on the list of exceptions: {row.outcome}, {row.detail}")
+    return replace(
+        row, outcome="wrong", detail=f"not on the list of exceptions: {row.outcome}, {row.detail}"
+    )
 
 
 def main(names: Sequence[str]) -> int:
     """Print a Markdown row per architecture (of those named, or all); 1 where one is wrong."""
     entries = [entry for entry in architectures() if not names or entry[2] in names]
-    print("| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |"
+    )
     wrong, seen = 0, set[tuple[str, ...]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(examine_in_a_folder, entries):

@@ -1,4 +1,6 @@
-"""Twelve families of the sweep: every method that is offered gives the numbers of a plain loop (`make sweep`: all)."""
+"""Twelve families of the sweep: every method that is offered gives the numbers of a plain loop
+(`make sweep`: all).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ FOUND = {(model_type, kind): name for model_type, kind, name in architectures()}
 
 
 @pytest.mark.parametrize(("model_type", "kind"), sorted(SAMPLE))
-def test_every_offered_method_equals_a_plain_loop(model_type: str, kind: str, tmp_path: Path) -> None:
+def test_every_offered_method_equals_a_plain_loop(
+    model_type: str, kind: str, tmp_path: Path
+) -> None:
     row = examine(model_type, kind, FOUND[model_type, kind], tmp_path / "checkpoint")
     assert row.outcome == "exact", row
 

@@ -29,7 +29,9 @@ def our_name(original: str, gpt: bool = False) -> str:
         return f"model.layers.{int(match[1]) // 2}.mixes.{int(match[1]) % 2}.alpha"
     if match := re.fullmatch(r"transformer\.layers\.(\d+)\.prev_layer_weights", original):
         return f"model.layers.{match[1]}.mix.alpha"
-    match = re.fullmatch(r"transformer\.\w*layers\.(\d+)\.(?:attention\.|mlp\.mlp\.|mlp\.)?(\w+)\.(\w+)", original)
+    match = re.fullmatch(
+        r"transformer\.\w*layers\.(\d+)\.(?:attention\.|mlp\.mlp\.|mlp\.)?(\w+)\.(\w+)", original
+    )
     assert match, original
     part = "attention.value_gate" if gpt and match[2] == "in_proj_v" else PARTS[match[2]]
     return f"model.layers.{match[1]}.{part}.{match[3]}"

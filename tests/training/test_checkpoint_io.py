@@ -1,4 +1,5 @@
-"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved."""
+"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +17,18 @@ from tiny import tokenizer_for
 from toy_recipe import toy
 
 from antlm_bench.checkpoints import open_checkpoint
-from antlm_bench.commands.portability import portability_problems
+from antlm_bench.commands.portability import find_portability_problems
 from antlm_bench.errors import RunError
 from antlm_bench.training import checkpoint_io
-from antlm_bench.training.checkpoint_io import flat, load_state, restore, save_checkpoint, save_state
-from antlm_bench.training.model_factory import build
-from antlm_bench.training.optim import groups, optimizer
+from antlm_bench.training.checkpoint_io import (
+    flatten_optimizer_state,
+    load_state,
+    restore_optimizer_state,
+    save_checkpoint,
+    save_state,
+)
+from antlm_bench.training.model_factory import build_model
+from antlm_bench.training.optim import build_optimizer, build_param_groups
 
 CARD = {"recipe": "toy", "scale": "nano", "attends": ["causal"], "methods": ["causal"], "words_seen": 1_234_567,
         "tokens_seen": 2_000_000, "steps": 10, "seed": 42}  # fmt: skip
@@ -29,7 +36,9 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.i
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -47,29 +56,46 @@ def refused(*_: Any, **__: Any) -> None:
 class TestCheckpoints:
     def save(self, folder: Path, architecture: str = "llama", **card: Any) -> Any:
         torch.manual_seed(0)
-        model = build(toy(model={"architecture": architecture}).model, 400, masked=architecture.endswith("bert"))
+        model = build_model(
+            toy(model={"architecture": architecture}).model,
+            400,
+            masked=architecture.endswith("bert"),
+        )
         save_checkpoint(folder, model, tokenizer_for("causal", adds=True), CARD | card)
         return model
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
     def test_it_opens_with_its_card(self, tmp_path: Path, architecture: str) -> None:
-        kind = {"attends": ["causal", "full"], "methods": ["mlm", "causal"]} if architecture != "gpt2" else {}
+        kind = (
+            {"attends": ["causal", "full"], "methods": ["mlm", "causal"]}
+            if architecture != "gpt2"
+            else {}
+        )
         model = self.save(tmp_path / "chck_1M", architecture, **kind)
         opened = open_checkpoint(str(tmp_path / "chck_1M"))
-        assert opened.methods[: len(kind.get("methods", ["causal"]))] == kind.get("methods", ["causal"])
+        assert opened.methods[: len(kind.get("methods", ["causal"]))] == kind.get(
+            "methods", ["causal"]
+        )
         config = json.loads((tmp_path / "chck_1M" / "config.json").read_text())
         assert config["antlm_bench"] == CARD | kind
-        own = {"ltg-bert": "ltg_bert.py", "gpt-bert": "gpt_bert.py", "llama": "llama_masked.py"}.get(architecture)
+        own = {
+            "ltg-bert": "ltg_bert.py",
+            "gpt-bert": "gpt_bert.py",
+            "llama": "llama_masked.py",
+        }.get(architecture)
         carried = [path.name for path in (tmp_path / "chck_1M").glob("*.py")]
         assert carried == ([own] if own else []) and ("auto_map" in config) == bool(own)
         said = (tmp_path / "chck_1M" / "README.md").read_text()
-        assert "1,234,567" in said and f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
+        assert (
+            "1,234,567" in said
+            and f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
+        )
         assert said.startswith("---\nlibrary_name: transformers\n")
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
     def test_it_fits_the_official_environment(self, tmp_path: Path, architecture: str) -> None:
         self.save(tmp_path / "main", architecture, attends=["causal", "full"])
-        assert not list(portability_problems(tmp_path / "main"))
+        assert not list(find_portability_problems(tmp_path / "main"))
         tokenizer = json.loads((tmp_path / "main" / "tokenizer_config.json").read_text())
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
@@ -88,7 +114,12 @@ class TestCheckpoints:
             ),
             ("gpt2", ["causal", "mlm"], ["causal", "full"], "its masked reading needs antlm-bench"),
             ("ltg-bert", ["mlm"], ["full"], "opens it after `import antlm_bench`"),
-            ("gpt-bert", ["mntp", "causal"], ["causal", "full"], "A hidden token is read one position before it"),
+            (
+                "gpt-bert",
+                ["mntp", "causal"],
+                ["causal", "full"],
+                "A hidden token is read one position before it",
+            ),
         ],
     )
     def test_its_readme_says_how_to_open_it(
@@ -103,12 +134,18 @@ class TestCheckpoints:
     ) -> None:
         self.save(tmp_path / "main", words_seen=1)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_io.registration, "carry", fails)
+            patch.setattr(checkpoint_io.registration, "add_remote_code", fails)
             with pytest.raises(RunError, match="No space left") as error:
                 self.save(tmp_path / "main", words_seen=2)
-        assert error.value.place == str(tmp_path / "main") and "continues from the last state" in error.value.hint
+        assert (
+            error.value.location == str(tmp_path / "main")
+            and "continues from the last state" in error.value.hint
+        )
         assert names(tmp_path) == ["main"]
-        assert json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"] == 1
+        assert (
+            json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"]
+            == 1
+        )
 
     def test_it_is_put_back_where_the_new_one_cannot_take_its_place(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +161,10 @@ class TestCheckpoints:
             with pytest.raises(RunError):
                 self.save(tmp_path / "main", words_seen=2)
         assert names(tmp_path) == ["main"]
-        assert json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"] == 1
+        assert (
+            json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"]
+            == 1
+        )
 
     def test_a_new_one_takes_its_place_and_clears_what_a_kill_left(self, tmp_path: Path) -> None:
         self.save(tmp_path / "main", words_seen=1)
@@ -132,7 +172,10 @@ class TestCheckpoints:
         (tmp_path / ".main.old").mkdir()
         self.save(tmp_path / "main", words_seen=2)
         assert names(tmp_path) == ["main"]
-        assert json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"] == 2
+        assert (
+            json.loads((tmp_path / "main" / "config.json").read_text())["antlm_bench"]["words_seen"]
+            == 2
+        )
 
 
 class TestStates:
@@ -179,7 +222,7 @@ class TestStates:
         path.write_bytes(path.read_bytes()[:1])
         with pytest.raises(RunError, match="cannot be read") as error:
             load_state(tmp_path)
-        assert error.value.place == str(path.parent)
+        assert error.value.location == str(path.parent)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
@@ -193,18 +236,18 @@ def test_an_optimizer_continues_from_its_saved_state(tmp_path: Path, name: str) 
     def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         net = torch.nn.Linear(3, 2)
-        return net, optimizer(name, groups(net, 0.1), 0.01, (0.9, 0.99), 1e-8)
+        return net, build_optimizer(name, build_param_groups(net, 0.1), 0.01, (0.9, 0.99), 1e-8)
 
     whole, law = fresh()
     steps(whole, law, 0, 6)
     first, law = fresh()
     steps(first, law, 0, 3)
-    tensors, rest = flat(law)
+    tensors, rest = flatten_optimizer_state(law)
     save_state(tmp_path, 3, tensors, {"rest": rest})
     found = load_state(tmp_path)
     assert found is not None
     second, law = fresh()
     second.load_state_dict(first.state_dict())
-    restore(law, found[0], found[1]["rest"])
+    restore_optimizer_state(law, found[0], found[1]["rest"])
     steps(second, law, 3, 6)
     assert same(second.state_dict(), whole.state_dict())

@@ -1,4 +1,6 @@
-"""Counts against the real modules, published numbers, and an independent count of the products of a forward pass."""
+"""Counts against the real modules, published numbers, and an independent count of the products of a
+forward pass.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from toy_recipe import blocks, toy
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError
-from antlm_bench.training.flops import forward_flops, size, training_flops
-from antlm_bench.training.model_factory import build
+from antlm_bench.training.flops import compute_model_size, forward_flops, training_flops
+from antlm_bench.training.model_factory import build_model
 from antlm_bench.training.recipe import Recipe, read_recipe
-from antlm_bench.training.schedule import timeline
+from antlm_bench.training.schedule import plan_steps
 
 ENCODER = {"tied": True, "buckets": 8, "norm_eps": 1e-5}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -37,15 +39,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("masked", [False, True])
 def test_parameters_are_those_of_the_module(shape: str, masked: bool) -> None:
     spec = toy(model={"layers": 3, **SHAPES[shape]}).model
-    model = build(spec, 311, masked)
-    assert size(spec, 311).parameters == sum(p.numel() for p in model.parameters())
+    model = build_model(spec, 311, masked)
+    assert compute_model_size(spec, 311).parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", catalog("models"))
 def test_a_nano_recipe_is_the_module_it_says(name: str) -> None:
     recipe = read_recipe(name, "nano")
-    model = build(recipe.model, 2000, "full" in recipe.attends)
-    assert size(recipe.model, 2000).parameters == sum(p.numel() for p in model.parameters())
+    model = build_model(recipe.model, 2000, "full" in recipe.attentions)
+    assert compute_model_size(recipe.model, 2000).parameters == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,23 +67,32 @@ def test_a_nano_recipe_is_the_module_it_says(name: str) -> None:
 )
 def test_parameters_are_as_published(name: str, published: float, within: float) -> None:
     recipe = read_recipe(name)
-    assert abs(size(recipe.model, recipe.tokenizer.vocabulary).parameters - published) <= within
+    assert (
+        abs(compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters - published)
+        <= within
+    )
 
 
 def test_elc_bert_small_is_the_published_24_million() -> None:
-    recipe = read_recipe("ltg-bert-small", changes=["tokenizer.vocabulary=6144", "model.layer_mix=zero"])
-    assert round(size(recipe.model, 6144).parameters / 1e6) == 24
+    recipe = read_recipe(
+        "ltg-bert-small", overrides=["tokenizer.vocabulary=6144", "model.layer_mix=zero"]
+    )
+    assert round(compute_model_size(recipe.model, 6144).parameters / 1e6) == 24
 
 
 def counted(recipe: Recipe, rows: int, length: int) -> int:
-    """FLOPs of a full-attention forward of the real module, as torch counts its products; it knows no fused ones."""
+    """FLOPs of a full-attention forward of the real module, as torch counts its products; it knows
+    no fused ones.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, inputs = build(recipe.model, recipe.tokenizer.vocabulary, True), {}
+    model, inputs = build_model(recipe.model, recipe.tokenizer.vocabulary, True), {}
     if recipe.model.architecture in ("llama", "gpt2"):
         model.set_attn_implementation("eager")
         inputs["attention_mask"] = torch.zeros(1, 1, length, length)
-    with FlopCounterMode(display=False) as counter:  # with gradients our encoders write their products out
+    with FlopCounterMode(
+        display=False
+    ) as counter:  # with gradients our encoders write their products out
         model(torch.zeros(rows, length, dtype=torch.long), **inputs)
     return counter.get_total_flops()
 
@@ -95,8 +108,8 @@ def test_a_forward_costs_what_its_products_cost(shape: str) -> None:
         batch={"tokens": 16 * 512},
         corpus={"document": "line"},
     )
-    (step,) = timeline(full, 16 * 512)
-    assert (step.rows, step.length) == (512, 16)
+    (step,) = plan_steps(full, 16 * 512)
+    assert (step.num_rows, step.row_length) == (512, 16)
     # The module projects its few position vectors too, once per batch: nothing next to 512 rows.
     assert forward_flops(full, [step]) == pytest.approx(counted(full, 512, 16), rel=2e-3)
 
@@ -104,9 +117,9 @@ def test_a_forward_costs_what_its_products_cost(shape: str) -> None:
 def test_flops_follow_the_rule_of_six() -> None:
     """6 N D: a long causal run of a wide model on short rows, attention next to nothing."""
     recipe = read_recipe("babyllama")
-    steps = timeline(recipe, 1_000_000)
-    without_input = size(recipe.model, 16000).parameters - 16000 * 512
-    trained = sum(step.tokens for step in steps)
+    steps = plan_steps(recipe, 1_000_000)
+    without_input = compute_model_size(recipe.model, 16000).parameters - 16000 * 512
+    trained = sum(step.num_tokens for step in steps)
     assert training_flops(recipe, steps) == pytest.approx(6 * without_input * trained, rel=0.05)
 
 
@@ -115,18 +128,20 @@ def test_hidden_tokens_alone_pay_for_the_head_and_causal_attention_is_half() -> 
     causal, masked = toy(), toy(**blocks((1, 0, 1)), objective={"rate": 0.25})
     weights = layers * (4 * d * d + 3 * d * 48)
     per_token = 2 * weights + 2 * vocabulary * d + layers * 2 * d * length
-    steps = timeline(causal, 64)
+    steps = plan_steps(causal, 64)
     assert forward_flops(causal, steps) == per_token * 128
     per_token = 2 * weights + 0.25 * 2 * vocabulary * d + layers * 4 * d * length
-    assert forward_flops(masked, timeline(masked, 64)) == per_token * 64
+    assert forward_flops(masked, plan_steps(masked, 64)) == per_token * 64
 
 
 def test_a_distilled_run_pays_for_its_teachers_forward_passes() -> None:
     plain, distilled = read_recipe("babyllama", "nano"), read_recipe("babyllama-distilled", "nano")
     teachers = [read_recipe(name, "nano") for name in ("llama-360m", "gpt2-705m")]
-    steps = timeline(plain, 50_000)
+    steps = plan_steps(plain, 50_000)
     theirs = sum(forward_flops(teacher, steps) for teacher in teachers)
-    assert training_flops(distilled, steps) == pytest.approx(3 * forward_flops(plain, steps) + theirs)
+    assert training_flops(distilled, steps) == pytest.approx(
+        3 * forward_flops(plain, steps) + theirs
+    )
     nobody = toy(distil={"teachers": ["nobody"], "temperature": 2.0, "alpha": 0.5})
     with pytest.raises(DeclarationError, match="unknown recipe 'nobody'"):
         training_flops(nobody, steps)

@@ -12,27 +12,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from antlm_bench.errors import DeclarationError
-from antlm_bench.training.losses import DistillationTargets, Head, sliced_cross_entropy
+from antlm_bench.training.losses import DistillationTargets, LazyLogits, sliced_cross_entropy
 
 
-def obvious(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+def obvious(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, **how: Any
+) -> tuple[Tensor, Tensor]:
     """The same sums by torch's own losses on all logits at once."""
     logits = functional.linear(hidden, weight, bias).double()
     entropy = functional.cross_entropy(logits, targets, reduction="sum")
     loss, teaching = entropy, how.get("teaching")
     if teaching:
         heat = teaching.temperature
-        taught = torch.stack([functional.linear(*teacher).double() for teacher in teaching.teachers]).mean(0)
+        taught = torch.stack(
+            [functional.linear(*teacher).double() for teacher in teaching.teachers]
+        ).mean(0)
         student = functional.log_softmax(logits / heat, -1)
         kl = functional.kl_div(student, functional.softmax(taught / heat, -1), reduction="sum")
         loss = teaching.alpha * entropy + (1 - teaching.alpha) * heat**2 * kl
     return loss + how.get("z_loss", 0.0) * (logits.logsumexp(-1) ** 2).sum(), entropy
 
 
-def drawn(n: int, d: int, v: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def drawn(
+    n: int, d: int, v: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     """hidden, weight, bias, targets; logits of a few nats."""
     generator = torch.Generator().manual_seed(seed)
-    hidden, weight, bias = (torch.randn(s, generator=generator, dtype=dtype) for s in ((n, d), (v, d), (v,)))
+    hidden, weight, bias = (
+        torch.randn(s, generator=generator, dtype=dtype) for s in ((n, d), (v, d), (v,))
+    )
     return [hidden, weight, bias, torch.randint(v, (n,), generator=generator)]
 
 
@@ -59,9 +67,15 @@ def test_values_and_gradients_are_those_of_full_logits(
 ) -> None:
     inputs: list[Any] = drawn(n, d, v)
     inputs[2] = inputs[2] if with_bias else None
-    heads = [Head(*drawn(n, d + i, v, seed=7 + i)[:3]) for i in range(teachers)]
-    how = {"z_loss": z_loss, "teaching": DistillationTargets(heads, temperature=1.7, alpha=0.3) if heads else None}
-    ours, theirs = gradients(sliced_cross_entropy, inputs, **how, slice_rows=size), gradients(obvious, inputs, **how)
+    heads = [LazyLogits(*drawn(n, d + i, v, seed=7 + i)[:3]) for i in range(teachers)]
+    how = {
+        "z_loss": z_loss,
+        "teaching": DistillationTargets(heads, temperature=1.7, alpha=0.3) if heads else None,
+    }
+    ours, theirs = (
+        gradients(sliced_cross_entropy, inputs, **how, slice_rows=size),
+        gradients(obvious, inputs, **how),
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -75,8 +89,8 @@ def test_one_row_by_hand() -> None:
 
 def test_a_teacher_like_the_student_leaves_only_the_hard_targets() -> None:
     inputs = drawn(6, 4, 7)
-    teaching = DistillationTargets([Head(*inputs[:3])], alpha=0.25)
-    loss, entropy = sliced_cross_entropy(*inputs, teaching=teaching)
+    teaching = DistillationTargets([LazyLogits(*inputs[:3])], alpha=0.25)
+    loss, entropy = sliced_cross_entropy(*inputs, distillation=teaching)
     torch.testing.assert_close(loss, 0.25 * entropy)
 
 
@@ -102,7 +116,11 @@ def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
 
 
 def test_tied_weights_get_both_gradients() -> None:
-    table, ids, targets = drawn(11, 5, 11)[0], torch.tensor([1, 4, 4, 9]), torch.tensor([4, 4, 9, 10])
+    table, ids, targets = (
+        drawn(11, 5, 11)[0],
+        torch.tensor([1, 4, 4, 9]),
+        torch.tensor([4, 4, 9, 10]),
+    )
     grads = []
     for loss in (sliced_cross_entropy, obvious):
         tied = table.clone().requires_grad_()
@@ -113,7 +131,11 @@ def test_tied_weights_get_both_gradients() -> None:
 
 def test_autocast_runs_the_products_in_bf16_and_keeps_the_rest_in_fp32() -> None:
     inputs = drawn(300, 32, 50, dtype=torch.float32)
-    how = {"teaching": DistillationTargets([Head(*(t.bfloat16() for t in drawn(300, 8, 50, seed=5)[:3]))])}
+    how = {
+        "teaching": DistillationTargets(
+            [LazyLogits(*(t.bfloat16() for t in drawn(300, 8, 50, seed=5)[:3]))]
+        )
+    }
     with torch.autocast("cpu", torch.bfloat16):
         value, entropy, grads = gradients(sliced_cross_entropy, inputs, **how, slice_rows=40)
     exact = gradients(obvious, inputs, **how)
@@ -146,10 +168,21 @@ def test_no_tensor_of_all_logits_ever_lives() -> None:
     n, v, largest = 512, 400, 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(t.numel() for t in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(t))])
+            largest = max(
+                [
+                    largest,
+                    *(
+                        t.numel()
+                        for t in torch.utils._pytree.tree_leaves(out)
+                        if torch.is_tensor(t)
+                    ),
+                ]
+            )
             return out
 
     with Watch():
@@ -166,5 +199,9 @@ def test_a_second_backward_is_refused() -> None:
 
 
 def test_a_teacher_with_another_vocabulary_is_refused() -> None:
-    with pytest.raises(DeclarationError, match=r"distil.teachers: teacher 1 has 9 words, the student 4"):
-        sliced_cross_entropy(*drawn(3, 2, 4), teaching=DistillationTargets([Head(*drawn(3, 2, 9)[:3])]))
+    with pytest.raises(
+        DeclarationError, match=r"distil.teachers: teacher 1 has 9 words, the student 4"
+    ):
+        sliced_cross_entropy(
+            *drawn(3, 2, 4), distillation=DistillationTargets([LazyLogits(*drawn(3, 2, 9)[:3])])
+        )

@@ -1,4 +1,6 @@
-"""Masking: the three laws against plain loops and the originals' statistics; nothing that depends on the batch."""
+"""Masking: the three laws against plain loops and the originals' statistics; nothing that depends
+on the batch.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DeclarationError
-from antlm_bench.training.masking import LAWS, Corruption, Rows, hide
+from antlm_bench.training.masking import (
+    SPAN_LENGTH_DISTRIBUTIONS,
+    Corruption,
+    MaskableRows,
+    apply_masking,
+)
 
 MASK, WORDS = 4, np.arange(5, 1005)
 
 
-def plain(many: int, width: int) -> Rows:
+def plain(many: int, width: int) -> MaskableRows:
     """Rows of words without specials, each one document."""
     rows = np.random.default_rng(0).choice(WORDS, size=(many, width))
-    return Rows(rows, np.ones(rows.shape, np.bool_), np.zeros(rows.shape, np.int32))
+    return MaskableRows(rows, np.ones(rows.shape, np.bool_), np.zeros(rows.shape, np.int32))
 
 
 def keys(many: int, seed: int = 42, step: int = 7) -> list[tuple[int, int, int]]:
@@ -36,13 +43,15 @@ def near(share: float, expected: float, n: int) -> bool:
 @pytest.mark.parametrize("rate", [0.15, 0.3])
 def test_single_tokens_are_hidden_independently(rate: float) -> None:
     many, width = 400, 64
-    _, chosen = hide(plain(many, width), rate, keys(many), Corruption(MASK, WORDS))
+    _, chosen = apply_masking(plain(many, width), rate, keys(many), Corruption(MASK, WORDS))
     assert near(chosen.mean(), rate, many * width)
     spread = chosen.sum(1).var() / (width * rate * (1 - rate))
     assert 0.7 < spread < 1.3, "the counts of rows vary as a binomial does"
 
 
-def overlapping_spans(dice: np.random.Generator, width: int, rate: float, least: int) -> NDArray[np.bool_]:
+def overlapping_spans(
+    dice: np.random.Generator, width: int, rate: float, least: int
+) -> NDArray[np.bool_]:
     """LTG-BERT's law in a plain loop, for a row without specials."""
     hidden = [False] * width
     goal = max(least, sum(dice.random() < rate for _ in range(width)))
@@ -57,7 +66,9 @@ def overlapping_spans(dice: np.random.Generator, width: int, rate: float, least:
     return np.array(hidden)
 
 
-def lowest_spans(dice: np.random.Generator, width: int, rate: float, counts: list[int]) -> NDArray[np.bool_]:
+def lowest_spans(
+    dice: np.random.Generator, width: int, rate: float, counts: list[int]
+) -> NDArray[np.bool_]:
     """GPT-BERT's law in a plain loop, for a document without specials."""
     values: list[float] = []
     while len(values) < width:
@@ -68,10 +79,14 @@ def lowest_spans(dice: np.random.Generator, width: int, rate: float, counts: lis
 
 
 def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> None:
-    """Both (N, T): rate by position, and how many are hidden in a row, within 5 standard errors of a difference."""
+    """Both (N, T): rate by position, and how many are hidden in a row, within 5 standard errors of
+    a difference.
+    """
     many = len(ours)
     pairs = [(ours.mean(0), theirs.mean(0))]
-    pairs.append(tuple(np.bincount(x.sum(1), minlength=ours.shape[1] + 1) / many for x in (ours, theirs)))
+    pairs.append(
+        tuple(np.bincount(x.sum(1), minlength=ours.shape[1] + 1) / many for x in (ours, theirs))
+    )
     pairs.append(tuple((x[:, 1:] & x[:, :-1]).mean(0) for x in (ours, theirs)))
     for one, other in pairs:
         mean = (one + other) / 2
@@ -80,9 +95,13 @@ def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Non
 
 @pytest.mark.parametrize(("law", "least"), [("geometric", 1), ("geometric", 0), ("uniform", 1)])
 @pytest.mark.parametrize(("width", "rate"), [(8, 0.15), (20, 0.3)])
-def test_spans_follow_the_law_of_a_plain_loop(law: str, least: int, width: int, rate: float) -> None:
+def test_spans_follow_the_law_of_a_plain_loop(
+    law: str, least: int, width: int, rate: float
+) -> None:
     many, dice = 2000, np.random.default_rng(3)
-    _, chosen = hide(plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law, least=least))
+    _, chosen = apply_masking(
+        plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law, min_masked=least)
+    )
     if law == "geometric":
         expected = [overlapping_spans(dice, width, rate, least) for _ in range(many)]
     else:
@@ -95,7 +114,9 @@ def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
     for number in range(passes):
         rows = plain(many, width)._replace(counts=counts)
-        counts += hide(rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform"))[1]
+        counts += apply_masking(
+            rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
+        )[1]
         for row in expected:
             row += lowest_spans(dice, width, 0.15, row.tolist())
     assert counts.mean() == pytest.approx(expected.mean(), abs=0.05)
@@ -124,25 +145,38 @@ def test_hidden_shares_are_those_of_the_original_code(name: str, cases_root: Pat
     rows = plain(many, width)
     rows.maskable[:, :first], rows.maskable[:, last + 1 :] = False, False
     law = next(law for code, law in SPAN_LAWS.items() if name.startswith(code))
-    corruption = Corruption(MASK, WORDS, law, by_span=law != "token", least=0 if "elc" in name else 1)
-    inputs, chosen = hide(rows, case["mask_p"], keys(many), corruption)
+    corruption = Corruption(
+        MASK, WORDS, law, corrupt_whole_spans=law != "token", min_masked=0 if "elc" in name else 1
+    )
+    inputs, chosen = apply_masking(rows, case["mask_p"], keys(many), corruption)
     error = 5 * (1 / many + 1 / case["sequences"]) ** 0.5
     spread = chosen[:, first : last + 1].mean(1).std()
-    assert abs(chosen[:, first : last + 1].mean() - case["mean_rate_over_maskable"]) < error * spread
+    assert (
+        abs(chosen[:, first : last + 1].mean() - case["mean_rate_over_maskable"]) < error * spread
+    )
     rates = np.array(case["rate_by_position"])
     assert (np.abs(chosen.mean(0) - rates) <= error * np.sqrt(rates * (1 - rates))).all()
     counted = np.bincount(chosen.sum(1), minlength=width + 1) / many
-    recorded = np.array([case["hidden_per_sequence"].get(str(number), 0.0) for number in range(width + 1)])
-    assert (np.abs(counted - recorded) <= error * np.sqrt(np.maximum(counted, recorded)) + 1 / many).all()
+    recorded = np.array(
+        [case["hidden_per_sequence"].get(str(number), 0.0) for number in range(width + 1)]
+    )
+    assert (
+        np.abs(counted - recorded) <= error * np.sqrt(np.maximum(counted, recorded)) + 1 / many
+    ).all()
     runs = lengths_of(chosen)
     for length in range(1, 6):
         share = case["runs_of_hidden_positions"].get(str(length), 0.0)
-        assert abs((runs == length).mean() - share) < 5 * (share / len(runs) + share / case["sequences"]) ** 0.5 + 1e-3
+        assert (
+            abs((runs == length).mean() - share)
+            < 5 * (share / len(runs) + share / case["sequences"]) ** 0.5 + 1e-3
+        )
     assert abs((inputs == MASK)[chosen].mean() - case["share_mask"]) < 0.04
 
 
 def test_examples_of_the_original_code_follow_these_laws(cases_root: Path) -> None:
-    """Their draws are torch's and cannot be repeated: what must hold of any draw does, and the same of ours."""
+    """Their draws are torch's and cannot be repeated: what must hold of any draw does, and the same
+    of ours.
+    """
     text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
     examples = {example["code"]: example for example in json.loads(text)["exact_examples"]}
     for code in ("ltg-bert (babylm/train)", "ltg-bert (BNC training)"):
@@ -158,7 +192,10 @@ def test_examples_of_the_original_code_follow_these_laws(cases_root: Path) -> No
     replaced = np.array(example["replacement"])
     for span in spans:  # one fate for a whole span: the mask, random words, or the words themselves
         assert (replaced[span] == 4).all() or not (replaced[span] == 4).any()
-        assert np.array_equal(replaced[span], tokens[span]) or not (replaced[span] == tokens[span]).any()
+        assert (
+            np.array_equal(replaced[span], tokens[span])
+            or not (replaced[span] == tokens[span]).any()
+        )
 
 
 @pytest.mark.parametrize("width", [16, 32])
@@ -167,7 +204,9 @@ def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) 
     many, counts, rates = 200, np.zeros((200, width), np.int16), []
     for number in range(40):
         rows = plain(many, width)._replace(counts=counts)
-        chosen = hide(rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform"))[1]
+        chosen = apply_masking(
+            rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
+        )[1]
         counts += chosen
         rates.append(chosen.mean())
     expected = case["times_hidden_after_40_passes"]
@@ -176,11 +215,13 @@ def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) 
     assert abs(np.array(rates) - case["mean_rate_by_pass"]).max() < 0.012
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", SPAN_LENGTH_DISTRIBUTIONS)
 @pytest.mark.parametrize("by_span", [True, False])
 def test_of_ten_chosen_eight_are_masked_one_random_one_kept(law: str, by_span: bool) -> None:
     many = 800
-    inputs, chosen = hide(plain(many, 64), 0.3, keys(many), Corruption(MASK, WORDS, law, by_span=by_span))
+    inputs, chosen = apply_masking(
+        plain(many, 64), 0.3, keys(many), Corruption(MASK, WORDS, law, corrupt_whole_spans=by_span)
+    )
     rows = plain(many, 64).ids
     n = chosen.sum() / (3 if by_span else 1)  # decisions, fewer than tokens
     assert near((inputs == MASK)[chosen].mean(), 0.8, n)
@@ -199,15 +240,22 @@ def lengths_of(chosen: NDArray[np.bool_]) -> NDArray[Any]:
 def test_a_span_has_one_fate_or_each_token_its_own() -> None:
     many = 300
     for by_span in (True, False):
-        corruption = Corruption(MASK, WORDS, "geometric", by_span=by_span, masked=0.5, random=0.0)
-        inputs, chosen = hide(plain(many, 200), 0.02, keys(many), corruption)
+        corruption = Corruption(
+            MASK, WORDS, "geometric", corrupt_whole_spans=by_span, mask_share=0.5, random_share=0.0
+        )
+        inputs, chosen = apply_masking(plain(many, 200), 0.02, keys(many), corruption)
         both = chosen[:, 1:] & chosen[:, :-1]  # neighbours are of one span, nearly always
         alike = ((inputs == MASK)[:, 1:] == (inputs == MASK)[:, :-1])[both].mean()
         assert alike > 0.93 if by_span else 0.4 < alike < 0.6
 
 
 @settings(deadline=None, max_examples=80)
-@given(data=st.data(), law=st.sampled_from(LAWS), rate=st.floats(0, 1), width=st.integers(1, 30))
+@given(
+    data=st.data(),
+    law=st.sampled_from(SPAN_LENGTH_DISTRIBUTIONS),
+    rate=st.floats(0, 1),
+    width=st.integers(1, 30),
+)
 def test_what_must_hold_for_any_row(data: st.DataObject, law: str, rate: float, width: int) -> None:
     many = data.draw(st.integers(1, 4))
     cells = st.lists(st.booleans(), min_size=many * width, max_size=many * width)
@@ -216,7 +264,9 @@ def test_what_must_hold_for_any_row(data: st.DataObject, law: str, rate: float, 
     before = rows.copy()
     segments = fresh.cumsum(1)
     corruption = Corruption(MASK, WORDS, law)
-    inputs, chosen = hide(Rows(rows, maskable, segments), rate, keys(many), corruption)
+    inputs, chosen = apply_masking(
+        MaskableRows(rows, maskable, segments), rate, keys(many), corruption
+    )
     assert np.array_equal(rows, before), "the caller's rows stay"
     assert not (chosen & ~maskable).any() and np.array_equal(inputs[~chosen], rows[~chosen])
     if rate in (0, 1):
@@ -225,16 +275,22 @@ def test_what_must_hold_for_any_row(data: st.DataObject, law: str, rate: float, 
     pick = data.draw(st.permutations(range(many)))[: data.draw(st.integers(1, many))]
     pad = data.draw(st.integers(0, 5))
     wider = [np.pad(x[pick], ((0, 0), (0, pad))) for x in (rows, maskable, segments)]
-    again, also = hide(Rows(*wider), rate, [keys(many)[i] for i in pick], corruption)
-    assert np.array_equal(again[:, :width], inputs[pick]) and np.array_equal(also[:, :width], chosen[pick])
+    again, also = apply_masking(
+        MaskableRows(*wider), rate, [keys(many)[i] for i in pick], corruption
+    )
+    assert np.array_equal(again[:, :width], inputs[pick]) and np.array_equal(
+        also[:, :width], chosen[pick]
+    )
 
 
 def test_gpt_bert_hides_in_every_document_by_itself() -> None:
     many, width = 800, 40
     rows = plain(many, width)
     segments = np.arange(width)[None].repeat(many, 0) // 8
-    _, chosen = hide(rows._replace(segments=segments), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
-    _, alone = hide(plain(many, 8), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
+    _, chosen = apply_masking(
+        rows._replace(segments=segments), 0.15, keys(many), Corruption(MASK, WORDS, "uniform")
+    )
+    _, alone = apply_masking(plain(many, 8), 0.15, keys(many), Corruption(MASK, WORDS, "uniform"))
     parts = chosen.reshape(many, 5, 8)
     assert (parts.sum(2) >= 1).all(), "at least one in each"
     for part in range(5):
@@ -242,16 +298,16 @@ def test_gpt_bert_hides_in_every_document_by_itself() -> None:
 
 
 def test_seed_step_and_sample_all_change_the_choice() -> None:
-    rows = Rows(*(x.repeat(4, 0) for x in plain(1, 100)[:3]))
+    rows = MaskableRows(*(x.repeat(4, 0) for x in plain(1, 100)[:3]))
     different = [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
-    for law in LAWS:
-        _, chosen = hide(rows, 0.3, different, Corruption(MASK, WORDS, law))
+    for law in SPAN_LENGTH_DISTRIBUTIONS:
+        _, chosen = apply_masking(rows, 0.3, different, Corruption(MASK, WORDS, law))
         assert len({row.tobytes() for row in chosen}) == 4
 
 
 def test_every_position_is_as_likely_with_single_tokens() -> None:
     many = 4000
-    _, chosen = hide(plain(many, 10), 0.2, keys(many), Corruption(MASK, WORDS))
+    _, chosen = apply_masking(plain(many, 10), 0.2, keys(many), Corruption(MASK, WORDS))
     assert all(near(share, 0.2, many) for share in chosen.mean(0))
 
 
@@ -259,7 +315,7 @@ def test_ids_keep_their_type() -> None:
     rows = plain(2, 9)
     for kind in (np.int32, np.int64, np.uint16):
         typed = rows._replace(ids=rows.ids.astype(kind))
-        assert hide(typed, 0.5, keys(2), Corruption(MASK, WORDS))[0].dtype == kind
+        assert apply_masking(typed, 0.5, keys(2), Corruption(MASK, WORDS))[0].dtype == kind
 
 
 @pytest.mark.parametrize(
@@ -279,4 +335,4 @@ def test_a_corruption_that_makes_no_sense_is_refused(change: dict[str, Any], pla
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
 def test_a_rate_outside_0_and_1_is_refused(rate: float) -> None:
     with pytest.raises(DeclarationError, match=r"masking\.rate"):
-        hide(plain(1, 3), rate, keys(1), Corruption(MASK, WORDS))
+        apply_masking(plain(1, 3), rate, keys(1), Corruption(MASK, WORDS))

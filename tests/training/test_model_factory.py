@@ -1,4 +1,6 @@
-"""Every architecture from its declaration: attends as the batch says, keeps packed documents apart, loses as told."""
+"""Every architecture from its declaration: attends as the batch says, keeps packed documents apart,
+loses as told.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,21 @@ import torch
 from toy_recipe import toy
 
 from antlm_bench.declarations import catalog
-from antlm_bench.training.corpus import FIRST_WORD, Int64
+from antlm_bench.training.corpus import FIRST_TEXT_ID, Int64
 from antlm_bench.training.losses import sliced_cross_entropy
-from antlm_bench.training.model_factory import build, natively_causal, output_head, states, targets_of
-from antlm_bench.training.objectives import Batch, Masking, clm, masked
+from antlm_bench.training.model_factory import (
+    build_model,
+    compute_hidden_states,
+    hidden_states_at_targets,
+    is_natively_causal,
+    lm_head_parameters,
+)
+from antlm_bench.training.objectives import (
+    StepMasking,
+    TrainingBatch,
+    make_clm_batch,
+    make_masked_batch,
+)
 from antlm_bench.training.recipe import ModelSpec, ObjectiveSpec, read_recipe
 
 VOCABULARY, WIDTH = 300, 12
@@ -34,7 +47,7 @@ def spec_of(shape: str) -> ModelSpec:
 def made(shape: str, masked: bool = False) -> Any:
     """In double precision, with weights large enough that what is seen shows."""
     torch.manual_seed(0)
-    model = build(spec_of(shape), VOCABULARY, masked).double().eval()
+    model = build_model(spec_of(shape), VOCABULARY, masked).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -43,13 +56,15 @@ def made(shape: str, masked: bool = False) -> Any:
 
 
 def ids_of(rows: int, seed: int = 0) -> Int64:
-    return np.random.default_rng(seed).integers(FIRST_WORD, VOCABULARY, (rows, WIDTH))
+    return np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, (rows, WIDTH))
 
 
-def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> Batch:
+def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> TrainingBatch:
     segments = np.zeros_like(ids) if segments is None else segments
-    made = clm(ids, segments, np.arange(len(ids)))
-    return Batch("clm" if causal else "mlm", ids, made.targets, made.segments, causal, made.samples)
+    made = make_clm_batch(ids, segments, np.arange(len(ids)))
+    return TrainingBatch(
+        "clm" if causal else "mlm", ids, made.targets, made.segments, causal, made.sample_indices
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -58,9 +73,16 @@ def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> Batch:
 def test_causal_rows_do_not_see_the_future_and_full_rows_do(shape: str, masked: bool) -> None:
     model, ids = made(shape, masked), ids_of(1)
     other = ids.copy()
-    other[0, 7] = FIRST_WORD + (other[0, 7] - FIRST_WORD + 1) % (VOCABULARY - FIRST_WORD)
+    other[0, 7] = FIRST_TEXT_ID + (other[0, 7] - FIRST_TEXT_ID + 1) % (VOCABULARY - FIRST_TEXT_ID)
     for causal in (True, False):
-        change = (states(model, batch_of(ids, causal)) - states(model, batch_of(other, causal)))[0].abs().amax(1)
+        change = (
+            (
+                compute_hidden_states(model, batch_of(ids, causal))
+                - compute_hidden_states(model, batch_of(other, causal))
+            )[0]
+            .abs()
+            .amax(1)
+        )
         assert (change[7:] > 1e-6).all()
         assert (change[:7] < 1e-12).all() if causal else (change[:7] > 1e-9).all()
 
@@ -71,27 +93,34 @@ def test_causal_rows_do_not_see_the_future_and_full_rows_do(shape: str, masked: 
 def test_packed_documents_are_separate_rows(shape: str, causal: bool) -> None:
     model, ids = made(shape), ids_of(2)
     segments = np.array([[3] * 5 + [4] * 7, [4] * 1 + [5] * 8 + [6] * 3])
-    packed = states(model, batch_of(ids, causal, segments))
+    packed = compute_hidden_states(model, batch_of(ids, causal, segments))
     for row, first, last in ((0, 0, 5), (0, 5, 12), (1, 0, 1), (1, 1, 9), (1, 9, 12)):
-        alone = states(model, batch_of(ids[[row], first:last], causal))[0]
-        assert torch.allclose(packed[row, first:last], alone, atol=1e-9), "positions, too, count from its beginning"
+        alone = compute_hidden_states(model, batch_of(ids[[row], first:last], causal))[0]
+        assert torch.allclose(packed[row, first:last], alone, atol=1e-9), (
+            "positions, too, count from its beginning"
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
     torch.manual_seed(0)
-    model = build(toy(model={"architecture": architecture, "tied": tied}).model, VOCABULARY, masked=False).eval()
+    model = build_model(
+        toy(model={"architecture": architecture, "tied": tied}).model, VOCABULARY, masked=False
+    ).eval()
     ids = ids_of(3)
     batch = batch_of(ids, causal=True)
     labels = torch.from_numpy(ids)
     expected = model(input_ids=labels, labels=labels).loss
-    hidden, targets = targets_of(model, batch)
-    loss, nats = sliced_cross_entropy(hidden, *output_head(model), targets)
-    assert len(targets) == batch.count == 3 * (WIDTH - 1)
-    assert (loss / batch.count).item() == pytest.approx(expected.item(), rel=1e-5)
+    hidden, targets = hidden_states_at_targets(model, batch)
+    loss, nats = sliced_cross_entropy(hidden, *lm_head_parameters(model), targets)
+    assert len(targets) == batch.num_targets == 3 * (WIDTH - 1)
+    assert (loss / batch.num_targets).item() == pytest.approx(expected.item(), rel=1e-5)
     assert nats.item() == pytest.approx(loss.item())
-    ours, theirs = (torch.autograd.grad(x, model.get_input_embeddings().weight) for x in (loss / batch.count, expected))
+    ours, theirs = (
+        torch.autograd.grad(x, model.get_input_embeddings().weight)
+        for x in (loss / batch.num_targets, expected)
+    )
     assert torch.allclose(ours[0], theirs[0], atol=1e-6)
 
 
@@ -100,13 +129,15 @@ def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
 def test_the_head_where_a_target_stands_says_what_the_whole_model_says(shape: str) -> None:
     """For a masked objective: the library's logits of the whole row, read at the targets."""
     model, ids = made(shape, masked=True), ids_of(4)
-    batch = masked(ids, np.zeros_like(ids), np.arange(4), Masking(ObjectiveSpec(), 0.3, (0, 0), VOCABULARY))
-    hidden, targets = targets_of(model, batch)
-    weight, bias = output_head(model)
+    batch = make_masked_batch(
+        ids, np.zeros_like(ids), np.arange(4), StepMasking(ObjectiveSpec(), 0.3, (0, 0), VOCABULARY)
+    )
+    hidden, targets = hidden_states_at_targets(model, batch)
+    weight, bias = lm_head_parameters(model)
     logits = hidden @ weight.t() + (0 if bias is None else bias)
     full = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool)
-    extra = {} if natively_causal(model) is False else {"attention_mask": full}
-    whole = model(input_ids=torch.from_numpy(batch.inputs), **extra).logits
+    extra = {} if is_natively_causal(model) is False else {"attention_mask": full}
+    whole = model(input_ids=torch.from_numpy(batch.input_ids), **extra).logits
     wanted = torch.from_numpy(batch.targets)
     assert torch.equal(targets, wanted[wanted >= 0])
     assert torch.allclose(logits, whole[wanted >= 0], atol=1e-9)
@@ -117,24 +148,30 @@ def test_every_shipped_recipe_builds_with_its_options(name: str) -> None:
     """Its architecture and options, at a size for tests."""
     tiny = ["layers=2", "hidden=32", "heads=4", "ffn=48", "positions=1024"]
     tiny += ["kv_heads=2"] if read_recipe(name).model.kv_heads else []
-    recipe = read_recipe(name, changes=[f"model.{change}" for change in tiny])
+    recipe = read_recipe(name, overrides=[f"model.{change}" for change in tiny])
     torch.manual_seed(recipe.seed)
-    model = build(recipe.model, VOCABULARY, masked="full" in recipe.attends)
+    model = build_model(recipe.model, VOCABULARY, masked="full" in recipe.attentions)
     assert len(model.get_input_embeddings().weight) == VOCABULARY
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == recipe.model.tied == model.config.tie_word_embeddings
     config = model.config.to_dict()
-    assert config["pad_token_id"] == 0 and config["bos_token_id"] == 1 and config["eos_token_id"] == 2
+    assert (
+        config["pad_token_id"] == 0 and config["bos_token_id"] == 1 and config["eos_token_id"] == 2
+    )
     encoder = recipe.model.architecture.endswith("bert")
-    kind = "ForMaskedLM" if encoder and "full" in recipe.attends else "LM"
+    kind = "ForMaskedLM" if encoder and "full" in recipe.attentions else "LM"
     assert kind in type(model).__name__
-    batch = batch_of(ids_of(2), causal=recipe.attends == ("causal",))
-    assert states(model.eval(), batch).shape == (2, WIDTH, 32)
+    batch = batch_of(ids_of(2), causal=recipe.attentions == ("causal",))
+    assert compute_hidden_states(model.eval(), batch).shape == (2, WIDTH, 32)
 
 
 def test_the_seed_makes_the_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return build(spec_of("gpt-bert"), VOCABULARY, masked=True).get_input_embeddings().weight.detach()
+        return (
+            build_model(spec_of("gpt-bert"), VOCABULARY, masked=True)
+            .get_input_embeddings()
+            .weight.detach()
+        )
 
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from antlm_bench.errors import CheckpointError, DeclarationError
-from antlm_bench.training.optim import Ema, Lamb, clip, groups, optimizer
+from antlm_bench.training.optim import (
+    Ema,
+    Lamb,
+    build_optimizer,
+    build_param_groups,
+    clip_gradients,
+)
 
 
 class Toy(nn.Module):
@@ -30,7 +36,9 @@ class Toy(nn.Module):
         self.head.weight = self.embed.weight
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.linear(self.embed(ids)) + self.alphas[0].sum() * self.relative_embedding.mean(0))
+        x = self.norm(
+            self.linear(self.embed(ids)) + self.alphas[0].sum() * self.relative_embedding.mean(0)
+        )
         return nn.functional.cross_entropy(self.head(x), ids.roll(1))
 
 
@@ -41,40 +49,50 @@ def named(model: nn.Module, group: dict[str, object]) -> set[str]:
 
 def test_matrices_decay_and_small_things_never() -> None:
     model = Toy()
-    decays, never = groups(model, 0.1)
+    decays, never = build_param_groups(model, 0.1)
     assert named(model, decays) == {"embed.weight", "linear.weight", "relative_embedding"}
-    assert named(model, never) == {"linear.bias", "norm.weight", "norm.bias", "alphas.0", "head.bias"}
+    assert named(model, never) == {
+        "linear.bias",
+        "norm.weight",
+        "norm.bias",
+        "alphas.0",
+        "head.bias",
+    }
     assert (decays["weight_decay"], never["weight_decay"]) == (0.1, 0.0)
 
 
 def test_embeddings_can_be_exempt() -> None:
     model = Toy()
-    decays, never = groups(model, 0.1, ["embeddings"])
+    decays, never = build_param_groups(model, 0.1, ["embeddings"])
     assert named(model, decays) == {"linear.weight"}
     assert {"embed.weight", "relative_embedding"} < named(model, never)
 
 
 def test_relative_positions_alone_can_be_exempt() -> None:
     model = Toy()
-    decays, never = groups(model, 0.1, ["positions"])
+    decays, never = build_param_groups(model, 0.1, ["positions"])
     assert named(model, decays) == {"embed.weight", "linear.weight"}
     assert "relative_embedding" in named(model, never)
 
 
 def test_weights_of_a_layer_mix_decay_if_asked() -> None:
     model = Toy()
-    decays, never = groups(model, 0.1, decay_mixing=True)
+    decays, never = build_param_groups(model, 0.1, decay_mixing=True)
     assert "alphas.0" in named(model, decays) and "alphas.0" not in named(model, never)
     assert named(model, never) == {"linear.bias", "norm.weight", "norm.bias", "head.bias"}
 
 
 def test_an_unknown_exemption_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"optimizer\.exempt: nothing is called 'embedings'"):
-        groups(Toy(), 0.1, ["embedings"])
+        build_param_groups(Toy(), 0.1, ["embedings"])
 
 
 def slow_lamb(
-    weights: list[np.ndarray], slopes: list[list[np.ndarray]], decays: list[float], lr: float, eps: float
+    weights: list[np.ndarray],
+    slopes: list[list[np.ndarray]],
+    decays: list[float],
+    lr: float,
+    eps: float,
 ) -> list[np.ndarray]:
     """Algorithm 2 of the paper, one number at a time."""
     out = []
@@ -85,7 +103,10 @@ def slow_lamb(
             for i, g in enumerate(step[index].flat):
                 m[i] = 0.9 * m[i] + 0.1 * g
                 v[i] = 0.98 * v[i] + 0.02 * g * g
-                u.append(m[i] / (1 - 0.9**t) / (math.sqrt(v[i] / (1 - 0.98**t)) + eps) + decays[index] * w[i])
+                u.append(
+                    m[i] / (1 - 0.9**t) / (math.sqrt(v[i] / (1 - 0.98**t)) + eps)
+                    + decays[index] * w[i]
+                )
             size, length = math.sqrt(sum(x * x for x in w)), math.sqrt(sum(x * x for x in u))
             ratio = size / length if decays[index] > 0 and size > 0 and length > 0 else 1.0
             w = [x - lr * ratio * y for x, y in zip(w, u, strict=True)]
@@ -100,7 +121,7 @@ def test_lamb_steps_as_the_paper_says() -> None:
     start[2][:] = 0  # no size: no trust ratio
     slopes = [[random.normal(size=shape) for shape in shapes] for _ in range(6)]
     weights = [nn.Parameter(torch.tensor(w)) for w in start]
-    lamb = optimizer(
+    lamb = build_optimizer(
         "lamb",
         [
             {"params": [weights[0], weights[2]], "weight_decay": 0.1},
@@ -148,7 +169,9 @@ def train(name: str, steps: int, halt: int | None = None) -> Toy:
     ids = torch.tensor([1, 2, 3, 4, 5])
 
     def prepared(model: Toy) -> torch.optim.Optimizer:
-        return optimizer(name, groups(model, 0.1), lr=0.05, betas=(0.9, 0.98), eps=1e-6)
+        return build_optimizer(
+            name, build_param_groups(model, 0.1), lr=0.05, betas=(0.9, 0.98), eps=1e-6
+        )
 
     chosen = prepared(model)
     for step in range(steps):
@@ -173,24 +196,30 @@ def test_optimizers_learn_and_resume_bit_for_bit(name: str) -> None:
 
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"optimizer\.name: unknown optimizer 'sgd'"):
-        optimizer("sgd", [], 0.1, (0.9, 0.98), 1e-6)
+        build_optimizer("sgd", [], 0.1, (0.9, 0.98), 1e-6)
 
 
 def test_clipping_scales_to_the_norm_and_leaves_what_is_below() -> None:
-    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    weights = [
+        nn.Parameter(torch.zeros(2)),
+        nn.Parameter(torch.zeros(1)),
+        nn.Parameter(torch.zeros(1)),
+    ]
     weights[0].grad, weights[1].grad = torch.tensor([0.0, 3.0]), torch.tensor([4.0])
-    assert clip(weights, 6.0) == 5.0 and clip(weights, None) == 5.0
+    assert clip_gradients(weights, 6.0) == 5.0 and clip_gradients(weights, None) == 5.0
     assert weights[1].grad.item() == 4.0
-    assert clip(weights, 1.0) == 5.0
-    assert weights[0].grad.tolist() == pytest.approx([0.0, 0.6]) and weights[1].grad.item() == pytest.approx(0.8)
+    assert clip_gradients(weights, 1.0) == 5.0
+    assert weights[0].grad.tolist() == pytest.approx([0.0, 0.6]) and weights[
+        1
+    ].grad.item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("nan")])
 def test_a_norm_that_is_no_number_is_returned_and_touches_nothing(odd: float) -> None:
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, odd])
-    assert str(clip([weight], 1.0)) == str(odd) and weight.grad[0] == 1.0
-    assert clip([nn.Parameter(torch.zeros(2))], 1.0) == 0.0
+    assert str(clip_gradients([weight], 1.0)) == str(odd) and weight.grad[0] == 1.0
+    assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0) == 0.0
 
 
 def test_the_average_starts_at_the_first_weights_and_decays_constantly() -> None:
@@ -212,7 +241,7 @@ def test_averaged_weights_go_in_and_the_own_come_back_bit_for_bit() -> None:
         for name, parameter in model.named_parameters():
             own[name] = parameter.add_(0.1).clone()
     ema.update()
-    with pytest.raises(KeyError), ema.applied(model):
+    with pytest.raises(KeyError), ema.averaged_weights(model):
         assert torch.equal(model.embed.weight, ema.average["embed.weight"])
         assert model.head.weight is model.embed.weight
         assert not torch.equal(model.linear.weight, own["linear.weight"])
@@ -227,7 +256,9 @@ def test_the_average_resumes_bit_for_bit_and_refuses_another_model() -> None:
     two = Ema(Toy(), 0.9)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     assert all(torch.equal(one.average[name], two.average[name]) for name in one.average)
-    with pytest.raises(CheckpointError, match=r"ema: an average of another model: alphas\.0 differs"):
+    with pytest.raises(
+        CheckpointError, match=r"ema: an average of another model: alphas\.0 differs"
+    ):
         two.load_state_dict({"linear.weight": torch.zeros(4, 4)})
 
 

@@ -1,4 +1,6 @@
-"""The loop: it continues bit for bit, a batch's layout changes rounding only, and every step learns what it should."""
+"""The loop: it continues bit for bit, a batch's layout changes rounding only, and every step learns
+what it should.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,31 @@ from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.errors import DataError, TrainingError
 from antlm_bench.training import pretrain as loop
 from antlm_bench.training.corpus import Corpus
-from antlm_bench.training.model_factory import build, output_head, states
-from antlm_bench.training.objectives import Batch, clm
-from antlm_bench.training.pretrain import Conditions, HiddenCounts, Training, pretrain
+from antlm_bench.training.model_factory import (
+    build_model,
+    compute_hidden_states,
+    lm_head_parameters,
+)
+from antlm_bench.training.objectives import TrainingBatch, make_clm_batch
+from antlm_bench.training.pretrain import MaskCounts, RuntimeSettings, Trainer, pretrain
 from antlm_bench.training.recipe import Recipe
-from antlm_bench.training.schedule import rows_in, timeline
+from antlm_bench.training.schedule import count_rows, plan_steps
 
 CorpusOf = Callable[[Recipe], Corpus]
 Weights = dict[str, torch.Tensor]
 LTG = {"architecture": "ltg-bert", "dropout": 0.1, "attention_dropout": 0.1, "buckets": 4}
 GPT_BERT = LTG | {"architecture": "gpt-bert"}
-SMOOTH = {"eps": 1e-4}  # so that Adam does not blow up the rounding of gradients that are zero but for it
+SMOOTH = {
+    "eps": 1e-4
+}  # so that Adam does not blow up the rounding of gradients that are zero but for it
 
 
 class Log:
     """Who watches in tests: keeps everything, may ask to stop, may meddle."""
 
-    def __init__(self, meddle: Callable[[dict[str, Any]], None] = lambda _: None, stop_at: int = -1) -> None:
+    def __init__(
+        self, meddle: Callable[[dict[str, Any]], None] = lambda _: None, stop_at: int = -1
+    ) -> None:
         self.records: list[dict[str, Any]] = []
         self.checkpoints: list[tuple[str, int]] = []
         self.meddle, self.stop_at = meddle, stop_at
@@ -71,16 +81,21 @@ def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> CorpusOf:
 
 
 def run(
-    recipe: Recipe, corpus: Corpus, out: Path, log: Log | None = None, teachers: Any = (), **conditions: Any
-) -> Training:
-    told = Conditions(device="cpu", **conditions)
-    training = Training(recipe, corpus, told, teachers)
+    recipe: Recipe,
+    corpus: Corpus,
+    out: Path,
+    log: Log | None = None,
+    teachers: Any = (),
+    **conditions: Any,
+) -> Trainer:
+    told = RuntimeSettings(device="cpu", **conditions)
+    training = Trainer(recipe, corpus, told, teachers)
     made = pretrain(training, out, log or Log(), told)
     assert made is None or made == out / "main"
     return training
 
 
-def weights(training: Training) -> Weights:
+def weights(training: Trainer) -> Weights:
     return {name: p.detach().clone() for name, p in training.model.named_parameters()}
 
 
@@ -94,11 +109,19 @@ def steps(many: int, causal: float, masked: float) -> dict[str, Any]:
 
 
 RESUMED = {
-    "adamw": toy(model={"architecture": "gpt2", "dropout": 0.1, "attention_dropout": 0.1}, **steps(20, 1, 0)),
+    "adamw": toy(
+        model={"architecture": "gpt2", "dropout": 0.1, "attention_dropout": 0.1}, **steps(20, 1, 0)
+    ),
     "lamb, averaged": toy(
         model=GPT_BERT,
         optimizer={"name": "lamb", "ema": 0.9, "schedule": "linear", "weight_decay": 0.1},
-        objective={"masked": "mntp", "spans": "uniform", "rate": 0.3, "final_rate": 0.15, "z_loss": 1e-4},
+        objective={
+            "masked": "mntp",
+            "spans": "uniform",
+            "rate": 0.3,
+            "final_rate": 0.15,
+            "z_loss": 1e-4,
+        },
         corpus={"offset": "random"},
         **steps(20, 1, 3),
     ),
@@ -115,7 +138,9 @@ RESUMED = {
         **steps(20, 1, 3),
     ),
     "short rows": toy(batch={"short": 0.5}, objective={"spans": "geometric"}, **steps(20, 1, 1)),
-    "whole files": toy(corpus={"layout": "files", "document": "corpus", "offset": "row"}, **steps(20, 1, 0)),
+    "whole files": toy(
+        corpus={"layout": "files", "document": "corpus", "offset": "row"}, **steps(20, 1, 0)
+    ),
 }
 
 
@@ -127,18 +152,22 @@ def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_p
     run(recipe, corpus, tmp_path / "parts", first, stop_after=10)
     assert not (tmp_path / "parts" / "main").exists()
     training = run(recipe, corpus, tmp_path / "parts", second)
-    assert training.done == 20 and len(first.records) == len(second.records) == 10
+    assert training.steps_done == 20 and len(first.records) == len(second.records) == 10
     assert first.records + second.records == whole.records
     assert second.began == (whole.began[0], 10, first.records[-1]["tokens"])
     for file in ("main/model.safetensors", "main/config.json", "state/00000020/tensors"):
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / "parts" / file).read_bytes() == (
+            tmp_path / "whole" / file
+        ).read_bytes(), file
 
 
 def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe = toy(**steps(6, 1, 0))
-    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=4)).done == 4
+    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=4)).steps_done == 4
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000004"]
-    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=2)).done == 6, "asked at the end, it has finished"
+    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=2)).steps_done == 6, (
+        "asked at the end, it has finished"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,11 +175,18 @@ def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path
     [
         toy(model={"attention_dropout": 0.1}, optimizer=SMOOTH, **steps(6, 1, 0)),
         toy(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
-        toy(model=GPT_BERT, optimizer=SMOOTH | {"name": "lamb"}, batch={"tokens": 96}, **steps(6, 1, 2)),
+        toy(
+            model=GPT_BERT,
+            optimizer=SMOOTH | {"name": "lamb"},
+            batch={"tokens": 96},
+            **steps(6, 1, 2),
+        ),
     ],
     ids=["llama", "ltg-bert", "gpt-bert"],
 )
-def test_the_layout_of_a_batch_changes_rounding_only(recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path) -> None:
+def test_the_layout_of_a_batch_changes_rounding_only(
+    recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path
+) -> None:
     expected = weights(run(recipe, corpus_of(recipe), tmp_path / "whole"))
     for micro in (1, 16, 32, 48):
         found = weights(run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_tokens=micro))
@@ -161,16 +197,19 @@ def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusO
     for offset in ("fixed", "random", "row"):
         recipe = toy(corpus={"offset": offset})
         corpus = corpus_of(recipe)
-        training = Training(recipe, corpus, Conditions(device="cpu"))
+        training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"))
         passes: dict[int, list[int]] = {}
-        for step in timeline(recipe, len(corpus)):
-            passes.setdefault(step.sweep, []).extend(training._rows(step).tolist())
-        many = rows_in(len(corpus), 16, offset)
+        for step in plan_steps(recipe, len(corpus)):
+            passes.setdefault(step.epoch_index, []).extend(training._row_starts(step).tolist())
+        many = count_rows(len(corpus), 16, offset)
         assert len(passes) == 2 and passes[0] != passes[1]
         for rows in passes.values():
             begin = min(rows)
             if offset == "row":  # each row begins anywhere in its own part of the text
-                assert sorted(row // 16 for row in rows) == [*range(many)] and len({row % 16 for row in rows}) > 1
+                assert (
+                    sorted(row // 16 for row in rows) == [*range(many)]
+                    and len({row % 16 for row in rows}) > 1
+                )
                 assert min(rows) >= 0 and max(rows) + 16 <= len(corpus)
                 continue
             assert sorted(rows) == [begin + 16 * n for n in range(many)] and begin < 16
@@ -179,41 +218,51 @@ def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusO
         assert (len({min(rows) for rows in passes.values()}) > 1) == (offset != "fixed")
 
 
-def gradients(training: Training, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
+def gradients(training: Trainer, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """What the optimizer is given in a step."""
     found: Weights = {}
 
     def keep(*_: Any) -> None:
-        found.update({name: p.grad.clone() for name, p in training.model.named_parameters() if p.grad is not None})
+        found.update(
+            {
+                name: p.grad.clone()
+                for name, p in training.model.named_parameters()
+                if p.grad is not None
+            }
+        )
 
     monkeypatch.setattr(training.optimizer, "step", keep)
-    training.step(step)
+    training.train_step(step)
     return found
 
 
-def entropy(training: Training, batch: Batch) -> torch.Tensor:
+def entropy(training: Trainer, batch: TrainingBatch) -> torch.Tensor:
     """The mean cross-entropy of a batch, by whole logits."""
-    weight, bias = output_head(training.model)
-    hidden = states(training.model, batch)
+    weight, bias = lm_head_parameters(training.model)
+    hidden = compute_hidden_states(training.model, batch)
     hidden = training.model.head.transform(hidden) if hasattr(training.model, "head") else hidden
     logits = hidden @ weight.t() + (0 if bias is None else bias)
     return F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
 
 
-def slopes(training: Training, loss: torch.Tensor) -> Weights:
+def slopes(training: Trainer, loss: torch.Tensor) -> Weights:
     named = dict(training.model.named_parameters())
     found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
-@pytest.mark.parametrize("model", [{}, {"architecture": "gpt-bert", "buckets": 4}], ids=["llama", "gpt-bert"])
+@pytest.mark.parametrize(
+    "model", [{}, {"architecture": "gpt-bert", "buckets": 4}], ids=["llama", "gpt-bert"]
+)
 def test_two_losses_weigh_what_the_phase_says(
     model: dict[str, Any], corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = toy(model=model, optimizer={"clip": 1e9}, batch={"tokens": 128}, **steps(3, 1, 3))
-    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu", micro_tokens=32))
-    step = timeline(recipe, len(training.corpus))[1]
-    causal, hidden = training._batches(step, training._rows(step))
+    training = Trainer(
+        recipe, corpus_of(recipe), RuntimeSettings(device="cpu", micro_batch_tokens=32)
+    )
+    step = plan_steps(recipe, len(training.corpus))[1]
+    causal, hidden = training._make_batches(step, training._row_starts(step))
     assert (len(causal), len(hidden)) == (2, 6) and causal.causal and not hidden.causal
     expected = slopes(training, 0.25 * entropy(training, causal) + 0.75 * entropy(training, hidden))
     assert farthest(gradients(training, step, monkeypatch), expected) < 1e-6
@@ -221,9 +270,9 @@ def test_two_losses_weigh_what_the_phase_says(
 
 def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, log = toy(**steps(3, 1, 1)), Log()
-    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
-    step = timeline(recipe, len(training.corpus))[0]
-    batches = training._batches(step, training._rows(step))
+    training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
+    step = plan_steps(recipe, len(training.corpus))[0]
+    batches = training._make_batches(step, training._row_starts(step))
     expected = {batch.objective: entropy(training, batch).item() for batch in batches}
     run(recipe, corpus_of(recipe), tmp_path, log)
     assert log.records[0]["loss"] == pytest.approx(expected, rel=1e-5)
@@ -235,24 +284,31 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
     recipe, log = toy(**blocks((1, 1, 0), (2, 0, 1), (1, 1, 0))), Log()
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
-    epoch = math.ceil(rows_in(len(corpus), 16, "fixed") / 4)
+    epoch = math.ceil(count_rows(len(corpus), 16, "fixed") / 4)
     asked = [[*record["loss"]] for record in log.records]
     assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
     assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
-    read = rows_in(len(corpus), 16, "fixed") * 16
-    assert log.records[-1]["words"] == pytest.approx(4 * corpus.words_in(np.array([0]), read), abs=0.6)
+    read = count_rows(len(corpus), 16, "fixed") * 16
+    assert log.records[-1]["words"] == pytest.approx(
+        4 * corpus.count_words(np.array([0]), read), abs=0.6
+    )
 
 
-def test_short_rows_are_as_short_as_in_the_original_code(corpus_of: CorpusOf, cases_root: Path) -> None:
+def test_short_rows_are_as_short_as_in_the_original_code(
+    corpus_of: CorpusOf, cases_root: Path
+) -> None:
     recipe = toy(batch={"tokens": 14 * 200, "length": 14, "short": 0.1}, **steps(50, 0, 1))
-    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
-    lengths = np.concatenate([training._lengths(step) for step in timeline(recipe, 10**6)])
+    training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
+    lengths = np.concatenate([training._row_lengths(step) for step in plan_steps(recipe, 10**6)])
     shares = np.bincount(lengths, minlength=15) / len(lengths)
     text = (cases_root / "original" / "training" / "masking.json").read_text(encoding="utf-8")
     for name in ("ltg-bert (babylm/train)", "elc-bert"):
         recorded = json.loads(text)["short_sequences"][name]["words_left"]
         for words in range(1, 15):
-            assert abs(shares[words] - recorded[str(words)]) < 5 * (2 * recorded[str(words)] / len(lengths)) ** 0.5
+            assert (
+                abs(shares[words] - recorded[str(words)])
+                < 5 * (2 * recorded[str(words)] / len(lengths)) ** 0.5
+            )
 
 
 @pytest.mark.parametrize(("rule", "updates"), [("keep", 9), ("reset", 4)])
@@ -267,7 +323,7 @@ def test_the_optimizer_forgets_at_a_switch_if_told_to(
 def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, log = toy(objective={"rate": 0.0}, **steps(2, 0, 1)), Log()
     corpus = corpus_of(recipe)
-    before = weights(Training(recipe, corpus, Conditions(device="cpu")))
+    before = weights(Trainer(recipe, corpus, RuntimeSettings(device="cpu")))
     assert farthest(weights(run(recipe, corpus, tmp_path, log)), before) == 0
     assert [record["loss"] for record in log.records] == [{}, {}]
 
@@ -276,9 +332,11 @@ def test_an_objective_without_a_target_leaves_its_weight_to_the_other(
     corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = toy(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
-    training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
-    step = timeline(recipe, len(training.corpus))[0]
-    expected = slopes(training, entropy(training, training._batches(step, training._rows(step))[0]))
+    training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
+    step = plan_steps(recipe, len(training.corpus))[0]
+    expected = slopes(
+        training, entropy(training, training._make_batches(step, training._row_starts(step))[0])
+    )
     assert farthest(gradients(training, step, monkeypatch), expected) < 1e-6
 
 
@@ -287,20 +345,29 @@ def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, log = toy(model={"positions": 16}, optimizer={"lr": 1e-2}, **steps(120, 1, 1)), Log()
     run(recipe, corpus_of(recipe), tmp_path, log)
     for name in ("clm", "mlm"):
-        first, last = (np.mean([r["loss"][name] for r in part]) for part in (log.records[:5], log.records[-20:]))
+        first, last = (
+            np.mean([r["loss"][name] for r in part])
+            for part in (log.records[:5], log.records[-20:])
+        )
         assert first > 5 and last < 4
 
 
 class TestDistillation:
     RECIPE = toy(
-        distil={"teachers": ["a", "b"], "temperature": 2.0, "alpha": 0.3}, optimizer={"clip": 1e9}, **steps(2, 1, 0)
+        distil={"teachers": ["a", "b"], "temperature": 2.0, "alpha": 0.3},
+        optimizer={"clip": 1e9},
+        **steps(2, 1, 0),
     )
 
     def teachers(self, *architectures: str, vocabulary: int) -> list[Any]:
         made = []
         for number, architecture in enumerate(architectures):
             torch.manual_seed(number)
-            model = build(toy(model={"architecture": architecture, "hidden": 16}).model, vocabulary, masked=False)
+            model = build_model(
+                toy(model={"architecture": architecture, "hidden": 16}).model,
+                vocabulary,
+                masked=False,
+            )
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(4 if parameter.dim() > 1 else 1)
@@ -314,26 +381,45 @@ class TestDistillation:
         corpus = corpus_of(self.RECIPE)
         teachers = self.teachers("llama", "gpt2", vocabulary=len(corpus.tokenizer))
         distil = self.RECIPE.distil
-        assert distil is not None and distil.divergence == "per-sequence", "the published law is the default"
-        recipe = self.RECIPE.model_copy(update={"distil": distil.model_copy(update={"divergence": divergence})})
-        training = Training(recipe, corpus, Conditions(device="cpu", micro_tokens=16), teachers)
-        step = timeline(recipe, len(corpus))[0]
-        (batch,) = training._batches(step, training._rows(step))
+        assert distil is not None and distil.divergence == "per-sequence", (
+            "the published law is the default"
+        )
+        recipe = self.RECIPE.model_copy(
+            update={"distil": distil.model_copy(update={"divergence": divergence})}
+        )
+        training = Trainer(
+            recipe, corpus, RuntimeSettings(device="cpu", micro_batch_tokens=16), teachers
+        )
+        step = plan_steps(recipe, len(corpus))[0]
+        (batch,) = training._make_batches(step, training._row_starts(step))
         asked = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
-        taught = [(states(t, batch) @ output_head(t)[0].t())[asked].float() for t in training.teachers]
+        taught = [
+            (compute_hidden_states(t, batch) @ lm_head_parameters(t)[0].t())[asked].float()
+            for t in training.teachers
+        ]
         mean = torch.stack(taught).mean(0)
-        logits = (states(training.model, batch) @ output_head(training.model)[0].t())[asked]
+        logits = (
+            compute_hidden_states(training.model, batch) @ lm_head_parameters(training.model)[0].t()
+        )[asked]
         soft = F.kl_div(
-            F.log_softmax(logits / 2, -1), F.log_softmax(mean / 2, -1), log_target=True, reduction="batchmean"
+            F.log_softmax(logits / 2, -1),
+            F.log_softmax(mean / 2, -1),
+            log_target=True,
+            reduction="batchmean",
         )
         soft = soft if divergence == "per-token" else soft * len(logits) / len(batch)
         expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
         found = gradients(training, step, monkeypatch)
         assert expected.keys() == found.keys()
-        for name, slope in expected.items():  # teachers are in bfloat16, and their products differ by batch
+        for (
+            name,
+            slope,
+        ) in expected.items():  # teachers are in bfloat16, and their products differ by batch
             assert (slope - found[name]).norm() < 0.02 * slope.norm(), name
 
-    def test_teachers_do_not_learn_and_stay_out_of_the_state(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    def test_teachers_do_not_learn_and_stay_out_of_the_state(
+        self, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
         corpus = corpus_of(self.RECIPE)
         (teacher, other) = self.teachers("llama", "llama", vocabulary=len(corpus.tokenizer))
         before = {name: p.detach().to(torch.bfloat16) for name, p in teacher.named_parameters()}
@@ -344,39 +430,53 @@ class TestDistillation:
 
 
 def test_counts_of_what_was_hidden_add_up_over_processes() -> None:
-    """Each process counts what it has hidden itself, and learns of the others' when both call `share`."""
+    """Each process counts what it has hidden itself, and learns of the others' when both call
+    `share`.
+    """
     delta = np.zeros(4, np.int16)
-    counts = [HiddenCounts(4, lambda _: delta) for _ in range(2)]
+    counts = [MaskCounts(4, lambda _: delta) for _ in range(2)]
     before = np.zeros(4, np.int16)
     for number in range(3):
         counts[0].counts[number] += 1
         counts[1].counts[3] += 1
         delta = sum(one.counts - before for one in counts)
         for one in counts:
-            one.share()
+            one.synchronize()
             assert one.counts.tolist() == (before + delta).tolist()
         before = before + delta
     assert before.tolist() == [1, 1, 1, 3]
 
 
 class TestHeldOut:
-    RECIPE = toy(corpus={"held_out": 0.2}, optimizer={"lr": 0.05, "schedule": "constant"}, **blocks((6, 1, 0)))
+    RECIPE = toy(
+        corpus={"held_out": 0.2},
+        optimizer={"lr": 0.05, "schedule": "constant"},
+        **blocks((6, 1, 0)),
+    )
 
-    def held_out_loss(self, training: Training) -> float:
+    def held_out_loss(self, training: Trainer) -> float:
         """The mean cross-entropy on all rows of the held-out text, by whole logits."""
         text = training.corpus.held_out
         assert text is not None
-        ids = np.array([text.tokens[16 * n : 16 * n + 16] for n in range(len(text) // 16)], np.int64)
-        document = np.searchsorted(text.documents, np.arange(ids.size).reshape(ids.shape), side="right")
+        ids = np.array(
+            [text.tokens[16 * n : 16 * n + 16] for n in range(len(text) // 16)], np.int64
+        )
+        document = np.searchsorted(
+            text.document_starts, np.arange(ids.size).reshape(ids.shape), side="right"
+        )
         training.model.eval()
         with torch.no_grad():
-            loss = entropy(training, clm(ids, document, np.arange(len(ids)))).item()
+            loss = entropy(training, make_clm_batch(ids, document, np.arange(len(ids)))).item()
         training.model.train()
         return loss
 
-    def test_the_pass_with_the_lowest_loss_is_the_result(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    def test_the_pass_with_the_lowest_loss_is_the_result(
+        self, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
         corpus, log, seen = corpus_of(self.RECIPE), Log(), []
-        training = Training(self.RECIPE, corpus, Conditions(device="cpu", micro_tokens=32))
+        training = Trainer(
+            self.RECIPE, corpus, RuntimeSettings(device="cpu", micro_batch_tokens=32)
+        )
 
         def look(record: dict[str, Any]) -> None:
             if "held_out" in record:
@@ -384,7 +484,7 @@ class TestHeldOut:
                 seen.append((record["held_out"], record["step"], weights(training)))
 
         log.meddle = look
-        pretrain(training, tmp_path, log, Conditions(device="cpu", micro_tokens=32))
+        pretrain(training, tmp_path, log, RuntimeSettings(device="cpu", micro_batch_tokens=32))
         assert len(seen) == 6
         loss, step, best = min(seen, key=lambda one: one[0])
         assert loss < seen[-1][0], "the last pass is over-fitted: else this would show nothing"
@@ -394,20 +494,30 @@ class TestHeldOut:
 
     def test_a_stopped_run_selects_the_same(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
         corpus = corpus_of(self.RECIPE)
-        total = len(timeline(self.RECIPE, len(corpus)))
+        total = len(plan_steps(self.RECIPE, len(corpus)))
         run(self.RECIPE, corpus, tmp_path / "whole")
         for stop in (total // 3, 2 * total // 3):
             run(self.RECIPE, corpus, tmp_path / "parts", stop_after=stop)
         run(self.RECIPE, corpus, tmp_path / "parts")
         for file in ("main/model.safetensors", "main/config.json", f"state/{total:08}/tensors"):
-            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+            assert (tmp_path / "parts" / file).read_bytes() == (
+                tmp_path / "whole" / file
+            ).read_bytes(), file
 
-    @pytest.mark.parametrize(("share", "said"), [(0.001, "no line is held out"), (0.01, "less than one row of 16")])
-    def test_too_little_to_select_on_is_refused(self, share: float, said: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("share", "said"), [(0.001, "no line is held out"), (0.01, "less than one row of 16")]
+    )
+    def test_too_little_to_select_on_is_refused(
+        self, share: float, said: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "a.txt").write_text("a b c d e f g h\n" * 60, encoding="utf-8")
         recipe = toy(corpus={"held_out": share}, **blocks((1, 1, 0)))
         with pytest.raises(DataError, match=said):
-            run(recipe, corpus_for(recipe, tmp_path / "a.txt", tmp_path / "corpus"), tmp_path / "out")
+            run(
+                recipe,
+                corpus_for(recipe, tmp_path / "a.txt", tmp_path / "corpus"),
+                tmp_path / "out",
+            )
         assert not (tmp_path / "out" / "main").exists()
 
     def test_a_teacher_counts_in_the_selection(self, corpus_of: CorpusOf) -> None:
@@ -415,9 +525,9 @@ class TestHeldOut:
         recipe = toy(corpus={"held_out": 0.2}, distil=distil, **blocks((2, 1, 0)))
         corpus = corpus_of(recipe)
         (teacher,) = TestDistillation().teachers("llama", vocabulary=len(corpus.tokenizer))
-        training = Training(recipe, corpus, Conditions(device="cpu"), [teacher])
+        training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"), [teacher])
         plain = self.held_out_loss(training)
-        assert training.held_out_loss() > 0.3 * plain + 0.01
+        assert training.compute_held_out_loss() > 0.3 * plain + 0.01
 
 
 class TestFailure:
@@ -425,21 +535,30 @@ class TestFailure:
     def test_a_learning_rate_far_too_high_is_named(
         self, architecture: str, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
-        """RMSNorm (Llama) divides by a variance that overflows: by the CPU's order of sums, all is 0 then, or NaN."""
+        """RMSNorm (Llama) divides by a variance that overflows: by the CPU's order of sums, all is
+        0 then, or NaN.
+        """
         recipe = toy(
-            model={"architecture": architecture}, optimizer={"lr": 1e6, "schedule": "constant"}, **steps(9, 1, 0)
+            model={"architecture": architecture},
+            optimizer={"lr": 1e6, "schedule": "constant"},
+            **steps(9, 1, 0),
         )
-        said = {"gpt2": "the loss left all bounds .*nan", "llama": "the loss left all bounds|the gradient is zero"}
+        said = {
+            "gpt2": "the loss left all bounds .*nan",
+            "llama": "the loss left all bounds|the gradient is zero",
+        }
         with pytest.raises(TrainingError, match=said[architecture]) as error:
             run(recipe, corpus_of(recipe), tmp_path)
-        assert error.value.place == "step 2, rows 4 to 7 of pass 1"
+        assert error.value.location == "step 2, rows 4 to 7 of pass 1"
         assert "--set optimizer.lr=3.3e+05" in error.value.hint and error.value.exit_code == 3
         assert not (tmp_path / "main").exists()
 
-    def test_a_model_that_nothing_can_move_any_more_is_named(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    def test_a_model_that_nothing_can_move_any_more_is_named(
+        self, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
         """All is 0, and the loss that of guessing for ever."""
         recipe = toy(**steps(9, 1, 0))
-        training = Training(recipe, corpus_of(recipe), Conditions(device="cpu"))
+        training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
 
         def empty(record: dict[str, Any]) -> None:
             with torch.no_grad():
@@ -447,25 +566,27 @@ class TestFailure:
                     parameter.zero_()
 
         with pytest.raises(TrainingError, match="the gradient is zero") as error:
-            pretrain(training, tmp_path, Log(empty), Conditions(device="cpu"))
-        assert error.value.place == "step 2, rows 4 to 7 of pass 1"
+            pretrain(training, tmp_path, Log(empty), RuntimeSettings(device="cpu"))
+        assert error.value.location == "step 2, rows 4 to 7 of pass 1"
 
-    @pytest.mark.parametrize("recipe", [toy(**steps(12, 1, 0)), toy(**steps(12, 1, 1))], ids=["clm", "mixed"])
+    @pytest.mark.parametrize(
+        "recipe", [toy(**steps(12, 1, 0)), toy(**steps(12, 1, 1))], ids=["clm", "mixed"]
+    )
     def test_not_a_number_stops_and_the_earlier_state_still_serves(
         self, recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         corpus = corpus_of(recipe)
         run(recipe, corpus, tmp_path / "out", stop_after=5)
-        training = Training(recipe, corpus, Conditions(device="cpu"))
+        training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"))
 
         def break_it(record: dict[str, Any]) -> None:
             if record["step"] == 7:
                 with torch.no_grad():
-                    output_head(training.model)[0][9, 3] = math.nan
+                    lm_head_parameters(training.model)[0][9, 3] = math.nan
 
         with pytest.raises(TrainingError, match="nan") as error:
-            pretrain(training, tmp_path / "out", Log(break_it), Conditions(device="cpu"))
-        assert error.value.place.startswith("step 8, rows 28 to 31")
+            pretrain(training, tmp_path / "out", Log(break_it), RuntimeSettings(device="cpu"))
+        assert error.value.location.startswith("step 8, rows 28 to 31")
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000005"]
         found = weights(run(recipe, corpus, tmp_path / "out"))
         assert farthest(found, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
@@ -494,30 +615,44 @@ class TestMilestones:
 
     @pytest.mark.parametrize(("beyond", "reached"), [(1.01, True), (1.05, False)])
     def test_a_run_that_ends_just_before_one_has_reached_it(
-        self, beyond: float, reached: bool, corpus_of: CorpusOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        beyond: float,
+        reached: bool,
+        corpus_of: CorpusOf,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         recipe, log = toy(**blocks((1, 1, 0))), Log()
-        words = run(recipe, corpus_of(recipe), tmp_path / "once").words
+        words = run(recipe, corpus_of(recipe), tmp_path / "once").words_seen
         monkeypatch.setattr(loop, "MILESTONES", (int(beyond * words) // 10 * 10,))
         run(recipe, corpus_of(recipe), tmp_path / "again", log)
-        assert [name for name, _ in log.checkpoints] == [f"chck_{int(beyond * words) // 10}M"] * reached + ["main"]
+        assert [name for name, _ in log.checkpoints] == [
+            f"chck_{int(beyond * words) // 10}M"
+        ] * reached + ["main"]
 
     def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = toy(model=GPT_BERT, optimizer={"ema": 0.9}, **blocks((1, 1, 1))), Log()
         training = run(recipe, corpus_of(recipe), tmp_path, log)
-        reached = {f"chck_{words // 10}M": next(r for r in log.records if r["words"] >= words) for words in DENSE}
+        reached = {
+            f"chck_{words // 10}M": next(r for r in log.records if r["words"] >= words)
+            for words in DENSE
+        }
         assert log.checkpoints[:-1] == [(name, record["step"]) for name, record in reached.items()]
-        assert log.checkpoints[-1] == ("main", training.done)
+        assert log.checkpoints[-1] == ("main", training.steps_done)
         for name, record in reached.items():
             card = json.loads((tmp_path / name / "config.json").read_text())["antlm_bench"]
             assert (card["steps"], card["tokens_seen"]) == (record["step"], record["tokens"])
             assert card["words_seen"] == record["words"] and card["recipe"] == "toy"
             assert open_checkpoint(str(tmp_path / name)).methods[0] == "causal"
-            assert (tmp_path / name / "README.md").exists() and (tmp_path / name / "gpt_bert.py").exists()
+            assert (tmp_path / name / "README.md").exists() and (
+                tmp_path / name / "gpt_bert.py"
+            ).exists()
 
-    def test_what_is_saved_are_the_averaged_weights_of_that_moment(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
+    def test_what_is_saved_are_the_averaged_weights_of_that_moment(
+        self, corpus_of: CorpusOf, tmp_path: Path
+    ) -> None:
         recipe, log = toy(optimizer={"ema": 0.9, "schedule": "constant"}, **steps(30, 1, 0)), Log()
         training = run(recipe, corpus_of(recipe), tmp_path / "whole", log)
         (at,) = (step for name, step in log.checkpoints if name == "chck_20M")

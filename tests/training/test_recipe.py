@@ -10,7 +10,7 @@ import pytest
 from toy_recipe import TABLES
 
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
-from antlm_bench.training.recipe import read_recipe, scales_of
+from antlm_bench.training.recipe import list_scales, read_recipe
 
 Write = Any  # see the fixture
 
@@ -40,7 +40,9 @@ def _value(value: Any) -> str:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """write("name", text) puts a recipe where its name is found; write("name") puts the toy one, changed as told."""
+    """write("name", text) puts a recipe where its name is found; write("name") puts the toy one,
+    changed as told.
+    """
     monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
     (tmp_path / "models").mkdir()
 
@@ -63,13 +65,31 @@ def test_a_recipe_lies_on_what_it_extends_and_under_its_scale_and_changes(write:
     write("above", text + "[[scale.small.phase]]\nepochs = 7\ncausal = 1\n")
     full = read_recipe("above")
     assert (full.name, full.title, full.scale) == ("above", "Above", "")
-    assert (full.model.layers, full.model.ffn, full.model.hidden, full.batch.tokens) == (5, 96, 32, 64)
-    nano = read_recipe("above", "nano", ["model.heads=2", "optimizer.schedule=linear", "batch.longer=[[0.5, 32]]"])
-    assert (nano.model.layers, nano.model.ffn, nano.model.hidden, nano.batch.tokens) == (1, 96, 16, 32)
-    assert (nano.model.heads, nano.optimizer.schedule, nano.batch.longest) == (2, "linear", 32)
+    assert (full.model.layers, full.model.ffn, full.model.hidden, full.batch.tokens) == (
+        5,
+        96,
+        32,
+        64,
+    )
+    nano = read_recipe(
+        "above", "nano", ["model.heads=2", "optimizer.schedule=linear", "batch.longer=[[0.5, 32]]"]
+    )
+    assert (nano.model.layers, nano.model.ffn, nano.model.hidden, nano.batch.tokens) == (
+        1,
+        96,
+        16,
+        32,
+    )
+    assert (nano.model.heads, nano.optimizer.schedule, nano.batch.max_row_length) == (
+        2,
+        "linear",
+        32,
+    )
     assert nano.scale == "nano"
-    assert [phase.epochs for phase in read_recipe("above", "small").phase] == [7]  # a list replaces a list
-    assert set(scales_of("above")) == {"nano", "small"}
+    assert [phase.epochs for phase in read_recipe("above", "small").phase] == [
+        7
+    ]  # a list replaces a list
+    assert set(list_scales("above")) == {"nano", "small"}
 
 
 def test_differences_are_inherited_replaced_and_taken_back(write: Write) -> None:
@@ -78,7 +98,10 @@ def test_differences_are_inherited_replaced_and_taken_back(write: Write) -> None
 
     tables = {k: v for k, v in TABLES.items() if k != "name"}
     write("below", toml(tables) + "\n" + row("a", "1") + row("b", "2") + row("c", "3"))
-    write("above", 'extends = "below"\n' + row("b", "5") + row("d", "4") + '[[difference]]\nnumber = "c"\n')
+    write(
+        "above",
+        'extends = "below"\n' + row("b", "5") + row("d", "4") + '[[difference]]\nnumber = "c"\n',
+    )
     found = {one.number: one.ours for one in read_recipe("above").difference}
     assert found == {"a": "1", "b": "5", "d": "4"}
     write("plain", 'extends = "below"\n')
@@ -103,7 +126,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("tokenizer", vocabulary=200), "tokenizer.vocabulary", "261"),
     (changed("corpus", document="page"), "corpus.document", "'file', 'line' or 'corpus'"),
     ({"phase": []}, "", "at least one"),
-    ({"phase": [{"epochs": 1, "causal": 1}, {"steps": 9, "causal": 1}]}, "", "all in epochs or all in steps"),
+    (
+        {"phase": [{"epochs": 1, "causal": 1}, {"steps": 9, "causal": 1}]},
+        "",
+        "all in epochs or all in steps",
+    ),
     ({"phase": [{"epochs": 1, "steps": 9, "causal": 1}]}, "phase.0", "either epochs or steps"),
     ({"phase": [{"causal": 1}]}, "phase.0", "either epochs or steps"),
     ({"phase": [{"epochs": 1}]}, "phase.0", "trains nothing"),
@@ -115,7 +142,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("corpus", layout="files", document="file", eos=True), "corpus", "eos false"),
     (changed("corpus", held_out=1.0), "corpus.held_out", "less than 1"),
     (
-        {"optimizer": {**TABLES["optimizer"], "ema": 0.9}, "corpus": {"document": "line", "held_out": 0.1}},
+        {
+            "optimizer": {**TABLES["optimizer"], "ema": 0.9},
+            "corpus": {"document": "line", "held_out": 0.1},
+        },
         "",
         "ema = 0",
     ),
@@ -125,7 +155,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("batch", longer=[[0.9, 16]]), "batch", "lengths growing"),
     (changed("batch", longer=[[0.9, 32], [0.7, 64]]), "batch", "growing shares"),
     (changed("batch", longer=[[1.0, 32]]), "batch", "shares within 0..1"),
-    (changed("batch", longer=[[0.5, 100]], tokens=128), "", "rows of 100 do not fit model.positions = 64"),
+    (
+        changed("batch", longer=[[0.5, 100]], tokens=128),
+        "",
+        "rows of 100 do not fit model.positions = 64",
+    ),
     (changed("optimizer", warmup=0.1, warmup_steps=5), "optimizer", "exclude each other"),
     (changed("optimizer", cooldown=0.1), "optimizer", "final above 0"),
     (changed("optimizer", betas=[0.9]), "optimizer", "two numbers"),
@@ -136,7 +170,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"methods": ["mlm"]}, "", "an attention that no phase trains"),
     ({"phase": [{"epochs": 1, "masked": 1}], "methods": ["mntp"]}, "", "objective.masked = 'mntp'"),
     (
-        {"phase": [{"epochs": 1, "masked": 1}], "methods": ["mlm"], "objective": {"masked": "mntp"}},
+        {
+            "phase": [{"epochs": 1, "masked": 1}],
+            "methods": ["mlm"],
+            "objective": {"masked": "mntp"},
+        },
         "",
         "'mlm', not 'mntp'",
     ),
@@ -161,11 +199,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("changes", "key", "complaint"), BAD, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_slip_is_named_with_its_file_and_key(changes: dict[str, Any], key: str, complaint: str, write: Write) -> None:
+def test_a_slip_is_named_with_its_file_and_key(
+    changes: dict[str, Any], key: str, complaint: str, write: Write
+) -> None:
     path = write("bad", **changes)
     with pytest.raises(DeclarationError) as caught:
         read_recipe("bad")
-    assert caught.value.place == (f"{path}: {key}" if key else str(path))
+    assert caught.value.location == (f"{path}: {key}" if key else str(path))
     assert complaint in caught.value.message
 
 
@@ -179,9 +219,11 @@ def test_extends_is_one_level_deep(write: Write) -> None:
     write("one")
     write("two", 'extends = "one"')
     path = write("three", 'extends = "two"')
-    with pytest.raises(DeclarationError, match="'two' itself extends 'one': one level only") as caught:
+    with pytest.raises(
+        DeclarationError, match="'two' itself extends 'one': one level only"
+    ) as caught:
         read_recipe("three")
-    assert caught.value.place == f"{path}: extends"
+    assert caught.value.location == f"{path}: extends"
     write("four", "extends = 4")
     with pytest.raises(DeclarationError, match="extends is the name of one recipe"):
         read_recipe("four")
@@ -233,7 +275,7 @@ def test_an_error_of_a_change_names_the_change(
           optimizer={"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95]})  # fmt: skip
     with pytest.raises(DeclarationError) as caught:
         read_recipe("toy", "", changes)
-    assert caught.value.place == place
+    assert caught.value.location == place
     assert message in caught.value.message and hint in caught.value.hint
 
 
@@ -241,14 +283,21 @@ def test_an_error_of_the_recipe_names_its_file(write: Write) -> None:
     path = write("bad", **changed("optimizer", cooldown=0.1))
     with pytest.raises(DeclarationError) as caught:
         read_recipe("bad", "", ["optimizer.lr=1e-4"])
-    assert caught.value.place == f"{path}: optimizer"
+    assert caught.value.location == f"{path}: optimizer"
 
 
-@pytest.mark.parametrize(("recipe_key", "set_key"), [("warmup_steps", "warmup"), ("warmup", "warmup_steps")])
-def test_a_change_replaces_the_key_that_it_excludes(recipe_key: str, set_key: str, write: Write) -> None:
+@pytest.mark.parametrize(
+    ("recipe_key", "set_key"), [("warmup_steps", "warmup"), ("warmup", "warmup_steps")]
+)
+def test_a_change_replaces_the_key_that_it_excludes(
+    recipe_key: str, set_key: str, write: Write
+) -> None:
     values: dict[str, Any] = {"warmup": 0.25, "warmup_steps": 5}
     write("toy", **changed("optimizer", **{recipe_key: values[recipe_key]}))
-    for change in (f"optimizer.{set_key}={values[set_key]}", f"optimizer={{{set_key}={values[set_key]}}}"):
+    for change in (
+        f"optimizer.{set_key}={values[set_key]}",
+        f"optimizer={{{set_key}={values[set_key]}}}",
+    ):
         spec = read_recipe("toy", "", [change]).optimizer
         assert getattr(spec, set_key) == values[set_key] and getattr(spec, recipe_key) is None
 
@@ -260,11 +309,15 @@ def test_a_recipe_without_scales_says_so(write: Write) -> None:
     path = write("flat", before="scale = 1")
     with pytest.raises(DeclarationError, match="scales are tables") as caught:
         read_recipe("flat")
-    assert caught.value.place == f"{path}: scale"
+    assert caught.value.location == f"{path}: scale"
 
 
 def test_attentions_are_those_that_some_phase_trains(write: Write) -> None:
-    write("both", phase=[{"epochs": 1, "causal": 1}, {"epochs": 1, "masked": 1}], methods=["mlm", "causal"])
-    assert read_recipe("both").attends == ("causal", "full")
+    write(
+        "both",
+        phase=[{"epochs": 1, "causal": 1}, {"epochs": 1, "masked": 1}],
+        methods=["mlm", "causal"],
+    )
+    assert read_recipe("both").attentions == ("causal", "full")
     write("one")
-    assert read_recipe("one").attends == ("causal",)
+    assert read_recipe("one").attentions == ("causal",)

@@ -1,4 +1,6 @@
-"""Schedules against brute force and hand computation: what is trained when, on which rows, at which rate."""
+"""Schedules against brute force and hand computation: what is trained when, on which rows, at which
+rate.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,20 @@ from toy_recipe import blocks, toy
 
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import OptimizerSpec, read_recipe
-from antlm_bench.training.schedule import Step, _rows, learning_rate, rows_in, timeline, total_steps
+from antlm_bench.training.schedule import (
+    Step,
+    _rows_per_step,
+    count_rows,
+    count_steps,
+    learning_rate,
+    plan_steps,
+)
 
 ANTLM = blocks((4, 1, 0), (16, 0, 1), (4, 1, 0))
 
 
 def passes(steps: list[Step]) -> list[list[Step]]:
-    return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.sweep)]
+    return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.epoch_index)]
 
 
 @settings(deadline=None)
@@ -35,70 +44,112 @@ def test_blocks_switch_exactly_where_epochs_end(
 ) -> None:
     phases = blocks(*((n, causal, 1 - causal) for n, causal in zip(lasts, (1, 0, 1), strict=True)))
     recipe = toy(**phases, batch={"tokens": batch}, corpus={"offset": offset})
-    steps = timeline(recipe, tokens)
+    steps = plan_steps(recipe, tokens)
     epochs = passes(steps)
     assert len(epochs) == sum(lasts)
-    kinds = ["causal" if all(s.causal == s.rows for s in epoch) else "masked" for epoch in epochs]
+    kinds = [
+        "causal" if all(s.num_causal_rows == s.num_rows for s in epoch) else "masked"
+        for epoch in epochs
+    ]
     assert kinds == ["causal"] * lasts[0] + ["masked"] * lasts[1] + ["causal"] * lasts[2]
-    assert all(step.causal in (0, step.rows) for step in steps)
-    assert [s.number for s in steps if s.switch] == [epochs[lasts[0]][0].number, epochs[-lasts[2]][0].number]
-    assert [s.phase for s in steps] == [i for i, n in enumerate(lasts) for _ in range(n * len(epochs[0]))]
+    assert all(step.num_causal_rows in (0, step.num_rows) for step in steps)
+    assert [s.index for s in steps if s.objective_switch] == [
+        epochs[lasts[0]][0].index,
+        epochs[-lasts[2]][0].index,
+    ]
+    assert [s.phase for s in steps] == [
+        i for i, n in enumerate(lasts) for _ in range(n * len(epochs[0]))
+    ]
 
 
-@given(tokens=st.integers(31, 5000), batch=st.integers(16, 600), offset=st.sampled_from(["fixed", "random"]))
+@given(
+    tokens=st.integers(31, 5000),
+    batch=st.integers(16, 600),
+    offset=st.sampled_from(["fixed", "random"]),
+)
 def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, offset: str) -> None:
     recipe = toy(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
     there = (tokens - 15) // 16 if offset == "random" else tokens // 16
-    for epoch in passes(timeline(recipe, tokens)):
-        taken = [row for step in epoch for row in range(step.first, step.first + step.rows)]
+    for epoch in passes(plan_steps(recipe, tokens)):
+        taken = [
+            row for step in epoch for row in range(step.first_row, step.first_row + step.num_rows)
+        ]
         assert taken == list(range(there))
 
 
 @given(offset=st.integers(0, 15), tokens=st.integers(31, 400))
 def test_no_offset_shortens_a_pass(offset: int, tokens: int) -> None:
     whole = [start for start in range(offset, tokens, 16) if start + 16 <= tokens]
-    assert rows_in(tokens, 16, "random") <= len(whole)
-    assert rows_in(tokens, 16, "fixed") == tokens // 16
-    last = (rows_in(tokens, 16, "row") - 1) * 16 + 15  # the latest place at which the last row may begin
+    assert count_rows(tokens, 16, "random") <= len(whole)
+    assert count_rows(tokens, 16, "fixed") == tokens // 16
+    last = (
+        count_rows(tokens, 16, "row") - 1
+    ) * 16 + 15  # the latest place at which the last row may begin
     assert last + 16 <= tokens < last + 3 * 16
 
 
-@given(tokens=st.integers(64, 20_000), growth=st.integers(1, 8), longer=st.booleans(), epochs=st.integers(1, 12))
-def test_tokens_seen_are_about_epochs_times_corpus(tokens: int, growth: int, longer: bool, epochs: int) -> None:
-    batch = {"tokens": 64, "final_tokens": 64 * growth, "longer": [[0.7, 32], [0.9, 64]] if longer else []}
+@given(
+    tokens=st.integers(64, 20_000),
+    growth=st.integers(1, 8),
+    longer=st.booleans(),
+    epochs=st.integers(1, 12),
+)
+def test_tokens_seen_are_about_epochs_times_corpus(
+    tokens: int, growth: int, longer: bool, epochs: int
+) -> None:
+    batch = {
+        "tokens": 64,
+        "final_tokens": 64 * growth,
+        "longer": [[0.7, 32], [0.9, 64]] if longer else [],
+    }
     recipe = toy(batch=batch, phase=[{"epochs": epochs, "causal": 1}])
-    steps = timeline(recipe, tokens)
-    assert all(step.rows >= 1 and step.length * step.rows <= 64 * growth for step in steps)
-    assert [step.start for step in steps] == [0, *itertools.accumulate(step.tokens for step in steps)][:-1]
-    # Lost are remains shorter than a row and the passes that a longer row breaks off; steps are rounded to whole ones.
+    steps = plan_steps(recipe, tokens)
+    assert all(
+        step.num_rows >= 1 and step.row_length * step.num_rows <= 64 * growth for step in steps
+    )
+    assert [step.tokens_before for step in steps] == [
+        0,
+        *itertools.accumulate(step.num_tokens for step in steps),
+    ][:-1]
+    # Lost are remains shorter than a row and the passes that a longer row breaks off; steps are
+    # rounded to whole ones.
     spare = 64 * growth * (2 + 2 * longer) + epochs * (64 if longer else 16)
-    seen = sum(step.tokens for step in steps)
+    seen = sum(step.num_tokens for step in steps)
     assert abs(seen - epochs * tokens) <= spare + 0.1 * epochs * tokens * (growth > 1 or longer)
 
 
 def test_a_batch_larger_than_the_corpus_is_the_corpus_also_while_it_grows() -> None:
-    steps = timeline(toy(batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]), 320)
+    steps = plan_steps(
+        toy(batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]),
+        320,
+    )
     assert len(steps) == 10
-    assert all(step.rows == 20 for step in steps)
+    assert all(step.num_rows == 20 for step in steps)
 
 
 def test_blocks_of_a_growing_batch_end_by_epochs_not_by_steps() -> None:
     recipe = toy(**blocks((10, 1, 0), (10, 0, 1)), batch={"tokens": 16, "final_tokens": 1584})
-    steps = timeline(recipe, 160_000)
-    causal = sum(step.tokens for step in steps if step.causal)
-    assert causal / sum(step.tokens for step in steps) == pytest.approx(0.5, abs=0.02)
-    assert sum(step.causal > 0 for step in steps) / len(steps) == pytest.approx(0.5**0.5, abs=0.02)
+    steps = plan_steps(recipe, 160_000)
+    causal = sum(step.num_tokens for step in steps if step.num_causal_rows)
+    assert causal / sum(step.num_tokens for step in steps) == pytest.approx(0.5, abs=0.02)
+    assert sum(step.num_causal_rows > 0 for step in steps) / len(steps) == pytest.approx(
+        0.5**0.5, abs=0.02
+    )
 
 
 def test_gpt_bert_keeps_its_mixture_in_every_batch() -> None:
     mixture = blocks((2, 1, 15))
-    steps = timeline(toy(**mixture, batch={"tokens": 16 * 64}), 16 * 64 * 5)
-    assert {(step.rows, step.causal, step.shares) for step in steps} == {(64, 4, (1 / 16, 15 / 16))}
-    (small, *_) = timeline(toy(**mixture, batch={"tokens": 64}), 640)  # 4 rows: one is causal, but weighs a sixteenth
-    assert (small.rows, small.causal, small.shares) == (4, 1, (1 / 16, 15 / 16))
-    (single, *_) = timeline(toy(**mixture, batch={"tokens": 16}), 160)
-    assert (single.rows, single.causal, single.shares) == (1, 0, (0.0, 1.0))
-    assert not any(step.switch for step in steps)
+    steps = plan_steps(toy(**mixture, batch={"tokens": 16 * 64}), 16 * 64 * 5)
+    assert {(step.num_rows, step.num_causal_rows, step.loss_weights) for step in steps} == {
+        (64, 4, (1 / 16, 15 / 16))
+    }
+    (small, *_) = plan_steps(
+        toy(**mixture, batch={"tokens": 64}), 640
+    )  # 4 rows: one is causal, but weighs a sixteenth
+    assert (small.num_rows, small.num_causal_rows, small.loss_weights) == (4, 1, (1 / 16, 15 / 16))
+    (single, *_) = plan_steps(toy(**mixture, batch={"tokens": 16}), 160)
+    assert (single.num_rows, single.num_causal_rows, single.loss_weights) == (1, 0, (0.0, 1.0))
+    assert not any(step.objective_switch for step in steps)
 
 
 def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
@@ -107,27 +158,37 @@ def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
         objective={"rate": 0.3, "final_rate": 0.15},
         batch={"tokens": 256, "final_tokens": 1024, "longer": [[0.7, 32], [0.9, 64]]},
     )
-    steps = timeline(recipe, 1_000_000)
+    steps = plan_steps(recipe, 1_000_000)
     assert len(steps) == 1000
-    assert [n for n, s in enumerate(steps) if n == 0 or s.length != steps[n - 1].length] == [0, 700, 900]
-    assert [steps[n].length for n in (0, 699, 700, 899, 900, 999)] == [16, 16, 32, 32, 64, 64]
-    assert [steps[n].tokens for n in (0, 500, 700, 950)] == [256, 640, 800, 960]  # whole rows of 256 + 768 n / 1000
+    assert [
+        n for n, s in enumerate(steps) if n == 0 or s.row_length != steps[n - 1].row_length
+    ] == [0, 700, 900]
+    assert [steps[n].row_length for n in (0, 699, 700, 899, 900, 999)] == [16, 16, 32, 32, 64, 64]
+    assert [steps[n].num_tokens for n in (0, 500, 700, 950)] == [
+        256,
+        640,
+        800,
+        960,
+    ]  # whole rows of 256 + 768 n / 1000
     assert [steps[n].mask_rate for n in (0, 500)] == pytest.approx([0.3, 0.225])
     assert steps[-1].mask_rate == pytest.approx(0.15, abs=2e-4)
-    assert [steps[n].first for n in (700, 900)] == [0, 0]  # rows of another length are another pass
+    assert [steps[n].first_row for n in (700, 900)] == [
+        0,
+        0,
+    ]  # rows of another length are another pass
 
 
 def test_phases_in_steps_last_as_many() -> None:
     recipe = toy(**blocks((3, 1, 0), (9, 0, 1), unit="steps"))
-    assert [step.phase for step in timeline(recipe, 160)] == [0] * 3 + [1] * 9
+    assert [step.phase for step in plan_steps(recipe, 160)] == [0] * 3 + [1] * 9
 
 
 def test_a_corpus_that_fills_no_row_is_refused() -> None:
     with pytest.raises(DataError, match="15 tokens, less than one row of 16"):
-        timeline(toy(), 15)
+        plan_steps(toy(), 15)
     with pytest.raises(DataError, match="less than one row of 32"):
-        timeline(toy(batch={"longer": [[0.9, 32]]}), 31)
-    assert total_steps(toy(), 16) == 2
+        plan_steps(toy(batch={"longer": [[0.9, 32]]}), 31)
+    assert count_steps(toy(), 16) == 2
 
 
 def spec(**settings: object) -> OptimizerSpec:
@@ -140,9 +201,15 @@ def test_learning_rates_are_those_computed_by_hand() -> None:
     rates = [learning_rate(spec(schedule="cosine", final=0.1), step, 4) for step in range(4)]
     half = math.sqrt(0.5)
     assert rates == pytest.approx([1.0, 0.55 + 0.45 * half, 0.55, 0.55 - 0.45 * half])
-    rates = [learning_rate(spec(schedule="constant", warmup=0.2, cooldown=0.3), step, 10) for step in range(10)]
+    rates = [
+        learning_rate(spec(schedule="constant", warmup=0.2, cooldown=0.3), step, 10)
+        for step in range(10)
+    ]
     assert rates == pytest.approx([0.0, 0.5, *[1.0] * 6, 2 / 3, 1 / 3])
-    rates = [learning_rate(spec(schedule="cosine", final=0.1, cooldown=0.2), step, 10) for step in (7, 8, 9)]
+    rates = [
+        learning_rate(spec(schedule="cosine", final=0.1, cooldown=0.2), step, 10)
+        for step in (7, 8, 9)
+    ]
     last = 0.55 + 0.45 * math.cos(math.pi * 7 / 10)
     assert rates == pytest.approx([last, 0.1, 0.05])
     assert learning_rate(spec(warmup=0.019), 0, 100) == 0.0  # int(1.9) = 1 step of warm-up
@@ -164,34 +231,50 @@ def test_rates_are_those_of_the_original_schedulers(cases_root: Path) -> None:
 
 def test_gpt_bert_s_batches_are_those_of_the_original_code(cases_root: Path) -> None:
     """The recorded function is asked when a pass begins: here every step begins one."""
-    text = (cases_root / "original" / "training" / "gpt_bert_batches.json").read_text(encoding="utf-8")
-    for script, name in zip(json.loads(text)["schedules"], ("gpt-bert-10m", "gpt-bert-100m"), strict=True):
+    text = (cases_root / "original" / "training" / "gpt_bert_batches.json").read_text(
+        encoding="utf-8"
+    )
+    for script, name in zip(
+        json.loads(text)["schedules"], ("gpt-bert-10m", "gpt-bert-100m"), strict=True
+    ):
         defaults, recipe = script["defaults"], read_recipe(name)
         assert recipe.optimizer.lr == defaults["learning_rate"]
         assert (recipe.optimizer.warmup, recipe.optimizer.cooldown) == (
             defaults["warmup_proportion"], defaults["cooldown_proportion"],
         )  # fmt: skip
         assert sum(phase.steps or 0 for phase in recipe.phase) == defaults["max_steps"]
-        assert recipe.optimizer.ema == defaults["ema_decay"] and recipe.optimizer.clip == defaults["max_gradient"]
+        assert (
+            recipe.optimizer.ema == defaults["ema_decay"]
+            and recipe.optimizer.clip == defaults["max_gradient"]
+        )
         for total in (100, 7812):
             phase = f"phase=[{{steps={total}, causal=1, masked=15}}]"
-            steps = timeline(read_recipe(name, "", [phase]), 1023)  # one row of the longest: a step is a pass
+            steps = plan_steps(
+                read_recipe(name, "", [phase]), 1023
+            )  # one row of the longest: a step is a pass
             for row in (row for row in script["rows"] if row["max_steps"] == total):
                 share = row["global_step"] / total
                 assert steps[row["global_step"]].length == row["seq_length"]
-                assert _rows(recipe, share, row["seq_length"]) == row["global_batch_sequences"]
+                assert (
+                    _rows_per_step(recipe, share, row["seq_length"])
+                    == row["global_batch_sequences"]
+                )
                 assert steps[row["global_step"]].mask_rate == pytest.approx(0.30 - 0.15 * share)
 
 
 def test_a_batch_may_change_only_where_a_pass_begins() -> None:
     batch = {"tokens": 32, "final_tokens": 160, "longer": [[0.5, 32]], "grows": "pass"}
-    steps = timeline(toy(**blocks((40, 1, 0), unit="steps"), batch=batch), 16 * 24)
+    steps = plan_steps(toy(**blocks((40, 1, 0), unit="steps"), batch=batch), 16 * 24)
     for one in passes(steps):
-        assert len({step.length for step in one}) == 1
-        assert len({step.rows for step in one[:-1]}) <= 1 and one[-1].rows <= one[0].rows
-        share = one[0].number / 40
-        assert one[0].length == (32 if one[0].number + 1 >= 20 else 16)
-        assert one[0].rows == min(24 * 16 // one[0].length, round((32 + 128 * share) / one[0].length))
+        assert len({step.row_length for step in one}) == 1
+        assert (
+            len({step.num_rows for step in one[:-1]}) <= 1 and one[-1].num_rows <= one[0].num_rows
+        )
+        share = one[0].index / 40
+        assert one[0].row_length == (32 if one[0].index + 1 >= 20 else 16)
+        assert one[0].num_rows == min(
+            24 * 16 // one[0].row_length, round((32 + 128 * share) / one[0].row_length)
+        )
 
 
 @given(
@@ -215,8 +298,10 @@ def test_a_rate_rises_then_falls_and_is_zero_at_most_at_the_start(
 
 def test_a_schedule_spans_the_run_or_each_phase() -> None:
     optimizer = {"schedule": "linear", "warmup_steps": 1, "lr": 1.0}
-    run = timeline(toy(**ANTLM, optimizer=optimizer), 64)
+    run = plan_steps(toy(**ANTLM, optimizer=optimizer), 64)
     assert [s.lr for s in run] == pytest.approx([0.0, *(1 - n / 23 for n in range(23))])
-    phased = timeline(toy(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
+    phased = plan_steps(toy(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
     block = [0.0, 1.0, 2 / 3, 1 / 3]
-    assert [s.lr for s in phased] == pytest.approx([*block, 0.0, *(1 - n / 15 for n in range(15)), *block])
+    assert [s.lr for s in phased] == pytest.approx(
+        [*block, 0.0, *(1 - n / 15 for n in range(15)), *block]
+    )

@@ -1,4 +1,5 @@
-"""Training text: every kind of file gives its lines and documents, and bad ones name file and line."""
+"""Training text: every kind of file gives its lines and documents, and bad ones name file and line.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +16,20 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.spec import read
+from antlm_bench.suites.spec import read_spec
 from antlm_bench.training import text_sources
-from antlm_bench.training.text_sources import blocks, count_words, limited, source
+from antlm_bench.training.text_sources import (
+    batch_lines,
+    count_words,
+    limit_words,
+    load_text_source,
+)
 
 
 def lines(ref: object) -> list[tuple[bool, str]]:
-    return [line for part in source(str(ref)).parts for line in part.lines()]
+    return [
+        line for part in load_text_source(str(ref)).files for line in part.iter_non_blank_lines()
+    ]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -49,19 +57,25 @@ def test_a_folder_is_all_of_its_text_in_the_order_of_names(tmp_path: Path) -> No
     write(tmp_path / "deep" / "c.train.gz", "c")
     write(tmp_path / "a.jsonl", '{"text": "a"}')
     write(tmp_path / "README.md", "no text")
-    found = source(str(tmp_path))
-    assert [part.name for part in found.parts] == ["a.jsonl", "b.txt", "deep/c.train.gz"]
+    found = load_text_source(str(tmp_path))
+    assert [part.name for part in found.files] == ["a.jsonl", "b.txt", "deep/c.train.gz"]
     assert lines(tmp_path) == [(True, "a"), (True, "b"), (True, "c")]
     assert lines(tmp_path / "b.txt") == [(True, "b")], "a single file will do"
 
 
 def test_lines_can_be_read_again(tmp_path: Path) -> None:
-    (part,) = source(str(write(tmp_path / "a.txt", "one\ntwo"))).parts
-    assert list(part.lines()) == list(part.lines()) == [(True, "one"), (False, "two")]
+    (part,) = load_text_source(str(write(tmp_path / "a.txt", "one\ntwo"))).files
+    assert (
+        list(part.iter_non_blank_lines())
+        == list(part.iter_non_blank_lines())
+        == [(True, "one"), (False, "two")]
+    )
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"))))
-def test_any_text_comes_back_as_its_lines(tmp_path_factory: pytest.TempPathFactory, written: list[str]) -> None:
+def test_any_text_comes_back_as_its_lines(
+    tmp_path_factory: pytest.TempPathFactory, written: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("any")
     kept = [line.removesuffix("\r") for line in written if line.strip()]
     write(folder / "a.txt", "\n".join(written))
@@ -82,32 +96,38 @@ def test_any_text_comes_back_as_its_lines(tmp_path_factory: pytest.TempPathFacto
         ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "no text"),
     ],
 )
-def test_bad_text_names_file_and_line(tmp_path: Path, name: str, raw: bytes, place: str, message: str) -> None:
+def test_bad_text_names_file_and_line(
+    tmp_path: Path, name: str, raw: bytes, place: str, message: str
+) -> None:
     write(tmp_path / name, raw)
     with pytest.raises(DataError, match=message) as error:
         lines(tmp_path)
-    assert error.value.place == str(tmp_path / place)
+    assert error.value.location == str(tmp_path / place)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 20])
 def test_a_damaged_archive_is_named(tmp_path: Path, cut: int) -> None:
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one two three" * 9)[:-1][:cut] + b"\x00\xff" * 3)
+    (tmp_path / "a.txt.gz").write_bytes(
+        gzip.compress(b"one two three" * 9)[:-1][:cut] + b"\x00\xff" * 3
+    )
     with pytest.raises(DataError, match="damaged gzip file") as error:
         lines(tmp_path)
-    assert error.value.place == str(tmp_path / "a.txt.gz")
+    assert error.value.location == str(tmp_path / "a.txt.gz")
 
 
 def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "README.md", "no text")
     with pytest.raises(DataError, match="no text here") as error:
-        source(str(tmp_path))
+        load_text_source(str(tmp_path))
     assert ".jsonl" in error.value.hint
     for missing in (str(tmp_path / "absent"), "absent", "x" * 5000, "a/b/c", "nul\0"):
         with pytest.raises(DataError, match="no such file"):
-            source(missing)
+            load_text_source(missing)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path / "a.txt", "one")
 
     def refuse(self: Path) -> bytes:
@@ -115,55 +135,63 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match="Permission denied") as error:
-        source(str(file))
-    assert error.value.place == str(file)
+        load_text_source(str(file))
+    assert error.value.location == str(file)
 
 
 def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", '{"text": "one two"}')
-    first = source(str(tmp_path)).digest
-    assert source(str(file)).digest == first, "of content, not of where it lies"
+    first = load_text_source(str(tmp_path)).digest
+    assert load_text_source(str(file)).digest == first, "of content, not of where it lies"
     file.rename(tmp_path / "a.jsonl")
-    assert source(str(tmp_path)).digest != first, "the same bytes, read otherwise"
+    assert load_text_source(str(tmp_path)).digest != first, "the same bytes, read otherwise"
     write(tmp_path / "a.jsonl", '{"text": "one three"}')
-    assert len({first, source(str(tmp_path)).digest}) == 2
+    assert len({first, load_text_source(str(tmp_path)).digest}) == 2
 
 
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
-    found = source("nano")
-    made = [line for _, line in found.parts[0].lines()]
-    rules = read(text_sources.find("tasks", "nano")).grammar  # type: ignore[union-attr]
+    found = load_text_source("nano")
+    made = [line for _, line in found.files[0].iter_non_blank_lines()]
+    rules = read_spec(text_sources.find_declaration("tasks", "nano")).grammar  # type: ignore[union-attr]
     assert rules is not None
-    pairs = {record[side] for record in grammar.records(rules) for side in ("sentence_good", "sentence_bad")}
-    assert len(made) == text_sources.SENTENCES and not pairs.intersection(made)
-    assert found.digest == source("nano").digest
+    pairs = {
+        record[side]
+        for record in grammar.generate_pairs(rules)
+        for side in ("sentence_good", "sentence_bad")
+    }
+    assert len(made) == text_sources.GRAMMAR_SENTENCES and not pairs.intersection(made)
+    assert found.digest == load_text_source("nano").digest
 
 
 def test_a_suite_without_a_grammar_is_no_corpus() -> None:
     with pytest.raises(DataError, match="no grammar"):
-        source("blimp")
+        load_text_source("blimp")
 
 
 class TestLimit:
-    def texts(self, tmp_path: Path) -> text_sources.Source:
+    def texts(self, tmp_path: Path) -> text_sources.TextSource:
         write(tmp_path / "a.txt", "one two three\n" * 300)
         write(tmp_path / "b.txt", "one\n" * 100)
-        return source(str(tmp_path))
+        return load_text_source(str(tmp_path))
 
     def test_parts_keep_their_shares_from_the_front(self, tmp_path: Path) -> None:
-        kept = limited(self.texts(tmp_path), 100)
-        counts = [sum(count_words(line) for _, line in part.lines()) for part in kept.parts]
+        kept = limit_words(self.texts(tmp_path), 100)
+        counts = [
+            sum(count_words(line) for _, line in part.iter_non_blank_lines()) for part in kept.files
+        ]
         assert counts == pytest.approx([90, 10], abs=3)
-        assert next(kept.parts[0].lines()) == (True, "one two three")
+        assert next(kept.files[0].iter_non_blank_lines()) == (True, "one two three")
 
     @pytest.mark.parametrize("words", [None, 1000, 9999])
     def test_what_is_small_enough_stays(self, tmp_path: Path, words: int | None) -> None:
         whole = self.texts(tmp_path)
-        assert limited(whole, words) is whole
+        assert limit_words(whole, words) is whole
 
     def test_each_limit_is_another_text(self, tmp_path: Path) -> None:
         whole = self.texts(tmp_path)
-        assert len({whole.digest, limited(whole, 100).digest, limited(whole, 101).digest}) == 3
+        assert (
+            len({whole.digest, limit_words(whole, 100).digest, limit_words(whole, 101).digest}) == 3
+        )
 
 
 class TestHub:
@@ -174,18 +202,24 @@ class TestHub:
         return str(tmp_path)
 
     @pytest.fixture(autouse=True)
-    def private_cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def private_cache(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import datasets
 
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        monkeypatch.setattr(
+            datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets")
+        )
 
     def test_every_row_is_a_document(self, tmp_path: Path) -> None:
-        found = text_sources._hub(self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"}))
+        found = text_sources._source_from_hub(
+            self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"})
+        )
         assert list(found.parts[0].lines()) == [(True, "one"), (False, "two"), (True, "three")]
 
     def test_rows_without_text_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="its rows hold content, title"):
-            text_sources._hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
+            text_sources._source_from_hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
 
     def test_owner_and_name_ask_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[str, str]] = []
@@ -194,14 +228,14 @@ class TestHub:
             asked.append((ref, split))
             return [{"text": "one"}]
 
-        monkeypatch.setattr(text_sources, "hub_rows", rows)
+        monkeypatch.setattr(text_sources, "load_hub_rows", rows)
         assert lines("owner/name") == [(True, "one")]
         assert set(asked) == {("owner/name", "train")}
 
 
 @given(st.lists(st.tuples(st.booleans(), st.text())), st.integers(1, 5))
 def test_blocks_hold_every_line_once(written: list[tuple[bool, str]], size: int) -> None:
-    made = list(blocks(iter(written), size))
+    made = list(batch_lines(iter(written), size))
     assert [line for block in made for line in block] == written
     assert Counter(map(len, made[:-1])) == Counter({size: len(made) - 1} if len(made) > 1 else {})
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tiny import WORDS
 
-from antlm_bench.training.corpus import Corpus, prepare
+from antlm_bench.training.corpus import Corpus, prepare_corpus
 from antlm_bench.training.recipe import Recipe
-from antlm_bench.training.text_sources import source
+from antlm_bench.training.text_sources import load_text_source
 
 
 def sentences(many: int, seed: int = 0) -> list[str]:
@@ -27,4 +27,6 @@ def write_text(folder: Path, many: int = 120) -> Path:
 
 
 def corpus_for(recipe: Recipe, text: Path, folder: Path) -> Corpus:
-    return prepare(source(str(text)), recipe.corpus, recipe.tokenizer, recipe.model.positions, folder)
+    return prepare_corpus(
+        load_text_source(str(text)), recipe.corpus, recipe.tokenizer, recipe.model.positions, folder
+    )

@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import check
-from antlm_bench.training.recipe import Recipe, merged
+from antlm_bench.declarations import validate_tables
+from antlm_bench.training.recipe import Recipe, merge_tables
 
 TABLES: dict[str, Any] = {
     "name": "toy",
@@ -34,10 +34,13 @@ TABLES: dict[str, Any] = {
 
 def toy(**changes: Any) -> Recipe:
     """The recipe with tables merged over it: toy(batch={"tokens": 128})."""
-    return check(merged(copy.deepcopy(TABLES), changes), Recipe, Path("toy.toml"))
+    return validate_tables(merge_tables(copy.deepcopy(TABLES), changes), Recipe, Path("toy.toml"))
 
 
 def blocks(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
     """What makes a recipe of (lasts, causal, masked) phases, with a method that fits it."""
     made = [{unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases]
-    return {"phase": made, "methods": ["causal" if any(causal for _, causal, _ in phases) else "mlm"]}
+    return {
+        "phase": made,
+        "methods": ["causal" if any(causal for _, causal, _ in phases) else "mlm"],
+    }

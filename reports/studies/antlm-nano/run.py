@@ -91,12 +91,44 @@ def trained(runs: Path, words: int, seed: int, system: str) -> Iterator[Decision
     """Train and score one model, unless its folder already holds that; its cells."""
     recipe, settings, methods = SYSTEMS[system]
     folder = runs / f"{system}-{words}-{seed}"
-    ours = [part for one in (f"seed={seed}", f"corpus.words={words}", *settings) for part in ("--set", one)]
+    ours = [
+        part
+        for one in (f"seed={seed}", f"corpus.words={words}", *settings)
+        for part in ("--set", one)
+    ]
     if not (folder / "main" / "config.json").exists():
-        call("train", recipe, "--corpus", "nano", "--scale", "nano", "--device", "cpu", "--out", folder, *ours)
-    if not all((folder / "score" / "predictions" / f"nano.{method}.parquet").exists() for method in methods.split(",")):
-        call("score", "--model", folder / "main", "--suite", "nano", "--method", methods, "--out", folder / "score")
-    log = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+        call(
+            "train",
+            recipe,
+            "--corpus",
+            "nano",
+            "--scale",
+            "nano",
+            "--device",
+            "cpu",
+            "--out",
+            folder,
+            *ours,
+        )
+    if not all(
+        (folder / "score" / "predictions" / f"nano.{method}.parquet").exists()
+        for method in methods.split(",")
+    ):
+        call(
+            "score",
+            "--model",
+            folder / "main",
+            "--suite",
+            "nano",
+            "--method",
+            methods,
+            "--out",
+            folder / "score",
+        )
+    log = [
+        json.loads(line)
+        for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     last = {name: loss for record in log for name, loss in record["loss"].items()}
     shown = " ".join(f"{name} {loss:.3f}" for name, loss in last.items())
     for method in methods.split(","):
@@ -110,10 +142,16 @@ def trained(runs: Path, words: int, seed: int, system: str) -> Iterator[Decision
 
 def call(*argv: str | Path) -> None:
     print("+ antlm-bench", *argv, flush=True, file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "antlm_bench", *map(str, argv)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "antlm_bench", *map(str, argv)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
-def contrast(cells: dict[tuple[str, str], list[Decisions]], pair: tuple[str, str, str, str]) -> dict[str, object]:
+def contrast(
+    cells: dict[tuple[str, str], list[Decisions]], pair: tuple[str, str, str, str]
+) -> dict[str, object]:
     """Hybrid minus plain, in points: over seeds (Student's t), and over minimal pairs drawn again within paradigms.
 
     The bootstrap draws the same minimal pairs for both models and all seeds: it holds for these three seeds only.
@@ -148,24 +186,39 @@ def tables(cells: list[Decisions]) -> tuple[pd.DataFrame, pd.DataFrame]:
             for method in methods.split(","):
                 accuracy = [100 * one.credit.mean() for one in found[system, method]]
                 row: dict[str, object] = {"words": words, "system": system, "method": method}
-                row |= {"steps": found[system, method][0].steps, "mean": round(float(np.mean(accuracy)), 2)}
-                scores.append(row | {f"seed {s}": round(a, 2) for s, a in zip(SEEDS, accuracy, strict=True)})
+                row |= {
+                    "steps": found[system, method][0].steps,
+                    "mean": round(float(np.mean(accuracy)), 2),
+                }
+                scores.append(
+                    row | {f"seed {s}": round(a, 2) for s, a in zip(SEEDS, accuracy, strict=True)}
+                )
         contrasts += [contrast(found, pair) for pair in PAIRS]
     return pd.DataFrame(scores), pd.DataFrame(contrasts)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    rows = [
+        list(table.columns),
+        ["---"] * len(table.columns),
+        *table.astype(str).to_numpy().tolist(),
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="AntLM at toy scale: train, score, compare.")
-    parser.add_argument("--runs", type=Path, help="folder for checkpoints and scores (default: only make the tables)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="folder for checkpoints and scores (default: only make the tables)",
+    )
     runs = parser.parse_args().runs
     if runs:
         wanted = product(SIZES, SEEDS, SYSTEMS)
-        cells = [cell for words, seed, system in wanted for cell in trained(runs, words, seed, system)]
+        cells = [
+            cell for words, seed, system in wanted for cell in trained(runs, words, seed, system)
+        ]
         with DECISIONS.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([Decisions._fields, *cells])
