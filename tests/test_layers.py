@@ -60,12 +60,12 @@ LAYERS: dict[str, int] = {
     "finetuning.loop": 5,
     "lm_eval_bridge": 5,
     "results": 6,
-    "reporting": 6,
-    "commands": 6,
-    "lm_eval_bridge.__main__": 7,
-    "harness": 7,
-    "cli": 7,
-    "__main__": 7,
+    "reporting": 7,
+    "commands": 8,
+    "lm_eval_bridge.__main__": 9,
+    "harness": 9,
+    "cli": 9,
+    "__main__": 9,
 }
 
 # Dependency -> the modules that may import it (prefixes).

@@ -19,14 +19,6 @@ import numpy as np
 
 from antlm_bench import runs
 from antlm_bench.commands.cells import content_key
-from antlm_bench.commands.curve import (
-    checkpoint_series_key,
-    expand_run_dirs,
-    format_word_count,
-    group_checkpoints,
-    milestone_or_words_seen,
-    parse_milestone,
-)
 from antlm_bench.compare.join import DECISIVE_SETTINGS
 from antlm_bench.compare.summary_check import read_run
 from antlm_bench.declarations import catalog
@@ -34,6 +26,14 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
 from antlm_bench.metrics.surprisal import SURPRISAL, group_by_word
 from antlm_bench.reporting.progress import Progress
+from antlm_bench.results.checkpoint_series import (
+    checkpoint_series_key,
+    expand_run_dirs,
+    format_word_count,
+    group_checkpoints,
+    milestone_or_words_seen,
+    parse_milestone,
+)
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources

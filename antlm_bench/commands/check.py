@@ -5,7 +5,6 @@ seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from antlm_bench import runs
@@ -14,7 +13,7 @@ from antlm_bench.compare import RunComparison, compare_runs
 from antlm_bench.compare.comparison import UNPAIRED_METRICS
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.margins import load_suite_margins
-from antlm_bench.compare.verdict import Margins, Status, Verdict, judge, worst_status
+from antlm_bench.compare.verdict import CheckResult, Margins, judge
 from antlm_bench.errors import (
     BenchError,
     IncompleteError,
@@ -23,24 +22,8 @@ from antlm_bench.errors import (
     UsageError,
 )
 from antlm_bench.reporting.check import summarize_verdict
-from antlm_bench.reporting.results_table import model_names
+from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """A run against its baseline: a verdict per suite, and, in words, the cells of the baseline
-    that the run lacks and those to which single items contribute nothing that could be compared.
-    """
-
-    run_comparison: RunComparison
-    verdicts: tuple[Verdict, ...]
-    missing_cells: tuple[str, ...]
-    unpaired_cells: tuple[str, ...] = ()
-
-    @property
-    def status(self) -> Status:
-        return worst_status([verdict.status for verdict in self.verdicts])
 
 
 def check(

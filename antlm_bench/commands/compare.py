@@ -13,7 +13,7 @@ from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.reporting.results_table import model_names
+from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run
 
 ItemTexts = Mapping[str, tuple[str, ...]]  # id of an item -> its texts

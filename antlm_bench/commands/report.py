@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from antlm_bench.commands.curve import expand_run_dirs
 from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.declarations import find_declaration, suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.reporting import results_table
+from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.results.collections import (
-    Caveats,
     MemberResult,
     ReportedScore,
     SeenDigests,
@@ -28,44 +26,13 @@ from antlm_bench.results.collections import (
     summarize_finetuned_member,
     summarize_scored_member,
 )
+from antlm_bench.results.display_names import make_printable, model_names
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.probes import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.spec import read_spec
 from antlm_bench.types import Run, task_full_name
-
-
-@dataclass(frozen=True, slots=True)
-class ReportColumn:
-    """One checkpoint as one method reads it, or a published row.
-
-    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is
-    missing, by name; commands: the lines that make it. source: of a published row. marks: what
-    holds for all of its numbers.
-    """
-
-    model: str
-    method: str
-    results: tuple[MemberResult, ...]
-    macro: ReportedScore | None = None
-    run: str = ""
-    missing_members: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    source: str = ""
-    caveats: Caveats = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Columns side by side. collection: None where the suites of the runs stand side by side
-    without an average.
-
-    members: the collection's, stand-ins in their place, each under the name that `names` shows.
-    """
-
-    collection: CollectionSpec | None
-    members: tuple[MemberSpec, ...]
-    columns: tuple[ReportColumn, ...]
 
 
 def build_report(
@@ -99,7 +66,7 @@ def build_report(
     members = _apply_stand_ins(spec, stand_ins or {}) if spec else _members_from_runs(opened)
     seen: SeenDigests = {}
     columns = []
-    for opened_run, name in zip(opened, results_table.model_names(opened), strict=True):
+    for opened_run, name in zip(opened, model_names(opened), strict=True):
         run, strangers = exclude_other_versions(opened_run, members) if spec else (opened_run, ())
         for column in _build_columns(
             run,
@@ -274,8 +241,7 @@ def _with_macro_average(
 
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """The columns, their averages marked where not all are over the same members: such are no race.
-    """
+    """The columns, their averages marked where not all are over the same members: such are no race."""
     averages = {column.missing_members for column in columns if column.macro}
     said = (
         "averaged over other members than some column beside it: do not compare"
@@ -292,10 +258,10 @@ def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
     """The command lines that make what is missing, in the same run folder."""
-    model = shlex.quote(results_table.make_printable(str(run.manifest.model.get("name", "CKPT"))))
+    model = shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT"))))
     attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
     attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    out = f" --out {shlex.quote(results_table.make_printable(run.path))}"
+    out = f" --out {shlex.quote(make_printable(run.path))}"
     suites = list(
         dict.fromkeys(
             suite
@@ -316,7 +282,7 @@ def _completion_commands(
         elif member.made_by == "acquisition":
             suite, runs_of_all = (
                 shlex.quote(member.suite),
-                shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
+                shlex.quote(make_printable(str(Path(run.path).parent))),
             )
             yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
             yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"

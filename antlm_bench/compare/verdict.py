@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from antlm_bench.compare.results import HEADLINE, Comparison, Difference
+from antlm_bench.compare.results import HEADLINE, Comparison, Difference, RunComparison
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 
 Status = Literal["pass", "regression", "inconclusive"]
@@ -81,6 +81,22 @@ class Verdict:
     headline: Judgement
     groups: tuple[Judgement, ...]
     worse_groups: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """A run against its baseline: a verdict per suite, and, in words, the cells of the baseline
+    that the run lacks and those to which single items contribute nothing that could be compared.
+    """
+
+    run_comparison: RunComparison
+    verdicts: tuple[Verdict, ...]
+    missing_cells: tuple[str, ...]
+    unpaired_cells: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        return worst_status([verdict.status for verdict in self.verdicts])
 
 
 def judge(comparison: Comparison, *margins: Margins) -> Verdict:

@@ -18,8 +18,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from antlm_bench.reporting.results_table import make_printable
 from antlm_bench.reporting.terminal import make_console
+from antlm_bench.results.display_names import make_printable
 
 LOG_INTERVAL = 10.0  # seconds between two lines of a log
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from antlm_bench.commands.report import Report, ReportColumn
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
 from antlm_bench.reporting.metric_units import get_unit
-from antlm_bench.reporting.results_table import escape_markdown, make_printable
+from antlm_bench.reporting.results_table import escape_markdown
 from antlm_bench.results.collections import MemberResult, ReportedScore
+from antlm_bench.results.display_names import make_printable
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.suites.collection import MemberSpec
 from antlm_bench.types import task_full_name
 
@@ -295,8 +296,7 @@ def _superscript(letters: str) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """A tabular with booktabs' rules, remarks below it; pdflatex reads it, whatever a name holds.
-    """
+    """A tabular with booktabs' rules, remarks below it; pdflatex reads it, whatever a name holds."""
     made = build_report_table(report)
     models = " & ".join(["", *(escape_latex(model) for model, _ in made.heads)])
     readings = " & ".join(

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import metrics, runs, statistics
-from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
-from antlm_bench.reporting import results_table
+from antlm_bench.results.display_names import TIE_RULE_TEXTS, make_printable
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
@@ -90,7 +89,7 @@ def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run
     kept, sentences = [], []
     for cell in run:
         name, version = runs.base_suite_name(cell), cell.settings.get("suite_version")
-        shown = results_table.make_printable(cell.suite)
+        shown = make_printable(cell.suite)
         if (
             name in versions
             and not runs.is_user_suite(cell)
@@ -262,7 +261,7 @@ def _collect_caveats(
     """The sentences that the number of these cells (the seeds of a task, or one scored suite) must
     be read with.
     """
-    first, suite = cells[0], results_table.make_printable(cells[0].suite)
+    first, suite = cells[0], make_printable(cells[0].suite)
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
@@ -282,7 +281,7 @@ def _collect_caveats(
     if compat := first.settings.get("compat"):
         yield f"scored with the conventions of {compat}"
     elif (ties := str(first.settings.get("ties", "half"))) != "half":
-        yield f"{suite}: {results_table.TIE_RULE_TEXTS.get(ties, ties)}"
+        yield f"{suite}: {TIE_RULE_TEXTS.get(ties, ties)}"
     digest = str(first.settings.get("suite_digest", ""))
     known, whose = seen_digests.setdefault(first.suite, (digest, column_label))
     if known != digest:
@@ -300,13 +299,13 @@ MEMBER_COMMANDS = {
 }
 
 
-def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
+def describe_unscored_members(models: Sequence[str], suites: Sequence[str]) -> Iterator[str]:
     """A line per collection among `suites`: its members that are not scored, each with the command
     that makes it.
     """
-    model = shlex.quote(as_list(models)[0]) if len(as_list(models)) == 1 else "CKPT"
+    model = shlex.quote(models[0]) if len(models) == 1 else "CKPT"
     known = catalog("tasks")
-    for ref in as_list(suites):
+    for ref in suites:
         spec = read_spec(known[ref]) if ref in known else None
         if not isinstance(spec, CollectionSpec):
             continue

@@ -1,5 +1,4 @@
-"""The log of a training run -> its losses over words seen, thinned to what an eye can tell apart.
-"""
+"""The log of a training run -> its losses over words seen, thinned to what an eye can tell apart."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.errors import RunError
-from antlm_bench.reporting.results_table import make_printable
+from antlm_bench.results.display_names import make_printable
 
 LOG_FILE = "train.jsonl"  # as `train` writes it: see commands.progress_log
 POINTS_PER_RUN = 240  # points per training run: about one per two pixels of a page
