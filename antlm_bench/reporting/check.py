@@ -29,6 +29,7 @@ from antlm_bench.reporting.comparison import (
     unit_suffix,
 )
 from antlm_bench.reporting.terminal import make_console, print_paragraph
+from antlm_bench.results.display_names import make_printable
 
 if TYPE_CHECKING:
     from antlm_bench.compare.verdict import CheckResult
@@ -58,7 +59,7 @@ def summarize_verdict(verdict: Verdict) -> str:
         :MAX_NAMED_GROUPS
     ]
     line += f"; {', '.join(f'{d.name} {format_change(d, metric)}' for d in named)}" if named else ""
-    return results_table.make_printable(line)
+    return make_printable(line)
 
 
 def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
@@ -104,7 +105,7 @@ def print_check(console: Console, checked: CheckResult) -> None:
     versus = checked.run_comparison
     print_paragraph(
         console,
-        f"{results_table.make_printable(versus.name_b)} against baseline {results_table.make_printable(versus.name_a)}",
+        f"{make_printable(versus.name_b)} against baseline {make_printable(versus.name_a)}",
         "bold",
     )
     console.print()
@@ -118,7 +119,7 @@ def print_check(console: Console, checked: CheckResult) -> None:
     if rows:
         print_aligned_table(console, "", HEADERS, rows)
     for line, style in collect_notes(checked):
-        print_paragraph(console, results_table.make_printable(line), style, 3)
+        print_paragraph(console, make_printable(line), style, 3)
     console.print()
     print_paragraph(console, VERDICT_LEGEND, "dim")
 
@@ -253,4 +254,4 @@ def _format_values(judgement: Judgement, metric: str) -> list[str]:
 
 
 def _escape_cell(text: str) -> str:
-    return results_table.escape_markdown(results_table.make_printable(text))
+    return results_table.escape_markdown(make_printable(text))
