@@ -1,6 +1,4 @@
-"""A table of numbers and texts as a file that R, pandas or a spreadsheet opens: CSV, TSV or
-Parquet, written whole.
-"""
+"""Tables as CSV, TSV or Parquet files, for R, pandas or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ def build_arrow_table(
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
-    """Write rows of the same columns; a missing value is empty (CSV, TSV) or null (Parquet).
+    """Write rows of the same columns. None is an empty field (CSV, TSV) or null (Parquet).
 
-    Raises UsageError for an ending that is none of ENDINGS, RunError where the file cannot be
-    written.
+    Raises UsageError for a file name without an ending of TABLE_ENCODERS, and RunError where the
+    file cannot be written.
     """
     data = TABLE_ENCODERS[check_table_suffix(path)](rows)
     make_folder(path.parent)
@@ -38,12 +36,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
 
 
 def check_table_suffix(path: Path) -> str:
-    """The ending of a file that can be written. UsageError."""
-    ending = path.suffix.lower()
-    if ending not in TABLE_ENCODERS:
+    """Return the ending of a table's file name. Raises UsageError for an unknown one."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_ENCODERS:
         hint = f"its name must end in one of {', '.join(TABLE_ENCODERS)}"
         raise UsageError(f"{path.name!r}: what kind of file?", location="--out", hint=hint)
-    return ending
+    return suffix
 
 
 def _delimited_encoder(delimiter: str) -> Callable[[Sequence[Mapping[str, TableValue]]], bytes]:
