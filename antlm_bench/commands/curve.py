@@ -20,23 +20,22 @@ from antlm_bench.results.seeds import average_seeds
 def load_curves(
     paths: Sequence[str | Path], suites: Sequence[str] = ()
 ) -> tuple[list[LearningCurve], list[str]]:
-    """(curves, names of runs that are in none: nothing says how many words they have seen).
+    """Return learning curves, and the names of models whose words seen are unknown.
 
     paths: run folders, or folders of them. suites: only these. Raises RunError, and UsageError
-    where no run can be placed, a suite was not scored, or two checkpoints of a family claim one
-    place.
+    where no run tells its words seen, a suite was not scored, or two checkpoints of a series have
+    seen the same number of words.
     """
     opened = [average_seeds(run) for run in read_runs(expand_run_dirs(paths))]
-    found = build_curves(opened)
-    lost = [model_name(run) for run in opened if words_seen(run) is None]
-    if not found:
+    curves = build_curves(opened)
+    left_out = [model_name(run) for run in opened if words_seen(run) is None]
+    if not curves:
         hint = "checkpoints named chck_1M, chck_2M, ... (as `train` and BabyLM write them) have one"
         raise UsageError(
             "no run says how many words its checkpoint has seen", location=str(paths[0]), hint=hint
         )
-    if unknown := [suite for suite in suites if suite not in {one.suite for one in found}]:
-        known = ", ".join(dict.fromkeys(one.suite for one in found))
-        raise UsageError(
-            f"no checkpoint has {unknown[0]!r}", location="--suite", hint=f"there are {known}"
-        )
-    return [one for one in found if one.suite in suites or not suites], lost
+    existing = list(dict.fromkeys(curve.suite for curve in curves))
+    if unknown := [suite for suite in suites if suite not in existing]:
+        hint = f"there are {', '.join(existing)}"
+        raise UsageError(f"no checkpoint has {unknown[0]!r}", location="--suite", hint=hint)
+    return [curve for curve in curves if curve.suite in suites or not suites], left_out

@@ -1,4 +1,4 @@
-"""Checkpoints of one training run in order of the words they have seen, and their learning curves."""
+"""Series of checkpoints in order of the words they have seen, and their learning curves."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from antlm_bench.results.display_names import model_name
 from antlm_bench.types import Cell, Estimate, Run
 
 MILLION = 10**6
-# BabyLM's: every million up to ten, every ten up to a hundred, every hundred up to a thousand.
 MILESTONES = tuple(sorted({n * scale * MILLION for scale in (1, 10, 100) for n in range(1, 11)}))
+"""BabyLM's, in words: every million up to ten, every ten up to a hundred, every hundred up to a
+thousand."""
 MILESTONE_PATTERN = re.compile(
     r"(?:chck|ckpt|checkpoint|words)[_-]?(\d+(?:\.\d+)?)([KMB])$", re.IGNORECASE
 )
@@ -24,147 +25,147 @@ WORD_COUNT_UNITS = {"K": 10**3, "M": MILLION, "B": 10**9}
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One checkpoint. words: seen by it. mark: the milestone it stands for. twin: an earlier one of
-    equal weights.
-    """
+    """One checkpoint on a learning curve."""
 
     words_seen: int
     milestone: int
+    """The milestone (in words) that the checkpoint is named for, or else its words seen."""
     checkpoint: str
+    """Name of the checkpoint."""
     estimate: Estimate
     duplicate_of: str = ""
+    """Name of an earlier checkpoint with the same weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """The headline of one suite under one method, for the checkpoints of one family, by words seen.
-
-    marks: where the family has a checkpoint or, by its milestones, should have one; a mark without
-    a point is a gap.
-    """
+    """The headline of one suite under one method over the checkpoints of one series."""
 
     series_name: str
     suite: str
     method: str
     metric: str
     points: tuple[CurvePoint, ...]
+    """In order of words seen."""
     milestones: tuple[int, ...]
+    """Where the series has a checkpoint or should have one. One without a point is a gap."""
 
     @property
     def segments(self) -> list[list[CurvePoint]]:
-        """The points, cut wherever a mark between two of them has none."""
-        found: list[list[CurvePoint]] = []
-        places = {mark: index for index, mark in enumerate(self.milestones)}
+        """The points, cut at gaps."""
+        segments: list[list[CurvePoint]] = []
+        indices = {milestone: index for index, milestone in enumerate(self.milestones)}
         for point in self.points:
-            if found and places[point.milestone] - places[found[-1][-1].milestone] <= 1:
-                found[-1].append(point)
+            if segments and indices[point.milestone] - indices[segments[-1][-1].milestone] <= 1:
+                segments[-1].append(point)
             else:
-                found.append([point])
-        return found
+                segments.append([point])
+        return segments
 
 
 def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
-    """Run folders as they are; a folder of run folders as these, one level down."""
-    found: list[Path] = []
+    """Return run folders: a folder of run folders is replaced by these, one level down."""
+    run_dirs: list[Path] = []
     for path in map(Path, paths):
-        inside = (
-            []
-            if (path / "run.json").exists()
-            else [file.parent for file in path.glob("*/run.json")]
-        )
-        found += sorted(inside, key=_natural_sort_key) or [path]
-    return list(dict.fromkeys(found))
+        is_run = (path / "run.json").exists()
+        inside = [] if is_run else [file.parent for file in path.glob("*/run.json")]
+        run_dirs += sorted(inside, key=_natural_sort_key) or [path]
+    return list(dict.fromkeys(run_dirs))
 
 
 def _natural_sort_key(path: Path) -> list[tuple[int, str]]:
-    """chck_2M before chck_10M."""
+    """Sort chck_2M before chck_10M."""
     return [
         (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)
     ]
 
 
 def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
-    """A curve per family, suite and method, in the order given; runs without a number of words are
-    left out.
+    """Return a learning curve per series, suite and method.
 
-    Cells of a task that was finetuned have no place here unless their seeds were averaged before.
-    Raises UsageError.
+    Runs that do not tell their words seen are left out, and so are finetuned cells whose seeds were
+    not averaged before. Raises UsageError where two checkpoints of a series have seen the same
+    number of words.
     """
-    families = group_checkpoints(all_runs)
-    taken = {milestone_or_words_seen(run) for members in families.values() for run in members}
-    found = []
-    for family, members in families.items():
+    runs_by_series = group_checkpoints(all_runs)
+    in_any_series = {
+        milestone_or_words_seen(run) for members in runs_by_series.values() for run in members
+    }
+    curves = []
+    for series_name, members in runs_by_series.items():
         seen = {milestone_or_words_seen(run) for run in members}
-        wanted = taken | set(MILESTONES if seen & set(MILESTONES) else ())
-        marks = tuple(sorted(seen | {one for one in wanted if min(seen) < one < max(seen)}))
+        expected = in_any_series | set(MILESTONES if seen & set(MILESTONES) else ())
+        between = {milestone for milestone in expected if min(seen) < milestone < max(seen)}
+        milestones = tuple(sorted(seen | between))
         for suite, method in dict.fromkeys(
-            (c.suite, c.method) for run in members for c in run if c.seed is None
+            (cell.suite, cell.method) for run in members for cell in run if cell.seed is None
         ):
-            points, metric = _build_points(family, members, suite, method)
-            found.append(LearningCurve(family, suite, method, metric, points, marks))
-    return found
+            points, metric = _build_points(series_name, members, suite, method)
+            curves.append(LearningCurve(series_name, suite, method, metric, points, milestones))
+    return curves
 
 
 def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Checkpoints by family: those of one hub id, or whose runs share a folder, architecture and
-    tokenizer.
+    """Return series name -> runs by words seen.
+
+    A series is the checkpoints of one hub id, or those whose runs share a folder, an architecture
+    and a tokenizer.
     """
-    keys: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    runs_by_key: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in all_runs:
         if words_seen(run) is not None:
-            keys[checkpoint_series_key(run)].append(run)
-    names = _name_series(list(keys))
+            runs_by_key[checkpoint_series_key(run)].append(run)
     return {
-        name: sorted(keys[key], key=lambda run: words_seen(run) or 0) for name, key in names.items()
+        name: sorted(runs_by_key[key], key=lambda run: words_seen(run) or 0)
+        for name, key in _name_series(list(runs_by_key)).items()
     }
 
 
 def words_seen(run: Run) -> int | None:
-    """As the checkpoint's card says; else as its name does (`chck_10M`); else None."""
-    said = run.manifest.model.get("words_seen")
-    if isinstance(said, int | float) and not isinstance(said, bool) and 0 < said < float("inf"):
-        return round(said)
+    """Return the words seen from the checkpoint's card, or else its name (`chck_10M`), or None."""
+    words = run.manifest.model.get("words_seen")
+    if isinstance(words, int | float) and not isinstance(words, bool) and 0 < words < float("inf"):
+        return round(words)
     return parse_milestone(run)
 
 
 def milestone_or_words_seen(run: Run) -> int:
-    """The milestone that a checkpoint is named for; it is saved with the first step that passes it,
-    a little later.
+    """Return the milestone that a checkpoint is named for, or else its words seen.
+
+    A milestone's checkpoint is saved after the first step that passes it, so it has seen more.
     """
     return parse_milestone(run) or words_seen(run) or 0
 
 
 def format_word_count(words: float) -> str:
-    """`300k`, `10M`, `1.5B` words."""
-    unit, name = next(
-        ((u, n) for u, n in ((10**9, "B"), (MILLION, "M"), (10**3, "k")) if words >= u), (1, "")
-    )
-    return f"{words / unit:.3g}{name}"
+    """Return `300k`, `10M`, `1.5B` words."""
+    units = ((10**9, "B"), (MILLION, "M"), (10**3, "k"), (1, ""))
+    size, suffix = next((unit for unit in units if words >= unit[0]), units[-1])
+    return f"{words / size:.3g}{suffix}"
 
 
 def parse_milestone(run: Run) -> int | None:
-    """Words seen, as the checkpoint's name says (`chck_10M`); None where it says nothing (`main`)."""
-    found = MILESTONE_PATTERN.search(str(run.manifest.model.get("name", "")))
-    words = round(float(found[1]) * WORD_COUNT_UNITS[found[2].upper()]) if found else 0
+    """Return the words seen from the checkpoint's name (`chck_10M`), or None (`main`)."""
+    match = MILESTONE_PATTERN.search(str(run.manifest.model.get("name", "")))
+    words = round(float(match[1]) * WORD_COUNT_UNITS[match[2].upper()]) if match else 0
     return words or None
 
 
 def checkpoint_series_key(run: Run) -> tuple[str, ...]:
-    """The folders around the run (a training folder keeps its runs in `scores`), or the hub id;
-    then what it is.
+    """Return (hub id, or the folders around the run; architecture, tokenizer).
+
+    A training folder keeps its runs in `scores`, which does not count.
     """
-    name = str(run.manifest.model.get("name", ""))
+    model = run.manifest.model
+    name = str(model.get("name", ""))
     folder = Path(run.path).absolute().parent
     folder = folder.parent if folder.name == "scores" else folder
-    place = (name.partition("@")[0],) if "@" in name else folder.parts
-    about = run.manifest.model
-    return (*place, str(about.get("architecture", "")), str(about.get("tokenizer", "")))
+    source = (name.partition("@")[0],) if "@" in name else folder.parts
+    return (*source, str(model.get("architecture", "")), str(model.get("tokenizer", "")))
 
 
 def _name_series(series_keys: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """A short name for each family: its folder; where that is shared, its architecture or the
-    folders above.
-    """
+    """Return short name -> key: the folder, with architecture or folders above where needed."""
     for depth in range(1, max(map(len, series_keys), default=0) + 1):
         short = ["/".join(key[:-2][-depth:]) for key in series_keys]
         full = [
@@ -182,30 +183,28 @@ def _name_series(series_keys: Sequence[tuple[str, ...]]) -> dict[str, tuple[str,
 def _build_points(
     series_name: str, checkpoint_runs: Sequence[Run], suite: str, method: str
 ) -> tuple[tuple[CurvePoint, ...], str]:
-    """A suite's points by words seen, and its metric. UsageError where two checkpoints claim one
-    place.
+    """Return the points of a suite's curve by words seen, and its metric.
+
+    Raises UsageError where two checkpoints have seen the same number of words.
     """
-    first: dict[str, str] = {}  # weights -> the checkpoint that had them first
-    found: dict[int, tuple[str, CurvePoint]] = {}
+    first_by_weights: dict[str, str] = {}
+    points: dict[int, tuple[str, CurvePoint]] = {}  # milestone -> (weights, point)
     metric = ""
     for run, cell in _iter_matching_cells(checkpoint_runs, suite, method):
         name, metric = model_name(run), cell.summary.metric
         weights = str(run.manifest.model.get("weights") or run.path)
-        twin = first.setdefault(weights, name)
-        point = CurvePoint(
-            words_seen(run) or 0,
-            milestone_or_words_seen(run),
-            name,
-            cell.summary.headline,
-            "" if twin == name else twin,
-        )
-        if found.setdefault(point.milestone, (weights, point))[0] != weights:
+        first = first_by_weights.setdefault(weights, name)
+        milestone = milestone_or_words_seen(run)
+        duplicate_of = "" if first == name else first
+        point = CurvePoint(words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of)
+        if points.setdefault(milestone, (weights, point))[0] != weights:
             raise UsageError(
-                f"two checkpoints of {series_name} have seen {format_word_count(point.milestone)} words: which one is on the curve?",
+                f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words:"
+                " which one is on the curve?",
                 location=run.path,
                 hint="keep the runs of each model in a folder of its own (score --out DIR)",
             )
-    return tuple(point for _, point in found.values()), metric
+    return tuple(point for _, point in points.values()), metric
 
 
 def _iter_matching_cells(

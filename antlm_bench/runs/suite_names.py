@@ -31,7 +31,7 @@ def base_suite_name(cell: Cell) -> str:
 
 
 def is_same_suite(a: Cell, b: Cell) -> bool:
-    """Whether two cells of one run have the same suite: by name; user's files by content or path."""
+    """Whether two cells of one run have the same suite: by name, a file by content or path."""
     if base_suite_name(a) != base_suite_name(b) or is_user_suite(a) != is_user_suite(b):
         return False
     return (
