@@ -54,6 +54,10 @@ class UsageError(BenchError):
     exit_code = 2
 
 
+class UnknownCell(UsageError, KeyError):
+    """A run has no cell of that suite, method and seed, or several; see `Run.__getitem__`."""
+
+
 class DeclarationError(BenchError):
     exit_code = 2
 
@@ -103,10 +107,10 @@ class Interrupted(BenchError):
 
 
 def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
-    """Apply a function to several names, collect the errors, raise them together at the end.
+    """Apply a function to several names and yield the results, in order.
 
-    Yields the results in order. Raises IncompleteError where one of several names failed; the
-    error of a single name is raised as it is.
+    A failure does not stop the others. Raises the error itself where there is one name, and
+    otherwise, after the last name, an IncompleteError that lists the failures.
     """
     failures: list[str] = []
     for name in names:

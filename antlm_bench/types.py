@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from antlm_bench.errors import RunError, UnknownCell
+from antlm_bench.notebook import ArrowTable, to_html_table
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -19,9 +23,16 @@ Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
 ProgressCallback = Callable[[float], None]  # receives the share (0..1) of the work just done
+Names = Sequence[str | Path] | str | Path
+"""One name or path, or several."""
 WORD_START_TARGET = (
     -1
 )  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
+
+
+def as_list(names: Names) -> list[str]:
+    """Return one name, or several, as a list of strings."""
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +169,11 @@ class Estimate:
     high: float
     flags: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval (low, high), in the unit of `value`."""
+        return self.low, self.high
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -180,7 +196,7 @@ class Summary:
 
     metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal | acquisition |
     task-score | task-penalty | whole-score | whole-penalty | bits-per-byte
-    (reporting.metric_units). macro: the levels that the headline averages over, outermost first.
+    (metrics.records). macro: the levels that the headline averages over, outermost first.
     headline: the number that gets published. views: the same number under other intervals or
     reductions (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine.
     notes: sentences for a reader.
@@ -233,6 +249,11 @@ class Cell:
         return self.method.startswith("frozen-")
 
     @property
+    def estimate(self) -> Estimate:
+        """The number that gets published, with its 95% interval; fractions, correlations or nats."""
+        return self.summary.headline
+
+    @property
     def finetuned_task(self) -> tuple[str, str]:
         """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
         suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
@@ -261,18 +282,105 @@ class Manifest:
     created: str
 
 
+CellKey = str | tuple[str, str] | tuple[str, str, int]
+"""Suite; suite and method; or suite, method and seed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder, opened: one checkpoint, its cells, and its predictions on demand
-    (`runs.predictions`).
+    """A run folder, opened: one checkpoint and its cells.
+
+    A run is a sequence of cells that is indexed by name:
+
+        run = antlm_bench.load_run("reports/gpt2")
+        run["blimp"].estimate.value             # 0.834, a fraction
+        run["blimp", "mlm"].estimate            # where the suite was scored by several methods
+        run.predictions("blimp").to_pandas()    # one row per item
     """
 
     path: str
     manifest: Manifest
     cells: tuple[Cell, ...]
+    read_table: Callable[[str, Cell], Any] | None = field(default=None, compare=False, repr=False)
+    """Reads the predictions of a cell of the run folder as a `pyarrow.Table`; set by `runs`."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
+
+    def __getitem__(self, key: CellKey) -> Cell:
+        """Return the cell of a suite, of (suite, method), or of (suite, method, seed).
+
+        Raises UnknownCell (a UsageError and a KeyError) if there is none, or if several fit.
+        """
+        parts = (key,) if isinstance(key, str) else tuple(key)
+        fitting = [
+            cell
+            for cell in self.cells
+            if (cell.suite, cell.method, cell.seed)[: len(parts)] == parts
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        shown = ", ".join(map(repr, parts))
+        if fitting:
+            choices = ", ".join(f"run[{_format_cell_key(cell)}]" for cell in fitting)
+            raise UnknownCell(
+                f"{len(fitting)} cells are called {shown}",
+                location=self.path,
+                hint=f"choose one: {choices}",
+            )
+        existing = ", ".join(dict.fromkeys(f"{c.suite!r} ({c.method})" for c in self.cells))
+        hint = f"there are {existing}" if existing else "the run is empty: score it first"
+        raise UnknownCell(f"the run has no cell {shown}", location=self.path, hint=hint)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the run has that cell, suite, (suite, method) or (suite, method, seed)."""
+        parts = (key,) if isinstance(key, str) else key
+        return key in self.cells or any(
+            (cell.suite, cell.method, cell.seed)[: len(parts)] == parts
+            for cell in self.cells
+            if isinstance(parts, tuple)
+        )
+
+    def predictions(
+        self, suite: str, method: str | None = None, seed: int | None = None
+    ) -> ArrowTable:
+        """Return the predictions of a cell as an `ArrowTable` with one row per item.
+
+        Columns: id, gold (index of the right option, or a rating), pred (index of the preferred
+        option), scores (log-probability of each option, nats), tokens and characters (of each
+        option), flags, labels. It never holds the text of an item.
+
+        Raises UnknownCell as `__getitem__`, and RunError for damaged files.
+        """
+        parts = tuple(part for part in (suite, method, seed) if part is not None)
+        cell = self[suite if len(parts) == 1 else parts]  # type: ignore[index]
+        if self.read_table is None:
+            raise RunError("this run has no folder to read predictions from", location=self.path)
+        return ArrowTable(self.read_table(self.path, cell))
+
+    def _repr_html_(self) -> str:
+        columns = ("suite", "method", "metric", "value", "low", "high", "n")
+        rows = []
+        for cell in self.cells:
+            estimate = cell.estimate
+            method = cell.method if cell.seed is None else f"{cell.method}, seed {cell.seed}"
+            numbers = (float(estimate.value), float(estimate.low), float(estimate.high), estimate.n)
+            rows.append((cell.suite, method, cell.summary.metric, *numbers))
+        return to_html_table(columns, rows, title=str(self.manifest.model.get("name", self.path)))
+
+
+def _format_cell_key(cell: Cell) -> str:
+    seed = () if cell.seed is None else (cell.seed,)
+    return ", ".join(map(repr, (cell.suite, cell.method, *seed)))
+
+
+RunLike = str | Path | Run
+"""A run folder, or a run that was opened before."""
+
+
+def run_folder(run: RunLike) -> str:
+    """Return the folder of a run."""
+    return run.path if isinstance(run, Run) else str(run)
 
 
 class ModelInfo(Protocol):

@@ -3,6 +3,7 @@ sees (opening), what finetuning starts from (bodies).
 """
 
 from antlm_bench.checkpoints.backbone import Backbone, open_backbone
+from antlm_bench.checkpoints.in_memory import evaluation_mode, open_model
 from antlm_bench.checkpoints.loader import (
     Checkpoint,
     key_settings,
@@ -17,11 +18,13 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "OpenOptions",
+    "evaluation_mode",
     "expand_refs",
     "hash_weights",
     "key_settings",
     "loading_notes",
     "open_backbone",
     "open_checkpoint",
+    "open_model",
     "with_bf16_body",
 ]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -161,34 +161,47 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 
 
 def _open_checkpoint(ref: str, options: OpenOptions) -> Checkpoint:
-    found = load_checkpoint(ref, options)
-    budget = options.batch_tokens or _default_batch_tokens(found.model.device)
-    vocabulary = pretrained.usable_vocab_size(found.model)
-    pretrained.cast_weights(found.model, DTYPES[options.dtype])
-    engine = Engine(found.model, found.name, found.forward_config, budget)
-    engine.enable_cpu_kernels()
-    tokenizer, limit = found.tokenizer, found.max_length
-    checkpoint = Checkpoint(
-        name=found.name,
-        kind=found.kind,
-        attends=frozenset(found.specials),
-        eos=str(tokenizer.eos_token),
-        mask_id=found.mask_id,
-        no_mask_reason=found.no_mask_reason,
-        max_length=limit,
-        trained_methods=found.trained_methods,
-        engine=engine,
-        encoders={
-            a: TextEncoder(tokenizer, s, max_length=limit, vocab_size=vocabulary)
-            for a, s in found.specials.items()
-        },
-        metadata=describe_checkpoint(ref, found, options),
-    )
-    _self_test_on_opening(checkpoint, found)
+    loaded = load_checkpoint(ref, options)
+    checkpoint = build_checkpoint(loaded, options.batch_tokens, DTYPES[options.dtype])
+    checkpoint.metadata |= describe_checkpoint(ref, loaded, options)
+    self_test_on_opening(checkpoint, loaded)
     return checkpoint
 
 
-def _self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> None:
+def build_checkpoint(
+    loaded: LoadedCheckpoint, batch_tokens: int | None, dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Put a loaded model on an engine.
+
+    dtype: cast the weights to it, and swap in faster CPU layers that hold copies of them. None =
+    leave the model as it is, since it belongs to the caller.
+    """
+    model, tokenizer, limit = loaded.model, loaded.tokenizer, loaded.max_length
+    vocab_size = pretrained.usable_vocab_size(model)
+    if dtype is not None:
+        pretrained.cast_weights(model, dtype)
+    budget = batch_tokens or _default_batch_tokens(model.device)
+    engine = Engine(model, loaded.name, loaded.forward_config, budget)
+    if dtype is not None:
+        engine.enable_cpu_kernels()
+    return Checkpoint(
+        name=loaded.name,
+        kind=loaded.kind,
+        attends=frozenset(loaded.specials),
+        eos=str(tokenizer.eos_token),
+        mask_id=loaded.mask_id,
+        no_mask_reason=loaded.no_mask_reason,
+        max_length=limit,
+        trained_methods=loaded.trained_methods,
+        engine=engine,
+        encoders={
+            attention: TextEncoder(tokenizer, specials, max_length=limit, vocab_size=vocab_size)
+            for attention, specials in loaded.specials.items()
+        },
+    )
+
+
+def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> None:
     """Run the self-test on opening and record it.
 
     A causal model need not be read in both directions: where only the direction fails that it was
@@ -234,11 +247,22 @@ class LoadedCheckpoint:
     no_mask_reason: str
 
 
-def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> LoadedCheckpoint:
-    """What scoring and finetuning open alike. Raises as `open_checkpoint`.
+class LoadedFiles(NamedTuple):
+    """A model and its tokenizer before anything is tried on them."""
 
-    tried: whether our engine's ways to run it are tried; a checkpoint that another engine reads
-    need not run on ours.
+    name: str
+    sources: CheckpointSources
+    kind: str
+    model: Any
+    tokenizer: Any
+    allowed: AllowedMismatches = AllowedMismatches()
+
+
+def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> LoadedCheckpoint:
+    """Load a checkpoint for scoring or finetuning. Raises as `open_checkpoint`.
+
+    try_engine: whether our engine's ways to run the model are tried. A checkpoint that another
+    engine reads need not run on ours.
     """
     if options.dtype not in DTYPES:
         raise UsageError(
@@ -253,52 +277,61 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
     name = display_name(ref, options)
     config = pretrained.load_config(sources.base, options)
     kind = pretrained.detect_kind(config, sources.base)
-    own: Attention = "causal" if kind == "causal" else "full"
     tokenizer = pretrained.load_tokenizer(sources.tokenizer, options)
     model, allowed = pretrained.load_checked_model(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
+    files = LoadedFiles(name, sources, kind, model, tokenizer, allowed)
+    return probe_model(files, options, device, try_engine)
+
+
+def probe_model(
+    files: LoadedFiles, options: OpenOptions, device: torch.device, try_engine: bool = True
+) -> LoadedCheckpoint:
+    """Move a model to its device and find out by trying how it can be run.
+
+    options: bos, max_length and lengths count. Raises CheckpointError for a model that sees later
+    tokens or depends on chance, and for special tokens without an embedding.
+    """
+    model, tokenizer, config = files.model, files.tokenizer, files.model.config
+    own: Attention = "causal" if files.kind == "causal" else "full"
     state = ModelState.capture(model)  # BigBird gives up sparse attention after one short row
     limit = pretrained.resolve_max_length(model, tokenizer, options.max_length)
     if options.lengths == "positions" and options.max_length is None:
         limit = pretrained.max_runnable_length(model, limit)
     if own == "causal":
-        pretrained.check_causality(model, sources.base)
+        pretrained.check_causality(model, files.sources.base)
     state.restore()
-    model = model.to(device)
+    if model.device != device:
+        model = model.to(device)
     embeddings = model.get_input_embeddings().weight.shape[0]
-    mask_id, no_mask = find_mask_token(tokenizer, embeddings)
-    untried = ForwardConfig(model.config._attn_implementation, own)
-    geometry = (
-        pretrained.detect_forward_config(model, kind, name, special_ids(tokenizer))
+    mask_id, no_mask_reason = find_mask_token(tokenizer, embeddings)
+    forward_config = (
+        pretrained.detect_forward_config(model, files.kind, files.name, special_ids(tokenizer))
         if try_engine
-        else untried
+        else ForwardConfig(config._attn_implementation, own)
     )
     card = _training_card(config)
+    trained = set(card.get("attends", []))
     attends: set[str] = {own}
-    both = geometry.layout == "packed" or geometry.masks
-    if kind == "causal" and both and mask_id is not None and not card:
-        attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
-    attends |= {
-        attention
-        for attention in ("causal", "full")
-        if both and attention in card.get("attends", [])
-    }
-    own_ways = {own, *card.get("attends", [])}
-    around = _specials_by_attention(tokenizer, attends, own_ways, options.bos, embeddings)
+    if forward_config.layout == "packed" or forward_config.masks:
+        attends |= trained & {"causal", "full"}
+        if own == "causal" and mask_id is not None and not card:
+            attends.add("full")  # it may be a hybrid: the same weights, attending both ways
+    specials = _specials_by_attention(tokenizer, attends, {own, *trained}, options.bos, embeddings)
     return LoadedCheckpoint(
-        name=name,
-        sources=sources,
-        kind=kind,
+        name=files.name,
+        sources=files.sources,
+        kind=files.kind,
         model=model,
         tokenizer=tokenizer,
-        forward_config=geometry,
+        forward_config=forward_config,
         max_length=limit,
-        specials=around,
+        specials=specials,
         trained_methods=tuple(card.get("methods", [])),
-        allowed=allowed,
+        allowed=files.allowed,
         mask_id=mask_id,
-        no_mask_reason=no_mask,
+        no_mask_reason=no_mask_reason,
     )
 
 

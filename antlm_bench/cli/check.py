@@ -75,20 +75,20 @@ def check_command(
             "annotations and JSON are both for stdout", location="--json", hint="two commands"
         )
 
-    from antlm_bench.commands.check import check, exit_error
-    from antlm_bench.compare.margins import load_margins
+    from antlm_bench.commands.check import check
     from antlm_bench.reporting import check as words
 
-    allowed = load_margins(policy or "", margin, group_margin)
     checked = check(
         run,
         against,
-        margins=allowed,
+        margin=margin,
+        group_margin=group_margin,
+        policy=policy or "",
         suites=split_names(suite),
         methods=pairs,
         allow_mixed=allow_mixed,
     )
-    found = exit_error(checked, strict)
+    found = words.exit_error(checked, strict)
     if json:
         sys.stdout.write(words.to_json(checked, found.exit_code if found else 0))
     else:

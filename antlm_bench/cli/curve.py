@@ -41,11 +41,13 @@ def curve_command(
     seen.
     """
     form = choose_output_format(json=json, csv=csv, markdown=markdown)
-    from antlm_bench.commands.curve import draw_curves, load_curves
+    from antlm_bench.commands.curve import load_curves
     from antlm_bench.reporting.text_curves import show_curves
 
     found, lost = load_curves(run, split_names(suite))
     for file, kind in ((svg, "svg"), (png, "png")):
         if file:
-            draw_curves(found, file, kind)
+            from antlm_bench.reporting.figure_export import write_curves  # slow to import
+
+            write_curves(found, file, kind)
     show_curves(found, lost, form)

@@ -21,7 +21,7 @@ from antlm_bench.cli.shared_options import (
 from antlm_bench.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.report import Report
+    from antlm_bench.results.reports import Report
 
 LatexOption = Annotated[bool, table_option("--latex", help="LaTeX (booktabs) instead of a table.")]
 output_option = with_panel(typer.Option, rich_help_panel="What is drawn")

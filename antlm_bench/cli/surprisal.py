@@ -82,12 +82,12 @@ def surprisal_command(
     renamed = parse_column_map(columns)
 
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.surprisal import score_stimuli
+    from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.reporting import print_fields
     from antlm_bench.reporting.results_table import FLAG_LABELS
 
     options = build_options(OpenOptions, locals())
-    found = score_stimuli(
+    found = surprisal(
         model,
         source,
         out,

@@ -18,8 +18,14 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.commands.cells import content_key
-from antlm_bench.commands.curve import (
+from antlm_bench.compare.join import DECISIVE_SETTINGS
+from antlm_bench.compare.summary_check import read_run
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import ItemKind, get_metric_spec
+from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
+from antlm_bench.metrics.surprisal import group_by_word
+from antlm_bench.progress import Progress
+from antlm_bench.results.checkpoint_series import (
     checkpoint_series_key,
     expand_run_dirs,
     format_word_count,
@@ -27,13 +33,7 @@ from antlm_bench.commands.curve import (
     milestone_or_words_seen,
     parse_milestone,
 )
-from antlm_bench.compare.join import DECISIVE_SETTINGS
-from antlm_bench.compare.summary_check import read_run
-from antlm_bench.errors import DataError, UsageError
-from antlm_bench.metrics import ItemKind, get_metric_spec
-from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
-from antlm_bench.metrics.surprisal import group_by_word
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.runs.layout import content_key
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources

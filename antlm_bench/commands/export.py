@@ -45,18 +45,10 @@ def export(
         return ExportResult((_write_file(Path(out), items_csv.format_items_csv(found)),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
-        from antlm_bench.reporting import report_writers
+        from antlm_bench.results.model_card import build_model_card
 
-        return ExportResult(
-            (
-                _write_file(
-                    Path(out),
-                    report_writers.to_model_card(
-                        build_report([run.path for run in found])
-                    ).encode(),
-                ),
-            )
-        )
+        report = build_report([run.path for run in found])
+        return ExportResult((_write_file(Path(out), build_model_card(report).encode()),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
     for run in found:

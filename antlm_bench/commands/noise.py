@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
-from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method
 from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Bools, Prediction
+from antlm_bench.types import Bools, Names, Prediction, as_list
 
 NoiseRow = dict[str, object]
 DEFAULT_LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for

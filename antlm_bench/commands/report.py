@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from antlm_bench.commands.curve import expand_run_dirs
 from antlm_bench.compare.summary_check import read_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.reporting import results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.results.collections import (
-    Caveats,
     MemberResult,
     ReportedScore,
     SeenDigests,
@@ -28,44 +27,13 @@ from antlm_bench.results.collections import (
     summarize_finetuned_member,
     summarize_scored_member,
 )
+from antlm_bench.results.display_names import model_names
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
 from antlm_bench.types import Attention, Run, finetune_method, task_full_name
-
-
-@dataclass(frozen=True, slots=True)
-class ReportColumn:
-    """One checkpoint as one method reads it, or a published row.
-
-    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is
-    missing, by name; commands: the lines that make it. source: of a published row. marks: what
-    holds for all of its numbers.
-    """
-
-    model: str
-    method: str
-    results: tuple[MemberResult, ...]
-    macro: ReportedScore | None = None
-    run: str = ""
-    missing_members: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    source: str = ""
-    caveats: Caveats = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Columns side by side. collection: None where the suites of the runs stand side by side
-    without an average.
-
-    members: the collection's, stand-ins in their place, each under the name that `names` shows.
-    """
-
-    collection: CollectionSpec | None
-    members: tuple[MemberSpec, ...]
-    columns: tuple[ReportColumn, ...]
 
 
 def build_report(
@@ -99,7 +67,7 @@ def build_report(
     members = _apply_stand_ins(spec, stand_ins or {}) if spec else _members_from_runs(opened)
     seen: SeenDigests = {}
     columns = []
-    for opened_run, name in zip(opened, results_table.model_names(opened), strict=True):
+    for opened_run, name in zip(opened, model_names(opened), strict=True):
         run, strangers = exclude_other_versions(opened_run, members) if spec else (opened_run, ())
         for column in _build_columns(
             run,
@@ -292,13 +260,11 @@ def _completion_commands(
     """Yield the command lines that add what is missing to the same run folder."""
     method = METHODS[scoring_method] if scoring_method in METHODS else None
     options = {
-        "model": shlex.quote(
-            results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
-        ),
+        "model": shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT")))),
         "method": f" --method {method.name}" if method else "",
         "attention": f" --attention {method.main_attention}" if method else "",
-        "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
-        "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
+        "out": f" --out {shlex.quote(make_printable(run.path))}",
+        "out_of_all": shlex.quote(make_printable(str(Path(run.path).parent))),
     }
     scored: dict[str, list[str]] = {}  # the suites of one command, by its template
     for member, entry in incomplete_members:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import (
@@ -24,20 +24,17 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.commands.cells import (
-    Names,
-    announce_replaced_scores,
-    as_list,
-    build_manifest,
-    content_key,
-    deduplicate_suites,
-    run_dir,
-)
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
+from antlm_bench.runs.layout import (
+    build_manifest,
+    content_key,
+    log_replaced_scores,
+    run_dir,
+)
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -50,9 +47,15 @@ from antlm_bench.scoring.methods import Method, default_method, get_method
 from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.peers import peer_version
 from antlm_bench.suites import loader as suites
+from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, TaskType, find_task_type
-from antlm_bench.types import Cell, Item, Prediction, Run
+from antlm_bench.types import Cell, Item, Names, Prediction, Run, as_list
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import ScoreKeywords
 
 ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
@@ -148,18 +151,24 @@ def score(
     methods: Names = (),
     out: str | Path | None = None,
     options: ScoreOptions | None = None,
-    **settings: Any,
+    **settings: Unpack[ScoreKeywords],
 ) -> list[Run]:
-    """Score every checkpoint on every suite; write one run folder per checkpoint.
+    """Score every checkpoint on every suite. Return one run per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names in scoring.methods.METHODS; () = the first that the checkpoint was
-    made for, "all" = all of those. out: the run folder (of several checkpoints: the folder that
-    holds theirs), default reports/<name>-<weights>. settings: fields of ScoreOptions.
+    pairs, TOMLs. methods: scoring methods (`antlm-bench list methods`); () = the checkpoint's
+    first, "all" = each that it was made for. out: the run folder, or for several checkpoints the
+    folder of their run folders; default reports/<name>-<weights>. settings: options of the command
+    line by their names, on top of `options`.
 
-    A cell that is already there under the same content key is not computed again; a killed call
-    resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
-    and IncompleteError follows.
+    A cell that the run folder already has under the same content key is not computed again. A call
+    that was killed continues.
+
+        [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
+        run["blimp"].estimate.value  # a fraction
+
+    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. Of several
+    checkpoints the others are scored first, and an IncompleteError with their `runs` follows.
     """
     options = replace(options or ScoreOptions(), **settings)
     method_names = as_list(methods)
@@ -318,7 +327,7 @@ def _score_suite(
     pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
-        announce_replaced_scores(progress, writer, suite.origin, [settings[name] for name in todo])
+        log_replaced_scores(progress.log, writer, suite.origin, [settings[name] for name in todo])
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in todo:
         predictions, settled = predictions_by_method.pop(name), None

@@ -21,7 +21,7 @@ from antlm_bench.exports import conventions, leaderboard
 from antlm_bench.exports.command_hints import model_name
 from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder, MissingPart, is_filled
 from antlm_bench.exports.tie_rules import TieRule
-from antlm_bench.reporting import results_table
+from antlm_bench.printable import make_printable
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.types import Run, finetune_method
@@ -221,7 +221,7 @@ def own_file_notes(board: leaderboard.LeaderboardSpec, opened_runs: Sequence[Run
         if runs.is_user_suite(cell)
     ]
     return [
-        f"{results_table.make_printable(shown)} is a file of the user's and not the suite {name}: not counted"
+        f"{make_printable(shown)} is a file of the user's and not the suite {name}: not counted"
         for shown, name in dict.fromkeys(own)
         if name in wanted
     ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from antlm_bench.notebook import to_html_table
 from antlm_bench.types import Estimate, Labels
 
 HEADLINE = "headline"
@@ -121,3 +122,24 @@ class RunComparison:
     comparisons: tuple[Comparison, ...]
     unmatched: tuple[str, ...] = ()
     """What only one of the runs answered, in words."""
+
+    def _repr_html_(self) -> str:
+        columns = (
+            "suite",
+            "method",
+            self.name_a,
+            self.name_b,
+            "difference",
+            "low",
+            "high",
+            "p",
+            "n",
+        )
+        rows = []
+        for comparison in self.comparisons:
+            head = comparison.headline
+            numbers = (head.a, head.b, head.value, head.low, head.high, head.p)
+            methods = dict.fromkeys((comparison.method_a, comparison.method_b))
+            values = [None if number is None else float(number) for number in numbers]
+            rows.append((comparison.suite, " / ".join(methods), *values, head.n))
+        return to_html_table(columns, rows, notes=self.unmatched)

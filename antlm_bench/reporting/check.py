@@ -14,6 +14,12 @@ from rich.text import Text
 from antlm_bench.compare import Difference
 from antlm_bench.compare.results import HEADLINE
 from antlm_bench.compare.verdict import FALLBACK_MARGINS, Judgement, Verdict
+from antlm_bench.errors import (
+    BenchError,
+    IncompleteError,
+    Inconclusive,
+    PerformanceRegression,
+)
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.comparison import (
     format_interval,
@@ -23,9 +29,10 @@ from antlm_bench.reporting.comparison import (
     unit_suffix,
 )
 from antlm_bench.reporting.terminal import make_console, print_paragraph
+from antlm_bench.results.display_names import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.check import CheckResult
+    from antlm_bench.compare.verdict import CheckResult
 
 STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
@@ -52,7 +59,29 @@ def summarize_verdict(verdict: Verdict) -> str:
         :MAX_NAMED_GROUPS
     ]
     line += f"; {', '.join(f'{d.name} {format_change(d, metric)}' for d in named)}" if named else ""
-    return results_table.make_printable(line)
+    return make_printable(line)
+
+
+def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
+    """Return the error that a command line ends with, or None if the check passed.
+
+    A regression goes before missing cells, and those before too little data (only with `strict`).
+    """
+    lines = {
+        status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
+        for status in ("regression", "inconclusive")
+    }
+    if lines["regression"]:
+        hint = "antlm-bench compare BASELINE RUN --by paradigm --flips 20 shows where"
+        return PerformanceRegression("\n".join(lines["regression"]), hint=hint)
+    if result.missing_cells:
+        message = f"the run lacks what its baseline has: {', '.join(result.missing_cells)}"
+        hint = "score it, or choose suites with --suite"
+        return IncompleteError(message, location=result.run_comparison.path_b, hint=hint)
+    if lines["inconclusive"] and strict:
+        hint = "a wider --margin, or suites with more items; without --strict this passes"
+        return Inconclusive("\n".join(lines["inconclusive"]), hint=hint)
+    return None
 
 
 def format_change(difference: Difference, metric: str) -> str:
@@ -76,7 +105,7 @@ def print_check(console: Console, checked: CheckResult) -> None:
     versus = checked.run_comparison
     print_paragraph(
         console,
-        f"{results_table.make_printable(versus.name_b)} against baseline {results_table.make_printable(versus.name_a)}",
+        f"{make_printable(versus.name_b)} against baseline {make_printable(versus.name_a)}",
         "bold",
     )
     console.print()
@@ -90,7 +119,7 @@ def print_check(console: Console, checked: CheckResult) -> None:
     if rows:
         print_aligned_table(console, "", HEADERS, rows)
     for line, style in collect_notes(checked):
-        print_paragraph(console, results_table.make_printable(line), style, 3)
+        print_paragraph(console, make_printable(line), style, 3)
     console.print()
     print_paragraph(console, VERDICT_LEGEND, "dim")
 
@@ -225,4 +254,4 @@ def _format_values(judgement: Judgement, metric: str) -> list[str]:
 
 
 def _escape_cell(text: str) -> str:
-    return results_table.escape_markdown(results_table.make_printable(text))
+    return results_table.escape_markdown(make_printable(text))

@@ -22,6 +22,7 @@ from antlm_bench.compare.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.terminal import HEADER_RULE_BOX, make_console, print_paragraph
+from antlm_bench.results.display_names import make_printable
 
 TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 MIN_NAME_WIDTH = 12  # characters of a name, however narrow the terminal
@@ -165,18 +166,18 @@ def print_comparisons(
         console.print()
         print_paragraph(
             console,
-            f"{results_table.make_printable(versus.name_b)} against {results_table.make_printable(versus.name_a)}",
+            f"{make_printable(versus.name_b)} against {make_printable(versus.name_a)}",
             "bold",
         )
         for comparison in versus.comparisons:
             console.print()
             _print_table(console, comparison, by)
             for line in collect_notes(comparison, by):
-                print_paragraph(console, results_table.make_printable(line), "dim", 3)
+                print_paragraph(console, make_printable(line), "dim", 3)
             for flip in comparison.flipped[:flips]:
                 _print_flip(console, flip, texts.get(comparison.suite, {}))
         for line in versus.unmatched:
-            print_paragraph(console, results_table.make_printable(line), "yellow")
+            print_paragraph(console, make_printable(line), "yellow")
     console.print()
     print_paragraph(console, LEGEND, "dim")
 
@@ -218,7 +219,7 @@ def print_aligned_table(
         box=HEADER_RULE_BOX, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim"
     )
     table.add_column(
-        Text(results_table.make_printable(title)),
+        Text(make_printable(title)),
         no_wrap=True,
         overflow="ellipsis",
         max_width=max(left, MIN_NAME_WIDTH),
@@ -226,17 +227,15 @@ def print_aligned_table(
     for head, width in zip(headers, widths, strict=True):
         table.add_column(head, justify="right", no_wrap=True, min_width=width)
     for label, cells, style in rows:
-        table.add_row(Text(results_table.make_printable(label)), *cells, style=style)
+        table.add_row(Text(make_printable(label)), *cells, style=style)
     console.print(Padding(table, (0, 0, 0, 1)), soft_wrap=False)
 
 
 def _print_flip(console: Console, flip: Flip, texts: Mapping[str, tuple[str, ...]]) -> None:
     margin = "" if flip.margin is None else f", margin {flip.margin:+.2f} nats"
-    print_paragraph(
-        console, results_table.make_printable(f"{flip.id}: {flip.a:g} -> {flip.b:g}{margin}"), "", 3
-    )
+    print_paragraph(console, make_printable(f"{flip.id}: {flip.a:g} -> {flip.b:g}{margin}"), "", 3)
     for text in texts.get(flip.id, ()):
-        print_paragraph(console, results_table.make_printable(text), "dim", 5)
+        print_paragraph(console, make_printable(text), "dim", 5)
 
 
 def to_markdown(run_comparisons: Sequence[RunComparison], by: str) -> str:
@@ -251,9 +250,7 @@ def to_markdown(run_comparisons: Sequence[RunComparison], by: str) -> str:
             heads = ["", "reference", "run", "difference", "95% CI", "p"]
             rows = [heads, ["---", *["---:"] * 5]]
             for depth, d in select_differences(comparison, by):
-                name = "&emsp;" * depth + results_table.escape_markdown(
-                    results_table.make_printable(d.name)
-                )
+                name = "&emsp;" * depth + results_table.escape_markdown(make_printable(d.name))
                 values = [
                     format_number(d.a, metric),
                     format_number(d.b, metric),
@@ -267,20 +264,19 @@ def to_markdown(run_comparisons: Sequence[RunComparison], by: str) -> str:
                     [
                         name
                         if depth
-                        else f"**{results_table.escape_markdown(results_table.make_printable(format_title(comparison)))}**",
+                        else f"**{results_table.escape_markdown(make_printable(format_title(comparison)))}**",
                         *values,
                     ]
                 )
             parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
             parts.append(
                 "\n".join(
-                    f"- {results_table.escape_markdown(results_table.make_printable(line))}"
+                    f"- {results_table.escape_markdown(make_printable(line))}"
                     for line in collect_notes(comparison, by)
                 )
             )
         parts += [
-            f"- {results_table.escape_markdown(results_table.make_printable(line))}"
-            for line in versus.unmatched
+            f"- {results_table.escape_markdown(make_printable(line))}" for line in versus.unmatched
         ]
     return "\n\n".join([*parts, f"_{LEGEND}_"]) + "\n"
 

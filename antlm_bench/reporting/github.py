@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting.check import summarize_verdict
-from antlm_bench.reporting.results_table import make_printable
+from antlm_bench.results.display_names import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.check import CheckResult
+    from antlm_bench.compare.verdict import CheckResult
 
 MAX_ANNOTATIONS = (
     10  # annotations of one kind and step that GitHub shows; it drops the others silently

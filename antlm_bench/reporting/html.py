@@ -28,6 +28,7 @@ from antlm_bench.reporting import charts, palette, report_writers, results_table
 from antlm_bench.reporting.figures import build_figures
 from antlm_bench.reporting.report_data import Figure, ReportData, series_names
 from antlm_bench.reporting.text_curves import to_tidy_rows
+from antlm_bench.results.display_names import make_printable
 from antlm_bench.runs import cell_to_dict
 from antlm_bench.types import Run
 
@@ -228,7 +229,7 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
             }
         )
     holes = [
-        f"{results_table.make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average is taken over a hole"
+        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average is taken over a hole"
         for c in report.columns
         if c.missing_members and not c.macro
     ]
@@ -294,9 +295,7 @@ def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
                 if value in (None, ""):
                     continue
                 digest = f"{cell.suite} {cell.settings.get('suite_version', '')} {str(value)[:12]}"
-                found[label][
-                    results_table.make_printable(digest if key == "suite_digest" else str(value))
-                ] = None
+                found[label][make_printable(digest if key == "suite_digest" else str(value))] = None
     return [(label, list(values)) for label, values in found.items() if values]
 
 
@@ -304,7 +303,7 @@ def _manifest_context(run: Run, name: str) -> dict[str, Any]:
     """A run's checkpoint and software as rows of text."""
     about = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
     rows = [
-        (results_table.make_printable(str(key)), _plain_text(value))
+        (make_printable(str(key)), _plain_text(value))
         for key, value in about.items()
         if value not in (None, "", {})
     ]
@@ -319,5 +318,5 @@ def _plain_text(value: object) -> str:
     return (
         f"{value:,}"
         if isinstance(value, int) and not isinstance(value, bool)
-        else results_table.make_printable(str(value))
+        else make_printable(str(value))
     )

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import runs
-from antlm_bench.commands.curve import (
+from antlm_bench.compare.summary_check import read_runs
+from antlm_bench.errors import NotComparable, UsageError
+from antlm_bench.reporting import results_table
+from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
+from antlm_bench.results.checkpoint_series import (
     build_curves,
     expand_run_dirs,
     format_word_count,
     group_checkpoints,
     words_seen,
 )
-from antlm_bench.compare.summary_check import read_runs
-from antlm_bench.errors import NotComparable, UsageError
-from antlm_bench.reporting import results_table
-from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.results.training_log import read_training_log
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.report import Report
     from antlm_bench.compare.results import Comparison
+    from antlm_bench.results.reports import Report
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models

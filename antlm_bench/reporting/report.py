@@ -17,7 +17,7 @@ from antlm_bench.reporting.report_writers import ReportCell, ReportRow, ReportTa
 from antlm_bench.reporting.terminal import COLUMN_GAP, make_console, print_paragraph
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.report import Report
+    from antlm_bench.results.reports import Report
 
 MAX_NAME_WIDTH, MAX_HEADER_WIDTH, MAX_HEADER_LINES = (
     34,

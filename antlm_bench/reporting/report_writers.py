@@ -11,17 +11,15 @@ import math
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from antlm_bench.commands.report import Report, ReportColumn
-from antlm_bench.errors import UsageError
-from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting.results_table import escape_markdown, make_printable
-from antlm_bench.results.collections import MemberResult, ReportedScore
-from antlm_bench.suites.collection import MemberSpec
+from antlm_bench.results.collections import MemberResult, ReportedScore, subtasks
+from antlm_bench.results.model_card import build_model_card
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.types import task_full_name
 
 MACRO, MISSING = "Macro-average", "–"
@@ -90,7 +88,7 @@ def build_report_table(report: Report) -> ReportTable:
                 make_printable(task),
                 tuple(_subtask_cell(entry, task, letters) for entry in entries),
             )
-            for task in _subtasks(member)
+            for task in subtasks(member)
             if any(task in entry.task_scores for entry in entries)
         ]
         rows += list(_seed_rows(entries))
@@ -162,13 +160,6 @@ def format_value(number: ReportedScore | None) -> str:
     if number.low is None or number.high is None:
         return written(number.value)
     return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
-
-
-def _subtasks(member: MemberSpec) -> tuple[str, ...]:
-    """Return the tasks that a member averages. A user's own file is the member itself: no task
-    below it.
-    """
-    return tuple(task for task in member.tasks if task != member.suite)
 
 
 def _subtask_cell(entry: MemberResult, task: str, letters: _FootnoteLetters) -> ReportCell:
@@ -430,7 +421,7 @@ def _iter_rows(report: Report) -> Iterator[dict[str, Any]]:
             about = {"member": member.name, "suite": member.suite, "weight": weight}
             if entry.score:
                 yield _row_fields(column, entry.score, about)
-            for task in _subtasks(member):
+            for task in subtasks(member):
                 if number := entry.task_scores.get(task):
                     part = {
                         "suite": task_full_name(member.suite, task),
@@ -471,56 +462,10 @@ def _row_fields(
     return {key: {**line, **found}.get(key) for key in CSV_COLUMNS}
 
 
-def to_model_card(report: Report) -> str:
-    """The model card's front matter of one checkpoint, all its methods. UsageError where the runs
-    are of several.
-    """
-    own = [column for column in report.columns if not column.source]
-    if len({column.run for column in own}) > 1:
-        hint = "one run folder at a time: a card is of one model"
-        raise UsageError(
-            f"{len({c.run for c in own})} checkpoints", location="--model-index", hint=hint
-        )
-    results = []
-    for column in own:
-        for member, entry in zip(report.members, column.results, strict=True):
-            named = [(member.suite, member.name, entry.score)]
-            named += [
-                (
-                    task_full_name(member.suite, task),
-                    f"{member.name}: {task}",
-                    entry.task_scores.get(task),
-                )
-                for task in _subtasks(member)
-            ]
-            results += [_model_index_result(column, *one) for one in named if one[2]]
-        if column.macro and report.collection:
-            whole = replace(column.macro, seeds=0)  # no classification, whatever is in it
-            results.append(
-                _model_index_result(column, report.collection.name, report.collection.title, whole)
-            )
-    missing = [
-        f"missing ({column.method}): {', '.join(column.missing_members)}"
-        for column in own
-        if column.missing_members
-    ]
-    return build_model_index(own[0].model if own else "", results, missing)
-
-
-def _model_index_result(
-    column: ReportColumn, suite: str, title: str, number: ReportedScore | None
-) -> ModelIndexResult:
-    assert number is not None  # the caller's
-    interval = (number.low, number.high, number.n, number.seeds)
-    return ModelIndexResult(
-        suite, title, column.method, number.metric, number.value, *interval, number.caveats
-    )
-
-
 FORMATTERS: dict[str, Callable[[Report], str]] = {
     "markdown": to_markdown,
     "latex": to_latex,
     "csv": to_csv,
     "json": to_json,
-    "model-index": to_model_card,
+    "model-index": build_model_card,
 }

@@ -9,10 +9,13 @@ import io
 import json as json_module
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import OPTION_KINDS
+from antlm_bench.printable import make_printable as make_printable
+from antlm_bench.results.display_names import TIE_RULE_TEXTS
+from antlm_bench.results.display_names import model_name as model_name
+from antlm_bench.results.display_names import model_names as model_names
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE_LEVEL = "suite"  # the depth that shows headlines only
@@ -26,12 +29,6 @@ FLAG_LABELS: dict[str, str] = {
     "identical": "identical texts",
     "cut": "texts cut",
     "float32": "rescored in float32",
-}
-TIE_RULE_TEXTS: dict[str, str] = {
-    "half": "A tie of k options counts 1/k",
-    "strict": "A tie counts as wrong",
-    "first": "A tie goes to the first option",
-    "random": "Ties are drawn, seeded by item",
 }
 
 
@@ -82,29 +79,6 @@ def build_columns(runs: Sequence[Run]) -> list[ResultsColumn]:
                 )
             )
     return found
-
-
-def model_name(run: Run) -> str:
-    """The model as the manifest names it, printable; the folder's name where it does not."""
-    return make_printable(str(run.manifest.model.get("name") or PurePath(run.path).name))
-
-
-def model_names(runs: Sequence[Run]) -> list[str]:
-    """Each run's model, without the folders that all of them share; what is still equal gets its
-    run folder's name.
-    """
-    paths = [PurePath(model_name(run)).parts or ("",) for run in runs]
-    shortest = min(map(len, paths), default=1)
-    shared = next(
-        (i for i in range(shortest - 1) if len({path[i] for path in paths}) > 1), shortest - 1
-    )
-    shared = 0 if len(paths) == 1 and not PurePath(*paths[0]).is_absolute() else shared
-    names = ["/".join(path[shared:]) for path in paths]
-    again = {name for name in names if names.count(name) > 1}
-    return [
-        f"{n} ({PurePath(run.path).name})" if n in again else n
-        for n, run in zip(names, runs, strict=True)
-    ]
 
 
 def build_blocks(columns: Sequence[ResultsColumn], by: str) -> list[SuiteBlock]:
@@ -234,13 +208,6 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     )
     like = " “Like these”: were the groups themselves a sample." if explain_clustered else ""
     return f"{numbers}{like}{decides}{''.join(f' {TIE_RULE_TEXTS.get(rule, rule)}.' for rule in rules)}"
-
-
-def make_printable(text: str) -> str:
-    """The text without control characters: names come from outside and must not steer a terminal or
-    break a row.
-    """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def to_markdown(runs: Sequence[Run], by: str) -> str:

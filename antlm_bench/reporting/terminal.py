@@ -22,6 +22,7 @@ from antlm_bench.errors import BenchError
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import ResultsColumn, ResultsRow, SuiteBlock
+from antlm_bench.results.display_names import make_printable
 from antlm_bench.types import Run
 
 COLUMN_GAP, NAME_WIDTHS, VALUE_WIDTHS = (
@@ -247,7 +248,7 @@ def print_fields(title: str, mapping: Mapping[str, object]) -> None:
     own.
     """
     out = make_console()
-    out.print(Text(f" {results_table.make_printable(title)}", style="bold"))
+    out.print(Text(f" {make_printable(title)}", style="bold"))
     _print_fields(out, mapping, 1)
     out.print()
 
@@ -260,7 +261,7 @@ def _print_fields(console: Console, mapping: Mapping[str, object], depth: int) -
     ]
     width = min(max(plain, default=0), 32)
     for name, value in mapping.items():
-        label = Text("  " * depth + results_table.make_printable(name), style="dim")
+        label = Text("  " * depth + make_printable(name), style="dim")
         if isinstance(value, Mapping) and value:
             console.print(label)
             _print_fields(console, value, depth + 1)
@@ -290,7 +291,7 @@ def format_value(value: object) -> str:
             if isinstance(value, set | frozenset)
             else map(format_value, value)
         )
-    return "\n".join(results_table.make_printable(line) for line in str(value).splitlines())
+    return "\n".join(make_printable(line) for line in str(value).splitlines())
 
 
 def print_rows(
@@ -341,7 +342,7 @@ def _print_listing(
     for head in headers:
         numeric = all(not format_value(row.get(head)).strip("–0123456789,.%") for row in rows)
         table.add_column(
-            Text(results_table.make_printable(head)),
+            Text(make_printable(head)),
             justify="right" if numeric else "left",
             no_wrap=head == headers[0],
             overflow="fold",
@@ -355,9 +356,7 @@ def _print_listing(
 def print_error(error: BenchError) -> None:
     """Print an error on stderr: what is wrong, where, and what to do."""
     out = make_console(stderr=True)
-    place = (
-        Text(f"{results_table.make_printable(error.location)}: ") if error.location else Text("")
-    )
+    place = Text(f"{make_printable(error.location)}: ") if error.location else Text("")
     out.print(Text("error: ", style="bold red") + place + Text(format_value(error.message)))
     if error.hint:
         out.print(Text(" hint: ", style="cyan") + Text(format_value(error.hint)))

@@ -14,7 +14,7 @@ from antlm_bench.reporting import results_table
 from antlm_bench.reporting.terminal import make_console, print_rows
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.curve import LearningCurve
+    from antlm_bench.results.checkpoint_series import LearningCurve
 
 BARS, GAP_SIGN, TWIN_SIGN = "▁▂▃▄▅▆▇█", "·", "="
 LEGEND = (
@@ -145,6 +145,6 @@ def _format_last(curve: LearningCurve) -> str:
 
 
 def _format_words(words: float) -> str:
-    from antlm_bench.commands.curve import format_word_count
+    from antlm_bench.results.checkpoint_series import format_word_count
 
     return format_word_count(words)

@@ -8,8 +8,8 @@ import json
 import sys
 from dataclasses import asdict
 
-from antlm_bench.commands.verify import PeerAgreement, Verification
 from antlm_bench.reporting.terminal import print_fields, print_rows
+from antlm_bench.results.verification import PeerAgreement, Verification
 
 VerificationRow = dict[str, object]
 

@@ -14,16 +14,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import runs, statistics
-from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
-from antlm_bench.reporting import results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.results.display_names import TIE_RULE_TEXTS
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import MemberSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
-from antlm_bench.types import Cell, Estimate, Run, task_full_name
+from antlm_bench.types import (
+    Cell,
+    Estimate,
+    Names,
+    Run,
+    as_list,
+    task_full_name,
+)
 
 Caveats = tuple[
     str, ...
@@ -77,6 +84,13 @@ class MemberResult:
         return self.score is not None and not self.missing
 
 
+def subtasks(member: MemberSpec) -> tuple[str, ...]:
+    """Return the tasks that a member averages. A user's own file is the member itself: no task
+    below it.
+    """
+    return tuple(task for task in member.tasks if task != member.suite)
+
+
 def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Caveats]:
     """Return the run with no cell under a member's name that is none of it, and a sentence for each
     suite of these.
@@ -91,7 +105,7 @@ def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run
     kept, sentences = [], []
     for cell in run:
         name, version = runs.base_suite_name(cell), cell.settings.get("suite_version")
-        shown = results_table.make_printable(cell.suite)
+        shown = make_printable(cell.suite)
         if (
             name in versions
             and not runs.is_user_suite(cell)
@@ -263,7 +277,7 @@ def _collect_caveats(
     """The sentences that the number of these cells (the seeds of a task, or one scored suite) must
     be read with.
     """
-    first, suite = cells[0], results_table.make_printable(cells[0].suite)
+    first, suite = cells[0], make_printable(cells[0].suite)
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
@@ -285,7 +299,7 @@ def _collect_caveats(
     if compat := first.settings.get("compat"):
         yield f"scored with the conventions of {compat}"
     elif (ties := str(first.settings.get("ties", "half"))) != "half":
-        yield f"{suite}: {results_table.TIE_RULE_TEXTS.get(ties, ties)}"
+        yield f"{suite}: {TIE_RULE_TEXTS.get(ties, ties)}"
     digest = str(first.settings.get("suite_digest", ""))
     known, whose = seen_digests.setdefault(first.suite, (digest, column_label))
     if known != digest:

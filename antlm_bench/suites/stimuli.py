@@ -9,7 +9,7 @@ over to the result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,13 +156,26 @@ def _iter_unit_spans(
             yield start, end, piece, piece.extra_columns
 
 
+def stimuli_from_texts(texts: Sequence[str]) -> list[Stimulus]:
+    """Return a stimulus per text, numbered from 1. Raises DataError for none, or for no text."""
+    if not texts:
+        raise DataError("0 texts", location="texts")
+    return [_whole_text(str(n), text, f"texts[{n - 1}]") for n, text in enumerate(texts, start=1)]
+
+
 def _parse_lines(text: str, location: str) -> list[Stimulus]:
-    made = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        if line.strip():
-            said = check_text(line.strip(), "the line", f"{location}:{number}")
-            made.append(Stimulus(str(number), None, said, (StimulusSegment("", 0, len(said), {}),)))
-    return made
+    lines = text.removeprefix("\ufeff").split("\n")
+    return [
+        _whole_text(str(number), line.strip(), f"{location}:{number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _whole_text(item: str, text: str, location: str) -> Stimulus:
+    """Return a text without regions as a stimulus."""
+    checked = check_text(text, "the line", location)
+    return Stimulus(item, None, checked, (StimulusSegment("", 0, len(checked), {}),))
 
 
 def _read_syntaxgym(path: Path) -> list[Stimulus]:

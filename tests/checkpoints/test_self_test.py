@@ -281,14 +281,14 @@ def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_check
 
 
 def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
-    from antlm_bench.commands.surprisal import score_stimuli
+    from antlm_bench.commands.surprisal import surprisal
 
     folder, text = (
         make_checkpoint("causal", rope_parameters=LONGROPE),
         "the cat sees " * 9 + "the dog",
     )
     (tmp_path / "in.csv").write_text(f"text\n{text}\n")
-    found = score_stimuli(
+    found = surprisal(
         str(folder), tmp_path / "in.csv", tmp_path / "out.csv", options=OpenOptions(device="cpu")
     )
     bits = sum(row["surprisal_bits"] for row in found.rows)

@@ -17,17 +17,17 @@ import pytest
 import toy_pages
 
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands.curve import (
+from antlm_bench.commands.curve import load_curves
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.reporting.text_curves import collect_notes, sparkline
+from antlm_bench.results.checkpoint_series import (
     CurvePoint,
     LearningCurve,
     build_curves,
     format_word_count,
     group_checkpoints,
-    load_curves,
     words_seen,
 )
-from antlm_bench.errors import RunError, UsageError
-from antlm_bench.reporting.text_curves import collect_notes, sparkline
 from antlm_bench.results.training_log import POINTS_PER_RUN, read_training_log
 from antlm_bench.types import Cell, Estimate, Manifest, Run, Summary
 

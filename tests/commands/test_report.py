@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from toy_reports import METRIC, TASKS_2024, classified, glue, scored, tuned, written, zero_shot
 
-from antlm_bench.commands.report import Report, ReportColumn, build_report
+from antlm_bench.commands.report import build_report
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import (
     DeclarationError,
@@ -24,6 +24,7 @@ from antlm_bench.errors import (
     RunError,
     UsageError,
 )
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec

@@ -21,12 +21,13 @@ from rich.console import Console
 from toy_reports import TASKS_2024, glue, scored, tuned, written, zero_shot
 
 from antlm_bench.cli.app import run as command
-from antlm_bench.commands.report import Report, build_report
+from antlm_bench.commands.report import build_report
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting import report_writers
 from antlm_bench.reporting.report import print_report_table
 from antlm_bench.reporting.report_writers import FORMATTERS, MACRO, build_report_table, escape_latex
 from antlm_bench.results.collections import ReportedScore
+from antlm_bench.results.reports import Report
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\x1b[31m\u202e😀*p* [q](r) --s'

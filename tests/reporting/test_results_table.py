@@ -14,6 +14,7 @@ from toy_results import HYBRID, ONE, READ, SWEEP, TWO, run
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import FORMATTERS
+from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Estimate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -108,7 +109,7 @@ def test_a_suite_that_one_checkpoint_lacks_has_a_gap() -> None:
     ],
 )
 def test_models_are_named_by_what_tells_them_apart(names: list[str], shown: list[str]) -> None:
-    assert results_table.model_names([run(name, "causal") for name in names]) == shown
+    assert model_names([run(name, "causal") for name in names]) == shown
 
 
 def test_names_cannot_break_the_markdown_table() -> None:

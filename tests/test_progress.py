@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from antlm_bench.reporting import progress
-from antlm_bench.reporting.progress import Progress, format_duration
+from antlm_bench import progress
+from antlm_bench.progress import Progress, format_duration
 
 
 class Clock:
