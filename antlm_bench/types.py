@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
+ProgressCallback = Callable[[float], None]  # receives the share (0..1) of the work just done
 WORD_START_TARGET = (
     -1
 )  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
@@ -236,6 +237,13 @@ class Cell:
         """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
         suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
         return suite, self.suite.removeprefix(f"{suite}.")
+
+
+def finetune_method(attention: Attention, *, frozen: bool = False) -> str:
+    """Return the method of a finetuned cell, "finetune-causal", or of one with a frozen backbone,
+    "frozen-causal".
+    """
+    return f"{'frozen' if frozen else 'finetune'}-{attention}"
 
 
 def task_full_name(suite: str, task: str) -> str:

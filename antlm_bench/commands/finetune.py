@@ -37,7 +37,7 @@ from antlm_bench.reporting.progress import Progress
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary
+from antlm_bench.types import Attention, Cell, Run, Summary, finetune_method
 
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
@@ -293,7 +293,7 @@ class _PendingCell:
 
     @property
     def method(self) -> str:
-        return _method_name(self.attention, self.frozen)
+        return finetune_method(self.attention, frozen=self.frozen)
 
     @property
     def num_examples(self) -> int:
@@ -301,10 +301,6 @@ class _PendingCell:
         if self.frozen:
             return len(self.task.train) + len(self.task.valid)
         return len(self.task.train) * self.task.training.epochs
-
-
-def _method_name(attention: Attention, frozen: bool) -> str:
-    return f"{'frozen' if frozen else 'finetune'}-{attention}"
 
 
 def _finetune_checkpoint(
@@ -458,7 +454,7 @@ def _cell_settings(
         "collection": task.suite,
         "task": task.name,
         "classes": list(task.classes),
-        "method": _method_name(attention, options.frozen),
+        "method": finetune_method(attention, frozen=options.frozen),
         "seed": seed,
         "select": task.select,
         "held_out": task.held_out,

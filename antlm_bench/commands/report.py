@@ -29,10 +29,10 @@ from antlm_bench.results.collections import (
     summarize_scored_member,
 )
 from antlm_bench.results.seeds import group_seeds
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
-from antlm_bench.types import Run, task_full_name
+from antlm_bench.types import Attention, Run, finetune_method, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +234,9 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
         ways = finetuned or [way.replace("frozen-", "finetune-") for way in ways]
     shown = set()
     for method in methods:
-        attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
-        fitting = [
-            f"finetune-{attention}" for attention in ("full", "causal") if attention in attends
-        ]
+        attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
+        attentions: tuple[Attention, ...] = ("full", "causal")
+        fitting = [finetune_method(attention) for attention in attentions if attention in attends]
         way = next((way for way in (*fitting, *finetuned) if way in finetuned), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
@@ -291,14 +290,13 @@ def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
     """Yield the command lines that add what is missing to the same run folder."""
-    attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
-    attention = "full" if "full" in attends else "causal"
+    method = METHODS[scoring_method] if scoring_method in METHODS else None
     options = {
         "model": shlex.quote(
             results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
         ),
-        "method": f" --method {scoring_method}" if scoring_method in METHODS else "",
-        "attention": f" --attention {attention}" if attends else "",
+        "method": f" --method {method.name}" if method else "",
+        "attention": f" --attention {method.main_attention}" if method else "",
         "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
         "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
     }

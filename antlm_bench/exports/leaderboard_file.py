@@ -45,9 +45,10 @@ from antlm_bench.exports.leaderboard_answers import (
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS
+from antlm_bench.scoring.methods import get_method
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Cell, Run
+from antlm_bench.types import Cell, Run, finetune_method
 
 T = TypeVar("T")
 SuiteLoader = Callable[[str], Suite]
@@ -316,10 +317,7 @@ class LeaderboardFileBuilder:
         self, part: PartSpec, task: str, expected_count: int
     ) -> dict[str, list[dict[str, Any]]]:
         """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
-        suite, way = (
-            f"{part.suite}.{task}",
-            "finetune-causal" if self.method == "causal" else "finetune-full",
-        )
+        suite, way = f"{part.suite}.{task}", finetune_method(get_method(self.method).main_attention)
         cells = [
             cell
             for cell in self.final_run

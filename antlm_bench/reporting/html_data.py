@@ -24,7 +24,7 @@ from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.results.training_log import read_training_log
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_page(
 
     contents = gather_report_data(paths, training_dirs, title, report)
     used = {part for column in contents.columns for part in column.method.split(" + ")}
-    said = {name: one.description for name, one in METHODS.items() if name in used}
+    said = {method.name: method.description for method in METHODS if method.name in used}
     runs.write_atomically(out, html(contents, said).encode())
     return out
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from antlm_bench import runs
 from antlm_bench.metrics.classification import summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
-from antlm_bench.types import Cell, Run, Summary
+from antlm_bench.types import Cell, Run, Summary, finetune_method
 
 
 def average_seeds(run: Run) -> Run:
@@ -96,7 +96,7 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     if any(
-        cell.method == "finetune-causal" and cell.history.get("pooling") == "first"
+        cell.method == finetune_method("causal") and cell.history.get("pooling") == "first"
         for cell in cells
     ):
         yield "position 0 of a causal model, which has seen the first token only"

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from antlm_bench.architectures import registration
+from antlm_bench.architectures.records import find_architecture
 from antlm_bench.checkpoints import CARD_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.scoring.methods import METHODS
 
 Metadata = dict[str, Any]
 
@@ -90,13 +92,14 @@ def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> 
 
 def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
     """Return sentences on how transformers opens the checkpoint."""
-    kind, masked = model.config.model_type, "full" in card["attends"]
-    if kind in registration.ARCHITECTURES:
+    architecture, masked = find_architecture(model.config.model_type), "full" in card["attends"]
+    own_classes = architecture.own_classes if architecture else {}
+    if architecture and own_classes and not architecture.is_from_library:
         text = (
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` "
             "from the file that lies beside the weights.\n"
         )
-    elif masked and kind in registration.HYBRID_ARCHITECTURES:
+    elif masked and own_classes:
         text = (
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline "
             "`fill-mask` need `trust_remote_code=True` for the file that lies beside the weights.\n"
@@ -105,7 +108,8 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
         text = "transformers opens it as a causal LM; its masked reading needs antlm-bench.\n"
     else:
         text = "transformers opens it.\n"
-    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
+    shifts = {METHODS[name].mask_shift for name in card["methods"]} - {None}
+    if shifts and 0 not in shifts:
         text += (
             "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
             "token itself, and does not say what the model predicts.\n"

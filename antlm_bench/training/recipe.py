@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import (
     Declaration,
     TomlTuple,
@@ -24,23 +25,21 @@ from antlm_bench.declarations import (
     validate_tables,
 )
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 
 Tables = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-ENCODERS = ("ltg-bert", "gpt-bert")
 # (table, key, key that it excludes)
 EXCLUSIVE_KEYS = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup_steps", "warmup"))
-# Scoring method -> the masked objective that it needs.
-OBJECTIVE_OF_METHOD = {"mlm": "mlm", "mlm-l2r": "mlm", "mntp": "mntp", "fused": "mntp"}
 
 
 class ModelSpec(Declaration):
     """The shape of the network."""
 
-    architecture: Literal["llama", "gpt2", "ltg-bert", "gpt-bert"]
+    architecture: str
+    """A name of architectures.records.ARCHITECTURES."""
     layers: Count
     hidden: Count
     """Width of hidden states."""
@@ -68,6 +67,15 @@ class ModelSpec(Declaration):
     layer_weights: bool = True
     """Whether each sub-layer reads a learned sum of all earlier states (gpt-bert)."""
 
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, name: str) -> str:
+        if name not in ARCHITECTURES:
+            names = ARCHITECTURES.names()
+            hint = suggest_name(name, names) or f"one of {', '.join(map(repr, names))}"
+            raise ValueError(f"unknown architecture {name!r}: {hint}")
+        return name
+
     @model_validator(mode="after")
     def _check_shape(self) -> ModelSpec:
         if self.hidden % self.heads or self.heads % (self.kv_heads or self.heads):
@@ -75,14 +83,17 @@ class ModelSpec(Declaration):
                 f"heads = {self.heads} must divide hidden = {self.hidden}, "
                 "and kv_heads must divide heads"
             )
-        if self.kv_heads and self.architecture != "llama":
-            raise ValueError(f"kv_heads is for llama, not for {self.architecture}")
-        if self.architecture in ENCODERS and self.buckets >= self.positions:
+        architecture = ARCHITECTURES[self.architecture]
+        for key in ("kv_heads", "layer_mix"):
+            if getattr(self, key) and key not in architecture.optional_keys:
+                owners = [other.name for other in ARCHITECTURES if key in other.optional_keys]
+                raise ValueError(
+                    f"{key} is for {' and '.join(owners)}, not for {architecture.name}"
+                )
+        if architecture.relative_positions and self.buckets >= self.positions:
             raise ValueError(
                 f"buckets = {self.buckets} must be fewer than positions = {self.positions}"
             )
-        if self.layer_mix and self.architecture != "ltg-bert":
-            raise ValueError(f"layer_mix is for ltg-bert, not for {self.architecture}")
         return self
 
 
@@ -396,23 +407,21 @@ class Recipe(Declaration):
         """Raise ValueError for a scoring method that the trained objectives do not support."""
         for name in self.methods:
             if name not in METHODS:
-                hint = suggest_name(name, METHODS) or ", ".join(METHODS)
+                hint = suggest_name(name, METHODS.names()) or ", ".join(METHODS.names())
                 raise ValueError(f"methods: unknown method {name!r}: {hint}")
         objective, attentions = self.objective.masked, set(self.attentions)
-        trained = [name for name, spec in METHODS.items() if set(spec.attends) <= attentions]
-        fitting = [
-            name for name in trained if OBJECTIVE_OF_METHOD.get(name, objective) == objective
-        ]
+        trained = [method for method in METHODS if method.attends <= attentions]
+        fitting = [method.name for method in trained if method.objective in ("", objective)]
         fix = f"give one or several of methods = {json.dumps(fitting)}"
         if not self.methods:
             raise ValueError(f"methods is empty: {fix}")
         for name in self.methods:
-            if name not in trained:
+            if METHODS[name] not in trained:
                 raise ValueError(
                     f"methods: {name!r} needs an attention that no phase trains; {fix}"
                 )
             if name not in fitting:
-                needed = OBJECTIVE_OF_METHOD[name]
+                needed = METHODS[name].objective
                 raise ValueError(
                     f"methods: {name!r} needs objective.masked = {needed!r}, not {objective!r}; "
                     f"{fix}"
