@@ -118,7 +118,8 @@ def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
 
 @pytest.mark.parametrize(
     ("changed", "anew"),
-    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True), ({"limit_train": {"": 100}}, True),
+    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True),
+     ({"limit_train": {"": 100}}, True),
      ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
 )  # fmt: skip
 def test_what_a_number_depends_on_is_in_its_key(
@@ -181,8 +182,10 @@ def test_a_task_without_data_fails_alone(
 def hybrid(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = GptBertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48,
+        position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
     )  # fmt: skip
     setattr(config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
@@ -190,7 +193,7 @@ def hybrid(tmp_path: Path) -> Path:
     return tmp_path / "hybrid"
 
 
-def test_a_hybrid_is_finetuned_as_its_first_method_reads_or_both_ways(
+def test_a_hybrid_is_finetuned_with_one_attention_or_both(
     ask: Callable[..., Any], trained: list[Any], hybrid: Path
 ) -> None:
     ask(hybrid, seeds=[1])
@@ -213,7 +216,7 @@ def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any
     assert "seeds collapsed" in str(row["flags"])
 
 
-def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
+def test_a_learnable_task_is_learned(ask: Callable[..., Any]) -> None:
     found = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
     assert next(iter(found)).summary.headline.value == 1.0
 
@@ -231,7 +234,7 @@ def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
         ({"pooling": "max"}, UsageError, "max"),
     ],
 )
-def test_a_slip_is_refused_before_anything_is_written(
+def test_a_wrong_option_is_refused_before_anything_is_written(
     ask: Callable[..., Any],
     tmp_path: Path,
     given: dict[str, Any],
@@ -314,7 +317,7 @@ def test_a_missing_file_is_an_incomplete_run_that_names_it(
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def test_scored_texts_that_were_trained_on_are_flagged_everywhere(
+def test_scored_texts_in_the_training_set_are_flagged(
     ask: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files[0].open(encoding="utf-8", newline="") as file:

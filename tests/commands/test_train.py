@@ -75,7 +75,8 @@ def ask(recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     def asked(*options: str, **places: object) -> tuple[int, str]:
         given = {"recipe": recipe, "corpus": text, "out": tmp_path / "out"} | places
         capsys.readouterr()
-        code = app.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out", str(given["out"]),
+        code = app.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out",
+                        str(given["out"]),
                         "--device", "cpu", *options])  # fmt: skip
         return code, " ".join(capsys.readouterr().err.split())
 
@@ -275,10 +276,12 @@ class TestRun:
         assert records(tmp_path / "out")[-1]["step"] == STEPS
 
     def test_a_recipe_that_extends_a_shipped_one(self, ask: Ask, tmp_path: Path) -> None:
-        words = 'extends = "babyllama"\n[scale.tiny.model]\nlayers = 1\nhidden = 16\nheads = 2\nffn = 24\n'
-        words += "[scale.tiny.tokenizer]\nvocabulary = 300\n[scale.tiny.batch]\ntokens = 64\nlength = 16\n"
-        words += "[[scale.tiny.phase]]\nsteps = 3\ncausal = 1\n"
-        own = write_recipe(tmp_path, "own", words)
+        lines = ['extends = "babyllama"']
+        lines += ["[scale.tiny.model]", "layers = 1", "hidden = 16", "heads = 2", "ffn = 24"]
+        lines += ["[scale.tiny.tokenizer]", "vocabulary = 300"]
+        lines += ["[scale.tiny.batch]", "tokens = 64", "length = 16"]
+        lines += ["[[scale.tiny.phase]]", "steps = 3", "causal = 1"]
+        own = write_recipe(tmp_path, "own", "\n".join(lines) + "\n")
         assert ask("--scale", "tiny", recipe=own)[0] == 0
         assert (
             json.loads((tmp_path / "out" / "main" / "config.json").read_text())["antlm_bench"][
@@ -424,7 +427,6 @@ class TestTeachers:
                 "student",
                 str(text),
                 tmp_path / "out",
-                # fmt: skip
                 TrainOptions(device="cpu", teachers=[str(other / "main"), str(other / "main")]),
             )
         assert error.value.location == str(other / "main")
@@ -534,7 +536,7 @@ class TestTeachers:
         )
         assert seen == [(32, 7.0, 32)] * 3
 
-    def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
+    def test_a_teacher_that_reads_other_tokens_is_refused(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
         student.write_text(
@@ -607,7 +609,8 @@ class TestInterruptions:
             whole
         )
 
-    def test_half_a_line_in_the_log_is_taken_back(self, ask: Ask, recipe: Path, text: Path, tmp_path: Path,
+    def test_half_a_line_in_the_log_is_taken_back(self, ask: Ask, recipe: Path, text: Path,
+                                                  tmp_path: Path,
                                                   whole: Path) -> None:  # fmt: skip
         train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=5))
         with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as log:
@@ -673,14 +676,15 @@ def child(out, kill=None):
 assert child(Path(root) / "whole") == 0
 for number, kill in enumerate(kills):
     out = Path(root) / str(number)
-    print(json.dumps([child(out, kill), sorted(p.name for p in out.glob("*")), child(out)]), flush=True)
+    print(json.dumps([child(out, kill), sorted(p.name for p in out.glob("*")), child(out)]),
+          flush=True)
 """
 
 
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     recipe: Path, text: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once."""
+    """SIGKILL in steps and while saving. One process forks, so torch is loaded once."""
     command = [
         sys.executable,
         "-W",
@@ -711,9 +715,7 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
             assert weights(out, checkpoint) == weights(whole, checkpoint), kill
 
 
-def test_a_real_signal_to_a_real_command_and_the_first_step_is_soon(
-    recipe: Path, text: Path, tmp_path: Path
-) -> None:
+def test_a_real_signal_stops_a_real_command(recipe: Path, text: Path, tmp_path: Path) -> None:
     """The nano scale of a shipped recipe."""
     out, log = tmp_path / "out", tmp_path / "out" / "train.jsonl"
     command = [
@@ -783,7 +785,8 @@ def test_two_processes_learn_what_one_does(
         "cpu",
     ]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
+        [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True,
+        text=True, timeout=200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,6 @@ def body_named(name: str, both: bool = False):
     more = {
         "gpt2": {"n_positions": 64, "pad_token_id": None},
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-        # fmt: skip
         "roberta": {"max_position_embeddings": 80},
         "llama": {"num_key_value_heads": 2},
     }
@@ -60,7 +59,8 @@ def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
 
 
 NAMES = ["llama", "gpt2", "opt", "bert", "roberta", "ltg-bert", "gpt-bert"]
-BOTH = [("llama", "causal"), ("llama", "full"), ("ltg-bert", "causal"), ("ltg-bert", "full"), ("gpt-bert", "causal"),
+BOTH = [("llama", "causal"), ("llama", "full"), ("ltg-bert", "causal"), ("ltg-bert", "full"),
+        ("gpt-bert", "causal"),
         ("gpt-bert", "full")]  # fmt: skip
 WAYS = [(name, "", pooling) for name in NAMES for pooling in ("auto", "mean")]
 WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mean")]
@@ -92,7 +92,7 @@ def test_padding_never_moves_a_logit(name, way, pooling):
         ("ltg-bert", "causal", "last"),
     ],
 )
-def test_the_last_layer_works_where_it_is_read_and_nothing_changes(name, way, pooling):
+def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
     """Logits and gradients, narrowed and whole, without dropout."""
     body = body_named(name, both=name != "gpt2")
     rows = pad_batch(
@@ -124,7 +124,7 @@ def test_a_feed_forward_that_must_see_everything_is_left_whole():
 
 
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])
-def test_the_two_attentions_of_a_hybrid_differ_and_look_where_they_should(name):
+def test_the_two_attentions_of_a_hybrid_see_what_they_should(name):
     """Read at the first token, a row that attends in full sees the last one; causally, the last
     alone sees it.
     """
@@ -186,7 +186,7 @@ def test_the_head_is_the_one_that_is_described():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ltg-bert"])
-def test_adapters_and_head_are_all_that_low_rank_training_changes(name):
+def test_low_rank_training_changes_only_adapters_and_head(name):
     body = body_named(name)
     learner = ClassifierTrainer(
         body, task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)

@@ -69,8 +69,7 @@ class Notes:
         self.epochs.append((epoch, selection_score))
 
 
-# -- the reference
-# ---------------------------------------------------------------------------------------------------
+# ---- the reference
 
 
 def plainly(body, toy, seed: int, attention: str, pooling: str):
@@ -156,8 +155,7 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
     assert outcome.history["best"] == 2
 
 
-# -- what can be learnt, and what cannot
-# -----------------------------------------------------------------------------
+# ---- what can be learnt, and what cannot
 
 
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
@@ -190,8 +188,7 @@ def test_predictions_are_of_the_scored_texts_in_order(causal):
         assert p.labels == {"task": "word"} and p.flags == ()
 
 
-# -- seeds, accumulation
-# ---------------------------------------------------------------------------------------------
+# ---- seeds, accumulation
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
@@ -201,7 +198,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
     assert [p.scores for p in one] != [p.scores for p in other]
 
 
-def test_the_body_is_as_it_was(masked):
+def test_finetuning_leaves_the_backbone_unchanged(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
     finetune(masked, task(60, 20, epochs=1), 1, "full", CPU)
     finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora_rank=2))
@@ -245,8 +242,7 @@ def test_dropout_is_there(masked):
     )
 
 
-# -- selection and collapse
-# ------------------------------------------------------------------------------------------
+# ---- selection and collapse
 
 
 @pytest.mark.parametrize(
@@ -289,7 +285,7 @@ def test_the_published_recipe_selects_on_the_scored_texts(causal):
     assert (history["train"], history["selection"], history["valid"]) == (54, 6, 20)
 
 
-def test_a_loss_that_becomes_nan_is_told_and_the_best_weights_are_used(causal):
+def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
     notes = Notes()
     outcome = finetune(
         causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes
@@ -304,7 +300,7 @@ def test_a_constant_prediction_is_told(causal):
     assert outcome.history["collapsed"]
 
 
-def test_the_watcher_hears_every_update_and_epoch(causal):
+def test_the_callback_receives_every_update_and_epoch(causal):
     notes = Notes()
     history = finetune(causal, task(60, 20, epochs=2, batch=20), 1, "causal", CPU, notes).history
     assert [(done, total) for done, total, _ in notes.steps] == [(n, 6) for n in range(1, 7)]
@@ -334,8 +330,7 @@ def test_bad_wishes_are_errors(causal, masked):
         finetune(masked, task(1, 5), 1, "full", CPU)
 
 
-# -- split, order, rate
-# ----------------------------------------------------------------------------------------------
+# ---- split, order, rate
 
 
 @given(
@@ -368,7 +363,7 @@ def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
     assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in found)
 
 
-def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
+def test_an_epoch_shows_every_example_once_in_its_own_order():
     lengths = np.arange(50) % 7
     first, second = (list(length_grouped_batches(lengths, 16, 1, epoch)) for epoch in (1, 2))
     assert sorted(map(len, first)) == [2, 16, 16, 16]

@@ -237,7 +237,7 @@ def test_another_setting_has_another_key(run_frozen: Any) -> None:
     assert len(keys) == 4
 
 
-def test_finetuned_cells_stay_and_are_not_averaged_with_frozen_ones(run_frozen: Any) -> None:
+def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     quick = ["epochs=1", "batch=64"]
     finetuned = run_frozen(frozen=False, seeds=[1, 2], changes=quick)
     both = run_frozen()
@@ -283,7 +283,7 @@ def test_options_without_an_effect_are_refused(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_leaderboard_file_never_holds_labels_of_a_frozen_backbone(tmp_path: Path) -> None:
+def test_a_leaderboard_file_takes_no_frozen_labels(tmp_path: Path) -> None:
     cells = [
         (toy_leaderboard.finetuned("rte", seed, "frozen-causal"), toy_leaderboard.labels("rte", 3))
         for seed in (1, 42)

@@ -42,7 +42,7 @@ def test_with_next_to_no_dropout_it_is_the_library_s_attention(causal, mask, kv_
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
 
 
-def test_dropout_takes_its_share_of_the_probabilities_and_keeps_their_mean():
+def test_attention_dropout_keeps_the_mean_of_probabilities():
     rows = 400
     ones = torch.ones(rows, 2, 7, 4)
     with keyed_samples(1, 2, range(rows)):

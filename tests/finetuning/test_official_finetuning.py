@@ -29,12 +29,12 @@ from antlm_bench.types import Example
 
 CPU = FinetuneSettings(device="cpu")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-OFFICIAL = {name: value for name, value in read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training.items()
-            if name in PIPELINE_DEFAULTS}  # fmt: skip
+PRESET = read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training
+OFFICIAL = {name: value for name, value in PRESET.items() if name in PIPELINE_DEFAULTS}
 
 
 def official(train: int = 83, valid: int = 20, law: str = "word", **training: object):
-    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1."""
+    """A toy task with the preset's settings: 8 texts per update, cosine with 6% warm-up to 0.1."""
     numbers = {
         "batch": 8,
         "epochs": 2,
@@ -48,7 +48,7 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
 
 
 def body_named(name: str):
-    """A tiny causal or masked body; "masked" has token types, which the official code never passes."""
+    """A tiny backbone; "masked" has token types, which the official code never passes."""
     kind = "masked" if name == "masked" else "causal"
     architecture = "GPT2LMHeadModel" if name == "gpt2" else ""
     more = NO_DROPOUT if kind == "masked" else {}
@@ -61,7 +61,6 @@ def body_named(name: str):
 
 
 # -- the whole
-# -------------------------------------------------------------------------------------------------------
 
 
 class Watcher:
@@ -84,7 +83,8 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
     torch.manual_seed(seed)
     head = nn.Sequential(
         nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Linear(width, width), nn.GELU(),
-        nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Dropout(spec.dropout), nn.Linear(width, 2),
+        nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Dropout(spec.dropout),
+        nn.Linear(width, 2),
     )  # fmt: skip
     both = nn.ModuleList([model, head])
 
@@ -134,7 +134,7 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
 
 
 @pytest.mark.parametrize("name", ["masked", "causal", "gpt2"])
-def test_twenty_updates_equal_the_official_law(name):
+def test_twenty_updates_equal_the_official_recipe(name):
     # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no
     # weight.
     body, toy = body_named(name), official(law="second", eps=1e-5)
@@ -155,7 +155,7 @@ def test_twenty_updates_equal_the_official_law(name):
         torch.testing.assert_close(learned[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
-def test_ours_learns_otherwise_than_the_official_law():
+def test_our_recipe_differs_from_the_official_one():
     """Else the test above could not fail."""
     body, ours = (
         body_named("masked"),
@@ -168,7 +168,6 @@ def test_ours_learns_otherwise_than_the_official_law():
 
 
 # -- law by law
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_partial_batch_is_dropped():
@@ -234,9 +233,9 @@ def test_every_tensor_decays():
     assert group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
     ours = ClassifierTrainer(body_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
-    assert {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in ours.optimizer.param_groups} == {
-        True: 2, False: 1,
-    }  # fmt: skip
+    groups = ours.optimizer.param_groups
+    fewest_dims = {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in groups}
+    assert fewest_dims == {True: 2, False: 1}
 
 
 @pytest.mark.parametrize(("law", "best"), [("first", 2), ("lowest-loss", 3)])
@@ -331,7 +330,7 @@ def test_rows_are_the_tokenizers_own(template, max_length):
         ("roberta", 64),
     ],
 )
-def test_rows_are_as_long_as_the_task_says_where_the_model_takes_it(name, longest):
+def test_rows_have_the_task_length_if_the_model_takes_it(name, longest):
     """Relative and rotary positions have no end, learned ones have; ours keeps to the lengths of
     the training.
     """
@@ -356,7 +355,6 @@ def test_texts_keep_their_white_space_only_under_the_law():
 
 
 # -- the preset
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", ["glue-2024", "glue-2025", "glue", "superglue"])
@@ -369,7 +367,6 @@ def test_the_preset_declares_every_law_and_number(suite):
         "eps": 1e-8,
         "max_length": 512,
         "warmup": 0.06,
-        # fmt: skip
         "schedule": "cosine",
         "floor": 0.1,
         "clip": None,
@@ -384,8 +381,10 @@ def test_the_preset_declares_every_law_and_number(suite):
             30 if name == "wsc" else 10,
         )
         assert {law: getattr(found, law) for law in PIPELINE_DEFAULTS} == {
-            "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all", "equal_epochs": "first",
-            "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer", "strip": False,
+            "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all",
+            "equal_epochs": "first",
+            "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer",
+            "strip": False,
         }  # fmt: skip
         assert {
             law: getattr(spec.resolve_training(name), law) for law in PIPELINE_DEFAULTS
@@ -396,7 +395,8 @@ def test_the_key_of_a_cell_with_our_laws_is_as_it_was():
     """Before there were laws, a key held these fields; those of finished cells must stay valid."""
     spec = TrainingSpec(**QUICK)
     assert list(spec.settings_for_key()) == [
-        "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip", "dropout",
+        "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip",
+        "dropout",
         "max_length", "betas", "eps",
     ]  # fmt: skip
     assert spec.model_copy(update={"pooling": "first"}).settings_for_key()["pooling"] == "first"

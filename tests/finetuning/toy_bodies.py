@@ -13,13 +13,14 @@ from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
 QUICK = {
-    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear", "weight_decay": 0.01,
+    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear",
+    "weight_decay": 0.01,
     "clip": 1.0, "dropout": 0.1, "max_length": 40,
 }  # fmt: skip
 
 
 def example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
+    """Build an example; `law`: a word is there, it is in the second text, or a coin toss."""
     dice = random.Random(number)
     gold = dice.randrange(2)
     first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved."""
+"""What a run leaves on disk: written atomically, and opened as it was saved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from antlm_bench.training.checkpoint_io import (
 from antlm_bench.training.model_factory import build_model
 from antlm_bench.training.optim import build_optimizer, build_param_groups
 
-CARD = {"recipe": "toy", "scale": "nano", "attends": ["causal"], "methods": ["causal"], "words_seen": 1_234_567,
+CARD = {"recipe": "toy", "scale": "nano", "attends": ["causal"], "methods": ["causal"],
+        "words_seen": 1_234_567,
         "tokens_seen": 2_000_000, "steps": 10, "seed": 42}  # fmt: skip
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 

@@ -264,9 +264,7 @@ class TestWholeFiles:
         assert said == ["one two\n", "\n", "three  four five\n", " six"]
         assert np.diff(corpus.words_before_line).tolist() == [2, 0, 3, 1]
 
-    def test_a_byte_never_seen_is_unknown_if_the_alphabet_is_what_was_seen(
-        self, tmp_path: Path
-    ) -> None:
+    def test_an_unseen_byte_is_unknown_with_the_seen_alphabet(self, tmp_path: Path) -> None:
         text = tmp_path / "text"
         text.mkdir()
         (text / "a.txt").write_text("abc abd\n" * 9, encoding="utf-8")
@@ -280,7 +278,7 @@ class TestWholeFiles:
 
 class TestHeldOut:
     def test_the_last_lines_of_every_file_are_not_trained_on(self, tmp_path: Path) -> None:
-        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay, blank lines count."""
+        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay."""
         files = [
             "\n".join(f"a{n} x" for n in range(30)) + "\n",
             "\n".join(["b y", "", *["c z"] * 29]),

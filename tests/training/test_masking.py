@@ -109,7 +109,7 @@ def test_spans_follow_the_law_of_a_plain_loop(
     same_distribution(chosen, np.array(expected))
 
 
-def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
+def test_less_often_hidden_tokens_are_hidden_next() -> None:
     many, width, passes, dice = 150, 16, 15, np.random.default_rng(5)
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
     for number in range(passes):
@@ -130,9 +130,11 @@ def records(cases_root: Path) -> dict[str, Any]:
     return dict(json.loads(text)["laws"])
 
 
-SPAN_LAWS = {"ltg-bert (babylm/train): span": "geometric", "elc-bert: span": "geometric", "gpt-bert": "uniform",
+SPAN_LAWS = {"ltg-bert (babylm/train): span": "geometric", "elc-bert: span": "geometric",
+             "gpt-bert": "uniform",
              "ltg-bert (BNC training): subword": "token"}  # fmt: skip
-RATES = [f"{code}, {width} words" for code in SPAN_LAWS if code != "gpt-bert" for width in (8, 16, 32, 126)
+RATES = [f"{code}, {width} words" for code in SPAN_LAWS if code != "gpt-bert" for width in (8, 16,
+                                                                                            32, 126)
          if "subword" not in code or width < 126]  # fmt: skip
 RATES += [f"gpt-bert, rate {rate}, {width} words, never hidden before" for rate in (0.15, 0.3)
           for width in (8, 16, 32, 126)]  # fmt: skip
@@ -321,7 +323,10 @@ def test_ids_keep_their_type() -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({"span_length_distribution": "word"}, r"masking\.spans: unknown distribution of spans 'word'"),
+        (
+            {"span_length_distribution": "word"},
+            r"masking\.spans: unknown distribution of spans 'word'",
+        ),
         ({"mask_share": 0.8, "random_share": 0.3}, "masking: 0.8 masked and 0.3 random"),
         ({"mask_share": -0.1}, "masking: -0.1 masked"),
         ({"random_token_ids": WORDS[:0]}, r"masking\.random: no words"),

@@ -126,7 +126,7 @@ def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_the_head_where_a_target_stands_says_what_the_whole_model_says(shape: str) -> None:
+def test_the_head_at_targets_equals_the_whole_model(shape: str) -> None:
     """For a masked objective: the library's logits of the whole row, read at the targets."""
     model, ids = made(shape, masked=True), ids_of(4)
     batch = make_masked_batch(

@@ -72,8 +72,9 @@ def test_masked_rows_ask_at_the_place() -> None:
     assert not batch.causal and batch.objective == "mlm" and batch.num_targets == 3
 
 
-def test_mntp_asks_one_place_before_and_never_for_what_begins_a_document() -> None:
-    batch = hidden(array([1, 10, 11, 12, 13, 2], [10, 11, 1, 12, 13, 14]), array([0, 0, 0, 1, 1, 1], [0] * 6),
+def test_mntp_targets_stand_one_before_and_skip_document_starts() -> None:
+    batch = hidden(array([1, 10, 11, 12, 13, 2], [10, 11, 1, 12, 13, 14]),
+                   array([0, 0, 0, 1, 1, 1], [0] * 6),
                    masked="mntp")  # fmt: skip
     assert batch.input_ids.tolist() == [
         [1, MASK_ID, MASK_ID, 12, MASK_ID, 2],
@@ -84,7 +85,7 @@ def test_mntp_asks_one_place_before_and_never_for_what_begins_a_document() -> No
 
 
 @given(rows())
-def test_a_causal_target_is_the_next_token_and_of_the_same_document(
+def test_a_causal_target_is_the_next_token_of_its_document(
     given_rows: tuple[Int64, Int64],
 ) -> None:
     ids, segments = given_rows
@@ -126,7 +127,7 @@ def test_at_rate_one_everything_is_asked_but_specials() -> None:
     assert set(np.unique(ids[batch.targets == NO])) == set(range(FIRST_TEXT_ID))
 
 
-def test_four_of_five_targets_are_hidden_and_the_rest_random_words_or_kept() -> None:
+def test_targets_are_masked_random_or_kept_80_10_10() -> None:
     ids = np.random.default_rng(0).integers(FIRST_TEXT_ID, VOCABULARY, (300, 32))
     batch = hidden(ids, np.zeros_like(ids), 0.5, corrupt=(0.8, 0.1, 0.1))
     chosen = batch.targets != NO

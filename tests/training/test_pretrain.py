@@ -330,7 +330,7 @@ def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Pa
     assert [record["loss"] for record in log.records] == [{}, {}]
 
 
-def test_an_objective_without_a_target_leaves_its_weight_to_the_other(
+def test_an_objective_without_targets_yields_its_weight(
     corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = toy(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
@@ -632,7 +632,7 @@ class TestMilestones:
             f"chck_{int(beyond * words) // 10}M"
         ] * reached + ["main"]
 
-    def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
+    def test_each_is_saved_at_the_first_step_with_its_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = toy(model=GPT_BERT, optimizer={"ema": 0.9}, **blocks((1, 1, 1))), Log()

@@ -46,8 +46,10 @@ def tiny(name: str) -> Recipe:
         for last, (causal, masked) in zip(lasts, shares, strict=True)
     )
     changes = [
-        "model.layers=2", "model.hidden=16", "model.heads=2", "model.ffn=24", "model.positions=32", "model.dropout=0.0",
-        "model.attention_dropout=0.0", "tokenizer.vocabulary=300", "batch.tokens=128", "batch.length=16",
+        "model.layers=2", "model.hidden=16", "model.heads=2", "model.ffn=24", "model.positions=32",
+        "model.dropout=0.0",
+        "model.attention_dropout=0.0", "tokenizer.vocabulary=300", "batch.tokens=128",
+        "batch.length=16",
         "batch.longer=[]", f"phase=[{phase}]", "optimizer.lr=3e-3",
     ]  # fmt: skip
     changes += ["model.buckets=8"] if paper.model.architecture in ("ltg-bert", "gpt-bert") else []

@@ -118,7 +118,7 @@ def test_tokens_seen_are_about_epochs_times_corpus(
     assert abs(seen - epochs * tokens) <= spare + 0.1 * epochs * tokens * (growth > 1 or longer)
 
 
-def test_a_batch_larger_than_the_corpus_is_the_corpus_also_while_it_grows() -> None:
+def test_a_batch_larger_than_the_corpus_is_the_whole_corpus() -> None:
     steps = plan_steps(
         toy(batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]),
         320,
@@ -284,7 +284,7 @@ def test_a_batch_may_change_only_where_a_pass_begins() -> None:
     cooldown=st.floats(0, 0.5),
     final=st.floats(1e-3, 1),
 )
-def test_a_rate_rises_then_falls_and_is_zero_at_most_at_the_start(
+def test_a_rate_rises_then_falls_and_is_zero_only_at_the_start(
     total: int, schedule: str, warmup: float, cooldown: float, final: float
 ) -> None:
     one = spec(schedule=schedule, warmup=warmup, cooldown=cooldown, final=final)

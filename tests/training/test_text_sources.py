@@ -1,4 +1,4 @@
-"""Training text: every kind of file gives its lines and documents, and bad ones name file and line."""
+"""Training text: lines and documents of every kind of file; errors name file and line."""
 
 from __future__ import annotations
 
