@@ -36,10 +36,10 @@ def table(path: Path, count: int, start: int = 0) -> Path:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for number in range(start, start + count):
-            dice = random.Random(number)
-            words = dice.choices(WORDS[:12], k=dice.randint(3, 8))
+            rng = random.Random(number)
+            words = rng.choices(WORDS[:12], k=rng.randint(3, 8))
             if number % 2:
-                words[dice.randrange(len(words))] = "himself"
+                words[rng.randrange(len(words))] = "himself"
             writer.writerow([" ".join(words), "reflexive" if number % 2 else "plain"])
     return path
 
@@ -60,8 +60,8 @@ def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Call
             "changes": QUICK,
             "device": "cpu",
         }
-        [found] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
-        return found
+        [result] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
+        return result
 
     return asked
 
@@ -69,24 +69,24 @@ def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Call
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     """(task, seed, attention) of everything that is really trained from now on."""
-    honest, done = loop.finetune, []
+    original, done = loop.finetune, []
 
     def counted(body: Any, task: Any, seed: int, attention: Any, *rest: Any) -> Any:
         done.append((task.full_name, seed, attention))
-        return honest(body, task, seed, attention, *rest)
+        return original(body, task, seed, attention, *rest)
 
     monkeypatch.setattr(loop, "finetune", counted)
     return done
 
 
 def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..., Any]) -> None:
-    found = ask()
-    assert [(cell.suite, cell.method, cell.seed) for cell in found] == [
+    result = ask()
+    assert [(cell.suite, cell.method, cell.seed) for cell in result] == [
         ("train", "finetune-causal", 1),
         ("train", "finetune-causal", 2),
     ]
-    for cell in found:
-        predictions = runs.read_predictions(found.path, cell)
+    for cell in result:
+        predictions = runs.read_predictions(result.path, cell)
         right = sum(p.pred == p.gold for p in predictions) / len(predictions)
         assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)
         assert np.exp([p.scores for p in predictions]).sum(axis=1) == pytest.approx(np.ones(40))
@@ -95,7 +95,7 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..
             "reflexive",
         ]
         assert len(cell.history["epochs"]) == 2 and cell.history["pooling"] == "last"
-    first, second = (runs.read_predictions(found.path, cell) for cell in found)
+    first, second = (runs.read_predictions(result.path, cell) for cell in result)
     assert [p.scores for p in first] != [p.scores for p in second]
 
 
@@ -134,12 +134,12 @@ def test_what_a_number_depends_on_is_in_its_key(
 def test_stopped_between_two_seeds_it_continues(
     ask: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.finetune
+    original = loop.finetune
 
     def stopping(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 2:
             raise StopSignal(15)
-        return honest(body, task, seed, *rest)
+        return original(body, task, seed, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finetune", stopping)
@@ -153,12 +153,12 @@ def test_stopped_between_two_seeds_it_continues(
 def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.finetune
+    original = loop.finetune
 
     def failing(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 1:
             raise DataError("planted")
-        return honest(body, task, seed, *rest)
+        return original(body, task, seed, *rest)
 
     monkeypatch.setattr(loop, "finetune", failing)
     with pytest.raises(IncompleteError, match="seed 1: planted") as caught:
@@ -198,9 +198,9 @@ def test_a_hybrid_is_finetuned_with_one_attention_or_both(
 ) -> None:
     ask(hybrid, seeds=[1])
     assert [attention for *_, attention in trained] == ["full"]
-    found = ask(hybrid, seeds=[1], attentions="all")
+    result = ask(hybrid, seeds=[1], attentions="all")
     assert [attention for *_, attention in trained] == ["full", "causal"]
-    assert {cell.method: cell.history["pooling"] for cell in found} == {
+    assert {cell.method: cell.history["pooling"] for cell in result} == {
         "finetune-full": "first",
         "finetune-causal": "last",
     }
@@ -217,8 +217,8 @@ def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any
 
 
 def test_a_learnable_task_is_learned(ask: Callable[..., Any]) -> None:
-    found = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
-    assert next(iter(found)).summary.headline.value == 1.0
+    result = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
+    assert next(iter(result)).summary.headline.value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -322,12 +322,12 @@ def test_scored_texts_in_the_training_set_are_flagged(
 ) -> None:
     with files[0].open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))[1:]
-    said = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
-    found = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
-    assert said in str(build_finetune_rows([found])[0]["flags"])
+    message = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
+    result = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
+    assert message in str(build_finetune_rows([result])[0]["flags"])
     for form in ([], ["--csv"], ["--markdown"]):
-        assert run(["report", found.path, *form]) == 0
-        assert said in " ".join(capsys.readouterr().out.split())
+        assert run(["report", result.path, *form]) == 0
+        assert message in " ".join(capsys.readouterr().out.split())
 
 
 def test_scored_texts_of_their_own_are_not_flagged(
@@ -371,6 +371,6 @@ def test_presets_are_refused_by_the_option_that_was_typed(
         *options,
     ]
     assert run([*command, "--out", str(tmp_path / "run")]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert words in said and ("--set" in said or "give one" in said)
+    message = " ".join(capsys.readouterr().err.split())
+    assert words in message and ("--set" in message or "give one" in message)
     assert not (tmp_path / "run").exists()

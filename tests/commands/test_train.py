@@ -246,13 +246,13 @@ class TestRun:
         assert (whole / "main" / "ltg_bert.py").exists()
 
     def test_the_log_has_a_line_per_step_and_one_switch(self, whole: Path) -> None:
-        found = records(whole)
-        assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-        assert [[*record["loss"]] for record in found] == [["clm"]] * 6 + [["mlm"]] * 6
-        assert [(record["step"], record["switch"]) for record in found if "switch" in record] == [
+        result = records(whole)
+        assert [record["step"] for record in result] == list(range(1, STEPS + 1))
+        assert [[*record["loss"]] for record in result] == [["clm"]] * 6 + [["mlm"]] * 6
+        assert [(record["step"], record["switch"]) for record in result if "switch" in record] == [
             (7, "mlm")
         ]
-        assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in found)
+        assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in result)
 
     @pytest.mark.parametrize("options", [(), ("--resume",)])
     def test_a_finished_run_is_left_alone(
@@ -314,9 +314,9 @@ class TestRun:
         for record in scored:
             assert [one["method"] for one in record["scores"]] == ["causal", "mlm"]
             run = runs.open_run(tmp_path / "out" / "scores" / record["checkpoint"])
-            found = [cell.summary.headline.value for cell in run.cells]
-            assert [one["score"] for one in record["scores"]] == found and all(
-                0 <= value <= 1 for value in found
+            result = [cell.summary.headline.value for cell in run.cells]
+            assert [one["score"] for one in record["scores"]] == result and all(
+                0 <= value <= 1 for value in result
             )
 
     def test_trackers_are_told_every_step(self, recipe: Path, text: Path, tmp_path: Path,
@@ -324,24 +324,24 @@ class TestRun:
         import accelerate
         import accelerate.accelerator
 
-        told: list[Any] = []
+        records: list[Any] = []
         monkeypatch.setattr(verb, "_check_trackers", lambda _: None)
         monkeypatch.setattr(accelerate.accelerator, "filter_trackers", lambda *_: ["tensorboard"])
         monkeypatch.setattr(
-            accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name)
+            accelerate.Accelerator, "init_trackers", lambda _, name, config: records.append(name)
         )
         monkeypatch.setattr(
-            accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values))
+            accelerate.Accelerator, "log", lambda _, values, step: records.append((step, *values))
         )
-        monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: told.append("end"))
+        monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: records.append("end"))
         train(
             str(recipe),
             str(text),
             tmp_path / "out",
             TrainOptions(device="cpu", trackers=["tensorboard"]),
         )
-        assert told[0] == "tiny" and told[-1] == "end"
-        assert told[1] == (1, "loss/clm", "lr", "norm") and told[-2] == (
+        assert records[0] == "tiny" and records[-1] == "end"
+        assert records[1] == (1, "loss/clm", "lr", "norm") and records[-2] == (
             STEPS,
             "loss/mlm",
             "lr",
@@ -743,8 +743,8 @@ def test_a_real_signal_stops_a_real_command(recipe: Path, text: Path, tmp_path: 
             time.sleep(0.02)
         first = time.monotonic() - started
         process.terminate()
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75 and "stopped by SIGTERM" in said, said
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped by SIGTERM" in message, message
     assert first < 20, "10 s are promised on two idle cores"
     assert len([*(out / "state").iterdir()]) == 1 and not (out / "main").exists()
 

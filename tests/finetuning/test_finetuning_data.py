@@ -130,14 +130,14 @@ def test_token_types_mark_the_second_text_and_padding_is_right(masked):
     rows = encode_examples(
         masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40
     )
-    made = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
+    created = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
     second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
     first = len(rows.ids[0]) - second
-    assert made.token_type_ids[0].tolist() == [0] * first + [1] * second
-    assert not made.token_type_ids[1].any() and not made.unpadded
-    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.token_mask()[1].sum() == len(
-        rows.ids[1]
-    )
+    assert created.token_type_ids[0].tolist() == [0] * first + [1] * second
+    assert not created.token_type_ids[1].any() and not created.unpadded
+    assert created.ids[1, created.lengths[1] :].eq(0).all() and created.token_mask()[
+        1
+    ].sum() == len(rows.ids[1])
 
 
 def test_every_paragraph_is_tokenised_once(masked, monkeypatch):

@@ -45,17 +45,17 @@ def body_named(name: str, both: bool = False):
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
     """In evaluation mode; `extra`: so many columns of padding more than are needed."""
     model = build_classifier(body, attention, pooling, 3, 0.1, 0).eval()
-    made = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.has_token_type_ids, CPU)
+    batch = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.has_token_type_ids, CPU)
     if extra:
         fill = torch.full((len(chosen), extra), resolve_pad_id(body))
         types = (
             None
-            if made.token_type_ids is None
-            else torch.cat([made.token_type_ids, torch.zeros_like(fill)], 1)
+            if batch.token_type_ids is None
+            else torch.cat([batch.token_type_ids, torch.zeros_like(fill)], 1)
         )
-        made = PaddedBatch(torch.cat([made.ids, fill], 1), made.lengths, types, False)
+        batch = PaddedBatch(torch.cat([batch.ids, fill], 1), batch.lengths, types, False)
     with torch.no_grad():
-        return model(made)
+        return model(batch)
 
 
 NAMES = ["llama", "gpt2", "opt", "bert", "roberta", "ltg-bert", "gpt-bert"]
@@ -104,15 +104,15 @@ def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
     )
     model = build_classifier(body, way, pooling, 3, 0.0, 0).eval()
     assert model.narrows_last_layer
-    found = []
+    result = []
     for model.narrows_last_layer in (True, False):
         model.zero_grad()
-        made = model(rows)
-        made.square().sum().backward()
-        found.append(
-            (made.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
+        batch = model(rows)
+        batch.square().sum().backward()
+        result.append(
+            (batch.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
         )
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result[0], result[1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_feed_forward_that_must_see_everything_is_left_whole():

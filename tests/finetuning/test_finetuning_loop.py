@@ -178,11 +178,11 @@ def test_random_labels_stay_at_chance(causal):
 
 def test_predictions_are_of_the_scored_texts_in_order(causal):
     toy = task(60, 20, epochs=1)
-    found = finetune(causal, toy, 1, "causal", CPU).predictions
+    result = finetune(causal, toy, 1, "causal", CPU).predictions
     rows = encode_examples(causal, "causal", toy.valid, 40)
-    assert [p.id for p in found] == [e.id for e in toy.valid]
-    assert [p.gold for p in found] == [e.gold for e in toy.valid]
-    for p, ids, e in zip(found, rows.ids, toy.valid, strict=True):
+    assert [p.id for p in result] == [e.id for e in toy.valid]
+    assert [p.gold for p in result] == [e.gold for e in toy.valid]
+    for p, ids, e in zip(result, rows.ids, toy.valid, strict=True):
         assert np.isclose(np.exp(p.scores).sum(), 1) and p.pred == int(np.argmax(p.scores))
         assert p.tokens == (len(ids),) * 2 and p.characters == (len(e.first) + len(e.second),) * 2
         assert p.labels == {"task": "word"} and p.flags == ()
@@ -214,13 +214,13 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
         body, task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens)
     )
     rows = encode_examples(body, attention, learner.task.train, 40)
-    found = {}
-    learner.optimizer.step = lambda: found.update(
+    result = {}
+    learner.optimizer.step = lambda: result.update(
         {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     )
     learner.task.training = learner.task.training.model_copy(update={"clip": None})
     loss = learner._train_step(rows, np.arange(32), 0, 1e-3)
-    return loss, found
+    return loss, result
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "gpt2"])
@@ -357,10 +357,10 @@ def test_groups_stay_on_one_side_and_seeds_split_differently():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200))
 def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
     lengths = np.array(lengths)
-    found = list(micro_batches(lengths, np.arange(len(lengths)), budget))
-    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
-    assert np.all(np.diff(lengths[np.concatenate(found)]) >= 0)
-    assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in found)
+    result = list(micro_batches(lengths, np.arange(len(lengths)), budget))
+    assert sorted(np.concatenate(result)) == list(range(len(lengths)))
+    assert np.all(np.diff(lengths[np.concatenate(result)]) >= 0)
+    assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in result)
 
 
 def test_an_epoch_shows_every_example_once_in_its_own_order():
@@ -375,11 +375,11 @@ def test_an_epoch_shows_every_example_once_in_its_own_order():
 def test_an_update_holds_texts_of_like_length(lengths, batch):
     """Within a block of NEAR updates no text of one update lies between two of another."""
     lengths = np.array(lengths)
-    found = list(length_grouped_batches(lengths, batch, 1, 1))
-    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
-    assert len(found) == math.ceil(len(lengths) / batch)
+    result = list(length_grouped_batches(lengths, batch, 1, 1))
+    assert sorted(np.concatenate(result)) == list(range(len(lengths)))
+    assert len(result) == math.ceil(len(lengths) / batch)
     if len(lengths) <= UPDATES_PER_LENGTH_BLOCK * batch:
-        ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in found)
+        ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in result)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
 
 

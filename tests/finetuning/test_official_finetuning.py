@@ -140,12 +140,12 @@ def test_twenty_updates_equal_the_official_recipe(name):
     body, toy = body_named(name), official(law="second", eps=1e-5)
     rows, valid = (encode_with_tokenizer(body, part, 40) for part in (toy.train, toy.valid))
     orders = [list(epoch_batches(rows.lengths, toy.training, 5, epoch)) for epoch in (1, 2)]
-    watcher = Watcher()
+    callback = Watcher()
     learner = ClassifierTrainer(body, toy, 5, body.native_attention, replace(CPU, batch_tokens=90))
-    learner.train(rows, valid, watcher)
+    learner.train(rows, valid, callback)
     losses, weights = plain_loop(body, toy, 5, orders)
     assert len(losses) == 20
-    np.testing.assert_allclose(watcher.losses, losses, atol=1e-5)
+    np.testing.assert_allclose(callback.losses, losses, atol=1e-5)
     learned = {
         name.replace("backbone.", "0.", 1).replace("head.", "1.", 1): p
         for name, p in learner.model.named_parameters()
@@ -172,11 +172,11 @@ def test_our_recipe_differs_from_the_official_one():
 
 def test_the_last_partial_batch_is_dropped():
     """100 texts in batches of 16, 3 epochs: 18 updates; ours makes 21."""
-    made = []
+    created = []
     for last_batch in ("drop", "keep"):
         toy = official(100, batch=16, epochs=3, last_batch=last_batch)
-        made.append(finetune(body_named("causal"), toy, 1, "causal", CPU).history["updates"])
-    assert made == [18, 21]
+        created.append(finetune(body_named("causal"), toy, 1, "causal", CPU).history["updates"])
+    assert created == [18, 21]
 
 
 def test_fewer_texts_than_a_batch_are_refused():
@@ -188,10 +188,10 @@ def test_fewer_texts_than_a_batch_are_refused():
 @pytest.mark.parametrize("last_batch", ["drop", "keep"])
 def test_an_epoch_holds_each_text_at_most_once(order, last_batch):
     spec = official(batch=16, order=order, last_batch=last_batch).training
-    found = list(epoch_batches(np.arange(100) % 9, spec, 1, 1))
-    texts = np.concatenate(found)
+    result = list(epoch_batches(np.arange(100) % 9, spec, 1, 1))
+    texts = np.concatenate(result)
     assert len(set(texts.tolist())) == len(texts) == (96 if last_batch == "drop" else 100)
-    assert sorted(map(len, found)) == ([] if last_batch == "drop" else [4]) + [16] * 6
+    assert sorted(map(len, result)) == ([] if last_batch == "drop" else [4]) + [16] * 6
 
 
 def test_the_order_is_random_whatever_the_lengths():
@@ -285,8 +285,8 @@ def test_the_head_is_initialised_as_torch_does():
     torch.manual_seed(9)
     plain = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 3))
     head = ClassificationHead(12, 3, 0.1, 9, uniform_init=True)
-    for mine, theirs in ((head[1], plain[0]), (head[5], plain[1])):
-        assert torch.equal(mine.weight, theirs.weight) and torch.equal(mine.bias, theirs.bias)
+    for own, theirs in ((head[1], plain[0]), (head[5], plain[1])):
+        assert torch.equal(own.weight, theirs.weight) and torch.equal(own.bias, theirs.bias)
     assert head[1].weight.abs().max() <= 12**-0.5 and head[1].bias.abs().max() > 0
 
 
@@ -347,11 +347,11 @@ def test_rows_need_room_for_text():
 def test_texts_keep_their_white_space_only_under_the_law():
     spec = TaskSpec(metric="accuracy", classes=("a", "b"), first="{text}", train="t", valid="v")
     record = {"text": " the cat ", "label": 1}
-    found = [
+    result = [
         build_examples(spec, "toy", "valid", [(1, record)], "v", strip=strip)[0].first
         for strip in (True, False)
     ]
-    assert found == ["the cat", " the cat "]
+    assert result == ["the cat", " the cat "]
 
 
 # -- the preset
@@ -374,13 +374,13 @@ def test_the_preset_declares_every_law_and_number(suite):
         "patience": 0,
     }
     for name in spec.task:
-        found = spec.resolve_training(name, "babylm-2025")
-        assert {key: getattr(found, key) for key in numbers} == numbers
-        assert (found.batch, found.epochs) == (
+        result = spec.resolve_training(name, "babylm-2025")
+        assert {key: getattr(result, key) for key in numbers} == numbers
+        assert (result.batch, result.epochs) == (
             16 if name in ("boolq", "multirc") else 32,
             30 if name == "wsc" else 10,
         )
-        assert {law: getattr(found, law) for law in PIPELINE_DEFAULTS} == {
+        assert {law: getattr(result, law) for law in PIPELINE_DEFAULTS} == {
             "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all",
             "equal_epochs": "first",
             "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer",

@@ -21,14 +21,14 @@ QUICK = {
 
 def example(number: int, law: str = "word", pairs: bool = True) -> Example:
     """Build an example; `law`: a word is there, it is in the second text, or a coin toss."""
-    dice = random.Random(number)
-    gold = dice.randrange(2)
-    first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
+    rng = random.Random(number)
+    gold = rng.randrange(2)
+    first, second = (rng.choices(WORDS[:10], k=rng.randint(2, 9)) for _ in range(2))
     marked = second if law == "second" else first
     if law != "coin" and gold:
-        marked[dice.randrange(len(marked))] = "himself"
+        marked[rng.randrange(len(marked))] = "himself"
     elif law == "second":
-        first[dice.randrange(len(first))] = "himself"
+        first[rng.randrange(len(first))] = "himself"
     second = second if law == "second" or (pairs and number % 3) else []
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 
@@ -41,10 +41,10 @@ def task(
     **training: object,
 ):
     """Of the shape of suites.classification_loader.Task."""
-    made = [example(number, law) for number in range(train + valid)]
+    created = [example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
-        train=tuple(made[:train]), valid=tuple(made[train:]), select=select, held_out=0.1,
+        train=tuple(created[:train]), valid=tuple(created[train:]), select=select, held_out=0.1,
         training=TrainingSpec(**(QUICK | training)),
     )  # fmt: skip
 

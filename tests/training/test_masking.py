@@ -60,9 +60,9 @@ def overlapping_spans(
         if length == 0:
             continue
         begin = dice.integers(-(length - 1), width + length)
-        for place in range(begin, begin + length):
-            if 0 <= place < width:
-                hidden[place] = True
+        for position in range(begin, begin + length):
+            if 0 <= position < width:
+                hidden[position] = True
     return np.array(hidden)
 
 
@@ -98,19 +98,19 @@ def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Non
 def test_spans_follow_the_law_of_a_plain_loop(
     law: str, least: int, width: int, rate: float
 ) -> None:
-    many, dice = 2000, np.random.default_rng(3)
+    many, rng = 2000, np.random.default_rng(3)
     _, chosen = apply_masking(
         plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law, min_masked=least)
     )
     if law == "geometric":
-        expected = [overlapping_spans(dice, width, rate, least) for _ in range(many)]
+        expected = [overlapping_spans(rng, width, rate, least) for _ in range(many)]
     else:
-        expected = [lowest_spans(dice, width, rate, [0] * width) for _ in range(many)]
+        expected = [lowest_spans(rng, width, rate, [0] * width) for _ in range(many)]
     same_distribution(chosen, np.array(expected))
 
 
 def test_less_often_hidden_tokens_are_hidden_next() -> None:
-    many, width, passes, dice = 150, 16, 15, np.random.default_rng(5)
+    many, width, passes, rng = 150, 16, 15, np.random.default_rng(5)
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
     for number in range(passes):
         rows = plain(many, width)._replace(mask_counts=counts)
@@ -118,7 +118,7 @@ def test_less_often_hidden_tokens_are_hidden_next() -> None:
             rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
         )[1]
         for row in expected:
-            row += lowest_spans(dice, width, 0.15, row.tolist())
+            row += lowest_spans(rng, width, 0.15, row.tolist())
     assert counts.mean() == pytest.approx(expected.mean(), abs=0.05)
     assert counts.std() == pytest.approx(expected.std(), rel=0.1)
     independent = (passes * 0.15 * 0.85) ** 0.5

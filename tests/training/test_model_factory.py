@@ -61,9 +61,14 @@ def ids_of(rows: int, seed: int = 0) -> Int64:
 
 def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> TrainingBatch:
     segments = np.zeros_like(ids) if segments is None else segments
-    made = make_clm_batch(ids, segments, np.arange(len(ids)))
+    created = make_clm_batch(ids, segments, np.arange(len(ids)))
     return TrainingBatch(
-        "clm" if causal else "mlm", ids, made.targets, made.segments, causal, made.sample_indices
+        "clm" if causal else "mlm",
+        ids,
+        created.targets,
+        created.segments,
+        causal,
+        created.sample_indices,
     )
 
 
@@ -138,9 +143,9 @@ def test_the_head_at_targets_equals_the_whole_model(shape: str) -> None:
     full = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool)
     extra = {} if is_natively_causal(model) is False else {"attention_mask": full}
     whole = model(input_ids=torch.from_numpy(batch.input_ids), **extra).logits
-    wanted = torch.from_numpy(batch.targets)
-    assert torch.equal(targets, wanted[wanted >= 0])
-    assert torch.allclose(logits, whole[wanted >= 0], atol=1e-9)
+    expected = torch.from_numpy(batch.targets)
+    assert torch.equal(targets, expected[expected >= 0])
+    assert torch.allclose(logits, whole[expected >= 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", catalog("models"))

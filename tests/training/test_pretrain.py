@@ -69,13 +69,13 @@ class Log:
 @pytest.fixture(scope="module")
 def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> CorpusOf:
     text = write_text(tmp_path_factory.mktemp("text") / "text")
-    root, made = tmp_path_factory.mktemp("corpora"), {}
+    root, created = tmp_path_factory.mktemp("corpora"), {}
 
     def corpus(recipe: Recipe) -> Corpus:
         key = recipe.corpus.model_dump_json()
-        if key not in made:
-            made[key] = corpus_for(recipe, text, root / str(len(made)))
-        return made[key]
+        if key not in created:
+            created[key] = corpus_for(recipe, text, root / str(len(created)))
+        return created[key]
 
     return corpus
 
@@ -88,10 +88,10 @@ def run(
     teachers: Any = (),
     **conditions: Any,
 ) -> Trainer:
-    told = RuntimeSettings(device="cpu", **conditions)
-    training = Trainer(recipe, corpus, told, teachers)
-    made = pretrain(training, out, log or Log(), told)
-    assert made is None or made == out / "main"
+    records = RuntimeSettings(device="cpu", **conditions)
+    training = Trainer(recipe, corpus, records, teachers)
+    created = pretrain(training, out, log or Log(), records)
+    assert created is None or created == out / "main"
     return training
 
 
@@ -189,10 +189,10 @@ def test_the_layout_of_a_batch_changes_rounding_only(
 ) -> None:
     expected = weights(run(recipe, corpus_of(recipe), tmp_path / "whole"))
     for micro in (1, 16, 32, 48):
-        found = weights(
+        result = weights(
             run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_batch_tokens=micro)
         )
-        assert farthest(found, expected) < 1e-5
+        assert farthest(result, expected) < 1e-5
 
 
 def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
@@ -222,10 +222,10 @@ def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusO
 
 def gradients(training: Trainer, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """What the optimizer is given in a step."""
-    found: Weights = {}
+    result: Weights = {}
 
     def keep(*_: Any) -> None:
-        found.update(
+        result.update(
             {
                 name: p.grad.clone()
                 for name, p in training.model.named_parameters()
@@ -235,7 +235,7 @@ def gradients(training: Trainer, step: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(training.optimizer, "step", keep)
     training.train_step(step)
-    return found
+    return result
 
 
 def entropy(training: Trainer, batch: TrainingBatch) -> torch.Tensor:
@@ -249,8 +249,8 @@ def entropy(training: Trainer, batch: TrainingBatch) -> torch.Tensor:
 
 def slopes(training: Trainer, loss: torch.Tensor) -> Weights:
     named = dict(training.model.named_parameters())
-    found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
-    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+    result = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
+    return {name: g for name, g in zip(named, result, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize(
@@ -287,8 +287,8 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
     epoch = math.ceil(count_rows(len(corpus), 16, "fixed") / 4)
-    asked = [[*record["loss"]] for record in log.records]
-    assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
+    has_target = [[*record["loss"]] for record in log.records]
+    assert has_target == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
     assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
     read = count_rows(len(corpus), 16, "fixed") * 16
     assert log.records[-1]["words"] == pytest.approx(
@@ -362,7 +362,7 @@ class TestDistillation:
     )
 
     def teachers(self, *architectures: str, vocabulary: int) -> list[Any]:
-        made = []
+        created = []
         for number, architecture in enumerate(architectures):
             torch.manual_seed(number)
             model = build_model(
@@ -373,8 +373,8 @@ class TestDistillation:
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(4 if parameter.dim() > 1 else 1)
-            made.append(model)
-        return made
+            created.append(model)
+        return created
 
     @pytest.mark.parametrize("divergence", ["per-sequence", "per-token"])
     def test_the_student_follows_the_teachers_mean(
@@ -394,15 +394,15 @@ class TestDistillation:
         )
         step = plan_steps(recipe, len(corpus))[0]
         (batch,) = training._make_batches(step, training._row_starts(step))
-        asked = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
+        has_target = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
         taught = [
-            (compute_hidden_states(t, batch) @ lm_head_parameters(t)[0].t())[asked].float()
+            (compute_hidden_states(t, batch) @ lm_head_parameters(t)[0].t())[has_target].float()
             for t in training.teachers
         ]
         mean = torch.stack(taught).mean(0)
         logits = (
             compute_hidden_states(training.model, batch) @ lm_head_parameters(training.model)[0].t()
-        )[asked]
+        )[has_target]
         soft = F.kl_div(
             F.log_softmax(logits / 2, -1),
             F.log_softmax(mean / 2, -1),
@@ -411,13 +411,13 @@ class TestDistillation:
         )
         soft = soft if divergence == "per-token" else soft * len(logits) / len(batch)
         expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
-        found = gradients(training, step, monkeypatch)
-        assert expected.keys() == found.keys()
+        result = gradients(training, step, monkeypatch)
+        assert expected.keys() == result.keys()
         for (
             name,
             slope,
         ) in expected.items():  # teachers are in bfloat16, and their products differ by batch
-            assert (slope - found[name]).norm() < 0.02 * slope.norm(), name
+            assert (slope - result[name]).norm() < 0.02 * slope.norm(), name
 
     def test_teachers_do_not_learn_and_stay_out_of_the_state(
         self, corpus_of: CorpusOf, tmp_path: Path
@@ -545,11 +545,11 @@ class TestFailure:
             optimizer={"lr": 1e6, "schedule": "constant"},
             **steps(9, 1, 0),
         )
-        said = {
+        message = {
             "gpt2": "the loss left all bounds .*nan",
             "llama": "the loss left all bounds|the gradient is zero",
         }
-        with pytest.raises(TrainingError, match=said[architecture]) as error:
+        with pytest.raises(TrainingError, match=message[architecture]) as error:
             run(recipe, corpus_of(recipe), tmp_path)
         assert error.value.location == "step 2, rows 4 to 7 of pass 1"
         assert "--set optimizer.lr=3.3e+05" in error.value.hint and error.value.exit_code == 3
@@ -590,8 +590,8 @@ class TestFailure:
             pretrain(training, tmp_path / "out", Log(break_it), RuntimeSettings(device="cpu"))
         assert error.value.location.startswith("step 8, rows 28 to 31")
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000005"]
-        found = weights(run(recipe, corpus, tmp_path / "out"))
-        assert farthest(found, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
+        result = weights(run(recipe, corpus, tmp_path / "out"))
+        assert farthest(result, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
 
 
 def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> None:

@@ -104,16 +104,16 @@ def test_differences_are_inherited_replaced_and_taken_back(write: Write) -> None
         "above",
         'extends = "below"\n' + row("b", "5") + row("d", "4") + '[[difference]]\nnumber = "c"\n',
     )
-    found = {one.number: one.ours for one in read_recipe("above").difference}
-    assert found == {"a": "1", "b": "5", "d": "4"}
+    result = {one.number: one.ours for one in read_recipe("above").difference}
+    assert result == {"a": "1", "b": "5", "d": "4"}
     write("plain", 'extends = "below"\n')
     assert [one.number for one in read_recipe("plain").difference] == ["a", "b", "c"]
 
 
 def test_a_path_is_read_as_it_is_and_may_extend_what_is_shipped(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.toml"
-    mine.write_text('extends = "babyllama"\nseed = 3\n')
-    assert (read_recipe(str(mine)).seed, read_recipe(str(mine)).model.layers) == (3, 16)
+    own = tmp_path / "mine.toml"
+    own.write_text('extends = "babyllama"\nseed = 3\n')
+    assert (read_recipe(str(own)).seed, read_recipe(str(own)).model.layers) == (3, 16)
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [

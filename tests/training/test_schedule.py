@@ -69,12 +69,12 @@ def test_blocks_switch_exactly_where_epochs_end(
 )
 def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, offset: str) -> None:
     recipe = toy(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
-    there = (tokens - 15) // 16 if offset == "random" else tokens // 16
+    existing = (tokens - 15) // 16 if offset == "random" else tokens // 16
     for epoch in passes(plan_steps(recipe, tokens)):
         taken = [
             row for step in epoch for row in range(step.first_row, step.first_row + step.num_rows)
         ]
-        assert taken == list(range(there))
+        assert taken == list(range(existing))
 
 
 @given(offset=st.integers(0, 15), tokens=st.integers(31, 400))
@@ -221,10 +221,10 @@ def test_rates_are_those_of_the_original_schedulers(cases_root: Path) -> None:
     cases = {name: case for name, case in json.loads(text).items() if name != "note"}
     assert len(cases) == 16
     for name, case in cases.items():
-        said = dict(part.split("=") for part in name.split()[1:])
-        total, final = int(said["total"]), 0.0 if name.startswith("babyllama") else 0.1
-        shape = {key: float(said[key]) for key in ("warmup", "cooldown") if key in said}
-        shape |= {"warmup_steps": int(said["warmup_steps"])} if "warmup_steps" in said else {}
+        message = dict(part.split("=") for part in name.split()[1:])
+        total, final = int(message["total"]), 0.0 if name.startswith("babyllama") else 0.1
+        shape = {key: float(message[key]) for key in ("warmup", "cooldown") if key in message}
+        shape |= {"warmup_steps": int(message["warmup_steps"])} if "warmup_steps" in message else {}
         rates = [learning_rate(spec(final=final, **shape), step, total) for step in range(total)]
         assert rates == pytest.approx(case["values"][:-1], abs=1e-12), name
 
