@@ -108,8 +108,8 @@ def finetune_command(
         bool,
         scoring_option(
             "--frozen",
-            help="Train no weights: a logistic regression on the checkpoint's features. Takes "
-            "seconds; a row of its own. Deterministic: the first seed only splits the train set.",
+            help="Train no weights: fit a logistic regression on the checkpoint's features. "
+            "Deterministic: one cell per task; the first seed only splits the training set.",
         ),
     ] = False,
     device: DeviceOption = None,
