@@ -1,6 +1,4 @@
-"""finetune: tasks x attentions x seeds into a run folder: which cells there are, what is computed
-anew, what failed.
-"""
+"""finetune: which cells there are, which are computed again, what fails."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Every command that reads run folders, on runs that were finetuned on a user's own file, in every
-format.
-"""
+"""Every command that reads run folders, on finetuned runs of a user's file, in every format."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A checkpoint opened to be finetuned: the same facts as when it is scored, and a body that can be
-trained.
-"""
+"""A backbone has the facts of a scored checkpoint, and can be trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of token ids: the frame around texts, what is cut of long ones, and whom padding touches."""
+"""Rows of token ids: special tokens, truncation and padding."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A classifier gives the same logits alone and in company, padded or not, whichever way its body
-attends.
-"""
+"""A classifier's logits do not depend on batch or padding, with either attention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The loop against a plain reference, and what it promises: selection, collapse, seeds,
-accumulation.
-"""
+"""The loop against a plain reference: selection, collapse, seeds, accumulation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Attention with keyed dropout: the library's where nothing is dropped, and masks that belong to a
-text.
-"""
+"""Attention with keyed dropout: the library's without dropout, masks per text with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BabyLM 2025's law of finetuning, law by law, and the whole of it against a plain loop."""
+"""BabyLM 2025's finetuning recipe, rule by rule and as a whole, against a plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that a tiny model can learn, or cannot, and bodies to learn them with."""
+"""Tasks that a tiny model can or cannot learn, and backbones to learn them with."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The stream of tokens: it says the text again, its index counts as a reader would, and it is built
-whole or not.
-"""
+"""The token stream: it decodes to the text, its index counts correctly, it is built atomically."""
 
 from __future__ import annotations
 

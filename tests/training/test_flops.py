@@ -1,6 +1,4 @@
-"""Counts against the real modules, published numbers, and an independent count of the products of a
-forward pass.
-"""
+"""Sizes against real modules and published numbers; FLOPs against an independent count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sliced loss against the obvious one on full logits: values, every gradient, many shapes."""
+"""The sliced loss against a plain one on full logits: values and every gradient."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Masking: the three laws against plain loops and the originals' statistics; nothing that depends
-on the batch.
-"""
+"""Masking against plain loops and the originals' statistics, independent of the batch."""
 
 from __future__ import annotations
 

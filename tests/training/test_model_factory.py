@@ -1,6 +1,4 @@
-"""Every architecture from its declaration: attends as the batch says, keeps packed documents apart,
-loses as told.
-"""
+"""Models from declarations: attention follows the batch, packed documents stay apart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Objectives against batches written by hand and rules checked token by token: no target is seen or
-asked elsewhere.
-"""
+"""Objectives against batches written by hand, and rules checked token by token."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Our training against records of the authors' code: losses, gradients, decay groups, steps,
-buckets, streams.
-"""
+"""Training against records of the authors' code: losses, gradients, decay, steps, streams."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The loop: it continues bit for bit, a batch's layout changes rounding only, and every step learns
-what it should.
-"""
+"""The training loop: exact resumption, batch layout changes rounding only, learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe may say: how its parts are laid over each other, and how every slip is named."""
+"""Recipes: how base, scale and overrides are merged, and how every error is named."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Twenty steps of every shipped recipe, made tiny, against a plain loop of the same law, in
-float64.
-"""
+"""Twenty steps of every shipped recipe, made tiny, against a plain loop in float64."""
 
 from __future__ import annotations
 

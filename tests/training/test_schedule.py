@@ -1,6 +1,4 @@
-"""Schedules against brute force and hand computation: what is trained when, on which rows, at which
-rate.
-"""
+"""Schedules against brute force and hand computation: phases, rows and rates."""
 
 from __future__ import annotations
 

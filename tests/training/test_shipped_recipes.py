@@ -1,6 +1,4 @@
-"""The recipes we ship: each resolves at every scale, says where its numbers come from, and is what
-it claims to be.
-"""
+"""Shipped recipes resolve at every scale, name their sources and keep their claims."""
 
 from __future__ import annotations
 
