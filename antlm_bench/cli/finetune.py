@@ -131,9 +131,7 @@ def finetune_command(
     csv: CsvOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Finetune checkpoints on classification tasks with several seeds; the run folder is the one
-    of `score`.
-    """
+    """Finetune checkpoints on classification tasks, several seeds each, in `score`'s run folder."""
     output_format = choose_output_format(json=json, csv=csv, markdown=markdown)
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
