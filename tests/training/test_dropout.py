@@ -94,11 +94,11 @@ def test_gathered_rows_belong_to_their_samples() -> None:
 
 def test_training_needs_samples_and_evaluation_does_not() -> None:
     drop = KeyedDropout(0.1)
-    with pytest.raises(RuntimeError, match="inside `with samples"):
+    with pytest.raises(RuntimeError, match="inside `with keyed_samples"):
         drop(torch.ones(2, 2))
     with keyed_samples(0, 0, [0]):
         drop(torch.ones(1, 2))
-    with pytest.raises(RuntimeError, match="inside `with samples"):
+    with pytest.raises(RuntimeError, match="inside `with keyed_samples"):
         drop(torch.ones(1, 2))
     x = torch.ones(2, 2)
     assert drop.eval()(x) is x

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration
 from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,
@@ -92,7 +92,7 @@ def test_any_text_comes_back_as_its_lines(
         ("a.jsonl", b'\n{"content": "a"}\n', "a.jsonl:2", "under the key 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1", "under the key 'text'"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1", "under the key 'text'"),
-        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "no text"),
+        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "not text"),
     ],
 )
 def test_bad_text_names_file_and_line(
@@ -151,7 +151,7 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
     result = load_text_source("nano")
     created = [line for _, line in result.files[0].iter_non_blank_lines()]
-    rules = read_spec(text_sources.find_declaration("tasks", "nano")).grammar  # type: ignore[union-attr]
+    rules = read_declaration("nano")[0].grammar
     assert rules is not None
     pairs = {
         record[side]
