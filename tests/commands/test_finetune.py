@@ -49,8 +49,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
-    def asked(model: Path | None = None, **settings: Any) -> Any:
+def run_finetune(
+    make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path
+) -> Callable[..., Any]:
+    def run_once(model: Path | None = None, **settings: Any) -> Any:
         given = {
             "seeds": [1, 2],
             "out": tmp_path / "run",
@@ -61,7 +63,7 @@ def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Call
         [result] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
         return result
 
-    return asked
+    return run_once
 
 
 @pytest.fixture
@@ -77,8 +79,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     return done
 
 
-def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..., Any]) -> None:
-    result = ask()
+def test_a_cell_per_seed_holds_predictions_settings_and_history(
+    run_finetune: Callable[..., Any],
+) -> None:
+    result = run_finetune()
     assert [(cell.suite, cell.method, cell.seed) for cell in result] == [
         ("train", "finetune-causal", 1),
         ("train", "finetune-causal", 2),
@@ -97,20 +101,22 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..
     assert [p.scores for p in first] != [p.scores for p in second]
 
 
-def test_the_same_command_again_trains_nothing(ask: Callable[..., Any], trained: list[Any]) -> None:
-    before = ask()
+def test_the_same_command_again_trains_nothing(
+    run_finetune: Callable[..., Any], trained: list[Any]
+) -> None:
+    before = run_finetune()
     trained.clear()
-    assert ask() == before and not trained
+    assert run_finetune() == before and not trained
 
 
 def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
-    ask: Callable[..., Any], trained: list[Any]
+    run_finetune: Callable[..., Any], trained: list[Any]
 ) -> None:
-    ask()
+    run_finetune()
     trained.clear()
-    ask(seeds=[1, 2, 3])
+    run_finetune(seeds=[1, 2, 3])
     assert [seed for _, seed, _ in trained] == [3]
-    ask(again=True)
+    run_finetune(again=True)
     assert [seed for _, seed, _ in trained] == [3, 1, 2]
 
 
@@ -121,16 +127,16 @@ def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
      ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
 )  # fmt: skip
 def test_what_a_number_depends_on_is_in_its_key(
-    ask: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
+    run_finetune: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
 ) -> None:
-    ask(seeds=[1])
+    run_finetune(seeds=[1])
     trained.clear()
-    ask(seeds=[1], **changed)
+    run_finetune(seeds=[1], **changed)
     assert bool(trained) == anew
 
 
 def test_stopped_between_two_seeds_it_continues(
-    ask: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
+    run_finetune: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.finetune
 
@@ -142,14 +148,14 @@ def test_stopped_between_two_seeds_it_continues(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finetune", stopping)
         with pytest.raises(StopSignal):
-            ask()
+            run_finetune()
     trained.clear()
-    assert [cell.seed for cell in ask()] == [1, 2]
+    assert [cell.seed for cell in run_finetune()] == [1, 2]
     assert [seed for _, seed, _ in trained] == [2]
 
 
 def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
-    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    run_finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.finetune
 
@@ -160,7 +166,7 @@ def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
 
     monkeypatch.setattr(loop, "finetune", failing)
     with pytest.raises(IncompleteError, match="seed 1: planted") as caught:
-        ask()
+        run_finetune()
     [finished] = caught.value.runs
     assert [cell.seed for cell in finished] == [2]
 
@@ -192,11 +198,11 @@ def hybrid(tmp_path: Path) -> Path:
 
 
 def test_a_hybrid_is_finetuned_with_one_attention_or_both(
-    ask: Callable[..., Any], trained: list[Any], hybrid: Path
+    run_finetune: Callable[..., Any], trained: list[Any], hybrid: Path
 ) -> None:
-    ask(hybrid, seeds=[1])
+    run_finetune(hybrid, seeds=[1])
     assert [attention for *_, attention in trained] == ["full"]
-    result = ask(hybrid, seeds=[1], attentions="all")
+    result = run_finetune(hybrid, seeds=[1], attentions="all")
     assert [attention for *_, attention in trained] == ["full", "causal"]
     assert {cell.method: cell.history["pooling"] for cell in result} == {
         "finetune-full": "first",
@@ -204,18 +210,18 @@ def test_a_hybrid_is_finetuned_with_one_attention_or_both(
     }
 
 
-def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any]) -> None:
+def test_the_table_says_seeds_majority_and_what_collapsed(run_finetune: Callable[..., Any]) -> None:
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
     """
-    [fine] = build_finetune_rows([ask()])
+    [fine] = build_finetune_rows([run_finetune()])
     assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
-    [row] = build_finetune_rows([ask(changes=[*QUICK, "lr=1e-12"])])
+    [row] = build_finetune_rows([run_finetune(changes=[*QUICK, "lr=1e-12"])])
     assert "seeds collapsed" in str(row["flags"])
 
 
-def test_a_learnable_task_is_learned(ask: Callable[..., Any]) -> None:
-    result = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
+def test_a_learnable_task_is_learned(run_finetune: Callable[..., Any]) -> None:
+    result = run_finetune(seeds=[1], changes=[*QUICK, "epochs=12"])
     assert next(iter(result)).summary.headline.value == 1.0
 
 
@@ -233,30 +239,30 @@ def test_a_learnable_task_is_learned(ask: Callable[..., Any]) -> None:
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_written(
-    ask: Callable[..., Any],
+    run_finetune: Callable[..., Any],
     tmp_path: Path,
     given: dict[str, Any],
     error: type[Exception],
     says: str,
 ) -> None:
     with pytest.raises(error, match=says):
-        ask(**given)
+        run_finetune(**given)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_an_attention_that_it_does_not_have_is_refused(
-    ask: Callable[..., Any], make_checkpoint: Make
+    run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
     with pytest.raises(MethodNotSupported, match="cannot attend full"):
-        ask(make_checkpoint(mask=False), attentions=["full"])
+        run_finetune(make_checkpoint(mask=False), attentions=["full"])
 
 
 def test_another_checkpoints_folder_is_refused(
-    ask: Callable[..., Any], make_checkpoint: Make
+    run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
-    ask(seeds=[1])
+    run_finetune(seeds=[1])
     with pytest.raises(RunError, match="another checkpoint"):
-        ask(make_checkpoint(seed=5), seeds=[1])
+        run_finetune(make_checkpoint(seed=5), seeds=[1])
 
 
 @pytest.fixture
@@ -316,12 +322,12 @@ def test_a_missing_file_is_an_incomplete_run_that_names_it(
 
 
 def test_scored_texts_in_the_training_set_are_flagged(
-    ask: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    run_finetune: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files[0].open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))[1:]
     message = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
-    result = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
+    result = run_finetune(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
     assert message in str(build_finetune_rows([result])[0]["flags"])
     for form in ([], ["--csv"], ["--markdown"]):
         assert run(["report", result.path, *form]) == 0
@@ -329,14 +335,16 @@ def test_scored_texts_in_the_training_set_are_flagged(
 
 
 def test_scored_texts_of_their_own_are_not_flagged(
-    ask: Callable[..., Any], files: tuple[Path, Path]
+    run_finetune: Callable[..., Any], files: tuple[Path, Path]
 ) -> None:
     texts = []
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             texts.append({row["text"] for row in csv.DictReader(file)})
     shared = len(texts[0] & texts[1])
-    flags = str(build_finetune_rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
+    flags = str(
+        build_finetune_rows([run_finetune(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"]
+    )
     assert ("also stand in the train set" in flags) == bool(shared)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import make
 from tiny import model_for, tokenizer_for
-from toy_bodies import task
+from toy_backbones import task
 
 from antlm_bench.checkpoints import (
     CARD_KEY,

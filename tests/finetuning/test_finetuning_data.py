@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from tokenizers import processors
-from toy_bodies import body_of, example
+from toy_backbones import example, make_backbone
 from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
@@ -31,12 +31,12 @@ from antlm_bench.types import Example
 
 @pytest.fixture(scope="module")
 def masked():
-    return body_of(model_for("masked", 0), "masked")
+    return make_backbone(model_for("masked", 0), "masked")
 
 
 @pytest.fixture(scope="module")
 def causal():
-    return body_of(model_for("causal", 0), "causal")
+    return make_backbone(model_for("causal", 0), "causal")
 
 
 def slowly(first: int, second: int, room: int) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def test_causal_rows_begin_with_bos_and_end_with_the_text(causal):
 
 
 def test_causal_rows_end_as_the_tokenizers_own_template_does():
-    body = body_of(model_for("causal", 0), "causal")
+    body = make_backbone(model_for("causal", 0), "causal")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -76,7 +76,7 @@ def test_causal_rows_end_as_the_tokenizers_own_template_does():
     ("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))]
 )
 def test_the_pair_template_goes_before_the_separator_token(template, between):
-    body = body_of(model_for("masked", 0), "masked")
+    body = make_backbone(model_for("masked", 0), "masked")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -91,7 +91,9 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     tokenizer = train_tokenizer(
         iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus
     )
-    body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
+    body = make_backbone(
+        model_for("masked" if attention == "full" else "causal", 0), "causal", both=True
+    )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
     around = {a: build_specials(wrapped, a, "auto") for a in ("causal", "full")}
     body = replace(body, tokenizer=wrapped, specials=around)
@@ -105,7 +107,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
 
 
 def test_without_separator_and_eos_a_line_end_stands_between():
-    body = body_of(model_for("causal", 0), "causal", adds=False)
+    body = make_backbone(model_for("causal", 0), "causal", adds=False)
     assert resolve_special_tokens(body, "causal").between == (body.tokenizer.eos_token_id,)
     body.tokenizer.eos_token = None
     assert body.tokenizer.decode(resolve_special_tokens(body, "causal").between).strip(" ") == "\n"

@@ -10,7 +10,7 @@ import torch
 from small_models import make
 from tiny import model_for
 from torch.nn import functional
-from toy_bodies import body_of, example, task
+from toy_backbones import example, make_backbone, task
 
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import PaddedBatch, pad_batch
@@ -23,11 +23,11 @@ CPU = torch.device("cpu")
 WIDE = {"vocab_size": 400, "hidden_size": 24, "max_position_embeddings": 64}
 
 
-def body_named(name: str, both: bool = False):
+def backbone_named(name: str, both: bool = False):
     if name in ("ltg-bert", "gpt-bert"):
         causal = "ForCausalLM" if both else "ForMaskedLM"
         model = make("gpt" if name == "gpt-bert" else "", causal, **WIDE)
-        return body_of(model, "causal" if both else "masked", both=both)
+        return make_backbone(model, "causal" if both else "masked", both=both)
     classes = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM",
                "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}  # fmt: skip
     more = {
@@ -37,7 +37,9 @@ def body_named(name: str, both: bool = False):
         "llama": {"num_key_value_heads": 2},
     }
     model = model_for("", 0, classes[name], **more.get(name, {}))
-    return body_of(model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both)
+    return make_backbone(
+        model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both
+    )
 
 
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
@@ -66,7 +68,7 @@ WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mea
 
 @pytest.mark.parametrize(("name", "way", "pooling"), WAYS)
 def test_padding_never_moves_a_logit(name, way, pooling):
-    body = body_named(name, both=bool(way))
+    body = backbone_named(name, both=bool(way))
     attention = way or body.native_attention
     pooling = resolve_pooling(body, attention, pooling)
     rows = encode_examples(body, attention, [example(i) for i in range(8)], 40)
@@ -92,7 +94,7 @@ def test_padding_never_moves_a_logit(name, way, pooling):
 )
 def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
     """Logits and gradients, narrowed and whole, without dropout."""
-    body = body_named(name, both=name != "gpt2")
+    body = backbone_named(name, both=name != "gpt2")
     rows = pad_batch(
         encode_examples(body, way, [example(i) for i in range(6)], 40),
         np.arange(6),
@@ -115,8 +117,10 @@ def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
 
 def test_a_feed_forward_that_must_see_everything_is_left_whole():
     """Of the mean, or in a layer that is passed twice."""
-    assert not build_classifier(body_named("llama"), "causal", "mean", 2, 0.0, 0).narrows_last_layer
-    twice = body_named("llama")
+    assert not build_classifier(
+        backbone_named("llama"), "causal", "mean", 2, 0.0, 0
+    ).narrows_last_layer
+    twice = backbone_named("llama")
     twice.model.layers[0] = twice.model.layers[-1]
     assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).narrows_last_layer
 
@@ -126,7 +130,7 @@ def test_the_two_attentions_of_a_hybrid_see_what_they_should(name):
     """Read at the first token, a row that attends in full sees the last one; causally, the last
     alone sees it.
     """
-    body = body_named(name, both=True)
+    body = backbone_named(name, both=True)
     ids = torch.arange(5, 17)[None].repeat(2, 1)
     ids[1, -1] = 30
     for attention, sees in (("causal", False), ("full", True)):
@@ -146,7 +150,7 @@ def _row(ids: torch.Tensor):
 @pytest.mark.parametrize(("name", "attention"), BOTH)
 def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
     """Against the body's plain forward under an explicit 4-D mask."""
-    body = body_named(name, both=True)
+    body = backbone_named(name, both=True)
     ids = torch.arange(5, 15)[None]
     mask = torch.ones(1, 1, 10, 10, dtype=torch.bool)
     with torch.no_grad():
@@ -160,11 +164,11 @@ def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
 
 
 def test_pooling_follows_from_attention_and_tokenizer():
-    causal, masked = body_named("llama", both=True), body_named("bert")
+    causal, masked = backbone_named("llama", both=True), backbone_named("bert")
     assert resolve_pooling(causal, "causal", "auto") == "last"
     assert resolve_pooling(masked, "full", "auto") == "first"
     assert resolve_pooling(masked, "full", "mean") == "mean"
-    bare = body_of(model_for("masked", 0), "masked", adds=False)
+    bare = make_backbone(model_for("masked", 0), "masked", adds=False)
     assert (
         resolve_pooling(bare, "full", "auto") == "first"
     )  # a cls token there is, though no template names it
@@ -185,7 +189,7 @@ def test_the_head_is_the_one_that_is_described():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ltg-bert"])
 def test_low_rank_training_changes_only_adapters_and_head(name):
-    body = body_named(name)
+    body = backbone_named(name)
     learner = ClassifierTrainer(
         body, task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
     )
@@ -208,12 +212,12 @@ def test_low_rank_training_changes_only_adapters_and_head(name):
 def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UsageError, match="pip install"):
-        build_classifier(body_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
+        build_classifier(backbone_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
-    body = body_named(name)
+    body = backbone_named(name)
     toy = task(200, 60, epochs=6, lr=2e-3)
     outcome = finetune(
         body, toy, 1, body.native_attention, FinetuneSettings("cpu", dtype="bfloat16")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from torch.nn import functional
-from toy_bodies import body_of, example, task
+from toy_backbones import example, make_backbone, task
 
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
@@ -40,23 +40,23 @@ DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 @pytest.fixture(scope="module")
 def causal():
-    return body_of(model_for("causal", 0), "causal")
+    return make_backbone(model_for("causal", 0), "causal")
 
 
 @pytest.fixture(scope="module")
 def masked():
-    return body_of(model_for("masked", 0, **DROPPED), "masked")
+    return make_backbone(model_for("masked", 0, **DROPPED), "masked")
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return body_of(
+    return make_backbone(
         model_for("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2),
         "causal",
     )
 
 
-class Notes:
+class RecordingCallback:
     def __init__(self) -> None:
         self.steps, self.epochs = [], []
 
@@ -138,16 +138,16 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
         else {}
     )
     body, attention = (
-        body_of(model_for(kind, 0, **off), kind),
+        make_backbone(model_for(kind, 0, **off), kind),
         "causal" if kind == "causal" else "full",
     )
     toy = task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
-    notes = Notes()
+    callback = RecordingCallback()
     outcome = finetune(
-        body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes
+        body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), callback
     )
     losses, logp = plainly(body, toy, 3, attention, pooling)
-    np.testing.assert_allclose([loss for _, _, loss in notes.steps], losses, rtol=1e-4)
+    np.testing.assert_allclose([loss for _, _, loss in callback.steps], losses, rtol=1e-4)
     if outcome.history["best"] == 2:
         np.testing.assert_allclose([p.scores for p in outcome.predictions], logp, atol=2e-3)
     assert outcome.history["best"] == 2
@@ -284,9 +284,9 @@ def test_the_published_recipe_selects_on_the_scored_texts(causal):
 
 
 def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
-    notes = Notes()
+    callback = RecordingCallback()
     outcome = finetune(
-        causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes
+        causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, callback
     )
     assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
     assert np.isfinite([p.scores for p in outcome.predictions]).all()
@@ -299,10 +299,10 @@ def test_a_constant_prediction_is_told(causal):
 
 
 def test_the_callback_receives_every_update_and_epoch(causal):
-    notes = Notes()
-    history = finetune(causal, task(60, 20, epochs=2, batch=20), 1, "causal", CPU, notes).history
-    assert [(done, total) for done, total, _ in notes.steps] == [(n, 6) for n in range(1, 7)]
-    assert notes.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
+    callback = RecordingCallback()
+    history = finetune(causal, task(60, 20, epochs=2, batch=20), 1, "causal", CPU, callback).history
+    assert [(done, total) for done, total, _ in callback.steps] == [(n, 6) for n in range(1, 7)]
+    assert callback.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
     assert history["updates"] == 6
 
 

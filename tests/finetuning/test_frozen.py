@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import WORDS, model_for
-from toy_bodies import body_of, task
+from toy_backbones import make_backbone, task
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Backbone
@@ -47,7 +47,7 @@ CLASSES = ("cat", "dog", "nothing")
 
 
 def toy_backbone() -> Backbone:
-    return body_of(model_for("causal", 0), "causal")
+    return make_backbone(model_for("causal", 0), "causal")
 
 
 def write_texts(path: Path, count: int, start: int = 0) -> Path:
@@ -203,7 +203,7 @@ def test_an_attention_that_is_not_there_is_refused() -> None:
 
 def test_both_attentions_of_a_hybrid_give_their_own_features() -> None:
     model = model_for("causal", 0)
-    backbone = body_of(model, "causal", both=True)
+    backbone = make_backbone(model, "causal", both=True)
     causal, full = (
         fit_frozen(backbone, task(60, 20), 1, attention, CPU) for attention in ("causal", "full")
     )

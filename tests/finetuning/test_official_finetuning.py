@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_finetuning_heads import body_named as other_body_named
+from test_finetuning_heads import backbone_named as other_body_named
 from tiny import model_for
 from tokenizers import processors
 from torch import nn
-from toy_bodies import QUICK, body_of, example, task
+from toy_backbones import QUICK, example, make_backbone, task
 
 from antlm_bench.declarations import find_declaration
 from antlm_bench.errors import UsageError
@@ -47,7 +47,7 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
     return task(train, valid, law, "valid", **(OFFICIAL | numbers | training))
 
 
-def body_named(name: str):
+def backbone_named(name: str):
     """A tiny backbone; "masked" has token types, which the official code never passes."""
     kind = "masked" if name == "masked" else "causal"
     architecture = "GPT2LMHeadModel" if name == "gpt2" else ""
@@ -57,13 +57,13 @@ def body_named(name: str):
         if name == "gpt2"
         else {}
     )
-    return body_of(model_for(kind, 0, architecture, **more), kind)
+    return make_backbone(model_for(kind, 0, architecture, **more), kind)
 
 
 # -- the whole
 
 
-class Watcher:
+class RecordingCallback:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
@@ -137,10 +137,10 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
 def test_twenty_updates_equal_the_official_recipe(name):
     # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no
     # weight.
-    body, toy = body_named(name), official(law="second", eps=1e-5)
+    body, toy = backbone_named(name), official(law="second", eps=1e-5)
     rows, valid = (encode_with_tokenizer(body, part, 40) for part in (toy.train, toy.valid))
     orders = [list(epoch_batches(rows.lengths, toy.training, 5, epoch)) for epoch in (1, 2)]
-    callback = Watcher()
+    callback = RecordingCallback()
     learner = ClassifierTrainer(body, toy, 5, body.native_attention, replace(CPU, batch_tokens=90))
     learner.train(rows, valid, callback)
     losses, weights = plain_loop(body, toy, 5, orders)
@@ -158,13 +158,13 @@ def test_twenty_updates_equal_the_official_recipe(name):
 def test_our_recipe_differs_from_the_official_one():
     """Else the test above could not fail."""
     body, ours = (
-        body_named("masked"),
+        backbone_named("masked"),
         task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0),
     )
-    watchers = Watcher(), Watcher()
-    finetune(body, official(law="second"), 5, "full", CPU, watchers[0])
-    finetune(body, ours, 5, "full", CPU, watchers[1])
-    assert watchers[0].losses[0] != pytest.approx(watchers[1].losses[0], abs=1e-4)
+    callbacks = RecordingCallback(), RecordingCallback()
+    finetune(body, official(law="second"), 5, "full", CPU, callbacks[0])
+    finetune(body, ours, 5, "full", CPU, callbacks[1])
+    assert callbacks[0].losses[0] != pytest.approx(callbacks[1].losses[0], abs=1e-4)
 
 
 # -- law by law
@@ -175,13 +175,13 @@ def test_the_last_partial_batch_is_dropped():
     created = []
     for last_batch in ("drop", "keep"):
         toy = official(100, batch=16, epochs=3, last_batch=last_batch)
-        created.append(finetune(body_named("causal"), toy, 1, "causal", CPU).history["updates"])
+        created.append(finetune(backbone_named("causal"), toy, 1, "causal", CPU).history["updates"])
     assert created == [18, 21]
 
 
 def test_fewer_texts_than_a_batch_are_refused():
     with pytest.raises(UsageError, match="7 texts fill no batch of 8"):
-        finetune(body_named("causal"), official(7), 1, "causal", CPU)
+        finetune(backbone_named("causal"), official(7), 1, "causal", CPU)
 
 
 @pytest.mark.parametrize("order", ["random", "by-length"])
@@ -219,7 +219,7 @@ def test_the_learning_rate_begins_at_zero(total, first):
 
 
 def test_the_first_update_changes_no_weight():
-    body, toy = body_named("masked"), official()
+    body, toy = backbone_named("masked"), official()
     learner = ClassifierTrainer(body, toy, 1, "full", CPU)
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     rows = encode_with_tokenizer(body, toy.train, 40)
@@ -228,11 +228,13 @@ def test_the_first_update_changes_no_weight():
 
 
 def test_every_tensor_decays():
-    learner = ClassifierTrainer(body_named("masked"), official(weight_decay=0.01), 1, "full", CPU)
+    learner = ClassifierTrainer(
+        backbone_named("masked"), official(weight_decay=0.01), 1, "full", CPU
+    )
     [group] = learner.optimizer.param_groups
     assert group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
-    ours = ClassifierTrainer(body_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
+    ours = ClassifierTrainer(backbone_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
     groups = ours.optimizer.param_groups
     fewest_dims = {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in groups}
     assert fewest_dims == {True: 2, False: 1}
@@ -243,11 +245,11 @@ def test_the_first_of_equal_epochs_is_kept(law, best, monkeypatch):
     planted = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.2), (0.6, 0.1)])
     monkeypatch.setattr(ClassifierTrainer, "_evaluate_selection", lambda self, rows: next(planted))
     toy = official(24, epochs=4, equal_epochs=law)
-    assert finetune(body_named("causal"), toy, 1, "causal", CPU).history["best"] == best
+    assert finetune(backbone_named("causal"), toy, 1, "causal", CPU).history["best"] == best
 
 
 def test_token_types_are_never_passed():
-    body = body_named("masked")
+    body = backbone_named("masked")
     seen = []
     plain = body.model.forward
     body.model.forward = lambda *args, **more: (
@@ -266,14 +268,14 @@ def test_position_0_is_read_also_of_a_causal_model():
     toy.train, toy.valid = (
         [replace(e, second="") for e in part] for part in (toy.train, toy.valid)
     )
-    outcome = finetune(body_named("causal"), toy, 1, "causal", CPU)
+    outcome = finetune(backbone_named("causal"), toy, 1, "causal", CPU)
     assert outcome.history["pooling"] == "first"
     assert len({tuple(np.round(p.scores, 6)) for p in outcome.predictions}) == 1
     assert "constant prediction" in outcome.history["collapsed"]
 
 
 def test_the_command_line_overrides_the_presets_pooling():
-    body = body_named("causal")
+    body = backbone_named("causal")
     assert resolve_pooling(body, "causal", "auto", "first") == "first"
     assert resolve_pooling(body, "causal", "last", "first") == "last"
     assert resolve_pooling(body, "causal", "auto") == "last"
@@ -293,7 +295,7 @@ def test_the_head_is_initialised_as_torch_does():
 @pytest.mark.parametrize("template", ["", "<s> $A </s> </s> $B </s>"])
 @pytest.mark.parametrize("max_length", [12, 13, 40])
 def test_rows_are_the_tokenizers_own(template, max_length):
-    body = body_named("masked")
+    body = backbone_named("masked")
     if template:
         body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -341,7 +343,7 @@ def test_rows_have_the_task_length_if_the_model_takes_it(name, longest):
 
 def test_rows_need_room_for_text():
     with pytest.raises(UsageError, match="no room for text"):
-        encode_with_tokenizer(body_named("masked"), [Example("e", "the cat", "", 0)], 2)
+        encode_with_tokenizer(backbone_named("masked"), [Example("e", "the cat", "", 0)], 2)
 
 
 def test_texts_keep_their_white_space_only_under_the_law():

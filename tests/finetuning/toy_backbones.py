@@ -49,7 +49,7 @@ def task(
     )  # fmt: skip
 
 
-def body_of(
+def make_backbone(
     model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
 ) -> Backbone:
     """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
