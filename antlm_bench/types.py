@@ -260,9 +260,11 @@ class Cell:
         return suite, self.suite.removeprefix(f"{suite}.")
 
 
-def finetune_method(attention: Attention) -> str:
-    """Return the method of a cell that was finetuned with that attention: "finetune-causal"."""
-    return f"finetune-{attention}"
+def finetune_method(attention: Attention, *, frozen: bool = False) -> str:
+    """Return the method of a finetuned cell, "finetune-causal", or of one with a frozen backbone,
+    "frozen-causal".
+    """
+    return f"{'frozen' if frozen else 'finetune'}-{attention}"
 
 
 def task_full_name(suite: str, task: str) -> str:

@@ -316,7 +316,7 @@ class _PendingCell:
 
     @property
     def method(self) -> str:
-        return _method_name(self.attention, self.frozen)
+        return finetune_method(self.attention, frozen=self.frozen)
 
     @property
     def num_examples(self) -> int:
@@ -324,10 +324,6 @@ class _PendingCell:
         if self.frozen:
             return len(self.task.train) + len(self.task.valid)
         return len(self.task.train) * self.task.training.epochs
-
-
-def _method_name(attention: Attention, frozen: bool) -> str:
-    return f"frozen-{attention}" if frozen else finetune_method(attention)
 
 
 def _finetune_checkpoint(
@@ -481,7 +477,7 @@ def _cell_settings(
         "collection": task.suite,
         "task": task.name,
         "classes": list(task.classes),
-        "method": _method_name(attention, options.frozen),
+        "method": finetune_method(attention, frozen=options.frozen),
         "seed": seed,
         "select": task.select,
         "held_out": task.held_out,

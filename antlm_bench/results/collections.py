@@ -281,7 +281,8 @@ def _collect_caveats(
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
-        yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
+        count = "" if first.is_frozen else f"{len(fallen)} of {len(cells)} seeds "
+        yield f"{suite}: {count}collapsed ({'; '.join(words)})"
     if first.is_frozen:
         yield "a logistic regression on the features of the frozen backbone, not finetuned"
     elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:

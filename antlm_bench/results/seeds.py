@@ -90,13 +90,15 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
-        yield f"{len(fallen)} of {len(cells)} seeds collapsed ({', '.join(words)})"
+        count = "" if cells[0].is_frozen else f"{len(fallen)} of {len(cells)} seeds "
+        yield f"{count}collapsed ({', '.join(words)})"
     if cut := max(cell.summary.headline.flags.get("cut", 0) for cell in cells):
         yield f"{cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     if any(
-        cell.method == finetune_method("causal") and cell.history.get("pooling") == "first"
+        cell.method in (finetune_method("causal"), finetune_method("causal", frozen=True))
+        and cell.history.get("pooling") == "first"
         for cell in cells
     ):
         yield "position 0 of a causal model, which has seen the first token only"

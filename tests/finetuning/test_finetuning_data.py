@@ -1,4 +1,4 @@
-"""Rows of token ids: the frame around texts, what is cut of long ones, and whom padding touches."""
+"""Rows of token ids: special tokens, truncation and padding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import model_for
 from tokenizers import processors
-from toy_bodies import body_of, example
+from toy_backbones import example, make_backbone
 from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
@@ -31,12 +31,12 @@ from antlm_bench.types import Example
 
 @pytest.fixture(scope="module")
 def masked():
-    return body_of(model_for("masked", 0), "masked")
+    return make_backbone(model_for("masked", 0), "masked")
 
 
 @pytest.fixture(scope="module")
 def causal():
-    return body_of(model_for("causal", 0), "causal")
+    return make_backbone(model_for("causal", 0), "causal")
 
 
 def slowly(first: int, second: int, room: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def test_the_longer_text_loses_its_end_token_by_token(first, second, room):
     assert truncate_pair(first, second, room) == slowly(first, second, room)
 
 
-def test_masked_rows_have_the_specials_of_their_training_around_and_the_separator_between(masked):
+def test_masked_rows_have_the_special_tokens_of_their_training(masked):
     row = encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 40).ids[0].tolist()
     ids = [
         masked.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -65,7 +65,7 @@ def test_causal_rows_begin_with_bos_and_end_with_the_text(causal):
 
 
 def test_causal_rows_end_as_the_tokenizers_own_template_does():
-    body = body_of(model_for("causal", 0), "causal")
+    body = make_backbone(model_for("causal", 0), "causal")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -75,8 +75,8 @@ def test_causal_rows_end_as_the_tokenizers_own_template_does():
 @pytest.mark.parametrize(
     ("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))]
 )
-def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, between):
-    body = body_of(model_for("masked", 0), "masked")
+def test_the_pair_template_goes_before_the_separator_token(template, between):
+    body = make_backbone(model_for("masked", 0), "masked")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -91,7 +91,9 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     tokenizer = train_tokenizer(
         iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus
     )
-    body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
+    body = make_backbone(
+        model_for("masked" if attention == "full" else "causal", 0), "causal", both=True
+    )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
     around = {a: build_specials(wrapped, a, "auto") for a in ("causal", "full")}
     body = replace(body, tokenizer=wrapped, specials=around)
@@ -105,7 +107,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
 
 
 def test_without_separator_and_eos_a_line_end_stands_between():
-    body = body_of(model_for("causal", 0), "causal", adds=False)
+    body = make_backbone(model_for("causal", 0), "causal", adds=False)
     assert resolve_special_tokens(body, "causal").between == (body.tokenizer.eos_token_id,)
     body.tokenizer.eos_token = None
     assert body.tokenizer.decode(resolve_special_tokens(body, "causal").between).strip(" ") == "\n"
@@ -126,18 +128,18 @@ def test_a_text_too_long_is_cut_counted_and_its_characters_told(masked):
     assert rows.characters_read[1] == len("the cat") + len("a dog")
 
 
-def test_token_types_tell_the_second_text_and_padding_is_on_the_right(masked):
+def test_token_types_mark_the_second_text_and_padding_is_right(masked):
     rows = encode_examples(
         masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40
     )
-    made = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
+    created = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
     second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
     first = len(rows.ids[0]) - second
-    assert made.token_type_ids[0].tolist() == [0] * first + [1] * second
-    assert not made.token_type_ids[1].any() and not made.unpadded
-    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.token_mask()[1].sum() == len(
-        rows.ids[1]
-    )
+    assert created.token_type_ids[0].tolist() == [0] * first + [1] * second
+    assert not created.token_type_ids[1].any() and not created.unpadded
+    assert created.ids[1, created.lengths[1] :].eq(0).all() and created.token_mask()[
+        1
+    ].sum() == len(rows.ids[1])
 
 
 def test_every_paragraph_is_tokenised_once(masked, monkeypatch):

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import WORDS, model_for
-from toy_bodies import body_of, task
+from toy_backbones import make_backbone, task
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Backbone
@@ -47,7 +47,7 @@ CLASSES = ("cat", "dog", "nothing")
 
 
 def toy_backbone() -> Backbone:
-    return body_of(model_for("causal", 0), "causal")
+    return make_backbone(model_for("causal", 0), "causal")
 
 
 def write_texts(path: Path, count: int, start: int = 0) -> Path:
@@ -203,7 +203,7 @@ def test_an_attention_that_is_not_there_is_refused() -> None:
 
 def test_both_attentions_of_a_hybrid_give_their_own_features() -> None:
     model = model_for("causal", 0)
-    backbone = body_of(model, "causal", both=True)
+    backbone = make_backbone(model, "causal", both=True)
     causal, full = (
         fit_frozen(backbone, task(60, 20), 1, attention, CPU) for attention in ("causal", "full")
     )
@@ -237,7 +237,7 @@ def test_another_setting_has_another_key(run_frozen: Any) -> None:
     assert len(keys) == 4
 
 
-def test_finetuned_cells_stay_and_are_not_averaged_with_frozen_ones(run_frozen: Any) -> None:
+def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     quick = ["epochs=1", "batch=64"]
     finetuned = run_frozen(frozen=False, seeds=[1, 2], changes=quick)
     both = run_frozen()
@@ -283,7 +283,7 @@ def test_options_without_an_effect_are_refused(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_leaderboard_file_never_holds_labels_of_a_frozen_backbone(tmp_path: Path) -> None:
+def test_a_leaderboard_file_takes_no_frozen_labels(tmp_path: Path) -> None:
     cells = [
         (toy_leaderboard.finetuned("rte", seed, "frozen-causal"), toy_leaderboard.labels("rte", 3))
         for seed in (1, 42)

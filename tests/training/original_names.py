@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 PARTS = {
-    "in_proj_qk": "attention.query_key", "in_proj_vg": "attention.value_gate", "in_proj_v": "attention.value",
-    "out_proj": "attention.output", "post_layer_norm": "attention.norm_out", "1": "feed_forward.wide",
+    "in_proj_qk": "attention.query_key", "in_proj_vg": "attention.value_gate",
+    "in_proj_v": "attention.value",
+    "out_proj": "attention.output", "post_layer_norm": "attention.norm_out",
+    "1": "feed_forward.wide",
     "4": "feed_forward.narrow",
 }  # fmt: skip
 OUTSIDE = {

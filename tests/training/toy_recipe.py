@@ -39,8 +39,10 @@ def toy(**changes: Any) -> Recipe:
 
 def blocks(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
     """What makes a recipe of (lasts, causal, masked) phases, with a method that fits it."""
-    made = [{unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases]
+    created = [
+        {unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases
+    ]
     return {
-        "phase": made,
+        "phase": created,
         "methods": ["causal" if any(causal for _, causal, _ in phases) else "mlm"],
     }

@@ -58,10 +58,10 @@ def write_recipe(folder: Path, name: str = "tiny", text: str = RECIPE) -> Path:
 
 def records(out: Path) -> list[dict[str, Any]]:
     """The log, without the one field that differs from run to run."""
-    found = [
+    result = [
         json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in found]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in result]
 
 
 def contents(out: Path) -> dict[str, tuple[bytes, float]]:

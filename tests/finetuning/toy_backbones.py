@@ -1,4 +1,4 @@
-"""Tasks that a tiny model can learn, or cannot, and bodies to learn them with."""
+"""Tasks that a tiny model can or cannot learn, and backbones to learn them with."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
 QUICK = {
-    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear", "weight_decay": 0.01,
+    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear",
+    "weight_decay": 0.01,
     "clip": 1.0, "dropout": 0.1, "max_length": 40,
 }  # fmt: skip
 
 
 def example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
-    dice = random.Random(number)
-    gold = dice.randrange(2)
-    first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
+    """Build an example; `law`: a word is there, it is in the second text, or a coin toss."""
+    rng = random.Random(number)
+    gold = rng.randrange(2)
+    first, second = (rng.choices(WORDS[:10], k=rng.randint(2, 9)) for _ in range(2))
     marked = second if law == "second" else first
     if law != "coin" and gold:
-        marked[dice.randrange(len(marked))] = "himself"
+        marked[rng.randrange(len(marked))] = "himself"
     elif law == "second":
-        first[dice.randrange(len(first))] = "himself"
+        first[rng.randrange(len(first))] = "himself"
     second = second if law == "second" or (pairs and number % 3) else []
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 
@@ -40,15 +41,15 @@ def task(
     **training: object,
 ):
     """Of the shape of suites.classification_loader.Task."""
-    made = [example(number, law) for number in range(train + valid)]
+    created = [example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
-        train=tuple(made[:train]), valid=tuple(made[train:]), select=select, held_out=0.1,
+        train=tuple(created[:train]), valid=tuple(created[train:]), select=select, held_out=0.1,
         training=TrainingSpec(**(QUICK | training)),
     )  # fmt: skip
 
 
-def body_of(
+def make_backbone(
     model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
 ) -> Backbone:
     """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
