@@ -56,7 +56,9 @@ class MiniconsCheckpoint:
         return [name for name in supported_methods(self) if name in peer_methods(MINICONS)]
 
     def with_bos_before_context(self, bos: str) -> MiniconsCheckpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        """Return the same checkpoint with another BOS policy for causal texts that have a
+        context.
+        """
         if self.scorer.kind != "causal":
             return self
         around = build_specials(self.scorer.scorer.tokenizer, "causal", bos)

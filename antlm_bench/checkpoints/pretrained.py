@@ -55,8 +55,14 @@ NON_LM_HEADS = {
 }
 
 
-CONFIG_HINT = "a value in config.json is not one that this version of transformers takes: compare it with the original's"
-TRUNCATED_HINT = "a file is truncated, or one that the index or a link names is missing: compare with the original's files"
+CONFIG_HINT = (
+    "a value in config.json is not one that this version of transformers takes: compare it with "
+    "the original's"
+)
+TRUNCATED_HINT = (
+    "a file is truncated, or one that the index or a link names is missing: compare with the "
+    "original's files"
+)
 _loading = RLock()
 FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
 
@@ -105,7 +111,8 @@ def detect_kind(config: Any, folder: Path) -> str:
     location = str(folder / "config.json")
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
-            f"{', '.join(names) or config.model_type} is an encoder-decoder: its decoder predicts a text from another "
+            f"{', '.join(names) or config.model_type} is an encoder-decoder: its decoder predicts "
+            "a text from another "
             "one that its encoder reads, and no method here scores that",
             location=location,
             hint="score a ...ForCausalLM or ...ForMaskedLM checkpoint",
@@ -139,7 +146,8 @@ def _kind_from_class(name: str, config: Any, location: str) -> str:
     ):  # XLM, FlauBERT: one class for both, and a field that says which
         if getattr(config, "use_lang_emb", False) and getattr(config, "n_langs", 1) > 1:
             raise CheckpointError(
-                f"{name} wants to know the language of each text (n_langs = {config.n_langs}, use_lang_emb), "
+                f"{name} wants to know the language of each text (n_langs = {config.n_langs}, "
+                "use_lang_emb), "
                 "and scoring does not tell it",
                 location=location,
                 hint="score a checkpoint of one language, or one without language embeddings",
@@ -161,17 +169,28 @@ def _kind_from_class(name: str, config: Any, location: str) -> str:
 
 
 def _why_unscorable(name: str, config: Any) -> str:
-    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token."""
+    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a
+    token.
+    """
     if name.endswith("ForPreTraining") and config.model_type in DISCRIMINATOR_TYPES:
-        return f"{name} is a discriminator: it tells replaced tokens from original ones and predicts no tokens"
+        return (
+            f"{name} is a discriminator: it tells replaced tokens from original ones and predicts "
+            "no tokens"
+        )
     for ending, answers in NON_LM_HEADS.items():
         if name.endswith(ending):
             return f"{name} predicts no tokens, but {answers}"
     if name.endswith("ForConditionalGeneration"):
-        return f"{name} generates text from images, sounds or other inputs, and is not scored on text alone"
+        return (
+            f"{name} generates text from images, sounds or other inputs, and is not scored on text "
+            "alone"
+        )
     if name.endswith(("Model", "Encoder")):
         return f"{name} is a model without a language-model head, so it predicts no tokens"
-    return f"saved as {name}, which is neither a ...ForCausalLM nor a ...ForMaskedLM, so it predicts no tokens"
+    return (
+        f"saved as {name}, which is neither a ...ForCausalLM nor a ...ForMaskedLM, so it predicts "
+        "no tokens"
+    )
 
 
 def _suggest_checkpoint(name: str, config: Any) -> str:
@@ -221,7 +240,8 @@ def _load_tokenizer_files(folder: Path, options: OpenOptions) -> Any:
             raise CheckpointError(
                 f"cannot read the tokenizer: {first_line(error)}",
                 location=str(folder),
-                hint="save it beside the weights with tokenizer.save_pretrained(folder), or give one with --tokenizer",
+                hint="save it beside the weights with tokenizer.save_pretrained(folder), or give "
+                "one with --tokenizer",
             ) from error
 
 
@@ -318,8 +338,8 @@ def resolve_max_length(model: Any, tokenizer: Any, requested: int | None) -> int
 
 
 FORWARD_ERRORS = (
-    CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError,
-    AssertionError, CheckpointError,
+    CannotPackError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError,
+    IndexError, KeyError, AssertionError, CheckpointError,
 )  # fmt: skip
 LENGTH_DEPENDENT_ROPE = (
     "dynamic",
@@ -369,11 +389,13 @@ def check_causality(model: Any, folder: Path) -> None:
     moved = logit_change_from_last_token(model, ids)
     if moved > CAUSALITY_TOLERANCE:
         raise CheckpointError(
-            f"{type(model).__name__} is no causal model as it was saved: a change of the last token moved the logits "
-            f"before it by {moved:.1g} of the largest, so that every prediction sees what it predicts",
+            f"{type(model).__name__} is no causal model as it was saved: a change of the last "
+            "token moved the logits "
+            f"before it by {moved:.1g} of the largest, so that every prediction sees what it "
+            "predicts",
             location=str(folder),
-            hint='an encoder is causal with "is_decoder": true in config.json; if it was trained with masks, save it '
-            "as ...ForMaskedLM",
+            hint='an encoder is causal with "is_decoder": true in config.json; if it was trained '
+            "with masks, save it as ...ForMaskedLM",
         )
 
 
@@ -496,10 +518,17 @@ def obeys_attention_masks(model: Any, attends: Attention) -> bool:
 
 
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
-    """Whether the last layer at the read positions alone gives the same numbers as the whole of it."""
+    """Whether the last layer at the read positions alone gives the same numbers as the whole of
+    it.
+    """
     engine = Engine(model, name, replace(forward_config, narrow=True), 64)
-    probes = [replace(p, row=p.row[2::4], position=p.position[2::4], target=p.target[2::4], text_index=p.text_index[2::4])
-              for p in _trial_probes(model, "full")]  # fmt: skip
+    some = slice(2, None, 4)
+    probes = [
+        Probes(
+            p.ids, p.attention, p.row[some], p.position[some], p.target[some], p.text_index[some]
+        )
+        for p in _trial_probes(model, "full")
+    ]
     try:
         whole, found = (
             Engine(model, name, forward_config, 64).score_probes(probes, 18),

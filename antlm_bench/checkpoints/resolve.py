@@ -118,7 +118,8 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             raise CheckpointError(
                 "no checkpoint here (no config.json, in it or one level down)",
                 location=ref,
-                hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a hub id",
+                hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) "
+                "or a hub id",
             )
         found += [str(p) for p in sorted(matches, key=_milestone_key)]
     return list(dict.fromkeys(found))
@@ -172,7 +173,8 @@ def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
     if path.is_dir():
         if options.revision:
             raise UsageError(
-                f"a local folder has no revisions: {options.revision!r} would score the same weights again",
+                f"a local folder has no revisions: {options.revision!r} would score the same "
+                "weights again",
                 location="--revision",
                 hint="give the folder of that checkpoint instead, or the hub id",
             )
@@ -226,7 +228,9 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
 def _base_folder(
     ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:
-    """The folder of the base model that an adapter was trained on: what adapter_config.json names."""
+    """The folder of the base model that an adapter was trained on: what adapter_config.json
+    names.
+    """
     named = (config or {}).get("base_model_name_or_path")
     if config is None or not (named is None or isinstance(named, str)):
         raise CheckpointError(
@@ -240,7 +244,8 @@ def _base_folder(
         raise CheckpointError(
             f"holds a whole model and an adapter of another one ({named!r}): which is meant?",
             location=str(folder),
-            hint=f"score the adapter with --model {named} --peft {folder}, or move {ADAPTER_CONFIG} away",
+            hint=f"score the adapter with --model {named} --peft {folder}, or move "
+            f"{ADAPTER_CONFIG} away",
         )
     if not named:
         raise CheckpointError(
@@ -321,7 +326,8 @@ def _local_or_hub(
         raise CheckpointError(
             f"cannot be had from the hub: {first_line(error)}",
             location=f"{ref}@{revision or 'main'}",
-            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or unset HF_HUB_OFFLINE",
+            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or "
+            "unset HF_HUB_OFFLINE",
         ) from error
 
 
@@ -341,7 +347,9 @@ def _check_weights(folder: Path, options: OpenOptions) -> None:
 
 
 def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled."""
+    """The safetensors files that a checkpoint is loaded from; none where its weights are
+    pickled.
+    """
     chosen = select_weights(folder)
     return chosen.files if chosen else ()
 

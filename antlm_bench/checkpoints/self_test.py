@@ -151,9 +151,11 @@ def _compare_with_plain_forward(
                 engine.disable_shortcut(name)
             return SelfTestResult(counted, count, remaining, tuple(off))
     raise CheckpointError(
-        f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one row at a time, "
+        f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one "
+        "row at a time, "
         f"differ by up to {largest:.2g} nats, with every shortcut turned off too",
-        hint="a forward that depends on chance or on earlier calls cannot be scored: ask it the same twice",
+        hint="a forward that depends on chance or on earlier calls cannot be scored: ask it the "
+        "same twice",
     )
 
 
@@ -165,14 +167,17 @@ def _shortcut_sets(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequence[str]) -> None:
-    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row."""
+    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole
+    row.
+    """
     if "one row per text" not in disabled or engine.forward_config.native_attention != "causal":
         return
     longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])
     ids = torch.from_numpy(longest[:1].astype(np.int64)).to(engine.model.device)
     if (moved := logit_change_from_last_token(engine.model, ids)) > CAUSALITY_TOLERANCE:
         raise CheckpointError(
-            f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the logits before it by "
+            f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the "
+            "logits before it by "
             f"{moved:.1g} of the largest: the model sees later tokens",
             hint="it cannot be scored left to right at that length: see --max-length",
         )

@@ -94,13 +94,15 @@ def check_loaded_tensors(
     _check_shapes(loading_info.get("mismatched_keys", ()), name, folder)
     if missing and not options.allow_missing:
         raise CheckpointError(
-            f"no file gives {_format_names(missing, 'parameter')} of {name}: they would be random numbers",
+            f"no file gives {_format_names(missing, 'parameter')} of {name}: they would be random "
+            "numbers",
             location=str(folder),
             hint=_likely_cause(model, unused, missing) + "; --allow-missing opens it all the same",
         )
     if unused and not options.allow_unused:
         raise CheckpointError(
-            f"{name} does not use {_format_names(unused, 'tensor')} of the files: its scores would be another model's",
+            f"{name} does not use {_format_names(unused, 'tensor')} of the files: its scores would "
+            "be another model's",
             location=str(folder),
             hint=_likely_cause(model, unused, missing) + "; --allow-unused opens it all the same",
         )
@@ -117,10 +119,12 @@ def _check_shapes(mismatched: Iterable[Any], name: str, folder: Path) -> None:
     if differing:
         first, stored, expected = differing[0]
         raise CheckpointError(
-            f"the files hold {_format_names([key for key, _, _ in differing], 'tensor')} of another shape than {name}: "
+            f"the files hold {_format_names([key for key, _, _ in differing], 'tensor')} of "
+            f"another shape than {name}: "
             f"{first} is {stored} there and {expected} by config.json",
             location=str(folder),
-            hint="config.json belongs to another checkpoint: restore the one that was saved with the weights",
+            hint="config.json belongs to another checkpoint: restore the one that was saved with "
+            "the weights",
         )
 
 
@@ -142,18 +146,21 @@ def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ..
         difference = _describe_difference(chosen, other)
         if difference is None:
             notes.append(
-                f"weights are read from {chosen.name} ({why}); {other.name} could not be compared with it"
+                f"weights are read from {chosen.name} ({why}); {other.name} could not be compared "
+                "with it"
             )
         elif difference:
             raise CheckpointError(
-                f"two sets of weights that are not the same model: {chosen.name}, which would be read ({why}), and "
+                f"two sets of weights that are not the same model: {chosen.name}, which would be "
+                f"read ({why}), and "
                 f"{other.name}: {difference}",
                 location=str(folder),
                 hint="move the one that is not meant out of the folder",
             )
         else:
             notes.append(
-                f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the same shapes"
+                f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the "
+                "same shapes"
             )
     return tuple(notes)
 
@@ -252,7 +259,10 @@ def _computed_buffers(model: Any) -> set[str]:
 def _format_names(names: Sequence[str], noun: str) -> str:
     """`5 tensors (a.weight, b.weight, c.weight, d.weight, ...)`."""
     more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
-    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({', '.join(names[:MAX_NAMES_SHOWN])}{more})"
+    return (
+        f"{len(names)} {noun}{'s' if len(names) > 1 else ''} "
+        f"({', '.join(names[:MAX_NAMES_SHOWN])}{more})"
+    )
 
 
 def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
@@ -264,14 +274,29 @@ def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> 
         (p for p in (_extra_prefix(old, new) for old in unused for new in missing) if p), ""
     )
     if prefix:
-        return f"the names in the files differ by the prefix {prefix!r}: save the model with save_pretrained"
+        return (
+            f"the names in the files differ by the prefix {prefix!r}: save the model with "
+            "save_pretrained"
+        )
     if depth is not None and layers and min(layers) >= depth and not missing:
-        return f"config.json says {depth} layers, and the files hold {max(layers) + 1}: one of them is not this model's"
+        return (
+            f"config.json says {depth} layers, and the files hold {max(layers) + 1}: one of them "
+            "is not this model's"
+        )
     if unused and not missing and all(name.endswith("bias") for name in unused):
-        return "config.json switches off biases that the files hold: was it written by another program?"
+        return (
+            "config.json switches off biases that the files hold: was it written by another "
+            "program?"
+        )
     if missing and not bodies:
-        return "the checkpoint was saved without its language-model head, or with the head of another task"
-    return "the checkpoint was saved for another architecture, or config.json belongs to another checkpoint"
+        return (
+            "the checkpoint was saved without its language-model head, or with the head of another "
+            "task"
+        )
+    return (
+        "the checkpoint was saved for another architecture, or config.json belongs to another "
+        "checkpoint"
+    )
 
 
 def _extra_prefix(old: str, new: str) -> str:

@@ -189,7 +189,8 @@ class MiniconsScorer:
         ]
         if self.eos == "context":
             raise MethodNotSupported(
-                "lm-eval puts EOS after the context, over the start of the continuation: no row of minicons",
+                "lm-eval puts EOS after the context, over the start of the continuation: no row of "
+                "minicons",
                 location="--compat",
                 hint="use --engine native, or --bos tokenizer",
             )
@@ -227,7 +228,8 @@ class MiniconsScorer:
         tokenizer = TextTokenizer(self.scorer.tokenizer)
         if get_method(method).needs_words and not tokenizer.has_word_ids:
             raise MethodNotSupported(
-                "minicons asks the tokenizer which word a token belongs to, and this one does not say",
+                "minicons asks the tokenizer which word a token belongs to, and this one does not "
+                "say",
                 location="--method",
                 hint="use --engine native, or --method mlm",
             )
@@ -265,7 +267,8 @@ class MiniconsScorer:
             whole = [*around.before, *alone, *after]
             if row != whole:
                 raise CheckpointError(
-                    f"this tokenizer reads {text!r} differently between special tokens, which minicons needs spelled",
+                    f"this tokenizer reads {text!r} differently between special tokens, which "
+                    "minicons needs spelled",
                     hint="use --bos tokenizer, or the native engine",
                 )
         places = found["offset_mapping"] if fast else [None] * len(asked)
@@ -287,7 +290,8 @@ class MiniconsScorer:
         if span is not None:
             if row.offsets is None:
                 raise CheckpointError(
-                    "this slow tokenizer does not say where its tokens stand, so that a context cannot be left out",
+                    "this slow tokenizer does not say where its tokens stand, so that a context "
+                    "cannot be left out",
                     hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
                 )
             positions = [
@@ -379,7 +383,9 @@ class LmEvalScorer:
     max_length: int | None = None
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation."""
+        """log P(span | what precedes it); lm-eval itself cuts a text into context and
+        continuation.
+        """
         del method  # it knows one
         bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
         pairs = []

@@ -23,8 +23,8 @@ from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 EosRule = Literal["all", "context"]
 BOS_POLICIES: dict[str, str] = {
-    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer knows one (as lm-eval); "
-    "masked: the tokenizer's own template",
+    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer has one "
+    "(as lm-eval); masked: the tokenizer's own template",
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
@@ -103,14 +103,18 @@ def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
 
 
 def check_specials(tokenizer: Any, specials: Specials, vocab_size: int) -> None:
-    """Raise CheckpointError for a special token around a text that the model has no embedding for."""
+    """Raise CheckpointError for a special token around a text that the model has no embedding
+    for.
+    """
     for token in (*specials.before, *specials.after):
         if token >= vocab_size:
             raise CheckpointError(
-                f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id {token}, and the model "
+                f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id "
+                f"{token}, and the model "
                 f"has {vocab_size} embeddings",
                 location="tokenizer",
-                hint="the model was trained without it: --bos never leaves special tokens out, --bos tokenizer adds "
+                hint="the model was trained without it: --bos never leaves special tokens out, "
+                "--bos tokenizer adds "
                 "those of the tokenizer's own template",
             )
 
@@ -119,9 +123,11 @@ def check_ids(tokenizer: Any, max_id: int, vocab_size: int) -> None:
     """Raise CheckpointError if the highest id of some texts is beyond the model's vocabulary."""
     if max_id >= vocab_size:
         raise CheckpointError(
-            f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), the model has "
+            f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), "
+            "the model has "
             f"{vocab_size} embeddings",
-            hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
+            hint="tokenizer and weights belong to different checkpoints, or tokens were added "
+            "without resizing",
         )
 
 
@@ -158,7 +164,8 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
         raise CheckpointError(
             "the tokenizer knows no BOS, EOS or CLS token",
             location="--bos always",
-            hint="use --bos auto: the first token of every text then stays unscored, and is reported",
+            hint="use --bos auto: the first token of every text then stays unscored, and is "
+            "reported",
         )
     return Specials(() if first is None else (first,), last)
 
@@ -238,9 +245,11 @@ class TextEncoder:
                 if spans[number] is not None and ends[number] is None:
                     kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
                     raise CheckpointError(
-                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told from the scored "
+                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be "
+                        "told from the scored "
                         "span",
-                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows all characters",
+                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that "
+                        "knows all characters",
                     )
                 by_length.setdefault(length, []).append(number)
         lengths = []

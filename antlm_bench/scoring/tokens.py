@@ -27,7 +27,10 @@ from antlm_bench.types import Bools
 Offsets = list[tuple[int, int]]
 
 TOKEN_FLAGS = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
-WORDS_FROM_OFFSETS_NOTE = "the tokenizer does not say which word a token belongs to: words are those of GPT-2's pre-tokenizer, by characters"
+WORDS_FROM_OFFSETS_NOTE = (
+    "the tokenizer does not say which word a token belongs to: words are those of GPT-2's "
+    "pre-tokenizer, by characters"
+)
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
 MAX_VOCABULARY_PROBES = (
     1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
@@ -278,7 +281,9 @@ def probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _pretokenize(backend: Any, text: str) -> str:
-    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
+    """What the vocabulary of a fast tokenizer is asked about, after normalizer and
+    pre-tokenizer.
+    """
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
@@ -291,7 +296,9 @@ def _truncate(text: str) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    """Not white space, a control character or a format character, which tokenizers may leave out."""
+    """Not white space, a control character or a format character, which tokenizers may leave
+    out.
+    """
     return not character.isspace() and category(character) not in ("Cc", "Cf")
 
 
