@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from antlm_bench.checkpoints import pretrained, resolve
+from antlm_bench.checkpoints import forward_trials, pretrained, resolve
 from antlm_bench.checkpoints.adapters import adapter_metadata, merge_adapter
 from antlm_bench.checkpoints.resolve import (
     CARD_KEY,
@@ -266,7 +266,7 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
     forward_config = ForwardConfig(model.config._attn_implementation, own)
     if try_engine:
         ids = special_ids(tokenizer)
-        forward_config = pretrained.detect_forward_config(model, kind, name, ids)
+        forward_config = forward_trials.detect_forward_config(model, kind, name, ids)
     card = _training_card(config)
     attends = {own, *_other_attentions(forward_config, card, mask_id is not None)}
     own_attentions = {own, *card.get("attends", [])}
@@ -299,7 +299,7 @@ def _resolve_max_length(
     if options.lengths == "positions" and options.max_length is None:
         limit = pretrained.max_runnable_length(model, limit)
     if kind == "causal":
-        pretrained.check_causality(model, sources.base)
+        forward_trials.check_causality(model, sources.base)
     state.restore()
     return limit
 
@@ -372,7 +372,7 @@ def _folder_display_name(folder: Path) -> str:
 def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions) -> dict[str, Any]:
     """Return the facts that a run's manifest keeps, in the order in which `doctor` shows them."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    facts = {
+    metadata = {
         "name": loaded.name,
         "source": ref if not Path(ref).exists() else loaded.name,
         "revision": options.revision,
@@ -393,7 +393,7 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
         "original_layout": getattr(model.config, "original_layout", None),
         "bos": options.bos,
         "specials": {
-            a: _format_specials(tokenizer, around) for a, around in loaded.specials.items()
+            a: _format_specials(tokenizer, specials) for a, specials in loaded.specials.items()
         },
         # Under the policies of official code, so that `submit` can tell whether they would differ.
         "specials_under": {
@@ -406,25 +406,27 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
         "mask": tokenizer.mask_token if loaded.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }
-    if facts["original_layout"] is None:
-        del facts["original_layout"]
+    if metadata["original_layout"] is None:
+        del metadata["original_layout"]
     card = getattr(model.config, CARD_KEY, None)
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if isinstance(seen, int):
-        facts["words_seen"] = seen  # where a learning curve puts it
+        metadata["words_seen"] = seen  # where a learning curve puts it
     if options.tokenizer:
-        named = Path(options.tokenizer)
-        facts["tokenizer_source"] = named.resolve().name if named.exists() else options.tokenizer
+        source = Path(options.tokenizer)
+        metadata["tokenizer_source"] = (
+            source.resolve().name if source.exists() else options.tokenizer
+        )
     if allowed := loaded.allowed.to_record():
-        facts["allowed"] = allowed
+        metadata["allowed"] = allowed
     if loaded.sources.notes:
-        facts["notes"] = list(loaded.sources.notes)
+        metadata["notes"] = list(loaded.sources.notes)
     if options.trust_remote_code:
-        facts["code"] = {
+        metadata["code"] = {
             f.name: resolve.hash_files([f])[:16]
             for f in resolve.list_files(loaded.sources.base, resolve.CODE_PATTERNS)
         }
-    return facts
+    return metadata
 
 
 def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Check that the loaded model is the saved one: every tensor of the files is used, every parameter
-comes from a file.
+"""Check that the loaded model is the saved one: every tensor of the files is used, and every
+parameter comes from a file.
 
-transformers only warns of such differences, and some names it drops without a word; here each is
-refused unless it is known to be harmless.
+transformers only warns of differences, and drops some names silently; here each is an error unless
+it is known to be harmless.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class AllowedMismatches:
     missing: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
-        """Counts and first names, for the run's record and the content key; empty if nothing had to
-        be allowed.
+        """Return counts and first names for run.json and the content key; empty if nothing was
+        allowed.
         """
         named = {"unused": self.unused, "missing": self.missing}
         return {
@@ -68,10 +68,10 @@ class AllowedMismatches:
 def check_loaded_tensors(
     model: Any, loading_info: Mapping[str, Any], folder: Path, options: OpenOptions
 ) -> AllowedMismatches:
-    """Compare the loaded model with the files that it came from.
+    """Compare the loaded model with its files.
 
-    info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that the
-    model does not use and for parameters that no file gives, unless the options allow them.
+    loading_info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that
+    the model does not use and for parameters that no file gives, unless the options allow them.
     """
     chosen = select_weights(folder, options.allow_pickle)
     try:
@@ -81,10 +81,10 @@ def check_loaded_tensors(
             raise
         # torch reads pickles that the header reader does not; the library's report is left
         headers = {}
-    known = _TensorNames([*model.state_dict(), *(name for name, _ in model.named_buffers())])
+    model_names = _TensorNames([*model.state_dict(), *(name for name, _ in model.named_buffers())])
     unused = sorted(
         name
-        for name in {*loading_info["unexpected_keys"], *_hidden_unused(model, headers, known)}
+        for name in {*loading_info["unexpected_keys"], *_hidden_unused(model, headers, model_names)}
         if not is_harmless(name, headers.get(name), model.config)
     )
     missing = sorted(
@@ -129,9 +129,8 @@ def _check_shapes(mismatched: Iterable[Any], name: str, folder: Path) -> None:
 
 
 def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
-    """Say which of several sets of weights in a folder is read and why.
-
-    Raises CheckpointError where another set holds other tensors than the one that is read.
+    """Return notes on which of several sets of weights in a folder is read and why. Raises
+    CheckpointError where another set holds other tensors than the one that is read.
     """
     chosen = select_weights(folder, options.allow_pickle)
     notes = []
@@ -166,9 +165,7 @@ def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ..
 
 
 def is_harmless(name: str, header: TensorHeader | None = None, config: Any = None) -> bool:
-    """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for
-    another question.
-    """
+    """Return whether a tensor of a file cannot change predictions: a buffer, or another head."""
     head = NON_LM_HEAD_PATTERN.search(name)
     if BUFFER_PATTERN.search(name) or (
         head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])
@@ -187,9 +184,7 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
 
 
 class _TensorNames:
-    """Names of tensors that count as equal when one has a prefix more, as the library's own
-    prefixes have.
-    """
+    """Names of tensors; two are equal if one only has a further prefix, as the library's have."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = {_modernize_name(name) for name in names}
@@ -201,22 +196,20 @@ class _TensorNames:
 
 
 def _name_suffixes(name: str) -> list[str]:
-    """The name without its first part, without its first two parts, ... as long as two parts are
-    left.
-    """
+    """Yield the name without its first part, its first two parts, ... while two parts are left."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]
 
 
 def _modernize_name(name: str) -> str:
-    """LayerNorm.gamma and beta are today's weight and bias."""
+    """Return a name with LayerNorm's gamma and beta as weight and bias."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def _hidden_unused(
     model: Any, headers: Mapping[str, TensorHeader], model_names: _TensorNames
 ) -> set[str]:
-    """Tensors without a place in the model that the library's own list keeps it from reporting."""
+    """Return the tensors without a place in the model that the library's ignore list hides."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return {
         name
@@ -226,7 +219,7 @@ def _hidden_unused(
 
 
 def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]:
-    """Parameters that no file gives and that the library's own list keeps it from reporting."""
+    """Return the parameters that no file gives and that the library's ignore list hides."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     if not patterns:
         return set()
@@ -240,9 +233,11 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
 
 
 def _computed_buffers(model: Any) -> set[str]:
-    """Buffers of the library's own classes that no file need give: it computes them from the
-    configuration. Other code may not do so, and a buffer that is saved may be learned
-    (DeepSeek-V3's e_score_correction_bias).
+    """Return the buffers of the library's own classes that it computes from the configuration, so
+    that no file must hold them.
+
+    Other code may not compute its buffers, and a saved buffer may be learned (DeepSeek-V3's
+    e_score_correction_bias).
     """
     if not type(model).__module__.startswith("transformers."):
         return set()
@@ -266,7 +261,7 @@ def _format_names(names: Sequence[str], noun: str) -> str:
 
 
 def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
-    """The likeliest reason why the files and the model do not fit together."""
+    """Return the most likely reason why files and model do not match."""
     depth = getattr(model.config, "num_hidden_layers", None)
     layers = {int(n) for name in unused for n in re.findall(r"\.(\d+)\.", f".{name}")[:1]}
     bodies = [name for name in missing if re.search(r"\.\d+\.", name)]
@@ -300,7 +295,7 @@ def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> 
 
 
 def _extra_prefix(old: str, new: str) -> str:
-    """What stands before `new` in `old`, or before `old` in `new`; "" where neither ends like the
+    """Return the prefix that one of two names has more than the other, "" where neither ends in the
     other.
     """
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
@@ -308,8 +303,8 @@ def _extra_prefix(old: str, new: str) -> str:
 
 
 def _describe_difference(used: WeightSet, other: WeightSet) -> str | None:
-    """What tells two sets of weights apart, "" if they hold tensors of the same shapes, None if one
-    is unreadable.
+    """Return how two sets of weights differ, "" if they hold tensors of the same shapes, None if
+    one is unreadable.
     """
     try:
         a, b = (
@@ -337,7 +332,9 @@ def _describe_difference(used: WeightSet, other: WeightSet) -> str | None:
 
 
 def _may_be_tied(name: str, headers: Mapping[str, TensorHeader]) -> bool:
-    """Whether a tensor may be a second name of another one: safetensors hold tied weights once."""
+    """Return whether a tensor may be a second name of another one: safetensors store tied weights
+    once.
+    """
     mine = headers[name]
     if mine.storage is not None:
         return any(other.storage == mine.storage for key, other in headers.items() if key != name)

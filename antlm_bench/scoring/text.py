@@ -1,10 +1,9 @@
-"""Text to token ids: specials built by us under an explicit policy, spans by character offsets, all
-texts in bulk.
+"""Encode texts: special tokens by an explicit policy, scored spans by character offsets, all texts
+in bulk.
 
-Conventions that move a score live here. Span rule (BabyLM 2025, `dataset.py`): a token counts iff
-it ends after the start of the scored span (and begins before its end); a token that straddles the
-border counts in full. Specials never count. Nothing is ever cut: a text that does not fit is
-reported.
+Span rule (BabyLM 2025, `dataset.py`): a token counts iff it ends after the start of the scored span
+and begins before its end; a token that straddles the border counts in full. Specials never count.
+No text is cut: one that does not fit is flagged.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ class Specials:
 
 
 def detect_template(tokenizer: Any) -> Specials:
-    """What the tokenizer adds by itself, found by trying: `add_special_tokens=True` adds no BOS for
-    some (Pythia).
+    """Return the specials that the tokenizer adds by itself, found by trying (Pythia adds no BOS
+    with `add_special_tokens=True`).
 
-    Raises CheckpointError if the text itself is tokenised differently with specials than without,
-    or if no text can be tokenised at all.
+    Raises CheckpointError if a text is tokenised differently with specials than without, or if no
+    text can be tokenised.
     """
     for text in probe_texts(tokenizer):
         if not can_tokenize(tokenizer, text):
@@ -72,10 +71,10 @@ def detect_template(tokenizer: Any) -> Specials:
 
 
 def special_id(tokenizer: Any, name: str) -> int | None:
-    """The id of the tokenizer's special token `name` (bos, eos, cls, sep, mask).
+    """Return the id of the special token `name` (bos, eos, cls, sep, mask).
 
-    None where it has no such token, and where the token is not in the vocabulary, so that the id is
-    the unknown token's.
+    None where the tokenizer has no such token, or where the token is not in the vocabulary, so that
+    its id is the unknown token's.
     """
     token: int | None = getattr(tokenizer, f"{name}_token_id")
     if token is not None and token == tokenizer.unk_token_id:
@@ -85,8 +84,8 @@ def special_id(tokenizer: Any, name: str) -> int | None:
 
 
 def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
-    """The id of the mask token, or None and why a model of so many embeddings cannot be asked with
-    it.
+    """Return (id of the mask token, ""), or (None, the reason) where a model with so many
+    embeddings has none.
     """
     token = special_id(tokenizer, "mask")
     if token is None:
@@ -132,9 +131,9 @@ def check_ids(tokenizer: Any, max_id: int, vocab_size: int) -> None:
 
 
 def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Specials:
-    """The specials of a text under a BOS policy.
+    """Return the specials of a text under a BOS policy.
 
-    Causal rows carry no EOS unless `with_scored_eos` adds it: our conventions do not score it.
+    Causal rows have no EOS unless `with_scored_eos` adds it: our conventions do not score it.
     Masked rows keep the template of their training. Raises UsageError for an unknown policy,
     CheckpointError where `always` cannot be met.
     """
@@ -171,11 +170,11 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
 
 
 def word_start_ids(tokenizer: Any) -> Ints:
-    """The ids (k,) after which a word is over: tokens that begin with white space, and the end of
-    the text.
+    """Return the ids (k,) that end the word before them: tokens that begin with white space, and
+    the end of the text.
 
     Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE
-    (GPT-2) and SentencePiece do, WordPiece and tokens that end in </w> do not, and need no
+    (GPT-2) and SentencePiece do; WordPiece and tokens that end in </w> do not, and need no
     correction.
     """
     pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
@@ -197,9 +196,9 @@ def word_start_ids(tokenizer: Any) -> Ints:
             location="--bow-correction",
             hint="leave it out",
         )
-    found = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
-    found |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    return np.array(sorted(found), np.int32)
+    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
+    ids |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    return np.array(sorted(ids), np.int32)
 
 
 class TextEncoder:
@@ -279,9 +278,7 @@ class TextEncoder:
         scored: Bools,
         spans_and_texts: Sequence[tuple[tuple[int, int] | None, str]],
     ) -> None:
-        """Change ids and scored, both (rows, length), as `with_scored_eos` says. asked: span and
-        text of each row.
-        """
+        """Change ids and scored, both (rows, length), as `with_scored_eos` describes."""
         after, skipped = self.specials.after, self.num_skipped or 0
         for row, counts, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
             positions = np.flatnonzero(counts).tolist()
@@ -295,7 +292,7 @@ class TextEncoder:
 
 
 class ContextEncoder(TextEncoder):
-    """An Encoder that puts other specials around texts that have a context (a span that begins
+    """A TextEncoder with other specials around texts that have a context (a span that begins
     later).
     """
 
@@ -325,15 +322,15 @@ class ContextEncoder(TextEncoder):
 
 
 def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
-    """Return the specials that the template puts after a text, and how many tokens a peer loses to
-    them.
+    """Return the specials that the template puts after a text, and how many tokens a peer skips
+    because of them.
 
-    With a context, a peer tokenises the context alone, too, counts its tokens including the
-    specials after it, and takes what stands in the whole row after so many for the continuation: it
-    begins as many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
+    With a context, a peer also tokenises the context alone, counts its tokens including the
+    specials after it, and takes what follows in the whole row for the continuation, which thus
+    begins that many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
     the padding token, which is EOS where the tokenizer has none, and reads the whole row. lm-eval
-    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation: its
-    specials stand in the place of the tokens that are lost.
+    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation, so
+    that its specials replace the skipped tokens.
     """
     after = detect_template(tokenizer).after
     if rule == "context":
@@ -373,11 +370,11 @@ def scored_positions_with_eos(
     span: tuple[int, int] | None,
     text: str,
 ) -> list[int]:
-    """Return the positions of a row that count where the last `after` of its `length` tokens are
-    scored, too.
+    """Return the positions of a row that count when the last `after` of its `length` tokens are
+    scored too.
 
-    positions: those that count without. A span that ends inside its text is no request of a peer,
-    and stays.
+    positions: those that count otherwise. A span that ends inside its text is not a peer's request,
+    and stays as it is.
     """
     if span is not None and span[1] < len(text):
         return positions
@@ -408,7 +405,7 @@ def _scored_mask(
     indices: list[int],
     length: int,
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(members, length) the span rule of this module's first lines."""
+    """Return which tokens count, (members, length), by the span rule above."""
     counts = np.ones((len(indices), length), np.bool_)
     for row, member in enumerate(indices):
         span = spans[member]
