@@ -203,6 +203,8 @@ class Cell:
 
     A task that is finetuned is a suite of its own ("glue-2025.rte"), its methods are
     "finetune-causal" and "finetune-full", and it has one cell per seed; a scored cell has no seed.
+    "frozen-causal" and "frozen-full" are classifiers on a frozen backbone; their seed only decides
+    which texts were held out.
     settings: all that the predictions depend on. history: how the cell came about (losses, epochs,
     what went wrong); no number is derived from it. suite: where runs are read, a name that tells
     the user's own files apart (runs.suite_names); settings["suite"] is the name under which the
@@ -224,6 +226,11 @@ class Cell:
     file: str = field(default="", compare=False)
     """The file of predictions, relative to the run folder; "" = named after suite, method and seed.
     """
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a classifier was fitted on a frozen backbone, and nothing was finetuned."""
+        return self.method.startswith("frozen-")
 
     @property
     def finetuned_task(self) -> tuple[str, str]:

@@ -17,7 +17,6 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
 from antlm_bench.checkpoints.resolve import CheckpointSources, locate_sources
 from antlm_bench.commands.cells import Names, as_list
-from antlm_bench.commands.task_types import get_task_type
 from antlm_bench.errors import (
     CheckpointError,
     DataError,
@@ -27,7 +26,6 @@ from antlm_bench.errors import (
 )
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.conventions import ScoringConventions
 from antlm_bench.scoring.methods import METHODS, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import (
     LmEvalScorer,
@@ -39,8 +37,8 @@ from antlm_bench.scoring.peers import (
 )
 from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
-from antlm_bench.suites.loader import Suite
 from antlm_bench.suites.pairs_csv import columns_for_ref
+from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Floats, Item, Prediction
 
 # nats; peers agree to 3e-5 where the inputs are the same (batches of other shapes round
@@ -281,13 +279,12 @@ def _compare_suite(
     peers: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[PeerAgreement]:
-    if (asks := get_task_type(suite, ScoringConventions()).output_type) not in (
-        "choices",
-        "texts",
-    ):
-        hint = "give a suite of choices"
+    task_type = TASK_TYPES[suite.task_type]
+    if not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {asks}, not for texts", location="--suite", hint=hint
+            f"{suite.name} asks for {task_type.asks_for}, not for texts",
+            location="--suite",
+            hint="give a suite of choices",
         )
     items = sample_evenly(suite.items, limit)
     found = []

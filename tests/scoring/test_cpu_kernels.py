@@ -134,7 +134,9 @@ def test_fast_rotation_ends_with_its_context_even_after_an_error() -> None:
     model = made("Llama")
     patch, calls = RotaryPatch.for_model(model), []
     [plain] = patch.replacements
-    counting = RotaryPatch({plain: lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)})
+    counting = RotaryPatch(
+        {plain: lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)}
+    )
     with pytest.raises(KeyError), counting.active():
         model(input_ids=torch.arange(5, 9)[None])
         raise KeyError

@@ -93,7 +93,7 @@ def twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("twice")
 def test_a_package_adds_a_method_to_the_command_line(make_checkpoint, tmp_path, capsys):
     assert run(["list", "methods", "--csv"]) == 0
-    assert "causal-twice,\"causal, counted twice\",causal" in capsys.readouterr().out
+    assert 'causal-twice,"causal, counted twice",causal' in capsys.readouterr().out
     assert run(["show", "causal-twice"]) == 0
 
     suite, out = tmp_path / "agree.csv", tmp_path / "run"
