@@ -19,24 +19,23 @@ from antlm_bench.types import Attention
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A checkpoint without its LM head. Whoever trains copies `model` first: it stays as it was
-    opened.
-
-    attends: the attentions it can be trained with; natively: the one it has when nothing is said.
-    around: specials of a text under each, as in scoring. describe: the same facts that a scored
-    run's manifest keeps.
-    """
+    """A checkpoint without its LM head."""
 
     name: str
     kind: str
     attends: frozenset[str]
+    """The attentions that it can be trained with."""
     native_attention: Attention
+    """The one that it has without a mask."""
     model: Any
+    """The base model; training works on a copy of it."""
     tokenizer: Any
     specials: Mapping[str, Specials]
+    """The specials of a text under each attention, as in scoring."""
     max_length: int | None
     trained_methods: tuple[str, ...]
     metadata: dict[str, Any]
+    """The facts that a scored run's manifest keeps, too."""
 
     @property
     def vocab_size(self) -> int:
@@ -56,9 +55,8 @@ def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
     with pretrained.silence_transformers():
         loaded = load_checkpoint(ref, options)
         metadata = describe_checkpoint(ref, loaded, options)
-        loaded.model.set_attn_implementation(
-            loaded.forward_config.native_implementation
-        )  # the trial left another one
+        # The trials left another implementation.
+        loaded.model.set_attn_implementation(loaded.forward_config.native_implementation)
         fuse_layers(loaded.model)
         return Backbone(
             name=loaded.name,

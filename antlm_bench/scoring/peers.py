@@ -133,27 +133,27 @@ def suppress_output() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class PeerScores:
-    """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over,
-    targets: their ids as bytes. facts: of the texts; those that are too long were not asked about.
-    """
+    """The scores of n texts by a peer."""
 
     logp: Floats
+    """(n,) sums in nats."""
     token_counts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    """(n,) tokens that the sums are over."""
     target_bytes: list[bytes]
+    """Their ids as bytes."""
     facts: Encodings
+    """The facts of the texts; those that are too long were not scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class MiniconsScorer:
-    """A minicons scorer that is asked about whole texts and adds up the scores of the tokens that
-    count.
+    """A minicons scorer whose token scores are summed here, by the span rule of scoring.text.
 
-    Its log-probabilities per token are summed here, by the span rule of scoring.text, and not by
-    its conditional_score: that tokenises the context apart, miscounts where a token straddles the
-    border or where BOS is also PAD, and takes the mean by default. Its bos_token=True is not used
-    either: it spells a BOS in front of a tokenizer that adds one, too. `around` is what shall stand
-    around a text; where the tokenizer's own template is something else, specials are spelled into
-    the text, and whether it is then read alike is checked.
+    Its conditional_score is not used: it tokenises the context apart, miscounts where a token
+    straddles the border or where BOS is also PAD, and takes the mean by default. Its bos_token=True
+    is not used either: it spells a BOS in front of a tokenizer that also adds one. Where the
+    tokenizer's own template differs from `specials`, these are spelled into the text, and it is
+    checked that the text is still tokenised alike.
     """
 
     scorer: Any

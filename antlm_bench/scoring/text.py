@@ -17,7 +17,14 @@ from typing import Any, Literal
 import numpy as np
 
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
-from antlm_bench.scoring.tokens import PROBE_TEXT, Offsets, TextTokenizer, can_tokenize, probe_texts
+from antlm_bench.scoring.tokens import (
+    PROBE_TEXT,
+    Offsets,
+    TextTokenizer,
+    Tokenized,
+    can_tokenize,
+    probe_texts,
+)
 from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 EosRule = Literal["all", "context"]
@@ -220,57 +227,68 @@ class TextEncoder:
         """Whether the specials after a text also stand in the place of the skipped tokens."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding
-        for, and as `TextTokenizer.tokenize`.
+        """Encode texts with their scored spans; see types.Encodings. Raises CheckpointError for an
+        id without an embedding, and as `TextTokenizer.tokenize`.
         """
-        found = self.text_tokenizer.tokenize(texts, self.max_length)
-        ids, ends, words, last_words = found.ids, found.offsets, found.words, found.last_words
-        before, after = self.specials.before, self.specials.after
+        tokens = self.text_tokenizer.tokenize(texts, self.max_length)
+        self._drop_spelled_bos(tokens)
+        num_specials = len(self.specials.before) + len(self.specials.after)
         too_long = np.zeros(len(texts), np.bool_)
         by_length: dict[int, list[int]] = {}
-        for number, row in enumerate(ids):
-            if before and row[: len(before)] == list(
-                before
-            ):  # the text spells its BOS out: exactly one, not two
-                row = ids[number] = row[len(before) :]
-                words[number], last_words[number] = (
-                    words[number][len(before) :],
-                    last_words[number][len(before) :],
-                )
-                ends[number] = (ends[number] or [])[len(before) :]
-            length = len(before) + len(row) + len(after)
+        for number, ids in enumerate(tokens.ids):
+            length = len(ids) + num_specials
             too_long[number] = self.max_length is not None and length > self.max_length
-            if not too_long[number] and row:
-                if spans[number] is not None and ends[number] is None:
-                    kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
-                    raise CheckpointError(
-                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be "
-                        "told from the scored "
-                        "span",
-                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that "
-                        "knows all characters",
-                    )
-                by_length.setdefault(length, []).append(number)
-        lengths = []
-        for length, members in sorted(by_length.items()):
-            inner = length - len(before) - len(after)
-            block = _stack_rows(ids, members, inner)
-            check_ids(self.tokenizer, int(block.max()), self.vocab_size)
-            scored = np.zeros((len(members), length), np.bool_)
-            scored[:, len(before) : len(before) + inner] = _scored_mask(ends, spans, members, inner)
-            full = np.empty((len(members), length), np.int32)
-            full[:, : len(before)], full[:, len(before) + inner :] = before, after
-            full[:, len(before) : len(before) + inner] = block
-            if self.num_skipped is not None:
-                self._score_eos(
-                    full, scored, [(spans[member], texts[member]) for member in members]
+            if too_long[number] or not ids:
+                continue
+            if spans[number] is not None and tokens.offsets[number] is None:
+                kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
+                raise CheckpointError(
+                    f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told "
+                    "from the scored span",
+                    hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows "
+                    "all characters",
                 )
-            first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
-            first[:, len(before) : len(before) + inner] = _stack_rows(words, members, inner)
-            last[:, len(before) : len(before) + inner] = _stack_rows(last_words, members, inner)
-            lengths.append(EncodedBatch(full, scored, first, np.array(members, np.int32), last))
-        flags = dict(found.flags)
-        return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
+            by_length.setdefault(length, []).append(number)
+        batches = tuple(
+            self._build_batch(tokens, texts, spans, members, length)
+            for length, members in sorted(by_length.items())
+        )
+        flags = dict(tokens.flags)
+        return Encodings(batches, flags.pop("unk"), too_long, flags)
+
+    def _drop_spelled_bos(self, tokens: Tokenized) -> None:
+        """Drop the first tokens of texts that spell their BOS out: there is one BOS, not two."""
+        before = list(self.specials.before)
+        for number, ids in enumerate(tokens.ids):
+            if before and ids[: len(before)] == before:
+                for column in (tokens.ids, tokens.words, tokens.last_words):
+                    column[number] = column[number][len(before) :]
+                tokens.offsets[number] = (tokens.offsets[number] or [])[len(before) :]
+
+    def _build_batch(
+        self,
+        tokens: Tokenized,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        members: list[int],
+        length: int,
+    ) -> EncodedBatch:
+        """Return the texts with indices `members`, whose rows all have this length."""
+        before, after = self.specials.before, self.specials.after
+        inner = length - len(before) - len(after)
+        own = slice(len(before), len(before) + inner)
+        ids = np.empty((len(members), length), np.int32)
+        ids[:, : len(before)], ids[:, len(before) + inner :] = before, after
+        ids[:, own] = _stack_rows(tokens.ids, members, inner)
+        check_ids(self.tokenizer, int(ids[:, own].max()), self.vocab_size)
+        scored = np.zeros((len(members), length), np.bool_)
+        scored[:, own] = _scored_mask(tokens.offsets, spans, members, inner)
+        if self.num_skipped is not None:
+            self._score_eos(ids, scored, [(spans[member], texts[member]) for member in members])
+        first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
+        first[:, own] = _stack_rows(tokens.words, members, inner)
+        last[:, own] = _stack_rows(tokens.last_words, members, inner)
+        return EncodedBatch(ids, scored, first, np.array(members, np.int32), last)
 
     def _score_eos(
         self,
@@ -280,15 +298,16 @@ class TextEncoder:
     ) -> None:
         """Change ids and scored, both (rows, length), as `with_scored_eos` describes."""
         after, skipped = self.specials.after, self.num_skipped or 0
-        for row, counts, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
-            positions = np.flatnonzero(counts).tolist()
+        for row, mask, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
+            positions = np.flatnonzero(mask).tolist()
             if self.overwrites_skipped and span is not None and span[1] == len(text):
-                for at, token in zip(positions, after, strict=False):
-                    row[at] = token
-            counts[:] = False
-            counts[
-                scored_positions_with_eos(positions, len(row), len(after), skipped, span, text)
-            ] = True
+                for position, token in zip(positions, after, strict=False):
+                    row[position] = token
+            mask[:] = False
+            positions = scored_positions_with_eos(
+                positions, len(row), len(after), skipped, span, text
+            )
+            mask[positions] = True
 
 
 class ContextEncoder(TextEncoder):
@@ -302,10 +321,10 @@ class ContextEncoder(TextEncoder):
         self.context_encoder.specials = context_specials
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises as Encoder.encode."""
+        """Encode as TextEncoder.encode."""
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
-        facts = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
-        lengths: list[EncodedBatch] = []
+        merged = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
+        batches: list[EncodedBatch] = []
         for encode, chosen in (
             (super().encode, ~has_context),
             (self.context_encoder.encode, has_context),
@@ -314,11 +333,11 @@ class ContextEncoder(TextEncoder):
             if not len(members):
                 continue
             part = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
-            facts = merge_flags(facts, part, members)
-            lengths += [
+            merged = merge_flags(merged, part, members)
+            batches += [
                 replace(encoded, text_index=members[encoded.text_index]) for encoded in part.batches
             ]
-        return replace(facts, batches=tuple(lengths))
+        return replace(merged, batches=tuple(batches))
 
 
 def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
@@ -410,6 +429,6 @@ def _scored_mask(
     for row, member in enumerate(indices):
         span = spans[member]
         if span is not None:
-            place = np.array(offsets[member]).reshape(length, 2)
-            counts[row] = (place[:, 1] > span[0]) & (place[:, 0] < span[1])
+            start_end = np.array(offsets[member]).reshape(length, 2)
+            counts[row] = (start_end[:, 1] > span[0]) & (start_end[:, 0] < span[1])
     return counts

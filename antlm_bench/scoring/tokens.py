@@ -48,13 +48,14 @@ class Tokenized:
     """The tokens of n texts, without special tokens around them."""
 
     ids: list[list[int]]
-    # (start, end) of each token, in characters; None where a slow tokenizer cannot say.
     offsets: list[Offsets | None]
-    # Of each token, the first and the last word that it belongs to, by number; -1 = unknown.
+    """(start, end) of each token, in characters; None where a slow tokenizer cannot say."""
     words: list[list[int]]
+    """The index of the first word that each token belongs to; -1 = unknown."""
     last_words: list[list[int]]
-    # FOUND -> (n,).
+    """The index of the last word that each token belongs to."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
+    """Each of TOKEN_FLAGS -> (n,)."""
 
 
 class TextTokenizer:
@@ -62,7 +63,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._symbols_cache: dict[str, tuple[str, str]] = {}  # see _spell
+        self._symbols_cache: dict[str, tuple[str, str]] = {}
 
     @cached_property
     def emitted_unknown_ids(self) -> frozenset[int]:
