@@ -7,18 +7,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from antlm_bench import runs
+from antlm_bench.architectures import registration
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.suites.task_types import TASK_TYPES
 
-Install = Callable[[str, Registry, str], None]
+Install = Callable[[str, Registry[Any], str], None]
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     path.mkdir()
     monkeypatch.syspath_prepend(str(path))
 
-    def write(code: str, registry: Registry, entries: str) -> None:
+    def write(code: str, registry: Registry[Any], entries: str) -> None:
         (path / "stranger.py").write_text(code)
         info = path / "stranger-1.0.dist-info"
         info.mkdir()
@@ -221,3 +225,107 @@ def test_finetune_sends_such_a_suite_to_score(
     assert "antlm-bench score --model CKPT --suite gaps" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+# ---- scoring methods and architectures
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "agree.csv"
+    lines = ["good,bad", "the cat sleeps,the cat never sleep", "a dog sees,a dog see"]
+    path.write_text("\n".join([*lines, "every boy sees himself,every boy see"]))
+    return path
+
+
+def test_a_scoring_method_of_a_package(
+    install: Install, make_checkpoint, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    install(documented("# neighbour.py"), METHODS, "mlm-neighbour = stranger:NEIGHBOUR")
+    assert run(["list", "methods", "--csv"]) == 0
+    assert "mlm-neighbour,mlm with the token before it hidden too,full" in capsys.readouterr().out
+    assert run(["show", "mlm-neighbour"]) == 0
+
+    folder, out = make_checkpoint("masked"), tmp_path / "run"
+    command = ["score", "--model", str(folder), "--suite", str(pairs), "--out", str(out)]
+    assert run([*command, "--method", "mlm-neighbour", "--device", "cpu"]) == 0
+    [cell] = runs.open_run(out).cells
+    assert cell.method == "mlm-neighbour"
+    for prediction, line in zip(
+        runs.read_predictions(out, cell), pairs.read_text().splitlines()[1:], strict=True
+    ):
+        expected = [two_hidden(folder, text) for text in line.split(",")]
+        assert prediction.scores == pytest.approx(expected, abs=1e-4)
+    assert run(["report", str(out)]) == 0
+
+
+def two_hidden(folder: Path, text: str) -> float:
+    """The sum over tokens of log P(token), itself and the one before it hidden, by transformers."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    ids, total = tokenizer(text)["input_ids"], 0.0
+    for at in range(1, len(ids) - 1):
+        row = torch.tensor([ids])
+        row[0, max(at - 1, 1) : at + 1] = tokenizer.mask_token_id
+        with torch.no_grad():
+            total += model(input_ids=row).logits[0, at].log_softmax(-1)[ids[at]].item()
+    return total
+
+
+WIDE_RECIPE = """
+title = "Wide"
+sources = ["nobody"]
+methods = ["causal"]
+[model]
+architecture = "wide-llama"
+layers = 1
+hidden = 16
+heads = 2
+ffn = 24
+positions = 32
+tied = true
+norm_eps = 1e-6
+[tokenizer]
+vocabulary = 300
+[corpus]
+document = "line"
+[[phase]]
+steps = 3
+causal = 1
+[batch]
+tokens = 64
+length = 16
+[optimizer]
+name = "adamw"
+lr = 1e-3
+"""
+
+
+def test_an_architecture_of_a_package(
+    install: Install, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    install(documented("# wide_record.py"), ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
+    model_file = documented("# wide_llama.py")
+    (tmp_path / "site-packages" / "wide_llama.py").write_text(model_file)
+    registration.register_architectures()  # a fresh process does this when transformers is used
+    assert run(["list", "architectures", "--csv"]) == 0
+    assert "wide-llama,wide_llama,Llama under another name" in capsys.readouterr().out
+
+    recipe, text, out = tmp_path / "wide.toml", tmp_path / "text", tmp_path / "out"
+    recipe.write_text(WIDE_RECIPE)
+    text.mkdir()
+    (text / "a.txt").write_text("the cat sees a dog\nno boy has ever seen the old house\n" * 30)
+    assert run(["show", "models", str(recipe)]) == 0
+    command = ["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]
+    assert run(command) == 0
+    config = json.loads((out / "main" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "wide_llama.WideLlamaForCausalLM"
+    assert (out / "main" / "wide_llama.py").read_text() == model_file
+
+    command = ["score", "--model", str(out / "main"), "--suite", str(pairs), "--device", "cpu"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    [cell] = runs.open_run(tmp_path / "run").cells
+    assert cell.settings["architecture"] == "WideLlamaForCausalLM"

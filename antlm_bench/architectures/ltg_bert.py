@@ -32,12 +32,25 @@ except ImportError:  # transformers 4, which BabyLM's official pipelines pin
 
 LAYER_MIXES = ("", "base", "zero", "normalized", "weighted_output")
 DEFAULTS: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-7, "layer_mix": "", "per_head_positions": False,
-    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True, "pad_token_id": None,
-    "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+    "position_bucket_size": 32,
+    "max_position_embeddings": 512,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-7,
+    "layer_mix": "",
+    "per_head_positions": False,
+    "classifier_dropout": 0.2,
+    "is_decoder": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 MASK_VALUE = (
     -3e4
 )  # added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN)
@@ -61,7 +74,8 @@ class LtgBertConfig(PretrainedConfig):
             setattr(self, key, value)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads: {self.num_attention_heads} does not divide {self.hidden_size}"
+                f"num_attention_heads: {self.num_attention_heads} does not divide "
+                f"{self.hidden_size}"
             )
         if self.layer_mix not in LAYER_MIXES:
             raise ValueError(
@@ -69,7 +83,8 @@ class LtgBertConfig(PretrainedConfig):
             )
         if not 4 <= self.position_bucket_size < self.max_position_embeddings:
             raise ValueError(
-                f"position_bucket_size: {self.position_bucket_size}, not in 4..max_position_embeddings-1"
+                f"position_bucket_size: {self.position_bucket_size}, "
+                "not in 4..max_position_embeddings-1"
             )
 
 
@@ -225,7 +240,9 @@ class LtgBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Content to position and position to content, (B, heads, T, T); `query` is scaled already."""
+        """Content to position and position to content, (B, heads, T, T); `query` is scaled
+        already.
+        """
         shape, axis = (
             ((self.num_heads, 2, -1), -2)
             if self.per_head_positions

@@ -1,5 +1,5 @@
-"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer
-sees (opening), what finetuning starts from (bodies).
+"""Checkpoints: resolve references, load with transformers, open for scoring (loader) or finetuning
+(backbone).
 """
 
 from antlm_bench.checkpoints.backbone import Backbone, open_backbone

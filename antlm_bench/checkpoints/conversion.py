@@ -207,7 +207,8 @@ def _read_shapes(folder: Path, options: OpenOptions) -> dict[str, tuple[int, ...
         for file in safetensors_files(folder):
             with safetensors.safe_open(file, "pt") as handle:
                 shapes |= {
-                    name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()
+                    name: tuple(handle.get_slice(name).get_shape())
+                    for name in handle.keys()  # noqa: SIM118 - not a dict
                 }
         if not shapes and options.allow_pickle:
             for part in _load_pickled(folder, options):

@@ -54,7 +54,9 @@ FIRST_NARROW = "model.layers.0.feed_forward.narrow.weight"
 
 @dataclass(frozen=True, slots=True)
 class LayoutTraits:
-    """What one published code computes and neither weights nor configuration tell. None: unknown."""
+    """What one published code computes and neither weights nor configuration tell. None:
+    unknown.
+    """
 
     per_head_positions: bool | None = None
     """The projected position table is cut into heads first, and each head into query and key; else
@@ -112,11 +114,11 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         in_family = any(name.endswith("embedding.relative_embedding") for name in shapes)
         return in_family and cls is (GptBertOriginal if _is_gpt_bert(shapes) else LtgBertOriginal)
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
-        """Return the traits of the code that wrote these weights (original name -> ours)."""
+    def resolve_traits(self) -> LayoutTraits:
+        """Return the traits of the code that wrote these weights."""
         raise NotImplementedError
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
         """Return the configuration keys that only this architecture has."""
         raise NotImplementedError
 
@@ -141,8 +143,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         if FIRST_NARROW in shapes:
             settings.setdefault("intermediate_size", shapes[FIRST_NARROW][1])
         settings.setdefault("layer_norm_eps", self.layer_norm_eps)
-        traits = self.resolve_traits(new_names)
-        settings |= self.family_settings(new_names, traits)
+        traits = self.resolve_traits()
+        settings |= self.family_settings(traits)
         settings["tie_word_embeddings"] = self._has_tied_embeddings(new_names)
         settings["original_layout"] = self._describe_layout(settings, traits)
         try:
@@ -159,7 +161,7 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         if config.tie_word_embeddings:  # a file holds one of the two names, or both
             shared = state.get(EMBEDDING, state.get("head.decoder.weight"))
             state[EMBEDDING] = state["head.decoder.weight"] = shared
-        if blanked := self.resolve_traits(new_names).blanked_ids:
+        if blanked := self.resolve_traits().blanked_ids:
             bias = state["head.decoder.bias"] = state["head.decoder.bias"].clone()
             bias[:blanked] = -torch.inf  # to add this is to overwrite the logit
         return self.load_into_model(
@@ -260,7 +262,7 @@ class GptBertOriginal(LtgFamilyOriginal):
             for old, new in LtgFamilyOriginal.rename_weights(self).items()
         }
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
+    def resolve_traits(self) -> LayoutTraits:
         if name := self.options.original_layout:
             raise UsageError(
                 f"{self.folder.name} is a GPT-BERT, not {name}",
@@ -274,9 +276,10 @@ class GptBertOriginal(LtgFamilyOriginal):
             )
         return LayoutTraits(False, "", code.blanked_ids or 0)
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
+        del traits
         return {
-            "layer_weights": any(new.endswith("alpha") for new in new_names.values()),
+            "layer_weights": any("dwa_modules" in name for name in self.shapes),
             "attention_gate": any("in_proj_vg" in name for name in self.shapes),
             # Whatever a wrapper is called, every GPT-BERT was trained both ways.
             CARD_KEY: {"attends": ["causal", "full"], "methods": ["mntp", "causal", "fused"]},
@@ -295,7 +298,7 @@ class LtgBertOriginal(LtgFamilyOriginal):
     __slots__ = ()
     layer_norm_eps = 1e-7
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
         names = self.settings.get("architectures") or ()
         causal = any(name.endswith("ForCausalLM") for name in names)
         return {
@@ -307,13 +310,13 @@ class LtgBertOriginal(LtgFamilyOriginal):
     def describe_family(self, settings: Mapping[str, Any]) -> str:
         return f"ELC-BERT {settings['layer_mix']}" if settings["layer_mix"] else "LTG-BERT"
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
+    def resolve_traits(self) -> LayoutTraits:
         """Return what --original-layout, config.json or the folder's code say, in this order.
 
         Raises CheckpointError where nothing says it or two of them contradict, UsageError for an
         option that cannot be.
         """
-        mixes = self._possible_layer_mixes(new_names)
+        mixes = self._possible_layer_mixes()
         traits = self._traits_from_files(mixes, self.traits_from_code())
         if name := self.options.original_layout:
             return self._check_layout_option(name, mixes, traits)
@@ -340,12 +343,13 @@ class LtgBertOriginal(LtgFamilyOriginal):
             )
         return LayoutTraits(per_head, mix, blanked or 0)
 
-    def _possible_layer_mixes(self, new_names: Mapping[str, str]) -> tuple[str, ...]:
+    def _possible_layer_mixes(self) -> tuple[str, ...]:
         """Return the variants of ELC-BERT that the weights can be, ("",) for LTG-BERT.
 
         The first layer mixes one state alone, so its alpha stays where training began: at 1 in the
         base variant, at 0 in all others.
         """
+        new_names = self.rename_weights()
         if not any(new.endswith("alpha") for new in new_names.values()):
             return ("",)
         if "model.mix.alpha" in new_names.values():
@@ -387,7 +391,9 @@ class LtgBertOriginal(LtgFamilyOriginal):
     def _check_layout_option(
         self, name: str, mixes: Sequence[str], detected: LayoutTraits
     ) -> LayoutTraits:
-        """Return the traits that --original-layout names. UsageError if the files contradict them."""
+        """Return the traits that --original-layout names. UsageError if the files contradict
+        them.
+        """
         traits = ORIGINAL_LAYOUTS[name]
         for key in LayoutTraits.__slots__:
             expected, value = getattr(traits, key), getattr(detected, key)
