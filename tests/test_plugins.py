@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
 
-Install = Callable[[str, Registry, str], None]
+Install = Callable[[str, Registry[Any], str], None]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     path.mkdir()
     monkeypatch.syspath_prepend(str(path))
 
-    def write(code: str, registry: Registry, entries: str) -> None:
+    def write(code: str, registry: Registry[Any], entries: str) -> None:
         (path / "stranger.py").write_text(code)
         info = path / "stranger-1.0.dist-info"
         info.mkdir()
@@ -83,7 +84,7 @@ files = { "animals.jsonl" = {} }
 
 def test_a_metric_of_a_package(
     install: Install,
-    make_checkpoint,
+    make_checkpoint: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
