@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
+from antlm_bench.suites.loader import load_suite
+from antlm_bench.suites.task_types import TASK_TYPES
 
 Install = Callable[[str, Registry[Any], str], None]
 
@@ -135,3 +138,87 @@ def test_a_misspelt_metric_of_a_package_gets_a_suggestion(
     (tmp_path / "animals.toml").write_text(SUITE.replace('"brier"', '"breir"'))
     assert run(["show", str(tmp_path / "animals.toml")]) == 2
     assert "'breir'; did you mean 'brier'?" in " ".join(capsys.readouterr().err.split())
+
+
+# ---- suites, and kinds of suites: the examples of docs/extending.md
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"
+
+
+def documented(first_line: str) -> str:
+    """The code block of docs/extending.md that begins with this line."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith(first_line))
+    return block
+
+
+@pytest.fixture
+def suites_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder tasks/ of a folder of ANTLM_BENCH_PATH."""
+    (tmp_path / "tasks").mkdir()
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
+    return tmp_path / "tasks"
+
+
+def test_a_suite_is_a_toml_in_a_folder_of_ones_own(suites_folder: Path) -> None:
+    (suites_folder / "animals.toml").write_text(documented("# tasks/animals.toml"))
+    (suites_folder / "animals.jsonl").write_text(documented('{"good"'))
+    suite = load_suite("animals")
+    assert [[o.text for o in item.options] for item in suite.items] == [
+        ["the cat sees the bird.", "the cat see the bird."],
+        ["the dog sees the bird.", "the dog see the bird."],
+    ]
+    assert suite.macro == ("animal",)
+    assert suite.origin == ()  # a suite of the catalog, under its name
+
+
+def test_a_kind_of_suite_is_one_record_of_a_package(
+    install: Install,
+    suites_folder: Path,
+    make_checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(documented("# cloze.py"), TASK_TYPES, "cloze = stranger:CLOZE")
+    (suites_folder / "gaps.toml").write_text(documented("# tasks/gaps.toml"))
+    model, out = str(make_checkpoint("causal")), str(tmp_path / "run")
+    assert run(["list", "suites", "--csv"]) == 0
+    assert "gaps,score,,accuracy,Words in gaps" in capsys.readouterr().out
+    assert run(["show", "gaps"]) == 0
+    assert "Words in gaps" in capsys.readouterr().out
+    assert run(["score", "--model", model, "--suite", "gaps", "--out", out]) == 0
+    (cell,) = runs.open_run(out)
+    predictions = runs.read_predictions(out, cell)
+    assert [p.id for p in predictions] == ["gaps_0", "gaps_1"]
+    right = [p.scores[0] > p.scores[1] for p in predictions]
+    assert cell.summary.headline.value == sum(right) / 2
+    capsys.readouterr()
+    assert run(["compare", out, out, "--json"]) == 0
+    assert '"gaps"' in capsys.readouterr().out
+    assert run(["report", out, "--csv"]) == 0
+    assert "gaps" in capsys.readouterr().out
+
+
+def test_a_wrong_key_of_such_a_suite_is_named(
+    install: Install, suites_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(documented("# cloze.py"), TASK_TYPES, "cloze = stranger:CLOZE")
+    (suites_folder / "gaps.toml").write_text(
+        documented("# tasks/gaps.toml").replace("sentences", "sentence")
+    )
+    assert run(["show", "gaps"]) == 2
+    assert "unknown key 'sentence'" in capsys.readouterr().err
+
+
+def test_finetune_sends_such_a_suite_to_score(
+    install: Install,
+    suites_folder: Path,
+    make_checkpoint,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(documented("# cloze.py"), TASK_TYPES, "cloze = stranger:CLOZE")
+    (suites_folder / "gaps.toml").write_text(documented("# tasks/gaps.toml"))
+    assert run(["finetune", "--model", str(make_checkpoint("causal")), "--suite", "gaps"]) == 2
+    assert "antlm-bench score --model CKPT --suite gaps" in " ".join(
+        capsys.readouterr().err.split()
+    )

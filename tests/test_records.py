@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from antlm_bench.metrics import METRICS
+from antlm_bench.suites.task_types import TASK_TYPES
 
 PACKAGE = Path(__file__).resolve().parent.parent / "antlm_bench"
 
@@ -51,17 +52,22 @@ REGISTRIES: dict[str, RegistryRule] = {
                 ("exports.given_parts", "name != 'surprisal'"),
                 # commands and kinds of suite
                 ("cli.app", "{'surprisal': , 'acquisition': }"),
-                ("commands.report", "member.made_by == 'acquisition'"),
-                ("commands.show", "made['acquisition']"),
-                ("results.collections", "{'acquisition': }"),
+                ("suites.collection", "{'acquisition': }"),
+                ("suites.task_types", "{'surprisal': , 'acquisition': }"),
                 ("suites.acquisition", "Literal['acquisition']"),
                 (
                     "suites.collection",
                     "Literal[('score', 'finetune', 'acquisition', 'nothing')]",
                 ),
-                ("suites.spec", "{'acquisition': }"),
             }
         ),
+    ),
+    # The other names (suite, collection, surprisal, ...) are words of many meanings: see
+    # test_nobody_branches_on_the_kind_of_a_suite.
+    "task types": RegistryRule(
+        ("reading-times", "syntaxgym", "lm-eval-documents", "classification"),
+        ("suites.shipped_task_types", "suites.task_types"),
+        frozenset({("suites.classification", "Literal['classification']")}),
     ),
 }
 
@@ -157,6 +163,64 @@ def test_every_exception_still_occurs(registry: str) -> None:
         for module, _, text in foreign_branches(rule._replace(other_meanings=frozenset()))
     }
     assert rule.other_meanings <= everything
+
+
+SUITE_MODELS = {
+    node.name
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+    and any(ast.unparse(base) == "SuiteDeclaration" for base in node.bases)
+}
+
+
+def kind_branches(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, expression) of comparisons of a suite's kind, and of isinstance with its model."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                sides = (left, *others)
+                attributes = {side.attr for side in sides if isinstance(side, ast.Attribute)}
+                texts = {text for side in sides for text in literals(side, {})}
+                is_kind = attributes & {"kind", "task_type"} and texts & {*TASK_TYPES.names()}
+                if is_kind or ("made_by" in attributes and texts):
+                    yield node.lineno, ast.unparse(node)
+            case ast.Call(func=ast.Name(id="isinstance"), args=[_, model]):
+                if any(
+                    isinstance(name, ast.Name) and name.id in SUITE_MODELS
+                    for name in ast.walk(model)
+                ):
+                    yield node.lineno, ast.unparse(node)
+
+
+def test_nobody_branches_on_the_kind_of_a_suite() -> None:
+    assert {"SuiteSpec", "CollectionSpec", "ClassificationSpec", "AcquisitionSpec"} == SUITE_MODELS
+    allowed = {
+        # the declaration of a member checks its own keys
+        ("suites.collection", "self.made_by == 'finetune'"),
+        ("suites.collection", "self.made_by != 'score'"),
+    }
+    found = [
+        f"{module}:{line}: {text}"
+        for module, tree in TREES.items()
+        for line, text in kind_branches(tree)
+        if (module, text) not in allowed
+    ]
+    assert not found, "ask the record instead:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if spec.kind == 'suite': pass",
+        "if member.made_by != 'score': pass",
+        "x = suite.task_type in ('suite', 'surprisal')",
+        "x = isinstance(spec, SuiteSpec)",
+        "x = isinstance(spec, CollectionSpec | AcquisitionSpec)",
+    ],
+)
+def test_a_branch_on_a_kind_is_found(code: str) -> None:
+    assert list(kind_branches(ast.parse(code)))
 
 
 @pytest.mark.parametrize(

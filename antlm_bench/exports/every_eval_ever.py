@@ -15,7 +15,7 @@ from typing import Any
 
 from antlm_bench.declarations import catalog
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.task_types import read_declaration
 from antlm_bench.types import Cell, Estimate, Group, Run
 
 SCHEMA_VERSION = "0.3.0"
@@ -108,9 +108,8 @@ def _source_data(cell: Cell) -> dict[str, Any]:
     the user's own.
     """
     suite = cell.suite
-    path = catalog("tasks").get(suite if cell.seed is None else cell.finetuned_task[0])
-    spec = read_spec(path) if path else None
-    page = spec.homepage if isinstance(spec, SuiteSpec) else ""
+    name = suite if cell.seed is None else cell.finetuned_task[0]
+    page = read_declaration(name)[0].homepage if name in catalog("tasks") else ""
     if page:
         return {"dataset_name": suite, "source_type": "url", "url": [page]}
     return {"dataset_name": suite, "source_type": "other"}

@@ -20,7 +20,7 @@ from antlm_bench.exports.tie_rules import (
 )
 from antlm_bench.metrics import ItemKind, MetricSettings, get_metric_spec, load_metric
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Item, Option, Prediction
 
 LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}

@@ -56,6 +56,12 @@ PREFIX = "lm-eval:"
 GENERATE_UNTIL = "generate_until"
 DEFAULT_METRICS = {MULTIPLE_CHOICE: ACCURACY, LOGLIKELIHOOD: SURPRISAL}
 """Output type -> the metric whose first equivalent lm-eval reports by default."""
+TASK_TYPE_OF_ITEMS = {
+    ItemKind.CHOICE: "suite",
+    ItemKind.TEXT: "surprisal",
+    ItemKind.TASK_VALUE: "lm-eval",
+    ItemKind.DOCUMENT: "lm-eval-documents",
+}
 # our engine in the harness judges as the task says
 HARNESS_COMMAND = "python -m antlm_bench.lm_eval_bridge run --model antlm-bench"
 
@@ -140,6 +146,7 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
         "metric": metric.name,
+        "task_type": TASK_TYPE_OF_ITEMS[metric.item_kind],
         "groups": groups,
         "macro": groups[-1:]
         if not weighted
