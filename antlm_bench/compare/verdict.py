@@ -105,8 +105,8 @@ def judge(comparison: Comparison, *margins: Margins) -> Verdict:
     groups = []
     for group in comparison.groups:
         declared = [(m.for_group(group, level), m.source) for m in margins]
-        judgements = [_judge_difference(group, t, source) for t, source in declared if t is not None]
-        groups += judgements[:1]
+        known = [(tolerance, source) for tolerance, source in declared if tolerance is not None]
+        groups += [_judge_difference(group, *margin) for margin in known[:1]]
     failed: list[Status] = [group.status for group in groups if group.status == "regression"]
     worse_groups = [
         group

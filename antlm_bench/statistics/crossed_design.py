@@ -10,11 +10,12 @@ The mean squares of a two-way table without replication, MS_a over seeds, MS_b o
 what is left, have the expectations n var_a + var_c, S var_b + var_c and var_c (Searle, Casella &
 McCulloch 1992, ch. 4), therefore
 
-    Var = MS_a / (S n) + (MS_b - MS_c) / (S n) = var(seed means) / S + (var(item means) / n - MS_c / (S n)):
+    Var = MS_a / (S n) + (MS_b - MS_c) / (S n)
+        = var(seed means) / S + (var(item means) / n - MS_c / (S n)):
 
 the plain variances over seeds and over items, less the interaction, which both of them contain. It
-is subtracted from the items' part, which is never below 0: so the seeds' part stays a sum of squares
-with S - 1 degrees of freedom exactly.
+is subtracted from the items' part, which is never below 0: so the seeds' part stays a sum of
+squares with S - 1 degrees of freedom exactly.
 
 An interval must account for how little few seeds tell. Let r be the seeds' share in the whole
 variance;
@@ -141,7 +142,8 @@ def two_level_mean(values: Floats) -> UncertainValue:
 
 
 def two_level_change(a: Floats, b: Floats) -> UncertainValue:
-    """Return mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, with its variance.
+    """Return mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, with its
+    variance.
 
     The seeds of the two are independent, their items are the same, so items enter by their
     differences: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less

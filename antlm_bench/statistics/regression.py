@@ -122,8 +122,8 @@ def cluster_influences(regression: NestedRegression, num_clusters: int) -> Float
 
     Partial R2 is the square of r = C / sqrt(A B), with A, B, C the mean squares and products of
     what the design leaves of the added predictor (h) and of the outcome (e). That these are
-    residuals of fitted coefficients changes nothing: C does not vary with them to first order. A row moves r by h e / sqrt(A
-    B) - r / 2 (h^2 / A + e^2 / B), over n, and R2 by 2 r times that.
+    residuals of fitted coefficients changes nothing: C does not vary with them to first order. A
+    row moves r by (h e / sqrt(A B) - r / 2 (h^2 / A + e^2 / B)) / n, and R2 by 2 r times that.
     """
     scaled = regression.design / np.maximum(np.abs(regression.design).max(axis=0), 1e-300)
     columns = np.column_stack([regression.added_predictor, regression.outcome])
