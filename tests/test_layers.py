@@ -342,4 +342,5 @@ def test_help_loads_nothing_heavy() -> None:
     ],
 )
 def test_verbs_that_need_no_model_load_no_torch(argv: tuple[str, ...]) -> None:
-    assert not loaded_by(verb(*argv)) & {"torch", "transformers", "minicons", "lm_eval", "sklearn"}
+    heavy = {"torch", "transformers", "minicons", "lm_eval", "sklearn", "scipy"}
+    assert not loaded_by(verb(*argv)) & heavy

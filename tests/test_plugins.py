@@ -1,4 +1,4 @@
-"""A stranger's package adds a record, and the command line knows it: one record, no edit of ours."""
+"""A package adds a record, and the command line knows it: one record, no edit of ours."""
 
 from __future__ import annotations
 
@@ -49,70 +49,33 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop("stranger", None)
 
 
-BRIER = '''
-"""Brier score: (1 - P(right option))^2, P among the options."""
-import numpy as np
-from antlm_bench.metrics import MetricSpec
-
-def values(table, settings):
-    scores = np.where(table.valid, table.reduced_scores(settings.reduction), -np.inf)
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return (1 - shares[np.arange(len(shares)), table.gold.astype(int)]) ** 2
-
-RECORD = MetricSpec(
-    "brier", "Brier score (less is better)", item_values=values,
-    lower_is_better=True, value_range=(0.0, 1.0),
-)
-'''
-SUITE = """
-kind = "suite"
-name = "animals"
-version = "1"
-title = "Animals"
-licence = "CC0"
-citation = "made up"
-metric = "brier"
-groups = ["kind"]
-macro = ["kind"]
-
-[item]
-options = [{ scored = "{good}" }, { scored = "{bad}" }]
-
-[labels]
-kind = "{kind}"
-
-[data]
-where = ["tasks/{file}"]
-files = { "animals.jsonl" = {} }
-"""
+def animals_scored_by(metric: str) -> str:
+    """The documented suite with a metric of its own."""
+    text = documented("# tasks/animals.toml")
+    return text.replace("groups =", f'metric = "{metric}"\ngroups =', 1)
 
 
 def test_a_metric_of_a_package(
     install: Install,
-    make_checkpoint,
+    suites_folder: Path,
+    make_checkpoint: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    install(BRIER, METRICS, "brier = stranger:RECORD")
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "animals.toml").write_text(SUITE)
+    install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
+    (suites_folder / "animals.toml").write_text(animals_scored_by("brier"))
     rows = [
-        {"good": f"the {a} sees the {b}.", "bad": f"the {a} see the {b}.", "kind": a}
+        {"good": f"the {a} sees the {b}.", "bad": f"the {a} see the {b}.", "animal": a}
         for a in ("cat", "dog")
         for b in ("bird", "boy", "girl", "tree")
     ]
-    (tasks / "animals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
-    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    (suites_folder / "animals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = [str(tmp_path / "run0"), str(tmp_path / "run1")]
     for seed, folder in enumerate(folders):
         model = make_checkpoint("causal", seed=seed)
         assert run(["score", "--model", str(model), "--suite", "animals", "--out", folder]) == 0
     shown = capsys.readouterr().out
-    assert "brier, mean of 2 kinds" in shown and "Brier score (less is better)" in shown
+    assert "brier, mean of 2 animals" in shown and "Brier score (less is better)" in shown
 
     means = []
     for folder in folders:
@@ -137,8 +100,8 @@ def test_a_metric_of_a_package(
 def test_a_misspelt_metric_of_a_package_gets_a_suggestion(
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(BRIER, METRICS, "brier = stranger:RECORD")
-    (tmp_path / "animals.toml").write_text(SUITE.replace('"brier"', '"breir"'))
+    install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
+    (tmp_path / "animals.toml").write_text(animals_scored_by("breir"))
     assert run(["show", str(tmp_path / "animals.toml")]) == 2
     assert "'breir'; did you mean 'brier'?" in " ".join(capsys.readouterr().err.split())
 

@@ -35,7 +35,7 @@ def test_wilson_is_scipys(case: tuple[int, int]) -> None:
 
 
 @given(st.floats(0, 1), st.integers(1, 10_000))
-def test_wilson_takes_fractional_credit_and_stays_in_the_unit_interval(p: float, n: int) -> None:
+def test_wilson_takes_fractional_credit_within_0_and_1(p: float, n: int) -> None:
     low, high = statistics.wilson_interval(p * n, n)
     assert -1e-12 <= low <= p + 1e-12 and p - 1e-12 <= high <= 1 + 1e-12
 
@@ -53,7 +53,7 @@ def test_macro_weights_sum_to_one(paths: list[tuple[str, ...]]) -> None:
     assert statistics.macro_weights(paths).sum() == pytest.approx(1)
 
 
-def test_the_bootstrap_draws_what_resampling_items_one_by_one_draws() -> None:
+def test_bootstrap_equals_resampling_items_one_by_one() -> None:
     values = [np.array([0, 0.5, 1, 1, 0, 1, 1, 0.5, 0, 1.0]), np.array([1, 0, 0, 1, 0.0])]
     rng = np.random.default_rng(1)
     naive = sum(v[rng.integers(len(v), size=(200_000, len(v)))].mean(axis=1) / 2 for v in values)
@@ -93,7 +93,7 @@ def test_one_cluster_has_no_clustered_interval() -> None:
         statistics.clustered_interval(np.array([0.5]), equal(1))
 
 
-def test_wilson_macro_of_one_stratum_is_wilson_and_of_perfect_ones_is_not_certain() -> None:
+def test_wilson_macro_of_one_stratum_is_wilson() -> None:
     low, high = statistics.wilson_interval(30, 40)
     values = np.repeat([1.0, 0.0], [30, 10])
     assert tuple(statistics.wilson_macro_interval([values], equal(1))) == pytest.approx(
@@ -120,7 +120,7 @@ def test_macro_intervals_cover_the_truth_95_times_in_100(interval: str) -> None:
     assert 0.93 <= coverage(interval, [64, 165, 280, 842, 400], [0.6, 0.45, 0.7, 0.9, 0.55]) <= 0.97
 
 
-def test_the_clustered_interval_covers_when_paradigms_are_a_sample() -> None:
+def test_clustered_interval_covers_sampled_strata() -> None:
     rng, hits = np.random.default_rng(3), 0
     for _ in range(2000):
         rates = rng.beta(6, 3, size=12)
@@ -152,7 +152,7 @@ def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
-def test_a_rate_at_the_bound_of_what_was_never_seen_would_hide_in_1_of_40_samples(n: int) -> None:
+def test_dirichlet_bound_hides_in_1_of_40_samples(n: int) -> None:
     """All n right, of two classes: errors of both kinds share a prior of one; the bound is Clopper
     and Pearson's.
     """
@@ -168,9 +168,7 @@ def test_a_rate_at_the_bound_of_what_was_never_seen_would_hide_in_1_of_40_sample
 
 
 @pytest.mark.parametrize(("n", "r"), [(30, 0.0), (30, 0.8), (200, 0.5)])
-def test_fishers_interval_of_pearsons_r_covers_and_its_p_errs_5_times_in_100(
-    n: int, r: float
-) -> None:
+def test_fishers_interval_covers_and_p_errs_in_5_percent(n: int, r: float) -> None:
     rng, trials = np.random.default_rng(4), 1200
     hits = found = 0
     for _ in range(trials):

@@ -1,11 +1,12 @@
-"""Two runs, item by item: which cells answer the same questions, and their predictions as columns
-side by side.
+"""Join two runs item by item: which cells answer the same questions, and the predictions of both as
+tables with the same rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.runs.predictions_parquet import RESCORE_HINT
 from antlm_bench.types import Cell, Ints, Run
 
-# Settings of a cell that decide what its score means -> their name for a reader. Where they differ,
-# so may the scores of one and the same model.
 DECISIVE_SETTINGS: dict[str, str] = {
     "suite_version": "version of the suite",
     "suite_digest": "items of the suite (digest)",
@@ -35,7 +34,9 @@ DECISIVE_SETTINGS: dict[str, str] = {
     "select": "split that epochs are selected on",
     "held_out": "share held out of the training set",
 }
-# Settings that move a score by numerical noise, or are part of what is compared.
+"""Settings of a cell that decide what its score means -> their name for a reader.
+
+Where they differ, the scores of one and the same model can differ."""
 NOTED_SETTINGS: dict[str, str] = {
     "dtype": "--dtype",
     "precision": "--precision",
@@ -45,117 +46,123 @@ NOTED_SETTINGS: dict[str, str] = {
     "pooling": "--pooling",
     "lora": "--lora",
 }
-MAX_SCORES = 100_000_000  # items x options of one suite; beyond it the file is no benchmark's
-MIXED_PREFIX = "mixed"  # how a note begins that says what was compared although it differs
+"""Settings that move a score by numerical noise, or are part of what is compared."""
+MAX_SCORES = 100_000_000
+"""Items x options of one suite; a file with more is damaged."""
+MIXED_PREFIX = "mixed"
+"""How a note begins that names a difference in spite of which cells were compared."""
 
 SeedCells = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedTables:
-    """One suite in two runs: the same n items in the same order, one Table per seed (scored cells
-    have one).
-
-    cells_a, cells_b: what was joined, seed by seed. notes: what a reader must know of the join.
-    """
+    """One suite in two runs: the same n items in the same order."""
 
     suite: str
     cells_a: SeedCells
+    """The first run's cells, one per seed; scored suites have one."""
     cells_b: SeedCells
     tables_a: tuple[PredictionTable, ...]
+    """A table per cell."""
     tables_b: tuple[PredictionTable, ...]
     notes: tuple[str, ...]
+    """What a reader must know of the join."""
 
 
 def group_cells(run: Run) -> dict[tuple[str, str], SeedCells]:
-    """(suite, method) -> its cells, in order of seed."""
-    found: dict[tuple[str, str], list[Cell]] = {}
+    """Return (suite, method) -> its cells, in order of seed."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in run:
-        found.setdefault((cell.suite, cell.method), []).append(cell)
+        groups.setdefault((cell.suite, cell.method), []).append(cell)
     return {
-        name: tuple(sorted(each, key=lambda cell: cell.seed or 0)) for name, each in found.items()
+        key: tuple(sorted(cells, key=lambda cell: cell.seed or 0)) for key, cells in groups.items()
     }
 
 
 def match_cells(
     a: Run, b: Run, suites: Sequence[str] = (), methods: Sequence[tuple[str, str]] = ()
 ) -> list[tuple[SeedCells, SeedCells]]:
-    """The cells of both runs that go together: of one suite, under one method or one of the pairs
-    `methods`.
+    """Return the cells of both runs that go together: of one suite, under one method or one of the
+    pairs `methods`.
 
     suites: only these; a collection that was finetuned ("glue-2025") stands for its tasks. () = all
-    that both hold. Raises UsageError for a suite that not both runs hold, NotComparable where no
+    that both hold. Raises UsageError for a suite that one of the runs lacks, NotComparable where no
     suite or no method is in both.
     """
-    of_a, of_b = group_cells(a), group_cells(b)
-    names_a, names_b = ({suite for suite, _ in of} for of in (of_a, of_b))
-    for asked in suites:
+    cells_a, cells_b = group_cells(a), group_cells(b)
+    names_a, names_b = ({suite for suite, _ in cells} for cells in (cells_a, cells_b))
+    for requested in suites:
         for run, names in ((a, names_a), (b, names_b)):
-            if not any(suite_matches(name, asked) for name in names):
-                hint = f"it holds {', '.join(sorted(names)) or 'nothing'}"
+            if not any(suite_matches(name, requested) for name in names):
                 raise UsageError(
-                    f"{run.path} has no suite {asked!r}", location="--suite", hint=hint
+                    f"{run.path} has no suite {requested!r}",
+                    location="--suite",
+                    hint=f"it holds {', '.join(sorted(names)) or 'nothing'}",
                 )
     shared = [
-        s
-        for s, _ in of_a
-        if s in names_b and (not suites or any(suite_matches(s, asked) for asked in suites))
+        suite
+        for suite, _ in cells_a
+        if suite in names_b
+        and (not suites or any(suite_matches(suite, requested) for requested in suites))
     ]
     if not shared:
         message = f"no suite is in both runs: {_format_names(names_a)} / {_format_names(names_b)}"
         raise NotComparable(
             message, location=f"{a.path} / {b.path}", hint="score both on the same suites"
         )
-    both = {suite: _pair_methods(suite, of_a, of_b, methods) for suite in dict.fromkeys(shared)}
-    paired = [(of_a[s, ma], of_b[s, mb]) for s, pairs in both.items() for ma, mb in pairs]
+    paired = [
+        (cells_a[suite, method_a], cells_b[suite, method_b])
+        for suite in dict.fromkeys(shared)
+        for method_a, method_b in _pair_methods(suite, cells_a, cells_b, methods)
+    ]
     if not paired:
         suite = shared[0]
-        ways = [sorted(method for name, method in of if name == suite) for of in (of_a, of_b)]
-        message = f"no method is in both runs: {', '.join(ways[0])} / {', '.join(ways[1])}"
-        hint = f"say which go together: --method {ways[0][0]}={ways[1][0]}"
+        methods_a, methods_b = (
+            sorted(method for name, method in cells if name == suite)
+            for cells in (cells_a, cells_b)
+        )
+        message = f"no method is in both runs: {', '.join(methods_a)} / {', '.join(methods_b)}"
+        hint = f"say which go together: --method {methods_a[0]}={methods_b[0]}"
         raise NotComparable(message, location=f"{a.path} / {b.path}: {suite}", hint=hint)
     return paired
 
 
 def suite_matches(suite: str, requested: str) -> bool:
-    """Is a cell's suite the one asked for, or a task of that collection?"""
+    """Return whether a cell's suite is the requested one, or a task of that collection."""
     return suite == requested or suite.startswith(f"{requested}.")
 
 
 def join_tables(
     a: Run, b: Run, cells_a: SeedCells, cells_b: SeedCells, allow_mixed: bool = False
 ) -> JoinedTables:
-    """The items that two groups of cells share, in the order of the first run.
+    """Join the items that two groups of cells share, in the order of the first run.
 
     Raises NotComparable, naming each setting that differs with both values, or the items; with
-    `allow_mixed` what differs becomes a note and the shared items are joined. An item whose right
-    answer differs is refused always.
+    `allow_mixed` what differs becomes a note and the shared items are joined. Items whose right
+    answers differ are always refused.
     """
     suite = cells_a[0].suite
-    place = f"{a.path} / {b.path}: {suite}"
-    differing = [
-        line for x in cells_a for y in cells_b for line in _diff_settings(x, y, DECISIVE_SETTINGS)
-    ]
-    differing = list(dict.fromkeys(differing))
-    noted = list(
-        dict.fromkeys(
-            line for x in cells_a for y in cells_b for line in _diff_settings(x, y, NOTED_SETTINGS)
-        )
-    )
+    location = f"{a.path} / {b.path}: {suite}"
+    differing = _diff_cells(cells_a, cells_b, DECISIVE_SETTINGS)
+    noted = _diff_cells(cells_a, cells_b, NOTED_SETTINGS)
     if differing and not allow_mixed:
-        hint = "score both alike; --allow-mixed compares the items that they share all the same, and says so"
-        raise NotComparable("; ".join(differing), location=place, hint=hint)
+        raise NotComparable(
+            "; ".join(differing),
+            location=location,
+            hint="score both alike; --allow-mixed compares the items that they share all the same, "
+            "and says so",
+        )
     tables_a = [load_table(a, cell) for cell in cells_a]
     tables_b = [load_table(b, cell) for cell in cells_b]
     ids = _intersect_ids([table.ids for table in (*tables_a, *tables_b)])
-    whole = max(len(table.ids) for table in (*tables_a, *tables_b))
-    if len(ids) < whole:
-        line = f"items: {len(ids)} shared of {' / '.join(str(len(t.ids)) for t in (tables_a[0], tables_b[0]))}"
+    if len(ids) < max(len(table.ids) for table in (*tables_a, *tables_b)):
+        counts = f"{len(tables_a[0].ids)} / {len(tables_b[0].ids)}"
+        line = f"items: {len(ids)} shared of {counts}"
         if not allow_mixed or not ids:
-            hint = "score both on the same data" + (
-                "; --allow-mixed compares those that they share" if ids else ""
-            )
-            raise NotComparable(line, location=place, hint=hint)
+            suggestion = "; --allow-mixed compares those that they share" if ids else ""
+            hint = f"score both on the same data{suggestion}"
+            raise NotComparable(line, location=location, hint=hint)
         differing.append(line)
     joined_a, joined_b = (
         [_select_rows(table, ids) for table in tables] for tables in (tables_a, tables_b)
@@ -163,60 +170,60 @@ def join_tables(
     other = np.flatnonzero(joined_a[0].gold != joined_b[0].gold)
     if len(other):
         message = f"the right answer differs in {len(other)} items, first {ids[int(other[0])]!r}"
-        raise NotComparable(
-            message, location=place, hint="these are other questions under the same ids"
-        )
+        hint = "these are other questions under the same ids"
+        raise NotComparable(message, location=location, hint=hint)
     notes = (*(f"{MIXED_PREFIX}: {line}" for line in differing), *noted)
     return JoinedTables(suite, cells_a, cells_b, tuple(joined_a), tuple(joined_b), notes)
 
 
 def load_table(run: Run, cell: Cell) -> PredictionTable:
-    """A cell's predictions as a Table with all its labels, straight from the columns of its file.
+    """Return a cell's predictions with all their labels, straight from the columns of its file.
 
-    Raises RunError where the file is damaged or holds what no model says (an empty cell, NaN).
+    Raises RunError where the file is damaged or holds what no model says (an empty cell, nan).
     """
     columns = runs.read_predictions_table(run.path, cell)
-    place = f"{run.path}: {cell.suite}.{cell.method}"
+    location = f"{run.path}: {cell.suite}.{cell.method}"
     arrays = {name: columns[name].combine_chunks() for name in columns.column_names}
     if empty := [name for name, array in arrays.items() if name != "labels" and array.null_count]:
-        raise RunError(f"column {empty[0]} has empty cells", location=place, hint=RESCORE_HINT)
+        raise RunError(f"column {empty[0]} has empty cells", location=location, hint=RESCORE_HINT)
     ids = tuple(arrays["id"].to_pylist())
     if not ids or len(set(ids)) < len(ids):
         raise RunError(
-            "an id occurs twice" if ids else "no predictions", location=place, hint=RESCORE_HINT
+            "an id occurs twice" if ids else "no predictions", location=location, hint=RESCORE_HINT
         )
     sizes = np.diff(_to_numpy(arrays["scores"].offsets))
     if len(sizes) * int(sizes.max()) > MAX_SCORES:
         raise RunError(
             f"{int(sizes.max())} options of one item are too many",
-            location=place,
+            location=location,
             hint=RESCORE_HINT,
         )
     valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
     flags = _decode_flags(arrays["flags"], len(ids))
     padded = {
-        name: _pad_lists(arrays[name], valid, place) for name in ("scores", "tokens", "characters")
+        name: _pad_lists(arrays[name], valid, location)
+        for name in ("scores", "tokens", "characters")
     }
     broken = (np.isnan(padded["scores"]) | (padded["scores"] == np.inf)) & valid
     if broken.any():
         raise RunError(
-            f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is no number", location=place
+            f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is no number",
+            location=location,
         )
     if int(sizes.min()) < 1 and not np.all(
         (sizes > 0) | flags.get("too-long", np.zeros(len(ids), bool))
     ):
         raise RunError(
-            f"{ids[int(sizes.argmin())]!r} has no scores", location=place, hint=RESCORE_HINT
+            f"{ids[int(sizes.argmin())]!r} has no scores", location=location, hint=RESCORE_HINT
         )
     gold = _to_numpy(arrays["gold"])
     if np.isnan(gold).any():
-        raise RunError("a right answer is no number", location=place, hint=RESCORE_HINT)
-    absent = {
-        level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro
-    }  # strata() will say so
-    levels = absent | (_decode_labels(arrays["labels"], place) if "labels" in arrays else {})
+        raise RunError("a right answer is no number", location=location, hint=RESCORE_HINT)
+    # A level that is missing is reported where it is used (assign_strata).
+    missing = {level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro}
+    levels = missing | (_decode_labels(arrays["labels"], location) if "labels" in arrays else {})
     judged = (
-        _decode_task_metrics(arrays["judged"], len(ids), place)
+        _decode_task_metrics(arrays["judged"], len(ids), location)
         if "judged" in arrays
         else np.empty((len(ids), 0))
     )
@@ -227,30 +234,36 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
 
 def _pair_methods(
     suite: str,
-    of_a: Mapping[tuple[str, str], Any],
-    of_b: Mapping[tuple[str, str], Any],
-    pairs: Sequence[Any],
+    cells_a: Mapping[tuple[str, str], SeedCells],
+    cells_b: Mapping[tuple[str, str], SeedCells],
+    pairs: Sequence[tuple[str, str]],
 ) -> list[tuple[str, str]]:
-    """The methods of a suite that go together: the same ones, or the pairs asked for as far as they
-    are there.
-    """
-    wanted = pairs or [(method, method) for name, method in of_a if name == suite]
-    return [(x, y) for x, y in wanted if (suite, x) in of_a and (suite, y) in of_b]
+    """Return the methods of a suite that go together: the same ones, or the requested pairs that
+    both runs have."""
+    wanted = pairs or [(method, method) for name, method in cells_a if name == suite]
+    return [(x, y) for x, y in wanted if (suite, x) in cells_a and (suite, y) in cells_b]
 
 
-def _diff_settings(a: Cell, b: Cell, names: Mapping[str, str]) -> list[str]:
-    found = ((said, a.settings.get(name), b.settings.get(name)) for name, said in names.items())
-    lines = [
-        f"{said}: {_format_setting(x)} / {_format_setting(y)}" for said, x, y in found if x != y
-    ]
-    if names is DECISIVE_SETTINGS:
-        x, y = ((cell.summary.metric, cell.summary.macro) for cell in (a, b))
-        lines += [f"metric: {_format_setting(x)} / {_format_setting(y)}"] if x != y else []
-    return lines
+def _diff_cells(cells_a: SeedCells, cells_b: SeedCells, names: Mapping[str, str]) -> list[str]:
+    """Return a line per setting that differs between any two cells, with both values."""
+    lines = []
+    for a, b in product(cells_a, cells_b):
+        values: list[tuple[str, Any, Any]] = [
+            (label, a.settings.get(name), b.settings.get(name)) for name, label in names.items()
+        ]
+        if names is DECISIVE_SETTINGS:
+            metric_a, metric_b = ((cell.summary.metric, cell.summary.macro) for cell in (a, b))
+            values.append(("metric", metric_a, metric_b))
+        lines += [
+            f"{label}: {_format_setting(x)} / {_format_setting(y)}"
+            for label, x, y in values
+            if x != y
+        ]
+    return list(dict.fromkeys(lines))
 
 
 def _format_setting(value: object) -> str:
-    """A setting, short enough for one line."""
+    """Return a setting, short enough for one line."""
     text = "none" if value is None else value if isinstance(value, str) and value else repr(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 
@@ -260,7 +273,7 @@ def _format_names(names: set[str]) -> str:
 
 
 def _intersect_ids(id_lists: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The ids that all have, in the order of the first."""
+    """Return the ids that all lists have, in the order of the first."""
     if all(ids == id_lists[0] for ids in id_lists):
         return id_lists[0]
     everywhere = set(id_lists[0]).intersection(*id_lists[1:])
@@ -268,11 +281,11 @@ def _intersect_ids(id_lists: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _select_rows(table: PredictionTable, ids: tuple[str, ...]) -> PredictionTable:
-    """The rows of these ids, in their order."""
+    """Return the rows of these ids, in their order."""
     if table.ids == ids:
         return table
-    at = {name: row for row, name in enumerate(table.ids)}
-    rows = np.array([at[name] for name in ids], int)
+    row_of = {name: row for row, name in enumerate(table.ids)}
+    rows = np.array([row_of[name] for name in ids], int)
     parts = {
         name: getattr(table, name)[rows]
         for name in ("gold", "scores", "tokens", "characters", "valid", "judged")
@@ -285,15 +298,15 @@ def _select_rows(table: PredictionTable, ids: tuple[str, ...]) -> PredictionTabl
 
 
 def _compact_codes(codes: Ints, names: tuple[str, ...]) -> tuple[Ints, tuple[str, ...]]:
-    """Codes of the names that are still there."""
+    """Return codes of the names that are left, and those names."""
     kept = sorted(set(codes.tolist()) - {-1})
-    table = np.full(len(names) + 1, -1, np.int32)  # the last one answers for -1
+    table = np.full(len(names) + 1, -1, np.int32)  # index -1 is the last one, and stays -1
     table[kept] = np.arange(len(kept))
     return table[codes], tuple(names[code] for code in kept)
 
 
 def _pad_lists(array: Any, valid: Any, location: str) -> Any:
-    """A list column as (n, k), 0 beyond an item's options."""
+    """Return a list column as (n, k), 0 beyond an item's options."""
     values = array.flatten()
     if values.null_count or not np.array_equal(
         np.diff(_to_numpy(array.offsets)), valid.sum(axis=1)
@@ -307,7 +320,7 @@ def _pad_lists(array: Any, valid: Any, location: str) -> Any:
 
 
 def _decode_task_metrics(array: Any, n: int, location: str) -> Any:
-    """What a suite's judge says (n, m): as much of every item."""
+    """Return the numbers (n, m) that a task's own code makes of each item."""
     if len(set(np.diff(_to_numpy(array.offsets)).tolist())) > 1:
         raise RunError(
             "the judge says more of one item than of another", location=location, hint=RESCORE_HINT
@@ -316,7 +329,7 @@ def _decode_task_metrics(array: Any, n: int, location: str) -> Any:
 
 
 def _decode_flags(array: Any, n: int) -> dict[str, Any]:
-    """name -> (n,) True where raised."""
+    """Return flag -> (n,) True where raised."""
     encoded = array.flatten().dictionary_encode()
     rows, codes = (
         np.repeat(np.arange(n), np.diff(_to_numpy(array.offsets))),
@@ -329,14 +342,14 @@ def _decode_flags(array: Any, n: int) -> dict[str, Any]:
 
 
 def _decode_labels(labels: Any, location: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
-    """level -> codes (n,) and names in order of appearance, as metrics.prediction_table has them."""
+    """Return level -> codes (n,) and names in order of appearance, as in a PredictionTable."""
     if not str(labels.type).startswith("struct<"):
         raise RunError(
             f"labels should be a struct of texts, are {labels.type}",
             location=location,
             hint=RESCORE_HINT,
         )
-    found = {}
+    levels = {}
     for field, column in zip(labels.type, labels.flatten(), strict=True):
         if str(field.type) != "string":
             raise RunError(
@@ -346,13 +359,15 @@ def _decode_labels(labels: Any, location: str) -> dict[str, tuple[Ints, tuple[st
             )
         encoded = column.dictionary_encode()
         codes = _to_numpy(encoded.indices)
-        found[field.name] = (codes, tuple(encoded.dictionary.to_pylist()))
-    return found
+        levels[field.name] = (codes, tuple(encoded.dictionary.to_pylist()))
+    return levels
 
 
 def _to_numpy(array: Any) -> Any:
-    """The numbers of an Arrow array (n,), -1 where it is empty; read from its memory, because
-    pyarrow's own `to_numpy` imports pandas first, which takes half of the time that a verdict has.
+    """Return the numbers of an Arrow array (n,), -1 where it is empty.
+
+    They are read from its memory: pyarrow's own `to_numpy` imports pandas first, which takes half
+    of the time that a verdict has.
     """
     if array.null_count:
         return np.array([-1 if value is None else value for value in array.to_pylist()], np.int32)

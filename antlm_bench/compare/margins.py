@@ -1,7 +1,7 @@
-"""A gate's margins as data: how much worse is tolerated where, in points, written down before the
-result is known.
+"""Margins of a gate as data: how much worse a run may be, in points, declared beforehand.
 
-Whoever says it first is believed: the command line, the policy file, the suite's own TOML.
+Three sources, the first one that names a margin wins: the command line, a policy file, the suite's
+own TOML.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ POINT = 0.01
 
 
 class MarginPolicy(CheckSpec):
-    """A policy's TOML: what it says of every suite, and in `suites` a margin per suite that has one
-    of its own.
-    """
+    """A policy's TOML: margins of every suite, and in `suites` those of single suites."""
 
     suites: dict[str, Points] = Field(default_factory=dict)
 
 
 class SuiteCheckSpec(Declaration):
-    """As much of a suite's TOML as a gate reads."""
+    """The part of a suite's TOML that a gate reads."""
 
     check: CheckSpec
 
@@ -36,30 +34,28 @@ class SuiteCheckSpec(Declaration):
 def load_margins(
     policy_path: str | Path = "", margin: float | None = None, every_group: float | None = None
 ) -> tuple[Margins, ...]:
-    """The margins of the command line (`margin`, `every_group`: in points), then those of a policy
-    file, if any.
+    """Return the margins of the command line, then those of a policy file, if any.
 
-    Raises DeclarationError, naming the file and the key, and UsageError for a margin that is not
-    above 0.
+    margin, every_group: in points. Raises DeclarationError, naming the file and the key, and
+    UsageError for a margin that is not above 0.
     """
     for option, value in (("--margin", margin), ("--group-margin", every_group)):
         if value is not None and not 0 < value <= 100:
             raise UsageError(
                 f"a margin is above 0 and at most 100 points, not {value:g}", location=option
             )
-    typed = _build_margins(CheckSpec(margin=margin, every_group=every_group), "--margin")
+    command_line = _build_margins(CheckSpec(margin=margin, every_group=every_group), "--margin")
     if not policy_path:
-        return (typed,)
+        return (command_line,)
     policy = read_toml(Path(policy_path), MarginPolicy)
-    return typed, _build_margins(policy, str(policy_path), policy.suites)
+    return command_line, _build_margins(policy, str(policy_path), policy.suites)
 
 
 def load_suite_margins(suite: str) -> Margins:
-    """The margins of the [check] table in the TOML of a suite; nothing of a suite that the catalog
-    does not know.
+    """Return the margins of the [check] table in a suite's TOML; none for a suite that is not in
+    the catalog.
 
-    Only that table is read and checked: a verdict has no time for the rest. Raises
-    DeclarationError.
+    Only that table is read and checked, to keep verdicts fast. Raises DeclarationError.
     """
     path = catalog("tasks").get(suite)
     table = parse_toml(path).get("check") if path else None

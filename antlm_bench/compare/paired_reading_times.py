@@ -1,8 +1,8 @@
 """Paired comparison of reading times: how much more of them does the second run's surprisal
 explain?
 
-The predictions are one half of the regressions, the suite's data the other. Sentences are resampled,
-the same ones for both runs; the test rests on the influence of each sentence.
+The predictions are one half of the regressions, the suite's data the other. Sentences are
+resampled, the same ones for both runs; the test rests on the influence of each sentence.
 """
 
 from __future__ import annotations

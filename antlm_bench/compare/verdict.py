@@ -1,11 +1,12 @@
-"""Did the checkpoint get worse? A comparison and a margin declared before -> pass, regression, or
-not enough data.
+"""Verdicts of a gate: did the checkpoint get worse by more than a margin declared beforehand?
 
-Non-inferiority by the interval of the paired difference d = new - baseline, its sign turned where
-lower is better (users know it from clinical trials: Piaggio et al. 2012), decided in this order for
-a margin m > 0: the interval lies above -m                      pass (a drop may be significant and
-still tolerable: it is said) the interval lies below 0, and d <= -m          regression else
-inconclusive: too few items for this margin
+A test of non-inferiority (as in clinical trials: Piaggio et al. 2012) by the interval of the paired
+difference d = new - baseline, with its sign turned where lower is better. For a margin m > 0, in
+this order:
+
+    the interval lies above -m                pass (a drop may be significant and tolerable)
+    the interval lies below 0, and d <= -m    regression
+    else                                      inconclusive: too few items for this margin
 """
 
 from __future__ import annotations
@@ -19,33 +20,36 @@ from antlm_bench.notebook import to_html_table
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 
 Status = Literal["pass", "regression", "inconclusive"]
-PHENOMENON = "phenomenon"  # the level at which a drop is explained, in suites that have it
+PHENOMENON = "phenomenon"
+"""The level at which a drop is explained, in suites that have it."""
 STATUS_SEVERITY: tuple[Status, ...] = ("regression", "inconclusive", "pass")
-# one point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can resolve
 DEFAULT_MARGIN = 0.01
+"""One point: above the numeric noise of any dtype (`antlm-bench noise`), and what BLiMP can
+resolve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How much worse is tolerated, as a fraction (correlations and nats: as they are), as far as
-    one place says it.
-
-    default: of every suite's headline, None: not said. suites: name -> its own. groups: name of a
-    field, phenomenon, paradigm or task -> margin; a group is judged only if it has one, or if
-    `every_group` holds for all of the level that explains. source: the place: an option, a policy
-    file, a suite's TOML.
-    """
+    """The margins that one source declares, as fractions (correlations and nats: as they are)."""
 
     default: float | None = None
+    """For every suite's headline. None = not declared."""
     suites: Mapping[str, float] = field(default_factory=dict)
+    """Suite -> margin."""
     groups: Mapping[str, float] = field(default_factory=dict)
+    """Field, phenomenon, paradigm or task -> margin. Other groups are not judged."""
     every_group: float | None = None
+    """For every group of the level that explains a drop."""
     source: str = ""
+    """An option, a policy file, a suite's TOML."""
 
     def for_suite(self, suite: str) -> float | None:
+        """Return the margin of a suite's headline, if this source declares one."""
         return self.suites.get(suite, self.default)
 
     def for_group(self, group: Difference, level: str) -> float | None:
+        """Return the margin of a group, if this source declares one. level: the one that
+        explains."""
         return self.groups.get(group.name, self.every_group if group.level == level else None)
 
 
@@ -54,34 +58,33 @@ FALLBACK_MARGINS = Margins(DEFAULT_MARGIN, source="default")
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One difference, judged against its margin. source: who says the margin. dropped: is it
-    significantly worse, tolerable or not?
-    """
+    """One difference, judged against its margin."""
 
     difference: Difference
     tolerance: float
+    """The margin."""
     status: Status
     source: str = ""
+    """What declares the margin."""
 
     @property
     def is_significantly_worse(self) -> bool:
+        """Whether it dropped significantly, tolerable or not."""
         return is_significant(self.difference) and self.difference.gain < 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One suite, judged. status: the worst of its headline and of the groups that have margins of
-    their own.
-
-    groups: the groups that were judged. culprits: groups of the level that explains, significantly
-    worse, worst first.
-    """
+    """One suite, judged."""
 
     comparison: Comparison
     status: Status
+    """The worst of the headline's and of the judged groups'."""
     headline: Judgement
     groups: tuple[Judgement, ...]
+    """The groups that have margins of their own."""
     worse_groups: tuple[Difference, ...]
+    """Groups of the level that explains, significantly worse, worst first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,43 +117,49 @@ class CheckResult:
 
 
 def judge(comparison: Comparison, *margins: Margins) -> Verdict:
-    """The verdict on one suite. margins: who says a margin first is believed; of a suite one point,
-    if nobody does.
+    """Return the verdict on one suite.
 
-    A group fails only where its drop is significant within its family of tests; one that is
-    inconclusive does not make the suite so, because no group was promised to be large enough for
-    its margin.
+    margins: the first source that declares a margin wins. Default: 1 point per suite.
+
+    A group fails only where its drop is significant within its family of tests. An inconclusive
+    group does not make the suite inconclusive, because nothing says that it is large enough for its
+    margin.
     """
     level = explanatory_level(comparison)
-    said = [(one.for_suite(comparison.suite), one.source) for one in (*margins, FALLBACK_MARGINS)]
+    declared = [(m.for_suite(comparison.suite), m.source) for m in (*margins, FALLBACK_MARGINS)]
     headline = next(
-        _judge_difference(comparison.headline, m, source) for m, source in said if m is not None
+        _judge_difference(comparison.headline, tolerance, source)
+        for tolerance, source in declared
+        if tolerance is not None
     )
     groups = []
     for group in comparison.groups:
-        asked = [(one.for_group(group, level), one.source) for one in margins]
-        groups += [_judge_difference(group, m, source) for m, source in asked if m is not None][:1]
-    failed: list[Status] = [one.status for one in groups if one.status == "regression"]
-    culprits = [
-        g for g in comparison.groups if g.level == level and g.gain < 0 and is_significant(g)
+        declared = [(m.for_group(group, level), m.source) for m in margins]
+        known = [(tolerance, source) for tolerance, source in declared if tolerance is not None]
+        groups += [_judge_difference(group, *margin) for margin in known[:1]]
+    failed: list[Status] = [group.status for group in groups if group.status == "regression"]
+    worse_groups = [
+        group
+        for group in comparison.groups
+        if group.level == level and group.gain < 0 and is_significant(group)
     ]
     return Verdict(
         comparison=comparison,
         status=worst_status([headline.status, *failed]),
         headline=headline,
         groups=tuple(groups),
-        worse_groups=tuple(sorted(culprits, key=lambda g: g.gain)),
+        worse_groups=tuple(sorted(worse_groups, key=lambda group: group.gain)),
     )
 
 
 def worst_status(statuses: Sequence[Status]) -> Status:
+    """Return the most severe status; without any, pass."""
     return next((status for status in STATUS_SEVERITY if status in statuses), "pass")
 
 
 def explanatory_level(comparison: Comparison) -> str:
-    """The level of groups that names what went wrong: phenomena, else the coarsest that has two
-    groups or more.
-    """
+    """Return the level of groups that explains a drop: phenomena, else the coarsest that has two
+    groups or more."""
     counts: dict[str, int] = {}
     for group in comparison.groups:
         counts[group.level] = counts.get(group.level, 0) + 1
@@ -159,9 +168,8 @@ def explanatory_level(comparison: Comparison) -> str:
 
 
 def is_significant(difference: Difference) -> bool:
-    """Is it another than zero: by its test within its family, or, where there is none, by its
-    interval?
-    """
+    """Return whether a difference is not 0: by its test within its family or, without a test, by
+    its interval."""
     if difference.adjusted is not None:
         return difference.adjusted < 1 - CONFIDENCE_LEVEL
     return difference.low > 0 or difference.high < 0
@@ -175,7 +183,6 @@ def _decide_status(difference: Difference, margin: float) -> Status:
     worst, best = difference.gain_interval
     if worst > -margin:
         return "pass"
-    sure = difference.level == HEADLINE or is_significant(
-        difference
-    )  # one group of many: sure among its family
-    return "regression" if best < 0 and difference.gain <= -margin and sure else "inconclusive"
+    # A group is one of many: its drop has to be significant within its family.
+    certain = difference.level == HEADLINE or is_significant(difference)
+    return "regression" if best < 0 and difference.gain <= -margin and certain else "inconclusive"

@@ -22,7 +22,7 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     DocumentScorer,
     MetricExtractor,
 )
-from antlm_bench.metrics.surprisal import WORD_LABEL
+from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Item, Option
 

@@ -32,6 +32,8 @@ TIE_RULES: dict[str, str] = {
     "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
 }
 REDUCTIONS = ("sum", "per-token", "per-character")
+WORD_LABEL = "word"
+"""The label of an item's word, where words are the sample."""
 CLASS_REDUCTION = "class"
 """The reduction of classified texts: their scores are log-probabilities of classes already."""
 
@@ -100,7 +102,7 @@ class MetricSpec:
     difference_unit: str = ""
     """What stands behind a difference: "points"."""
     difference_title: str = ""
-    """Title of the axis of differences. "" = "difference in" the unit or, without one, the heading."""
+    """Title of the axis of differences. "" = "difference in" the unit, else the heading."""
     change_labels: tuple[str, ...] = ("items better", "worse")
     """What became of items that moved: better, worse. () = a single item has no value."""
     too_long_outcome: str = "left out"
@@ -265,7 +267,7 @@ SURPRISAL = MetricSpec(
     change_labels=("words better", "worse"),
     lower_is_better=True,
     aggregation="antlm_bench.metrics.surprisal:MeanSurprisal",
-    fixed_macro=("word",),
+    fixed_macro=(WORD_LABEL,),
     comparison="antlm_bench.compare.paired:compare_surprisal",
     export_rows="antlm_bench.exports.items_csv:choice_rows",
     lm_eval=LmEvalFormat(equivalents=("perplexity",)),

@@ -148,7 +148,7 @@ def test_ties_share_credit_and_are_tested_by_permutation(tmp_path: Path) -> None
     assert (strict.headline.a, strict.headline.b) == (6 / 8, 1 / 8)
 
 
-def test_a_phenomenon_that_got_worse_is_found_and_the_others_are_not_blamed(tmp_path: Path) -> None:
+def test_only_the_phenomenon_that_got_worse_is_blamed(tmp_path: Path) -> None:
     first = margins(400, 0.85, seed=3)
     second = {
         name: each + np.random.default_rng(4).normal(0, 0.05, 400) for name, each in first.items()
@@ -161,7 +161,7 @@ def test_a_phenomenon_that_got_worse_is_found_and_the_others_are_not_blamed(tmp_
     assert found.headline.adjusted is not None and found.headline.adjusted < 0.001
 
 
-def test_small_families_are_held_as_a_whole_and_large_ones_on_average() -> None:
+def test_small_families_use_holm_and_large_ones_bh() -> None:
     rng = np.random.default_rng(0)
 
     def level(name: str, count: int) -> list[Difference]:

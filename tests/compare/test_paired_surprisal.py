@@ -74,7 +74,7 @@ def test_contexts_that_do_not_fit_one_model_are_left_out_for_both(tmp_path: Path
     assert found.headline.n == before.size - 2
 
 
-def test_a_run_does_not_differ_from_itself_and_one_word_is_no_sample(tmp_path: Path) -> None:
+def test_a_run_equals_itself_and_one_word_is_no_sample(tmp_path: Path) -> None:
     a = said(tmp_path / "a", surprisals())
     (found,) = compare_runs(a, a)
     head = found.headline

@@ -42,7 +42,7 @@ CHANGED = VALUES - np.random.default_rng(1).normal(0.05, 0.1, 90)
     ("metric", "sign"),
     [("task-score", 1), ("task-penalty", -1), ("whole-score", 1), ("whole-penalty", -1)],
 )
-def test_what_a_judge_says_is_compared_item_by_item_in_the_direction_of_its_metric(
+def test_task_values_are_paired_in_the_metrics_direction(
     tmp_path: Path, metric: str, sign: int
 ) -> None:
     found = only(
@@ -85,7 +85,7 @@ def test_items_without_a_number_in_one_run_are_left_out_of_both(tmp_path: Path) 
         compare_runs(a, nothing, suites=["lm-eval.toy"])
 
 
-def test_tasks_of_a_group_count_equally_and_are_lines_of_their_own(tmp_path: Path) -> None:
+def test_tasks_of_a_group_count_equally_and_have_lines(tmp_path: Path) -> None:
     tasks = ["x"] * 60 + ["y"] * 30
     found = only(
         run(tmp_path / "a", list(VALUES), "task-score", tasks),

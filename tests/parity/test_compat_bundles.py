@@ -1,4 +1,4 @@
-"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops."""
+"""Every --compat bundle, item by item: recorded official scores, the peers, plain loops."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> 
 
 
 def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it."""
+    """Two spaces after the context, or after EOS or "None"; the mean of what follows it."""
     context = context or str(tokenizer.eos_token)
     left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
     start = sum(token not in left_out for token in tokenizer(context)["input_ids"])

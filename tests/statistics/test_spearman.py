@@ -62,7 +62,7 @@ def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int,
     )
 
 
-def test_of_many_items_the_interval_is_scipys_bootstrap_and_fishers() -> None:
+def test_many_items_give_scipys_bootstrap_and_fishers_interval() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=400)
     y = x + rng.normal(size=400)
@@ -127,7 +127,7 @@ def test_a_difference_is_covered_95_times_in_100() -> None:
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
-def test_a_correlation_that_is_better_is_found_whatever_its_scale_and_at_once() -> None:
+def test_a_better_correlation_is_found_at_any_scale() -> None:
     rng = np.random.default_rng(4)
     ratings = rng.normal(size=5000)
     x, z = ratings + rng.normal(0, 2, 5000), ratings + rng.normal(0, 0.7, 5000)
@@ -188,9 +188,7 @@ def alike(
     ("n", "kin", "tied"),
     [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)],
 )
-def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100(
-    n: int, kin: float, tied: float
-) -> None:
+def test_tied_runs_that_agree_differ_in_5_percent(n: int, kin: float, tied: float) -> None:
     rng, found = np.random.default_rng(11), []
     while len(found) < TRIALS:
         p = statistics.spearman_difference(*alike(rng, n, kin, tied))[1]
