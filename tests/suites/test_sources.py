@@ -394,7 +394,7 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
         sources.get_file(gone, "wugs.jsonl")
     files._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
-    with pytest.raises(DataError, match="not understood"):
+    with pytest.raises(DataError, match="an unknown format"):
         sources.get_file(gone, "wugs.jsonl")
 
 
