@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, Generic, Protocol, TypeVar
 
 from antlm_bench.errors import UsageError
@@ -96,6 +96,8 @@ class Registry(Generic[Record]):
     def _scan_installed_packages(self) -> None:
         if self._scanned:
             return
+        from importlib import metadata  # a third of what `import antlm_bench` would cost
+
         targets: dict[str, str] = {}
         for entry in sorted(metadata.entry_points(group=self.group), key=lambda entry: entry.name):
             package = entry.dist.name if entry.dist else entry.value

@@ -115,7 +115,9 @@ def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
         for year in list_years()
         for part in (*load_leaderboard(year).part, *load_leaderboard(year).fast)
     ]
-    declared = {part.suite: task_types.read_declaration(part.suite)[0] for part in parts if part.suite}
+    declared = {
+        part.suite: task_types.read_declaration(part.suite)[0] for part in parts if part.suite
+    }
     texts = {
         name: spec
         for name, spec in declared.items()

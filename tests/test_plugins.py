@@ -120,8 +120,9 @@ def test_a_metric_of_a_package(
         assert cell.summary.headline.value == pytest.approx(means[-1])
 
     assert run(["compare", *folders, "--json"]) == 0
-    (suite,) = json.loads(capsys.readouterr().out)["runs"][0]["suites"]
-    assert suite["headline"]["difference"] == pytest.approx(means[1] - means[0])
+    ((suite,),) = [c["comparisons"] for c in json.loads(capsys.readouterr().out)["comparisons"]]
+    assert suite["headline"]["value"] == pytest.approx(means[1] - means[0])
+    assert suite["headline"]["lower_is_better"]
     assert run(["compare", *folders]) == 0
     assert "lower is better" in capsys.readouterr().out
     assert run(["report", folders[0], "--csv"]) == 0

@@ -79,8 +79,7 @@ def toy_suite(name: str, most: int | None = None) -> Suite:
 
 
 def ungrouped(name: str, most: int | None = None) -> Suite:
-    """The suite with as many examples as officially (or `most`), every one under an id of its own.
-    """
+    """The suite with as many examples as officially (or `most`), every one under an id of its own."""
     spec = SPECS[name]
     assert spec.expect
     items = []

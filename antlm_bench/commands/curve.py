@@ -182,8 +182,7 @@ def format_word_count(words: float) -> str:
 
 
 def parse_milestone(run: Run) -> int | None:
-    """Words seen, as the checkpoint's name says (`chck_10M`); None where it says nothing (`main`).
-    """
+    """Words seen, as the checkpoint's name says (`chck_10M`); None where it says nothing (`main`)."""
     found = MILESTONE_PATTERN.search(str(run.manifest.model.get("name", "")))
     words = round(float(found[1]) * WORD_COUNT_UNITS[found[2].upper()]) if found else 0
     return words or None

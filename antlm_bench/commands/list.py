@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
@@ -68,15 +69,26 @@ def _model_rows() -> list[TextRow]:
 
 
 def _method_rows() -> list[TextRow]:
-    from antlm_bench.scoring.probes import METHODS
+    from antlm_bench.scoring.methods import METHODS
 
     return [
         {
-            "method": name,
+            "method": method.name,
             "what it is": method.description,
             "attention": " and ".join(sorted(method.attends)),
         }
-        for name, method in METHODS.items()
+        for method in METHODS
+    ]
+
+
+def _architecture_rows() -> list[TextRow]:
+    return [
+        {
+            "architecture": architecture.name,
+            "model type": architecture.model_type,
+            "what it is": architecture.title,
+        }
+        for architecture in ARCHITECTURES
     ]
 
 
@@ -85,4 +97,5 @@ CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
     "collections": partial(_declaration_rows, "collections"),
     "models": _model_rows,
     "methods": _method_rows,
+    "architectures": _architecture_rows,
 }

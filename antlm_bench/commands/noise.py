@@ -18,8 +18,8 @@ from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.probes import default_method
-from antlm_bench.scoring.probes import resolve_method as find_method
+from antlm_bench.scoring.methods import default_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Bools, Prediction

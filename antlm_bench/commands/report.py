@@ -29,10 +29,10 @@ from antlm_bench.results.collections import (
     summarize_scored_member,
 )
 from antlm_bench.results.seeds import group_seeds
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
-from antlm_bench.types import Run, task_full_name
+from antlm_bench.types import Attention, Run, finetune_method, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,9 @@ def _build_columns(
     readings = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
     unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
     left_out = [
-        f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
+        f"also a classifier on the frozen backbone ({way}), not shown"
+        if way.startswith("frozen-")
+        else f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
         for way in sorted(unseen)
     ]
     for method, way, remark in readings:
@@ -222,17 +224,20 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
     GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one
     way only shows that one beside each of its methods, and says so; `fused` reads both ways and
     takes full attention, never the better one. every: a way of finetuning that goes with none of
-    the methods has a column of its own.
+    the methods has a column of its own. So has a frozen backbone; it never stands for a finetuned
+    one in a collection.
     """
     methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
     ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    finetuned = [way for way in ways if way.startswith("finetune-")]
+    if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
+        ways = finetuned or [way.replace("frozen-", "finetune-") for way in ways]
     shown = set()
     for method in methods:
-        attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
-        fitting = [
-            f"finetune-{attention}" for attention in ("full", "causal") if attention in attends
-        ]
-        way = next((way for way in (*fitting, *ways) if way in ways), "")
+        attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
+        attentions: tuple[Attention, ...] = ("full", "causal")
+        fitting = [finetune_method(attention) for attention in attentions if attention in attends]
+        way = next((way for way in (*fitting, *finetuned) if way in finetuned), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
         yield method, way, remark if way and fitting != [way] else ""
@@ -285,14 +290,13 @@ def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
     """Yield the command lines that add what is missing to the same run folder."""
-    attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
-    attention = "full" if "full" in attends else "causal"
+    method = METHODS[scoring_method] if scoring_method in METHODS else None
     options = {
         "model": shlex.quote(
             results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
         ),
-        "method": f" --method {scoring_method}" if scoring_method in METHODS else "",
-        "attention": f" --attention {attention}" if attends else "",
+        "method": f" --method {method.name}" if method else "",
+        "attention": f" --attention {method.main_attention}" if method else "",
         "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
         "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
     }

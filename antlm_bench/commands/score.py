@@ -40,13 +40,15 @@ from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
+    apply_conventions,
 )
+from antlm_bench.scoring.methods import Method, default_method, get_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.peers import peer_version
-from antlm_bench.scoring.probes import Method, default_method, get_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, TaskType, find_task_type
@@ -151,7 +153,7 @@ def score(
     """Score every checkpoint on every suite; write one run folder per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names in scoring.probes.METHODS; () = the first that the checkpoint was
+    pairs, TOMLs. methods: names in scoring.methods.METHODS; () = the first that the checkpoint was
     made for, "all" = all of those. out: the run folder (of several checkpoints: the folder that
     holds theirs), default reports/<name>-<weights>. settings: fields of ScoreOptions.
 
@@ -243,7 +245,7 @@ def _score_checkpoint(
     # Methods with the same conventions ask about the same texts and share the model's forwards.
     groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
-        conventions = options.conventions().for_method(resolve_method(name, checkpoint))
+        conventions = options.conventions().for_method(find_method(name, checkpoint))
         groups.setdefault(conventions, []).append(name)
     loaded = loader.load([name for names in groups.values() for name in names])
     weights = str(checkpoint.metadata["weights"])
@@ -309,8 +311,8 @@ def _score_suite(
     ]
     if not todo:
         return
-    methods = [resolve_method(name, checkpoint) for name in todo]
-    items = multiple_choice.apply_conventions(suite.items, conventions, checkpoint)
+    methods = [find_method(name, checkpoint) for name in todo]
+    items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
     pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)

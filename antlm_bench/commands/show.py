@@ -8,7 +8,7 @@ from typing import Any
 from antlm_bench.commands.list import CATALOG_LISTINGS, count_parameters, describe_objective
 from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
 from antlm_bench.errors import DeclarationError, UsageError
-from antlm_bench.scoring.probes import METHODS, get_method
+from antlm_bench.scoring.methods import METHODS, get_method
 from antlm_bench.suites import pairs_csv
 from antlm_bench.suites.task_types import TASK_TYPES, Facts, read_declaration
 from antlm_bench.training.flops import training_flops
@@ -75,7 +75,7 @@ def detect_kind(name: str) -> str:
         return "suites"
     if not name.endswith(".toml"):
         hint = (
-            suggest_name(name, [*suites, *models, *METHODS])
+            suggest_name(name, [*suites, *models, *METHODS.names()])
             or "`antlm-bench list suites` and `list models` know them"
         )
         raise DeclarationError(f"nothing is called {name!r}", hint=hint)

@@ -70,7 +70,8 @@ def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
     selected_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
     if "valid" in selected_on:
         notes.append("epochs were selected on the scored examples: both values are optimistic")
-    counts = {len(cells) for task in tasks for cells in (task.cells_a, task.cells_b)}
+    sides = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
+    counts = {len(cells) for cells in sides if not cells[0].is_frozen}
     notes += [note for count, note in FEW_SEEDS_NOTES.items() if count in counts]
     return tuple(dict.fromkeys(notes))
 

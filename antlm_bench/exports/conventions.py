@@ -17,12 +17,12 @@ from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
 from antlm_bench.metrics import METRICS, ItemKind
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
 )
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
 from antlm_bench.suites.spec import SuiteSpec
@@ -182,7 +182,7 @@ def _special_token_deviation(run: Run, cell: Cell, actual: Any, official: str) -
     """Return what is wrong with the specials around a text, "" where they are the official ones."""
     if actual == official:
         return ""
-    attention = "causal" if cell.method == "causal" else "full"
+    attention = METHODS[cell.method].main_attention
 
     def around(policy: Any) -> Any:
         if policy == "never":

@@ -84,8 +84,7 @@ def _print_members_as_rows(
 
 
 def _print_checkpoints_as_rows(console: Console, table: ReportTable) -> None:
-    """A line per checkpoint, a column per member, folded into as many tables as the width asks for.
-    """
+    """A line per checkpoint, a column per member, folded into as many tables as the width asks for."""
     rows = [row for row in table.rows if row.kind in ("member", "macro")]
     labels = [f"{model} · {cell.text}".removesuffix(" · ") for model, cell in table.heads]
     labels = [

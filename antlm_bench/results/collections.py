@@ -268,7 +268,9 @@ def _collect_caveats(
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
         yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
-    if first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
+    if first.is_frozen:
+        yield "a logistic regression on the features of the frozen backbone, not finetuned"
+    elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
         yield FEW_SEEDS_NOTES[len(cells)]
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from antlm_bench import runs
 from antlm_bench.metrics.classification import summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
-from antlm_bench.types import Cell, Run, Summary
+from antlm_bench.types import Cell, Run, Summary, finetune_method
 
 
 def average_seeds(run: Run) -> Run:
@@ -26,11 +26,10 @@ def average_seeds(run: Run) -> Run:
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
         fallen = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
         notes = [note for cell in seeds[:1] for note in cell.summary.notes]
-        notes += (
-            [f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}"]
-            if spread.num_seeds > 1
-            else ["one seed"]
-        )
+        if spread.num_seeds > 1:
+            notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
+        elif not seeds[0].is_frozen:
+            notes.append("one seed")
         notes += [f"collapsed with seed {', '.join(fallen)}"] if fallen else []
         if any(cell.settings.get("select") == "valid" for cell in seeds):
             notes.append(
@@ -97,7 +96,7 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     if any(
-        cell.method == "finetune-causal" and cell.history.get("pooling") == "first"
+        cell.method == finetune_method("causal") and cell.history.get("pooling") == "first"
         for cell in cells
     ):
         yield "position 0 of a causal model, which has seen the first token only"

@@ -16,10 +16,10 @@ from antlm_bench.metrics import summarize
 from antlm_bench.metrics.task_metric import add_views
 from antlm_bench.scoring import multiple_choice, surprisal, syntaxgym
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.multiple_choice import ProgressCallback, ScoringConventions
-from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.conventions import ScoringConventions
+from antlm_bench.scoring.methods import Method
 from antlm_bench.suites.task_types import Suite
-from antlm_bench.types import Item, Prediction, Summary
+from antlm_bench.types import Item, Prediction, ProgressCallback, Summary
 
 Scorer = Checkpoint | AdaptiveScorer | MiniconsCheckpoint
 Predictions = list[list[Prediction]]

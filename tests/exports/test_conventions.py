@@ -1,5 +1,4 @@
-"""A leaderboard's file holds only what the year's official code could have answered, or is marked.
-"""
+"""A leaderboard's file holds only what the year's official code could have answered, or is marked."""
 
 from __future__ import annotations
 

@@ -34,8 +34,7 @@ EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row.
-    """
+    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row."""
     root = tmp_path_factory.mktemp("runs")
     rest = [task for task in TASKS_2024 if task != "rte"]
     fallen = [
@@ -212,8 +211,7 @@ def test_no_name_breaks_out_of_a_markdown_cell(name: str) -> None:
 
 
 def untex(source: str) -> str:
-    """LaTeX source back to text: an independent reading of the few commands that may stand in it.
-    """
+    """LaTeX source back to text: an independent reading of the few commands that may stand in it."""
     words = {
         "backslash": "\\",
         "asciitilde": "~",
