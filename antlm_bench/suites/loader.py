@@ -16,7 +16,6 @@ from antlm_bench.declarations import (
     shipped_declaration,
 )
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
 from antlm_bench.suites.declaration_types import SuiteDeclaration
@@ -122,11 +121,6 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
         formulas=formulas,
         origin=(absolute_path(path),),
     )
-
-
-def load_lm_eval_suite(request: SuiteRequest) -> Suite:
-    """Load a task, group or tag of the installed lm-evaluation-harness."""
-    return Suite(**tasks.build_suite_fields(request.ref, request.limit))
 
 
 def list_suite_refs(ref: str) -> list[str]:
