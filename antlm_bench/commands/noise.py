@@ -19,7 +19,7 @@ from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Prediction
+from antlm_bench.types import Bools, Prediction
 
 NoiseRow = dict[str, object]
 DEFAULT_LIMIT = 50  # items per paradigm
@@ -110,8 +110,7 @@ def _compare_predictions(
     A decision is the set of options that share the best score, so that a tie that breaks is a flip.
     """
     best_before, best_after = (
-        build_table(predictions, set(), suite.reduction).best_options(suite.reduction)
-        for predictions in (before, after)
+        _find_best_options(predictions, suite.reduction) for predictions in (before, after)
     )
     flips = int((best_before != best_after).any(axis=1).sum())
     moves = [
@@ -124,6 +123,11 @@ def _compare_predictions(
         "largest move (nats)": f"{max(moves):.2g}",
         "points": f"{100 * (_headline(suite, after) - _headline(suite, before)):+.2f}",
     }
+
+
+def _find_best_options(predictions: Sequence[Prediction], reduction: str) -> Bools:
+    """Return which options (n, options) have their item's best score."""
+    return build_table(predictions, set(), reduction).best_options(reduction)
 
 
 def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:

@@ -143,7 +143,7 @@ def build_document_items(
     with_group_labels: bool,
     location: str,
 ) -> Iterator[DocumentItem]:
-    """Yield the documents of a task as items, with the ids that lm-eval's results are imported by."""
+    """Yield the documents of a task as items; their ids are those of imported lm-eval results."""
     levels = zip(GROUP_LEVELS, (task.group, task.name), strict=True) if with_group_labels else ()
     labels = {level: name for level, name in levels if name}
     output_type = task.infer_output_type(requests_by_document)
