@@ -50,7 +50,7 @@ def describe_objective(recipe: Recipe) -> str:
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """Return the parameters of a recipe's model, if its tokenizer reaches its maximal vocabulary."""
+    """Return the parameters of a recipe's model with the largest vocabulary of its tokenizer."""
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 

@@ -43,8 +43,7 @@ from antlm_bench.scoring.conventions import (
     ScoringConventions,
     apply_conventions,
 )
-from antlm_bench.scoring.methods import Method, default_method, get_method
-from antlm_bench.scoring.methods import resolve_method as find_method
+from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import peer_version
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.names import deduplicate_suites
@@ -254,7 +253,7 @@ def _score_checkpoint(
     # Methods with the same conventions ask about the same texts and share the model's forwards.
     groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
-        conventions = options.conventions().for_method(find_method(name, checkpoint))
+        conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         groups.setdefault(conventions, []).append(name)
     loaded = loader.load([name for names in groups.values() for name in names])
     weights = str(checkpoint.metadata["weights"])
@@ -320,7 +319,7 @@ def _score_suite(
     ]
     if not todo:
         return
-    methods = [find_method(name, checkpoint) for name in todo]
+    methods = [resolve_method(name, checkpoint) for name in todo]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
@@ -491,7 +490,7 @@ def _build_settings(
     conventions: ScoringConventions,
     options: ScoreOptions,
 ) -> dict[str, Any]:
-    """Return all that a cell's predictions and summary depend on: stored, and hashed into its key."""
+    """Return all that a cell depends on; it is stored, and hashed into the cell's key."""
     return {
         **key_settings(checkpoint),
         "suite": suite.name,

@@ -130,7 +130,7 @@ LM_EVAL = TaskType(
     name="lm-eval",
     matches=tasks.is_lm_eval_ref,
     expand=tasks.list_suite_refs,
-    load=loader.load_lm_eval_suite,
+    load=tasks.load_suite,
     check_methods=_check_lm_eval_methods,
     summarize=deferred(f"{_SCORING}:summarize_task_metrics"),
     asks_for="judgements",
@@ -140,7 +140,7 @@ LM_EVAL = TaskType(
 )
 LM_EVAL_DOCUMENTS = TaskType(
     name="lm-eval-documents",
-    load=loader.load_lm_eval_suite,
+    load=tasks.load_suite,
     predict=deferred(f"{_SCORING}:predict_documents"),
     summarize=deferred(f"{_SCORING}:summarize_documents"),
     asks_for="documents",

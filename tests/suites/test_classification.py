@@ -188,7 +188,7 @@ SLIPS = [
     (
         'metric = "f1"',
         'metric = "auc"',
-        "mine.toml: task.mood.metric: the metric is 'accuracy', 'f1', 'macro-f1' or 'mcc', not 'auc'",
+        "mine.toml: task.mood.metric: the metric is 'accuracy', 'f1', 'macro-f1' or 'mcc'",
     ),
     (
         'valid = "mood.valid.jsonl"\ntr',

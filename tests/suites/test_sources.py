@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import download, files, loader, sources
+from antlm_bench.suites import files, loader, sources
 from antlm_bench.suites.spec import SuiteSpec
 
 ROW = {"sentence_good": "The wug sleeps.", "sentence_bad": "The wug sleep."}
@@ -84,8 +84,8 @@ class Net:
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
-    monkeypatch.setattr(download, "RETRY_DELAYS", (0.0, 0.0))
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(files, "RETRY_DELAYS", (0.0, 0.0))
+    monkeypatch.setattr(files, "TIMEOUT", 0.3)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     one = Net()
@@ -378,7 +378,7 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
     def listing(*entries: object, then: str | None = None) -> bytes:
         return json.dumps({"data": entries, "links": {"next": then}}).encode()
 
-    monkeypatch.setattr(download, "OSF_API", net.url)
+    monkeypatch.setattr(files, "OSF_API", net.url)
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = listing(
         folder("other", "/no"), then=net.url + "/more"
     )
@@ -392,9 +392,9 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
     gone = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/x/{file}"}], where=["y/{file}"])
     with pytest.raises(DataError, match="the OSF has no 'x'"):
         sources.get_file(gone, "wugs.jsonl")
-    download._list_osf_folder.cache_clear()
+    files._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
-    with pytest.raises(DataError, match="not understood"):
+    with pytest.raises(DataError, match="an unknown format"):
         sources.get_file(gone, "wugs.jsonl")
 
 
