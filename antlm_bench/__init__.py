@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from antlm_bench.errors import BenchError
     from antlm_bench.results.reports import Report
     from antlm_bench.scorer import Scorer
-    from antlm_bench.suites.loader import Suite, load_suite
+    from antlm_bench.suites.loader import load_suite
+    from antlm_bench.suites.task_types import Suite
     from antlm_bench.types import Run
 
 _TARGETS = {
@@ -65,7 +66,7 @@ _TARGETS = {
     "Run": "types:Run",
     "RunComparison": "compare.results:RunComparison",
     "Scorer": "scorer:Scorer",
-    "Suite": "suites.loader:Suite",
+    "Suite": "suites.task_types:Suite",
     "check": "commands.check:check",
     "compare": "commands.compare:compare",
     "finetune": "commands.finetune:finetune",

@@ -107,10 +107,10 @@ class Interrupted(BenchError):
 
 
 def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
-    """Apply a function to several names and yield the results, in order.
+    """Apply a function to several names, collect the errors, raise them together at the end.
 
-    A failure does not stop the others. Raises the error itself where there is one name, and
-    otherwise, after the last name, an IncompleteError that lists the failures.
+    Yields the results in order. Raises IncompleteError where one of several names failed; the
+    error of a single name is raised as it is.
     """
     failures: list[str] = []
     for name in names:

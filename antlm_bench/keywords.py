@@ -97,6 +97,8 @@ class FinetuneKeywords(WeightKeywords, total=False):
     """Position that the classifier reads: auto, first, last or mean."""
     lora: int
     """Rank of a LoRA adapter; 0 = all weights are trained."""
+    frozen: bool
+    """Train no weights: fit a logistic regression on the backbone's features."""
     again: bool
     """Compute cells again that the run folder already has."""
 

@@ -24,8 +24,8 @@ from antlm_bench.notebook import ArrowTable, to_html_table
 from antlm_bench.runs.predictions_parquet import predictions_to_table
 from antlm_bench.runs.table_files import build_arrow_table
 from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.methods import Method, default_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
-from antlm_bench.scoring.probes import Method, default_method, resolve_method
 from antlm_bench.scoring.text import TextEncoder, build_specials, check_specials
 from antlm_bench.types import Encodings, Estimate, Floats, Item, Option, Probes, Summary
 

@@ -1,5 +1,4 @@
-"""`export` and `import`: other tools' files out of run folders, and a run folder out of lm-eval's.
-"""
+"""`export` and `import`: other tools' files out of run folders, and a run folder out of lm-eval's."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.commands.baseline import find_baseline
 from antlm_bench.compare import RunComparison, compare_runs
-from antlm_bench.compare.comparison import UNPAIRED_METRICS
+from antlm_bench.compare.comparison import is_paired
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.margins import load_margins, load_suite_margins
 from antlm_bench.compare.verdict import CheckResult, judge
@@ -87,7 +87,7 @@ def _classify_cells(
         new_method = method_pairs.get(method, method)
         if (suite, new_method) not in new_cells:
             missing.append(f"{suite} · {new_method}")
-        elif cells[0].summary.metric in UNPAIRED_METRICS:
+        elif not is_paired(cells[0].summary.metric):
             unpaired.append(f"{suite} · {new_method}")
         else:
             shared.append(suite)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from antlm_bench import runs
 from antlm_bench.compare import Comparison, RunComparison, compare_runs
-from antlm_bench.compare.comparison import METRICS_NEEDING_DATA, UNPAIRED_METRICS
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run, RunLike, run_folder
 
@@ -160,13 +160,17 @@ def _uncompared_cells(
 
     compared: (suite, method) of the cells that were compared. Returns a line per reason.
     """
-    reasons = dict.fromkeys(UNPAIRED_METRICS, "not compared, no metric of single items:")
-    reasons |= dict.fromkeys(METRICS_NEEDING_DATA, "not compared, its data is not at hand:")
     cells_by_reason: dict[str, list[str]] = {}
     for (suite, method), cells in group_cells(run).items():
         wanted = not suites or any(suite_matches(suite, requested) for requested in suites)
         if wanted and (suite, method) not in compared:
-            reason = reasons.get(cells[0].summary.metric, f"only in {name}:")
+            metric = get_metric_spec(cells[0].summary.metric)
+            if metric.comparison is None:
+                reason = "not compared, no metric of single items:"
+            elif metric.needs_suite_data:
+                reason = "not compared, its data is not at hand:"
+            else:
+                reason = f"only in {name}:"
             cells_by_reason.setdefault(reason, []).append(f"{suite} · {method}")
     return [
         f"{reason} {', '.join(cells)}" + f" of {name}" * (not reason.startswith("only"))

@@ -1,5 +1,4 @@
-"""surprisal: stimuli in, one row per word (region, sentence) out, in bits, ready for a mixed model.
-"""
+"""surprisal: stimuli in, one row per word (region, sentence) out, in bits, ready for a mixed model."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ from antlm_bench.runs.table_files import (
     write_table,
 )
 from antlm_bench.scorer import Scorer
+from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
-from antlm_bench.scoring.probes import Method, default_method, resolve_method
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.suites.stimuli import (
@@ -111,6 +110,8 @@ def surprisal(
     if in_memory and columns:
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
     source = "the texts" if in_memory else str(stimuli)
+    if method:
+        single_part(get_method(method))
     texts = (
         read_stimuli(Path(stimuli), columns)
         if isinstance(stimuli, str | Path)
@@ -177,7 +178,7 @@ def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
 
     Raises MethodNotSupported for masked methods, and for tokenizers whose tokens do not say so.
     """
-    if method_name != "causal":
+    if not get_method(method_name).is_left_to_right:
         raise MethodNotSupported(
             "the correction divides by what a left-to-right model expects next; "
             f"{method_name} sees the next word",
