@@ -23,7 +23,6 @@ from antlm_bench.commands.curve import load_curves
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.report import build_report
 from antlm_bench.commands.score import score
-from antlm_bench.commands.submit import open_runs
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
 from antlm_bench.suites import loader
@@ -382,7 +381,7 @@ def test_equal_files_have_one_name_in_all_runs(
     )
     with (tmp_path / "items.csv").open() as file:
         assert [row["suite"] for row in csv.DictReader(file)] == ["de/x", "fr/x", "fr/x"]
-    assert [cell.suite for run in open_runs(two[1]) for cell in run] == ["x"]
+    assert [cell.suite for cell in runs.open_run(two[1])] == ["x"]
 
 
 def test_other_files_of_one_name_are_not_compared(tmp_path: Path) -> None:
