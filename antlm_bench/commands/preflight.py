@@ -60,7 +60,8 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
         (root / name for name in FINAL_MODEL_DIRS if (root / name / "config.json").is_file()), None
     )
     if final is None:
-        fix = f"save the final model as {root / FINAL_MODEL_DIRS[0]}; on the hub it is the branch main"
+        folder_name = root / FINAL_MODEL_DIRS[0]
+        fix = f"save the final model as {folder_name}; on the hub it is the branch main"
         problems.append(Problem(FINAL_MODEL_DIRS[0], "no final model (no config.json)", fix))
     names = [f"chck_{number}M" for number in milestones]
     folders = {name: root / name for name in names} | ({"final": final} if final else {})

@@ -1,4 +1,4 @@
-"""surprisal: stimuli in, one row per word (region, sentence) out, in bits, ready for a mixed model."""
+"""`surprisal`: stimuli -> one row per word, region or sentence, in bits, for a mixed model."""
 
 from __future__ import annotations
 
