@@ -310,7 +310,7 @@ def _settings_without_seed(cell: Cell) -> dict[str, object]:
 
 
 def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
-    """Yield a line per collection: the members that `score` does not compute, and their commands."""
+    """Yield a line per collection: members that `score` does not compute, and their commands."""
     names = as_list(models)
     model = shlex.quote(names[0]) if len(names) == 1 else "CKPT"
     for ref in as_list(suites):
