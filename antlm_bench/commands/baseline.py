@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest
 

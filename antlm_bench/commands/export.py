@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.types import Run

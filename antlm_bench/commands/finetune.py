@@ -20,7 +20,7 @@ from antlm_bench.checkpoints import (
     loading_notes,
     open_backbone,
 )
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from antlm_bench.compare.summary_check import read_runs
+from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.printable import make_printable

@@ -24,7 +24,7 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.compare.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind

@@ -24,7 +24,7 @@ from antlm_bench.reporting.report_data import (
 from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
-    from antlm_bench.compare.results import Comparison, Difference
+    from antlm_bench.comparison.results import Comparison, Difference
     from antlm_bench.results.checkpoint_series import LearningCurve
     from antlm_bench.results.training_log import TrainingLog
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from antlm_bench import statistics
-from antlm_bench.compare.results import Difference
+from antlm_bench.comparison.results import Difference
 
 MAX_HOLM_TESTS = 20  # tests in a family up to which each claim shall hold
 BH_LEVEL = "paradigm"  # the level at which one looks for what to look into, not for claims
