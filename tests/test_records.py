@@ -51,6 +51,7 @@ REGISTRIES: dict[str, RegistryRule] = {
                 ("exports.leaderboard_answers", "{'surprisal': }"),
                 ("exports.given_parts", "name != 'surprisal'"),
                 # commands and kinds of suite
+                ("__init__", "{'surprisal': }"),
                 ("cli.app", "{'surprisal': , 'acquisition': }"),
                 ("suites.collection", "{'acquisition': }"),
                 ("suites.task_types", "{'surprisal': , 'acquisition': }"),
