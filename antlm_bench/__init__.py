@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from antlm_bench.commands.score import score
     from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.commands.train import train
-    from antlm_bench.compare.results import Comparison, RunComparison
-    from antlm_bench.compare.summary_check import read_run as load_run
-    from antlm_bench.compare.verdict import CheckResult
+    from antlm_bench.comparison.results import Comparison, RunComparison
+    from antlm_bench.comparison.summary_check import read_run as load_run
+    from antlm_bench.comparison.verdict import CheckResult
     from antlm_bench.errors import BenchError
     from antlm_bench.results.reports import Report
     from antlm_bench.scorer import Scorer
@@ -60,17 +60,17 @@ if TYPE_CHECKING:
 
 _TARGETS = {
     "BenchError": "errors:BenchError",
-    "CheckResult": "compare.verdict:CheckResult",
-    "Comparison": "compare.results:Comparison",
+    "CheckResult": "comparison.verdict:CheckResult",
+    "Comparison": "comparison.results:Comparison",
     "Report": "results.reports:Report",
     "Run": "types:Run",
-    "RunComparison": "compare.results:RunComparison",
+    "RunComparison": "comparison.results:RunComparison",
     "Scorer": "scorer:Scorer",
     "Suite": "suites.task_types:Suite",
     "check": "commands.check:check",
     "compare": "commands.compare:compare",
     "finetune": "commands.finetune:finetune",
-    "load_run": "compare.summary_check:read_run",
+    "load_run": "comparison.summary_check:read_run",
     "load_suite": "suites.loader:load_suite",
     "report": "commands.report:build_report",
     "score": "commands.score:score",

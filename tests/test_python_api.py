@@ -35,6 +35,11 @@ def test_every_name_is_there_and_documented() -> None:
     assert set(antlm_bench.__all__) <= set(dir(antlm_bench))
 
 
+def test_no_name_is_hidden_by_a_module() -> None:
+    values = [getattr(antlm_bench, name) for name in antlm_bench.__all__]
+    assert not [value for value in values if inspect.ismodule(value)]
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'evaluate'"):
         _ = antlm_bench.evaluate

@@ -37,8 +37,8 @@ REGISTRIES: dict[str, RegistryRule] = {
         frozenset(
             {
                 # columns of the model's predictors of reading times
-                ("compare.paired_reading_times", "surprisals[0][SURPRISAL_COLUMN]"),
-                ("compare.paired_reading_times", "surprisals[1][SURPRISAL_COLUMN]"),
+                ("comparison.paired_reading_times", "surprisals[0][SURPRISAL_COLUMN]"),
+                ("comparison.paired_reading_times", "surprisals[1][SURPRISAL_COLUMN]"),
                 ("metrics.reading_times", "columns[SURPRISAL_COLUMN]"),
                 ("suites.reading_times_spec", "name not in MODEL_COLUMNS"),
                 # what a part of a leaderboard's file holds, and the columns of its rows
@@ -54,6 +54,7 @@ REGISTRIES: dict[str, RegistryRule] = {
                 ("exports.leaderboard_answers", "{'surprisal': }"),
                 ("exports.given_parts", "name != 'surprisal'"),
                 # commands and kinds of suite
+                ("__init__", "{'surprisal': }"),
                 ("cli.app", "{'surprisal': , 'acquisition': }"),
                 ("suites.collection", "{'acquisition': }"),
                 ("suites.task_types", "{'surprisal': , 'acquisition': }"),

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.compare.join import DECISIVE_SETTINGS
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.join import DECISIVE_SETTINGS
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition

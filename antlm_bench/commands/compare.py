@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from antlm_bench import runs
-from antlm_bench.compare import Comparison, RunComparison, compare_runs
-from antlm_bench.compare.join import group_cells, suite_matches
-from antlm_bench.compare.paired_seeds import TASK_LEVEL
+from antlm_bench.comparison import Comparison, RunComparison, compare_runs
+from antlm_bench.comparison.join import group_cells, suite_matches
+from antlm_bench.comparison.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import get_metric_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from antlm_bench.compare.summary_check import read_runs
+from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.errors import UsageError
 from antlm_bench.results.checkpoint_series import (
     LearningCurve,

@@ -20,30 +20,17 @@ from antlm_bench.checkpoints import (
     loading_notes,
     open_backbone,
 )
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import (
-    build_manifest,
-    content_key,
-    log_replaced_scores,
-    run_dir,
-)
+from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
 from antlm_bench.suites.names import deduplicate_suites
-from antlm_bench.types import (
-    Attention,
-    Cell,
-    Names,
-    Run,
-    Summary,
-    as_list,
-    finetune_method,
-)
+from antlm_bench.types import Attention, Cell, Names, Run, Summary, as_list, finetune_method
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -24,17 +24,12 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.compare.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.progress import Progress
-from antlm_bench.runs.layout import (
-    build_manifest,
-    content_key,
-    log_replaced_scores,
-    run_dir,
-)
+from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -166,8 +161,9 @@ def score(
         [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
         run["blimp"].estimate.value  # a fraction
 
-    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. Of several
-    checkpoints the others are scored first, and an IncompleteError with their `runs` follows.
+    A cell that is already there under the same content key is not computed again; a killed call
+    resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
+    and IncompleteError follows.
     """
     options = replace(options or ScoreOptions(), **settings)
     method_names = as_list(methods)

@@ -1,4 +1,4 @@
-"""surprisal: stimuli in, one row per word (region, sentence) out, in bits, ready for a mixed model."""
+"""`surprisal`: stimuli -> one row per word, region or sentence, in bits, for a mixed model."""
 
 from __future__ import annotations
 
@@ -110,6 +110,8 @@ def surprisal(
     if in_memory and columns:
         raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
     source = "the texts" if in_memory else str(stimuli)
+    if method:
+        single_part(get_method(method))
     texts = (
         read_stimuli(Path(stimuli), columns)
         if isinstance(stimuli, str | Path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import check_cell
+from antlm_bench.comparison.summary_check import check_cell
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.exports.command_hints import (
     finetune_command,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from antlm_bench.compare import Difference
-from antlm_bench.compare.results import HEADLINE
-from antlm_bench.compare.verdict import FALLBACK_MARGINS, Judgement, Verdict
+from antlm_bench.comparison import Difference
+from antlm_bench.comparison.results import HEADLINE
+from antlm_bench.comparison.verdict import FALLBACK_MARGINS, Judgement, Verdict
 from antlm_bench.errors import (
     BenchError,
     IncompleteError,
@@ -32,7 +32,7 @@ from antlm_bench.reporting.terminal import make_console, print_paragraph
 from antlm_bench.results.display_names import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.compare.verdict import CheckResult
+    from antlm_bench.comparison.verdict import CheckResult
 
 STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")

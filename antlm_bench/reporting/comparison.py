@@ -17,8 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from antlm_bench.compare import Comparison, Difference, Flip, RunComparison
-from antlm_bench.compare.verdict import explanatory_level, is_significant
+from antlm_bench.comparison import Comparison, Difference, Flip, RunComparison
+from antlm_bench.comparison.verdict import explanatory_level, is_significant
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.terminal import HEADER_RULE_BOX, make_console, print_paragraph

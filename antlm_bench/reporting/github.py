@@ -12,7 +12,7 @@ from antlm_bench.reporting.check import summarize_verdict
 from antlm_bench.results.display_names import make_printable
 
 if TYPE_CHECKING:
-    from antlm_bench.compare.verdict import CheckResult
+    from antlm_bench.comparison.verdict import CheckResult
 
 MAX_ANNOTATIONS = (
     10  # annotations of one kind and step that GitHub shows; it drops the others silently

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_runs
+from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.errors import NotComparable, UsageError
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
@@ -28,7 +28,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
-    from antlm_bench.compare.results import Comparison
+    from antlm_bench.comparison.results import Comparison
     from antlm_bench.results.reports import Report
 
 IMAGE_FORMATS = ("svg", "png")
@@ -221,7 +221,7 @@ def _compare_to_first(
     """The first run against each other one, suite by suite; what may not be compared is left out,
     with the reason.
     """
-    from antlm_bench.compare.comparison import compare_runs
+    from antlm_bench.comparison.comparison import compare_runs
 
     whole = {run.path: run for run in all_runs}
     for other in shown_runs[1:]:

@@ -316,8 +316,10 @@ def test_from_start_to_verdict_on_a_large_suite(place: Path) -> None:
     start, before = time.perf_counter(), os.times()
     subprocess.run(
         [sys.executable, "-m", "antlm_bench", "check", "bigger", "--against", "big"],
-        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     after = os.times()
     worked = (
         after.children_user + after.children_system - before.children_user - before.children_system
@@ -330,7 +332,8 @@ def test_no_torch_no_pandas_on_the_way_to_a_verdict(place: Path) -> None:
         "import sys\nfrom antlm_bench.cli.app import run\n"
         "assert run(['check', 'base', '--against', 'base', '--junit', 'j.xml', '--github']) == 0\n"
         "assert run(['compare', 'base', 'worse']) == 0\n"
-        "slow = {'torch', 'transformers', 'pandas', 'statsmodels', 'sklearn', 'scipy.stats'} & set(sys.modules)\n"
+        "slow = {'torch', 'transformers', 'pandas', 'statsmodels', 'sklearn', 'scipy.stats'}\n"
+        "slow &= set(sys.modules)\n"
         "assert not slow, slow\n"
     )
     subprocess.run(
@@ -397,9 +400,16 @@ def finetuned(rate: float, tasks: tuple[str, ...], seeds: int) -> list:
                 for i, each in enumerate(scores)
             ]
             one, _ = cell(
-                made, suite=f"glue-2025.{task}", method="finetune-full", macro=(), groups=(), reduction="class",
-                collection="glue-2025", task=task, select="held-out",
-            )  # fmt: skip
+                made,
+                suite=f"glue-2025.{task}",
+                method="finetune-full",
+                macro=(),
+                groups=(),
+                reduction="class",
+                collection="glue-2025",
+                task=task,
+                select="held-out",
+            )
             cells.append((replace(one, seed=seed), made))
     return cells
 

@@ -69,7 +69,7 @@ def test_what_the_card_says_goes_before_the_name() -> None:
     assert words_seen(checkpoint("main", words_seen=float("nan"))) is None
 
 
-def test_a_family_is_a_folder_a_hub_id_or_an_architecture_in_a_shared_folder() -> None:
+def test_a_series_is_a_hub_id_or_a_folder_and_architecture() -> None:
     opened = [
         checkpoint("chck_2M", "x/a"),
         checkpoint("chck_1M", "x/a"),
@@ -115,7 +115,7 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
     ]
 
 
-def test_without_milestones_only_what_another_family_has_can_be_missing() -> None:
+def test_gaps_are_milestones_or_checkpoints_of_other_series() -> None:
     opened = [checkpoint(f"words_{n}", "x/a") for n in ("15k", "35k")] + [
         checkpoint("words_25k", "x/b")
     ]
@@ -204,7 +204,8 @@ def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
 
 
 def test_curves_need_no_torch(family: Path) -> None:
-    code = f"from antlm_bench.cli.app import run\nassert run(['curve', {str(family)!r}]) == 0\nimport sys\n"
+    code = "import sys\nfrom antlm_bench.cli.app import run\n"
+    code += f"assert run(['curve', {str(family)!r}]) == 0\n"
     code += "print('loaded:', *{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ

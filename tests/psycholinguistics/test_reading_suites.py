@@ -17,7 +17,7 @@ from scipy import stats
 from antlm_bench import runs
 from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
-from antlm_bench.compare import compare_runs as differences
+from antlm_bench.comparison import compare_runs as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
 from antlm_bench.suites import loader as suites
 

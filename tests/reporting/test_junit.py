@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.compare import Comparison, Difference, RunComparison
-from antlm_bench.compare.verdict import CheckResult, Margins, judge
+from antlm_bench.comparison import Comparison, Difference, RunComparison
+from antlm_bench.comparison.verdict import CheckResult, Margins, judge
 from antlm_bench.errors import UsageError
 from antlm_bench.reporting.check import summarize_verdict, to_markdown
 from antlm_bench.reporting.check import to_json as verdict

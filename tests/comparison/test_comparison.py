@@ -14,9 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
 
 from antlm_bench import statistics
-from antlm_bench.compare import Comparison, Difference, compare_runs
-from antlm_bench.compare.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
-from antlm_bench.compare.results import HEADLINE
+from antlm_bench.comparison import Comparison, Difference, compare_runs
+from antlm_bench.comparison.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
+from antlm_bench.comparison.results import HEADLINE
 from antlm_bench.types import Cell, Prediction, Run
 
 

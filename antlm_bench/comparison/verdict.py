@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from antlm_bench.compare.results import HEADLINE, Comparison, Difference, RunComparison
+from antlm_bench.comparison.results import HEADLINE, Comparison, Difference, RunComparison
 from antlm_bench.notebook import to_html_table
 from antlm_bench.statistics import CONFIDENCE_LEVEL
 

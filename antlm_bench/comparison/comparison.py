@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from antlm_bench.compare.join import JoinedTables, join_tables, match_cells
-from antlm_bench.compare.multiple_testing import adjust_p_values
-from antlm_bench.compare.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
-from antlm_bench.compare.results import Comparison, PairedResult
+from antlm_bench.comparison.join import JoinedTables, join_tables, match_cells
+from antlm_bench.comparison.multiple_testing import adjust_p_values
+from antlm_bench.comparison.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
+from antlm_bench.comparison.results import Comparison, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import METRICS, get_metric_spec
 from antlm_bench.registry import load_target

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from toy_pairs import cell, write
 
-from antlm_bench.compare import Comparison, compare_runs
-from antlm_bench.compare.verdict import Margins, judge
+from antlm_bench.comparison import Comparison, compare_runs
+from antlm_bench.comparison.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
 from antlm_bench.types import Prediction, Run
 

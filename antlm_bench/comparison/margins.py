@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from antlm_bench.compare.verdict import Margins
+from antlm_bench.comparison.verdict import Margins
 from antlm_bench.declarations import Declaration, catalog, parse_toml, read_toml, validate_tables
 from antlm_bench.errors import UsageError
 from antlm_bench.suites.declaration_types import CheckSpec, Points

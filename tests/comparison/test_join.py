@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from toy_pairs import PHENOMENON, SETTINGS, cell, margins, predictions, toy, write
 
 from antlm_bench import runs
-from antlm_bench.compare import compare_runs
-from antlm_bench.compare.join import (
+from antlm_bench.comparison import compare_runs
+from antlm_bench.comparison.join import (
     DECISIVE_SETTINGS,
     MIXED_PREFIX,
     NOTED_SETTINGS,
@@ -256,7 +256,7 @@ def test_a_table_beyond_all_memory_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = toy(tmp_path / "a", margins(3))
-    monkeypatch.setattr("antlm_bench.compare.join.MAX_SCORES", 35)  # 18 items of 2 options
+    monkeypatch.setattr("antlm_bench.comparison.join.MAX_SCORES", 35)  # 18 items of 2 options
     with pytest.raises(RunError, match="2 options of one item are too many"):
         joined(run, run)
 

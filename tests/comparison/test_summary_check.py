@@ -13,7 +13,7 @@ import pytest
 from toy_pairs import margins, toy
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import RunError
 from antlm_bench.runs import predictions_parquet, store
 from antlm_bench.types import Cell, Estimate, Manifest, Prediction, Summary

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from antlm_bench import statistics
-from antlm_bench.compare.results import Difference
+from antlm_bench.comparison.results import Difference
 
 MAX_HOLM_TESTS = 20
 """Tests in a family up to which every claim has to hold."""

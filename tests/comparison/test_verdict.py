@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.compare import Comparison, Difference
-from antlm_bench.compare.margins import load_margins, load_suite_margins
-from antlm_bench.compare.verdict import Margins, explanatory_level, judge
+from antlm_bench.comparison import Comparison, Difference
+from antlm_bench.comparison.margins import load_margins, load_suite_margins
+from antlm_bench.comparison.verdict import Margins, explanatory_level, judge
 from antlm_bench.errors import DeclarationError, UsageError
 
 

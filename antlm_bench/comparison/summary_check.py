@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from antlm_bench import runs
-from antlm_bench.compare.join import load_table
+from antlm_bench.comparison.join import load_table
 from antlm_bench.errors import BenchError, RunError
 from antlm_bench.metrics import get_metric_spec, load_cell_metric
 from antlm_bench.types import Cell, Estimate, Run

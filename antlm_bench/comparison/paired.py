@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from antlm_bench import statistics
-from antlm_bench.compare.join import JoinedTables
-from antlm_bench.compare.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.comparison.join import JoinedTables
+from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.prediction_table import (

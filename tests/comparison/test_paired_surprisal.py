@@ -15,8 +15,8 @@ from scipy import stats
 from toy_pairs import SETTINGS, write
 
 from antlm_bench.cli.app import run
-from antlm_bench.compare import Comparison, Difference, compare_runs
-from antlm_bench.compare.verdict import Margins, judge
+from antlm_bench.comparison import Comparison, Difference, compare_runs
+from antlm_bench.comparison.verdict import Margins, judge
 from antlm_bench.errors import NotComparable
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Floats, Prediction, Run
