@@ -326,8 +326,8 @@ def _score_suite(
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in todo:
         predictions, settled = predictions_by_method.pop(name), None
-        if suite.judge and suite.judge.corpus_metrics:
-            predictions = settled = suite.judge.with_corpus_metrics(predictions)
+        if suite.task_metrics and suite.task_metrics.corpus_metrics:
+            predictions = settled = suite.task_metrics.with_corpus_metrics(predictions)
         summary = task_type.summarize(
             suite,
             predictions,
@@ -501,7 +501,7 @@ def _build_settings(
         "limit": options.limit,
         "conventions": CONVENTIONS_VERSION,
         # Our own choices add no keys, so that runs from before there was a choice stay valid.
-        **({"judge": suite.judge.key_parts()} if suite.judge else {}),
+        **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
         **conventions.non_default_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),

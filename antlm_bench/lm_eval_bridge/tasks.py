@@ -147,7 +147,7 @@ def load_suite(request: SuiteRequest) -> Suite:
         task_type=TASK_TYPE_OF_ITEMS[metric.item_kind],
         notes=tuple(dict.fromkeys(notes)),
         verbatim=True,
-        judge=task_metrics,
+        task_metrics=task_metrics,
         origin=(absolute_path(expand_user_path(task_name)),) if is_own_file else (),
     )
 

@@ -43,8 +43,10 @@ def predict_options(
     reduction = conventions.reduction
     if isinstance(scorer, AdaptiveScorer | MiniconsCheckpoint):
         return scorer.predict(items, methods, tick, reduction)
-    if suite.judge:
-        return task_scoring.predict_choices(scorer, items, methods, tick, suite.judge, reduction)
+    if suite.task_metrics:
+        return task_scoring.predict_choices(
+            scorer, items, methods, tick, suite.task_metrics, reduction
+        )
     return multiple_choice.predict(scorer, items, methods, tick, reduction)
 
 
@@ -82,8 +84,8 @@ def predict_documents(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Score whole documents in windows, as lm-eval's rolling log-likelihood does."""
-    assert suite.judge is not None  # the loader of such suites sets it
-    return task_scoring.predict_documents(checkpoint, items, methods, tick, suite.judge)
+    assert suite.task_metrics is not None  # the loader of such suites sets it
+    return task_scoring.predict_documents(checkpoint, items, methods, tick, suite.task_metrics)
 
 
 # ---- summarize: the predictions of one method -> a summary
@@ -99,7 +101,11 @@ def summarize_options(
 ) -> Summary:
     """Summarize in the suite's own metric. Metrics of lm-eval become views beside it."""
     summary = _summarize_metric(suite, predictions, method, conventions, notes)
-    return add_views(summary, predictions, suite.judge.metric_names) if suite.judge else summary
+    return (
+        add_views(summary, predictions, suite.task_metrics.metric_names)
+        if suite.task_metrics
+        else summary
+    )
 
 
 def summarize_task_metrics(
@@ -111,9 +117,9 @@ def summarize_task_metrics(
     notes: Sequence[str],
 ) -> Summary:
     """Summarize a suite whose first metric of lm-eval is the headline; the others are views."""
-    assert suite.judge is not None  # the loader of such suites sets it
+    assert suite.task_metrics is not None  # the loader of such suites sets it
     summary = _summarize_metric(suite, predictions, method, conventions, notes)
-    return add_views(summary, predictions, ["", *suite.judge.metric_names[1:]])
+    return add_views(summary, predictions, ["", *suite.task_metrics.metric_names[1:]])
 
 
 def summarize_documents(

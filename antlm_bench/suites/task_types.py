@@ -74,8 +74,8 @@ class Suite:
     """Whether a word is tokenized apart from its context (reading times of BabyLM 2025)."""
     formulas: Mapping[str, Formula] | None = None
     """SyntaxGym: the label of a prediction -> its formula."""
-    judge: TaskMetrics | None = None
-    """lm-eval's own metrics of a task."""
+    task_metrics: TaskMetrics | None = None
+    """Metrics that lm-eval computes for the items, besides or instead of ours."""
     reduction: str = "sum"
     """Which score of an option decides: its sum of log-probabilities, or their mean per token."""
     verbatim: bool = False
