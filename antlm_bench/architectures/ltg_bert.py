@@ -95,8 +95,8 @@ def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:
     Exact up to buckets / 2, then logarithmic up to `furthest`, then constant (DeBERTa's, arXiv
     2006.03654 app. A.5).
     """
-    place = torch.arange(length)
-    distance = place[:, None] - place[None, :]
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
     exact = buckets // 2
     far = distance.abs().clamp(min=exact, max=max_distance - 1).double()
     grown = torch.log(far / exact) / math.log((max_distance - 1) / exact) * (exact - 1)
@@ -253,8 +253,8 @@ class LtgBertAttention(nn.Module):
         to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
         from_position = key @ (query_at * self.scale).permute(1, 2, 0)
         pairs = (*to_position.shape[:3], len(index))
-        found = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
-        return to_position.gather(-1, index.expand(pairs)) + found
+        key_scores = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
+        return to_position.gather(-1, index.expand(pairs)) + key_scores
 
 
 class LtgBertFeedForward(nn.Module):
