@@ -36,9 +36,8 @@ __all__ = [
     "pickled_files",
     "safetensors_files",
 ]  # fmt: skip
-CARD_KEY = (
-    "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
-)
+# The key of config.json under which a checkpoint of ours says how it was trained.
+CARD_KEY = "antlm_bench"
 SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -59,15 +58,25 @@ class OpenOptions:
     """
 
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
+    """float32, bfloat16 or float16."""
     bos: str = "auto"
+    """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.conventions.ScoringConventions
+    """Longest row in tokens; None = what model and tokenizer allow."""
+    lengths: str = "declared"
+    """Which limit counts (scoring.conventions.ScoringConventions)."""
     batch_tokens: int | None = None
+    """Tokens per forward; None = chosen by device."""
     allow_pickle: bool = False
+    """Load pickled weights."""
     trust_remote_code: bool = False
+    """Run the checkpoint's own Python."""
     original_layout: str | None = None
+    """The published code that wrote the weights (checkpoints.ltg_layouts)."""
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None

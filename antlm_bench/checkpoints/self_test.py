@@ -135,9 +135,7 @@ def _compare_with_plain_forward(
                 scores = engine.score_probes(probes, len(expected))
             except FORWARD_ERRORS:
                 return float("inf")
-        with np.errstate(
-            invalid="ignore"
-        ):  # ids that a model rules out are equal at minus infinity
+        with np.errstate(invalid="ignore"):  # ids that a model rules out: minus infinity twice
             return float(np.where(scores == expected, 0.0, np.abs(scores - expected)).max())
 
     largest = difference(())

@@ -32,12 +32,10 @@ WORDS_FROM_OFFSETS_NOTE = (
     "pre-tokenizer, by characters"
 )
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-MAX_VOCABULARY_PROBES = (
-    1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
-)
-UNKNOWN_CHARACTER = (
-    "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
-)
+# Tokens of its own that a tokenizer is tried with if it cannot read PROBE.
+MAX_VOCABULARY_PROBES = 1000
+# A private character: no vocabulary holds it, so it shows the unknown token.
+UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 # Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
