@@ -51,9 +51,8 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-MASK_VALUE = (
-    -3e4
-)  # added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN)
+# Added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN).
+MASK_VALUE = -3e4
 
 
 class LtgBertConfig(PretrainedConfig):
@@ -89,29 +88,28 @@ class LtgBertConfig(PretrainedConfig):
 
 
 def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:
-    """(length, length) rows of the position table: bucket of query place minus key place, from 0 to
-    2 * buckets - 2.
+    """Return the row of the position table for each pair of positions, (length, length): the bucket
+    of query position minus key position, from 0 to 2 * buckets - 2.
 
-    Exact up to buckets / 2, then logarithmic up to `furthest`, then constant (DeBERTa's, arXiv
+    Exact up to buckets / 2, then logarithmic up to `max_distance`, then constant (DeBERTa's, arXiv
     2006.03654 app. A.5).
     """
-    place = torch.arange(length)
-    distance = place[:, None] - place[None, :]
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
     exact = buckets // 2
     far = distance.abs().clamp(min=exact, max=max_distance - 1).double()
     grown = torch.log(far / exact) / math.log((max_distance - 1) / exact) * (exact - 1)
-    bucket = (
-        exact + torch.ceil(grown - 1e-9).long()
-    )  # the last one is a whole number but for a logarithm's last bit
+    # The last one is a whole number but for a logarithm's last bit.
+    bucket = exact + torch.ceil(grown - 1e-9).long()
     return torch.where(distance.abs() <= exact, distance, bucket * distance.sign()) + buckets - 1
 
 
 def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | float:
-    """What to add to (B, heads, T, T) scores: 0, or of `like` (B, T, d) dtype and device, BLOCKED
-    or 0.
+    """Return what to add to attention scores (B, heads, T, T): 0 or MASK_VALUE, with the dtype and
+    device of `like` (B, T, d).
 
     mask: None, (B, T) with 1 = a token, or 4-D, which is used as it is: bool or 0/1 (true = may
-    attend), or additive. A token that may attend nothing gets finite, meaningless values.
+    attend), or additive. A token that may attend to nothing gets finite, meaningless values.
     """
     if mask is not None and mask.dim() == 4:
         if mask.is_floating_point():
@@ -147,7 +145,7 @@ def init_parameter(parameter: nn.Parameter, values: Sequence[float]) -> None:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """The loss that config.problem_type names, for logits (B, labels).
+    """Compute the loss that config.problem_type names, for logits (B, labels).
 
     regression: squared error; multi_label_classification: binary cross-entropy of each label;
     single_label_classification: cross-entropy. None: regression where there is one label, else
@@ -166,9 +164,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
 
 
 class LtgBertRelativePositions(nn.Module):
-    """One table of position vectors for all layers, and the index that spreads its scores over
-    pairs of tokens.
-    """
+    """One table of position vectors for all layers, and the index of each pair of positions in it."""
 
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
@@ -178,20 +174,17 @@ class LtgBertRelativePositions(nn.Module):
         )
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self._index: Tensor | None = (
-            None  # for the longest text so far; no buffer: the configuration says it all
-        )
+        # For the longest text so far; no buffer: the configuration says it all.
+        self._index: Tensor | None = None
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """(2 * buckets - 1, d) vectors and the (length, length) index into them."""
+        """Return vectors (2 * buckets - 1, d) and the index (length, length) into them."""
         vectors = self.norm(self.table.weight)
         if self._index is None or self._index.device != vectors.device or len(self._index) < length:
-            with torch.inference_mode(
-                False
-            ):  # else it could not serve a later forward with gradients
-                self._index = bucket_index(length, self.buckets, self.max_distance).to(
-                    vectors.device
-                )
+            # An inference tensor could not be used by a later forward with gradients.
+            with torch.inference_mode(False):
+                index = bucket_index(length, self.buckets, self.max_distance)
+                self._index = index.to(vectors.device)
         return vectors, self._index[:length, :length]
 
 
@@ -216,9 +209,8 @@ class LtgBertAttention(nn.Module):
         self.value, self.output = nn.Linear(d, d), nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.positions_dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.positions_dropout.shared = (
-            True  # one mask for all texts of a batch: the table has no dimension for them
-        )
+        # One mask for all texts of a batch: the table has no dimension for them.
+        self.positions_dropout.shared = True
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, positions: Tensor, index: Tensor, bias: Tensor | float) -> Tensor:
@@ -240,8 +232,8 @@ class LtgBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Content to position and position to content, (B, heads, T, T); `query` is scaled
-        already.
+        """Return content-to-position plus position-to-content scores (B, heads, T, T); `query` is
+        already scaled.
         """
         shape, axis = (
             ((self.num_heads, 2, -1), -2)
@@ -253,8 +245,8 @@ class LtgBertAttention(nn.Module):
         to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
         from_position = key @ (query_at * self.scale).permute(1, 2, 0)
         pairs = (*to_position.shape[:3], len(index))
-        found = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
-        return to_position.gather(-1, index.expand(pairs)) + found
+        key_scores = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
+        return to_position.gather(-1, index.expand(pairs)) + key_scores
 
 
 class LtgBertFeedForward(nn.Module):

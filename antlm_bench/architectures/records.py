@@ -138,7 +138,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 
 def find_architecture(model_type: str) -> Architecture | None:
     """Return the architecture of that `model_type`, None for one that is not registered."""
-    return next((one for one in ARCHITECTURES if one.model_type == model_type), None)
+    return next(
+        (architecture for architecture in ARCHITECTURES if architecture.model_type == model_type),
+        None,
+    )
 
 
 def load_target(target: str) -> Any:

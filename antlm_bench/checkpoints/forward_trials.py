@@ -105,27 +105,29 @@ def _choose_forward_config(
     model: Any, kind: str, name: str, special_ids: Sequence[int], initial_state: ModelState
 ) -> ForwardConfig:
     transformers.AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
-    own = ForwardConfig(model.config._attn_implementation, "causal" if kind == "causal" else "full")
+    config = ForwardConfig(
+        model.config._attn_implementation, "causal" if kind == "causal" else "full"
+    )
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     padding = (
         padding if isinstance(padding, int) and 0 <= padding < vocabulary_size(model) else None
     )
     probes = _trial_probes(
-        model, own.native_attention, [*special_ids, *([] if padding is None else [padding])]
+        model, config.native_attention, [*special_ids, *([] if padding is None else [padding])]
     )
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     length_dependent = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
-    plain, own = _plain_scores(model, name, own, probes)
+    plain, config = _plain_scores(model, name, config, probes)
     restores = initial_state.has_changed() or length_dependent
     initial_state.restore()
-    own = replace(own, restores=restores)
+    config = replace(config, restores=restores)
     longest = rope.get("original_max_position_embeddings") or getattr(
         model.config, "max_position_embeddings", None
     )
-    own = replace(own, packed_length=longest if length_dependent else None)
+    config = replace(config, packed_length=longest if length_dependent else None)
     candidates = [] if padding is None else [(padding, padding), (1 + padding, None)]
-    for first, skipped in [(0, None), *candidates, (2, None)] if own.split_head else []:
-        packed = replace(own, layout="packed", first_position=first, padding_id=skipped)
+    for first, skipped in [(0, None), *candidates, (2, None)] if config.split_head else []:
+        packed = replace(config, layout="packed", first_position=first, padding_id=skipped)
         try:
             scores = Engine(model, name, packed, 64).score_probes(probes, NUM_TRIAL_TEXTS)
         except FORWARD_ERRORS:
@@ -134,10 +136,10 @@ def _choose_forward_config(
             initial_state.restore()
         if np.allclose(plain, scores, rtol=1e-5, atol=1e-4):
             packed = replace(packed, narrow=_can_narrow_last_layer(model, name, packed))
-            model.set_attn_implementation(own.native_implementation)
-            return replace(packed, masks=obeys_attention_masks(model, own.native_attention))
-    model.set_attn_implementation(own.native_implementation)
-    return replace(own, masks=obeys_attention_masks(model, own.native_attention))
+            model.set_attn_implementation(config.native_implementation)
+            return replace(packed, masks=obeys_attention_masks(model, config.native_attention))
+    model.set_attn_implementation(config.native_implementation)
+    return replace(config, masks=obeys_attention_masks(model, config.native_attention))
 
 
 def _plain_scores(
@@ -188,10 +190,15 @@ def obeys_attention_masks(model: Any, attends: Attention) -> bool:
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
     """Return whether the last layer at the read positions only gives the same numbers."""
     engine = Engine(model, name, replace(forward_config, narrow=True), 64)
-    some = slice(2, None, 4)
+    subset = slice(2, None, 4)
     probes = [
         Probes(
-            p.ids, p.attention, p.row[some], p.position[some], p.target[some], p.text_index[some]
+            p.ids,
+            p.attention,
+            p.row[subset],
+            p.position[subset],
+            p.target[subset],
+            p.text_index[subset],
         )
         for p in _trial_probes(model, "full")
     ]

@@ -170,18 +170,18 @@ class LtgFamilyOriginal(OriginalCheckpoint):
 
     def rename_weights(self) -> dict[str, str]:
         """Return original name -> ours. CheckpointError for a name that the table does not know."""
-        found = {
+        renamed = {
             name: rename_weight(name)
             for name in self.shapes
             if not POSITION_INDEX_BUFFER.match(name)
         }
-        if unknown := sorted(name for name, new in found.items() if new is None):
+        if unknown := sorted(name for name, new in renamed.items() if new is None):
             raise self.error(
                 f"{len(unknown)} weights have no place in LTG-BERT, ELC-BERT or GPT-BERT "
                 f"(e.g. {unknown[0]})",
                 "--trust-remote-code runs the checkpoint's own code, if you trust its author",
             )
-        new_names = {old: new for old, new in found.items() if new is not None}
+        new_names = {old: new for old, new in renamed.items() if new is not None}
         if EMBEDDING not in new_names.values():  # tied weights saved under the other name
             new_names = {
                 old: new.replace("head.decoder.weight", EMBEDDING) for old, new in new_names.items()
@@ -221,8 +221,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
 
     def _describe_layout(self, settings: Mapping[str, Any], traits: LayoutTraits) -> str:
         """Return what the checkpoint was opened as, for `doctor` and a cell's content key."""
-        given = self.settings.get("layer_norm_eps") is not None
-        source = "config.json" if given else "not in config.json, as the authors trained"
+        is_configured = self.settings.get("layer_norm_eps") is not None
+        source = "config.json" if is_configured else "not in config.json, as the authors trained"
         if settings["layer_norm_eps"] != self.layer_norm_eps:
             source += f"; the authors trained with {self.layer_norm_eps:g}"
         positions = "per head" if traits.per_head_positions else "half by half"
@@ -334,12 +334,14 @@ class LtgBertOriginal(LtgFamilyOriginal):
         unknown = blanked is None and any(name.startswith("Norbert") for name in classes)
         if per_head is None or unknown:
             absent = self._missing_code_file()
-            also = f", or put {absent} beside the weights (it is read, not run)" if absent else ""
+            file_hint = (
+                f", or put {absent} beside the weights (it is read, not run)" if absent else ""
+            )
             names = [name for name in ORIGINAL_LAYOUTS if name.startswith("ltg")]
             raise self.error(
                 "published codes of LTG-BERT give weights the same names and compute different "
                 "numbers, and nothing here says which code wrote these",
-                f"{LAYOUT_OPTION} NAME with one of {', '.join(names)}{also}",
+                f"{LAYOUT_OPTION} NAME with one of {', '.join(names)}{file_hint}",
             )
         return LayoutTraits(per_head, mix, blanked or 0)
 
@@ -364,8 +366,8 @@ class LtgBertOriginal(LtgFamilyOriginal):
 
         Raises CheckpointError if config.json contradicts the weights or the code.
         """
-        given = self.check_settings({"layer_mix": "", "per_head_positions": False})
-        configured, per_head = given.get("layer_mix"), given.get("per_head_positions")
+        settings = self.check_settings({"layer_mix": "", "per_head_positions": False})
+        configured, per_head = settings.get("layer_mix"), settings.get("per_head_positions")
         if configured is not None and configured not in mixes:
             allowed = " or ".join(map(repr, mixes))
             raise self._contradiction_error("layer_mix", configured, "weights say", allowed)
@@ -427,8 +429,8 @@ def _is_gpt_bert(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def rename_weight(name: str) -> str | None:
     """Return our name of an original weight, None for one that the table does not know."""
-    for pattern, ours in WEIGHT_NAMES.items():
+    for pattern, new_name in WEIGHT_NAMES.items():
         if match := re.fullmatch(WRAPPER_PREFIXES + pattern, name):
             n = int(next((g for g in match.groups() if g and g.isdigit()), 0))
-            return ours.format(n=n, half=n // 2, odd=n % 2, w=match.groupdict().get("w"))
+            return new_name.format(n=n, half=n // 2, odd=n % 2, w=match.groupdict().get("w"))
     return None

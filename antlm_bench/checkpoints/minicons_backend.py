@@ -38,9 +38,8 @@ class MiniconsCheckpoint:
     trained_methods: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     no_mask_reason: str = ""
-    context_scorer: MiniconsScorer | None = (
-        None  # of causal texts that have a context, where it differs
-    )
+    # Of causal texts that have a context, where it differs.
+    context_scorer: MiniconsScorer | None = None
 
     def notes(self, method: str) -> tuple[str, ...]:
         """Return (): minicons takes words from the tokenizer, or does not score."""

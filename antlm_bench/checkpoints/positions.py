@@ -17,11 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TRIAL_LENGTH = 7  # tokens of the trial; no dimension of a model is likely to be sliced into so many
-LIMIT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-)  # names that configurations have for the limit
+# Names of the limit in configurations.
+LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 FORWARD_ERRORS = (
     TypeError,
     ValueError,

@@ -123,22 +123,19 @@ def _kind_from_class(name: str, config: Any, location: str) -> str:
     """Return causal or masked, "" for a class that is neither. Raises CheckpointError for an XLM
     with language embeddings.
     """
-    if name.endswith(
-        "WithLMHeadModel"
-    ):  # XLM, FlauBERT: one class for both, and a field that says which
+    # XLM, FlauBERT: one class for both, and a field that says which.
+    if name.endswith("WithLMHeadModel"):
         if getattr(config, "use_lang_emb", False) and getattr(config, "n_langs", 1) > 1:
             raise CheckpointError(
-                f"{name} wants to know the language of each text (n_langs = {config.n_langs}, "
-                "use_lang_emb), "
-                "and scoring does not tell it",
+                f"{name} needs the language of each text (n_langs = {config.n_langs}, "
+                "use_lang_emb), and scoring does not give it",
                 location=location,
                 hint="score a checkpoint of one language, or one without language embeddings",
             )
         return "causal" if getattr(config, "causal", False) else "masked"
     masked_types = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if (
-        name.endswith("ForPreTraining") and config.model_type in masked_types
-    ):  # a masked LM with one more head
+    # A masked LM with one more head.
+    if name.endswith("ForPreTraining") and config.model_type in masked_types:
         return "" if config.model_type in DISCRIMINATOR_TYPES else "masked"
     if name.endswith("ForMaskedLM"):
         return "masked"
@@ -194,9 +191,8 @@ def load_tokenizer(folder: Path, options: OpenOptions) -> Any:
         )
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
-        model.dropout = (
-            None  # BPE dropout is for training: with it, a text has other tokens every time
-        )
+        # BPE dropout is for training: with it, a text has other tokens every time.
+        model.dropout = None
     return tokenizer
 
 
@@ -206,9 +202,8 @@ def _load_tokenizer_files(folder: Path, options: OpenOptions) -> Any:
             folder, trust_remote_code=options.trust_remote_code
         )
         names = [str(name) for name in tokenizer.vocab_files_names.values()]
-        if names and not any(
-            (folder / name).is_file() for name in names
-        ):  # transformers 5.0 makes up an empty one
+        # Without a vocabulary transformers 5.0 makes up an empty one.
+        if names and not any((folder / name).is_file() for name in names):
             raise OSError(f"its vocabulary is missing: none of {', '.join(names)}")
         return tokenizer
     except Exception as first:
@@ -247,9 +242,8 @@ def load_checked_model(
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     try:
         with without_adapter(folder) as bare, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                0
-            )  # parameters that --allow-missing lets pass are the same in every run
+            # Parameters that --allow-missing allows are the same in every run.
+            torch.manual_seed(0)
             model, info = auto.from_pretrained(
                 bare,
                 config=config,

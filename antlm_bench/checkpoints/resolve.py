@@ -36,9 +36,8 @@ __all__ = [
     "pickled_files",
     "safetensors_files",
 ]  # fmt: skip
-CARD_KEY = (
-    "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
-)
+# The key of config.json under which a checkpoint of ours says how it was trained.
+CARD_KEY = "antlm_bench"
 SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -59,15 +58,25 @@ class OpenOptions:
     """
 
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
+    """float32, bfloat16 or float16."""
     bos: str = "auto"
+    """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.conventions.ScoringConventions
+    """Longest row in tokens; None = what model and tokenizer allow."""
+    lengths: str = "declared"
+    """Which limit counts (scoring.conventions.ScoringConventions)."""
     batch_tokens: int | None = None
+    """Tokens per forward; None = chosen by device."""
     allow_pickle: bool = False
+    """Load pickled weights."""
     trust_remote_code: bool = False
+    """Run the checkpoint's own Python."""
     original_layout: str | None = None
+    """The published code that wrote the weights (checkpoints.ltg_layouts)."""
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None
@@ -99,7 +108,7 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
     by the number in their name, so that milestones come in order of words seen. Raises
     CheckpointError for a glob or folder without checkpoints.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for ref in refs:
         if not ref.strip():
             raise CheckpointError(
@@ -112,7 +121,7 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             root, pattern = _split_glob(path)
             matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
         else:
-            found.append(ref)
+            expanded.append(ref)
             continue
         if not matches:
             raise CheckpointError(
@@ -121,8 +130,8 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
                 hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) "
                 "or a hub id",
             )
-        found += [str(p) for p in sorted(matches, key=_milestone_key)]
-    return list(dict.fromkeys(found))
+        expanded += [str(p) for p in sorted(matches, key=_milestone_key)]
+    return list(dict.fromkeys(expanded))
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -234,8 +243,8 @@ def _base_folder(
         raise CheckpointError(
             f"{ADAPTER_CONFIG} cannot be read", location=str(folder), hint="save the adapter again"
         )
-    whole = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
-    if whole:
+    has_own_weights = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
+    if has_own_weights:
         same = not named or named in (ref, str(folder)) or _is_same_folder(named, folder)
         if same:
             return folder
@@ -251,8 +260,8 @@ def _base_folder(
             location=str(folder),
             hint=f"--model BASE --peft {folder}",
         )
-    beside = folder.parent / named
-    reference = str(beside) if not _as_path(named).is_dir() and beside.is_dir() else named
+    sibling = folder.parent / named
+    reference = str(sibling) if not _as_path(named).is_dir() and sibling.is_dir() else named
     revision = config.get("revision") if not Path(reference).is_dir() else None
     try:
         return locate_checkpoint(

@@ -29,7 +29,7 @@ from antlm_bench.scoring.engine import (
     plain_logits,
 )
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
-from antlm_bench.types import Attention, Encodings, Floats, Probes
+from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Largest difference of one log-probability (nats) by dtype: rounding stays below it, and a wrong
@@ -135,9 +135,7 @@ def _compare_with_plain_forward(
                 scores = engine.score_probes(probes, len(expected))
             except FORWARD_ERRORS:
                 return float("inf")
-        with np.errstate(
-            invalid="ignore"
-        ):  # ids that a model rules out are equal at minus infinity
+        with np.errstate(invalid="ignore"):  # ids that a model rules out: minus infinity twice
             return float(np.where(scores == expected, 0.0, np.abs(scores - expected)).max())
 
     largest = difference(())
@@ -205,40 +203,40 @@ def _trial_probes(
             for ids, scored, index in zip(
                 encoded.ids, encoded.score_mask, encoded.text_index, strict=True
             ):
-                at = np.nonzero(scored)[0]
-                at = at[at > 0] if attention == "causal" else at
-                at = (
-                    at[np.unique(np.linspace(0, len(at) - 1, max_predictions).round().astype(int))]
-                    if len(at)
-                    else at
+                positions = _spread_positions(scored, attention, max_predictions)
+                count = len(positions)
+                text = (number + np.arange(count)).astype(np.int32)
+                number += count
+                if attention == "full":
+                    rows = np.repeat(ids[None], count, 0)
+                    order = np.arange(count, dtype=np.int32)
+                    rows[order, positions] = checkpoint.mask_id
+                    yield int(index), Probes(rows, "full", order, positions, ids[positions], text)
+                    continue
+                row, before = np.zeros(count, np.int32), positions - 1
+                yield (
+                    int(index),
+                    Probes(ids[None, :-1], "causal", row, before, ids[positions], text),
                 )
-                text = (number + np.arange(len(at))).astype(np.int32)
-                number += len(at)
-                position = at.astype(np.int32)
-                if attention == "causal":
-                    row = np.zeros(len(at), np.int32)
-                    yield (
-                        int(index),
-                        Probes(ids[None, :-1], "causal", row, position - 1, ids[position], text),
-                    )
-                    if (
-                        number == len(at) and len(at) > 1
-                    ):  # the first text once more, backwards: two rows of a length
-                        other = ids.copy()
-                        other[scored] = other[scored][::-1]
-                        number += len(at)
-                        text = text + np.int32(len(at))
-                        yield (
-                            int(index),
-                            Probes(
-                                other[None, :-1], "causal", row, position - 1, other[position], text
-                            ),
-                        )
-                else:
-                    rows = np.repeat(ids[None], len(at), 0)
-                    order = np.arange(len(at), dtype=np.int32)
-                    rows[order, position] = checkpoint.mask_id
-                    yield int(index), Probes(rows, "full", order, position, ids[position], text)
+                if number == count and count > 1:
+                    # The first text once more, backwards: two rows of one length.
+                    other = ids.copy()
+                    other[scored] = other[scored][::-1]
+                    number += count
+                    text = text + np.int32(count)
+                    target = other[positions]
+                    yield int(index), Probes(other[None, :-1], "causal", row, before, target, text)
+
+
+def _spread_positions(scored: Bools, attention: Attention, max_positions: int) -> Ints:
+    """Return up to `max_positions` scored positions of a row, spread over it."""
+    positions = np.nonzero(scored)[0]
+    if attention == "causal":
+        positions = positions[positions > 0]
+    if len(positions):
+        steps = np.linspace(0, len(positions) - 1, max_positions).round().astype(int)
+        positions = positions[np.unique(steps)]
+    return positions.astype(np.int32)
 
 
 def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
@@ -247,15 +245,17 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
     engine.set_attention(engine.forward_config.native_implementation)
     device = next(engine.model.parameters()).device
     for p in probes:
-        for row, at, target, text in zip(p.row, p.position, p.target, p.text_index, strict=True):
-            ids = p.ids[row] if p.attention == "full" else p.ids[row, : at + 1]
+        for row, position, target, text in zip(
+            p.row, p.position, p.target, p.text_index, strict=True
+        ):
+            ids = p.ids[row] if p.attention == "full" else p.ids[row, : position + 1]
             inputs = {"input_ids": torch.from_numpy(ids[None].astype(np.int64)).to(device)}
             if p.attention != engine.forward_config.native_attention:
                 inputs |= {
                     k: v.to(device) for k, v in attention_mask_inputs(len(ids), p.attention).items()
                 }
             with torch.inference_mode():
-                logits = plain_logits(engine.model, **inputs)[0, int(at)].float()
+                logits = plain_logits(engine.model, **inputs)[0, int(position)].float()
             if engine.model_state is not None:
                 engine.model_state.restore()
             answers[text] = float(logits.log_softmax(-1)[int(target)])

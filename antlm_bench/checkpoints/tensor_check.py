@@ -253,10 +253,10 @@ def _computed_buffers(model: Any) -> set[str]:
 
 def _format_names(names: Sequence[str], noun: str) -> str:
     """`5 tensors (a.weight, b.weight, c.weight, d.weight, ...)`."""
-    more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
+    ellipsis = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
     return (
         f"{len(names)} {noun}{'s' if len(names) > 1 else ''} "
-        f"({', '.join(names[:MAX_NAMES_SHOWN])}{more})"
+        f"({', '.join(names[:MAX_NAMES_SHOWN])}{ellipsis})"
     )
 
 
@@ -335,12 +335,12 @@ def _may_be_tied(name: str, headers: Mapping[str, TensorHeader]) -> bool:
     """Return whether a tensor may be a second name of another one: safetensors store tied weights
     once.
     """
-    mine = headers[name]
-    if mine.storage is not None:
-        return any(other.storage == mine.storage for key, other in headers.items() if key != name)
+    header = headers[name]
+    if header.storage is not None:
+        return any(other.storage == header.storage for key, other in headers.items() if key != name)
     head = re.search(
         r"(lm_head|decoder|vocab_projector|embed_out|proj|predictions)\.(weight|bias)$", name
     )
     return bool(head) and any(
-        other.shape == mine.shape for key, other in headers.items() if key != name
+        other.shape == header.shape for key, other in headers.items() if key != name
     )

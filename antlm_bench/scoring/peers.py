@@ -174,8 +174,8 @@ class MiniconsScorer:
         Raises MethodNotSupported, and CheckpointError where minicons fails, returns NaN, or
         tokenises a text differently.
         """
-        asked = get_method(method)
-        if MINICONS not in asked.peer_names or asked.needs_mask != (self.kind == "masked"):
+        record, is_masked = get_method(method), self.kind == "masked"
+        if MINICONS not in record.peer_names or record.needs_mask != is_masked:
             raise MethodNotSupported(
                 f"minicons cannot score a {self.kind} model with {method!r}",
                 location="--method",
@@ -213,13 +213,13 @@ class MiniconsScorer:
             if tick is not None:
                 tick(len(batch) / len(todo))
         ids = [
-            np.array([row.ids[at] for at in scored], np.int32)
+            np.array([row.ids[position] for position in scored], np.int32)
             for row, scored in zip(rows, positions, strict=True)
         ]
         tokens = np.array([len(scored) for scored in positions], np.int64)
         flags = {name: raised for name, raised in tokenized.flags.items() if name != "unk"}
-        facts = Encodings((), tokenized.flags["unk"], too_long, flags)
-        return PeerScores(logp, tokens, [scored.tobytes() for scored in ids], facts)
+        encodings = Encodings((), tokenized.flags["unk"], too_long, flags)
+        return PeerScores(logp, tokens, [scored.tobytes() for scored in ids], encodings)
 
     def _tokenize(self, texts: Sequence[str], method: str) -> Tokenized:
         """Tokenise as minicons does. Raises as TextTokenizer.tokenize, and MethodNotSupported where
@@ -241,10 +241,10 @@ class MiniconsScorer:
     @property
     def spells_specials(self) -> bool:
         """Whether the specials must be spelled into the text, because the tokenizer adds others."""
-        own = detect_template(self.scorer.tokenizer)
+        template = detect_template(self.scorer.tokenizer)
         # A causal row may end in whatever the template puts there: nothing that is scored sees it.
-        return own.before != self.specials.before or (
-            self.kind == "masked" and own.after != self.specials.after
+        return template.before != self.specials.before or (
+            self.kind == "masked" and template.after != self.specials.after
         )
 
     def _build_rows(
@@ -341,13 +341,15 @@ class MiniconsScorer:
         scored = list(range(1, len(ids)))
         if self.kind == "masked":
             left = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
-            scored = [at for at, token in enumerate(ids) if token not in left]
+            scored = [position for position, token in enumerate(ids) if token not in left]
         if len(logprobs) != len(scored) or not set(positions) <= set(scored):
             raise CheckpointError(
                 "minicons leaves out tokens that count: a text spells a special token",
                 hint="use --engine native",
             )
-        total = float(sum(dict(zip(scored, logprobs, strict=True))[at] for at in positions))
+        total = float(
+            sum(dict(zip(scored, logprobs, strict=True))[position] for position in positions)
+        )
         if np.isnan(total):
             raise CheckpointError("minicons answers NaN", hint="the weights are damaged")
         return total
@@ -417,7 +419,7 @@ def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) ->
         try:
             from lm_eval.models.huggingface import HFLM
 
-            more = {"trust_remote_code": True} if trusted else {}
+            options = {"trust_remote_code": True} if trusted else {}
             return LmEvalScorer(
                 HFLM(
                     pretrained=str(folder),
@@ -425,7 +427,7 @@ def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) ->
                     batch_size=8,
                     dtype="float32",
                     **source_args,
-                    **more,
+                    **options,
                 )
             )
         except PEER_ERRORS as error:
@@ -448,9 +450,9 @@ def open_minicons(
     """
     with suppress_output():
         try:
-            more: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
+            options: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
             scorer = make_minicons_scorer(
-                kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **more
+                kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **options
             )
             return MiniconsScorer(scorer, kind, specials, max_length)
         except PEER_ERRORS as error:

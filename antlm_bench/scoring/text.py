@@ -97,8 +97,8 @@ def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
     token = special_id(tokenizer, "mask")
     if token is None:
         named = tokenizer.mask_token
-        lacks = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
-        return None, f"its tokenizer has no mask token{lacks}"
+        reason = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
+        return None, f"its tokenizer has no mask token{reason}"
     if not 0 <= token < vocab_size:
         named = f"{str(tokenizer.mask_token)!r} has the id {token}"
         return (
@@ -150,22 +150,22 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
             location="--bos",
             hint=f"one of {', '.join(BOS_POLICIES)}",
         )
-    own = detect_template(tokenizer)
+    template = detect_template(tokenizer)
     if bos_policy == "never":
         return Specials()
     if bos_policy == "tokenizer":
-        return own if attention == "full" else Specials(own.before)
+        return template if attention == "full" else Specials(template.before)
     bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
     first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
     if attention == "full":
-        if own.before or own.after:
-            return own
+        if template.before or template.after:
+            return template
         first = first if cls_id is None else cls_id
         last = () if sep_id is None else (sep_id,)
     else:
         last = ()
-    if first is None and own.before:
-        return Specials(own.before)
+    if first is None and template.before:
+        return Specials(template.before)
     if first is None and bos_policy == "always":
         raise CheckpointError(
             "the tokenizer knows no BOS, EOS or CLS token",

@@ -32,12 +32,10 @@ WORDS_FROM_OFFSETS_NOTE = (
     "pre-tokenizer, by characters"
 )
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-MAX_VOCABULARY_PROBES = (
-    1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
-)
-UNKNOWN_CHARACTER = (
-    "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
-)
+# Tokens of its own that a tokenizer is tried with if it cannot read PROBE.
+MAX_VOCABULARY_PROBES = 1000
+# A private character: no vocabulary holds it, so it shows the unknown token.
+UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 # Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
@@ -231,15 +229,15 @@ class TextTokenizer:
         if not any(self._vocabulary_symbols(character)[1] for character in set(text)):
             return offsets
         spelled, origin = "", []
-        for at, character in enumerate(text):
+        for index, character in enumerate(text):
             symbols, missing = self._vocabulary_symbols(character)
             kept = "".join(symbol for symbol in symbols if symbol not in missing)
             spelled += kept
-            origin += [at] * len(kept)
+            origin += [index] * len(kept)
         tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
-        whole = "".join(tokens)
-        added = len(whole) - len(spelled)
-        if added < 0 or whole[:added] != self._text_prefix[:added] or whole[added:] != spelled:
+        joined = "".join(tokens)
+        added = len(joined) - len(spelled)
+        if added < 0 or joined[:added] != self._text_prefix[:added] or joined[added:] != spelled:
             return offsets if self.has_word_ids else None
         origin = [0] * added + origin
         token_offsets, top = [], 0
@@ -252,8 +250,8 @@ class TextTokenizer:
     def _loses_characters(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
         """Return whether a visible character of the text is in no token."""
         if not self.tokenizer.is_fast:
-            whole = offsets is not None or not self.unknown_ids.isdisjoint(ids)
-            return not whole and _decoding_loses_characters(text, self.tokenizer.decode(ids))
+            is_complete = offsets is not None or not self.unknown_ids.isdisjoint(ids)
+            return not is_complete and _decoding_loses_characters(text, self.tokenizer.decode(ids))
         if self.drops_unknown and (
             lacking := [c for c in set(text) if self._vocabulary_symbols(c)[1]]
         ):
@@ -312,8 +310,8 @@ def _decoding_loses_characters(text: str, decoded: str) -> bool:
     """
     if decoded == text:
         return False
-    wanted, kept = _fold(text), _fold(decoded)
-    return any(wanted.count(c) > kept.count(c) for c in set(wanted))
+    expected, kept = _fold(text), _fold(decoded)
+    return any(expected.count(c) > kept.count(c) for c in set(expected))
 
 
 def _fold(text: str) -> str:
@@ -326,14 +324,14 @@ def _fold(text: str) -> str:
 
 def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
     """Return whether a word of `word_ids` is unknown (None) or contains white space."""
-    at = 0
-    while at < len(word_ids):
-        word, start, end = word_ids[at], offsets[at][0], offsets[at][1]
+    index = 0
+    while index < len(word_ids):
+        word, start, end = word_ids[index], offsets[index][0], offsets[index][1]
         if word is None:
             return True
-        while at < len(word_ids) and word_ids[at] == word:
-            end = max(end, offsets[at][1])
-            at += 1
+        while index < len(word_ids) and word_ids[index] == word:
+            end = max(end, offsets[index][1])
+            index += 1
         if len(text[start:end].split()) > 1:
             return True
     return False
@@ -375,7 +373,9 @@ def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[in
         after.append(number if number >= 0 else after[-1])
     after.reverse()
     first = [after[start] for start, _ in offsets]
-    return first, [max(one, before[end]) for one, (_, end) in zip(first, offsets, strict=True)]
+    return first, [
+        max(first_word, before[end]) for first_word, (_, end) in zip(first, offsets, strict=True)
+    ]
 
 
 def offsets_from_decoding(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
@@ -386,21 +386,25 @@ def offsets_from_decoding(tokenizer: Any, ids: list[int], text: str) -> Offsets 
     not return the text.
     """
     offsets: Offsets = []
-    at, seen, before = 0, "", ""
+    end, seen, before = 0, "", ""
     for stop in range(1, len(ids) + 1):
         decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-        wanted = "".join(decoded.split())
-        start = at
-        if len(seen) == len(wanted) and len(decoded) > len(before) and text[at : at + 1].isspace():
-            at += 1  # a token of white space alone
-        while at < len(text) and len(seen) < len(wanted):
-            seen += "" if text[at].isspace() else text[at]
-            at += 1
-        if not wanted.casefold().startswith(seen.casefold()):
+        expected = "".join(decoded.split())
+        start = end
+        if (
+            len(seen) == len(expected)
+            and len(decoded) > len(before)
+            and text[end : end + 1].isspace()
+        ):
+            end += 1  # a token of white space alone
+        while end < len(text) and len(seen) < len(expected):
+            seen += "" if text[end].isspace() else text[end]
+            end += 1
+        if not expected.casefold().startswith(seen.casefold()):
             return None
-        offsets.append((start, at))
+        offsets.append((start, end))
         before = decoded
     for i in reversed(range(len(offsets) - 1)):
         if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does
             offsets[i] = (offsets[i][0], offsets[i + 1][1])
-    return offsets if at >= len(text.rstrip()) else None
+    return offsets if end >= len(text.rstrip()) else None

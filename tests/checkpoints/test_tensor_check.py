@@ -246,7 +246,7 @@ SENTENCES = [
      "decoder_start_token_id": 0}, "T5ForConditionalGeneration is an encoder-decoder", "ForCausalLM or"),
     ("BartForConditionalGeneration", {"d_model": D, "encoder_layers": 1, "decoder_layers": 1}, "encoder-decoder", ""),
     ("XLMWithLMHeadModel", {"emb_dim": D, "n_layers": 1, "n_heads": 4, "n_words": V, "n_langs": 3,
-     "use_lang_emb": True}, "wants to know the language of each text", "of one language"),
+     "use_lang_emb": True}, "needs the language of each text", "of one language"),
 ]  # fmt: skip
 
 
