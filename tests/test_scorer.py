@@ -1,6 +1,4 @@
-"""`Scorer`: the numbers of the command line, of minicons and of a plain loop; objects in memory stay
-as they were.
-"""
+"""`Scorer`: the numbers of the command line, of minicons and of a plain loop."""
 
 from __future__ import annotations
 
