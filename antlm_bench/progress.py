@@ -1,6 +1,4 @@
-"""How far, how fast, how long still: a bar on a terminal, a line every few seconds in a log; always
-on stderr.
-"""
+"""Progress on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -21,14 +19,15 @@ from rich.text import Text
 from antlm_bench.console import open_console
 from antlm_bench.printable import make_printable
 
-LOG_INTERVAL = 10.0  # seconds between two lines of a log
+LOG_INTERVAL = 10.0
+"""Seconds between two lines of a log."""
 
 
 class Progress:
-    """Counts up to `total` units of work. A context manager; `advance(n)` when n units are done.
+    """Count units of work up to `total`. A context manager.
 
-    `skip(n)` counts units that cost nothing (resumed from disk), so that rate and time left stay
-    true.
+    `advance(n)` counts units that were computed, `skip(n)` units that cost nothing (resumed from
+    disk), so that rate and remaining time stay right.
     """
 
     def __init__(self, total: int, label: str, unit: str = "items") -> None:
@@ -65,22 +64,21 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        elif (
-            error is None and self.last_log_time > self.start_time
-        ):  # it took long enough to have spoken: say that it ended
-            self.console.print(
-                f"{self.label}: {self.num_done:,} {self.unit} in {format_duration(time.monotonic() - self.start_time)}"
-            )
+        elif error is None and self.last_log_time > self.start_time:  # a line was logged before
+            duration = format_duration(time.monotonic() - self.start_time)
+            self.console.print(f"{self.label}: {self.num_done:,} {self.unit} in {duration}")
 
     def advance(self, n: int = 1) -> None:
+        """Count n units that were computed."""
         self.num_computed += n
         self._add(n)
 
     def skip(self, n: int) -> None:
+        """Count n units that cost nothing."""
         self._add(n)
 
     def describe(self, label: str) -> None:
-        """Say something else before the numbers from now on."""
+        """Change the label."""
         self.label = make_printable(label)
         if self.bar:
             self.bar.update(self.task, description=self.label)
@@ -91,7 +89,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second of those that were really worked on."""
+        """Computed units per second."""
         return self.num_computed / max(time.monotonic() - self.start_time, 1e-9)
 
     def _add(self, n: int) -> None:
@@ -103,15 +101,13 @@ class Progress:
             self.console.print(self.log_line())
 
     def log_line(self) -> str:
-        """The state in one line of a log."""
+        """Return the state as one line of a log."""
         share = f"{100 * self.num_done / self.total:.0f}%" if self.total else "100%"
-        left = (self.total - self.num_done) / self.rate if self.rate else None
-        ending = (
-            f", {self.rate:,.0f} {self.unit}/s, {format_duration(left)} left"
-            if left is not None
-            else ""
-        )
-        return f"{self.label}: {self.num_done:,} of {self.total:,} {self.unit} ({share}){ending}"
+        line = f"{self.label}: {self.num_done:,} of {self.total:,} {self.unit} ({share})"
+        if self.rate:
+            remaining = format_duration((self.total - self.num_done) / self.rate)
+            line += f", {self.rate:,.0f} {self.unit}/s, {remaining} left"
+        return line
 
 
 class _RateColumn(ProgressColumn):
@@ -130,8 +126,8 @@ class _RateColumn(ProgressColumn):
 
 
 def format_duration(seconds: float) -> str:
-    """`8 s`, `3 min 05 s`, `2 h 10 min`."""
-    minutes, rest = divmod(round(seconds), 60)
+    """Return `8 s`, `3 min 05 s`, `2 h 10 min`."""
+    minutes, remaining_seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remaining_seconds:02} s" if minutes else f"{remaining_seconds} s"

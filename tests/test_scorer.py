@@ -1,6 +1,4 @@
-"""`Scorer`: the numbers of the command line, of minicons and of a plain loop; objects in memory stay
-as they were.
-"""
+"""`Scorer`: the numbers of the command line, of minicons and of a plain loop."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ def plain_token_logprobs(model, tokenizer, text: str, kind: str) -> list[float]:
         if kind == "masked":
             row[0, position] = tokenizer.mask_token_id
         with torch.inference_mode():
-            logits = model(input_ids=row).logits[0, position - (kind == "causal")]
+            logits = model(input_ids=row).logits[0, position - (kind == "causal")].float()
         logprobs.append(logits.log_softmax(-1)[ids[position]].item())
     return logprobs
 
@@ -53,7 +51,9 @@ def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
     scorer = Scorer(model, tokenizer)
     expected = [plain_token_logprobs(model, tokenizer, text, kind) for text in TEXTS]
     rows = scorer.token_logprobs(TEXTS).to_rows()
-    assert [row["logprob"] for row in rows] == pytest.approx(sum(expected, []), abs=1e-4)
+    assert [row["logprob"] for row in rows] == pytest.approx(
+        [logprob for logprobs in expected for logprob in logprobs], abs=1e-4
+    )
     assert [row["text_index"] for row in rows] == [
         i for i, logprobs in enumerate(expected) for _ in logprobs
     ]
@@ -67,6 +67,26 @@ def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
     assert "".join(row["token"] for row in first_text).strip() == TEXTS[0]
     assert scorer.logprobs(TEXTS).dtype == np.float64
     assert scorer.logprobs(TEXTS) == pytest.approx([sum(part) for part in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layout", "config"),
+    [
+        ("GPT2LMHeadModel", "causal", "packed", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+        ("Gemma2ForCausalLM", "causal", "rows", {"num_key_value_heads": 2, "head_dim": 8}),
+        ("RobertaForMaskedLM", "masked", "packed", {"max_position_embeddings": 66}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_architectures_in_memory_keep_their_numbers(name, kind, layout, config, dtype):
+    model = model_for(kind, 0, name, **config).to(dtype)
+    tokenizer = tokenizer_for(kind, True)
+    scorer = Scorer(model, tokenizer)
+    assert scorer.checkpoint.engine.forward_config.layout == layout
+    expected = [sum(plain_token_logprobs(model, tokenizer, text, kind)) for text in TEXTS]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1  # bfloat16 has 8 bits of mantissa
+    assert scorer.logprobs(TEXTS) == pytest.approx(expected, abs=tolerance)
+    assert model.dtype == dtype
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("causal", None), ("masked", "original")])

@@ -40,7 +40,7 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     source = Path(class_name)
     kind = pretrained.detect_kind(config, source)
     files = LoadedFiles(name, CheckpointSources(source, source), kind, model, tokenizer)
-    with evaluation_mode(model):
+    with pretrained.silence_transformers(), evaluation_mode(model):
         loaded = probe_model(files, options, model.device)
         checkpoint = build_checkpoint(loaded, options.batch_tokens)
         checkpoint.metadata |= {"name": name, "architecture": class_name, "kind": kind}
