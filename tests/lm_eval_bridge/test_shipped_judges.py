@@ -116,7 +116,7 @@ def test_documents_are_as_long_as_their_task_counts(place, text):
     assert case.score([-5.0]) == ((14.0, 4.0), ())
 
 
-def test_what_a_shipped_judge_cannot_compute_is_an_error_with_its_place():
+def test_a_failing_shipped_metric_is_an_error_with_location():
     place = "simple_cooccurrence_bias/simple_cooccurrence_bias.yaml"
     with pytest.raises(DataError, match="math domain error") as caught:
         said(place, {}, [(-1e4, False)] * 4)

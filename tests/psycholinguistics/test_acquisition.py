@@ -36,7 +36,7 @@ def sigmoid(x, height, slope, middle, bottom=0.0):
 
 
 @pytest.mark.parametrize("middle", [18.0, 22.5, 27.0])
-def test_half_of_the_children_know_a_word_in_the_middle_of_a_whole_sigmoid(middle):
+def test_the_age_is_the_middle_of_the_children_s_sigmoid(middle):
     assert curves.child_age_of_acquisition(AGES, sigmoid(AGES, 1, 0.4, middle)) == pytest.approx(
         middle, abs=0.05
     )
@@ -50,7 +50,7 @@ def test_a_lower_ceiling_moves_the_half():
     )
 
 
-def test_ages_that_were_not_asked_are_left_out_and_curves_without_a_half_have_none():
+def test_missing_ages_are_left_out_and_some_curves_have_no_age():
     shares = sigmoid(AGES, 1, 0.4, 22)
     shares[[2, 5]] = np.nan
     assert curves.child_age_of_acquisition(AGES, shares) == pytest.approx(22, abs=0.05)
@@ -62,7 +62,7 @@ def test_ages_that_were_not_asked_are_left_out_and_curves_without_a_half_have_no
 
 
 @pytest.mark.parametrize("middle", [6.5, 7.0, 7.6])
-def test_a_model_acquires_a_word_halfway_between_chance_and_its_best(middle):
+def test_a_word_is_acquired_halfway_from_chance_to_best(middle):
     chance, best = 2 * math.log(8000), 5.0
     surprisal = chance - sigmoid(np.log10(STEPS + 1), chance - best, 6.0, middle)
     level = 0.5 * (chance + surprisal.min())  # where the curve passes it, solved by hand
@@ -259,7 +259,7 @@ def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_w
     )
 
 
-def test_it_goes_to_the_final_model_which_is_no_point_of_the_curve(scored, checkpoints):
+def test_the_result_goes_to_the_final_model_s_run(scored, checkpoints):
     final = scaled(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
     score(str(final), "aoa-words-2026", out=scored / "main")
     (found,) = compute_acquisition([scored])
@@ -347,7 +347,7 @@ def curve(word: str, months: float) -> Prediction:
     return Prediction(word, months, 0, (-9.0, -5.0, -1.0), (1,) * 3, (3,) * 3)
 
 
-def test_a_correlation_that_is_not_significant_counts_as_0_where_the_rule_says_so():
+def test_an_insignificant_correlation_may_count_as_0():
     months, ages = [18.0, 20, 22, 24, 26], [6.0, 7.0, 6.2, 7.1, None]
     made = [curve(str(n), one) for n, one in enumerate(months)]
     r, p = pearsonr(months[:4], ages[:4])
@@ -395,7 +395,7 @@ def test_unbounded_fits_are_levenberg_marquardts_and_may_fail():
 @pytest.mark.parametrize(
     ("suite", "rule"), [("aoa-2026", "0 where p > 0.1"), ("aoa-2025", "18.19 nats")]
 )
-def test_a_declaration_over_checkpoints_is_shown_and_stands_for_its_words(suite, rule, capsys):
+def test_an_age_of_acquisition_is_shown_and_names_its_words(suite, rule, capsys):
     assert run(["show", suite]) == 0
     assert rule in capsys.readouterr().out
     assert suites.list_suite_refs(suite) == ["aoa-words-2026"]

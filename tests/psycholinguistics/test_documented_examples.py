@@ -41,7 +41,7 @@ def try_out(make_checkpoint, tmp_path, monkeypatch):
     return go
 
 
-def test_the_table_of_surprisals_is_the_one_that_comes_out_but_for_the_model(try_out):
+def test_the_documented_table_has_the_real_columns(try_out):
     (_, stimuli), (_, line), (_, expected) = blocks("surprisal.md")[:3]
     Path("stimuli.csv").write_text(stimuli, encoding="utf-8")
     try_out(line.strip())

@@ -71,7 +71,8 @@ def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
     assert {p.scores[1] for p in found} == {0.0}
     assert [p.tokens[0] for p in found] == [2, 8, 2, 8]
     summary = summarize(
-        found, suite=loaded.name, method="causal", metric=loaded.metric, macro=loaded.macro, groups=loaded.groups,
+        found, suite=loaded.name, method="causal", metric=loaded.metric, macro=loaded.macro,
+        groups=loaded.groups,
         ties="strict",
     )  # fmt: skip
     assert (loaded.name, summary.headline.value) == ("number-toy", 0.25)

@@ -104,7 +104,7 @@ def test_attached_words_see_their_left_context_alone(make_checkpoint, kind, meth
         assert one.scores[0] == pytest.approx(attached(*theirs, context, word, method), abs=1e-4)
 
 
-def test_several_methods_give_a_list_each_and_whole_sentence_methods_are_refused(make_checkpoint):
+def test_whole_sentence_methods_are_refused(make_checkpoint):
     model = open_checkpoint(str(make_checkpoint("masked", adds=True)), OpenOptions(device="cpu"))
     mlm, mntp = predict(model, items(" "), [METHODS["mlm"], METHODS["mntp"]])
     assert [p.id for p in mlm] == [p.id for p in mntp] and mlm[0].scores != mntp[0].scores

@@ -125,9 +125,7 @@ def by_hand(content, found):
 
 
 @pytest.mark.parametrize("name", ["reading-2025", "reading"])
-def test_the_measures_are_the_official_regressions_of_the_stored_predictions(
-    make_checkpoint, tmp_path, declared, name
-):
+def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, declared, name):
     content = rows()
     (run,) = score(
         make_checkpoint("causal", adds=True), declared(name, content), out=tmp_path / "run"
@@ -149,7 +147,7 @@ def test_the_measures_are_the_official_regressions_of_the_stored_predictions(
     assert cell.summary.metric == "delta-r2"
 
 
-def test_an_empty_context_is_the_word_none_and_only_the_official_suite_loses_it_as_the_word_before(
+def test_an_empty_context_is_spelled_none(
     declared,
 ):
     content = rows()
@@ -174,9 +172,7 @@ def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, decl
     assert first.cells == again.cells
 
 
-def test_masked_models_read_words_after_masks_and_methods_that_see_more_are_refused(
-    make_checkpoint, tmp_path, declared
-):
+def test_masked_models_read_words_after_masks(make_checkpoint, tmp_path, declared):
     model, suite = make_checkpoint("masked", adds=True), declared("reading", rows())
     (run,) = score(model, suite, methods=["mlm", "mntp"], out=tmp_path / "run")
     assert {cell.method for cell in run} == {"mlm", "mntp"}
@@ -186,9 +182,7 @@ def test_masked_models_read_words_after_masks_and_methods_that_see_more_are_refu
         score(model, suite, precision="adaptive", out=tmp_path / "adaptive")
 
 
-def test_too_few_words_for_a_regression_are_said_and_count_as_nothing(
-    make_checkpoint, tmp_path, declared
-):
+def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, declared):
     (run,) = score(
         make_checkpoint("causal", adds=True),
         declared("reading", rows()),
@@ -271,9 +265,7 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)
 
 
-def test_compare_leaves_reading_times_out_whose_data_is_not_at_hand(
-    make_checkpoint, tmp_path, declared
-):
+def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, declared):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
     asked, folders = [declared("reading", rows()), str(pairs)], []

@@ -60,7 +60,7 @@ def test_partial_r2_is_that_of_two_plain_fits(effect):
     )
 
 
-def test_a_regression_without_enough_rows_or_anything_to_explain_has_no_value():
+def test_a_degenerate_regression_has_no_value():
     one = made(np.random.default_rng(1), n=8)
     assert partial_r2(one) is None
     whole = made(np.random.default_rng(1))
@@ -85,7 +85,7 @@ def test_every_replicate_is_the_fit_of_its_resampled_clusters():
             assert value == pytest.approx(expected, abs=1e-7)
 
 
-def test_a_bias_corrected_interval_holds_its_value_where_plain_percentiles_do_not():
+def test_a_bias_corrected_interval_contains_its_value():
     replicates = np.linspace(0.02, 0.08, 1001)
     low, high = bias_corrected_interval(0.025, replicates)
     assert low < 0.025 < high < 0.08

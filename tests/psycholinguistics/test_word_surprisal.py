@@ -64,7 +64,7 @@ def peer(folder, kind):
 
 
 def their_words(scorer, **options):
-    """minicons' token scores added up to words: a token that begins with its space begins a word."""
+    """minicons' token scores summed by word: a token that begins with a space begins a word."""
     found = []
     for text, scored in zip(TEXTS, scorer.token_score(TEXTS, **options), strict=True):
         tokens, sums = scorer.tokenizer.tokenize(text), []
@@ -111,7 +111,7 @@ def test_the_correction_is_minicons_where_the_beginnings_are(make_checkpoint):
         assert np.abs(mine.logp - before.logp).max() > 1e-2
 
 
-def test_the_correction_is_its_formula_with_the_end_of_text_among_the_beginnings(make_checkpoint):
+def test_the_correction_is_its_formula(make_checkpoint):
     folder = make_checkpoint("causal", adds=True)
     scorer = peer(folder, "causal")
     tokenizer = scorer.tokenizer

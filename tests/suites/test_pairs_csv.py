@@ -85,7 +85,7 @@ def test_columns_have_the_names_of_their_owner(tmp_path: Path) -> None:
     assert texts(ref, columns={"good": "ok {sentence}", "bad": "not ok"}) == [("A", "B")]
 
 
-def test_groups_number_their_own_items_and_a_limit_keeps_all_groups(tmp_path: Path) -> None:
+def test_groups_number_their_items_and_limits_keep_groups(tmp_path: Path) -> None:
     rows = "".join(f"g{n},b{n},{'xy'[n % 2]}\n" for n in range(6))
     ref = written(tmp_path, "a.csv", "good,bad,paradigm\n" + rows)
     assert [item.id for item in loader.load_suite(ref).items] == [
