@@ -105,7 +105,9 @@ def add_cell_results(
     lm_eval = spec.lm_eval or LmEvalFormat()
     metric, item_values = compute_item_values(cell, predictions)
     # A document's contribution to a corpus metric is no value of its sample.
-    sample_values = item_values if lm_eval.sample_values else None
+    sample_values: Sequence[float | None] = [None] * len(predictions)
+    if lm_eval.sample_values and item_values is not None:
+        sample_values = list(item_values)
     headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
@@ -137,18 +139,11 @@ def add_cell_results(
         results["higher_is_better"][task] = {metric: not spec.lower_is_better}
         results["n-samples"][task] = {"original": len(indices), "effective": len(indices)}
         results["task_hashes"][task] = cell.settings.get("suite_digest")
-        yield (
-            task,
-            [
-                build_sample(
-                    doc_id,
-                    predictions[index],
-                    metric,
-                    None if sample_values is None else sample_values[index],
-                )
-                for doc_id, index in enumerate(indices)
-            ],
-        )
+        samples = [
+            build_sample(doc_id, predictions[index], metric, sample_values[index])
+            for doc_id, index in enumerate(indices)
+        ]
+        yield task, samples
     if len(indices_by_task) > 1 or cell.suite not in indices_by_task:
         entry = build_result_entry(
             cell.suite, metric, headline.value, standard_error(headline), headline.n

@@ -110,19 +110,7 @@ def load_task(
     for option, limit in (("--limit-train", limit_train), ("--limit-valid", limit_valid)):
         if limit is not None and limit < 1:
             raise UsageError(f"limit is {limit}; it must be 1 or more", location=option)
-    origin: tuple[str, ...]
-    if is_own_file(ref):
-        spec, splits = _read_user_files(ref, valid)
-        task = _get_task_spec(spec, name, preset)
-        paths = map(expand_user_path, (ref, valid or ""))
-        origin = tuple(map(absolute_path, paths))
-    elif valid is not None:
-        message, hint = f"{ref!r} has a scored split of its own", "it goes with a train.csv"
-        raise UsageError(message, location="--valid", hint=hint)
-    else:
-        spec, folder = read_declaration_as(ref, ClassificationSpec)
-        task = _get_task_spec(spec, name, preset)
-        splits, origin = _read_official_files(spec, name, folder), loader.find_origin(ref, spec)
+    spec, task, splits, origin = _read_task(ref, name, preset, valid)
     training = _resolve_training(spec, name, preset, overrides)
     unlabelled: dict[Split, int] = {}
     task_of_split: dict[Split, str] = {"train": task.trains_with or name, "valid": name}
@@ -165,6 +153,24 @@ def load_task(
         trains_with=task.trains_with or "",
         origin=origin,
     )
+
+
+def _read_task(
+    ref: str, name: str, preset: str, valid: str | None
+) -> tuple[ClassificationSpec, TaskSpec, dict[Split, _SplitRecords], tuple[str, ...]]:
+    """Return the declarations of a suite and its task, the rows of its splits, and its origin."""
+    if is_own_file(ref):
+        spec, splits = _read_user_files(ref, valid)
+        task = _get_task_spec(spec, name, preset)
+        paths = map(expand_user_path, (ref, valid or ""))
+        return spec, task, splits, tuple(map(absolute_path, paths))
+    if valid is not None:
+        message, hint = f"{ref!r} has a scored split of its own", "it goes with a train.csv"
+        raise UsageError(message, location="--valid", hint=hint)
+    spec, folder = read_declaration_as(ref, ClassificationSpec)
+    task = _get_task_spec(spec, name, preset)
+    splits = _read_official_files(spec, name, folder)
+    return spec, task, splits, loader.find_origin(ref, spec)
 
 
 def build_examples(
