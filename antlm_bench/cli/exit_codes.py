@@ -1,5 +1,4 @@
-"""What a process owes its shell: every way a command can end becomes one message and one exit code.
-"""
+"""What a process owes its shell: every way a command can end becomes one message and one exit code."""
 
 from __future__ import annotations
 

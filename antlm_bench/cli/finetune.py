@@ -12,10 +12,7 @@ from antlm_bench.cli.shared_options import (
     AllowPickleOption,
     AllowUnusedOption,
     BatchTokensOption,
-    CsvOption,
     DeviceOption,
-    JsonOption,
-    MarkdownOption,
     ModelsOption,
     OriginalLayoutOption,
     OutOption,
@@ -23,15 +20,16 @@ from antlm_bench.cli.shared_options import (
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     parse_row_limits,
     scoring_option,
     split_names,
+    with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 
+@with_table_format()
 def finetune_command(
     model: ModelsOption,
     suite: Annotated[
@@ -117,14 +115,11 @@ def finetune_command(
     original_layout: OriginalLayoutOption = None,
     out: OutOption = None,
     again: AgainOption = False,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Finetune checkpoints on classification tasks, several seeds each, into the same run folder as
     `score`.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     if seed is not None and any(one < 0 for one in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
 
@@ -136,8 +131,8 @@ def finetune_command(
     typed, preset = "--compat" if compat and not preset else "--preset", preset or compat
 
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
-    from antlm_bench.reporting import print_rows
-    from antlm_bench.results.seeds import build_finetune_rows
+    from antlm_bench.reporting.results_table import build_finetune_table
+    from antlm_bench.reporting.writers import print_table
 
     rows_of = {
         "limit_train": parse_row_limits(limit_train, "--limit-train"),
@@ -163,6 +158,6 @@ def finetune_command(
             error.location = typed
         raise
     except IncompleteError as error:  # what did finish is shown before the error is
-        print_rows(build_finetune_rows(error.runs), form, empty="nothing finetuned yet")
+        print_table(build_finetune_table(error.runs), table_format)
         raise
-    print_rows(build_finetune_rows(runs), form, empty="nothing finetuned yet")
+    print_table(build_finetune_table(runs), table_format)

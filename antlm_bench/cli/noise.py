@@ -9,21 +9,19 @@ from antlm_bench.cli.shared_options import (
     AllowMissingOption,
     AllowPickleOption,
     AllowUnusedOption,
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
     OriginalLayoutOption,
     RevisionOption,
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     scoring_option,
     split_names,
+    with_table_format,
 )
 
 
+@with_table_format()
 def noise_command(
     model: Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")],
     suite: Annotated[
@@ -53,17 +51,15 @@ def noise_command(
     allow_unused: AllowUnusedOption = False,
     allow_missing: AllowMissingOption = False,
     original_layout: OriginalLayoutOption = None,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Score the same weights under other batch sizes and dtypes: the floor below which no margin
     means anything.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
     found = measure_noise(
         model,
@@ -73,4 +69,4 @@ def noise_command(
         conditions=condition or tuple(CONDITIONS),
         options=build_options(OpenOptions, locals()),
     )
-    print_rows(found, form)
+    print_table(build_records_table(found), table_format)

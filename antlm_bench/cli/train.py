@@ -14,9 +14,11 @@ from antlm_bench.cli.shared_options import (
     model_option,
     run_folder_option,
     scoring_option,
+    with_table_format,
 )
 
 
+@with_table_format()
 def train_command(
     recipe: Annotated[
         str, typer.Argument(help="A recipe (`antlm-bench list models`), or a .toml of yours.")
@@ -75,12 +77,14 @@ def train_command(
         list[str] | None,
         run_folder_option(metavar="NAME", help="tensorboard, wandb, trackio, ... Repeatable."),
     ] = None,
+    table_format: str = "table",
 ) -> None:
     """Train a recipe on a text: checkpoints by words seen, a log, and a state from which a killed
     run continues.
     """
     from antlm_bench.commands.train import TrainOptions, train
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     options = build_options(
         TrainOptions,
@@ -96,4 +100,5 @@ def train_command(
     ):  # of several processes (torchrun, accelerate launch) one says it
         suite = corpus if corpus == "nano" else "blimp"
         score_it = f"antlm-bench score --model {made} --suite {suite} --method all"
-        print_fields(recipe, {"checkpoint": str(made), "score it": score_it})
+        facts = {"checkpoint": str(made), "score it": score_it}
+        print_table(build_facts_table(recipe, facts), table_format)

@@ -21,7 +21,7 @@ from antlm_bench.errors import (
     PerformanceRegression,
     UsageError,
 )
-from antlm_bench.reporting.check import summarize_verdict
+from antlm_bench.reporting.check_table import summarize_verdict
 from antlm_bench.results.display_names import model_names
 from antlm_bench.types import Run
 

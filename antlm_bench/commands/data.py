@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from antlm_bench.commands.list import TextRow
+from antlm_bench.commands.list import CatalogRow
 from antlm_bench.commands.several import map_collecting_errors
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, IncompleteError, UsageError
+from antlm_bench.reporting.table import TableCell
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
@@ -22,7 +23,7 @@ from antlm_bench.suites.sources import SuiteWithData
 OK_STATES = ("here", "verified", "complete")
 
 
-def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
+def list_file_status(suite_names: Sequence[str]) -> list[CatalogRow]:
     """Every file of the named suites; of no names, one row per suite of the catalog. Opens no data
     file.
     """
@@ -38,9 +39,10 @@ def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
     ]
 
 
-def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> Iterator[TextRow]:
-    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`.
-    """
+def fetch_suites(
+    suite_names: Sequence[str], target_dir: Path | None = None
+) -> Iterator[CatalogRow]:
+    """Download what is missing, suite by suite; yields a row per suite. Raises as `sources.fetch`."""
     specs = {spec.name: spec for spec, _ in _resolve_specs(suite_names)}
     return map_collecting_errors(
         list(specs),
@@ -48,12 +50,11 @@ def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> 
     )
 
 
-def verify_files(suite_names: Sequence[str], show_rows: Callable[[list[TextRow]], None]) -> None:
-    """Read every file and compare it with what is published; the rows go to `shown`, then the
-    verdict is raised.
+def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[CatalogRow]]:
+    """Read every file and compare it with what is published.
 
-    Of no names: every suite of which something is here. Raises DataError where a file is damaged or
-    not the published one, IncompleteError where a named suite lacks files or rows.
+    Returns a row per suite, and a row per file that is not as published. Of no names: every suite
+    of which something is here.
     """
     found = [
         (spec, sources.verify_files(spec, folder))
@@ -63,41 +64,36 @@ def verify_files(suite_names: Sequence[str], show_rows: Callable[[list[TextRow]]
     doubtful = [
         _file_row(spec, row) for spec, rows in found for row in rows if row.state not in OK_STATES
     ]
-    show_rows([_suite_row(spec, rows) for spec, rows in found])
-    if doubtful:
-        show_rows(doubtful)
-    states = Counter(row["state"] for row in doubtful)
+    return [_suite_row(spec, rows) for spec, rows in found], doubtful
+
+
+def raise_on_bad_files(doubtful_files: Sequence[CatalogRow], are_required: bool) -> None:
+    """Raise DataError where a file is damaged or not the published one.
+
+    are_required: raise IncompleteError where files are absent or lack rows, too.
+    """
+    states = Counter(row["state"] for row in doubtful_files)
     if wrong := states["damaged"] + states["differs"]:
         raise DataError(
             f"{wrong} files are damaged or not the published ones",
             hint="delete them and fetch them again",
         )
-    if suite_names and doubtful:
+    if are_required and doubtful_files:
         raise IncompleteError(
-            f"{len(doubtful)} files are absent or lack rows", hint="antlm-bench data fetch SUITE"
+            f"{len(doubtful_files)} files are absent or lack rows",
+            hint="antlm-bench data fetch SUITE",
         )
 
 
-def list_data_dirs() -> list[TextRow]:
+def list_data_dirs() -> list[CatalogRow]:
     """The folders that are searched, in order."""
-    own = os.environ.get("ANTLM_BENCH_DATA")
-    rows = (
-        [{"folder": own, "why": "ANTLM_BENCH_DATA", "exists": _format_bool(Path(own).is_dir())}]
-        if own
-        else []
-    )
-    why = (
-        "ANTLM_BENCH_CACHE"
-        if os.environ.get("ANTLM_BENCH_CACHE")
-        else "the cache: downloads go here"
-    )
+    own, cache = os.environ.get("ANTLM_BENCH_DATA"), sources.cache_dir()
+    is_set = bool(os.environ.get("ANTLM_BENCH_CACHE"))
+    why = "ANTLM_BENCH_CACHE" if is_set else "the cache: downloads go here"
+    folders = [(own, "ANTLM_BENCH_DATA")] if own else []
     return [
-        *rows,
-        {
-            "folder": str(sources.cache_dir()),
-            "why": why,
-            "exists": _format_bool(sources.cache_dir().is_dir()),
-        },
+        {"folder": folder, "why": reason, "exists": Path(folder).is_dir()}
+        for folder, reason in [*folders, (str(cache), why)]
     ]
 
 
@@ -128,7 +124,7 @@ def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path
     return list(found.values())
 
 
-def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> TextRow:
+def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> CatalogRow:
     here = [row for row in file_rows if row.path]
     states = Counter(row.state for row in file_rows)
     return {
@@ -137,14 +133,14 @@ def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> 
         "state": ", ".join(
             f"{count} {state}" if len(states) > 1 else state for state, count in states.items()
         ),
-        "size": _format_size(
+        "size": _size_cell(
             sum({row.path: row.size or 0 for row in here}.values())
         ),  # members of one zip count once
         "folder": ", ".join(sorted({str(row.path.parent) for row in here if row.path})),
     }
 
 
-def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> TextRow:
+def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> CatalogRow:
     place = str(file_status.path) if file_status.path else ""
     return {
         "file": file_status.file,
@@ -155,15 +151,8 @@ def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> TextRow:
     }
 
 
-def _format_size(num_bytes: int) -> str:
-    return (
-        f"{num_bytes / 1e6:,.1f} MB"
-        if num_bytes >= 1e6
-        else f"{num_bytes / 1e3:,.0f} kB"
-        if num_bytes
-        else ""
-    )
-
-
-def _format_bool(value: bool) -> str:
-    return "yes" if value else "no"
+def _size_cell(num_bytes: int) -> TableCell:
+    """Return a size in bytes, shown in MB or kB."""
+    if num_bytes >= 1e6:
+        return TableCell(num_bytes, f"{num_bytes / 1e6:,.1f} MB", unit="bytes")
+    return TableCell(num_bytes, f"{num_bytes / 1e3:,.0f} kB" if num_bytes else "–", unit="bytes")

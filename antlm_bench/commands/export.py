@@ -45,13 +45,13 @@ def export(
         return ExportResult((_write_file(Path(out), items_csv.format_items_csv(found)),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
-        from antlm_bench.reporting import report_writers
+        from antlm_bench.reporting.report_table import to_model_card
 
         return ExportResult(
             (
                 _write_file(
                     Path(out),
-                    report_writers.to_model_card(
+                    to_model_card(
                         build_report([run.path for run in found])
                     ).encode(),
                 ),

@@ -15,10 +15,10 @@ from antlm_bench.suites.spec import SuiteSpec, read_spec
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import PhaseSpec, Recipe, list_scales, read_recipe
 
-TextRow = dict[str, str]
+CatalogRow = dict[str, object]
 
 
-def list_catalog(kind: str = "suites") -> list[TextRow]:
+def list_catalog(kind: str = "suites") -> list[CatalogRow]:
     """The rows of KINDS[kind], sorted by name; all rows of a kind have the same columns. Raises
     DeclarationError.
     """
@@ -27,20 +27,20 @@ def list_catalog(kind: str = "suites") -> list[TextRow]:
     return CATALOG_LISTINGS[kind]()
 
 
-def format_item_count(spec: SuiteSpec) -> str:
-    """How many items the complete suite holds, "" where its declaration does not say."""
+def count_items(spec: SuiteSpec) -> int | None:
+    """Return how many items the complete suite holds, None where its declaration does not say."""
     if spec.expect:
-        return f"{spec.expect.items:,}"
-    return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
+        return spec.expect.items
+    return spec.grammar.pairs * len(spec.grammar.paradigm) if spec.grammar else None
 
 
-def format_scored_count(spec: ClassificationSpec) -> str:
-    """How many texts all its tasks score, "" where its declaration does not say."""
+def count_scored_texts(spec: ClassificationSpec) -> int | None:
+    """Return how many texts all its tasks score, None where its declaration does not say."""
     rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
-    return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
+    return None if None in rows else sum(count or 0 for count in rows)
 
 
-def _suite_rows() -> list[TextRow]:
+def _suite_rows() -> list[CatalogRow]:
     return [
         {"suite": spec.name, "by": by, "items": items, "metric": metric, "title": spec.title}
         for spec in map(read_spec, catalog("tasks").values())
@@ -49,20 +49,22 @@ def _suite_rows() -> list[TextRow]:
     ]
 
 
-def _suite_columns(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[str, str, str]:
+def _suite_columns(
+    spec: SuiteSpec | ClassificationSpec | AcquisitionSpec,
+) -> tuple[str, int | None, str]:
     """(the verb that computes it, items, metrics)."""
     if isinstance(spec, SuiteSpec):
-        return "score", format_item_count(spec), spec.metric
+        return "score", count_items(spec), spec.metric
     if isinstance(spec, AcquisitionSpec):
-        return "score", format_item_count(loader.read_suite_spec(spec.words)[0]), ACQUISITION
+        return "score", count_items(loader.read_suite_spec(spec.words)[0]), ACQUISITION
     return (
         "finetune",
-        format_scored_count(spec),
+        count_scored_texts(spec),
         ", ".join(dict.fromkeys(task.metric for task in spec.task.values())),
     )
 
 
-def _collection_rows() -> list[TextRow]:
+def _collection_rows() -> list[CatalogRow]:
     return [
         {
             "collection": spec.name,
@@ -99,11 +101,11 @@ def count_parameters(recipe: Recipe) -> int:
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
-def _model_rows() -> list[TextRow]:
+def _model_rows() -> list[CatalogRow]:
     rows = []
     for name in catalog("models"):
         recipe = read_recipe(name)
-        count, scales = f"{count_parameters(recipe):,}", ", ".join(list_scales(name))
+        count, scales = count_parameters(recipe), ", ".join(list_scales(name))
         row = {
             "model": name,
             "parameters": count,
@@ -114,7 +116,7 @@ def _model_rows() -> list[TextRow]:
     return rows
 
 
-def _method_rows() -> list[TextRow]:
+def _method_rows() -> list[CatalogRow]:
     from antlm_bench.scoring.probes import METHODS
 
     return [
@@ -127,7 +129,7 @@ def _method_rows() -> list[TextRow]:
     ]
 
 
-CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
+CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
     "suites": _suite_rows,
     "collections": _collection_rows,
     "models": _model_rows,

@@ -9,10 +9,10 @@ from typing import Any
 
 from antlm_bench.commands.list import (
     CATALOG_LISTINGS,
+    count_items,
     count_parameters,
+    count_scored_texts,
     describe_objective,
-    format_item_count,
-    format_scored_count,
 )
 from antlm_bench.declarations import catalog, find_declaration, parse_toml, suggest_name
 from antlm_bench.errors import DeclarationError, UsageError
@@ -269,7 +269,7 @@ def _describe_suite(spec: SuiteSpec) -> Facts:
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
-        "items": format_item_count(spec),
+        "items": count_items(spec),
         "metric": spec.metric
         + (f", by log-probability {spec.reduction}" if spec.reduction != "sum" else ""),
         "headline": describe_aggregation(spec),
@@ -304,7 +304,7 @@ def _describe_classification(spec: ClassificationSpec) -> Facts:
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
-        "items": format_scored_count(spec),
+        "items": count_scored_texts(spec),
         "headline": "mean over the tasks, each in its own metric",
         "tasks": {name: _describe_task(spec, task) for name, task in spec.task.items()},
         "training": default.model_dump(exclude_none=True),

@@ -9,6 +9,9 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from antlm_bench.errors import BenchError
+from antlm_bench.results.display_names import make_printable
+
 PIPED_WIDTH = 120
 """Characters of a line where nobody says how wide the output is."""
 PARAGRAPH_WIDTH = 100
@@ -40,9 +43,18 @@ def print_paragraph(out: Console, text: str, style: str, indent: int = 1) -> Non
 
 def clean_lines(text: str) -> str:
     """Return text without control characters and spaces at the end of lines."""
-    return "\n".join(replace_control_characters(line).rstrip() for line in text.splitlines())
+    return "\n".join(make_printable(line).rstrip() for line in text.splitlines())
 
 
-def replace_control_characters(text: str) -> str:
-    """Return text with "\N{REPLACEMENT CHARACTER}" for each character that is not printable."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def print_warning(text: str) -> None:
+    """Print a warning on stderr."""
+    print_paragraph(open_console(stderr=True), text, "yellow")
+
+
+def print_error(error: BenchError) -> None:
+    """Print an error on stderr: what is wrong, where, and what to do."""
+    out = open_console(stderr=True)
+    location = f"{clean_lines(error.location)}: " if error.location else ""
+    out.print(Text("error: ", style="bold red") + Text(location + clean_lines(error.message)))
+    if error.hint:
+        out.print(Text(" hint: ", style="cyan") + Text(clean_lines(error.hint)))

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from antlm_bench.reporting.terminal import make_console
+from antlm_bench.reporting.console import open_console
 from antlm_bench.results.display_names import make_printable
 
 LOG_INTERVAL = 10.0  # seconds between two lines of a log
@@ -34,7 +34,7 @@ class Progress:
     def __init__(self, total: int, label: str, unit: str = "items") -> None:
         self.total, self.label, self.unit = total, make_printable(label), unit
         self.num_done = self.num_computed = 0
-        self.console = make_console(stderr=True)
+        self.console = open_console(stderr=True)
         self.start_time = self.last_log_time = time.monotonic()
         self.bar: Bar | None = None
 

@@ -39,6 +39,8 @@ def write_terminal(table: Table) -> str:
 
 
 def _print_table(out: Console, table: Table) -> None:
+    if table.narrow and not _Block(table, range(1, len(table.columns)), ()).fit(out.width):
+        table = table.narrow
     if table.title or table.legend:
         out.print()
     if table.title:
@@ -46,11 +48,11 @@ def _print_table(out: Console, table: Table) -> None:
         if table.header and table.rows:
             out.print()
     marks = NoteMarks()
-    if not table.rows and not table.title:
+    if table.rows:
+        marks = _print_blocks(out, table)
+    elif not (table.title or table.parts):
         print_paragraph(out, table.empty, "dim")
-    elif table.rows:
-        marks = _print_rows(out, table)
-    if marks.sentences or table.legend:
+    if (marks.sentences or table.legend) and (table.rows or table.title):
         out.print()
     for mark, sentence in marks:
         print_paragraph(out, f"{mark}  {sentence}", "yellow")
@@ -62,30 +64,25 @@ def _print_table(out: Console, table: Table) -> None:
         _print_table(out, part)
 
 
-def _print_rows(out: Console, table: Table) -> NoteMarks:
-    """Print the rows of a table in the first layout that fits. Return the marks of their notes."""
-    every = range(1, len(table.columns))
-    block = _Block(table, every, ())
-    if block.fit(out.width):
-        block.print(out)
-        return block.marks
-    if table.narrow is not None:
-        return _print_rows(out, table.narrow)
-    marks, start = NoteMarks(), 1
-    while start < len(table.columns):
-        end = len(table.columns)
-        while end > start + 1 and not _Block(table, range(start, end), marks.sentences).fit(
-            out.width
-        ):
-            end -= 1
+def _print_blocks(out: Console, table: Table) -> NoteMarks:
+    """Print the rows, in as many blocks of columns as the width asks for.
+
+    Return the marks of their notes.
+    """
+    marks, start, count = NoteMarks(), 1, len(table.columns)
+    while True:
+        end = count
         block = _Block(table, range(start, end), marks.sentences)
-        if not block.fit(out.width):
-            return _print_stacked(out, table)
-        if start > 1:
-            out.print()
+        while not block.fit(out.width):
+            end -= 1
+            if end <= start:
+                return _print_stacked(out, table)
+            block = _Block(table, range(start, end), marks.sentences)
         block.print(out)
+        if end == count:
+            return block.marks
+        out.print()
         marks, start = block.marks, end
-    return marks
 
 
 class _Block:
