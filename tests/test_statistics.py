@@ -62,14 +62,14 @@ def test_the_bootstrap_draws_what_resampling_items_one_by_one_draws() -> None:
 
 
 @pytest.mark.parametrize("weights", [equal(4), np.array([0.5, 0.25, 0.125, 0.125])])
-def test_bootstrap_and_closed_form_agree(weights: Floats) -> None:
+def test_bootstrap_and_normal_interval_agree(weights: Floats) -> None:
     drawn = strata([400, 900, 300, 1000], [0.7, 0.55, 0.9, 0.3])
     assert tuple(statistics.bootstrap_interval(drawn, weights)) == pytest.approx(
         tuple(statistics.normal_interval(drawn, weights)), abs=0.0015
     )
 
 
-def test_closed_form_is_the_formula() -> None:
+def test_normal_interval_is_the_formula() -> None:
     a, b = np.array([1, 0, 1, 1.0]), np.array([0.5, 1])
     low, high = statistics.normal_interval([a, b], equal(2))
     variance = (a.var(ddof=1) / 4 + b.var(ddof=1) / 2) / 4
@@ -107,13 +107,13 @@ def coverage(interval: str, sizes: list[int], rates: list[float], trials: int = 
     weights, rng, hits = equal(len(sizes)), np.random.default_rng(7), 0
     for _ in range(trials):
         drawn = [(rng.random(n) < p).astype(float) for n, p in zip(sizes, rates, strict=True)]
-        extra = {"draws": 800} if interval == "bootstrap" else {}
+        extra = {"draws": 800} if interval == "bootstrap_interval" else {}
         low, high = getattr(statistics, interval)(drawn, weights, **extra)
         hits += low <= np.mean(rates) <= high
     return hits / trials
 
 
-@pytest.mark.parametrize("interval", ["bootstrap", "closed_form", "wilson_macro"])
+@pytest.mark.parametrize("interval", ["bootstrap_interval", "normal_interval", "wilson_macro_interval"])
 def test_macro_intervals_cover_the_truth_95_times_in_100(interval: str) -> None:
     assert 0.93 <= coverage(interval, [64, 165, 280, 842, 400], [0.6, 0.45, 0.7, 0.9, 0.55]) <= 0.97
 

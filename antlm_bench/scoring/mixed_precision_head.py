@@ -57,7 +57,7 @@ class Bf16HeadEngine(Engine):
         if word_start_ids is not None and bool((target == WORD_START_TARGET).any()):
             raise AssertionError("adaptive precision asks about choices, never about words")
         rough = logits[read_index, target].float()
-        exact = self.model.get_output_embeddings().exactly(read_index, target)
+        exact = self.model.get_output_embeddings().fp32_logits(read_index, target)
         total = fast_logsumexp(logits)[read_index]
         total = total + torch.log1p((exact - total).exp() - (rough - total).exp())
         return exact - total

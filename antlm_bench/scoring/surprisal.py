@@ -346,7 +346,7 @@ def _request_probes(
     rows = sorted(((shown(one), one) for one in requests), key=lambda pair: len(pair[0]))
     for _, group in groupby(rows, key=lambda pair: len(pair[0])):
         ids, ones = zip(*group, strict=True)
-        at = [len(one.before) - (1 if shift is None else shift) for one in ones]
+        at = [len(one.prefix) - (1 if shift is None else shift) for one in ones]
         reads = (np.arange(len(ones)), at, [one.target for one in ones], [one.text for one in ones])
         row, place, target, text = (np.array(array, np.int32) for array in reads)
         yield Probes(np.stack(ids).astype(np.int32), attention, row, place, target, text)

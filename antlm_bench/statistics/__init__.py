@@ -67,7 +67,6 @@ __all__ = [
     "spearman_correlation",
     "spearman_difference",
     "spearman_interval",
-    "spearman_p",
     "standard_error",
     "two_level_change",
     "two_level_mean",

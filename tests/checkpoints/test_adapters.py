@@ -290,8 +290,8 @@ def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
 def test_every_command_that_opens_a_checkpoint_takes_both_flags():
     import inspect
 
-    from antlm_bench.cli.app import catalog, finetune, noise, surprisal, verify
-    from antlm_bench.cli.app import score as scoring
+    from antlm_bench.cli import catalog, finetune, noise, surprisal, verify
+    from antlm_bench.cli import score as scoring
 
     verbs = (catalog.doctor_command, finetune.finetune_command, noise.noise_command, surprisal.surprisal_command,
              verify.verify_command, scoring.score_command)  # fmt: skip

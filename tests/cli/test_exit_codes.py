@@ -39,7 +39,7 @@ def outcome(command: Callable[[], int | None]) -> tuple[int, list[BenchError]]:
     ],
 )
 def test_each_typed_error_has_its_exit_code(name: str, code: int) -> None:
-    error = getattr(errors, name)("message", place="place", hint="hint")
+    error = getattr(errors, name)("message", location="place", hint="hint")
     assert outcome(raising(error)) == (code, [error])
 
 

@@ -38,10 +38,10 @@ class Instant:
 
     nodes, model = 0, None
 
-    def read(self, probes: Any, texts: int, tick: Any = None) -> Floats:
-        scores = np.zeros(texts)
+    def score_probes(self, probes: Any, num_texts: int, tick: Any = None) -> Floats:
+        scores = np.zeros(num_texts)
         for p in probes:
-            np.subtract.at(scores, p.text, 1.0 + p.target % 3)
+            np.subtract.at(scores, p.text_index, 1.0 + p.target % 3)
         return scores
 
 

@@ -188,7 +188,7 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     (made,) = caught.value.runs
     assert made.columns[0].macro and not made.columns[1].macro
     missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
-    assert made.columns[1].lacks == ("EWoK", f"GLUE ({missing})")
+    assert made.columns[1].missing_members == ("EWoK", f"GLUE ({missing})")
     assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {
         "rte",
         "mrpc",
@@ -247,7 +247,7 @@ def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "hidden"\nmade_by = "nothing"\n')
     with pytest.raises(IncompleteError, match="hidden: nothing here computes hidden yet") as caught:
         build_report([written(tmp_path / "m", zero_shot("causal"))], collection=ref)
-    assert caught.value.runs[0].columns[0].lacks == ("hidden",)
+    assert caught.value.runs[0].columns[0].missing_members == ("hidden",)
 
 
 def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_other_weights_or_another_configuration_are_another_checkpoint(
     """One folder never mixes checkpoints; a configuration that changes scores changes the key."""
     out, folder = tmp_path / "run", shutil.copytree(make_checkpoint(), tmp_path / "model")
     [[first]] = score(folder, str(suite), out=out, device="cpu")
-    with pytest.raises(runs.folder.RunError, match="another checkpoint"):
+    with pytest.raises(runs.store.RunError, match="another checkpoint"):
         score(make_checkpoint(seed=1), str(suite), out=out, device="cpu")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))

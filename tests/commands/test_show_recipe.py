@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antlm_bench.cli.app import app
+from antlm_bench.cli import app
 from antlm_bench.commands.show import list_recipe_differences
 
 

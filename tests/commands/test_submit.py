@@ -358,7 +358,7 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(
         ask(with_seeds("c", 1, 2))
     assert "glue: the labels of seed 2" in ask(tmp_path / "c", 2).notes
     lacking = {missing.key: missing for missing in ask(tmp_path / "c", 9).missing}
-    assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].why
+    assert "no glue-2025.rte of seed 9" in lacking["glue.rte"].reason
     options = {"allow_partial": True, "allow_conventions": True}
     never = submit(
         [tmp_path / "c"], year="2024", track="strict", out=tmp_path / "g", seed=0, **options

@@ -31,7 +31,7 @@ from antlm_bench.types import Cell, Estimate, Prediction, Run, Summary
 
 TASKS = Path(__file__).resolve().parents[2] / "tasks"
 MODEL = {"name": "m", "weights": "w", "words_seen": 1_000_000}
-MANIFEST = runs.folder.Manifest(runs.SCHEMA_VERSION, MODEL, {}, "2026-01-01T00:00:00+00:00")
+MANIFEST = runs.store.Manifest(runs.SCHEMA_VERSION, MODEL, {}, "2026-01-01T00:00:00+00:00")
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import open_checkpoint
-from antlm_bench.cli.app import app
+from antlm_bench.cli import app
 from antlm_bench.commands import score as commands_score
 from antlm_bench.commands import train as verb
 from antlm_bench.commands.train import TrainOptions, train

@@ -94,7 +94,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
     body = body_of(model_for("masked" if attention == "full" else "causal", 0), "causal", both=True)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
     around = {a: build_specials(wrapped, a, "auto") for a in ("causal", "full")}
-    body = replace(body, tokenizer=wrapped, around=around)
+    body = replace(body, tokenizer=wrapped, specials=around)
     pairs = [Example("e", "the cat", "a dog", 0), Example("f", "the cat sees", "", 1)]
     ours, theirs = (
         encode_examples(body, attention, pairs, 40),

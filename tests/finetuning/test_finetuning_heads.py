@@ -46,7 +46,7 @@ def body_named(name: str, both: bool = False):
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
     """In evaluation mode; `extra`: so many columns of padding more than are needed."""
     model = build_classifier(body, attention, pooling, 3, 0.1, 0).eval()
-    made = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.typed, CPU)
+    made = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.has_token_type_ids, CPU)
     if extra:
         fill = torch.full((len(chosen), extra), resolve_pad_id(body))
         types = (
@@ -170,7 +170,7 @@ def test_pooling_follows_from_attention_and_tokenizer():
     assert (
         resolve_pooling(bare, "full", "auto") == "first"
     )  # a cls token there is, though no template names it
-    bare = dataclasses.replace(bare, around={"full": Specials()})
+    bare = dataclasses.replace(bare, specials={"full": Specials()})
     assert resolve_pooling(bare, "full", "auto") == "mean"
 
 

@@ -62,11 +62,11 @@ class Notes:
     def __init__(self) -> None:
         self.steps, self.epochs = [], []
 
-    def stepped(self, done: int, total: int, loss: float) -> None:
-        self.steps.append((done, total, loss))
+    def on_step_end(self, updates_done: int, total_updates: int, loss: float) -> None:
+        self.steps.append((updates_done, total_updates, loss))
 
-    def scored(self, epoch: int, selection: float) -> None:
-        self.epochs.append((epoch, selection))
+    def on_epoch_end(self, epoch: int, selection_score: float) -> None:
+        self.epochs.append((epoch, selection_score))
 
 
 # -- the reference
@@ -229,7 +229,7 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
 @pytest.mark.parametrize("kind", ["causal", "masked", "gpt2"])
 def test_parts_of_an_update_add_up_to_the_whole_with_dropout(kind, request):
     body = request.getfixturevalue(kind)
-    attention = body.natively
+    attention = body.native_attention
     (whole, slopes), (parted, added) = (
         gradients(body, attention, tokens) for tokens in (10_000, 60)
     )
@@ -273,7 +273,7 @@ def test_the_best_epoch_is_predicted_from_and_patience_ends_it(
     read = ClassifierTrainer.predict_logprobs
     monkeypatch.setattr(
         ClassifierTrainer,
-        "read_positions",
+        "predict_logprobs",
         lambda self, rows: (kept.append(self), read(self, rows))[1],
     )
     history = finetune(causal, task(40, 20, epochs=5, patience=2), 1, "causal", CPU).history

@@ -70,10 +70,10 @@ class Watcher:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def stepped(self, done: int, total: int, loss: float) -> None:
+    def on_step_end(self, updates_done: int, total_updates: int, loss: float) -> None:
         self.losses.append(loss)
 
-    def scored(self, epoch: int, selection: float) -> None:
+    def on_epoch_end(self, epoch: int, selection_score: float) -> None:
         pass
 
 

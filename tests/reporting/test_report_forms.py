@@ -91,10 +91,10 @@ def test_many_remarks_at_one_number_are_a_range(made: Report) -> None:
         for entry, said in zip(column.results, ("xy", "yz", "xyz", "wxz"), strict=True)
     ]
     entries = tuple(
-        replace(entry, number=one, parts={})
+        replace(entry, score=one, task_scores={})
         for entry, one in zip(column.results, numbers, strict=True)
     )
-    bare = replace(made, columns=(replace(column, entries=entries),))
+    bare = replace(made, columns=(replace(column, results=entries),))
     letters = [
         row.cells[0].letters for row in build_report_table(bare).rows if row.kind == "member"
     ]
@@ -154,12 +154,12 @@ def named(name: str) -> Report:
     """A report whose model, suite, task and remark are called so."""
     base = named.base  # type: ignore[attr-defined]
     column = base.columns[0]
-    first = column.entries[0]
-    entries = (replace(first, number=first.number.marked(name)), *column.entries[1:])
+    first = column.results[0]
+    entries = (replace(first, score=first.score.with_caveats(name)), *column.results[1:])
     members = (base.members[0].model_copy(update={"label": name or "x"}), *base.members[1:])
     return replace(
         base,
-        columns=(replace(column, model=name, run=name, entries=entries, source=""),),
+        columns=(replace(column, model=name, run=name, results=entries, source=""),),
         members=members,
     )
 

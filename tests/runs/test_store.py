@@ -313,4 +313,4 @@ def test_a_parquet_file_of_other_columns_is_refused() -> None:
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(pa.table({"id": ["a"], "gold": ["text"]}), sink)
     with pytest.raises(RunError, match="column gold should hold double, holds string"):
-        runs.parquet.decode(bytes(sink.getvalue()), "here")
+        runs.predictions_parquet.decode_table(bytes(sink.getvalue()), "here")

@@ -45,10 +45,10 @@ class Lookup:
             lengths.append(EncodedBatch(ids, scored, np.zeros_like(ids), text))
         return Encodings(tuple(lengths), unk, too_long)
 
-    def read(self, probes, texts, tick=None):
-        total = np.zeros(texts)
+    def score_probes(self, probes, num_texts, tick=None):
+        total = np.zeros(num_texts)
         for p in probes:
             self.asked += len(p.row)
-            off = self.noise * np.sin(1.0 + p.target * 12.9898 + p.text * 78.233)
-            np.add.at(total, p.text, np.array(self.scores)[p.target - 1] + off)
+            off = self.noise * np.sin(1.0 + p.target * 12.9898 + p.text_index * 78.233)
+            np.add.at(total, p.text_index, np.array(self.scores)[p.target - 1] + off)
         return total

@@ -40,9 +40,9 @@ class Words:
         unk = np.array([1 in row for row in rows])
         return Encodings(tuple(lengths), unk, np.array([len(row) > 4 for row in rows]))
 
-    def read(self, probes: Iterable[Probes], texts: int, tick: Any = None) -> Floats:
+    def score_probes(self, probes: Iterable[Probes], num_texts: int, tick: Any = None) -> Floats:
         del tick
-        scores = np.zeros(texts)
+        scores = np.zeros(num_texts)
         for p in probes:
             np.subtract.at(scores, p.text_index, 1.0)
         return scores

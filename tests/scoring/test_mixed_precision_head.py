@@ -9,7 +9,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_fused import made
+from test_cpu_kernels import made
 
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.checkpoints.loader import with_bf16_body

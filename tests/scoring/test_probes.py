@@ -22,7 +22,7 @@ SENTENCE = EncodedBatch(
 def rows(made):
     return [
         (made.ids[r].tolist(), int(a), int(t), int(x))
-        for r, a, t, x in zip(made.row, made.at, made.target, made.text, strict=True)
+        for r, a, t, x in zip(made.row, made.position, made.target, made.text_index, strict=True)
     ]
 
 
@@ -83,7 +83,7 @@ def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
 
 
 class Fake:
-    name, no_mask = "fake", "its tokenizer has no mask token"
+    name, no_mask_reason = "fake", "its tokenizer has no mask token"
 
     def __init__(self, attends, mask_id):
         self.attends, self.mask_id = frozenset(attends), mask_id

@@ -23,9 +23,9 @@ def encoder(tokenizer=FAST, around=BOS, max_length=None, vocabulary=400):
 def rows(encodings):
     """text number -> (ids, scored, words)."""
     return {
-        int(text): (e.ids[n].tolist(), e.scored[n].tolist(), e.words[n].tolist())
-        for e in encodings.lengths
-        for n, text in enumerate(e.text)
+        int(text): (e.ids[n].tolist(), e.score_mask[n].tolist(), e.word_ids[n].tolist())
+        for e in encodings.batches
+        for n, text in enumerate(e.text_index)
     }
 
 

@@ -142,13 +142,13 @@ def test_a_macro_difference_of_0_is_found_5_times_in_100_even_where_paradigms_di
     assert 0.035 <= false / trials <= 0.066
 
 
-@pytest.mark.parametrize("interval", ["bootstrap", "closed_form", "adjusted_macro"])
+@pytest.mark.parametrize("interval", ["bootstrap_interval", "normal_interval", "adjusted_wald_macro_interval"])
 def test_intervals_of_a_paired_macro_difference_cover_95_times_in_100(interval: str) -> None:
     rng, trials, hits = np.random.default_rng(5), 1500, 0
     gained = np.array([0.12, 0.2, 0.05, 0.1, 0.3])
     for trial in range(trials):
         strata = [changes(rng, n, 0.08, g) for n, g in zip(SIZES, gained, strict=True)]
-        extra = {"draws": 600, "seed": trial} if interval == "bootstrap" else {}
+        extra = {"draws": 600, "seed": trial} if interval == "bootstrap_interval" else {}
         low, high = getattr(statistics, interval)(strata, WEIGHTS, **extra)
         hits += low <= WEIGHTS @ (gained - 0.08) <= high
     assert 0.93 <= hits / trials <= 0.97

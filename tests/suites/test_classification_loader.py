@@ -306,11 +306,11 @@ def test_what_cannot_be_learnt_of_or_scored_is_refused(tmp_path: Path) -> None:
 
 ASKED = [
     ({"preset": "lowd"}, "--preset: mine has no preset 'lowd'\n.*did you mean 'loud'"),
-    ({"changes": ["lr"]}, "--set: 'lr' is not key=value"),
-    ({"changes": ["ler=1e-3"]}, "--set: unknown key 'ler': did you mean 'lr'"),
-    ({"changes": ["lr=fast"]}, "--set: lr: Input should be a valid number"),
-    ({"changes": ["lr=-1.0"]}, "--set: lr: Input should be greater than 0"),
-    ({"changes": ["batch=2.5"]}, "--set: batch: "),
+    ({"overrides": ["lr"]}, "--set: 'lr' is not key=value"),
+    ({"overrides": ["ler=1e-3"]}, "--set: unknown key 'ler': did you mean 'lr'"),
+    ({"overrides": ["lr=fast"]}, "--set: lr: Input should be a valid number"),
+    ({"overrides": ["lr=-1.0"]}, "--set: lr: Input should be greater than 0"),
+    ({"overrides": ["batch=2.5"]}, "--set: batch: "),
     ({"limit_train": 0}, "--limit-train: limit is 0"),
     ({"limit_valid": -1}, "--limit-valid: limit is -1"),
     ({"valid": "other.csv"}, "--valid: .* has a scored split of its own"),

@@ -21,7 +21,7 @@ def obvious(
     """The same sums by torch's own losses on all logits at once."""
     logits = functional.linear(hidden, weight, bias).double()
     entropy = functional.cross_entropy(logits, targets, reduction="sum")
-    loss, teaching = entropy, how.get("teaching")
+    loss, teaching = entropy, how.get("distillation")
     if teaching:
         heat = teaching.temperature
         taught = torch.stack(
@@ -70,7 +70,7 @@ def test_values_and_gradients_are_those_of_full_logits(
     heads = [LazyLogits(*drawn(n, d + i, v, seed=7 + i)[:3]) for i in range(teachers)]
     how = {
         "z_loss": z_loss,
-        "teaching": DistillationTargets(heads, temperature=1.7, alpha=0.3) if heads else None,
+        "distillation": DistillationTargets(heads, temperature=1.7, alpha=0.3) if heads else None,
     }
     ours, theirs = (
         gradients(sliced_cross_entropy, inputs, **how, slice_rows=size),
@@ -132,7 +132,7 @@ def test_tied_weights_get_both_gradients() -> None:
 def test_autocast_runs_the_products_in_bf16_and_keeps_the_rest_in_fp32() -> None:
     inputs = drawn(300, 32, 50, dtype=torch.float32)
     how = {
-        "teaching": DistillationTargets(
+        "distillation": DistillationTargets(
             [LazyLogits(*(t.bfloat16() for t in drawn(300, 8, 50, seed=5)[:3]))]
         )
     }

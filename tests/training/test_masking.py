@@ -113,7 +113,7 @@ def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
     many, width, passes, dice = 150, 16, 15, np.random.default_rng(5)
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
     for number in range(passes):
-        rows = plain(many, width)._replace(counts=counts)
+        rows = plain(many, width)._replace(mask_counts=counts)
         counts += apply_masking(
             rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
         )[1]
@@ -203,7 +203,7 @@ def test_hiding_evens_out_as_in_the_original_code(width: int, cases_root: Path) 
     case = records(cases_root)[f"gpt-bert, rate 0.15, {width} words, 40 passes with counts kept"]
     many, counts, rates = 200, np.zeros((200, width), np.int16), []
     for number in range(40):
-        rows = plain(many, width)._replace(counts=counts)
+        rows = plain(many, width)._replace(mask_counts=counts)
         chosen = apply_masking(
             rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
         )[1]
@@ -321,15 +321,15 @@ def test_ids_keep_their_type() -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({"spans": "word"}, r"masking\.spans: unknown law of spans 'word'"),
-        ({"masked": 0.8, "random": 0.3}, "masking: 0.8 masked and 0.3 random"),
-        ({"masked": -0.1}, "masking: -0.1 masked"),
-        ({"words": WORDS[:0]}, r"masking\.random: no words"),
+        ({"span_length_distribution": "word"}, r"masking\.spans: unknown law of spans 'word'"),
+        ({"mask_share": 0.8, "random_share": 0.3}, "masking: 0.8 masked and 0.3 random"),
+        ({"mask_share": -0.1}, "masking: -0.1 masked"),
+        ({"random_token_ids": WORDS[:0]}, r"masking\.random: no words"),
     ],
 )
 def test_a_corruption_that_makes_no_sense_is_refused(change: dict[str, Any], place: str) -> None:
     with pytest.raises(DeclarationError, match=place):
-        Corruption(**{"mask_id": MASK, "words": WORDS, **change})
+        Corruption(**{"mask_id": MASK, "random_token_ids": WORDS, **change})
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])

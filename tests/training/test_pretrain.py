@@ -51,15 +51,15 @@ class Log:
         self.checkpoints: list[tuple[str, int]] = []
         self.meddle, self.stop_at = meddle, stop_at
 
-    def begins(self, tokens: int, done: int, seen: int) -> None:
-        self.began = tokens, done, seen
+    def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None:
+        self.began = total_tokens, steps_done, tokens_seen
 
-    def stepped(self, record: dict[str, Any]) -> None:
+    def on_step_end(self, record: dict[str, Any]) -> None:
         assert record.pop("seconds") >= 0
         self.records.append(record)
         self.meddle(record)
 
-    def saved(self, checkpoint: Path, step: int) -> None:
+    def on_save(self, checkpoint: Path, step: int) -> None:
         self.checkpoints.append((checkpoint.name, step))
 
     def asked_to_stop(self) -> bool:
@@ -685,5 +685,5 @@ def test_states_are_saved_as_often_as_asked(corpus_of: CorpusOf, tmp_path: Path)
     def look(_: dict[str, Any]) -> None:
         seen.append(sorted(path.name for path in (tmp_path / "state").glob("*")))
 
-    run(recipe, corpus_of(recipe), tmp_path, Log(look), save_every=0.0)
+    run(recipe, corpus_of(recipe), tmp_path, Log(look), save_every_minutes=0.0)
     assert seen == [[], ["00000001"], ["00000002"], ["00000003"]]

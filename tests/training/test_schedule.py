@@ -254,7 +254,7 @@ def test_gpt_bert_s_batches_are_those_of_the_original_code(cases_root: Path) -> 
             )  # one row of the longest: a step is a pass
             for row in (row for row in script["rows"] if row["max_steps"] == total):
                 share = row["global_step"] / total
-                assert steps[row["global_step"]].length == row["seq_length"]
+                assert steps[row["global_step"]].row_length == row["seq_length"]
                 assert (
                     _rows_per_step(recipe, share, row["seq_length"])
                     == row["global_batch_sequences"]

@@ -215,7 +215,7 @@ class TestHub:
         found = text_sources._source_from_hub(
             self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"})
         )
-        assert list(found.parts[0].lines()) == [(True, "one"), (False, "two"), (True, "three")]
+        assert list(found.files[0].lines()) == [(True, "one"), (False, "two"), (True, "three")]
 
     def test_rows_without_text_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="its rows hold content, title"):
