@@ -69,8 +69,8 @@ def check_command(
     pairs = parse_method_pairs(method)
     if github and table_format != "table":
         raise UsageError(
-            f"annotations and {table_format} are both for stdout",
-            location="--github",
+            f"annotations and {table_format.upper()} are both for stdout",
+            location=f"--{table_format}",
             hint="two commands",
         )
 

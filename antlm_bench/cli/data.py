@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,8 @@ def data_list_command(
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
 
-    print_table(build_records_table(list_file_status(suites or ())), table_format)
+    rows = list_file_status(suites or ())
+    print_table(build_records_table([*_with_sizes(rows)], units={"size": "bytes"}), table_format)
 
 
 @with_table_format()
@@ -46,7 +48,7 @@ def data_fetch_command(
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_tables
 
-    facts = ({**row} for row in fetch_suites(suites, to))
+    facts = _with_sizes(fetch_suites(suites, to))
     print_tables((build_facts_table(str(f.pop("suite")), f) for f in facts), table_format)
 
 
@@ -59,7 +61,8 @@ def data_verify_command(suites: SuitesArgument = None, table_format: str = "tabl
 
     suite_rows, doubtful_files = verify_files(suites or ())
     parts = (build_records_table(doubtful_files),) if doubtful_files else ()
-    table = build_records_table(suite_rows, empty="no data files here")
+    units = {"size": "bytes"}
+    table = build_records_table([*_with_sizes(suite_rows)], units=units, empty="no data files here")
     print_table(replace(table, parts=parts), table_format)
     raise_on_bad_files(doubtful_files, are_required=bool(suites))
 
@@ -72,3 +75,16 @@ def data_where_command(table_format: str = "table") -> None:
     from antlm_bench.reporting.writers import print_table
 
     print_table(build_records_table(list_data_dirs()), table_format)
+
+
+def _with_sizes(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows with sizes that people read: `12.3 MB`."""
+    from antlm_bench.reporting.table import TableCell
+
+    for row in rows:
+        size = row.get("size")
+        if size is None:
+            yield {**row}
+            continue
+        text = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB" if size else "–"
+        yield {**row, "size": TableCell(size, text)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
@@ -19,6 +20,9 @@ from antlm_bench.cli.shared_options import (
     split_names,
     with_table_format,
 )
+
+if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
 
 
 @with_table_format()
@@ -58,7 +62,6 @@ def noise_command(
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise
-    from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
 
     found = measure_noise(
@@ -69,4 +72,20 @@ def noise_command(
         conditions=condition or tuple(CONDITIONS),
         options=build_options(OpenOptions, locals()),
     )
-    print_table(build_records_table(found), table_format)
+    print_table(_build_noise_table(found), table_format)
+
+
+def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    from antlm_bench.reporting.table import TableCell, build_records_table
+
+    formats = {
+        "rate": lambda rate: f"{100 * rate:.2f}%",
+        "largest move (nats)": lambda nats: f"{nats:.2g}",
+        "points": lambda points: f"{points:+.2f}",
+    }
+    records = [
+        row | {key: TableCell(row[key], write(row[key])) for key, write in formats.items()}
+        for row in rows
+    ]
+    units = {"rate": "fraction", "largest move (nats)": "nats", "points": "points"}
+    return build_records_table(records, units=units)

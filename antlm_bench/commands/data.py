@@ -13,7 +13,6 @@ from antlm_bench.commands.list import CatalogRow
 from antlm_bench.commands.several import map_collecting_errors
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, IncompleteError, UsageError
-from antlm_bench.reporting.table import TableCell
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.collection import CollectionSpec
@@ -133,9 +132,8 @@ def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> 
         "state": ", ".join(
             f"{count} {state}" if len(states) > 1 else state for state, count in states.items()
         ),
-        "size": _size_cell(
-            sum({row.path: row.size or 0 for row in here}.values())
-        ),  # members of one zip count once
+        # in bytes; members of one zip count once
+        "size": sum({row.path: row.size or 0 for row in here}.values()),
         "folder": ", ".join(sorted({str(row.path.parent) for row in here if row.path})),
     }
 
@@ -149,10 +147,3 @@ def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> CatalogRo
         "detail": file_status.detail,
         "path": place,
     }
-
-
-def _size_cell(num_bytes: int) -> TableCell:
-    """Return a size in bytes, shown in MB or kB."""
-    if num_bytes >= 1e6:
-        return TableCell(num_bytes, f"{num_bytes / 1e6:,.1f} MB", unit="bytes")
-    return TableCell(num_bytes, f"{num_bytes / 1e3:,.0f} kB" if num_bytes else "–", unit="bytes")

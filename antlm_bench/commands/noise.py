@@ -17,7 +17,6 @@ from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.reporting.progress import Progress
-from antlm_bench.reporting.table import TableCell
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.probes import default_method
@@ -128,13 +127,12 @@ def _compare_predictions(
     moved = [
         np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)
     ]
-    points = 100 * (_headline(suite, after) - _headline(suite, before))
     return {
         "items": len(after),
         "flips": flips,
-        "rate": TableCell(flips / len(after), f"{100 * flips / len(after):.2f}%", unit="fraction"),
-        "largest move (nats)": TableCell(float(max(moved)), f"{max(moved):.2g}", unit="nats"),
-        "points": TableCell(points, f"{points:+.2f}", unit="points"),
+        "rate": flips / len(after),
+        "largest move (nats)": float(max(moved)),
+        "points": 100 * (_headline(suite, after) - _headline(suite, before)),
     }
 
 

@@ -72,7 +72,7 @@ def build_report_table(report: Report) -> Table:
         rows.append(build_row(MACRO, *averages, emphasis="strong", space_above=True))
     sentences = (*_sources(columns), *(report.collection.notes if report.collection else ()))
     models = (
-        TableColumn(f"{i}", f"{c.model}\n{c.method}", align="right", notes=c.caveats)
+        TableColumn(f"{i}", "\n".join(map(make_printable, (c.model, c.method))), align="right", notes=c.caveats)
         for i, c in enumerate(columns)
     )
     return Table(

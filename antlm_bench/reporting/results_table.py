@@ -228,7 +228,7 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
         columns=(
             TableColumn("suite", ""),
             *(
-                TableColumn(f"{index}", "\n".join(_column_label(column, columns)), align="right")
+                TableColumn(f"{index}", "\n".join(map(make_printable, _column_label(column, columns))), align="right")
                 for index, column in enumerate(columns)
             ),
             TableColumn("items", align="right"),

@@ -43,10 +43,11 @@ def _print_table(out: Console, table: Table) -> None:
         table = table.narrow
     if table.title or table.legend:
         out.print()
-    if table.title:
+    if table.title and table.header:
         print_paragraph(out, table.title, "bold")
-        if table.header and table.rows:
-            out.print()
+        out.print()
+    elif table.title:  # a path that somebody copies: in one piece
+        out.print(Text(f" {clean_lines(table.title)}", style="bold"))
     marks = NoteMarks()
     if table.rows:
         marks = _print_blocks(out, table)

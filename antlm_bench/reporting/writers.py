@@ -57,9 +57,11 @@ def _markdown_blocks(table: Table) -> Iterator[str]:
         yield "\n".join(f"| {' | '.join(cells)} |" for cells in [labels, rule, *rows])
     elif not table.parts:
         yield markdown_text(table.empty)
-    if marks.sentences:
-        yield "\n".join(f"- {mark}: {markdown_text(sentence)}" for mark, sentence in marks)
-    yield from map(markdown_text, table.legend)
+    items = [f"- {mark}: {markdown_text(sentence)}" for mark, sentence in marks]
+    items += [f"- {markdown_text(sentence)}" for sentence in table.legend[:-1]]
+    if items:
+        yield "\n".join(items)
+    yield from map(markdown_text, table.legend[-1:])
     for part in table.parts:
         yield from _markdown_blocks(part)
 

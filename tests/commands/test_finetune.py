@@ -24,7 +24,7 @@ from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.results.seeds import build_finetune_rows
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 
 Make = Callable[..., Path]
 QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]
@@ -207,10 +207,10 @@ def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
     """
-    [fine] = build_finetune_rows([ask()])
-    assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
-    [row] = build_finetune_rows([ask(changes=[*QUICK, "lr=1e-12"])])
-    assert "seeds collapsed" in str(row["flags"])
+    [fine] = summarize_finetuned_tasks(ask())
+    assert (fine.num_seeds, fine.mean.n, fine.majority, fine.flags) == (2, 40, 0.5, ())
+    [row] = summarize_finetuned_tasks(ask(changes=[*QUICK, "lr=1e-12"]))
+    assert "seeds collapsed" in row.flags[0]
 
 
 def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
@@ -287,7 +287,7 @@ def test_the_verb_prints_a_row_per_task(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
@@ -295,7 +295,7 @@ def test_a_limit_is_of_every_task_or_of_one(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert row["n"] == 30
     [cell] = runs.open_run(argv[argv.index("--out") + 1])
     assert cell.history["train"] + cell.history["selection"] == 50
@@ -321,7 +321,7 @@ def test_scored_texts_that_were_trained_on_are_flagged_everywhere(
         lines = list(csv.reader(file))[1:]
     said = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
     found = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
-    assert said in str(build_finetune_rows([found])[0]["flags"])
+    assert said in next(summarize_finetuned_tasks(found)).flags
     for form in ([], ["--csv"], ["--markdown"]):
         assert run(["report", found.path, *form]) == 0
         assert said in " ".join(capsys.readouterr().out.split())
@@ -335,7 +335,8 @@ def test_scored_texts_of_their_own_are_not_flagged(
         with path.open(encoding="utf-8", newline="") as file:
             texts.append({row["text"] for row in csv.DictReader(file)})
     shared = len(texts[0] & texts[1])
-    flags = str(build_finetune_rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
+    [summary] = summarize_finetuned_tasks(ask(seeds=[1], changes=[*QUICK, "epochs=1"]))
+    flags = "; ".join(summary.flags)
     assert ("also stand in the train set" in flags) == bool(shared)
 
 

@@ -189,7 +189,9 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
     assert made.columns[0].macro and not made.columns[1].macro
     missing = ", ".join(task for task in TASKS_2024 if task not in ("rte", "mrpc"))
     assert made.columns[1].missing_members == ("EWoK", f"GLUE ({missing})")
-    assert made.columns[1].entries[3].number is None and set(made.columns[1].entries[3].parts) == {
+    assert made.columns[1].results[3].score is None and set(
+        made.columns[1].results[3].task_scores
+    ) == {
         "rte",
         "mrpc",
     }
