@@ -14,9 +14,10 @@ import pytest
 from invented import rows
 from tiny import WORDS
 
-from antlm_bench.suites import loader, sources
+from antlm_bench.suites import loader, sources, task_types
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import ExpectedCountsSpec, FileSpec, SuiteSpec
+from antlm_bench.suites.declaration_types import FileSpec, SuiteDeclaration
+from antlm_bench.suites.spec import ExpectedCountsSpec, SuiteSpec
 
 LEARNED, CONTEXTS = 12, 2  # children's words, and contexts of each
 TRAINED = 64  # rows of every train set
@@ -30,11 +31,11 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
     """
     suites, declarations, located = (
         loader.read_suite_spec,
-        loader.read_declaration,
+        task_types.read_declaration,
         sources.get_file,
     )
 
-    def declared(ref: str) -> tuple[loader.AnySpec, Path]:
+    def declared(ref: str) -> tuple[SuiteDeclaration, Path]:
         spec, folder = declarations(ref)
         return (classified(spec, most) if isinstance(spec, ClassificationSpec) else spec), folder
 
@@ -69,7 +70,7 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
         return sources.DataFile(made.encode(), f"invented {file}")
 
-    patch.setattr(loader, "read_declaration", declared)
+    patch.setattr(task_types, "read_declaration", declared)
     patch.setattr(loader, "read_suite_spec", suite)
     patch.setattr(sources, "get_file", locate)
 

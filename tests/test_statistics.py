@@ -113,7 +113,9 @@ def coverage(interval: str, sizes: list[int], rates: list[float], trials: int = 
     return hits / trials
 
 
-@pytest.mark.parametrize("interval", ["bootstrap_interval", "normal_interval", "wilson_macro_interval"])
+@pytest.mark.parametrize(
+    "interval", ["bootstrap_interval", "normal_interval", "wilson_macro_interval"]
+)
 def test_macro_intervals_cover_the_truth_95_times_in_100(interval: str) -> None:
     assert 0.93 <= coverage(interval, [64, 165, 280, 842, 400], [0.6, 0.45, 0.7, 0.9, 0.55]) <= 0.97
 

@@ -71,8 +71,7 @@ def tokenizer_for(kind: str, adds: bool, mask: bool = True):
 
 
 def model_for(kind: str, seed: int, architecture: str = "", **config: object):
-    """A random transformers model: Llama or BERT shape unless `architecture` names another class.
-    """
+    """A random transformers model: Llama or BERT shape unless `architecture` names another class."""
     import torch
     import transformers
 

@@ -64,8 +64,7 @@ def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
 def pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
 ) -> list[Prediction]:
-    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm.
-    """
+    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
     found = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
     for paradigm, phenomenon in paradigms:
@@ -145,8 +144,7 @@ def task(
 def model(
     folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12
 ) -> Path:
-    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds.
-    """
+    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds."""
     with runs.RunWriter(folder, manifest(name)) as writer:
         suite(writer, "blimp-filtered", method, pairs(skill, name, PARADIGMS, items))
         suite(writer, "supplement", method, pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40))

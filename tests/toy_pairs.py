@@ -35,8 +35,7 @@ TREE = {
 def predictions(
     margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
-    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms.
-    """
+    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
     made = []
     for paradigm, each in margins.items():
         labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}

@@ -217,8 +217,7 @@ class GptBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Content to position and position to content, (B, heads, T, T); `query` is scaled already.
-        """
+        """Content to position and position to content, (B, heads, T, T); `query` is scaled already."""
         projected = self.query_key(self.positions_dropout(positions))  # (buckets, 2 d)
         query_at, key_at = projected.unflatten(-1, (2, self.num_heads, -1)).unbind(
             1

@@ -225,8 +225,7 @@ class LtgBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Content to position and position to content, (B, heads, T, T); `query` is scaled already.
-        """
+        """Content to position and position to content, (B, heads, T, T); `query` is scaled already."""
         shape, axis = (
             ((self.num_heads, 2, -1), -2)
             if self.per_head_positions

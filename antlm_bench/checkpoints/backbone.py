@@ -46,8 +46,7 @@ class Backbone:
 
     @property
     def has_token_type_ids(self) -> bool:
-        """Whether it has been told the first text of a pair from the second (BERT's token types).
-        """
+        """Whether it has been told the first text of a pair from the second (BERT's token types)."""
         types = getattr(self.model.config, "type_vocab_size", None) or 0
         return types > 1 and "token_type_ids" in self.tokenizer.model_input_names
 

@@ -41,9 +41,9 @@ from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears
 from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.probes import METHODS, Method, supported_methods
 from antlm_bench.scoring.text import (
     ContextEncoder,
     EosRule,
@@ -113,8 +113,7 @@ class Checkpoint:
         ]
 
     def with_bos_before_context(self, bos: str) -> Checkpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a context.
-        """
+        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
         encoders = dict(self.encoders)
         if (causal := encoders.get("causal")) is not None:
             encoders["causal"] = ContextEncoder(
@@ -137,7 +136,7 @@ class Checkpoint:
 
     def doctor_facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
-        notes = self.notes("mlm-l2r") if "mlm-l2r" in self.methods else ()
+        notes = [note for method in self.methods for note in self.notes(method)]
         if not self.methods:
             return {**self.metadata, "methods": f"none: {self.no_mask_reason}"}
         methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"
@@ -304,8 +303,7 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
 
 
 def display_name(ref: str, options: OpenOptions) -> str:
-    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter.
-    """
+    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter."""
 
     def short(one: str) -> str:
         return _folder_display_name(Path(one).resolve()) if Path(one).exists() else one
@@ -473,8 +471,7 @@ class HasMetadata(Protocol):
 
 
 def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return facts of `describe` that also name the scored specials: other numbers, so another key.
-    """
+    """Return facts of `describe` that also name the scored specials: other numbers, so another key."""
     after, _ = resolve_eos_rule(tokenizer, rule)
     spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
     return {
@@ -514,8 +511,7 @@ def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
 
 
 def loading_notes(checkpoint: HasMetadata) -> list[str]:
-    """Sentences that a score must be read with: which weights were read, which tensors did not fit.
-    """
+    """Sentences that a score must be read with: which weights were read, which tensors did not fit."""
     notes = list(checkpoint.metadata.get("notes", []))
     said = {
         "unused": "the model does not use {} of the files",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ NON_LM_HEADS = {
 
 CONFIG_HINT = "a value in config.json is not one that this version of transformers takes: compare it with the original's"
 TRUNCATED_HINT = "a file is truncated, or one that the index or a link names is missing: compare with the original's files"
+_loading = RLock()
 FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
 
 
@@ -159,8 +161,7 @@ def _kind_from_class(name: str, config: Any, location: str) -> str:
 
 
 def _why_unscorable(name: str, config: Any) -> str:
-    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token.
-    """
+    """One sentence: what the checkpoint was saved as, and why it has no log-probability of a token."""
     if name.endswith("ForPreTraining") and config.model_type in DISCRIMINATOR_TYPES:
         return f"{name} is a discriminator: it tells replaced tokens from original ones and predicts no tokens"
     for ending, answers in NON_LM_HEADS.items():
@@ -495,8 +496,7 @@ def obeys_attention_masks(model: Any, attends: Attention) -> bool:
 
 
 def _can_narrow_last_layer(model: Any, name: str, forward_config: ForwardConfig) -> bool:
-    """Whether the last layer at the read positions alone gives the same numbers as the whole of it.
-    """
+    """Whether the last layer at the read positions alone gives the same numbers as the whole of it."""
     engine = Engine(model, name, replace(forward_config, narrow=True), 64)
     probes = [replace(p, row=p.row[2::4], position=p.position[2::4], target=p.target[2::4], text_index=p.text_index[2::4])
               for p in _trial_probes(model, "full")]  # fmt: skip
@@ -564,15 +564,17 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def silence_transformers() -> Iterator[None]:
     """Silence the library while it loads: what it would warn of (missing weights) is checked and
-    raised here.
+    raised here. Log level, progress bars and seed belong to the process, so that threads load one
+    after the other.
     """
     logger, hf = logging.getLogger("transformers"), transformers.utils.logging
-    level, bars = logger.level, hf.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            hf.enable_progress_bar()
+    with _loading:
+        level, bars = logger.level, hf.is_progress_bar_enabled()
+        logger.setLevel(logging.CRITICAL)
+        hf.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bars:
+                hf.enable_progress_bar()

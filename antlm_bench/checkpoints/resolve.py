@@ -63,7 +63,7 @@ class OpenOptions:
     dtype: str = "float32"
     bos: str = "auto"
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.multiple_choice.Policy
+    lengths: str = "declared"  # see scoring.conventions.ScoringConventions
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -226,8 +226,7 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
 def _base_folder(
     ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:
-    """The folder of the base model that an adapter was trained on: what adapter_config.json names.
-    """
+    """The folder of the base model that an adapter was trained on: what adapter_config.json names."""
     named = (config or {}).get("base_model_name_or_path")
     if config is None or not (named is None or isinstance(named, str)):
         raise CheckpointError(
@@ -342,8 +341,7 @@ def _check_weights(folder: Path, options: OpenOptions) -> None:
 
 
 def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled.
-    """
+    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled."""
     chosen = select_weights(folder)
     return chosen.files if chosen else ()
 

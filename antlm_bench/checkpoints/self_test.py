@@ -165,8 +165,7 @@ def _shortcut_sets(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequence[str]) -> None:
-    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row.
-    """
+    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row."""
     if "one row per text" not in disabled or engine.forward_config.native_attention != "causal":
         return
     longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])

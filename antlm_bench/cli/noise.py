@@ -78,13 +78,12 @@ def noise_command(
 def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from antlm_bench.reporting.table import TableCell, build_records_table
 
-    formats = {
-        "rate": lambda rate: f"{100 * rate:.2f}%",
-        "largest move (nats)": lambda nats: f"{nats:.2g}",
-        "points": lambda points: f"{points:+.2f}",
-    }
+    formats = {"rate": "{:.2%}", "largest move (nats)": "{:.2g}", "points": "{:+.2f}"}
     records = [
-        row | {key: TableCell(row[key], write(row[key])) for key, write in formats.items()}
+        {
+            **row,
+            **{key: TableCell(row[key], text.format(row[key])) for key, text in formats.items()},
+        }
         for row in rows
     ]
     units = {"rate": "fraction", "largest move (nats)": "nats", "points": "points"}

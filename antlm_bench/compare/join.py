@@ -329,8 +329,7 @@ def _decode_flags(array: Any, n: int) -> dict[str, Any]:
 
 
 def _decode_labels(labels: Any, location: str) -> dict[str, tuple[Ints, tuple[str, ...]]]:
-    """level -> codes (n,) and names in order of appearance, as metrics.prediction_table has them.
-    """
+    """level -> codes (n,) and names in order of appearance, as metrics.prediction_table has them."""
     if not str(labels.type).startswith("struct<"):
         raise RunError(
             f"labels should be a struct of texts, are {labels.type}",

@@ -148,8 +148,7 @@ def build_document_items(
     with_group_labels: bool,
     location: str,
 ) -> Iterator[DocumentItem]:
-    """The documents of a task as items; ids are those under which results of lm-eval are imported.
-    """
+    """The documents of a task as items; ids are those under which results of lm-eval are imported."""
     labels = (
         dict(zip(GROUP_LEVELS, (task.group, task.name), strict=True)) if with_group_labels else {}
     )

@@ -1,5 +1,4 @@
-"""Was each scored token the model's first choice? Answered beside its score, by the same forward.
-"""
+"""Was each scored token the model's first choice? Answered beside its score, by the same forward."""
 
 from __future__ import annotations
 

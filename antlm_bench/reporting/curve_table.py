@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting.results_table import estimate_cell
 from antlm_bench.reporting.table import Table, TableCell, build_records_table
 from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, format_word_count
@@ -119,4 +119,4 @@ def collect_notes(
 
 
 def _format_value(curve: LearningCurve, point: CurvePoint) -> str:
-    return get_unit(curve.metric).format(point.estimate.value)
+    return get_metric_spec(curve.metric).format(point.estimate.value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.metrics.records import OPTION_KINDS
 from antlm_bench.reporting.table import (
     MISSING,
     Table,
@@ -161,14 +162,15 @@ def _group_estimate(summary: Summary | None, level: str, name: str) -> Estimate 
 
 def describe_headline(summary: Summary) -> str:
     """In words, what the headline is; its metric is named, unless that is accuracy."""
-    named = [] if summary.metric == "accuracy" else [get_unit(summary.metric).heading]
+    spec = get_metric_spec(summary.metric)
+    named = [spec.heading if spec.headline_name is None else spec.headline_name]
     if summary.macro:
         level = summary.macro[0]
         count = sum(group.level == level for group in summary.groups)
         named.append(f"mean of {count} {pluralize(level)}" if count else f"mean by {level}")
-    elif summary.metric not in ("spearman", "acquisition"):  # a correlation is always over items
-        named.append("over items")
-    return ", ".join(named)
+    else:
+        named.append(spec.headline_basis)
+    return ", ".join(filter(None, named))
 
 
 def pluralize(word: str) -> str:
@@ -180,13 +182,13 @@ def format_estimate(estimate: Estimate | None, metric: str) -> str:
     """Return `63.4 ±0.4`: the value in its unit and half the width of the 95% interval."""
     if estimate is None:
         return MISSING
-    written = get_unit(metric).format
+    written = get_metric_spec(metric).format
     return f"{written(estimate.value)} ±{written((estimate.high - estimate.low) / 2)}"
 
 
 def raw_unit(metric: str) -> str:
     """Return the unit of a metric's unscaled values, as JSON names it."""
-    unit = get_unit(metric)
+    unit = get_metric_spec(metric)
     return "fraction" if unit.scale == 100 else unit.heading
 
 
@@ -228,7 +230,11 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
         columns=(
             TableColumn("suite", ""),
             *(
-                TableColumn(f"{index}", "\n".join(map(make_printable, _column_label(column, columns))), align="right")
+                TableColumn(
+                    f"{index}",
+                    "\n".join(map(make_printable, _column_label(column, columns))),
+                    align="right",
+                )
                 for index, column in enumerate(columns)
             ),
             TableColumn("items", align="right"),
@@ -248,7 +254,7 @@ def _column_label(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> li
     A single column is labelled by what its numbers are.
     """
     models, methods = {c.model for c in columns}, {c.method for c in columns}
-    units = {get_unit(cell.summary.metric).heading for cell in column.cells.values()}
+    units = {get_metric_spec(cell.summary.metric).heading for cell in column.cells.values()}
     named = ([column.model] if len(models) > 1 else []) + (
         [column.method] if len(methods) > 1 else []
     )
@@ -285,7 +291,7 @@ def _half_width_cell(estimate: Estimate | None, metric: str) -> TableCell:
     if estimate is None:
         return TableCell()
     half = (estimate.high - estimate.low) / 2
-    return TableCell(half, f"±{get_unit(metric).format(half)}", unit=raw_unit(metric))
+    return TableCell(half, f"±{get_metric_spec(metric).format(half)}", unit=raw_unit(metric))
 
 
 def _item_count(row: ResultsRow) -> TableCell:
@@ -367,18 +373,20 @@ def build_finetune_table(runs: Sequence[Run]) -> Table:
 
 
 def _fraction_cell(value: float | None, metric: str) -> TableCell:
-    return TableCell() if value is None else TableCell(value, get_unit(metric).format(value))
+    return TableCell() if value is None else TableCell(value, get_metric_spec(metric).format(value))
 
 
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
     """What the numbers, their averages and their intervals are, in a few words."""
     cells = [cell for column in columns for cell in column.cells.values()]
-    units = dict.fromkeys(get_unit(cell.summary.metric) for cell in cells)
+    units = dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells)
     numbers = " ".join(
-        f"{u.description}{' ± half the 95% interval' * (i == 0)}: {u.interval_source}."
+        f"{u.label}{' ± half the 95% interval' * (i == 0)}: {u.interval}."
         for i, u in enumerate(units)
     )
-    compared = [cell for cell in cells if get_unit(cell.summary.metric).compares_options]
+    compared = [
+        cell for cell in cells if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
+    ]
     means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in compared)
     decides = "".join(
         f" Options are compared by log-probability {r.replace('-', ' ')}."
@@ -388,7 +396,7 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     rules = dict.fromkeys(
         str(cell.settings.get("ties", "half"))
         for cell in cells
-        if cell.summary.metric == "accuracy"
+        if get_metric_spec(cell.summary.metric).tie_rule_matters
     )
     explain_clustered = explain_clustered and any(
         "clustered" in cell.summary.views for cell in cells
@@ -414,7 +422,7 @@ def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
     counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in order}
     words = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in order}
     if "too-long" in words:
-        words["too-long"] += f", {get_unit(block.metric).too_long_outcome}"
+        words["too-long"] += f", {get_metric_spec(block.metric).too_long_outcome}"
     if "tie" in counts and counts.get("identical") == counts["tie"]:
         words["tie"] = "ties, all of identical texts"
         del words["identical"]

@@ -161,8 +161,7 @@ def cell_to_dict(cell: Cell) -> dict[str, Any]:
 
 
 def _parse_cell(node: JsonNode) -> Cell:
-    """A cell; those of schema 1 had neither seed nor history, and older ones of schema 2 no origin.
-    """
+    """A cell; those of schema 1 had neither seed nor history, and older ones of schema 2 no origin."""
     return Cell(
         suite=node.get("suite", str),
         method=node.get("method", str),

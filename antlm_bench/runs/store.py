@@ -362,8 +362,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process; the kernel lets go when that process ends, however it ends.
-    """
+    """Hold the folder for one process; the kernel lets go when that process ends, however it ends."""
     import fcntl  # POSIX only, and only writers need it
 
     path = folder / ".lock"

@@ -96,8 +96,7 @@ def portable_cells(run: Run) -> list[Cell]:
 
 @dataclass(slots=True)
 class _SuiteGroup:
-    """Cells of one suite. cells: (index of the run, cell). head: the suite's name without its task.
-    """
+    """Cells of one suite. cells: (index of the run, cell). head: the suite's name without its task."""
 
     collection_name: str
     cells: list[tuple[int, Cell]]

@@ -103,8 +103,7 @@ def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
 
 
 def check_specials(tokenizer: Any, specials: Specials, vocab_size: int) -> None:
-    """Raise CheckpointError for a special token around a text that the model has no embedding for.
-    """
+    """Raise CheckpointError for a special token around a text that the model has no embedding for."""
     for token in (*specials.before, *specials.after):
         if token >= vocab_size:
             raise CheckpointError(

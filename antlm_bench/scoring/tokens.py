@@ -278,8 +278,7 @@ def probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _pretokenize(backend: Any, text: str) -> str:
-    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer.
-    """
+    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
@@ -292,8 +291,7 @@ def _truncate(text: str) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    """Not white space, a control character or a format character, which tokenizers may leave out.
-    """
+    """Not white space, a control character or a format character, which tokenizers may leave out."""
     return not character.isspace() and category(character) not in ("Cc", "Cf")
 
 

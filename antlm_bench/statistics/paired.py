@@ -113,8 +113,7 @@ def _sign_flipped_sums(rng: np.random.Generator, values: Floats, draws: int) -> 
 
 
 def _studentize(sums: Floats, variances: Floats) -> Floats:
-    """|sum| in standard errors; infinite where all differences are alike, 0 where there are none.
-    """
+    """|sum| in standard errors; infinite where all differences are alike, 0 where there are none."""
     alike = np.where(np.abs(sums) > 0, np.inf, 0.0)
     return np.where(
         variances > 0, np.abs(sums) / np.sqrt(np.where(variances > 0, variances, 1.0)), alike

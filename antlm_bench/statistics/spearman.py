@@ -103,8 +103,7 @@ def _count_untied_items(*values: Floats) -> int:
 
 
 class _CorrelationInfluence(NamedTuple):
-    """A correlation, its Fisher's z, each item's influence on z (n,), and a variance beside theirs.
-    """
+    """A correlation, its Fisher's z, each item's influence on z (n,), and a variance beside theirs."""
 
     rho: float
     z: float

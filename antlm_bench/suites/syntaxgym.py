@@ -40,8 +40,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class SyntaxGymSuite:
-    """A suite as it is written. names: what regions are called. place: the file as errors name it.
-    """
+    """A suite as it is written. names: what regions are called. place: the file as errors name it."""
 
     name: str
     region_names: Mapping[str, str]

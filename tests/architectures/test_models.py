@@ -125,8 +125,7 @@ def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
 def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
-    """All but the one of the table of relative positions, which is marked as shared by all texts.
-    """
+    """All but the one of the table of relative positions, which is marked as shared by all texts."""
     model = make(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     shapes, shared = [], []
     for module in model.modules():

@@ -13,7 +13,8 @@ import pytest
 import torch
 from small_models import filled, make
 
-from antlm_bench.architectures.registration import AUTO_CLASS_SUFFIXES, add_remote_code
+from antlm_bench.architectures.records import ARCHITECTURES
+from antlm_bench.architectures.registration import add_remote_code
 from antlm_bench.errors import CheckpointError
 from antlm_bench.training.checkpoint_io import save_checkpoint
 
@@ -57,7 +58,7 @@ def folder(tmp_path_factory):
     [
         "import antlm_bench, transformers.trainer",
         "import transformers.trainer, antlm_bench, transformers.models.auto.modeling_auto",
-        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install()",
+        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install_import_hook()",
         "import antlm_bench\nfrom antlm_bench.architectures import ltg_bert, gpt_bert",
     ],
 )
@@ -80,7 +81,7 @@ def test_a_checkpoint_carries_its_architecture_to_those_without_this_package(tmp
     model.save_pretrained(tmp_path)
     assert add_remote_code(tmp_path) and add_remote_code(tmp_path)  # again changes nothing
     assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(
-        AUTO_CLASS_SUFFIXES
+        ARCHITECTURES["gpt-bert"].classes
     )
     assert not list(tmp_path.glob("*.part"))
     lines = printed(

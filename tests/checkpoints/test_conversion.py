@@ -56,8 +56,7 @@ def indices():
 
 
 def ltg_layout(weights):
-    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values, prev_layer_weights.
-    """
+    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values, prev_layer_weights."""
     state = around(weights)
     for n, layer in enumerate(weights["layers"]):
         state |= {

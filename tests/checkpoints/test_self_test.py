@@ -18,8 +18,8 @@ from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import attention, cpu_kernels, multiple_choice
 from antlm_bench.scoring.engine import CPU_KERNELS, SHORTCUTS, Engine
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Item, Option
 
 TEXTS = ["the cat sees the dog.", "no boy has ever seen himself near the old house.", "who sleeps?"]
@@ -344,8 +344,7 @@ def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
 
 
 def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
-    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then.
-    """
+    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then."""
 
     def refuse(self, *_args):
         raise RuntimeError("fp16 is not supported on this CPU")
@@ -361,8 +360,7 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
-    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions.
-    """
+    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions."""
     folder = make_checkpoint("causal")
     library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     expected = {name: value.dtype for name, value in library.state_dict().items()}

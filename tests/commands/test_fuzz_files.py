@@ -269,8 +269,7 @@ CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "
 
 
 def mutated(text: str, changes: list[tuple[str, int, str, str]]) -> str:
-    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between.
-    """
+    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between."""
     lines = text.splitlines()
     for what, where, value, odd in changes:
         at = where % len(lines)

@@ -254,7 +254,7 @@ def test_a_folder_of_checkpoints_is_scored_in_order_each_loaded_once_and_twins_a
     loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
         pretrained,
-        "load_weights",
+        "load_checked_model",
         lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
     found = score(
@@ -332,7 +332,7 @@ def test_what_strikes_every_checkpoint_is_raised_once_and_as_itself(
     loaded, original = [], pretrained.load_checked_model
     monkeypatch.setattr(
         pretrained,
-        "load_weights",
+        "load_checked_model",
         lambda folder, *a: loaded.append(folder.name) or original(folder, *a),
     )
     for wrong in (

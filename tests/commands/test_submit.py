@@ -221,8 +221,7 @@ def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Pa
 def test_every_milestone_has_its_own_reason_and_command(
     complete: list[Path], tmp_path: Path
 ) -> None:
-    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short.
-    """
+    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short."""
     kept = [folder for folder in complete if folder.name != "r7"]
     by_name = {folder.name: folder for folder in kept}
     document = json.loads((by_name["r5"] / "run.json").read_text())

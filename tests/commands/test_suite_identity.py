@@ -237,8 +237,7 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(
 
 
 def nano(tmp_path: Path, name: str, **changes: str) -> Path:
-    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced.
-    """
+    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced."""
     text = (TASKS / "nano.toml").read_text(encoding="utf-8")
     for old, new in changes.items():
         assert text.count(old.replace("_", " ")) == 1

@@ -520,7 +520,7 @@ class TestTeachers:
                 (
                     conditions.micro_batch_tokens,
                     conditions.save_every_minutes,
-                    training.micro_tokens,
+                    training.micro_batch_tokens,
                 )
             )
             return pretrain(training, out, watcher, conditions)
@@ -571,7 +571,7 @@ class TestInterruptions:
         step = loop.Trainer.train_step
 
         def interrupted(self: loop.Trainer, at: Any) -> dict[str, Any]:
-            if at.number == 6:
+            if at.index == 6:
                 signal.raise_signal(getattr(signal, name))
             return step(self, at)
 
@@ -636,14 +636,14 @@ KILLS = [
     ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "before"),
     ("antlm_bench.training.checkpoint_io.Path", "rename", 6, "after"),
     ("antlm_bench.training.checkpoint_io.shutil", "rmtree", 20, "after"),
-    ("antlm_bench.training.checkpoint_io.registration", "carry", 1, "before"),
-    ("antlm_bench.training.checkpoint_io.registration", "carry", 2, "after"),
+    ("antlm_bench.training.checkpoint_io.registration", "add_remote_code", 1, "before"),
+    ("antlm_bench.training.checkpoint_io.registration", "add_remote_code", 2, "after"),
 ]
 DRIVER = """
 import json, os, pkgutil, signal, sys
 from pathlib import Path
 from antlm_bench.commands.train import TrainOptions, train
-from antlm_bench.training import corpus, pretrain, saving
+from antlm_bench.training import checkpoint_io, corpus, pretrain
 
 recipe, text, root, kills = sys.argv[1:4] + [json.loads(sys.argv[4])]
 pretrain.MILLION, pretrain.MILESTONES = 100, (400,)
@@ -680,8 +680,7 @@ for number, kill in enumerate(kills):
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     recipe: Path, text: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once.
-    """
+    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once."""
     command = [
         sys.executable,
         "-W",

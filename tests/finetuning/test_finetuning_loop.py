@@ -91,7 +91,7 @@ def plainly(body, toy, seed: int, attention: str, pooling: str):
         for line, i in enumerate(members):
             n = len(these.ids[i])
             ids[line, :n], mask[line, :n] = torch.tensor(these.ids[i].astype(int)), 1
-            types[line, these.second[i] : n] = 1
+            types[line, these.second_starts[i] : n] = 1
         more = {"token_type_ids": types} if body.kind == "masked" else {}
         hidden = model(input_ids=ids, attention_mask=mask, **more)[0]
         read = {
@@ -204,7 +204,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
 def test_the_body_is_as_it_was(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
     finetune(masked, task(60, 20, epochs=1), 1, "full", CPU)
-    finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora=2))
+    finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora_rank=2))
     assert {n: p.shape for n, p in before.items()} == {
         n: p.shape for n, p in masked.model.named_parameters()
     }

@@ -24,7 +24,7 @@ from antlm_bench.finetuning.heads import ClassificationHead, resolve_pooling
 from antlm_bench.finetuning.loop import ClassifierTrainer, FinetuneSettings, finetune, learning_rate
 from antlm_bench.suites.classification import PIPELINE_DEFAULTS, TaskSpec, TrainingSpec
 from antlm_bench.suites.classification_loader import build_examples
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.types import Example
 
 CPU = FinetuneSettings(device="cpu")
@@ -34,8 +34,7 @@ OFFICIAL = {name: value for name, value in read_spec(find_declaration("tasks", "
 
 
 def official(train: int = 83, valid: int = 20, law: str = "word", **training: object):
-    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1.
-    """
+    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1."""
     numbers = {
         "batch": 8,
         "epochs": 2,
@@ -49,8 +48,7 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
 
 
 def body_named(name: str):
-    """A tiny causal or masked body; "masked" has token types, which the official code never passes.
-    """
+    """A tiny causal or masked body; "masked" has token types, which the official code never passes."""
     kind = "masked" if name == "masked" else "causal"
     architecture = "GPT2LMHeadModel" if name == "gpt2" else ""
     more = NO_DROPOUT if kind == "masked" else {}
@@ -149,7 +147,7 @@ def test_twenty_updates_equal_the_official_law(name):
     assert len(losses) == 20
     np.testing.assert_allclose(watcher.losses, losses, atol=1e-5)
     learned = {
-        name.replace("body.", "0.", 1).replace("head.", "1.", 1): p
+        name.replace("backbone.", "0.", 1).replace("head.", "1.", 1): p
         for name, p in learner.model.named_parameters()
     }
     assert learned.keys() == weights.keys()

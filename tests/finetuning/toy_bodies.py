@@ -19,8 +19,7 @@ QUICK = {
 
 
 def example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """law: the class is whether a word is there, whether it is there in the second text, or a coin.
-    """
+    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
     dice = random.Random(number)
     gold = dice.randrange(2)
     first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))

@@ -1,5 +1,4 @@
-"""Tasks of lm-eval scored by our engine, and their runs put through every command that reads runs.
-"""
+"""Tasks of lm-eval scored by our engine, and their runs put through every command that reads runs."""
 
 from __future__ import annotations
 

@@ -355,7 +355,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_
 
     monkeypatch.setattr(
         multiple_choice,
-        "chunks",
+        "iter_chunks",
         lambda items, _: [items[at : at + 20] for at in range(0, len(items), 20)],
     )
     file, folder = (

@@ -245,8 +245,7 @@ def test_an_option_that_is_none_is_no_right_one_of_several(make_task):
 
 
 def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task, tmp_path):
-    """acc_bytes and exact_match; mutual information asks for every option without its context, too.
-    """
+    """acc_bytes and exact_match; mutual information asks for every option without its context, too."""
     drawn, words = (
         random.Random(1),
         ("ä", "the", "boys", "girl", "sees", "☕", "ever", "old", "house", "himself"),

@@ -1,5 +1,4 @@
-"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops.
-"""
+"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
 from antlm_bench.errors import MethodNotSupported
-from antlm_bench.metrics.measures import Spearman
+from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.scoring import peers
 from antlm_bench.suites import loader, records
@@ -131,9 +130,7 @@ def assert_as_official_ratings(cell: Cell, path: str, recorded: list[dict[str, A
     predictions = runs.read_predictions(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
-    ours = Spearman("first", "sum", cell.settings["softmax"]).per_item(
-        build_table(predictions, set()), "sum"
-    )
+    ours = load_cell_metric(cell).per_item(build_table(predictions, set()))
     assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
     wanted = spearmanr(theirs, [p.gold for p in predictions])[0]
     assert cell.summary.headline.value == pytest.approx(wanted, abs=1e-9)
@@ -213,8 +210,7 @@ def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> 
 
 
 def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it.
-    """
+    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it."""
     context = context or str(tokenizer.eos_token)
     left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
     start = sum(token not in left_out for token in tokenizer(context)["input_ids"])

@@ -88,8 +88,7 @@ def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sent
 
 
 def by_hand(folder, text, hide, read, span_start=0):
-    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token.
-    """
+    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
     model, tokenizer = opened(folder)
     found = tokenizer(text, return_offsets_mapping=True)
     total = 0.0

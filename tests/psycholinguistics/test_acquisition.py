@@ -23,6 +23,7 @@ from antlm_bench.metrics.acquisition import summarize_acquisition
 from antlm_bench.runs import base_suite_name, open_run, read_predictions
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader as suites
+from antlm_bench.suites import task_types
 from antlm_bench.types import Prediction, Run
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -317,7 +318,7 @@ def test_what_cannot_be_is_said(scored, own_words, tmp_path):
     one = run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):
         compute_acquisition([one])
-    with pytest.raises(UsageError, match="is no age of acquisition"):
+    with pytest.raises(UsageError, match="not an age of acquisition"):
         compute_acquisition([scored], "blimp")
     score(
         str(tmp_path / "model" / "chck_2M"),
@@ -399,10 +400,10 @@ def test_a_declaration_over_checkpoints_is_shown_and_stands_for_its_words(suite,
     assert rule in capsys.readouterr().out
     assert suites.list_suite_refs(suite) == ["aoa-words-2026"]
     assert [spec.name for spec, _ in specs([suite])] == ["aoa-words-2026"]
-    with pytest.raises(UsageError, match="is derived from the runs of checkpoints"):
+    with pytest.raises(UsageError, match="is an age of acquisition"):
         suites.load_suite(suite)
 
 
 def test_the_chance_of_2025_is_in_bits_as_its_note_says():
-    spec, _ = suites.read_declaration("aoa-2025")
+    spec, _ = task_types.read_declaration("aoa-2025")
     assert spec.chance == math.log2(300_000)

@@ -14,7 +14,7 @@ import torch
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.scoring import peers
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.surprisal import single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.types import Option
@@ -64,8 +64,7 @@ def peer(folder, kind):
 
 
 def their_words(scorer, **options):
-    """minicons' token scores added up to words: a token that begins with its space begins a word.
-    """
+    """minicons' token scores added up to words: a token that begins with its space begins a word."""
     found = []
     for text, scored in zip(TEXTS, scorer.token_score(TEXTS, **options), strict=True):
         tokens, sums = scorer.tokenizer.tokenize(text), []

@@ -1,5 +1,4 @@
-"""A language model in twenty lines: scores are looked up, so that choices can be checked by hand.
-"""
+"""A language model in twenty lines: scores are looked up, so that choices can be checked by hand."""
 
 from __future__ import annotations
 

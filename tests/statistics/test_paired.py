@@ -142,7 +142,9 @@ def test_a_macro_difference_of_0_is_found_5_times_in_100_even_where_paradigms_di
     assert 0.035 <= false / trials <= 0.066
 
 
-@pytest.mark.parametrize("interval", ["bootstrap_interval", "normal_interval", "adjusted_wald_macro_interval"])
+@pytest.mark.parametrize(
+    "interval", ["bootstrap_interval", "normal_interval", "adjusted_wald_macro_interval"]
+)
 def test_intervals_of_a_paired_macro_difference_cover_95_times_in_100(interval: str) -> None:
     rng, trials, hits = np.random.default_rng(5), 1500, 0
     gained = np.array([0.12, 0.2, 0.05, 0.1, 0.3])

@@ -1,5 +1,4 @@
-"""Sources: the search order, and what the net can do to a download, played by a server in a thread.
-"""
+"""Sources: the search order, and what the net can do to a download, played by a server in a thread."""
 
 from __future__ import annotations
 

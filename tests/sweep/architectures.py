@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
 TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on
@@ -318,8 +318,7 @@ class PlainLoop:
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways.
-        """
+        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways."""
         if (key := (full, *row)) not in self.rows:
             mask = (
                 {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}

@@ -1,5 +1,4 @@
-"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved.
-"""
+"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved."""
 
 from __future__ import annotations
 

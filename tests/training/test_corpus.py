@@ -280,8 +280,7 @@ class TestWholeFiles:
 
 class TestHeldOut:
     def test_the_last_lines_of_every_file_are_not_trained_on(self, tmp_path: Path) -> None:
-        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay, blank lines count.
-        """
+        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay, blank lines count."""
         files = [
             "\n".join(f"a{n} x" for n in range(30)) + "\n",
             "\n".join(["b y", "", *["c z"] * 29]),

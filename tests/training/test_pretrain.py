@@ -62,7 +62,7 @@ class Log:
     def on_save(self, checkpoint: Path, step: int) -> None:
         self.checkpoints.append((checkpoint.name, step))
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         return len(self.records) == self.stop_at
 
 
@@ -189,7 +189,9 @@ def test_the_layout_of_a_batch_changes_rounding_only(
 ) -> None:
     expected = weights(run(recipe, corpus_of(recipe), tmp_path / "whole"))
     for micro in (1, 16, 32, 48):
-        found = weights(run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_tokens=micro))
+        found = weights(
+            run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_batch_tokens=micro)
+        )
         assert farthest(found, expected) < 1e-5
 
 

@@ -1,5 +1,4 @@
-"""Training text: every kind of file gives its lines and documents, and bad ones name file and line.
-"""
+"""Training text: every kind of file gives its lines and documents, and bad ones name file and line."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,
@@ -215,7 +214,11 @@ class TestHub:
         found = text_sources._source_from_hub(
             self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"})
         )
-        assert list(found.files[0].lines()) == [(True, "one"), (False, "two"), (True, "three")]
+        assert list(found.files[0].iter_non_blank_lines()) == [
+            (True, "one"),
+            (False, "two"),
+            (True, "three"),
+        ]
 
     def test_rows_without_text_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="its rows hold content, title"):
