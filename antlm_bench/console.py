@@ -9,6 +9,7 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from antlm_bench.errors import BenchError
 from antlm_bench.printable import clean_lines
 
 PIPED_WIDTH = 120
@@ -38,3 +39,17 @@ def print_paragraph(out: Console, text: str, style: str, indent: int = 1) -> Non
         indented = Text(" " * indent) + line
         indented.rstrip()
         out.print(indented)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning on stderr."""
+    print_paragraph(open_console(stderr=True), text, "yellow")
+
+
+def print_error(error: BenchError) -> None:
+    """Print an error on stderr: what is wrong, where, and what to do."""
+    out = open_console(stderr=True)
+    location = f"{clean_lines(error.location)}: " if error.location else ""
+    out.print(Text("error: ", style="bold red") + Text(location + clean_lines(error.message)))
+    if error.hint:
+        out.print(Text(" hint: ", style="cyan") + Text(clean_lines(error.hint)))

@@ -126,7 +126,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def report_error(error: BenchError) -> None:
-    from antlm_bench.reporting.terminal import print_error
+    from antlm_bench.console import print_error
 
     print_error(error)
 

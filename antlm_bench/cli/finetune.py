@@ -12,10 +12,7 @@ from antlm_bench.cli.shared_options import (
     AllowPickleOption,
     AllowUnusedOption,
     BatchTokensOption,
-    CsvOption,
     DeviceOption,
-    JsonOption,
-    MarkdownOption,
     ModelsOption,
     OriginalLayoutOption,
     OutOption,
@@ -23,15 +20,16 @@ from antlm_bench.cli.shared_options import (
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     parse_row_limits,
     scoring_option,
     split_names,
+    with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 
+@with_table_format()
 def finetune_command(
     model: ModelsOption,
     suite: Annotated[
@@ -127,12 +125,9 @@ def finetune_command(
     original_layout: OriginalLayoutOption = None,
     out: OutOption = None,
     again: AgainOption = False,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Finetune checkpoints on classification tasks, several seeds each, in `score`'s run folder."""
-    output_format = choose_output_format(json=json, csv=csv, markdown=markdown)
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
     if preset and compat and preset != compat:
@@ -145,8 +140,8 @@ def finetune_command(
     preset = preset or compat
 
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
-    from antlm_bench.reporting import print_rows
-    from antlm_bench.results.seeds import build_finetune_rows
+    from antlm_bench.reporting.results_table import build_finetune_table
+    from antlm_bench.reporting.writers import print_table
 
     parsed = {
         "valid": valid and str(valid),
@@ -170,6 +165,6 @@ def finetune_command(
             error.location = typed_option
         raise
     except IncompleteError as error:  # print what did finish, then the error
-        print_rows(build_finetune_rows(error.runs), output_format, empty="nothing finetuned yet")
+        print_table(build_finetune_table(error.runs), table_format)
         raise
-    print_rows(build_finetune_rows(runs), output_format, empty="nothing finetuned yet")
+    print_table(build_finetune_table(runs), table_format)

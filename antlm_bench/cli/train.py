@@ -14,9 +14,11 @@ from antlm_bench.cli.shared_options import (
     model_option,
     run_folder_option,
     scoring_option,
+    with_table_format,
 )
 
 
+@with_table_format()
 def train_command(
     recipe: Annotated[
         str, typer.Argument(help="A recipe (`antlm-bench list models`), or your own .toml.")
@@ -78,10 +80,12 @@ def train_command(
             metavar="NAME", help="Experiment tracker: tensorboard, wandb, trackio, ... Repeatable."
         ),
     ] = None,
+    table_format: str = "table",
 ) -> None:
     """Train a recipe on text: checkpoints by words seen, a log, and a state to resume from."""
     from antlm_bench.commands.train import TrainOptions, train
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     options = build_options(
         TrainOptions,
@@ -95,4 +99,5 @@ def train_command(
     if os.environ.get("RANK", "0") == "0":  # one of several processes (torchrun) prints
         suite = corpus if corpus == "nano" else "blimp"
         score_command = f"antlm-bench score --model {checkpoint} --suite {suite} --method all"
-        print_fields(recipe, {"checkpoint": str(checkpoint), "score it": score_command})
+        facts = {"checkpoint": str(checkpoint), "score it": score_command}
+        print_table(build_facts_table(recipe, facts), table_format)

@@ -118,9 +118,9 @@ def _compare_predictions(
     return {
         "items": len(after),
         "flips": flips,
-        "rate": f"{100 * flips / len(after):.2f}%",
-        "largest move (nats)": f"{max(moves):.2g}",
-        "points": f"{100 * (_headline(suite, after) - _headline(suite, before)):+.2f}",
+        "rate": flips / len(after),
+        "largest move (nats)": float(max(moves)),
+        "points": 100 * (_headline(suite, after) - _headline(suite, before)),
     }
 
 

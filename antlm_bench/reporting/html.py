@@ -24,11 +24,13 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.reporting import charts, palette, report_writers, results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting import charts, palette, results_table
+from antlm_bench.reporting.curve_table import to_tidy_rows
 from antlm_bench.reporting.figures import build_figures
 from antlm_bench.reporting.report_data import Figure, ReportData, series_names
-from antlm_bench.reporting.text_curves import to_tidy_rows
-from antlm_bench.results.display_names import make_printable
+from antlm_bench.reporting.report_table import build_report_table, report_to_dict
+from antlm_bench.reporting.table import NoteMarks, Table
 from antlm_bench.runs import cell_to_dict
 from antlm_bench.types import Run
 
@@ -137,7 +139,7 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
             for pair in report_data.pairs
             for one in pair.comparisons
         ],
-        "collection": report_writers.to_dict(report_data.report) if report_data.report else None,
+        "collection": report_to_dict(report_data.report) if report_data.report else None,
         "curves": to_tidy_rows(report_data.curves),
         "training": [asdict(training) for training in report_data.trainings],
     }
@@ -212,10 +214,10 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
     report = report_data.report
     if report is None:
         return None
-    made = report_writers.build_report_table(report)
+    context = _table_context(build_report_table(report))
     known = [(column.model, column.method.split(" + ")) for column in report_data.columns]
     heads = []
-    for column, (model, reading) in zip(report.columns, made.heads, strict=True):
+    for column, (model, reading) in zip(report.columns, context.pop("heads"), strict=True):
         mine = [
             i
             for i, (name, methods) in enumerate(known)
@@ -233,7 +235,38 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
         for c in report.columns
         if c.missing_members and not c.macro
     ]
-    return {"sheet": made, "heads": heads, "holes": holes}
+    return {"sheet": context, "heads": heads, "holes": holes}
+
+
+def _table_context(table: Table) -> dict[str, Any]:
+    """Return a report's table as the template wants it, printable, with letters for its notes."""
+    marks = NoteMarks()
+    heads = []
+    for column in table.columns[1:]:
+        model, method = map(make_printable, column.label_lines)
+        heads.append((model, {"text": method, "letters": marks.mark(column.notes)}))
+    rows = [
+        {
+            "kind": {"strong": "macro", "faint": "aside", "": "task" if row.depth else "member"}[
+                row.emphasis
+            ],
+            "name": make_printable(row.cells[0].shown),
+            "cells": [
+                {"text": make_printable(cell.shown), "letters": marks.mark(cell.notes)}
+                for cell in row.cells[1:]
+            ],
+        }
+        for row in table.rows
+    ]
+    *sentences, legend = map(make_printable, table.legend)
+    return {
+        "title": make_printable(table.title),
+        "heads": heads,
+        "rows": rows,
+        "remarks": {mark: make_printable(sentence) for mark, sentence in marks},
+        "sentences": sentences,
+        "legend": legend,
+    }
 
 
 def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
@@ -253,8 +286,8 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
             }
         cells.append({"value": value, "half": half.strip(), "bar": bar})
     asides = [
-        f"{label}: {' / '.join(values)}"
-        for label, values in results_table.headline_annotations(block)
+        f"{label}: {' / '.join(cell.shown for cell in cells_of_label)}"
+        for label, cells_of_label in results_table.headline_annotations(block)
     ]
     return {
         "suite": line.name,

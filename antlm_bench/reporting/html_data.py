@@ -13,6 +13,7 @@ from urllib.parse import quote
 from antlm_bench import runs
 from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.errors import NotComparable, UsageError
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
 from antlm_bench.results.checkpoint_series import (
@@ -22,6 +23,7 @@ from antlm_bench.results.checkpoint_series import (
     group_checkpoints,
     words_seen,
 )
+from antlm_bench.results.display_names import model_name, model_names
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.results.training_log import read_training_log
 from antlm_bench.scoring.methods import METHODS
@@ -103,7 +105,7 @@ def gather_report_data(
     early = [run for members in families.values() for run in members[:-1]]
     beside = [run for run in whole if all(run is not one for one in early)]
     families_of = {run.path: name for name, members in families.items() for run in members}
-    plain = [results_table.model_name(run) for run in opened]
+    plain = [model_name(run) for run in opened]
     names = _name_runs(beside, families)
     columns, owners = _build_columns(beside, names)
     called = {
@@ -170,7 +172,7 @@ def _name_runs(
     it is.
     """
     last = {members[-1].path: name for name, members in checkpoint_series.items()}
-    plain = results_table.model_names(shown_runs)
+    plain = model_names(shown_runs)
     return [
         f"{last[run.path]} ({format_word_count(words_seen(run) or 0)} words)"
         if run.path in last
@@ -205,8 +207,7 @@ def _iter_seed_scores(
             if cell.seed is not None:
                 summary = cell.summary
                 fallen = tuple(
-                    results_table.make_printable(str(word))
-                    for word in cell.history.get("collapsed", ())
+                    make_printable(str(word)) for word in cell.history.get("collapsed", ())
                 )
                 name = display_names[run.path, cell.method]
                 suite = cell.finetuned_task[0]
@@ -235,8 +236,8 @@ def _compare_to_first(
                 )
             except NotComparable as error:
                 yield SeriesPair(
-                    results_table.model_name(first),
-                    results_table.model_name(other),
+                    model_name(first),
+                    model_name(other),
                     (),
                     f"{suite}: {error.message}",
                 )

@@ -4,17 +4,13 @@ that was judged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as Xml
 
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.comparison.verdict import Judgement, Verdict
-from antlm_bench.reporting.check import format_change, list_judgements, summarize_verdict
-from antlm_bench.reporting.comparison import format_number
-from antlm_bench.results.display_names import make_printable
-
-if TYPE_CHECKING:
-    from antlm_bench.comparison.verdict import CheckResult
+from antlm_bench.comparison.verdict import CheckResult, Judgement, Verdict
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting.check_table import format_change, list_judgements, summarize_verdict
+from antlm_bench.reporting.comparison_table import format_number
 
 
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:

@@ -100,7 +100,7 @@ class Table:
     long: Table | None = None
     """The same numbers with one estimate per row, for CSV and JSON. None = this table."""
     narrow: Table | None = None
-    """A table that a terminal shows if this one is too wide. None = columns are folded."""
+    """The whole that a terminal shows if this table is too wide. None = columns are folded."""
     parts: tuple[Table, ...] = ()
     """Tables that follow. CSV, which has one header, leaves them out."""
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -201,6 +201,15 @@ def _fact_rows(facts: Mapping[str, object], depth: int) -> Iterator[TableRow]:
             yield from _fact_rows(value, depth + 1)
         else:
             yield build_row(name, value, depth=depth)
+
+
+def build_long_facts_table(tables: Sequence[Table]) -> Table:
+    """Build one table of all names and values of several tables of facts, with their titles."""
+    columns = (TableColumn("title"), TableColumn("name"), TableColumn("value"))
+    rows = [
+        TableRow((TableCell(table.title), *row.cells)) for table in tables for row in table.rows
+    ]
+    return Table(columns, tuple(rows))
 
 
 def to_json_value(value: object) -> Any:

@@ -1,6 +1,6 @@
 """Lay out a `Table` on a terminal of any width: numbers are never cut.
 
-`console.clean_lines` makes text safe for a terminal.
+`printable.clean_lines` makes text safe for a terminal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from antlm_bench.reporting.console import clean_lines, open_console, print_paragraph
+from antlm_bench.console import open_console, print_paragraph
+from antlm_bench.printable import clean_lines
 from antlm_bench.reporting.table import NoteMarks, Table, TableCell, TableColumn
 
 GAP = 2
@@ -39,18 +40,21 @@ def write_terminal(table: Table) -> str:
 
 
 def _print_table(out: Console, table: Table) -> None:
+    if table.narrow and not _Block(table, range(1, len(table.columns)), ()).fit(out.width):
+        table = table.narrow
     if table.title or table.legend:
         out.print()
-    if table.title:
+    if table.title and table.header:
         print_paragraph(out, table.title, "bold")
-        if table.header and table.rows:
-            out.print()
+        out.print()
+    elif table.title:  # a path that somebody copies: in one piece
+        out.print(Text(f" {clean_lines(table.title)}", style="bold"))
     marks = NoteMarks()
-    if not table.rows and not table.title:
+    if table.rows:
+        marks = _print_blocks(out, table)
+    elif not (table.title or table.parts):
         print_paragraph(out, table.empty, "dim")
-    elif table.rows:
-        marks = _print_rows(out, table)
-    if marks.sentences or table.legend:
+    if (marks.sentences or table.legend) and (table.rows or table.title):
         out.print()
     for mark, sentence in marks:
         print_paragraph(out, f"{mark}  {sentence}", "yellow")
@@ -62,30 +66,25 @@ def _print_table(out: Console, table: Table) -> None:
         _print_table(out, part)
 
 
-def _print_rows(out: Console, table: Table) -> NoteMarks:
-    """Print the rows of a table in the first layout that fits. Return the marks of their notes."""
-    every = range(1, len(table.columns))
-    block = _Block(table, every, ())
-    if block.fit(out.width):
-        block.print(out)
-        return block.marks
-    if table.narrow is not None:
-        return _print_rows(out, table.narrow)
-    marks, start = NoteMarks(), 1
-    while start < len(table.columns):
-        end = len(table.columns)
-        while end > start + 1 and not _Block(table, range(start, end), marks.sentences).fit(
-            out.width
-        ):
-            end -= 1
+def _print_blocks(out: Console, table: Table) -> NoteMarks:
+    """Print the rows, in as many blocks of columns as the width asks for.
+
+    Return the marks of their notes.
+    """
+    marks, start, count = NoteMarks(), 1, len(table.columns)
+    while True:
+        end = count
         block = _Block(table, range(start, end), marks.sentences)
-        if not block.fit(out.width):
-            return _print_stacked(out, table)
-        if start > 1:
-            out.print()
+        while not block.fit(out.width):
+            end -= 1
+            if end <= start:
+                return _print_stacked(out, table)
+            block = _Block(table, range(start, end), marks.sentences)
         block.print(out)
+        if end == count:
+            return block.marks
+        out.print()
         marks, start = block.marks, end
-    return marks
 
 
 class _Block:

@@ -10,13 +10,21 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from antlm_bench.printable import make_printable
 from antlm_bench.registry import Registry
-from antlm_bench.reporting.console import replace_control_characters
-from antlm_bench.reporting.table import NoteMarks, Table, TableColumn, TableRow, to_json_value
+from antlm_bench.reporting.table import (
+    NoteMarks,
+    Table,
+    TableColumn,
+    TableRow,
+    build_long_facts_table,
+    to_json_value,
+)
 from antlm_bench.reporting.terminal_writer import write_terminal
 
 SCHEMA_VERSION = 1
@@ -49,9 +57,11 @@ def _markdown_blocks(table: Table) -> Iterator[str]:
         yield "\n".join(f"| {' | '.join(cells)} |" for cells in [labels, rule, *rows])
     elif not table.parts:
         yield markdown_text(table.empty)
-    if marks.sentences:
-        yield "\n".join(f"- {mark}: {markdown_text(sentence)}" for mark, sentence in marks)
-    yield from map(markdown_text, table.legend)
+    items = [f"- {mark}: {markdown_text(sentence)}" for mark, sentence in marks]
+    items += [f"- {markdown_text(sentence)}" for sentence in table.legend[:-1]]
+    if items:
+        yield "\n".join(items)
+    yield from map(markdown_text, table.legend[-1:])
     for part in table.parts:
         yield from _markdown_blocks(part)
 
@@ -86,7 +96,7 @@ def markdown_text(text: str) -> str:
     GitHub's own marks ($ for formulas, ~ for strokes) and entities are escaped too. Newlines become
     line breaks.
     """
-    lines = (replace_control_characters(line).strip() for line in text.splitlines())
+    lines = (make_printable(line).strip() for line in text.splitlines())
     escaped = "<br>".join(
         "".join(f"\\{c}" if c in "\\`*|[]<>$~&" else c for c in line) for line in lines
     )
@@ -119,7 +129,7 @@ def csv_text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return replace_control_characters(value) if isinstance(value, str) else repr(value)
+    return make_printable(value) if isinstance(value, str) else repr(value)
 
 
 def _flat_columns(table: Table) -> Iterator[tuple[str, int, str]]:
@@ -145,17 +155,14 @@ def _flatten(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def write_json(table: Table) -> str:
-    """Write a JSON document: the table's own members, then `columns`, `rows` and what they need.
+    """Write a JSON document: the table's own members, and `table` with `columns` and `rows`.
 
-    Numbers are numbers. `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text` is what
-    people read instead of the value, `KEY_unit` is the unit of a cell that differs from its
-    column's.
+    Numbers are numbers. In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text`
+    is what people read instead of the value, `KEY_unit` is the unit of a value that differs from
+    its column's, and `KEY_notes` is what the value must be read with.
     """
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        **to_json_value(table.document),
-        **_json_table(table),
-    }
+    members = {**to_json_value(table.document), "table": _json_table(table)}
+    document = {"schema_version": SCHEMA_VERSION, **members}
     return json_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
@@ -174,7 +181,7 @@ def _json_table(table: Table) -> dict[str, Any]:
     members["notes"] = [{"mark": mark, "text": sentence} for mark, sentence in notes]
     members["legend"] = list(table.legend)
     if table.parts:
-        members["tables"] = [
+        members["parts"] = [
             {**to_json_value(part.document), **_json_table(part)} for part in table.parts
         ]
     return members
@@ -314,3 +321,28 @@ MARKDOWN = OutputFormat("markdown", write_markdown)
 CSV = OutputFormat("csv", write_csv)
 JSON = OutputFormat("json", write_json)
 LATEX = OutputFormat("latex", write_latex)
+
+
+def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
+    """Print tables on stdout: on a terminal as they come, in other formats as parts of one.
+
+    What an error leaves behind is printed before the error is raised.
+    """
+    if output_format == "table":
+        for table in tables:
+            print_table(table)
+            sys.stdout.flush()
+        return
+    parts: list[Table] = []
+    try:
+        parts.extend(tables)
+    finally:
+        first = parts[0] if parts else Table((TableColumn("name"),))
+        whole = Table((TableColumn("name"),), parts=tuple(parts)) if len(parts) > 1 else first
+        long = build_long_facts_table(parts) if len(parts) > 1 else None
+        print_table(replace(whole, long=long), output_format)
+
+
+def print_table(table: Table, output_format: str = "table") -> None:
+    """Print a table on stdout. output_format: a name of FORMATS. Raises UsageError."""
+    sys.stdout.write(FORMATS[output_format].write(table))

@@ -8,8 +8,6 @@ from pathlib import PurePath
 from antlm_bench.printable import make_printable
 from antlm_bench.types import Run
 
-__all__ = ["TIE_RULE_TEXTS", "make_printable", "model_name", "model_names"]
-
 TIE_RULE_TEXTS: dict[str, str] = {
     "half": "A tie of k options counts 1/k",
     "strict": "A tie counts as wrong",

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from antlm_bench.suites.formula import Formula
 
 Facts = Mapping[str, Any]
-TextRow = dict[str, str]
+CatalogRow = dict[str, object]
+"""A row of `list` or `data`: numbers are numbers."""
 Spec = TypeVar("Spec", bound=SuiteDeclaration)
 
 
@@ -133,7 +134,9 @@ def accept_methods(ref: str, method_names: Sequence[str]) -> None:
     """Accept every scoring method."""
 
 
-def list_suite(spec: Any, items: str = "", metric: str = "", command: str = "score") -> TextRow:
+def list_suite(
+    spec: Any, items: int | None = None, metric: str = "", command: str = "score"
+) -> CatalogRow:
     """Return the row of a suite in `list suites`."""
     metric = metric or str(getattr(spec, "metric", ""))
     return {
@@ -206,7 +209,7 @@ class TaskType:
     """
     listing: str = "suites"
     """The table of `list` that shows it: suites or collections."""
-    list_row: Callable[[Any], TextRow] = list_suite
+    list_row: Callable[[Any], CatalogRow] = list_suite
     """Declaration -> its row in that table."""
     describe: Callable[[Any], Facts] = describe_declaration
     """Declaration -> facts in reading order, for `show`."""

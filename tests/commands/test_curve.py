@@ -19,7 +19,7 @@ import toy_pages
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.curve import load_curves
 from antlm_bench.errors import RunError, UsageError
-from antlm_bench.reporting.text_curves import collect_notes, sparkline
+from antlm_bench.reporting.curve_table import collect_notes, sparkline
 from antlm_bench.results.checkpoint_series import (
     CurvePoint,
     LearningCurve,

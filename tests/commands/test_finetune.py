@@ -22,7 +22,7 @@ from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.results.seeds import build_finetune_rows
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 
 Make = Callable[..., Path]
 QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]
@@ -214,10 +214,10 @@ def test_the_table_says_seeds_majority_and_what_collapsed(run_finetune: Callable
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
     """
-    [fine] = build_finetune_rows([run_finetune()])
-    assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
-    [row] = build_finetune_rows([run_finetune(changes=[*QUICK, "lr=1e-12"])])
-    assert "seeds collapsed" in str(row["flags"])
+    [fine] = summarize_finetuned_tasks(run_finetune())
+    assert (fine.num_seeds, fine.mean.n, fine.majority, fine.flags) == (2, 40, 0.5, ())
+    [row] = summarize_finetuned_tasks(run_finetune(changes=[*QUICK, "lr=1e-12"]))
+    assert "seeds collapsed" in row.flags[0]
 
 
 def test_a_learnable_task_is_learned(run_finetune: Callable[..., Any]) -> None:
@@ -294,7 +294,7 @@ def test_the_verb_prints_a_row_per_task(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
@@ -302,7 +302,7 @@ def test_a_limit_is_of_every_task_or_of_one(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert row["n"] == 30
     [cell] = runs.open_run(argv[argv.index("--out") + 1])
     assert cell.history["train"] + cell.history["selection"] == 50
@@ -328,7 +328,7 @@ def test_scored_texts_in_the_training_set_are_flagged(
         lines = list(csv.reader(file))[1:]
     message = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
     result = run_finetune(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
-    assert message in str(build_finetune_rows([result])[0]["flags"])
+    assert message in next(summarize_finetuned_tasks(result)).flags
     for form in ([], ["--csv"], ["--markdown"]):
         assert run(["report", result.path, *form]) == 0
         assert message in " ".join(capsys.readouterr().out.split())
@@ -342,9 +342,8 @@ def test_scored_texts_of_their_own_are_not_flagged(
         with path.open(encoding="utf-8", newline="") as file:
             texts.append({row["text"] for row in csv.DictReader(file)})
     shared = len(texts[0] & texts[1])
-    flags = str(
-        build_finetune_rows([run_finetune(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"]
-    )
+    [summary] = summarize_finetuned_tasks(run_finetune(seeds=[1], changes=[*QUICK, "epochs=1"]))
+    flags = "; ".join(summary.flags)
     assert ("also stand in the train set" in flags) == bool(shared)
 
 

@@ -38,7 +38,7 @@ from antlm_bench.errors import (
 from antlm_bench.finetuning import frozen, loop
 from antlm_bench.finetuning.frozen import ABSENT_CLASS_LOGPROB, C_GRID, fit_frozen
 from antlm_bench.finetuning.loop import FinetuneSettings, split_examples
-from antlm_bench.results.seeds import build_finetune_rows
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.suites import classification_loader
 
 Make = Callable[..., Path]
@@ -242,9 +242,9 @@ def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     finetuned = run_frozen(frozen=False, seeds=[1, 2], changes=quick)
     both = run_frozen()
     assert list(both)[:2] == list(finetuned)
-    rows = {row["attention"]: row for row in build_finetune_rows([both])}
-    assert rows["causal"] == build_finetune_rows([finetuned])[0]
-    assert rows["frozen-causal"]["seeds"] == 1 and rows["frozen-causal"]["sd"] is None
+    rows = {row.attention: row for row in summarize_finetuned_tasks(both)}
+    assert rows["causal"] == next(summarize_finetuned_tasks(finetuned))
+    assert rows["frozen-causal"].num_seeds == 1 and rows["frozen-causal"].sd is None
 
 
 def test_a_report_shows_frozen_in_a_column_of_its_own(run_frozen: Any) -> None:

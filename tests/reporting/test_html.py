@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError, UsageError
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting import html_data, results_table
 from antlm_bench.reporting.html import render_page
 from antlm_bench.reporting.report_data import ReportData
-from antlm_bench.results.display_names import make_printable, model_name
+from antlm_bench.results.display_names import model_name
 from antlm_bench.types import Cell, Group, Manifest, Run, Summary
 
 METHODS = {"causal": "left-to-right log-probability"}

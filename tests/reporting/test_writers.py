@@ -205,7 +205,7 @@ def test_an_empty_table_says_so() -> None:
     assert write("table", build_records_table([], empty="no suites yet")) == " no suites yet\n"
     assert write("markdown", build_records_table([], empty="no suites yet")) == "no suites yet\n"
     assert write("csv", build_records_table([], keys=["suite"])) == "suite\n"
-    assert json.loads(write("json", build_records_table([])))["rows"] == []
+    assert json.loads(write("json", build_records_table([])))["table"]["rows"] == []
 
 
 @given(HOSTILE)
@@ -309,8 +309,9 @@ def test_no_name_breaks_out_of_a_csv_field(name: str) -> None:
 def test_json_is_typed_and_holds_the_text_beside() -> None:
     table = replace(SMALL, document={"runs": [{"x": math.nan, "set": {"b", "a"}}]})
     document = json.loads(write("json", table))
-    assert document["schema_version"] == 1
-    assert document["runs"] == [{"x": None, "set": ["a", "b"]}]
+    assert document.pop("schema_version") == 1
+    assert document.pop("runs") == [{"x": None, "set": ["a", "b"]}]
+    document = document["table"]
     assert document["columns"][1] == {"key": "a", "label": "model a causal", "unit": None}
     assert document["rows"][0] == {
         "suite": "blimp",
@@ -339,16 +340,16 @@ def test_json_is_typed_and_holds_the_text_beside() -> None:
 def test_json_gives_every_text_back_and_steers_nothing(name: str) -> None:
     text = write("json", hostile(name))
     assert all(c.isprintable() or c == "\n" for c in text)
-    document = json.loads(text)
+    document = json.loads(text)["table"]
     assert document["rows"][0]["name"] == name and document["legend"] == [name]
-    assert document["tables"][0]["rows"] == [{"z": name}]
+    assert document["parts"][0]["rows"] == [{"z": name}]
 
 
 def test_csv_and_json_hold_the_long_form() -> None:
     long = build_records_table([{"suite": "blimp", "value": 0.634}])
     table = replace(SMALL, long=long)
     assert write("csv", table) == "suite,value\nblimp,0.634\n"
-    assert json.loads(write("json", table))["rows"] == [{"suite": "blimp", "value": 0.634}]
+    assert json.loads(write("json", table))["table"]["rows"] == [{"suite": "blimp", "value": 0.634}]
     assert "63.4 ±0.4" in write("markdown", table)
 
 

@@ -1,20 +1,14 @@
-"""Learning curves as text: a line of bars per suite on the terminal, a row per checkpoint in CSV
-and JSON.
-"""
+"""The table of learning curves: a line of bars per suite and model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from rich.text import Text
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.reporting import results_table
-from antlm_bench.reporting.terminal import make_console, print_rows
-
-if TYPE_CHECKING:
-    from antlm_bench.results.checkpoint_series import LearningCurve
+from antlm_bench.reporting.results_table import estimate_cell
+from antlm_bench.reporting.table import Table, TableCell, build_records_table
+from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, format_word_count
 
 BARS, GAP_SIGN, TWIN_SIGN = "▁▂▃▄▅▆▇█", "·", "="
 LEGEND = (
@@ -35,33 +29,42 @@ def sparkline(curve: LearningCurve, low: float, high: float) -> str:
     return "".join(signs)
 
 
-def summarize_curves(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
-    """A row per curve, those of one suite together and under one scale."""
-    several = len({curve.method for curve in curves}) > 1
-    rows: list[dict[str, object]] = []
+def build_curve_table(
+    curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
+) -> Table:
+    """Build the table of curves, those of one suite together and under one scale.
+
+    unplaced_checkpoints: names of runs that say nothing of the words that they have seen. The long
+    form has a row per checkpoint.
+    """
+    return replace(
+        build_records_table(list(_summarize_curves(curves))),
+        legend=(*collect_notes(curves, unplaced_checkpoints), LEGEND),
+        long=build_records_table(to_tidy_rows(curves)),
+    )
+
+
+def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, object]]:
+    several_methods = len({curve.method for curve in curves}) > 1
     for suite in dict.fromkeys(curve.suite for curve in curves):
-        those = [curve for curve in curves if curve.suite == suite]
-        values = [point.estimate.value for curve in those for point in curve.points]
-        for curve in those:
+        same_scale = [curve for curve in curves if curve.suite == suite]
+        values = [point.estimate.value for curve in same_scale for point in curve.points]
+        for curve in same_scale:
             first, last = curve.points[0], curve.points[-1]
             best = max(curve.points, key=lambda point: point.estimate.value)
-            row: dict[str, object] = {"suite": suite, "model": curve.series_name}
-            row |= {"method": curve.method} if several else {}
-            row |= {
-                "words": f"{_format_words(first.words_seen)} – {_format_words(last.words_seen)}"
+            words = [format_word_count(point.words_seen) for point in (first, last, best)]
+            yield {
+                "suite": suite,
+                "model": curve.series_name,
+                **({"method": curve.method} if several_methods else {}),
+                "words": f"{words[0]} – {words[1]}",
+                "curve": sparkline(curve, min(values), max(values)),
+                "first": TableCell(first.estimate.value, _format_value(curve, first)),
+                "last": estimate_cell(last.estimate, curve.metric),
+                "best": TableCell(
+                    best.estimate.value, f"{_format_value(curve, best)} at {words[2]}"
+                ),
             }
-            row |= {"curve": sparkline(curve, min(values), max(values))}
-            row |= {
-                "first": _format_value(curve, first.estimate.value),
-                "last": _format_last(curve),
-            }
-            rows.append(
-                row
-                | {
-                    "best": f"{_format_value(curve, best.estimate.value)} at {_format_words(best.words_seen)}"
-                }
-            )
-    return rows
 
 
 def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
@@ -87,27 +90,6 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
     ]
 
 
-def show_curves(
-    curves: Sequence[LearningCurve],
-    unplaced_checkpoints: Sequence[str],
-    output_format: str = "terminal",
-) -> None:
-    """Print curves on stdout. form: terminal, markdown (a row per curve), csv, json (a row per
-    checkpoint).
-    """
-    if output_format in ("csv", "json"):
-        print_rows(to_tidy_rows(curves), output_format)
-        return
-    print_rows(summarize_curves(curves), output_format)
-    if output_format == "terminal":
-        out = make_console()
-        out.print()
-        for line in (*collect_notes(curves, unplaced_checkpoints), LEGEND):
-            for part in Text(line, style="dim").wrap(out, min(out.width, 100) - 2):
-                part.rstrip()
-                out.print(Text(" ") + part)
-
-
 def collect_notes(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> list[str]:
@@ -127,7 +109,7 @@ def collect_notes(
         if m not in {p.milestone for p in c.points}
     }
     for family in dict.fromkeys(family for family, _ in gaps):
-        missing = ", ".join(_format_words(mark) for of, mark in gaps if of == family)
+        missing = ", ".join(format_word_count(mark) for of, mark in gaps if of == family)
         said.append(f"{family}: no result at {missing} words.")
     if unplaced_checkpoints:
         said.append(
@@ -136,15 +118,5 @@ def collect_notes(
     return said
 
 
-def _format_value(curve: LearningCurve, value: float) -> str:
-    return get_metric_spec(curve.metric).format(value)
-
-
-def _format_last(curve: LearningCurve) -> str:
-    return " ".join(results_table.format_estimate(curve.points[-1].estimate, curve.metric).split())
-
-
-def _format_words(words: float) -> str:
-    from antlm_bench.results.checkpoint_series import format_word_count
-
-    return format_word_count(words)
+def _format_value(curve: LearningCurve, point: CurvePoint) -> str:
+    return get_metric_spec(curve.metric).format(point.estimate.value)

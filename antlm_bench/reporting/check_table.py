@@ -1,40 +1,31 @@
-"""A gate's verdict in words: the line that names what got worse, the table on the terminal,
-Markdown and JSON.
-"""
+"""The table of a check: per suite the difference, the margin and the verdict."""
 
 from __future__ import annotations
 
-import json as json_module
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.text import Text
+from collections.abc import Iterator
+from typing import Any
 
 from antlm_bench.comparison import Difference
 from antlm_bench.comparison.results import HEADLINE
-from antlm_bench.comparison.verdict import FALLBACK_MARGINS, Judgement, Verdict
+from antlm_bench.comparison.verdict import FALLBACK_MARGINS, CheckResult, Judgement, Verdict
 from antlm_bench.errors import (
     BenchError,
     IncompleteError,
     Inconclusive,
     PerformanceRegression,
 )
-from antlm_bench.reporting import results_table
-from antlm_bench.reporting.comparison import (
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting.comparison_table import (
     format_interval,
     format_number,
     format_title,
-    print_aligned_table,
     unit_suffix,
 )
-from antlm_bench.reporting.terminal import make_console, print_paragraph
-from antlm_bench.results.display_names import make_printable
+from antlm_bench.reporting.results_table import raw_unit
+from antlm_bench.reporting.table import Table, TableCell, TableColumn, TableRow, Tone, build_row
 
-if TYPE_CHECKING:
-    from antlm_bench.comparison.verdict import CheckResult
-
-STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "inconclusive": "doubtful"}
+UNPAIRED_NOTE = "single items contribute nothing to it that could be compared"
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
 MAX_NAMED_GROUPS = 3  # groups that a sentence names
 VERDICT_LEGEND = (
@@ -95,71 +86,99 @@ def list_judgements(verdict: Verdict) -> list[Judgement]:
     return [verdict.headline, *verdict.groups]
 
 
-def show_check(checked: CheckResult) -> None:
-    """Print the verdict on stdout."""
-    print_check(make_console(), checked)
-
-
-def print_check(console: Console, checked: CheckResult) -> None:
-    console.print()
+def build_check_table(checked: CheckResult, exit_code: int) -> Table:
+    """Build the table of what was judged. exit_code: stands in JSON."""
     versus = checked.run_comparison
-    print_paragraph(
-        console,
-        f"{make_printable(versus.name_b)} against baseline {make_printable(versus.name_a)}",
-        "bold",
-    )
-    console.print()
-    rows = []
-    for verdict in checked.verdicts:
-        for one in list_judgements(verdict):
-            headline = one.difference.level == HEADLINE
-            label = format_title(verdict.comparison) if headline else f"  {one.difference.name}"
-            cells = [Text(value) for value in _format_values(one, verdict.comparison.metric)]
-            rows.append((label, [*cells, Text(one.status, style=STYLES[one.status])], ""))
-    if rows:
-        print_aligned_table(console, "", HEADERS, rows)
-    for line, style in collect_notes(checked):
-        print_paragraph(console, make_printable(line), style, 3)
-    console.print()
-    print_paragraph(console, VERDICT_LEGEND, "dim")
-
-
-def collect_notes(checked: CheckResult) -> list[tuple[str, str]]:
-    """(a line, its style): what the verdicts must be read with."""
-    found = []
-    for verdict in checked.verdicts:
-        suite, metric = verdict.comparison.suite, verdict.comparison.metric
-        if verdict.worse_groups:
-            named = ", ".join(
-                f"{d.name} {format_change(d, metric)}"
-                for d in verdict.worse_groups[:MAX_NAMED_GROUPS]
-            )
-            rest = (
-                f" and {len(verdict.worse_groups) - MAX_NAMED_GROUPS} more"
-                if len(verdict.worse_groups) > MAX_NAMED_GROUPS
-                else ""
-            )
-            found.append((f"{suite}: significantly worse in {named}{rest}", "yellow"))
-        if verdict.headline.status == "pass" and verdict.headline.is_significantly_worse:
-            found.append((f"{suite}: significantly worse, within the margin", "yellow"))
-        if verdict.status == "inconclusive" and (needed := verdict.headline.difference.detectable):
-            least = f"{format_number(needed, metric)}{unit_suffix(metric)}"
-            found.append((f"{suite}: so many items resolve differences from {least} on", "yellow"))
-        found += [(f"{suite}: {note}", "dim") for note in verdict.comparison.notes]
-    found += [(f"missing: {cell}", "red") for cell in checked.missing_cells]
-    found += [
-        (f"not judged, because single items contribute nothing to it: {cell}", "dim")
-        for cell in checked.unpaired_cells
+    rows = [
+        _build_judgement_row(verdict, judgement)
+        for verdict in checked.verdicts
+        for judgement in list_judgements(verdict)
     ]
+    blanks = [TableCell(text="")] * 5
+    rows += [
+        build_row(cell, *blanks, TableCell("missing", tone="bad")) for cell in checked.missing_cells
+    ]
+    unpaired = TableCell("not judged", notes=(UNPAIRED_NOTE,))
+    rows += [build_row(cell, *blanks, unpaired) for cell in checked.unpaired_cells]
+    return Table(
+        (
+            TableColumn("suite", ""),
+            *(TableColumn(key, align="right") for key in HEADERS[:-1]),
+            TableColumn(HEADERS[-1]),
+        ),
+        tuple(rows),
+        title=f"{overall_status(checked)}: {versus.name_b} against baseline {versus.name_a}",
+        legend=(*_describe_margin_sources(checked), VERDICT_LEGEND),
+        long=_build_long_table(checked),
+        document=_build_document(checked, exit_code),
+    )
+
+
+def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
+    d, metric = judgement.difference, verdict.comparison.metric
+    unit = raw_unit(metric)
+    is_headline = d.level == HEADLINE
+    suite, title = verdict.comparison.suite, format_title(verdict.comparison)
+    name = TableCell(suite, title, notes=tuple(_verdict_notes(verdict)))
+    return build_row(
+        name if is_headline else d.name,
+        TableCell(d.a, format_number(d.a, metric), unit=unit),
+        TableCell(d.b, format_number(d.b, metric), unit=unit),
+        TableCell(d.value, format_number(d.value, metric, "+"), d.low, d.high, unit=unit),
+        TableCell(text=format_interval(d, metric)),
+        TableCell(judgement.tolerance, format_number(judgement.tolerance, metric), unit=unit),
+        TableCell(judgement.status, tone=TONES[judgement.status]),
+        depth=0 if is_headline else 1,
+    )
+
+
+def _verdict_notes(verdict: Verdict) -> Iterator[str]:
+    """Yield what a verdict must be read with."""
+    metric, judged = verdict.comparison.metric, verdict.headline
+    if worse := verdict.worse_groups:
+        named = ", ".join(f"{d.name} {format_change(d, metric)}" for d in worse[:MAX_NAMED_GROUPS])
+        more = len(worse) - MAX_NAMED_GROUPS
+        yield f"significantly worse in {named}" + (f" and {more} more" if more > 0 else "")
+    if judged.status == "pass" and judged.is_significantly_worse:
+        yield "significantly worse, within the margin"
+    if verdict.status == "inconclusive" and (needed := judged.difference.detectable):
+        least = f"{format_number(needed, metric)}{unit_suffix(metric)}"
+        yield f"so many items resolve differences from {least} on"
+    yield from verdict.comparison.notes
+
+
+def _describe_margin_sources(checked: CheckResult) -> list[str]:
     sources: dict[str, dict[str, None]] = {}
     for verdict in checked.verdicts:
         sources.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
-    said = [
+    named = [
         f"{', '.join(suites)} by {source}"
         for source, suites in sources.items()
         if source != FALLBACK_MARGINS.source
     ]
-    return found + [(f"margin of {'; of '.join(said)}", "dim")] * bool(said)
+    return [f"margin of {'; of '.join(named)}"] if named else []
+
+
+def _build_long_table(checked: CheckResult) -> Table:
+    """Build the long form: a row per difference that was judged."""
+    rows = []
+    for verdict in checked.verdicts:
+        c = verdict.comparison
+        for judgement in list_judgements(verdict):
+            values = _judgement_fields(judgement).values()
+            rows.append(build_row(c.suite, c.method_a, c.method_b, c.metric, *values))
+    keys: tuple[str, ...] = (
+        "suite",
+        "method_baseline",
+        "method_run",
+        "metric",
+        "level",
+        "name",
+        "n",
+        "baseline",
+    )
+    keys += ("run", "difference", "low", "high", "p", "margin", "margin_by", "status")
+    return Table(tuple(map(TableColumn, keys)), tuple(rows))
 
 
 def overall_status(checked: CheckResult) -> str:
@@ -169,32 +188,8 @@ def overall_status(checked: CheckResult) -> str:
     )
 
 
-def to_markdown(checked: CheckResult) -> str:
-    """GitHub-flavoured Markdown: the verdict, a table of what was judged, and the remarks."""
-    versus = checked.run_comparison
-    parts = [
-        f"### {overall_status(checked)}: {_escape_cell(versus.name_b)} against baseline {_escape_cell(versus.name_a)}"
-    ]
-    rows: list[Sequence[str]] = [("", *HEADERS)]
-    rows.append(("---", *["---:"] * 5, "---"))
-    for verdict in checked.verdicts:
-        for one in list_judgements(verdict):
-            headline = one.difference.level == HEADLINE
-            name = (
-                f"**{_escape_cell(format_title(verdict.comparison))}**"
-                if headline
-                else f"&emsp;{_escape_cell(one.difference.name)}"
-            )
-            rows.append((name, *_format_values(one, verdict.comparison.metric), one.status))
-    parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
-    parts.append("\n".join(f"- {_escape_cell(line)}" for line, _ in collect_notes(checked)))
-    return "\n\n".join(part for part in [*parts, f"_{VERDICT_LEGEND}_"] if part) + "\n"
-
-
-def to_json(checked: CheckResult, exit_code: int) -> str:
-    """JSON: the verdict with all that was judged; fractions in full precision (correlations and
-    nats as they are).
-    """
+def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
+    """Return the verdict with all that was judged, in full precision."""
     versus = checked.run_comparison
     suites = [
         {
@@ -210,7 +205,7 @@ def to_json(checked: CheckResult, exit_code: int) -> str:
         }
         for verdict in checked.verdicts
     ]
-    document = {
+    return {
         "status": overall_status(checked),
         "exit_code": exit_code,
         "baseline": {"name": versus.name_a, "path": versus.path_a},
@@ -219,7 +214,6 @@ def to_json(checked: CheckResult, exit_code: int) -> str:
         "missing": checked.missing_cells,
         "unjudged": checked.unpaired_cells,
     }
-    return json_module.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _judgement_fields(judgement: Judgement) -> dict[str, Any]:
@@ -240,18 +234,3 @@ def _difference_fields(d: Difference) -> dict[str, Any]:
         "difference": d.value,
     }
     return about | {"low": d.low, "high": d.high, "p": d.p if d.adjusted is None else d.adjusted}
-
-
-def _format_values(judgement: Judgement, metric: str) -> list[str]:
-    d = judgement.difference
-    values = [
-        format_number(d.a, metric),
-        format_number(d.b, metric),
-        format_number(d.value, metric, "+"),
-        format_interval(d, metric),
-    ]
-    return [*values, format_number(judgement.tolerance, metric)]
-
-
-def _escape_cell(text: str) -> str:
-    return results_table.escape_markdown(make_printable(text))
