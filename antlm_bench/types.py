@@ -178,9 +178,8 @@ class Summary:
     """What one suite says of one checkpoint under one method; derived from predictions, never the
     other way round.
 
-    metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal | acquisition |
-    task-score | task-penalty | whole-score | whole-penalty | bits-per-byte
-    (reporting.metric_units). macro: the levels that the headline averages over, outermost first.
+    metric: a name in `metrics.METRICS`. macro: the levels that the headline averages over,
+    outermost first.
     headline: the number that gets published. views: the same number under other intervals or
     reductions (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine.
     notes: sentences for a reader.
