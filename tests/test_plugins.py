@@ -1,4 +1,4 @@
-"""A package adds a record, and the command line knows it: one record, no edit of ours."""
+"""A stranger's package adds one record, and the command line knows it without an edit of ours."""
 
 from __future__ import annotations
 

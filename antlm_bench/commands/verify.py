@@ -130,7 +130,8 @@ def _open_peers(
     pairs: dict[tuple[str, str], Peer] = {}
     refused = []
     kind: ModelKind = "causal" if checkpoint.kind == "causal" else "masked"
-    for name, peer in [(name, peer) for name in method_names for peer in _find_peers(name)]:
+    candidates = [(method, peer) for method in method_names for peer in _find_peers(method)]
+    for name, peer in candidates:
         encoder = checkpoint.encoders[get_method(name).main_attention]
         reason = _refusal_reason(peer, name, kind, encoder, sources)
         if not reason:

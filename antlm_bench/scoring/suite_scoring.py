@@ -59,6 +59,7 @@ def predict_words(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Score words within their texts (reading times)."""
+    del conventions
     decode = checkpoint.decode_token if suite.tokenized_separately else None
     return surprisal.predict(checkpoint, items, methods, tick, decode)
 
@@ -72,6 +73,7 @@ def predict_formulas(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Evaluate SyntaxGym's formulas on the surprisal of regions."""
+    del conventions
     return syntaxgym.predict(checkpoint, items, methods, tick, formulas=suite.formulas or {})
 
 
@@ -84,6 +86,7 @@ def predict_documents(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Score whole documents in windows, as lm-eval's rolling log-likelihood does."""
+    del conventions
     assert suite.task_metrics is not None  # the loader of such suites sets it
     return task_scoring.predict_documents(checkpoint, items, methods, tick, suite.task_metrics)
 
@@ -143,6 +146,7 @@ def summarize_reading_times(
     notes: Sequence[str],
 ) -> Summary:
     """Regress the suite's reading times on surprisal."""
+    del conventions
     assert suite.times is not None  # the loader of such suites sets it
     return reading_times_metric.summarize_reading_times(
         predictions, suite.times, suite=suite.name, method=method, notes=notes

@@ -278,6 +278,11 @@ def _list_acquisition(spec: AcquisitionSpec) -> CatalogRow:
     return list_suite(spec, _count_items(words), ACQUISITION_METRIC.name)
 
 
+def _list_words(spec: AcquisitionSpec, command: str = "") -> list[str]:
+    del command
+    return [spec.words]
+
+
 def _describe_acquisition(spec: AcquisitionSpec) -> Facts:
     threshold = f", 0 where p > {spec.significance:g}" if spec.significance else ""
     points = "the mean over contexts" if spec.points == "means" else "every context"
@@ -300,7 +305,7 @@ ACQUISITION = TaskType(
     name="acquisition",
     noun="an age of acquisition",
     declaration=AcquisitionSpec,
-    parts=lambda spec, command: [spec.words],
+    parts=_list_words,
     over_checkpoints=True,
     command_line="antlm-bench acquisition RUN... --suite {suite}",
     completion="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"

@@ -120,13 +120,21 @@ class SummarizeFunction(Protocol):
     ) -> Summary: ...
 
 
+predict_options: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
+summarize_options: SummarizeFunction = deferred(
+    "antlm_bench.scoring.suite_scoring:summarize_options"
+)
+
+
 def no_match(ref: str) -> bool:
     """Match no reference: the task type is reached through the TOMLs of its kind only."""
+    del ref
     return False
 
 
 def no_parts(spec: Any, command: str = "") -> Sequence[str]:
     """Return no parts: the declaration is of one suite."""
+    del spec, command
     return ()
 
 
@@ -177,8 +185,8 @@ class TaskType:
     """Load the items; None where `score` does not compute this kind."""
 
     # How it is scored.
-    predict: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
-    summarize: SummarizeFunction = deferred("antlm_bench.scoring.suite_scoring:summarize_options")
+    predict: PredictFunction = predict_options
+    summarize: SummarizeFunction = summarize_options
     check_methods: Callable[[str, Sequence[str]], None] = accept_methods
     """(reference, method names): raise MethodNotSupported before data are loaded."""
     asks_for: str = "choices"

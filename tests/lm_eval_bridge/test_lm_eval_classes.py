@@ -111,7 +111,8 @@ class Backwards(Whole):
         texts = [doc["choices"][doc["gold"]], "dog", *doc["choices"]]
         pairs = [(ctx, f" {text}") for text in texts]
         requests = [
-            Instance("loglikelihood", doc, pair, n, metadata=metadata) for n, pair in enumerate(pairs)
+            Instance("loglikelihood", doc, pair, n, metadata=metadata)
+            for n, pair in enumerate(pairs)
         ]
         return requests[::-1]
 

@@ -38,7 +38,8 @@ def mass(doc, results):
     return said | {"nan": float("nan") if doc["gold"] else 1.0}
 
 def paired(doc, results):
-    return mass(doc, results) | {"pair": (doc["gold"] == 1, int(np.argmax([ll for ll, _ in results])) == 1)}
+    best = int(np.argmax([ll for ll, _ in results]))
+    return mass(doc, results) | {"pair": (doc["gold"] == 1, best == 1)}
 
 def single(doc, results):
     ((ll, first),) = results
@@ -48,7 +49,8 @@ def marked(doc, results):
     """esbbq's and bbq's form: shares of the documents with a mark, and of those without."""
     right = int(np.argmax([ll for ll, _ in results]) == doc["gold"])
     mark = len(doc["choices"]) == 2
-    return {"of_two": (int(mark and right), int(mark)), "of_more": (right, mark), "odds": (right, mark)}
+    of_two = (int(mark and right), int(mark))
+    return {"of_two": of_two, "of_more": (right, mark), "odds": (right, mark)}
 
 def share(items):
     right, marks = zip(*items)
@@ -66,7 +68,8 @@ def broken(doc, results):
 
 def lengths(doc, results):
     (ll,) = results
-    return {"word_perplexity": (ll, len(doc["q"].split()) + 1), "byte_perplexity": (ll, 2 * len(doc["q"].encode()))}
+    words, num_bytes = len(doc["q"].split()) + 1, 2 * len(doc["q"].encode())
+    return {"word_perplexity": (ll, words), "byte_perplexity": (ll, num_bytes)}
 '''
 
 
