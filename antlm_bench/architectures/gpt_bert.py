@@ -157,7 +157,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
 
 
 class GptBertRelativePositions(nn.Module):
-    """One table of position vectors for all layers, and the index of each pair of positions in it."""
+    """One table of position vectors for all layers, and the index of each pair of positions."""
 
     def __init__(self, config: GptBertConfig) -> None:
         super().__init__()

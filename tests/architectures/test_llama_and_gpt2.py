@@ -56,7 +56,7 @@ def test_under_a_mask_of_ones_every_position_sees_the_last_token(model):
     assert moved.min() > 1e-4
 
 
-def test_without_a_mask_or_under_a_triangle_no_position_sees_its_future(model):
+def test_no_mask_or_a_triangle_hides_the_future(model):
     for allowed in (None, torch.ones(7, 7, dtype=torch.bool).tril()):
         for place in range(1, 7):
             moved = (

@@ -63,7 +63,7 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize("kind", ["", "base", "gpt"])
-def test_initial_weights_are_truncated_normals_of_the_papers_deviation(kind):
+def test_initial_weights_are_the_papers_truncated_normals(kind):
     model = make(kind, hidden_size=96, num_attention_heads=4, intermediate_size=128, vocab_size=500)
     std = math.sqrt(2 / (5 * 96))
     seen = 0
@@ -112,7 +112,7 @@ def test_gradient_reaches_every_parameter(kind, suffix):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
+def test_losses_are_cross_entropies_at_own_or_next_position(kind):
     labels = IDS.masked_fill(torch.arange(7) % 3 == 0, -100)
     for suffix, shift in (("ForMaskedLM", 0), ("ForCausalLM", 1)):
         model = filled(kind, suffix)[0]
@@ -174,7 +174,7 @@ def test_usual_arguments_are_understood(kind):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_classification_reads_the_first_token_or_if_causal_the_last_one_of_the_text(kind):
+def test_classification_reads_the_first_or_causally_last_token(kind):
     text, pad = IDS[:1], torch.zeros(1, 2, dtype=torch.long)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0, 0]])
     for decoder, place in ((False, 0), (True, 6)):
@@ -273,7 +273,7 @@ def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_models_come_back_through_the_auto_classes_as_either_kind(kind, tmp_path):
+def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
     model = filled(kind)[0]
     model.save_pretrained(tmp_path)
     masked, info = transformers.AutoModelForMaskedLM.from_pretrained(

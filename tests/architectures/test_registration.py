@@ -70,13 +70,13 @@ def test_any_order_of_imports_will_do(folder, imports):
     ]
 
 
-def test_importing_the_package_loads_neither_torch_nor_transformers(folder):
+def test_importing_the_package_loads_no_torch(folder):
     code = "import sys, antlm_bench\nprint(*{'torch', 'transformers', 'numpy'} & set(sys.modules), 'end')"
     assert printed(code, folder) == ["end"]
 
 
 @pytest.mark.parametrize("kind", ["normalized", "gpt"])
-def test_a_checkpoint_carries_its_architecture_to_those_without_this_package(tmp_path, kind):
+def test_a_carried_architecture_opens_without_this_package(tmp_path, kind):
     model = filled(kind)[0]
     model.save_pretrained(tmp_path)
     assert add_remote_code(tmp_path) and add_remote_code(tmp_path)  # again changes nothing
@@ -168,7 +168,7 @@ def test_hybrids_open_both_ways_offline_without_a_prompt(hybrids, trusted):
     assert printed(start + EVERY_DOOR, hybrids) == expected
 
 
-def test_a_checkpoint_of_transformers_own_architecture_carries_nothing(tmp_path):
+def test_a_library_architecture_carries_nothing(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert not add_remote_code(tmp_path) and [f.name for f in tmp_path.iterdir()] == ["config.json"]
 

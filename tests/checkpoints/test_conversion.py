@@ -229,7 +229,7 @@ def test_the_epsilon_is_the_configurations_and_doctor_says_so(tmp_path):
     assert said[None] == "1e-05 (not in config.json, as the authors trained)"
 
 
-def test_what_only_the_wrappers_code_tells_is_read_from_it_and_not_run(tmp_path):
+def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
     weights, settings = weights_for("", per_head=True)
     folder = saved(tmp_path / "heads", ltg_layout(weights), LTG)
     (folder / "modeling_ltgbert.py").write_text(f"raise SystemExit\n{PER_HEAD[0]}\n")
@@ -246,7 +246,7 @@ def test_what_only_the_wrappers_code_tells_is_read_from_it_and_not_run(tmp_path)
         )
 
 
-def test_without_the_wrappers_code_the_layout_of_positions_is_asked_for(tmp_path):
+def test_without_wrapper_code_the_layout_option_is_required(tmp_path):
     weights, _ = weights_for("")
     elsewhere = {"auto_map": {"AutoModel": "someone/model--modeling_ltgbert.LtgBertModel"}}
     for config, missing in (
@@ -365,7 +365,7 @@ def test_variants_that_nothing_tells_apart_are_asked_for(tmp_path):
         open_checkpoint(str(folder))
 
 
-def test_tied_weights_may_have_been_saved_under_either_name_or_untied(tmp_path):
+def test_tied_weights_are_found_under_either_name(tmp_path):
     weights, settings = weights_for("gpt")
     expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
     for dropped in ("embedding.word_embedding.weight", "classifier.nonlinearity.5.weight"):
@@ -392,7 +392,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_every_weight_is_used_and_every_parameter_filled_or_the_first_offender_is_named(
+def test_unused_weights_and_empty_parameters_are_named(
     tmp_path, name
 ):
     state = ltg_layout(weights_for("")[0])
@@ -476,7 +476,7 @@ def test_a_layer_mix_that_contradicts_the_weights_is_refused(tmp_path, mix):
             open_checkpoint(str(folder), OpenOptions(original_layout=layout))
 
 
-def test_a_configuration_that_contradicts_code_or_option_is_refused(tmp_path):
+def test_a_config_that_contradicts_code_or_option_is_refused(tmp_path):
     state = ltg_layout(weights_for("")[0])
     folder = saved(
         tmp_path / "m", state, LTG | {"per_head_positions": True}

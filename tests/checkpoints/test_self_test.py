@@ -173,7 +173,7 @@ def test_long_rows_do_not_move_the_scores_of_short_ones(make_checkpoint, rope):
     assert scores(model, "causal") == alone
 
 
-def test_texts_beyond_the_original_length_are_read_prefix_by_prefix(make_checkpoint):
+def test_texts_beyond_the_original_length_run_by_prefix(make_checkpoint):
     """With longrope a prefix has other angles than the whole text: then each prefix is a row of its
     own.
     """
@@ -262,7 +262,7 @@ def test_a_broken_shortcut_is_turned_off_and_said(make_checkpoint, monkeypatch, 
     )
 
 
-def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_checkpoint, monkeypatch):
+def test_a_forward_that_mixes_rows_runs_one_at_a_time(make_checkpoint, monkeypatch):
     """Mixtures of experts with capacities do so. Bloom's attention cannot be packed: it reads plain
     rows.
     """

@@ -226,7 +226,7 @@ def test_unused_tensors_that_are_allowed_are_recorded(build):
     ]
 
 
-def test_missing_parameters_that_are_allowed_are_the_same_each_time(build):
+def test_allowed_missing_parameters_are_the_same_each_time(build):
     folder = build("LlamaForCausalLM", kind="causal")
     more_layers(folder)
     models = [opened(folder, allow_missing=True) for _ in range(2)]
