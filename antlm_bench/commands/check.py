@@ -8,9 +8,9 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.commands.baseline import find_baseline
 from antlm_bench.comparison import RunComparison, compare_runs
-from antlm_bench.comparison.comparison import is_paired
 from antlm_bench.comparison.join import group_cells, suite_matches
 from antlm_bench.comparison.margins import load_margins, load_suite_margins
+from antlm_bench.comparison.runs import is_paired
 from antlm_bench.comparison.verdict import CheckResult, judge
 from antlm_bench.errors import UsageError
 from antlm_bench.results.display_names import model_names

@@ -4,7 +4,7 @@ Takes run folders, gives differences with intervals and tests (`compare_runs`) a
 (`verdict`). Knows nothing of models, tables or pages.
 """
 
-from antlm_bench.comparison.comparison import compare_runs
 from antlm_bench.comparison.results import Comparison, Difference, Flip, RunComparison
+from antlm_bench.comparison.runs import compare_runs
 
 __all__ = ["Comparison", "Difference", "Flip", "RunComparison", "compare_runs"]

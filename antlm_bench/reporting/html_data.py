@@ -222,7 +222,7 @@ def _compare_to_first(
     """The first run against each other one, suite by suite; what may not be compared is left out,
     with the reason.
     """
-    from antlm_bench.comparison.comparison import compare_runs
+    from antlm_bench.comparison.runs import compare_runs
 
     whole = {run.path: run for run in all_runs}
     for other in shown_runs[1:]:
