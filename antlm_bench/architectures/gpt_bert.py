@@ -161,10 +161,8 @@ class GptBertRelativePositions(nn.Module):
 
     def __init__(self, config: GptBertConfig) -> None:
         super().__init__()
-        self.buckets, self.max_distance = (
-            config.position_bucket_size,
-            config.max_position_embeddings,
-        )
+        self.buckets = config.position_bucket_size
+        self.max_distance = config.max_position_embeddings
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         # For the longest text so far; no buffer: the configuration says it all.
@@ -246,10 +244,8 @@ class GptBertFeedForward(nn.Module):
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
         self.norm_in, self.norm_mid = non_affine_norm(d, config), non_affine_norm(inner, config)
-        self.wide, self.narrow = (
-            nn.Linear(d, 2 * inner, bias=False),
-            nn.Linear(inner, d, bias=False),
-        )
+        self.wide = nn.Linear(d, 2 * inner, bias=False)
+        self.narrow = nn.Linear(inner, d, bias=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.wide.init_scale = self.narrow.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))
 
@@ -286,10 +282,8 @@ class GptBertLayer(nn.Module):
 
     def __init__(self, config: GptBertConfig, layer_index: int) -> None:
         super().__init__()
-        self.attention, self.feed_forward = (
-            GptBertAttention(config),
-            GptBertFeedForward(config, layer_index),
-        )
+        self.attention = GptBertAttention(config)
+        self.feed_forward = GptBertFeedForward(config, layer_index)
         self.mixes = nn.ModuleList(
             GptBertMix(2 * layer_index + place, config.layer_weights) for place in (2, 3)
         )
@@ -306,10 +300,8 @@ class GptBertHead(nn.Sequential):
 
     def __init__(self, config: GptBertConfig, num_outputs: int, dropout: float) -> None:
         super().__init__()
-        d, norms = (
-            config.hidden_size,
-            [non_affine_norm(config.hidden_size, config) for _ in range(2)],
-        )
+        d = config.hidden_size
+        norms = [non_affine_norm(config.hidden_size, config) for _ in range(2)]
         self.transform = nn.Sequential(
             norms[0], nn.Linear(d, d), nn.GELU(), norms[1], nn.Dropout(dropout)
         )
@@ -343,10 +335,8 @@ class GptBertModel(GptBertPreTrainedModel):
         super().__init__(config)
         self.causal = causal
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm, self.dropout = (
-            non_affine_norm(config.hidden_size, config),
-            nn.Dropout(config.hidden_dropout_prob),
-        )
+        self.norm = non_affine_norm(config.hidden_size, config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.positions = GptBertRelativePositions(config)
         self.layers = nn.ModuleList(
             GptBertLayer(config, i) for i in range(config.num_hidden_layers)
@@ -462,10 +452,8 @@ class GptBertForSequenceClassification(GptBertPreTrainedModel):
         )
         place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
         at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
-        logits, loss = (
-            self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at]),
-            None,
-        )
+        logits = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=body.hidden_states)

@@ -168,10 +168,8 @@ class LtgBertRelativePositions(nn.Module):
 
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
-        self.buckets, self.max_distance = (
-            config.position_bucket_size,
-            config.max_position_embeddings,
-        )
+        self.buckets = config.position_bucket_size
+        self.max_distance = config.max_position_embeddings
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         # For the longest text so far; no buffer: the configuration says it all.
@@ -196,15 +194,11 @@ class LtgBertAttention(nn.Module):
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
         d = config.hidden_size
-        self.num_heads, self.per_head_positions = (
-            config.num_attention_heads,
-            config.per_head_positions,
-        )
+        self.num_heads = config.num_attention_heads
+        self.per_head_positions = config.per_head_positions
         self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # three terms make up a score
-        self.norm_in, self.norm_out = (
-            non_affine_norm(d, config),
-            nn.LayerNorm(d, config.layer_norm_eps),
-        )
+        self.norm_in = non_affine_norm(d, config)
+        self.norm_out = nn.LayerNorm(d, config.layer_norm_eps)
         self.query_key = nn.Linear(d, 2 * d)
         self.value, self.output = nn.Linear(d, d), nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
@@ -258,10 +252,8 @@ class LtgBertFeedForward(nn.Module):
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
         self.norm_in, self.norm_mid = non_affine_norm(d, config), non_affine_norm(inner, config)
-        self.wide, self.narrow = (
-            nn.Linear(d, 2 * inner, bias=False),
-            nn.Linear(inner, d, bias=False),
-        )
+        self.wide = nn.Linear(d, 2 * inner, bias=False)
+        self.narrow = nn.Linear(inner, d, bias=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.wide.init_scale = self.narrow.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))
 
@@ -300,10 +292,8 @@ class LtgBertLayer(nn.Module):
             if self.layer_mix
             else None
         )
-        self.attention, self.feed_forward = (
-            LtgBertAttention(config),
-            LtgBertFeedForward(config, layer_index),
-        )
+        self.attention = LtgBertAttention(config)
+        self.feed_forward = LtgBertFeedForward(config, layer_index)
         self.norm = (
             non_affine_norm(config.hidden_size, config)
             if self.layer_mix == "normalized"
@@ -324,10 +314,8 @@ class LtgBertHead(nn.Sequential):
 
     def __init__(self, config: LtgBertConfig, num_outputs: int, dropout: float) -> None:
         super().__init__()
-        d, norms = (
-            config.hidden_size,
-            [non_affine_norm(config.hidden_size, config) for _ in range(2)],
-        )
+        d = config.hidden_size
+        norms = [non_affine_norm(config.hidden_size, config) for _ in range(2)]
         self.transform = nn.Sequential(
             norms[0], nn.Linear(d, d), nn.GELU(), norms[1], nn.Dropout(dropout)
         )
@@ -361,10 +349,8 @@ class LtgBertModel(LtgBertPreTrainedModel):
         super().__init__(config)
         self.causal = causal
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm, self.dropout = (
-            non_affine_norm(config.hidden_size, config),
-            nn.Dropout(config.hidden_dropout_prob),
-        )
+        self.norm = non_affine_norm(config.hidden_size, config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.positions = LtgBertRelativePositions(config)
         self.layers = nn.ModuleList(
             LtgBertLayer(config, i) for i in range(config.num_hidden_layers)
@@ -398,10 +384,8 @@ class LtgBertModel(LtgBertPreTrainedModel):
         x = self.dropout(
             self.norm(self.embedding(input_ids) if inputs_embeds is None else inputs_embeds)
         )
-        where, states = (
-            (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x)),
-            [x],
-        )
+        where = (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x))
+        states = [x]
         for layer in self.layers:
             states.append(layer(states, *where))
         x = states[-1] if self.mix is None else self.mix(states)
@@ -487,10 +471,8 @@ class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
         )
         place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
         at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
-        logits, loss = (
-            self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at]),
-            None,
-        )
+        logits = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=body.hidden_states)
