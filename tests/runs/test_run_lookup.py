@@ -52,7 +52,7 @@ def test_an_ambiguous_name_lists_the_choices(run: Run) -> None:
 
 
 def test_an_unknown_name_lists_what_there_is(run: Run) -> None:
-    with pytest.raises(UnknownCell, match="(?s)no cell 'gamma'.*there are 'alpha'") as caught:
+    with pytest.raises(UnknownCell, match=r"(?s)no cell 'gamma'.*there are 'alpha'") as caught:
         run["gamma"]
     assert isinstance(caught.value, KeyError) and isinstance(caught.value, UsageError)
     with pytest.raises(UnknownCell, match="score it first"):
@@ -67,7 +67,7 @@ def test_predictions_have_one_row_per_item(run: Run) -> None:
     assert table.column("scores") == [list(item.scores) for item in items]
     assert table.to_rows()[0]["pred"] == items[0].pred
     assert run.predictions("alpha", "causal").to_arrow() == table.to_arrow()
-    with pytest.raises(UsageError, match="(?s)no column 'text'.*there are id, gold"):
+    with pytest.raises(UsageError, match=r"(?s)no column 'text'.*there are id, gold"):
         table.column("text")
 
 
