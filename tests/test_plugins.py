@@ -15,6 +15,7 @@ from antlm_bench import runs
 from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
+from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.suites.task_types import TASK_TYPES
 
@@ -221,3 +222,18 @@ def test_finetune_sends_such_a_suite_to_score(
     assert "antlm-bench score --model CKPT --suite gaps" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_an_output_format_is_one_record_of_a_package(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+    code = re.search(r"```python\n# org_tables.py\n(.*?)```", docs.read_text("utf-8"), re.S)
+    assert code
+    install(code[1], FORMATS, "org = stranger:ORG")
+    assert run(["list", "methods", "--format", "org"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "| method | what it is | attention |"
+    assert "| mntp | one token hidden, read one position to its left | full |" in out
+    assert run(["list", "--format", "orq"]) == 2
+    assert "Did you mean 'org'?" in capsys.readouterr().err
