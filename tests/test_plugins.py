@@ -18,6 +18,7 @@ from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
+from antlm_bench.reporting.writers import FORMATS
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.suites.task_types import TASK_TYPES
@@ -292,3 +293,15 @@ def test_an_architecture_of_a_package(
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
     [cell] = runs.open_run(tmp_path / "run").cells
     assert cell.settings["architecture"] == "WideLlamaForCausalLM"
+
+
+def test_an_output_format_is_one_record_of_a_package(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(documented("# org_tables.py"), FORMATS, "org = stranger:ORG")
+    assert run(["list", "methods", "--format", "org"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "| method | what it is | attention |"
+    assert "| mntp | one token hidden, read one position to its left | full |" in out
+    assert run(["list", "--format", "orq"]) == 2
+    assert "Did you mean 'org'?" in capsys.readouterr().err

@@ -213,18 +213,19 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
     """
     from antlm_bench.runs import cell_to_dict  # pyarrow is slow to import
 
+    documents = [
+        {"run": run.path, "manifest": asdict(run.manifest), "cells": [cell_to_dict(c) for c in run]}
+        for run in runs
+    ]
     columns = build_columns(runs)
     if not columns:
-        return Table((TableColumn("suite"),), empty="nothing scored yet")
+        document = {"runs": documents}
+        return Table((TableColumn("suite"),), empty="nothing scored yet", document=document)
     blocks = build_blocks(columns, by)
     shared = [
         names.pop()
         for names in ({c.model for c in columns}, {c.method for c in columns})
         if len(names) == 1
-    ]
-    documents = [
-        {"run": run.path, "manifest": asdict(run.manifest), "cells": [cell_to_dict(c) for c in run]}
-        for run in runs
     ]
     return Table(
         columns=(

@@ -189,7 +189,7 @@ def test_csv_and_json_hold_a_row_per_checkpoint(
         (str(10 * M), ""),
     ]
     assert cli(["curve", str(family), "--suite", "blimp-fast", "--json"]) == 0
-    exact = json.loads(capsys.readouterr().out)
+    exact = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert [float(row["value"]) for row in rows] == [row["value"] for row in exact]
 
 

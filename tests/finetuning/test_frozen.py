@@ -308,7 +308,7 @@ def test_the_command_line_prints_a_row_named_frozen(
     command = ["finetune", "--model", str(make_checkpoint()), "--suite", str(files[0])]
     command += ["--valid", str(files[1]), "--frozen", "--device", "cpu", "--json"]
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert (row["task"], row["attention"], row["n"]) == ("train", "frozen-causal", 50)
 
 
