@@ -145,12 +145,13 @@ MODULES = {
 }
 
 
-def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
-    """Every import of a module; those under `if TYPE_CHECKING:` do not run and do not count."""
+def imports_of(module: str, tree: ast.Module, *, typing_only: bool = True) -> Iterator[Import]:
+    """Yield every import of a module. typing_only: those under `if TYPE_CHECKING:`, too."""
 
     def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if is_typing and not typing_only:
                 continue
             if isinstance(child, ast.Import):
                 yield from (Import(module, alias.name, child.lineno, lazy) for alias in child.names)
@@ -177,7 +178,13 @@ OURS = [
     for i in IMPORTS
     if i.target.startswith("antlm_bench")
 ]
-THEIRS = [i for i in IMPORTS if not i.target.startswith("antlm_bench")]
+# An import for type checkers only loads nothing, so that dependencies may stand there.
+THEIRS = [
+    found
+    for module, tree in TREES.items()
+    for found in imports_of(module, tree, typing_only=False)
+    if not found.target.startswith("antlm_bench")
+]
 
 
 def within(module: str, prefixes: tuple[str, ...]) -> bool:
