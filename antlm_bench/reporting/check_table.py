@@ -29,8 +29,9 @@ UNPAIRED_NOTE = "single items contribute nothing to it that could be compared"
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
 MAX_NAMED_GROUPS = 3  # groups that a sentence names
 VERDICT_LEGEND = (
-    "pass: the 95% interval of the difference holds no loss as large as the margin. regression: it holds losses only, "
-    "and the difference is the margin or more. inconclusive: too few items to tell."
+    "pass: the 95% interval of the difference holds no loss as large as the margin. "
+    "regression: it holds losses only, and the difference is the margin or more. "
+    "inconclusive: too few items to tell."
 )
 
 
@@ -38,8 +39,9 @@ def summarize_verdict(verdict: Verdict) -> str:
     """One printable line: the suite, what happened to it, and the groups that explain a drop."""
     judged, metric = verdict.headline, verdict.comparison.metric
     head = judged.difference
-    change = f"{format_number(head.a, metric)} -> {format_number(head.b, metric)}, {format_change(head, metric)}"
-    line = f"{format_title(verdict.comparison)}: {verdict.status}: {change}, margin {format_number(judged.tolerance, metric)}"
+    before, after, margin = (format_number(x, metric) for x in (head.a, head.b, judged.tolerance))
+    line = f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
+    line += f"{format_change(head, metric)}, margin {margin}"
     failed = [one.difference for one in verdict.groups if one.status == "regression"]
     if judged.status != "regression" and failed:
         line += f"; {len(failed)} with margins of their own failed"

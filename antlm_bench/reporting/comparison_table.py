@@ -23,11 +23,13 @@ from antlm_bench.reporting.table import (
 TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
 WORSE, BETTER = "▼", "▲"
 LEGEND = (
-    "Values in percent, differences in points (correlations, nats, bits and tasks' own scores as they are) with their "
-    "95% interval: items resampled within each group for an unweighted mean of groups, Bonett and Price's interval for "
-    "one group, sentences resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where tasks "
-    "were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where they are many), a suite is "
-    "tested first and alone. ▼ worse, ▲ better: p < .05, or, where none is tested, an interval without 0."
+    "Values in percent, differences in points (correlations, nats, bits and tasks' own scores"
+    " as they are) with their 95% interval: items resampled within each group for an "
+    "unweighted mean of groups, Bonett and Price's interval for one group, sentences "
+    "resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where "
+    "tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where"
+    " they are many), a suite is tested first and alone. ▼ worse, ▲ better: p < .05, or, "
+    "where none is tested, an interval without 0."
 )
 
 
@@ -190,7 +192,8 @@ def unit_suffix(metric: str) -> str:
 
 
 def format_interval(difference: Difference, metric: str) -> str:
-    return f"{format_number(difference.low, metric, '+')}..{format_number(difference.high, metric, '+')}"
+    low, high = (format_number(end, metric, "+") for end in (difference.low, difference.high))
+    return f"{low}..{high}"
 
 
 def format_p_value(p: float | None) -> str:
@@ -245,7 +248,8 @@ def collect_notes(comparison: Comparison, by: str) -> list[str]:
             format_number(clustered.high, metric, "+"),
         )
         said.append(
-            f"were the {results_table.pluralize(comparison.macro[-1])} themselves a sample: 95% CI {low}..{high}"
+            f"were the {results_table.pluralize(comparison.macro[-1])} themselves a sample: "
+            f"95% CI {low}..{high}"
         )
     if head.margin:
         m = head.margin

@@ -12,8 +12,9 @@ from antlm_bench.results.checkpoint_series import CurvePoint, LearningCurve, for
 
 BARS, GAP_SIGN, TWIN_SIGN = "▁▂▃▄▅▆▇█", "·", "="
 LEGEND = (
-    f"One sign per checkpoint, from the suite's lowest value ({BARS[0]}) to its highest ({BARS[-1]}); {GAP_SIGN} no such "
-    f"checkpoint, {TWIN_SIGN} the weights of an earlier one. The last value stands with half its 95% interval."
+    f"One sign per checkpoint, from the suite's lowest value ({BARS[0]}) to its highest "
+    f"({BARS[-1]}); {GAP_SIGN} no such checkpoint, {TWIN_SIGN} the weights of an earlier one. "
+    "The last value stands with half its 95% interval."
 )
 
 
@@ -113,7 +114,8 @@ def collect_notes(
         said.append(f"{family}: no result at {missing} words.")
     if unplaced_checkpoints:
         said.append(
-            f"Left out, nothing says how many words they have seen: {', '.join(unplaced_checkpoints)}."
+            "Left out, nothing says how many words they have seen: "
+            f"{', '.join(unplaced_checkpoints)}."
         )
     return said
 

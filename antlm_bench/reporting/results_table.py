@@ -403,7 +403,8 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
         "clustered" in cell.summary.views for cell in cells
     )
     like = " “Like these”: were the groups themselves a sample." if explain_clustered else ""
-    return f"{numbers}{like}{decides}{''.join(f' {TIE_RULE_TEXTS.get(rule, rule)}.' for rule in rules)}"
+    ties = "".join(f" {TIE_RULE_TEXTS.get(rule, rule)}." for rule in rules)
+    return f"{numbers}{like}{decides}{ties}"
 
 
 def format_item_count(row: ResultsRow) -> str:
@@ -413,7 +414,7 @@ def format_item_count(row: ResultsRow) -> str:
 
 
 def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
-    """Of a headline, each flag that was raised in some column, in words, with its count per column."""
+    """Return each flag that was raised in some column of a headline, with its count per column."""
     estimates = block.rows[0].estimates
     raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
     order = [
