@@ -243,13 +243,15 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
         "a"
     ) as code:  # one of seven numbers, for each is a regression of its own
         code.write(
-            'def one(doc, said):\n    return {"female_bias": process_results(doc, said)["female_bias"]}\n'
+            "def one(doc, said):\n"
+            '    return {"female_bias": process_results(doc, said)["female_bias"]}\n'
         )
     races, genders = ["white", "black", "Asian"], ["male", "female"]
     docs = [
         {"race": race, "gender": gender, "age": age, "decision_question_id": template}
         | {
-            "filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} {age} {WORDS[template]}"
+            "filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} "
+            f"{age} {WORDS[template]}"
         }
         for template, race, gender, age in itertools.product(range(4), races, genders, (20, 40, 60))
     ]

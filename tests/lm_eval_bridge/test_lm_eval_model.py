@@ -338,9 +338,12 @@ def test_the_table_of_results_is_the_one_of_hf(make_checkpoint, make_task):
     register_model()
     tables = [
         lm_eval.simple_evaluate(
-            model=model, model_args=arguments, tasks=tasks, task_manager=manager, device="cpu", bootstrap_iters=0
+            model=model, model_args=arguments, tasks=tasks, task_manager=manager,
+            device="cpu", bootstrap_iters=0
         )["results"]
-        for model, arguments in ((MODEL_NAME, {"pretrained": folder}), ("hf", {"pretrained": folder}))
+        for model, arguments in (
+            (MODEL_NAME, {"pretrained": folder}), ("hf", {"pretrained": folder})
+        )
     ]  # fmt: skip
     for task in tasks:
         numbers = [

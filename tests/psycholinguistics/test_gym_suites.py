@@ -35,7 +35,10 @@ def suite(**changed) -> dict:
         "region_meta": {"1": "np", "2": "filler", "3": "verb", "4": "end"},
         "predictions": [
             {"type": "formula", "formula": "(3;%match%) < (3;%mismatch%)"},
-            {"type": "formula", "formula": "[(1;%match%) + (2;%match%)] > (1;%mismatch%) & (*;%match%) = 8"},
+            {
+                "type": "formula",
+                "formula": "[(1;%match%) + (2;%match%)] > (1;%mismatch%) & (*;%match%) = 8",
+            },
         ],
         "items": [
             {"item_number": 1, "conditions": [

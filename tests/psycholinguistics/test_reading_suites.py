@@ -53,7 +53,8 @@ def rows(sentences: int = 24) -> list[dict[str, object]]:
         for at in range(1, len(words)):
             before = " ".join(words[: at - 1])
             row = {
-                "item": " ".join(words[:at]), "word": words[at], "sent_id": sentence, "context_length": at,
+                "item": " ".join(words[:at]), "word": words[at],
+                "sent_id": sentence, "context_length": at,
                 "Subtlex_log10": round(rng.normal(10, 2), 3), "length": len(words[at]),
                 "prev_item": before, "prev_word": words[at - 1] if at > 1 else "",
                 "prev_length": len(words[at - 1]) if at > 1 else -1,

@@ -165,7 +165,8 @@ def test_the_files_are_found_and_verified_as_those_of_any_suite() -> None:
 
 def test_a_substitute_replaces_only_an_absent_file(tmp_path: Path) -> None:
     raw = "".join(json.dumps(row) + "\n" for row in TRAIN).encode()
-    told = f'file = "stand-in.jsonl", sha256 = "{hashlib.sha256(raw).hexdigest()}", rows = 10, says = "a stand-in"'
+    sha256 = hashlib.sha256(raw).hexdigest()
+    told = f'file = "stand-in.jsonl", sha256 = "{sha256}", rows = 10, says = "a stand-in"'
     body = MINE.replace('first = "{text}"', f'first = "{{text}}"\nsubstitutes = [{{ {told} }}]', 1)
     ref = written(
         tmp_path, body=body.replace('"mood.train.jsonl" = {}', '"mood.train.jsonl" = { rows = 11 }')

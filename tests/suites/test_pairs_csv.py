@@ -304,7 +304,8 @@ def test_any_json_lines_are_pairs_or_an_error_with_their_line(
 PLAIN = {
     "a.csv": 'good,bad,paradigm\n"The ""wug"" sleeps.",The wug sleep.,p\nA,B,q\n',
     "a.tsv": 'good\tbad\tid\n"The ""wug"" sleeps."\tThe wug sleep.\t1\nA\tB\t2\n',
-    "a.jsonl": '{"good": "A", "bad": "B\\n\\u00e9", "id": "1"}\n{"good": "C", "bad": "D", "id": "2"}\n',
+    "a.jsonl": '{"good": "A", "bad": "B\\n\\u00e9", "id": "1"}\n'
+    '{"good": "C", "bad": "D", "id": "2"}\n',
 }
 EDIT = st.tuples(
     st.integers(0, 60),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.task_types import read_declaration
+from antlm_bench.suites.loader import read_suite_spec
 from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,
@@ -151,7 +151,7 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
     result = load_text_source("nano")
     created = [line for _, line in result.files[0].iter_non_blank_lines()]
-    rules = read_declaration("nano")[0].grammar
+    rules = read_suite_spec("nano")[0].grammar
     assert rules is not None
     pairs = {
         record[side]
