@@ -392,9 +392,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_unused_weights_and_empty_parameters_are_named(
-    tmp_path, name
-):
+def test_unused_weights_and_empty_parameters_are_named(tmp_path, name):
     state = ltg_layout(weights_for("")[0])
     value, message = CHANGED[name]
     state = (

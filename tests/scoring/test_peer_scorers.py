@@ -222,9 +222,7 @@ def test_a_text_that_a_spelled_bos_changes_is_refused(tmp_path):
     )
 
 
-def test_the_minicons_bundle_decides_by_the_mean(
-    make_checkpoint, tmp_path
-):
+def test_the_minicons_bundle_decides_by_the_mean(make_checkpoint, tmp_path):
     from antlm_bench import runs, score
 
     (tmp_path / "x.csv").write_text(
@@ -310,9 +308,7 @@ def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, s
         ({"engine": "minicons", "methods": ["causal", "fused"]}, MethodNotSupported),
     ],
 )
-def test_minicons_limits_are_refused_before_opening(
-    suite, tmp_path, options, error
-):
+def test_minicons_limits_are_refused_before_opening(suite, tmp_path, options, error):
     from antlm_bench import score
 
     with pytest.raises(error) as caught:

@@ -34,9 +34,7 @@ odd_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 @settings(max_examples=500, deadline=None)
 @given(text=odd_text, span=st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted))
-def test_a_token_counts_iff_it_overlaps_the_span(
-    text, span
-):
+def test_a_token_counts_iff_it_overlaps_the_span(text, span):
     found = rows(encoder().encode([text], [tuple(span)]))
     reference = FAST(text, add_special_tokens=False, return_offsets_mapping=True)
     if not reference["input_ids"]:
