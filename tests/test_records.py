@@ -73,7 +73,8 @@ REGISTRIES: dict[str, RegistryRule] = {
         ("suites.shipped_task_types", "suites.task_types"),
         frozenset({("suites.classification", "Literal['classification']")}),
     ),
-    # "causal" is an attention and a kind of model, too: see test_nobody_compares_a_method_to_causal.
+    # "causal" is an attention and a kind of model, too: see
+    # test_nobody_compares_a_method_to_causal.
     "methods": RegistryRule(
         (
             *(name for name in METHODS.names() if name != "causal"),

@@ -41,7 +41,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sys.modules.pop("orchard", None)
 
 
-CODE = "from collections import namedtuple\nF = namedtuple('F', 'name')\nFIG, PLUM = F('fig'), F('plum')\n"
+CODE = (
+    "from collections import namedtuple\nF = namedtuple('F', 'name')\n"
+    "FIG, PLUM = F('fig'), F('plum')\n"
+)
 
 
 def test_records_come_in_order_ours_first(install):

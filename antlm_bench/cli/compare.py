@@ -20,7 +20,9 @@ run_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
 def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """`causal=mlm` -> ("causal", "mlm"): the reference's method and the run's; `mlm` alone is both."""
+    """`causal=mlm` -> ("causal", "mlm"): the reference's method and the run's; `mlm` alone is
+    both.
+    """
     pairs = [value.partition("=") for value in split_names(values)]
     if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
         raise UsageError(

@@ -1,4 +1,6 @@
-"""`export` and `import`: other tools' files out of run folders, and a run folder out of lm-eval's."""
+"""`export` and `import`: other tools' files out of run folders, and a run folder out of
+lm-eval's.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def export_command(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="lm-eval (results and samples), csv (one row per item, for R), model-index, every-eval-ever.",
+            help="lm-eval (results and samples), csv (one row per item, for R), model-index, "
+            "every-eval-ever.",
         ),
     ],
     out: Annotated[

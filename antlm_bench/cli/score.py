@@ -34,8 +34,10 @@ from antlm_bench.errors import IncompleteError
 from antlm_bench.scoring.methods import SHIPPED
 
 PEER_SPELLINGS_HELP = (
-    "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
-    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or hyphens."
+    "lm-eval's and BabyLM's spellings work too: --model hf --model_args "
+    "pretrained=X,dtype=float32, --tasks, "
+    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or "
+    "hyphens."
 )
 
 
@@ -46,7 +48,8 @@ def score_command(
         list[str],
         model_option(
             metavar="NAME",
-            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. Or a,b.",
+            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. "
+            "Or a,b.",
         ),
     ],
     revision: RevisionOption = None,

@@ -139,7 +139,8 @@ OriginalLayoutOption = Annotated[
     scoring_option(
         "--original-layout",
         metavar="NAME",
-        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: ltg-bert-bnc, ...",
+        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: "
+        "ltg-bert-bnc, ...",
     ),
 ]
 BatchTokensOption = Annotated[

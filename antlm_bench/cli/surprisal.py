@@ -31,8 +31,10 @@ from antlm_bench.cli.shared_options import (
 input_option = partial(typer.Option, rich_help_panel="What is read")
 
 STIMULI_HELP = (
-    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or per region (text and "
-    "region), item and condition if there are any; SyntaxGym's .json. All other columns are carried over."
+    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or "
+    "per region (text and "
+    "region), item and condition if there are any; SyntaxGym's .json. All other columns are "
+    "carried over."
 )
 
 

@@ -1,1 +1,3 @@
-"""What people see: tables in every format, figures, pages, progress. Nothing here computes a number."""
+"""What people see: tables in every format, figures, pages, progress. Nothing here computes a
+number.
+"""

@@ -65,7 +65,8 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
             section="phenomena",
             name=f"phenomena.{block.suite}",
             title=make_printable(block.suite),
-            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest stands last.",
+            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest "
+            "stands last.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
@@ -90,7 +91,8 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
             section="paradigms",
             name=f"paradigms.{block.suite}",
             title=make_printable(block.suite),
-            caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is over all its items.",
+            caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is "
+            "over all its items.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.heatmap, rows, [names[index] for index in present]),
@@ -114,7 +116,8 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 section="differences",
                 name=f"differences.{suite}",
                 title=make_printable(suite),
-                caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: p below 5% after "
+                caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: "
+                "p below 5% after "
                 "correction for the number of rows; an outline may be chance.",
                 series=names,
                 present_series=_present_series(rows),
@@ -186,7 +189,8 @@ def _training_figure(training: TrainingLog) -> Figure:
         section="training",
         name=f"training.{training.name}",
         title=training.name,
-        caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A dashed rule is a "
+        caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A "
+        "dashed rule is a "
         "switch of objectives; losses of different objectives cannot be compared with one another.",
         series=names,
         present_series=_present_series(rows),
@@ -213,14 +217,16 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
                 }
                 | {"text": f"{number['value']:.1f}{'×' if fallen else ''}"}
                 | {
-                    "says": f"{task}, {seed.series}, seed {seed.seed}: {number['value']:.1f}{fallen}"
+                    "says": f"{task}, {seed.series}, seed {seed.seed}: "
+                    f"{number['value']:.1f}{fallen}"
                 }
             )
         yield Figure(
             section="seeds",
             name=f"seeds.{suite}",
             title=make_printable(suite),
-            caption="One mark per seed. An outline (× in the table) is a run that collapsed: one constant answer, or "
+            caption="One mark per seed. An outline (× in the table) is a run that collapsed: one "
+            "constant answer, or "
             "no better than the most frequent class. Collapsed runs are counted in every mean.",
             series=names,
             present_series=_present_series(rows),

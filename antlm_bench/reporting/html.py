@@ -89,7 +89,8 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
     ]
     text = environment.get_template("report.html.j2").render(
         contents=report_data,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+        f"'sha256-{digest}'",
         script=script,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         light=palette.LIGHT,
@@ -115,7 +116,9 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
 
 
 def add_break_points(text: str) -> Markup:
-    """The text, escaped, with a place to break after each underscore: names of paradigms are long."""
+    """The text, escaped, with a place to break after each underscore: names of paradigms are
+    long.
+    """
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
@@ -231,7 +234,8 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
             }
         )
     holes = [
-        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average is taken over a hole"
+        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average "
+        "is taken over a hole"
         for c in report.columns
         if c.missing_members and not c.macro
     ]

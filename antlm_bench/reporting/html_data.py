@@ -115,7 +115,8 @@ def gather_report_data(
     }
     pairs = list(_compare_to_first(beside, opened, called))
     remarks = [
-        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in the learning curves."
+        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in "
+        "the learning curves."
         for name, members in families.items()
     ]
     remarks += [
@@ -258,7 +259,9 @@ def _method_kind(method: str) -> str:
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """The methods that go together: of each kind the one that a run has, else those of equal names."""
+    """The methods that go together: of each kind the one that a run has, else those of equal
+    names.
+    """
     ways: list[tuple[str, str]] = []
     for kind in ("score", "finetune", "frozen"):
         a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))

@@ -71,7 +71,8 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    message = f"{format_change(judgement.difference, metric)[:-1]}, margin {format_number(judgement.tolerance, metric)})"
+    change = format_change(judgement.difference, metric)[:-1]
+    message = f"{change}, margin {format_number(judgement.tolerance, metric)})"
     headline = judgement.difference.level == HEADLINE
     if judgement.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)

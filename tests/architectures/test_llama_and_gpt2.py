@@ -22,7 +22,8 @@ def model(request):
     made.set_attn_implementation(how)
     if how == "eager" and name.startswith("GPT2") and hasattr(made.transformer.h[0].attn, "bias"):
         pytest.skip(
-            "this transformers (5.0) hides the future from GPT-2's eager attention, whatever the mask says"
+            "this transformers (5.0) hides the future from GPT-2's eager attention, whatever the "
+            "mask says"
         )
     return made
 

@@ -125,7 +125,9 @@ def test_losses_are_cross_entropies_at_own_or_next_position(kind):
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
 def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
-    """All but the one of the table of relative positions, which is marked as shared by all texts."""
+    """All but the one of the table of relative positions, which is marked as shared by all
+    texts.
+    """
     model = make(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     shapes, shared = [], []
     for module in model.modules():
@@ -233,7 +235,8 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
 
 def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
     config = transformers.LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4,
         max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         antlm_bench={"attends": ["causal", "full"], "methods": ["mlm", "causal"]},
     )  # fmt: skip

@@ -58,7 +58,8 @@ def folder(tmp_path_factory):
     [
         "import antlm_bench, transformers.trainer",
         "import transformers.trainer, antlm_bench, transformers.models.auto.modeling_auto",
-        "from transformers import AutoModelForMaskedLM\nimport antlm_bench\nantlm_bench.install_import_hook()",
+        "from transformers import AutoModelForMaskedLM\nimport "
+        "antlm_bench\nantlm_bench.install_import_hook()",
         "import antlm_bench\nfrom antlm_bench.architectures import ltg_bert, gpt_bert",
     ],
 )
@@ -71,7 +72,10 @@ def test_any_order_of_imports_will_do(folder, imports):
 
 
 def test_importing_the_package_loads_no_torch(folder):
-    code = "import sys, antlm_bench\nprint(*{'torch', 'transformers', 'numpy'} & set(sys.modules), 'end')"
+    code = (
+        "import sys, antlm_bench\n"
+        "print(*{'torch', 'transformers', 'numpy'} & set(sys.modules), 'end')"
+    )
     assert printed(code, folder) == ["end"]
 
 
@@ -93,9 +97,11 @@ class Nowhere:
             raise ImportError(name)
 sys.meta_path.insert(0, Nowhere())
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForSequenceClassification
 for auto in (AutoModelForMaskedLM, AutoModelForCausalLM):
-    print(float(auto.from_pretrained(folder, trust_remote_code=True)(torch.tensor({IDS.tolist()})).logits[0, 0, 0]))
+    model = auto.from_pretrained(folder, trust_remote_code=True)
+    print(float(model(torch.tensor({IDS.tolist()})).logits[0, 0, 0]))
 AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, num_labels=2)
 print(any(m.startswith("antlm_bench") for m in sys.modules))
 """,

@@ -1,4 +1,6 @@
-"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the fix."""
+"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the
+fix.
+"""
 
 from __future__ import annotations
 

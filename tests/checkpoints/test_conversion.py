@@ -25,8 +25,10 @@ from antlm_bench.errors import CheckpointError, UsageError
 
 TEXT = "the cat sees no dogs"
 CONFIG = {
-    "attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "hidden_size": 12, "intermediate_size": 16,
-    "max_position_embeddings": 32, "position_bucket_size": 8, "num_attention_heads": 3, "num_hidden_layers": 3,
+    "attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "hidden_size": 12,
+    "intermediate_size": 16,
+    "max_position_embeddings": 32, "position_bucket_size": 8, "num_attention_heads": 3,
+    "num_hidden_layers": 3,
     "vocab_size": 400,
 }  # fmt: skip
 LTG = {"architectures": ["LtgBertForMaskedLM"], "layer_norm_eps": 1e-7, "model_type": "bert",
@@ -56,7 +58,9 @@ def indices():
 
 
 def ltg_layout(weights):
-    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values, prev_layer_weights."""
+    """ltgoslo/ltg-bert and elc-bert: `transformer.layers.N`, separate values,
+    prev_layer_weights.
+    """
     state = around(weights)
     for n, layer in enumerate(weights["layers"]):
         state |= {
@@ -277,7 +281,8 @@ PER_HEAD = [
 ]
 BY_HALF = [
     "a, b = table.view(-1, 2, self.num_heads, self.head_size).chunk(2, dim=1)",
-    "a, key_pos = table.chunk(2, dim=-1)\nkey_pos = key_pos.view(n, n, self.num_heads, self.head_size)",
+    "a, key_pos = table.chunk(2, dim=-1)\nkey_pos = key_pos.view(n, n, self.num_heads, "
+    "self.head_size)",
     "a, b = self.in_proj_qk(self.dropout(relative_embedding)).chunk(\n    2, dim=-1\n)",
 ]
 
@@ -408,7 +413,6 @@ def test_unused_weights_and_empty_parameters_are_named(tmp_path, name):
     ("key", "value", "message"),
     [
         ("num_attention_heads", None, "num_attention_heads"),
-        # fmt: skip
         ("num_attention_heads", 5, "num_attention_heads"),
     ],
 )
@@ -426,10 +430,13 @@ WRONG_TYPES = [
     ("layer_norm_eps", "1e-5", "a number"), ("layer_norm_eps", True, "a number"),
     ("hidden_dropout_prob", [], "a number"),
     ("layer_norm_eps", float("nan"), "a number"), ("num_attention_heads", "4", "a whole number"),
-    ("num_attention_heads", 3.0, "a whole number"), ("max_position_embeddings", {}, "a whole number"),
+    ("num_attention_heads", 3.0, "a whole number"), ("max_position_embeddings", {},
+     "a whole number"),
     ("per_head_positions", "false", "true or false"), ("per_head_positions", 0, "true or false"),
-    ("is_decoder", "no", "true or false"), ("layer_mix", 1, "a string"), ("pad_token_id", "3", "a whole number"),
-    ("architectures", "LtgBertForMaskedLM", "a list of class names"), ("architectures", [1], "a list of class names"),
+    ("is_decoder", "no", "true or false"), ("layer_mix", 1, "a string"), ("pad_token_id", "3",
+     "a whole number"),
+    ("architectures", "LtgBertForMaskedLM", "a list of class names"), ("architectures", [1],
+     "a list of class names"),
     ("auto_map", ["modeling_ltgbert"], "an object"),
 ]  # fmt: skip
 
@@ -503,8 +510,10 @@ AUTHORS_FILES = {
     "model.bin": lambda state: {"model": state, "optimizer": {"state": {}}, "global_step": 7,
                                 "args": argparse.Namespace(seed=42, path="/x")},
     "run_10M.bin": lambda state: state,
-    "run_state_dict.bin": lambda state: {"model": {f"module.{name}": value for name, value in state.items()},
-                                         "ema_model": {name: value * 0 for name, value in state.items()}},
+    "run_state_dict.bin": lambda state: {"model": {f"module.{name}": value for name,
+    value in state.items()},
+                                         "ema_model": {name: value * 0 for name,
+                                         value in state.items()}},
 }  # fmt: skip
 
 

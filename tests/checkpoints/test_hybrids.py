@@ -24,7 +24,8 @@ from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 SHAPE = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 48, "position_bucket_size": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+         "intermediate_size": 48, "position_bucket_size": 4, "max_position_embeddings": 64,
+         "pad_token_id": 0,
          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 HYBRIDS = {
     "ltg-bert": (LtgBertConfig, LtgBertForMaskedLM, LtgBertForCausalLM),

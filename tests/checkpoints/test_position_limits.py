@@ -1,4 +1,6 @@
-"""The longest row of a model is found from its position table, whatever the architecture is called."""
+"""The longest row of a model is found from its position table, whatever the architecture is
+called.
+"""
 
 from __future__ import annotations
 

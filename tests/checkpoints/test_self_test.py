@@ -64,7 +64,6 @@ def plain(folder, method, texts=TEXTS, dtype=torch.float32):
         "RobertaForMaskedLM",
         "XLMRobertaForMaskedLM",
         "CamembertForMaskedLM",
-        # fmt: skip
         "Data2VecTextForMaskedLM",
         "MPNetForMaskedLM",
         "RobertaForCausalLM",
@@ -344,7 +343,9 @@ def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
 
 
 def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
-    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then."""
+    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay
+    then.
+    """
 
     def refuse(self, *_args):
         raise RuntimeError("fp16 is not supported on this CPU")
@@ -360,7 +361,9 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
-    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions."""
+    """Rotary angles are computed, and stay fp32: rounded, they would be those of other
+    positions.
+    """
     folder = make_checkpoint("causal")
     library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     expected = {name: value.dtype for name, value in library.state_dict().items()}

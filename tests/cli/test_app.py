@@ -160,10 +160,13 @@ def test_score_passes_on_what_was_said_and_nothing_else(scorer: Recorder) -> Non
 
 def test_all_options_arrive_typed(scorer: Recorder) -> None:
     line = (
-        "score --model a --suite s --revision r --limit 3 --columns good=ok,bad=no --columns id=key "
+        "score --model a --suite s --revision r --limit 3 --columns good=ok,bad=no --columns "
+        "id=key "
         "--method mlm,mlm-l2r "
-        "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 --precision adaptive "
-        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out runs "
+        "--bos never --ties strict --compat lm-eval --max-length 9 --device cpu --dtype bfloat16 "
+        "--precision adaptive "
+        "--batch-tokens 512 --trust-remote-code --allow-pickle --allow-incomplete --again --out "
+        "runs "
         "--peft p --tokenizer t --allow-unused --allow-missing --original-layout ltg-bert-bnc"
     )
     assert run(shlex.split(line)) == 0
@@ -197,7 +200,10 @@ def test_a_command_line_of_lm_eval_runs(scorer: Recorder) -> None:
 
 
 def test_a_command_line_of_babylm_runs(scorer: Recorder) -> None:
-    line = "score --model_path_or_name babylm/m --backend mntp --revision_name chck_1M --suite blimp-fast"
+    line = (
+        "score --model_path_or_name babylm/m --backend mntp --revision_name chck_1M "
+        "--suite blimp-fast"
+    )
     assert run(shlex.split(line)) == 0
     assert scorer.calls == [(["babylm/m"], ["blimp-fast"], ["mntp"], None)]
     assert scorer.options == {**FLAGS_OFF, "revision": "chck_1M"}

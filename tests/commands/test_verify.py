@@ -72,7 +72,10 @@ citation = "me"
 groups = ["start"]
 macro = ["start"]
 [item]
-options = [{ context = "{context}", scored = "{good}" }, { context = "{context}", scored = "{bad}" }]
+options = [
+  { context = "{context}", scored = "{good}" },
+  { context = "{context}", scored = "{bad}" },
+]
 [labels]
 start = "{uid}"
 [data]

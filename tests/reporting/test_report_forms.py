@@ -34,12 +34,17 @@ from antlm_bench.results.model_card import build_model_card
 from antlm_bench.results.reports import Report
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-EVIL = 'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n---\nmodel-index: []\n\x1b[31m\u202e😀*p* [q](r) --s'
+EVIL = (
+    'a|b\\c$d&e_f#g%h{i}j~k^l<script>m</script>"n`o`\n'
+    "---\nmodel-index: []\n\x1b[31m\u202e😀*p* [q](r) --s"
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published row."""
+    """A causal and a hybrid checkpoint, one collapsed seed, one seed elsewhere, one published
+    row.
+    """
     root = tmp_path_factory.mktemp("runs")
     rest = [task for task in TASKS_2024 if task != "rte"]
     fallen = [

@@ -87,7 +87,8 @@ def test_a_norm_of_another_formula_stays_plain() -> None:
     import transformers
 
     config = transformers.GemmaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4,
         num_key_value_heads=4, head_dim=8,
     )  # fmt: skip
     model = transformers.GemmaForCausalLM(config)  # 1 + weight

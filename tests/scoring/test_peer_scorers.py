@@ -171,7 +171,7 @@ def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypat
 
 
 # ---- refusals
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_attentions_that_only_our_engine_turns_are_refused(make_checkpoint):

@@ -1,4 +1,6 @@
-"""Any tokenizer, any text: words, lost characters, unknown tokens, and errors that name the text."""
+"""Any tokenizer, any text: words, lost characters, unknown tokens, and errors that name the
+text.
+"""
 
 from __future__ import annotations
 
