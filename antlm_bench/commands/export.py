@@ -51,9 +51,7 @@ def export(
             (
                 _write_file(
                     Path(out),
-                    to_model_card(
-                        build_report([run.path for run in found])
-                    ).encode(),
+                    to_model_card(build_report([run.path for run in found])).encode(),
                 ),
             )
         )

@@ -259,9 +259,7 @@ def _completion_commands(
     """Yield the command lines that add what is missing to the same run folder."""
     method = METHODS[scoring_method] if scoring_method in METHODS else None
     options = {
-        "model": shlex.quote(
-            make_printable(str(run.manifest.model.get("name", "CKPT")))
-        ),
+        "model": shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT")))),
         "method": f" --method {method.name}" if method else "",
         "attention": f" --attention {method.main_attention}" if method else "",
         "out": f" --out {shlex.quote(make_printable(run.path))}",

@@ -209,7 +209,9 @@ def test_no_name_breaks_out_of_a_latex_row(name: str) -> None:
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {1}
     bare = re.sub(
         r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$\^\{[a-z,-]+\}\$|\$\\pm\$|\{[\[\]*]\}|[-,]\{\}"
-        r"|\$\^\{2\}\$|\$\\(?:Delta|bigtriangle(?:up|down))\$", "", body
+        r"|\$\^\{2\}\$|\$\\(?:Delta|bigtriangle(?:up|down))\$",
+        "",
+        body,
     )
     bare = (
         bare.replace("\\toprule", "")
