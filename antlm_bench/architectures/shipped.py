@@ -11,7 +11,7 @@ from antlm_bench.architectures.records import Architecture, ModelShape, ModelSiz
 
 
 def _own_classes(module: str, prefix: str) -> dict[str, str]:
-    """The classes of a model file of ours: Auto class -> "module:class"."""
+    """Return the classes of one of our model files: Auto class -> "module:class"."""
     suffixes = {
         "AutoConfig": "Config",
         "AutoModel": "Model",
@@ -42,14 +42,16 @@ def _llama_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _llama_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """RMS norms, no biases."""
+    """Count the weights of a Llama: linear layers have no bias, an RMS norm has one weight per
+    dimension.
+    """
     d = shape.hidden
-    keys = d // shape.heads * (shape.kv_heads or shape.heads)
-    layer = 2 * d * d + 2 * d * keys + 3 * d * shape.ffn
+    kv_width = d // shape.heads * (shape.kv_heads or shape.heads)
+    matrix_weights = 2 * d * d + 2 * d * kv_width + 3 * d * shape.ffn
     embeddings = vocab_size * d * (1 if shape.tied else 2)
     return ModelSize(
-        parameters=embeddings + shape.layers * (layer + 2 * d) + d,
-        weights_per_token=shape.layers * layer,
+        parameters=embeddings + shape.layers * (matrix_weights + 2 * d) + d,
+        weights_per_token=shape.layers * matrix_weights,
         weights_per_target=vocab_size * d,
     )
 
@@ -86,16 +88,17 @@ def _gpt2_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _gpt2_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Biases everywhere but in the output embedding, norms with weight and bias, learned
-    positions.
+    """Count the weights of a GPT-2: learned positions, a bias in every linear layer but the LM
+    head, norms with weight and bias.
     """
     d = shape.hidden
-    layer = 4 * d * d + 2 * d * shape.ffn
-    biases = 3 * d + d + shape.ffn + d + 4 * d
+    matrix_weights = 4 * d * d + 2 * d * shape.ffn
+    # qkv, attention output, ffn up, ffn down; weight and bias of two norms
+    other_parameters = 3 * d + d + shape.ffn + d + 4 * d
     embeddings = (vocab_size * (1 if shape.tied else 2) + shape.positions) * d
     return ModelSize(
-        parameters=embeddings + shape.layers * (layer + biases) + 2 * d,
-        weights_per_token=shape.layers * layer,
+        parameters=embeddings + shape.layers * (matrix_weights + other_parameters) + 2 * d,
+        weights_per_token=shape.layers * matrix_weights,
         weights_per_target=vocab_size * d,
     )
 
@@ -133,14 +136,17 @@ def _encoder_settings(shape: ModelShape) -> dict[str, Any]:
 def _encoder_size(
     shape: ModelShape, vocab_size: int, weights_per_layer: int, other_parameters: int
 ) -> ModelSize:
-    """Layers, the table of relative positions with its norm, and a head of a linear layer and an
-    output bias.
+    """Count the weights of an encoder: its layers, the token embeddings, the table of relative
+    positions and its norm, and an LM head (one linear layer and an output bias).
+
+    weights_per_layer: those in matrix products. other_parameters: biases, norm weights and mixing
+    weights of all layers together.
     """
     d = shape.hidden
-    outside = vocab_size * d * (1 if shape.tied else 2) + (2 * shape.buckets - 1) * d + 2 * d
+    embeddings = vocab_size * d * (1 if shape.tied else 2) + (2 * shape.buckets - 1) * d + 2 * d
     head = d * d + d + vocab_size
     return ModelSize(
-        parameters=shape.layers * weights_per_layer + other_parameters + outside + head,
+        parameters=shape.layers * weights_per_layer + other_parameters + embeddings + head,
         weights_per_token=shape.layers * weights_per_layer,
         weights_per_target=d * d + vocab_size * d,
     )
@@ -151,14 +157,16 @@ def _ltg_bert_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _ltg_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Attention's projections have biases and are followed by a norm with weights; feed-forward
-    parts have neither.
+    """Count the weights of an LTG-BERT. The four attention projections of a layer have biases, and
+    one norm has weight and bias; the feed-forward part has no biases and no norm weights.
     """
     d = shape.hidden
-    layer = 4 * d * d + 3 * d * shape.ffn
-    mixes = sum(range(1, shape.layers + 1)) if shape.layer_mix else 0
-    mixes += shape.layers + 1 if shape.layer_mix == "weighted_output" else 0
-    return _encoder_size(shape, vocab_size, layer, shape.layers * (4 * d + 2 * d) + mixes)
+    matrix_weights = 4 * d * d + 3 * d * shape.ffn
+    mixing_weights = sum(range(1, shape.layers + 1)) if shape.layer_mix else 0
+    mixing_weights += shape.layers + 1 if shape.layer_mix == "weighted_output" else 0
+    return _encoder_size(
+        shape, vocab_size, matrix_weights, shape.layers * (4 * d + 2 * d) + mixing_weights
+    )
 
 
 LTG_BERT = Architecture(
@@ -182,14 +190,16 @@ def _gpt_bert_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _gpt_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """LTG-BERT with a gate beside the values, norms without weights, and a sum over all states per
-    sub-layer.
+    """Count the weights of a GPT-BERT: an LTG-BERT with an attention gate (a fifth projection), no
+    norm weights, and in every sub-layer one learned weight per earlier state.
     """
     d = shape.hidden
-    attention = (5 if shape.attention_gate else 4) * d
-    sums = sum(range(2, 2 * shape.layers + 2)) if shape.layer_weights else 0
-    layer = attention * d + 3 * d * shape.ffn
-    return _encoder_size(shape, vocab_size, layer, shape.layers * attention + sums)
+    num_biases = (5 if shape.attention_gate else 4) * d  # one per output of a projection
+    mixing_weights = sum(range(2, 2 * shape.layers + 2)) if shape.layer_weights else 0
+    matrix_weights = num_biases * d + 3 * d * shape.ffn
+    return _encoder_size(
+        shape, vocab_size, matrix_weights, shape.layers * num_biases + mixing_weights
+    )
 
 
 GPT_BERT = Architecture(

@@ -3,8 +3,8 @@
 (4;%a%) is the surprisal in bits of region 4 under the condition a, (*;%a%) that of its whole
 sentence. Numbers, sums and differences are compared with < > or =, comparisons are joined with & or
 |, and ( ) or [ ] group. + and - have the same precedence and associate to the left. SyntaxGym's own
-parser reads a - b + c as a - (b + c) and drops c of a + b + c (syntaxgym-core, prediction.py), so
-that a sum of three without brackets means something else there.
+parser differs for three terms without brackets: it reads a - b + c as a - (b + c), and ignores c in
+a + b + c (syntaxgym-core, prediction.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RTOL, ATOL = 1e-5, 1e-3
 TOKEN_PATTERN = re.compile(
     r"\s*(?:\(\s*(?P<region>\d+|\*)\s*;\s*%(?P<condition>[^%]+)%\s*\)"
     r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
-    r"|(?P<sign>[-+<>=&|()\[\]]))"
+    r"|(?P<symbol>[-+<>=&|()\[\]]))"
 )
 BRACKETS = {"(": ")", "[": "]"}
 
@@ -32,7 +32,7 @@ class Region(NamedTuple):
     condition: str
 
 
-# (region -> its surprisal in bits) -> a number of bits
+# Takes a function that returns a region's surprisal; returns a value of the formula. All in bits.
 Evaluator = Callable[[Callable[[Region], float]], float]
 
 
@@ -42,19 +42,19 @@ class Formula:
 
     text: str
     regions: tuple[Region, ...]
-    """The regions that it mentions, in order of appearance."""
+    """The regions in the formula, in order of appearance."""
     surprisal_gap: Evaluator
-    """By how many bits it holds; negative where it does not. a > b holds by a - b, a = b by what is
-    left of the tolerance, & by the smaller and | by the larger of its two sides.
+    """Computes the gap in bits: positive where the prediction holds, negative where it does not.
+    a > b: a - b. a = b: tolerance - |a - b|. x & y: the smaller of their gaps. x | y: the larger.
     """
 
 
 def parse_formula(text: str) -> Formula:
-    """Parse a formula. Raises ValueError, which says what is wrong and where."""
+    """Parse a formula. Raises ValueError with the formula and what is wrong in it."""
     parser = _Parser(text)
     is_comparison, evaluate = parser.parse_expression()
     if parser.position < len(parser.tokens):
-        raise parser.make_error(f"nothing more is expected, here is {parser.peek()!r}")
+        raise parser.make_error(f"unexpected {parser.peek()!r} after the comparison")
     if not is_comparison:
         raise parser.make_error("a comparison (< > =) is missing: this is a number")
     return Formula(text.strip(), tuple(dict.fromkeys(parser.regions)), evaluate)
@@ -65,19 +65,27 @@ class _Expression(NamedTuple):
 
     is_comparison: bool
     evaluate: Evaluator
-    """A number of bits, or by how many bits a comparison holds."""
+    """Computes the value of a number, or the gap of a comparison."""
 
 
 BinaryOperator = Callable[[float, float], float]
-# sign -> (precedence, whether its sides are comparisons, whether its result is one, result)
-OPERATORS: dict[str, tuple[int, bool, bool, BinaryOperator]] = {
-    "&": (1, True, True, min),
-    "|": (1, True, True, max),
-    "<": (2, False, True, lambda a, b: b - a),
-    ">": (2, False, True, lambda a, b: a - b),
-    "=": (2, False, True, lambda a, b: ATOL + RTOL * abs(b) - abs(a - b)),
-    "+": (3, False, False, lambda a, b: a + b),
-    "-": (3, False, False, lambda a, b: a - b),
+
+
+class _Operator(NamedTuple):
+    precedence: int
+    takes_comparisons: bool
+    gives_comparison: bool
+    apply: BinaryOperator
+
+
+OPERATORS = {
+    "&": _Operator(1, True, True, min),
+    "|": _Operator(1, True, True, max),
+    "<": _Operator(2, False, True, lambda a, b: b - a),
+    ">": _Operator(2, False, True, lambda a, b: a - b),
+    "=": _Operator(2, False, True, lambda a, b: ATOL + RTOL * abs(b) - abs(a - b)),
+    "+": _Operator(3, False, False, lambda a, b: a + b),
+    "-": _Operator(3, False, False, lambda a, b: a - b),
 }
 
 
@@ -92,7 +100,7 @@ class _Parser:
         while end < len(stripped):
             token = TOKEN_PATTERN.match(stripped, end)
             if not token:
-                raise self.make_error(f"cannot be read from {stripped[end:].lstrip()[:20]!r} on")
+                raise self.make_error(f"invalid syntax at {stripped[end:].lstrip()[:20]!r}")
             self.tokens.append(token)
             end = token.end()
 
@@ -100,31 +108,37 @@ class _Parser:
         return ValueError(f"{self.text!r}: {message}")
 
     def peek(self) -> str:
+        """Return the next token; "" at the end."""
         at_end = self.position >= len(self.tokens)
-        return "its end" if at_end else self.tokens[self.position][0].strip()
+        return "" if at_end else self.tokens[self.position][0].strip()
+
+    def expect_error(self, expected: str) -> ValueError:
+        token = self.peek()
+        actual = repr(token) if token else "the end of the formula"
+        return self.make_error(f"expected {expected}, got {actual}")
 
     def parse_expression(self, min_precedence: int = 1) -> _Expression:
         left = self.parse_atom()
-        while (sign := self.peek()) in OPERATORS and OPERATORS[sign][0] >= min_precedence:
-            precedence, joins_comparisons, is_comparison, operator = OPERATORS[sign]
+        while (symbol := self.peek()) in OPERATORS and OPERATORS[
+            symbol
+        ].precedence >= min_precedence:
+            operator = OPERATORS[symbol]
             self.position += 1
-            right = self.parse_expression(precedence + 1)
-            if not left.is_comparison == right.is_comparison == joins_comparisons:
-                expected = "comparisons" if joins_comparisons else "numbers"
+            right = self.parse_expression(operator.precedence + 1)
+            if {left.is_comparison, right.is_comparison} != {operator.takes_comparisons}:
+                expected = "comparisons" if operator.takes_comparisons else "numbers"
                 actual = " and ".join(
                     "a comparison" if side.is_comparison else "a number" for side in (left, right)
                 )
-                raise self.make_error(f"{sign!r} stands between {expected}, not between {actual}")
-            evaluate = _apply_operator(operator, left.evaluate, right.evaluate)
-            left = _Expression(is_comparison, evaluate)
+                raise self.make_error(f"{symbol!r} joins {expected}, got {actual}")
+            evaluate = _apply_operator(operator.apply, left.evaluate, right.evaluate)
+            left = _Expression(operator.gives_comparison, evaluate)
         return left
 
     def parse_atom(self) -> _Expression:
         token = self.tokens[self.position] if self.position < len(self.tokens) else None
-        if token is None or not (token["region"] or token["number"] or token["sign"] in BRACKETS):
-            raise self.make_error(
-                f"a region like (1;%condition%) or a number is expected, here is {self.peek()!r}"
-            )
+        if token is None or not (token["region"] or token["number"] or token["symbol"] in BRACKETS):
+            raise self.expect_error("a region like (1;%condition%) or a number")
         self.position += 1
         if token["region"]:
             region = Region(token["region"], token["condition"].strip())
@@ -133,9 +147,9 @@ class _Parser:
         if token["number"]:
             value = float(token["number"])
             return _Expression(False, lambda _: value)
-        inside, closing = self.parse_expression(), BRACKETS[token["sign"]]
+        inside, closing = self.parse_expression(), BRACKETS[token["symbol"]]
         if self.peek() != closing:
-            raise self.make_error(f"{closing!r} is expected, here is {self.peek()!r}")
+            raise self.expect_error(repr(closing))
         self.position += 1
         return inside
 

@@ -58,21 +58,21 @@ def test_a_formula_knows_its_regions_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("", "is expected, here is 'its end'"),
+        ("", "got the end of the formula"),
         ("(1;%a%)", "a comparison"),
-        ("(1;%a%) > ", "is expected, here is 'its end'"),
-        ("(1;%a%) > (2;%a%) (3;%a%)", "nothing more is expected"),
-        ("((1;%a%) > (2;%a%)", r"'\)' is expected"),
-        ("[(1;%a%) > (2;%a%))", "']' is expected"),
+        ("(1;%a%) > ", "got the end of the formula"),
+        ("(1;%a%) > (2;%a%) (3;%a%)", r"unexpected '\(3;%a%\)' after the comparison"),
+        ("((1;%a%) > (2;%a%)", r"expected '\)'"),
+        ("[(1;%a%) > (2;%a%))", "expected ']'"),
         (
             "(1;%a%) > (2;%a%) > (3;%a%)",
-            "stands between numbers, not between a comparison and a number",
+            "joins numbers, got a comparison and a number",
         ),
-        ("(1;%a%) & (2;%a%)", "stands between comparisons"),
-        ("((1;%a%) > (2;%a%)) + 1 > 2", "stands between numbers"),
-        ("(x;%a%) > 1", "cannot be read from"),
-        ("(1;a) > 1", "cannot be read from"),
-        ("(1;%a%) >= (2;%a%)", "is expected, here is '='"),
+        ("(1;%a%) & (2;%a%)", "joins comparisons"),
+        ("((1;%a%) > (2;%a%)) + 1 > 2", "joins numbers"),
+        ("(x;%a%) > 1", "invalid syntax at"),
+        ("(1;a) > 1", "invalid syntax at"),
+        ("(1;%a%) >= (2;%a%)", "got '='"),
     ],
 )
 def test_what_is_wrong_with_a_formula_is_said(text: str, wrong: str) -> None:
