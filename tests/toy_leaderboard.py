@@ -17,13 +17,13 @@ from antlm_bench.errors import DataError
 from antlm_bench.exports import leaderboard
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import SuiteSpec
-from antlm_bench.suites.task_types import Suite, read_spec
+from antlm_bench.suites.task_types import Suite, read_declaration_file
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
 DECLARED = {
     name: spec
     for name, path in catalog("tasks").items()
-    if isinstance(spec := read_spec(path), SuiteSpec)
+    if isinstance(spec := read_declaration_file(path), SuiteSpec)
 }
 SPECS = {
     name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone
@@ -156,7 +156,7 @@ def finetuned(
 
 def official(suite: str, task: str, preset: str) -> dict[str, Any]:
     """Hyper-parameters of a cell that was finetuned by a preset."""
-    spec = read_spec(catalog("tasks")[suite])
+    spec = read_declaration_file(catalog("tasks")[suite])
     assert isinstance(spec, ClassificationSpec)
     return {
         "training": spec.resolve_training(task, preset).model_dump(mode="json"),

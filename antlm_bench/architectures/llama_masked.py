@@ -25,8 +25,8 @@ class LlamaForMaskedLM(LlamaForCausalLM):
     """
 
     def __init__(self, config: Any) -> None:
-        card = getattr(config, "antlm_bench", None)
-        if not isinstance(card, dict) or "full" not in card.get("attends", []):
+        training = getattr(config, "antlm_bench", None)
+        if not isinstance(training, dict) or "full" not in training.get("attends", []):
             raise ValueError(
                 "this Llama was trained to attend causally: open it with AutoModelForCausalLM"
             )

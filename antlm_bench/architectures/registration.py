@@ -21,7 +21,7 @@ from typing import Any
 from antlm_bench.architectures.records import ARCHITECTURES, find_architecture, load_target
 from antlm_bench.errors import CheckpointError
 
-CARD_KEY = "antlm_bench"  # the key of config.json that says which way a checkpoint of ours attends
+TRAINING_KEY = "antlm_bench"  # key of config.json: how `train` trained a checkpoint
 AUTO_MODULE = "transformers.models.auto.configuration_auto"
 ENTRY_POINTS = ("from_pretrained", "for_model")
 
@@ -83,10 +83,10 @@ def add_remote_code(folder: Path) -> bool:
 
 def _carried_classes(config: Any) -> dict[str, str]:
     """Auto class -> "module:class" of the classes whose file a checkpoint carries; {} for none."""
-    architecture, card = find_architecture(config.get("model_type")), config.get(CARD_KEY)
+    architecture, training = find_architecture(config.get("model_type")), config.get(TRAINING_KEY)
     if architecture is None:
         return {}
-    attends = card.get("attends", []) if isinstance(card, dict) else []
+    attends = training.get("attends", []) if isinstance(training, dict) else []
     needed = not architecture.is_from_library or "full" in attends
     return architecture.own_classes if needed else {}
 

@@ -11,10 +11,10 @@ from antlm_bench.checkpoints.loader import (
     open_checkpoint,
     with_bf16_body,
 )
-from antlm_bench.checkpoints.resolve import CARD_KEY, OpenOptions, expand_refs, hash_weights
+from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs, hash_weights
 
 __all__ = [
-    "CARD_KEY",
+    "TRAINING_KEY",
     "Backbone",
     "Checkpoint",
     "OpenOptions",

@@ -13,9 +13,9 @@ import transformers
 from antlm_bench.checkpoints import pretrained
 from antlm_bench.checkpoints.loader import (
     Checkpoint,
-    LoadedFiles,
+    LoadedModel,
     build_checkpoint,
-    probe_model,
+    detect_capabilities,
     self_test_on_opening,
 )
 from antlm_bench.checkpoints.resolve import CheckpointSources, OpenOptions
@@ -26,7 +26,8 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     """Open a transformers model and its tokenizer.
 
     The model keeps its device, dtype and weights; no layer is replaced, so it may be trained on
-    between two calls. options: bos, max_length and batch_tokens count.
+    between two calls. Of `options`, only bos, max_length and
+    batch_tokens are used.
 
     Raises UsageError (objects of another kind, a tokenizer with dropout) and CheckpointError (a
     model without a language-model head, one that sees later tokens, a failed self-test).
@@ -39,9 +40,9 @@ def open_model(model: Any, tokenizer: Any, options: OpenOptions | None = None) -
     config.architectures = [class_name]
     source = Path(class_name)
     kind = pretrained.detect_kind(config, source)
-    files = LoadedFiles(name, CheckpointSources(source, source), kind, model, tokenizer)
+    untested = LoadedModel(name, CheckpointSources(source, source), kind, model, tokenizer)
     with pretrained.silence_transformers(), evaluation_mode(model):
-        loaded = probe_model(files, options, model.device)
+        loaded = detect_capabilities(untested, options, model.device)
         checkpoint = build_checkpoint(loaded, options.batch_tokens)
         checkpoint.metadata |= {"name": name, "architecture": class_name, "kind": kind}
         self_test_on_opening(checkpoint, loaded)

@@ -1,8 +1,10 @@
-"""Open a folder or hub id as a LanguageModel, with a record of everything found about it.
+"""Open a folder or hub id as a LanguageModel, with a record of everything found out about it.
 
-Nothing is assumed that can be tried: which specials the tokenizer adds, whether the weights fill
-the whole model, whether packed rows give the same numbers as plain ones. Weights come from
-safetensors only and code from transformers only, unless the user allows more.
+Opening is: load the model (`load_checkpoint`), put it on an engine (`build_checkpoint`), run the
+self-test. The loader tests the model and does not assume: which special tokens the tokenizer adds,
+whether the weights fill the whole model, whether rows that share prefixes give the same scores as
+separate rows. Weights come from safetensors only and code from transformers only, unless the user
+allows more.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import nn
 from antlm_bench.checkpoints import forward_trials, pretrained, resolve
 from antlm_bench.checkpoints.adapters import adapter_metadata, merge_adapter
 from antlm_bench.checkpoints.resolve import (
-    CARD_KEY,
+    TRAINING_KEY,
     CheckpointSources,
     OpenOptions,
     hash_weights,
@@ -59,6 +61,25 @@ from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS_NOTE
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
 
+KEY_METADATA = (
+    "weights",
+    "config",
+    "tokenizer",
+    "architecture",
+    "dtype",
+    "max_length",
+    "bos",
+    "specials",
+    # Only some checkpoints have these.
+    "code",
+    "scored_specials",
+    "base_weights",
+    "adapter_weights",
+    "adapter_config",
+    "allowed",
+    "original_layout",
+)
+"""Metadata that a score depends on, in the order of the content key."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,15 +89,22 @@ class Checkpoint:
 
     name: str
     kind: str
+    """causal or masked."""
     attends: frozenset[str]
+    """The attentions ("causal", "full") that the model can run with."""
     eos: str
+    """The EOS token as text; "None" without one."""
     mask_id: int | None
     max_length: int | None
+    """Tokens per row; None = unlimited."""
     engine: Engine
     encoders: Mapping[str, TextEncoder]
+    """Attention -> the tokenizer with its special tokens and limits."""
     trained_methods: tuple[str, ...] = ()
+    """Scoring methods that config.json records for the training, the default first."""
     metadata: dict[str, Any] = field(default_factory=dict)
     no_mask_reason: str = ""
+    """Why `mask_id` is None; "" where it is not."""
 
     def encode(
         self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
@@ -99,20 +127,20 @@ class Checkpoint:
         )
 
     def decode_token(self, token: int) -> str:
-        """A token as text."""
+        """Return a token as text."""
         return str(next(iter(self.encoders.values())).tokenizer.decode(token))
 
     @property
     def methods(self) -> list[str]:
-        """The names of the methods that it can be scored with, the default first: the methods on
-        its card, then the others.
+        """Names of the scoring methods that the checkpoint supports. The methods of its training
+        come first; the first of all is the default.
         """
         names = supported_methods(self)
         trained = [name for name in self.trained_methods if name in names]
         return [*trained, *(name for name in names if name not in trained)]
 
-    def with_bos_before_context(self, bos: str) -> Checkpoint:
-        """Return the checkpoint with another BOS policy for causal texts that have a context."""
+    def with_context_bos_policy(self, bos: str) -> Checkpoint:
+        """Return a copy with another BOS policy for causal texts that have a context."""
         encoders = dict(self.encoders)
         if (causal := encoders.get("causal")) is not None:
             encoders["causal"] = ContextEncoder(
@@ -121,8 +149,8 @@ class Checkpoint:
         return replace(self, encoders=encoders)
 
     def with_scored_eos(self, rule: EosRule) -> Checkpoint:
-        """Return the same checkpoint with the specials after causal texts scored
-        (scoring.text.with_scored_eos).
+        """Return a copy that also scores the special tokens that the tokenizer appends to causal
+        texts (scoring.text.with_scored_eos).
         """
         causal = self.encoders.get("causal")
         if causal is None or (changed := with_scored_eos(causal, rule)) is causal:
@@ -134,17 +162,17 @@ class Checkpoint:
         )
 
     def doctor_facts(self) -> Mapping[str, object]:
-        """Return the facts that `doctor` shows."""
+        """Return the metadata that `doctor` shows."""
         notes = [note for method in self.methods for note in self.notes(method)]
         if not self.methods:
             return {**self.metadata, "methods": f"none: {self.no_mask_reason}"}
         methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"
         if self.no_mask_reason and "full" in self.attends:
-            methods += f"; none that hides tokens: {self.no_mask_reason}"
+            methods += f"; no masked method: {self.no_mask_reason}"
         return {**self.metadata, **({"words": notes[0]} if notes else {}), "methods": methods}
 
     def notes(self, method: str) -> tuple[str, ...]:
-        """Return what a reader of scores under this method must know of the tokenizer."""
+        """Return notes about the tokenizer that qualify scores under this method."""
         if not METHODS[method].needs_words or self.encoders["full"].text_tokenizer.has_word_ids:
             return ()
         return (WORDS_FROM_OFFSETS_NOTE,)
@@ -173,8 +201,8 @@ def build_checkpoint(
 ) -> Checkpoint:
     """Put a loaded model on an engine.
 
-    dtype: cast the weights to it, and swap in faster CPU layers that hold copies of them. None =
-    leave the model as it is, since it belongs to the caller.
+    dtype: cast the weights to it, and replace CPU layers by faster ones, which copy the weights.
+    None = do not modify the model, because the caller owns it.
     """
     model, tokenizer, limit = loaded.model, loaded.tokenizer, loaded.max_length
     vocab_size = pretrained.usable_vocab_size(model)
@@ -204,20 +232,22 @@ def build_checkpoint(
 def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> None:
     """Run the self-test and record it. Raises CheckpointError as `run_self_test`.
 
-    A model need not run with the attention that it was not made for: where the self-test fails with
-    that one only, it is not offered.
+    If it fails only with an attention that the model was not trained with, that attention is
+    removed from `checkpoint.attends`, and nothing is raised.
     """
     texts = trial_texts(loaded.tokenizer)
-    own = {
+    trained_attentions = {
         loaded.forward_config.native_attention,
-        *_training_card(checkpoint.engine.model.config).get("attends", []),
+        *_training_metadata(checkpoint.engine.model.config).get("attends", []),
     }
-    result = run_self_test(checkpoint, texts, own & checkpoint.attends, max_predictions=6)
-    if others := checkpoint.attends - own:
+    result = run_self_test(
+        checkpoint, texts, trained_attentions & checkpoint.attends, max_predictions=6
+    )
+    if others := checkpoint.attends - trained_attentions:
         try:
             run_self_test(checkpoint, texts, others, max_predictions=6)
         except CheckpointError:
-            checkpoint.attends &= own
+            checkpoint.attends &= trained_attentions
     checkpoint.metadata |= {
         "shortcuts": checkpoint.engine.shortcuts,
         "self_test": result.to_record(),
@@ -226,11 +256,11 @@ def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> No
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """A checkpoint in fp32 on its device, and what is known about it."""
+    """A model in fp32 on its device, with what opening found out about it."""
 
     name: str
     sources: CheckpointSources
-    """Where its parts lie."""
+    """Folders of the model, the tokenizer and the adapter."""
     kind: str
     """causal or masked."""
     model: Any
@@ -238,9 +268,9 @@ class LoadedCheckpoint:
     forward_config: ForwardConfig
     max_length: int | None
     specials: Mapping[str, Specials]
-    """Attention that it can run with -> the special tokens around a text."""
+    """Attention that the model can run with -> the special tokens around a text."""
     trained_methods: tuple[str, ...]
-    """The methods on its card, the default first."""
+    """Scoring methods that config.json records for the training, the default first."""
     allowed: AllowedMismatches
     """Tensors that did not fit and were allowed."""
     mask_id: int | None
@@ -248,8 +278,8 @@ class LoadedCheckpoint:
     """Why `mask_id` is None; "" where it is not."""
 
 
-class LoadedFiles(NamedTuple):
-    """A model and its tokenizer before anything is tried on them."""
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer before any trial forward."""
 
     name: str
     sources: CheckpointSources
@@ -262,7 +292,8 @@ class LoadedFiles(NamedTuple):
 def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> LoadedCheckpoint:
     """Load what scoring and finetuning both need. Raises as `open_checkpoint`.
 
-    try_engine: try how our engine can run the model; another engine does not need that.
+    try_engine: find out by trial forwards how our engine can run the model. False for another
+    engine.
     """
     if options.dtype not in DTYPES:
         raise UsageError(
@@ -273,7 +304,9 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
     device = pretrained.resolve_device(options.device)
     keep_freed_memory()
     sources = locate_sources(ref, options)
-    sources = replace(sources, notes=sources.notes + check_other_weight_sets(sources.base, options))
+    # Raises if two sets of weight files disagree; returns notes on which was chosen.
+    weight_notes = check_other_weight_sets(sources.base, options)
+    sources = replace(sources, notes=sources.notes + weight_notes)
     name = display_name(ref, options)
     config = pretrained.load_config(sources.base, options)
     kind = pretrained.detect_kind(config, sources.base)
@@ -281,76 +314,83 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
     model, allowed = pretrained.load_checked_model(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
-    files = LoadedFiles(name, sources, kind, model, tokenizer, allowed)
-    return probe_model(files, options, device, try_engine)
+    loaded = LoadedModel(name, sources, kind, model, tokenizer, allowed)
+    return detect_capabilities(loaded, options, device, try_engine)
 
 
-def probe_model(
-    files: LoadedFiles, options: OpenOptions, device: torch.device, try_engine: bool = True
+def detect_capabilities(
+    loaded: LoadedModel, options: OpenOptions, device: torch.device, try_engine: bool = True
 ) -> LoadedCheckpoint:
-    """Move a model to its device and find out by trying how it can be run.
+    """Move a model to its device and find out by trial forwards how it can be run.
 
-    options: bos, max_length and lengths count. Raises CheckpointError for a model that sees later
-    tokens or depends on chance, and for special tokens without an embedding.
+    Of `options`, only bos, max_length and lengths are used. Raises CheckpointError for a causal
+    model that sees later tokens or whose forward depends on chance, and for special tokens without
+    an embedding.
     """
-    model, tokenizer, config = files.model, files.tokenizer, files.model.config
-    limit = _resolve_max_length(files, options)
+    model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
+    limit = _resolve_max_length(loaded, options)
     if model.device != device:
         model = model.to(device)
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    mask_id, no_mask_reason = find_mask_token(tokenizer, embeddings)
-    own: Attention = "causal" if files.kind == "causal" else "full"
-    forward_config = ForwardConfig(config._attn_implementation, own)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    mask_id, no_mask_reason = find_mask_token(tokenizer, num_embeddings)
+    native_attention: Attention = "causal" if loaded.kind == "causal" else "full"
+    forward_config = ForwardConfig(config._attn_implementation, native_attention)
     if try_engine:
         ids = special_ids(tokenizer)
-        forward_config = forward_trials.detect_forward_config(model, files.kind, files.name, ids)
-    card = _training_card(config)
-    attends = {own, *_other_attentions(forward_config, card, mask_id is not None)}
-    own_attentions = {own, *card.get("attends", [])}
+        forward_config = forward_trials.detect_forward_config(model, loaded.kind, loaded.name, ids)
+    training = _training_metadata(config)
+    trained_attentions = {native_attention, *training.get("attends", [])}
+    others = _other_attentions(forward_config, training, mask_id is not None)
+    attends = {native_attention, *others}
     return LoadedCheckpoint(
-        name=files.name,
-        sources=files.sources,
-        kind=files.kind,
+        name=loaded.name,
+        sources=loaded.sources,
+        kind=loaded.kind,
         model=model,
         tokenizer=tokenizer,
         forward_config=forward_config,
         max_length=limit,
         specials=_specials_by_attention(
-            tokenizer, attends, own_attentions, options.bos, embeddings
+            tokenizer, attends, trained_attentions, options.bos, num_embeddings
         ),
-        trained_methods=tuple(card.get("methods", [])),
-        allowed=files.allowed,
+        trained_methods=tuple(training.get("methods", [])),
+        allowed=loaded.allowed,
         mask_id=mask_id,
         no_mask_reason=no_mask_reason,
     )
 
 
-def _resolve_max_length(files: LoadedFiles, options: OpenOptions) -> int | None:
-    """Return the longest row, and check that a causal model is causal. The trials leave the model
-    as it was: BigBird gives up sparse attention after one short row.
+def _resolve_max_length(loaded: LoadedModel, options: OpenOptions) -> int | None:
+    """Return the maximum length of a row in tokens, and check that a causal model is causal.
+
+    The model's state is restored after the trial forwards, because some change it: BigBird turns
+    off sparse attention after one short row.
     """
-    model = files.model
+    model = loaded.model
     state = ModelState.capture(model)
-    limit = pretrained.resolve_max_length(model, files.tokenizer, options.max_length)
+    limit = pretrained.resolve_max_length(model, loaded.tokenizer, options.max_length)
+    # "positions": BabyLM's code ignores the declared limit.
     if options.lengths == "positions" and options.max_length is None:
         limit = pretrained.max_runnable_length(model, limit)
-    if files.kind == "causal":
-        forward_trials.check_causality(model, files.sources.base)
+    if loaded.kind == "causal":
+        forward_trials.check_causality(model, loaded.sources.base)
     state.restore()
     return limit
 
 
 def _other_attentions(
-    forward_config: ForwardConfig, card: Mapping[str, Sequence[str]], has_mask: bool
+    forward_config: ForwardConfig, training: Mapping[str, Sequence[str]], has_mask: bool
 ) -> set[str]:
-    """Return the attentions beside its own that a model can be tried with: those on its card, or
-    without a card full attention for a causal model with a mask token, which may be a hybrid.
+    """Return the attentions to try besides the native one.
+
+    With training metadata: those that it lists. Without: full attention, if a causal model has a
+    mask token, because it may have been trained with both objectives (as GPT-BERT).
     """
     if forward_config.layout != "packed" and not forward_config.masks:
         return set()
-    if not card and has_mask and forward_config.native_attention == "causal":
+    if not training and has_mask and forward_config.native_attention == "causal":
         return {"full"}
-    return {"causal", "full"} & set(card.get("attends", []))
+    return {"causal", "full"} & set(training.get("attends", []))
 
 
 def display_name(ref: str, options: OpenOptions) -> str:
@@ -365,12 +405,16 @@ def display_name(ref: str, options: OpenOptions) -> str:
 
 
 def _specials_by_attention(
-    tokenizer: Any, attends: set[str], own_attentions: set[str], bos_policy: str, embeddings: int
+    tokenizer: Any,
+    attends: set[str],
+    trained_attentions: set[str],
+    bos_policy: str,
+    num_embeddings: int,
 ) -> dict[str, Specials]:
-    """Return the specials of a text under each attention.
+    """Return the special tokens of a text under each attention.
 
-    An attention is left out where its specials have no embedding, unless it is the model's own:
-    then CheckpointError is raised.
+    An attention whose special tokens have no embedding is left out; CheckpointError if the model
+    was trained with it.
     """
     specials = {
         attention: build_specials(tokenizer, _as_attention(attention), bos_policy)
@@ -378,35 +422,37 @@ def _specials_by_attention(
     }
     for attention in list(specials):
         try:
-            check_specials(tokenizer, specials[attention], embeddings)
+            check_specials(tokenizer, specials[attention], num_embeddings)
         except CheckpointError:
-            if attention in own_attentions:
+            if attention in trained_attentions:
                 raise
             del specials[attention]
     return specials
 
 
 def special_ids(tokenizer: Any) -> list[int]:
-    """Return the ids of the tokens that a row may hold beside those of its text."""
+    """Return the ids of the special tokens that the tokenizer defines."""
     names = ("pad", "mask", "bos", "eos", "cls", "sep", "unk")
     ids = {getattr(tokenizer, f"{name}_token_id", None) for name in names}
     return sorted(i for i in ids if i is not None)
 
 
-def _training_card(config: Any) -> dict[str, list[str]]:
-    """Return the lists on the card of a checkpoint of ours ("attends", "methods"); {} without."""
-    card = getattr(config, CARD_KEY, None)
-    entries = card.items() if isinstance(card, dict) else ()
+def _training_metadata(config: Any) -> dict[str, list[str]]:
+    """Return the lists that `train` stored in config.json ("attends", "methods"); {} if there are
+    none.
+    """
+    stored = getattr(config, TRAINING_KEY, None)
+    entries = stored.items() if isinstance(stored, dict) else ()
     return {str(key): list(map(str, value)) for key, value in entries if isinstance(value, list)}
 
 
 def _folder_display_name(folder: Path) -> str:
-    """Return the folder's name, and for BabyLM's `main` that of the folder around it."""
+    """Return the folder's name; for a folder `main` (BabyLM's revisions), its parent's name."""
     return folder.name if folder.name != "main" else folder.parent.name
 
 
 def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions) -> dict[str, Any]:
-    """Return the facts that a run's manifest keeps, in the order in which `doctor` shows them."""
+    """Return the metadata that a run's manifest keeps, in the order in which `doctor` shows it."""
     model, tokenizer = loaded.model, loaded.tokenizer
     metadata = {
         "name": loaded.name,
@@ -431,7 +477,8 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
         "specials": {
             a: _format_specials(tokenizer, specials) for a, specials in loaded.specials.items()
         },
-        # Under the policies of official code, so that `submit` can tell whether they would differ.
+        # The special tokens under each BOS policy of the official pipelines: `submit` compares them
+        # with those that were used.
         "specials_under": {
             policy: {
                 a: _format_specials(tokenizer, build_specials(tokenizer, _as_attention(a), policy))
@@ -444,10 +491,10 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
     }
     if metadata["original_layout"] is None:
         del metadata["original_layout"]
-    card = getattr(model.config, CARD_KEY, None)
-    seen = card.get("words_seen") if isinstance(card, dict) else None
-    if isinstance(seen, int):
-        metadata["words_seen"] = seen  # where a learning curve puts it
+    training = getattr(model.config, TRAINING_KEY, None)
+    words_seen = training.get("words_seen") if isinstance(training, dict) else None
+    if isinstance(words_seen, int):
+        metadata["words_seen"] = words_seen  # the checkpoint's x-value in a learning curve
     if options.tokenizer:
         source = Path(options.tokenizer)
         metadata["tokenizer_source"] = (
@@ -466,7 +513,7 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
 
 
 def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:
-    """Return hash and names of the files with weights; with an adapter, the hashes of both."""
+    """Return hashes and description of the weight files; with an adapter, of both sets."""
     chosen = select_weights(sources.base, options.allow_pickle)
     base = hash_weights(sources.base, options.allow_pickle)
     hashes = (
@@ -479,18 +526,20 @@ def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[s
 
 
 def _format_weight_files(name: str, count: int) -> str:
-    """`model.safetensors.index.json (4 files)`."""
+    """Return `model.safetensors.index.json (4 files)`."""
     return name if count == 1 else f"{name} ({count} files)"
 
 
 def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the same checkpoint with a bf16 body, for `--precision adaptive`. Its LM head is a
-    Bf16LMHead, or fp32 where the model does something to its logits.
+    """Return a copy with a bf16 body, for `--precision adaptive`.
+
+    Its LM head is a Bf16LMHead. It stays in fp32 where there are no bf16 kernels, and for models
+    that change the head's logits (scaling, soft-capping).
     """
     head = copy.deepcopy(checkpoint.engine.model.get_output_embeddings())
     if head is None:
         raise CheckpointError(
-            f"{checkpoint.name} has no output embedding to keep in fp32",
+            f"{checkpoint.name} has no LM head, which --precision adaptive needs",
             hint="use --precision exact",
         )
     bf16_head = (
@@ -500,9 +549,10 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
     )
     model = copy.deepcopy(checkpoint.engine.model)
     pretrained.cast_weights(model, torch.bfloat16)
-    rows = checkpoint.engine.head_rows
-    model.set_output_embeddings(Bf16LMHead(head, rows) if bf16_head else head)
+    head_batch_size = checkpoint.engine.head_rows
+    model.set_output_embeddings(Bf16LMHead(head, head_batch_size) if bf16_head else head)
     if not bf16_head:
+        # The body gives bf16 hidden states; the fp32 head needs fp32 input.
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
     engine = (Bf16HeadEngine if bf16_head else Engine)(
         model, checkpoint.name, checkpoint.engine.forward_config, checkpoint.engine.budget
@@ -520,7 +570,9 @@ class HasMetadata(Protocol):
 
 
 def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return the facts with the scored specials among them: they change scores, and so the key."""
+    """Return metadata that also records which special tokens are scored. They change scores, so
+    they are part of a cell's content key.
+    """
     after, _ = resolve_eos_rule(tokenizer, rule)
     spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
     texts = "texts with a context" if rule == "context" else "texts"
@@ -528,37 +580,16 @@ def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -
 
 
 def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
-    """Return the facts that a score depends on, for a cell's content key."""
-    keys = [
-        *(
-            "weights",
-            "config",
-            "tokenizer",
-            "architecture",
-            "dtype",
-            "max_length",
-            "bos",
-            "specials",
-            "code",
-        ),
-        "scored_specials",
-        *(
-            "base_weights",
-            "adapter_weights",
-            "adapter_config",
-            "allowed",
-            "original_layout",
-        ),  # where there are any
-    ]
+    """Return the metadata that a score depends on, for a cell's content key."""
     return {
         key: json.loads(json.dumps(checkpoint.metadata[key]))
-        for key in keys
+        for key in KEY_METADATA
         if key in checkpoint.metadata
     }
 
 
 def loading_notes(checkpoint: HasMetadata) -> list[str]:
-    """Return what a score must be read with: which weights were read, which tensors did not fit."""
+    """Return notes about loading: which weights were read, which tensors did not match."""
     notes = list(checkpoint.metadata.get("notes", []))
     templates = {
         "unused": "the model does not use {} of the files",
@@ -574,11 +605,14 @@ def loading_notes(checkpoint: HasMetadata) -> list[str]:
 
 
 def _default_batch_tokens(device: torch.device) -> int:
-    """Nodes per forward: few enough to stay near the caches of a CPU, enough to fill a GPU."""
+    """Return the default number of tokens per forward (a shared prefix counts once): small enough
+    for the caches of a CPU, large enough to fill a GPU.
+    """
     return 2048 if device.type == "cpu" else 32_768
 
 
 def _as_attention(name: str) -> Attention:
+    # Narrows a str to the Literal, for the type checker.
     return "causal" if name == "causal" else "full"
 
 

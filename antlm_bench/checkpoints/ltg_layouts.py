@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from antlm_bench.checkpoints.conversion import LAYOUT_OPTION, OWN_CODE_HINT, OriginalCheckpoint
-from antlm_bench.checkpoints.resolve import CARD_KEY, CODE_PATTERNS, first_line, list_files
+from antlm_bench.checkpoints.resolve import CODE_PATTERNS, TRAINING_KEY, first_line, list_files
 from antlm_bench.errors import CheckpointError, UsageError
 
 # What an original name begins with depends on who wrapped the model; the rest is the same for all.
@@ -282,7 +282,7 @@ class GptBertOriginal(LtgFamilyOriginal):
             "layer_weights": any("dwa_modules" in name for name in self.shapes),
             "attention_gate": any("in_proj_vg" in name for name in self.shapes),
             # Whatever a wrapper is called, every GPT-BERT was trained both ways.
-            CARD_KEY: {"attends": ["causal", "full"], "methods": ["mntp", "causal", "fused"]},
+            TRAINING_KEY: {"attends": ["causal", "full"], "methods": ["mntp", "causal", "fused"]},
             "architectures": ["GptBertForMaskedLM"],
         }
 

@@ -51,7 +51,7 @@ class MiniconsCheckpoint:
         """The names of the methods that minicons can score it with, the default first."""
         return [name for name in supported_methods(self) if name in peer_methods(MINICONS)]
 
-    def with_bos_before_context(self, bos: str) -> MiniconsCheckpoint:
+    def with_context_bos_policy(self, bos: str) -> MiniconsCheckpoint:
         """Return the same checkpoint with another BOS policy for causal texts that have a
         context.
         """

@@ -21,9 +21,9 @@ from antlm_bench.weight_files import (
 )
 
 __all__ = [
-    "CARD_KEY",
     "CODE_PATTERNS",
     "TOKENIZER_PATTERNS",
+    "TRAINING_KEY",
     "CheckpointSources",
     "OpenOptions",
     "expand_refs",
@@ -36,8 +36,8 @@ __all__ = [
     "pickled_files",
     "safetensors_files",
 ]  # fmt: skip
-# The key of config.json under which a checkpoint of ours says how it was trained.
-CARD_KEY = "antlm_bench"
+# Key of config.json under which `train` stores how it trained a checkpoint.
+TRAINING_KEY = "antlm_bench"
 SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
 TOKENIZER_PATTERNS = (
     "tokenizer*",

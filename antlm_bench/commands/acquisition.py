@@ -38,7 +38,7 @@ from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.reading_times_spec import ChildVocabularySpec
-from antlm_bench.suites.task_types import find_task_type, read_declaration_as
+from antlm_bench.suites.task_types import find_task_type, read_declaration_of_type
 from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
 
@@ -131,10 +131,10 @@ def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[s
 
     Raises UsageError where the checkpoints are too few for one.
     """
-    suites = [ref for ref in dict.fromkeys(refs) if find_task_type(ref).over_checkpoints]
+    suites = [ref for ref in dict.fromkeys(refs) if find_task_type(ref).needs_checkpoint_series]
     for ref in suites:
         if num_checkpoints < curves.MIN_POINTS:
-            words = read_declaration_as(ref, AcquisitionSpec)[0].words
+            words = read_declaration_of_type(ref, AcquisitionSpec)[0].words
             raise UsageError(
                 f"{ref} is of {curves.MIN_POINTS} or more checkpoints of a model, "
                 f"not of {num_checkpoints}",
@@ -147,7 +147,7 @@ def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[s
 
 def _load_child_data(suite: str) -> _ChildData:
     hint = f"e.g. {DEFAULT_SUITE}; the checkpoints are scored on its words"
-    spec, _ = read_declaration_as(suite, AcquisitionSpec, hint=hint)
+    spec, _ = read_declaration_of_type(suite, AcquisitionSpec, hint=hint)
     words, folder = loader.read_suite_spec(spec.words)
     if words.children is None:
         raise UsageError(f"{spec.words!r} says nothing of children", location=f"{spec.name}: words")

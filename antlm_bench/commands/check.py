@@ -1,4 +1,4 @@
-"""`check`: a run and its baseline in, a verdict out; no model, no torch."""
+"""`check`: judge a run against its baseline. Needs neither a model nor torch."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def check(
     """Judge whether a run is worse than a baseline by more than a margin, suite by suite.
 
     against: a run, its folder, or the name of a saved baseline. margin: how much worse a suite may
-    be, in points (hundredths of a fraction, a correlation or a nat); default what the policy or the
-    suite's TOML says, else 1. group_margin: the same of a phenomenon; default groups are not
-    judged. policy: a TOML of margins by suite and group. suites, methods, allow_mixed: as for
-    `compare`.
+    be, in points; a point is 0.01 of an accuracy, a correlation or a nat. By default the margin of
+    the policy, else of the suite's TOML, else 1 point. group_margin: the same for each phenomenon;
+    a phenomenon without a margin in any of these places is not judged. policy: a TOML of margins by
+    suite and group. methods: pairs (method of the baseline, method of the run). suites,
+    allow_mixed: see `compare`.
 
         result = antlm_bench.check("reports/new", against="main", margin=0.5)
         result.status  # "pass", "regression" or "inconclusive"
 
-    Raises RunError, UsageError, DeclarationError, NotComparable. A regression is a result, no
-    error.
+    Raises RunError, UsageError, DeclarationError, NotComparable. A regression is a result,
+    not an error.
     """
     margins = load_margins(policy, margin, group_margin)
     baseline_run, new_run = runs.open_runs([find_baseline(run_folder(against)), run_folder(run)])
@@ -52,16 +53,23 @@ def check(
     ]:
         hint = f"it holds {', '.join(sorted(existing)) or 'nothing'}"
         raise UsageError(f"the baseline has no suite {unknown[0]!r}", location="--suite", hint=hint)
-    missing, unpaired, shared = _classify_cells(baseline_run, new_run, suites, methods)
+    missing, unpaired, comparable_suites = _classify_cells(baseline_run, new_run, suites, methods)
     comparisons = (
-        compare_runs(baseline_run, new_run, suites=shared, methods=methods, allow_mixed=allow_mixed)
-        if shared
+        compare_runs(
+            baseline_run,
+            new_run,
+            suites=comparable_suites,
+            methods=methods,
+            allow_mixed=allow_mixed,
+        )
+        if comparable_suites
         else []
     )
     names = model_names([baseline_run, new_run])
     run_comparison = RunComparison(
         names[0], names[1], baseline_run.path, new_run.path, tuple(comparisons)
     )
+    # The first source that declares a margin wins: options, policy file, the suite's TOML.
     verdicts = tuple(
         judge(comparison, *margins, load_suite_margins(comparison.suite))
         for comparison in comparisons
@@ -72,13 +80,13 @@ def check(
 def _classify_cells(
     baseline_run: Run, new_run: Run, suites: Sequence[str], methods: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Sort the baseline's cells by what can be done with them.
+    """Split the baseline's (suite, method) cells into missing, unpaired and comparable ones.
 
-    Returns the cells that the new run lacks and those that cannot be paired, as "suite · method",
-    and the names of the suites that can be compared.
+    Returns the cells that the new run lacks and those whose metric has no values per item to pair,
+    as "suite · method", and the names of the suites that can be compared.
     """
     new_cells, method_pairs = group_cells(new_run), dict(methods)
-    missing, unpaired, shared = [], [], []
+    missing, unpaired, comparable_suites = [], [], []
     for (suite, method), cells in group_cells(baseline_run).items():
         if suites and not any(suite_matches(suite, requested) for requested in suites):
             continue
@@ -90,5 +98,5 @@ def _classify_cells(
         elif not is_paired(cells[0].summary.metric):
             unpaired.append(f"{suite} · {new_method}")
         else:
-            shared.append(suite)
-    return missing, unpaired, list(dict.fromkeys(shared))
+            comparable_suites.append(suite)
+    return missing, unpaired, list(dict.fromkeys(comparable_suites))

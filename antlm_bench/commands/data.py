@@ -93,7 +93,9 @@ def list_data_dirs() -> list[CatalogRow]:
 def _single_suite_names() -> list[str]:
     """Return the names of the catalog that do not consist of other suites."""
     specs = {name: read_declaration(name)[0] for name in catalog("tasks")}
-    return [name for name, spec in specs.items() if not TASK_TYPES[spec.task_type].parts(spec, "")]
+    return [
+        name for name, spec in specs.items() if not TASK_TYPES[spec.task_type].members(spec, "")
+    ]
 
 
 def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path | None]]:
@@ -103,8 +105,8 @@ def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path
         if is_pairs_file(name):
             raise UsageError(f"{name!r} is a file of yours: nothing is fetched or published for it")
         spec, folder = read_declaration(name)
-        if parts := TASK_TYPES[spec.task_type].parts(spec, ""):
-            specs |= {part.name: (part, where) for part, where in _resolve_specs(parts)}
+        if members := TASK_TYPES[spec.task_type].members(spec, ""):
+            specs |= {member.name: (member, where) for member, where in _resolve_specs(members)}
         elif hasattr(spec, "data"):
             specs[spec.name] = (spec, folder)
     return list(specs.values())

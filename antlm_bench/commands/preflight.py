@@ -134,14 +134,14 @@ def find_file_problems(name: str, path: Path) -> Iterator[Problem]:
         )
     yield from _find_weight_problems(name, path)
     yield from (Problem(name, message, fix) for message, fix in find_portability_problems(path))
-    card = config.get("antlm_bench") if isinstance(config, dict) else None
-    seen = card.get("words_seen") if isinstance(card, dict) else None
-    if (match := MILESTONE_PATTERN.fullmatch(name)) and isinstance(seen, int):
+    training = config.get("antlm_bench") if isinstance(config, dict) else None
+    words_seen = training.get("words_seen") if isinstance(training, dict) else None
+    if (match := MILESTONE_PATTERN.fullmatch(name)) and isinstance(words_seen, int):
         wanted = int(match[1]) * 1_000_000
-        if abs(seen - wanted) > WORDS_TOLERANCE * wanted:
+        if abs(words_seen - wanted) > WORDS_TOLERANCE * wanted:
             yield Problem(
                 name,
-                f"its card says {seen:,} words seen",
+                f"its config.json records {words_seen:,} words seen",
                 "a milestone is named for words, not for steps",
             )
 

@@ -30,7 +30,7 @@ from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
-from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_of_type
 from antlm_bench.types import (
     Attention,
     Run,
@@ -108,7 +108,7 @@ def _load_collection(ref: str) -> CollectionSpec | None:
     if not ref:
         return None
     hint = "see `antlm-bench list collections`"
-    return read_declaration_as(ref, CollectionSpec, location="--collection", hint=hint)[0]
+    return read_declaration_of_type(ref, CollectionSpec, location="--collection", hint=hint)[0]
 
 
 def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
@@ -276,7 +276,9 @@ def _completion_commands(
     scored: dict[str, list[str]] = {}  # the suites of one command, by its template
     for member, entry in incomplete_members:
         if member.task_type and TASK_TYPES[member.task_type].load:
-            scored.setdefault(TASK_TYPES[member.task_type].completion, []).extend(entry.missing)
+            scored.setdefault(TASK_TYPES[member.task_type].completion_commands, []).extend(
+                entry.missing
+            )
     for template, suites in scored.items():
         names = ",".join(map(shlex.quote, dict.fromkeys(suites)))
         yield template.format(suite=names, tasks="", **options)
@@ -285,7 +287,7 @@ def _completion_commands(
             yield f"{member.name}: nothing here computes {member.suite} yet"
         elif not TASK_TYPES[member.task_type].load:
             names = ",".join(map(shlex.quote, entry.missing))
-            lines = TASK_TYPES[member.task_type].completion.format(
+            lines = TASK_TYPES[member.task_type].completion_commands.format(
                 suite=shlex.quote(member.suite),
                 tasks=f" --task {names}" if entry.task_scores else "",
                 **options,

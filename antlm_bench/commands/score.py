@@ -292,10 +292,10 @@ def _score_suite(
     conventions = (
         options.conventions()
         .for_method(get_method(method_names[0]))
-        .for_suite(suite.reduction, suite.verbatim, task_type.scores_spans)
+        .for_suite(suite.reduction, suite.has_delimiters, task_type.scores_spans)
     )
     if conventions.bos_before_context:
-        checkpoint = checkpoint.with_bos_before_context(conventions.bos_before_context)
+        checkpoint = checkpoint.with_context_bos_policy(conventions.bos_before_context)
     if conventions.eos and not task_type.scores_documents:
         checkpoint = checkpoint.with_scored_eos(conventions.eos)
     _check_supported(checkpoint, suite, task_type, method_names, options)
@@ -426,7 +426,7 @@ def _check_supported(
         )
     if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {task_type.asks_for}, which no other engine answers",
+            f"{suite.name} asks for {task_type.answer_noun}, which no other engine answers",
             location="--engine",
             hint=f"use --engine native{task_type.exact_reason}",
         )

@@ -202,7 +202,7 @@ def _compare_suite(
     task_type = TASK_TYPES[suite.task_type]
     if not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {task_type.asks_for}, not for texts",
+            f"{suite.name} asks for {task_type.answer_noun}, not for texts",
             location="--suite",
             hint="give a suite of choices",
         )

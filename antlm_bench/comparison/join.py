@@ -218,17 +218,17 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
         )
     gold = _to_numpy(arrays["gold"])
     if np.isnan(gold).any():
-        raise RunError("a right answer is no number", location=location, hint=RESCORE_HINT)
+        raise RunError("a gold answer is not a number", location=location, hint=RESCORE_HINT)
     # A level that is missing is reported where it is used (assign_strata).
     missing = {level: (np.full(len(ids), -1, np.int32), ()) for level in cell.summary.macro}
     levels = missing | (_decode_labels(arrays["labels"], location) if "labels" in arrays else {})
-    judged = (
+    task_values = (
         _decode_task_metrics(arrays["judged"], len(ids), location)
         if "judged" in arrays
         else np.empty((len(ids), 0))
     )
     return PredictionTable(
-        ids, gold, **padded, valid=valid, flags=flags, levels=levels, judged=judged
+        ids, gold, **padded, valid=valid, flags=flags, levels=levels, task_values=task_values
     )
 
 
@@ -288,7 +288,7 @@ def _select_rows(table: PredictionTable, ids: tuple[str, ...]) -> PredictionTabl
     rows = np.array([row_of[name] for name in ids], int)
     parts = {
         name: getattr(table, name)[rows]
-        for name in ("gold", "scores", "tokens", "characters", "valid", "judged")
+        for name in ("gold", "scores", "tokens", "characters", "valid", "task_values")
     }
     flags = {name: raised[rows] for name, raised in table.flags.items()}
     levels = {
@@ -312,7 +312,9 @@ def _pad_lists(array: Any, valid: Any, location: str) -> Any:
         np.diff(_to_numpy(array.offsets)), valid.sum(axis=1)
     ):
         raise RunError(
-            "scores, tokens and characters differ in length", location=location, hint=RESCORE_HINT
+            "scores, tokens and characters are of different numbers of options",
+            location=location,
+            hint=RESCORE_HINT,
         )
     column = np.zeros(valid.shape)
     column[valid] = _to_numpy(values)
@@ -320,10 +322,12 @@ def _pad_lists(array: Any, valid: Any, location: str) -> Any:
 
 
 def _decode_task_metrics(array: Any, n: int, location: str) -> Any:
-    """Return the numbers (n, m) that a task's own code makes of each item."""
+    """Return the values (n, m) of a task's own metrics for each item."""
     if len(set(np.diff(_to_numpy(array.offsets)).tolist())) > 1:
         raise RunError(
-            "the judge says more of one item than of another", location=location, hint=RESCORE_HINT
+            "items have different numbers of task metric values (column judged)",
+            location=location,
+            hint=RESCORE_HINT,
         )
     return _to_numpy(array.flatten()).reshape(n, -1)
 

@@ -111,11 +111,11 @@ def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
     except BenchError as error:
         message = f"its reading times are not at hand: {error.message}"
         raise NotComparable(message, location=joined.suite, hint=error.hint or hint) from None
-    if loaded.times is None or loaded.digest != cell.settings.get("suite_digest"):
+    if loaded.reading_times is None or loaded.digest != cell.settings.get("suite_digest"):
         raise NotComparable(
             "its data here is not what was scored", location=joined.suite, hint=hint
         )
-    return loaded.times
+    return loaded.reading_times
 
 
 def _surprisal_columns(table: PredictionTable) -> Mapping[str, Floats]:

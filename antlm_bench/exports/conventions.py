@@ -27,7 +27,7 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
 from antlm_bench.suites.spec import SuiteSpec
-from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_of_type
 from antlm_bench.types import Cell, Run
 
 MAX_COMMANDS_SHOWN = 4
@@ -224,7 +224,7 @@ def _finetuning_deviations(board: LeaderboardSpec, cell: Cell) -> Iterator[str]:
     """Yield differences from the official finetuning: hyper-parameters, rows, training set."""
     settings = cell.settings
     suite, _, task = cell.suite.partition(".")
-    spec, _ = read_declaration_as(suite, ClassificationSpec)
+    spec, _ = read_declaration_of_type(suite, ClassificationSpec)
     official = spec.resolve_training(task, board.finetune).model_dump(mode="json")
     preset = spec.preset[board.finetune]
     if "training" not in settings:

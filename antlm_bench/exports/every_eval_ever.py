@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ SCHEMA_VERSION = "0.3.0"
 
 
 def build_record(run: Run) -> dict[str, Any]:
-    """Return the record of a run: every cell's headline and groups."""
+    """Return the record of a run: a result per suite, method and seed, and one per item group."""
     model, created = run.manifest.model, run.manifest.created
     name = str(model.get("name", ""))
     seconds = str(datetime.fromisoformat(created).timestamp())
@@ -51,8 +51,8 @@ def build_record(run: Run) -> dict[str, Any]:
 
 def file_name(run: Run) -> str:
     """Return <uuid>.json, the same for the same record."""
-    about = json.dumps([str(run.manifest.model.get("weights")), run.manifest.created])
-    return f"{uuid.uuid5(uuid.NAMESPACE_URL, about)}.json"
+    identity = json.dumps([str(run.manifest.model.get("weights")), run.manifest.created])
+    return f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json"
 
 
 def _build_results(cell: Cell) -> Iterator[dict[str, Any]]:
@@ -62,12 +62,22 @@ def _build_results(cell: Cell) -> Iterator[dict[str, Any]]:
         cell,
         name,
         cell.summary.headline,
-        ("average over " + ", then ".join(cell.summary.macro[::-1]))[:200],
+        _describe_average(cell.summary.macro),
     )
     for group in cell.summary.groups:
         yield _build_result(
             cell, f"{name}: {_group_path(group)}", group.estimate, f"one {group.level}"
         )
+
+
+def _describe_average(macro_levels: Sequence[str]) -> str:
+    """Return over what a headline averages, innermost level first, in the schema's 200 characters.
+
+    macro_levels: outermost first; () = there is one value over all items.
+    """
+    if not macro_levels:
+        return "over all items"
+    return ("average over " + ", then ".join(macro_levels[::-1]))[:200]
 
 
 def _group_path(group: Group) -> str:
@@ -78,7 +88,7 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
     metric = get_metric_spec(cell.summary.metric)
     lowest, highest = metric.value_range if metric.is_bounded else (0.0, 1.0)
     interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
-    counted = {**estimate.flags} | {
+    details = {**estimate.flags} | {
         "method": cell.method,
         "suite_version": cell.settings.get("suite_version"),
     }
@@ -90,23 +100,22 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
             "metric_id": metric.name,
             "lower_is_better": metric.lower_is_better,
             "score_type": "continuous",
-            # Where a metric has no bounds, what was seen.
+            # The schema requires bounds. A metric without them gets 0..1, widened to its interval.
             "min_score": min(lowest, estimate.low),
             "max_score": max(highest, estimate.high),
         },
         "score_details": {
             "score": estimate.value,
-            "details": _to_strings(counted),
+            "details": _to_strings(details),
             "uncertainty": {"confidence_interval": interval, "num_samples": estimate.n},
         },
     }
 
 
 def _source_data(cell: Cell) -> dict[str, Any]:
-    """Where the suite's data come from: its homepage, where we ship the suite; else a data set of
-    the user's own.
-    """
+    """Return the source of the suite's data: its homepage if we ship the suite."""
     suite = cell.suite
+    # A finetuned cell is named after a task of a collection, which is the declared suite.
     name = suite if cell.seed is None else cell.finetuned_task[0]
     page = read_declaration(name)[0].homepage if name in catalog("tasks") else ""
     if page:
@@ -115,5 +124,5 @@ def _source_data(cell: Cell) -> dict[str, Any]:
 
 
 def _to_strings(values: Mapping[str, object]) -> dict[str, str]:
-    """Return the values as texts, which the schema requires of details; None is left out."""
+    """Return the values as strings, because the schema requires them; None is left out."""
     return {name: str(value) for name, value in values.items() if value is not None}

@@ -17,7 +17,7 @@ from antlm_bench.errors import BenchError, DataError
 from antlm_bench.exports.leaderboard import PartSpec
 from antlm_bench.exports.leaderboard_answers import option_text
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.task_types import Suite, read_declaration_as
+from antlm_bench.suites.task_types import Suite, read_declaration_of_type
 
 NAN_ALLOWED_KEYS = ("surprisal", "prev_pred")
 """Of a text that does not fit the model; of the word before a sentence's first."""
@@ -141,7 +141,7 @@ def _check_ids(value: Any, location: str) -> None:
 
 def _check_labels(value: Any, suite: str, location: str) -> None:
     """Raise DataError unless ids are running numbers and labels are classes of the task."""
-    spec, _ = read_declaration_as(suite, ClassificationSpec)
+    spec, _ = read_declaration_of_type(suite, ClassificationSpec)
     for task, index, row in _iter_answers(value):
         if task not in spec.task:
             continue

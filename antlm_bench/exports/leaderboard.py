@@ -1,8 +1,8 @@
-"""Leaderboards as data: which suites and checkpoints the file holds, and its JSON Schema.
+"""Declarations of leaderboards: which suites and checkpoints a submission file contains.
 
 A leaderboard is exports/leaderboards/<name>.toml (which of our suites goes where) and
-exports/schemas/<name>.json (the official file's keys and exact counts). A new year is two such
-files and no line of Python.
+exports/schemas/<name>.json (the JSON Schema of the submission file: its keys and exact counts). A
+new year is two such files and no line of Python.
 """
 
 from __future__ import annotations
@@ -21,32 +21,37 @@ HERE = Path(__file__).resolve().parent
 AnswerFormat = Literal[
     "scored", "continuation", "sentence", "share", "class", "surprisal", "curves", "headline"
 ]
-"""How an answer stands in the file.
+"""Format of a part's answers in the submission file.
 
-scored: the scored part of the chosen text; continuation: the same as lm-eval requests it; sentence:
-the whole text; share: the scored part, and the first option's softmax share; class: the index of
-the class; surprisal: the surprisals of a word and of the word before it. Not of single answers:
-curves, the surprisals of words in contexts at every milestone; headline, the number made of them.
+scored: the scored part of the chosen text.
+continuation: the continuation of the lm-eval request, with its leading space.
+sentence: the whole chosen text.
+share: the scored part of the chosen text, and the first option's probability (softmax over scores).
+class: the index of the chosen class.
+surprisal: the surprisals of a word and of the word before it.
+curves: the surprisal of each word in each context at every milestone.
+headline: one number, computed from the curves.
 """
 
 
 class PartSpec(Declaration):
-    """One key of the file."""
+    """One part of the submission file: a key and what it holds."""
 
     key: str
     suite: str = ""
-    """Our suite. "" = none: `hint` says what makes the part."""
+    """Suite that provides the answers; "" = we cannot compute them (see `hint`)."""
     writes: AnswerFormat = "scored"
     tracks: TomlTuple[str] = ()
-    """The tracks that have the part; () = all."""
+    """Tracks whose files have the part; () = all."""
     by: str = ""
-    """The label whose values are the keys of the answers; "" = the finest groups."""
+    """Label level whose values are the subkeys of the part; "" = the suite's finest level."""
     names: dict[str, str] = {}  # noqa: RUF012  (pydantic copies it)
-    """Of milestones: our group -> its name in the file; {} = the finest groups, or `key` for a
-    suite without groups."""
+    """For parts under `milestones_in`: our group -> its subkey. {} = our names of the finest
+    groups, or `key` for a suite without groups."""
     hint: str = ""
+    """Tells the user which tool makes a part without a suite."""
     shapes: dict[str, TomlTuple[int]] = {}  # noqa: RUF012  (pydantic copies it)
-    """Of a part with nested lists of numbers: key -> their lengths."""
+    """For parts that hold nested lists of numbers: subkey -> shape of the array."""
 
 
 class TrackSpec(Declaration):
@@ -54,32 +59,34 @@ class TrackSpec(Declaration):
 
     names: TomlTuple[str]
     milestones: TomlTuple[int] = ()
-    """Millions of words seen, in the order of the file; () = the file holds none."""
+    """Millions of words seen, in the order of the file; () = the file has no milestones."""
 
 
 class LeaderboardSpec(Declaration):
-    """A leaderboard's file."""
+    """What the submission file of one leaderboard contains."""
 
     year: str
     title: str
     source: str
     """The official collator that the file imitates."""
     file: str
+    """Template of the file's name, with {name} or {method}."""
     ties: TieRule
-    """Which of several best options the official code answers with."""
+    """How the official code breaks ties between the best options."""
     seed: int
     """Seed of the official finetuning script."""
     methods: TomlTuple[str]
-    """The backends of the official code, as our methods."""
+    """Our scoring methods that correspond to the backends of the official code."""
     finetune: str
-    """The preset that is the official finetuning."""
+    """Name of the preset that reproduces the official finetuning."""
     absent: Literal["omit", "null"]
-    """What stands for a missing part, where that is allowed."""
+    """How a partial file (`--allow-partial`) shows a missing part: no key, or null."""
     track: TomlTuple[TrackSpec]
     part: TomlTuple[PartSpec]
     fast: TomlTuple[PartSpec] = ()
-    """The parts that `milestones_in` holds of every milestone."""
+    """Parts of the fast evaluation, reported once per milestone under `milestones_in`."""
     milestones_in: str = ""
+    """Key of the file that holds the results of the milestones; "" = none."""
     notes: TomlTuple[str] = ()
 
     @property
@@ -96,7 +103,7 @@ class LeaderboardSpec(Declaration):
         raise UsageError(f"unknown track {track!r}", location="--track", hint=hint)
 
     def parts(self, track: str) -> tuple[PartSpec, ...]:
-        """Return the parts that a track's file has."""
+        """Return the parts of a track's file."""
         return tuple(part for part in self.part if not part.tracks or track in part.tracks)
 
 
@@ -105,7 +112,7 @@ def load_leaderboard(year: str) -> LeaderboardSpec:
     known = list_years()
     if year not in known:
         hint = f"known years: {', '.join(known)}"
-        raise UsageError(f"no leaderboard of {year!r} is known", location="--year", hint=hint)
+        raise UsageError(f"unknown year {year!r}", location="--year", hint=hint)
     return read_toml(HERE / "leaderboards" / f"babylm-{year}.toml", LeaderboardSpec)
 
 
@@ -124,15 +131,15 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def expected_subkeys(name: str, key: str) -> int | None:
-    """Return how many subkeys of one answer each the official file holds under `key`, where their
-    names are not fixed."""
+    """Return the number of subkeys under `key`, each with one answer, if the schema fixes only
+    their number; else None."""
     number: int | None = schema(name)["properties"].get(key, {}).get("minProperties")
     return number
 
 
 def expected_counts(name: str, key: str) -> dict[str, int]:
-    """Return how many predictions the official file holds under each subkey of `key`, as far as the
-    schema says."""
+    """Return subkey of `key` -> number of its predictions, for the subkeys whose number the schema
+    fixes."""
     part = schema(name)["properties"].get(key, {})
     return {
         subkey: inner["properties"]["predictions"]["minItems"]
@@ -146,7 +153,7 @@ def validate_document(
 ) -> None:
     """Validate a document against the schema of that name. DataError names the first wrong key.
 
-    missing_keys: (dotted) keys that may be missing; everything else must be there, and right.
+    missing_keys: (dotted) keys that may be missing; all others are required.
     """
     from jsonschema import Draft202012Validator
 
@@ -155,13 +162,14 @@ def validate_document(
         if error.validator == "required":
             required = (key for key in error.validator_value if key not in error.instance)
             absent = [f"{location}.{key}".removeprefix(".") for key in required]
+            # An absent key is allowed if it is, or contains, a key that may be missing.
             if all(any(f"{m}.".startswith(f"{key}.") for m in missing_keys) for key in absent):
                 continue
         message = error.message
         if len(message) >= 200:
             message = f"{message[:120]} ... ({error.validator})"
         raise DataError(
-            f"not as {name}.json has it: {message}",
+            f"does not match the schema {name}.json: {message}",
             location=location or "the document",
-            hint=f"the schema: antlm_bench/exports/schemas/{name}.json",
+            hint=f"see antlm_bench/exports/schemas/{name}.json",
         )

@@ -14,7 +14,7 @@ import numpy as np
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     assign_strata,
-    choice_shares,
+    choice_weights,
     gold_indices,
 )
 from antlm_bench.statistics import macro_weights
@@ -34,7 +34,7 @@ that of 2026 draws, unseeded."""
 def choose_options(table: PredictionTable, rule: TieRule, reduction: str) -> Ints:
     """Return the option (n,) that is answered. An item that does not fit the model was not scored,
     and is answered with a wrong option."""
-    chosen = choice_shares(table, rule, reduction).argmax(axis=1)
+    chosen = choice_weights(table, rule, reduction).argmax(axis=1)
     wrong = (table.gold == 0).astype(int)  # of ratings no option is wrong, and any will do
     return np.asarray(np.where(table.get_flag("too-long"), wrong, chosen), np.int32)
 

@@ -29,7 +29,7 @@ MULTIPLE_CHOICE = "multiple_choice"
 LOGLIKELIHOOD = "loglikelihood"
 ROLLING = "loglikelihood_rolling"
 GROUP_LEVELS = ("group", "task")  # labels of an item of a group, coarse to fine
-NO_GOLD = -1  # the gold of a document that only its task's own code can judge
+NO_GOLD = -1  # the gold of a document that only its task's own code can score
 BUILD_HINT = (
     "does `lm_eval run --tasks` take it? "
     "Its data set and metrics must be installed, or the hub within reach"

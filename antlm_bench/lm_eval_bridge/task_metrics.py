@@ -1,8 +1,8 @@
-"""Metrics that a task's own code computes: values per document, whose mean is the task's number.
+"""Metrics that a task's own code computes: values per document, whose mean is the task's metric.
 
-Nothing here imports lm-eval. Whether an aggregation is a mean is found by trying it. Where it is
-none, the values of documents are kept as they are (raw values), and become numbers when all
-documents have been scored (lm_eval_bridge.jackknife).
+Nothing here imports lm-eval. A trial finds out whether an aggregation is a mean. If it is not, the
+results of a document are stored as they are (raw values), and become numbers when all documents
+have been scored (lm_eval_bridge.jackknife).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from antlm_bench.errors import DataError
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation, jackknife_contributions, to_json
 from antlm_bench.types import Option, Prediction
 
-MISSING_VALUE = float("nan")  # the value of a document that is left out
+MISSING_VALUE = float("nan")  # value of a document that is left out
 MetricExtractor = Callable[[Mapping[str, Any]], float]  # results of a document -> one metric
 ValueParser = Callable[[Any], float]
 
@@ -34,7 +34,7 @@ class DocumentMetrics(NamedTuple):
 
     values: tuple[float, ...]
     raw_values: tuple[str, ...]
-    """As JSON, what becomes a number with all other documents; "" = nothing."""
+    """JSON of the results that an aggregation over all documents needs; "" = no such result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class DocumentScorer:
         except Exception as error:  # the task's own code may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(
-                f"the task's own code cannot judge the answer: {reason}",
+                f"the task's own code fails on the answer: {reason}",
                 location=self.location,
                 hint="does `lm_eval run --tasks` take it?",
             ) from error
@@ -88,7 +88,7 @@ class TaskMetrics:
     code_digest: str
     """sha256 of lm-eval's version and of the task's own code."""
     corpus_metrics: Mapping[str, Mapping[str, Aggregation]] = field(default_factory=dict)
-    """Task -> name -> aggregation, for metrics that are no means; the names are the same, in the
+    """Task -> name -> aggregation, for metrics that are not means; the names are the same, in the
     same order, for all tasks.
     """
 
@@ -136,7 +136,7 @@ def to_number(value: Any) -> float:
     """
     value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
     if not isinstance(value, Real | np.bool_) or math.isinf(value):
-        raise TypeError(f"{value!r} is no number that has a mean")
+        raise TypeError(f"{value!r} is not a finite number")
     return float(value)
 
 

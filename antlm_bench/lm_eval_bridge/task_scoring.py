@@ -1,4 +1,4 @@
-"""Score items of lm-eval's tasks, and keep the task's own metrics beside the scores."""
+"""Score items of lm-eval's tasks, and add the values of the task's own metrics."""
 
 from __future__ import annotations
 
@@ -22,33 +22,38 @@ def predict_choices(
     task_metrics: TaskMetrics,
     reduction: str,
 ) -> list[list[Prediction]]:
-    """Predict as multiple_choice.predict does, and add the task's metrics.
+    """Predict as multiple_choice.predict does, and add the values of the task's metrics.
 
-    They are NaN where a text that they need does not fit the model.
+    They are NaN if a text that they need does not fit the model.
     """
-    tracker = GreedyTracker(checkpoint)
-    extra_requests = {item.id: task_metrics.scorers[item.id].extra_requests for item in items}
+    greedy_model = GreedyTracker(checkpoint)
+    scorers = task_metrics.scorers
+    # The extra texts of an item (acc_mutual_info: its options without context) form another item,
+    # after all others. Its gold is not used.
+    items_with_extras = [item for item in items if scorers[item.id].extra_requests]
     extra_items = [
-        Item(f"{item_id}, without its context", texts, 0)
-        for item_id, texts in extra_requests.items()
-        if texts
+        Item(f"{item.id}, without its context", scorers[item.id].extra_requests, 0)
+        for item in items_with_extras
     ]
+    extra_indices = {item.id: len(items) + n for n, item in enumerate(items_with_extras)}
     all_items = [*items, *extra_items]
-    by_method = multiple_choice.predict(tracker, all_items, methods, tick, reduction)
-    # Per text, in the order of the scores.
-    is_greedy = iter((tracker.num_non_greedy == 0).tolist())
+    by_method = multiple_choice.predict(greedy_model, all_items, methods, tick, reduction)
+    # One flag per scored text, ordered by method, item and option, as the scores.
+    greedy_flags = iter((greedy_model.num_non_greedy == 0).tolist())
     results = []
     for predictions in by_method:
-        responses = [[(score, next(is_greedy)) for score in p.scores] for p in predictions]
-        extra_indices = iter(range(len(items), len(predictions)))
+        responses = [[(score, next(greedy_flags)) for score in p.scores] for p in predictions]
         with_metrics = []
         for index, prediction in enumerate(predictions[: len(items)]):
-            indices = [index, *([next(extra_indices)] if extra_requests[prediction.id] else [])]
+            indices = [index]
+            if prediction.id in extra_indices:
+                indices.append(extra_indices[prediction.id])
             if any("too-long" in predictions[i].flags for i in indices):
                 metrics = task_metrics.missing_metrics()
             else:
-                scorer = task_metrics.scorers[prediction.id]
-                metrics = scorer.score([response for i in indices for response in responses[i]])
+                metrics = scorers[prediction.id].score(
+                    [response for i in indices for response in responses[i]]
+                )
             with_metrics.append(replace(prediction, judged=metrics.values, kept=metrics.raw_values))
         results.append(with_metrics)
     return results
@@ -61,9 +66,10 @@ def predict_documents(
     tick: ProgressCallback | None,
     task_metrics: TaskMetrics,
 ) -> list[list[Prediction]]:
-    """Score whole documents; the task's metrics are their lengths in bytes and words.
+    """Score whole documents (lm-eval's loglikelihood_rolling).
 
-    methods: the causal one only, see rolling.require_causal_method.
+    The values of the task are each document's bytes and words, which normalise perplexities.
+    methods: exactly one, which is causal (rolling.require_causal_method has checked it).
     """
     texts = [item.options[0].text for item in items]
     documents = score_documents(checkpoint, texts, tick)

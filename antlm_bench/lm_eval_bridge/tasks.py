@@ -146,7 +146,7 @@ def load_suite(request: SuiteRequest) -> Suite:
         digest=_digest(tasks, items, key_parts),
         task_type=TASK_TYPE_OF_ITEMS[metric.item_kind],
         notes=tuple(dict.fromkeys(notes)),
-        verbatim=True,
+        has_delimiters=True,
         task_metrics=task_metrics,
         origin=(absolute_path(expand_user_path(task_name)),) if is_own_file else (),
     )
@@ -322,7 +322,7 @@ def _select_metric(tasks: list[LmEvalTask], metric_names: list[str], location: s
         for name in metric_names[:1]
     }
     if len(directions) != 1:
-        message = "its tasks judge answers by code of their own, and have no number in common"
+        message = "its tasks compute metrics with their own code, and have none in common"
         raise UsageError(message, location=location, hint="score its tasks one by one")
     higher_is_better = directions.pop()
     if metric_names[0] in tasks[0].mean_metrics:
@@ -343,7 +343,7 @@ def _task_notes(
     if metric.item_kind is ItemKind.TEXT:
         yield f"{task.name}: nats per continuation; lm-eval's perplexity is e to their power"
     elif metric.item_kind is ItemKind.TASK_VALUE:
-        yield f"{task.name}: {task_metric_names[0]}, as the task judges its answers"
+        yield f"{task.name}: {task_metric_names[0]}, computed by the task's own code"
     elif metric.item_kind is ItemKind.CHOICE and metrics and "acc" not in metrics:
         normed = " (acc_norm is the view per-character)" if "acc_norm" in metrics else ""
         yield (

@@ -26,7 +26,7 @@ from antlm_bench.metrics.task_metric import task_values
 from antlm_bench.types import Bools, Estimate, Floats
 
 BYTES_COLUMN, WORDS_COLUMN = 0, 1
-"""Columns of `judged`: the lengths of a document."""
+"""Columns of `task_values`: the lengths of a document."""
 
 
 class BitsPerByte(Metric):
@@ -63,7 +63,7 @@ class BitsPerByte(Metric):
             float(bits.sum() / size.sum()),
             len(bits),
             statistics.bootstrap_ratio_interval(bits, size),
-            table.count_flags(members, without="tie"),
+            table.count_flags(members, exclude="tie"),
             self.spec.value_range,
         )
 

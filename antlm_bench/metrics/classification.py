@@ -36,7 +36,7 @@ from antlm_bench.errors import DataError, NotComparable, UsageError
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     build_table,
-    choice_shares,
+    choice_weights,
     gold_indices,
 )
 from antlm_bench.metrics.records import CLASS_REDUCTION, METRICS, MetricSpec
@@ -213,7 +213,7 @@ class ClassificationMetric(Metric):
                 f"these texts have {classes[0]}",
                 hint=f"one of {', '.join(others)}",
             )
-        gold, answer = gold_indices(table), choice_shares(table, self.settings.ties, "sum")
+        gold, answer = gold_indices(table), choice_weights(table, self.settings.ties, "sum")
         unanswered = np.flatnonzero(answer.sum(axis=1) == 0)
         if len(unanswered):
             raise DataError(

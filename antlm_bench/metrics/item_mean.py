@@ -83,7 +83,7 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
         interval = statistics.wilson_macro_interval(parts, weights)
     else:
         interval = statistics.bootstrap_interval(parts, weights)
-    flags = table.count_flags(codes >= 0, without="tie")  # nothing is chosen, so nothing ties
+    flags = table.count_flags(codes >= 0, exclude="tie")  # nothing is chosen, so nothing ties
     return rounded_estimate(value, len(everything), interval, flags, UNBOUNDED)
 
 

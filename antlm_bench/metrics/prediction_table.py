@@ -1,4 +1,4 @@
-"""Predictions of a suite as a table of arrays: what every metric is computed from."""
+"""Predictions of a suite as a table of arrays, from which every metric is computed."""
 
 from __future__ import annotations
 
@@ -19,52 +19,53 @@ class PredictionTable:
 
     ids: tuple[str, ...]
     gold: Floats
-    """(n,): the index of the right option, or a rating."""
+    """(n,): index of the right option, or a rating."""
     scores: Floats
     """(n, k): summed log-probability of each option, in nats."""
     tokens: Floats
-    """(n, k): tokens that the score sums over."""
+    """(n, k): number of tokens that each score sums over."""
     characters: Floats
-    """(n, k): characters that the score sums over."""
+    """(n, k): number of characters that each score sums over."""
     valid: Bools
-    """(n, k): False beyond an item's options."""
+    """(n, k): False where an item has no such option."""
     flags: Mapping[str, Bools]
-    """Name -> (n,) True where raised; "tie" is one of them."""
+    """Name -> (n,), True where the flag is raised; "tie" is among them."""
     levels: Mapping[str, tuple[Ints, tuple[str, ...]]]
-    """Label level -> codes (n,), -1 = no such label, and names in order of appearance."""
-    judged: Floats
-    """(n, m): numbers that the task's own code makes of an item, nan = none. m = 0: there is no
-    such code."""
+    """Label level -> (codes, names). codes (n,): index into the names, -1 = no label of this level.
+    The names are in order of appearance."""
+    task_values: Floats
+    """(n, m): values of the lm-eval task's own m metrics, nan where an item has none. m = 0 for
+    other suites. (The column `judged` of stored predictions.)"""
 
     def reduced_scores(self, reduction: str) -> Floats:
-        """Return scores (n, k) as summed, or divided by the tokens or characters that they sum
-        over."""
+        """Return scores (n, k), normalised by `reduction`: as they are, or divided by the number of
+        tokens or characters."""
         lengths = {"per-token": self.tokens, "per-character": self.characters}.get(reduction)
         return self.scores if lengths is None else self.scores / np.maximum(lengths, 1)
 
     def best_options(self, reduction: str) -> Bools:
-        """Return (n, k), True at the options that share the best score. Two options with the same
-        text tie by definition."""
+        """Return (n, k), True at all options with the best score. Two options with the same text
+        tie by definition; among more it is unknown which are the same."""
         scores = self.reduced_scores(reduction)
         best = (
             scores == scores.max(axis=1, where=self.valid, initial=-np.inf, keepdims=True)
         ) & self.valid
-        twins = self.get_flag("identical") & (self.valid.sum(axis=1) == 2)
-        return np.where(twins[:, None], self.valid, best)
+        identical_pair = self.get_flag("identical") & (self.valid.sum(axis=1) == 2)
+        return np.where(identical_pair[:, None], self.valid, best)
 
     def get_flag(self, name: str) -> Bools:
         """Return where a flag is raised (n,)."""
         return self.flags.get(name, np.zeros(len(self.ids), bool))
 
-    def count_flags(self, members: Bools | None = None, without: str = "") -> dict[str, int]:
-        """Return how many items raise each flag; flags that none raises are left out.
+    def count_flags(self, members: Bools | None = None, exclude: str = "") -> dict[str, int]:
+        """Return flag -> number of items that raise it, for flags that any item raises.
 
-        members (n,): only these items. without: a flag that is not counted.
+        members (n,): only these items. exclude: a flag to leave out.
         """
         counts = {
             name: int((raised if members is None else raised & members).sum())
             for name, raised in self.flags.items()
-            if name != without
+            if name != exclude
         }
         return {name: count for name, count in counts.items() if count}
 
@@ -72,9 +73,11 @@ class PredictionTable:
 def build_table(
     predictions: Sequence[Prediction], levels: set[str], reduction: str = "sum"
 ) -> PredictionTable:
-    """Return predictions as a table. levels: the labels to encode. reduction: which scores tie.
+    """Return predictions as a table.
 
-    Raises DataError when there are no predictions, CheckpointError where a score is nan or +inf.
+    levels: label levels to encode. reduction: how scores are normalised before ties are found.
+
+    Raises DataError if there are no predictions, CheckpointError if a score is nan or +inf.
     """
     if not predictions:
         raise DataError("no predictions to summarise", hint="the suite has no items")
@@ -92,7 +95,7 @@ def build_table(
         levels={
             level: _encode_labels([p.labels.get(level) for p in predictions]) for level in levels
         },
-        judged=_stack_judged(predictions),
+        task_values=_stack_task_values(predictions),
     )
     broken = ((np.isnan(scores) | (scores == np.inf)) & valid).any(axis=1) | ~valid.any(axis=1)
     broken &= ~table.get_flag("too-long")
@@ -114,54 +117,57 @@ def gold_indices(table: PredictionTable) -> Ints:
     Raises DataError where a gold is not the index of an option.
     """
     unscored = table.get_flag("too-long")  # such an item may have no options at all
-    given = np.where(unscored, 0, table.gold)
-    gold = given.astype(np.int32)
-    beyond = (gold >= table.valid.sum(axis=1)) & ~unscored
-    wrong = (gold != given) | (gold < 0) | beyond
+    gold_or_zero = np.where(unscored, 0, table.gold)
+    gold = gold_or_zero.astype(np.int32)
+    out_of_range = (gold >= table.valid.sum(axis=1)) & ~unscored
+    # The first term finds golds that are no integers.
+    wrong = (gold != gold_or_zero) | (gold < 0) | out_of_range
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"gold {table.gold[row]:g} is no option",
+            f"gold {table.gold[row]:g} is not the index of an option",
             location=f"item {table.ids[row]}",
-            hint="accuracy needs the index of the right option; ratings go with metric = spearman",
+            hint='accuracy needs the index of the right option; ratings need metric = "spearman"',
         )
     return gold
 
 
-def choice_shares(table: PredictionTable, ties: str, reduction: str) -> Floats:
-    """Return the answer (n, k) to each item: 1 at the chosen option, or shares of those that tie.
+def choice_weights(table: PredictionTable, ties: str, reduction: str) -> Floats:
+    """Return the chosen option of each item as weights (n, k) that sum to 1.
 
-    ties: one of TIE_RULES. Zeros where nothing is chosen: a tie under `strict`, an item that was
-    not scored.
+    ties: one of TIE_RULES. `half` gives 1/t to each of t tied options. All weights are 0 where
+    nothing is chosen: at a tie under `strict`, and for an item that was not scored.
     """
     best = table.best_options(reduction)
-    shared = best.sum(axis=1)
+    num_best = best.sum(axis=1)
     if ties == "half":
-        shares = best / np.maximum(shared, 1)[:, None]
+        weights = best / np.maximum(num_best, 1)[:, None]
     elif ties == "strict":
-        shares = (best & (shared == 1)[:, None]).astype(float)
+        weights = (best & (num_best == 1)[:, None]).astype(float)
     else:
-        shares = np.eye(best.shape[1])[best.argmax(axis=1)]
-        for i in np.flatnonzero(shared > 1) if ties == "random" else ():
-            drawn = _draw_option(table.ids[i], np.flatnonzero(best[i]))
-            shares[i] = np.arange(best.shape[1]) == drawn
-    return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, shares))
+        weights = np.eye(best.shape[1])[best.argmax(axis=1)]
+        if ties == "random":
+            for i in np.flatnonzero(num_best > 1):
+                drawn = _draw_option(table.ids[i], np.flatnonzero(best[i]))
+                weights[i] = np.arange(best.shape[1]) == drawn
+    return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, weights))
 
 
 def gold_credits(table: PredictionTable, ties: str, reduction: str) -> Floats:
-    """Return the credit (n,) of each item, in 0..1: its right option's share of the answer."""
+    """Return the credit (n,) of each item, in 0..1: the weight of its right option."""
     gold = gold_indices(table)
-    return np.asarray(choice_shares(table, ties, reduction)[np.arange(len(gold)), gold])
+    return np.asarray(choice_weights(table, ties, reduction)[np.arange(len(gold)), gold])
 
 
 def assign_strata(
-    table: PredictionTable, macro: Sequence[str]
+    table: PredictionTable, macro_levels: Sequence[str]
 ) -> tuple[Ints, list[tuple[str, ...]]]:
     """Return the stratum of each item (n,), and each stratum's labels.
 
-    macro: the levels whose labels make a stratum. Raises DataError where an item lacks one.
+    macro_levels: items with the same labels of these levels form a stratum. Raises DataError if an
+    item lacks such a label.
     """
-    for level in macro:
+    for level in macro_levels:
         missing = np.flatnonzero(table.levels[level][0] < 0)
         if len(missing):
             raise DataError(
@@ -169,29 +175,34 @@ def assign_strata(
                 location=f"item {table.ids[int(missing[0])]}",
                 hint="see `macro` and `groups` in the suite's TOML",
             )
-    if not macro:
+    if not macro_levels:
         return np.zeros(len(table.ids), np.int32), [()]
-    columns = np.stack([table.levels[level][0] for level in macro], axis=1)
+    columns = np.stack([table.levels[level][0] for level in macro_levels], axis=1)
     distinct, codes = np.unique(columns, axis=0, return_inverse=True)
-    paths = [
-        tuple(table.levels[lv][1][code] for lv, code in zip(macro, row, strict=True))
+    stratum_labels = [
+        tuple(table.levels[lv][1][code] for lv, code in zip(macro_levels, row, strict=True))
         for row in distinct
     ]
-    return codes.reshape(-1).astype(np.int32), paths
+    return codes.reshape(-1).astype(np.int32), stratum_labels
 
 
 def parent_names(
     table: PredictionTable, parent_level: str | None, codes: Ints, num_groups: int
 ) -> list[str]:
-    """Return for each group the one label that all its items have one level up, or ""."""
+    """Return each group's parent: the label at `parent_level` of all its items, "" if they differ.
+
+    codes (n,): the group of each item, -1 = none.
+    """
     if parent_level is None:
         return [""] * num_groups
-    outer, names = table.levels[parent_level]
-    pairs = np.unique(np.stack([codes, outer], axis=1)[codes >= 0], axis=0)
-    return [
-        names[o[0]] if len(o := pairs[pairs[:, 0] == g, 1]) == 1 and o[0] >= 0 else ""
-        for g in range(num_groups)
-    ]
+    parent_codes, names = table.levels[parent_level]
+    pairs = np.unique(np.stack([codes, parent_codes], axis=1)[codes >= 0], axis=0)
+    parents = []
+    for group in range(num_groups):
+        distinct_parents = pairs[pairs[:, 0] == group, 1]
+        is_unique = len(distinct_parents) == 1 and distinct_parents[0] >= 0
+        parents.append(names[distinct_parents[0]] if is_unique else "")
+    return parents
 
 
 def _pad_options(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats, Floats, Floats]]:
@@ -207,18 +218,20 @@ def _pad_options(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats
                 p.id for p, row in zip(predictions, rows, strict=True) if len(row) != len(p.scores)
             )
             raise DataError(
-                "scores, tokens and characters differ in length", location=f"item {odd}"
+                "scores, tokens and characters are of different numbers of options",
+                location=f"item {odd}",
             )
         column[valid] = flat
         padded.append(column)
     return valid, (padded[0], padded[1], padded[2])
 
 
-def _stack_judged(predictions: Sequence[Prediction]) -> Floats:
+def _stack_task_values(predictions: Sequence[Prediction]) -> Floats:
+    expected = len(predictions[0].judged)
     for prediction in predictions:
-        if len(prediction.judged) != len(predictions[0].judged):
+        if (actual := len(prediction.judged)) != expected:
             raise DataError(
-                "the judge says more of one item than of another",
+                f"the task's own code gave {actual} values for this item, {expected} for the first",
                 location=f"item {prediction.id}",
             )
     return np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
@@ -231,6 +244,6 @@ def _encode_labels(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]
 
 
 def _draw_option(item_id: str, options: NDArray[np.integer]) -> int:
-    """Return one of these options, the same for the same id in any order and on any platform."""
+    """Draw a tied option by a hash of the item's id: the same in any run and on any platform."""
     number = int.from_bytes(hashlib.blake2b(item_id.encode()).digest()[:8], "big")
     return int(options[number % len(options)])

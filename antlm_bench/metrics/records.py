@@ -298,14 +298,14 @@ TASK_TOTAL: dict[str, Any] = TASK_VALUE | {
 RESAMPLED_OR_WILSON = "items resampled, Wilson's where each is 0 or 1"
 TASK_SCORE = MetricSpec(
     "task-score",
-    "Score as the task judges it",
+    "Task metric",
     RESAMPLED_OR_WILSON,
     heading="task's score",
     **TASK_VALUE,
 )
 TASK_PENALTY = MetricSpec(
     "task-penalty",
-    "Penalty as the task judges it (less is better)",
+    "Task metric (less is better)",
     RESAMPLED_OR_WILSON,
     heading="task's penalty",
     lower_is_better=True,
@@ -313,13 +313,13 @@ TASK_PENALTY = MetricSpec(
 )
 WHOLE_SCORE = MetricSpec(
     "whole-score",
-    "Score of all documents, as the task has it",
+    "Task metric of all documents together",
     heading="task's score",
     **TASK_TOTAL,
 )
 WHOLE_PENALTY = MetricSpec(
     "whole-penalty",
-    "Penalty of all documents, as the task has it (less is better)",
+    "Task metric of all documents together (less is better)",
     heading="task's penalty",
     lower_is_better=True,
     **TASK_TOTAL,

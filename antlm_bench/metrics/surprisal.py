@@ -46,7 +46,7 @@ class MeanSurprisal(Metric):
         interval = (
             statistics.clustered_interval(means, weights) if len(means) > 1 else (value, value)
         )
-        flags = table.count_flags(members, without="tie")
+        flags = table.count_flags(members, exclude="tie")
         return rounded_estimate(value, int(members.sum()), interval, flags, self.spec.value_range)
 
 

@@ -1,11 +1,11 @@
-"""Numbers that a task's own code makes of each document (`judged`): lm-eval's `process_results`.
+"""Metrics that an lm-eval task's own code computes per document (its `process_results`).
 
-    task-score, task-penalty    the mean of the first number over documents: more is better, or less
-    whole-score, whole-penalty  a number of all documents together (F1, a bias score): the mean of
-                                what each document contributes (lm_eval_bridge.jackknife)
+    task-score, task-penalty    mean of the first value over documents: more is better, or less
+    whole-score, whole-penalty  a value of all documents together (F1, a bias score): the mean of
+                                each document's contribution (lm_eval_bridge.jackknife)
 
-Further numbers of a document become views of the Summary (`add_views`).
-Corner case: a document of which the task says nothing (nan) is left out.
+The other values of a document become views of the Summary (`add_views`).
+Corner case: a document without a value (nan) is left out.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from antlm_bench.types import Floats, Prediction, Summary
 
 
 def first_task_value(table: PredictionTable, settings: MetricSettings) -> Floats:
-    """Return the first number (n,) that the task makes of each item."""
+    """Return the first value (n,) that the task computes for each item."""
     del settings  # the task's code was given the scores as they are
     return task_values(table, 0)
 
 
 def task_values(table: PredictionTable, column: int) -> Floats:
-    """Return a number (n,) that the task makes of each item. DataError where it makes none."""
-    if not table.judged.shape[1]:
-        raise DataError("the answers were not judged", hint="score them again with this version")
-    return table.judged[:, column]
+    """Return a value (n,) that the task computes for each item. DataError if it computes none."""
+    if not table.task_values.shape[1]:
+        raise DataError(
+            "the run has no values of the task's own metrics",
+            hint="score it again with this version",
+        )
+    return table.task_values[:, column]
 
 
 def add_views(summary: Summary, predictions: Sequence[Prediction], names: Sequence[str]) -> Summary:
-    """Return a Summary with further views: the task's numbers of these names, and a note of what
-    they are.
+    """Return a Summary with the task's other values as views, and a note that lists them.
 
-    names: of each column of `judged`, "" = no view. A number that no item of a stratum has is no
-    view; a note says so.
+    names: name of each column of `task_values`, "" = no view. A value that all items of a stratum
+    lack gives a note and no view.
     """
     wanted = [(column, name) for column, name in enumerate(names) if name]
     if not wanted or not predictions[0].judged:
@@ -63,5 +65,5 @@ def add_views(summary: Summary, predictions: Sequence[Prediction], names: Sequen
         numbers = ", ".join(f"{name} {view.value:.4g}" for name, view in views.items())
         notes.append(f"also: {numbers}")
     if without_values:
-        notes.append(f"not computed, for no item has one: {', '.join(without_values)}")
+        notes.append(f"not computed, because no item has a value: {', '.join(without_values)}")
     return replace(summary, views={**summary.views, **views}, notes=(*summary.notes, *notes))

@@ -122,7 +122,8 @@ def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def words_seen(run: Run) -> int | None:
-    """Return the words seen from the checkpoint's card, or else its name (`chck_10M`), or None."""
+    """Return the words seen that config.json records, else those of the name (`chck_10M`), or
+    None."""
     words = run.manifest.model.get("words_seen")
     if isinstance(words, int | float) and not isinstance(words, bool) and 0 < words < float("inf"):
         return round(words)

@@ -328,4 +328,4 @@ def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
 def _describe_computation(member: MemberSpec, model: str) -> str:
     if not member.task_type:
         return "nothing here computes it yet"
-    return TASK_TYPES[member.task_type].command_line.format(model=model, suite=member.suite)
+    return TASK_TYPES[member.task_type].example_command.format(model=model, suite=member.suite)

@@ -58,12 +58,12 @@ class ScoringConventions:
         return replace(self, reduction=decides, causal_reduction="", context="", joiner="")
 
     def for_suite(
-        self, default_reduction: str, verbatim: bool = False, scores_words: bool = False
+        self, default_reduction: str, has_delimiters: bool = False, scores_words: bool = False
     ) -> ScoringConventions:
         """Return the conventions that apply to one suite.
 
         default_reduction: the suite's own, which holds unless the peer has one rule for all suites.
-        verbatim: the suite's texts are a peer's requests, which hold their delimiters already.
+        has_delimiters: the texts are lm-eval requests, which already contain the delimiter.
         scores_words: the suite scores words or regions within texts, for which peers have no rules.
         """
         conventions = replace(self, reduction=self.reduction or default_reduction)
@@ -71,7 +71,7 @@ class ScoringConventions:
             return replace(
                 conventions, bos_before_context="", eos="", context="", delimiter="", joiner=""
             )
-        return replace(conventions, delimiter="") if verbatim else conventions
+        return replace(conventions, delimiter="") if has_delimiters else conventions
 
     def non_default_settings(self, has_ratings: bool) -> dict[str, str]:
         """Return the conventions that differ from the defaults, as settings of a cell.

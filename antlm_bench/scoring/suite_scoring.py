@@ -147,9 +147,9 @@ def summarize_reading_times(
 ) -> Summary:
     """Regress the suite's reading times on surprisal."""
     del conventions
-    assert suite.times is not None  # the loader of such suites sets it
+    assert suite.reading_times is not None  # the loader of such suites sets it
     return reading_times_metric.summarize_reading_times(
-        predictions, suite.times, suite=suite.name, method=method, notes=notes
+        predictions, suite.reading_times, suite=suite.name, method=method, notes=notes
     )
 
 

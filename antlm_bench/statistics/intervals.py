@@ -1,11 +1,11 @@
-"""Confidence intervals: how far would an estimate move if the items had been drawn again?
+"""Confidence intervals of weighted means, ratios and statistics of counts.
 
 An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` gives the w_k of
-a macro-average. Two questions have two answers:
+a macro-average. An interval is about one of two populations:
 
-    this benchmark          strata (paradigms) fixed, items sampled: `bootstrap_interval`,
-                            `normal_interval`; where nothing varies, `wilson_macro_interval`
-    paradigms like these    the strata themselves are a sample: `clustered_interval`
+    new items of these strata (paradigms)   `bootstrap_interval`, `normal_interval`;
+                                            `wilson_macro_interval` if all values are equal
+    new strata of the same sort             `clustered_interval`
 
 All intervals are two-sided at CONFIDENCE_LEVEL.
 """
@@ -26,9 +26,9 @@ DRAWS = 10_000
 SEED = 20_250_101
 """Fixed: the same predictions must print the same interval."""
 MAX_DRAWS_AT_ONCE = 2_000_000
-"""Numbers that are drawn at once: 16 MB."""
+"""Random indices in memory at once: 16 MB."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
-"""Half of a normal interval in standard errors: 1.96."""
+"""Half the width of a normal interval in standard errors: 1.96."""
 
 
 class Interval(NamedTuple):
@@ -39,9 +39,9 @@ class Interval(NamedTuple):
 def wilson_interval(successes: Floats | float, n: Floats | float) -> tuple[Floats, Floats]:
     """Return Wilson's (1927) score interval of `successes` out of n trials, elementwise; n >= 1.
 
-    Fractional successes (ties with 1/k credit) are allowed, which scipy's binomtest refuses; a
-    tie's credit varies less than a coin's, so the interval is then a little too wide, never too
-    narrow. At 0 and n the bound is exactly 0 and 1.
+    Fractional successes (ties with 1/k credit) are allowed, which scipy's binomtest refuses. Credit
+    of 1/k has a smaller variance than a 0/1 outcome of the same mean, so the interval is then
+    slightly conservative. At 0 and n successes the bound is exactly 0 and 1.
     """
     k, n = np.asarray(successes, float), np.asarray(n, float)
     p = k / n
@@ -53,7 +53,7 @@ def wilson_interval(successes: Floats | float, n: Floats | float) -> tuple[Float
 def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
     """Return the weight of each stratum in an unweighted macro-average; they sum to 1.
 
-    paths: of each stratum, its labels, outermost level first.
+    paths: the labels of each stratum, outermost level first.
 
     One level: 1/K each. Nested ("mean over files of the mean over paradigms"): the product of
     1/(number of siblings).
@@ -73,10 +73,10 @@ def bootstrap_interval(
     """Return the percentile interval of sum_k w_k mean_k when the items of each stratum are
     resampled with replacement.
 
-    Instead of drawing n_k items, the counts of the distinct values among n_k draws are drawn: they
-    are multinomial, so the replicates have exactly the distribution of the ordinary bootstrap
-    (Efron & Tibshirani 1993, ch. 6 and 8) at a cost that grows with the number of distinct values
-    (two or three for accuracies), not with n_k.
+    Draws how often each distinct value occurs among n_k items (a multinomial), not the items one by
+    one. The replicates have exactly the distribution of the ordinary bootstrap (Efron & Tibshirani
+    1993, ch. 6 and 8). The cost grows with the number of distinct values (two or three for
+    accuracies), not with n_k.
     """
     rng = np.random.default_rng(seed)
     replicates = np.zeros(draws)
@@ -109,11 +109,12 @@ def bootstrap_ratio_interval(
 def bootstrap_counts_interval(
     counts: Floats, statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Return the percentile interval of statistic(counts), n items in m cells resampled.
+    """Return the percentile interval of statistic(counts) when the n items of m
+    categories are resampled.
 
     counts (m,); statistic maps counts (draws, m) to numbers (draws,). Counts are drawn as in
-    `bootstrap_interval`. Where no replicate differs (one cell holds everything, or the statistic
-    does not depend on the others), see `dirichlet_interval`.
+    `bootstrap_interval`. If all replicates are equal (one category holds all items, or the
+    statistic ignores the others), the interval has width 0; use `dirichlet_interval`.
     """
     n = int(counts.sum())
     resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
@@ -127,15 +128,16 @@ def dirichlet_interval(
     draws: int = DRAWS,
     seed: int = SEED,
 ) -> Interval:
-    """Return the interval of statistic(counts) from the Dirichlet posterior of the cells' rates.
+    """Return the interval of statistic(counts) from the Dirichlet posterior of its rates.
 
-    prior_weight: of every cell, in items. For data in which the statistic does not vary, so that a
-    bootstrap would claim certainty: cells that happened to stay empty are given their chance (for
-    precision, recall and F: Goutte & Gaussier 2005). The statistic must not depend on scale.
+    prior_weight: pseudo-count of every category. Use this where a bootstrap interval has width 0:
+    the pseudo-count lets categories occur that are empty in the sample (for precision, recall and
+    F: Goutte & Gaussier 2005). The statistic must not depend on the scale of the counts.
     """
     shape = (draws, len(counts))
-    rates = np.random.default_rng(seed).standard_gamma(counts + prior_weight, size=shape)
-    return _percentile_interval(statistic(rates))
+    # Normalised, these would be the rates; the statistic does not depend on their sum.
+    gammas = np.random.default_rng(seed).standard_gamma(counts + prior_weight, size=shape)
+    return _percentile_interval(statistic(gammas))
 
 
 def normal_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
@@ -148,11 +150,13 @@ def normal_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
 def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
     """Return the standard error of sum_k w_k mean_k: Var = sum_k w_k^2 s_k^2 / n_k.
 
-    A stratum of one item has no s_k; it gets the largest variance its range allows, (max - min)^2 /
-    4 over all values.
+    A stratum of one item has no s_k; it gets the largest variance that values in the range of all
+    strata can have, (max - min)^2 / 4.
     """
-    widest = float(np.ptp(np.concatenate(strata))) ** 2 / 4
-    variances = np.array([values.var(ddof=1) if len(values) > 1 else widest for values in strata])
+    max_variance = float(np.ptp(np.concatenate(strata))) ** 2 / 4
+    variances = np.array(
+        [values.var(ddof=1) if len(values) > 1 else max_variance for values in strata]
+    )
     sizes = np.array([len(values) for values in strata])
     return float(np.sqrt(np.sum(weights**2 * variances / sizes)))
 
@@ -161,9 +165,9 @@ def wilson_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval
     """Return the interval of sum_k w_k p_k from the strata's Wilson intervals (MOVER: Zou & Donner
     2008), for values in 0..1.
 
-    Each side adds up the squares of the strata's own distances to that side. It covers also where
-    nothing varies (all right, or one item each), where `bootstrap_interval` and `normal_interval`
-    would claim certainty. One stratum: Wilson's interval.
+    The distance to each bound is the root of the summed squares of the weighted distances from the
+    strata's means to their Wilson bounds. Unlike `bootstrap_interval` and `normal_interval`, it has
+    a width if all values are equal (all right, or one item each). One stratum: Wilson's interval.
     """
     sizes = np.array([len(values) for values in strata], float)
     means = np.array([values.mean() for values in strata])
@@ -175,8 +179,9 @@ def wilson_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval
 
 
 def clustered_interval(means: Floats, weights: Floats) -> Interval:
-    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample
-    ("paradigms like these").
+    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample.
+
+    means: the mean of each stratum (K,).
 
     Cluster-robust with the finite-cluster factor: Var = K/(K-1) sum_k w_k^2 (mean_k - value)^2, K-1
     degrees of freedom; with equal weights it is the t interval over stratum means. (Why to cluster:

@@ -12,7 +12,7 @@ from antlm_bench.suites import files, pairs_csv, records
 from antlm_bench.suites.classification import ClassificationSpec, Split, TaskSpec
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import to_valid_unicode
-from antlm_bench.suites.task_types import read_declaration_as
+from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.suites.templates import describe_value
 
 COLUMNS = ("text", "text2", "label", "id", "group")
@@ -67,7 +67,7 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
         if "-1" in classes and len(classes) > 2
         else (),
     )
-    settings, _ = read_declaration_as(DEFAULT_TRAINING_SUITE, ClassificationSpec)
+    settings, _ = read_declaration_of_type(DEFAULT_TRAINING_SUITE, ClassificationSpec)
     spec = ClassificationSpec(
         kind="classification",
         name=task_name_from_path(str(train)),

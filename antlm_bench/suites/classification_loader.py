@@ -24,7 +24,7 @@ from antlm_bench.suites.classification import (
 from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
 from antlm_bench.suites.pairs_csv import is_pairs_file as is_own_file
-from antlm_bench.suites.task_types import read_declaration_as
+from antlm_bench.suites.task_types import read_declaration_of_type
 from antlm_bench.suites.templates import fill_template, get_field, template_fields
 from antlm_bench.types import Example, task_full_name
 
@@ -76,14 +76,14 @@ def list_tasks(ref: str) -> list[str]:
     """
     if is_own_file(ref):
         return [classification_csv.task_name_from_path(ref)]
-    return list(read_declaration_as(ref, ClassificationSpec)[0].task)
+    return list(read_declaration_of_type(ref, ClassificationSpec)[0].task)
 
 
 def list_presets(ref: str) -> dict[str, str]:
     """Return the published settings of a suite: name -> their source. Raises as list_tasks."""
     if is_own_file(ref):
         return {}
-    spec, _ = read_declaration_as(ref, ClassificationSpec)
+    spec, _ = read_declaration_of_type(ref, ClassificationSpec)
     return {name: preset.source for name, preset in spec.preset.items()}
 
 
@@ -167,7 +167,7 @@ def _read_task(
     if valid is not None:
         message, hint = f"{ref!r} has a scored split of its own", "it goes with a train.csv"
         raise UsageError(message, location="--valid", hint=hint)
-    spec, folder = read_declaration_as(ref, ClassificationSpec)
+    spec, folder = read_declaration_of_type(ref, ClassificationSpec)
     task = _get_task_spec(spec, name, preset)
     splits = _read_official_files(spec, name, folder)
     return spec, task, splits, loader.find_origin(ref, spec)

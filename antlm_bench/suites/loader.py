@@ -25,11 +25,11 @@ from antlm_bench.suites.task_types import (
     TASK_TYPES,
     Suite,
     SuiteRequest,
-    describe_use,
     find_task_type,
     read_declaration,
-    read_declaration_as,
-    read_spec,
+    read_declaration_file,
+    read_declaration_of_type,
+    suggest_commands,
 )
 from antlm_bench.suites.templates import (
     check_text,
@@ -94,7 +94,7 @@ def load_declared_suite(request: SuiteRequest) -> Suite:
         digest=_digest(spec, items),
         task_type=spec.task_type,
         notes=tuple(notes),
-        times=times,
+        reading_times=times,
         tokenized_separately=spec.times is not None and spec.times.words == "glued",
         reduction=spec.reduction,
         origin=origin,
@@ -131,18 +131,18 @@ def list_suite_refs(ref: str) -> list[str]:
     """
     task_type = find_task_type(ref)
     if task_type.matches(ref):
-        return list(task_type.expand(ref))
-    parts = task_type.parts(read_declaration(ref)[0], "score")
-    if not parts and task_type.load is None:
+        return list(task_type.list_refs(ref))
+    members = task_type.members(read_declaration(ref)[0], "score")
+    if not members and task_type.load is None:
         raise _not_scored_error(ref)
-    return list(parts) or [ref]
+    return list(members) or [ref]
 
 
 def read_suite_spec(ref: str) -> tuple[SuiteSpec, Path]:
     """Return the declaration of a suite of kind "suite", and the folder of its TOML, where a
     user's own data may lie.
     """
-    return read_declaration_as(ref, SuiteSpec)
+    return read_declaration_of_type(ref, SuiteSpec)
 
 
 def _not_scored_error(ref: str) -> UsageError:
@@ -151,7 +151,7 @@ def _not_scored_error(ref: str) -> UsageError:
     return UsageError(
         f"{ref!r} is {noun}, not {TASK_TYPES['suite'].noun}",
         location="--suite",
-        hint=describe_use(ref, spec),
+        hint=suggest_commands(ref, spec),
     )
 
 
@@ -165,7 +165,7 @@ def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
     catalog_path = ours or catalog("tasks").get(spec.name)
     if catalog_path is not None and (
         path.samefile(catalog_path)
-        or (ours and _scoring_fields(spec) == _scoring_fields(read_spec(ours)))
+        or (ours and _scoring_fields(spec) == _scoring_fields(read_declaration_file(ours)))
     ):
         return ()
     return (absolute_path(path),)

@@ -13,7 +13,7 @@ from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
-from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, list_suite
+from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, build_suite_row
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
 _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
@@ -30,7 +30,7 @@ def _count_items(spec: SuiteSpec) -> int | None:
 
 
 def _list_suite(spec: SuiteSpec) -> CatalogRow:
-    return list_suite(spec, _count_items(spec), spec.metric)
+    return build_suite_row(spec, _count_items(spec), spec.metric)
 
 
 def _describe_suite(spec: SuiteSpec) -> Facts:
@@ -97,7 +97,7 @@ MULTIPLE_CHOICE = TaskType(
 SURPRISAL = TaskType(
     name="surprisal",
     load=loader.load_declared_suite,
-    asks_for="texts",
+    answer_noun="texts",
     compares_options=False,
     list_row=_list_suite,
     describe=_describe_suite,
@@ -107,7 +107,7 @@ READING_TIMES = TaskType(
     load=loader.load_declared_suite,
     predict=deferred(f"{_SCORING}:predict_words"),
     summarize=deferred(f"{_SCORING}:summarize_reading_times"),
-    asks_for="words",
+    answer_noun="words",
     compares_options=False,
     any_engine=False,
     scores_spans=True,
@@ -119,7 +119,7 @@ SYNTAXGYM = TaskType(
     matches=syntaxgym.is_syntaxgym_file,
     load=loader.load_syntaxgym_suite,
     predict=deferred(f"{_SCORING}:predict_formulas"),
-    asks_for="words",
+    answer_noun="words",
     compares_options=False,
     any_engine=False,
     scores_spans=True,
@@ -129,11 +129,11 @@ SYNTAXGYM = TaskType(
 LM_EVAL = TaskType(
     name="lm-eval",
     matches=tasks.is_lm_eval_ref,
-    expand=tasks.list_suite_refs,
+    list_refs=tasks.list_suite_refs,
     load=tasks.load_suite,
     check_methods=_check_lm_eval_methods,
     summarize=deferred(f"{_SCORING}:summarize_task_metrics"),
-    asks_for="judgements",
+    answer_noun="judgements",
     compares_options=False,
     any_engine=False,
     exact_reason=": its own code reads log-probabilities and first choices as they are",
@@ -143,7 +143,7 @@ LM_EVAL_DOCUMENTS = TaskType(
     load=tasks.load_suite,
     predict=deferred(f"{_SCORING}:predict_documents"),
     summarize=deferred(f"{_SCORING}:summarize_documents"),
-    asks_for="documents",
+    answer_noun="documents",
     compares_options=False,
     any_engine=False,
     scores_documents=True,
@@ -161,7 +161,7 @@ def _count_texts(spec: ClassificationSpec) -> int | None:
 
 def _list_classification(spec: ClassificationSpec) -> CatalogRow:
     metrics = dict.fromkeys(task.metric for task in spec.task.values())
-    return list_suite(spec, _count_texts(spec), ", ".join(metrics), "finetune")
+    return build_suite_row(spec, _count_texts(spec), ", ".join(metrics), "finetune")
 
 
 def _describe_classification(spec: ClassificationSpec) -> Facts:
@@ -213,8 +213,10 @@ CLASSIFICATION = TaskType(
     noun="a suite that is finetuned",
     declaration=ClassificationSpec,
     command="finetune",
-    command_line="antlm-bench finetune --model {model} --suite {suite}",
-    completion="antlm-bench finetune --model {model} --suite {suite}{tasks}{attention}{out}",
+    example_command="antlm-bench finetune --model {model} --suite {suite}",
+    completion_commands=(
+        "antlm-bench finetune --model {model} --suite {suite}{tasks}{attention}{out}"
+    ),
     list_row=_list_classification,
     describe=_describe_classification,
 )
@@ -247,7 +249,7 @@ def _describe_member(member: MemberSpec) -> str:
         line += f" (finetune: {', '.join(member.tasks)})"
     elif not member.task_type:
         line += " (nothing computes it yet)"
-    elif TASK_TYPES[member.task_type].over_checkpoints:
+    elif TASK_TYPES[member.task_type].needs_checkpoint_series:
         line += " (over checkpoints)"
     if member.metric:
         line += f", {member.metric}"
@@ -260,10 +262,10 @@ COLLECTION = TaskType(
     name="collection",
     noun="a collection",
     declaration=CollectionSpec,
-    parts=CollectionSpec.list_suites,
+    members=CollectionSpec.list_suites,
     command="",
-    command_line="",
-    completion="",
+    example_command="",
+    completion_commands="",
     listing="collections",
     list_row=_list_collection,
     describe=_describe_collection,
@@ -275,7 +277,7 @@ COLLECTION = TaskType(
 
 def _list_acquisition(spec: AcquisitionSpec) -> CatalogRow:
     words, _ = loader.read_suite_spec(spec.words)
-    return list_suite(spec, _count_items(words), ACQUISITION_METRIC.name)
+    return build_suite_row(spec, _count_items(words), ACQUISITION_METRIC.name)
 
 
 def _list_words(spec: AcquisitionSpec, command: str = "") -> list[str]:
@@ -305,10 +307,10 @@ ACQUISITION = TaskType(
     name="acquisition",
     noun="an age of acquisition",
     declaration=AcquisitionSpec,
-    parts=_list_words,
-    over_checkpoints=True,
-    command_line="antlm-bench acquisition RUN... --suite {suite}",
-    completion="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
+    members=_list_words,
+    needs_checkpoint_series=True,
+    example_command="antlm-bench acquisition RUN... --suite {suite}",
+    completion_commands="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
     " --out {out_of_all}\nantlm-bench acquisition {out_of_all} --suite {suite}",
     list_row=_list_acquisition,
     describe=_describe_acquisition,

@@ -1,7 +1,8 @@
-"""Task types: what the package knows about one kind of suite, in one record per kind.
+"""Task types: one record (TaskType) per kind of suite, with all that the package knows about it.
 
-The declarations in tasks/*.toml name their task type in the key `kind`; files (pairs, SyntaxGym)
-and tasks of lm-eval are recognised by their reference. `TASK_TYPES` holds the records that we ship
+A declaration in tasks/*.toml names its task type in the key `kind` (for the few exceptions see
+SuiteDeclaration.task_type). Files (pairs, SyntaxGym) and tasks of lm-eval have no declaration; a
+task type matches their reference. `TASK_TYPES` holds the records that we ship
 (suites/shipped_task_types.py) and those of installed packages (docs/extending.md).
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 CatalogRow = dict[str, object]
-"""A row of `list` or `data`: numbers are numbers."""
+"""A row of the `list` or `data` table. Numbers stay int or float and are formatted later."""
 Spec = TypeVar("Spec", bound=SuiteDeclaration)
 
 
@@ -46,12 +47,12 @@ class SuiteRequest:
     allow_incomplete: bool = False
     """Whether a suite may hold fewer items than its declaration expects."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Our column -> the column of the user's file."""
+    """Column name that the loader expects -> column name in the user's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A loaded suite: its items in file order, and what a score needs of its declaration."""
+    """A loaded suite: its items in file order, and the settings that its score needs."""
 
     name: str
     version: str
@@ -59,18 +60,18 @@ class Suite:
     licence: str
     metric: str
     groups: tuple[str, ...]
-    """Labels that group the items, coarse to fine."""
+    """Label levels that group the items, coarse to fine."""
     macro: tuple[str, ...]
-    """Levels that the headline averages over, outermost first; () = the mean over items."""
+    """Label levels that the headline averages over, outermost first; () = the mean over items."""
     items: tuple[Item, ...]
     digest: str
     """sha256 of metric, groups, averaging, and every item's id, texts, spans, gold and labels."""
     task_type: str = "suite"
-    """The name of a record of TASK_TYPES, which predicts and summarizes the items."""
+    """Name in TASK_TYPES. That record predicts and summarizes the items."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of the number needs."""
-    times: ReadingTimes | None = None
-    """Reading times of people, row by row beside the items."""
+    """Sentences that qualify the score."""
+    reading_times: ReadingTimes | None = None
+    """Human reading times, aligned with `items`; None for other suites."""
     tokenized_separately: bool = False
     """Whether a word is tokenized apart from its context (reading times of BabyLM 2025)."""
     formulas: Mapping[str, Formula] | None = None
@@ -78,15 +79,15 @@ class Suite:
     task_metrics: TaskMetrics | None = None
     """Metrics that lm-eval computes for the items, besides or instead of ours."""
     reduction: str = "sum"
-    """Which score of an option decides: its sum of log-probabilities, or their mean per token."""
-    verbatim: bool = False
-    """Whether texts are another tool's requests, with their delimiters."""
+    """How an option's log-probabilities are normalised: sum, per-token or per-character."""
+    has_delimiters: bool = False
+    """Whether the texts are lm-eval requests, which contain the delimiter after the context."""
     origin: tuple[str, ...] = ()
-    """Absolute paths of the user's own files; () = a suite of the catalog or of lm-eval."""
+    """Absolute paths of the user's files; () = a suite of the catalog or of lm-eval."""
 
 
 class PredictFunction(Protocol):
-    """Ask a model about a chunk of items."""
+    """Predict a chunk of items: score their options with a model."""
 
     def __call__(
         self,
@@ -99,9 +100,9 @@ class PredictFunction(Protocol):
     ) -> list[list[Prediction]]:
         """Return one list of predictions per method.
 
-        scorer: a Checkpoint, AdaptiveScorer or MiniconsCheckpoint. methods: records of
-        scoring.probes. conventions: ScoringConventions of this suite. tick: is called with the
-        share (0..1) of the work that has just been done.
+        scorer: a Checkpoint, AdaptiveScorer or MiniconsCheckpoint. methods: scoring.methods.Method
+        records. conventions: ScoringConventions of this suite. tick: called with the share (0..1)
+        of the work that has just been done.
         """
         ...
 
@@ -127,13 +128,13 @@ summarize_options: SummarizeFunction = deferred(
 
 
 def no_match(ref: str) -> bool:
-    """Match no reference: the task type is reached through the TOMLs of its kind only."""
+    """Return False. The default `matches`, for kinds whose suites are all declared in TOMLs."""
     del ref
     return False
 
 
-def no_parts(spec: Any, command: str = "") -> Sequence[str]:
-    """Return no parts: the declaration is of one suite."""
+def no_members(spec: Any, command: str = "") -> Sequence[str]:
+    """Return (). The default `members`, for declarations of a single suite."""
     del spec, command
     return ()
 
@@ -142,7 +143,7 @@ def accept_methods(ref: str, method_names: Sequence[str]) -> None:
     """Accept every scoring method."""
 
 
-def list_suite(
+def build_suite_row(
     spec: Any, items: int | None = None, metric: str = "", command: str = "score"
 ) -> CatalogRow:
     """Return the row of a suite in `list suites`."""
@@ -157,7 +158,7 @@ def list_suite(
 
 
 def describe_declaration(spec: Any) -> Facts:
-    """Return the facts that any declaration holds, in reading order."""
+    """Return the facts that every declaration states, in reading order."""
     names = ("version", "licence", "citation", "homepage", "metric")
     facts = {name: str(getattr(spec, name, "")) for name in names}
     return facts | {"notes": "\n".join(spec.notes)}
@@ -168,59 +169,61 @@ class TaskType:
     """One kind of suite. The defaults are those of multiple choice."""
 
     name: str
-    """What the key `kind` of a TOML says."""
+    """Value of the key `kind` in a TOML."""
     noun: str = "a suite that is scored"
     """What an error message calls a suite of this kind."""
 
     # How a suite of this kind is found and loaded.
     declaration: type[SuiteDeclaration] | None = None
-    """The model of a TOML of this kind; None = no TOML declares one."""
+    """Pydantic class of the TOMLs of this kind; None = no TOML declares such a suite."""
     matches: Callable[[str], bool] = no_match
-    """Whether a reference that is no TOML names a suite of this kind."""
-    parts: Callable[[Any, str], Sequence[str]] = no_parts
-    """(declaration, command or "" for all) -> the suites that it consists of; () = itself."""
-    expand: Callable[[str], Sequence[str]] = lambda ref: [ref]
-    """A matching reference -> the references of the suites that it names."""
+    """Return whether a reference other than a TOML (a data file, lm-eval:TASK) is of this kind."""
+    members: Callable[[Any, str], Sequence[str]] = no_members
+    """(declaration, command) -> the suites of a collection that `command` computes, "" = all of
+    them; () for a single suite."""
+    list_refs: Callable[[str], Sequence[str]] = lambda ref: [ref]
+    """A matching reference -> the references of its suites: an lm-eval group -> its tasks."""
     load: Callable[[SuiteRequest], Suite] | None = None
-    """Load the items; None where `score` does not compute this kind."""
+    """Load the items; None if `score` does not compute this kind."""
 
     # How it is scored.
     predict: PredictFunction = predict_options
     summarize: SummarizeFunction = summarize_options
     check_methods: Callable[[str, Sequence[str]], None] = accept_methods
     """(reference, method names): raise MethodNotSupported before data are loaded."""
-    asks_for: str = "choices"
-    """What a model is asked for, as error messages say it."""
+    answer_noun: str = "choices"
+    """Noun for the model's answers in error messages."""
     compares_options: bool = True
-    """Whether only the order of an item's scores counts, so that small rounding errors rarely
-    matter. `--precision adaptive` and `noise` need it.
+    """Whether the metric depends only on the order of an item's scores, so that small rounding
+    errors rarely matter. `--precision adaptive` and `noise` support only such suites.
     """
     any_engine: bool = True
     """Whether other engines (`--engine minicons`, `verify`) can score it."""
     exact_reason: str = ""
-    """Why only exact scores of our engine will do, as the end of a hint."""
+    """Reason at the end of the hints `use --precision exact` and `use --engine native`."""
     scores_spans: bool = False
-    """Whether spans within texts are scored: other tools' rules for contexts do not apply."""
+    """Whether spans within texts are scored. Other tools' context rules do not apply then."""
     scores_documents: bool = False
-    """Whether texts are whole documents, read in windows: no EOS is scored."""
-    over_checkpoints: bool = False
-    """Whether the number is derived from the runs of a model's checkpoints."""
+    """Whether texts are whole documents, scored in windows. No EOS is scored then."""
+    needs_checkpoint_series: bool = False
+    """Whether the score is computed from the runs of a model's checkpoints."""
 
-    # What the user is told about it.
+    # How it is shown.
     command: str = "score"
-    """The command that computes the number; "" = none."""
-    command_line: str = "antlm-bench score --model {model} --suite {suite}"
-    """How to compute the number."""
-    completion: str = "antlm-bench score --model {model} --suite {suite}{method}{out}"
-    """The lines that add the number to a run folder; templates of {model}, {suite}, {tasks},
-    {method}, {attention}, {out} and {out_of_all}, see commands.report.
+    """Name of the command that computes the score; "" = none."""
+    example_command: str = "antlm-bench score --model {model} --suite {suite}"
+    """Command line that computes the score, shown in hints; "" for a collection."""
+    completion_commands: str = "antlm-bench score --model {model} --suite {suite}{method}{out}"
+    """Template of the command lines that add a missing score to a run folder. Placeholders:
+    {model}, {suite}, {tasks}, {method}, {attention}, {out}, and {out_of_all} (the folder of all
+    runs), see commands.report.
     """
     listing: str = "suites"
-    """The table of `list` that shows it: suites or collections."""
-    list_row: Callable[[Any], CatalogRow] = list_suite
+    """Name of the `list` table that shows it: suites or collections."""
+    list_row: Callable[[Any], CatalogRow] = build_suite_row
     """Declaration -> its row in that table."""
     describe: Callable[[Any], Facts] = describe_declaration
-    """Declaration -> facts in reading order, for `show`."""
+    """Declaration -> the facts that `show` prints, in reading order."""
 
 
 _SHIPPED = "antlm_bench.suites.shipped_task_types"
@@ -241,7 +244,7 @@ TASK_TYPES: Registry[TaskType] = Registry(
 )
 
 
-def read_spec(path: Path) -> SuiteDeclaration:
+def read_declaration_file(path: Path) -> SuiteDeclaration:
     """Read a TOML of tasks/. Raises DeclarationError for an unknown `kind` or a wrong key."""
     tables = parse_toml(path)
     kind = tables.get("kind")
@@ -255,41 +258,42 @@ def read_spec(path: Path) -> SuiteDeclaration:
 
 
 def read_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
-    """Return what a name of the catalog or a TOML declares, and the folder of that file."""
+    """Return the declaration of a catalog name or a TOML path, and the folder of its file."""
     path = find_declaration("tasks", ref)
-    return read_spec(path), path.parent
+    return read_declaration_file(path), path.parent
 
 
-def read_declaration_as(
-    ref: str, model: type[Spec], *, location: str = "--suite", hint: str = ""
+def read_declaration_of_type(
+    ref: str, spec_class: type[Spec], *, location: str = "--suite", hint: str = ""
 ) -> tuple[Spec, Path]:
-    """Return the declaration of a suite of a certain kind, and its folder.
+    """Return the declaration of a suite of a certain kind, and the folder of its file.
 
-    hint: what to do about another kind, by default how such a suite is computed. Raises
-    UsageError for a declaration of another kind.
+    Raises UsageError for a declaration of another kind. hint: the hint of that error, by default
+    the command that computes the suite.
     """
     spec, folder = read_declaration(ref)
-    if isinstance(spec, model):
+    if isinstance(spec, spec_class):
         return spec, folder
     actual = TASK_TYPES[spec.task_type]
-    wanted = next(record.noun for record in TASK_TYPES if record.declaration is model)
+    wanted = next(record.noun for record in TASK_TYPES if record.declaration is spec_class)
     raise UsageError(
         f"{ref!r} is {actual.noun}, not {wanted}",
         location=location,
-        hint=hint or describe_use(ref, spec),
+        hint=hint or suggest_commands(ref, spec),
     )
 
 
-def describe_use(ref: str, spec: SuiteDeclaration) -> str:
-    """Return how the number of a declaration is computed, as a hint."""
+def suggest_commands(ref: str, spec: SuiteDeclaration) -> str:
+    """Return the command lines that compute the score of a suite, as a hint."""
     record = TASK_TYPES[spec.task_type]
-    parts = [ref] if record.command_line else record.parts(spec, "")
-    parts_by_line: dict[str, list[str]] = {}
-    for part in parts:
-        line = TASK_TYPES[read_declaration(part)[0].task_type].command_line
-        parts_by_line.setdefault(line, []).append(part)
+    # A collection has no command of its own: its members are computed.
+    suites = [ref] if record.example_command else record.members(spec, "")
+    suites_by_line: dict[str, list[str]] = {}
+    for suite in suites:
+        line = TASK_TYPES[read_declaration(suite)[0].task_type].example_command
+        suites_by_line.setdefault(line, []).append(suite)
     lines = (
-        line.format(model="CKPT", suite=",".join(names)) for line, names in parts_by_line.items()
+        line.format(model="CKPT", suite=",".join(names)) for line, names in suites_by_line.items()
     )
     return "; ".join(lines)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from antlm_bench.architectures import registration
 from antlm_bench.architectures.records import find_architecture
-from antlm_bench.checkpoints import CARD_KEY
+from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
 from antlm_bench.scoring.methods import METHODS
@@ -27,22 +27,23 @@ from antlm_bench.scoring.methods import METHODS
 Metadata = dict[str, Any]
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
-    """Write a Hugging Face folder: safetensors, tokenizer, and the card in config.json and README.
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, training: Mapping[str, Any]) -> None:
+    """Write a Hugging Face folder: safetensors, tokenizer, README, and the training metadata in
+    config.json.
 
     Our architectures carry their source file, so that others can open them with remote code. Raises
     RunError.
     """
 
     def write(directory: Path) -> None:
-        setattr(model.config, CARD_KEY, dict(card))
+        setattr(model.config, TRAINING_KEY, dict(training))
         with silence_transformers():  # the library's progress bars
             model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         registration.add_remote_code(directory)
         make_transformers4_compatible(directory)
         (directory / "README.md").write_text(
-            render_readme(folder.name, model, card), encoding="utf-8"
+            render_readme(folder.name, model, training), encoding="utf-8"
         )
 
     _write_atomically(folder, write)
@@ -73,26 +74,27 @@ def make_transformers4_compatible(folder: Path) -> None:
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> str:
-    """Return the card as Markdown, with the front matter that the hub reads."""
+def render_readme(checkpoint_name: str, model: Any, training: Mapping[str, Any]) -> str:
+    """Return the training metadata as Markdown, with the front matter that the hub reads."""
     count = sum(p.numel() for p in model.parameters())
-    scale = f", scale {card['scale']}" if card["scale"] else ""
-    methods = ", ".join(f"`{method}`" for method in card["methods"])
+    scale = f", scale {training['scale']}" if training["scale"] else ""
+    methods = ", ".join(f"`{method}`" for method in training["methods"])
     return (
         "---\nlibrary_name: transformers\ntags: [babylm, antlm-bench]\n---\n\n"
-        f"# {card['recipe']}{scale}: {checkpoint_name}\n\n"
+        f"# {training['recipe']}{scale}: {checkpoint_name}\n\n"
         f"| | |\n| --- | --- |\n| architecture | {type(model).__name__}, {count:,} parameters |\n"
-        f"| attends | {' and '.join(card['attends'])} |\n| scored as | {methods} |\n"
-        f"| words seen | {card['words_seen']:,} |\n| tokens seen | {card['tokens_seen']:,} |\n"
-        f"| steps | {card['steps']:,} |\n| seed | {card['seed']} |\n\n"
+        f"| attends | {' and '.join(training['attends'])} |\n| scored as | {methods} |\n"
+        f"| words seen | {training['words_seen']:,} |\n"
+        f"| tokens seen | {training['tokens_seen']:,} |\n"
+        f"| steps | {training['steps']:,} |\n| seed | {training['seed']} |\n\n"
         f"    antlm-bench score --model {checkpoint_name} --suite blimp\n\n"
-        + describe_loading(model, card)
+        + describe_loading(model, training)
     )
 
 
-def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
+def describe_loading(model: Any, training: Mapping[str, Any]) -> str:
     """Return sentences on how transformers opens the checkpoint."""
-    architecture, masked = find_architecture(model.config.model_type), "full" in card["attends"]
+    architecture, masked = find_architecture(model.config.model_type), "full" in training["attends"]
     own_classes = architecture.own_classes if architecture else {}
     if architecture and own_classes and not architecture.is_from_library:
         text = (
@@ -108,7 +110,7 @@ def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
         text = "transformers opens it as a causal LM; its masked reading needs antlm-bench.\n"
     else:
         text = "transformers opens it.\n"
-    shifts = {METHODS[name].mask_shift for name in card["methods"]} - {None}
+    shifts = {METHODS[name].mask_shift for name in training["methods"]} - {None}
     if shifts and 0 not in shifts:
         text += (
             "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "

@@ -395,8 +395,8 @@ class Trainer:
             "or --precision float32; the last state and all checkpoints are kept",
         )
 
-    def model_card(self) -> dict[str, Any]:
-        """Return the facts about a checkpoint that are saved in its configuration."""
+    def training_metadata(self) -> dict[str, Any]:
+        """Return how the checkpoint was trained, as its config.json records it."""
         recipe = self.recipe
         return {
             "recipe": recipe.name,
@@ -413,7 +413,7 @@ class Trainer:
         """Save the model, with averaged weights if the recipe averages them."""
         with self.ema.averaged_weights(self.model) if self.ema else nullcontext():
             checkpoint_io.save_checkpoint(
-                folder, self.model, self.corpus.tokenizer, self.model_card()
+                folder, self.model, self.corpus.tokenizer, self.training_metadata()
             )
 
     def save_state(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from tiny import tokenizer_for
 from antlm_bench import score
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
 from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
-from antlm_bench.checkpoints import CARD_KEY, OpenOptions, open_checkpoint
+from antlm_bench.checkpoints import TRAINING_KEY, OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.methods import resolve_method
@@ -42,7 +42,7 @@ TEXTS = [
 
 def saved(folder: Path, model: Any, card: Any = None) -> Path:
     if card is not None:
-        setattr(model.config, CARD_KEY, card)
+        setattr(model.config, TRAINING_KEY, card)
     model.save_pretrained(folder)
     tokenizer_for("causal", adds=True).save_pretrained(folder)
     return folder
@@ -115,7 +115,7 @@ def test_a_causal_model_of_ours_is_not_asked_for_hidden_tokens(
     )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps(config | {CARD_KEY: {"attends": ["causal"], "methods": ["causal"]}})
+        json.dumps(config | {TRAINING_KEY: {"attends": ["causal"], "methods": ["causal"]}})
     )
     assert open_checkpoint(str(folder)).methods == ["causal"]
 
@@ -141,7 +141,7 @@ def test_a_card_of_somebody_else_changes_nothing(
     folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "theirs")
     before = open_checkpoint(str(folder)).methods
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {CARD_KEY: card}))
+    (folder / "config.json").write_text(json.dumps(config | {TRAINING_KEY: card}))
     assert open_checkpoint(str(folder)).methods == before
 
 

@@ -16,7 +16,7 @@ from tiny import WORDS, tokenizer_for
 
 from antlm_bench import runs
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
-from antlm_bench.checkpoints import CARD_KEY
+from antlm_bench.checkpoints import TRAINING_KEY
 from antlm_bench.cli.app import run
 from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
@@ -191,7 +191,7 @@ def hybrid(tmp_path: Path) -> Path:
         position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
-    setattr(config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
+    setattr(config, TRAINING_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
     tokenizer_for("causal", adds=True).save_pretrained(tmp_path / "hybrid")
     return tmp_path / "hybrid"

@@ -220,7 +220,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "words": (
         lambda m: (m / "chck_9M/config.json").write_text('{"antlm_bench": {"words_seen": 900000}}'),
-        ["chck_9M: its card says 900,000 words seen"],
+        ["chck_9M: its config.json records 900,000 words seen"],
     ),
 }
 
@@ -239,7 +239,7 @@ def test_no_folder_no_track_no_year(tmp_path: Path) -> None:
         preflight(tmp_path / "none", track="strict", year="2026")
     with pytest.raises(UsageError, match="unknown track"):
         preflight(tmp_path, track="small", year="2026")
-    with pytest.raises(UsageError, match="no leaderboard of '2019'"):
+    with pytest.raises(UsageError, match="unknown year '2019'"):
         preflight(tmp_path, track="strict", year="2019")
 
 

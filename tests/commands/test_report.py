@@ -28,7 +28,7 @@ from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 from antlm_bench.types import Cell, Estimate, Prediction, Summary
 
 PIQA = (
@@ -506,7 +506,7 @@ def test_a_slip_in_a_collection_names_its_place(
 
 
 def collection(name: str) -> CollectionSpec:
-    spec = read_spec(catalog("tasks")[name])
+    spec = read_declaration_file(catalog("tasks")[name])
     assert isinstance(spec, CollectionSpec)
     return spec
 

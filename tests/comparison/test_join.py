@@ -216,14 +216,14 @@ FORGERIES = {
     "column id has empty cells": lambda t: with_column(t, "id", [None, *t["id"].to_pylist()[1:]]),
     "column gold has empty cells": lambda t: with_column(t, "gold", [None] * t.num_rows),
     "column scores has empty cells": lambda t: with_column(t, "scores", [None] * t.num_rows),
-    "differ in length": lambda t: with_column(t, "tokens", [[1]] * t.num_rows),
+    "different numbers of options": lambda t: with_column(t, "tokens", [[1]] * t.num_rows),
     "is no number": lambda t: with_column(t, "scores", [[float("nan"), 0.0]] * t.num_rows),
     "has no scores": lambda t: with_column(
         with_column(with_column(t, "scores", [[]] * t.num_rows), "tokens", [[]] * t.num_rows),
         "characters",
         [[]] * t.num_rows,
     ),
-    "a right answer is no number": lambda t: with_column(t, "gold", [float("nan")] * t.num_rows),
+    "a gold answer is not a number": lambda t: with_column(t, "gold", [float("nan")] * t.num_rows),
     "no predictions": lambda t: t.slice(0, 0),
     "label 'paradigm' should hold texts": lambda t: with_column(
         t,

@@ -132,6 +132,12 @@ def test_a_record_holds_every_number_with_its_interval(run: Path) -> None:
     assert result["source_data"]["url"] == ["https://github.com/alexwarstadt/blimp"]
     rho = next(r for r in record["evaluation_results"] if r["evaluation_name"] == "wug-past (mlm)")
     assert rho["metric_config"]["min_score"] == -1.0
+    descriptions = {
+        r["evaluation_name"]: r["metric_config"]["evaluation_description"]
+        for r in record["evaluation_results"]
+    }
+    assert descriptions["blimp (mlm)"] == "accuracy, average over paradigm"
+    assert descriptions["wug-past (mlm)"] == "spearman, over all items"
 
 
 @pytest.mark.parametrize(

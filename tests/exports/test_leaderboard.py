@@ -130,7 +130,7 @@ def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
         100,
     ]
     document["global_piqa_parallel"].popitem()
-    with pytest.raises(DataError, match=r"not as babylm-2026\.json") as caught:
+    with pytest.raises(DataError, match=r"does not match the schema babylm-2026\.json") as caught:
         leaderboard.validate_document(document, board.name, missing_keys=absent)
     assert caught.value.location == "global_piqa_parallel"
 
@@ -192,7 +192,7 @@ def test_a_broken_document_fails(wrong: str, small: Any, monkeypatch: pytest.Mon
     document, schema = deepcopy(small[0]), small[1]
     monkeypatch.setattr(leaderboard, "schema", lambda name: schema)
     WRONG[wrong](document)
-    with pytest.raises(DataError, match=r"not as babylm-2025\.json has it"):
+    with pytest.raises(DataError, match=r"does not match the schema babylm-2025\.json"):
         leaderboard.validate_document(document, "babylm-2025")
 
 

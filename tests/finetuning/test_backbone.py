@@ -9,7 +9,7 @@ from tiny import model_for, tokenizer_for
 from toy_backbones import task
 
 from antlm_bench.checkpoints import (
-    CARD_KEY,
+    TRAINING_KEY,
     OpenOptions,
     key_settings,
     open_backbone,
@@ -45,7 +45,9 @@ def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, ki
 
 def test_a_hybrids_card_opens_both_attentions(tmp_path):
     model = make("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
-    setattr(model.config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
+    setattr(
+        model.config, TRAINING_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]}
+    )
     model.save_pretrained(tmp_path)
     tokenizer_for("masked", True).save_pretrained(tmp_path)
     body = open_backbone(str(tmp_path))

@@ -24,12 +24,14 @@ from antlm_bench.finetuning.heads import ClassificationHead, resolve_pooling
 from antlm_bench.finetuning.loop import ClassifierTrainer, FinetuneSettings, finetune, learning_rate
 from antlm_bench.suites.classification import PIPELINE_DEFAULTS, TaskSpec, TrainingSpec
 from antlm_bench.suites.classification_loader import build_examples
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 from antlm_bench.types import Example
 
 CPU = FinetuneSettings(device="cpu")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-PRESET = read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training
+PRESET = (
+    read_declaration_file(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training
+)
 OFFICIAL = {name: value for name, value in PRESET.items() if name in PIPELINE_DEFAULTS}
 
 
@@ -361,7 +363,7 @@ def test_texts_keep_their_white_space_only_under_the_law():
 
 @pytest.mark.parametrize("suite", ["glue-2024", "glue-2025", "glue", "superglue"])
 def test_the_preset_declares_every_law_and_number(suite):
-    spec = read_spec(find_declaration("tasks", suite))
+    spec = read_declaration_file(find_declaration("tasks", suite))
     numbers = {
         "lr": 3e-5,
         "weight_decay": 0.01,

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval that judge answers by code of their own, with several right options, or whole
+"""Tasks of lm-eval that score answers by code of their own, with several right options, or whole
 documents: its own numbers from our engine.
 """
 
@@ -120,7 +120,7 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
         3,
         1.0,
     )
-    assert "toy_mass: mass, as the task judges its answers" in summary.notes
+    assert "toy_mass: mass, computed by the task's own code" in summary.notes
     assert (summary.views["pair"].value, summary.views["pair"].n) == (
         results["toy_mass"]["pair,none"],
         5,
@@ -376,7 +376,7 @@ def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task
 def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_judged, tmp_path):
     file = make_judged("toy_broken", "broken", metric_list=metrics("acc"))
     with pytest.raises(
-        DataError, match="own code cannot judge the answer: ZeroDivisionError"
+        DataError, match="own code fails on the answer: ZeroDivisionError"
     ) as caught:
         score(make_checkpoint("causal"), ref(file), out=tmp_path / "run", device="cpu")
     assert caught.value.location.endswith("toy_broken, document 1")

@@ -353,7 +353,7 @@ def test_what_is_asked_for_mutual_information_alone_is_no_option(make_task):
     metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
     suite = load_suite(ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
     assert suite.items[0].options == (Option("a b", (1, 3), 1), Option("a c", (1, 3), 1))
-    assert "toy_mutual: acc_mutual_info, as the task judges its answers" in suite.notes
+    assert "toy_mutual: acc_mutual_info, computed by the task's own code" in suite.notes
 
 
 def test_a_group_with_different_first_metrics_is_choices(make_task, tmp_path):

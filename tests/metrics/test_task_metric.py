@@ -99,13 +99,13 @@ def test_further_numbers_are_views_and_what_is_not_there_is_said() -> None:
         3.0,
         2,
     ) and "never" not in found.views
-    assert found.notes == ("also: length 3", "not computed, for no item has one: never")
+    assert found.notes == ("also: length 3", "not computed, because no item has a value: never")
     unjudged = [replace(one, judged=()) for one in made]
     assert (
         add_views(found, unjudged, ["", "length"]).notes[-1]
         == "not computed by this engine: length"
     )
-    with pytest.raises(DataError, match="not judged"):
+    with pytest.raises(DataError, match="no values of the task's own metrics"):
         summary(unjudged)
 
 

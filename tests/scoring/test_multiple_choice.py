@@ -103,7 +103,7 @@ def test_a_delimiter_precedes_sentences_only_and_is_scored(peer):
     requests = [pair(" the cat", " a cat")]
     assert (
         conventions.apply_conventions(
-            requests, causal.for_suite("sum", verbatim=True), Lookup(WORDS)
+            requests, causal.for_suite("sum", has_delimiters=True), Lookup(WORDS)
         )
         == requests
     )

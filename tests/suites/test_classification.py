@@ -16,7 +16,7 @@ from antlm_bench.commands.show import describe_entry
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.suites import classification_loader, loader
 from antlm_bench.suites.classification import ClassificationExampleSpec, ClassificationSpec
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 
 SELF_TESTS = [
     pytest.param(spec, example, id=f"{name}-{example.task}")
@@ -26,7 +26,7 @@ SELF_TESTS = [
 
 
 def spec_of(folder: Path, body: str = MINE) -> ClassificationSpec:
-    spec = read_spec(declared(folder, body))
+    spec = read_declaration_file(declared(folder, body))
     assert isinstance(spec, ClassificationSpec)
     return spec
 
@@ -206,7 +206,7 @@ SLIPS = [
 def test_a_slip_in_a_declaration_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert MINE.count(old)
     with pytest.raises(DeclarationError) as caught:
-        read_spec(declared(tmp_path, MINE.replace(old, new, 1)))
+        read_declaration_file(declared(tmp_path, MINE.replace(old, new, 1)))
     assert says in str(caught.value) and "mine.toml" in str(caught.value)
 
 

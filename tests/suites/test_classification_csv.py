@@ -16,7 +16,7 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 
 
 def own(
@@ -45,7 +45,7 @@ def test_a_table_of_texts_and_labels_is_a_task(tmp_path: Path) -> None:
         0,
         "train.train_0",
     )
-    shipped = read_spec(find_declaration("tasks", "glue-2025"))
+    shipped = read_declaration_file(find_declaration("tasks", "glue-2025"))
     assert isinstance(shipped, ClassificationSpec) and task.training == shipped.training
 
 

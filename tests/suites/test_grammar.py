@@ -18,11 +18,11 @@ from antlm_bench.errors import DeclarationError
 from antlm_bench.suites import loader
 from antlm_bench.suites.grammar import generate_pairs, generate_sentences
 from antlm_bench.suites.spec import GrammarSpec, SuiteSpec
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 
 
 def nano() -> GrammarSpec:
-    spec = read_spec(catalog("tasks")["nano"])
+    spec = read_declaration_file(catalog("tasks")["nano"])
     assert isinstance(spec, SuiteSpec) and spec.grammar
     return spec.grammar
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites import loader
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 
 HEAD = """
 kind = "suite"
@@ -252,7 +252,7 @@ def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
     declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
     with pytest.raises(DeclarationError, match="`reduction` is for choices; delta-r2 has none"):
-        read_spec(tmp_path / "mine.toml")
+        read_declaration_file(tmp_path / "mine.toml")
 
 
 def test_a_correlation_averages_no_groups(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_correlation_averages_no_groups(tmp_path: Path) -> None:
     with pytest.raises(
         DeclarationError, match="`macro` averages groups, and spearman runs over all items"
     ):
-        read_spec(tmp_path / "mine.toml")
+        read_declaration_file(tmp_path / "mine.toml")
 
 
 def test_a_suite_has_data_or_a_grammar(tmp_path: Path) -> None:
@@ -329,6 +329,6 @@ def test_a_changed_line_gives_a_declaration_or_one_error(
     path = tmp_path_factory.getbasetemp() / "changed.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     try:
-        read_spec(path)
+        read_declaration_file(path)
     except DeclarationError as error:
         assert error.location.startswith(str(path))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from antlm_bench.declarations import catalog
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.task_types import read_declaration_file
 
 SHIPPED = {
     name: spec
     for name, path in catalog("tasks").items()
-    if isinstance(spec := read_spec(path), ClassificationSpec)
+    if isinstance(spec := read_declaration_file(path), ClassificationSpec)
 }
 MINE = """
 kind = "classification"
