@@ -21,7 +21,7 @@ PARAGRAPH_WIDTH = 100
 def open_console(*, stderr: bool = False) -> Console:
     """Return a console on stdout or stderr that leaves words as they are.
 
-    Output is plain text where the stream is no terminal or NO_COLOR is set.
+    Output is plain text where the stream is not a terminal or NO_COLOR is set.
     """
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):

@@ -23,7 +23,7 @@ from antlm_bench.errors import UsageError
 
 
 class NamedRecord(Protocol):
-    """What every record has: the name under which it is registered."""
+    """A record of a registry, which has the name under which it is registered."""
 
     @property
     def name(self) -> str: ...

@@ -295,7 +295,9 @@ def _pairs_to_items(pairs: Sequence[tuple[str, str]]) -> list[Item]:
 def _build_item(index: int, texts: Sequence[str]) -> Item:
     for text in texts:
         if not isinstance(text, str):
-            raise UsageError(f"{text!r} is no text", location=f"item {index}", hint="give strings")
+            raise UsageError(
+                f"{text!r} is not a text", location=f"item {index}", hint="give strings"
+            )
     return Item(str(index), tuple(map(Option, texts)), 0)
 
 

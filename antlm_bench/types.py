@@ -68,9 +68,9 @@ class Example:
     gold: int
     """Index of the class."""
     labels: Labels = field(default_factory=dict)
-    """As of an Item."""
+    """Label level -> label, as in Item."""
     group: str = ""
-    """What stays on one side of a split (a paragraph with many questions); "" = the example."""
+    """Examples of one group (questions on a paragraph) stay on one side of a split; "" = alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class EncodedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What a model sees, and which log-probabilities are read: r rows of t tokens, k reads."""
+    """Rows of tokens (r, t) and the k log-probabilities to read from them."""
 
     ids: Ints
     """(r, t) token ids as the model sees them, hidden tokens replaced by the mask id."""
@@ -108,7 +108,7 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model answered to one item: ids and numbers, never the text of the item.
+    """A model's scores and choice for one item: ids and numbers, never the text of the item.
 
     For a classified text the options are the classes, `scores` their log-probabilities, and
     `tokens` and `characters` tell how much of the text was read.
@@ -131,7 +131,7 @@ class Prediction:
     judged: tuple[float, ...] = ()
     """Values of the task's own metrics for this item, nan where there is none; () = no metrics."""
     kept: tuple[str, ...] = ()
-    """What a task's metric over all items needs of this one, as JSON; "" = nothing."""
+    """JSON of the item's results that a task's metric over all items needs; "" = none."""
 
 
 FLAGS: dict[str, str] = {
@@ -259,7 +259,7 @@ def task_full_name(suite: str, task: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is needed to repeat a run: the checkpoint and the software."""
+    """The checkpoint and the software of a run, needed to repeat it."""
 
     schema: int
     """Schema version of run.json."""
@@ -373,7 +373,7 @@ def run_folder(run: RunLike) -> str:
 
 
 class ModelInfo(Protocol):
-    """What is known of a model before it is run, by any engine."""
+    """Properties of a model that are known before it is run, for any engine."""
 
     @property
     def name(self) -> str: ...

@@ -181,7 +181,7 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = (
-            f'{name} is no index of weights: it needs "metadata", '
+            f'{name} is not an index of weights: it needs "metadata", '
             'and "weight_map" from tensors to files'
         )
         raise CheckpointError(message, location=str(folder), hint=RESAVE_HINT) from error

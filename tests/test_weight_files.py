@@ -99,7 +99,7 @@ def test_an_index_whose_file_is_missing_or_damaged_is_refused(copy):
         "b/second.safetensors" in str(problem) for problem in find_file_problems("main", folder)
     )
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
-    with pytest.raises(CheckpointError, match="is no index of weights"):
+    with pytest.raises(CheckpointError, match="is not an index of weights"):
         opened(folder)
     assert [problem for problem in find_file_problems("main", folder) if "index" in problem.message]
 

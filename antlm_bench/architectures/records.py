@@ -66,21 +66,19 @@ class ModelSize:
     parameters: int
     """All of them, tied ones once."""
     weights_per_token: int
-    """Those that every token is multiplied with."""
+    """Weights that every token is multiplied with."""
     weights_per_target: int
-    """Those that only a position with a target is multiplied with, the output embedding
-    included.
-    """
+    """Weights of the LM head, which only positions whose logits are read are multiplied with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the rest of the package must know of one architecture."""
+    """One architecture: its classes, settings and size."""
 
     name: str
     """The value of `model.architecture` in a recipe."""
     title: str
-    """What it is, with its source, in a line."""
+    """Name and source in one line."""
     model_type: str
     """`model_type` in config.json."""
     classes: Mapping[str, str]

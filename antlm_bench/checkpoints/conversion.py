@@ -37,7 +37,7 @@ class OriginalCheckpoint:
     """A checkpoint in an author's layout; subclasses know one family of layouts."""
 
     architecture: Architecture
-    """What it is converted to."""
+    """Target of the conversion."""
     folder: Path
     settings: dict[str, Any]
     """Its config.json."""

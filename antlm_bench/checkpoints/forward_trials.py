@@ -37,7 +37,7 @@ FORWARD_ERRORS = (
 )  # fmt: skip
 # Types of rotary embeddings whose angles depend on the longest row of a forward.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-# Of the largest logit. Equal shapes give equal numbers, so that rounding moves less.
+# Share of the largest logit. Equal shapes give equal numbers, so that rounding moves less.
 CAUSALITY_TOLERANCE = 1e-5
 NUM_TRIAL_TEXTS = 18
 
@@ -62,7 +62,7 @@ def check_causality(model: Any, folder: Path) -> None:
     moved = logit_change_from_last_token(model, ids)
     if moved > CAUSALITY_TOLERANCE:
         raise CheckpointError(
-            f"{type(model).__name__} is no causal model as it was saved: a change of the last "
+            f"{type(model).__name__} is not a causal model as it was saved: a change of the last "
             "token moved the logits "
             f"before it by {moved:.1g} of the largest, so that every prediction sees what it "
             "predicts",

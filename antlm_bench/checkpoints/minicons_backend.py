@@ -38,7 +38,7 @@ class MiniconsCheckpoint:
     trained_methods: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     no_mask_reason: str = ""
-    # Of causal texts that have a context, where it differs.
+    # Scorer of causal texts that have a context, where it differs.
     context_scorer: MiniconsScorer | None = None
 
     def notes(self, method: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ MAX_PREDICTIONS = 12  # predictions that are compared per text and attention, sp
 
 
 class CheckpointLike(Protocol):
-    """What the self-test needs of a checkpoint (see loader.Checkpoint)."""
+    """The attributes of a checkpoint that the self-test uses (see loader.Checkpoint)."""
 
     engine: Engine
     mask_id: int | None

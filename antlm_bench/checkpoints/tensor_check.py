@@ -170,7 +170,7 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
     if BUFFER_PATTERN.search(name) or (
         head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])
     ):
-        return True  # what stands inside a numbered layer is no head
+        return True  # what stands inside a numbered layer is not a head
     if header is not None and len(header.shape) == 4 and header.shape[:2] == (1, 1):
         return name.endswith(".bias")  # GPT-2's and GPT-Neo's lower triangle of ones
     model_type = getattr(config, "model_type", "")

@@ -21,7 +21,7 @@ OPTION_ALIASES: dict[str, str] = {
     "--model-path-or-name": "--model",
     "--revision-name": "--revision",
 }
-# What lm-eval calls a model type is no checkpoint; the one thing it may say is how to score.
+# What lm-eval calls a model type is not a checkpoint; the one thing it may say is how to score.
 LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
     "hf": [],
     "hf-auto": [],
@@ -83,7 +83,7 @@ def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
         return ["--batch-tokens", "auto"]
     if not value.isdecimal() or int(value) < 1:
         raise UsageError(
-            f"{value!r} is no number of sequences",
+            f"{value!r} is not a number of sequences",
             location="--batch_size",
             hint="a whole number, or auto",
         )

@@ -26,7 +26,7 @@ def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
     pairs = [value.partition("=") for value in split_names(values)]
     if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
         raise UsageError(
-            f"{wrong[0]!r} is no method",
+            f"{wrong[0]!r} is not a method",
             location="--method",
             hint="mlm, or REFERENCE'S=RUN'S: causal=mlm",
         )

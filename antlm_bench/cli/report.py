@@ -91,18 +91,22 @@ def report_command(
     if html or svg or png:
         if model_index or table_format != "table":
             option = "--model-index" if model_index else f"--{table_format}"
-            raise UsageError("a page is no table", location=option, hint="two commands")
+            raise UsageError(
+                "--html, --svg and --png cannot be combined with it",
+                location=option,
+                hint="run two commands",
+            )
         if collection and not html:
             raise UsageError(
-                "a collection is a table, and no figure",
+                "--svg and --png cannot show a collection",
                 location="--collection",
-                hint="goes with --html",
+                hint="use --html",
             )
     elif training:
         raise UsageError(
-            "losses are drawn, not tabulated",
+            "losses are shown in figures only",
             location="--training",
-            hint="goes with --html, --svg or --png",
+            hint="add --html, --svg or --png",
         )
 
     from antlm_bench.commands.report import build_report

@@ -68,7 +68,7 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
         name, _, count = value.rpartition("=")
         if not count.isdecimal() or int(count) < 1:
             raise UsageError(
-                f"{value!r} is no number of rows",
+                f"{value!r} is not a number of rows",
                 location=option,
                 hint="e.g. 500, or qqp=2000,mnli=2000",
             )
@@ -81,7 +81,7 @@ def parse_token_budget(text: str) -> int | None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(
-            f"{text!r} is no number of tokens",
+            f"{text!r} is not a number of tokens",
             location="--batch-tokens",
             hint="a whole number, or auto",
         )

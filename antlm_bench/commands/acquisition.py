@@ -254,7 +254,7 @@ def _build_settings(
 
 
 def _build_notes(checkpoint_cells: Sequence[CheckpointCell]) -> list[str]:
-    """Return the sentences that a reader of the number needs."""
+    """Return sentences that qualify the score."""
     (first_run, _), (last_run, last_cell) = checkpoint_cells[0], checkpoint_cells[-1]
     first, last = (format_word_count(milestone_or_words_seen(run)) for run in (first_run, last_run))
     inherited = [

@@ -23,7 +23,7 @@ class ExportResult:
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    """What was left out."""
+    """Sentences on what was left out."""
 
 
 def export(

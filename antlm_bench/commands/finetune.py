@@ -67,14 +67,14 @@ class FinetuneOptions:
     changes: Sequence[str] = field(default_factory=tuple)
     """Hyper-parameters, as "lr=1e-4"."""
     pooling: str = "auto"
-    """What the head reads of a text: see finetuning.heads."""
+    """Which hidden states the head reads (finetuning.heads)."""
     lora: int = 0
     """Rank of adapters that are trained instead of the weights; 0 = train all weights."""
     frozen: bool = False
     """Train no weights: fit a logistic regression on the backbone's features."""
     device: str = "auto"
     dtype: str = "float32"
-    """Of matrix products. Weights are opened, and kept, in fp32."""
+    """dtype of matrix products. Weights are opened and kept in fp32."""
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False

@@ -100,8 +100,14 @@ def _tokenizer_problems(
     """Yield the problems of tokenizer_config.json and tokenizer.json."""
     environment, name = official_environment(), tokenizer.get("tokenizer_class")
     auto_map = tokenizer.get("auto_map")
-    own = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
-    if isinstance(name, str) and not own and name not in environment["tokenizer_classes"]:
+    has_remote_code = isinstance(auto_map, list) or (
+        isinstance(auto_map, dict) and "AutoTokenizer" in auto_map
+    )
+    if (
+        isinstance(name, str)
+        and not has_remote_code
+        and name not in environment["tokenizer_classes"]
+    ):
         yield (
             f"tokenizer_config.json names the class {name}, which transformers "
             f"{environment['transformers']} (of the official pipelines) does not know",
@@ -110,7 +116,12 @@ def _tokenizer_problems(
         )
     splitting = fast_tokenizer.get("pre_tokenizer")
     space = splitting.get("add_prefix_space") if isinstance(splitting, dict) else None
-    if splitting and space is True and not tokenizer.get("add_prefix_space", False) and not own:
+    if (
+        splitting
+        and space is True
+        and not tokenizer.get("add_prefix_space", False)
+        and not has_remote_code
+    ):
         yield (
             f"transformers {environment['transformers']} (of the official pipelines) would not put"
             " the space before a text that tokenizer.json asks for, and would read other tokens",

@@ -46,7 +46,7 @@ class Submission:
     missing: tuple[MissingPart, ...]
     """Parts that the file lacks; only with `allow_partial`."""
     notes: tuple[str, ...]
-    """What must be known of the file."""
+    """Sentences that qualify the file."""
 
 
 def submit(

@@ -64,7 +64,7 @@ class SurprisalTable:
     flags: Mapping[str, int]
     """Name out of types.FLAGS -> number of different texts with it."""
     notes: tuple[str, ...] = ()
-    """What the numbers must be read with: see checkpoints.loading_notes and Checkpoint.notes."""
+    """Sentences that qualify the numbers: see checkpoints.loading_notes and Checkpoint.notes."""
 
     @property
     def table(self) -> ArrowTable:

@@ -47,7 +47,7 @@ class TrainOptions:
     device: str = "auto"
     """auto (what Accelerate finds) or cpu."""
     precision: str = "float32"
-    """Of matrix products: float32 or bfloat16."""
+    """dtype of matrix products: float32 or bfloat16."""
     micro_tokens: int | None = None
     """Tokens per forward, None = by device."""
     compiled: bool = False

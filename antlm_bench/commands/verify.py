@@ -65,7 +65,7 @@ def verify(
     DataError, CheckpointError. A disagreement raises nothing here, see raise_on_disagreement.
     """
     if not tolerance > 0:
-        raise UsageError(f"{tolerance:g} is no number of nats above 0", location="--tolerance")
+        raise UsageError(f"{tolerance:g} is not a number of nats above 0", location="--tolerance")
     if limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
     for name in as_list(methods):
@@ -169,7 +169,7 @@ def _open_peer(
     encoder: TextEncoder,
     options: OpenOptions,
 ) -> Peer:
-    """A peer with the same weights, adapter and tokenizer. Raises CheckpointError."""
+    """Open a peer with the same weights, adapter and tokenizer. Raises CheckpointError."""
     trusted = options.trust_remote_code
     if peer_name == "lm-eval":
         adapter = (
@@ -181,8 +181,11 @@ def _open_peer(
         }
         more = {name: str(path) for name, path in parts.items() if path is not None}
         return open_lm_eval(sources.base, trusted, more)
-    own = encoder.tokenizer if trusted or options.tokenizer else None
-    return open_minicons(sources.base, kind, encoder.specials, encoder.max_length, own, trusted)
+    # Otherwise minicons loads the tokenizer from the folder itself.
+    tokenizer = encoder.tokenizer if trusted or options.tokenizer else None
+    return open_minicons(
+        sources.base, kind, encoder.specials, encoder.max_length, tokenizer, trusted
+    )
 
 
 def _starts_with_bos_or_eos(tokenizer: object, prefix_ids: tuple[int, ...]) -> bool:

@@ -67,7 +67,7 @@ class JoinedTables:
     """A table per cell."""
     tables_b: tuple[PredictionTable, ...]
     notes: tuple[str, ...]
-    """What a reader must know of the join."""
+    """Sentences that qualify the join."""
 
 
 def group_cells(run: Run) -> dict[tuple[str, str], SeedCells]:
@@ -207,7 +207,7 @@ def load_table(run: Run, cell: Cell) -> PredictionTable:
     broken = (np.isnan(padded["scores"]) | (padded["scores"] == np.inf)) & valid
     if broken.any():
         raise RunError(
-            f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is no number",
+            f"the score of {ids[int(broken.any(axis=1).argmax())]!r} is not a number",
             location=location,
         )
     if int(sizes.min()) < 1 and not np.all(

@@ -42,7 +42,7 @@ POWER_FACTOR = 1 + 0.8416 / statistics.Z
 
 
 class GroupKey(NamedTuple):
-    """What a line of a comparison is about; see Difference."""
+    """Identifies a line of a comparison; see Difference."""
 
     level: str
     name: str

@@ -56,7 +56,7 @@ def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
 
 
 def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
-    """Return what the numbers of these tasks must be read with."""
+    """Return sentences that qualify the numbers of these tasks."""
     notes = []
     for task in tasks:
         name = _task_name(task)
@@ -84,7 +84,7 @@ def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[
     metric, sides = load_cell_metric(task.cells_a[0]), (task.tables_a, task.tables_b)
     a, b = (np.stack([metric.per_item(table) for table in side]) for side in sides)
     ties = metric.settings.ties
-    right_a, right_b = (  # a metric's contributions are no whole numbers, right and wrong are
+    right_a, right_b = (  # a metric's contributions are not whole numbers, right and wrong are
         np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in side], axis=0)
         for side in sides
     )

@@ -1,4 +1,4 @@
-"""What a comparison says: the typed values that tables, gates and plots are written against.
+"""Results of a comparison: the typed values that tables, gates and plots use.
 
 A difference is run b minus run a; `lower_is_better` says which sign is good.
 """
@@ -81,7 +81,7 @@ class Flip:
 
 
 class PairedResult(NamedTuple):
-    """What the comparison of a metric computes of one suite."""
+    """The comparison of two runs on one suite under one metric."""
 
     headline: Difference
     groups: tuple[Difference, ...]
@@ -92,20 +92,20 @@ class PairedResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two runs say of one suite, or of the finetuned tasks of one collection."""
+    """The comparison of two runs on one suite, or on the finetuned tasks of one collection."""
 
     suite: str
     method_a: str
     method_b: str
     metric: str
-    """Of its items; "mixed" where tasks have metrics of their own."""
+    """Metric of the items; "mixed" if the tasks of a collection have different metrics."""
     seeds: tuple[int, int]
-    """How many seeds each run has, of the task that has fewest; scored suites have one."""
+    """Number of seeds of each run, for the task with the fewest; 1 for scored suites."""
     headline: Difference
     groups: tuple[Difference, ...]
     flipped: tuple[Flip, ...]
     notes: tuple[str, ...]
-    """What the numbers must be read with."""
+    """Sentences that qualify the numbers."""
     macro: tuple[str, ...] = ()
     """The levels that the headline averages over."""
 
@@ -121,7 +121,7 @@ class RunComparison:
     path_b: str
     comparisons: tuple[Comparison, ...]
     unmatched: tuple[str, ...] = ()
-    """What only one of the runs answered, in words."""
+    """Sentences on results that only one of the runs has."""
 
     def _repr_html_(self) -> str:
         columns = (

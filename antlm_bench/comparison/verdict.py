@@ -65,7 +65,7 @@ class Judgement:
     """The margin."""
     status: Status
     source: str = ""
-    """What declares the margin."""
+    """Source of the margin: an option, a file or "default"."""
 
     @property
     def is_significantly_worse(self) -> bool:

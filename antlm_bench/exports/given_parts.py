@@ -20,7 +20,7 @@ from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.task_types import Suite, read_declaration_of_type
 
 NAN_ALLOWED_KEYS = ("surprisal", "prev_pred")
-"""Of a text that does not fit the model; of the word before a sentence's first."""
+"""May be NaN: the text does not fit the model, or no word comes before it."""
 SuiteLoader = Callable[[str], Suite]
 
 

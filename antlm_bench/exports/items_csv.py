@@ -42,7 +42,7 @@ def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
 
     score: summed log-probability (nats) of the right option, score_other of the best other one,
     margin the difference. correct: credit in 0..1, a tie under the run's tie rule; where a task
-    judges its answers itself, its number (then score is the preferred option's). share:
+    has metrics of its own, its value (then score is the preferred option's). share:
     probability of the first option among the options, where humans rated it (then gold is that
     rating and there is no right option). Empty: not defined.
     """

@@ -72,7 +72,7 @@ class LeaderboardFile:
     """The file's content."""
     missing: tuple[MissingPart, ...]
     notes: tuple[str, ...]
-    """What a reader of the file must know."""
+    """Sentences that qualify the file."""
     sources: tuple[PartSource, ...] = ()
     """The cells that were used, those of parts that turned out incomplete among them."""
 

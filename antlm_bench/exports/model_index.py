@@ -36,7 +36,7 @@ class ModelIndexResult:
     seeds: int = 0
     """0 = not finetuned."""
     notes: tuple[str, ...] = ()
-    """What the number must be read with."""
+    """Sentences that qualify the number."""
 
 
 def build_model_index(

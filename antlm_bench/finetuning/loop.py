@@ -66,11 +66,11 @@ class FinetuneSettings:
     device: str = "auto"
     """Changes what is learned by rounding only."""
     dtype: str = "float32"
-    """Of matrix products: float32 or bfloat16. Weights stay fp32."""
+    """dtype of matrix products: float32 or bfloat16. Weights stay fp32."""
     batch_tokens: int | None = None
     """Tokens per forward, None = by device. Changes what is learned by rounding only."""
     pooling: str = "auto"
-    """What the head reads of a text: see heads.resolve_pooling."""
+    """Which hidden states the head reads (heads.resolve_pooling)."""
     lora_rank: int = 0
     """Rank of adapters that are trained instead of the weights; 0 = train all weights."""
 
@@ -87,7 +87,7 @@ class FinetuneResult:
     """The predictions of one task, and how they came about."""
 
     predictions: list[Prediction]
-    """Of task.valid, in order."""
+    """Predictions of task.valid, in its order."""
     history: dict[str, Any]
     """Epochs, counts and warnings, ready for JSON."""
 

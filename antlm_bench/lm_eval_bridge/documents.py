@@ -57,15 +57,14 @@ class LmEvalTask:
 
     @property
     def metric_names(self) -> list[str]:
-        """What the task reports, its first metric first."""
+        """Names of the metrics that the task reports, its first metric first."""
         return [str(name) for name in self.task_object.aggregation()]
 
     @property
     def custom_process_results(self) -> Any:
         """The task's own code that scores responses; None where lm-eval's is used.
 
-        A task class that builds requests of its own also scores them itself, for nobody else knows
-        what is right.
+        A task class that builds its own requests also scores them with its own code.
         """
         configured = self.task_object.config.process_results
         if callable(configured):

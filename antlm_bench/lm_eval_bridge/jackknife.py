@@ -33,7 +33,7 @@ def to_json(value: Any) -> str:
 def jackknife_contributions(
     aggregate: Aggregation, document_values: Sequence[str], location: str
 ) -> Floats:
-    """Return the jackknife contribution (n,) of each document; NaN where the metric is no number.
+    """Return the jackknife contribution (n,) of each document, NaN if the metric is NaN.
 
     Their mean is the metric, and their variance divided by n the variance of its estimate (Efron &
     Tibshirani 1993, ch. 11). document_values: per document, as `to_json` gives it.
@@ -115,7 +115,7 @@ def _replace_with_mean(values: Sequence[float], index: int) -> list[float]:
 def _finite_float(value: Any) -> float:
     number = float(value)
     if math.isinf(number):
-        raise TypeError(f"{value!r} is no finite number")
+        raise TypeError(f"{value!r} is not a finite number")
     return number
 
 

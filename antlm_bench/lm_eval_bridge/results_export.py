@@ -104,7 +104,7 @@ def add_cell_results(
     spec = get_metric_spec(cell.summary.metric)
     lm_eval = spec.lm_eval or LmEvalFormat()
     metric, item_values = compute_item_values(cell, predictions)
-    # A document's contribution to a corpus metric is no value of its sample.
+    # A document's contribution to a corpus metric is not a value of its sample.
     sample_values: Sequence[float | None] = [None] * len(predictions)
     if lm_eval.sample_values and item_values is not None:
         sample_values = list(item_values)

@@ -136,16 +136,16 @@ def _check_tables(results: JsonObject, location: str) -> None:
     for key, is_nested in RESULT_TABLES.items():
         table = results.get(key)
         if table is not None and not isinstance(table, dict):
-            raise damaged(f"`{key}` is no table")
+            raise damaged(f"`{key}` is not a table")
         for name, value in (table or {}).items():
             is_table = isinstance(value, dict) or (value is None and key != "results")
             if is_nested and not is_table:
-                raise damaged(f"`{key}` of {name!r} is no table")
+                raise damaged(f"`{key}` of {name!r} is not a table")
     groups = results.get("group_subtasks") or {}
     for name, members in groups.items():
         is_list = isinstance(members, list) and all(isinstance(m, str) for m in members)
         if members is not None and not is_list:
-            raise damaged(f"`group_subtasks` of {name!r} is no list of names")
+            raise damaged(f"`group_subtasks` of {name!r} is not a list of names")
     finished: set[str] = set()
     for name in groups:
         # Depth first, without recursion, for a file may nest arbitrarily deep.

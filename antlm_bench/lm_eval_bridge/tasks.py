@@ -333,7 +333,7 @@ def _select_metric(tasks: list[LmEvalTask], metric_names: list[str], location: s
 def _task_notes(
     task: LmEvalTask, metric: MetricSpec, task_metric_names: Sequence[str]
 ) -> Iterator[str]:
-    """Yield the sentences that a reader of the number needs.
+    """Yield sentences that qualify the score.
 
     task_metric_names: metrics that lm-eval's code computes.
     """

@@ -29,7 +29,7 @@ from antlm_bench.types import Estimate, Prediction, Summary
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionCurves:
-    """What the curves of words are read with."""
+    """Settings for reading an age of acquisition off a word's curve."""
 
     words_seen: tuple[int, ...]
     """Words seen by each checkpoint (k,), increasing."""

@@ -155,7 +155,7 @@ def load_confusion_metric(name: str) -> ConfusionMetric:
     if spec.confusion is None:
         names = [other.name for other in METRICS if other.confusion]
         raise UsageError(
-            f"{name} is no metric of classified texts", hint=f"one of {', '.join(names)}"
+            f"{name} is not a metric of classified texts", hint=f"one of {', '.join(names)}"
         )
     loaded: ConfusionMetric = load_target(spec.confusion)
     return loaded

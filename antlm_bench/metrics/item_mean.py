@@ -3,7 +3,7 @@
     mean = sum_k w_k mean(values of the items of group k)
 
 with the groups of `macro`, as in an accuracy. The values are `MetricSpec.item_values`.
-Corner cases: nan is no value, its item is left out and counted; a group without any value is an
+Corner cases: nan is not a value, its item is left out and counted; a group without any value is an
 error; the interval resamples items within groups, and is Wilson's where every value is 0 or 1.
 """
 
@@ -53,7 +53,7 @@ class ItemMean(Metric):
                 self.spec.value_range,
             )
         missing = int((np.isnan(values) & ~table.get_flag("too-long")).sum())
-        note = f"left out: {missing} items of which the task says nothing"
+        note = f"left out: {missing} items for which the task has no value"
         return Headline(headline, views, (note,) if missing else ())
 
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
@@ -72,7 +72,7 @@ def weighted_mean(table: PredictionTable, values: Floats, codes: Ints, weights: 
     if not all(map(len, parts)):
         empty = next(code for code, part in enumerate(parts) if not len(part))
         raise DataError(
-            "no number of any of them: none fits, or the task says nothing",
+            "none of the items has a value: none fits the model, or the task computes none",
             location=f"item {table.ids[int(np.flatnonzero(codes == empty)[0])]} and others",
             hint=NO_VALUES_HINT,
         )

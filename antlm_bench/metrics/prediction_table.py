@@ -120,7 +120,7 @@ def gold_indices(table: PredictionTable) -> Ints:
     gold_or_zero = np.where(unscored, 0, table.gold)
     gold = gold_or_zero.astype(np.int32)
     out_of_range = (gold >= table.valid.sum(axis=1)) & ~unscored
-    # The first term finds golds that are no integers.
+    # The first term finds golds that are not integers.
     wrong = (gold != gold_or_zero) | (gold < 0) | out_of_range
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

@@ -39,7 +39,7 @@ CLASS_REDUCTION = "class"
 
 
 class ItemKind(Enum):
-    """What an item of a metric consists of."""
+    """Type of a metric's items."""
 
     CHOICE = "options, one of which is right"
     RATING = "options, and a human rating as gold"
@@ -80,16 +80,16 @@ class MetricSpec:
     """
 
     name: str
-    """What a suite's TOML calls it."""
+    """Name of the metric in a suite's TOML."""
     label: str
-    """What the numbers are, for a legend: "Percent right"."""
+    """Title of the numbers in a legend: "Percent right"."""
     interval: str = "items resampled"
-    """Where the 95% interval comes from, for a legend."""
+    """Origin of the 95% interval, for a legend."""
     item_kind: ItemKind = ItemKind.CHOICE
 
     # ---- how a number is written
     heading: str = ""
-    """What stands above a column of these numbers only. "" = the name."""
+    """Heading of a column that has only these numbers. "" = the name."""
     axis_title: str = ""
     """Title of a chart's axis. "" = the heading."""
     headline_name: str | None = None
@@ -100,7 +100,7 @@ class MetricSpec:
     """Factor from the stored number to the written one: 100 for percent."""
     decimals: int = 3
     difference_unit: str = ""
-    """What stands behind a difference: "points"."""
+    """Unit of a difference: "points"."""
     difference_title: str = ""
     """Title of the axis of differences. "" = "difference in" the unit, else the heading."""
     change_labels: tuple[str, ...] = ("items better", "worse")

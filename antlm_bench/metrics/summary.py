@@ -33,9 +33,9 @@ class MetricSettings:
     """The settings of a cell that decide how its scores become numbers."""
 
     ties: str = "half"
-    """Which option counts as chosen where several score best: one of TIE_RULES."""
+    """How a tie between the best options is resolved: one of TIE_RULES."""
     reduction: str = "sum"
-    """Which score of an option decides: one of REDUCTIONS, or "class" for classified texts."""
+    """How log-probabilities are normalised: one of REDUCTIONS; "class" for classified texts."""
     softmax: str = "float64"
     """Precision of the probabilities that a correlation with ratings ranks."""
 
@@ -74,22 +74,22 @@ class Metric(ABC):
     def per_item(self, table: PredictionTable) -> Floats:
         """Return what each item contributes (n,), nan = nothing.
 
-        Where the metric is no mean of items, contributions are linearised: their mean is the
+        Where the metric is not a mean of items, contributions are linearised: their mean is the
         metric, and their variance divided by n that of its estimation.
         """
 
     @abstractmethod
     def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
-        """Return the number of the whole suite. macro: levels whose groups it averages over."""
+        """Return the headline of the suite. macro: levels whose groups it averages over."""
 
     @abstractmethod
     def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
-        """Return the number of some items. members (n,): which."""
+        """Return the estimate of the items where members (n,) is True."""
 
     def by_group(
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
     ) -> Sequence[Estimate]:
-        """Return the number of each group. codes (n,): an item's group, -1 = none."""
+        """Return the estimate of each group. codes (n,): the group of each item, -1 = none."""
         return [self.estimate_members(table, codes == code) for code in range(len(names))]
 
     def closing_notes(self, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
@@ -117,10 +117,11 @@ def summarize(
     macro: levels that the headline averages over without weights, outermost first; () = over items.
     groups: the levels reported, coarse to fine; a group's estimate is over its items (as BabyLM
     prints fields and phenomena). ties, reduction, softmax: see MetricSettings. Items flagged
-    `too-long` were not scored; what becomes of them is the metric's business, `flags` counts them.
+    `too-long` were not scored; each metric decides how to treat them, `flags` counts them.
 
-    Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro`
-    needs is missing, a gold that is no option), CheckpointError (a NaN or +inf score).
+    Raises UsageError (unknown metric or tie rule), DataError (no predictions, a missing label of a
+    `macro` level, a gold that is not the index of an option), CheckpointError (a NaN or +inf
+    score).
     """
     settings = MetricSettings(ties, reduction, softmax)
     loaded = load_metric(metric, settings)

@@ -135,7 +135,7 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
 
 
 def _verdict_notes(verdict: Verdict) -> Iterator[str]:
-    """Yield what a verdict must be read with."""
+    """Yield notes that qualify a verdict."""
     metric, judged = verdict.comparison.metric, verdict.headline
     if worse := verdict.worse_groups:
         named = ", ".join(f"{d.name} {format_change(d, metric)}" for d in worse[:MAX_NAMED_GROUPS])

@@ -233,7 +233,7 @@ def format_title(comparison: Comparison) -> str:
 
 
 def collect_notes(comparison: Comparison, by: str) -> list[str]:
-    """What the headline must be read with, in sentences."""
+    """Sentences that qualify the headline."""
     head, metric = comparison.headline, comparison.metric
     counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
     said = [

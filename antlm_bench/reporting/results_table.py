@@ -59,7 +59,7 @@ class ResultsRow:
 
 @dataclass(frozen=True, slots=True)
 class SuiteBlock:
-    """What one suite says: its headline first, then its groups. `average` says in words what the
+    """The results of one suite: its headline, then its groups. `average` describes what the
     headline is.
     """
 
@@ -263,7 +263,7 @@ def _column_label(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> li
 
 
 def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
-    """Yield the headline of a suite, what it must be read with, then its groups."""
+    """Yield the headline of a suite, its notes, then its groups."""
     head, *groups = block.rows
     name = TableCell(head.name, detail=block.average, notes=block.notes)
     cells = [estimate_cell(estimate, block.metric) for estimate in head.estimates]
@@ -276,7 +276,7 @@ def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
 
 
 def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[TableCell]]]:
-    """Return what a headline must be read with, per column.
+    """Return notes that qualify a headline, per column.
 
     These are the flags that were raised, and the interval if the groups were a sample too.
     """

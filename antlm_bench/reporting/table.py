@@ -36,7 +36,7 @@ class TableCell:
     detail: str = ""
     """A few words that explain the text, in a lighter style behind it."""
     notes: tuple[str, ...] = ()
-    """Sentences that the cell must be read with. Writers number them and print them below."""
+    """Sentences that qualify the cell. Writers number them and print them below."""
     tone: Tone = ""
     """Colour on a terminal. No other format shows it."""
 

@@ -159,7 +159,7 @@ def write_json(table: Table) -> str:
 
     Numbers are numbers. In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text`
     is what people read instead of the value, `KEY_unit` is the unit of a value that differs from
-    its column's, and `KEY_notes` is what the value must be read with.
+    its column's, and `KEY_notes` holds notes that qualify the value.
     """
     members = {**to_json_value(table.document), "table": _json_table(table)}
     document = {"schema_version": SCHEMA_VERSION, **members}

@@ -24,7 +24,7 @@ from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
 from antlm_bench.types import Cell, Estimate, Names, Run, as_list, task_full_name
 
 Caveats = tuple[str, ...]
-"""Sentences that a score must be read with."""
+"""Sentences that qualify a score."""
 SeenDigests = dict[str, tuple[str, str]]
 """Suite -> digest of its items and label of the first column that has it."""
 CAVEAT_PATTERN = re.compile(
@@ -270,7 +270,7 @@ def _to_value_with_variance(estimate: Estimate) -> UncertainValue:
 def _collect_caveats(
     cells: Sequence[Cell], column_label: str, seen_digests: SeenDigests
 ) -> Iterator[str]:
-    """Yield the sentences that the score of these cells must be read with.
+    """Yield sentences that qualify the score of these cells.
 
     cells: the seeds of a finetuned task, or one scored cell. seen_digests is updated.
     """

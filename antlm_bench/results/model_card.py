@@ -38,7 +38,7 @@ def _column_results(report: Report, column: ReportColumn) -> list[ModelIndexResu
             name = task_full_name(member.suite, task)
             scores.append((name, f"{member.name}: {task}", result.task_scores.get(task)))
     if column.macro and report.collection:
-        # A mean over members is no classification, even where some of them were finetuned.
+        # A mean over members is not a classification, even where some of them were finetuned.
         macro = replace(column.macro, seeds=0)
         scores.append((report.collection.name, report.collection.title, macro))
     return [

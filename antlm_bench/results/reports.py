@@ -31,7 +31,7 @@ class ReportColumn:
     source: str = ""
     """Source of a published row; "" of a run."""
     caveats: Caveats = ()
-    """Sentences that all numbers of the column must be read with."""
+    """Sentences that qualify all numbers of the column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _score_value(score: ReportedScore | None) -> float | None:
 
 
 def _all_caveats(column: ReportColumn) -> Iterator[str]:
-    """Yield the sentences that the column, its scores and its macro-average must be read with."""
+    """Yield sentences that qualify the column, its scores and its macro-average."""
     yield from column.caveats
     for score in (*(result.score for result in column.results), column.macro):
         if score:

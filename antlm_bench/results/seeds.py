@@ -54,7 +54,7 @@ class FinetunedTaskSummary:
     """Value of always predicting the most frequent class."""
     num_seeds: int
     flags: tuple[str, ...]
-    """What the mean must be read with."""
+    """Sentences that qualify the mean."""
 
 
 def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
@@ -89,7 +89,7 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
 
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """What a number must be read with: collapsed seeds, texts that were cut or trained on, how
+    """Sentences that qualify a number: collapsed seeds, texts that were cut or trained on, how
     epochs were chosen.
     """
     fallen = [cell for cell in cells if cell.history.get("collapsed")]

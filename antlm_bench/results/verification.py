@@ -17,9 +17,9 @@ class PeerFlip:
     theirs: int
     """Index of the option that the peer prefers."""
     margin: float
-    """By how much our engine prefers its option to the peer's (nats)."""
+    """log P(its option) - log P(the peer's option) by our engine, in nats."""
     their_margin: float
-    """By how much the peer prefers its option to ours (nats)."""
+    """log P(its option) - log P(our option) by the peer, in nats."""
     tie: bool
     """Neither margin exceeds twice the tolerance: two scores within the tolerance explain it."""
 

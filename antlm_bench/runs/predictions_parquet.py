@@ -43,7 +43,7 @@ def encode_predictions(
 ) -> bytes:
     """Return predictions as Parquet bytes, with `file_metadata` (suite, method, key, ...).
 
-    Raises RunError for an id or label that is no valid Unicode, or an id that occurs twice.
+    Raises RunError for an id or label that is not valid Unicode, or an id that occurs twice.
     """
     ids = [p.id for p in predictions]
     if len(set(ids)) < len(ids):

@@ -14,7 +14,7 @@ from antlm_bench.errors import RunError
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
 SCHEMA_VERSION = 2
-"""Of run.json and predictions. Raised when an older version would misread them."""
+"""Version of run.json and predictions. Increased when older software would misread them."""
 PREDICTIONS_PATH = re.compile(r"predictions/[^/\\\0]+\.parquet")
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def encode_run_json(
     """Return the bytes of run.json.
 
     prediction_files: the file of each cell, relative to the run folder. Raises RunError for a
-    number that is not finite, and for text that is no valid Unicode.
+    number that is not finite, and for text that is not valid Unicode.
     """
     document = {
         "schema": SCHEMA_VERSION,

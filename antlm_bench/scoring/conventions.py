@@ -29,7 +29,7 @@ class ScoringConventions:
     ties: str = "half"
     """Tie rule (metrics.TIES)."""
     reduction: str = ""
-    """Which score decides: sum or per-token; "" = what the suite declares."""
+    """How log-probabilities are normalised: sum or per-token; "" = as the suite declares."""
     causal_reduction: str = ""
     """The same for causal methods; "" = as `reduction`."""
     bos_before_context: str = ""

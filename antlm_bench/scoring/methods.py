@@ -36,12 +36,12 @@ class Method:
     name: str
     """The value of --method, and the name in run folders and tables."""
     description: str
-    """What it computes, in a few words."""
+    """Short description of what it computes."""
     parts: tuple[tuple[Attention, Callable[..., Probes]], ...]
     """(attention, probe function) pairs whose reads are added up. A probe function takes an
     EncodedBatch and the id of the mask token (None without one)."""
     needs_mask: bool = False
-    """Whether it hides tokens, so that the model must have a mask token."""
+    """Whether it masks tokens, so that the model must have a mask token."""
     needs_words: bool = False
     """Whether it asks which word a token belongs to."""
     mask_shift: int | None = None

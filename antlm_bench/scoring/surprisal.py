@@ -66,11 +66,11 @@ class SpanScores:
 
 def single_part(method: Method) -> tuple[Attention, Callable[..., Probes]]:
     """Return the one (attention, probe function) of a method. Raises MethodNotSupported where it
-    has several parts (`fused`), whose product is no probability.
+    has several parts (`fused`), whose product is not a probability.
     """
     if len(method.parts) != 1:
         raise MethodNotSupported(
-            "a product of two predictions is no probability of a word",
+            "a product of two predictions is not a probability of a word",
             location="--method",
             hint="ask for one of its parts: --method causal, --method mntp",
         )

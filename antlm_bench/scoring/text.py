@@ -276,18 +276,18 @@ class TextEncoder:
         """Return the texts with indices `members`, whose rows all have this length."""
         before, after = self.specials.before, self.specials.after
         inner = length - len(before) - len(after)
-        own = slice(len(before), len(before) + inner)
+        text_columns = slice(len(before), len(before) + inner)
         ids = np.empty((len(members), length), np.int32)
         ids[:, : len(before)], ids[:, len(before) + inner :] = before, after
-        ids[:, own] = _stack_rows(tokens.ids, members, inner)
-        check_ids(self.tokenizer, int(ids[:, own].max()), self.vocab_size)
+        ids[:, text_columns] = _stack_rows(tokens.ids, members, inner)
+        check_ids(self.tokenizer, int(ids[:, text_columns].max()), self.vocab_size)
         scored = np.zeros((len(members), length), np.bool_)
-        scored[:, own] = _scored_mask(tokens.offsets, spans, members, inner)
+        scored[:, text_columns] = _scored_mask(tokens.offsets, spans, members, inner)
         if self.num_skipped is not None:
             self._score_eos(ids, scored, [(spans[member], texts[member]) for member in members])
         first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
-        first[:, own] = _stack_rows(tokens.words, members, inner)
-        last[:, own] = _stack_rows(tokens.last_words, members, inner)
+        first[:, text_columns] = _stack_rows(tokens.words, members, inner)
+        last[:, text_columns] = _stack_rows(tokens.last_words, members, inner)
         return EncodedBatch(ids, scored, first, np.array(members, np.int32), last)
 
     def _score_eos(

@@ -32,12 +32,12 @@ WORDS_FROM_OFFSETS_NOTE = (
     "pre-tokenizer, by characters"
 )
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-# Tokens of its own that a tokenizer is tried with if it cannot read PROBE.
+# Number of its own tokens that a tokenizer is tested on if it cannot read PROBE_TEXT.
 MAX_VOCABULARY_PROBES = 1000
 # A private character: no vocabulary holds it, so it shows the unknown token.
 UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
-# Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
+# GPT-2's pre-tokenizer, for a text in which each character is replaced by its kind (_kind).
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
 
 
@@ -206,7 +206,7 @@ class TextTokenizer:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                message = f"{_truncate(text)!r} holds half of a surrogate pair, which is no text"
+                message = f"{_truncate(text)!r} holds half of a surrogate pair, which is not text"
                 return DataError(message, hint="save the file as UTF-8")
         text = next((text for text in texts if not can_tokenize(self.tokenizer, text)), texts[0])
         reason = (str(error).splitlines() or [type(error).__name__])[0]

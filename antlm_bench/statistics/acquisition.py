@@ -19,7 +19,7 @@ from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Floats
 
 ParameterBound = Sequence[float] | float
-"""Of each parameter, or of all."""
+"""A bound of each parameter, or one bound of all."""
 HALFWAY = 0.5
 MIN_POINTS = 3
 """Points of a curve, words of a correlation."""

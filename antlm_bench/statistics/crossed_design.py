@@ -70,7 +70,7 @@ class VarianceComponent(NamedTuple):
     df: float = np.inf
     """Degrees of freedom; infinite: as good as known."""
     contrast: float = 0.0
-    """Of a part of seeds, a draw around 0 that varies as their mean does."""
+    """For a variance of seeds: a draw around 0 that varies as the mean over seeds does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def partial_r2(regression: NestedRegression) -> float | None:
     """Return partial R2 in 0..1; None where there are too few rows for the coefficients, or nothing
     is left to explain.
 
-    statsmodels fits by a pseudo-inverse, so collinear predictors are no error.
+    statsmodels fits by a pseudo-inverse, so collinear predictors are not an error.
     """
     from statsmodels.regression.linear_model import OLS
 

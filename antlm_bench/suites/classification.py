@@ -59,16 +59,16 @@ class TrainingSpec(Declaration):
     warmup: Share
     """Share of the updates."""
     schedule: Literal["linear", "cosine", "constant"]
-    """What the learning rate does after warm-up."""
+    """Course of the learning rate after warm-up."""
     floor: Share = 0.0
-    """Where a cosine ends, as a share of lr."""
+    """Final learning rate of a cosine schedule, as a share of lr."""
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)] | None
     """Maximal norm of the gradient; 0 = unclipped."""
     dropout: Share
-    """Of the classification head."""
+    """Dropout rate of the classification head."""
     max_length: Annotated[int, Field(ge=8)]
-    """In tokens, special tokens included."""
+    """Maximum number of tokens of a text, special tokens included."""
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
     eps: Positive = 1e-8
     last_batch: Literal["keep", "drop"] = "keep"
@@ -82,7 +82,7 @@ class TrainingSpec(Declaration):
     decay: Literal["matrices", "all"] = "matrices"
     """Which tensors decay: those of two dimensions and more, or biases and norms, too."""
     equal_epochs: Literal["lowest-loss", "first"] = "lowest-loss"
-    """Which of several epochs with the best selection score is kept."""
+    """How a tie between epochs with the best selection score is broken."""
     token_types: bool = True
     """Whether a model that has token types (BERT) is given them."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"

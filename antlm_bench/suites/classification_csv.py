@@ -116,13 +116,13 @@ def _infer_classes(labels: list[str], path: Path) -> tuple[str, ...]:
     if len(names) > MAX_NUMERIC_CLASSES and all(map(is_number, names)):
         message = f"{len(names)} different numbers as labels, more than {MAX_NUMERIC_CLASSES}"
         hint = (
-            "numbers on a scale are no classes; if these are names of classes, "
+            "numbers on a scale are not classes; if these are names of classes, "
             f"spell them as words (class_{labels[0]})"
         )
         raise DataError(message, location=str(path), hint=hint)
     if len(names) > max(2, len(labels) // 2):
         message = f"{len(names)} classes in {len(labels)} rows"
-        hint = "is `label` the right column? Ratings are no classes"
+        hint = "is `label` the right column? Ratings are not classes"
         raise DataError(message, location=str(path), hint=hint)
     all_integers = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
     return tuple(sorted(names, key=int) if all_integers else sorted(names))

@@ -57,7 +57,7 @@ class ClassificationTask:
     digest: str
     """sha256 of the metric, the classes, and every example's id, texts, gold and group."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of the number needs."""
+    """Sentences that qualify the score."""
     trains_with: str = ""
     """The task whose train set this is; "" = its own."""
     origin: tuple[str, ...] = ()
@@ -268,7 +268,7 @@ class _SplitRecords:
     records: NumberedRecords
     location: str
     note: str = ""
-    """A sentence that a reader of the number needs: which substitute this is."""
+    """A sentence that qualifies the score: which substitute this is."""
 
 
 def _get_task_spec(spec: ClassificationSpec, name: str, preset: str) -> TaskSpec:

@@ -28,11 +28,11 @@ class MemberSpec(Declaration):
 
     suite: Text
     label: str = ""
-    """What tables call it; "" = the suite's name."""
+    """Name in tables; "" = the suite's name."""
     made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
     """The command that computes it."""
     tasks: TomlTuple[Text] = ()
-    """Of a finetuned suite: the tasks whose scores are averaged, without weights."""
+    """Tasks of a finetuned suite whose scores are averaged, without weights."""
     suites: TomlTuple[Text] = ()
     """Scored suites that are averaged, without weights; `suite` then only names the whole."""
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
@@ -102,7 +102,7 @@ class CollectionSpec(SuiteDeclaration):
                 if label not in names:
                     close = suggest_name(label, names) or f"members are {', '.join(names)}"
                     raise ValueError(
-                        f"{row.name!r} has a value for {label!r}, which is no member: {close}"
+                        f"{row.name!r} has a value for {label!r}, which is not a member: {close}"
                     )
         return self
 

@@ -23,7 +23,7 @@ Points = Annotated[float, Field(gt=0, le=100)]
 
 
 class SuiteDeclaration(Declaration):
-    """Base of every declaration in tasks/: what its TOML says whatever its kind."""
+    """Base of every declaration in tasks/: the keys that all kinds share."""
 
     kind: str
     """The name of a task type (suites.task_types.TASK_TYPES)."""
@@ -32,7 +32,7 @@ class SuiteDeclaration(Declaration):
     title: Text
     homepage: str = ""
     notes: TomlTuple[Text] = ()
-    """Sentences that a reader of the number needs."""
+    """Sentences that qualify the score."""
 
     @property
     def task_type(self) -> str:
@@ -55,10 +55,10 @@ class CheckSpec(Declaration):
 
 
 class FileSpec(Declaration):
-    """What is published about an official file."""
+    """The published properties of an official file."""
 
     sha256: Sha256 | None = None
-    """Of the unpacked bytes; None where nobody could compute it."""
+    """Hash of the unpacked bytes; None if the file was never available to us."""
     rows: Annotated[int, Field(gt=0)] | None = None
 
 

@@ -96,7 +96,7 @@ def _list_class_words(spec: GrammarSpec, word_class: str, template: str) -> list
         if united is None or not united.words or united.forms != entry.forms:
             raise DeclarationError(
                 f"{word_class!r} unites {part!r}, "
-                "which is no class with words of its own in the same forms",
+                "which is not a class with its own words in the same forms",
                 location=f"grammar.lexicon.{word_class}",
             )
     lists = [spec.lexicon[part].words for part in entry.of] or [entry.words]

@@ -65,7 +65,7 @@ def to_valid_unicode(path: str) -> str:
 def deduplicate_suites(suites: Iterable[S]) -> list[S]:
     """Return the suites (or tasks) of a call; a file that was named twice occurs once.
 
-    Raises UsageError for suites that would share a cell: two suites of one name that are no files
+    Raises UsageError for suites that would share a cell: two suites of one name that are not files
     of the user's, or two files that hold the same items under one name.
     """
     suites_by_key: dict[tuple[str, str], S] = {}

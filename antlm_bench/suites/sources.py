@@ -139,17 +139,17 @@ def data_roots(folder: Path | None = None) -> list[Path]:
     Raises UsageError where ANTLM_BENCH_DATA is not a folder.
     """
     roots = [folder] if folder else []
-    if own := os.environ.get("ANTLM_BENCH_DATA"):
-        roots.insert(0, expand_user_path(own))
+    if data_dir := os.environ.get("ANTLM_BENCH_DATA"):
+        roots.insert(0, expand_user_path(data_dir))
         if not roots[0].is_dir():
-            raise UsageError(f"{own!r} is not a folder", location="ANTLM_BENCH_DATA")
+            raise UsageError(f"{data_dir!r} is not a folder", location="ANTLM_BENCH_DATA")
     return [*roots, cache_dir()]
 
 
 def cache_dir() -> Path:
     """Return the cache folder, which need not exist: ANTLM_BENCH_CACHE, else the platform's."""
-    if own := os.environ.get("ANTLM_BENCH_CACHE"):
-        return expand_user_path(own)
+    if folder := os.environ.get("ANTLM_BENCH_CACHE"):
+        return expand_user_path(folder)
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":

@@ -40,7 +40,7 @@ class OptionSpec(Declaration):
 
 
 class SkipSpec(Declaration):
-    """Rows that are no items: `field` (a text, or any entry of a list) contains `containing`."""
+    """Rows that are not items: `field` (a text, or any entry of a list) contains `containing`."""
 
     field: Text
     containing: Text
@@ -164,7 +164,7 @@ class SuiteSpec(SuiteDeclaration):
     citation: Text
     metric: Metric = "accuracy"
     reduction: Literal["sum", "per-token"] = "sum"
-    """Which score of an option decides: its sum of log-probabilities, or their mean per token."""
+    """How an option's log-probabilities are normalised: their sum, or their mean per token."""
     groups: TomlTuple[Text] = ()
     """Labels that group the items, from coarse to fine."""
     macro: TomlTuple[Text] = ()
@@ -211,7 +211,7 @@ class SuiteSpec(SuiteDeclaration):
             if unknown := [level for level in levels if level not in self.labels]:
                 known = ", ".join(self.labels)
                 raise ValueError(
-                    f"`{name}` names {unknown[0]!r}, which is no label; labels are {known}"
+                    f"`{name}` names {unknown[0]!r}, which is not a label; labels are {known}"
                 )
         if unknown := [level for level in self.macro if level not in self.groups]:
             raise ValueError(f"`macro` names {unknown[0]!r}, which is none of `groups`")

@@ -264,8 +264,8 @@ def _stimulus_from_sentence(row: dict[str, str], location: str) -> Stimulus:
 
 
 def _columns_to_copy(row: dict[str, str], text_column: str) -> dict[str, str | None]:
-    own = ("item", "condition", "region", text_column)
-    return {name: value for name, value in row.items() if name not in own}
+    known_columns = ("item", "condition", "region", text_column)
+    return {name: value for name, value in row.items() if name not in known_columns}
 
 
 def _stimulus_from_regions(rows: list[tuple[str, dict[str, str]]]) -> Stimulus:

@@ -69,7 +69,7 @@ def fill_template(
 def check_text(text: str, template: str, location: str) -> str:
     """Return the text. Raises DataError where it holds characters that no tokenizer takes."""
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        message = f"{template!r} gives a NUL or half a surrogate pair, which is no text"
+        message = f"{template!r} gives a NUL or half a surrogate pair, which is not text"
         raise DataError(message, location=location)
     return text
 

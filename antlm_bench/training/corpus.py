@@ -71,7 +71,7 @@ class Corpus:
     """(d + 1,) where each document begins, and n."""
     tokenizer: Any
     digest: str
-    """Of text, tokenizer and format."""
+    """Hash of text, tokenizer and format."""
     held_out: Corpus | None = None
     """The text that is not trained on, if the recipe holds some out."""
 

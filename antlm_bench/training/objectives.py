@@ -82,7 +82,7 @@ class TrainingBatch:
 
 
 def make_clm_batch(ids: Int64, segments: Int64, sample_indices: Int64) -> TrainingBatch:
-    """Predict every token from those before it in its document. Padding is no target."""
+    """Predict every token from those before it in its document. Padding is not a target."""
     targets = np.full_like(ids, IGNORE_INDEX)
     is_target = (segments[:, 1:] == segments[:, :-1]) & (ids[:, 1:] != PAD_ID)
     targets[:, :-1] = np.where(is_target, ids[:, 1:], IGNORE_INDEX)
@@ -91,7 +91,7 @@ def make_clm_batch(ids: Int64, segments: Int64, sample_indices: Int64) -> Traini
 
 @dataclass(frozen=True, slots=True)
 class StepMasking:
-    """How a step hides tokens."""
+    """How a step masks tokens."""
 
     spec: ObjectiveSpec
     mask_rate: float

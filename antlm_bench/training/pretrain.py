@@ -65,7 +65,7 @@ class RuntimeSettings:
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products. Weights are float32."""
+    """dtype of matrix products. Weights are float32."""
     micro_batch_tokens: int | None = None
     """Tokens per forward, None = by device."""
     compile_model: bool = False

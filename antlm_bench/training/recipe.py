@@ -54,9 +54,9 @@ class ModelSpec(Declaration):
     tied: bool
     """Whether input and output embeddings are one matrix."""
     dropout: Share = 0.0
-    """Of hidden states."""
+    """Dropout rate of hidden states."""
     attention_dropout: Share = 0.0
-    """Of attention probabilities."""
+    """Dropout rate of attention probabilities."""
     norm_eps: Positive
     buckets: Count = 32
     """Buckets of relative positions: 2 x buckets - 1 vectors (ltg-bert, gpt-bert)."""
@@ -272,7 +272,7 @@ class OptimizerSpec(Declaration):
     """Largest norm of the gradient."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final: Share = 0.0
-    """Where the schedule ends, as a share of lr."""
+    """Final learning rate of the schedule, as a share of lr."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps of the warm-up; excludes `warmup`."""
     warmup: Share | None = None
@@ -329,7 +329,7 @@ class DifferenceSpec(Declaration):
     """
 
     number: str
-    """What differs; a key of the recipe if it is one."""
+    """The difference; the name of a recipe key where it is one."""
     paper: str = ""
     """The value in the paper."""
     ours: str = ""
@@ -366,7 +366,7 @@ class Recipe(Declaration):
     """Papers and code that the recipe follows."""
     notes: TomlTuple[str] = ()
     difference: TomlTuple[DifferenceSpec] = ()
-    """Where the recipe departs from its sources."""
+    """Departures of the recipe from its sources."""
     methods: TomlTuple[str]
     """Scoring methods of its checkpoints; the first is the default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

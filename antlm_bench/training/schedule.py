@@ -41,7 +41,7 @@ class Step:
     num_causal_rows: int
     """The first rows of the step; the others are masked."""
     loss_weights: tuple[float, float]
-    """Of the causal and of the masked loss."""
+    """Weights of the causal and of the masked loss."""
     lr: float
     mask_rate: float
     tokens_before: int

@@ -69,8 +69,8 @@ def test_their_command_line_in_our_words(theirs: str, expected: str) -> None:
         ("score --model_args pretrained=x,trust_remote_code=perhaps", "neither True nor False"),
         ("score --model_args parallelize=y", "is not understood"),
         ("score --model_args", "needs a value"),
-        ("score --batch_size many", "is no number of sequences"),
-        ("score --batch_size 0", "is no number of sequences"),
+        ("score --batch_size many", "is not a number of sequences"),
+        ("score --batch_size 0", "is not a number of sequences"),
     ],
 )
 def test_what_is_not_understood_is_an_error_that_names_the_option(

@@ -234,7 +234,7 @@ def test_what_did_finish_is_shown_before_the_error(
         ("score --model m", "--suite"),
         ("score --model m --suite nano --limit 0", "limit"),
         ("score --model m --suite nano --bos sometimes", "sometimes"),
-        ("score --model m --suite nano --batch-tokens lots", "is no number of tokens"),
+        ("score --model m --suite nano --batch-tokens lots", "is not a number of tokens"),
         ("score --model m --suite nano --columns good", "is not ours=theirs"),
         ("score --model m --suite nano --json --csv", "exclude each other"),
         ("score --model m --suite nano --bacth-tokens 3", "--bacth-tokens"),

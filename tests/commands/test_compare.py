@@ -159,8 +159,8 @@ def test_what_only_one_run_holds_is_said(
     [
         ([], 6, "--ties: half / strict"),
         (["--suite", "blimp"], 2, "has no suite 'blimp'"),
-        (["--method", "=mlm"], 2, "is no method"),
-        (["--method", "causal="], 2, "is no method"),
+        (["--method", "=mlm"], 2, "is not a method"),
+        (["--method", "causal="], 2, "is not a method"),
         (["--method", "mlm"], 6, "no method is in both runs"),
         (["--json", "--csv"], 2, "exclude each other"),
     ],

@@ -217,7 +217,7 @@ FORGERIES = {
     "column gold has empty cells": lambda t: with_column(t, "gold", [None] * t.num_rows),
     "column scores has empty cells": lambda t: with_column(t, "scores", [None] * t.num_rows),
     "different numbers of options": lambda t: with_column(t, "tokens", [[1]] * t.num_rows),
-    "is no number": lambda t: with_column(t, "scores", [[float("nan"), 0.0]] * t.num_rows),
+    "is not a number": lambda t: with_column(t, "scores", [[float("nan"), 0.0]] * t.num_rows),
     "has no scores": lambda t: with_column(
         with_column(with_column(t, "scores", [[]] * t.num_rows), "tokens", [[]] * t.num_rows),
         "characters",

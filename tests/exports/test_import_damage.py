@@ -187,14 +187,14 @@ def test_an_odd_task_alone_is_not_told_to_log_samples(write: Write) -> None:
     [
         ({"group_subtasks": {"g": ["h"], "h": ["g"], "k": ["t", "h"]}}, "is a part of itself"),
         ({"group_subtasks": {"g": ["t", "g"]}}, "'g' is a part of itself"),
-        ({"group_subtasks": {"g": "t"}}, "`group_subtasks` of 'g' is no list of names"),
-        ({"versions": [1]}, "`versions` is no table"),
-        ({"configs": [1]}, "`configs` is no table"),
-        ({"configs": {"t": [1]}}, "`configs` of 't' is no table"),
-        ({"n-shot": 3}, "`n-shot` is no table"),
-        ({"task_hashes": [1]}, "`task_hashes` is no table"),
-        ({"n-samples": {"t": 3}}, "`n-samples` of 't' is no table"),
-        ({"results": {"t": None}}, "`results` of 't' is no table"),
+        ({"group_subtasks": {"g": "t"}}, "`group_subtasks` of 'g' is not a list of names"),
+        ({"versions": [1]}, "`versions` is not a table"),
+        ({"configs": [1]}, "`configs` is not a table"),
+        ({"configs": {"t": [1]}}, "`configs` of 't' is not a table"),
+        ({"n-shot": 3}, "`n-shot` is not a table"),
+        ({"task_hashes": [1]}, "`task_hashes` is not a table"),
+        ({"n-samples": {"t": 3}}, "`n-samples` of 't' is not a table"),
+        ({"results": {"t": None}}, "`results` of 't' is not a table"),
     ],
 )
 def test_damaged_tables_are_named(

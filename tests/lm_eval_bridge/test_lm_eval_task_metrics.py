@@ -146,7 +146,7 @@ def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_judg
     assert cell.summary.headline.value == pytest.approx(results["toy_less"]["miss,none"])
     assert (
         cell.summary.headline.n == 4
-        and "left out: 1 items of which the task says nothing" in cell.summary.notes
+        and "left out: 1 items for which the task has no value" in cell.summary.notes
     )
 
 
@@ -210,7 +210,7 @@ def test_shares_of_marked_documents_are_means(make_checkpoint, make_judged, tmp_
         1,
     )
     assert summary.views["odds"].value == pytest.approx(results["toy_marked"]["odds,none"])
-    assert "left out: 1 items of which the task says nothing" in summary.notes
+    assert "left out: 1 items for which the task has no value" in summary.notes
 
 
 SEVERAL = [

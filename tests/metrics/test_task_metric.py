@@ -56,7 +56,7 @@ def test_the_mean_is_over_the_items_of_which_something_is_said() -> None:
     )
     assert found.notes == () and 0.25 <= found.headline.low < 0.5 < found.headline.high <= 0.75
     assert summary(judged((0.25,), (NAN,))).notes == (
-        "left out: 1 items of which the task says nothing",
+        "left out: 1 items for which the task has no value",
     )
 
 
@@ -87,7 +87,7 @@ def test_a_group_s_tasks_count_equally_where_the_headline_says_so() -> None:
         ("b", 0.25, 1),
     ]
     assert found.views["clustered"].low < found.headline.low
-    with pytest.raises(DataError, match="no number of any of them") as caught:
+    with pytest.raises(DataError, match="none of the items has a value") as caught:
         summary(judged((1.0,), (NAN,), tasks="ab"), macro=("task",))
     assert "i1" in caught.value.location
 
