@@ -191,7 +191,7 @@ def _gpt_bert_settings(shape: ModelShape) -> dict[str, Any]:
 
 def _gpt_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
     """Count the weights of a GPT-BERT: an LTG-BERT with an attention gate (a fifth projection), no
-    norm weights, and in every sub-layer one learned weight per earlier state.
+    norm weights, and in every sub-layer one learned weight per state so far.
     """
     d = shape.hidden
     num_biases = (5 if shape.attention_gate else 4) * d  # one per output of a projection

@@ -6,11 +6,10 @@ from antlm_bench.checkpoints.backbone import Backbone, open_backbone
 from antlm_bench.checkpoints.in_memory import evaluation_mode, open_model
 from antlm_bench.checkpoints.loader import (
     Checkpoint,
-    key_settings,
-    loading_notes,
     open_checkpoint,
     with_bf16_body,
 )
+from antlm_bench.checkpoints.metadata import key_settings, loading_notes
 from antlm_bench.checkpoints.resolve import TRAINING_KEY, OpenOptions, expand_refs, hash_weights
 
 __all__ = [

@@ -10,17 +10,17 @@ allows more.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from antlm_bench.checkpoints import forward_trials, pretrained, resolve
 from antlm_bench.checkpoints.adapters import adapter_metadata, merge_adapter
+from antlm_bench.checkpoints.metadata import add_scored_eos
 from antlm_bench.checkpoints.resolve import (
     TRAINING_KEY,
     CheckpointSources,
@@ -34,11 +34,7 @@ from antlm_bench.checkpoints.self_test import (
     select_texts_by_length,
     trial_texts,
 )
-from antlm_bench.checkpoints.tensor_check import (
-    MAX_NAMES_SHOWN,
-    AllowedMismatches,
-    check_other_weight_sets,
-)
+from antlm_bench.checkpoints.tensor_check import AllowedMismatches, check_other_weight_sets
 from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears
@@ -54,32 +50,12 @@ from antlm_bench.scoring.text import (
     build_specials,
     check_specials,
     find_mask_token,
-    resolve_eos_rule,
     with_scored_eos,
 )
 from antlm_bench.scoring.tokens import WORDS_FROM_OFFSETS_NOTE
 from antlm_bench.types import Attention, Encodings, Floats, Probes
 from antlm_bench.weight_files import select_weights
 
-KEY_METADATA = (
-    "weights",
-    "config",
-    "tokenizer",
-    "architecture",
-    "dtype",
-    "max_length",
-    "bos",
-    "specials",
-    # Only some checkpoints have these.
-    "code",
-    "scored_specials",
-    "base_weights",
-    "adapter_weights",
-    "adapter_config",
-    "allowed",
-    "original_layout",
-)
-"""Metadata that a score depends on, in the order of the content key."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -560,48 +536,6 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.engine.kernels is not None:
         engine.enable_cpu_kernels()
     return replace(checkpoint, engine=engine)
-
-
-class HasMetadata(Protocol):
-    """A checkpoint opened for scoring, or for finetuning."""
-
-    @property
-    def metadata(self) -> dict[str, Any]: ...
-
-
-def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return metadata that also records which special tokens are scored. They change scores, so
-    they are part of a cell's content key.
-    """
-    after, _ = resolve_eos_rule(tokenizer, rule)
-    spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
-    texts = "texts with a context" if rule == "context" else "texts"
-    return {**metadata, "scored_specials": f"{spelled} after {texts}"}
-
-
-def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
-    """Return the metadata that a score depends on, for a cell's content key."""
-    return {
-        key: json.loads(json.dumps(checkpoint.metadata[key]))
-        for key in KEY_METADATA
-        if key in checkpoint.metadata
-    }
-
-
-def loading_notes(checkpoint: HasMetadata) -> list[str]:
-    """Return notes about loading: which weights were read, which tensors did not match."""
-    notes = list(checkpoint.metadata.get("notes", []))
-    templates = {
-        "unused": "the model does not use {} of the files",
-        "missing": "{} were in no file and are random",
-    }
-    for kind, names in checkpoint.metadata.get("allowed", {}).items():
-        tensors = (
-            f"{names['count']} tensors "
-            f"({', '.join(names['first'])}{', ...' * (names['count'] > MAX_NAMES_SHOWN)})"
-        )
-        notes.append(templates[kind].format(tensors))
-    return notes
 
 
 def _default_batch_tokens(device: torch.device) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from antlm_bench.checkpoints.loader import add_scored_eos, describe_checkpoint, load_checkpoint
+from antlm_bench.checkpoints.loader import describe_checkpoint, load_checkpoint
+from antlm_bench.checkpoints.metadata import add_scored_eos
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import peers

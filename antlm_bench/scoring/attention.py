@@ -49,7 +49,7 @@ class PackedLayout:
     """Compute all positions; in the last layer first keep the keys and values of all, then narrow
     to the read positions."""
     keys_values: tuple[Tensor, Tensor] | None = None
-    """Those that the stage "keep" stored, (m, heads, d) each."""
+    """Keys and values that the stage "keep" stored, (m, heads, d) each."""
     read_rows: Sequence[tuple[Tensor, int]] = ()
     """Per block, the row of each read position and the number of read positions."""
     attention_modules: list[nn.Module] = field(default_factory=list)

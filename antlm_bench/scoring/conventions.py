@@ -44,8 +44,8 @@ class ScoringConventions:
     joiner: str = ""
     """Put between the context and the scored span of masked texts, and scored with the span."""
     lengths: str = "declared"
-    """Longest text: "declared" = what configuration and tokenizer say; "positions" = that only
-    where the model has no positions beyond (as code that never looks at the limit).
+    """Limit of a text's length: "declared" = that of configuration and tokenizer; "positions" =
+    none if the model can run longer rows (as code that ignores the declared limit).
     """
     softmax: str = "float64"
     """Precision of the probabilities that a correlation with ratings ranks: float64 or float32."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import model_for, tokenizer_for
 
 from antlm_bench.checkpoints import OpenOptions, open_backbone, open_checkpoint
-from antlm_bench.checkpoints.loader import key_settings, loading_notes
+from antlm_bench.checkpoints.metadata import key_settings, loading_notes
 from antlm_bench.errors import CheckpointError
 
 V, D = 400, 32  # vocabulary and width of tiny.model_for
