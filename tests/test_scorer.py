@@ -276,7 +276,7 @@ def test_wrong_arguments_name_the_fix():
         scorer.logprobs(TEXTS[0])
     with pytest.raises(UsageError, match=r"pairs\[1\]: a pair is \(good, bad\)"):
         scorer.compare([("a cat", "a dog"), ("a cat",)])
-    with pytest.raises(UsageError, match="3 is no text"):
+    with pytest.raises(UsageError, match="3 is not a text"):
         scorer.logprobs([3])
     with pytest.raises(UsageError, match="unknown reduction 'max'"):
         scorer.compare(PAIRS, reduction="max")

@@ -99,7 +99,7 @@ class TestRefusals:
             (("--set", "optimizer.lr"), {}, 2, "is not key=value"),
             (("--set", "batch.length=64"), {}, 2, "rows of 64 do not fit"),
             (("--scale", "huge"), {}, 2, "has no scale 'huge'"),
-            (("--batch-tokens", "many"), {}, 2, "no number of tokens"),
+            (("--batch-tokens", "many"), {}, 2, "not a number of tokens"),
             (("--precision", "int4"), {}, 2, "--precision"),
             (("--teacher", "somewhere"), {}, 2, "1 given, but tiny has 0"),
             (("--resume",), {}, 2, "nothing to resume"),

@@ -202,7 +202,7 @@ def test_groups_have_the_metric_of_their_items() -> None:
     ("predictions", "metric", "options", "error", "words"),
     [
         (answered([0, 2], [1, 2], 3), "f1", {}, UsageError, "macro-f1"),
-        (answered([0, 1], [1, 0]), "spearman", {}, UsageError, "no metric of classified"),
+        (answered([0, 1], [1, 0]), "spearman", {}, UsageError, "not a metric of classified"),
         (answered([0, 1], [1, 0]), "f1", {"reduction": "sum"}, UsageError, "metric of classified"),
         (answered([0, 1], [1, 0]), "f1", {"macro": ("task",)}, UsageError, "macro"),
         (
@@ -338,7 +338,7 @@ def test_seeds_of_other_items_cannot_be_averaged() -> None:
         summarize_seeds([run, run[:2]], "accuracy")
     with pytest.raises(UsageError, match="no seed"):
         summarize_seeds([], "accuracy")
-    with pytest.raises(UsageError, match="no metric"):
+    with pytest.raises(UsageError, match="not a metric"):
         summarize_seeds([run], "spearman")
 
 

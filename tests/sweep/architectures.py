@@ -181,7 +181,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 # Checked by hand: what is refused, and by which words; what no small configuration builds, and why.
 REFUSED: dict[str, str] = {
     "BartForConditionalGeneration": "is an encoder-decoder",
-    "CpmAntForCausalLM": "no causal model",
+    "CpmAntForCausalLM": "not a causal model",
     "FunnelForMaskedLM": "doesn't match the broadcast shape",
     "Gemma3ForConditionalGeneration": "generates text from images, sounds or other inputs",
     "Gemma4UnifiedForConditionalGeneration": "generates text from images, sounds or other inputs",
@@ -190,7 +190,7 @@ REFUSED: dict[str, str] = {
     "MllamaForCausalLM": "cannot load the weights",
     "MossTranscribeDiarizeForConditionalGeneration": "generates text from images, sounds or other inputs",
     "MvpForConditionalGeneration": "is an encoder-decoder",
-    "XLNetLMHeadModel": "no causal model",
+    "XLNetLMHeadModel": "not a causal model",
 }
 NOT_BUILT: dict[str, str] = {
     "BailingHybridForCausalLM": "`get_seq_length` can only be called on Atten",
