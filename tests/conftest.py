@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tiny import WORDS, model_for, tokenizer_for
+from tiny_models import WORDS, build_model, train_tokenizer
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")
@@ -44,8 +44,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
             with redirect_stderr(
                 io.StringIO()
             ):  # else the first test to ask finds the library's bars among its output
-                tokenizer_for(kind, adds, mask).save_pretrained(made[key])
-                model_for(kind, seed, **config).save_pretrained(made[key])
+                train_tokenizer(kind, adds, mask).save_pretrained(made[key])
+                build_model(kind, seed, **config).save_pretrained(made[key])
         return made[key]
 
     return make

@@ -69,12 +69,12 @@ GLOBAL_PIQA = {
 }  # examples with an answer each
 
 
-def table(text: str) -> dict[str, int]:
+def parse_counts(text: str) -> dict[str, int]:
     words = text.split()
     return {name: int(n) for name, n in zip(words[::2], words[1::2], strict=True)}
 
 
-def first_of_the_best(scores: Sequence[float]) -> int:
+def argmax_first(scores: Sequence[float]) -> int:
     """numpy.argmax of 2024, torch.max of 2025: a later option must be better, not as good."""
     best = 0
     for number, score in enumerate(scores):
@@ -83,7 +83,7 @@ def first_of_the_best(scores: Sequence[float]) -> int:
     return best
 
 
-def shares_right(
+def compute_subtask_accuracies(
     answers: Mapping[str, Sequence[str]], targets: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """_calculate_target_results, of each subtask: texts are compared, white space at their ends
@@ -99,21 +99,21 @@ def shares_right(
     }
 
 
-def sizes(year: str) -> dict[str, dict[str, int]]:
+def expected_sizes(year: str) -> dict[str, dict[str, int]]:
     """FULL_SIZES: part -> key (in lower case) -> predictions."""
     if year == "2024":
-        ewok = {"ewok": table(EWOK), "glue": table(GLUE_2024)}
-        return {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), **ewok}
+        ewok = {"ewok": parse_counts(EWOK), "glue": parse_counts(GLUE_2024)}
+        return {"blimp": parse_counts(BLIMP), "blimp_supplement": parse_counts(SUPPLEMENT), **ewok}
     made = {
-        "blimp": table(BLIMP),
-        "blimp_supplement": table(SUPPLEMENT),
-        "ewok": table(EWOK),
-        "comps": table(COMPS),
+        "blimp": parse_counts(BLIMP),
+        "blimp_supplement": parse_counts(SUPPLEMENT),
+        "ewok": parse_counts(EWOK),
+        "comps": parse_counts(COMPS),
     }
     operations = {
         f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)
     }
-    made |= {"reading": {"reading": READING}, "glue": table(GLUE)}
+    made |= {"reading": {"reading": READING}, "glue": parse_counts(GLUE)}
     if year == "2025":
         return made | {
             "entity_tracking": operations,
@@ -123,9 +123,9 @@ def sizes(year: str) -> dict[str, dict[str, int]]:
     return made | {"entity_tracking_filtered": operations}
 
 
-def problems(document: dict[str, Any], year: str) -> Iterator[str]:
+def iter_problems(document: dict[str, Any], year: str) -> Iterator[str]:
     """Every check of the year's collator that a strict-small file fails."""
-    for part, wanted in sizes(year).items():
+    for part, wanted in expected_sizes(year).items():
         have = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
         if have != wanted:
             yield f"{part}: {dict(have.items() ^ wanted.items())}"

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 TEXTS = ["the old cat sees no dogs.", "who sleeps?"]
 
 
-def ask(folder, trusted=True):
+def query_checkpoint(folder, trusted=True):
     """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short
     finetuning.
     """
@@ -80,7 +80,7 @@ def finetune(folder, tokenizer, trusted):
     return losses
 
 
-def known(modules, names):
+def list_names(modules, names):
     """What this version of transformers knows, and which of the newer modules and names it has
     after all.
     """
@@ -117,13 +117,13 @@ def importable(name):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--known":
-        print(json.dumps(known(*json.loads(sys.stdin.read()))))
+        print(json.dumps(list_names(*json.loads(sys.stdin.read()))))
     else:
         print(
             json.dumps(
                 {
                     "transformers": transformers.__version__,
-                    "answers": [ask(folder) for folder in sys.argv[1:]],
+                    "answers": [query_checkpoint(folder) for folder in sys.argv[1:]],
                 }
             )
         )

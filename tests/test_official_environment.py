@@ -17,9 +17,9 @@ from pathlib import Path
 import official_environment
 import pytest
 import torch
-from asking import ours
-from tiny import tokenizer_for
-from toy_recipe import toy
+from peer_helpers import sum_logprobs
+from recipe_helpers import make_recipe
+from tiny_models import train_tokenizer
 
 from antlm_bench.commands.portability import NEWER_MODULES, NEWER_NAMES
 from antlm_bench.commands.portability import official_environment as listed_environment
@@ -102,8 +102,8 @@ def checkpoints(tmp_path_factory):
     for name, (model, card) in TRAINED.items():
         torch.manual_seed(0)
         masked = "full" in card["attends"] and "bert" in name
-        built = build_model(toy(model=model).model, 400, masked=masked)
-        save_checkpoint(root / name, built, tokenizer_for("causal", adds=True), card | facts)
+        built = build_model(make_recipe(model=model).model, 400, masked=masked)
+        save_checkpoint(root / name, built, train_tokenizer("causal", adds=True), card | facts)
     return root
 
 
@@ -112,13 +112,15 @@ def test_every_architecture_loads_scores_and_finetunes_there_as_here(official_py
     there = run_official(official_python, *folders)
     assert there["transformers"] == "4.51.3"
     for name, folder, answers in zip(TRAINED, folders, there["answers"], strict=True):
-        here = official_environment.ask(folder, trusted=False)  # this package's own classes
+        here = official_environment.query_checkpoint(
+            folder, trusted=False
+        )  # this package's own classes
         assert answers["keys"] == here["keys"] == ["attention_mask", "input_ids"]
         assert answers["specials"] == here["specials"] == [1]
         for method in TRAINED[name][1]["methods"]:
             assert answers[method] == pytest.approx(here[method], abs=1e-3), (name, method)
             assert answers[method] == pytest.approx(
-                ours(folder, official_environment.TEXTS, method), abs=1e-3
+                sum_logprobs(folder, official_environment.TEXTS, method), abs=1e-3
             )
         assert answers["losses"] == pytest.approx(here["losses"], rel=1e-3), name
         assert answers["losses"][-1] < answers["losses"][0]

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import large_runs
 import pytest
-import toy_pages
 
 from antlm_bench.commands.report import build_report
 from antlm_bench.reporting import html_data, palette
@@ -72,26 +72,28 @@ look(1280).then(() => look(390)).then(say);
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browser")
-    for number, name in enumerate(("babyllama", *toy_pages.HOSTILE[::2])):
+    for number, name in enumerate(("babyllama", *large_runs.HOSTILE_NAMES[::2])):
         name = name.replace("alert(1)", "window.pwned=true").replace(
             "alert(2)", "window.pwned=true"
         )
-        toy_pages.model(
+        large_runs.write_model_run(
             root / "runs" / f"{number}",
             name,
             0.66 + 0.04 * number,
             seeds=2 * (number == 0),
             items=4,
         )
-    toy_pages.checkpoints(root / toy_pages.HOSTILE[1], 0.8, [1, 2, 4, 10], twins=[2])
-    toy_pages.log(root / "train")
-    paths = [root / "runs", root / toy_pages.HOSTILE[1]]
+    large_runs.write_checkpoint_runs(
+        root / large_runs.HOSTILE_NAMES[1], 0.8, [1, 2, 4, 10], twins=[2]
+    )
+    large_runs.write_training_log(root / "train")
+    paths = [root / "runs", root / large_runs.HOSTILE_NAMES[1]]
     table = build_report(paths, collection="babylm-2024", partial=True, published=[])
     return html_data.write_page(
         paths,
         root / "out.html",
         training_dirs=[root / "train"],
-        title=toy_pages.HOSTILE[2],
+        title=large_runs.HOSTILE_NAMES[2],
         report=table,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking_score import agreement, count_work, snapshot, write_pairs
+from score_helpers import count_work, hash_files, make_agreement_rows, write_pairs
 
 from antlm_bench import runs, score
 from antlm_bench.checkpoints import pretrained
@@ -30,7 +30,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "agree.csv", agreement())
+    return write_pairs(tmp_path / "agree.csv", make_agreement_rows())
 
 
 # ---- what is kept
@@ -43,10 +43,10 @@ def test_the_command_repeated_computes_nothing_and_touches_nothing(
     work, ask = count_work(monkeypatch), {"out": tmp_path / "run", "device": "cpu", "limit": 5}
     [first] = score(make_checkpoint(), [str(suite), "nano"], **ask)
     assert work.reads == 2 and [cell.suite for cell in first] == ["agree", "nano"]
-    before = snapshot(tmp_path / "run")
+    before = hash_files(tmp_path / "run")
     [second] = score(make_checkpoint(), [str(suite), "nano"], **ask)
     assert work.reads == 2 and second == first
-    assert snapshot(tmp_path / "run") == before
+    assert hash_files(tmp_path / "run") == before
 
 
 def test_again_computes_anew_and_finds_the_same(
@@ -54,13 +54,13 @@ def test_again_computes_anew_and_finds_the_same(
 ) -> None:
     work, out = count_work(monkeypatch), tmp_path / "run"
     [first] = score(make_checkpoint(), str(suite), out=out, device="cpu")
-    before = snapshot(out)
+    before = hash_files(out)
     [second] = score(make_checkpoint(), str(suite), out=out, device="cpu", again=True)
     assert work.reads == 2 and second == first
-    assert {name: digest for name, (_, digest) in snapshot(out).items()} == {
+    assert {name: digest for name, (_, digest) in hash_files(out).items()} == {
         n: d for n, (_, d) in before.items()
     }
-    assert snapshot(out)["run.json"][0] > before["run.json"][0]
+    assert hash_files(out)["run.json"][0] > before["run.json"][0]
 
 
 def test_damaged_predictions_are_computed_again(
@@ -117,7 +117,7 @@ def test_what_no_score_depends_on_does_not_change_the_key(
 
 def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
     [[first]] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
-    rows = agreement()
+    rows = make_agreement_rows()
     rows[7]["bad"] += "?"
     write_pairs(suite, rows)
     [[second]] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")

@@ -9,10 +9,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import make
-from tiny import model_for
+from finetuning_helpers import make_backbone, make_example, make_task
+from ltg_models import build_ltg_model
+from tiny_models import build_model
 from torch.nn import functional
-from toy_bodies import body_of, example, task
 
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import PaddedBatch, pad_batch
@@ -28,8 +28,8 @@ WIDE = {"vocab_size": 400, "hidden_size": 24, "max_position_embeddings": 64}
 def body_named(name: str, both: bool = False):
     if name in ("ltg-bert", "gpt-bert"):
         causal = "ForCausalLM" if both else "ForMaskedLM"
-        model = make("gpt" if name == "gpt-bert" else "", causal, **WIDE)
-        return body_of(model, "causal" if both else "masked", both=both)
+        model = build_ltg_model("gpt" if name == "gpt-bert" else "", causal, **WIDE)
+        return make_backbone(model, "causal" if both else "masked", both=both)
     classes = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM",
                "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}  # fmt: skip
     more = {
@@ -39,8 +39,10 @@ def body_named(name: str, both: bool = False):
         "roberta": {"max_position_embeddings": 80},
         "llama": {"num_key_value_heads": 2},
     }
-    model = model_for("", 0, classes[name], **more.get(name, {}))
-    return body_of(model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both)
+    model = build_model("", 0, classes[name], **more.get(name, {}))
+    return make_backbone(
+        model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both
+    )
 
 
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
@@ -71,7 +73,7 @@ def test_padding_never_moves_a_logit(name, way, pooling):
     body = body_named(name, both=bool(way))
     attention = way or body.native_attention
     pooling = resolve_pooling(body, attention, pooling)
-    rows = encode_examples(body, attention, [example(i) for i in range(8)], 40)
+    rows = encode_examples(body, attention, [make_example(i) for i in range(8)], 40)
     alone = torch.cat([logits(body, attention, pooling, rows, [i]) for i in range(8)])
     assert len(set(rows.lengths.tolist())) > 2
     torch.testing.assert_close(
@@ -96,7 +98,7 @@ def test_the_last_layer_works_where_it_is_read_and_nothing_changes(name, way, po
     """Logits and gradients, narrowed and whole, without dropout."""
     body = body_named(name, both=name != "gpt2")
     rows = pad_batch(
-        encode_examples(body, way, [example(i) for i in range(6)], 40),
+        encode_examples(body, way, [make_example(i) for i in range(6)], 40),
         np.arange(6),
         resolve_pad_id(body),
         False,
@@ -166,7 +168,7 @@ def test_pooling_follows_from_attention_and_tokenizer():
     assert resolve_pooling(causal, "causal", "auto") == "last"
     assert resolve_pooling(masked, "full", "auto") == "first"
     assert resolve_pooling(masked, "full", "mean") == "mean"
-    bare = body_of(model_for("masked", 0), "masked", adds=False)
+    bare = make_backbone(build_model("masked", 0), "masked", adds=False)
     assert (
         resolve_pooling(bare, "full", "auto") == "first"
     )  # a cls token there is, though no template names it
@@ -189,7 +191,7 @@ def test_the_head_is_the_one_that_is_described():
 def test_adapters_and_head_are_all_that_low_rank_training_changes(name):
     body = body_named(name)
     learner = ClassifierTrainer(
-        body, task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
+        body, make_task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
     )
     learned = [n for n, p in learner.model.named_parameters() if p.requires_grad]
     assert all("lora_" in n or n.startswith("head.") for n in learned)
@@ -216,7 +218,7 @@ def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
     body = body_named(name)
-    toy = task(200, 60, epochs=6, lr=2e-3)
+    toy = make_task(200, 60, epochs=6, lr=2e-3)
     outcome = finetune(
         body, toy, 1, body.native_attention, FinetuneSettings("cpu", dtype="bfloat16")
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import opened
+from peer_helpers import load_transformers
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
@@ -230,7 +230,7 @@ def test_2024_causal_puts_bos_before_texts_without_context_only(
 ) -> None:
     folder = make_checkpoint("causal", adds=adds)
     ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
         assert scores == pytest.approx(
             [causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
@@ -247,11 +247,11 @@ def test_2024_masked_joins_with_two_spaces_and_stands_in_for_contexts(
 ) -> None:
     folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
     if not eos:
-        _, tokenizer = opened(folder)
+        _, tokenizer = load_transformers(folder)
         tokenizer.eos_token = None
         tokenizer.save_pretrained(folder)
     ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     assert (tokenizer.eos_token is not None) == eos
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
         assert scores == pytest.approx(
@@ -286,7 +286,7 @@ def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_pat
 
     template, padding = request.param
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "model")
-    _, tokenizer = opened(folder)
+    _, tokenizer = load_transformers(folder)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -300,7 +300,7 @@ def lm_eval_scores(folder: Path) -> list[float]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]
     asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(
@@ -313,7 +313,7 @@ def minicons_scores(kind: str, folder: Path) -> list[float]:
     """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined
     with one space.
     """
-    scorer = peers.make_minicons_scorer(kind, *opened(folder))
+    scorer = peers.make_minicons_scorer(kind, *load_transformers(folder))
     theirs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -371,7 +371,7 @@ def test_an_explicit_bos_leaves_eos_unscored(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
     explicit = ask(ending_in_eos, requests, tmp_path / "bos", compat="minicons", bos="tokenizer")
-    model, tokenizer = opened(ending_in_eos)
+    model, tokenizer = load_transformers(ending_in_eos)
     for (context, pair), scores in zip(REQUESTS, explicit, strict=True):
         for text, value in zip(pair, scores, strict=True):
             ids = tokenizer(f"{context} {text}" if context else text)["input_ids"][:-1]

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from asking import opened, ours
+from peer_helpers import load_transformers, sum_logprobs
 
 from antlm_bench.scoring import peers
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 
 
 def minicons(folder, kind, texts, **options):
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peers.score_with_minicons(
@@ -28,7 +28,7 @@ def minicons(folder, kind, texts, **options):
 
 
 def lm_eval(folder, texts):
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     return peers.score_with_lm_eval(model, tokenizer, texts, 8)
 
 
@@ -38,7 +38,7 @@ def close(a, b):
 
 def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
-    scores = ours(folder, sentences, "causal")
+    scores = sum_logprobs(folder, sentences, "causal")
     assert close(scores, minicons(folder, "causal", sentences))
     assert close(scores, lm_eval(folder, sentences))
 
@@ -47,7 +47,7 @@ def test_causal_without_a_bos_in_the_tokenizer_equals_lm_eval_by_default(
     make_checkpoint, sentences
 ):
     folder = make_checkpoint("causal", adds=False)
-    assert close(ours(folder, sentences, "causal"), lm_eval(folder, sentences))
+    assert close(sum_logprobs(folder, sentences, "causal"), lm_eval(folder, sentences))
 
 
 def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_request(
@@ -55,8 +55,8 @@ def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_req
 ):
     folder = make_checkpoint("causal", adds=False)
     theirs = minicons(folder, "causal", sentences)
-    assert close(ours(folder, sentences, "causal", bos="tokenizer"), theirs)
-    assert not close(ours(folder, sentences, "causal"), theirs)
+    assert close(sum_logprobs(folder, sentences, "causal", bos="tokenizer"), theirs)
+    assert not close(sum_logprobs(folder, sentences, "causal"), theirs)
 
 
 def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
@@ -64,10 +64,10 @@ def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
 ):
     folder = make_checkpoint("causal", adds=True)
     doubled = minicons(folder, "causal", sentences, bos_token=True)
-    assert not close(ours(folder, sentences, "causal", bos="always"), doubled)
+    assert not close(sum_logprobs(folder, sentences, "causal", bos="always"), doubled)
     bare = make_checkpoint("causal", adds=False)
     assert close(
-        ours(bare, sentences, "causal", bos="always"),
+        sum_logprobs(bare, sentences, "causal", bos="always"),
         minicons(bare, "causal", sentences, bos_token=True),
     )
 
@@ -76,20 +76,20 @@ def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
 def test_pseudo_log_likelihood_equals_minicons_original(make_checkpoint, sentences, adds):
     folder = make_checkpoint("masked", adds=adds)
     policy = "auto" if adds else "tokenizer"
-    scores = ours(folder, sentences, "mlm", bos=policy)
+    scores = sum_logprobs(folder, sentences, "mlm", bos=policy)
     assert close(scores, minicons(folder, "masked", sentences, PLL_metric="original"))
 
 
 def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sentences):
     folder = make_checkpoint("masked", adds=True)
     theirs = minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
-    assert close(ours(folder, sentences, "mlm-l2r"), theirs)
-    assert not close(ours(folder, sentences, "mlm"), theirs)
+    assert close(sum_logprobs(folder, sentences, "mlm-l2r"), theirs)
+    assert not close(sum_logprobs(folder, sentences, "mlm"), theirs)
 
 
 def by_hand(folder, text, hide, read, span_start=0):
     """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     found = tokenizer(text, return_offsets_mapping=True)
     total = 0.0
     for at, (token, (_, end)) in enumerate(
@@ -111,7 +111,9 @@ def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(
 ):
     folder = make_checkpoint("masked", adds=True)
     some = sentences[:6] + sentences[-4:]
-    assert close(ours(folder, some, name), [by_hand(folder, text, 0, read) for text in some])
+    assert close(
+        sum_logprobs(folder, some, name), [by_hand(folder, text, 0, read) for text in some]
+    )
 
 
 def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
@@ -124,13 +126,13 @@ def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     theirs = [
         by_hand(folder, text, None, -1, start) for text, start in zip(texts, starts, strict=True)
     ]
-    assert close(ours(folder, texts, "causal", spans), theirs)
+    assert close(sum_logprobs(folder, texts, "causal", spans), theirs)
 
 
 def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     causal, mntp, fused = (
-        np.array(ours(folder, sentences, name)) for name in ("causal", "mntp", "fused")
+        np.array(sum_logprobs(folder, sentences, name)) for name in ("causal", "mntp", "fused")
     )
     assert np.abs(causal + mntp - fused).max() <= 1e-5
 
@@ -140,7 +142,7 @@ def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_check
     with it.
     """
     folder = make_checkpoint("causal", adds=True)
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     text = "the cat sees some dogs near the house."
     ids = tokenizer(text)["input_ids"]
     total = 0.0
@@ -152,4 +154,4 @@ def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_check
                 input_ids=row, attention_mask=torch.zeros(1, 1, len(ids), len(ids))
             ).logits
         total += logits[0, at].log_softmax(-1)[ids[at]].item()
-    assert close(ours(folder, [text], "mlm"), [total])
+    assert close(sum_logprobs(folder, [text], "mlm"), [total])

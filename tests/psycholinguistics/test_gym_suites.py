@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from doubles import Lookup
+from lookup_model import LookupModel
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.metrics import summarize
@@ -56,7 +56,9 @@ def written(folder: Path, content: dict | list) -> Path:
 
 
 def predictions(loaded):
-    (found,) = predict(Lookup(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas)
+    (found,) = predict(
+        LookupModel(MODEL), loaded.items, [METHODS["causal"]], formulas=loaded.formulas
+    )
     return found
 
 
@@ -109,14 +111,17 @@ def test_a_region_that_cannot_be_scored_is_an_error(tmp_path):
     loaded = suites.load_suite(str(written(tmp_path, content)))
     with pytest.raises(DataError, match="region 1 of 'match' cannot be scored"):
         predict(
-            Lookup(MODEL, bos=False), loaded.items, [METHODS["causal"]], formulas=loaded.formulas
+            LookupModel(MODEL, bos=False),
+            loaded.items,
+            [METHODS["causal"]],
+            formulas=loaded.formulas,
         )
 
 
 def test_a_product_of_two_predictions_has_no_surprisal(tmp_path):
     loaded = suites.load_suite(str(written(tmp_path, suite())))
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
-        predict(Lookup(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
+        predict(LookupModel(MODEL), loaded.items, [METHODS["fused"]], formulas=loaded.formulas)
 
 
 def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):

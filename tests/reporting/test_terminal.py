@@ -11,14 +11,20 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from toy_results import HYBRID, NOTE, ONE, READ, SWEEP, TWO, run
+from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, NOTE, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
 from antlm_bench.errors import DataError
 from antlm_bench.reporting import print_error, print_fields, print_rows, show_runs
 from antlm_bench.types import Run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-CASES = {"one": ONE, "hybrid": HYBRID, "two": TWO, "sweep": SWEEP, "read": READ}
+CASES = {
+    "one": ONE_RUN,
+    "hybrid": HYBRID_RUN,
+    "two": TWO_RUNS,
+    "sweep": CHECKPOINT_RUNS,
+    "read": READING_RUN,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +48,7 @@ def test_golden(
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 @pytest.mark.parametrize("by", ["suite", "phenomenon", "paradigm"])
 @pytest.mark.parametrize(
-    "runs", [*CASES.values(), [run("a-very-long-name-of-a-checkpoint-" * 4, "causal", "mlm")]]
+    "runs", [*CASES.values(), [make_run("a-very-long-name-of-a-checkpoint-" * 4, "causal", "mlm")]]
 )
 def test_no_line_is_wider_than_the_terminal(
     runs: list[Run],
@@ -59,16 +65,16 @@ def test_no_line_is_wider_than_the_terminal(
 
 
 def test_every_number_of_every_checkpoint_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_runs(SWEEP, "terminal", "suite")
+    show_runs(CHECKPOINT_RUNS, "terminal", "suite")
     out = capsys.readouterr().out
-    assert out.count("63.4  ±0.4") == len(SWEEP)
+    assert out.count("63.4  ±0.4") == len(CHECKPOINT_RUNS)
     assert all(f"chck_{words}M" in out for words in (1, 10, 20)) and NOTE in out
 
 
 def test_names_are_not_markup_and_cannot_steer_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_runs([run("[red]x[/red]\x1b[2J:smile:", "causal")], "terminal", "suite")
+    show_runs([make_run("[red]x[/red]\x1b[2J:smile:", "causal")], "terminal", "suite")
     out = capsys.readouterr().out
     assert "[red]x[/red]" in out and ":smile:" in out and "\x1b" not in out
 
@@ -83,19 +89,17 @@ def test_colour_on_a_terminal_and_none_under_no_color(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    show_runs(ONE)
+    show_runs(ONE_RUN)
     assert "\x1b[33m" in capsys.readouterr().out  # the yellow note
     monkeypatch.setenv("NO_COLOR", "1")
-    show_runs(ONE)
+    show_runs(ONE_RUN)
     assert "\x1b[33m" not in capsys.readouterr().out
 
 
 def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     here = Path(__file__).parent
-    code = f"import sys; sys.path.insert(0, {str(here)!r}); from toy_results import ONE; "
-    code += (
-        "from antlm_bench.reporting import show_runs; show_runs(ONE); show_runs(ONE, 'markdown')"
-    )
+    code = f"import sys; sys.path.insert(0, {str(here)!r}); from table_runs import ONE_RUN; "
+    code += "from antlm_bench.reporting import show_runs; show_runs(ONE_RUN); show_runs(ONE_RUN, 'markdown')"
     environment = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
@@ -165,5 +169,5 @@ def test_a_problem_goes_to_stderr_with_its_place_and_hint(
 
 def test_output_may_be_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sink := io.StringIO())
-    show_runs(ONE, "terminal", "suite")
+    show_runs(ONE_RUN, "terminal", "suite")
     assert "blimp" in sink.getvalue()

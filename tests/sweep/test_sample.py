@@ -7,24 +7,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from architectures import NOT_BUILT, REFUSED, architectures, examine
+from architecture_sweep import NOT_BUILT, REFUSED, examine_architecture, iter_architectures
 
 SAMPLE = {
     ("gpt2", "causal"), ("llama", "causal"), ("opt", "causal"), ("gemma3_text", "causal"), ("mamba2", "causal"),
     ("xlm", "causal"), ("bert", "masked"), ("xlm-roberta", "masked"), ("mpnet", "masked"), ("deberta-v2", "masked"),
     ("modernbert", "masked"), ("esm", "masked"),
 }  # fmt: skip
-FOUND = {(model_type, kind): name for model_type, kind, name in architectures()}
+FOUND = {(model_type, kind): name for model_type, kind, name in iter_architectures()}
 
 
 @pytest.mark.parametrize(("model_type", "kind"), sorted(SAMPLE))
 def test_every_offered_method_equals_a_plain_loop(
     model_type: str, kind: str, tmp_path: Path
 ) -> None:
-    row = examine(model_type, kind, FOUND[model_type, kind], tmp_path / "checkpoint")
+    row = examine_architecture(model_type, kind, FOUND[model_type, kind], tmp_path / "checkpoint")
     assert row.outcome == "exact", row
 
 
 def test_the_lists_of_exceptions_name_architectures_of_the_library() -> None:
-    known = {name for _, _, name in architectures()}
+    known = {name for _, _, name in iter_architectures()}
     assert REFUSED.keys() <= known and not REFUSED.keys() & NOT_BUILT.keys()

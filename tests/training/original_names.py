@@ -21,7 +21,7 @@ OUTSIDE = {
 }
 
 
-def our_name(original: str, gpt: bool = False) -> str:
+def convert_weight_name(original: str, gpt: bool = False) -> str:
     """gpt: of GPT-BERT, whose ungated values are held by the same module as gated ones."""
     if original in OUTSIDE:
         return OUTSIDE[original]

@@ -5,11 +5,11 @@ them.
 from __future__ import annotations
 
 
-def ref(file):
+def task_ref(file):
     return f"lm-eval:{file}"
 
 
-def evaluated(files, folder, model=None, **options):
+def evaluate_tasks(files, folder, model=None, **options):
     """lm-eval's results of tasks under its own causal model (or another one of its registry), and
     the scores per task and document.
     """

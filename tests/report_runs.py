@@ -27,10 +27,10 @@ TASKS_2024 = (
     "sst2",
     "wsc",
 )
-METRIC = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
+METRIC_BY_TASK = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
-def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
+def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
     """n minimal pairs in two paradigms, the first `right` of them right."""
     scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
     return [
@@ -47,7 +47,7 @@ def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
     ]
 
 
-def classified(
+def make_class_predictions(
     task: str, right: int, n: int, seed: int = 0, constant: bool = False
 ) -> list[Prediction]:
     """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for
@@ -63,10 +63,10 @@ def classified(
     return made
 
 
-def scored(
+def make_cell(
     suite: str, method: str, right: int, n: int, notes: Sequence[str] = (), **settings: Any
 ) -> tuple[Any, ...]:
-    predictions = pairs(right, n)
+    predictions = make_pairs(right, n)
     summary = summarize(
         predictions,
         suite=suite,
@@ -80,7 +80,7 @@ def scored(
     return Cell(suite, method, "k", facts, summary), predictions
 
 
-def tuned(
+def make_finetuned_cell(
     task: str,
     seed: int,
     right: int,
@@ -92,8 +92,8 @@ def tuned(
     """more: collapsed (words), notes, and settings of the cell."""
     collapsed, notes = list(more.pop("collapsed", ())), list(more.pop("notes", ()))
     name, method = f"{suite}.{task}", f"finetune-{way}"
-    predictions = classified(task, right, n, seed, bool(collapsed))
-    metric = METRIC.get(task, "accuracy")
+    predictions = make_class_predictions(task, right, n, seed, bool(collapsed))
+    metric = METRIC_BY_TASK.get(task, "accuracy")
     summary = summarize(
         predictions,
         suite=name,
@@ -117,7 +117,7 @@ def tuned(
     ), predictions
 
 
-def written(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
+def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
     """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
     about: Mapping[str, Any] = {
         "name": name or folder.name,
@@ -133,14 +133,16 @@ def written(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **mo
     return folder
 
 
-def zero_shot(method: str, *, ewok: str = "ewok-2025", more: int = 0) -> list[tuple[Any, ...]]:
+def make_zero_shot_cells(
+    method: str, *, ewok: str = "ewok-2025", more: int = 0
+) -> list[tuple[Any, ...]]:
     """The scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
     right = {"blimp-filtered": 70 + more, "supplement": 60, ewok: 50}
-    return [scored(suite, method, count, 100) for suite, count in right.items()]
+    return [make_cell(suite, method, count, 100) for suite, count in right.items()]
 
 
-def glue(
+def make_glue_cells(
     way: str = "causal", seeds: Sequence[int] = (1, 2, 3), tasks: Sequence[str] = TASKS_2024
 ) -> list[tuple[Any, ...]]:
     """Each task of glue-2024 with these seeds, 28 + seed of 40 right."""
-    return [tuned(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]
+    return [make_finetuned_cell(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]

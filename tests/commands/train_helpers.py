@@ -56,7 +56,7 @@ def write_recipe(folder: Path, name: str = "tiny", text: str = RECIPE) -> Path:
     return path
 
 
-def records(out: Path) -> list[dict[str, Any]]:
+def read_log(out: Path) -> list[dict[str, Any]]:
     """The log, without the one field that differs from run to run."""
     found = [
         json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -64,11 +64,11 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in found]
 
 
-def contents(out: Path) -> dict[str, tuple[bytes, float]]:
+def read_files(out: Path) -> dict[str, tuple[bytes, float]]:
     """Every file with its bytes and the time it was written."""
     files = (path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): (path.read_bytes(), path.stat().st_mtime) for path in files}
 
 
-def weights(out: Path, checkpoint: str = "main") -> bytes:
+def read_weights(out: Path, checkpoint: str = "main") -> bytes:
     return (out / checkpoint / "model.safetensors").read_bytes()

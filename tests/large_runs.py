@@ -38,14 +38,14 @@ PARADIGMS = [
 ]
 TASKS = {"rte": "accuracy", "mrpc": "f1", "boolq": "accuracy", "cola": "mcc"}
 MILESTONES = [*range(1, 10), *range(10, 101, 10)]
-HOSTILE = [
+HOSTILE_NAMES = [
     '</script><img src=x onerror="alert(1)">',
     "‮עברית\u0007 🦙",
     '"><svg/onload=alert(2)>&amp;{{ 7*7 }}' + "x" * 60,
 ]
 
 
-def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
+def make_manifest(name: str, weights: str = "", **more: Any) -> Manifest:
     model = {
         "name": name,
         "weights": weights or name,
@@ -61,7 +61,7 @@ def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
     )
 
 
-def pairs(
+def draw_pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
 ) -> list[Prediction]:
     """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
@@ -84,7 +84,7 @@ def pairs(
     return found
 
 
-def suite(
+def write_suite(
     writer: runs.RunWriter, name: str, method: str, answers: list[Prediction], digest: str = "d"
 ) -> None:
     about = {
@@ -103,7 +103,7 @@ def suite(
     writer.write_cell(Cell(name, method, "k", settings, summary), answers)
 
 
-def task(
+def write_task(
     writer: runs.RunWriter, name: str, skill: float, seed: int, *, fallen: bool = False
 ) -> None:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -141,16 +141,18 @@ def task(
     writer.write_cell(cell, answers)
 
 
-def model(
+def write_model_run(
     folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12
 ) -> Path:
     """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds."""
-    with runs.RunWriter(folder, manifest(name)) as writer:
-        suite(writer, "blimp-filtered", method, pairs(skill, name, PARADIGMS, items))
-        suite(writer, "supplement", method, pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40))
+    with runs.RunWriter(folder, make_manifest(name)) as writer:
+        write_suite(writer, "blimp-filtered", method, draw_pairs(skill, name, PARADIGMS, items))
+        write_suite(
+            writer, "supplement", method, draw_pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40)
+        )
         for seed in range(1, seeds + 1):
             for number, one in enumerate(TASKS):
-                task(
+                write_task(
                     writer,
                     one,
                     skill + 0.03 * number,
@@ -160,7 +162,7 @@ def model(
     return folder
 
 
-def checkpoints(
+def write_checkpoint_runs(
     folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()
 ) -> list[Path]:
     """Runs of chck_1M ...; those in twins have the weights of the one before."""
@@ -168,15 +170,15 @@ def checkpoints(
     for mark in marks:
         weights = weights if mark in twins else f"{folder.name}-{mark}"
         place = folder / f"chck_{mark}M"
-        with runs.RunWriter(place, manifest(f"chck_{mark}M", weights)) as writer:
+        with runs.RunWriter(place, make_manifest(f"chck_{mark}M", weights)) as writer:
             for name, few in (("blimp-fast", PARADIGMS[:4]), ("supplement-fast", PARADIGMS[4:6])):
                 skill = top - 0.3 / (1 + mark / 12)
-                suite(writer, name, "causal", pairs(skill, f"{weights}{name}", few, 50))
+                write_suite(writer, name, "causal", draw_pairs(skill, f"{weights}{name}", few, 50))
         made.append(place)
     return made
 
 
-def log(folder: Path, steps: int = 600) -> Path:
+def write_training_log(folder: Path, steps: int = 600) -> Path:
     """A training folder's log: causal, masked, causal."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)

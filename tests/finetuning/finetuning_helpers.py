@@ -5,20 +5,20 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
-from tiny import WORDS, tokenizer_for
+from tiny_models import WORDS, train_tokenizer
 
 from antlm_bench.checkpoints.backbone import Backbone
 from antlm_bench.scoring.text import build_specials
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
-QUICK = {
+TRAINING_SETTINGS = {
     "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear", "weight_decay": 0.01,
     "clip": 1.0, "dropout": 0.1, "max_length": 40,
 }  # fmt: skip
 
 
-def example(number: int, law: str = "word", pairs: bool = True) -> Example:
+def make_example(number: int, law: str = "word", pairs: bool = True) -> Example:
     """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
     dice = random.Random(number)
     gold = dice.randrange(2)
@@ -32,7 +32,7 @@ def example(number: int, law: str = "word", pairs: bool = True) -> Example:
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 
 
-def task(
+def make_task(
     train: int = 300,
     valid: int = 80,
     law: str = "word",
@@ -40,19 +40,19 @@ def task(
     **training: object,
 ):
     """Of the shape of suites.classification_loader.Task."""
-    made = [example(number, law) for number in range(train + valid)]
+    made = [make_example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
         train=tuple(made[:train]), valid=tuple(made[train:]), select=select, held_out=0.1,
-        training=TrainingSpec(**(QUICK | training)),
+        training=TrainingSpec(**(TRAINING_SETTINGS | training)),
     )  # fmt: skip
 
 
-def body_of(
+def make_backbone(
     model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
 ) -> Backbone:
-    """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
-    tokenizer = tokenizer_for(kind, adds)
+    """A body around any model with the vocabulary of `tiny_models.train_tokenizer`."""
+    tokenizer = train_tokenizer(kind, adds)
     if kind == "masked":  # BERT's own names them, too
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     natively = "causal" if kind == "causal" else "full"

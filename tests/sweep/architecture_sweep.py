@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny import WORDS, tokenizer_for
+from tiny_models import WORDS, train_tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -90,7 +90,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which
     methods, or why.
     """
@@ -102,7 +102,7 @@ class Row:
     shortcuts: str = ""
 
 
-def pairs() -> list[Item]:
+def make_pairs() -> list[Item]:
     """20 minimal pairs of 4 to 14 words."""
     rng = np.random.default_rng(1)
     made = []
@@ -115,7 +115,7 @@ def pairs() -> list[Item]:
     return made
 
 
-def architectures() -> Iterator[tuple[str, str, str]]:
+def iter_architectures() -> Iterator[tuple[str, str, str]]:
     """(model type, kind, class name) of every entry of the library's causal and masked mappings."""
     for kind, mapping in (
         ("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -127,11 +127,11 @@ def architectures() -> Iterator[tuple[str, str, str]]:
                     yield model_type, kind, one
 
 
-def small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
+def build_small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
     """The default configuration of a model type with small sizes, inner configurations too."""
     config_class = CONFIG_MAPPING[model_type]
     values = config_class().to_dict()
-    shrunken = _shrunken(values, vocabulary)
+    shrunken = _shrink_sizes(values, vocabulary)
     for inner in [v for v in shrunken.values() if isinstance(v, dict)]:
         inner.update(
             {k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)}
@@ -140,11 +140,11 @@ def small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -
     return config_class(**shrunken | EXTRA.get(model_type, {}))
 
 
-def _shrunken(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+def _shrink_sizes(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     small: dict[str, Any] = {}
     for name, value in values.items():
         if name.endswith("_config") and isinstance(value, dict) and "model_type" in value:
-            small[name] = {"model_type": value["model_type"], **_shrunken(value, vocabulary)}
+            small[name] = {"model_type": value["model_type"], **_shrink_sizes(value, vocabulary)}
         elif name in ("vocab_size", "n_words"):
             small[name] = vocabulary
         elif (
@@ -257,8 +257,8 @@ def build(model_type: str, kind: str, name: str, folder: Path) -> None:
 
 
 def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping[str, Any]) -> None:
-    tokenizer = tokenizer_for(kind, True)
-    config = small_config(model_type, len(tokenizer), variant)
+    tokenizer = train_tokenizer(kind, True)
+    config = build_small_config(model_type, len(tokenizer), variant)
     if kind == "causal" and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     if kind == "causal" and hasattr(config, "causal"):
@@ -337,36 +337,36 @@ class PlainLoop:
         return self.rows[key]
 
 
-def examine(model_type: str, kind: str, name: str, folder: Path) -> Row:
+def examine_architecture(model_type: str, kind: str, name: str, folder: Path) -> SweepRow:
     """Build, open and score one architecture, and compare every method that it offers."""
     try:
         with time_limit(SECONDS):
             build(model_type, kind, name, folder)
     except Exception as error:  # whatever a configuration of unknown rules raises
-        return Row(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
+        return SweepRow(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
     try:
         with time_limit(SECONDS):
             opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
             plain = PlainLoop(folder, kind)
-            worst = {method: difference(opened, plain, method) for method in opened.methods}
+            worst = {method: max_difference(opened, plain, method) for method in opened.methods}
     except BenchError as error:
-        return Row(name, kind, "refused", first_line(error))
+        return SweepRow(name, kind, "refused", first_line(error))
     except Exception as error:  # a fault of ours: its row says so
-        return Row(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
+        return SweepRow(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
     wrong = [
         f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE
     ]
     used = ", ".join(opened.engine.shortcuts)
-    return Row(
+    return SweepRow(
         name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used
     )
 
 
-def difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
+def max_difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
     """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the
     plain loop.
     """
-    items = pairs()
+    items = make_pairs()
     [predictions] = multiple_choice.predict(opened, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
     expected = np.array(plain.scores(method, [o.text for item in items for o in item.options]))
@@ -377,16 +377,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0].split(": ", 1)[-1][:140]
 
 
-def examine_in_a_folder(entry: tuple[str, str, str]) -> Row:
+def examine_in_temporary_folder(entry: tuple[str, str, str]) -> SweepRow:
     """Examine one architecture in a temporary folder, in a process of its own."""
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        return examine(*entry, Path(folder) / entry[2])
+        return examine_architecture(*entry, Path(folder) / entry[2])
 
 
-def judged(row: Row) -> Row:
+def check_exceptions(row: SweepRow) -> SweepRow:
     """Call an exception wrong that is on no list, or is there for another reason."""
     listed = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
     if listed is None or (row.architecture in listed and listed[row.architecture] in row.detail):
@@ -398,14 +398,14 @@ def judged(row: Row) -> Row:
 
 def main(names: Sequence[str]) -> int:
     """Print a Markdown row per architecture (of those named, or all); 1 where one is wrong."""
-    entries = [entry for entry in architectures() if not names or entry[2] in names]
+    entries = [entry for entry in iter_architectures() if not names or entry[2] in names]
     print(
         "| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |"
     )
     wrong, seen = 0, set[tuple[str, ...]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(examine_in_a_folder, entries):
-            row = judged(found)
+        for found in pool.map(examine_in_temporary_folder, entries):
+            row = check_exceptions(found)
             line = (row.architecture, row.kind, row.outcome, row.detail, row.shortcuts)
             if line not in seen:  # several model types share a class
                 print(f"| {' | '.join(line)} |", flush=True)

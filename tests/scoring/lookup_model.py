@@ -7,7 +7,7 @@ import numpy as np
 from antlm_bench.types import EncodedBatch, Encodings
 
 
-class Lookup:
+class LookupModel:
     """Knows the words of `scores` (word -> log-probability, whatever stands before it); one token
     per word.
     """

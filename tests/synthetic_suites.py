@@ -11,18 +11,18 @@ import random
 from pathlib import Path
 
 import pytest
-from invented import rows
-from tiny import WORDS
+from synthetic import make_rows
+from tiny_models import WORDS
 
 from antlm_bench.suites import loader, sources
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.spec import ExpectedCountsSpec, FileSpec, SuiteSpec
 
-LEARNED, CONTEXTS = 12, 2  # children's words, and contexts of each
-TRAINED = 64  # rows of every train set
+NUM_WORDS, CONTEXTS_PER_WORD = 12, 2  # children's words, and contexts of each
+TRAINING_ROWS = 64  # rows of every train set
 
 
-def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
+def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
     """Every suite but reading times is made up, with as many items per group as officially (or
     `most`).
 
@@ -36,7 +36,9 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
 
     def declared(ref: str) -> tuple[loader.AnySpec, Path]:
         spec, folder = declarations(ref)
-        return (classified(spec, most) if isinstance(spec, ClassificationSpec) else spec), folder
+        return (
+            shrink_classification_spec(spec, most) if isinstance(spec, ClassificationSpec) else spec
+        ), folder
 
     def suite(ref: str) -> tuple[SuiteSpec, Path]:
         spec, folder = suites(ref)
@@ -44,7 +46,7 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         counts = {group: min(n, most or n) for group, n in spec.expect.counts.items()}
         total = sum(counts.values()) or min(spec.expect.items, most or spec.expect.items)
         expect = ExpectedCountsSpec(
-            items=LEARNED * CONTEXTS if spec.children else total, counts=counts
+            items=NUM_WORDS * CONTEXTS_PER_WORD if spec.children else total, counts=counts
         )
         return (spec if spec.times else spec.model_copy(update={"expect": expect})), folder
 
@@ -52,7 +54,7 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
         spec: sources.SuiteWithData, file: str, folder: Path | None = None
     ) -> sources.DataFile:
         if isinstance(spec, ClassificationSpec):
-            made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
+            made = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
             return sources.DataFile(made.encode(), f"invented {file}")
         if (
             not isinstance(spec, SuiteSpec)
@@ -62,11 +64,11 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
             return located(spec, file, folder)
         if spec.children:
             ages = located(spec, spec.children.human, folder)
-            return sources.DataFile(contexts(ages.raw.decode()), f"invented {file}")
+            return sources.DataFile(make_word_contexts(ages.raw.decode()), f"invented {file}")
         if spec.metric == "spearman" and spec.expect:
             lines = located(spec, file, folder).raw.splitlines(keepends=True)
             return sources.DataFile(b"".join(lines[: spec.expect.items]), f"the first of {file}")
-        made = "".join(f"{json.dumps(row)}\n" for row in rows(spec, file, WORDS))
+        made = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
         return sources.DataFile(made.encode(), f"invented {file}")
 
     patch.setattr(loader, "read_declaration", declared)
@@ -74,11 +76,11 @@ def serve(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
     patch.setattr(sources, "get_file", locate)
 
 
-def classified(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
+def shrink_classification_spec(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
     """With few rows to train on, `most` to be scored, and no substitutes."""
     assert spec.data
     sizes = {file: min(known.rows or 0, most or 10**9) for file, known in spec.data.files.items()}
-    sizes |= {task.train: TRAINED for task in spec.task.values() if task.train}
+    sizes |= {task.train: TRAINING_ROWS for task in spec.task.values() if task.train}
     data = spec.data.model_copy(
         update={"files": {file: FileSpec(rows=n) for file, n in sizes.items()}}
     )
@@ -86,15 +88,15 @@ def classified(spec: ClassificationSpec, most: int | None) -> ClassificationSpec
     return spec.model_copy(update={"data": data, "task": tasks})
 
 
-def contexts(ages: str) -> bytes:
+def make_word_contexts(ages: str) -> bytes:
     """Words of children that stand in the tiny tokenizer's texts, then others, each after a few
     words.
     """
     children = [row["word"] for row in csv.DictReader(io.StringIO(ages))]
-    words = sorted(children, key=lambda word: word not in WORDS)[:LEARNED]
+    words = sorted(children, key=lambda word: word not in WORDS)[:NUM_WORDS]
     rng = random.Random(0)
     made = {
-        word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS)]
+        word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS_PER_WORD)]
         for word in words
     }
     return json.dumps(made).encode()

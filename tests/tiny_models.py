@@ -41,7 +41,7 @@ WORDS = [
 ]
 
 
-def tokenizer_for(kind: str, adds: bool, mask: bool = True):
+def train_tokenizer(kind: str, adds: bool, mask: bool = True):
     """A word-level-ish byte BPE with <s> (causal) or <s> ... </s> (masked) as specials."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +70,7 @@ def tokenizer_for(kind: str, adds: bool, mask: bool = True):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def model_for(kind: str, seed: int, architecture: str = "", **config: object):
+def build_model(kind: str, seed: int, architecture: str = "", **config: object):
     """A random transformers model: Llama or BERT shape unless `architecture` names another class."""
     import torch
     import transformers

@@ -25,14 +25,14 @@ SETTINGS = {
     "conventions": 1,
     "dtype": "float32",
 }
-TREE = {
+PARADIGMS_BY_PHENOMENON = {
     "islands": ("adjunct_island", "wh_island"),
     "agreement": ("anaphor", "determiner"),
     "binding": ("case", "c_command"),
 }
 
 
-def predictions(
+def make_predictions(
     margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
     """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
@@ -49,13 +49,13 @@ def predictions(
     return made
 
 
-def margins(
+def draw_logprob_gaps(
     items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
     rng = np.random.default_rng(seed)
     made = {}
-    for phenomenon, paradigms in TREE.items():
+    for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items():
         rate = rates if isinstance(rates, float) else rates[phenomenon]
         for paradigm in paradigms:
             size, sign = rng.uniform(0.1, 3.0, items), np.where(rng.random(items) < rate, 1, -1)
@@ -63,12 +63,14 @@ def margins(
     return made
 
 
-PHENOMENON = {
-    paradigm: phenomenon for phenomenon, paradigms in TREE.items() for paradigm in paradigms
+PHENOMENON_BY_PARADIGM = {
+    paradigm: phenomenon
+    for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items()
+    for paradigm in paradigms
 }
 
 
-def cell(
+def make_cell(
     made: Sequence[Prediction],
     suite: str = "toy",
     method: str = "causal",
@@ -88,7 +90,7 @@ def cell(
     return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), made
 
 
-def write(
+def write_run(
     folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = ""
 ) -> Run:
     """A run folder of these cells, read back."""
@@ -104,6 +106,10 @@ def write(
     return runs.open_run(folder)
 
 
-def toy(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
+def write_toy_run(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
     """A run of the suite "toy" with these margins."""
-    return write(folder, cell(predictions(values, PHENOMENON), **settings), name=folder.name)
+    return write_run(
+        folder,
+        make_cell(make_predictions(values, PHENOMENON_BY_PARADIGM), **settings),
+        name=folder.name,
+    )

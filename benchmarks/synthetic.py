@@ -1,7 +1,7 @@
 """A data folder in which what is missing is invented, for timing whole runs without data that are
 gated or not at hand.
 
-    python benchmarks/invented.py DIR
+    python benchmarks/synthetic.py DIR
 
 DIR becomes a value for ANTLM_BENCH_DATA: links to every file of the present one, and in place of
 those that leaderboards want and that are absent or lack rows, files of the official layout and
@@ -37,18 +37,18 @@ TEXTS = (
 )
 
 
-def rows(
+def make_rows(
     spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The rows of one file, as many as officially, of texts to be scored or classified."""
     return (
-        scored_rows(spec, file, words)
+        make_scored_rows(spec, file, words)
         if isinstance(spec, SuiteSpec)
-        else classified_rows(spec, file, words)
+        else make_classified_rows(spec, file, words)
     )
 
 
-def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+def make_scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The record of the suite's own example, with other words, in the groups that it expects."""
     assert spec.expect
     rng = random.Random(f"{spec.name} {file}")
@@ -65,14 +65,14 @@ def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[di
             continue
         for i in range(n):
             worded = {
-                key: reworded(value, words, rng)
+                key: replace_words(value, words, rng)
                 for key, value in record.items()
                 if key.startswith(TEXTS)
             }
             yield record | worded | ({"example_id": f"example {i}"} if not group else {})
 
 
-def classified_rows(
+def make_classified_rows(
     spec: ClassificationSpec, file: str, words: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The record of the task's own example, with other words and classes."""
@@ -83,20 +83,22 @@ def classified_rows(
     record = next(example.record for example in spec.example if example.task == name)
     for _ in range(spec.data.files[file].rows or 0):
         worded = {
-            key: reworded(value, words, rng)
+            key: replace_words(value, words, rng)
             for key, value in record.items()
             if isinstance(value, str)
         }
         yield record | worded | {task.label: rng.randrange(len(task.classes))}
 
 
-def reworded(value: str | list[str], words: Sequence[str], rng: random.Random) -> str | list[str]:
+def replace_words(
+    value: str | list[str], words: Sequence[str], rng: random.Random
+) -> str | list[str]:
     if isinstance(value, list):
-        return [str(reworded(one, words, rng)) for one in value]
+        return [str(replace_words(one, words, rng)) for one in value]
     return " ".join(rng.choices(words, k=rng.randint(2, 5))) + " " * value.endswith(" ")
 
 
-def linked(root: Path, folder: Path) -> None:
+def link_files(root: Path, folder: Path) -> None:
     """Every file under `root` as a link in `folder`, which must be new or empty."""
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"{folder} holds something else")
@@ -107,7 +109,7 @@ def linked(root: Path, folder: Path) -> None:
             link.symlink_to(path.resolve())
 
 
-def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
+def load_leaderboard_specs() -> dict[str, SuiteSpec | ClassificationSpec]:
     """The suites of every leaderboard whose items are texts to be scored, or classified."""
     parts = [
         part
@@ -125,7 +127,7 @@ def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
     }
 
 
-def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileStatus]:
+def list_missing_files(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileStatus]:
     """The files of a suite that are absent or short; of what is finetuned, train files without a
     substitute.
     """
@@ -140,18 +142,18 @@ def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileSt
                 yield found[task.train]
 
 
-def fill(
+def write_missing_files(
     root: Path, folder: Path, spec: SuiteSpec | ClassificationSpec, words: Sequence[str]
 ) -> Iterator[tuple[Path, int, int]]:
     """(file, rows invented, rows in all) of a suite, for what has to be replaced."""
     assert spec.data
-    for row in replaceable(spec):
+    for row in list_missing_files(spec):
         place = spec.data.where[0].format(file=row.file, stem=row.file.rpartition(".")[0])
         path = folder / (row.path.relative_to(root) if row.path else f"{place}.gz")
         if path.exists() and not path.is_symlink():
             continue  # two years of a suite have one file
         there = sources.get_file(spec, row.file).raw.decode().splitlines() if row.path else []
-        made = [json.dumps(record) for record in rows(spec, row.file, words)]
+        made = [json.dumps(record) for record in make_rows(spec, row.file, words)]
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = "".join(f"{line}\n" for line in [*there, *made[len(there) :]]).encode()
@@ -164,11 +166,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     root = sources.data_roots()[0]
-    linked(root, folder)
-    suites = wanted()
+    link_files(root, folder)
+    suites = load_leaderboard_specs()
     words = list(json.loads(sources.get_file(suites["aoa-words-2026"], "cdi_childes.json").raw))
     for spec in suites.values():
-        for path, invented, n in fill(root, folder, spec, words):
+        for path, invented, n in write_missing_files(root, folder, spec, words):
             print(f"{path.relative_to(folder)}: {invented:,} of {n:,} rows are invented")
 
 

@@ -8,7 +8,7 @@ from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 
-def ours(folder, texts, name, spans=None, **options) -> list[float]:
+def sum_logprobs(folder, texts, name, spans=None, **options) -> list[float]:
     """Summed log-probability of each text under one method."""
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
     items = [
@@ -20,7 +20,7 @@ def ours(folder, texts, name, spans=None, **options) -> list[float]:
     ]
 
 
-def opened(folder):
+def load_transformers(folder):
     """(model, tokenizer) as the peers want them."""
     import transformers
 

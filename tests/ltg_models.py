@@ -17,12 +17,12 @@ SIZES = {
 KINDS = ("", "base", "zero", "normalized", "weighted_output", "gpt")
 
 
-def settings(mix: str, **more):
+def reference_settings(mix: str, **more):
     eps = 1e-5 if mix == "gpt" else 1e-7
     return {"heads": 3, "eps": eps, "buckets": 8, "furthest": 32, "mix": mix, **more}
 
 
-def make(kind: str, suffix: str = "ForMaskedLM", **config):
+def build_ltg_model(kind: str, suffix: str = "ForMaskedLM", **config):
     """A random model in evaluation mode; kind: layer_mix of LTG-BERT, or "gpt"."""
     torch.manual_seed(0)
     module, prefix = (gpt_bert, "GptBert") if kind == "gpt" else (ltg_bert, "LtgBert")
@@ -32,7 +32,7 @@ def make(kind: str, suffix: str = "ForMaskedLM", **config):
     ).eval()
 
 
-def ours(weights):
+def convert_weights(weights):
     """A reference's weights under this package's names."""
     state = {
         "model.embedding.weight": weights["embedding"],
@@ -76,7 +76,7 @@ def ours(weights):
     }
 
 
-def filled(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
+def build_reference_model(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
     """(model, weights): a model with random reference weights."""
     weights = reference.random_weights(
         np.random.default_rng(seed),
@@ -84,6 +84,6 @@ def filled(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
         gate=config.get("attention_gate", True),
         learned=config.get("layer_weights", True),
     )
-    model = make(kind, suffix, **config)
-    model.load_state_dict(ours(weights))
+    model = build_ltg_model(kind, suffix, **config)
+    model.load_state_dict(convert_weights(weights))
     return model, weights

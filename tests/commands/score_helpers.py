@@ -20,7 +20,7 @@ NOUNS = ["cat", "dog", "boy", "girl", "house"]
 ADJECTIVES = ["old", "small", "near", "every"]
 
 
-def agreement(limit: int = 40) -> list[dict[str, str]]:
+def make_agreement_rows(limit: int = 40) -> list[dict[str, str]]:
     """Rows of a small suite: two phenomena, three paradigms of unequal size."""
     rows = []
     for number, (adjective, noun, verb) in enumerate(product(ADJECTIVES, NOUNS, ["sleep", "see"])):
@@ -41,21 +41,21 @@ def write_pairs(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     return path
 
 
-def pairs_of(path: Path, *pairs: tuple[str, str]) -> Path:
+def write_sentence_pairs(path: Path, *pairs: tuple[str, str]) -> Path:
     """A file of bare pairs; `x.csv` holds the items x_0, x_1, ..."""
     return write_pairs(path, [{"good": good, "bad": bad} for good, bad in pairs])
 
 
 @dataclass
-class Work:
+class ModelWork:
     """What models were asked for after they were opened: calls, and tokens computed."""
 
     reads: int = 0
     nodes: int = 0
 
 
-def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    work, original = Work(), Checkpoint.score_probes
+def count_work(monkeypatch: pytest.MonkeyPatch) -> ModelWork:
+    work, original = ModelWork(), Checkpoint.score_probes
 
     def counted(self: Checkpoint, *args: Any, **options: Any) -> Any:
         before = self.engine.nodes_computed
@@ -67,7 +67,7 @@ def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
     return work
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+def hash_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Every file below a folder: (time of change, hash)."""
     return {
         str(path.relative_to(folder)): (
@@ -79,7 +79,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def by_hand(
+def sum_logprobs_by_hand(
     folder: Path, text: str, *, masked: bool, specials: str, start: int = 0
 ) -> tuple[float, int]:
     """(sum of log-probabilities, tokens) by the library's own forward, one row at a time, no code

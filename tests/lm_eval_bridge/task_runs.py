@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 
 import pytest
-from lm_eval_itself import ref
+from lm_eval_reference import task_ref
 
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.score import score
 
 
-def scored(folder, file, out, **options):
-    (run,) = score(folder, ref(file), out=out, device="cpu", **options)
+def score_task(folder, file, out, **options):
+    (run,) = score(folder, task_ref(file), out=out, device="cpu", **options)
     (cell,) = run.cells
     return run, cell
 
 
-def read_by_every_command(folders, file, place, capsys):
+def run_every_command(folders, file, place, capsys):
     """Two checkpoints scored on a task, compared, gated, reported and exported: their headlines,
     the comparison as JSON and as it is shown, and what lm-eval would be told of the first. Their
     numbers agree, or this fails.
     """
     one, two = (str(place / f"run{n}") for n in range(2))
     values = [
-        scored(folder, file, out)[1].summary.headline.value
+        score_task(folder, file, out)[1].summary.headline.value
         for folder, out in zip(folders, (one, two), strict=True)
     ]
     capsys.readouterr()

@@ -1,7 +1,7 @@
 """A stand-in for `score`, run as a process of its own so that tests can kill it: writes a run chunk
 by chunk.
 
-python toy_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
+python killable_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
 write); none = finish
 """
 
@@ -24,7 +24,7 @@ MANIFEST = Manifest(
 )
 
 
-def score(suite: str, index: int) -> list[Prediction]:
+def make_predictions(suite: str, index: int) -> list[Prediction]:
     labels = {"phenomenon": suite, "paradigm": f"p{index}"}
     return [
         Prediction(
@@ -34,7 +34,7 @@ def score(suite: str, index: int) -> list[Prediction]:
     ]
 
 
-def write(path: str) -> int:
+def write_run(path: str) -> int:
     """Score two suites, taking from the folder what is there; returns how many chunks had to be
     computed.
     """
@@ -46,7 +46,7 @@ def write(path: str) -> int:
             for index in range(CHUNKS):
                 chunk = writer.load_chunk(suite, "causal", KEY, index)
                 if chunk is None:
-                    writer.save_chunk(suite, "causal", KEY, index, score(suite, index))
+                    writer.save_chunk(suite, "causal", KEY, index, make_predictions(suite, index))
                     computed += 1
             summary = Summary(
                 suite, "causal", "accuracy", (), Estimate(0.5, CHUNKS * ITEMS, 0.4, 0.6), {}, ()
@@ -55,7 +55,7 @@ def write(path: str) -> int:
     return computed
 
 
-def die_at(moment: int) -> None:
+def kill_at(moment: int) -> None:
     """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of
     the n-th.
     """
@@ -86,5 +86,5 @@ def die_at(moment: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        die_at(int(sys.argv[2]))
-    print(write(sys.argv[1]))
+        kill_at(int(sys.argv[2]))
+    print(write_run(sys.argv[1]))

@@ -32,12 +32,12 @@ TABLES: dict[str, Any] = {
 }
 
 
-def toy(**changes: Any) -> Recipe:
+def make_recipe(**changes: Any) -> Recipe:
     """The recipe with tables merged over it: toy(batch={"tokens": 128})."""
     return validate_tables(merge_tables(copy.deepcopy(TABLES), changes), Recipe, Path("toy.toml"))
 
 
-def blocks(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
+def make_phases(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
     """What makes a recipe of (lasts, causal, masked) phases, with a method that fits it."""
     made = [{unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases]
     return {
