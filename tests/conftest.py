@@ -16,7 +16,7 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_places(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _isolate_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of
     a terminal.
     """
@@ -33,20 +33,20 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
     `adds`: whether the tokenizer adds its specials by itself. Weights are scaled up so that scores
     differ clearly.
     """
-    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+    root, folders = tmp_path_factory.mktemp("checkpoints"), {}
 
     def make(
         kind: str = "causal", adds: bool = True, seed: int = 0, mask: bool = True, **config: object
     ) -> Path:
         key = (kind, adds, seed, mask, repr(sorted(config.items())))
-        if key not in made:
-            made[key] = root / f"{kind}-{len(made)}"
+        if key not in folders:
+            folders[key] = root / f"{kind}-{len(folders)}"
             with redirect_stderr(
                 io.StringIO()
             ):  # else the first test to ask finds the library's bars among its output
-                train_tokenizer(kind, adds, mask).save_pretrained(made[key])
-                build_model(kind, seed, **config).save_pretrained(made[key])
-        return made[key]
+                train_tokenizer(kind, adds, mask).save_pretrained(folders[key])
+                build_model(kind, seed, **config).save_pretrained(folders[key])
+        return folders[key]
 
     return make
 
@@ -59,12 +59,12 @@ def sentences() -> list[str]:
     import random
 
     rng = random.Random(0)
-    made = []
+    texts = []
     for _ in range(60):
         stem = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
-        made += [f"{stem} {' '.join(rng.choices(WORDS, k=rng.randint(1, 5)))}." for _ in range(2)]
+        texts += [f"{stem} {' '.join(rng.choices(WORDS, k=rng.randint(1, 5)))}." for _ in range(2)]
     return [
-        *made,
+        *texts,
         "Is it?\nIt is.",
         'She said "no".',
         "naïve café ☕",
@@ -75,12 +75,12 @@ def sentences() -> list[str]:
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The real evaluation data, or a skip that says what is missing."""
-    place = Path(
+    data_dir = Path(
         os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data"
     )
-    if not (place / "blimp").is_dir():
+    if not (data_dir / "blimp").is_dir():
         pytest.skip("needs the real data: set ANTLM_BENCH_DATA")
-    return place
+    return data_dir
 
 
 @pytest.fixture(scope="session")

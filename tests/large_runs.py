@@ -65,7 +65,7 @@ def draw_pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
 ) -> list[Prediction]:
     """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
-    found = []
+    predictions = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
     for paradigm, phenomenon in paradigms:
         hard = np.random.default_rng(zlib.crc32(paradigm.encode()))
@@ -78,21 +78,21 @@ def draw_pairs(
                 "paradigm": paradigm,
             }
             scores = (-20.0, -21.5) if right else (-21.0, -20.25)
-            found.append(
+            predictions.append(
                 Prediction(f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels)
             )
-    return found
+    return predictions
 
 
 def write_suite(
     writer: runs.RunWriter, name: str, method: str, answers: list[Prediction], digest: str = "d"
 ) -> None:
-    about = {
+    options = {
         "metric": "accuracy",
         "macro": ["paradigm"],
         "groups": ["field", "phenomenon", "paradigm"],
     }
-    summary = metrics.summarize(answers, suite=name, method=method, **about)  # type: ignore[arg-type]
+    summary = metrics.summarize(answers, suite=name, method=method, **options)  # type: ignore[arg-type]
     settings = {
         "suite_digest": digest,
         "suite_version": "1",
@@ -104,12 +104,12 @@ def write_suite(
 
 
 def write_task(
-    writer: runs.RunWriter, name: str, skill: float, seed: int, *, fallen: bool = False
+    writer: runs.RunWriter, name: str, skill: float, seed: int, *, constant: bool = False
 ) -> None:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     gold = np.random.default_rng(zlib.crc32(name.encode())).integers(2, size=120)
     pred = np.where(rng.uniform(size=120) < skill + rng.normal() / 40, gold, 1 - gold) * (
-        not fallen
+        not constant
     )
     answers = [
         Prediction(
@@ -123,9 +123,9 @@ def write_task(
         )
         for i, (g, p) in enumerate(zip(gold, pred, strict=True))
     ]
-    about = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
+    options = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
     summary = metrics.summarize(
-        answers, suite=f"glue-2025.{name}", method="finetune-causal", **about
+        answers, suite=f"glue-2025.{name}", method="finetune-causal", **options
     )  # type: ignore[arg-type]
     settings = {
         "task": name,
@@ -134,7 +134,7 @@ def write_task(
         "preset": "",
         "suite_digest": name,
     }
-    history = {"collapsed": ["always answers class 0"] if fallen else []}
+    history = {"collapsed": ["always answers class 0"] if constant else []}
     cell = Cell(
         f"glue-2025.{name}", "finetune-causal", "k", settings, summary, seed=seed, history=history
     )
@@ -151,13 +151,13 @@ def write_model_run(
             writer, "supplement", method, draw_pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40)
         )
         for seed in range(1, seeds + 1):
-            for number, one in enumerate(TASKS):
+            for number, task_name in enumerate(TASKS):
                 write_task(
                     writer,
-                    one,
+                    task_name,
                     skill + 0.03 * number,
                     seed,
-                    fallen=(seed, one, name[0]) == (2, "rte", "l"),
+                    constant=(seed, task_name, name[0]) == (2, "rte", "l"),
                 )
     return folder
 
@@ -166,16 +166,21 @@ def write_checkpoint_runs(
     folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()
 ) -> list[Path]:
     """Runs of chck_1M ...; those in twins have the weights of the one before."""
-    made, weights = [], ""
+    run_dirs, weights = [], ""
     for mark in marks:
         weights = weights if mark in twins else f"{folder.name}-{mark}"
-        place = folder / f"chck_{mark}M"
-        with runs.RunWriter(place, make_manifest(f"chck_{mark}M", weights)) as writer:
-            for name, few in (("blimp-fast", PARADIGMS[:4]), ("supplement-fast", PARADIGMS[4:6])):
+        run_dir = folder / f"chck_{mark}M"
+        with runs.RunWriter(run_dir, make_manifest(f"chck_{mark}M", weights)) as writer:
+            for name, paradigms in (
+                ("blimp-fast", PARADIGMS[:4]),
+                ("supplement-fast", PARADIGMS[4:6]),
+            ):
                 skill = top - 0.3 / (1 + mark / 12)
-                write_suite(writer, name, "causal", draw_pairs(skill, f"{weights}{name}", few, 50))
-        made.append(place)
-    return made
+                write_suite(
+                    writer, name, "causal", draw_pairs(skill, f"{weights}{name}", paradigms, 50)
+                )
+        run_dirs.append(run_dir)
+    return run_dirs
 
 
 def write_training_log(folder: Path, steps: int = 600) -> Path:

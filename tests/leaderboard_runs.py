@@ -116,13 +116,13 @@ def make_cell(
         suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups
     )
     reduction = TEXT_SUITE_SPECS[suite].reduction if suite in TEXT_SUITE_SPECS else "sum"
-    known = {
+    defaults = {
         "ties": "half",
         "reduction": reduction,
         "suite_digest": f"digest of {suite}",
         "limit": None,
     }
-    return Cell(suite, "causal", "k", known | CONVENTIONS["2025"] | settings, summary)
+    return Cell(suite, "causal", "k", defaults | CONVENTIONS["2025"] | settings, summary)
 
 
 def make_word_prediction(i: int) -> Prediction:
@@ -251,15 +251,15 @@ def write_acquisition_files(folder: Path, year: str) -> dict[str, str]:
         word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones
     ]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
-    made: dict[str, Any] = {}
+    documents: dict[str, Any] = {}
     if year == "2025":
-        made["aoa"] = surprisals
+        documents["aoa"] = surprisals
     else:
-        made |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
+        documents |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
     folder.mkdir(exist_ok=True)
-    for key, value in made.items():
+    for key, value in documents.items():
         (folder / f"{key}.json").write_text(json.dumps(value))
-    return {key: str(folder / f"{key}.json") for key in made}
+    return {key: str(folder / f"{key}.json") for key in documents}
 
 
 def count_reading_words(year: str) -> int:

@@ -69,8 +69,8 @@ def convert_weights(weights):
             }
         if "alpha" in layer:
             state[to + "mix.alpha"] = layer["alpha"]
-        for place, alpha in enumerate(layer.get("alphas", ())):
-            state[to + f"mixes.{place}.alpha"] = alpha
+        for index, alpha in enumerate(layer.get("alphas", ())):
+            state[to + f"mixes.{index}.alpha"] = alpha
     return {
         name: torch.tensor(np.asarray(value), dtype=torch.float32) for name, value in state.items()
     }

@@ -77,9 +77,9 @@ def parse_counts(text: str) -> dict[str, int]:
 def argmax_first(scores: Sequence[float]) -> int:
     """numpy.argmax of 2024, torch.max of 2025: a later option must be better, not as good."""
     best = 0
-    for number, score in enumerate(scores):
+    for index, score in enumerate(scores):
         if score > scores[best]:
-            best = number
+            best = index
     return best
 
 
@@ -91,8 +91,8 @@ def compute_subtask_accuracies(
     """
     return {
         subtask: sum(
-            one.strip() == target.strip()
-            for one, target in zip(texts, targets[subtask], strict=True)
+            answer.strip() == target.strip()
+            for answer, target in zip(texts, targets[subtask], strict=True)
         )
         / len(texts)
         for subtask, texts in answers.items()
@@ -104,7 +104,7 @@ def expected_sizes(year: str) -> dict[str, dict[str, int]]:
     if year == "2024":
         ewok = {"ewok": parse_counts(EWOK), "glue": parse_counts(GLUE_2024)}
         return {"blimp": parse_counts(BLIMP), "blimp_supplement": parse_counts(SUPPLEMENT), **ewok}
-    made = {
+    counts = {
         "blimp": parse_counts(BLIMP),
         "blimp_supplement": parse_counts(SUPPLEMENT),
         "ewok": parse_counts(EWOK),
@@ -113,22 +113,22 @@ def expected_sizes(year: str) -> dict[str, dict[str, int]]:
     operations = {
         f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)
     }
-    made |= {"reading": {"reading": READING}, "glue": parse_counts(GLUE)}
+    counts |= {"reading": {"reading": READING}, "glue": parse_counts(GLUE)}
     if year == "2025":
-        return made | {
+        return counts | {
             "entity_tracking": operations,
             "wug_adj": {"wug_adj": 200},
             "wug_past": {"wug_past": 50},
         }
-    return made | {"entity_tracking_filtered": operations}
+    return counts | {"entity_tracking_filtered": operations}
 
 
 def iter_problems(document: dict[str, Any], year: str) -> Iterator[str]:
     """Every check of the year's collator that a strict-small file fails."""
-    for part, wanted in expected_sizes(year).items():
-        have = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
-        if have != wanted:
-            yield f"{part}: {dict(have.items() ^ wanted.items())}"
+    for part, expected in expected_sizes(year).items():
+        actual = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
+        if actual != expected:
+            yield f"{part}: {dict(actual.items() ^ expected.items())}"
     if year == "2024":  # verify_dict
         kinds = {"glue": int}
         for part, subtasks in document.items():
@@ -144,8 +144,8 @@ def iter_problems(document: dict[str, Any], year: str) -> Iterator[str]:
     for part, n in GLOBAL_PIQA.items() if year == "2026" else ():
         if [len(value["predictions"]) for value in document[part].values()] != [1] * n:
             yield f"{part}: not one answer to each of {n} examples"
-    words = document["aoa" if year == "2025" else "aoa_surprisals"]["results"]
-    if Counter(row["step"] for row in words) != dict.fromkeys(MILESTONES, CONTEXTS):
+    surprisals = document["aoa" if year == "2025" else "aoa_surprisals"]["results"]
+    if Counter(row["step"] for row in surprisals) != dict.fromkeys(MILESTONES, CONTEXTS):
         yield "aoa: not every context at every milestone"
     if year == "2026" and not isinstance(document["aoa"]["aoa"], float):
         yield "aoa: no number"

@@ -49,14 +49,14 @@ def score(model, tokenizer, text, method):
     """
     batch = tokenizer(text, return_tensors="pt")
     ids, total = batch["input_ids"], 0.0
-    for place in range(1, ids.shape[1]):
+    for position in range(1, ids.shape[1]):
         row = ids.clone()
         if method != "causal":
-            row[0, place] = tokenizer.mask_token_id
+            row[0, position] = tokenizer.mask_token_id
         with torch.no_grad():
             logits = model(input_ids=row, attention_mask=batch["attention_mask"]).logits[0]
-        read = place if method == "mlm" else place - 1
-        total += logits[read].log_softmax(-1)[ids[0, place]].item()
+        index = position if method == "mlm" else position - 1
+        total += logits[index].log_softmax(-1)[ids[0, position]].item()
     return total
 
 
@@ -90,15 +90,15 @@ def list_names(modules, names):
         name for pair in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() for name in pair if name
     }
     present = [name for name in modules if importable(name)]
-    places = [
+    namespaces = [
         importlib.import_module(f"transformers{part}")
         for part in ("", ".utils", ".utils.generic", ".cache_utils")
     ]
-    places += [
+    namespaces += [
         importlib.import_module(f"transformers.{part}")
         for part in ("modeling_utils", "configuration_utils")
     ]
-    present += [name for name in names if any(hasattr(place, name) for place in places)]
+    present += [name for name in names if any(hasattr(namespace, name) for namespace in namespaces)]
     return {
         "transformers": transformers.__version__,
         "model_types": sorted(configuration_auto.CONFIG_MAPPING_NAMES),

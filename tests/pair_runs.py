@@ -33,20 +33,20 @@ PARADIGMS_BY_PHENOMENON = {
 
 
 def make_predictions(
-    margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
+    gaps_by_paradigm: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
     """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
-    made = []
-    for paradigm, each in margins.items():
+    predictions = []
+    for paradigm, gaps in gaps_by_paradigm.items():
         labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}
-        for i, margin in enumerate(each):
-            pred = 0 if margin >= 0 else 1
-            made.append(
+        for i, gap in enumerate(gaps):
+            pred = 0 if gap >= 0 else 1
+            predictions.append(
                 Prediction(
-                    f"{paradigm}_{i}", 0, pred, (float(margin) - 9, -9.0), (3, 3), (9, 9), labels
+                    f"{paradigm}_{i}", 0, pred, (float(gap) - 9, -9.0), (3, 3), (9, 9), labels
                 )
             )
-    return made
+    return predictions
 
 
 def draw_logprob_gaps(
@@ -54,13 +54,13 @@ def draw_logprob_gaps(
 ) -> dict[str, np.ndarray]:
     """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
     rng = np.random.default_rng(seed)
-    made = {}
+    gaps = {}
     for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items():
         rate = rates if isinstance(rates, float) else rates[phenomenon]
         for paradigm in paradigms:
             size, sign = rng.uniform(0.1, 3.0, items), np.where(rng.random(items) < rate, 1, -1)
-            made[paradigm] = size * sign
-    return made
+            gaps[paradigm] = size * sign
+    return gaps
 
 
 PHENOMENON_BY_PARADIGM = {
@@ -71,7 +71,7 @@ PHENOMENON_BY_PARADIGM = {
 
 
 def make_cell(
-    made: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     suite: str = "toy",
     method: str = "causal",
     metric: str = "accuracy",
@@ -79,15 +79,15 @@ def make_cell(
     groups: Sequence[str] = ("phenomenon", "paradigm"),
     **settings: Any,
 ) -> tuple[Cell, Sequence[Prediction]]:
-    asked = {
+    rules = {
         "ties": "half",
         "reduction": "sum",
         **{k: v for k, v in settings.items() if k in ("ties", "reduction")},
     }
     summary = summarize(
-        made, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **asked
+        predictions, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **rules
     )
-    return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), made
+    return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), predictions
 
 
 def write_run(
@@ -101,8 +101,8 @@ def write_run(
         "2026-01-01",
     )
     with runs.RunWriter(folder, manifest) as writer:
-        for one, made in cells:
-            writer.write_cell(one, made)
+        for cell, predictions in cells:
+            writer.write_cell(cell, predictions)
     return runs.open_run(folder)
 
 

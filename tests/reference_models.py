@@ -163,7 +163,7 @@ def random_weights(
     def draw(*shape):
         return rng.normal(size=shape) * 0.4
 
-    made = []
+    layer_weights = []
     for n in range(layers):
         layer = {"qk_w": draw(2 * d, d), "qk_b": draw(2 * d), "v_w": draw(d, d), "v_b": draw(d), "o_w": draw(d, d),
                  "o_b": draw(d), "wide": draw(2 * inner, d), "narrow": draw(d, inner)}  # fmt: skip
@@ -173,8 +173,8 @@ def random_weights(
         else:
             layer |= {"norm_w": 1 + draw(d), "norm_b": draw(d)}
             layer |= {"alpha": draw(n + 1)} if mix else {}
-        made.append(layer)
-    weights = {"embedding": draw(vocabulary, d), "table": draw(2 * buckets - 1, d), "layers": made,
+        layer_weights.append(layer)
+    weights = {"embedding": draw(vocabulary, d), "table": draw(2 * buckets - 1, d), "layers": layer_weights,
                "table_norm": (1 + draw(d), draw(d)), "dense_w": draw(d, d), "dense_b": draw(d),
                "bias": draw(vocabulary)}  # fmt: skip
     if mix == "weighted_output":

@@ -54,13 +54,15 @@ def make_class_predictions(
     all of them.
     """
     order = np.random.default_rng(seed).permutation(n)
-    made = []
+    predictions = []
     for i in range(n):
         gold = i % 2
-        said = 0 if constant else gold if order[i] < right else 1 - gold
-        scores = (-0.1, -2.4) if said == 0 else (-2.4, -0.1)
-        made.append(Prediction(f"{task}_{i}", gold, said, scores, (9, 9), (40, 40), {"task": task}))
-    return made
+        pred = 0 if constant else gold if order[i] < right else 1 - gold
+        scores = (-0.1, -2.4) if pred == 0 else (-2.4, -0.1)
+        predictions.append(
+            Prediction(f"{task}_{i}", gold, pred, scores, (9, 9), (40, 40), {"task": task})
+        )
+    return predictions
 
 
 def make_cell(
@@ -119,14 +121,16 @@ def make_finetuned_cell(
 
 def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
     """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
-    about: Mapping[str, Any] = {
+    model_facts: Mapping[str, Any] = {
         "name": name or folder.name,
         "weights": f"w of {folder.name}",
         **model,
     }
     with runs.RunWriter(
         folder,
-        Manifest(runs.SCHEMA_VERSION, about, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00"),
+        Manifest(
+            runs.SCHEMA_VERSION, model_facts, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00"
+        ),
     ) as writer:
         for cell, predictions in cells:
             writer.write_cell(cell, predictions)

@@ -28,20 +28,20 @@ def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> 
 
     Of the age of acquisition the contexts are; children's ages and nonce words are the real ones.
     """
-    suites, declarations, located = (
+    read_real_spec, read_real_declaration, get_real_file = (
         loader.read_suite_spec,
         loader.read_declaration,
         sources.get_file,
     )
 
-    def declared(ref: str) -> tuple[loader.AnySpec, Path]:
-        spec, folder = declarations(ref)
+    def read_small_declaration(ref: str) -> tuple[loader.AnySpec, Path]:
+        spec, folder = read_real_declaration(ref)
         return (
             shrink_classification_spec(spec, most) if isinstance(spec, ClassificationSpec) else spec
         ), folder
 
-    def suite(ref: str) -> tuple[SuiteSpec, Path]:
-        spec, folder = suites(ref)
+    def read_small_spec(ref: str) -> tuple[SuiteSpec, Path]:
+        spec, folder = read_real_spec(ref)
         assert spec.expect
         counts = {group: min(n, most or n) for group, n in spec.expect.counts.items()}
         total = sum(counts.values()) or min(spec.expect.items, most or spec.expect.items)
@@ -50,36 +50,38 @@ def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> 
         )
         return (spec if spec.times else spec.model_copy(update={"expect": expect})), folder
 
-    def locate(
+    def get_synthetic_file(
         spec: sources.SuiteWithData, file: str, folder: Path | None = None
     ) -> sources.DataFile:
         if isinstance(spec, ClassificationSpec):
-            made = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
-            return sources.DataFile(made.encode(), f"invented {file}")
+            text = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
+            return sources.DataFile(text.encode(), f"invented {file}")
         if (
             not isinstance(spec, SuiteSpec)
             or spec.times
             or (spec.children and file == spec.children.human)
         ):
-            return located(spec, file, folder)
+            return get_real_file(spec, file, folder)
         if spec.children:
-            ages = located(spec, spec.children.human, folder)
+            ages = get_real_file(spec, spec.children.human, folder)
             return sources.DataFile(make_word_contexts(ages.raw.decode()), f"invented {file}")
         if spec.metric == "spearman" and spec.expect:
-            lines = located(spec, file, folder).raw.splitlines(keepends=True)
+            lines = get_real_file(spec, file, folder).raw.splitlines(keepends=True)
             return sources.DataFile(b"".join(lines[: spec.expect.items]), f"the first of {file}")
-        made = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
-        return sources.DataFile(made.encode(), f"invented {file}")
+        text = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
+        return sources.DataFile(text.encode(), f"invented {file}")
 
-    patch.setattr(loader, "read_declaration", declared)
-    patch.setattr(loader, "read_suite_spec", suite)
-    patch.setattr(sources, "get_file", locate)
+    patch.setattr(loader, "read_declaration", read_small_declaration)
+    patch.setattr(loader, "read_suite_spec", read_small_spec)
+    patch.setattr(sources, "get_file", get_synthetic_file)
 
 
 def shrink_classification_spec(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
     """With few rows to train on, `most` to be scored, and no substitutes."""
     assert spec.data
-    sizes = {file: min(known.rows or 0, most or 10**9) for file, known in spec.data.files.items()}
+    sizes = {
+        file: min(file_spec.rows or 0, most or 10**9) for file, file_spec in spec.data.files.items()
+    }
     sizes |= {task.train: TRAINING_ROWS for task in spec.task.values() if task.train}
     data = spec.data.model_copy(
         update={"files": {file: FileSpec(rows=n) for file, n in sizes.items()}}
@@ -95,8 +97,8 @@ def make_word_contexts(ages: str) -> bytes:
     children = [row["word"] for row in csv.DictReader(io.StringIO(ages))]
     words = sorted(children, key=lambda word: word not in WORDS)[:NUM_WORDS]
     rng = random.Random(0)
-    made = {
+    contexts_by_word = {
         word: [{"context": " ".join(rng.choices(WORDS, k=3))} for _ in range(CONTEXTS_PER_WORD)]
         for word in words
     }
-    return json.dumps(made).encode()
+    return json.dumps(contexts_by_word).encode()

@@ -27,7 +27,7 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)"
 )
-CHROMIUMS_OWN = re.compile(
+CHROMIUM_REQUESTS = re.compile(
     r"^\w+ (http://)?(\w+\.google|update\.googleapis)\.com[:/]"
 )  # the time, updates: whatever the page
 # Shows the page in frames as wide as a laptop and a phone, uses it, and says what it found:
@@ -101,21 +101,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def proxy() -> Iterator[tuple[int, list[str]]]:
     """A port that is told every request the browser would make, and answers none."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Counting(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             line = self.rfile.readline(2000).decode(errors="replace").strip()
-            if not CHROMIUMS_OWN.search(line):
-                asked.append(line)
+            if not CHROMIUM_REQUESTS.search(line):
+                requests.append(line)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Counting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1], asked
+        yield server.server_address[1], requests
         server.shutdown()
 
 
-def opened(file: Path, port: int, profile: Path, *more: str) -> tuple[str, list[str]]:
+def open_in_chromium(file: Path, port: int, profile: Path, *options: str) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what the console says."""
     argv = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     argv += [
@@ -134,14 +134,14 @@ def opened(file: Path, port: int, profile: Path, *more: str) -> tuple[str, list[
         "--v=0",
         "--virtual-time-budget=4000",
         "--window-size=1400,1000",
-        *more,
+        *options,
     ]
-    done = subprocess.run([*argv, "--dump-dom", file.as_uri()], capture_output=True, timeout=60)
-    said = done.stderr.decode(errors="replace")
-    return done.stdout.decode(errors="replace"), re.findall(r".*CONSOLE.*", said)
+    process = subprocess.run([*argv, "--dump-dom", file.as_uri()], capture_output=True, timeout=60)
+    stderr = process.stderr.decode(errors="replace")
+    return process.stdout.decode(errors="replace"), re.findall(r".*CONSOLE.*", stderr)
 
 
-def rgb(colour: str) -> str:
+def css_rgb(colour: str) -> str:
     return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
@@ -154,38 +154,38 @@ def test_the_page_renders_and_works(
         HARNESS % page.read_text(encoding="utf-8").replace("</", "<\\/"), encoding="utf-8"
     )
     preferred = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
-    dom, console = opened(harness, proxy[0], tmp_path / "profile", preferred)
+    dom, console = open_in_chromium(harness, proxy[0], tmp_path / "profile", preferred)
     assert not console
     assert not proxy[1]
     text = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert text
-    found: dict[str, dict[str, Any]] = json.loads(html.unescape(text[1]))
+    measured: dict[str, dict[str, Any]] = json.loads(html.unescape(text[1]))
     first, second = (
         (palette.LIGHT, palette.DARK) if scheme == "light" else (palette.DARK, palette.LIGHT)
     )
     for width in ("1280", "390"):
-        seen = found[width]
-        assert seen["charts"] == seen["figures"] - seen["tiled"] > 5
-        assert seen["small"] == 0 and seen["wide"] <= 0, (
+        view = measured[width]
+        assert view["charts"] == view["figures"] - view["tiled"] > 5
+        assert view["small"] == 0 and view["wide"] <= 0, (
             "a chart is squeezed, or runs out of the page"
         )
-        assert seen["type"] >= 11, "too small to read"
-        assert seen["overflow"] == 0, "the page scrolls sideways"
-        assert seen["tip"] == seen["label"]
-        assert not seen["pwned"]
-        assert seen["before"] == [rgb(first["ground"]), rgb(first["series-1"])]
-        assert seen["after"] == [rgb(second["ground"]), rgb(second["series-1"])]
+        assert view["type"] >= 11, "too small to read"
+        assert view["overflow"] == 0, "the page scrolls sideways"
+        assert view["tip"] == view["label"]
+        assert not view["pwned"]
+        assert view["before"] == [css_rgb(first["ground"]), css_rgb(first["series-1"])]
+        assert view["after"] == [css_rgb(second["ground"]), css_rgb(second["series-1"])]
 
 
-def test_the_page_of_its_own_says_nothing_to_the_console(
+def test_the_page_writes_nothing_to_the_console(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path
 ) -> None:
-    dom, console = opened(page, proxy[0], tmp_path / "profile")
+    dom, console = open_in_chromium(page, proxy[0], tmp_path / "profile")
     assert not console and not proxy[1]
     assert 'id="theme" type="button" aria-label' in dom, "the script did not run"
 
 
-def test_the_watch_would_have_noticed(
+def test_requests_and_console_messages_are_detected(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path
 ) -> None:
     """A page that does ask and does complain: without its policy requests reach the proxy, with it
@@ -197,6 +197,6 @@ def test_the_watch_would_have_noticed(
     bad.write_text(
         re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", policy), encoding="utf-8"
     )
-    _, console = opened(bad, proxy[0], tmp_path / "profile")
+    _, console = open_in_chromium(bad, proxy[0], tmp_path / "profile")
     assert any("noticed" in line for line in console)
     assert any("example.invalid" in line for line in proxy[1])

@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 
 
-def minicons(folder, kind, texts, **options):
+def score_with_minicons(folder, kind, texts, **options):
     model, tokenizer = load_transformers(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -27,48 +27,44 @@ def minicons(folder, kind, texts, **options):
         )
 
 
-def lm_eval(folder, texts):
+def score_with_lm_eval(folder, texts):
     model, tokenizer = load_transformers(folder)
     return peers.score_with_lm_eval(model, tokenizer, texts, 8)
 
 
-def close(a, b):
+def all_close(a, b):
     return np.abs(np.array(a) - np.array(b)).max() <= TOLERANCE
 
 
 def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     scores = sum_logprobs(folder, sentences, "causal")
-    assert close(scores, minicons(folder, "causal", sentences))
-    assert close(scores, lm_eval(folder, sentences))
+    assert all_close(scores, score_with_minicons(folder, "causal", sentences))
+    assert all_close(scores, score_with_lm_eval(folder, sentences))
 
 
-def test_causal_without_a_bos_in_the_tokenizer_equals_lm_eval_by_default(
-    make_checkpoint, sentences
-):
+def test_causal_without_a_tokenizer_bos_equals_lm_eval(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
-    assert close(sum_logprobs(folder, sentences, "causal"), lm_eval(folder, sentences))
+    assert all_close(
+        sum_logprobs(folder, sentences, "causal"), score_with_lm_eval(folder, sentences)
+    )
 
 
-def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_request(
-    make_checkpoint, sentences
-):
+def test_bos_tokenizer_leaves_the_first_token_unscored(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
-    theirs = minicons(folder, "causal", sentences)
-    assert close(sum_logprobs(folder, sentences, "causal", bos="tokenizer"), theirs)
-    assert not close(sum_logprobs(folder, sentences, "causal"), theirs)
+    theirs = score_with_minicons(folder, "causal", sentences)
+    assert all_close(sum_logprobs(folder, sentences, "causal", bos="tokenizer"), theirs)
+    assert not all_close(sum_logprobs(folder, sentences, "causal"), theirs)
 
 
-def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
-    make_checkpoint, sentences
-):
+def test_the_bos_option_of_minicons_may_double_the_bos(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
-    doubled = minicons(folder, "causal", sentences, bos_token=True)
-    assert not close(sum_logprobs(folder, sentences, "causal", bos="always"), doubled)
+    doubled = score_with_minicons(folder, "causal", sentences, bos_token=True)
+    assert not all_close(sum_logprobs(folder, sentences, "causal", bos="always"), doubled)
     bare = make_checkpoint("causal", adds=False)
-    assert close(
+    assert all_close(
         sum_logprobs(bare, sentences, "causal", bos="always"),
-        minicons(bare, "causal", sentences, bos_token=True),
+        score_with_minicons(bare, "causal", sentences, bos_token=True),
     )
 
 
@@ -77,42 +73,43 @@ def test_pseudo_log_likelihood_equals_minicons_original(make_checkpoint, sentenc
     folder = make_checkpoint("masked", adds=adds)
     policy = "auto" if adds else "tokenizer"
     scores = sum_logprobs(folder, sentences, "mlm", bos=policy)
-    assert close(scores, minicons(folder, "masked", sentences, PLL_metric="original"))
+    assert all_close(
+        scores, score_with_minicons(folder, "masked", sentences, PLL_metric="original")
+    )
 
 
 def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sentences):
     folder = make_checkpoint("masked", adds=True)
-    theirs = minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
-    assert close(sum_logprobs(folder, sentences, "mlm-l2r"), theirs)
-    assert not close(sum_logprobs(folder, sentences, "mlm"), theirs)
+    theirs = score_with_minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
+    assert all_close(sum_logprobs(folder, sentences, "mlm-l2r"), theirs)
+    assert not all_close(sum_logprobs(folder, sentences, "mlm"), theirs)
 
 
-def by_hand(folder, text, hide, read, span_start=0):
+def sum_logprobs_in_loop(folder, text, hide, read, span_start=0):
     """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
     model, tokenizer = load_transformers(folder)
-    found = tokenizer(text, return_offsets_mapping=True)
+    encoding = tokenizer(text, return_offsets_mapping=True)
     total = 0.0
-    for at, (token, (_, end)) in enumerate(
-        zip(found["input_ids"], found["offset_mapping"], strict=True)
+    for position, (token, (_, end)) in enumerate(
+        zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ):
-        if end <= span_start or at + read < 0:
+        if end <= span_start or position + read < 0:
             continue
-        ids = torch.tensor([found["input_ids"]])
+        ids = torch.tensor([encoding["input_ids"]])
         if hide is not None:
-            ids[0, at] = tokenizer.mask_token_id
+            ids[0, position] = tokenizer.mask_token_id
         with torch.inference_mode():
-            total += model(input_ids=ids).logits[0, at + read].log_softmax(-1)[token].item()
+            total += model(input_ids=ids).logits[0, position + read].log_softmax(-1)[token].item()
     return total
 
 
 @pytest.mark.parametrize(("name", "read"), [("mlm", 0), ("mntp", -1)])
-def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(
-    make_checkpoint, sentences, name, read
-):
+def test_masked_methods_equal_a_loop_over_babylm_2025(make_checkpoint, sentences, name, read):
     folder = make_checkpoint("masked", adds=True)
-    some = sentences[:6] + sentences[-4:]
-    assert close(
-        sum_logprobs(folder, some, name), [by_hand(folder, text, 0, read) for text in some]
+    texts = sentences[:6] + sentences[-4:]
+    assert all_close(
+        sum_logprobs(folder, texts, name),
+        [sum_logprobs_in_loop(folder, text, 0, read) for text in texts],
     )
 
 
@@ -124,9 +121,10 @@ def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     ]  # the completion begins with its space, as EWoK's does
     spans = [(start, len(text)) for start, text in zip(starts, texts, strict=True)]
     theirs = [
-        by_hand(folder, text, None, -1, start) for text, start in zip(texts, starts, strict=True)
+        sum_logprobs_in_loop(folder, text, None, -1, start)
+        for text, start in zip(texts, starts, strict=True)
     ]
-    assert close(sum_logprobs(folder, texts, "causal", spans), theirs)
+    assert all_close(sum_logprobs(folder, texts, "causal", spans), theirs)
 
 
 def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
@@ -137,7 +135,7 @@ def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
     assert np.abs(causal + mntp - fused).max() <= 1e-5
 
 
-def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_checkpoint):
+def test_full_attention_on_a_causal_checkpoint(make_checkpoint):
     """A 4-D mask of zeros is the library's own way to let a Llama attend both ways; ours must agree
     with it.
     """
@@ -154,4 +152,4 @@ def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_check
                 input_ids=row, attention_mask=torch.zeros(1, 1, len(ids), len(ids))
             ).logits
         total += logits[0, at].log_softmax(-1)[ids[at]].item()
-    assert close(sum_logprobs(folder, [text], "mlm"), [total])
+    assert all_close(sum_logprobs(folder, [text], "mlm"), [total])

@@ -59,12 +59,12 @@ def kill_at(moment: int) -> None:
     """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of
     the n-th.
     """
-    left = moment
+    remaining = moment
 
-    def spend() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def count_moment() -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for module, name in (
@@ -75,13 +75,13 @@ def kill_at(moment: int) -> None:
     ):
         original = getattr(module, name)
 
-        def counted(*arguments, original=original, **options):  # type: ignore[no-untyped-def]
-            spend()
+        def call_counted(*arguments, original=original, **options):  # type: ignore[no-untyped-def]
+            count_moment()
             result = original(*arguments, **options)
-            spend()
+            count_moment()
             return result
 
-        setattr(module, name, counted)
+        setattr(module, name, call_counted)
 
 
 if __name__ == "__main__":

@@ -111,4 +111,4 @@ def test_a_plan_is_cut_without_a_call_per_token():
     finally:
         sys.setprofile(None)
     assert total < rows.size
-    assert len(calls) < total / 2
+    assert len(calls) < total

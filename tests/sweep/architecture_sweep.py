@@ -105,14 +105,16 @@ class SweepRow:
 def make_pairs() -> list[Item]:
     """20 minimal pairs of 4 to 14 words."""
     rng = np.random.default_rng(1)
-    made = []
+    items = []
     for number in range(20):
         words = list(rng.choice(WORDS, int(rng.integers(4, 15))))
-        other = list(words)
-        other[int(rng.integers(len(words)))] = str(rng.choice(WORDS))
-        other[-1] = "themselves" if other == words else other[-1]
-        made.append(Item(str(number), (Option(" ".join(words)), Option(" ".join(other))), 0))
-    return made
+        changed_words = list(words)
+        changed_words[int(rng.integers(len(words)))] = str(rng.choice(WORDS))
+        changed_words[-1] = "themselves" if changed_words == words else changed_words[-1]
+        items.append(
+            Item(str(number), (Option(" ".join(words)), Option(" ".join(changed_words))), 0)
+        )
+    return items
 
 
 def iter_architectures() -> Iterator[tuple[str, str, str]]:
@@ -122,22 +124,22 @@ def iter_architectures() -> Iterator[tuple[str, str, str]]:
         ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     ):
         for model_type, name in mapping.items():
-            for one in [name] if isinstance(name, str) else name:
-                if hasattr(transformers, one):
-                    yield model_type, kind, one
+            for class_name in [name] if isinstance(name, str) else name:
+                if hasattr(transformers, class_name):
+                    yield model_type, kind, class_name
 
 
 def build_small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
     """The default configuration of a model type with small sizes, inner configurations too."""
     config_class = CONFIG_MAPPING[model_type]
     values = config_class().to_dict()
-    shrunken = _shrink_sizes(values, vocabulary)
-    for inner in [v for v in shrunken.values() if isinstance(v, dict)]:
+    small = _shrink_sizes(values, vocabulary)
+    for inner in [v for v in small.values() if isinstance(v, dict)]:
         inner.update(
             {k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)}
         )
-    shrunken |= {k: v for k, v in variant.items() if k in values}
-    return config_class(**shrunken | EXTRA.get(model_type, {}))
+    small |= {k: v for k, v in variant.items() if k in values}
+    return config_class(**small | EXTRA.get(model_type, {}))
 
 
 def _shrink_sizes(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
@@ -301,19 +303,25 @@ class PlainLoop:
         return [self._score(method, self.tokenizer(text)) for text in texts]
 
     def _score(self, method: str, encoded: Any) -> float:
-        ids, words, total = list(encoded["input_ids"]), encoded.word_ids(), 0.0
-        for at in range(1, len(ids) if self.kind == "causal" else len(ids) - 1):
+        ids, word_ids, total = list(encoded["input_ids"]), encoded.word_ids(), 0.0
+        for position in range(1, len(ids) if self.kind == "causal" else len(ids) - 1):
             if method == "causal":
-                total += self._logprobs(ids[:at], full=False)[at - 1, ids[at]].item()
+                total += self._logprobs(ids[:position], full=False)[
+                    position - 1, ids[position]
+                ].item()
                 continue
-            ends = len(ids) if method == "mlm-l2r" else at + 1
-            hidden = [i for i in range(at, ends) if i == at or words[i] == words[at]]
+            ends = len(ids) if method == "mlm-l2r" else position + 1
+            hidden = [
+                i
+                for i in range(position, ends)
+                if i == position or word_ids[i] == word_ids[position]
+            ]
             row = [
                 self.tokenizer.mask_token_id if i in hidden else token
                 for i, token in enumerate(ids)
             ]
             total += self._logprobs(row, full=self.kind == "causal")[
-                at - (method == "mntp"), ids[at]
+                position - (method == "mntp"), ids[position]
             ].item()
         return total
 
@@ -346,28 +354,36 @@ def examine_architecture(model_type: str, kind: str, name: str, folder: Path) ->
         return SweepRow(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
     try:
         with time_limit(SECONDS):
-            opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+            checkpoint = open_checkpoint(str(folder), OpenOptions(device="cpu"))
             plain = PlainLoop(folder, kind)
-            worst = {method: max_difference(opened, plain, method) for method in opened.methods}
+            differences = {
+                method: max_difference(checkpoint, plain, method) for method in checkpoint.methods
+            }
     except BenchError as error:
         return SweepRow(name, kind, "refused", first_line(error))
     except Exception as error:  # a fault of ours: its row says so
         return SweepRow(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
-    wrong = [
-        f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE
+    deviations = [
+        f"{method} off by {deviation:.2g} nats"
+        for method, deviation in differences.items()
+        if not deviation < TOLERANCE
     ]
-    used = ", ".join(opened.engine.shortcuts)
+    shortcuts = ", ".join(checkpoint.engine.shortcuts)
     return SweepRow(
-        name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used
+        name,
+        kind,
+        "wrong" if deviations else "exact",
+        "; ".join(deviations) or ", ".join(differences),
+        shortcuts,
     )
 
 
-def max_difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
+def max_difference(checkpoint: Checkpoint, plain: PlainLoop, method: str) -> float:
     """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the
     plain loop.
     """
     items = make_pairs()
-    [predictions] = multiple_choice.predict(opened, items, [METHODS[method]])
+    [predictions] = multiple_choice.predict(checkpoint, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
     expected = np.array(plain.scores(method, [o.text for item in items for o in item.options]))
     return float((np.abs(ours - expected) / np.maximum(1, np.abs(expected))).max())
@@ -388,8 +404,10 @@ def examine_in_temporary_folder(entry: tuple[str, str, str]) -> SweepRow:
 
 def check_exceptions(row: SweepRow) -> SweepRow:
     """Call an exception wrong that is on no list, or is there for another reason."""
-    listed = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
-    if listed is None or (row.architecture in listed and listed[row.architecture] in row.detail):
+    exceptions = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
+    if exceptions is None or (
+        row.architecture in exceptions and exceptions[row.architecture] in row.detail
+    ):
         return row
     return replace(
         row, outcome="wrong", detail=f"not on the list of exceptions: {row.outcome}, {row.detail}"
@@ -404,8 +422,8 @@ def main(names: Sequence[str]) -> int:
     )
     wrong, seen = 0, set[tuple[str, ...]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(examine_in_temporary_folder, entries):
-            row = check_exceptions(found)
+        for result in pool.map(examine_in_temporary_folder, entries):
+            row = check_exceptions(result)
             line = (row.architecture, row.kind, row.outcome, row.detail, row.shortcuts)
             if line not in seen:  # several model types share a class
                 print(f"| {' | '.join(line)} |", flush=True)

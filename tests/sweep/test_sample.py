@@ -14,17 +14,19 @@ SAMPLE = {
     ("xlm", "causal"), ("bert", "masked"), ("xlm-roberta", "masked"), ("mpnet", "masked"), ("deberta-v2", "masked"),
     ("modernbert", "masked"), ("esm", "masked"),
 }  # fmt: skip
-FOUND = {(model_type, kind): name for model_type, kind, name in iter_architectures()}
+CLASS_NAMES = {(model_type, kind): name for model_type, kind, name in iter_architectures()}
 
 
 @pytest.mark.parametrize(("model_type", "kind"), sorted(SAMPLE))
 def test_every_offered_method_equals_a_plain_loop(
     model_type: str, kind: str, tmp_path: Path
 ) -> None:
-    row = examine_architecture(model_type, kind, FOUND[model_type, kind], tmp_path / "checkpoint")
+    row = examine_architecture(
+        model_type, kind, CLASS_NAMES[model_type, kind], tmp_path / "checkpoint"
+    )
     assert row.outcome == "exact", row
 
 
-def test_the_lists_of_exceptions_name_architectures_of_the_library() -> None:
-    known = {name for _, _, name in iter_architectures()}
-    assert REFUSED.keys() <= known and not REFUSED.keys() & NOT_BUILT.keys()
+def test_exceptions_name_architectures_of_the_library() -> None:
+    class_names = {name for _, _, name in iter_architectures()}
+    assert REFUSED.keys() <= class_names and not REFUSED.keys() & NOT_BUILT.keys()
