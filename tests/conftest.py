@@ -1,4 +1,4 @@
-"""Small real checkpoints, made once per session: the models that the scoring tests ask."""
+"""Fixtures of all tests: small checkpoints (built once per session), sentences, data folders."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 from hypothesis import settings
 from tiny_models import WORDS, build_model, train_tokenizer
 
-settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
+settings.register_profile("any machine", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolate_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of
-    a terminal.
-    """
-    os.environ.pop("COLUMNS", None)  # xdist hands its own down
+    """Give the tests a cache of their own, no network and no terminal width."""
+    os.environ.pop("COLUMNS", None)  # xdist passes its own on
     os.environ["ANTLM_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -41,9 +39,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
         key = (kind, adds, seed, mask, repr(sorted(config.items())))
         if key not in folders:
             folders[key] = root / f"{kind}-{len(folders)}"
-            with redirect_stderr(
-                io.StringIO()
-            ):  # else the first test to ask finds the library's bars among its output
+            # The library's progress bars would appear in the output of the first test.
+            with redirect_stderr(io.StringIO()):
                 train_tokenizer(kind, adds, mask).save_pretrained(folders[key])
                 build_model(kind, seed, **config).save_pretrained(folders[key])
         return folders[key]
@@ -53,9 +50,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    """Made-up sentences of many lengths with shared beginnings, odd characters and line ends among
-    them.
-    """
+    """Random sentences of many lengths, some with shared prefixes, odd characters or line ends."""
     import random
 
     rng = random.Random(0)
@@ -74,7 +69,7 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The real evaluation data, or a skip that says what is missing."""
+    """Folder of the real evaluation data; skips the test without it."""
     data_dir = Path(
         os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data"
     )
@@ -85,9 +80,7 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def cases_root() -> Path:
-    """The recorded scores of the peers' own code on tiny checkpoints, or a skip that says what is
-    missing.
-    """
+    """Folder of recorded official scores of tiny checkpoints; skips the test without it."""
     folder = Path(
         os.environ.get("ANTLM_BENCH_CASES") or Path(__file__).parents[2] / "shared" / "cases"
     )

@@ -1,5 +1,5 @@
-"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with invented
-answers.
+"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with random
+predictions.
 """
 
 from __future__ import annotations
@@ -16,22 +16,11 @@ from antlm_bench import metrics, runs
 from antlm_bench.types import Cell, Manifest, Prediction
 
 FIELDS = ("morphology", "semantics", "syntax", "syntax/semantics")
-PHENOMENA = [
-    "anaphor_agreement",
-    "argument_structure",
-    "binding",
-    "control_raising",
-    "determiner_noun_agreement",
-]
-PHENOMENA += [
-    "ellipsis",
-    "filler_gap",
-    "irregular_forms",
-    "island_effects",
-    "npi_licensing",
-    "quantifiers",
-]
-PHENOMENA += ["subject_verb_agreement"]
+PHENOMENON_LIST = """
+anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis
+filler_gap irregular_forms island_effects npi_licensing quantifiers subject_verb_agreement
+"""
+PHENOMENA = PHENOMENON_LIST.split()
 PARADIGMS = [
     (f"{PHENOMENA[i % 12]}_with_adjective_irregular_{i // 12 + 1}", PHENOMENA[i % 12])
     for i in range(67)
@@ -64,7 +53,7 @@ def make_manifest(name: str, weights: str = "", **more: Any) -> Manifest:
 def draw_pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
 ) -> list[Prediction]:
-    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
+    """Draw predictions: the chance of a right one depends on the skill and on the paradigm."""
     predictions = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
     for paradigm, phenomenon in paradigms:
@@ -144,7 +133,7 @@ def write_task(
 def write_model_run(
     folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12
 ) -> Path:
-    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds."""
+    """Write a run of 67 paradigms, a supplement, and four classification tasks per seed."""
     with runs.RunWriter(folder, make_manifest(name)) as writer:
         write_suite(writer, "blimp-filtered", method, draw_pairs(skill, name, PARADIGMS, items))
         write_suite(
@@ -165,7 +154,7 @@ def write_model_run(
 def write_checkpoint_runs(
     folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()
 ) -> list[Path]:
-    """Runs of chck_1M ...; those in twins have the weights of the one before."""
+    """Write runs of chck_1M ...; those in `twins` have the weights of the checkpoint before."""
     run_dirs, weights = [], ""
     for mark in marks:
         weights = weights if mark in twins else f"{folder.name}-{mark}"
@@ -184,7 +173,7 @@ def write_checkpoint_runs(
 
 
 def write_training_log(folder: Path, steps: int = 600) -> Path:
-    """A training folder's log: causal, masked, causal."""
+    """Write the training log of a causal, then masked, then causal run."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     lines, before = [], "clm"

@@ -1,6 +1,4 @@
-"""Runs and suites of the size that a leaderboard wants, or of a few items per group; no model, no
-data.
-"""
+"""Runs and suites for a leaderboard, of official or reduced size, without a model or data."""
 
 from __future__ import annotations
 
@@ -45,11 +43,12 @@ def group_sizes(suite: str, most: int | None = None) -> dict[str, int]:
 
 
 def make_suite(name: str, most: int | None = None) -> Suite:
-    """The suite with as many items per group as officially (or `most`), of made-up texts; the first
-    option is right.
+    """Make a suite with the official number of items per group (at most `most`).
+
+    Texts are synthetic; the first option is right.
     """
     if name not in TEXT_SUITE_SPECS:
-        raise DataError(f"{name} has no toy", location=name)
+        raise DataError(f"no synthetic suite of {name}", location=name)
     spec = TEXT_SUITE_SPECS[name]
     if not spec.groups:
         return make_ungrouped_suite(name, most)
@@ -79,7 +78,7 @@ def make_suite(name: str, most: int | None = None) -> Suite:
 
 
 def make_ungrouped_suite(name: str, most: int | None = None) -> Suite:
-    """The suite with as many examples as officially (or `most`), every one under an id of its own."""
+    """Make a suite without groups with the official number of examples (at most `most`)."""
     spec = TEXT_SUITE_SPECS[name]
     assert spec.expect
     items = []
@@ -126,7 +125,7 @@ def make_cell(
 
 
 def make_word_prediction(i: int) -> Prediction:
-    """A word of a reading suite; every tenth has no word before it."""
+    """Make the prediction of a word of a reading suite; every tenth has no previous word."""
     k = 1 if i % 10 == 0 else 2
     return Prediction(
         f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)}
@@ -155,7 +154,7 @@ def make_finetuned_cell(
 
 
 def preset_settings(suite: str, task: str, preset: str) -> dict[str, Any]:
-    """Hyper-parameters of a cell that was finetuned by a preset."""
+    """Return the settings of a cell that was finetuned by a preset."""
     spec = read_spec(catalog("tasks")[suite])
     assert isinstance(spec, ClassificationSpec)
     return {
@@ -175,7 +174,7 @@ def make_class_predictions(task: str, n: int) -> list[Prediction]:
 def write_run(
     path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = ""
 ) -> Path:
-    """A run folder of a checkpoint of that name."""
+    """Write the run folder of a checkpoint called `name`."""
     with runs.RunWriter(
         path,
         Manifest(
@@ -198,8 +197,9 @@ def write_final_run(
     without: str = "",
     **settings: Any,
 ) -> Path:
-    """The final model's run: every part of the year that is ours (`without` one), GLUE with seed
-    42.
+    """Write the run of a final model: every part of the year that we score but `without`.
+
+    GLUE has seed 42.
     """
     board = leaderboard.load_leaderboard(year)
     settings = CONVENTIONS[year] | settings
@@ -224,9 +224,7 @@ def write_final_run(
 
 
 def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
-    """A milestone's run: the fast suites, with one prediction each; the numbers lie in the
-    summaries.
-    """
+    """Write the run of a milestone: summaries of the fast suites, with one prediction each."""
     cells = []
     for part in leaderboard.load_leaderboard(year).fast:
         if part.suite in TEXT_SUITE_SPECS:
@@ -244,7 +242,7 @@ def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -
 
 
 def write_acquisition_files(folder: Path, year: str) -> dict[str, str]:
-    """The age of acquisition, as files of the official pipeline, of one word."""
+    """Write the official files of the age of acquisition for one word; part -> path."""
     word = {"target_word": "dog", "context": "a", "context_id": 0, "surprisal": 1.5}
     milestones = leaderboard.load_leaderboard(year).milestones("strict-small")
     rows = [
@@ -267,9 +265,7 @@ def count_reading_words(year: str) -> int:
 
 
 def shrink_schema(name: str, most: int) -> dict[str, Any]:
-    """The shipped schema with at most so many predictions under a key, and one word at each
-    milestone.
-    """
+    """Return the shipped schema with at most `most` predictions per key, one word per milestone."""
     document = deepcopy(load_shipped_schema(name))
 
     def shrink(node: Any) -> None:

@@ -1,6 +1,4 @@
-"""Small LTG-BERT, ELC-BERT and GPT-BERT models with a reference's weights, for the tests of
-architectures.
-"""
+"""Small LTG-BERT, ELC-BERT and GPT-BERT models with the weights of the reference models."""
 
 from __future__ import annotations
 
@@ -11,9 +9,17 @@ import torch
 from antlm_bench.architectures import gpt_bert, ltg_bert
 
 SIZES = {
-    "vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 16,
-    "position_bucket_size": 8, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 20,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 16,
+    "position_bucket_size": 8,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 KINDS = ("", "base", "zero", "normalized", "weighted_output", "gpt")
 
 
@@ -23,7 +29,7 @@ def reference_settings(mix: str, **more):
 
 
 def build_ltg_model(kind: str, suffix: str = "ForMaskedLM", **config):
-    """A random model in evaluation mode; kind: layer_mix of LTG-BERT, or "gpt"."""
+    """Build a random model in evaluation mode; kind: layer_mix of LTG-BERT, or "gpt"."""
     torch.manual_seed(0)
     module, prefix = (gpt_bert, "GptBert") if kind == "gpt" else (ltg_bert, "LtgBert")
     extra = {} if kind == "gpt" else {"layer_mix": kind}
@@ -33,7 +39,7 @@ def build_ltg_model(kind: str, suffix: str = "ForMaskedLM", **config):
 
 
 def convert_weights(weights):
-    """A reference's weights under this package's names."""
+    """Convert the weights of a reference model to the names of this package."""
     state = {
         "model.embedding.weight": weights["embedding"],
         "model.positions.table.weight": weights["table"],
@@ -77,7 +83,7 @@ def convert_weights(weights):
 
 
 def build_reference_model(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
-    """(model, weights): a model with random reference weights."""
+    """Return (model, weights): a model of this package with random reference weights."""
     weights = reference.random_weights(
         np.random.default_rng(seed),
         kind,

@@ -1,11 +1,10 @@
-"""Open checkpoints as BabyLM's official pipelines do, with transformers alone. Run by a Python that
-has 4.51.3.
+"""Open checkpoints as the official BabyLM pipelines do, with transformers 4.51.3 only.
 
-    python official_environment.py FOLDER ...        one line of JSON: what each checkpoint answered
-    python official_environment.py --known           the model types and tokenizer classes of that version, and what of
-                                                     portability's lists of newer names it does have
+    python official_environment.py FOLDER ...    one line of JSON: scores and losses per checkpoint
+    python official_environment.py --known       the model types and tokenizer classes of that
+                                                 version, and which of the newer names it has
 
-Imports nothing of this package, which needs transformers 5.
+It cannot import this package, which needs transformers 5.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ TEXTS = ["the old cat sees no dogs.", "who sleeps?"]
 
 
 def query_checkpoint(folder, trusted=True):
-    """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short
-    finetuning.
-    """
+    """Return scores of TEXTS by each method of the checkpoint, and losses of a short finetuning."""
     card = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["antlm_bench"]
     processor = AutoProcessor.from_pretrained(
         folder, padding_side="right", trust_remote_code=trusted
@@ -44,9 +41,7 @@ def query_checkpoint(folder, trusted=True):
 
 
 def score(model, tokenizer, text, method):
-    """Summed log-probability of a text's tokens after its first, each from a row of its own where
-    one is hidden.
-    """
+    """Return the summed log-probability of all tokens but the first (masked: one row per token)."""
     batch = tokenizer(text, return_tensors="pt")
     ids, total = batch["input_ids"], 0.0
     for position in range(1, ids.shape[1]):
@@ -61,9 +56,7 @@ def score(model, tokenizer, text, method):
 
 
 def finetune(folder, tokenizer, trusted):
-    """Losses of five updates of the body under a linear head on its first position, as the pipeline
-    of 2025 has it.
-    """
+    """Return the losses of five updates of the backbone under a linear head on mean features."""
     torch.manual_seed(0)
     body = AutoModel.from_pretrained(folder, trust_remote_code=trusted).train()
     head = torch.nn.Linear(body.config.hidden_size, 2)
@@ -81,9 +74,7 @@ def finetune(folder, tokenizer, trusted):
 
 
 def list_names(modules, names):
-    """What this version of transformers knows, and which of the newer modules and names it has
-    after all.
-    """
+    """List model types and tokenizer classes, and which of the newer modules and names exist."""
     from transformers.models.auto import configuration_auto, tokenization_auto
 
     classes = {

@@ -1,6 +1,4 @@
-"""Runs with chosen answers, written through runs.RunWriter: what the tests of compare and check
-read.
-"""
+"""Runs with chosen predictions, for the tests of compare and check."""
 
 from __future__ import annotations
 
@@ -35,7 +33,10 @@ PARADIGMS_BY_PHENOMENON = {
 def make_predictions(
     gaps_by_paradigm: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
-    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
+    """Make one minimal pair per gap (log P of the good minus that of the bad option).
+
+    `gaps_by_paradigm`: paradigm -> gaps; `phenomenon`: paradigm -> phenomenon.
+    """
     predictions = []
     for paradigm, gaps in gaps_by_paradigm.items():
         labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}
@@ -52,7 +53,7 @@ def make_predictions(
 def draw_logprob_gaps(
     items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
+    """Draw log-probability gaps of each paradigm, positive with the rate of its phenomenon."""
     rng = np.random.default_rng(seed)
     gaps = {}
     for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items():
@@ -93,7 +94,7 @@ def make_cell(
 def write_run(
     folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = ""
 ) -> Run:
-    """A run folder of these cells, read back."""
+    """Write a run folder of these cells and read it back."""
     manifest = Manifest(
         runs.SCHEMA_VERSION,
         {"name": name, "weights": weights or folder.name},
@@ -107,7 +108,7 @@ def write_run(
 
 
 def write_toy_run(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
-    """A run of the suite "toy" with these margins."""
+    """Write a run of the suite "toy" with these log-probability gaps."""
     return write_run(
         folder,
         make_cell(make_predictions(values, PHENOMENON_BY_PARADIGM), **settings),

@@ -1,6 +1,4 @@
-"""Run folders as `score` and `finetune` leave them, written without a model: what a report is
-derived from.
-"""
+"""Run folders as `score` and `finetune` write them, without a model, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -14,24 +12,13 @@ from antlm_bench import runs
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Manifest, Prediction
 
-TASKS_2024 = (
-    "boolq",
-    "cola",
-    "mnli",
-    "mnli-mm",
-    "mrpc",
-    "multirc",
-    "qnli",
-    "qqp",
-    "rte",
-    "sst2",
-    "wsc",
-)
+TASK_LIST = "boolq cola mnli mnli-mm mrpc multirc qnli qqp rte sst2 wsc"
+TASKS_2024 = tuple(TASK_LIST.split())
 METRIC_BY_TASK = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
 def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
-    """n minimal pairs in two paradigms, the first `right` of them right."""
+    """Make n minimal pairs in two paradigms, the first `right` of them right."""
     scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
     return [
         Prediction(
@@ -50,8 +37,9 @@ def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
 def make_class_predictions(
     task: str, right: int, n: int, seed: int = 0, constant: bool = False
 ) -> list[Prediction]:
-    """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for
-    all of them.
+    """Make predictions of n texts of two classes, `right` of them right (chosen by the seed).
+
+    `constant`: class 0 is predicted for all of them.
     """
     order = np.random.default_rng(seed).permutation(n)
     predictions = []
@@ -91,7 +79,7 @@ def make_finetuned_cell(
     suite: str = "glue-2024",
     **more: Any,
 ) -> tuple[Any, ...]:
-    """more: collapsed (words), notes, and settings of the cell."""
+    """Make the cell of one finetuned task; `more`: collapse warnings, notes and settings."""
     collapsed, notes = list(more.pop("collapsed", ())), list(more.pop("notes", ()))
     name, method = f"{suite}.{task}", f"finetune-{way}"
     predictions = make_class_predictions(task, right, n, seed, bool(collapsed))
@@ -120,7 +108,7 @@ def make_finetuned_cell(
 
 
 def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
-    """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
+    """Write a run folder with these cells; the checkpoint is named after the folder, or `name`."""
     model_facts: Mapping[str, Any] = {
         "name": name or folder.name,
         "weights": f"w of {folder.name}",
@@ -140,7 +128,7 @@ def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **
 def make_zero_shot_cells(
     method: str, *, ewok: str = "ewok-2025", more: int = 0
 ) -> list[tuple[Any, ...]]:
-    """The scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
+    """Make the scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
     right = {"blimp-filtered": 70 + more, "supplement": 60, ewok: 50}
     return [make_cell(suite, method, count, 100) for suite, count in right.items()]
 
@@ -148,5 +136,5 @@ def make_zero_shot_cells(
 def make_glue_cells(
     way: str = "causal", seeds: Sequence[int] = (1, 2, 3), tasks: Sequence[str] = TASKS_2024
 ) -> list[tuple[Any, ...]]:
-    """Each task of glue-2024 with these seeds, 28 + seed of 40 right."""
+    """Make a cell per task of glue-2024 and seed, 28 + seed of 40 right."""
     return [make_finetuned_cell(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]

@@ -1,6 +1,4 @@
-"""Invented data for every suite of a leaderboard, as files of the official layout: of official
-size, or a few items.
-"""
+"""Synthetic data files in the official layout for every suite of a leaderboard."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ TRAINING_ROWS = 64  # rows of every train set
 
 
 def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> None:
-    """Every suite but reading times is made up, with as many items per group as officially (or
-    `most`).
+    """Replace the data of every suite but reading times by synthetic items.
 
-    Of the age of acquisition the contexts are; children's ages and nonce words are the real ones.
+    Groups have the official number of items, at most `most`. Ages of children and nonce words stay
+    the real ones; their contexts are synthetic.
     """
     read_real_spec, read_real_declaration, get_real_file = (
         loader.read_suite_spec,
@@ -77,7 +75,7 @@ def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> 
 
 
 def shrink_classification_spec(spec: ClassificationSpec, most: int | None) -> ClassificationSpec:
-    """With few rows to train on, `most` to be scored, and no substitutes."""
+    """Reduce the rows of training sets, keep at most `most` scored rows, and drop substitutes."""
     assert spec.data
     sizes = {
         file: min(file_spec.rows or 0, most or 10**9) for file, file_spec in spec.data.files.items()
@@ -91,9 +89,7 @@ def shrink_classification_spec(spec: ClassificationSpec, most: int | None) -> Cl
 
 
 def make_word_contexts(ages: str) -> bytes:
-    """Words of children that stand in the tiny tokenizer's texts, then others, each after a few
-    words.
-    """
+    """Make contexts of children's words; words of the tiny tokenizer come first."""
     children = [row["word"] for row in csv.DictReader(io.StringIO(ages))]
     words = sorted(children, key=lambda word: word not in WORDS)[:NUM_WORDS]
     rng = random.Random(0)

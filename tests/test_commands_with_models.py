@@ -1,6 +1,4 @@
-"""The command line with real (tiny) checkpoints: doctor's findings, a score that a scheduler stops
-and that resumes.
-"""
+"""The command line with tiny checkpoints: doctor, and a score that resumes after SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,20 +21,10 @@ Make = Callable[..., Path]
 def test_doctor_prints_models_and_methods(
     make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        run(
-            [
-                "doctor",
-                "--model",
-                str(make_checkpoint("causal")),
-                "--model",
-                str(make_checkpoint("masked")),
-            ]
-        )
-        == 0
-    )
+    causal, masked = (str(make_checkpoint(kind)) for kind in ("causal", "masked"))
+    assert run(["doctor", "--model", causal, "--model", masked]) == 0
     out = capsys.readouterr().out
-    for part in (
+    for line in (
         "LlamaForCausalLM",
         "BertForMaskedLM",
         "<s> ...",
@@ -44,7 +32,7 @@ def test_doctor_prints_models_and_methods(
         "default: causal",
         "default: mlm",
     ):
-        assert part in out
+        assert line in out
 
 
 def test_doctor_continues_after_a_failure(
@@ -60,7 +48,7 @@ def test_doctor_continues_after_a_failure(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """More pairs than one chunk of a masked method holds."""
+    """A file with more pairs than one chunk of a masked method."""
     words = ["the", "cat", "dog", "boy", "girl", "house", "old", "small", "near", "that"]
     lines = [f"{a} {b} {c} sleeps,{a} {b} {c} sleep" for a, b, c in product(words, repeat=3)]
     file = tmp_path / "pairs.csv"

@@ -1,6 +1,4 @@
-"""Declarations: every mistake in a TOML is one error that names the file, the key and the nearest
-right key.
-"""
+"""Declarations: an error in a TOML names the file, the key and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -108,7 +106,7 @@ def test_any_text_is_a_declaration_or_an_error(
     except UnicodeEncodeError:
         return
     path = write_toml(tmp_path_factory.getbasetemp(), raw)
-    with pytest.raises(DeclarationError) as caught:  # `front` cannot come about by chance
+    with pytest.raises(DeclarationError) as caught:  # random text has no `front`
         read_toml(path, Bicycle)
     assert str(path) in caught.value.location
 

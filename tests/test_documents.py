@@ -1,4 +1,4 @@
-"""The documents say what the code does: tables are compared, places are looked up."""
+"""The documents agree with the code: tables are compared, named files exist."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_document(name: str) -> str:
 
 
 def read_table(document: str, heading: str) -> list[list[str]]:
-    """The cells of the first table below a line that holds `heading`."""
+    """Return the cells of the first table below `heading`, without its header."""
     below = read_document(document).split(heading, 1)[1]
     table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
     assert table
@@ -39,7 +39,7 @@ def read_table(document: str, heading: str) -> list[list[str]]:
 
 
 def test_the_compat_table_is_the_one_in_force() -> None:
-    """A row without a word on methods holds for all of them."""
+    """A row that names no method applies to all of them."""
     documented: dict[str, dict[str, ScoringConventions]] = {}
     for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in read_table(
         "docs/conventions.md", "## `--compat`"
@@ -113,6 +113,6 @@ def test_every_module_is_in_the_documented_tree() -> None:
 
 
 def test_test_files_have_names_of_their_own() -> None:
-    """pytest imports them by name alone: two of one name hide each other."""
+    """pytest imports test files by base name: two of the same name hide each other."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert not sorted({name for name in names if names.count(name) > 1})

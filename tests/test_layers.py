@@ -1,5 +1,5 @@
-"""The shape of the house, kept by reading the source: imports point down, one door per dependency,
-small files.
+"""The architecture, checked in the source: imports point down, each dependency is imported in few
+modules, files are small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "antlm_bench"
 
-# A module belongs to the layer of its longest prefix here; a module that nobody placed fails the
-# test.
+# A module belongs to the layer of its longest prefix here; a module without a layer fails a test.
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
@@ -119,7 +118,7 @@ ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
     "minicons": ("scoring.peers",),
     "lm_eval": ("scoring.peers", "lm_eval_bridge"),
 }
-# Slow to import: a verb pays for them only when it uses them, so here they stand inside functions.
+# Slow to import: these packages import them inside functions, so that only users pay for them.
 LAZY_IN: dict[str, tuple[str, ...]] = {
     "commands": ("torch", "transformers", "accelerate", "pyarrow"),
     "cli": ("rich", "pydantic"),
@@ -144,7 +143,7 @@ MODULES = {
 
 
 def iter_imports(module: str, tree: ast.Module) -> Iterator[Import]:
-    """Every import of a module; those under `if TYPE_CHECKING:` do not run and do not count."""
+    """Yield every import of a module but those under `if TYPE_CHECKING:`, which do not run."""
 
     def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -154,12 +153,12 @@ def iter_imports(module: str, tree: ast.Module) -> Iterator[Import]:
                 yield from (Import(module, alias.name, child.lineno, lazy) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.module and not child.level, f"{module}:{child.lineno}: relative import"
-                for alias in (
-                    child.names
-                ):  # `from antlm_bench.suites import items` imports the module `suites.items`
-                    deeper = f"{child.module}.{alias.name}"
-                    known = deeper.removeprefix("antlm_bench.") in MODULES
-                    yield Import(module, deeper if known else child.module, child.lineno, lazy)
+                for alias in child.names:
+                    # `from antlm_bench.suites import items` imports the module `suites.items`
+                    target = f"{child.module}.{alias.name}"
+                    if target.removeprefix("antlm_bench.") not in MODULES:
+                        target = child.module
+                    yield Import(module, target, child.lineno, lazy)
             yield from walk(
                 child,
                 lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
@@ -184,7 +183,7 @@ def within(module: str, prefixes: tuple[str, ...]) -> bool:
 
 def layer(module: str) -> int:
     prefixes = [prefix for prefix in LAYERS if within(module, (prefix,))]
-    assert prefixes, f"{module} has no layer: place it in tests/test_layers.py and ARCHITECTURE.md"
+    assert prefixes, f"{module} has no layer: add it to tests/test_layers.py and ARCHITECTURE.md"
     return LAYERS[max(prefixes, key=len)]
 
 
@@ -273,11 +272,10 @@ def test_packages_do_nothing_on_import() -> None:
 def test_files_and_functions_stay_small() -> None:
     for module, path in MODULES.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= 600, f"{module} has {lines} lines: find the missing idea"
+        assert lines <= 600, f"{module} has {lines} lines: split it by idea"
         for node in ast.walk(TREES[module]):
-            if isinstance(
-                node, ast.FunctionDef
-            ):  # its body: the signature of a verb is a table of options
+            if isinstance(node, ast.FunctionDef):
+                # Of its body: the signature of a command is a table of options.
                 length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 assert length <= 60, f"{module}.{node.name} has {length} lines"
 
@@ -292,7 +290,7 @@ def test_no_vague_names() -> None:
 
 
 def list_loaded_packages(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter holds after running `code`."""
+    """Return the top-level packages that a fresh interpreter has loaded after running `code`."""
     script = f"{code}\nimport sys\nprint('\\n@', *{{name.split('.')[0] for name in sys.modules}})"
     environment = {**os.environ, "COLUMNS": "100"}
     out = subprocess.run(

@@ -1,8 +1,7 @@
-"""A checkpoint that our trainers wrote opens in the official pipelines' environment (transformers
-4.51.3) as here.
+"""Checkpoints of our trainers behave the same in the official environment (transformers 4.51.3).
 
-The environment is made once, with pip; or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it.
-Skipped, with the reason, where no package registry can be reached.
+pip creates the environment once, or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it. The
+tests are skipped where no package registry can be reached.
 """
 
 from __future__ import annotations
@@ -82,9 +81,7 @@ def official_python(tmp_path_factory):
 
 
 def run_official(python, *arguments, **options):
-    """The JSON that the script prints in the official environment, with a cache of its own and no
-    network.
-    """
+    """Return the JSON that the script prints in the official environment, run without a network."""
     home = str(Path(os.environ["ANTLM_BENCH_CACHE"]) / "official-home")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     process = subprocess.run(

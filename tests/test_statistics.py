@@ -1,4 +1,4 @@
-"""Intervals against libraries, against each other, and against simulation: 95% must mean 95%."""
+"""Intervals against libraries, each other and simulation: the coverage of 95% is 95%."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def test_spearman_is_scipys_and_unknown_where_undefined() -> None:
 
 @pytest.mark.parametrize("n", [20, 50, 200, 1000])
 def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
-    """Summed over every outcome, not drawn: of single rates it waves around 95%, as all intervals
-    of a count do.
-    """
+    """The coverage is summed over all outcomes; at single rates it oscillates around 95%."""
     rates = np.linspace(0.03, 0.97, 95)
     low, high = statistics.wilson_interval(np.arange(n + 1.0), n)
     inside = (low <= rates[:, None]) & (rates[:, None] <= high)
@@ -153,17 +151,14 @@ def test_wilson_covers_95_times_in_100_over_all_rates(n: int) -> None:
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_the_bound_of_a_perfect_rate_is_clopper_pearson(n: int) -> None:
-    """All n right, of two classes: errors of both kinds share a prior of one; the bound is Clopper
-    and Pearson's.
-    """
+    """All n are right: errors of both kinds share a prior of one; the bound is Clopper-Pearson."""
     low, high = statistics.dirichlet_interval(
         np.array([n / 2, 0, 0, n / 2]),
         0.5,
         lambda cells: (cells[:, 0] + cells[:, 3]) / cells.sum(axis=1),
     )
-    assert low ** (n + 1) == pytest.approx(
-        0.025, abs=0.004
-    )  # the diagonal has a prior, too: one item more
+    # The diagonal has a prior, too: one more item.
+    assert low ** (n + 1) == pytest.approx(0.025, abs=0.004)
     assert low < stats.beta.ppf(0.5, n, 1) < high < 1
 
 

@@ -1,6 +1,4 @@
-"""The files of a checkpoint's weights: exactly what is loaded is hashed, and two sets in a folder
-agree.
-"""
+"""Weight files of a checkpoint: the loaded files are hashed, and two sets of weights agree."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def sha256(*files):
 
 
 def split_into_shards(folder, names=("a/first.safetensors", "b/second.safetensors")):
-    """Cut the weights of a folder into files in subfolders, with an index."""
+    """Split the weights of a folder into files in subfolders, with an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     half = len(tensors) // 2
@@ -55,10 +53,8 @@ def test_the_hash_of_a_single_file_is_that_of_its_bytes(copy):
     folder = copy()
     before = hash_weights(folder)
     assert before == sha256(folder / "model.safetensors") == weights_digest(folder)
-    for other in (
-        "model.fp16.safetensors",
-        "consolidated.safetensors",
-    ):  # a variant, and another program's copy
+    # A variant, and the copy of another program.
+    for other in ("model.fp16.safetensors", "consolidated.safetensors"):
         save_file({"x": torch.ones(3)}, folder / other)
     assert (
         hash_weights(folder)

@@ -1,6 +1,4 @@
-"""The page in a real Chromium: it renders on a laptop and on a phone, light and dark, and asks
-nobody for anything.
-"""
+"""The page in Chromium: it renders at two widths, light and dark, and makes no requests."""
 
 from __future__ import annotations
 
@@ -25,15 +23,16 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)"
+    CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"
 )
 CHROMIUM_REQUESTS = re.compile(
     r"^\w+ (http://)?(\w+\.google|update\.googleapis)\.com[:/]"
 )  # the time, updates: whatever the page
-# Shows the page in frames as wide as a laptop and a phone, uses it, and says what it found:
-# Chromium's own windows cannot be as narrow as a phone. A frame from `srcdoc` may be looked into,
-# and keeps the page's own security policy.
-HARNESS = """<!doctype html><script type="text/plain" id="page">%s</script><pre id="found"></pre><script>
+# Shows the page in frames as wide as a laptop and a phone, uses it and measures it: windows of
+# Chromium cannot be as narrow as a phone. A frame from `srcdoc` can be inspected, and keeps the
+# security policy of the page.
+HARNESS = """<!doctype html><script type="text/plain" id="page">%s</script><pre id="found"></pre>
+<script>
 const found = {};
 const look = (width) => new Promise((done) => {
   try { localStorage.clear(); } catch { } // the page remembers what was chosen in the frame before
@@ -42,23 +41,27 @@ const look = (width) => new Promise((done) => {
   frame.srcdoc = document.getElementById("page").textContent.replaceAll("<\\\\/", "</");
   const high = (text) => text.getBoundingClientRect().height;
   frame.onload = () => {
-    const page = frame.contentDocument, view = frame.contentWindow, seen = (e) => e.getClientRects().length > 0;
+    const page = frame.contentDocument, view = frame.contentWindow;
+    const seen = (e) => e.getClientRects().length > 0;
     const charts = [...page.querySelectorAll(".chart")].filter(seen);
     const mark = charts[0].querySelector("[aria-label]"), box = mark.getBoundingClientRect();
     const at = { clientX: box.left + 3, clientY: box.top + 3, bubbles: true };
     charts[0].dispatchEvent(new view.PointerEvent("pointermove", at));
     const tip = page.getElementById("tip");
-    const colour = () => [view.getComputedStyle(page.body).backgroundColor, view.getComputedStyle(mark).stroke];
-    const before = colour();
+    const style = (e) => view.getComputedStyle(e);
+    const colour = () => [style(page.body).backgroundColor, style(mark).stroke];
+    const before = colour(), texts = [...page.querySelectorAll(".chart text")].filter(seen);
     page.getElementById("theme").click();
     found[width] = {
-      before, after: colour(), tip: !tip.hidden && tip.textContent, label: mark.getAttribute("aria-label"),
-      charts: charts.length, small: charts.filter((c) => c.getBoundingClientRect().width < 200).length,
+      before, after: colour(), tip: !tip.hidden && tip.textContent,
+      label: mark.getAttribute("aria-label"), charts: charts.length,
+      small: charts.filter((c) => c.getBoundingClientRect().width < 200).length,
       wide: Math.max(...charts.map((c) => c.getBoundingClientRect().right)) - width,
       overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-      figures: page.querySelectorAll("figure").length, tiled: page.querySelectorAll("figure .tiles").length,
-      pwned: view.pwned === true || page.querySelectorAll("img, svg[onload], [onerror]").length > 0,
-      type: Math.min(...[...page.querySelectorAll(".chart text")].filter(seen).map(high).filter((h) => h > 0)),
+      figures: page.querySelectorAll("figure").length,
+      tiled: page.querySelectorAll("figure .tiles").length,
+      pwned: view.pwned === true || page.querySelector("img, svg[onload], [onerror]") !== null,
+      type: Math.min(...texts.map(high).filter((h) => h > 0)),
     };
     done();
   };
@@ -100,7 +103,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[int, list[str]]]:
-    """A port that is told every request the browser would make, and answers none."""
+    """A proxy that records every request of the browser and answers none."""
     requests: list[str] = []
 
     class Counting(socketserver.StreamRequestHandler):
@@ -116,27 +119,15 @@ def proxy() -> Iterator[tuple[int, list[str]]]:
 
 
 def open_in_chromium(file: Path, port: int, profile: Path, *options: str) -> tuple[str, list[str]]:
-    """The document after its scripts have run, and what the console says."""
-    argv = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    argv += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-extensions",
-    ]
-    argv += [
-        f"--user-data-dir={profile}",
-        f"--proxy-server=127.0.0.1:{port}",
-        "--proxy-bypass-list=<-loopback>",
-    ]
-    argv += [
-        "--enable-logging=stderr",
-        "--v=0",
-        "--virtual-time-budget=4000",
-        "--window-size=1400,1000",
-        *options,
-    ]
-    process = subprocess.run([*argv, "--dump-dom", file.as_uri()], capture_output=True, timeout=60)
+    """Return the document after its scripts have run, and the lines of the console."""
+    flags = """
+--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-extensions --proxy-bypass-list=<-loopback>
+--enable-logging=stderr --v=0 --virtual-time-budget=4000 --window-size=1400,1000 --dump-dom
+"""
+    argv = [str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}"]
+    argv += [f"--proxy-server=127.0.0.1:{port}", *options]
+    process = subprocess.run([*argv, file.as_uri()], capture_output=True, timeout=60)
     stderr = process.stderr.decode(errors="replace")
     return process.stdout.decode(errors="replace"), re.findall(r".*CONSOLE.*", stderr)
 
@@ -188,9 +179,7 @@ def test_the_page_writes_nothing_to_the_console(
 def test_requests_and_console_messages_are_detected(
     page: Path, proxy: tuple[int, list[str]], tmp_path: Path
 ) -> None:
-    """A page that does ask and does complain: without its policy requests reach the proxy, with it
-    the console.
-    """
+    """A page with a request and a console message, and without its security policy."""
     asks = '<img src="http://example.invalid/x.png"><script>console.log("noticed")</script>'
     bad = tmp_path / "bad.html"
     policy = page.read_text(encoding="utf-8").replace("</main>", f"{asks}</main>")

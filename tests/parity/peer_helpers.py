@@ -1,4 +1,4 @@
-"""One way for the parity tests to ask our scorer for plain summed log-probabilities."""
+"""Summed log-probabilities by our scorer, and models as the peers load them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from antlm_bench.types import Item, Option
 
 
 def sum_logprobs(folder, texts, name, spans=None, **options) -> list[float]:
-    """Summed log-probability of each text under one method."""
+    """Return the summed log-probability of each text under one method."""
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
     items = [
         Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
@@ -21,7 +21,7 @@ def sum_logprobs(folder, texts, name, spans=None, **options) -> list[float]:
 
 
 def load_transformers(folder):
-    """(model, tokenizer) as the peers want them."""
+    """Load (model, tokenizer) with transformers, as the peers expect them."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

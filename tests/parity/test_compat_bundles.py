@@ -1,4 +1,4 @@
-"""Every --compat bundle, item by item: recorded official scores, the peers themselves, plain loops."""
+"""Every --compat bundle against recorded official scores, the peers themselves and plain loops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RECORDED = [
     )
     for checkpoint in checkpoints
 ]
-# (context, continuations as they are asked for); "" = no context.
+# (context, continuations); "" = no context.
 REQUESTS = [
     ("", ("the cat sleeps near the house.", "the cat sleep near the house.")),
     ("", ("who sees himself?", "what does every old girl see that the boys never see?")),
@@ -54,11 +54,11 @@ REQUESTS = [
     ),
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 
 def deciding_scores(cell: Cell, prediction: Prediction) -> list[float]:
-    """The scores that decide: sums, or means per token."""
+    """Return the scores that decide: sums, or means per token."""
     if cell.settings["reduction"] == "sum":
         return list(prediction.scores)
     return [s / n for s, n in zip(prediction.scores, prediction.tokens, strict=True)]
@@ -68,15 +68,12 @@ def argmax_first(scores: list[float]) -> int:
     return max(range(len(scores)), key=lambda k: (scores[k], -k))
 
 
-# ---- the official code's recorded scores
-# -------------------------------------------------------------------------
+# --- the official code's recorded scores ---
 
 
 @pytest.fixture
 def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our loaders read the fixture's small files in place of the official ones, whose digests they
-    would ask for.
-    """
+    """Make our loaders read the small recorded files instead of the official ones."""
     root = cases_root / "official"
 
     def rows(spec: Any, folder: Path) -> Iterator[Any]:
@@ -113,12 +110,11 @@ def test_scores_equal_those_of_the_official_code(
     assert len(predictions_by_id) == len(recorded["items"])
     for item in recorded["items"]:
         cell, prediction = predictions_by_id[item["id"]]
-        expected = item.get(
-            "scores_in_place", item["scores"]
-        )  # not the order fault of 2024's masked backend
+        # The masked backend of 2024 shuffles scores; `scores_in_place` has the right order.
+        expected = item.get("scores_in_place", item["scores"])
         assert deciding_scores(cell, prediction) == pytest.approx(expected, abs=1e-4), item["id"]
         best, second = sorted(expected, reverse=True)[:2]
-        if best == second or best - second > 1e-4:  # nearer ones are decided by rounding
+        if best == second or best - second > 1e-4:  # closer ones are decided by rounding
             assert prediction.pred == argmax_first(expected)
         if "scores_in_place" not in item:
             assert prediction.pred == item["choice"]
@@ -128,9 +124,7 @@ def test_scores_equal_those_of_the_official_code(
 
 
 def assert_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
-    """The probabilities that are ranked, and their correlation with the ratings, as the official
-    code has them.
-    """
+    """Compare ranked probabilities and their correlation with ratings to the official code."""
     predictions = runs.read_predictions(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
@@ -142,13 +136,12 @@ def assert_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]
     assert cell.summary.headline.value == pytest.approx(expected, abs=1e-9)
 
 
-# ---- the same conventions, rebuilt
-# -------------------------------------------------------------------------------
+# --- the same conventions, rebuilt ---
 
 
 @pytest.fixture
 def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two suites of REQUESTS: sentences, and options after contexts, as EWoK's."""
+    """Two suites of REQUESTS: sentences, and options after contexts as in EWoK."""
     rows = {"plain": [], "after": []}  # type: dict[str, list[dict[str, str]]]
     for number, (context, (good, bad)) in enumerate(REQUESTS):
         rows["after" if context else "plain"].append(
@@ -165,30 +158,30 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         options = ", ".join(
             f"{{ {option[name].replace('KIND', kind)} }}" for kind in ("good", "bad")
         )
-        lines = [
-            'kind = "suite"',
-            f'name = "{name}"',
-            'version = "1"',
-            'title = "x"',
-            'licence = "CC0"',
-        ]
-        lines += [
-            'citation = "x"',
-            "groups = []",
-            "macro = []",
-            "[item]",
-            f"options = [{options}]",
-            'id = "{name}"',
-        ]
-        lines += ["[data]", 'where = ["{file}"]', f'files = {{ "{name}.jsonl" = {{}} }}']
+        declaration = f"""
+kind = "suite"
+name = "{name}"
+version = "1"
+title = "x"
+licence = "CC0"
+citation = "x"
+groups = []
+macro = []
+[item]
+options = [{options}]
+id = "{{name}}"
+[data]
+where = ["{{file}}"]
+files = {{ "{name}.jsonl" = {{}} }}
+"""
         path = tmp_path / f"{name}.toml"
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text(declaration)
         paths.append(str(path))
     return paths
 
 
 def score_requests(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
-    """The deciding scores of both options of every request."""
+    """Return the deciding scores of both options of every request."""
     [run] = score(folder, suites, out=out, device="cpu", **options)
     predictions_by_id = {
         p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)
@@ -207,9 +200,7 @@ def compute_logprobs(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def score_causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """BOS before a text without a context only; the continuation begins with a space, which is
-    scored.
-    """
+    """BOS only before texts without a context; the space before a continuation is scored."""
     plain = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     before = plain(context) if context else [tokenizer.bos_token_id]
     ids = plain(f"{context} {continuation}") if context else before + plain(f" {continuation}")
@@ -218,7 +209,7 @@ def score_causal_2024(model: Any, tokenizer: Any, context: str, continuation: st
 
 
 def score_masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Two spaces after the context, for which EOS or "None" stands in; the mean of what follows it."""
+    """Two spaces after the context (EOS or "None" if empty); the mean over what follows it."""
     context = context or str(tokenizer.eos_token)
     left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
     start = sum(token not in left_out for token in tokenizer(context)["input_ids"])
@@ -242,9 +233,8 @@ def test_2024_causal_puts_bos_before_texts_without_context_only(
             [score_causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
         )
     explicit = score_requests(folder, requests, tmp_path / "bos", compat="babylm-2024", bos="auto")
-    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(
-        ours[2], abs=1e-3
-    )  # --bos is of all texts
+    # An explicit --bos applies to all texts.
+    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(ours[2], abs=1e-3)
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -279,17 +269,14 @@ def test_minicons_reads_requests_of_2024_as_our_engine_does(
         assert a == pytest.approx(b, abs=1e-3)
 
 
-# ---- the peers themselves
-# ----------------------------------------------------------------------------------------
+# --- the peers themselves ---
 
 
 @pytest.fixture(
     params=[("$A </s>", "<pad>"), ("<s> $A </s>", "<pad>"), ("<s> $A </s>", None)], ids=str
 )
 def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path: Path) -> Path:
-    """A causal checkpoint whose tokenizer puts EOS after every text; without padding token minicons
-    pads with EOS.
-    """
+    """A causal checkpoint whose tokenizer ends texts with EOS; minicons may pad with EOS, too."""
     from tokenizers import processors
 
     template, padding = request.param
@@ -304,7 +291,7 @@ def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_pat
 
 
 def lm_eval_scores(folder: Path) -> list[float]:
-    """Of every option of REQUESTS, with lm-eval's target_delimiter."""
+    """Score every option of REQUESTS with lm-eval and its target_delimiter."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -318,9 +305,7 @@ def lm_eval_scores(folder: Path) -> list[float]:
 
 
 def minicons_scores(kind: str, folder: Path) -> list[float]:
-    """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined
-    with one space.
-    """
+    """Score every option of REQUESTS: conditional_score after a context, else sequence_score."""
     scorer = peers.make_minicons_scorer(kind, *load_transformers(folder))
     scores = []
     with warnings.catch_warnings():

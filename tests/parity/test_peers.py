@@ -1,6 +1,4 @@
-"""Our numbers beside minicons', lm-eval's and a plain loop: equal where conventions agree,
-explained where not.
-"""
+"""Our scores against minicons, lm-eval and a plain loop: equal where the conventions agree."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from antlm_bench.scoring import peers
 
 TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 
 def score_with_minicons(folder, kind, texts, **options):
@@ -86,7 +84,7 @@ def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sent
 
 
 def sum_logprobs_in_loop(folder, text, hide, read, span_start=0):
-    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
+    """Loop over BabyLM's definition; `hide` and `read` are offsets from the scored token."""
     model, tokenizer = load_transformers(folder)
     encoding = tokenizer(text, return_offsets_mapping=True)
     total = 0.0
@@ -116,9 +114,8 @@ def test_masked_methods_equal_a_loop_over_babylm_2025(make_checkpoint, sentences
 def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     texts = [text for text in sentences if " " in text][:20]
-    starts = [
-        text.index(" ") for text in texts
-    ]  # the completion begins with its space, as EWoK's does
+    # The completion begins with its space, as in EWoK.
+    starts = [text.index(" ") for text in texts]
     spans = [(start, len(text)) for start, text in zip(starts, texts, strict=True)]
     theirs = [
         sum_logprobs_in_loop(folder, text, None, -1, start)
@@ -136,9 +133,7 @@ def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
 
 
 def test_full_attention_on_a_causal_checkpoint(make_checkpoint):
-    """A 4-D mask of zeros is the library's own way to let a Llama attend both ways; ours must agree
-    with it.
-    """
+    """A 4-D mask of zeros makes the Llama of transformers attend both ways; ours agrees with it."""
     folder = make_checkpoint("causal", adds=True)
     model, tokenizer = load_transformers(folder)
     text = "the cat sees some dogs near the house."

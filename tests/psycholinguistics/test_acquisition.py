@@ -1,6 +1,4 @@
-"""Age of acquisition: curves whose answer is known, and a folder of checkpoints from score to
-correlation.
-"""
+"""Age of acquisition: curves with a known solution, and checkpoints from scores to correlation."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ def test_a_word_that_is_never_or_always_known_has_no_age():
 
 
 def test_chance_is_per_token_in_nats():
-    """Against base 2, or one token, the same curve has another half: 2025's mistakes."""
+    """In base 2, or for one token, the same curve has another midpoint (the errors of 2025)."""
     surprisal = 18 - sigmoid(np.log10(STEPS + 1), 14, 4.0, 7.0)
     right = curves.model_age_of_acquisition(STEPS, surprisal, 2 * math.log(8000))
     assert right is not None
@@ -105,8 +103,7 @@ def test_correlation_is_pearsons_with_fishers_interval():
     )
 
 
-# ---- from checkpoints to the number
-# ---------------------------------------------------------------------------------
+# --- from checkpoints to the number ---
 
 
 CONTEXTS = {
@@ -120,7 +117,7 @@ CONTEXTS |= {"girl": ["a small", "the"], "never": []}
 
 @pytest.fixture
 def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped declarations over a handful of words; the folder of their data."""
+    """The shipped declarations over six words; returns the folder of their data."""
     folder = tmp_path / "own" / "tasks"
     folder.mkdir(parents=True)
     monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
@@ -149,7 +146,7 @@ def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoints(make_checkpoint, tmp_path: Path) -> Path:
-    """Four checkpoints that know more and more (their logits are scaled up)."""
+    """Four checkpoints that know more and more: their logits are scaled up."""
     source = make_checkpoint("causal", adds=True, tie_word_embeddings=False)
     folder = tmp_path / "model"
     for number, words in enumerate((1, 2, 3, 10)):
@@ -179,7 +176,7 @@ def open_run_of(runs_: Path, name: str) -> Run:
 
 
 def read_word_logprobs(runs_: Path, words: int, word: str) -> np.ndarray:
-    """Log-probabilities of a word in its contexts at a checkpoint."""
+    """Return the log-probabilities of a word in its contexts at a checkpoint."""
     checkpoint_run = open_run_of(runs_, f"chck_{words}M")
     return np.array(
         [
@@ -241,7 +238,7 @@ def test_the_cell_is_stored_in_the_last_run_and_reused(scored, monkeypatch):
     ]
     before = (Path(result.run_dir) / "run.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "model_age_of_acquisition", None)  # nothing is fitted again
+        patch.setattr(curves, "model_age_of_acquisition", None)  # nothing may be fitted again
         assert compute_acquisition([scored])[0].cell == result.cell
     assert (Path(result.run_dir) / "run.json").read_bytes() == before
 
@@ -338,8 +335,7 @@ def test_invalid_requests_are_refused(scored, own_words, tmp_path):
         suites.load_suite("aoa-words-2026")
 
 
-# ---- from ages to the number
-# ----------------------------------------------------------------------------------------
+# --- from ages to the number ---
 
 
 def make_prediction(word: str, months: float) -> Prediction:

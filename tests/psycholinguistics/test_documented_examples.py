@@ -1,6 +1,4 @@
-"""The worked examples of docs/surprisal.md and docs/reading.md, run as they stand on a small
-checkpoint.
-"""
+"""The examples of docs/surprisal.md and docs/reading.md, run unchanged on a small checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def read_code_blocks(name: str) -> list[tuple[str, str]]:
-    """(language, content) of the code blocks of a document."""
+    """Return (language, content) of the code blocks of a document."""
     return re.findall(
         r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
@@ -76,7 +74,7 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
 
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
-    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+    reason="needs the real data: set ANTLM_BENCH_DATA",
 )
 def test_both_reading_suites_stand_side_by_side(run_example, capsys):
     if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():

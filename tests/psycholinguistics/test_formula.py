@@ -1,4 +1,4 @@
-"""SyntaxGym's formulas: Python's own evaluation is the oracle of what they say."""
+"""SyntaxGym formulas, with Python's evaluation as the oracle."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def surprisal_gap(text: str) -> float:
         ("(2;%a%)<(2;%b%)", -3.5),
         ("(*;%a%) > (1;%a%) + (2;%a%) + (3;%a%)", 0.0),
         ("(3;%a%) - (1;%a%) - (2;%a%) > 0", 1.0),  # from the left: 9 - 3 - 5
-        ("(3;%a%) - (1;%a%) + (2;%a%) > 10.5", 0.5),  # and alike: 9 - 3 + 5
+        ("(3;%a%) - (1;%a%) + (2;%a%) > 10.5", 0.5),  # 9 - 3 + 5
         ("[ (1;%a%) + (2;%a%) ] < [ (1;%b%) + (2;%b%) ]", -2.5),
-        ("((1;%b%) > (1;%a%)) & ((2;%a%) > (2;%b%))", 1.0),  # the smaller margin of 1 and 3.5
+        ("((1;%b%) > (1;%a%)) & ((2;%a%) > (2;%b%))", 1.0),  # the smaller gap of 1 and 3.5
         ("(1;%b%) > (1;%a%) & (2;%a%) < (2;%b%)", -3.5),
         ("(1;%b%) > (1;%a%) | (2;%a%) < (2;%b%)", 1.0),
         ("[(3;%a%)-(1;%a%)]-[(3;%b%)-(1;%b%)]>0", 4.0),

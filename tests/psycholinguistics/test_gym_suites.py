@@ -1,4 +1,4 @@
-"""A SyntaxGym suite from its JSON to its accuracy, against numbers computed by hand."""
+"""A SyntaxGym suite from its JSON to its accuracy, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -30,23 +30,32 @@ def make_condition(name: str, *contents: str) -> dict:
 
 
 def make_suite(**changed) -> dict:
+    formulas = (
+        "(3;%match%) < (3;%mismatch%)",
+        "[(1;%match%) + (2;%match%)] > (1;%mismatch%) & (*;%match%) = 8",
+    )
     return {
         "meta": {"name": "number toy", "metric": "sum"},
         "region_meta": {"1": "np", "2": "filler", "3": "verb", "4": "end"},
-        "predictions": [
-            {"type": "formula", "formula": "(3;%match%) < (3;%mismatch%)"},
-            {"type": "formula", "formula": "[(1;%match%) + (2;%match%)] > (1;%mismatch%) & (*;%match%) = 8"},
-        ],
+        "predictions": [{"type": "formula", "formula": formula} for formula in formulas],
         "items": [
-            {"item_number": 1, "conditions": [
-                make_condition("match", "the cat", "", "sleeps", "."),
-                make_condition("mismatch", "the cat", "so", "sleep", ".")]},
-            {"item_number": 2, "conditions": [
-                make_condition("match", "the cats", "", "sleep", "."),
-                make_condition("mismatch", "the cat", "", "sleeps", ".")]},
+            {
+                "item_number": 1,
+                "conditions": [
+                    make_condition("match", "the cat", "", "sleeps", "."),
+                    make_condition("mismatch", "the cat", "so", "sleep", "."),
+                ],
+            },
+            {
+                "item_number": 2,
+                "conditions": [
+                    make_condition("match", "the cats", "", "sleep", "."),
+                    make_condition("mismatch", "the cat", "", "sleeps", "."),
+                ],
+            },
         ],
         **changed,
-    }  # fmt: skip
+    }
 
 
 def write_suite(folder: Path, content: dict | list) -> Path:
@@ -74,10 +83,15 @@ def test_predictions_hold_by_the_margins_computed_by_hand(tmp_path):
     )
     assert {p.scores[1] for p in predictions} == {0.0}
     assert [p.tokens[0] for p in predictions] == [2, 8, 2, 8]
+    levels = {"macro": loaded.macro, "groups": loaded.groups}
     summary = summarize(
-        predictions, suite=loaded.name, method="causal", metric=loaded.metric, macro=loaded.macro, groups=loaded.groups,
+        predictions,
+        suite=loaded.name,
+        method="causal",
+        metric=loaded.metric,
         ties="strict",
-    )  # fmt: skip
+        **levels,
+    )
     assert (loaded.name, summary.headline.value) == ("number-toy", 0.25)
     assert [(g.name[:1], g.estimate.value, g.estimate.n) for g in summary.groups] == [
         ("1", 0.5, 2),

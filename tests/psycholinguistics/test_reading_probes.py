@@ -1,6 +1,4 @@
-"""Words after their contexts against the official procedure of BabyLM 2025, written out slowly from
-its description.
-"""
+"""Words after their contexts, against a plain implementation of the procedure of BabyLM 2025."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def load_transformers(folder):
 
 
 def next_token_logprob(model, tokenizer, text, target, method):
-    """log P(target) after a text: at its end, or at the first of three masks (mntp: before it)."""
+    """Return log P(target) after a text: at its end, or at the first mask (mntp: before it)."""
     masks = "" if method == "causal" else tokenizer.mask_token * NUM_MASKS
     ids = tokenizer(text + masks)["input_ids"]
     at = (
@@ -44,9 +42,7 @@ def next_token_logprob(model, tokenizer, text, target, method):
 
 
 def score_official_word(model, tokenizer, context, word, method):
-    """The word tokenised alone; further pieces are spelled out, tokenised again, and follow what
-    was spelled so far.
-    """
+    """Tokenize the word without its context; decode and tokenize each further piece again."""
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
     total = next_token_logprob(model, tokenizer, context, pieces[0], method)
     for number in range(1, len(pieces)):
@@ -59,7 +55,7 @@ def score_official_word(model, tokenizer, context, word, method):
 
 
 def score_attached_word(model, tokenizer, context, word, method):
-    """The word in one text with its context, every token after those before it."""
+    """Score the tokens of the word in one text with its context, each after those before it."""
     encoding = tokenizer(f"{context} {word}", add_special_tokens=False, return_offsets_mapping=True)
     ids, total = encoding["input_ids"], 0.0
     for index, (_, end) in enumerate(encoding["offset_mapping"]):

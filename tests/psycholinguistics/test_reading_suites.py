@@ -1,6 +1,4 @@
-"""Reading times from the CSV to the numbers that are published, against the official formulas
-fitted plainly.
-"""
+"""Reading times from the CSV to the measures, against plain fits of the official formulas."""
 
 from __future__ import annotations
 
@@ -22,48 +20,37 @@ from antlm_bench.errors import BenchError, DataError, DeclarationError, NotCompa
 from antlm_bench.suites import loader as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
-WORDS = (
-    "the",
-    "a",
-    "old",
-    "small",
-    "every",
-    "some",
-    "cat",
-    "cats",
-    "dog",
-    "dogs",
-    "boy",
-    "girl",
-    "house",
-    "sees",
-)
+WORD_LIST = "the a old small every some cat cats dog dogs boy girl house sees"
+WORDS = WORD_LIST.split()
 EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
 BASE = ("Subtlex_log10", "length", "context_length")
 
 
 def make_rows(sentences: int = 24) -> list[dict[str, object]]:
-    """The words of made-up sentences but the first, with times that depend on their length, and
-    some missing.
-    """
+    """Make rows of words with reading times that depend on their length; some are missing."""
     rng, table = np.random.default_rng(0), []
     for sentence in range(sentences):
         words = ["None", *rng.choice(WORDS, 6)] if sentence == 3 else list(rng.choice(WORDS, 7))
         for position in range(1, len(words)):
             context = " ".join(words[: position - 1])
             row = {
-                "item": " ".join(words[:position]), "word": words[position], "sent_id": sentence, "context_length": position,
-                "Subtlex_log10": round(rng.normal(10, 2), 3), "length": len(words[position]),
-                "prev_item": context, "prev_word": words[position - 1] if position > 1 else "",
+                "item": " ".join(words[:position]),
+                "word": words[position],
+                "sent_id": sentence,
+                "context_length": position,
+                "Subtlex_log10": round(rng.normal(10, 2), 3),
+                "length": len(words[position]),
+                "prev_item": context,
+                "prev_word": words[position - 1] if position > 1 else "",
                 "prev_length": len(words[position - 1]) if position > 1 else -1,
-            }  # fmt: skip
+            }
             times = {
                 name: round(100 + 9 * len(words[position]) + rng.normal(0, 20), 2)
                 for name in (*EYES, SELF_PACED)
             }
             table.append(row | times)
-    table[18]["item"] = ""  # the word None, as pandas wrote it
+    table[18]["item"] = ""  # the word None, as pandas writes it
     table[5]["Subtlex_log10"] = table[7]["RTgopast"] = ""
     return table
 
@@ -95,7 +82,7 @@ def declare_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def fit_partial_r2(
     table: dict[str, np.ndarray], outcome: str, predictors: Sequence[str]
 ) -> tuple[float, int]:
-    """(R2 with surprisal - R2 without) / (1 - R2 without), without rows that have a hole."""
+    """Return (R2 with surprisal - R2 without) / (1 - R2 without) and n, over complete rows."""
     keep = np.all([np.isfinite(table[name]) for name in (outcome, "pred", *predictors)], axis=0)
     x = {name: table[name][keep] for name in (outcome, "pred", *predictors)}
     base = [
@@ -114,7 +101,7 @@ def fit_partial_r2(
 
 
 def compute_measures(content, predictions):
-    """The two official scores, in 0..1, from the predictions of a run and the rows of the CSV."""
+    """Return the official measures, in 0..1, from the predictions of a run and the CSV rows."""
     table = {k: np.array([float(r[k] or "nan") if r[k] != "" else np.nan for r in content])
              for k in (*EYES, SELF_PACED, *BASE, "prev_length")}  # fmt: skip
     table["pred"] = np.array([-p.scores[0] for p in predictions])
@@ -250,7 +237,7 @@ def test_a_declaration_without_times_is_refused(tmp_path):
 
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
-    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+    reason="needs the real data: set ANTLM_BENCH_DATA",
 )
 def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
     file_path = Path(os.environ["ANTLM_BENCH_DATA"]) / "reading" / "reading_data.csv"
@@ -283,7 +270,7 @@ def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, dec
     for seed in (0, 1):
         folders.append(tmp_path / f"run-{seed}")
         score(make_checkpoint("causal", adds=True, seed=seed), suite_refs, out=folders[-1])
-    (versus,) = compare(folders)  # a user's own file is found where the run says it stands
+    (versus,) = compare(folders)  # the run records the path of a user's own file
     assert len(versus.comparisons) == 2 and not versus.unmatched
     Path(suite_refs[0]).parent.rename(tmp_path / "elsewhere")
     (versus,) = compare(folders)

@@ -1,4 +1,4 @@
-"""Partial R2 against a plain least-squares fit, its bootstrap against refitting."""
+"""Partial R2 against plain least-squares fits, its bootstrap against refitting."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ def test_a_bias_corrected_interval_contains_its_value():
 
 
 def test_partial_r2_intervals_have_nominal_coverage():
-    """One predictor that explains exactly 4% of what the others leave: 0.2^2 / (1 + 0.2^2) of
-    noise.
-    """
+    """One predictor explains 0.2^2 / (1 + 0.2^2), about 4%, of the residual variance."""
     rng, covered, n, trials = np.random.default_rng(4), 0, 400, 60
     for _ in range(trials):
         added, other = rng.normal(size=n), rng.normal(size=n)
@@ -125,11 +123,10 @@ def test_partial_r2_intervals_have_nominal_coverage():
 
 
 def test_intervals_of_a_difference_have_nominal_coverage():
-    """Two noisy readings of what explains 0.5^2 / 1.25 of what is left: of it they show 1 / 1.25
-    and 1 / 2.
+    """Two noisy copies of a signal that explains 0.5^2 / 1.25 of the residual variance.
 
-    Residuals of a sentence hang together. (0.93 to 0.96 of 200 trials in four such cases, 0.99
-    where there is nothing.)
+    They carry 1 / 1.25 and 1 / 2 of the signal; the residuals of a sentence are correlated.
+    Coverage in 200 trials: 0.93 to 0.96 in four such cases, 0.99 without an effect.
     """
     rng, covered, trials = np.random.default_rng(6), 0, 60
     sentence = np.repeat(np.arange(80), 5)
@@ -179,9 +176,8 @@ def fit_uncentred_partial_r2(outcome, design, added):
 
 @pytest.mark.parametrize("kind", ["alike", "skewed", "kin", "lumps", "nothing"])
 def test_equal_predictors_differ_5_times_in_100(kind):
-    """skewed: noise of another shape, on another scale. kin: the predictors share most of their
-    noise. lumps: one says all in some sentences and nothing in others. nothing: neither explains
-    anything.
+    """skewed: noise of another shape and scale. kin: the predictors share most of their noise.
+    lumps: one carries the signal in some sentences and none in others. nothing: no effect.
     """
     rng, trials, rejections = np.random.default_rng(1), 600, 0
     sentence = np.repeat(np.arange(80), 5).astype(np.int32)

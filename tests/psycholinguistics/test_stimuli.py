@@ -1,6 +1,4 @@
-"""Stimuli files in every form: the same texts, words and regions, and what is wrong with a file
-named by its line.
-"""
+"""Stimuli files of every format: texts, words and regions, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -82,9 +80,14 @@ def test_a_row_per_sentence_may_name_its_critical_part(tmp_path):
     )
     rows = read_units(path, sentence="stimulus")
     assert [(text, row["region"], row["freq"]) for text, row in rows] == [
-        ("The", "", "3"), (" cat", "", "3"), (" has", "has slept", "3"), (" slept", "has slept", "3"),
-        (" here.", "", "3"), ("A", "", "4"), (" dog.", "", "4"),
-    ]  # fmt: skip
+        ("The", "", "3"),
+        (" cat", "", "3"),
+        (" has", "has slept", "3"),
+        (" slept", "has slept", "3"),
+        (" here.", "", "3"),
+        ("A", "", "4"),
+        (" dog.", "", "4"),
+    ]
     assert [text for text, _ in read_units(path, "region", sentence="stimulus")] == [" has slept"]
 
 
@@ -100,7 +103,6 @@ def test_syntaxgym_names_its_regions(tmp_path):
                         "condition_name": "a",
                         "regions": [
                             {"region_number": 1, "content": "The cat"},
-                            # fmt: skip
                             {"region_number": 2, "content": ""},
                             {"region_number": 3, "content": "sleeps ."},
                         ],
@@ -111,8 +113,11 @@ def test_syntaxgym_names_its_regions(tmp_path):
     }
     rows = [row for _, row in read_units(write_file(tmp_path, "g.json", json.dumps(suite)))]
     assert [(r["item"], r["condition"], r["region"], r["word"]) for r in rows] == [
-        ("7", "a", "np", "The"), ("7", "a", "np", "cat"), ("7", "a", "3", "sleeps"), ("7", "a", "3", "."),
-    ]  # fmt: skip
+        ("7", "a", "np", "The"),
+        ("7", "a", "np", "cat"),
+        ("7", "a", "3", "sleeps"),
+        ("7", "a", "3", "."),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Surprisal of stretches of texts beside minicons' word scores; the beginning-of-word correction
-too.
-"""
+"""Surprisal of spans against the word scores of minicons, and the beginning-of-word correction."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from antlm_bench.scoring.surprisal import single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.types import Option
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 TEXTS = [
     "the cat sees some dogs near the house.",
@@ -66,7 +64,7 @@ def load_minicons(folder, kind):
 
 
 def minicons_word_scores(scorer, **options):
-    """minicons' token scores added up to words: a token that begins with its space begins a word."""
+    """Sum the token scores of minicons over words; a token with a leading space starts a word."""
     scores_by_text = []
     for text, scored in zip(TEXTS, scorer.token_score(TEXTS, **options), strict=True):
         tokens, sums = scorer.tokenizer.tokenize(text), []
@@ -103,9 +101,7 @@ def test_masked_words_are_minicons_words(make_checkpoint, method, metric):
 
 
 def test_the_correction_is_minicons_where_the_beginnings_are(make_checkpoint):
-    """minicons counts no end of text among what may follow a word; given its ids, the numbers are
-    the same.
-    """
+    """minicons leaves out the end of text; with its set of ids the scores are equal."""
     folder = make_checkpoint("causal", adds=True)
     scorer = load_minicons(folder, "causal")
     _, plain = score_words(folder)
@@ -168,7 +164,7 @@ def test_an_empty_span_has_log_probability_zero(make_checkpoint):
 
 
 def test_the_words_of_a_sentence_share_one_row(make_checkpoint):
-    """No forward per word: what is computed is at most each token once, corrected or not."""
+    """Each token is computed at most once, corrected or not: no forward per word."""
     folder = make_checkpoint("causal", adds=True)
     tokenizer = load_minicons(folder, "causal").tokenizer
     options = [word for text in TEXTS for word in word_options(text)]

@@ -1,5 +1,4 @@
-"""Score tiny random checkpoints of every causal and masked architecture of transformers; compare
-with a plain loop.
+"""Compare our scores with a plain loop, for every causal and masked architecture of transformers.
 
 `make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a
 reason.
@@ -35,30 +34,49 @@ from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Item, Option
 
 TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on
-LARGEST = 30_000_000  # parameters: what the sizes below could not shrink
+LARGEST = 30_000_000  # parameters: larger ones were not shrunk by the sizes below
 SECONDS = 200  # per architecture
 SIZES: dict[int, str] = {
-    32: "hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim embedding_size "
-    "hidden_dim_size attention_hidden_size",
-    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers "
-    "num_decoder_layers num_key_value_heads num_experts_per_tok moe_topk moe_k top_k_experts num_blocks",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-    "attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads num_hash_functions",
-    8: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state swa_head_dim "
-    "chunk_size mamba_chunk_size attention_head_dim linear_key_head_dim linear_value_head_dim mamba_head_dim "
-    "kv_channels",
-    16: "q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window attention_window "
-    "attention_window_size lru_width_ index_head_dim",
-    48: "intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim decoder_ffn_dim "
-    "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size "
-    "moe_shared_expert_intermediate_size shared_intermediate_size",
-    1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace pretraining_tp",
-    130: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length context_length",
+    32: """
+    hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim
+    embedding_size hidden_dim_size attention_hidden_size
+    """,
+    2: """
+    num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers
+    num_encoder_layers num_decoder_layers num_key_value_heads num_experts_per_tok moe_topk
+    moe_k top_k_experts num_blocks
+    """,
+    4: """
+    num_attention_heads n_head n_heads num_heads encoder_attention_heads
+    decoder_attention_heads attention_heads num_experts num_local_experts n_routed_experts
+    moe_num_experts mamba_n_heads num_hash_functions
+    """,
+    8: """
+    head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state
+    swa_head_dim chunk_size mamba_chunk_size attention_head_dim linear_key_head_dim
+    linear_value_head_dim mamba_head_dim kv_channels
+    """,
+    16: """
+    q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window
+    attention_window attention_window_size lru_width_ index_head_dim
+    """,
+    48: """
+    intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim
+    decoder_ffn_dim moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size
+    mlp_hidden_size moe_shared_expert_intermediate_size shared_intermediate_size
+    """,
+    1: """
+    n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace
+    pretraining_tp
+    """,
+    130: """
+    max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length
+    context_length
+    """,
 }
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
-POSITIONS_FROM_MASK = (
-    "opt",
-)  # these count positions from a mask that says which tokens are padding
+# These count positions from a mask of padding.
+POSITIONS_FROM_MASK = ("opt",)
 IDS = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -91,19 +109,20 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which
-    methods, or why.
-    """
+    """One row of the table."""
 
     architecture: str
     kind: str
+    """causal or masked."""
     outcome: str
+    """exact, refused, wrong, or not built."""
     detail: str
+    """Methods, or the reason."""
     shortcuts: str = ""
 
 
 def make_pairs() -> list[Item]:
-    """20 minimal pairs of 4 to 14 words."""
+    """Draw 20 minimal pairs of 4 to 14 words."""
     rng = np.random.default_rng(1)
     items = []
     for number in range(20):
@@ -118,7 +137,7 @@ def make_pairs() -> list[Item]:
 
 
 def iter_architectures() -> Iterator[tuple[str, str, str]]:
-    """(model type, kind, class name) of every entry of the library's causal and masked mappings."""
+    """Yield (model type, kind, class name) of all causal and masked classes of transformers."""
     for kind, mapping in (
         ("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
@@ -130,7 +149,7 @@ def iter_architectures() -> Iterator[tuple[str, str, str]]:
 
 
 def build_small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
-    """The default configuration of a model type with small sizes, inner configurations too."""
+    """Return the default configuration with small sizes, inner configurations included."""
     config_class = CONFIG_MAPPING[model_type]
     values = config_class().to_dict()
     small = _shrink_sizes(values, vocabulary)
@@ -166,7 +185,7 @@ def _shrink_sizes(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """TimeoutError after so many seconds."""
+    """Raise TimeoutError after so many seconds."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise TimeoutError(f"longer than {seconds} s")
@@ -180,17 +199,19 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# Checked by hand: what is refused, and by which words; what no small configuration builds, and why.
+# Checked by hand: architectures that are refused (and the message), or that no small configuration
+# builds (and the error).
+OTHER_INPUTS = "generates text from images, sounds or other inputs"
 REFUSED: dict[str, str] = {
     "BartForConditionalGeneration": "is an encoder-decoder",
     "CpmAntForCausalLM": "no causal model",
     "FunnelForMaskedLM": "doesn't match the broadcast shape",
-    "Gemma3ForConditionalGeneration": "generates text from images, sounds or other inputs",
-    "Gemma4UnifiedForConditionalGeneration": "generates text from images, sounds or other inputs",
-    "GotOcr2ForConditionalGeneration": "generates text from images, sounds or other inputs",
+    "Gemma3ForConditionalGeneration": OTHER_INPUTS,
+    "Gemma4UnifiedForConditionalGeneration": OTHER_INPUTS,
+    "GotOcr2ForConditionalGeneration": OTHER_INPUTS,
     "MBartForConditionalGeneration": "is an encoder-decoder",
     "MllamaForCausalLM": "cannot load the weights",
-    "MossTranscribeDiarizeForConditionalGeneration": "generates text from images, sounds or other inputs",
+    "MossTranscribeDiarizeForConditionalGeneration": OTHER_INPUTS,
     "MvpForConditionalGeneration": "is an encoder-decoder",
     "XLNetLMHeadModel": "no causal model",
 }
@@ -235,16 +256,20 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_key_value_heads": 4, "head_dim": 16},
     {"num_key_value_heads": 1, "pad_token_id": 0},
     {"num_hidden_layers": 4},
-    {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
-     "vocab_size_per_layer_input": 400},
-)  # fmt: skip
+    {
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 400,
+    },
+)
 
 
 def build(model_type: str, kind: str, name: str, folder: Path) -> None:
     """Save a random tiny checkpoint of an architecture with a tokenizer, and see that it runs.
 
-    Raises whatever the library raises for the first variant of sizes, if none of them can be built
-    and run.
+    If no variant of sizes can be built, raises the error of the first.
     """
     first: Exception | None = None
     for variant in VARIANTS:
@@ -283,7 +308,7 @@ def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping
 
 
 class PlainLoop:
-    """The library's own forward, one row at a time: every token hidden in turn, or every prefix."""
+    """The forward pass of transformers, one row per hidden token or prefix."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         auto = (
@@ -296,7 +321,7 @@ class PlainLoop:
         self.kind, self.rows = kind, dict[tuple[int, ...], torch.Tensor]()
 
     def scores(self, method: str, texts: Sequence[str]) -> list[float]:
-        """Summed log-probabilities (nats) of texts under a scoring method."""
+        """Return the summed log-probabilities (nats) of texts under a scoring method."""
         if method == "fused":
             both = (self.scores(name, texts) for name in ("causal", "mntp"))
             return [a + b for a, b in zip(*both, strict=True)]
@@ -326,7 +351,7 @@ class PlainLoop:
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways."""
+        """Return (t, vocabulary) log-probabilities of a row; `full`: a causal model attends fully."""
         if (key := (full, *row)) not in self.rows:
             mask = (
                 {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}
@@ -361,7 +386,7 @@ def examine_architecture(model_type: str, kind: str, name: str, folder: Path) ->
             }
     except BenchError as error:
         return SweepRow(name, kind, "refused", first_line(error))
-    except Exception as error:  # a fault of ours: its row says so
+    except Exception as error:  # an error of ours
         return SweepRow(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
     deviations = [
         f"{method} off by {deviation:.2g} nats"
@@ -379,9 +404,7 @@ def examine_architecture(model_type: str, kind: str, name: str, folder: Path) ->
 
 
 def max_difference(checkpoint: Checkpoint, plain: PlainLoop, method: str) -> float:
-    """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the
-    plain loop.
-    """
+    """Return the largest difference of a text score (nats; relative from 1 nat on)."""
     items = make_pairs()
     [predictions] = multiple_choice.predict(checkpoint, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
@@ -394,7 +417,7 @@ def first_line(error: BaseException) -> str:
 
 
 def examine_in_temporary_folder(entry: tuple[str, str, str]) -> SweepRow:
-    """Examine one architecture in a temporary folder, in a process of its own."""
+    """Examine one architecture in a temporary folder, in a worker process."""
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
@@ -403,7 +426,7 @@ def examine_in_temporary_folder(entry: tuple[str, str, str]) -> SweepRow:
 
 
 def check_exceptions(row: SweepRow) -> SweepRow:
-    """Call an exception wrong that is on no list, or is there for another reason."""
+    """Call an exception wrong that is not listed, or is listed with another reason."""
     exceptions = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
     if exceptions is None or (
         row.architecture in exceptions and exceptions[row.architecture] in row.detail
@@ -415,11 +438,10 @@ def check_exceptions(row: SweepRow) -> SweepRow:
 
 
 def main(names: Sequence[str]) -> int:
-    """Print a Markdown row per architecture (of those named, or all); 1 where one is wrong."""
+    """Print a Markdown row per architecture (default: all); return 1 if one is wrong."""
     entries = [entry for entry in iter_architectures() if not names or entry[2] in names]
-    print(
-        "| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| architecture | read as | outcome | methods, or the reason | shortcuts |")
+    print("| --- | --- | --- | --- | --- |")
     wrong, seen = 0, set[tuple[str, ...]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(examine_in_temporary_folder, entries):
