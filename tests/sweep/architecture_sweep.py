@@ -351,7 +351,7 @@ class PlainLoop:
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """Return (t, vocabulary) log-probabilities of a row; `full`: a causal model attends fully."""
+        """Return (t, vocabulary) log-probabilities of a row; `full`: attend to the whole row."""
         if (key := (full, *row)) not in self.rows:
             mask = (
                 {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}
