@@ -168,7 +168,7 @@ def iter_imports(module: str, tree: ast.Module) -> Iterator[Import]:
 
 
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
-IMPORTS = [found for module, tree in TREES.items() for found in iter_imports(module, tree)]
+IMPORTS = [item for module, tree in TREES.items() for item in iter_imports(module, tree)]
 INTERNAL_IMPORTS = [
     i._replace(target=i.target.removeprefix("antlm_bench").lstrip("."))
     for i in IMPORTS
