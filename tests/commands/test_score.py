@@ -42,10 +42,10 @@ def test_the_command_repeated_computes_nothing_and_touches_nothing(
 ) -> None:
     work, ask = count_work(monkeypatch), {"out": tmp_path / "run", "device": "cpu", "limit": 5}
     [first] = score(make_checkpoint(), [str(suite), "nano"], **ask)
-    assert work.reads == 2 and [cell.suite for cell in first] == ["agree", "nano"]
+    assert work.calls == 2 and [cell.suite for cell in first] == ["agree", "nano"]
     before = hash_files(tmp_path / "run")
     [second] = score(make_checkpoint(), [str(suite), "nano"], **ask)
-    assert work.reads == 2 and second == first
+    assert work.calls == 2 and second == first
     assert hash_files(tmp_path / "run") == before
 
 
@@ -56,7 +56,7 @@ def test_again_computes_anew_and_finds_the_same(
     [first] = score(make_checkpoint(), str(suite), out=out, device="cpu")
     before = hash_files(out)
     [second] = score(make_checkpoint(), str(suite), out=out, device="cpu", again=True)
-    assert work.reads == 2 and second == first
+    assert work.calls == 2 and second == first
     assert {name: digest for name, (_, digest) in hash_files(out).items()} == {
         n: d for n, (_, d) in before.items()
     }
@@ -178,14 +178,14 @@ def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_a
             make_checkpoint(), str(suite), methods=name, out=tmp_path / name, device="cpu"
         )
         spent[name] = work.nodes - before
-    before, reads = work.nodes, work.reads
+    before, calls = work.nodes, work.calls
     [together] = score(
         make_checkpoint(), str(suite), methods=names, out=tmp_path / "all", device="cpu"
     )
     for name in names:
         assert np.abs(scores(together, name) - scores(alone[name], name)).max() <= 1e-5
         assert next(c for c in together if c.method == name).key == alone[name].cells[0].key
-    assert work.reads == reads + 1
+    assert work.calls == calls + 1
     # mntp hides what mlm hides and fused is causal + mntp, so that none of their rows is new
     # (batches re-read shared prefixes at their borders, hence the small allowance).
     assert work.nodes - before <= 1.02 * (spent["causal"] + spent["mlm"] + spent["mlm-l2r"])

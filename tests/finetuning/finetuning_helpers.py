@@ -1,4 +1,4 @@
-"""Tasks that a tiny model can learn, or cannot, and bodies to learn them with."""
+"""Tasks that a tiny model can or cannot learn, and backbones for them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
 TRAINING_SETTINGS = {
-    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear", "weight_decay": 0.01,
-    "clip": 1.0, "dropout": 0.1, "max_length": 40,
-}  # fmt: skip
+    "lr": 1e-3,
+    "batch": 16,
+    "epochs": 5,
+    "patience": 0,
+    "warmup": 0.1,
+    "schedule": "linear",
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "dropout": 0.1,
+    "max_length": 40,
+}
 
 
 def make_example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """law: the class is whether a word is there, whether it is there in the second text, or a coin."""
+    """Make an example; `law`: the class says whether a word occurs, occurs second, or is random."""
     dice = random.Random(number)
     gold = dice.randrange(2)
     first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
@@ -39,11 +47,11 @@ def make_task(
     select: str = "held-out",
     **training: object,
 ):
-    """Of the shape of suites.classification_loader.Task."""
-    made = [make_example(number, law) for number in range(train + valid)]
+    """Make a task with the fields of suites.classification_loader.ClassificationTask."""
+    examples = [make_example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
-        train=tuple(made[:train]), valid=tuple(made[train:]), select=select, held_out=0.1,
+        train=tuple(examples[:train]), valid=tuple(examples[train:]), select=select, held_out=0.1,
         training=TrainingSpec(**(TRAINING_SETTINGS | training)),
     )  # fmt: skip
 
@@ -51,13 +59,22 @@ def make_task(
 def make_backbone(
     model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
 ) -> Backbone:
-    """A body around any model with the vocabulary of `tiny_models.train_tokenizer`."""
+    """Make a Backbone of any model with the vocabulary of `tiny_models.train_tokenizer`."""
     tokenizer = train_tokenizer(kind, adds)
     if kind == "masked":  # BERT's own names them, too
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    natively = "causal" if kind == "causal" else "full"
-    attends = frozenset({"causal", "full"} if both else {natively})
-    around = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
+    own_attention = "causal" if kind == "causal" else "full"
+    attends = frozenset({"causal", "full"} if both else {own_attention})
+    specials = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
     return Backbone(
-        "toy", kind, attends, natively, model.base_model, tokenizer, around, max_length, (), {}
+        "toy",
+        kind,
+        attends,
+        own_attention,
+        model.base_model,
+        tokenizer,
+        specials,
+        max_length,
+        (),
+        {},
     )

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval scored by our engine, and their runs put through every command that reads runs."""
+"""Tasks of lm-eval scored by our engine, and their runs read by every command."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ def score_task(folder, file, out, **options):
 
 
 def run_every_command(folders, file, place, capsys):
-    """Two checkpoints scored on a task, compared, gated, reported and exported: their headlines,
-    the comparison as JSON and as it is shown, and what lm-eval would be told of the first. Their
-    numbers agree, or this fails.
+    """Score a task with two checkpoints; compare, check, report and export their runs.
+
+    Asserts that the numbers agree. Returns headlines, the comparison as JSON and as printed, and
+    the exported lm-eval results of the first.
     """
-    one, two = (str(place / f"run{n}") for n in range(2))
+    first, second = (str(place / f"run{n}") for n in range(2))
     values = [
         score_task(folder, file, out)[1].summary.headline.value
-        for folder, out in zip(folders, (one, two), strict=True)
+        for folder, out in zip(folders, (first, second), strict=True)
     ]
     capsys.readouterr()
-    assert cli(["compare", one, two, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
-    assert [found["headline"][side] for side in "ab"] == pytest.approx(values)
-    assert found["headline"]["value"] == pytest.approx(values[1] - values[0])
-    assert cli(["compare", one, two]) == 0
-    shown = capsys.readouterr().out
-    assert cli(["check", one, "--against", one]) == 0
+    assert cli(["compare", first, second, "--json"]) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"][0]["comparisons"]
+    assert [comparison["headline"][side] for side in "ab"] == pytest.approx(values)
+    assert comparison["headline"]["value"] == pytest.approx(values[1] - values[0])
+    assert cli(["compare", first, second]) == 0
+    printed = capsys.readouterr().out
+    assert cli(["check", first, "--against", first]) == 0
     capsys.readouterr()
-    assert cli(["report", one]) == 0
+    assert cli(["report", first]) == 0
     assert f"{values[0]:.3f}" in capsys.readouterr().out
-    assert cli(["export", one, "--format", "lm-eval", "--out", str(place / "out")]) == 0
+    assert cli(["export", first, "--format", "lm-eval", "--out", str(place / "out")]) == 0
     results = json.loads(next((place / "out").rglob("results_*.json")).read_text())
-    assert cli(["export", one, "--format", "csv", "--out", str(place / "items.csv")]) == 0
-    return values, found, shown, results
+    assert cli(["export", first, "--format", "csv", "--out", str(place / "items.csv")]) == 0
+    return values, comparison, printed, results

@@ -1,4 +1,4 @@
-"""Small finished runs for the tests of what people see; numbers chosen, nothing computed."""
+"""Small finished runs with chosen numbers, for the tests of tables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_wug_cell(method: str, value: float) -> Cell:
 
 
 def make_reading_cell(method: str) -> Cell:
-    """Reading times: two measures of one outcome each, some words too long for the model."""
+    """Make a cell of reading times: two measures of one outcome each, some words too long."""
     groups = []
     for measure, value in (("eye-tracking", 0.0123), ("self-paced", 0.004)):
         groups.append(Group("measure", measure, make_estimate(value, 1700, 0.008, too_long=3)))
@@ -72,7 +72,7 @@ def make_reading_cell(method: str) -> Cell:
 
 
 def make_surprisal_cell(method: str) -> Cell:
-    """Surprisal of words; nothing is right or wrong."""
+    """Make a cell of word surprisal, which has no right or wrong."""
     summary = Summary(
         "aoa", method, "surprisal", ("word",), make_estimate(7.25, 8005, 0.31, too_long=1), {}, ()
     )

@@ -1,5 +1,4 @@
-"""A stand-in for `score`, run as a process of its own so that tests can kill it: writes a run chunk
-by chunk.
+"""Write a run chunk by chunk in a process that tests can kill.
 
 python killable_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
 write); none = finish
@@ -35,9 +34,7 @@ def make_predictions(suite: str, index: int) -> list[Prediction]:
 
 
 def write_run(path: str) -> int:
-    """Score two suites, taking from the folder what is there; returns how many chunks had to be
-    computed.
-    """
+    """Score two suites, reusing existing chunks; return the number of computed chunks."""
     computed = 0
     with runs.RunWriter(path, MANIFEST) as writer:
         for suite in ("alpha", "beta"):
@@ -56,9 +53,7 @@ def write_run(path: str) -> int:
 
 
 def kill_at(moment: int) -> None:
-    """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of
-    the n-th.
-    """
+    """Count writes, flushes, renames and removals; SIGKILL this process in the n-th."""
     remaining = moment
 
     def count_moment() -> None:

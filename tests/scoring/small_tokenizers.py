@@ -1,6 +1,4 @@
-"""Tiny tokenizers of every kind, trained on a few sentences: well-behaved ones and those that cause
-trouble.
-"""
+"""Small tokenizers of every kind, trained on a few sentences, regular and troublesome ones."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def train_bpe(
     size: int = 90,
     unk: str | None = None,
 ) -> Any:
-    """Byte-pair encoding with special tokens <pad> 0, <s> 1, </s> 2, <mask> 3."""
+    """Train a BPE tokenizer with special tokens <pad> 0, <s> 1, </s> 2, <mask> 3."""
     tokenizer = Tokenizer(models.BPE(unk_token=unk))
     if pre is not None:
         tokenizer.pre_tokenizer = pre
@@ -54,12 +52,12 @@ def train_metaspace(split: bool = True, unk: str | None = None) -> Any:
 
 
 def train_gemma_like(unk: str | None = None) -> Any:
-    """SentencePiece's spelling of spaces by a normalizer, and no pre-tokenizer."""
+    """Train a tokenizer that replaces spaces in a normalizer and has no pre-tokenizer."""
     return train_bpe(None, normalizers.Replace(" ", "▁"), unk=unk)
 
 
 def train_superword() -> Any:
-    """Pieces of text up to a full stop, in which tokens may span words."""
+    """Train a tokenizer whose tokens may span words up to a full stop."""
     return train_bpe(pre_tokenizers.Split(".", "isolated"), size=140)
 
 

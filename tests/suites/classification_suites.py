@@ -1,4 +1,4 @@
-"""What the tests of classification share: the suites that ship, and one of two small tasks."""
+"""The shipped classification suites, and a declaration with two small tasks."""
 
 from __future__ import annotations
 

@@ -1,14 +1,18 @@
-"""Names of weights in the authors' checkpoints of LTG-BERT, ELC-BERT and GPT-BERT, as ours."""
+"""Names of weights in the original LTG-BERT, ELC-BERT and GPT-BERT checkpoints, and ours."""
 
 from __future__ import annotations
 
 import re
 
 PARTS = {
-    "in_proj_qk": "attention.query_key", "in_proj_vg": "attention.value_gate", "in_proj_v": "attention.value",
-    "out_proj": "attention.output", "post_layer_norm": "attention.norm_out", "1": "feed_forward.wide",
+    "in_proj_qk": "attention.query_key",
+    "in_proj_vg": "attention.value_gate",
+    "in_proj_v": "attention.value",
+    "out_proj": "attention.output",
+    "post_layer_norm": "attention.norm_out",
+    "1": "feed_forward.wide",
     "4": "feed_forward.narrow",
-}  # fmt: skip
+}
 OUTSIDE = {
     "embedding.word_embedding.weight": "model.embedding.weight",
     "embedding.relative_embedding": "model.positions.table.weight",

@@ -1,4 +1,4 @@
-"""A small training text and corpora of it, for tests of the loop."""
+"""A small training text and corpora of it, for tests of the training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw_sentences(many: int, seed: int = 0) -> list[str]:
 
 
 def write_text(folder: Path, many: int = 120) -> Path:
-    """A folder of two files of sentences."""
+    """Write a folder of two files of sentences."""
     folder.mkdir(parents=True)
     for number in range(2):
         text = "\n".join(draw_sentences(many // 2, number)) + "\n"
