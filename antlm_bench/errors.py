@@ -20,8 +20,10 @@ The numbers are the exit codes of the command line; 0 is success, 130 is Ctrl-C.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class BenchError(Exception):
@@ -98,3 +100,21 @@ class NotComparable(BenchError):
 
 class Interrupted(BenchError):
     exit_code = 75
+
+
+def map_collecting_errors(names: Sequence[str], function: Callable[[str], T]) -> Iterator[T]:
+    """Apply a function to several names, collect the errors, raise them together at the end.
+
+    Yields the results in order. Raises IncompleteError where one of several names failed; the
+    error of a single name is raised as it is.
+    """
+    failures: list[str] = []
+    for name in names:
+        try:
+            yield function(name)
+        except BenchError as error:
+            if len(names) == 1:
+                raise
+            failures.append(f"  {name}: {error}")
+    if failures:
+        raise IncompleteError(f"{len(failures)} of {len(names)} failed:\n" + "\n".join(failures))

@@ -14,10 +14,10 @@ imported when the record is first needed. Other packages declare theirs as entry
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from importlib import import_module, metadata
-from typing import Generic, Protocol, TypeVar
+from importlib import import_module
+from typing import Any, Generic, Protocol, TypeVar
 
 from antlm_bench.errors import UsageError
 
@@ -30,6 +30,14 @@ class NamedRecord(Protocol):
 
 
 Record = TypeVar("Record", bound=NamedRecord)
+
+
+def load_target(target: str | Callable[..., Any]) -> Any:
+    """Return what a record names: an object itself, or the one behind "module:attribute"."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 class Registry(Generic[Record]):
@@ -88,6 +96,8 @@ class Registry(Generic[Record]):
     def _scan_installed_packages(self) -> None:
         if self._scanned:
             return
+        from importlib import metadata  # a third of what `import antlm_bench` would cost
+
         targets: dict[str, str] = {}
         for entry in sorted(metadata.entry_points(group=self.group), key=lambda entry: entry.name):
             package = entry.dist.name if entry.dist else entry.value
@@ -102,9 +112,8 @@ class Registry(Generic[Record]):
 
     def _load(self, name: str) -> Record:
         target = self._targets[name]
-        module, _, attribute = target.partition(":")
         try:
-            record: Record = getattr(import_module(module), attribute)
+            record: Record = load_target(target)
         except (ImportError, AttributeError) as error:
             if name not in self._packages:
                 raise  # a bug of ours
@@ -128,3 +137,15 @@ class Registry(Generic[Record]):
         return suggestion + (
             f"List all: {self.listing}" if self.listing else f"One of {', '.join(self._targets)}"
         )
+
+
+def deferred(target: str) -> Callable[..., Any]:
+    """Return a function that imports "module:attribute" and calls it.
+
+    Records name their slow functions so: listing the records then imports none of them.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return load_target(target)(*args, **kwargs)
+
+    return call

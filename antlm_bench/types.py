@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
+ProgressCallback = Callable[[float], None]  # receives the share (0..1) of the work just done
 WORD_START_TARGET = (
     -1
 )  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
@@ -202,6 +203,8 @@ class Cell:
 
     A task that is finetuned is a suite of its own ("glue-2025.rte"), its methods are
     "finetune-causal" and "finetune-full", and it has one cell per seed; a scored cell has no seed.
+    "frozen-causal" and "frozen-full" are classifiers on a frozen backbone; their seed only decides
+    which texts were held out.
     settings: all that the predictions depend on. history: how the cell came about (losses, epochs,
     what went wrong); no number is derived from it. suite: where runs are read, a name that tells
     the user's own files apart (runs.suite_names); settings["suite"] is the name under which the
@@ -225,10 +228,20 @@ class Cell:
     """
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether a classifier was fitted on a frozen backbone, and nothing was finetuned."""
+        return self.method.startswith("frozen-")
+
+    @property
     def finetuned_task(self) -> tuple[str, str]:
         """(suite, task) of a finetuned cell: ("glue-2025", "rte"). A user's own file is both."""
         suite = str(self.settings.get("collection") or self.suite.partition(".")[0])
         return suite, self.suite.removeprefix(f"{suite}.")
+
+
+def finetune_method(attention: Attention) -> str:
+    """Return the method of a cell that was finetuned with that attention: "finetune-causal"."""
+    return f"finetune-{attention}"
 
 
 def task_full_name(suite: str, task: str) -> str:

@@ -33,7 +33,7 @@ from checkpoints import read_lines, train
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
 from antlm_bench.scoring import multiple_choice, peers
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.types import Item
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from antlm_bench.exports.leaderboard import list_years, load_leaderboard
-from antlm_bench.suites import loader, sources
+from antlm_bench.suites import sources, task_types
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import FileSpec, SuiteSpec
+from antlm_bench.suites.declaration_types import FileSpec
+from antlm_bench.suites.spec import SuiteSpec
 
 TEXTS = (
     "sentence_",
@@ -115,7 +116,9 @@ def load_leaderboard_specs() -> dict[str, SuiteSpec | ClassificationSpec]:
         for year in list_years()
         for part in (*load_leaderboard(year).part, *load_leaderboard(year).fast)
     ]
-    declared = {part.suite: loader.read_declaration(part.suite)[0] for part in parts if part.suite}
+    declared = {
+        part.suite: task_types.read_declaration(part.suite)[0] for part in parts if part.suite
+    }
     texts = {
         name: spec
         for name, spec in declared.items()

@@ -14,8 +14,8 @@ from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
 from antlm_bench.exports import leaderboard
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.loader import Suite
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.spec import SuiteSpec
+from antlm_bench.suites.task_types import Suite, read_spec
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
 SUITE_SPECS = {

@@ -12,9 +12,10 @@ import pytest
 from synthetic import make_rows
 from tiny_models import WORDS
 
-from antlm_bench.suites import loader, sources
+from antlm_bench.suites import loader, sources, task_types
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import ExpectedCountsSpec, FileSpec, SuiteSpec
+from antlm_bench.suites.declaration_types import FileSpec, SuiteDeclaration
+from antlm_bench.suites.spec import ExpectedCountsSpec, SuiteSpec
 
 NUM_WORDS, CONTEXTS_PER_WORD = 12, 2  # children's words, and contexts of each
 TRAINING_ROWS = 64  # rows of every train set
@@ -28,11 +29,11 @@ def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> 
     """
     read_real_spec, read_real_declaration, get_real_file = (
         loader.read_suite_spec,
-        loader.read_declaration,
+        task_types.read_declaration,
         sources.get_file,
     )
 
-    def read_small_declaration(ref: str) -> tuple[loader.AnySpec, Path]:
+    def read_small_declaration(ref: str) -> tuple[SuiteDeclaration, Path]:
         spec, folder = read_real_declaration(ref)
         return (
             shrink_classification_spec(spec, most) if isinstance(spec, ClassificationSpec) else spec
@@ -69,7 +70,7 @@ def serve_synthetic_data(patch: pytest.MonkeyPatch, most: int | None = None) -> 
         text = "".join(f"{json.dumps(row)}\n" for row in make_rows(spec, file, WORDS))
         return sources.DataFile(text.encode(), f"invented {file}")
 
-    patch.setattr(loader, "read_declaration", read_small_declaration)
+    patch.setattr(task_types, "read_declaration", read_small_declaration)
     patch.setattr(loader, "read_suite_spec", read_small_spec)
     patch.setattr(sources, "get_file", get_synthetic_file)
 

@@ -9,8 +9,8 @@ import pytest
 
 from antlm_bench.commands.list import list_catalog
 from antlm_bench.errors import BenchError
-from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS, ScoringConventions
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS, ScoringConventions
+from antlm_bench.scoring.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [

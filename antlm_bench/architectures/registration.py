@@ -10,32 +10,17 @@ type starts; the first call of either registers everything.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from antlm_bench.architectures.records import ARCHITECTURES, find_architecture, load_target
 from antlm_bench.errors import CheckpointError
 
-# model_type -> (file in this package, prefix of its class names)
-ARCHITECTURES = {
-    "antlm_ltg_bert": ("ltg_bert", "LtgBert"),
-    "antlm_gpt_bert": ("gpt_bert", "GptBert"),
-}
-# Auto class -> suffix of the class name
-AUTO_CLASS_SUFFIXES = {
-    "AutoConfig": "Config",
-    "AutoModel": "Model",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForCausalLM": "ForCausalLM",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-}
-# model_type of the library -> (file that a hybrid of it carries, Auto class that the library lacks,
-# class)
-HYBRID_ARCHITECTURES = {"llama": ("llama_masked", "AutoModelForMaskedLM", "LlamaForMaskedLM")}
 CARD_KEY = "antlm_bench"  # the key of config.json that says which way a checkpoint of ours attends
 AUTO_MODULE = "transformers.models.auto.configuration_auto"
 ENTRY_POINTS = ("from_pretrained", "for_model")
@@ -52,65 +37,58 @@ def install_import_hook() -> None:
 
 
 def register_architectures() -> None:
-    """Tell the Auto classes of transformers about our architectures. Imports torch and
-    transformers.
+    """Register the classes of ARCHITECTURES that transformers lacks with its Auto classes. Imports
+    torch and transformers.
     """
     import transformers
 
-    for model_type, (file, prefix) in ARCHITECTURES.items():
-        module = importlib.import_module(f"antlm_bench.architectures.{file}")
-        classes = {
-            auto: getattr(module, prefix + suffix) for auto, suffix in AUTO_CLASS_SUFFIXES.items()
-        }
-        config = classes.pop("AutoConfig")
-        transformers.AutoConfig.register(model_type, config, exist_ok=True)
-        for auto, model in classes.items():
-            getattr(transformers, auto).register(config, model, exist_ok=True)
-    for file, auto, name in HYBRID_ARCHITECTURES.values():
-        model = getattr(importlib.import_module(f"antlm_bench.architectures.{file}"), name)
-        getattr(transformers, auto).register(model.config_class, model, exist_ok=True)
+    for architecture in ARCHITECTURES:
+        models = {auto: load_target(target) for auto, target in architecture.own_classes.items()}
+        if config := models.pop("AutoConfig", None):
+            transformers.AutoConfig.register(architecture.model_type, config, exist_ok=True)
+        for auto, model in models.items():
+            getattr(transformers, auto).register(model.config_class, model, exist_ok=True)
 
 
 def add_remote_code(folder: Path) -> bool:
-    """Put the architecture's file into a saved checkpoint and name it in config.json, for
-    `trust_remote_code=True`.
+    """Copy the file of the architecture into a saved checkpoint and name its classes in config.json
+    (`auto_map`), so that `trust_remote_code=True` opens it without this package.
 
-    Others can then load it without this package. A hybrid of the library's architecture carries the
-    class that the library lacks. Returns whether the checkpoint carries a file. Raises
+    A checkpoint of the library's architecture carries a file only if it attends in full and the
+    library lacks the class for that. Returns whether the checkpoint carries a file. Raises
     CheckpointError if the folder has no readable config.json or cannot be written.
     """
-    place = folder / "config.json"
+    location = folder / "config.json"
     try:
-        config = json.loads(place.read_text(encoding="utf-8"))
-        file, classes = _remote_code_file(config)
-        if not file:
+        config = json.loads(location.read_text(encoding="utf-8"))
+        classes = _carried_classes(config)
+        if not classes:
             return False
-        (folder / f"{file}.py").write_bytes(Path(__file__).with_name(f"{file}.py").read_bytes())
-        config["auto_map"] = {auto: f"{file}.{name}" for auto, name in classes.items()}
-        written = place.with_name("config.json.part")
-        written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(written, place)  # noqa: PTH105 - atomic on every platform
+        auto_map = {}
+        for auto, target in classes.items():
+            module, _, name = target.partition(":")
+            source = Path(str(import_module(module).__file__))
+            (folder / source.name).write_bytes(source.read_bytes())
+            auto_map[auto] = f"{source.stem}.{name}"
+        config["auto_map"] = auto_map
+        temporary = location.with_name("config.json.part")
+        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(temporary, location)  # noqa: PTH105 - atomic on every platform
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"cannot carry its architecture: {error}", location=str(place)
+            f"cannot carry its architecture: {error}", location=str(location)
         ) from error
     return True
 
 
-def _remote_code_file(config: Any) -> tuple[str, dict[str, str]]:
-    """The file that a checkpoint carries, and Auto class -> class in it; ("", {}) for none."""
-    kind, card = config.get("model_type"), config.get(CARD_KEY)
-    if kind in ARCHITECTURES:
-        file, prefix = ARCHITECTURES[kind]
-        return file, {auto: prefix + suffix for auto, suffix in AUTO_CLASS_SUFFIXES.items()}
-    if (
-        kind in HYBRID_ARCHITECTURES
-        and isinstance(card, dict)
-        and "full" in card.get("attends", [])
-    ):
-        file, auto, name = HYBRID_ARCHITECTURES[kind]
-        return file, {auto: name}
-    return "", {}
+def _carried_classes(config: Any) -> dict[str, str]:
+    """Auto class -> "module:class" of the classes whose file a checkpoint carries; {} for none."""
+    architecture, card = find_architecture(config.get("model_type")), config.get(CARD_KEY)
+    if architecture is None:
+        return {}
+    attends = card.get("attends", []) if isinstance(card, dict) else []
+    needed = not architecture.is_from_library or "full" in attends
+    return architecture.own_classes if needed else {}
 
 
 def _wrap_entry_points(module: ModuleType) -> None:

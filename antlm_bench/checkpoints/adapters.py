@@ -34,37 +34,8 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
             location=str(adapter),
             hint='pip install "antlm-bench[lora]"',
         ) from error
-    weights = adapter_weights(adapter, options)
     _untie_embeddings(model)
-    whole = {
-        f"base_model.model.{name}" for name in model.state_dict()
-    }  # embeddings may be stored as they are
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what peft warns of, tensors that do not fit, is an error below
-            wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-            stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
-            expected = set(
-                peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-            )
-    except Exception as error:  # peft, safetensors and torch each have their own
-        raise CheckpointError(
-            f"the adapter does not fit {type(model).__name__}: {first_line(error)}",
-            location=str(adapter),
-            hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
-        ) from error
-    # A targeted embedding or head may be stored whole, as the base layer of its adapter.
-    stored = {name for name in stored if name.replace(".base_layer.", ".") not in whole}
-    unused, missing = sorted(stored - expected), sorted(expected - stored)
-    if unused or missing:
-        raise CheckpointError(
-            f"the adapter does not fit {type(model).__name__}: {len(unused)} of its tensors have no place "
-            f"in it, {len(missing)} are missing from {weights.name} (e.g. {(unused or missing)[0]})",
-            location=str(adapter),
-            hint="give the base model that it was trained on (base_model_name_or_path in adapter_config.json)",
-        )
+    wrapped = _load_adapter(peft, model, adapter, adapter_weights(adapter, options))
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = str(wrapped.peft_config["default"].peft_type).rpartition(".")[2]
         raise CheckpointError(
@@ -75,16 +46,53 @@ def merge_adapter(model: Any, adapter: Path, options: OpenOptions) -> Any:
     wrapped.eval()
     unmerged = _trial_logits(wrapped)
     merged = wrapped.merge_and_unload().eval()
-    off = float(
-        (_trial_logits(merged) - unmerged).abs().max() / unmerged.abs().max().clamp(min=1e-6)
-    )
-    if not off < MERGE_TOLERANCE:
+    difference = (_trial_logits(merged) - unmerged).abs().max()
+    relative = float(difference / unmerged.abs().max().clamp(min=1e-6))
+    if not relative < MERGE_TOLERANCE:
         raise CheckpointError(
-            f"the adapter cannot be merged into {type(model).__name__}: its logits move by {off:.2g} of the largest",
+            f"the adapter cannot be merged into {type(model).__name__}: "
+            f"its logits move by {relative:.2g} of the largest",
             location=str(adapter),
-            hint="merge it with peft (merge_and_unload), compare, and score the folder that save_pretrained writes",
+            hint="merge it with peft (merge_and_unload), compare, and score the folder that "
+            "save_pretrained writes",
         )
     return merged
+
+
+def _load_adapter(peft: Any, model: Any, adapter: Path, weights: Path) -> Any:
+    """Return the model with an adapter around its layers. Raises CheckpointError where tensors of
+    the adapter are missing or have no place in the model.
+    """
+    misfit = f"the adapter does not fit {type(model).__name__}"
+    hint = (
+        "give the base model that it was trained on (base_model_name_or_path in "
+        "adapter_config.json)"
+    )
+    # Embeddings may be stored as they are.
+    whole = {f"base_model.model.{name}" for name in model.state_dict()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tensors that do not fit: an error below
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            stored = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
+            expected = set(
+                peft.utils.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+            )
+    except Exception as error:  # peft, safetensors and torch each have their own
+        raise CheckpointError(
+            f"{misfit}: {first_line(error)}", location=str(adapter), hint=hint
+        ) from error
+    # A targeted embedding or head may be stored whole, as the base layer of its adapter.
+    stored = {name for name in stored if name.replace(".base_layer.", ".") not in whole}
+    unused, missing = sorted(stored - expected), sorted(expected - stored)
+    if unused or missing:
+        raise CheckpointError(
+            f"{misfit}: {len(unused)} of its tensors have no place in it, {len(missing)} are "
+            f"missing from {weights.name} (e.g. {(unused or missing)[0]})",
+            location=str(adapter),
+            hint=hint,
+        )
+    return wrapped
 
 
 def _untie_embeddings(model: Any) -> None:

@@ -41,9 +41,9 @@ from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import CheckpointError, UsageError
 from antlm_bench.scoring.cpu_kernels import can_pack_linears
 from antlm_bench.scoring.engine import Engine, ForwardConfig
+from antlm_bench.scoring.methods import METHODS, Method, supported_methods
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.probes import METHODS, Method, supported_methods
 from antlm_bench.scoring.text import (
     ContextEncoder,
     EosRule,
@@ -136,7 +136,7 @@ class Checkpoint:
 
     def doctor_facts(self) -> Mapping[str, object]:
         """For `doctor`: what was found, in words."""
-        notes = self.notes("mlm-l2r") if "mlm-l2r" in self.methods else ()
+        notes = [note for method in self.methods for note in self.notes(method)]
         if not self.methods:
             return {**self.metadata, "methods": f"none: {self.no_mask_reason}"}
         methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"

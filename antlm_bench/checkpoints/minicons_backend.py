@@ -17,11 +17,11 @@ from antlm_bench.checkpoints.loader import add_scored_eos, describe_checkpoint, 
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
 from antlm_bench.scoring import peers
-from antlm_bench.scoring.multiple_choice import ProgressCallback, build_predictions
-from antlm_bench.scoring.peers import MINICONS_PLL_METRICS, MiniconsScorer, PeerScores, Span
-from antlm_bench.scoring.probes import METHODS, Method, supported_methods
+from antlm_bench.scoring.methods import METHODS, Method, peer_methods, supported_methods
+from antlm_bench.scoring.multiple_choice import build_predictions
+from antlm_bench.scoring.peers import MINICONS, MiniconsScorer, PeerScores, Span
 from antlm_bench.scoring.text import EosRule, build_specials, merge_flags, resolve_eos_rule
-from antlm_bench.types import Encodings, Item, Prediction
+from antlm_bench.types import Encodings, Item, Prediction, ProgressCallback
 
 ENGINES = ("native", "minicons")
 
@@ -53,7 +53,7 @@ class MiniconsCheckpoint:
     @property
     def methods(self) -> list[str]:
         """What minicons can score it with; the first is the default."""
-        return [name for name in supported_methods(self) if name in MINICONS_PLL_METRICS]
+        return [name for name in supported_methods(self) if name in peer_methods(MINICONS)]
 
     def with_bos_before_context(self, bos: str) -> MiniconsCheckpoint:
         """Return the same checkpoint with another BOS policy for causal texts that have a context."""
@@ -96,8 +96,7 @@ class MiniconsCheckpoint:
 
         made = []
         for method in methods:
-            name = next(name for name, known in METHODS.items() if known == method)
-            said = self._score_spans(texts, spans, name, share)
+            said = self._score_spans(texts, spans, method.name, share)
             used = [method.with_relevant_flags(said.facts)]
             made.append(
                 build_predictions(
@@ -152,7 +151,7 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
     methods = tuple(
         name
         for name in found.trained_methods
-        if name in MINICONS_PLL_METRICS and METHODS[name].attends <= set(found.specials)
+        if name in peer_methods(MINICONS) and METHODS[name].attends <= set(found.specials)
     )
     return MiniconsCheckpoint(
         name=found.name,
@@ -195,11 +194,10 @@ def validate_options(
             location="--batch-tokens",
             hint="leave --batch-tokens out",
         )
-    if unknown := [
-        name for name in methods if name not in MINICONS_PLL_METRICS and name in METHODS
-    ]:
+    supported = peer_methods(MINICONS)
+    if unknown := [name for name in methods if name not in supported and name in METHODS]:
         raise MethodNotSupported(
             f"minicons does not know {unknown[0]!r}",
             location="--method",
-            hint=f"one of {', '.join(MINICONS_PLL_METRICS)}, or --engine native",
+            hint=f"one of {', '.join(supported)}, or --engine native",
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ NON_LM_HEADS = {
 
 CONFIG_HINT = "a value in config.json is not one that this version of transformers takes: compare it with the original's"
 TRUNCATED_HINT = "a file is truncated, or one that the index or a link names is missing: compare with the original's files"
+_loading = RLock()
 FILE_ERRORS = (safetensors.SafetensorError, OSError, EOFError, pickle.UnpicklingError)
 
 
@@ -562,15 +564,17 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def silence_transformers() -> Iterator[None]:
     """Silence the library while it loads: what it would warn of (missing weights) is checked and
-    raised here.
+    raised here. Log level, progress bars and seed belong to the process, so that threads load one
+    after the other.
     """
     logger, hf = logging.getLogger("transformers"), transformers.utils.logging
-    level, bars = logger.level, hf.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            hf.enable_progress_bar()
+    with _loading:
+        level, bars = logger.level, hf.is_progress_bar_enabled()
+        logger.setLevel(logging.CRITICAL)
+        hf.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bars:
+                hf.enable_progress_bar()

@@ -63,7 +63,7 @@ class OpenOptions:
     dtype: str = "float32"
     bos: str = "auto"
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.multiple_choice.Policy
+    lengths: str = "declared"  # see scoring.conventions.ScoringConventions
     batch_tokens: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False

@@ -29,9 +29,10 @@ recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
 def list_command(
     kind: Annotated[
-        Literal["suites", "collections", "models", "methods"],
+        Literal["suites", "collections", "models", "methods", "architectures"],
         typer.Argument(
-            metavar="KIND", help="suites, collections, models (training recipes) or methods."
+            metavar="KIND",
+            help="suites, collections, models (training recipes), methods or architectures.",
         ),
     ] = "suites",
     json: JsonOption = False,

@@ -102,6 +102,14 @@ def finetune_command(
             metavar="RANK", min=0, help="Train low-rank adapters of this rank (needs peft)."
         ),
     ] = 0,
+    frozen: Annotated[
+        bool,
+        scoring_option(
+            "--frozen",
+            help="Train no weights: a logistic regression on the checkpoint's features. Takes "
+            "seconds; a row of its own. Deterministic: the first seed only splits the train set.",
+        ),
+    ] = False,
     device: DeviceOption = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],

@@ -34,6 +34,7 @@ from antlm_bench.cli.shared_options import (
     table_option,
 )
 from antlm_bench.errors import IncompleteError
+from antlm_bench.scoring.methods import SHIPPED
 
 PEER_SPELLINGS_HELP = (
     "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
@@ -63,7 +64,7 @@ def score_command(
         list[str] | None,
         scoring_option(
             metavar="NAME",
-            help="causal, mlm, mlm-l2r, mntp, fused; all that fit. Repeatable, or a,b.",
+            help=f"{', '.join(SHIPPED)}; all that fit. Repeatable, or a,b.",
             show_default="the checkpoint's own",
         ),
     ] = None,

@@ -51,7 +51,7 @@ def surprisal_command(
     ] = None,
     revision: RevisionOption = None,
     method: Annotated[
-        Literal["causal", "mlm", "mlm-l2r", "mntp"] | None,
+        str | None,
         scoring_option(
             metavar="NAME", help="causal, mlm, mlm-l2r, mntp.", show_default="the checkpoint's own"
         ),

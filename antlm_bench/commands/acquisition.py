@@ -29,16 +29,17 @@ from antlm_bench.commands.curve import (
 )
 from antlm_bench.compare.join import DECISIVE_SETTINGS
 from antlm_bench.compare.summary_check import read_run
-from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import ItemKind, get_metric_spec
 from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
-from antlm_bench.metrics.surprisal import SURPRISAL, group_by_word
+from antlm_bench.metrics.surprisal import group_by_word
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
 from antlm_bench.suites.acquisition import AcquisitionSpec
 from antlm_bench.suites.reading_times_spec import ChildVocabularySpec
+from antlm_bench.suites.task_types import find_task_type, read_declaration_as
 from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
 
@@ -128,31 +129,27 @@ def compute_acquisition(
 
 
 def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[str]:
-    """The ages of acquisition among references to suites. UsageError where the checkpoints are too
-    few for one.
+    """Return the references that name an age of acquisition.
+
+    Raises UsageError where the checkpoints are too few for one.
     """
-    declared = [
-        ref for ref in dict.fromkeys(refs) if ref in catalog("tasks") or ref.endswith(".toml")
-    ]
-    found = {
-        ref: spec
-        for ref in declared
-        if isinstance(spec := loader.read_declaration(ref)[0], AcquisitionSpec)
-    }
-    for ref, spec in found.items():
+    suites = [ref for ref in dict.fromkeys(refs) if find_task_type(ref).over_checkpoints]
+    for ref in suites:
         if num_checkpoints < curves.MIN_POINTS:
-            hint = "--model FOLDER_OF_CHECKPOINTS; or one by one: "
-            hint += f"--suite {spec.words}, then antlm-bench acquisition RUN... --suite {ref}"
-            message = f"{ref} is of {curves.MIN_POINTS} or more checkpoints of a model, not of {num_checkpoints}"
-            raise UsageError(message, location="--suite", hint=hint)
-    return list(found)
+            words = read_declaration_as(ref, AcquisitionSpec)[0].words
+            raise UsageError(
+                f"{ref} is of {curves.MIN_POINTS} or more checkpoints of a model, "
+                f"not of {num_checkpoints}",
+                location="--suite",
+                hint="--model FOLDER_OF_CHECKPOINTS; or one by one: "
+                f"--suite {words}, then antlm-bench acquisition RUN... --suite {ref}",
+            )
+    return suites
 
 
 def _load_child_data(suite: str) -> _ChildData:
-    spec, _ = loader.read_declaration(suite)
-    if not isinstance(spec, AcquisitionSpec):
-        hint = f"e.g. {DEFAULT_SUITE}; the checkpoints are scored on its words"
-        raise UsageError(f"{suite!r} is no age of acquisition", location="--suite", hint=hint)
+    hint = f"e.g. {DEFAULT_SUITE}; the checkpoints are scored on its words"
+    spec, _ = read_declaration_as(suite, AcquisitionSpec, hint=hint)
     words, folder = loader.read_suite_spec(spec.words)
     if words.children is None:
         raise UsageError(f"{spec.words!r} says nothing of children", location=f"{spec.name}: words")
@@ -218,7 +215,7 @@ def _build_settings(
     """
     last, cell = checkpoint_cells[-1]
     for run, other in checkpoint_cells:
-        if other.summary.metric != SURPRISAL:
+        if get_metric_spec(other.summary.metric).item_kind is not ItemKind.TEXT:
             raise UsageError(
                 f"{other.suite} is no suite of surprisals in {run.path}", hint="score it again"
             )

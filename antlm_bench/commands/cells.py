@@ -20,7 +20,7 @@ from antlm_bench.types import Manifest
 
 if TYPE_CHECKING:
     from antlm_bench.suites.classification_loader import ClassificationTask
-    from antlm_bench.suites.loader import Suite
+    from antlm_bench.suites.task_types import Suite
 
 S = TypeVar("S", "Suite", "ClassificationTask")
 

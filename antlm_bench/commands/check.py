@@ -11,7 +11,7 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.commands import baseline
 from antlm_bench.compare import RunComparison, compare_runs
-from antlm_bench.compare.comparison import UNPAIRED_METRICS
+from antlm_bench.compare.comparison import is_paired
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.margins import load_suite_margins
 from antlm_bench.compare.verdict import Margins, Status, Verdict, judge, worst_status
@@ -119,7 +119,7 @@ def _classify_cells(
         name = f"{suite} · {pairs.get(method, method)}"
         if (suite, pairs.get(method, method)) not in there:
             missing.append(name)
-        elif each[0].summary.metric in UNPAIRED_METRICS:
+        elif not is_paired(each[0].summary.metric):
             unjudged.append(name)
         else:
             shared.append(suite)

@@ -8,11 +8,11 @@ from pathlib import Path
 from antlm_bench import runs
 from antlm_bench.compare import Comparison, RunComparison
 from antlm_bench.compare import compare_runs as differences
-from antlm_bench.compare.comparison import METRICS_NEEDING_DATA, UNPAIRED_METRICS
 from antlm_bench.compare.join import group_cells, suite_matches
 from antlm_bench.compare.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting.results_table import model_names
 from antlm_bench.types import Run
 
@@ -151,11 +151,16 @@ def _uncompared_cells(
     ]
     left = [found for found in wanted if found not in compared_cells]
     metrics = {found: each[0].summary.metric for found, each in group_cells(run).items()}
-    reasons = dict.fromkeys(UNPAIRED_METRICS, "not compared, no metric of single items:")
-    reasons |= dict.fromkeys(METRICS_NEEDING_DATA, "not compared, its data is not at hand:")
     lines: dict[str, list[str]] = {}
     for one in left:
-        lines.setdefault(reasons.get(metrics[one], f"only in {name}:"), []).append(" · ".join(one))
+        metric = get_metric_spec(metrics[one])
+        if metric.comparison is None:
+            reason = "not compared, no metric of single items:"
+        elif metric.needs_suite_data:
+            reason = "not compared, its data is not at hand:"
+        else:
+            reason = f"only in {name}:"
+        lines.setdefault(reason, []).append(" · ".join(one))
     return [
         f"{why} {', '.join(those)}" + f" of {name}" * (not why.startswith("only"))
         for why, those in lines.items()

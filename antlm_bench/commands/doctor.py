@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from antlm_bench.commands.several import map_collecting_errors
+from antlm_bench.errors import map_collecting_errors
 
 if TYPE_CHECKING:
     from antlm_bench.checkpoints import OpenOptions

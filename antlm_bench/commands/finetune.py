@@ -1,5 +1,6 @@
-"""finetune: checkpoints and tasks in, the same run folders out as `score` writes: one cell per task
-and seed.
+"""Finetune checkpoints on classification tasks into the run folders that `score` writes.
+
+A task, an attention and a seed are one cell.
 """
 
 from __future__ import annotations
@@ -34,41 +35,50 @@ from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, 
 from antlm_bench.metrics import summarize
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.suites import classification_loader
+from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary
+from antlm_bench.types import Attention, Cell, Run, Summary, finetune_method
 
 if TYPE_CHECKING:
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
 
-# raised whenever a finetuned number of an unchanged checkpoint and task may move; part of the key
+# Raised whenever a score of an unchanged checkpoint and task may move; part of the content key.
 CONVENTIONS_VERSION = 3
-NO_PRESETS_HINT = (
-    "a file of one's own has none: give its settings one by one with --set (docs/finetuning.md)"
-)
+FROZEN_CONVENTIONS_VERSION = 1
 DEFAULT_SEEDS = (1, 2, 3)
 ATTENTIONS = ("causal", "full")
 ALL_ATTENTIONS = "all"
+FROZEN_TRAINING_KEYS = ("max_length", "token_types", "pooling", "rows", "strip")
+"""The settings of TrainingSpec that a frozen backbone reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
-    """Everything that `finetune` can be told beside checkpoints, suite, tasks, seeds. See the
-    command line's help.
+    """Options of `finetune`, beside checkpoints, suites, tasks and seeds.
 
-    valid: the scored file of a set of one's own. limit_train, limit_valid: rows, task -> how many
-    ("" = every task). changes: hyper-parameters, as "lr=1e-4". lora: rank, 0 = all weights.
+    Those without a line here are the same as of `score`.
     """
 
     revision: str | None = None
     valid: str | None = None
+    """The scored file of the user's own train file."""
     limit_train: Mapping[str, int] = field(default_factory=dict)
+    """Task -> rows to train on; "" = every task."""
     limit_valid: Mapping[str, int] = field(default_factory=dict)
+    """Task -> rows to score; "" = every task."""
     preset: str = ""
+    """Published settings of the suite, by name."""
     changes: Sequence[str] = field(default_factory=tuple)
+    """Hyper-parameters, as "lr=1e-4"."""
     pooling: str = "auto"
+    """What the head reads of a text: see finetuning.heads."""
     lora: int = 0
+    """Rank of adapters that are trained instead of the weights; 0 = train all weights."""
+    frozen: bool = False
+    """Train no weights: fit a logistic regression on the backbone's features."""
     device: str = "auto"
     dtype: str = "float32"
+    """Of matrix products. Weights are opened, and kept, in fp32."""
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -80,14 +90,12 @@ class FinetuneOptions:
     again: bool = False
 
     def row_limits(self, task: str) -> tuple[int | None, int | None]:
-        """Rows to train on and to score of a task, None = all."""
-        train, valid = (
-            limit.get(task, limit.get("")) for limit in (self.limit_train, self.limit_valid)
-        )
+        """Return the numbers of rows of a task to train on and to score; None = all."""
+        limits = (self.limit_train, self.limit_valid)
+        train, valid = (limit.get(task, limit.get("")) for limit in limits)
         return train, valid
 
     def checkpoint_options(self) -> OpenOptions:
-        """Weights are opened, and kept, in fp32; `dtype` is that of the matrix products."""
         shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {"dtype"}
         return OpenOptions(**{name: getattr(self, name) for name in shared})
 
@@ -114,17 +122,19 @@ def finetune(
     options: FinetuneOptions | None = None,
     **option_values: Any,
 ) -> list[Run]:
-    """Finetune every checkpoint on every task with every seed; one run folder per checkpoint, as
-    `score`.
+    """Finetune every checkpoint on every task with every seed; one run folder per checkpoint.
 
-    models: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL of
-    texts and labels. tasks: some of the suite's, () = all. attentions: causal, full or "all", () =
-    that of the checkpoint's first method. out: as for `score`. Keyword settings are
-    FinetuneOptions.
+    models, out: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL
+    of texts and labels. tasks: some of the suites', () = all. attentions: causal, full or "all"; ()
+    = the attention of the checkpoint's first method. Keyword settings are FinetuneOptions.
 
-    A cell (task, attention, seed) that is already there under the same content key is not computed
-    again, so a killed call resumes. A cell that fails (its data absent, a misfit) leaves the others
-    to go on; IncompleteError follows.
+    With `frozen` nothing is trained but a logistic regression on the backbone's features. Its fit
+    is deterministic: each task and attention has one cell, and the first of `seeds` only decides
+    which texts are held out to choose C.
+
+    A cell (task, attention, seed) that is there under the same content key is kept, so a call that
+    was killed resumes. If a cell fails (its data are absent, say), the others are computed and
+    IncompleteError follows. Raises UsageError and MethodNotSupported before anything is written.
     """
     options = replace(options or FinetuneOptions(), **option_values)
     if not seeds:
@@ -134,85 +144,105 @@ def finetune(
             raise UsageError(
                 f"unknown attention {name!r}", location="--attention", hint="causal, full or all"
             )
+    if options.frozen:
+        _check_frozen_options(options)
+        seeds = seeds[:1]
     refs = expand_refs(as_list(models))
-    wanted = _select_tasks(as_list(suites), as_list(tasks), options)
+    task_names = _select_tasks(as_list(suites), as_list(tasks), options)
     finished: list[Run] = []
-    failed: list[str] = []
+    failures: list[str] = []
     loaded: dict[tuple[str, str], ClassificationTask | BenchError] = {}
     for ref in refs:
         try:
-            body = open_backbone(ref, options.checkpoint_options())
-            ways = _resolve_attentions(body, as_list(attentions))
+            backbone = open_backbone(ref, options.checkpoint_options())
+            chosen_attentions = _resolve_attentions(backbone, as_list(attentions))
         except BenchError as error:
             if len(refs) == 1:
                 raise
-            failed.append(f"  {ref}: {error}")
+            failures.append(f"  {ref}: {error}")
             continue
-        folder = run_dir(body.metadata, out, len(refs) > 1)
-        with runs.RunWriter(folder, build_manifest(body.metadata)) as writer:
-            for pair in wanted:
-                if pair not in loaded:
-                    loaded[pair] = _load_task(*pair, options)
-            failed += _finetune_checkpoint(
-                body, [loaded[pair] for pair in wanted], ways, seeds, writer, options
+        folder = run_dir(backbone.metadata, out, len(refs) > 1)
+        with runs.RunWriter(folder, build_manifest(backbone.metadata)) as writer:
+            for suite_and_task in task_names:
+                if suite_and_task not in loaded:
+                    loaded[suite_and_task] = _load_task(*suite_and_task, options)
+            chosen_tasks = [loaded[suite_and_task] for suite_and_task in task_names]
+            failures += _finetune_checkpoint(
+                backbone, chosen_tasks, chosen_attentions, seeds, writer, options
             )
         if (folder / "run.json").exists():
             finished.append(read_run(folder))
     finished = runs.distinguish_suites(finished)
-    if failed:
-        message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failed))
+    if failures:
+        message = "some of it was not finetuned:\n" + "\n".join(dict.fromkeys(failures))
         raise IncompleteError(
             message, hint="mend it and repeat: what is finished is kept", runs=finished
         )
     return finished
 
 
+def _check_frozen_options(options: FinetuneOptions) -> None:
+    """Raise UsageError for options that have no effect on a frozen backbone."""
+    for option, value in (("--preset", options.preset), ("--lora", options.lora)):
+        if value:
+            raise UsageError(
+                f"{value} cannot be combined with --frozen",
+                location=option,
+                hint="it concerns the training of weights, and a frozen backbone trains none",
+            )
+    for change in options.changes:
+        key = change.partition("=")[0].strip()
+        if key in TrainingSpec.model_fields and key not in FROZEN_TRAINING_KEYS:
+            raise UsageError(
+                f"{key} has no effect on a frozen backbone",
+                location="--set",
+                hint=f"with --frozen it takes {', '.join(FROZEN_TRAINING_KEYS)}",
+            )
+
+
 def _select_tasks(
     suites: Sequence[str], tasks: Sequence[str], options: FinetuneOptions
 ) -> list[tuple[str, str]]:
-    """(suite, task) in order. A slip in a name costs a second, not an hour."""
+    """Return (suite, task) in order. Raise UsageError for an unknown name; no data are read."""
     if not suites:
         raise UsageError(
             "no suite given",
             location="--suite",
             hint="glue-2025, glue-2024, or a train.csv of yours",
         )
-    known = {suite: classification_loader.list_tasks(suite) for suite in suites}
-    for task in tasks:
-        if not any(task in names for names in known.values()):
-            everything = [name for names in known.values() for name in names]
-            hint = suggest_name(task, everything) or f"one of {', '.join(everything)}"
+    tasks_by_suite = {suite: classification_loader.list_tasks(suite) for suite in suites}
+    all_tasks = [name for names in tasks_by_suite.values() for name in names]
+    limits = {"--limit-train": options.limit_train, "--limit-valid": options.limit_valid}
+    named = [("--task", name) for name in tasks]
+    named += [(option, name) for option, limit in limits.items() for name in limit if name]
+    for option, name in named:
+        if name not in all_tasks:
+            hint = suggest_name(name, all_tasks) or f"one of {', '.join(all_tasks)}"
             raise UsageError(
-                f"{', '.join(suites)} has no task {task!r}", location="--task", hint=hint
+                f"{', '.join(suites)} has no task {name!r}", location=option, hint=hint
             )
-    for option, limits in (
-        ("--limit-train", options.limit_train),
-        ("--limit-valid", options.limit_valid),
-    ):
-        for name in limits:
-            if name and not any(name in names for names in known.values()):
-                raise UsageError(f"{', '.join(suites)} has no task {name!r}", location=option)
     for suite in suites:
-        if options.preset and options.preset not in classification_loader.list_presets(suite):
-            there = classification_loader.list_presets(suite)
-            hint = suggest_name(options.preset, there) or (
-                f"one of {', '.join(there)}" if there else NO_PRESETS_HINT
+        presets = classification_loader.list_presets(suite)
+        if options.preset and options.preset not in presets:
+            hint = (
+                suggest_name(options.preset, presets) or f"one of {', '.join(presets)}"
+                if presets
+                else "a file of yours has none: give its settings one by one with --set "
+                "(docs/finetuning.md)"
             )
             raise UsageError(
                 f"{suite} has no preset {options.preset!r}", location="--preset", hint=hint
             )
     return [
-        (suite, task)
-        for suite, names in known.items()
-        for task in names
-        if not tasks or task in tasks
+        (suite, name)
+        for suite, names in tasks_by_suite.items()
+        for name in names
+        if not tasks or name in tasks
     ]
 
 
 def _load_task(suite: str, task: str, options: FinetuneOptions) -> ClassificationTask | BenchError:
-    """A task, or why it cannot be had: that is one failed cell, and no reason not to compute the
-    others.
-    """
+    """Load a task, or return the error: it fails this cell only, and the others are computed."""
     limit_train, limit_valid = options.row_limits(task)
     try:
         return classification_loader.load_task(
@@ -231,46 +261,50 @@ def _load_task(suite: str, task: str, options: FinetuneOptions) -> Classificatio
 
 
 def _resolve_attentions(backbone: Backbone, names: Sequence[str]) -> list[Attention]:
-    """How the checkpoint is read: as asked, else as its first method reads it."""
-    able = [attention for attention in ATTENTIONS if attention in backbone.attends]
+    """Return the attentions to use: as named, else that of the checkpoint's first method."""
+    available = [attention for attention in ATTENTIONS if attention in backbone.attends]
     if not names:
         first = backbone.trained_methods[0] if backbone.trained_methods else ""
-        names = [
-            first
-            if first in able
-            else "full"
-            if "full" in able and (first or backbone.kind == "masked")
-            else able[0]
-        ]
-    chosen = list(
-        dict.fromkeys(way for name in names for way in (able if name == ALL_ATTENTIONS else [name]))
-    )
-    for way in chosen:
-        if way not in able:
-            hint = f"it attends {' and '.join(able)}"
+        prefers_full = bool(first) or backbone.kind == "masked"
+        default = "full" if "full" in available and prefers_full else available[0]
+        names = [first if first in available else default]
+    expanded = (available if name == ALL_ATTENTIONS else [name] for name in names)
+    attentions = list(dict.fromkeys(attention for group in expanded for attention in group))
+    for attention in attentions:
+        if attention not in available:
             raise MethodNotSupported(
-                f"{backbone.name} cannot attend {way}", location="--attention", hint=hint
+                f"{backbone.name} cannot attend {attention}",
+                location="--attention",
+                hint=f"it attends {' and '.join(available)}",
             )
-    return ["causal" if way == "causal" else "full" for way in chosen]
+    return ["causal" if attention == "causal" else "full" for attention in attentions]
 
 
 @dataclass(frozen=True, slots=True)
 class _PendingCell:
-    """A cell to be computed, and what its key was made of."""
+    """A cell that is to be computed."""
 
     task: ClassificationTask
     attention: Attention
     seed: int
+    frozen: bool
     settings: Mapping[str, Any]
+    """All that the predictions depend on: the content key is made of it."""
 
     @property
     def method(self) -> str:
-        return f"finetune-{self.attention}"
+        return _method_name(self.attention, self.frozen)
 
     @property
     def num_examples(self) -> int:
-        """How many texts are shown at most: the unit of progress."""
+        """How many texts the model reads, at most: the unit of progress."""
+        if self.frozen:
+            return len(self.task.train) + len(self.task.valid)
         return len(self.task.train) * self.task.training.epochs
+
+
+def _method_name(attention: Attention, frozen: bool) -> str:
+    return f"frozen-{attention}" if frozen else finetune_method(attention)
 
 
 def _finetune_checkpoint(
@@ -281,55 +315,64 @@ def _finetune_checkpoint(
     writer: runs.RunWriter,
     options: FinetuneOptions,
 ) -> list[str]:
-    """The cells of one checkpoint that are not there yet; what failed, in words."""
-    failed = [f"  {backbone.name}: {task}" for task in tasks if isinstance(task, BenchError)]
+    """Compute the cells of one checkpoint that are missing; return a line per failure."""
+    failures = [f"  {backbone.name}: {task}" for task in tasks if isinstance(task, BenchError)]
+    usable = deduplicate_suites(task for task in tasks if isinstance(task, ClassificationTask))
     cells = []
-    for task, way, seed in product(
-        deduplicate_suites(task for task in tasks if isinstance(task, ClassificationTask)),
-        attentions,
-        seeds,
-    ):
-        todo = _PendingCell(task, way, seed, _cell_settings(backbone, task, way, seed, options))
+    for task, attention, seed in product(usable, attentions, seeds):
+        settings = _cell_settings(backbone, task, attention, seed, options)
+        cell = _PendingCell(task, attention, seed, options.frozen, settings)
+        key = content_key(settings)
         if options.again or not writer.is_complete(
-            task.full_name, todo.method, content_key(todo.settings), seed, task.origin
+            task.full_name, cell.method, key, seed, task.origin
         ):
-            cells.append(todo)
-    from antlm_bench.finetuning.loop import finetune as train
-
-    with Progress(sum(todo.num_examples for todo in cells), backbone.name, "examples") as progress:
-        for todo in cells:
-            announce_replaced_scores(progress, writer, todo.task.origin, [todo.settings])
-            told = _ProgressCallback(
-                progress,
-                todo,
-                f"{backbone.name} {todo.task.full_name} {todo.attention} seed {todo.seed}",
-            )
+            cells.append(cell)
+    total = sum(cell.num_examples for cell in cells)
+    with Progress(total, backbone.name, "examples") as progress:
+        for cell in cells:
+            announce_replaced_scores(progress, writer, cell.task.origin, [cell.settings])
+            name = f"{backbone.name} {cell.task.full_name}"
+            label = f"{name} {cell.method if cell.frozen else f'{cell.attention} seed {cell.seed}'}"
+            callback = _ProgressCallback(progress, cell, label)
             try:
-                outcome = train(
-                    backbone, todo.task, todo.seed, todo.attention, options.loop_settings(), told
-                )
+                result = _compute_cell(backbone, cell, options.loop_settings(), callback)
                 writer.write_cell(
-                    _build_cell(todo, outcome, loading_notes(backbone)), outcome.predictions
+                    _build_cell(cell, result, loading_notes(backbone)), result.predictions
                 )
             except UsageError:
                 raise
             except BenchError as error:
-                failed.append(f"  {backbone.name} {todo.task.full_name} seed {todo.seed}: {error}")
-            told.on_train_end()
-    return failed
+                failures.append(f"  {name} seed {cell.seed}: {error}")
+            callback.on_train_end()
+    return failures
+
+
+def _compute_cell(
+    backbone: Backbone,
+    cell: _PendingCell,
+    settings: FinetuneSettings,
+    callback: _ProgressCallback,
+) -> FinetuneResult:
+    task = (backbone, cell.task, cell.seed, cell.attention, settings)
+    if cell.frozen:
+        from antlm_bench.finetuning.frozen import fit_frozen
+
+        return fit_frozen(*task, callback.on_batch)
+    from antlm_bench.finetuning import loop
+
+    return loop.finetune(*task, callback)
 
 
 class _ProgressCallback:
-    """What the loop says, as examples of a progress bar."""
+    """Shows the progress of a cell on the bar, in examples."""
 
-    def __init__(self, progress: Progress, pending: _PendingCell, label: str) -> None:
-        self.progress, self.label, self.total_examples, self.examples_done = (
-            progress,
-            label,
-            pending.num_examples,
-            0,
-        )
+    def __init__(self, progress: Progress, cell: _PendingCell, label: str) -> None:
+        self.progress, self.label = progress, label
+        self.total_examples, self.examples_done = cell.num_examples, 0
         progress.describe(label)
+
+    def on_batch(self, num_examples: int) -> None:
+        self._advance_to(self.examples_done + num_examples)
 
     def on_step_end(self, updates_done: int, total_updates: int, loss: float) -> None:
         self._advance_to(self.total_examples * updates_done // max(total_updates, 1))
@@ -341,7 +384,7 @@ class _ProgressCallback:
         )
 
     def on_train_end(self) -> None:
-        """Epochs that early stopping saved were no work: skipped, so that the rate stays true."""
+        """Skip the examples that early stopping saved, so that the rate stays true."""
         self.progress.skip(self.total_examples - self.examples_done)
 
     def _advance_to(self, examples_done: int) -> None:
@@ -352,14 +395,13 @@ class _ProgressCallback:
 def _build_cell(
     pending: _PendingCell, result: FinetuneResult, checkpoint_notes: Sequence[str]
 ) -> Cell:
-    summary = _build_summary(pending, result, checkpoint_notes)
-    facts = dict(pending.settings)
+    settings = dict(pending.settings)
     return Cell(
         pending.task.full_name,
         pending.method,
-        content_key(facts),
-        facts,
-        summary,
+        content_key(settings),
+        settings,
+        _build_summary(pending, result, checkpoint_notes),
         seed=pending.seed,
         history=dict(result.history),
         origin=pending.task.origin,
@@ -371,6 +413,11 @@ def _build_summary(
 ) -> Summary:
     task = pending.task
     notes = [*task.notes, *checkpoint_notes]
+    if pending.frozen:
+        notes.append(
+            "frozen backbone: a logistic regression on its features, not finetuned; "
+            f"one deterministic fit, C chosen on the texts that seed {pending.seed} holds out"
+        )
     if task.select == "valid":
         notes.append(
             "epochs were selected on the scored examples, as the official recipe does: optimistic"
@@ -379,7 +426,7 @@ def _build_summary(
         notes.append(
             "the head read position 0, which in a causal model has seen the first token only"
         )
-    notes += [f"collapsed: {words}" for words in result.history.get("collapsed", ())]
+    notes += [f"collapsed: {warning}" for warning in result.history.get("collapsed", ())]
     return summarize(
         result.predictions,
         suite=task.full_name,
@@ -399,7 +446,10 @@ def _cell_settings(
     seed: int,
     options: FinetuneOptions,
 ) -> dict[str, Any]:
-    """All that the predictions of a cell depend on; stored beside them, and hashed into the key."""
+    """Return all that the predictions of a cell depend on: stored, and hashed into its key."""
+    training = task.training.settings_for_key()
+    if options.frozen:
+        training = {key: training[key] for key in FROZEN_TRAINING_KEYS if key in training}
     return {
         **key_settings(backbone),
         "suite": task.full_name,
@@ -408,15 +458,15 @@ def _cell_settings(
         "collection": task.suite,
         "task": task.name,
         "classes": list(task.classes),
-        "method": f"finetune-{attention}",
+        "method": _method_name(attention, options.frozen),
         "seed": seed,
         "select": task.select,
         "held_out": task.held_out,
         "preset": options.preset,
-        "training": task.training.settings_for_key(),
+        "training": training,
         "limit": options.row_limits(task.name),
         "pooling": options.pooling,
         "lora": options.lora,
         "dtype": options.dtype,
-        "conventions": CONVENTIONS_VERSION,
+        "conventions": FROZEN_CONVENTIONS_VERSION if options.frozen else CONVENTIONS_VERSION,
     }

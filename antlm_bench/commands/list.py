@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics.acquisition import ACQUISITION
-from antlm_bench.suites import loader
-from antlm_bench.suites.acquisition import AcquisitionSpec
-from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import PhaseSpec, Recipe, list_scales, read_recipe
 
@@ -19,83 +16,41 @@ TextRow = dict[str, str]
 
 
 def list_catalog(kind: str = "suites") -> list[TextRow]:
-    """The rows of KINDS[kind], sorted by name; all rows of a kind have the same columns. Raises
-    DeclarationError.
+    """Return the rows of CATALOG_LISTINGS[kind], sorted by name, all with the same columns.
+
+    Raises DeclarationError, and UsageError for an unknown kind.
     """
     if kind not in CATALOG_LISTINGS:
         raise UsageError(f"{kind!r} cannot be listed", hint=f"one of {', '.join(CATALOG_LISTINGS)}")
     return CATALOG_LISTINGS[kind]()
 
 
-def format_item_count(spec: SuiteSpec) -> str:
-    """How many items the complete suite holds, "" where its declaration does not say."""
-    if spec.expect:
-        return f"{spec.expect.items:,}"
-    return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
-
-
-def format_scored_count(spec: ClassificationSpec) -> str:
-    """How many texts all its tasks score, "" where its declaration does not say."""
-    rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
-    return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
-
-
-def _suite_rows() -> list[TextRow]:
-    return [
-        {"suite": spec.name, "by": by, "items": items, "metric": metric, "title": spec.title}
-        for spec in map(read_spec, catalog("tasks").values())
-        if not isinstance(spec, CollectionSpec)
-        for by, items, metric in [_suite_columns(spec)]
-    ]
-
-
-def _suite_columns(spec: SuiteSpec | ClassificationSpec | AcquisitionSpec) -> tuple[str, str, str]:
-    """(the verb that computes it, items, metrics)."""
-    if isinstance(spec, SuiteSpec):
-        return "score", format_item_count(spec), spec.metric
-    if isinstance(spec, AcquisitionSpec):
-        return "score", format_item_count(loader.read_suite_spec(spec.words)[0]), ACQUISITION
-    return (
-        "finetune",
-        format_scored_count(spec),
-        ", ".join(dict.fromkeys(task.metric for task in spec.task.values())),
-    )
-
-
-def _collection_rows() -> list[TextRow]:
-    return [
-        {
-            "collection": spec.name,
-            "members": ", ".join(suite for member in spec.members for suite in member.suite_names),
-            "title": spec.title,
-        }
-        for spec in map(read_spec, catalog("tasks").values())
-        if isinstance(spec, CollectionSpec)
-    ]
+def _declaration_rows(listing: str) -> list[TextRow]:
+    """Return a row per declaration in tasks/ whose task type stands in a listing."""
+    specs = (read_declaration(name)[0] for name in catalog("tasks"))
+    pairs = ((TASK_TYPES[spec.task_type], spec) for spec in specs)
+    return [record.list_row(spec) for record, spec in pairs if record.listing == listing]
 
 
 def describe_objective(recipe: Recipe) -> str:
-    """What a run trains and for how long: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP 1:15
-    steps`.
+    """Return the objective and length of a recipe: `4 CLM + 16 MLM + 4 CLM epochs`, `7,812 CLM:MNTP
+    1:15 steps`.
     """
     masked = recipe.objective.masked.upper()
 
-    def block(phase: PhaseSpec) -> str:
-        lasts = f"{phase.epochs or phase.steps or 0:,}"
+    def describe_phase(phase: PhaseSpec) -> str:
+        length = f"{phase.epochs or phase.steps or 0:,}"
         if phase.causal and phase.masked:
-            return f"{lasts} CLM:{masked} {phase.causal:g}:{phase.masked:g}"
-        return f"{lasts} {'CLM' if phase.causal else masked}"
+            return f"{length} CLM:{masked} {phase.causal:g}:{phase.masked:g}"
+        return f"{length} {'CLM' if phase.causal else masked}"
 
     unit = "epochs" if recipe.phase[0].epochs else "steps"
-    return f"{' + '.join(map(block, recipe.phase))} {unit}" + (
-        ", distilled" if recipe.distil else ""
-    )
+    distilled = ", distilled" if recipe.distil else ""
+    return f"{' + '.join(map(describe_phase, recipe.phase))} {unit}{distilled}"
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """How many its model has, if the tokenizer finds as many tokens in the corpus as it is allowed
-    to.
-    """
+    """Return the parameters of a recipe's model, if its tokenizer reaches its maximal vocabulary."""
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
@@ -103,33 +58,44 @@ def _model_rows() -> list[TextRow]:
     rows = []
     for name in catalog("models"):
         recipe = read_recipe(name)
-        count, scales = f"{count_parameters(recipe):,}", ", ".join(list_scales(name))
         row = {
             "model": name,
-            "parameters": count,
+            "parameters": f"{count_parameters(recipe):,}",
             "objective": describe_objective(recipe),
-            "scales": scales,
+            "scales": ", ".join(list_scales(name)),
         }
         rows.append(row | {"title": recipe.title})
     return rows
 
 
 def _method_rows() -> list[TextRow]:
-    from antlm_bench.scoring.probes import METHODS
+    from antlm_bench.scoring.methods import METHODS
 
     return [
         {
-            "method": name,
-            "what it is": one.description,
-            "attention": " and ".join(sorted(one.attends)),
+            "method": method.name,
+            "what it is": method.description,
+            "attention": " and ".join(sorted(method.attends)),
         }
-        for name, one in METHODS.items()
+        for method in METHODS
+    ]
+
+
+def _architecture_rows() -> list[TextRow]:
+    return [
+        {
+            "architecture": architecture.name,
+            "model type": architecture.model_type,
+            "what it is": architecture.title,
+        }
+        for architecture in ARCHITECTURES
     ]
 
 
 CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
-    "suites": _suite_rows,
-    "collections": _collection_rows,
+    "suites": partial(_declaration_rows, "suites"),
+    "collections": partial(_declaration_rows, "collections"),
     "models": _model_rows,
     "methods": _method_rows,
+    "architectures": _architecture_rows,
 }

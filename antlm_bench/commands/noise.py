@@ -12,17 +12,16 @@ import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
 from antlm_bench.commands.cells import Names, as_list
-from antlm_bench.commands.task_types import get_task_type
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.probes import default_method
-from antlm_bench.scoring.probes import resolve_method as find_method
+from antlm_bench.scoring.methods import default_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.suites import loader as suites
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import TASK_TYPES, Suite
 from antlm_bench.types import Bools, Prediction
 
 NoiseRow = dict[str, object]
@@ -73,7 +72,7 @@ def measure_noise(
         ]  # same items twice
         chosen = method or default_method(opened, opened.methods)
         for suite in loaded:
-            if get_task_type(suite, multiple_choice.ScoringConventions()).output_type != "choices":
+            if not TASK_TYPES[suite.task_type].compares_options:
                 hint = "a suite of pairs or options"
                 raise UsageError(
                     f"{suite.name} holds no choices that could flip", location="--suite", hint=hint

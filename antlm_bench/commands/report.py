@@ -15,7 +15,7 @@ from pathlib import Path
 
 from antlm_bench.commands.curve import expand_run_dirs
 from antlm_bench.compare.summary_check import read_runs
-from antlm_bench.declarations import find_declaration, suggest_name
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
 from antlm_bench.reporting import results_table
 from antlm_bench.results.collections import (
@@ -29,10 +29,10 @@ from antlm_bench.results.collections import (
     summarize_scored_member,
 )
 from antlm_bench.results.seeds import group_seeds
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
-from antlm_bench.suites.spec import read_spec
-from antlm_bench.types import Run, task_full_name
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
+from antlm_bench.types import Attention, Run, finetune_method, task_full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +128,8 @@ def build_report(
 def _load_collection(ref: str) -> CollectionSpec | None:
     if not ref:
         return None
-    spec = read_spec(find_declaration("tasks", ref))
-    if not isinstance(spec, CollectionSpec):
-        raise UsageError(
-            f"{ref!r} is no collection",
-            location="--collection",
-            hint="see `antlm-bench list collections`",
-        )
-    return spec
+    hint = "see `antlm-bench list collections`"
+    return read_declaration_as(ref, CollectionSpec, location="--collection", hint=hint)[0]
 
 
 def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
@@ -161,19 +155,19 @@ def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tupl
 
 
 def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
-    """Every suite of the runs as a member; the tasks of one finetuned suite together."""
-    tasks: dict[tuple[str, str], list[str]] = {}
+    """Return every suite of the runs as a member; the tasks of one finetuned suite together."""
+    tasks_by_suite: dict[tuple[str, bool], list[str]] = {}
     for cell in (cell for run in all_runs for cell in run):
-        made_by = "score" if cell.seed is None else "finetune"
-        suite, task = (cell.suite, "") if cell.seed is None else cell.finetuned_task
-        named = tasks.setdefault((suite, made_by), [])
-        if made_by == "finetune" and task not in named:
-            named.append(task)
+        is_finetuned = cell.seed is not None
+        suite, task = cell.finetuned_task if is_finetuned else (cell.suite, "")
+        tasks = tasks_by_suite.setdefault((suite, is_finetuned), [])
+        if is_finetuned and task not in tasks:
+            tasks.append(task)
     return tuple(
-        MemberSpec(suite=suite, made_by="finetune", tasks=tuple(named))
-        if made_by == "finetune"
+        MemberSpec(suite=suite, made_by="finetune", tasks=tuple(tasks))
+        if is_finetuned
         else MemberSpec(suite=suite)
-        for (suite, made_by), named in tasks.items()
+        for (suite, is_finetuned), tasks in tasks_by_suite.items()
     )
 
 
@@ -193,14 +187,16 @@ def _build_columns(
     readings = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
     unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
     left_out = [
-        f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
+        f"also a classifier on the frozen backbone ({way}), not shown"
+        if way.startswith("frozen-")
+        else f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
         for way in sorted(unseen)
     ]
     for method, way, remark in readings:
         who = f"{name} ({method or way})"
         entries = []
         for member in members:
-            if member.made_by == "finetune":
+            if member.tasks:
                 cells = {
                     task: seeds.get((task_full_name(member.suite, task), way), [])
                     for task in member.tasks
@@ -228,17 +224,20 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
     GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one
     way only shows that one beside each of its methods, and says so; `fused` reads both ways and
     takes full attention, never the better one. every: a way of finetuning that goes with none of
-    the methods has a column of its own.
+    the methods has a column of its own. So has a frozen backbone; it never stands for a finetuned
+    one in a collection.
     """
     methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
     ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    finetuned = [way for way in ways if way.startswith("finetune-")]
+    if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
+        ways = finetuned or [way.replace("frozen-", "finetune-") for way in ways]
     shown = set()
     for method in methods:
-        attends = METHODS[method].attends if method in METHODS else frozenset({"full", "causal"})
-        fitting = [
-            f"finetune-{attention}" for attention in ("full", "causal") if attention in attends
-        ]
-        way = next((way for way in (*fitting, *ways) if way in ways), "")
+        attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
+        attentions: tuple[Attention, ...] = ("full", "causal")
+        fitting = [finetune_method(attention) for attention in attentions if attention in attends]
+        way = next((way for way in (*fitting, *finetuned) if way in finetuned), "")
         remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
         shown.add(way)
         yield method, way, remark if way and fitting != [way] else ""
@@ -290,37 +289,35 @@ def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn
 def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
-    """The command lines that make what is missing, in the same run folder."""
-    model = shlex.quote(results_table.make_printable(str(run.manifest.model.get("name", "CKPT"))))
-    attends = METHODS[scoring_method].attends if scoring_method in METHODS else frozenset()
-    attention = "" if not attends else f" --attention {'full' if 'full' in attends else 'causal'}"
-    out = f" --out {shlex.quote(results_table.make_printable(run.path))}"
-    suites = list(
-        dict.fromkeys(
-            suite
-            for member, entry in incomplete_members
-            if member.made_by == "score"
-            for suite in entry.missing
-        )
-    )
-    method = f" --method {scoring_method}" if scoring_method in METHODS else ""
-    if suites:
-        yield f"antlm-bench score --model {model} --suite {','.join(map(shlex.quote, suites))}{method}{out}"
+    """Yield the command lines that add what is missing to the same run folder."""
+    method = METHODS[scoring_method] if scoring_method in METHODS else None
+    options = {
+        "model": shlex.quote(
+            results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
+        ),
+        "method": f" --method {method.name}" if method else "",
+        "attention": f" --attention {method.main_attention}" if method else "",
+        "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
+        "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
+    }
+    scored: dict[str, list[str]] = {}  # the suites of one command, by its template
     for member, entry in incomplete_members:
-        if member.made_by == "finetune":
-            tasks = (
-                f" --task {','.join(map(shlex.quote, entry.missing))}" if entry.task_scores else ""
-            )
-            yield f"antlm-bench finetune --model {model} --suite {shlex.quote(member.suite)}{tasks}{attention}{out}"
-        elif member.made_by == "acquisition":
-            suite, runs_of_all = (
-                shlex.quote(member.suite),
-                shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
-            )
-            yield f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method} --out {runs_of_all}"
-            yield f"antlm-bench acquisition {runs_of_all} --suite {suite}"
-        elif member.made_by == "nothing":
+        if member.task_type and TASK_TYPES[member.task_type].load:
+            scored.setdefault(TASK_TYPES[member.task_type].completion, []).extend(entry.missing)
+    for template, suites in scored.items():
+        names = ",".join(map(shlex.quote, dict.fromkeys(suites)))
+        yield template.format(suite=names, tasks="", **options)
+    for member, entry in incomplete_members:
+        if not member.task_type:
             yield f"{member.name}: nothing here computes {member.suite} yet"
+        elif not TASK_TYPES[member.task_type].load:
+            names = ",".join(map(shlex.quote, entry.missing))
+            lines = TASK_TYPES[member.task_type].completion.format(
+                suite=shlex.quote(member.suite),
+                tasks=f" --task {names}" if entry.task_scores else "",
+                **options,
+            )
+            yield from lines.split("\n")
 
 
 def _select_published(

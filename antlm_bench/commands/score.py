@@ -1,6 +1,4 @@
-"""score: checkpoints and suites in, run folders out. Prints nothing but progress; numbers are
-rendered elsewhere.
-"""
+"""`score`: checkpoints and suites in, run folders out. Prints nothing but progress."""
 
 from __future__ import annotations
 
@@ -35,42 +33,34 @@ from antlm_bench.commands.cells import (
     deduplicate_suites,
     run_dir,
 )
-from antlm_bench.commands.task_types import TaskType, get_task_type
 from antlm_bench.compare.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
-from antlm_bench.lm_eval_bridge import tasks
-from antlm_bench.lm_eval_bridge.rolling import require_causal_method as refuse_to_roll
-from antlm_bench.metrics import TIE_RULES
+from antlm_bench.lm_eval_bridge.rolling import require_causal_method
+from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
+    apply_conventions,
 )
+from antlm_bench.scoring.methods import Method, default_method, get_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.peers import peer_version
-from antlm_bench.scoring.probes import Method, default_method, get_method
-from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.suites import loader as suites
-from antlm_bench.suites.loader import Suite
 from antlm_bench.suites.pairs_csv import columns_for_ref
+from antlm_bench.suites.task_types import TASK_TYPES, Suite, TaskType, find_task_type
 from antlm_bench.types import Cell, Item, Prediction, Run
 
 ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
-# What a judge's own code makes of an answer is not known: rounding may move it, and others know no
-# first choices.
-EXACT_SCORES_HINTS = {
-    "judgements": ": its own code reads log-probabilities and first choices as they are"
-}
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """Everything that `score` can be told; None = the default, or what `compat` says. See the
-    command line's help.
-    """
+    """Options of `score`, see the command line's help. None = the default, or `compat`'s value."""
 
     revision: str | None = None
     limit: int | None = None
@@ -95,38 +85,60 @@ class ScoreOptions:
     again: bool = False
 
     def conventions(self) -> ScoringConventions:
-        """The conventions: a peer's bundle, with what was said explicitly on top."""
+        """Return the conventions: a peer's bundle, with the options given explicitly on top."""
         if self.compat is not None and self.compat not in PEER_CONVENTIONS:
             raise UsageError(
                 f"unknown peer {self.compat!r}",
                 location="--compat",
                 hint=f"one of {', '.join(PEER_CONVENTIONS)}",
             )
-        policy = PEER_CONVENTIONS[self.compat] if self.compat else ScoringConventions()
+        bundle = PEER_CONVENTIONS[self.compat] if self.compat else ScoringConventions()
         if self.ties is not None and self.ties not in TIE_RULES:
             raise UsageError(
                 f"unknown tie rule {self.ties!r}",
                 location="--ties",
                 hint=f"one of {', '.join(TIE_RULES)}",
             )
-        before_context = "" if self.bos else policy.bos_before_context
         return replace(
-            policy,
-            bos=self.bos or policy.bos,
-            ties=self.ties or policy.ties,
-            bos_before_context=before_context,
-            eos="" if self.bos else policy.eos,
-            lengths=policy.lengths if self.max_length is None else "declared",
+            bundle,
+            bos=self.bos or bundle.bos,
+            ties=self.ties or bundle.ties,
+            bos_before_context="" if self.bos else bundle.bos_before_context,
+            eos="" if self.bos else bundle.eos,
+            lengths=bundle.lengths if self.max_length is None else "declared",
         )
 
     def open_options(self) -> OpenOptions:
-        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)} - {
-            "bos",
-            "lengths",
-        }
-        policy = self.conventions()
-        given = {name: getattr(self, name) for name in shared}
-        return OpenOptions(bos=policy.bos, lengths=policy.lengths, **given)
+        """Return the options for opening a checkpoint."""
+        shared = {f.name for f in fields(OpenOptions)} & {f.name for f in fields(self)}
+        values = {name: getattr(self, name) for name in shared - {"bos", "lengths"}}
+        conventions = self.conventions()
+        return OpenOptions(bos=conventions.bos, lengths=conventions.lengths, **values)
+
+    def validate(self, methods: Sequence[str]) -> None:
+        """Raise UsageError for options that contradict each other, before a model is opened."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"unknown precision {self.precision!r}",
+                location="--precision",
+                hint=" or ".join(PRECISIONS),
+            )
+        adaptive = self.precision == "adaptive"
+        if adaptive and self.dtype != "float32":
+            raise UsageError(
+                "adaptive precision uses bf16 and fp32",
+                location="--dtype",
+                hint="leave --dtype out",
+            )
+        if self.conventions().for_suite("sum").reduction != "sum" and adaptive:
+            message = (
+                f"{self.compat} decides by means, and adaptive precision measures errors of sums"
+            )
+            raise UsageError(message, location="--compat", hint="use --precision exact")
+        validate_options(self.engine, methods, self.dtype, self.precision, self.batch_tokens)
+        for name in methods:
+            if name != ALL_METHODS:
+                get_method(name)
 
 
 def score(
@@ -138,76 +150,52 @@ def score(
     options: ScoreOptions | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """Score every checkpoint on every suite, each loaded once; one run folder per checkpoint.
+    """Score every checkpoint on every suite; write one run folder per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names out of scoring.probes.METHODS, () = the first that the checkpoint
-    was made for, "all" = each of those. out: the run folder (of several checkpoints: the folder
-    that holds theirs), default reports/<name>-<weights>. Keyword settings are ScoreOptions.
+    pairs, TOMLs. methods: names in scoring.methods.METHODS; () = the first that the checkpoint was
+    made for, "all" = all of those. out: the run folder (of several checkpoints: the folder that
+    holds theirs), default reports/<name>-<weights>. settings: fields of ScoreOptions.
 
     A cell that is already there under the same content key is not computed again; a killed call
     resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
     and IncompleteError follows.
     """
     options = replace(options or ScoreOptions(), **settings)
-    if options.precision not in PRECISIONS:
-        raise UsageError(
-            f"unknown precision {options.precision!r}",
-            location="--precision",
-            hint=" or ".join(PRECISIONS),
-        )
-    if options.precision == "adaptive" and options.dtype != "float32":
-        raise UsageError(
-            "adaptive precision is bf16 and fp32 already",
-            location="--dtype",
-            hint="leave --dtype out",
-        )
-    if (
-        options.precision == "adaptive"
-        and options.conventions().for_suite("sum").reduction != "sum"
-    ):
-        message = (
-            f"{options.compat} decides by means, and adaptive precision measures errors of sums"
-        )
-        raise UsageError(message, location="--compat", hint="use --precision exact")
-    validate_options(
-        options.engine, as_list(methods), options.dtype, options.precision, options.batch_tokens
-    )
-    options.conventions()  # what no checkpoint can mend is refused before the first is opened
-    for name in as_list(methods):
-        if name != ALL_METHODS:
-            get_method(name)
+    method_names = as_list(methods)
+    options.validate(method_names)
     refs = expand_refs(as_list(models))
     loader = _LazySuites(as_list(suites), options)
-    ages = find_acquisition_suites(as_list(suites), len(refs))
+    acquisition_suites = find_acquisition_suites(as_list(suites), len(refs))
     finished: list[Run] = []
-    failed: list[tuple[str, BenchError]] = []
-    seen: dict[str, str] = {}
+    failures: list[tuple[str, BenchError]] = []
+    names_by_weights: dict[str, str] = {}
     for ref in refs:
         try:
-            finished.append(
-                _score_checkpoint(ref, loader, as_list(methods), out, options, seen, len(refs) > 1)
+            run = _score_checkpoint(
+                ref, loader, method_names, out, options, names_by_weights, len(refs) > 1
             )
+            finished.append(run)
         except BenchError as error:
-            # The same suites and options for all: no checkpoint's failure.
+            # An error of the suites or options would be the same for every checkpoint.
             if len(refs) == 1 or error is loader.error or isinstance(error, UsageError):
                 raise
-            failed.append((ref, error))
-    if failed:
+            failures.append((ref, error))
+    if failures:
         raise IncompleteError(
-            f"{len(failed)} of {len(refs)} checkpoints were not scored:\n"
-            + "\n".join(f"  {ref}: {error}" for ref, error in failed),
+            f"{len(failures)} of {len(refs)} checkpoints were not scored:\n"
+            + "\n".join(f"  {ref}: {error}" for ref, error in failures),
             hint="mend them and repeat the command: what is finished is kept",
             runs=runs.distinguish_suites(finished),
         )
-    for name in ages:
+    for name in acquisition_suites:
         compute_acquisition([run.path for run in finished], name)
     return read_runs(run.path for run in finished)
 
 
 class _LazySuites:
-    """The suites of a call: references checked at once, items loaded when a model has passed, and
-    only once.
+    """The suites of a call: references are checked at once, items are loaded once, when the first
+    model has been opened.
     """
 
     def __init__(self, refs: Sequence[str], options: ScoreOptions) -> None:
@@ -216,36 +204,31 @@ class _LazySuites:
                 "no suite given", location="--suite", hint="see `antlm-bench list suites`"
             )
         self.refs = list(
-            dict.fromkeys(member for ref in refs for member in suites.list_suite_refs(ref))
+            dict.fromkeys(part for ref in refs for part in suites.list_suite_refs(ref))
         )
         self.options = options
         self.suites: list[Suite] | None = None
         self.error: BenchError | None = None
 
     def load(self, methods: Sequence[str]) -> list[Suite]:
-        """Raises MethodNotSupported before any data are looked for."""
-        for name in methods:
-            if name != "causal" and any(
-                tasks.is_lm_eval_ref(ref) and tasks.requests_documents(ref) for ref in self.refs
-            ):
-                refuse_to_roll(name, "--method")
+        """Load the suites. Raises MethodNotSupported before any data are looked for."""
+        for ref in self.refs:
+            find_task_type(ref).check_methods(ref, methods)
         if self.suites is None:
-            o = self.options
             try:
-                columns = {ref: columns_for_ref(ref, self.refs, o.columns) for ref in self.refs}
-                self.suites = deduplicate_suites(
-                    suites.load_suite(
-                        ref,
-                        limit=o.limit,
-                        allow_incomplete=o.allow_incomplete,
-                        columns=columns[ref],
-                    )
-                    for ref in self.refs
-                )
+                self.suites = deduplicate_suites(self._load_suite(ref) for ref in self.refs)
             except BenchError as error:
                 self.error = error
                 raise
         return self.suites
+
+    def _load_suite(self, ref: str) -> Suite:
+        return suites.load_suite(
+            ref,
+            limit=self.options.limit,
+            allow_incomplete=self.options.allow_incomplete,
+            columns=columns_for_ref(ref, self.refs, self.options.columns),
+        )
 
 
 def _score_checkpoint(
@@ -257,42 +240,39 @@ def _score_checkpoint(
     names_by_weights: dict[str, str],
     multiple_checkpoints: bool,
 ) -> Run:
-    opening = open_checkpoint if options.engine == "native" else open_minicons_checkpoint
-    checkpoint: Checkpoint | MiniconsCheckpoint = opening(ref, options.open_options())
-    alike: dict[
-        ScoringConventions, list[str]
-    ] = {}  # methods that ask about the same texts share a reading of the model
+    open_model = open_checkpoint if options.engine == "native" else open_minicons_checkpoint
+    checkpoint: Checkpoint | MiniconsCheckpoint = open_model(ref, options.open_options())
+    # Methods with the same conventions ask about the same texts and share the model's forwards.
+    groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
-        alike.setdefault(
-            options.conventions().for_method(find_method(name, checkpoint)), []
-        ).append(name)
-    loaded = loader.load([name for names in alike.values() for name in names])
+        conventions = options.conventions().for_method(find_method(name, checkpoint))
+        groups.setdefault(conventions, []).append(name)
+    loaded = loader.load([name for names in groups.values() for name in names])
     weights = str(checkpoint.metadata["weights"])
     twin = names_by_weights.setdefault(weights, checkpoint.name)
-    remarks = (
-        [f"same weights as {twin}: this is not another checkpoint"]
-        if twin != checkpoint.name
-        else []
-    )
-    remarks += loading_notes(checkpoint)
+    notes = loading_notes(checkpoint)
+    if twin != checkpoint.name:
+        notes = [f"same weights as {twin}: this is not another checkpoint", *notes]
     folder = run_dir(checkpoint.metadata, out, multiple_checkpoints)
     with runs.RunWriter(folder, build_manifest(checkpoint.metadata)) as writer:
-        for suite, names in product(loaded, alike.values()):
-            _score_suite(checkpoint, suite, names, writer, options, remarks)
+        for suite, names in product(loaded, groups.values()):
+            _score_suite(checkpoint, suite, names, writer, options, notes)
     return read_run(folder)
 
 
 def _resolve_methods(
     requested_methods: Sequence[str], checkpoint: Checkpoint | MiniconsCheckpoint
 ) -> list[str]:
-    """The methods of a checkpoint: those asked for, else its default; ALL stands for every one that
-    it was made for.
+    """Return the requested methods, "all" replaced by every method that the checkpoint was made
+    for; without a request its default.
     """
     made_for = checkpoint.trained_methods or checkpoint.methods
-    named = [
-        each for name in requested_methods for each in (made_for if name == ALL_METHODS else [name])
+    names = [
+        method
+        for name in requested_methods
+        for method in (made_for if name == ALL_METHODS else [name])
     ]
-    return list(dict.fromkeys(named or [default_method(checkpoint, checkpoint.methods)]))
+    return list(dict.fromkeys(names or [default_method(checkpoint, checkpoint.methods)]))
 
 
 def _score_suite(
@@ -301,27 +281,25 @@ def _score_suite(
     method_names: Sequence[str],
     writer: runs.RunWriter,
     options: ScoreOptions,
-    remarks: Sequence[str],
+    notes: Sequence[str],
 ) -> None:
-    """Methods of one policy on one suite, those not there yet: chunk by chunk, one reading of the
-    model for all.
-    """
-    words = suite.times is not None or suite.formulas is not None
-    policy = (
+    """Compute the missing cells of one suite under methods with the same conventions."""
+    task_type = TASK_TYPES[suite.task_type]
+    conventions = (
         options.conventions()
         .for_method(get_method(method_names[0]))
-        .for_suite(suite.reduction, suite.verbatim, words)
+        .for_suite(suite.reduction, suite.verbatim, task_type.scores_spans)
     )
-    if policy.bos_before_context:
-        checkpoint = checkpoint.with_bos_before_context(policy.bos_before_context)
-    kind = get_task_type(suite, policy)
-    if policy.eos and kind.output_type != "documents":
-        checkpoint = checkpoint.with_scored_eos(policy.eos)
-    _check_supported(checkpoint, suite, kind, method_names, options)
-    facts = {
-        name: _build_settings(checkpoint, suite, name, policy, options) for name in method_names
+    if conventions.bos_before_context:
+        checkpoint = checkpoint.with_bos_before_context(conventions.bos_before_context)
+    if conventions.eos and not task_type.scores_documents:
+        checkpoint = checkpoint.with_scored_eos(conventions.eos)
+    _check_supported(checkpoint, suite, task_type, method_names, options)
+    settings = {
+        name: _build_settings(checkpoint, suite, name, conventions, options)
+        for name in method_names
     }
-    keys = {name: content_key(fact) for name, fact in facts.items()}
+    keys = {name: content_key(values) for name, values in settings.items()}
     if options.again:
         for name in method_names:
             writer.discard_chunks(suite.name, name)
@@ -334,53 +312,96 @@ def _score_suite(
     if not todo:
         return
     methods = [find_method(name, checkpoint) for name in todo]
-    items = multiple_choice.apply_conventions(suite.items, policy, checkpoint)
+    items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
-    results: dict[str, list[Prediction]] = {name: [] for name in todo}
-    scorer: AdaptiveScorer | None = None
+    pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
-        announce_replaced_scores(progress, writer, suite.origin, [facts[name] for name in todo])
-        for number, chunk in enumerate(chunks):
-            stored = {
-                name: _load_stored_chunk(writer, suite, name, keys[name], number, chunk)
-                for name in todo
-            }
-            # A chunk is computed for all methods or none, so that a resumed run batches as an
-            # unbroken one does.
-            if any(part is None for part in stored.values()):
-                if (
-                    options.precision == "adaptive"
-                    and scorer is None
-                    and isinstance(checkpoint, Checkpoint)
-                ):
-                    scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint).calibrate(
-                        items, methods
-                    )
-                made = kind.predict(
-                    scorer or checkpoint, chunk, methods, _ChunkProgress(progress, len(chunk))
-                )
-                for name, predictions in zip(todo, made, strict=True):
-                    writer.save_chunk(suite.name, name, keys[name], number, predictions)
-                    stored[name] = predictions
-            else:
-                progress.skip(len(chunk))
-            for name in todo:
-                results[name] += stored[name] or []
+        announce_replaced_scores(progress, writer, suite.origin, [settings[name] for name in todo])
+        predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in todo:
-        notes = [*suite.notes, *checkpoint.notes(name), *remarks]
-        found = results.pop(name)
-        settled = (
-            suite.judge.with_corpus_metrics(found)
-            if suite.judge and suite.judge.corpus_metrics
-            else None
+        predictions, settled = predictions_by_method.pop(name), None
+        if suite.judge and suite.judge.corpus_metrics:
+            predictions = settled = suite.judge.with_corpus_metrics(predictions)
+        summary = task_type.summarize(
+            suite,
+            predictions,
+            method=name,
+            conventions=conventions,
+            notes=[*suite.notes, *checkpoint.notes(name), *notes],
         )
-        summary = kind.summarize(settled or found, suite=suite.name, method=name, notes=notes)
         cell = Cell(
-            suite.name, name, keys[name], facts[name], summary, history=history, origin=suite.origin
+            suite.name,
+            name,
+            keys[name],
+            settings[name],
+            summary,
+            history=history,
+            origin=suite.origin,
         )
         writer.finish_cell(cell, len(chunks), settled)
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingCells:
+    """The cells of one suite that are computed together."""
+
+    suite: Suite
+    task_type: TaskType
+    items: Sequence[Item]
+    """The suite's items under `conventions`."""
+    method_names: Sequence[str]
+    methods: Sequence[Method]
+    keys: Mapping[str, str]
+    """Method name -> content key."""
+    conventions: ScoringConventions
+    chunks: Sequence[Sequence[Item]]
+
+
+def _predict_chunks(
+    checkpoint: Checkpoint | MiniconsCheckpoint,
+    pending: _PendingCells,
+    writer: runs.RunWriter,
+    options: ScoreOptions,
+    progress: Progress,
+) -> dict[str, list[Prediction]]:
+    """Return method name -> predictions, chunk by chunk from the run folder or the model.
+
+    A chunk is computed for all methods or none, so that a resumed run batches as an unbroken one.
+    """
+    results: dict[str, list[Prediction]] = {name: [] for name in pending.method_names}
+    adaptive: AdaptiveScorer | None = None
+    for number, chunk in enumerate(pending.chunks):
+        stored = {
+            name: _load_stored_chunk(writer, pending, name, number, chunk)
+            for name in pending.method_names
+        }
+        if all(predictions is not None for predictions in stored.values()):
+            progress.skip(len(chunk))
+        else:
+            if (
+                options.precision == "adaptive"
+                and adaptive is None
+                and isinstance(checkpoint, Checkpoint)
+            ):
+                adaptive = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint).calibrate(
+                    pending.items, pending.methods
+                )
+            computed = pending.task_type.predict(
+                adaptive or checkpoint,
+                pending.suite,
+                chunk,
+                pending.methods,
+                pending.conventions,
+                _ChunkProgress(progress, len(chunk)),
+            )
+            for name, predictions in zip(pending.method_names, computed, strict=True):
+                writer.save_chunk(pending.suite.name, name, pending.keys[name], number, predictions)
+                stored[name] = predictions
+        for name in pending.method_names:
+            results[name] += stored[name] or []
+    return results
 
 
 def _check_supported(
@@ -390,76 +411,68 @@ def _check_supported(
     method_names: Sequence[str],
     options: ScoreOptions,
 ) -> None:
-    """Refuse what this kind of suite asks for and the precision, engine or methods cannot answer."""
-    if options.precision == "adaptive" and task_type.output_type != "choices":
-        hint = f"use --precision exact{EXACT_SCORES_HINTS.get(task_type.output_type, '')}"
+    """Raise UsageError or MethodNotSupported where precision, engine or methods cannot score this
+    kind of suite.
+    """
+    if options.precision == "adaptive" and not task_type.compares_options:
         raise UsageError(
-            f"{suite.name} asks for probabilities, not choices", location="--precision", hint=hint
+            f"{suite.name} asks for probabilities, not choices",
+            location="--precision",
+            hint=f"use --precision exact{task_type.exact_reason}",
         )
-    if isinstance(checkpoint, MiniconsCheckpoint) and task_type.output_type not in (
-        "choices",
-        "texts",
-    ):
-        hint = f"use --engine native{EXACT_SCORES_HINTS.get(task_type.output_type, '')}"
+    if isinstance(checkpoint, MiniconsCheckpoint) and not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {task_type.output_type}, which no other engine answers",
+            f"{suite.name} asks for {task_type.asks_for}, which no other engine answers",
             location="--engine",
-            hint=hint,
+            hint=f"use --engine native{task_type.exact_reason}",
         )
-    if task_type.output_type == "documents":
+    if task_type.scores_documents:
         for name in method_names:
-            refuse_to_roll(name, "--method")
+            require_causal_method(name, "--method")
 
 
 def _self_test(
     checkpoint: Checkpoint | MiniconsCheckpoint, items: Sequence[Item], methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """Compare our engine with the model's plain forward on texts of these items; what was found,
-    for the cell.
+    """Compare our engine with the model's plain forward on texts of these items; return what the
+    cell keeps of it.
     """
     if isinstance(checkpoint, MiniconsCheckpoint):
         return {}
-    tested = checkpoint.run_self_test(
-        [option.text for item in items for option in item.options], methods
-    )
-    return {"self_test": tested.to_record(), "shortcuts": checkpoint.engine.shortcuts}
+    texts = [option.text for item in items for option in item.options]
+    result = checkpoint.run_self_test(texts, methods)
+    return {"self_test": result.to_record(), "shortcuts": checkpoint.engine.shortcuts}
 
 
 def _load_stored_chunk(
     writer: runs.RunWriter,
-    suite: Suite,
+    pending: _PendingCells,
     method_name: str,
-    cell_key: str,
     chunk_index: int,
     chunk: Sequence[Item],
 ) -> list[Prediction] | None:
-    """A chunk of an earlier call, if it holds these very items: beside other methods chunks had
-    another size.
+    """Return a chunk of an earlier call if it holds these items; with other methods beside it,
+    chunks had another size.
     """
-    found = writer.load_chunk(suite.name, method_name, cell_key, chunk_index)
-    return (
-        found
-        if found is not None and [p.id for p in found] == [item.id for item in chunk]
-        else None
-    )
+    key = pending.keys[method_name]
+    stored = writer.load_chunk(pending.suite.name, method_name, key, chunk_index)
+    if stored is None or [p.id for p in stored] != [item.id for item in chunk]:
+        return None
+    return stored
 
 
 class _ChunkProgress:
-    """Shares of a chunk's work, as whole items of a progress bar."""
+    """Report shares of a chunk's work as whole items of a progress bar."""
 
-    def __init__(self, progress: Progress, items: int) -> None:
-        self.progress, self.items, self.completed_fraction, self.num_reported = (
-            progress,
-            items,
-            0.0,
-            0,
-        )
+    def __init__(self, progress: Progress, num_items: int) -> None:
+        self.progress, self.num_items = progress, num_items
+        self.completed_fraction, self.num_reported = 0.0, 0
 
     def __call__(self, fraction: float) -> None:
         self.completed_fraction += fraction
-        now = min(self.items, round(self.completed_fraction * self.items))
-        self.progress.advance(now - self.num_reported)
-        self.num_reported = now
+        num_done = min(self.num_items, round(self.completed_fraction * self.num_items))
+        self.progress.advance(num_done - self.num_reported)
+        self.num_reported = num_done
 
 
 def _build_settings(
@@ -469,9 +482,7 @@ def _build_settings(
     conventions: ScoringConventions,
     options: ScoreOptions,
 ) -> dict[str, Any]:
-    """All that the predictions and the summary of a cell depend on; stored beside them, and hashed
-    into the key.
-    """
+    """Return all that a cell's predictions and summary depend on: stored, and hashed into its key."""
     return {
         **key_settings(checkpoint),
         "suite": suite.name,
@@ -485,8 +496,10 @@ def _build_settings(
         "compat": options.compat,
         "limit": options.limit,
         "conventions": CONVENTIONS_VERSION,
-        # No keys of their own for ours: runs from before there was a choice stay valid.
+        # Our own choices add no keys, so that runs from before there was a choice stay valid.
         **({"judge": suite.judge.key_parts()} if suite.judge else {}),
-        **conventions.non_default_settings(has_ratings=suite.metric == "spearman"),
+        **conventions.non_default_settings(
+            has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
+        ),
         **({} if options.engine == "native" else {"engine": peer_version(options.engine)}),
     }

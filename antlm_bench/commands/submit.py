@@ -22,9 +22,9 @@ from antlm_bench.exports.command_hints import model_name
 from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder, MissingPart, is_filled
 from antlm_bench.exports.tie_rules import TieRule
 from antlm_bench.reporting import results_table
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
-from antlm_bench.types import Run
+from antlm_bench.types import Run, finetune_method
 
 MILESTONE_PATTERN = re.compile(r"chck_(\d+)M")
 
@@ -234,7 +234,8 @@ def choose_method(requested: str, run: Run, board: leaderboard.LeaderboardSpec) 
     if not requested:
         return only_method(run, board)
     if requested not in METHODS:
-        hint = suggest_name(requested, METHODS) or f"one of {', '.join(METHODS)}"
+        names = METHODS.names()
+        hint = suggest_name(requested, names) or f"one of {', '.join(names)}"
         raise UsageError(f"unknown method {requested!r}", location="--method", hint=hint)
     return requested
 
@@ -250,8 +251,10 @@ def only_method(run: Run, board: leaderboard.LeaderboardSpec) -> str:
             else ""
         )
         if not methods and any(cell.seed is not None for cell in run):
-            causal = any(cell.method == "finetune-causal" for cell in run)
-            name = "causal" if causal else next(name for name in board.methods if name != "causal")
+            causal = any(cell.method == finetune_method("causal") for cell in run)
+            attention = "causal" if causal else "full"
+            fitting = [m for m in board.methods if METHODS[m].main_attention == attention]
+            name = fitting[0]
             hint = f"score the suites, or write the labels of the finetuned tasks alone: --method {name} --allow-partial"
         raise UsageError(f"{run.path} {said}", location="--method", hint=hint)
     return methods[0]

@@ -13,9 +13,9 @@ from antlm_bench.checkpoints import Checkpoint, OpenOptions, loading_notes, open
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.runs.table_files import TableValue, check_table_suffix, write_table
+from antlm_bench.scoring.methods import Method, default_method, get_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
-from antlm_bench.scoring.probes import Method, default_method
-from antlm_bench.scoring.probes import resolve_method as find_method
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.suites import stimuli
@@ -65,6 +65,8 @@ def score_stimuli(
     check_table_suffix(out)
     texts = stimuli.read_stimuli(stimuli_path, columns)
     asked = stimuli.split_into_units(texts, by)
+    if method:
+        single_part(get_method(method))
     checkpoint = open_checkpoint(model, options)
     name = method or default_method(checkpoint, checkpoint.methods)
     chosen = find_method(name, checkpoint)
@@ -102,7 +104,7 @@ def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
     """Tell the engine which tokens begin a word. MethodNotSupported for masked methods, and for
     tokenizers that do not say so.
     """
-    if method_name != "causal":
+    if not get_method(method_name).is_left_to_right:
         raise MethodNotSupported(
             f"the correction divides by what a left-to-right model expects next; {method_name} sees the next word",
             location="--bow-correction",

@@ -17,7 +17,6 @@ import numpy as np
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, conversion, open_checkpoint
 from antlm_bench.checkpoints.resolve import CheckpointSources, locate_sources
 from antlm_bench.commands.cells import Names, as_list
-from antlm_bench.commands.task_types import get_task_type
 from antlm_bench.errors import (
     CheckpointError,
     DataError,
@@ -27,8 +26,8 @@ from antlm_bench.errors import (
 )
 from antlm_bench.reporting.progress import Progress
 from antlm_bench.scoring import multiple_choice
+from antlm_bench.scoring.methods import METHODS, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import (
-    PEER_METHODS,
     LmEvalScorer,
     MiniconsScorer,
     ModelKind,
@@ -36,12 +35,11 @@ from antlm_bench.scoring.peers import (
     open_minicons,
     peer_version,
 )
-from antlm_bench.scoring.probes import default_method, get_method, resolve_method
 from antlm_bench.scoring.text import Specials, TextEncoder, detect_template
 from antlm_bench.suites import loader as suites
-from antlm_bench.suites.loader import Suite
 from antlm_bench.suites.pairs_csv import columns_for_ref
-from antlm_bench.types import Attention, Floats, Item, Prediction
+from antlm_bench.suites.task_types import TASK_TYPES, Suite
+from antlm_bench.types import Floats, Item, Prediction
 
 # nats; peers agree to 3e-5 where the inputs are the same (batches of other shapes round
 # differently)
@@ -186,13 +184,13 @@ def _find_peers(method_name: str) -> list[str]:
     """The peers that know a method. MethodNotSupported where there is none, UsageError for an
     unknown name.
     """
-    get_method(method_name)
-    peers = [peer for peer, names in PEER_METHODS.items() if method_name in names]
+    peers = list(get_method(method_name).peer_names)
     if not peers:
+        names = [method.name for method in METHODS if method.peer_names]
         raise MethodNotSupported(
             f"no peer scores with {method_name!r}: there is nothing to compare ours with",
             location="--method",
-            hint=f"one of {', '.join(dict.fromkeys(n for names in PEER_METHODS.values() for n in names))}",
+            hint=f"one of {', '.join(names)}",
         )
     return peers
 
@@ -209,7 +207,7 @@ def _open_peers(
     refused = []
     kind: ModelKind = "causal" if checkpoint.kind == "causal" else "masked"
     for name, peer in [(each, peer) for each in method_names for peer in _find_peers(each)]:
-        attention: Attention = "causal" if name == "causal" else "full"
+        attention = get_method(name).main_attention
         own = "causal" if kind == "causal" else "full"
         encoder = checkpoint.encoders[attention]
         if attention != own:
@@ -281,13 +279,12 @@ def _compare_suite(
     peers: dict[tuple[str, str], Peer],
     tolerance: float,
 ) -> list[PeerAgreement]:
-    if (asks := get_task_type(suite, multiple_choice.ScoringConventions()).output_type) not in (
-        "choices",
-        "texts",
-    ):
-        hint = "give a suite of choices"
+    task_type = TASK_TYPES[suite.task_type]
+    if not task_type.any_engine:
         raise UsageError(
-            f"{suite.name} asks for {asks}, not for texts", location="--suite", hint=hint
+            f"{suite.name} asks for {task_type.asks_for}, not for texts",
+            location="--suite",
+            hint="give a suite of choices",
         )
     items = sample_evenly(suite.items, limit)
     found = []

@@ -1,57 +1,22 @@
-"""Two runs -> how much better is the second, where, and how sure can one be? Every number is one of
-paired items.
+"""Compare two runs: how much better is the second, where, and how sure is that?
+
+Every number is one of paired items. Which pairs there are, `join` finds; how a metric's items are
+compared, the metric's record says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from antlm_bench.compare.join import JoinedTables, join_tables, match_cells
 from antlm_bench.compare.multiple_testing import adjust_p_values
-from antlm_bench.compare.paired_accuracy import PairedResult, compare_accuracy
-from antlm_bench.compare.paired_correlation import compare_correlations, no_test_note
-from antlm_bench.compare.paired_reading_times import compare_reading_times
-from antlm_bench.compare.paired_seeds import (
-    TASK_LEVEL,
-    collection_name,
-    compare_seeds,
-    finetuning_notes,
-)
-from antlm_bench.compare.paired_surprisal import compare_surprisal
-from antlm_bench.compare.paired_task_metrics import compare_task_metrics
-from antlm_bench.compare.results import Comparison, Difference, Flip, RunComparison
+from antlm_bench.compare.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
+from antlm_bench.compare.results import Comparison, PairedResult
 from antlm_bench.errors import NotComparable
-from antlm_bench.metrics import LOWER_IS_BETTER
+from antlm_bench.metrics import METRICS, get_metric_spec
+from antlm_bench.registry import load_target
 from antlm_bench.types import Run
-
-__all__ = [
-    "METRICS_NEEDING_DATA",
-    "UNPAIRED_METRICS",
-    "Comparison",
-    "Difference",
-    "Flip",
-    "RunComparison",
-    "compare_runs",
-]
-
-UNPAIRED_METRICS = (
-    "acquisition",
-)  # metrics to which single items contribute nothing that could be paired: curves
-METRICS_NEEDING_DATA = (
-    "delta-r2",
-)  # metrics of which a run is one half: the suite's data must be at hand
-# How the runs of a metric differ; of all others items earn credit.
-PAIRED_TESTS: dict[str, Callable[[JoinedTables], PairedResult]] = {
-    "spearman": compare_correlations,
-    "delta-r2": compare_reading_times,
-    "task-score": compare_task_metrics,
-    "task-penalty": compare_task_metrics,
-    "whole-score": compare_task_metrics,
-    "whole-penalty": compare_task_metrics,
-    "bits-per-byte": compare_task_metrics,
-    "surprisal": compare_surprisal,
-}
 
 
 def compare_runs(
@@ -62,68 +27,61 @@ def compare_runs(
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> list[Comparison]:
-    """Every suite that both runs answered, b minus a, in the order of the first run; finetuned
-    tasks come last.
+    """Compare every suite that both runs answered, b minus a, in the order of the first run;
+    finetuned tasks come last.
 
     suites: only these ("glue-2025" stands for its tasks). methods: pairs of methods that go
-    together, () = equal ones. allow_mixed: compare what two differing cells share, and say so.
+    together, () = equal ones. allow_mixed: compare what two differing cells share, and note it.
     Raises UsageError, NotComparable, RunError.
     """
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     tasks: dict[tuple[str, str, str], list[JoinedTables]] = {}
     for cells_a, cells_b in match_cells(a, b, suites, methods):
-        if cells_a[0].summary.metric in UNPAIRED_METRICS:
+        first = cells_a[0]
+        if not is_paired(first.summary.metric):
             if suites:
-                message = (
-                    f"single items of {cells_a[0].suite} contribute nothing that could be paired"
-                )
                 raise NotComparable(
-                    message, hint="its interval stands in each run: antlm-bench report RUN..."
+                    f"single items of {first.suite} contribute nothing that could be paired",
+                    hint="its interval stands in each run: antlm-bench report RUN...",
                 )
             continue
         joined = join_tables(a, b, cells_a, cells_b, allow_mixed)
-        if cells_a[0].seed is None:
-            try:
-                found.append(_compare_scored_suite(joined))
-            except NotComparable:
-                if (
-                    suites
-                ):  # data that is not at hand refuses the suite that was asked for, and no other
-                    raise
-        else:
-            tasks.setdefault(
-                (collection_name(cells_a[0]), cells_a[0].method, cells_b[0].method), []
-            ).append(joined)
-    return found + [_compare_finetuned_tasks(name, each) for (name, _, _), each in tasks.items()]
+        if first.seed is not None:
+            key = (collection_name(first), first.method, cells_b[0].method)
+            tasks.setdefault(key, []).append(joined)
+            continue
+        try:
+            comparisons.append(_compare_scored_suite(joined))
+        except NotComparable:
+            if suites:  # data that is not at hand stops only a suite that was asked for
+                raise
+    return comparisons + [
+        _build_comparison(name, joined, compare_seeds(joined, name), (TASK_LEVEL,))
+        for (name, _, _), joined in tasks.items()
+    ]
+
+
+def is_paired(metric: str) -> bool:
+    """Return whether single items contribute to a metric, so that two runs can be paired."""
+    return get_metric_spec(metric).comparison is not None
 
 
 def _compare_scored_suite(joined: JoinedTables) -> Comparison:
-    """One scored suite: a table on each side."""
     summary = joined.cells_a[0].summary
-    made = PAIRED_TESTS.get(summary.metric, compare_accuracy)(joined)
-    notes = joined.notes + (no_test_note(made) if summary.metric == "spearman" else ())
-    return _build_comparison(joined.suite, [joined], made, notes, summary.macro)
-
-
-def _compare_finetuned_tasks(name: str, tasks: Sequence[JoinedTables]) -> Comparison:
-    """The tasks of a collection, under one attention each."""
-    return _build_comparison(
-        name, tasks, compare_seeds(tasks, name), finetuning_notes(tasks), (TASK_LEVEL,)
-    )
+    compare = load_target(METRICS[summary.metric].comparison or "")
+    result: PairedResult = compare(joined)
+    result = result._replace(notes=joined.notes + result.notes)
+    return _build_comparison(joined.suite, [joined], result, summary.macro)
 
 
 def _build_comparison(
-    suite: str,
-    joined: Sequence[JoinedTables],
-    result: PairedResult,
-    notes: tuple[str, ...],
-    macro: tuple[str, ...],
+    suite: str, joined: Sequence[JoinedTables], result: PairedResult, macro: tuple[str, ...]
 ) -> Comparison:
     metrics = {part.cells_a[0].summary.metric for part in joined}
-    lower = metrics <= LOWER_IS_BETTER
+    lower = all(get_metric_spec(metric).lower_is_better for metric in metrics)
     headline, groups = adjust_p_values(
-        replace(result[0], lower_is_better=lower),
-        [replace(group, lower_is_better=lower) for group in result[1]],
+        replace(result.headline, lower_is_better=lower),
+        [replace(group, lower_is_better=lower) for group in result.groups],
     )
     return Comparison(
         suite=suite,
@@ -136,7 +94,7 @@ def _build_comparison(
         ),
         headline=headline,
         groups=groups,
-        flipped=result[2],
-        notes=notes,
+        flipped=result.flipped,
+        notes=result.notes,
         macro=macro,
     )

@@ -14,7 +14,7 @@ from pydantic import Field
 from antlm_bench.compare.verdict import Margins
 from antlm_bench.declarations import Declaration, catalog, parse_toml, read_toml, validate_tables
 from antlm_bench.errors import UsageError
-from antlm_bench.suites.gate import CheckSpec, Points
+from antlm_bench.suites.declaration_types import CheckSpec, Points
 
 POINT = 0.01
 

@@ -1,21 +1,25 @@
-"""Suites of reading times: how much more of them does the second run's surprisal explain? Sentences
-are resampled.
+"""Paired comparison of reading times: how much more of them does the second run's surprisal
+explain?
+
+The predictions are one half of the regressions, the suite's data the other. Sentences are resampled,
+the same ones for both runs; the test rests on the influence of each sentence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from antlm_bench.compare.join import JoinedTables
-from antlm_bench.compare.paired_accuracy import PairedResult
-from antlm_bench.compare.paired_seeds import POWER_FACTOR
-from antlm_bench.compare.results import Difference
+from antlm_bench.compare.paired import POWER_FACTOR
+from antlm_bench.compare.results import Difference, PairedResult
 from antlm_bench.errors import BenchError, NotComparable
 from antlm_bench.metrics.prediction_table import PredictionTable
 from antlm_bench.metrics.reading_times import (
     CLUSTER_LABEL,
-    PREVIOUS_SURPRISAL,
-    SURPRISAL,
+    PREVIOUS_COLUMN,
+    SURPRISAL_COLUMN,
     ReadingTimes,
     align_columns,
     build_regressions,
@@ -23,6 +27,7 @@ from antlm_bench.metrics.reading_times import (
 )
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
+    NestedRegression,
     bias_corrected_interval,
     bootstrap_partial_r2,
     cluster_influences,
@@ -31,74 +36,68 @@ from antlm_bench.statistics.regression import (
 )
 from antlm_bench.types import Floats, Ints
 
+Regressions = list[NestedRegression]
+
 
 def compare_reading_times(joined: JoinedTables) -> PairedResult:
-    """Headline, measures and outcomes, on the words that both runs have a number for; the same
-    sentences are drawn for both. The test rests on their influences. Raises NotComparable where the
-    reading times are not at hand.
+    """Compare headline, measures and outcomes, on the words that both runs have a number for.
+
+    Raises NotComparable where the reading times are not at hand.
     """
     times = _load_reading_times(joined)
     tables = (joined.tables_a[0], joined.tables_b[0])
-    said = [
-        {SURPRISAL: _surprisals(table, 0), PREVIOUS_SURPRISAL: _surprisals(table, 1)}
-        for table in tables
-    ]
-    human, cluster = align_columns(tables[0].ids, times), _sentence_codes(tables[0])
-    lost = np.isnan(said[0][SURPRISAL] + said[1][SURPRISAL])
+    surprisals = [_surprisal_columns(table) for table in tables]
+    sentence = _sentence_codes(tables[0])
+    human = align_columns(tables[0].ids, times)
+    missing = np.isnan(surprisals[0][SURPRISAL_COLUMN] + surprisals[1][SURPRISAL_COLUMN])
     sides = []
-    for columns in said:
-        model = {name: np.where(lost, np.nan, column) for name, column in columns.items()}
-        sides.append(build_regressions({**human, **model}, cluster, times))
-    values = [[partial_r2(one) for one in side] for side in sides]
-    clusters = int(cluster.max()) + 1
-    vague = clusters < 2 or None in values[0] + values[1]
-    same = all(np.array_equal(said[0][name], said[1][name], equal_nan=True) for name in said[0])
-    count = len(sides[0])
-    change, moved = np.zeros((1, count)), np.zeros((count, clusters))
-    if not vague and not same:
-        drawn = bootstrap_partial_r2([*sides[0], *sides[1]], clusters)
-        change = drawn[:, count:] - drawn[:, :count]
-        moved = np.array(
-            [
-                cluster_influences(y, clusters) - cluster_influences(x, clusters)
-                for x, y in zip(*sides, strict=True)
-            ]
-        )
-    made = []
+    for columns in surprisals:
+        model = {name: np.where(missing, np.nan, column) for name, column in columns.items()}
+        sides.append(build_regressions({**human, **model}, sentence, times))
+    values = [[partial_r2(regression) for regression in side] for side in sides]
+    num_sentences = int(sentence.max()) + 1
+    undefined = num_sentences < 2 or None in values[0] + values[1]
+    identical = all(
+        np.array_equal(column, surprisals[1][name], equal_nan=True)
+        for name, column in surprisals[0].items()
+    )
+    replicates, influences = np.zeros((1, len(sides[0]))), np.zeros((len(sides[0]), num_sentences))
+    if not undefined and not identical:
+        replicates, influences = _resample_sentences(sides[0], sides[1], num_sentences)
+    differences = []
     for level, name, within, weights in estimate_weights(times):
-        a, b = (float(weights @ [value or 0.0 for value in side]) for side in values)
-        low, high = (
-            Interval(0.0, 0.0)
-            if same
-            else Interval(-1.0, 1.0)
-            if vague
-            else bias_corrected_interval(b - a, change @ weights)
-        )
-        p = 1.0 if same else None if vague else clustered_t_test(b - a, weights @ moved)
+        a, b = (float(weights @ [r2 or 0.0 for r2 in side]) for side in values)
+        p: float | None
+        if identical:
+            interval, p = Interval(0.0, 0.0), 1.0
+        elif undefined:
+            interval, p = Interval(-1.0, 1.0), None
+        else:
+            interval = bias_corrected_interval(b - a, replicates @ weights)
+            p = clustered_t_test(b - a, weights @ influences)
         n = max(len(sides[0][i].outcome) for i in np.flatnonzero(weights))
-        detectable = POWER_FACTOR * (high - low) / 2
-        made.append(
-            Difference(
-                level,
-                name or joined.suite,
-                within,
-                n,
-                a,
-                b,
-                b - a,
-                low,
-                high,
-                p,
-                detectable=detectable or None,
-            )
-        )
-    return made[0], tuple(made[1:]), ()
+        detectable = POWER_FACTOR * (interval.high - interval.low) / 2 or None
+        line = (level, name or joined.suite, within, n, a, b, b - a, *interval, p)
+        differences.append(Difference(*line, detectable=detectable))
+    return PairedResult(differences[0], tuple(differences[1:]))
+
+
+def _resample_sentences(
+    side_a: Regressions, side_b: Regressions, num_sentences: int
+) -> tuple[Floats, Floats]:
+    """Return the change of each of r regressions' R2 in resamples (draws, r), and by sentence
+    (r, sentences)."""
+    replicates = bootstrap_partial_r2([*side_a, *side_b], num_sentences)
+    influences = [
+        cluster_influences(b, num_sentences) - cluster_influences(a, num_sentences)
+        for a, b in zip(side_a, side_b, strict=True)
+    ]
+    return replicates[:, len(side_a) :] - replicates[:, : len(side_a)], np.array(influences)
 
 
 def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
-    """The reading times of the suite that both runs answered: no run holds them, the data at hand
-    does.
-    """
+    """Load the reading times of the suite that both runs answered: no run holds them, the data at
+    hand does."""
     from antlm_bench.suites import loader
 
     cell = joined.cells_a[0]
@@ -119,20 +118,21 @@ def _load_reading_times(joined: JoinedTables) -> ReadingTimes:
     return loaded.times
 
 
-def _surprisals(table: PredictionTable, option: int) -> Floats:
-    """Surprisal (n,) in nats of a word, or (option 1) of the word before; nan where there is none."""
-    if option >= table.scores.shape[1]:
-        return np.full(len(table.ids), np.nan)
-    return np.where(
-        table.valid[:, option] & ~table.get_flag("too-long"), -table.scores[:, option], np.nan
-    )
+def _surprisal_columns(table: PredictionTable) -> Mapping[str, Floats]:
+    """Return surprisals (n,) in nats of each word and of the word before it; nan where there is
+    none."""
+    columns = {}
+    for option, name in enumerate((SURPRISAL_COLUMN, PREVIOUS_COLUMN)):
+        columns[name] = np.full(len(table.ids), np.nan)
+        if option < table.scores.shape[1]:
+            scored = table.valid[:, option] & ~table.get_flag("too-long")
+            columns[name][scored] = -table.scores[scored, option]
+    return columns
 
 
 def _sentence_codes(table: PredictionTable) -> Ints:
+    """Return which sentence each word (n,) is of; without labels, each is its own."""
     if CLUSTER_LABEL not in table.levels:
         return np.arange(len(table.ids), dtype=np.int32)
-    return (
-        np.unique(table.levels[CLUSTER_LABEL][0], return_inverse=True)[1]
-        .reshape(-1)
-        .astype(np.int32)
-    )
+    codes = table.levels[CLUSTER_LABEL][0]
+    return np.unique(codes, return_inverse=True)[1].reshape(-1).astype(np.int32)

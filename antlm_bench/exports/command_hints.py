@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from antlm_bench.exports.leaderboard import LeaderboardSpec
+from antlm_bench.scoring.methods import get_method
 from antlm_bench.types import Run
 
 
@@ -59,7 +60,7 @@ def finetune_command(
     ]
     command += [
         "--attention",
-        "causal" if method == "causal" else "full",
+        get_method(method).main_attention,
         "--compat",
         board.finetune,
     ]

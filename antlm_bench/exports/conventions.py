@@ -16,16 +16,17 @@ from typing import Any
 from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
-from antlm_bench.metrics.surprisal import SURPRISAL
-from antlm_bench.scoring.multiple_choice import (
+from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
     ScoringConventions,
 )
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec, TrainingSpec
 from antlm_bench.suites.spec import SuiteSpec
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
 from antlm_bench.types import Cell, Run
 
 MAX_COMMANDS_SHOWN = 4
@@ -143,7 +144,7 @@ def _scoring_deviations(
     if cell.method not in board.methods:
         yield f"scored by {cell.method}; the official code has {', '.join(board.methods)}"
         return
-    words = spec.times is not None
+    words = TASK_TYPES[spec.task_type].scores_spans
     policy = (
         PEER_CONVENTIONS[board.name]
         .for_method(METHODS[cell.method])
@@ -161,8 +162,8 @@ def _scoring_deviations(
             yield f"{said}, before a context" if plain else said
     yield from _context_deviations(settings, policy, plain, with_context)
     if (
-        not words
-        and spec.metric != SURPRISAL
+        METRICS[spec.metric].item_kind is not ItemKind.TEXT
+        and not words
         and settings.get("reduction", "sum") != policy.reduction
     ):
         yield f"decided by {settings.get('reduction', 'sum')}, officially {policy.reduction}"
@@ -181,7 +182,7 @@ def _special_token_deviation(run: Run, cell: Cell, actual: Any, official: str) -
     """Return what is wrong with the specials around a text, "" where they are the official ones."""
     if actual == official:
         return ""
-    attention = "causal" if cell.method == "causal" else "full"
+    attention = METHODS[cell.method].main_attention
 
     def around(policy: Any) -> Any:
         if policy == "never":
@@ -229,8 +230,7 @@ def _finetuning_deviations(board: LeaderboardSpec, cell: Cell) -> Iterator[str]:
     """Yield what is not as in the official finetuning: hyper-parameters, rows, train set."""
     settings = cell.settings
     suite, _, task = cell.suite.partition(".")
-    spec, _ = loader.read_declaration(suite)
-    assert isinstance(spec, ClassificationSpec)
+    spec, _ = read_declaration_as(suite, ClassificationSpec)
     official = spec.resolve_training(task, board.finetune).model_dump(mode="json")
     preset = spec.preset[board.finetune]
     if "training" not in settings:

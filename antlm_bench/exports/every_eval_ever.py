@@ -14,16 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from antlm_bench.declarations import catalog
-from antlm_bench.metrics import LOWER_IS_BETTER
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.suites.task_types import read_declaration
 from antlm_bench.types import Cell, Estimate, Group, Run
 
 SCHEMA_VERSION = "0.3.0"
-LOWEST_SCORES = {
-    "spearman": -1.0,
-    "acquisition": -1.0,
-    "mcc": -1.0,
-}  # of a metric; 0 for every other, and 1 the highest of all
 
 
 def build_record(run: Run) -> dict[str, Any]:
@@ -81,7 +76,8 @@ def _group_path(group: Group) -> str:
 
 
 def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -> dict[str, Any]:
-    metric = cell.summary.metric
+    metric = get_metric_spec(cell.summary.metric)
+    lowest, highest = metric.value_range if metric.is_bounded else (0.0, 1.0)
     interval = {"lower": estimate.low, "upper": estimate.high, "confidence_level": 0.95}
     counted = {**estimate.flags} | {
         "method": cell.method,
@@ -91,13 +87,13 @@ def _build_result(cell: Cell, name: str, estimate: Estimate, description: str) -
         "evaluation_name": name,
         "source_data": _source_data(cell),
         "metric_config": {
-            "evaluation_description": f"{metric}, {description}",
-            "metric_id": metric,
-            "lower_is_better": metric in LOWER_IS_BETTER,
+            "evaluation_description": f"{metric.name}, {description}",
+            "metric_id": metric.name,
+            "lower_is_better": metric.lower_is_better,
             "score_type": "continuous",
             # Where a metric has no bounds, what was seen.
-            "min_score": min(LOWEST_SCORES.get(metric, 0.0), estimate.low),
-            "max_score": max(1.0, estimate.high),
+            "min_score": min(lowest, estimate.low),
+            "max_score": max(highest, estimate.high),
         },
         "score_details": {
             "score": estimate.value,
@@ -112,9 +108,8 @@ def _source_data(cell: Cell) -> dict[str, Any]:
     the user's own.
     """
     suite = cell.suite
-    path = catalog("tasks").get(suite if cell.seed is None else cell.finetuned_task[0])
-    spec = read_spec(path) if path else None
-    page = spec.homepage if isinstance(spec, SuiteSpec) else ""
+    name = suite if cell.seed is None else cell.finetuned_task[0]
+    page = read_declaration(name)[0].homepage if name in catalog("tasks") else ""
     if page:
         return {"dataset_name": suite, "source_type": "url", "url": [page]}
     return {"dataset_name": suite, "source_type": "other"}

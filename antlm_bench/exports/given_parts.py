@@ -16,9 +16,8 @@ from typing import Any
 from antlm_bench.errors import BenchError, DataError
 from antlm_bench.exports.leaderboard import PartSpec
 from antlm_bench.exports.leaderboard_answers import option_text
-from antlm_bench.suites import loader
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite, read_declaration_as
 
 NAN_ALLOWED_KEYS = (
     "surprisal",
@@ -146,8 +145,7 @@ def _check_ids(value: Any, location: str) -> None:
 
 def _check_labels(value: Any, suite: str, location: str) -> None:
     """Ids are running numbers, and labels are classes of the task."""
-    spec, _ = loader.read_declaration(suite)
-    assert isinstance(spec, ClassificationSpec)
+    spec, _ = read_declaration_as(suite, ClassificationSpec)
     for task, index, row in _iter_answers(value):
         if task not in spec.task:
             continue

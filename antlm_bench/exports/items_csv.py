@@ -1,26 +1,24 @@
 """Every item of every run as one row of a table: what R, pandas and mixed models want. Ids and
 numbers, no texts.
+
+What a row holds depends on the metric: its record names one of the functions here
+(`MetricSpec.export_rows`).
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.metrics.measures import Accuracy, Spearman
-from antlm_bench.metrics.prediction_table import PredictionTable, build_table
-from antlm_bench.metrics.task_metric import (
-    BITS_PER_BYTE,
-    TASK_METRIC_NAMES,
-    WHOLE_PENALTY,
-    WHOLE_SCORE,
-)
-from antlm_bench.types import Cell, Floats, Prediction, Run
+from antlm_bench.metrics import MetricSettings, get_metric_spec, load_cell_metric
+from antlm_bench.metrics.prediction_table import PredictionTable, build_table, gold_credits
+from antlm_bench.registry import load_target
+from antlm_bench.types import Cell, Prediction, Run
 
 KEY_COLUMNS = ("model", "weights", "suite", "method", "seed", "id")
 NUMBER_COLUMNS = (
@@ -34,126 +32,117 @@ NUMBER_COLUMNS = (
     "tokens_other",
     "share",
 )
+Row = Mapping[str, float]
+"""Some of NUMBER_COLUMNS; a column that is missing or not finite stays empty."""
 
 
 def format_items_csv(opened_runs: Sequence[Run]) -> bytes:
-    """CSV with a header (UTF-8): KEYS (weights: 8 digits of their sha256), the labels of all suites
-    (empty where a suite lacks one), NUMBERS, flags.
+    """Return CSV with a header (UTF-8): KEY_COLUMNS (weights: 8 digits of their sha256), the labels
+    of all suites (empty where a suite lacks one), NUMBER_COLUMNS, flags.
 
     score: summed log-probability (nats) of the right option, score_other of the best other one,
     margin the difference. correct: credit in 0..1, a tie under the run's tie rule; where a task
-    judges its answers itself, what it says (then score is the preferred option's). share:
+    judges its answers itself, its number (then score is the preferred option's). share:
     probability of the first option among the options, where humans rated it (then gold is that
     rating and there is no right option). Empty: not defined.
     """
-    told = [
-        (run, cell) for run in opened_runs for cell in run if cell.summary.metric != "acquisition"
-    ]  # curves are no items
-    cells = [(run, cell, runs.read_predictions(run.path, cell)) for run, cell in told]
-    levels = sorted(
-        {level for _, _, predictions in cells for p in predictions for level in p.labels}
-    )
+    cells = [
+        (run, cell, runs.read_predictions(run.path, cell))
+        for run in opened_runs
+        for cell in run
+        if get_metric_spec(cell.summary.metric).export_rows is not None
+    ]
+    levels = sorted({level for *_, predictions in cells for p in predictions for level in p.labels})
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow([*KEY_COLUMNS, *levels, *NUMBER_COLUMNS, "flags"])
     for run, cell, predictions in cells:
-        about = run.manifest.model
-        where = [
-            about.get("name", ""),
-            str(about.get("weights", ""))[:8],
+        model = run.manifest.model
+        key = [
+            model.get("name", ""),
+            str(model.get("weights", ""))[:8],
             cell.suite,
             cell.method,
             "" if cell.seed is None else cell.seed,
         ]
-        for prediction, numbers in zip(predictions, _number_rows(cell, predictions), strict=True):
+        table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
+        write_rows = load_target(get_metric_spec(cell.summary.metric).export_rows or "")
+        rows: Iterator[Row] = write_rows(cell, predictions, table)
+        for prediction, row in zip(predictions, rows, strict=True):
             labels = [prediction.labels.get(level, "") for level in levels]
-            writer.writerow([*where, prediction.id, *labels, *numbers, " ".join(prediction.flags)])
+            numbers = [_format_number(row.get(name, math.nan)) for name in NUMBER_COLUMNS]
+            writer.writerow([*key, prediction.id, *labels, *numbers, " ".join(prediction.flags)])
     return sink.getvalue().encode("utf-8", "surrogatepass")
 
 
-def _number_rows(cell: Cell, predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
-    """NUMBERS of each prediction."""
-    reduction = str(cell.settings.get("reduction", "sum"))
-    columns = build_table(predictions, set(), "sum" if reduction == "class" else reduction)
-    if (
-        cell.summary.metric == "delta-r2"
-    ):  # options are questions of their own: a word, and the word before it
-        for p in predictions:
-            yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]
-    elif cell.summary.metric in TASK_METRIC_NAMES:  # no option is right by itself
-        whole = cell.summary.metric in (
-            WHOLE_SCORE,
-            WHOLE_PENALTY,
-        )  # which no document has a number of
-        for p, said in zip(predictions, columns.judged[:, 0], strict=True):
-            yield [
-                "",
-                p.pred,
-                "" if whole else _finite_or_empty(said),
-                "",
-                p.scores[p.pred],
-                "",
-                p.tokens[p.pred],
-                "",
-                "",
-            ]
-    elif cell.summary.metric == BITS_PER_BYTE:
-        for p in predictions:
-            yield ["", "", "", "", p.scores[0], "", p.tokens[0], "", ""]
-    elif all(isinstance(p.gold, int) for p in predictions):
-        credit = Accuracy(str(cell.settings.get("ties", "half")), effective_reduction(reduction))
-        correct = credit.per_item(columns, effective_reduction(reduction))
-        for row, (p, credited) in enumerate(zip(predictions, correct, strict=True)):
-            yield [
-                p.gold,
-                p.pred,
-                _finite_or_empty(credited),
-                *_gold_vs_best_other(columns, row, int(p.gold)),
-                "",
-            ]
-    else:
-        softmax = str(cell.settings.get("softmax", "float64"))
-        measure = Spearman("half", effective_reduction(reduction), softmax)
-        share: Floats = measure.per_item(columns, effective_reduction(reduction))
-        for p, value in zip(predictions, share, strict=True):
-            yield [
-                p.gold,
-                p.pred,
-                "",
-                "",
-                p.scores[0],
-                "",
-                p.tokens[0],
-                "",
-                _finite_or_empty(value),
-            ]
+def choice_rows(
+    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
+) -> Iterator[Row]:
+    """Yield the right option against the best other one; of one option its score."""
+    settings = MetricSettings.of_cell(cell)
+    credits = gold_credits(table, settings.ties, settings.reduction)
+    for index, prediction in enumerate(predictions):
+        yield {
+            "gold": prediction.gold,
+            "pred": prediction.pred,
+            "correct": credits[index],
+            **_gold_and_best_other(table, index, int(prediction.gold)),
+        }
 
 
-def effective_reduction(reduction: str) -> str:
-    """Scores of classes are log-probabilities already: nothing is divided."""
-    return "sum" if reduction == "class" else reduction
+def rating_rows(
+    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
+) -> Iterator[Row]:
+    """Yield the first option's score and probability, beside the rating."""
+    shares = load_cell_metric(cell).per_item(table)
+    for prediction, share in zip(predictions, shares, strict=True):
+        row = {"gold": prediction.gold, "pred": prediction.pred, "share": share}
+        yield row | {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
 
 
-def _gold_vs_best_other(columns: PredictionTable, row: int, gold: int) -> list[Any]:
-    """[margin, score, score_other, tokens, tokens_other] of the right option against the best other
-    one.
-    """
-    if columns.get_flag("too-long")[row]:
-        return [""] * 5
-    scores, tokens = columns.scores[row], columns.tokens[row]
-    others = np.where(columns.valid[row], scores, -np.inf)
+def value_rows(
+    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
+) -> Iterator[Row]:
+    """Yield the item's own value, beside the preferred option's score."""
+    values = load_cell_metric(cell).per_item(table)
+    rows = preference_rows(cell, predictions, table)
+    for row, value in zip(rows, values, strict=True):
+        yield {**row, "correct": value}
+
+
+def preference_rows(
+    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
+) -> Iterator[Row]:
+    """Yield the preferred option's score: no option is right, no item has a value of its own."""
+    del cell, table
+    for p in predictions:
+        yield {"pred": p.pred, "score": p.scores[p.pred], "tokens": p.tokens[p.pred]}
+
+
+def logprob_rows(
+    cell: Cell, predictions: Sequence[Prediction], table: PredictionTable
+) -> Iterator[Row]:
+    """Yield the first option's score: further options are questions of their own."""
+    del cell, table
+    for prediction in predictions:
+        yield {"score": prediction.scores[0], "tokens": prediction.tokens[0]}
+
+
+def _gold_and_best_other(table: PredictionTable, index: int, gold: int) -> Row:
+    if table.get_flag("too-long")[index]:
+        return {}
+    scores, tokens = table.scores[index], table.tokens[index]
+    row = {"score": scores[gold], "tokens": int(tokens[gold])}
+    others = np.where(table.valid[index], scores, -np.inf)
     others[gold] = -np.inf
     other = int(others.argmax())
     if not np.isfinite(others[other]):
-        return ["", _finite_or_empty(scores[gold]), "", int(tokens[gold]), ""]
-    pair = [
-        _finite_or_empty(scores[gold]),
-        _finite_or_empty(scores[other]),
-        int(tokens[gold]),
-        int(tokens[other]),
-    ]
-    return [_finite_or_empty(scores[gold] - scores[other]), *pair]
+        return row
+    margin = {"margin": scores[gold] - scores[other]}
+    return row | margin | {"score_other": scores[other], "tokens_other": int(tokens[other])}
 
 
-def _finite_or_empty(value: float) -> float | str:
-    return float(value) if np.isfinite(value) else ""
+def _format_number(value: float) -> float | str:
+    if not np.isfinite(value):
+        return ""
+    return value if isinstance(value, int) else float(value)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from antlm_bench.errors import IncompleteError
@@ -17,9 +18,9 @@ from antlm_bench.exports.tie_rules import (
     choose_options,
     describe_ties,
 )
-from antlm_bench.metrics.measures import Spearman
+from antlm_bench.metrics import ItemKind, MetricSettings, get_metric_spec, load_metric
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Item, Option, Prediction
 
 LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
@@ -48,30 +49,26 @@ def milestone_scores(
     compared, made of the predictions; so is a correlation where the run ranked probabilities of
     another precision (`softmax`).
     """
-    groups = cell.summary.groups
+    groups, metric = cell.summary.groups, get_metric_spec(cell.summary.metric)
+    settings = MetricSettings.of_cell(cell)
     if part.names:
         return {
             part.names[group.name]: group.estimate.value
             for group in groups
             if group.name in part.names
         }
-    if cell.summary.metric == "accuracy" and cell.summary.headline.flags.get("tie"):
-        level, reduction = (
-            groups[-1].level if groups else "",
-            str(cell.settings.get("reduction", "sum")),
-        )
-        table = build_table(load_predictions(), {level} if level else set(), reduction)
-        return {
-            name or part.key: share
-            for name, share in accuracy_by_group(
-                table, choose_options(table, rule, reduction), level
-            ).items()
-        }
-    if cell.summary.metric == "spearman" and cell.settings.get("softmax", "float64") != softmax:
-        reduction = str(cell.settings.get("reduction", "sum"))
-        table = build_table(load_predictions(), set(), reduction)
-        return {part.key: Spearman("half", reduction, softmax).headline(table, ())[0].value}
-    if cell.summary.metric == "spearman" or not groups:
+    if metric.tie_rule_matters and cell.summary.headline.flags.get("tie"):
+        level = groups[-1].level if groups else ""
+        table = build_table(load_predictions(), {level} if level else set(), settings.reduction)
+        answers = choose_options(table, rule, settings.reduction)
+        shares = accuracy_by_group(table, answers, level)
+        return {name or part.key: share for name, share in shares.items()}
+    rated = metric.item_kind is ItemKind.RATING
+    if rated and settings.softmax != softmax:
+        table = build_table(load_predictions(), set(), settings.reduction)
+        correlation = load_metric(metric.name, replace(settings, softmax=softmax))
+        return {part.key: correlation.headline(table, ()).estimate.value}
+    if rated or not groups:
         return {part.key: cell.summary.headline.value}
     return {group.name: group.estimate.value for group in groups if group.level == groups[-1].level}
 
@@ -97,7 +94,10 @@ def build_text_answers(
     if rated and lost:
         raise IncompleteError(f"{lost} items do not fit the model, and have no probability")
     answers = choose_options(table, rule, reduction)
-    probability = Spearman("half", reduction, softmax).per_item(table, reduction) if rated else None
+    probability = None
+    if rated:
+        settings = replace(MetricSettings.of_cell(cell), softmax=softmax)
+        probability = load_metric(cell.summary.metric, settings).per_item(table)
     level = part.by or suite.groups[-1]
     items = {item.id: item for item in suite.items}
     rows: LeaderboardAnswers = defaultdict(lambda: {"predictions": []})

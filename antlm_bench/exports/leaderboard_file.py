@@ -44,9 +44,11 @@ from antlm_bench.exports.leaderboard_answers import (
     surprisal_rows,
 )
 from antlm_bench.exports.tie_rules import TIE_RULE_DESCRIPTIONS, TieRule
-from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
-from antlm_bench.suites.loader import Suite
-from antlm_bench.types import Cell, Run
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS
+from antlm_bench.scoring.methods import get_method
+from antlm_bench.suites.task_types import Suite
+from antlm_bench.types import Cell, Run, finetune_method
 
 T = TypeVar("T")
 SuiteLoader = Callable[[str], Suite]
@@ -315,11 +317,12 @@ class LeaderboardFileBuilder:
         self, part: PartSpec, task: str, expected_count: int
     ) -> dict[str, list[dict[str, Any]]]:
         """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
-        suite, way = (
-            f"{part.suite}.{task}",
-            "finetune-causal" if self.method == "causal" else "finetune-full",
-        )
-        cells = [cell for cell in self.final_run if cell.suite == suite and cell.seed is not None]
+        suite, way = f"{part.suite}.{task}", finetune_method(get_method(self.method).main_attention)
+        cells = [
+            cell
+            for cell in self.final_run
+            if cell.suite == suite and cell.seed is not None and not cell.is_frozen
+        ]
         cells = [cell for cell in cells if cell.method == way] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)
         official = self.board.seed if self.board.seed in seeds else None
@@ -370,7 +373,10 @@ class LeaderboardFileBuilder:
             nonlocal ties
             cell = require_complete(self._find_cell(run, part))
             self.sources.append(PartSource(key, run, cell, milestone))
-            ties += cell.summary.headline.flags.get("tie", 0) * (cell.summary.metric == "accuracy")
+            ties += (
+                cell.summary.headline.flags.get("tie", 0)
+                * get_metric_spec(cell.summary.metric).tie_rule_matters
+            )
             return milestone_scores(
                 cell,
                 part,

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-HUB_TASKS = {
-    "causal": "text-generation",
-    "finetuned": "text-classification",
-}  # the hub's names; any other: fill-mask
+from antlm_bench.scoring.methods import METHODS
+
+FINETUNED_TASK, DEFAULT_TASK = "text-classification", "fill-mask"  # the hub's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ def _result_entry(result: ModelIndexResult) -> dict[str, Any]:
     """One result with its one metric; results of equal task and dataset but another method stay
     apart by `config`.
     """
-    task = HUB_TASKS["finetuned"] if result.seeds else HUB_TASKS.get(result.method, "fill-mask")
+    task = METHODS[result.method].hub_task if result.method in METHODS else DEFAULT_TASK
+    task = FINETUNED_TASK if result.seeds else task
     args: dict[str, Any] = {"method": _replace_unprintable(result.method), "n": result.n}
     if result.low is not None and result.high is not None:
         args |= {"low": round(result.low, 4), "high": round(result.high, 4), "interval": "95%"}

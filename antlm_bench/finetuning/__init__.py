@@ -1,3 +1,1 @@
-"""Finetuning: texts with classes in, one loop around a checkpoint's body, a Prediction per text
-out.
-"""
+"""Finetune a checkpoint on classification tasks, or fit a classifier on its frozen features."""

@@ -1,10 +1,9 @@
-"""A body with a classifier on it: one state per text, and logits from it.
+"""Pool a backbone's hidden states to one vector per text, and classify it.
 
-Pooling is a convention that moves a score. A causal body is read at the last token, the only one
-that has seen the whole text (Radford et al. 2018); full attention at the first, where the rows
-begin with a special token (BERT, arXiv 1810.04805), else at the mean of all tokens. BabyLM 2025's
-script reads the first token of causal models too, and so does a preset that says `pooling =
-"first"`.
+Pooling is a convention that moves a score. A causal backbone is read at the last token, the only
+one that has seen the whole text (Radford et al. 2018). With full attention the first token is read
+if rows begin with a special token (BERT, arXiv 1810.04805), else the mean of all tokens. BabyLM
+2025's script reads the first token of causal models too; a preset does so with `pooling = "first"`.
 """
 
 from __future__ import annotations
@@ -32,10 +31,9 @@ POOLINGS = ("auto", "last", "first", "mean")
 def resolve_pooling(
     backbone: Backbone, attention: Attention, pooling: str, preset: str = "auto"
 ) -> str:
-    """Return last, first or mean: as `wanted` (--pooling), else as the preset says, else by
-    attention.
+    """Return "last", "first" or "mean": from --pooling, else the preset, else the attention.
 
-    Raises UsageError for an unknown name, and where --pooling wants the first token of a causal
+    Raises UsageError for an unknown name, and if --pooling asks for the first token of a causal
     row.
     """
     if pooling not in POOLINGS:
@@ -45,11 +43,10 @@ def resolve_pooling(
             hint=f"one of {', '.join(POOLINGS)}",
         )
     if attention == "causal" and pooling == "first":
-        hint = "last or mean; the official recipe reads it: --compat babylm-2025"
         raise UsageError(
             "the first token of a causal row has seen nothing but itself",
             location="--pooling",
-            hint=hint,
+            hint="last or mean; the official recipe reads it: --compat babylm-2025",
         )
     if pooling != "auto":
         return pooling
@@ -61,12 +58,12 @@ def resolve_pooling(
 
 
 class ClassificationHead(nn.Sequential):  # type: ignore[misc]
-    """norm, linear, GELU, norm, dropout, linear, the norms without weights: the classifier of
-    BabyLM 2025's pipeline.
+    """The classifier of BabyLM 2025's pipeline, (b, d) -> (b, num_classes).
 
-    (b, d) -> (b, classes). Weights: a truncated normal of std sqrt(2 / (5 d)), cut at two std,
-    keyed by seed; biases 0. uniform: weights and biases uniform in +-1/sqrt(d), as torch.nn.Linear
-    draws them with torch's `seed`.
+    Layer norm, linear, GELU, layer norm, dropout, linear; the norms have no weights. Weights are
+    drawn from a truncated normal with std sqrt(2 / (5 d)), cut at two std and keyed by `seed`;
+    biases are 0. With `uniform_init`, weights and biases are uniform in +-1/sqrt(d), as
+    torch.nn.Linear draws them under torch's `seed`.
     """
 
     def __init__(
@@ -92,115 +89,121 @@ class ClassificationHead(nn.Sequential):  # type: ignore[misc]
                 self[1].reset_parameters()
                 self[5].reset_parameters()
             return
-        dice, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * hidden_size))
+        generator, std = torch.Generator().manual_seed(seed), math.sqrt(2 / (5 * hidden_size))
         for linear in (self[1], self[5]):
-            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=dice)
+            nn.init.trunc_normal_(
+                linear.weight, std=std, a=-2 * std, b=2 * std, generator=generator
+            )
             nn.init.zeros_(linear.bias)
 
 
-# What comes after the mixing of positions, by its name in a layer: the attention's projection, the
-# feed-forward.
+# Modules that follow the mixing of positions, by their name in a layer: the attention's output
+# projection and the feed-forward.
 POSITIONWISE_MODULES: dict[str, type[nn.Module]] = {
     "o_proj": nn.Linear, "output": nn.Linear, "mlp": nn.Module, "feed_forward": nn.Module,
 }  # fmt: skip
 
 
-class Classifier(nn.Module):  # type: ignore[misc]
-    """Padded rows -> logits (b, classes). `body`: a model of hidden states; natively: which way
-    that attends.
+class PooledBackbone(nn.Module):  # type: ignore[misc]
+    """A backbone that returns one vector per text: padded rows -> (b, d).
+
+    After its attention, the last layer computes only the positions that are read, if that can be
+    done (see `_narrow_last_layer`). The backbone's modules are changed for that: pass a copy.
     """
 
     def __init__(
-        self,
-        backbone: Any,
-        head: ClassificationHead,
-        *,
-        native_attention: Attention,
-        attention: Attention,
-        pooling: str,
+        self, backbone: Any, *, native_attention: Attention, attention: Attention, pooling: str
     ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone = backbone
         self.native_attention, self.attention, self.pooling = native_attention, attention, pooling
-        self.read_positions: Tensor | None = (
-            None  # (b,) the place that is read of each row, while a narrowed forward runs
-        )
+        self.read_positions: Tensor | None = None
+        """(b,) the position that is read of each row, during a forward of a narrowed layer."""
         self.narrows_last_layer = pooling != "mean" and self._narrow_last_layer()
 
     def _narrow_last_layer(self) -> bool:
-        """Past its attention nothing in the last layer mixes positions: the rest need only see what
-        is read.
+        """Restrict the last layer's position-wise modules to the positions that are read.
 
-        Where the layer holds that as modules of one input and output (see NARROWED); found by
-        trying, as everything about a foreign model. A keyed dropout inside then draws for the one
-        position of each text.
+        Return False if the layer has no such modules (see POSITIONWISE_MODULES), or if a trial
+        forward gives other numbers. A keyed dropout inside draws for the one position of each text.
         """
         stacks = [module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)]
         last = stacks[-1][-1] if stacks and len(stacks[-1]) else nn.Identity()
-        found: dict[str, nn.Module] = {}
+        narrowed: dict[str, nn.Module] = {}
         for name, module in last.named_modules():
-            inside = any(name.startswith(f"{other}.") for other in found)
-            if not inside and isinstance(
-                module, POSITIONWISE_MODULES.get(name.rpartition(".")[2], ())
-            ):
-                found[name] = module
-        for module in found.values():
+            nested = any(name.startswith(f"{other}.") for other in narrowed)
+            expected_type = POSITIONWISE_MODULES.get(name.rpartition(".")[2], ())
+            if not nested and isinstance(module, expected_type):
+                narrowed[name] = module
+        for module in narrowed.values():
             module.forward = partial(self._forward_read_positions, module.forward)
-        if not found:
+        if not narrowed:
             return False
         device = next(self.backbone.parameters()).device
-        ids, lengths = (
-            torch.ones(2, 3, dtype=torch.long, device=device),
-            torch.tensor([2, 3], device=device),
-        )
-        probe = PaddedBatch(ids, lengths, None, unpadded=False)
+        ids = torch.ones(2, 3, dtype=torch.long, device=device)
+        probe = PaddedBatch(ids, torch.tensor([2, 3], device=device), None, unpadded=False)
         self.eval()
         with torch.inference_mode():
             self.narrows_last_layer = False
             expected = self.pool_hidden_states(probe)
             self.narrows_last_layer = True
-            narrow = self.pool_hidden_states(probe)
+            actual = self.pool_hidden_states(probe)
         self.train()
-        return bool(torch.allclose(narrow, expected, rtol=1e-4, atol=1e-4))
+        return bool(torch.allclose(actual, expected, rtol=1e-4, atol=1e-4))
 
     def _forward_read_positions(
         self, module_forward: Callable[[Tensor], Tensor], x: Tensor
     ) -> Tensor:
-        """What a module gives where something is read, and zeros elsewhere: (b, t, d) -> (b, t, d)."""
+        """Apply a module to (b, t, d) at the positions that are read; zeros elsewhere."""
         if self.read_positions is None:
             return module_forward(x)
         rows = torch.arange(len(x), device=x.device)
-        found = module_forward(x[rows, self.read_positions])
-        return found.new_zeros(*x.shape[:2], found.shape[-1]).index_put(
-            (rows, self.read_positions), found
-        )
+        output = module_forward(x[rows, self.read_positions])
+        zeros = output.new_zeros(*x.shape[:2], output.shape[-1])
+        return zeros.index_put((rows, self.read_positions), output)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        return self.head(self.pool_hidden_states(batch))
+        return self.pool_hidden_states(batch)
 
     def pool_hidden_states(self, batch: PaddedBatch) -> Tensor:
-        """(b, d). Padding, on the right, is seen by nobody: not in causal rows, and elsewhere the
-        mask hides it.
+        """Return (b, d). No token sees padding: it stands to the right of causal rows, and a mask
+        hides it under full attention.
         """
         mask = None
         if self.attention == "full" and not batch.unpadded:
             mask = batch.token_mask()
             if self.native_attention == "causal":
                 mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-        more = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-        causal, natively = self.attention == "causal", self.native_attention == "causal"
-        read = batch.lengths - 1 if self.pooling == "last" else torch.zeros_like(batch.lengths)
+        types = batch.token_type_ids
+        model_inputs = {} if types is None else {"token_type_ids": types}
+        positions = batch.lengths - 1 if self.pooling == "last" else torch.zeros_like(batch.lengths)
         try:
-            self.read_positions = read if self.narrows_last_layer else None
+            self.read_positions = positions if self.narrows_last_layer else None
             hidden = forward_with_mask(
-                self.backbone, batch.ids, mask, causal=causal, natively_causal=natively, **more
+                self.backbone,
+                batch.ids,
+                mask,
+                causal=self.attention == "causal",
+                natively_causal=self.native_attention == "causal",
+                **model_inputs,
             )
         finally:
             self.read_positions = None
         if self.pooling == "mean":
             text = batch.token_mask()[..., None]
             return (hidden * text).sum(1) / batch.lengths[:, None]
-        return hidden[torch.arange(len(hidden), device=hidden.device), read]
+        return hidden[torch.arange(len(hidden), device=hidden.device), positions]
+
+
+class Classifier(PooledBackbone):
+    """A pooled backbone with a classification head: padded rows -> logits (b, num_classes)."""
+
+    def __init__(self, backbone: Any, head: ClassificationHead, **pooling_options: Any) -> None:
+        super().__init__(backbone, **pooling_options)
+        self.head = head
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        return self.head(self.pool_hidden_states(batch))
 
 
 def build_classifier(
@@ -213,20 +216,19 @@ def build_classifier(
     lora_rank: int = 0,
     uniform_init: bool = False,
 ) -> Classifier:
-    """A copy of the body with a new head, its dropout keyed (see training.dropout).
+    """Build a classifier on a copy of the backbone, with keyed dropout (see training.dropout).
 
-    lora: rank of adapters, 0 = train all weights. uniform: see Head. Raises UsageError where peft
-    is not installed.
+    lora_rank: rank of the trained adapters; 0 = train all weights. uniform_init: see
+    ClassificationHead. Raises UsageError if peft is needed and not installed.
     """
     model = copy.deepcopy(backbone.model)
     with torch.inference_mode():
-        width = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))[0].shape[
-            -1
-        ]
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        hidden_size = model(input_ids=token)[0].shape[-1]
     if lora_rank:
         _add_lora_adapters(model, lora_rank, seed)
     use_keyed_dropout(model)
-    head = ClassificationHead(width, num_classes, dropout, seed, uniform_init=uniform_init)
+    head = ClassificationHead(hidden_size, num_classes, dropout, seed, uniform_init=uniform_init)
     replace_dropout_modules(head)
     return Classifier(
         model,
@@ -238,8 +240,9 @@ def build_classifier(
 
 
 def _add_lora_adapters(model: Any, rank: int, seed: int) -> None:
-    """Freeze the model; low-rank adapters (arXiv 2106.09685) on all its linear layers, alpha twice
-    the rank.
+    """Freeze the model and add low-rank adapters (arXiv 2106.09685) to all its linear layers.
+
+    Alpha is twice the rank.
     """
     try:
         import peft
@@ -251,9 +254,12 @@ def _add_lora_adapters(model: Any, rank: int, seed: int) -> None:
     ]  # GPT-2's
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     config = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear + transposed,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=linear + transposed,
         fan_in_fan_out=bool(transposed),
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model.requires_grad_(False))

@@ -1,17 +1,17 @@
-"""One loop for every body, task and seed: train, select an epoch on texts that were held out,
-predict the scored ones.
+"""Finetune a classifier: train, select an epoch on held-out texts, predict the scored texts.
 
-As in pre-training all randomness is keyed: the split and the head by seed, the order by (seed,
-epoch), dropout by (seed, update, example). A loss is a sum over texts divided by the update's
-number of them, so that how an update is cut into parts under a budget of tokens changes sums by
-rounding only.
+One loop serves every backbone, task and seed. As in pre-training all randomness is keyed: the split
+and the head by seed, the order by (seed, epoch), dropout by (seed, update, example). A loss is a
+sum over texts divided by the number of texts in the update, so the cut into micro-batches changes
+sums by rounding only.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ from antlm_bench.checkpoints.pretrained import resolve_device
 from antlm_bench.cpu_tuning import keep_freed_memory
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError
 from antlm_bench.finetuning.batches import (
+    PaddedBatch,
     epoch_batches,
     micro_batches,
     pad_batch,
@@ -41,7 +42,11 @@ from antlm_bench.finetuning.data import (
     resolve_pad_id,
 )
 from antlm_bench.finetuning.heads import build_classifier, resolve_pooling
-from antlm_bench.metrics.classification import METRIC_FUNCTIONS, ConfusionTotals, collapse_warnings
+from antlm_bench.metrics.classification import (
+    ConfusionTotals,
+    collapse_warnings,
+    load_confusion_metric,
+)
 from antlm_bench.training import dropout, optim
 from antlm_bench.types import Attention, Floats, Prediction
 
@@ -49,32 +54,29 @@ if TYPE_CHECKING:
     from antlm_bench.suites.classification import TrainingSpec
     from antlm_bench.suites.classification_loader import ClassificationTask
 
-CPU_TOKENS_PER_THREAD = (
-    1024  # per forward with gradients and thread of a CPU: they stay near its cache
-)
-DEFAULT_BATCH_TOKENS = 32_768
-INFERENCE_TOKENS_FACTOR = 4  # times as many without
+CPU_TOKENS_PER_THREAD = 1024  # per forward with gradients: activations stay near the cache
+DEFAULT_BATCH_TOKENS = 32_768  # per forward with gradients on a GPU
+INFERENCE_TOKENS_FACTOR = 4  # a forward without gradients takes so many times as many
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneSettings:
-    """Where and how a task is finetuned. device and batch_tokens change what is learned by rounding
-    only.
-
-    dtype: of matrix products; weights are fp32. batch_tokens: tokens per forward, None = by device.
-    pooling: see heads.resolve_pooling. lora: rank of adapters, trained instead of the body's
-    weights; 0 = all weights.
-    """
+    """Where and how a task is finetuned."""
 
     device: str = "auto"
+    """Changes what is learned by rounding only."""
     dtype: str = "float32"
+    """Of matrix products: float32 or bfloat16. Weights stay fp32."""
     batch_tokens: int | None = None
+    """Tokens per forward, None = by device. Changes what is learned by rounding only."""
     pooling: str = "auto"
+    """What the head reads of a text: see heads.resolve_pooling."""
     lora_rank: int = 0
+    """Rank of adapters that are trained instead of the weights; 0 = train all weights."""
 
 
 class FinetuneCallback(Protocol):
-    """Who is told how it goes: after every update, and after every epoch."""
+    """Receives progress: after every update and after every epoch."""
 
     def on_step_end(self, updates_done: int, total_updates: int, loss: float) -> None: ...
     def on_epoch_end(self, epoch: int, selection_score: float) -> None: ...
@@ -82,10 +84,12 @@ class FinetuneCallback(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """predictions: of task.valid, in order. history: how they came about, ready for JSON."""
+    """The predictions of one task, and how they came about."""
 
     predictions: list[Prediction]
+    """Of task.valid, in order."""
     history: dict[str, Any]
+    """Epochs, counts and warnings, ready for JSON."""
 
 
 def finetune(
@@ -96,17 +100,40 @@ def finetune(
     settings: FinetuneSettings,
     callback: FinetuneCallback | None = None,
 ) -> FinetuneResult:
-    """Train a copy of the body with a new head on the task, keep the best epoch, and predict
-    `task.valid`.
+    """Train a copy of the backbone with a new head, keep the best epoch, predict `task.valid`.
 
-    Raises MethodNotSupported (an attention the body does not have), UsageError, DataError,
-    CheckpointError (texts and options that cannot be: see data.encode, batches.split,
-    heads.resolve_pooling, heads.build_classifier), TrainingError (memory).
+    Raises MethodNotSupported (an attention that the backbone cannot have), UsageError, DataError,
+    CheckpointError (impossible texts or options: see data.encode_examples, batches.split_examples,
+    heads.resolve_pooling, heads.build_classifier), TrainingError (out of memory).
     """
+    splits = encode_splits(backbone, task, seed, attention)
+    with explain_out_of_memory(f"{backbone.name} {task.full_name}"):
+        trainer = ClassifierTrainer(backbone, task, seed, attention, settings)
+        history = trainer.train(splits.train, splits.selection, callback)
+        logprobs = trainer.predict_logprobs(splits.valid)
+    return build_result(task, splits, logprobs, history)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplits:
+    """The encoded rows of a task."""
+
+    train: EncodedExamples
+    selection: EncodedExamples
+    """Chooses the epoch (or C). The scored texts themselves if task.select is "valid"."""
+    valid: EncodedExamples
+    """The texts that are scored."""
+
+
+def encode_splits(
+    backbone: Backbone, task: ClassificationTask, seed: int, attention: Attention
+) -> EncodedSplits:
+    """Hold out texts of task.train as `seed` says, and encode all splits. Raises as `finetune`."""
     if attention not in backbone.attends:
-        hint = f"it attends {' and '.join(sorted(backbone.attends))}"
         raise MethodNotSupported(
-            f"{backbone.name} cannot attend {attention}", location="--attention", hint=hint
+            f"{backbone.name} cannot attend {attention}",
+            location="--attention",
+            hint=f"it attends {' and '.join(sorted(backbone.attends))}",
         )
     if not task.train or not task.valid:
         raise DataError(
@@ -115,42 +142,104 @@ def finetune(
             hint="train and valid must have at least one row each",
         )
     keep_freed_memory()
-    train, held = (
+    train, selection = (
         (task.train, task.valid)
         if task.select == "valid"
         else split_examples(task.train, task.held_out, seed)
     )
-    by_tokenizer = task.training.rows == "tokenizer"
-    size = (official_max_row_length if by_tokenizer else max_row_length)(
-        backbone, task.training.max_length
-    )
-    rows, selection, valid = (
-        encode_with_tokenizer(backbone, part, size)
-        if by_tokenizer
-        else encode_examples(backbone, attention, part, size)
-        for part in (train, held, task.valid)
-    )
+    splits = (train, selection, task.valid)
+    if task.training.rows == "tokenizer":
+        length = official_max_row_length(backbone, task.training.max_length)
+        return EncodedSplits(*(encode_with_tokenizer(backbone, s, length) for s in splits))
+    length = max_row_length(backbone, task.training.max_length)
+    return EncodedSplits(*(encode_examples(backbone, attention, s, length) for s in splits))
+
+
+@contextmanager
+def explain_out_of_memory(location: str) -> Iterator[None]:
+    """Raise TrainingError, with what to do, if torch runs out of memory inside."""
     try:
-        learner = ClassifierTrainer(backbone, task, seed, attention, settings)
-        history = learner.train(rows, selection, callback)
-        logp = learner.predict_logprobs(valid)
+        yield
     except torch.OutOfMemoryError as error:
-        hint = "fewer tokens per forward (--batch-tokens), --dtype bfloat16, --lora, or a bigger device"
         raise TrainingError(
-            "does not fit into memory", location=f"{backbone.name} {task.full_name}", hint=hint
+            "does not fit into memory",
+            location=location,
+            hint="fewer tokens per forward (--batch-tokens), --dtype bfloat16, --lora, "
+            "or a bigger device",
         ) from error
-    predictions = _build_predictions(task, valid, logp)
-    history["collapsed"] += collapse_warnings(predictions)
-    history |= {"train": len(rows), "selection": len(selection), "valid": len(valid)}
-    history["cut"] = {
-        name: int(part.truncated.sum()) for name, part in (("train", rows), ("valid", valid))
-    }
+
+
+def build_result(
+    task: ClassificationTask, splits: EncodedSplits, logprobs: Floats, history: dict[str, Any]
+) -> FinetuneResult:
+    """Build predictions from log-probabilities (n, classes); complete the history."""
+    predictions = _build_predictions(task, splits.valid, logprobs)
+    sizes = {name: len(getattr(splits, name)) for name in ("train", "selection", "valid")}
+    truncated = {name: int(getattr(splits, name).truncated.sum()) for name in ("train", "valid")}
+    collapsed = [*history["collapsed"], *collapse_warnings(predictions)]
+    history = history | {"collapsed": collapsed, **sizes, "cut": truncated}
     return FinetuneResult(predictions, history)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReader:
+    """Pads rows to batches on the device, and runs functions on all rows without gradients."""
+
+    device: torch.device
+    batch_tokens: int
+    """Tokens per forward with gradients."""
+    autocast: Any
+    """Context manager of the matrix products' dtype."""
+    pad_id: int
+    with_token_type_ids: bool
+
+    @classmethod
+    def for_task(
+        cls, backbone: Backbone, spec: TrainingSpec, settings: FinetuneSettings
+    ) -> BatchReader:
+        device = resolve_device(settings.device)
+        default = DEFAULT_BATCH_TOKENS
+        if device.type == "cpu":
+            default = CPU_TOKENS_PER_THREAD * torch.get_num_threads()
+        return cls(
+            device,
+            settings.batch_tokens or default,
+            torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"),
+            resolve_pad_id(backbone),
+            backbone.has_token_type_ids and spec.token_types,
+        )
+
+    def read_batch(self, rows: EncodedExamples, indices: Int64) -> PaddedBatch:
+        return pad_batch(rows, indices, self.pad_id, self.with_token_type_ids, self.device)
+
+    def map_rows(
+        self,
+        function: Callable[[PaddedBatch], Tensor],
+        rows: EncodedExamples,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """Return `function` of all rows, (n, k) in double precision.
+
+        function: (b rows) -> (b, k). on_batch: called with the number of rows of each batch.
+        """
+        parts, order = [], []
+        max_tokens = INFERENCE_TOKENS_FACTOR * self.batch_tokens
+        with torch.inference_mode(), self.autocast:
+            for indices in micro_batches(rows.lengths, np.arange(len(rows)), max_tokens):
+                values = function(self.read_batch(rows, indices))
+                parts.append(values.float().cpu().double().numpy())
+                order.append(indices)
+                if on_batch:
+                    on_batch(len(indices))
+        stacked = np.concatenate(parts)
+        result = np.empty_like(stacked)
+        result[np.concatenate(order)] = stacked
+        return result
 
 
 @dataclass(slots=True)
 class BestEpoch:
-    """The best epoch so far: of equal ranks the first. Its weights lie on the CPU."""
+    """The best epoch so far; the first of equally good ones. Its weights are kept on the CPU."""
 
     weights: dict[str, Tensor]
     epoch: int = 0
@@ -166,7 +255,7 @@ class BestEpoch:
 
 
 class ClassifierTrainer:
-    """A classifier being trained on one task with one seed. Raises as `finetune`."""
+    """Trains a classifier on one task with one seed. Raises as `finetune`."""
 
     def __init__(
         self,
@@ -177,10 +266,9 @@ class ClassifierTrainer:
         settings: FinetuneSettings,
     ) -> None:
         self.task, self.seed = task, seed
-        self.device = resolve_device(settings.device)
         spec = task.training
         self.pooling = resolve_pooling(backbone, attention, settings.pooling, spec.pooling)
-        uniform = spec.head_init == "uniform"
+        self.reader = BatchReader.for_task(backbone, spec, settings)
         self.model = build_classifier(
             backbone,
             attention,
@@ -189,193 +277,162 @@ class ClassifierTrainer:
             spec.dropout,
             seed,
             settings.lora_rank,
-            uniform,
+            uniform_init=spec.head_init == "uniform",
         )
-        self.model.to(self.device)
-        self.batch_tokens = settings.batch_tokens or _default_batch_tokens(self.device)
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"
-        )
-        self.pad_id, self.with_token_type_ids = (
-            resolve_pad_id(backbone),
-            backbone.has_token_type_ids and spec.token_types,
-        )
+        self.model.to(self.reader.device)
         groups = optim.build_param_groups(self.model, spec.weight_decay)
         if spec.decay == "all":
-            groups = [
-                {
-                    "params": [p for group in groups for p in group["params"]],
-                    "weight_decay": spec.weight_decay,
-                }
-            ]
+            everything = [parameter for group in groups for parameter in group["params"]]
+            groups = [{"params": everything, "weight_decay": spec.weight_decay}]
         self.optimizer = optim.build_optimizer("adamw", groups, spec.lr, spec.betas, spec.eps)
 
     def train(
         self, rows: EncodedExamples, selection: EncodedExamples, callback: FinetuneCallback | None
     ) -> dict[str, Any]:
-        """Train to the end, or until nothing has got better for so many epochs; leaves the best
-        epoch's weights.
+        """Train until the last epoch or until patience runs out; restore the best epoch's weights.
+
+        Return the history: epochs, the best one, updates, examples per second, warnings.
         """
         spec = self.task.training
         total = spec.epochs * updates_per_epoch(len(rows), spec)
-        learned = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        best = BestEpoch({name: p.to("cpu", copy=True) for name, p in learned.items()})
+        weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        best = BestEpoch({name: p.to("cpu", copy=True) for name, p in weights.items()})
         epochs: list[dict[str, Any]] = []
-        wrong: list[str] = []
-        done, seen, spent = 0, 0, 0.0
+        warnings: list[str] = []
+        updates, examples, total_seconds = 0, 0, 0.0
         for epoch in range(1, spec.epochs + 1):
-            nats, before, started = 0.0, seen, time.perf_counter()
-            for chosen in epoch_batches(rows.lengths, spec, self.seed, epoch):
-                loss = self._train_step(rows, chosen, done, learning_rate(spec, done, total))
+            loss_sum, epoch_examples, start_time = 0.0, 0, time.perf_counter()
+            for indices in epoch_batches(rows.lengths, spec, self.seed, epoch):
+                loss = self._train_step(rows, indices, updates, learning_rate(spec, updates, total))
                 if not math.isfinite(loss):
-                    wrong.append(f"the loss became NaN at update {done + 1}")
+                    warnings.append(f"the loss became NaN at update {updates + 1}")
                     break
-                done, seen, nats = done + 1, seen + len(chosen), nats + loss * len(chosen)
+                updates, epoch_examples = updates + 1, epoch_examples + len(indices)
+                loss_sum += loss * len(indices)
                 if callback:
-                    callback.on_step_end(done, total, loss)
-            seconds = time.perf_counter() - started
-            spent += seconds
-            if wrong:
+                    callback.on_step_end(updates, total, loss)
+            seconds = time.perf_counter() - start_time
+            examples, total_seconds = examples + epoch_examples, total_seconds + seconds
+            if warnings:
                 break
-            score, loss = self._evaluate_selection(selection)
-            if not math.isfinite(loss):
-                wrong.append(f"the loss became NaN at update {done}")
+            score, selection_loss = self._evaluate_selection(selection)
+            if not math.isfinite(selection_loss):
+                warnings.append(f"the loss became NaN at update {updates}")
                 break
             epochs.append(
-                {"epoch": epoch, "loss": nats / (seen - before), "selection": score, "selection_loss": loss,
-                 "seconds": round(seconds, 3)}
-            )  # fmt: skip
-            best.update_if_better(
-                epoch, (score, -loss if spec.equal_epochs == "lowest-loss" else 0.0), learned
+                {
+                    "epoch": epoch,
+                    "loss": loss_sum / epoch_examples,
+                    "selection": score,
+                    "selection_loss": selection_loss,
+                    "seconds": round(seconds, 3),
+                }
             )
+            tie_breaker = -selection_loss if spec.equal_epochs == "lowest-loss" else 0.0
+            best.update_if_better(epoch, (score, tie_breaker), weights)
             if callback:
                 callback.on_epoch_end(epoch, score)
             if spec.patience and epoch - best.epoch >= spec.patience:
                 break
         for name, kept in best.weights.items():
-            learned[name].copy_(kept)
+            weights[name].copy_(kept)
         return {
             "epochs": epochs,
             "best": best.epoch,
-            "updates": done,
-            "examples_per_second": round(seen / spent, 2),
-            # fmt: skip
+            "updates": updates,
+            "examples_per_second": round(examples / total_seconds, 2),
             "attention": self.model.attention,
             "pooling": self.pooling,
-            "collapsed": wrong,
+            "collapsed": warnings,
         }
 
     def _train_step(
         self, rows: EncodedExamples, indices: Int64, update_index: int, lr: float
     ) -> float:
-        """One update from the examples `chosen`; their mean loss in nats. A loss that is no number
-        changes nothing.
+        """Make one update from the chosen examples; return their mean loss in nats.
+
+        A loss or gradient that is not finite leaves the weights as they are.
         """
         self.model.train()
         losses = []
-        for part in micro_batches(rows.lengths, indices, self.batch_tokens):
+        for part in micro_batches(rows.lengths, indices, self.reader.batch_tokens):
+            lengths = rows.lengths[part].tolist()
             with (
-                dropout.keyed_samples(
-                    self.seed, update_index, part.tolist(), rows.lengths[part].tolist()
-                ),
-                self.autocast,
+                dropout.keyed_samples(self.seed, update_index, part.tolist(), lengths),
+                self.reader.autocast,
             ):
-                logits = self.model(
-                    pad_batch(rows, part, self.pad_id, self.with_token_type_ids, self.device)
-                ).float()
-            loss = functional.cross_entropy(
-                logits, torch.from_numpy(rows.gold[part]).to(self.device), reduction="sum"
-            )
-            loss = loss / len(indices)
+                logits = self.model(self.reader.read_batch(rows, part)).float()
+            gold = torch.from_numpy(rows.gold[part]).to(self.reader.device)
+            loss = functional.cross_entropy(logits, gold, reduction="sum") / len(indices)
             loss.backward()
             losses.append(loss.detach())
         norm = optim.clip_gradients(self.model.parameters(), self.task.training.clip)
-        mean = float(sum(losses))
-        if math.isfinite(norm) and math.isfinite(mean):
+        mean_loss = float(sum(losses))
+        if math.isfinite(norm) and math.isfinite(mean_loss):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean if math.isfinite(norm) else math.nan
+        return mean_loss if math.isfinite(norm) else math.nan
 
     def predict_logprobs(self, rows: EncodedExamples) -> Floats:
-        """Log-probabilities (n, classes) of every row, natural log."""
+        """Return the log-probabilities (n, classes) of every row, natural log."""
         self.model.eval()
-        found = np.empty((len(rows), len(self.task.classes)))
-        with torch.inference_mode(), self.autocast:
-            for part in micro_batches(
-                rows.lengths, np.arange(len(rows)), INFERENCE_TOKENS_FACTOR * self.batch_tokens
-            ):
-                logits = self.model(
-                    pad_batch(rows, part, self.pad_id, self.with_token_type_ids, self.device)
-                )
-                found[part] = functional.log_softmax(logits.float().cpu().double(), -1).numpy()
-        return found
+        return log_softmax(self.reader.map_rows(self.model, rows))
 
     def _evaluate_selection(self, rows: EncodedExamples) -> tuple[float, float]:
-        """The task's metric, and the mean loss in nats."""
-        logp = self.predict_logprobs(rows)
-        table = np.zeros((logp.shape[1],) * 2)
-        np.add.at(table, (rows.gold, logp.argmax(1)), 1)
-        return float(METRIC_FUNCTIONS[self.task.metric](ConfusionTotals.from_tables(table))), float(
-            -logp[np.arange(len(logp)), rows.gold].mean()
-        )
+        return evaluate_selection(self.task.metric, self.predict_logprobs(rows), rows.gold)
 
 
-def _default_batch_tokens(device: torch.device) -> int:
-    return (
-        CPU_TOKENS_PER_THREAD * torch.get_num_threads()
-        if device.type == "cpu"
-        else DEFAULT_BATCH_TOKENS
-    )
+def log_softmax(logits: Floats) -> Floats:
+    """Return the log-probabilities of logits (n, classes)."""
+    return np.asarray(functional.log_softmax(torch.from_numpy(logits), -1).numpy())
+
+
+def evaluate_selection(metric: str, logprobs: Floats, gold: Int64) -> tuple[float, float]:
+    """Return the task's metric and the mean loss in nats. logprobs (n, classes), gold (n,)."""
+    confusion = np.zeros((logprobs.shape[1],) * 2)
+    np.add.at(confusion, (gold, logprobs.argmax(1)), 1)
+    score = float(load_confusion_metric(metric).compute(ConfusionTotals.from_tables(confusion)))
+    return score, float(-logprobs[np.arange(len(logprobs)), gold].mean())
 
 
 def learning_rate(spec: TrainingSpec, updates_done: int, total_updates: int) -> float:
-    """The learning rate of the update after `done`: linear warm-up, then to 0 (linear) or the floor
-    (cosine).
+    """Return the learning rate of the next update: linear warm-up, then decay to 0 (linear) or the
+    floor (cosine).
     """
-    warm = spec.warmup * total_updates
+    warmup = spec.warmup * total_updates
     if spec.warmup_start == "zero":
-        warm = int(warm)
-        if updates_done < warm:
-            return spec.lr * updates_done / warm
-    elif updates_done + 1 < warm:
-        return spec.lr * (updates_done + 1) / warm
-    left = min(
-        1.0, (total_updates - updates_done) / (total_updates - warm)
-    )  # 1 where the warm-up ends
-    share = {
-        "linear": left,
-        "cosine": spec.floor + (1 - spec.floor) * (1 - math.cos(math.pi * left)) / 2,
+        warmup = int(warmup)
+        if updates_done < warmup:
+            return spec.lr * updates_done / warmup
+    elif updates_done + 1 < warmup:
+        return spec.lr * (updates_done + 1) / warmup
+    remaining = min(1.0, (total_updates - updates_done) / (total_updates - warmup))
+    factors = {
+        "linear": remaining,
+        "cosine": spec.floor + (1 - spec.floor) * (1 - math.cos(math.pi * remaining)) / 2,
     }
-    return spec.lr * share.get(spec.schedule, 1.0)
+    return spec.lr * factors.get(spec.schedule, 1.0)
 
 
 def _build_predictions(
     task: ClassificationTask, rows: EncodedExamples, logprobs: Floats
 ) -> list[Prediction]:
-    k = len(task.classes)
-    return [
-        Prediction(
-            id=example.id,
-            gold=int(example.gold),
-            pred=int(scores.argmax()),
-            scores=tuple(scores.tolist()),
-            tokens=(len(ids),) * k,
-            characters=(int(characters),) * k,
-            labels={"task": task.name, **example.labels},
-            flags=(*flags, "cut") if cut else flags,
+    num_classes = len(task.classes)
+    predictions = []
+    for index, example in enumerate(task.valid):
+        flags = rows.flags[index]
+        predictions.append(
+            Prediction(
+                id=example.id,
+                gold=int(example.gold),
+                pred=int(logprobs[index].argmax()),
+                scores=tuple(logprobs[index].tolist()),
+                tokens=(len(rows.ids[index]),) * num_classes,
+                characters=(int(rows.characters_read[index]),) * num_classes,
+                labels={"task": task.name, **example.labels},
+                flags=(*flags, "cut") if rows.truncated[index] else flags,
+            )
         )
-        for example, scores, ids, characters, cut, flags in zip(
-            task.valid,
-            logprobs,
-            rows.ids,
-            rows.characters_read,
-            rows.truncated,
-            rows.flags,
-            strict=True,
-        )
-    ]
-
-
-__all__ = ["FinetuneCallback", "FinetuneResult", "FinetuneSettings", "finetune", "split_examples"]
+    return predictions

@@ -19,8 +19,8 @@ from antlm_bench.lm_eval_bridge.documents import request_to_option
 from antlm_bench.lm_eval_bridge.request_encoder import RequestEncoder
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method, score_documents
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import default_method
-from antlm_bench.scoring.probes import resolve_method as find_method
+from antlm_bench.scoring.methods import default_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.types import FLAGS, Item
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Request(Protocol):
 class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
     """A checkpoint behind the harness's three questions: two are answered, generation is refused.
 
-    pretrained: folder or hub id. method: of scoring.probes.METHODS, "" = the checkpoint's own. bos:
+    pretrained: folder or hub id. method: of scoring.methods.METHODS, "" = the checkpoint's own. bos:
     "lm-eval" (see Reader) or a policy of `score`. truncate: "never" refuses requests that do not
     fit, "left" cuts their contexts as the harness's own models do, and says how many. device: ""
     and the harness's default cuda:0 are the best there is. batch_size: ignored, for scores do not

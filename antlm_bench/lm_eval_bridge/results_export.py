@@ -18,16 +18,8 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs, statistics
-from antlm_bench.metrics import LOWER_IS_BETTER
-from antlm_bench.metrics.measures import Accuracy
+from antlm_bench.metrics import ItemKind, LmEvalFormat, get_metric_spec, load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.metrics.task_metric import (
-    BITS_PER_BYTE,
-    TASK_METRIC_NAMES,
-    WHOLE_PENALTY,
-    WHOLE_SCORE,
-    MeanTaskMetric,
-)
 from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
 
 FileContents = dict[str, bytes]
@@ -60,7 +52,7 @@ def is_exportable(cell: Cell) -> bool:
     """Choices between texts; the harness has neither seeds of finetuning nor reading times nor
     curves.
     """
-    return cell.seed is None and cell.summary.metric not in ("delta-r2", "acquisition")
+    return cell.seed is None and get_metric_spec(cell.summary.metric).lm_eval is not None
 
 
 def sanitize_name(name: str) -> str:
@@ -125,9 +117,11 @@ def add_cell_results(
     any other metric, our 95% interval of that very number, its width / (2 * 1.96). The harness took
     another estimator's for groups until June 2026 (#3882). "N/A", as there, for a single item.
     """
+    spec = get_metric_spec(cell.summary.metric)
+    lm_eval = spec.lm_eval or LmEvalFormat()
     metric, credit = compute_item_credits(cell, predictions)
     # What documents contribute to a number of all of them is no sample's own.
-    of_samples = None if cell.summary.metric in (WHOLE_SCORE, WHOLE_PENALTY) else credit
+    of_samples = credit if lm_eval.sample_values else None
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
     members: dict[str, list[int]] = {}
@@ -151,13 +145,14 @@ def add_cell_results(
                 results["results"][task][f"{view.replace('-', '_')},none"] = cell.summary.views[
                     view
                 ].value
-        kind = (
-            "loglikelihood_rolling" if cell.summary.metric == BITS_PER_BYTE else "multiple_choice"
-        )
-        results["configs"][task] = {"task": task, "dataset_name": cell.suite, "output_type": kind}
+        results["configs"][task] = {
+            "task": task,
+            "dataset_name": cell.suite,
+            "output_type": lm_eval.output_type,
+        }
         results["versions"][task] = version
         results["n-shot"][task] = 0
-        results["higher_is_better"][task] = {metric: cell.summary.metric not in LOWER_IS_BETTER}
+        results["higher_is_better"][task] = {metric: not spec.lower_is_better}
         results["n-samples"][task] = {"original": len(places), "effective": len(places)}
         results["task_hashes"][task] = cell.settings.get("suite_digest")
         yield (
@@ -184,17 +179,15 @@ def compute_item_credits(
     """The harness's name of a metric, and what each item adds to its mean (n,), where it is one;
     nan adds nothing.
     """
-    metric, reduction = cell.summary.metric, str(cell.settings.get("reduction", "sum"))
-    if metric == "accuracy":
-        ties = str(cell.settings.get("ties", "half"))
-        return "acc", Accuracy(ties, reduction).per_item(
-            build_table(predictions, set(), reduction), reduction
-        )
-    if metric in TASK_METRIC_NAMES:
-        return str(cell.settings["judge"][1]), MeanTaskMetric("", "").per_item(
-            build_table(predictions, set()), ""
-        )
-    return metric.replace("-", "_") if metric == BITS_PER_BYTE else metric, None
+    spec = get_metric_spec(cell.summary.metric)
+    lm_eval = spec.lm_eval or LmEvalFormat()
+    name = lm_eval.metric or spec.name.replace("-", "_")
+    if spec.item_kind is ItemKind.TASK_VALUE:
+        name = str(cell.settings["judge"][1])
+    if not lm_eval.is_item_mean:
+        return name, None
+    table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
+    return name, load_cell_metric(cell).per_item(table)
 
 
 def standard_error(estimate: Estimate) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import CheckpointError, MethodNotSupported
+from antlm_bench.scoring.methods import get_method
 from antlm_bench.scoring.probes import causal
 from antlm_bench.scoring.text import Specials, build_specials, check_ids, check_specials
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints
@@ -31,7 +32,7 @@ def require_causal_method(
     """MethodNotSupported unless documents can be read so: a text has no pseudo-log-likelihood
     beyond the model's length.
     """
-    if method != "causal":
+    if not get_method(method).is_left_to_right:
         raise MethodNotSupported(
             f"perplexity of whole documents needs the method 'causal', not {method!r}",
             location=location,

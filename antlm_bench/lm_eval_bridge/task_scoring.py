@@ -12,9 +12,8 @@ from antlm_bench.lm_eval_bridge.greedy import GreedyTracker
 from antlm_bench.lm_eval_bridge.rolling import score_documents
 from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.multiple_choice import ProgressCallback
-from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Item, Prediction
+from antlm_bench.scoring.methods import Method
+from antlm_bench.types import Item, Prediction, ProgressCallback
 
 
 def predict_choices(

@@ -38,10 +38,11 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     missing,
     read_source_code,
 )
-from antlm_bench.metrics.surprisal import SURPRISAL
-from antlm_bench.metrics.task_metric import (
+from antlm_bench.metrics import ItemKind, LmEvalFormat, MetricSpec
+from antlm_bench.metrics.records import (
+    ACCURACY,
     BITS_PER_BYTE,
-    TASK_METRIC_NAMES,
+    SURPRISAL,
     TASK_PENALTY,
     TASK_SCORE,
     WHOLE_PENALTY,
@@ -53,17 +54,14 @@ from antlm_bench.types import Item
 PREFIX = "lm-eval:"
 # the kind that is refused: it is also what a configuration means that says none
 GENERATE_UNTIL = "generate_until"
-# What lm-eval reports of a task that our metric says by itself.
-EQUIVALENT_METRICS: dict[str, tuple[str, ...]] = {
-    "accuracy": ("acc", "acc_norm"),
-    SURPRISAL: ("perplexity",),
-    BITS_PER_BYTE: ("bits_per_byte", "byte_perplexity", "word_perplexity"),
-    **dict.fromkeys(TASK_METRIC_NAMES, ()),
+DEFAULT_METRICS = {MULTIPLE_CHOICE: ACCURACY, LOGLIKELIHOOD: SURPRISAL}
+"""Output type -> the metric whose first equivalent lm-eval reports by default."""
+TASK_TYPE_OF_ITEMS = {
+    ItemKind.CHOICE: "suite",
+    ItemKind.TEXT: "surprisal",
+    ItemKind.TASK_VALUE: "lm-eval",
+    ItemKind.DOCUMENT: "lm-eval-documents",
 }
-DEFAULT_METRICS = {
-    MULTIPLE_CHOICE: ("accuracy", "acc"),
-    LOGLIKELIHOOD: (SURPRISAL, "perplexity"),
-}  # our metric of a kind, and lm-eval's
 # our engine in the harness judges as the task says
 HARNESS_COMMAND = "python -m antlm_bench.lm_eval_bridge run --model antlm-bench"
 
@@ -127,7 +125,7 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
     ]
     metric, judge = _build_task_metrics(kinds.pop(), tasks, rows, ref)
     items = [row.item for row in rows]
-    flat = len(tasks) == 1 or metric in (SURPRISAL, BITS_PER_BYTE)
+    flat = len(tasks) == 1 or metric.item_kind in (ItemKind.TEXT, ItemKind.DOCUMENT)
     groups = (
         ()
         if flat
@@ -147,7 +145,8 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
         "version": ", ".join(dict.fromkeys(str(task.task_object.VERSION) for task in tasks)),
         "title": f"{name}, built by lm-evaluation-harness {version('lm-eval')}",
         "licence": "not stated",
-        "metric": metric,
+        "metric": metric.name,
+        "task_type": TASK_TYPE_OF_ITEMS[metric.item_kind],
         "groups": groups,
         "macro": groups[-1:]
         if not weighted
@@ -156,7 +155,9 @@ def build_suite_fields(ref: str, limit: int | None) -> dict[str, Any]:
         "digest": _digest(
             tasks,
             items,
-            judge.key_parts() if judge and metric not in ("accuracy", SURPRISAL) else (),
+            judge.key_parts()
+            if judge and metric.item_kind in (ItemKind.TASK_VALUE, ItemKind.DOCUMENT)
+            else (),
         ),
         "notes": tuple(dict.fromkeys(notes)),
         "verbatim": True,
@@ -276,7 +277,7 @@ def _refusal_error(name: str, output_type: str, location: str) -> UsageError:
 
 def _build_task_metrics(
     output_type: str, tasks: list[LmEvalTask], document_items: list[DocumentItem], location: str
-) -> tuple[str, TaskMetrics | None]:
+) -> tuple[MetricSpec, TaskMetrics | None]:
     """The suite's metric, and who judges its answers where their scores alone do not say it, or not
     all of it.
 
@@ -292,11 +293,13 @@ def _build_task_metrics(
     )
     if output_type == ROLLING:
         metric, names = BITS_PER_BYTE, list(LENGTH_EXTRACTORS)
-    elif judging or (len(firsts) == 1 and firsts != {DEFAULT_METRICS[output_type][1]}):
+    elif judging or (
+        len(firsts) == 1 and firsts != {_equivalents(DEFAULT_METRICS[output_type])[0]}
+    ):
         metric = _select_metric(tasks, names, location)
     else:
-        metric = DEFAULT_METRICS[output_type][0]
-        names = [name for name in names if name not in EQUIVALENT_METRICS[metric]]
+        metric = DEFAULT_METRICS[output_type]
+        names = [name for name in names if name not in _equivalents(metric)]
     wholes = {
         task.name: {
             name: task.corpus_metrics[name] for name in names if name in task.corpus_metrics
@@ -324,7 +327,12 @@ def _build_task_metrics(
     ) if names else None
 
 
-def _select_metric(tasks: list[LmEvalTask], metric_names: list[str], location: str) -> str:
+def _equivalents(metric: MetricSpec) -> tuple[str, ...]:
+    """Return the metrics of lm-eval that our metric says by itself."""
+    return (metric.lm_eval or LmEvalFormat()).equivalents
+
+
+def _select_metric(tasks: list[LmEvalTask], metric_names: list[str], location: str) -> MetricSpec:
     """Is more better in the first number of tasks that judge by themselves, and is it a mean?
     UsageError where they do not agree.
     """
@@ -344,23 +352,24 @@ def _select_metric(tasks: list[LmEvalTask], metric_names: list[str], location: s
     return metrics[better.pop()]
 
 
-def _task_notes(task: LmEvalTask, metric: str, task_metric_names: Sequence[str]) -> Iterator[str]:
+def _task_notes(
+    task: LmEvalTask, metric: MetricSpec, task_metric_names: Sequence[str]
+) -> Iterator[str]:
     """What a reader of the number needs to know of its task. judged: the numbers that the task's
     own code gives.
     """
     if shots := task.task_object.config.num_fewshot:
         yield f"{task.name}: {shots} shots" if shots != 1 else f"{task.name}: 1 shot"
     metrics = task.metric_names
-    if metric == SURPRISAL:
+    if metric.item_kind is ItemKind.TEXT:
         yield f"{task.name}: nats per continuation; lm-eval's perplexity is e to their power"
-    elif metric in TASK_METRIC_NAMES:
+    elif metric.item_kind is ItemKind.TASK_VALUE:
         yield f"{task.name}: {task_metric_names[0]}, as the task judges its answers"
-    elif metric == "accuracy" and metrics and "acc" not in metrics:
+    elif metric.item_kind is ItemKind.CHOICE and metrics and "acc" not in metrics:
         normed = " (acc_norm is the view per-character)" if "acc_norm" in metrics else ""
         yield f"{task.name}: lm-eval reports {', '.join(metrics)}; this is the accuracy of the same choices{normed}"
-    left = [
-        name for name in metrics if name not in (*task_metric_names, *EQUIVALENT_METRICS[metric])
-    ]
+    covered = (*task_metric_names, *_equivalents(metric))
+    left = [name for name in metrics if name not in covered]
     if left:
         yield f"{task.name}: not computed: {', '.join(left)}"
 

@@ -1,33 +1,36 @@
-"""From predictions to the numbers that get published: credit per item, macro-average, interval,
-flags.
+"""From predictions to the numbers that get published.
 
-Everything here is recomputed from stored predictions at will; nothing needs the model or the texts.
+Takes predictions (or their table), gives a Summary: the number of a suite and of its groups, with
+intervals and flags. Everything is recomputed from stored predictions; nothing needs a model or the
+texts. `records` says everything about each metric and is light to import.
 """
 
-from antlm_bench.metrics.classification import (
-    FEW_SEEDS_NOTES,
-    SeedSummary,
-    collapse_warnings,
-    contributions_by_seed,
-    summarize_seeds,
-)
-from antlm_bench.metrics.summary import (
-    LOWER_IS_BETTER,
+from antlm_bench.metrics.records import (
     METRICS,
     TIE_RULES,
-    resolve_metric,
+    ItemKind,
+    LmEvalFormat,
+    MetricSpec,
+    get_metric_spec,
+)
+from antlm_bench.metrics.summary import (
+    Metric,
+    MetricSettings,
+    load_cell_metric,
+    load_metric,
     summarize,
 )
 
 __all__ = [
-    "FEW_SEEDS_NOTES",
-    "LOWER_IS_BETTER",
     "METRICS",
     "TIE_RULES",
-    "SeedSummary",
-    "collapse_warnings",
-    "contributions_by_seed",
-    "resolve_metric",
+    "ItemKind",
+    "LmEvalFormat",
+    "Metric",
+    "MetricSettings",
+    "MetricSpec",
+    "get_metric_spec",
+    "load_cell_metric",
+    "load_metric",
     "summarize",
-    "summarize_seeds",
 ]

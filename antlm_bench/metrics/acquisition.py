@@ -1,8 +1,15 @@
-"""Age of acquisition: predictions that are curves of words over checkpoints -> do model and
-children agree in order?
+"""Age of acquisition: do a model and children acquire words in the same order?
+
+    r = Pearson(age of the model, age of the children) over the words that have both
+
+The model's age is log10 of the words it had seen when a sigmoid through the word's surprisals at
+several checkpoints is halfway between chance and its minimum; the children's is the month at which
+half of them know the word (statistics.acquisition). Source: BabyLM 2026, after Chang & Bergen 2022.
 
 The scores of a prediction are log-probabilities of its word in nats, checkpoint by checkpoint,
-equally many for each; its gold is the age in months at which half of the children know the word.
+equally many for each; its gold is the children's age in months.
+Corner cases: a word without an age is left out; a correlation that is not significant counts as 0
+(BabyLM 2026); with too few words, or equal ages, it is undefined and shown as 0.
 """
 
 from __future__ import annotations
@@ -13,37 +20,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from antlm_bench.metrics.measures import rounded_estimate
+from antlm_bench.metrics.records import ACQUISITION
+from antlm_bench.metrics.summary import rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics import acquisition as curves
-from antlm_bench.types import Prediction, Summary
-
-ACQUISITION = "acquisition"
+from antlm_bench.types import Estimate, Prediction, Summary
 
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionCurves:
-    """What the words' curves are read with. seen (k,): words seen by each checkpoint, increasing.
-    chance, bounded: see suites.compute_acquisition.
-    """
+    """What the curves of words are read with."""
 
     words_seen: tuple[int, ...]
+    """Words seen by each checkpoint (k,), increasing."""
     vocabulary_size: int
     chance_surprisal: float | None
+    """What surprisal is halfway from, in nats. None = tokens of the word * ln(vocabulary)."""
     bounded: bool
+    """The sigmoid's parameters are bounded, as in BabyLM 2026 (statistics.acquisition)."""
 
     def age_of_acquisition(self, prediction: Prediction) -> float | None:
-        """log10 of the words seen when the model acquired the word; None where its curve has no
-        answer.
-        """
+        """Return log10 of the words seen when the model acquired the word; None where its curve has
+        no answer."""
         surprisal = -np.array(prediction.scores)
-        seen = np.repeat(np.array(self.words_seen, float), len(surprisal) // len(self.words_seen))
+        points_per_checkpoint = len(surprisal) // len(self.words_seen)
+        words_seen = np.repeat(np.array(self.words_seen, float), points_per_checkpoint)
         chance = (
             prediction.tokens[-1] * math.log(self.vocabulary_size)
             if self.chance_surprisal is None
             else self.chance_surprisal
         )
-        return curves.model_age_of_acquisition(seen, surprisal, chance, self.bounded)
+        return curves.model_age_of_acquisition(words_seen, surprisal, chance, self.bounded)
 
 
 def summarize_acquisition(
@@ -55,28 +62,30 @@ def summarize_acquisition(
     method: str,
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Pearson's correlation of both ages over the words that have them, with Fisher's interval.
+    """Return Pearson's correlation of both ages over the words that have them, with Fisher's
+    interval.
 
-    ages: of the model, beside the predictions. The headline is 0 where p lies above `significance`,
-    as BabyLM 2026 has it; the interval, and the view `pearson`, stay the correlation's. Undefined
-    (too few words, or all equal): 0.
+    model_ages: beside the predictions. The headline is 0 where p lies above `significance`, as
+    BabyLM 2026 has it; the interval, and the view `pearson`, stay the correlation's.
     """
-    known = [
+    pairs = [
         (age, p.gold) for p, age in zip(predictions, model_ages, strict=True) if age is not None
     ]
-    model, children = np.array(known, float).reshape(-1, 2).T
-    of = f"{len(known)} of {len(predictions)} words have an age for both"
-    found = curves.pearson_correlation(model, children)
-    if found is None:
-        nothing = rounded_estimate(0.0, len(known), Interval(-1.0, 1.0), {}, -1.0)
-        remark = f"correlation undefined (too few words, or all equal): shown as 0; {of}"
-        return Summary(suite, method, ACQUISITION, (), nothing, {}, (), (*notes, remark))
-    r, p, interval = found
-    pearson = rounded_estimate(r, len(known), interval, {}, -1.0)
-    counts = significance is None or p <= significance
-    headline = pearson if counts else rounded_estimate(0.0, len(known), interval, {}, -1.0)
-    said = "" if counts else f" counts as 0, since p > {significance:g}"
-    remark = f"Pearson's r = {r:.3f}{said}: p = {p:.2g}, {of}"
-    return Summary(
-        suite, method, ACQUISITION, (), headline, {"pearson": pearson}, (), (*notes, remark)
-    )
+    model, children = np.array(pairs, float).reshape(-1, 2).T
+    coverage = f"{len(pairs)} of {len(predictions)} words have an age for both"
+
+    def estimate(value: float, interval: Interval) -> Estimate:
+        return rounded_estimate(value, len(pairs), interval, {}, ACQUISITION.value_range)
+
+    correlation = curves.pearson_correlation(model, children)
+    if correlation is None:
+        headline, views = estimate(0.0, Interval(-1.0, 1.0)), {}
+        note = f"correlation undefined (too few words, or all equal): shown as 0; {coverage}"
+    else:
+        r, p, interval = correlation
+        counts = significance is None or p <= significance
+        views = {"pearson": estimate(r, interval)}
+        headline = views["pearson"] if counts else estimate(0.0, interval)
+        outcome = "" if counts else f" counts as 0, since p > {significance:g}"
+        note = f"Pearson's r = {r:.3f}{outcome}: p = {p:.2g}, {coverage}"
+    return Summary(suite, method, ACQUISITION.name, (), headline, views, (), (*notes, note))

@@ -1,9 +1,25 @@
-"""Metrics of classified texts: functions of the confusion table, one run or several seeds of it.
+"""Metrics of classified texts: accuracy, F1, macro-F1 and Matthews' correlation.
 
-Everything is computed on kinds: items of the same gold class and the same answer are alike to each
-of these metrics, so n items are at most k x k kinds. Own lines and not scikit-learn's, which is the
-oracle of the tests: importing it takes a second, one table at a time would take minutes of
-bootstrap, and a verdict must be there in two.
+Each is a function of the confusion table of k classes, with TP_c right answers of class c, gold_c
+items of it, answered_c answers of it, and n items:
+
+    accuracy  sum_c TP_c / n
+    f1        2 TP_1 / (gold_1 + answered_1)            class 1 of two; GLUE's MRPC and QQP
+    macro-f1  mean_c of 2 TP_c / (gold_c + answered_c)  over classes that occur at all
+    mcc       (n sum_c TP_c - sum_c gold_c answered_c)
+              / sqrt((n^2 - sum_c answered_c^2) (n^2 - sum_c gold_c^2))     Gorodkin 2004
+
+One metric decides, the others are views, beside `majority`: the same metric of always answering the
+most frequent class. Several seeds: `summarize_seeds`.
+
+Corner cases: a metric that is undefined is shown as 0, and a note says why; of tied classes each
+has a share, so counts need not be whole; perfect or constant answers vary in no bootstrap, and get
+a posterior's interval.
+
+The arithmetic is our own, on arrays of tables: resampling 40,000 items with scikit-learn, one table
+at a time, would take minutes, and importing it takes a second of the two that a verdict has. Items
+with the same gold class and the same answer are alike, so n items are at most k x k kinds. The
+tests check every value against scikit-learn's.
 """
 
 from __future__ import annotations
@@ -17,223 +33,278 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError, NotComparable, UsageError
-from antlm_bench.metrics.measures import rounded_estimate
 from antlm_bench.metrics.prediction_table import (
     PredictionTable,
     build_table,
     choice_shares,
     gold_indices,
 )
+from antlm_bench.metrics.records import CLASS_REDUCTION, METRICS, MetricSpec
+from antlm_bench.metrics.summary import (
+    Headline,
+    Metric,
+    MetricSettings,
+    load_metric,
+    rounded_estimate,
+)
+from antlm_bench.registry import load_target
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.types import Bools, Estimate, Floats, Ints, Prediction
 
 MAJORITY = "majority"
+BINARY_VIEWS = ("accuracy", "f1", "mcc")
+MULTICLASS_VIEWS = ("accuracy", "macro-f1", "mcc")
+FEW_SEEDS_NOTES = {
+    1: "one seed: the interval does not know how seeds differ",
+    2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
+}
+"""Number of seeds -> what a reader of their mean must know."""
 
 
 class ConfusionTotals(NamedTuple):
-    """All that the metrics need of confusion tables: how many items of each class (..., k) are
-    right, gold, answered.
+    """All that the metrics need of confusion tables.
 
     Counts need not be whole: of ties every class has a share. They may be rates: no metric depends
     on scale.
     """
 
     correct: Floats
+    """Right answers of each class (..., k)."""
     gold: Floats
+    """Items of each class (..., k)."""
     predicted: Floats
+    """Answers of each class (..., k)."""
 
     @classmethod
     def from_tables(cls, tables: Floats) -> ConfusionTotals:
-        """Of tables (..., k, k), rows gold, columns answers."""
+        """Return the totals of tables (..., k, k), rows gold, columns answers."""
         return cls(
             np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(axis=-1), tables.sum(axis=-2)
         )
 
 
 def accuracy(totals: ConfusionTotals) -> Floats:
-    """Share of items that are right."""
+    """Return the share of items that are right (...)."""
     return np.asarray(totals.correct.sum(axis=-1) / totals.gold.sum(axis=-1))
 
 
 def f1(totals: ConfusionTotals) -> Floats:
-    """F1 of class 1, 2 TP / (2 TP + FP + FN), as GLUE scores MRPC and QQP; 0 where that class is
-    not there at all.
-    """
+    """Return the F1 of class 1 (...); 0 where that class is neither gold nor answered."""
     return _f1_by_class(totals)[..., 1]
 
 
 def macro_f1(totals: ConfusionTotals) -> Floats:
-    """Mean over classes of F1. As in scikit-learn a class that is neither gold nor ever answered is
-    no class.
-    """
-    there = totals.gold + totals.predicted > 0
-    return np.asarray(_f1_by_class(totals).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1))
+    """Return the mean F1 of the classes that are gold or answered at all (...)."""
+    occurs = totals.gold + totals.predicted > 0
+    return np.asarray(_f1_by_class(totals).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1))
 
 
 def mcc(totals: ConfusionTotals) -> Floats:
-    """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where gold or answers are
-    all of one class.
-    """
-    right, gold, said = totals
+    """Return Matthews' correlation (...); 0 where gold or answers are all of one class."""
+    correct, gold, predicted = totals
     n = gold.sum(axis=-1)
-    covariance = right.sum(axis=-1) * n - (gold * said).sum(axis=-1)
-    spread = (n**2 - (said**2).sum(axis=-1)) * (n**2 - (gold**2).sum(axis=-1))
-    known = spread > 1e-9 * n**4
-    return np.asarray(np.where(known, covariance / np.sqrt(np.where(known, spread, 1.0)), 0.0))
+    covariance = correct.sum(axis=-1) * n - (gold * predicted).sum(axis=-1)
+    spread = (n**2 - (predicted**2).sum(axis=-1)) * (n**2 - (gold**2).sum(axis=-1))
+    defined = spread > 1e-9 * n**4
+    return np.asarray(np.where(defined, covariance / np.sqrt(np.where(defined, spread, 1.0)), 0.0))
 
 
 def _f1_by_class(totals: ConfusionTotals) -> Floats:
-    """F1 of every class (..., k); 0 where a class is neither gold nor answered."""
+    """Return the F1 of every class (..., k); 0 where a class is neither gold nor answered."""
     either = totals.gold + totals.predicted
     return np.asarray(2 * totals.correct / np.where(either > 0, either, 1.0))
 
 
-FEW_SEEDS_NOTES = {  # what a number of so many seeds must be read with
-    1: "one seed: the interval does not know how seeds differ",
-    2: "2 seeds hardly tell how seeds differ, so the interval is wide: 3 would do, 5 for a report",
-}
-METRIC_FUNCTIONS: dict[str, Callable[[ConfusionTotals], Floats]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro-f1": macro_f1,
-    "mcc": mcc,
-}
+def _always_defined(totals: ConfusionTotals) -> str:
+    del totals
+    return ""
+
+
+def _f1_undefined_reason(totals: ConfusionTotals) -> str:
+    absent = totals.gold[1] + totals.predicted[1] == 0
+    return "class 1 is neither gold nor ever answered" if absent else ""
+
+
+def _mcc_undefined_reason(totals: ConfusionTotals) -> str:
+    if np.count_nonzero(totals.predicted) < 2:
+        return "all answers are of one class"
+    return "all items are of one class" if np.count_nonzero(totals.gold) < 2 else ""
 
 
 @dataclass(frozen=True, slots=True)
-class SeedSummary:
-    """A metric over seeds: its mean with a two-level interval (seeds x items:
-    `statistics.crossed_design`), and its extremes.
+class ConfusionMetric:
+    """A metric of classified texts, as a function of confusion tables."""
 
-    sd: standard deviation of the seeds, low and high the worst and the best of them. Of one seed
-    nothing is known about seeds: sd is nan, and the interval is over items alone. uncertain: mean
-    and variance, to be averaged further.
-    """
-
-    mean: Estimate
-    sd: float
-    low: float
-    high: float
-    num_seeds: int
-    uncertain_mean: UncertainValue
+    compute: Callable[[ConfusionTotals], Floats]
+    """Totals (..., k) -> values (...)."""
+    undefined_reason: Callable[[ConfusionTotals], str] = _always_defined
+    """Totals (k,) -> why there is no value, "" where there is one."""
+    is_proportion: bool = False
+    """Its interval is Wilson's."""
 
 
-class ClassificationMetric:
-    """What `summarize` asks of a metric, for texts that were classified. One metric decides, the
-    others are views.
-    """
+ACCURACY = ConfusionMetric(accuracy, is_proportion=True)
+F1 = ConfusionMetric(f1, _f1_undefined_reason)
+MACRO_F1 = ConfusionMetric(macro_f1)
+MCC = ConfusionMetric(mcc, _mcc_undefined_reason)
 
-    def __init__(self, metric: str, ties: str) -> None:
-        self.metric, self.ties = metric, ties
 
-    def per_item(self, table: PredictionTable, reduction: str) -> Floats:
-        """Contribution (n,) of each item: their mean is the metric, their variance that of its
-        estimation.
-        """
-        del reduction  # a class has one score
-        return _count_confusions(table, self.ties, self.metric).jackknife_pseudovalues(self.metric)
+def load_confusion_metric(name: str) -> ConfusionMetric:
+    """Return the function behind a metric of classified texts. UsageError for any other metric."""
+    spec = METRICS[name]
+    if spec.confusion is None:
+        names = [other.name for other in METRICS if other.confusion]
+        raise UsageError(
+            f"{name} is no metric of classified texts", hint=f"one of {', '.join(names)}"
+        )
+    loaded: ConfusionMetric = load_target(spec.confusion)
+    return loaded
 
-    def headline(
-        self, table: PredictionTable, macro: Sequence[str]
-    ) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]:
+
+class ClassificationMetric(Metric):
+    """A metric of texts that a finetuned model classified."""
+
+    def __init__(self, spec: MetricSpec, settings: MetricSettings) -> None:
+        super().__init__(spec, settings)
+        load_confusion_metric(spec.name)
+
+    def per_item(self, table: PredictionTable) -> Floats:
+        """Return the jackknifed contribution (n,) of each item; their mean is the metric."""
+        return self.count_confusions(table).jackknife_pseudovalues(self.spec.name)
+
+    def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
         if macro:
             raise UsageError(
                 "classified texts are scored as a whole",
                 hint="leave `macro` empty in the suite's TOML",
             )
-        cells = _count_confusions(table, self.ties, self.metric)
-        flags = {name: int(on.sum()) for name, on in table.flags.items() if on.any()}
-        shown = ("accuracy", "f1" if cells.num_classes == 2 else "macro-f1", "mcc")
-        views = {name: cells.estimate(name, flags) for name in dict.fromkeys((*shown, self.metric))}
-        views[MAJORITY] = cells.with_majority_predictions().estimate(self.metric, flags)
-        undefined = cells.undefined_reason(self.metric)
-        return (
-            views[self.metric],
-            views,
-            (f"{self.metric} undefined ({undefined}): shown as 0",) if undefined else (),
-        )
+        name, counts, flags = self.spec.name, self.count_confusions(table), table.count_flags()
+        shown = BINARY_VIEWS if counts.num_classes == 2 else MULTICLASS_VIEWS
+        views = {view: counts.estimate(view, flags) for view in dict.fromkeys((*shown, name))}
+        views[MAJORITY] = counts.with_majority_predictions().estimate(name, flags)
+        reason = load_confusion_metric(name).undefined_reason(counts.observed_totals)
+        note = f"{name} undefined ({reason}): shown as 0"
+        return Headline(views[name], views, (note,) if reason else ())
 
-    def by_group(self, table: PredictionTable, codes: Ints, names: Sequence[str]) -> list[Estimate]:
-        found = []
-        for group in range(len(names)):
-            flags = {name: int((on & (codes == group)).sum()) for name, on in table.flags.items()}
-            cells = _count_confusions(table, self.ties, self.metric, codes == group)
-            found.append(
-                cells.estimate(self.metric, {name: count for name, count in flags.items() if count})
+    def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
+        counts = self.count_confusions(table, members)
+        return counts.estimate(self.spec.name, table.count_flags(members))
+
+    def count_confusions(
+        self, table: PredictionTable, members: Bools | None = None
+    ) -> ConfusionCounts:
+        """Return the kinds of item of a table, or of some items (n,) of it.
+
+        Raises DataError (classes differ in number, no answer), UsageError (the metric is not
+        defined for so many classes).
+        """
+        classes = table.valid.sum(axis=1)
+        odd = np.flatnonzero((classes != classes[0]) | (classes < 2))
+        if len(odd):
+            several = f"{classes[odd[0]]} classes, the others have {classes[0]}"
+            raise DataError(
+                several if classes[0] > 1 else "needs two classes",
+                location=f"item {table.ids[int(odd[0])]}",
             )
-        return found
+        if self.spec.num_classes not in (None, classes[0]):
+            others = [other.name for other in METRICS if other.confusion and not other.num_classes]
+            raise UsageError(
+                f"{self.spec.name} is of {self.spec.num_classes} classes, "
+                f"these texts have {classes[0]}",
+                hint=f"one of {', '.join(others)}",
+            )
+        gold, answer = gold_indices(table), choice_shares(table, self.settings.ties, "sum")
+        unanswered = np.flatnonzero(answer.sum(axis=1) == 0)
+        if len(unanswered):
+            raise DataError(
+                "no class is answered",
+                location=f"item {table.ids[int(unanswered[0])]}",
+                hint="a text is cut, not left out, and a tie is shared: "
+                "no `too-long`, no strict ties",
+            )
+        keys = np.column_stack([gold, answer])
+        keys = keys if members is None else keys[members]
+        kinds, indices, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        return ConfusionCounts(
+            counts.astype(float),
+            kinds[:, 0].astype(np.int32),
+            kinds[:, 1:],
+            indices.reshape(-1).astype(np.int32),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusionCounts:
-    """n items as m kinds: counts (m,) of them, their gold class (m,), their answer (m, k), which
-    (n,): an item's kind.
-
-    An answer is one class, or shares of those that tie.
-    """
+    """n items as m kinds: items of a kind have the same gold class and the same answer."""
 
     counts: Floats
+    """How many items are of each kind (m,)."""
     gold: Ints
+    """Gold class of each kind (m,)."""
     predicted: Floats
-    pair_index: Ints
+    """Answer of each kind (m, k): one class, or shares of those that tie."""
+    kind_index: Ints
+    """The kind of each item (n,)."""
 
     @property
     def num_classes(self) -> int:
         return int(self.predicted.shape[1])
 
+    @property
+    def observed_totals(self) -> ConfusionTotals:
+        """The totals (k,) of the items themselves."""
+        return self.totals(self.counts)
+
     def totals(self, counts: Floats) -> ConfusionTotals:
-        """Of r ways (r, m) to fill the kinds."""
+        """Return the totals (..., k) of other counts (..., m) of the same kinds."""
         gold = np.eye(self.num_classes)[self.gold]
         return ConfusionTotals(
             counts @ (gold * self.predicted), counts @ gold, counts @ self.predicted
         )
 
     def compute_metric(self, metric: str, counts: Floats) -> Floats:
-        """The measure (r,) for counts (r, m)."""
-        return METRIC_FUNCTIONS[metric](self.totals(counts))
+        """Return a metric (r,) for counts (r, m)."""
+        return load_confusion_metric(metric).compute(self.totals(counts))
 
     def metric_value(self, metric: str) -> float:
         return float(self.compute_metric(metric, self.counts[None])[0])
 
     def estimate(self, metric: str, flags: Mapping[str, int]) -> Estimate:
-        """Value and interval: Wilson's for an accuracy, else a bootstrap over items, widened to
-        hold the value.
+        """Return value and interval: Wilson's for a proportion, else a bootstrap over items.
 
-        (Resamples lose rare classes, so that a macro-F1 of many classes may lie above nearly all of
-        its replicates.)
+        A bootstrap's interval is widened to hold the value: resamples lose rare classes, so that a
+        macro-F1 of many classes may lie above nearly all of its replicates.
         """
         value, n = self.metric_value(metric), int(self.counts.sum())
-        if metric == "accuracy":
-            low, high = statistics.wilson_interval(value * n, n)
-            return rounded_estimate(value, n, Interval(float(low), float(high)), flags)
+        if load_confusion_metric(metric).is_proportion:
+            return rounded_estimate(value, n, statistics.wilson_interval(value * n, n), flags)
         interval = statistics.bootstrap_counts_interval(
             self.counts, lambda counts: self.compute_metric(metric, counts)
         )
         if interval.low == interval.high:
             interval = self._posterior_interval(metric)
         interval = Interval(min(value, interval.low), max(value, interval.high))
-        return rounded_estimate(value, n, interval, flags, _lower_bound(metric))
+        return rounded_estimate(value, n, interval, flags, METRICS[metric].value_range)
 
     def _posterior_interval(self, metric: str) -> Interval:
-        """Perfect, constant or one-sided answers: a bootstrap sees no variation, which is not
-        certainty.
+        """Return an interval for perfect, constant or one-sided answers, which a bootstrap takes
+        for certain.
 
         The k(k-1) cells off the diagonal share a prior weight of one item: the accuracy of a
         perfect run would so get the exact (Clopper-Pearson) bound.
         """
         k = self.num_classes
         table = np.einsum("m,mg,ma->ga", self.counts, np.eye(k)[self.gold], self.predicted)
+        compute = load_confusion_metric(metric).compute
         return statistics.dirichlet_interval(
             table.ravel(),
             1 / (k * (k - 1)),
-            lambda cells: METRIC_FUNCTIONS[metric](
-                ConfusionTotals.from_tables(cells.reshape(-1, k, k))
-            ),
+            lambda cells: compute(ConfusionTotals.from_tables(cells.reshape(-1, k, k))),
         )
 
     def jackknife_pseudovalues(self, metric: str) -> Floats:
-        """Contribution (n,) of each item, jackknifed: value + (n - 1) (mean of values without an
-        item - without it).
+        """Return the contribution (n,) of each item: value + (n - 1) (mean of the values without
+        one item - the value without this one).
 
         Of an accuracy these are the items' credits themselves; their mean is the value exactly, and
         their variance divided by n the jackknife's (Efron & Tibshirani 1993, ch. 11). A single item
@@ -241,35 +312,41 @@ class ConfusionCounts:
         """
         value, n = self.metric_value(metric), float(self.counts.sum())
         if n < 2:
-            return np.full(len(self.pair_index), value)
+            return np.full(len(self.kind_index), value)
         without = self.compute_metric(metric, self.counts - np.eye(len(self.counts)))
-        return np.asarray(
-            (value + (n - 1) * (self.counts @ without / n - without))[self.pair_index]
-        )
+        by_kind = value + (n - 1) * (self.counts @ without / n - without)
+        return np.asarray(by_kind[self.kind_index])
 
     def with_majority_predictions(self) -> ConfusionCounts:
-        """The same items, each answered with the most frequent gold class (the first, if several
-        are).
-        """
-        most = int(np.bincount(self.gold, self.counts).argmax())
-        return replace(self, predicted=np.eye(self.num_classes)[np.full(len(self.gold), most)])
+        """Return the same items, each answered with the most frequent gold class (the first, if
+        several are)."""
+        majority = int(np.bincount(self.gold, self.counts).argmax())
+        answers = np.eye(self.num_classes)[np.full(len(self.gold), majority)]
+        return replace(self, predicted=answers)
 
-    def undefined_reason(self, metric: str) -> str:
-        """Why the measure has no value here, or ""."""
-        _, gold, said = self.totals(self.counts)
-        if metric == "f1" and gold[1] + said[1] == 0:
-            return "class 1 is neither gold nor ever answered"
-        if metric == "mcc" and np.count_nonzero(said) < 2:
-            return "all answers are of one class"
-        if metric == "mcc" and np.count_nonzero(gold) < 2:
-            return "all items are of one class"
-        return ""
+
+@dataclass(frozen=True, slots=True)
+class SeedSummary:
+    """A metric over seeds."""
+
+    mean: Estimate
+    """Its mean, with an interval over seeds and items (`statistics.crossed_design`); of one seed,
+    over items alone."""
+    sd: float
+    """Standard deviation of the seeds, nan of one seed."""
+    low: float
+    """The worst seed."""
+    high: float
+    """The best seed."""
+    num_seeds: int
+    uncertain_mean: UncertainValue
+    """Mean and variance, to be averaged further."""
 
 
 def summarize_seeds(
     predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
 ) -> SeedSummary:
-    """The metric over S seeds, each of which predicted the same n items in the same order.
+    """Return the metric over S seeds, each of which predicted the same n items in the same order.
 
     Raises UsageError (no seed, unknown metric), NotComparable (items or gold differ), and as
     `summarize` does.
@@ -277,109 +354,59 @@ def summarize_seeds(
     values = contributions_by_seed(predictions_by_seed, metric, ties)
     means, uncertain = values.mean(axis=1), statistics.two_level_mean(values)
     interval = uncertain.interval
-    if (
-        len(means) == 1 or not uncertain.variance > 0
-    ):  # one seed, or all alike and none varies: as of a single run
-        one = _count_confusions(build_table(predictions_by_seed[0], set()), ties, metric).estimate(
-            metric, {}
+    if len(means) == 1 or not uncertain.variance > 0:  # as of a single run
+        table = build_table(predictions_by_seed[0], set())
+        everything = np.ones(len(table.ids), bool)
+        first = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION)).estimate_members(
+            table, everything
         )
-        interval = Interval(one.low, one.high)
+        interval = Interval(first.low, first.high)
         if not uncertain.variance > 0:
             uncertain = statistics.uncertain_from_interval(uncertain.value, interval)
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-    mean = rounded_estimate(uncertain.value, values.shape[1], interval, {}, _lower_bound(metric))
+    mean = rounded_estimate(
+        uncertain.value, values.shape[1], interval, {}, METRICS[metric].value_range
+    )
     return SeedSummary(mean, sd, float(means.min()), float(means.max()), len(means), uncertain)
 
 
 def contributions_by_seed(
     predictions_by_seed: Sequence[Sequence[Prediction]], metric: str, ties: str = "half"
 ) -> Floats:
-    """What each item contributes under each seed (S, n): the means of rows are the metric. Errors:
-    see across_seeds.
+    """Return what each item contributes under each seed (S, n); the means of rows are the metric.
+
+    Raises as `summarize_seeds`.
     """
     if not predictions_by_seed:
         raise UsageError("no seed to take a mean of", hint="finetune first")
-    found = []
+    loaded = load_metric(metric, MetricSettings(ties, CLASS_REDUCTION))
+    first, rows = predictions_by_seed[0], []
     for predictions in predictions_by_seed:
-        for ours, theirs in zip(predictions_by_seed[0], predictions, strict=False):
+        for ours, theirs in zip(first, predictions, strict=False):
             if (ours.id, ours.gold) != (theirs.id, theirs.gold):
-                message = "the seeds do not answer the same items in the same order"
                 raise NotComparable(
-                    message,
+                    "the seeds do not answer the same items in the same order",
                     location=f"item {ours.id} against {theirs.id}",
                     hint="finetune them again",
                 )
-        if len(predictions) != len(predictions_by_seed[0]):
-            raise NotComparable(
-                f"one seed answers {len(predictions_by_seed[0])} items, another {len(predictions)}"
-            )
-        found.append(
-            _count_confusions(build_table(predictions, set()), ties, metric).jackknife_pseudovalues(
-                metric
-            )
-        )
-    return np.stack(found)
+        if len(predictions) != len(first):
+            raise NotComparable(f"one seed answers {len(first)} items, another {len(predictions)}")
+        rows.append(loaded.per_item(build_table(predictions, set())))
+    return np.stack(rows)
 
 
 def collapse_warnings(predictions: Sequence[Prediction]) -> tuple[str, ...]:
-    """What is wrong with a run that has learnt nothing, in words for a table; () where it seems to
+    """Return what shows that a run has learnt nothing, in words for a table; () where it seems to
     have learnt.
 
     "constant prediction": one class for all items. "no better than the majority class (52.7%)": an
     accuracy not above that of always answering the most frequent gold class of the same items.
     """
-    gold, answers = Counter(p.gold for p in predictions), {p.pred for p in predictions}
     if not predictions:
         return ()
-    if len(answers) == 1 and len(predictions) > 1:
+    if len(predictions) > 1 and len({p.pred for p in predictions}) == 1:
         return ("constant prediction",)
-    most = max(gold.values())
-    if sum(p.pred == p.gold for p in predictions) <= most:
-        return (f"no better than the majority class ({100 * most / len(predictions):.1f}%)",)
+    majority = max(Counter(p.gold for p in predictions).values())
+    if sum(p.pred == p.gold for p in predictions) <= majority:
+        return (f"no better than the majority class ({100 * majority / len(predictions):.1f}%)",)
     return ()
-
-
-def _count_confusions(
-    table: PredictionTable, ties: str, metric: str, members: Bools | None = None
-) -> ConfusionCounts:
-    """The kinds of item of a table. Raises DataError (classes differ in number, no answer),
-    UsageError (a misfit).
-    """
-    if metric not in METRIC_FUNCTIONS:
-        raise UsageError(
-            f"{metric} is no metric of classified texts",
-            hint=f"one of {', '.join(METRIC_FUNCTIONS)}",
-        )
-    classes = table.valid.sum(axis=1)
-    odd = np.flatnonzero((classes != classes[0]) | (classes < 2))
-    if len(odd):
-        message = (
-            f"{classes[odd[0]]} classes, the others have {classes[0]}"
-            if classes[0] > 1
-            else "needs two classes"
-        )
-        raise DataError(message, location=f"item {table.ids[int(odd[0])]}")
-    if metric == "f1" and classes[0] != 2:
-        raise UsageError(
-            f"f1 is of two classes, these texts have {classes[0]}", hint="macro-f1, accuracy or mcc"
-        )
-    gold, answer = gold_indices(table), choice_shares(table, ties, "sum")
-    mute = np.flatnonzero(answer.sum(axis=1) == 0)
-    if len(mute):
-        hint = "a text is cut, not left out, and a tie is shared: no `too-long`, no strict ties"
-        raise DataError(
-            "no class is answered", location=f"item {table.ids[int(mute[0])]}", hint=hint
-        )
-    keys = np.column_stack([gold, answer])
-    keys = keys if members is None else keys[members]
-    kinds, which, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    return ConfusionCounts(
-        counts.astype(float),
-        kinds[:, 0].astype(np.int32),
-        kinds[:, 1:],
-        which.reshape(-1).astype(np.int32),
-    )
-
-
-def _lower_bound(metric: str) -> float:
-    return -1.0 if metric == "mcc" else 0.0

@@ -51,7 +51,20 @@ class PredictionTable:
         return np.where(twins[:, None], self.valid, best)
 
     def get_flag(self, name: str) -> Bools:
+        """Return where a flag is raised (n,)."""
         return self.flags.get(name, np.zeros(len(self.ids), bool))
+
+    def count_flags(self, members: Bools | None = None, without: str = "") -> dict[str, int]:
+        """Return how many items raise each flag; flags that none raises are left out.
+
+        members (n,): only these items. without: a flag that is not counted.
+        """
+        counts = {
+            name: int((raised if members is None else raised & members).sum())
+            for name, raised in self.flags.items()
+            if name != without
+        }
+        return {name: count for name, count in counts.items() if count}
 
 
 def build_table(
@@ -133,6 +146,12 @@ def choice_shares(table: PredictionTable, ties: str, reduction: str) -> Floats:
                 table.ids[i], np.flatnonzero(best[i])
             )
     return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, shares))
+
+
+def gold_credits(table: PredictionTable, ties: str, reduction: str) -> Floats:
+    """Return the credit (n,) of each item, in 0..1: its right option's share of the answer."""
+    gold = gold_indices(table)
+    return np.asarray(choice_shares(table, ties, reduction)[np.arange(len(gold)), gold])
 
 
 def assign_strata(

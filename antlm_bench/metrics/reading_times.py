@@ -1,8 +1,16 @@
-"""Reading times: how much of what word length, frequency and position leave unexplained does
-surprisal explain?
+"""Delta R2: how much of what other predictors leave of reading times does surprisal explain?
 
-The predictions of a suite of reading times are log-probabilities of words (and of the words before
-them); the human times and the other predictors are the suite's. Everything else is a regression.
+    partial R2 = (R2 with surprisal - R2 without) / (1 - R2 without)
+
+The predictors without it are length, frequency, position and the like, with their products of two;
+the headline is the mean over measures (self-paced reading, eye tracking) of the mean over their
+outcomes. Source: BabyLM's reading scores (evaluation-pipeline-2025, reading/run.py), which are 100
+times this.
+
+The predictions are log-probabilities of words and of the words before them; the human times and the
+other predictors are the suite's. Corner cases: a regression leaves out rows that lack a number,
+words that were too long among them; with too few rows it counts as 0 over the whole range.
+Intervals draw sentences again, all regressions with the same ones (statistics.regression).
 """
 
 from __future__ import annotations
@@ -13,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from antlm_bench.errors import DataError
-from antlm_bench.metrics.measures import count_flags, rounded_estimate
+from antlm_bench.metrics.records import DELTA_R2
+from antlm_bench.metrics.summary import rounded_estimate
 from antlm_bench.statistics import Interval
 from antlm_bench.statistics.regression import (
     NestedRegression,
@@ -22,31 +31,33 @@ from antlm_bench.statistics.regression import (
     design_with_interactions,
     partial_r2,
 )
-from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
+from antlm_bench.types import FLAGS, Estimate, Floats, Group, Ints, Prediction, Summary
 
-DELTA_R2 = "delta-r2"
-SURPRISAL, PREVIOUS_SURPRISAL = (
-    "surprisal",
-    "previous_surprisal",
-)  # columns that the model adds, in nats
-CLUSTER_LABEL = "sentence"  # the label of what is resampled
+SURPRISAL_COLUMN, PREVIOUS_COLUMN = "surprisal", "previous_surprisal"
+"""Predictors that the model adds, in nats: of a word, and of the word before it."""
+CLUSTER_LABEL = "sentence"
+"""The label of what is resampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingMeasure:
-    """A way of measuring reading: its outcomes, and the predictors that surprisal has to go beyond."""
+    """A way of measuring reading."""
 
     name: str
     outcomes: tuple[str, ...]
+    """Columns of reading times."""
     predictors: tuple[str, ...]
+    """Columns that surprisal has to go beyond."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingTimes:
-    """The human side of a suite: columns (n,) of numbers per item id, NaN where one is missing."""
+    """The human side of a suite."""
 
     ids: tuple[str, ...]
+    """Id of each item (n,)."""
     columns: Mapping[str, Floats]
+    """Name -> numbers (n,), nan where one is missing."""
     measures: tuple[ReadingMeasure, ...]
 
 
@@ -58,51 +69,56 @@ def summarize_reading_times(
     method: str,
     notes: Sequence[str] = (),
 ) -> Summary:
-    """The headline is the mean over measures of the mean over their outcomes of partial R2, in
-    0..1.
+    """Return the mean over measures of the mean over their outcomes of partial R2, in 0..1, and
+    both as groups.
 
-    A regression leaves out the rows in which it lacks a number, words that were too long among
-    them. Intervals: sentences are drawn again, all measures with the same ones. A regression with
-    too few rows counts as 0, over the whole range, and a remark says so.
+    Raises DataError where the suite has no reading times of a prediction.
     """
-    columns, cluster = _join_predictions(predictions, times)
-    flags = count_flags(predictions)
-    made = build_regressions(columns, cluster, times)
-    values = [partial_r2(regression) for regression in made]
-    clusters = int(cluster.max()) + 1
-    vague = clusters < 2 or None in values
-    drawn = np.zeros((1, len(made))) if vague else bootstrap_partial_r2(made, clusters)
+    columns, sentence = _join_predictions(predictions, times)
+    counts = {name: sum(name in p.flags for p in predictions) for name in FLAGS}
+    flags = {name: count for name, count in counts.items() if count}
+    regressions = build_regressions(columns, sentence, times)
+    values = [partial_r2(regression) for regression in regressions]
+    num_sentences = int(sentence.max()) + 1
+    undefined = num_sentences < 2 or None in values
+    replicates = (
+        np.zeros((1, len(regressions)))
+        if undefined
+        else bootstrap_partial_r2(regressions, num_sentences)
+    )
 
     def estimate(weights: Floats) -> Estimate:
-        value = float(weights @ [v or 0.0 for v in values])
-        n = max(len(made[i].outcome) for i in np.flatnonzero(weights))
-        interval = Interval(0.0, 1.0) if vague else bias_corrected_interval(value, drawn @ weights)
-        return rounded_estimate(value, n, interval, flags)
+        value = float(weights @ [r2 or 0.0 for r2 in values])
+        n = max(len(regressions[i].outcome) for i in np.flatnonzero(weights))
+        interval = (
+            Interval(0.0, 1.0)
+            if undefined
+            else bias_corrected_interval(value, replicates @ weights)
+        )
+        return rounded_estimate(value, n, interval, flags, DELTA_R2.value_range)
 
-    lines = [
+    headline, *groups = [
         Group(level, name, estimate(weights), within)
         for level, name, within, weights in estimate_weights(times)
     ]
-    headline, groups = lines[0].estimate, lines[1:]
     outcomes = [outcome for measure in times.measures for outcome in measure.outcomes]
-    lost = [outcome for outcome, value in zip(outcomes, values, strict=True) if value is None]
-    remarks = [f"too few rows for a regression, shown as 0: {', '.join(lost)}"] if lost else []
+    skipped = [outcome for outcome, r2 in zip(outcomes, values, strict=True) if r2 is None]
+    note = f"too few rows for a regression, shown as 0: {', '.join(skipped)}"
     return Summary(
         suite,
         method,
-        DELTA_R2,
+        DELTA_R2.name,
         ("measure", "outcome"),
-        headline,
+        headline.estimate,
         {},
         tuple(groups),
-        (*notes, *remarks),
+        (*notes, *([note] if skipped else [])),
     )
 
 
 def estimate_weights(times: ReadingTimes) -> Iterator[tuple[str, str, str, Floats]]:
-    """(level, name, the measure it belongs to, weight of each regression (r,)): the headline,
-    measures, outcomes.
-    """
+    """Yield (level, name, the measure it belongs to, weight of each regression (r,)) of the
+    headline, each measure and each outcome."""
     owner = np.array([m for m, measure in enumerate(times.measures) for _ in measure.outcomes])
     of_measures = [(owner == m) / np.count_nonzero(owner == m) for m in range(len(times.measures))]
     yield "headline", "", "", np.mean(of_measures, axis=0)
@@ -114,50 +130,52 @@ def estimate_weights(times: ReadingTimes) -> Iterator[tuple[str, str, str, Float
 
 
 def build_regressions(
-    columns: Mapping[str, Floats], cluster: Ints, times: ReadingTimes
+    columns: Mapping[str, Floats], sentence: Ints, times: ReadingTimes
 ) -> list[NestedRegression]:
-    """One per outcome of each measure, on the rows that lack none of its numbers. columns: human's
-    and model's.
+    """Return a regression per outcome of each measure, on the rows that lack none of its numbers.
+
+    columns: the human's and the model's, (n,) each. sentence (n,): which sentence a row is of.
     """
     return [
-        _build_regression(columns, cluster, measure, o)
+        _build_regression(columns, sentence, measure, outcome)
         for measure in times.measures
-        for o in measure.outcomes
+        for outcome in measure.outcomes
     ]
 
 
 def align_columns(ids: Sequence[str], times: ReadingTimes) -> dict[str, Floats]:
-    """The human columns of exactly these items. DataError where there are none of one."""
-    place = {name: row for row, name in enumerate(times.ids)}
-    if unknown := [name for name in ids if name not in place]:
+    """Return the human columns of exactly these items. DataError where there are none of one."""
+    row_of = {name: row for row, name in enumerate(times.ids)}
+    if unknown := [name for name in ids if name not in row_of]:
         raise DataError("there are no reading times for this item", location=f"item {unknown[0]}")
-    rows = [place[name] for name in ids]
+    rows = [row_of[name] for name in ids]
     return {name: column[rows] for name, column in times.columns.items()}
 
 
 def _join_predictions(
     predictions: Sequence[Prediction], times: ReadingTimes
 ) -> tuple[dict[str, Floats], Ints]:
-    """The human columns of exactly these predictions with the model's beside them, and each row's
-    sentence.
-    """
+    """Return the human's and the model's columns of these predictions, and each row's sentence."""
     columns = align_columns([p.id for p in predictions], times)
-    for option, name in enumerate((SURPRISAL, PREVIOUS_SURPRISAL)):
-        said = [
-            p.scores[option] if len(p.scores) > option and "too-long" not in p.flags else None
-            for p in predictions
-        ]
-        columns[name] = np.array([np.nan if score is None else -score for score in said])
+    for option, name in enumerate((SURPRISAL_COLUMN, PREVIOUS_COLUMN)):
+        columns[name] = np.array(
+            [
+                -p.scores[option]
+                if len(p.scores) > option and "too-long" not in p.flags
+                else np.nan
+                for p in predictions
+            ]
+        )
     sentences = [p.labels.get(CLUSTER_LABEL, p.id) for p in predictions]
     return columns, np.unique(sentences, return_inverse=True)[1].reshape(-1).astype(np.int32)
 
 
 def _build_regression(
-    columns: Mapping[str, Floats], cluster: Ints, measure: ReadingMeasure, outcome: str
+    columns: Mapping[str, Floats], sentence: Ints, measure: ReadingMeasure, outcome: str
 ) -> NestedRegression:
-    names = (outcome, SURPRISAL, *measure.predictors)
+    names = (outcome, SURPRISAL_COLUMN, *measure.predictors)
     known = np.all([np.isfinite(columns[name]) for name in names], axis=0)
     design = design_with_interactions([columns[name][known] for name in measure.predictors])
     return NestedRegression(
-        columns[outcome][known], design, columns[SURPRISAL][known], cluster[known]
+        columns[outcome][known], design, columns[SURPRISAL_COLUMN][known], sentence[known]
     )

@@ -1,57 +1,102 @@
-"""A suite's Summary: the metric that its declaration names, at every level that it names."""
+"""From predictions to a Summary: the metric that a suite declares, at every level that it declares.
+
+`summarize` is the way in. `Metric` is what a metric's aggregation offers, `load_metric` makes one
+from the metric's record and the settings of a cell.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from antlm_bench.errors import UsageError
-from antlm_bench.metrics.measures import REDUCTIONS, no_interval_note
 from antlm_bench.metrics.prediction_table import PredictionTable, build_table, parent_names
-from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS
-from antlm_bench.types import Estimate, Floats, Group, Ints, Prediction, Summary
-
-# the reduction of classified texts: their scores are log-probabilities of classes already
-CLASS_REDUCTION = "class"
-CLASSIFICATION_METRIC = "antlm_bench.metrics.classification:ClassificationMetric"
-METRICS: dict[str, str] = {
-    "accuracy": "antlm_bench.metrics.measures:Accuracy",  # of classified texts CLASSIFIED
-    "spearman": "antlm_bench.metrics.measures:Spearman",
-    "f1": CLASSIFICATION_METRIC,
-    "macro-f1": CLASSIFICATION_METRIC,
-    "mcc": CLASSIFICATION_METRIC,
-    "task-score": "antlm_bench.metrics.task_metric:MeanTaskMetric",
-    "task-penalty": "antlm_bench.metrics.task_metric:MeanTaskMetric",
-    "whole-score": "antlm_bench.metrics.task_metric:MeanTaskMetric",
-    "whole-penalty": "antlm_bench.metrics.task_metric:MeanTaskMetric",
-    "bits-per-byte": "antlm_bench.metrics.task_metric:BitsPerByte",
-}
-# Of all others more is better.
-LOWER_IS_BETTER = frozenset({"surprisal", "task-penalty", "whole-penalty", "bits-per-byte"})
-TIE_RULES: dict[str, str] = {
-    "half": "an item whose best score is shared by k options gives 1/k if the right one is among them",
-    "strict": "a shared best score is wrong",
-    "first": "the first of the best is chosen, as argmax does in lm-eval and BabyLM 2024-2025, where index 0 is right",
-    "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
-}
+from antlm_bench.metrics.records import (
+    CLASS_REDUCTION,
+    METRICS,
+    REDUCTIONS,
+    TIE_RULES,
+    MetricSpec,
+    Target,
+)
+from antlm_bench.registry import load_target
+from antlm_bench.types import Bools, Cell, Estimate, Floats, Group, Ints, Prediction, Summary
 
 
-class Metric(Protocol):
-    """What a metric is made of: what each item contributes (n,), the headline with views and
-    remarks, and groups.
-    """
+@dataclass(frozen=True, slots=True)
+class MetricSettings:
+    """The settings of a cell that decide how its scores become numbers."""
 
-    def per_item(self, table: PredictionTable, reduction: str) -> Floats: ...
+    ties: str = "half"
+    """Which option counts as chosen where several score best: one of TIE_RULES."""
+    reduction: str = "sum"
+    """Which score of an option decides: one of REDUCTIONS, or "class" for classified texts."""
+    softmax: str = "float64"
+    """Precision of the probabilities that a correlation with ratings ranks."""
 
-    def headline(
-        self, table: PredictionTable, macro: Sequence[str]
-    ) -> tuple[Estimate, dict[str, Estimate], tuple[str, ...]]: ...
+    @classmethod
+    def of_cell(cls, cell: Cell) -> MetricSettings:
+        """Return the settings of a cell of any version."""
+        recorded = {name: str(value) for name, value in cell.settings.items() if name in SETTINGS}
+        if cell.seed is not None:
+            recorded["reduction"] = CLASS_REDUCTION
+        return cls(**recorded)
+
+    @property
+    def is_classified(self) -> bool:
+        return self.reduction == CLASS_REDUCTION
+
+
+SETTINGS = ("ties", "reduction", "softmax")
+
+
+class Headline(NamedTuple):
+    """The number that gets published, the same number computed otherwise, and what a reader must
+    know of them."""
+
+    estimate: Estimate
+    views: dict[str, Estimate]
+    notes: tuple[str, ...] = ()
+
+
+class Metric(ABC):
+    """A metric under the settings of a cell."""
+
+    def __init__(self, spec: MetricSpec, settings: MetricSettings) -> None:
+        self.spec, self.settings = spec, settings
+
+    @abstractmethod
+    def per_item(self, table: PredictionTable) -> Floats:
+        """Return what each item contributes (n,), nan = nothing.
+
+        Where the metric is no mean of items, contributions are linearised: their mean is the
+        metric, and their variance divided by n that of its estimation.
+        """
+
+    @abstractmethod
+    def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
+        """Return the number of the whole suite. macro: levels whose groups it averages over."""
+
+    @abstractmethod
+    def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
+        """Return the number of some items. members (n,): which."""
 
     def by_group(
         self, table: PredictionTable, codes: Ints, names: Sequence[str]
-    ) -> list[Estimate]: ...
+    ) -> Sequence[Estimate]:
+        """Return the number of each group. codes (n,): an item's group, -1 = none."""
+        return [self.estimate_members(table, codes == code) for code in range(len(names))]
+
+    def closing_notes(self, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+        """Return what a reader must know of the finished numbers: the headline's and the groups',
+        by name."""
+        del estimates
+        return ()
 
 
 def summarize(
@@ -67,63 +112,91 @@ def summarize(
     softmax: str = "float64",
     notes: Sequence[str] = (),
 ) -> Summary:
-    """The Summary of one suite under one method.
+    """Return the Summary of one suite under one method.
 
     macro: levels that the headline averages over without weights, outermost first; () = over items.
     groups: the levels reported, coarse to fine; a group's estimate is over its items (as BabyLM
-    prints fields and phenomena), its interval Wilson's. ties: one of TIES. reduction: which score
-    decides (measures.REDUCTIONS); the others become views. "class" is for classified texts, whose
-    options are classes; its views are accuracy, f1 (beyond two classes macro-f1), mcc, and
-    majority: the same metric of always answering the most frequent gold class. Items flagged
-    `too-long` were not scored and count as wrong; `flags` counts them. softmax: precision of the
-    probabilities that `spearman` ranks.
+    prints fields and phenomena). ties, reduction, softmax: see MetricSettings. Items flagged
+    `too-long` were not scored; what becomes of them is the metric's business, `flags` counts them.
 
     Raises UsageError (unknown metric or tie rule), DataError (no predictions, a label that `macro`
     needs is missing, a gold that is no option), CheckpointError (a NaN or +inf score).
     """
-    measure = resolve_metric(metric, ties, reduction, softmax)
+    settings = MetricSettings(ties, reduction, softmax)
+    loaded = load_metric(metric, settings)
+    if loaded.spec.fixed_macro is not None:
+        macro, groups = loaded.spec.fixed_macro, ()
     table = build_table(predictions, {*macro, *groups}, reduction)
-    headline, views, remarks = measure.headline(table, macro)
+    headline = loaded.headline(table, macro)
     lines = []
     for above, level in zip((None, *groups), groups, strict=False):
         codes, names = table.levels[level]
         within = parent_names(table, above, codes, len(names))
-        estimates = measure.by_group(table, codes, names)
+        estimates = loaded.by_group(table, codes, names)
         lines += [Group(level, n, e, w) for n, e, w in zip(names, estimates, within, strict=True)]
-    if metric == "spearman":
-        known = [(suite, headline), *((line.name, line.estimate) for line in lines)]
-        remarks += no_interval_note(
-            [name for name, e in known if (e.low, e.high) == (-1.0, 1.0)],
-            "correlation",
-            MIN_UNTIED_ITEMS,
-        )
+    closing = loaded.closing_notes(
+        {suite: headline.estimate, **{line.name: line.estimate for line in lines}}
+    )
     return Summary(
-        suite, method, metric, tuple(macro), headline, views, tuple(lines), (*notes, *remarks)
+        suite,
+        method,
+        metric,
+        tuple(macro),
+        headline.estimate,
+        headline.views,
+        tuple(lines),
+        (*notes, *headline.notes, *closing),
     )
 
 
-def resolve_metric(metric: str, ties: str, reduction: str, softmax: str = "float64") -> Metric:
-    """The metric of that name. Raises UsageError where a name is unknown, or a metric is not of
-    that kind of item.
+def load_metric(name: str, settings: MetricSettings) -> Metric:
+    """Return a metric under these settings.
+
+    Raises UsageError where a name is unknown, or the metric is not one of such items.
     """
-    choices = (
-        ("metric", metric, METRICS),
-        ("tie rule", ties, TIE_RULES),
-        ("reduction", reduction, (*REDUCTIONS, CLASS_REDUCTION)),
-    )
-    for what, name, known in choices:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-            raise UsageError(f"unknown {what} {name!r}", hint=hint)
-    classified = reduction == CLASS_REDUCTION
-    if METRICS[metric] == CLASSIFICATION_METRIC and not classified:
+    spec = METRICS[name]
+    _check_name("tie rule", settings.ties, TIE_RULES)
+    _check_name("reduction", settings.reduction, (*REDUCTIONS, CLASS_REDUCTION))
+    target: Target | None = spec.aggregation
+    if settings.is_classified:
+        target = "antlm_bench.metrics.classification:ClassificationMetric"
+    elif target is None and spec.confusion:
         raise UsageError(
-            f"{metric} is a metric of classified texts",
+            f"{name} is a metric of classified texts",
             hint=f"accuracy, or reduction = {CLASS_REDUCTION}",
         )
-    module, _, attribute = (CLASSIFICATION_METRIC if classified else METRICS[metric]).partition(":")
-    make = getattr(import_module(module), attribute)
-    options = {"softmax": softmax} if metric == "spearman" else {}
-    made: Metric = make(metric, ties) if classified else make(ties, reduction, **options)
-    return made
+    if target is None:
+        raise UsageError(
+            f"{name} cannot be computed from the predictions of one suite",
+            hint="score the suite again: the command that makes this number records it",
+        )
+    loaded: Metric = load_target(target)(spec, settings)
+    return loaded
+
+
+def load_cell_metric(cell: Cell) -> Metric:
+    """Return the metric of a cell under the cell's own settings. Raises as `load_metric`."""
+    return load_metric(cell.summary.metric, MetricSettings.of_cell(cell))
+
+
+def rounded_estimate(
+    value: float,
+    n: int,
+    interval: tuple[Any, Any],
+    flags: Mapping[str, int],
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> Estimate:
+    """Return an Estimate within a metric's range, without the noise that the order of a sum leaves
+    in its last digits."""
+    value, low, high = (
+        round(float(np.clip(number, *value_range)), 12) for number in (value, *interval)
+    )
+    return Estimate(value, int(n), low, high, dict(flags))
+
+
+def _check_name(noun: str, name: str, known: Collection[str]) -> None:
+    if name in known:
+        return
+    close = get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+    raise UsageError(f"unknown {noun} {name!r}", hint=hint)

@@ -1,5 +1,10 @@
-"""Surprisal of words in nats, averaged over the contexts of a word and then over words; nothing is
-right or wrong.
+"""Surprisal of words in nats, -log P(word | context).
+
+    headline = mean over words of the mean over the word's contexts
+
+Nothing is right or wrong. The interval takes the words as a sample (`clustered_interval`).
+Source: Hale 2001, Levy 2008; over a child's words, Chang & Bergen 2022.
+Corner cases: a context that does not fit the model is left out; a single word has no interval.
 """
 
 from __future__ import annotations
@@ -10,39 +15,60 @@ import numpy as np
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
-from antlm_bench.metrics.measures import count_flags
-from antlm_bench.types import Estimate, Floats, Prediction, Summary
+from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
+from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
+from antlm_bench.types import Bools, Estimate, Floats, Prediction
 
-SURPRISAL = "surprisal"
-WORD_LABEL = "word"  # the label of an item's word
+WORD_LABEL = "word"
+"""The label of an item's word."""
+
+
+class MeanSurprisal(Metric):
+    """The mean surprisal of words."""
+
+    def per_item(self, table: PredictionTable) -> Floats:
+        """Return the surprisal (n,) in nats of each word in its context; nan where it is too
+        long."""
+        return np.where(table.get_flag("too-long"), np.nan, -table.scores[:, 0])
+
+    def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
+        del macro  # always words
+        return Headline(self.estimate_members(table, np.ones(len(table.ids), bool)), {})
+
+    def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
+        means = word_means(table, self.per_item(table), members)
+        if not len(means):
+            raise DataError(
+                "every context is too long for the model",
+                location=f"item {table.ids[0]} and others",
+                hint="raise --max-length",
+            )
+        value = float(means.mean())
+        weights = np.full(len(means), 1 / len(means))
+        interval = (
+            statistics.clustered_interval(means, weights) if len(means) > 1 else (value, value)
+        )
+        flags = table.count_flags(members, without="tie")
+        return rounded_estimate(value, int(members.sum()), interval, flags, self.spec.value_range)
+
+
+def word_means(table: PredictionTable, values: Floats, members: Bools) -> Floats:
+    """Return the mean value of each word over its contexts (w,), in order of appearance.
+
+    values (n,): of each word in its context, nan = none. DataError where an item names no word.
+    """
+    used = members & ~np.isnan(values)
+    codes, words = assign_strata(table, (WORD_LABEL,))
+    contexts = np.bincount(codes[used], minlength=len(words))
+    sums = np.bincount(codes[used], values[used], minlength=len(words))
+    return np.asarray(sums[contexts > 0] / contexts[contexts > 0])
 
 
 def group_by_word(predictions: Sequence[Prediction]) -> dict[str, dict[str, Prediction]]:
-    """word -> id of each of its contexts -> its prediction; contexts that were too long are left
-    out.
-    """
-    found: dict[str, dict[str, Prediction]] = {}
-    for one in predictions:
-        if "too-long" not in one.flags:
-            found.setdefault(one.labels[WORD_LABEL], {})[one.id] = one
-    return found
-
-
-def summarize_surprisal(
-    predictions: Sequence[Prediction], *, suite: str, method: str, notes: Sequence[str] = ()
-) -> Summary:
-    """The mean over words, with the interval of words like these. DataError where no context fits
-    the model.
-    """
-    contexts = group_by_word(predictions).values()
-    means: Floats = np.array([np.mean([-p.scores[0] for p in some.values()]) for some in contexts])
-    if not len(means):
-        raise DataError(
-            "every context is too long for the model", location=suite, hint="raise --max-length"
-        )
-    weights = np.full(len(means), 1 / len(means))
-    value = float(means.mean())
-    low, high = statistics.clustered_interval(means, weights) if len(means) > 1 else (value, value)
-    flags = count_flags(predictions)
-    headline = Estimate(round(value, 12), len(predictions), round(low, 12), round(high, 12), flags)
-    return Summary(suite, method, SURPRISAL, (WORD_LABEL,), headline, {}, (), tuple(notes))
+    """Return word -> id of each of its contexts -> its prediction, without contexts that were too
+    long."""
+    by_word: dict[str, dict[str, Prediction]] = {}
+    for prediction in predictions:
+        if "too-long" not in prediction.flags:
+            by_word.setdefault(prediction.labels[WORD_LABEL], {})[prediction.id] = prediction
+    return by_word

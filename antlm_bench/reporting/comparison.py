@@ -19,8 +19,8 @@ from rich.text import Text
 
 from antlm_bench.compare import Comparison, Difference, Flip, RunComparison
 from antlm_bench.compare.verdict import explanatory_level, is_significant
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.terminal import HEADER_RULE_BOX, make_console, print_paragraph
 
 TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
@@ -72,14 +72,14 @@ def format_number(value: float, metric: str, sign: str = "") -> str:
     """A value in percent or a difference in points with its `sign` ("+" asks for one); others as
     they are.
     """
-    of = get_unit(metric)
+    of = get_metric_spec(metric)
     made = f"{of.scale * value:{sign}.{of.decimals}f}"
     return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
 
 
 def unit_suffix(metric: str) -> str:
     """What stands behind a difference of this metric."""
-    return f" {get_unit(metric).difference_unit}".rstrip()
+    return f" {get_metric_spec(metric).difference_unit}".rstrip()
 
 
 def format_interval(difference: Difference, metric: str) -> str:
@@ -115,7 +115,9 @@ def format_title(comparison: Comparison) -> str:
     ways = dict.fromkeys((comparison.method_a, comparison.method_b))
     seeds = comparison.seeds
     several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
-    of = ", ".join(filter(None, (get_unit(comparison.metric).difference_unit, "lower is better")))
+    of = ", ".join(
+        filter(None, (get_metric_spec(comparison.metric).difference_unit, "lower is better"))
+    )
     less = f" · {of}" if comparison.headline.lower_is_better else ""
     return f"{comparison.suite} · {' / '.join(ways)}{several}{less}"
 
@@ -123,7 +125,7 @@ def format_title(comparison: Comparison) -> str:
 def collect_notes(comparison: Comparison, by: str) -> list[str]:
     """What the headline must be read with, in sentences."""
     head, metric = comparison.headline, comparison.metric
-    counts = zip((head.gained, head.lost), get_unit(metric).change_labels, strict=False)
+    counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
     said = [
         f"{head.n:,} items: {', '.join(f'{n:,} {what}' for n, what in counts)}".removesuffix(": ")
     ]

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import charts, results_table
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.report_data import (
     Figure,
     FigureTable,
@@ -25,7 +25,7 @@ from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
     from antlm_bench.commands.curve import LearningCurve
-    from antlm_bench.compare.comparison import Comparison, Difference
+    from antlm_bench.compare.results import Comparison, Difference
     from antlm_bench.results.training_log import TrainingLog
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -77,7 +77,7 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
     for block in results_table.build_blocks(columns, "paradigm"):
         lines = [line for line in block.rows if line.depth]
         rows = _estimate_rows([line for line in lines if line.depth == 2], block.metric, names)
-        if block.metric != "accuracy" or not rows:
+        if get_metric_spec(block.metric).trivial_baseline != "chance" or not rows:
             continue
         present = [index for index, name in enumerate(names) if name in _present_series(rows)]
         tiled = []
@@ -117,9 +117,7 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
                 "correction for the number of rows; an outline may be chance.",
                 series=names,
                 present_series=_present_series(rows),
-                draw=partial(
-                    charts.dot_plot, rows, names, title=_difference_axis_title(rows), zero=True
-                ),
+                draw=partial(charts.dot_plot, rows, names, title=rows[0]["axis_title"], zero=True),
                 table=_series_table(rows, names),
             )
 
@@ -241,7 +239,7 @@ def _estimate_rows(
     return [
         _scaled_values(estimate, metric)
         | {"row": line.name, "series": name, "hollow": False, "faint": False}
-        | {"text": f"{get_unit(metric).scale * estimate.value:.0f}"}
+        | {"text": f"{get_metric_spec(metric).scale * estimate.value:.0f}"}
         | {"says": f"{line.name}, {name}: {_format_estimate(estimate, metric)}, n {estimate.n:,}"}
         for line in result_rows
         for name, estimate in zip(names, line.estimates, strict=True)
@@ -260,7 +258,10 @@ def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> Hea
 
 def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
     """A row of the forest: value and interval in points (a correlation: as it is)."""
-    scale, digits = get_unit(comparison.metric).scale, get_unit(comparison.metric).decimals
+    scale, digits = (
+        get_metric_spec(comparison.metric).scale,
+        get_metric_spec(comparison.metric).decimals,
+    )
     p = difference.adjusted if difference.adjusted is not None else difference.p
     name = (
         "headline"
@@ -282,7 +283,7 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
         "faint": False,
         "text": text,
         "says": f"{name}, {other}: {text}",
-        "of": get_unit(comparison.metric).difference_unit or "correlations",
+        "axis_title": get_metric_spec(comparison.metric).difference_axis_title,
     }
 
 
@@ -291,11 +292,6 @@ def _coarsest_groups(groups: Sequence[Difference]) -> list[Difference]:
     levels = list(dict.fromkeys(group.level for group in groups))
     level = "phenomenon" if "phenomenon" in levels else (levels or [""])[0]
     return [group for group in groups if group.level == level]
-
-
-def _difference_axis_title(rows: Sequence[Mapping[str, Any]]) -> str:
-    of = rows[0]["of"]
-    return "difference of correlations" if of == "correlations" else f"difference in {of}"
 
 
 def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FigureTable:
@@ -322,7 +318,7 @@ def _cell_text(row: Mapping[str, Any]) -> str:
 
 
 def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
-    scale = get_unit(metric).scale
+    scale = get_metric_spec(metric).scale
     return {
         "value": scale * estimate.value,
         "low": scale * estimate.low,
@@ -334,12 +330,13 @@ def _format_estimate(estimate: Estimate | None, metric: str) -> str:
     """`63.4 (63.0–63.8)`."""
     if estimate is None:
         return "–"
-    written = get_unit(metric).format
+    written = get_metric_spec(metric).format
     return f"{written(estimate.value)} ({written(estimate.low)}–{written(estimate.high)})"
 
 
 def _axis_title(metric: str) -> str:
-    return "% right" if metric == "accuracy" else get_unit(metric).heading
+    spec = get_metric_spec(metric)
+    return spec.axis_title or spec.heading
 
 
 def _mean_value(row: results_table.ResultsRow) -> float:

@@ -23,9 +23,9 @@ import jinja2
 import vl_convert
 from markupsafe import Markup, escape
 
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import charts, palette, report_writers, results_table
 from antlm_bench.reporting.figures import build_figures
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.report_data import Figure, ReportData, series_names
 from antlm_bench.reporting.text_curves import to_tidy_rows
 from antlm_bench.runs import cell_to_dict
@@ -244,7 +244,7 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
     for estimate in line.estimates:
         value, _, half = results_table.format_estimate(estimate, block.metric).partition(" ")
         bar = None
-        if estimate and get_unit(block.metric).scale == 100:
+        if estimate and get_metric_spec(block.metric).scale == 100:
             bar = {
                 "low": 100 * estimate.low,
                 "width": 100 * (estimate.high - estimate.low),

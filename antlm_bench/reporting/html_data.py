@@ -24,12 +24,12 @@ from antlm_bench.reporting import results_table
 from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.results.training_log import read_training_log
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
     from antlm_bench.commands.report import Report
-    from antlm_bench.compare.comparison import Comparison
+    from antlm_bench.compare.results import Comparison
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models
@@ -54,7 +54,7 @@ def write_page(
 
     contents = gather_report_data(paths, training_dirs, title, report)
     used = {part for column in contents.columns for part in column.method.split(" + ")}
-    said = {name: one.description for name, one in METHODS.items() if name in used}
+    said = {method.name: method.description for method in METHODS if method.name in used}
     runs.write_atomically(out, html(contents, said).encode())
     return out
 
@@ -188,8 +188,8 @@ def _build_columns(
     columns, owners = [], []
     for run, name in zip(shown_runs, names, strict=True):
         methods = list(dict.fromkeys(cell.method for cell in run))
-        tuned = [method for method in methods if method.startswith("finetune-")]
-        alone = len(methods) - len(tuned) <= 1 and len(tuned) <= 1
+        kinds = [_method_kind(method) for method in methods]
+        alone = len(set(kinds)) == len(kinds) and "frozen" not in kinds
         for method in [" + ".join(methods)] if alone and methods else methods:
             cells = {cell.suite: cell for cell in run if cell.method in method.split(" + ")}
             columns.append(results_table.ResultsColumn(name, method, cells))
@@ -250,14 +250,17 @@ def _compare_to_first(
         yield from (SeriesPair(a, b, tuple(those)) for (a, b), those in together.items())
 
 
+def _method_kind(method: str) -> str:
+    """Return "finetune" or "frozen" for the methods of `finetune`, else "score"."""
+    prefix = method.partition("-")[0]
+    return prefix if prefix in ("finetune", "frozen") else "score"
+
+
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
     """The methods that go together: of each kind the one that a run has, else those of equal names."""
     ways: list[tuple[str, str]] = []
-    for tuned in (False, True):
-        a, b = (
-            {c.method for c in run if c.method.startswith("finetune-") == tuned}
-            for run in (first, other)
-        )
+    for kind in ("score", "finetune", "frozen"):
+        a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))
         ways += [(*a, *b)] if len(a) == len(b) == 1 else []  # type: ignore[list-item]
     return ways
 

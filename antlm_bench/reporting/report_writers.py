@@ -18,22 +18,13 @@ from typing import Any
 from antlm_bench.commands.report import Report, ReportColumn
 from antlm_bench.errors import UsageError
 from antlm_bench.exports.model_index import ModelIndexResult, build_model_index
-from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting.results_table import escape_markdown, make_printable
 from antlm_bench.results.collections import MemberResult, ReportedScore
 from antlm_bench.suites.collection import MemberSpec
 from antlm_bench.types import task_full_name
 
 MACRO, MISSING = "Macro-average", "–"
-# Metrics that no table turns into percent.
-UNSCALED_METRICS = (
-    "surprisal",
-    "task-score",
-    "task-penalty",
-    "whole-score",
-    "whole-penalty",
-    "bits-per-byte",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +158,7 @@ def format_value(number: ReportedScore | None) -> str:
     """
     if number is None:
         return MISSING
-    written = get_unit(number.metric if number.metric in UNSCALED_METRICS else "accuracy").format
+    written = get_metric_spec(number.metric).format_beside_percent
     if number.low is None or number.high is None:
         return written(number.value)
     return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
@@ -215,16 +206,10 @@ def build_legend(report: Report) -> str:
     numbers = [entry.score for column in report.columns for entry in column.results if entry.score]
     tuned = any(entry.task_scores for column in report.columns for entry in column.results)
     over = "items, and over seeds where there are several" if tuned else "items"
-    like = (
-        "correlations and ΔR²"
-        if any(number.metric == "delta-r2" for number in numbers)
-        else "a correlation"
-    )
-    units = [
-        get_unit(metric).description
-        for metric in dict.fromkeys(n.metric for n in numbers)
-        if metric in UNSCALED_METRICS
-    ]
+    specs = [get_metric_spec(metric) for metric in dict.fromkeys(n.metric for n in numbers)]
+    percent_names = [spec.percent_name for spec in specs if spec.percent_name]
+    like = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
+    units = [spec.label for spec in specs if not spec.is_bounded]
     others = "".join(f", {what[0].lower()}{what[1:]}" for what in units)
     said = [f"Percent ({like} times 100{others}) ± half the 95% interval over {over}."]
     if any(number.low is None for number in numbers):

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 
-from antlm_bench.reporting.metric_units import get_unit
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.metrics.records import OPTION_KINDS
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE_LEVEL = "suite"  # the depth that shows headlines only
@@ -180,14 +181,15 @@ def _group_estimate(summary: Summary | None, level: str, name: str) -> Estimate 
 
 def describe_headline(summary: Summary) -> str:
     """In words, what the headline is; its metric is named, unless that is accuracy."""
-    named = [] if summary.metric == "accuracy" else [get_unit(summary.metric).heading]
+    spec = get_metric_spec(summary.metric)
+    named = [spec.heading if spec.headline_name is None else spec.headline_name]
     if summary.macro:
         level = summary.macro[0]
         count = sum(group.level == level for group in summary.groups)
         named.append(f"mean of {count} {pluralize(level)}" if count else f"mean by {level}")
-    elif summary.metric not in ("spearman", "acquisition"):  # a correlation is always over items
-        named.append("over items")
-    return ", ".join(named)
+    else:
+        named.append(spec.headline_basis)
+    return ", ".join(filter(None, named))
 
 
 def pluralize(word: str) -> str:
@@ -201,19 +203,21 @@ def format_estimate(estimate: Estimate | None, metric: str) -> str:
     """
     if estimate is None:
         return "–"
-    written = get_unit(metric).format
+    written = get_metric_spec(metric).format
     return f"{written(estimate.value)} {'±' + written((estimate.high - estimate.low) / 2):>5}"
 
 
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
     """What the numbers, their averages and their intervals are, in a few words."""
     cells = [cell for column in columns for cell in column.cells.values()]
-    units = dict.fromkeys(get_unit(cell.summary.metric) for cell in cells)
+    units = dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells)
     numbers = " ".join(
-        f"{u.description}{' ± half the 95% interval' * (i == 0)}: {u.interval_source}."
+        f"{u.label}{' ± half the 95% interval' * (i == 0)}: {u.interval}."
         for i, u in enumerate(units)
     )
-    compared = [cell for cell in cells if get_unit(cell.summary.metric).compares_options]
+    compared = [
+        cell for cell in cells if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
+    ]
     means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in compared)
     decides = "".join(
         f" Options are compared by log-probability {r.replace('-', ' ')}."
@@ -223,7 +227,7 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
     rules = dict.fromkeys(
         str(cell.settings.get("ties", "half"))
         for cell in cells
-        if cell.summary.metric == "accuracy"
+        if get_metric_spec(cell.summary.metric).tie_rule_matters
     )
     explain_clustered = explain_clustered and any(
         "clustered" in cell.summary.views for cell in cells
@@ -289,7 +293,7 @@ def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
     counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in order}
     words = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in order}
     if "too-long" in words:
-        words["too-long"] += f", {get_unit(block.metric).too_long_outcome}"
+        words["too-long"] += f", {get_metric_spec(block.metric).too_long_outcome}"
     if "tie" in counts and counts.get("identical") == counts["tie"]:
         words["tie"] = "ties, all of identical texts"
         del words["identical"]
@@ -302,7 +306,7 @@ def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[str]]]:
     """
     found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in count_flags(block)]
     if any(block.clustered):
-        written = get_unit(block.metric).format
+        written = get_metric_spec(block.metric).format
         half = [f"±{written((e.high - e.low) / 2)}" if e else "–" for e in block.clustered]
         found.append(
             (f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half)

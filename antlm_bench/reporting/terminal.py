@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from antlm_bench.errors import BenchError
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.results_table import ResultsColumn, ResultsRow, SuiteBlock
 from antlm_bench.types import Run
 
@@ -121,7 +121,7 @@ def _column_header(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> l
     its numbers are.
     """
     models, methods = {c.model for c in columns}, {c.method for c in columns}
-    units = {get_unit(cell.summary.metric).heading for cell in column.cells.values()}
+    units = {get_metric_spec(cell.summary.metric).heading for cell in column.cells.values()}
     named = ([column.model] if len(models) > 1 else []) + (
         [column.method] if len(methods) > 1 else []
     )

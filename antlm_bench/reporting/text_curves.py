@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.terminal import make_console, print_rows
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def collect_notes(
 
 
 def _format_value(curve: LearningCurve, value: float) -> str:
-    return get_unit(curve.metric).format(value)
+    return get_metric_spec(curve.metric).format(value)
 
 
 def _format_last(curve: LearningCurve) -> str:

@@ -13,15 +13,16 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from antlm_bench import metrics, runs, statistics
+from antlm_bench import runs, statistics
 from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
 from antlm_bench.reporting import results_table
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
-from antlm_bench.suites.collection import CollectionSpec, MemberSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.collection import MemberSpec
+from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
 from antlm_bench.types import Cell, Estimate, Run, task_full_name
 
 Caveats = tuple[
@@ -114,7 +115,7 @@ def _iter_member_versions(member: MemberSpec) -> Iterator[tuple[str, str]]:
     known = catalog("tasks")
     for suite in member.suite_names:
         if suite in known:
-            version = read_spec(known[suite]).version
+            version = read_declaration(suite)[0].version
             yield from (
                 (name, version)
                 for name in (suite, *(task_full_name(suite, task) for task in member.tasks))
@@ -196,7 +197,7 @@ def summarize_finetuned_member(
     seeds.
 
     cells: task -> the cells of its seeds. The interval is over seeds and items
-    (metrics.summarize_seeds), tasks taken as independent; of a task with one seed it is over items
+    (metrics.classification), tasks taken as independent; of a task with one seed it is over items
     alone, which is marked. Without `partial` there is no mean of some of the tasks. Raises RunError
     (damaged predictions), NotComparable (seeds that answered different items).
     """
@@ -204,7 +205,7 @@ def summarize_finetuned_member(
     for task in member.tasks:
         if there := cells.get(task):
             metric = member.metric or there[0].summary.metric
-            spread = metrics.summarize_seeds(
+            spread = summarize_seeds(
                 [runs.read_predictions(run.path, cell) for cell in there], metric
             )
             mean = spread.mean
@@ -267,8 +268,10 @@ def _collect_caveats(
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
         yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
-    if first.seed is not None and len(cells) in metrics.FEW_SEEDS_NOTES:
-        yield metrics.FEW_SEEDS_NOTES[len(cells)]
+    if first.is_frozen:
+        yield "a logistic regression on the features of the frozen backbone, not finetuned"
+    elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
+        yield FEW_SEEDS_NOTES[len(cells)]
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "epochs were selected on the scored split, as in BabyLM's official recipe: optimistic"
     if preset := first.settings.get("preset"):
@@ -293,27 +296,23 @@ def _settings_without_seed(cell: Cell) -> dict[str, object]:
     return {name: value for name, value in cell.settings.items() if name not in ("seed", "device")}
 
 
-MEMBER_COMMANDS = {
-    "finetune": "antlm-bench finetune --model {model} --suite {suite}",
-    "acquisition": "antlm-bench acquisition RUN... --suite {suite}",
-    "nothing": "nothing here computes it yet",
-}
-
-
 def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
-    """A line per collection among `suites`: its members that are not scored, each with the command
-    that makes it.
+    """Yield a line per collection among `suites`: the members that `score` does not compute, each
+    with the command that does.
     """
     model = shlex.quote(as_list(models)[0]) if len(as_list(models)) == 1 else "CKPT"
-    known = catalog("tasks")
     for ref in as_list(suites):
-        spec = read_spec(known[ref]) if ref in known else None
-        if not isinstance(spec, CollectionSpec):
-            continue
-        others = [
-            f"{member.name} ({MEMBER_COMMANDS[member.made_by].format(model=model, suite=member.suite)})"
-            for member in spec.members
-            if member.made_by != "score"
+        spec = read_declaration(ref)[0] if ref in catalog("tasks") else None
+        members = [
+            f"{member.name} ({_describe_computation(member, model)})"
+            for member in getattr(spec, "members", ())
+            if not (member.task_type and TASK_TYPES[member.task_type].load)
         ]
-        if others:
-            yield f"{ref}: not scored, and no part of the table: {'; '.join(others)}"
+        if members:
+            yield f"{ref}: not scored, and no part of the table: {'; '.join(members)}"
+
+
+def _describe_computation(member: MemberSpec, model: str) -> str:
+    if not member.task_type:
+        return "nothing here computes it yet"
+    return TASK_TYPES[member.task_type].command_line.format(model=model, suite=member.suite)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from antlm_bench import metrics, runs
+from antlm_bench import runs
+from antlm_bench.metrics.classification import summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
-from antlm_bench.types import Cell, Run, Summary
+from antlm_bench.types import Cell, Run, Summary, finetune_method
 
 
 def average_seeds(run: Run) -> Run:
@@ -22,16 +23,13 @@ def average_seeds(run: Run) -> Run:
     cells = [cell for cell in run if cell.seed is None]
     for (suite, method), seeds in group_seeds(run).items():
         metric = seeds[0].summary.metric
-        spread = metrics.summarize_seeds(
-            [runs.read_predictions(run.path, cell) for cell in seeds], metric
-        )
+        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
         fallen = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
         notes = [note for cell in seeds[:1] for note in cell.summary.notes]
-        notes += (
-            [f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}"]
-            if spread.num_seeds > 1
-            else ["one seed"]
-        )
+        if spread.num_seeds > 1:
+            notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
+        elif not seeds[0].is_frozen:
+            notes.append("one seed")
         notes += [f"collapsed with seed {', '.join(fallen)}"] if fallen else []
         if any(cell.settings.get("select") == "valid" for cell in seeds):
             notes.append(
@@ -67,9 +65,7 @@ def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
 def _build_run_rows(run: Run) -> Iterator[FinetuneRow]:
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
-        spread = metrics.summarize_seeds(
-            [runs.read_predictions(run.path, cell) for cell in cells], metric
-        )
+        spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
         mean, half = spread.mean, (spread.mean.high - spread.mean.low) / 2
         several = spread.num_seeds > 1
         yield {
@@ -100,7 +96,7 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     if any(
-        cell.method == "finetune-causal" and cell.history.get("pooling") == "first"
+        cell.method == finetune_method("causal") and cell.history.get("pooling") == "first"
         for cell in cells
     ):
         yield "position 0 of a causal model, which has seen the first token only"

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from antlm_bench.scoring.multiple_choice import ProgressCallback, predict
-from antlm_bench.scoring.probes import Method
-from antlm_bench.types import Item, LanguageModel, Prediction
+from antlm_bench.scoring.methods import Method
+from antlm_bench.scoring.multiple_choice import predict
+from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
 
 CALIBRATION_SIZE = 256  # items scored both ways before a suite starts
 MAX_ERROR_FACTOR, RMS_ERROR_FACTOR = (

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from types import ModuleType
+from contextvars import ContextVar
+from functools import cache, wraps
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -187,44 +188,58 @@ def _trial_input(width: int, like: Tensor) -> Tensor:
     return torch.linspace(-4, 5, 3 * width).view(3, -1).to(like.dtype)
 
 
+_fast_rotaries: ContextVar[Mapping[ApplyRotary, ApplyRotary]] = ContextVar(
+    "fast_rotaries", default=MappingProxyType({})
+)
+"""Library function -> the fast one that this thread's running forward uses instead."""
+
+
 class RotaryPatch:
-    """The functions that turn queries and keys by their places, in the library's files that a model
-    comes from.
+    """Faster rotary embeddings for one model, in the forwards of the thread that asks for them.
+
+    The library's attention looks its rotary function up in the file that defines it. When a model
+    of such a file is first patched, that function gets a dispatcher around it, once and for good.
+    Which function the dispatcher calls is a matter of the running forward (`active`), so that
+    threads with other models, patched or not, do not see each other.
     """
 
-    def __init__(self, swaps: Sequence[tuple[ModuleType, ApplyRotary, ApplyRotary]]) -> None:
-        self.swaps = swaps
+    def __init__(self, replacements: Mapping[ApplyRotary, ApplyRotary]) -> None:
+        self.replacements = replacements
+        """Library function -> fast function with the same results."""
 
     @classmethod
     def for_model(cls, model: nn.Module) -> RotaryPatch:
-        files = [
-            sys.modules[name]
-            for name in sorted({type(module).__module__ for module in model.modules()})
-        ]
-        plain = [
-            (file, getattr(file, ROTARY_FUNCTION_NAME))
-            for file in files
-            if hasattr(file, ROTARY_FUNCTION_NAME)
-        ]
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        return cls(
-            [
-                (f, rotate, _fast_rotary(rotate))
-                for f, rotate in plain
-                if on_cpu and _matches_fast_rotary(rotate)
-            ]
-        )
+        """Find the rotary functions of a model on a CPU that the fast one can replace."""
+        replacements: dict[ApplyRotary, ApplyRotary] = {}
+        if next(model.parameters()).device.type != "cpu":
+            return cls(replacements)
+        for name in sorted({type(module).__module__ for module in model.modules()}):
+            library: Any = getattr(sys.modules[name], ROTARY_FUNCTION_NAME, None)
+            plain: Any = getattr(library, "plain_rotary", library)
+            if plain is None or not _matches_fast_rotary(plain):
+                continue
+            if library is plain:
+                setattr(sys.modules[name], ROTARY_FUNCTION_NAME, _rotary_dispatcher(plain))
+            replacements[plain] = _fast_rotary(plain)
+        return cls(replacements)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within, they pass over queries and keys three times instead of six."""
-        for file, _, own in self.swaps:
-            setattr(file, ROTARY_FUNCTION_NAME, own)
+        """Within, forwards of this thread pass over queries and keys three times instead of six."""
+        token = _fast_rotaries.set(self.replacements)
         try:
             yield
         finally:
-            for file, plain, _ in self.swaps:
-                setattr(file, ROTARY_FUNCTION_NAME, plain)
+            _fast_rotaries.reset(token)
+
+
+def _rotary_dispatcher(plain: ApplyRotary) -> ApplyRotary:
+    @wraps(plain)
+    def apply_rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return _fast_rotaries.get().get(plain, plain)(*args, **kwargs)
+
+    apply_rotary.plain_rotary = plain  # type: ignore[attr-defined]
+    return apply_rotary
 
 
 def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -114,6 +115,7 @@ class Engine:
         self.rotary_patch = RotaryPatch.for_model(model)
         self.kernels: ModuleSwaps | None = None
         self.model_state = ModelState.capture(model) if forward_config.restores else None
+        self._lock = RLock()  # a forward sets attributes of its model: one thread at a time
         self._searched_last_layer = False
         self.nodes_computed = self.head_rows_computed = (
             0  # nodes and LM-head rows computed so far, for the benchmark's count of arithmetic
@@ -154,7 +156,7 @@ class Engine:
         if name == CPU_KERNELS:
             if self.kernels is not None:
                 self.kernels.undo()
-            self.kernels, self.rotary_patch = None, RotaryPatch([])
+            self.kernels, self.rotary_patch = None, RotaryPatch({})
             if self.model_state is not None:
                 self.model_state = ModelState.capture(self.model)
         self.forward_config = replace(self.forward_config, **SHORTCUTS[name])
@@ -183,7 +185,7 @@ class Engine:
         """
         probes = list(probes)
         scores = np.zeros(num_texts)
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             if not self.forward_config.whole_rows:
                 prefixes = [p for p in probes if p.attention == "causal"]
                 scores += self._score_prefixes(prefixes, num_texts)

@@ -24,7 +24,7 @@ import numpy as np
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.checkpoints.resolve import first_line
 from antlm_bench.errors import CheckpointError, MethodNotSupported
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import get_method, peer_methods
 from antlm_bench.scoring.text import (
     EosRule,
     Specials,
@@ -35,18 +35,7 @@ from antlm_bench.scoring.text import (
 from antlm_bench.scoring.tokens import TextTokenizer, Tokenized
 from antlm_bench.types import Encodings, Floats
 
-# Method -> minicons' name of it. mntp reads one position further left and fused sums two readings:
-# it knows neither.
-MINICONS_PLL_METRICS: dict[str, str] = {
-    "causal": "",
-    "mlm": "original",
-    "mlm-l2r": "within_word_l2r",
-}
-# What can be asked about each method; lm-eval scores from left to right only.
-PEER_METHODS: dict[str, tuple[str, ...]] = {
-    "minicons": tuple(MINICONS_PLL_METRICS),
-    "lm-eval": ("causal",),
-}
+MINICONS, LM_EVAL = "minicons", "lm-eval"  # keys of Method.peer_names
 MAX_BATCH_TOKENS = 2048  # tokens per forward of a peer
 
 Span = tuple[int, int] | None
@@ -185,11 +174,13 @@ class MiniconsScorer:
         Raises MethodNotSupported, and CheckpointError where minicons fails, says NaN, or reads a
         text differently.
         """
-        if method not in MINICONS_PLL_METRICS or (method == "causal") != (self.kind == "causal"):
+        asked = get_method(method)
+        if MINICONS not in asked.peer_names or asked.needs_mask != (self.kind == "masked"):
             raise MethodNotSupported(
                 f"minicons cannot score a {self.kind} model with {method!r}",
                 location="--method",
-                hint=f"methods that it knows: {', '.join(MINICONS_PLL_METRICS)}; --engine native knows the others",
+                hint=f"methods that it knows: {', '.join(peer_methods(MINICONS))}; "
+                "--engine native knows the others",
             )
         found = self._tokenize(texts, method)
         rows, inner = self._build_rows(texts, found.ids)
@@ -234,7 +225,7 @@ class MiniconsScorer:
         words.
         """
         tokenizer = TextTokenizer(self.scorer.tokenizer)
-        if METHODS[method].needs_words and not tokenizer.has_word_ids:
+        if get_method(method).needs_words and not tokenizer.has_word_ids:
             raise MethodNotSupported(
                 "minicons asks the tokenizer which word a token belongs to, and this one does not say",
                 location="--method",
@@ -310,9 +301,8 @@ class MiniconsScorer:
         """Log-probabilities of the tokens that minicons scores, text by text; texts of one length
         need no padding.
         """
-        options = (
-            {"PLL_metric": MINICONS_PLL_METRICS[method]} if MINICONS_PLL_METRICS[method] else {}
-        )
+        metric = get_method(method).peer_names[MINICONS]
+        options = {"PLL_metric": metric} if metric else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

@@ -15,7 +15,7 @@ without the denominator for the first word of a text, which always begins there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -24,9 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.scoring import probes
-from antlm_bench.scoring.multiple_choice import ProgressCallback
-from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.methods import METHODS, Method
 from antlm_bench.types import (
     WORD_START_TARGET,
     Attention,
@@ -40,6 +38,7 @@ from antlm_bench.types import (
     Option,
     Prediction,
     Probes,
+    ProgressCallback,
 )
 
 # masks that stand for the unknown rest of the text (BabyLM 2025's
@@ -152,15 +151,6 @@ class NextTokenRequest(NamedTuple):
     text: int
 
 
-# What is read of a word after its context: how far left of the first mask; None = causal, no masks
-# at all.
-READ_SHIFTS: Mapping[Callable[..., Probes], int | None] = {
-    probes.causal: None,
-    probes.mlm: 0,
-    probes.mntp: 1,
-}
-
-
 def predict(
     model: LanguageModel,
     items: Sequence[Item],
@@ -182,13 +172,13 @@ def predict(
     """
     made = []
     for method in methods:
-        attention, probe = single_part(method)
-        if probe not in READ_SHIFTS:
-            hint = "--method causal, mlm or mntp"
+        attention, _ = single_part(method)
+        if not method.is_left_to_right and method.mask_shift is None:
+            readable = [m.name for m in METHODS if m.is_left_to_right or m.mask_shift is not None]
             raise MethodNotSupported(
-                "a word after its context alone is read by other methods",
+                f"{method.name} cannot read a word after its left context",
                 location="--method",
-                hint=hint,
+                hint=f"--method {', '.join(readable[:-1])} or {readable[-1]}",
             )
         options = [option for item in items for option in item.options]
         asked, facts = (
@@ -202,7 +192,7 @@ def predict(
                 items,
                 asked,
                 method.with_relevant_flags(facts),
-                (attention, READ_SHIFTS[probe]),
+                (attention, method.mask_shift),
                 tick,
             )
         )

@@ -8,12 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from antlm_bench.errors import DataError
-from antlm_bench.scoring.multiple_choice import ProgressCallback
-from antlm_bench.scoring.probes import Method
+from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.surprisal import span_logprobs
 from antlm_bench.suites.formula import Formula
 from antlm_bench.suites.syntaxgym import PREDICTION_LEVEL
-from antlm_bench.types import Item, LanguageModel, Prediction
+from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
 
 NATS_PER_BIT = math.log(2)
 

@@ -1,27 +1,41 @@
-"""What a suite of classification tasks is, as data: its texts, classes, metrics, files, and how it
-is finetuned on.
+"""Declarations of classification suites: tasks, classes, metrics, files, and finetuning settings.
 
-Nothing of a task is known to the code: texts are templates of a row's fields, hyper-parameters are
-tables. What a run trains with is four tables on top of each other: [training], [task.X.training],
-[preset.P.training], [preset.P.task.X]; the last one that names a number wins.
+Texts are templates of a row's fields, hyper-parameters are tables. What a run trains with is four
+tables on top of each other: [training], [task.X.training], [preset.P.training],
+[preset.P.task.X]; the last one that names a number wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
-from antlm_bench.suites.gate import CheckSpec
-from antlm_bench.suites.spec import DataSpec, Name, Sha256, Text
+from antlm_bench.metrics import METRICS
+from antlm_bench.metrics.records import validate_metric
+from antlm_bench.suites.declaration_types import (
+    CheckSpec,
+    DataSpec,
+    Sha256,
+    SuiteDeclaration,
+    Text,
+)
 from antlm_bench.suites.templates import validate_template
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Metric = Literal["accuracy", "f1", "mcc"]
+Metric = Annotated[str, AfterValidator(partial(validate_metric, is_classified=True))]
 Split = Literal["train", "valid"]
 Tables = dict[str, Any]
 
@@ -29,27 +43,34 @@ Tables = dict[str, Any]
 class TrainingSpec(Declaration):
     """How a task is finetuned on.
 
-    lr: its peak. batch: examples per update. epochs: at most. patience: epochs without a better
-    selection score, 0 = never stop early. warmup: share of the updates. schedule: what lr does
-    after warm-up; a cosine ends at `floor`, a share of lr. clip: the gradient's norm, 0 =
-    unclipped. dropout: of the head. max_length: tokens, specials included.
+    From `last_batch` on, the fields say which rule is followed where ours differs from an official
+    pipeline's. The defaults are ours; every rule is tested in
+    tests/finetuning/test_official_finetuning.py.
     """
 
     lr: Positive
+    """The peak learning rate."""
     batch: Count
+    """Examples per update."""
     epochs: Count
+    """At most so many."""
     patience: Annotated[int, Field(ge=0)]
+    """Epochs without a better selection score before training stops; 0 = never stop early."""
     warmup: Share
+    """Share of the updates."""
     schedule: Literal["linear", "cosine", "constant"]
+    """What the learning rate does after warm-up."""
     floor: Share = 0.0
+    """Where a cosine ends, as a share of lr."""
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)] | None
+    """Maximal norm of the gradient; 0 = unclipped."""
     dropout: Share
+    """Of the classification head."""
     max_length: Annotated[int, Field(ge=8)]
+    """In tokens, special tokens included."""
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.999)
     eps: Positive = 1e-8
-    # Which law is followed where ours and an official pipeline's differ. The default is ours. Each
-    # law has a test in tests/finetuning/test_official_finetuning.py.
     last_batch: Literal["keep", "drop"] = "keep"
     """What happens to the texts of an epoch that do not fill a batch."""
     order: Literal["by-length", "random"] = "by-length"
@@ -74,14 +95,14 @@ class TrainingSpec(Declaration):
     """Whether texts lose the white space at their ends."""
 
     def settings_for_key(self) -> Tables:
-        """Return what a cell's key holds: all numbers, and the laws that are not ours.
+        """Return the settings that enter a cell's content key.
 
-        A law of ours is left out, so that keys of cells that are older than the laws stay valid.
+        Rules with our default are left out, so that keys from before there was a choice stay valid.
         """
-        laws = {
-            name: value for name, value in PIPELINE_DEFAULTS.items() if getattr(self, name) == value
+        defaults = {
+            name for name, value in PIPELINE_DEFAULTS.items() if getattr(self, name) == value
         }
-        return self.model_dump(mode="json", exclude=set(laws))
+        return self.model_dump(mode="json", exclude=defaults)
 
     @field_validator("clip")
     @classmethod
@@ -99,41 +120,42 @@ _FIRST_PIPELINE_OPTION = list(TrainingSpec.model_fields).index("last_batch")
 PIPELINE_DEFAULTS = {
     name: field.default
     for name, field in list(TrainingSpec.model_fields.items())[_FIRST_PIPELINE_OPTION:]
-}  # ours
+}
 
 
 class SubstituteSpec(Declaration):
-    """A known file that is not the official train set, but serves where that is absent. It may go
-    by the official file's name: its sha256 tells. says: what it is, for the reader of a number that
-    was trained on it.
+    """A known file that stands in for an official train set where that is absent.
+
+    It may have the official file's name; its sha256 tells them apart.
     """
 
     file: Text
     sha256: Sha256
     rows: Count
     says: Text
+    """What the file is, for the reader of a number that was trained on it."""
 
 
 class TaskSpec(Declaration):
-    """How a row becomes an example.
-
-    classes: their names, in the order of the integers that `label` (a field) holds; names are
-    labels, too. first, second: templates of the text or the pair. group: template of what rows
-    share that must not be split (a paragraph). id: template; without it the text's number. train,
-    valid: files of [data]. trains_with: a task with the same classes that this one takes the train
-    set and the settings of training from.
-    """
+    """The table [task.X]: how a row of a data file becomes an example."""
 
     metric: Metric
     classes: Annotated[TomlTuple[Text], Field(min_length=2)]
+    """Names, in the order of the integers that the field `label` holds. Names are labels, too."""
     first: Text
+    """Template of the text, or of the first text of a pair."""
     second: str = ""
     label: Text = "label"
     id: str = ""
+    """Template; "" = the number of the row."""
     group: str = ""
+    """Template of what rows share that must not be split (a paragraph)."""
     train: Text | None = None
+    """A file of [data]."""
     valid: Text
+    """A file of [data]: the rows that are scored."""
     trains_with: Text | None = None
+    """A task with the same classes whose train set and training settings this one uses."""
     substitutes: TomlTuple[SubstituteSpec] = ()
     training: Tables = Field(default={})
     notes: TomlTuple[Text] = ()
@@ -150,18 +172,18 @@ class TaskSpec(Declaration):
             )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have one name")
-        if self.metric == "f1" and len(self.classes) != 2:
-            raise ValueError("f1 is of two classes, the second being the positive one")
+        if METRICS[self.metric].num_classes not in (None, len(self.classes)):
+            raise ValueError(f"{self.metric} is of two classes, the second being the positive one")
         return self
 
 
 class PresetSpec(Declaration):
-    """Published settings, by name. select: which examples choose the epoch. source: whose, where,
-    and how sure.
-    """
+    """The table [preset.P]: published settings."""
 
     source: Text
+    """Whose settings, where they are published, and how sure we are."""
     select: Literal["held-out", "valid"] = "held-out"
+    """Which examples choose the epoch."""
     training: Tables = Field(default={})
     task: dict[Text, Tables] = Field(default={})
 
@@ -176,26 +198,21 @@ class ClassificationExampleSpec(Declaration):
     gold: int
 
 
-class ClassificationSpec(Declaration):
-    """Tasks of classification that belong together. held_out: share of a train set that chooses the
-    epoch.
-    """
+class ClassificationSpec(SuiteDeclaration):
+    """Classification tasks that belong together."""
 
     kind: Literal["classification"]
-    name: Name
-    version: Text
-    title: Text
     licence: Text
     citation: Text
-    homepage: str = ""
-    notes: TomlTuple[Text] = ()
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of a train set that chooses the epoch."""
     training: TrainingSpec
     task: Annotated[dict[Text, TaskSpec], Field(min_length=1)]
     preset: dict[Text, PresetSpec] = Field(default={})
     data: DataSpec
     check: CheckSpec | None = None
     example: TomlTuple[ClassificationExampleSpec] = ()
+    """Self-tests."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ClassificationSpec:
@@ -209,16 +226,11 @@ class ClassificationSpec(Declaration):
                     f"task.{name}: {task.trains_with!r}, that it trains with, has other classes"
                 )
         for preset, spec in self.preset.items():
-            for (
-                name
-            ) in spec.task:  # the settings of a task that trains with another are the other's
+            for name in spec.task:  # a task that trains with another uses the other's settings
                 self._check_reference(f"preset.{preset}.task", name, trained)
         for example in self.example:
             self._check_reference("example", example.task, self.task)
-        for preset in (
-            "",
-            *self.preset,
-        ):  # every combination now, so that no slip waits for its run
+        for preset in ("", *self.preset):  # every combination is checked before anything runs
             for name in self.task:
                 self.resolve_training(name, preset)
         return self
@@ -227,34 +239,34 @@ class ClassificationSpec(Declaration):
         self, location: str, name: str | None, valid_names: Mapping[str, Any]
     ) -> None:
         if name is not None and name not in valid_names:
-            hint = suggest_name(name, valid_names) or f"known are {', '.join(valid_names)}"
+            hint = suggest_name(name, valid_names) or f"there are {', '.join(valid_names)}"
             raise ValueError(f"{location}: there is no {name!r}: {hint}")
 
     def resolve_training(self, task: str, preset: str = "") -> TrainingSpec:
-        """What a task is trained with under a preset ("" = none). ValueError names the table and
-        the key.
+        """Return the settings of a task under a preset ("" = none).
+
+        Raises ValueError, naming the table and the key.
         """
         name = self.task[task].trains_with or task
         tables = {f"task.{name}.training": self.task[name].training}
         if preset:
             tables[f"preset.{preset}.training"] = self.preset[preset].training
             tables[f"preset.{preset}.task.{name}"] = self.preset[preset].task.get(name, {})
-        settled = self.training
-        for place, table in tables.items():
+        settings = self.training
+        for location, table in tables.items():
             try:
-                settled = override_settings(settled, table)
+                settings = override_settings(settings, table)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-        return settled
+                raise ValueError(f"{location}: {error}") from None
+        return settings
 
 
 def override_settings(settings: TrainingSpec, overrides: Mapping[str, Any]) -> TrainingSpec:
-    """Settings with those of a table on top. ValueError, naming the key, where one is wrong."""
+    """Return settings with those of a table on top. Raises ValueError, naming the key."""
     try:
         return TrainingSpec.model_validate(settings.model_dump() | dict(overrides))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"{where}: " * bool(where) + first["msg"].removeprefix("Value error, ")
-        ) from None
+        key = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{key}: {message}" if key else message) from None

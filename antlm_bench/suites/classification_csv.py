@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from antlm_bench.declarations import find_declaration, suggest_name
+from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError
 from antlm_bench.suites import files, pairs_csv, records
 from antlm_bench.suites.classification import ClassificationSpec, Split, TaskSpec
+from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import to_valid_unicode
-from antlm_bench.suites.spec import DataSpec, FileSpec, read_spec
+from antlm_bench.suites.task_types import read_declaration_as
 from antlm_bench.suites.templates import describe_value, get_field
 
 COLUMNS = ("text", "text2", "label", "id", "group")
@@ -84,8 +85,7 @@ def read_splits(train: Path, valid: Path) -> tuple[ClassificationSpec, dict[Spli
         if "-1" in classes and len(classes) > 2
         else (),
     )
-    settings = read_spec(find_declaration("tasks", DEFAULT_TRAINING_SUITE))
-    assert isinstance(settings, ClassificationSpec)  # it is ours
+    settings, _ = read_declaration_as(DEFAULT_TRAINING_SUITE, ClassificationSpec)
     spec = ClassificationSpec(
         kind="classification",
         name=task_name_from_path(str(train)),

@@ -24,10 +24,10 @@ from antlm_bench.suites.classification import (
     TrainingSpec,
     override_settings,
 )
-from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.declaration_types import FileSpec
 from antlm_bench.suites.names import absolute_path
 from antlm_bench.suites.pairs_csv import is_pairs_file as is_own_file
-from antlm_bench.suites.spec import FileSpec
+from antlm_bench.suites.task_types import read_declaration_as
 from antlm_bench.suites.templates import fill_template, get_field, template_fields
 from antlm_bench.types import Example, task_full_name
 
@@ -86,7 +86,7 @@ def list_tasks(ref: str) -> list[str]:
     return (
         [classification_csv.task_name_from_path(ref)]
         if is_own_file(ref)
-        else list(_read_classification_spec(ref)[0].task)
+        else list(read_declaration_as(ref, ClassificationSpec)[0].task)
     )
 
 
@@ -98,7 +98,8 @@ def list_presets(ref: str) -> dict[str, str]:
         {}
         if is_own_file(ref)
         else {
-            name: preset.source for name, preset in _read_classification_spec(ref)[0].preset.items()
+            name: preset.source
+            for name, preset in read_declaration_as(ref, ClassificationSpec)[0].preset.items()
         }
     )
 
@@ -139,7 +140,7 @@ def load_task(
             hint="it goes with a train.csv",
         )
     else:
-        spec, folder = _read_classification_spec(ref)
+        spec, folder = read_declaration_as(ref, ClassificationSpec)
         task = _get_task_spec(spec, name, preset)
         found, origin = _read_official_files(spec, name, folder), loader.find_origin(ref, spec)
     training = _resolve_training(spec, name, preset, overrides)
@@ -278,19 +279,6 @@ class _SplitRecords:
     records: NumberedRecords
     location: str
     note: str = ""
-
-
-def _read_classification_spec(ref: str) -> tuple[ClassificationSpec, Path]:
-    spec, folder = loader.read_declaration(ref)
-    if isinstance(spec, ClassificationSpec):
-        return spec, folder
-    if isinstance(spec, CollectionSpec):
-        named = ", ".join(spec.list_suites("finetune")) or "none is finetuned"
-        raise UsageError(
-            f"{ref!r} is a collection", location="--suite", hint=f"name its members: {named}"
-        )
-    hint = f"antlm-bench score --model CKPT --suite {ref}"
-    raise UsageError(f"{ref!r} is scored, not finetuned", location="--suite", hint=hint)
 
 
 def _get_task_spec(spec: ClassificationSpec, name: str, preset: str) -> TaskSpec:

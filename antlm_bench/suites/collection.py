@@ -1,5 +1,4 @@
-"""What a collection is, as data: suites that are reported together, what each of them weighs, and
-what was published.
+"""Declarations of collections: suites that are reported together, their weights, published rows.
 
 A macro-average is a convention of the year's leaderboard; it stands in the collection's TOML, with
 its source.
@@ -12,29 +11,35 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple, suggest_name
-from antlm_bench.suites.spec import Text
+from antlm_bench.suites.declaration_types import SuiteDeclaration, Text
 
 Percent = Annotated[float, Field(ge=-100, le=100, strict=False)]
+# The value of `made_by` -> the task type of such members; "" = nothing computes them.
+TASK_TYPE_OF_COMMAND = {
+    "score": "suite",
+    "finetune": "classification",
+    "acquisition": "acquisition",
+    "nothing": "",
+}
 
 
 class MemberSpec(Declaration):
-    """One column of a leaderboard.
-
-    label: how tables call it, by default the suite. made_by: the verb that computes it, "nothing"
-    where none does yet. tasks: of a finetuned suite, those whose scores are averaged (without
-    weights). suites: scored ones, averaged in the same way; `suite` then only names the whole.
-    metric: instead of the suite's own headline a view or a group of it (micro, eye-tracking). over:
-    instead the unweighted mean over a level's groups.
-    """
+    """One column of a leaderboard."""
 
     suite: Text
     label: str = ""
+    """What tables call it; "" = the suite's name."""
     made_by: Literal["score", "finetune", "acquisition", "nothing"] = "score"
+    """The command that computes it."""
     tasks: TomlTuple[Text] = ()
+    """Of a finetuned suite: the tasks whose scores are averaged, without weights."""
     suites: TomlTuple[Text] = ()
+    """Scored suites that are averaged, without weights; `suite` then only names the whole."""
     weight: Annotated[float, Field(gt=0, strict=False)] = 1.0
     metric: str = ""
+    """A view or a group of the suite instead of its headline (micro, eye-tracking)."""
     over: str = ""
+    """A level: the unweighted mean over its groups instead of the headline."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +57,11 @@ class MemberSpec(Declaration):
         return self
 
     @property
+    def task_type(self) -> str:
+        """The name of the task type that computes it; "" where nothing does."""
+        return TASK_TYPE_OF_COMMAND[self.made_by]
+
+    @property
     def name(self) -> str:
         return self.label or self.suite
 
@@ -62,30 +72,24 @@ class MemberSpec(Declaration):
 
 
 class PublishedScoresSpec(Declaration):
-    """A row of somebody's table, as printed: percent per member's label, and the macro-average if
-    one was printed.
-    """
+    """A row of a published table, as printed."""
 
     name: Text
     values: Annotated[dict[Text, Percent], Field(min_length=1)]
+    """Member's label -> percent."""
     source: Text
     macro: Percent | None = None
+    """The macro-average, if one was printed."""
     notes: TomlTuple[Text] = ()
 
 
-class CollectionSpec(Declaration):
-    """Suites that are reported together; the macro-average is the mean of the members' numbers by
-    their weights.
-    """
+class CollectionSpec(SuiteDeclaration):
+    """Suites that are reported together; the headline is the weighted mean of the members."""
 
     kind: Literal["collection"]
     name: Text
-    version: Text
-    title: Text
     members: Annotated[TomlTuple[MemberSpec], Field(min_length=1)]
     macro: Literal["mean"] = "mean"
-    homepage: str = ""
-    notes: TomlTuple[Text] = ()
     published: TomlTuple[PublishedScoresSpec] = ()
 
     @model_validator(mode="after")
@@ -102,12 +106,13 @@ class CollectionSpec(Declaration):
                     )
         return self
 
-    def list_suites(self, made_by: str = "score") -> list[str]:
-        """The suites that a verb computes, in order."""
-        found = (
-            suite
-            for member in self.members
-            if member.made_by == made_by
-            for suite in member.suite_names
+    def list_suites(self, command: str = "score") -> list[str]:
+        """Return the suites that a command computes, in order; "" = that any command computes."""
+        return list(
+            dict.fromkeys(
+                suite
+                for member in self.members
+                if member.task_type and command in ("", member.made_by)
+                for suite in member.suite_names
+            )
         )
-        return list(dict.fromkeys(found))

@@ -1,11 +1,10 @@
-"""The official files that are made of a hub data set: EWoK's vocabulary filter and its exchanged
-twins.
+"""Derive official files from a hub data set: EWoK's vocabulary filter and exchanged twins.
 
-As evaluation_pipeline/ewok/dl_and_filter.py of BabyLM 2025 does it: a row stays if every nltk word
-token of its lower-cased texts is in the word list; it is written twice, the second time with
+As in evaluation_pipeline/ewok/dl_and_filter.py of BabyLM 2025, a row is kept if every nltk word
+token of its lower-cased texts is in the word list, and is written twice, the second time with
 contexts and targets exchanged. nltk's sentence splitter needs a model that is fetched separately;
 EWoK's texts are plain sentences, so they are split after . ! ? here. The official counts in the
-suite's [expect] table tell if that ever made a difference.
+suite's [expect] table would show a difference.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from antlm_bench.errors import DataError
-from antlm_bench.suites.spec import DerivationSpec
+from antlm_bench.suites.declaration_types import DerivationSpec
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -27,28 +26,26 @@ def derive_files(
     vocabulary: Iterable[str],
     location: str,
 ) -> dict[str, bytes]:
-    """File name -> its bytes (JSONL). DataError where a row lacks a field."""
-    known = frozenset(vocabulary)
-    tokens = build_word_tokenizer()
+    """Return file name -> its bytes (JSONL). Raises DataError where a row lacks a field."""
+    words = frozenset(vocabulary)
+    tokenize = build_word_tokenizer()
     files: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        texts = [
+        partition, *texts = (
             _require_text(row, field, f"{location}:{number}")
             for field in (spec.partition, *spec.fields)
-        ]
-        if all(token in known for text in texts[1:] for token in tokens(text.lower())):
+        )
+        if words.issuperset(token for text in texts for token in tokenize(text.lower())):
             twin = dict(row)
-            for one, other in spec.swap:
-                twin[one], twin[other] = row[other], row[one]
-            written = [json.dumps(dict(row)), *([json.dumps(twin)] if spec.swap else [])]
-            files.setdefault(f"{texts[0]}.jsonl", []).extend(written)
+            for first, second in spec.swap:
+                twin[first], twin[second] = row[second], row[first]
+            lines = files.setdefault(f"{partition}.jsonl", [])
+            lines += [json.dumps(dict(row)), *([json.dumps(twin)] if spec.swap else [])]
     return {name: ("\n".join(lines) + "\n").encode() for name, lines in files.items()}
 
 
 def build_word_tokenizer() -> Callable[[str], list[str]]:
-    """nltk's word_tokenize without its sentence model; built on use, since importing nltk takes
-    seconds.
-    """
+    """Return nltk's word_tokenize without its sentence model. Importing nltk takes seconds."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()

@@ -1,6 +1,4 @@
-"""A suite by name or file -> its items: the one way from data to the questions that a model is
-asked.
-"""
+"""Load suites: from a name or a file to the items that a model is asked about."""
 
 from __future__ import annotations
 
@@ -8,9 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from antlm_bench.declarations import (
     catalog,
@@ -20,11 +17,21 @@ from antlm_bench.declarations import (
 )
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge import tasks
+from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
-from antlm_bench.suites.acquisition import AcquisitionSpec
-from antlm_bench.suites.collection import CollectionSpec
+from antlm_bench.suites.declaration_types import SuiteDeclaration
 from antlm_bench.suites.names import absolute_path
-from antlm_bench.suites.spec import OptionSpec, SuiteSpec, read_spec
+from antlm_bench.suites.spec import OptionSpec, SuiteSpec
+from antlm_bench.suites.task_types import (
+    TASK_TYPES,
+    Suite,
+    SuiteRequest,
+    describe_use,
+    find_task_type,
+    read_declaration,
+    read_declaration_as,
+    read_spec,
+)
 from antlm_bench.suites.templates import (
     check_text,
     describe_value,
@@ -34,45 +41,6 @@ from antlm_bench.suites.templates import (
 )
 from antlm_bench.types import Item, Option
 
-if TYPE_CHECKING:
-    from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
-    from antlm_bench.metrics.reading_times import ReadingTimes
-    from antlm_bench.suites.formula import Formula
-    from antlm_bench.suites.spec import AnySpec
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A loaded suite: what a score needs of the declaration (see SuiteSpec), and the items in file
-    order.
-
-    digest: sha256 over metric, groups, averaging and every item's id, texts, spans, gold and
-    labels; equal for the same questions. notes: what a reader of the number needs. times: the human
-    side of reading times, `glued` words or not. formulas: what each label of syntaxgym.LEVEL says.
-    judge: makes numbers of answers, which are views or decide (see metrics.task_metric). reduction:
-    which score decides (SuiteSpec), and is a setting of cells. verbatim: a peer's requests. origin:
-    absolute paths of the user's own files that it was read from, () = a suite of the catalog or of
-    lm-eval.
-    """
-
-    name: str
-    version: str
-    title: str
-    licence: str
-    metric: str
-    groups: tuple[str, ...]
-    macro: tuple[str, ...]
-    items: tuple[Item, ...]
-    digest: str
-    notes: tuple[str, ...] = ()
-    times: ReadingTimes | None = None
-    tokenized_separately: bool = False
-    formulas: Mapping[str, Formula] | None = None
-    judge: TaskMetrics | None = None
-    reduction: str = "sum"
-    verbatim: bool = False
-    origin: tuple[str, ...] = ()
-
 
 def load_suite(
     ref: str,
@@ -81,40 +49,37 @@ def load_suite(
     allow_incomplete: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The suite behind a name of the catalog, a TOML, a CSV, TSV or JSONL of pairs, SyntaxGym's
-    JSON, `lm-eval:TASK`.
+    """Load the suite behind a name of the catalog or a file, by the loader of its task type.
 
-    limit: the first so many items of each finest group (all paradigms stay in, as with lm-eval's
-    per-task limit). columns: for a file of pairs, our column -> theirs, as {"good": "grammatical"}.
-    Raises DataError (absent, damaged, unreadable, incomplete unless allowed), DeclarationError,
-    UsageError.
+    ref, limit, allow_incomplete, columns: see SuiteRequest. Raises DataError (absent, damaged,
+    unreadable, incomplete unless allowed), DeclarationError, UsageError.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be 1 or more", location="--limit")
-    times: ReadingTimes | None = None
+    if columns and not pairs_csv.is_pairs_file(ref):
+        raise UsageError(f"columns are for a file of pairs; {ref!r} is none", location="--columns")
+    task_type = find_task_type(ref)
+    if task_type.load is None:
+        raise _not_scored_error(ref)
+    return task_type.load(SuiteRequest(ref, limit, allow_incomplete, columns or {}))
+
+
+def load_declared_suite(request: SuiteRequest) -> Suite:
+    """Load a suite of a TOML of kind "suite", or of a file of pairs."""
+    ref, limit, times = request.ref, request.limit, None
     origin: tuple[str, ...]
     if pairs_csv.is_pairs_file(ref):
-        spec, rows = pairs_csv.read_pairs(expand_user_path(ref), columns or {})
-        items, origin = build_items(spec, rows), (absolute_path(expand_user_path(ref)),)
+        path = expand_user_path(ref)
+        spec, rows = pairs_csv.read_pairs(path, request.columns)
+        items, origin = build_items(spec, rows), (absolute_path(path),)
     else:
-        if columns:
-            raise UsageError(
-                f"columns are for a file of pairs; {ref!r} is none", location="--columns"
-            )
-        if syntaxgym.is_syntaxgym_file(ref):
-            return _load_syntaxgym(ref, limit)
-        if tasks.is_lm_eval_ref(ref):
-            return Suite(**tasks.build_suite_fields(ref, limit))
         spec, folder = read_suite_spec(ref)
-        items, origin = (
-            build_items(spec, _iter_official_files(spec, folder)),
-            find_origin(ref, spec),
-        )
+        items = build_items(spec, _iter_official_files(spec, folder))
+        origin = find_origin(ref, spec)
         if spec.times:
-            times = reading_times_spec.build_reading_times(
-                spec.times, items, _iter_official_files(spec, folder)
-            )
-    notes = [*spec.notes, *check_completeness(spec, items, allow_incomplete)]
+            files = _iter_official_files(spec, folder)
+            times = reading_times_spec.build_reading_times(spec.times, items, files)
+    notes = [*spec.notes, *check_completeness(spec, items, request.allow_incomplete)]
     if limit is not None:
         items = _limit_items(items, spec.finest_level, limit)
         notes.append(f"limit: the first {limit} of each {spec.finest_level or 'suite'}")
@@ -128,6 +93,7 @@ def load_suite(
         macro=spec.macro,
         items=tuple(items),
         digest=_digest(spec, items),
+        task_type=spec.task_type,
         notes=tuple(notes),
         times=times,
         tokenized_separately=spec.times is not None and spec.times.words == "glued",
@@ -136,89 +102,83 @@ def load_suite(
     )
 
 
-def _load_syntaxgym(ref: str, limit: int | None) -> Suite:
-    """A SyntaxGym suite; the headline is the mean over its predictions."""
-    gym = syntaxgym.read_suite(expand_user_path(ref))
+def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
+    """Load a SyntaxGym suite; the headline is the mean over its predictions."""
+    path, level, limit = expand_user_path(request.ref), syntaxgym.PREDICTION_LEVEL, request.limit
+    gym = syntaxgym.read_suite(path)
     items, formulas = syntaxgym.build_items(gym)
-    kept = items if limit is None else _limit_items(list(items), syntaxgym.PREDICTION_LEVEL, limit)
-    notes = (
-        () if limit is None else (f"limit: the first {limit} of each {syntaxgym.PREDICTION_LEVEL}",)
-    )
     return Suite(
         name=gym.name,
         version="user",
         title=f"SyntaxGym suite {gym.name}",
         licence="not stated",
         metric="accuracy",
-        groups=(syntaxgym.PREDICTION_LEVEL,),
-        macro=(syntaxgym.PREDICTION_LEVEL,),
-        items=tuple(kept),
+        groups=(level,),
+        macro=(level,),
+        items=tuple(items if limit is None else _limit_items(list(items), level, limit)),
         digest=syntaxgym.compute_digest(gym),
-        notes=notes,
+        task_type="syntaxgym",
+        notes=() if limit is None else (f"limit: the first {limit} of each {level}",),
         formulas=formulas,
-        origin=(absolute_path(expand_user_path(ref)),),
+        origin=(absolute_path(path),),
     )
 
 
+def load_lm_eval_suite(request: SuiteRequest) -> Suite:
+    """Load a task, group or tag of the installed lm-evaluation-harness."""
+    return Suite(**tasks.build_suite_fields(request.ref, request.limit))
+
+
 def list_suite_refs(ref: str) -> list[str]:
-    """The suites behind a reference: a collection's, an age of acquisition's words, itself.
-    UsageError for others.
+    """Return the scored suites behind a reference: the members of a collection, the words of an
+    age of acquisition, or the reference itself.
+
+    Raises UsageError where `score` computes nothing of it, DeclarationError for an unknown suite.
     """
-    if pairs_csv.is_pairs_file(ref) or syntaxgym.is_syntaxgym_file(ref):
-        return [ref]
-    if tasks.is_lm_eval_ref(ref):
-        return tasks.list_suite_refs(ref)
-    spec, _ = read_declaration(ref)
-    if isinstance(spec, CollectionSpec):
-        if not spec.list_suites():
-            finetuned = ",".join(spec.list_suites("finetune")) or "NAME"
-            hint = f"antlm-bench finetune --model CKPT --suite {finetuned}"
-            raise UsageError(
-                f"nothing of the collection {ref!r} is scored", location="--suite", hint=hint
-            )
-        return spec.list_suites()
-    if isinstance(spec, AcquisitionSpec):
-        return [spec.words]
-    _require_scorable(ref, spec)
-    return [ref]
+    task_type = find_task_type(ref)
+    if task_type.matches(ref):
+        return list(task_type.expand(ref))
+    parts = task_type.parts(read_declaration(ref)[0], "score")
+    if not parts and task_type.load is None:
+        raise _not_scored_error(ref)
+    return list(parts) or [ref]
 
 
 def read_suite_spec(ref: str) -> tuple[SuiteSpec, Path]:
-    """The declaration of one suite, and its folder: the data of a user's own suite may lie beside
-    its TOML.
+    """Return the declaration of a suite of kind "suite", and the folder of its TOML, where a
+    user's own data may lie.
     """
-    spec, folder = read_declaration(ref)
-    if isinstance(spec, CollectionSpec):
-        raise UsageError(
-            f"{ref!r} is a collection", hint=f"name its members: {', '.join(spec.list_suites())}"
-        )
-    return _require_scorable(ref, spec), folder
+    return read_declaration_as(ref, SuiteSpec)
 
 
-def read_declaration(ref: str) -> tuple[AnySpec, Path]:
-    """What a name of the catalog or a TOML declares, of whichever kind, and its folder."""
-    path = find_declaration("tasks", ref)
-    return read_spec(path), path.parent
+def _not_scored_error(ref: str) -> UsageError:
+    spec, _ = read_declaration(ref)
+    noun = TASK_TYPES[spec.task_type].noun
+    return UsageError(
+        f"{ref!r} is {noun}, not {TASK_TYPES['suite'].noun}",
+        location="--suite",
+        hint=describe_use(ref, spec),
+    )
 
 
-def find_origin(ref: str, spec: AnySpec) -> tuple[str, ...]:
-    """Return the file of a declaration that is the user's own; () where it is the one that its name
-    stands for.
+def find_origin(ref: str, spec: SuiteDeclaration) -> tuple[str, ...]:
+    """Return the absolute path of a declaration that is the user's own, () for one of the catalog.
 
-    That is ours, or a copy that asks the same; for a name that we do not ship the one in
-    ANTLM_BENCH_PATH.
+    A TOML is of the catalog if its name leads to that file, or if it is a copy of a declaration of
+    ours that asks the same questions.
     """
     path, ours = find_declaration("tasks", ref), shipped_declaration("tasks", spec.name)
-    known = ours or catalog("tasks").get(spec.name)
-    if known is not None and (
-        path.samefile(known) or (ours and _scoring_fields(spec) == _scoring_fields(read_spec(ours)))
+    catalog_path = ours or catalog("tasks").get(spec.name)
+    if catalog_path is not None and (
+        path.samefile(catalog_path)
+        or (ours and _scoring_fields(spec) == _scoring_fields(read_spec(ours)))
     ):
         return ()
     return (absolute_path(path),)
 
 
-def _scoring_fields(spec: AnySpec) -> object:
-    """What of a declaration decides a score: neither prose, nor margins, nor where its files lie."""
+def _scoring_fields(spec: SuiteDeclaration) -> object:
+    """Return the fields that decide a score: no prose, no margins, no locations of files."""
     prose = {"title", "licence", "citation", "homepage", "notes", "check", "example"}
     return spec.kind, spec.model_dump(
         exclude={**dict.fromkeys(prose, True), "data": {"where", "sources", "password"}}
@@ -226,21 +186,20 @@ def _scoring_fields(spec: AnySpec) -> object:
 
 
 def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
-    """The items of these files, in order. DataError names the first line that is wrong."""
-    reader = _ItemBuilder(spec)
+    """Build the items of these files, in order. Raises DataError, naming the first wrong line."""
+    builder = _ItemBuilder(spec)
     items: list[Item] = []
-    places: dict[str, str] = {}
-    for file, place, rows in files:
+    locations: dict[str, str] = {}
+    for file, path, rows in files:
         for line, record in rows:
-            item = reader.build_item(file, record, f"{place}:{line}")
+            location = f"{path}:{line}"
+            item = builder.build_item(file, record, location)
             if item is None:
                 continue
-            if item.id in places:
-                raise DataError(
-                    f"the id {item.id!r} is already that of {places[item.id]}",
-                    location=f"{place}:{line}",
-                )
-            places[item.id] = f"{place}:{line}"
+            if item.id in locations:
+                message = f"the id {item.id!r} is already that of {locations[item.id]}"
+                raise DataError(message, location=location)
+            locations[item.id] = location
             items.append(item)
     if not items:
         raise DataError("no items: every row is skipped, or there is none", location=spec.name)
@@ -248,35 +207,37 @@ def build_items(spec: SuiteSpec, files: records.RecordFiles) -> list[Item]:
 
 
 def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete: bool) -> list[str]:
-    """The note of an incomplete suite (or none). DataError where it is not allowed, or holds more
-    than it should.
+    """Return the note of an incomplete suite, [] for a complete one.
+
+    Raises DataError where a suite holds more items than it should, or fewer and that is not
+    allowed.
     """
     if spec.expect is None:
         return []
-    level = spec.finest_level
-    have = Counter(item.labels[level] if level else spec.name for item in items)
-    want = spec.expect.counts or {spec.name: spec.expect.items}
-    if level is None or not spec.expect.counts:
-        have, want = Counter({spec.name: sum(have.values())}), {spec.name: spec.expect.items}
-    for group, count in have.items():
-        if count > want.get(group, 0):
-            message = f"{count} items in {group!r}, officially {want.get(group, 0)}"
+    level = spec.finest_level if spec.expect.counts else None
+    counts = Counter(item.labels[level] if level else spec.name for item in items)
+    expected = spec.expect.counts if level else {spec.name: spec.expect.items}
+    for group, count in counts.items():
+        if count > expected.get(group, 0):
             raise DataError(
-                message,
+                f"{count} items in {group!r}, officially {expected.get(group, 0)}",
                 location=spec.name,
                 hint="these are not the files of this version of the suite",
             )
-    short = [group for group in want if have[group] < want[group]]
+    short = [group for group in expected if counts[group] < expected[group]]
     if not short:
         return []
     unit = "pairs" if len(spec.item.options) == 2 and spec.times is None else "items"
-    of = f"{len(short)} of {len(want)} {level}s short" if level else "short"
-    note = f"incomplete: {sum(have.values())} of {spec.expect.items} {unit} ({of})"
+    where = (
+        f"{len(short)} of {len(expected)} {spec.finest_level}s short"
+        if spec.finest_level
+        else "short"
+    )
+    note = f"incomplete: {sum(counts.values())} of {spec.expect.items} {unit} ({where})"
     if not allow_incomplete:
-        named = ", ".join(
-            f"{group} {have[group]}/{want[group]}" for group in short[:3]
-        ) + ", ..." * (len(short) > 3)
-        hint = f"short: {named}; get the rest, or accept what is there with --allow-incomplete"
+        examples = ", ".join(f"{group} {counts[group]}/{expected[group]}" for group in short[:3])
+        examples += ", ..." if len(short) > 3 else ""
+        hint = f"short: {examples}; get the rest, or accept what is there with --allow-incomplete"
         raise DataError(note, location=spec.name, hint=hint)
     return [note]
 
@@ -356,7 +317,7 @@ class _ItemBuilder:
     def _read_gold(self, record: records.Record, num_options: int, location: str) -> int | float:
         gold = self.spec.item.gold
         value = get_field(record, gold, location) if isinstance(gold, str) else gold
-        if self.spec.metric == "spearman":
+        if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))
@@ -389,18 +350,6 @@ def _contains(value: Any, substring: str) -> bool:
         for entry in (value if isinstance(value, list) else [value])
         if isinstance(entry, str)
     )
-
-
-def _require_scorable(ref: str, spec: AnySpec) -> SuiteSpec:
-    if isinstance(spec, SuiteSpec):
-        return spec
-    if isinstance(spec, AcquisitionSpec):
-        hint = f"antlm-bench acquisition RUN... --suite {ref}; every checkpoint is scored on {spec.words}"
-        raise UsageError(
-            f"{ref!r} is derived from the runs of checkpoints", location="--suite", hint=hint
-        )
-    hint = f"antlm-bench finetune --model CKPT --suite {ref}"
-    raise UsageError(f"{ref!r} is finetuned, not scored", location="--suite", hint=hint)
 
 
 def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:

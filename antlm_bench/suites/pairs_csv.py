@@ -10,8 +10,9 @@ from pathlib import Path
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import files, records
+from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import slugify_title, to_valid_unicode
-from antlm_bench.suites.spec import DataSpec, FileSpec, ItemSpec, OptionSpec, SuiteSpec
+from antlm_bench.suites.spec import ItemSpec, OptionSpec, SuiteSpec
 
 # Our columns, and the spellings that are recognised without being told (BLiMP's and lm-eval's).
 COLUMNS: dict[str, tuple[str, ...]] = {

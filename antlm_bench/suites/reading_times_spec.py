@@ -1,4 +1,6 @@
-"""What people did with the words of a suite: how long they read them, and when they learned them."""
+"""Declarations of what people did with the words of a suite: reading times, and when they learned
+the words.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pydantic import Field, Strict, model_validator
 
 from antlm_bench.declarations import Declaration, TomlTuple
 from antlm_bench.errors import DataError
+from antlm_bench.suites.declaration_types import Text
 from antlm_bench.suites.records import Record, RecordFiles
 from antlm_bench.suites.templates import get_field
 
@@ -17,22 +20,20 @@ if TYPE_CHECKING:
     from antlm_bench.metrics.reading_times import ReadingTimes
     from antlm_bench.types import Item
 
-Text = Annotated[str, Field(min_length=1)]
-MODEL_COLUMNS = (
-    "surprisal",
-    "previous_surprisal",
-)  # the columns that are the model's: of an item's first and second option
+# Columns that the model fills: the surprisal of an item's first and second option.
+MODEL_COLUMNS = ("surprisal", "previous_surprisal")
 
 
 class ReadingMeasureSpec(Declaration):
-    """Times of one kind. outcomes: their columns. predictors: columns that surprisal must go
-    beyond, each alone and in products of two; "previous_surprisal" is the model's of the word
-    before.
-    """
+    """Reading times of one kind, and the regressions that predict them."""
 
     name: Text
     outcomes: Annotated[TomlTuple[Text], Field(min_length=1)]
+    """Columns of times; each has a regression of its own."""
     predictors: Annotated[TomlTuple[Text], Field(min_length=1)]
+    """Columns of the baseline, each alone and in products of two. "previous_surprisal" is the
+    model's surprisal of the word before.
+    """
 
     @model_validator(mode="after")
     def _check_columns(self) -> ReadingMeasureSpec:
@@ -42,48 +43,47 @@ class ReadingMeasureSpec(Declaration):
 
 
 class ReadingTimesSpec(Declaration):
-    """words: how a word joins its context. "whole": one text, tokenised as one, the word with the
-    space before it. "glued": tokenised apart and put together without a space, as the official
-    pipelines of 2025 and 2026 do.
-    """
+    """The table [times]."""
 
     words: Literal["whole", "glued"]
+    """How a word joins its context. "whole": context and word are tokenized as one text, the word
+    with the space before it. "glued": they are tokenized apart and joined without a space, as the
+    official pipelines of 2025 and 2026 do.
+    """
     measure: Annotated[TomlTuple[ReadingMeasureSpec], Field(min_length=1)]
 
     @property
     def columns(self) -> list[str]:
         """The columns of the data, each once."""
-        named = [
-            name
-            for m in self.measure
-            for name in (*m.outcomes, *m.predictors)
-            if name not in MODEL_COLUMNS
-        ]
-        return list(dict.fromkeys(named))
+        names = (name for m in self.measure for name in (*m.outcomes, *m.predictors))
+        return list(dict.fromkeys(name for name in names if name not in MODEL_COLUMNS))
 
 
 class ChildVocabularySpec(Declaration):
-    """When children know words. human: a file of the suite with a row per word (column `word`) and
-    a column per age in months, from ages[0] to ages[1]: the share of children who know it.
-    """
+    """The table [children]: when children know words."""
 
     human: Text
+    """A file of the suite with a row per word (column `word`) and a column per age in months: the
+    share of children who know the word.
+    """
     ages: Annotated[tuple[int, int], Strict(False)]
+    """The first and the last age."""
 
 
 def build_reading_times(
     spec: ReadingTimesSpec, items: Iterable[Item], files: RecordFiles
 ) -> ReadingTimes:
-    """The numbers beside the items, row by row; an empty field is missing (NaN). DataError names
-    the line.
+    """Return the columns of numbers beside the items, row by row; NaN where a field is empty.
+
+    Raises DataError, naming the line.
     """
     import numpy as np
 
     from antlm_bench.metrics.reading_times import ReadingMeasure, ReadingTimes
 
     rows = [
-        [_parse_number(record, name, f"{place}:{line}") for name in spec.columns]
-        for _, place, records in files
+        [_parse_number(record, name, f"{location}:{line}") for name in spec.columns]
+        for _, location, records in files
         for line, record in records
     ]
     ids = tuple(item.id for item in items)

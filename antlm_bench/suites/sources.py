@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from antlm_bench.declarations import decode_utf8, expand_user_path
 from antlm_bench.errors import BenchError, DataError, UsageError
 from antlm_bench.suites import derivation, download, files
-from antlm_bench.suites.spec import DataSpec, FileSpec, SourceSpec
+from antlm_bench.suites.declaration_types import DataSpec, FileSpec, SourceSpec
 
 OFFLINE_VARIABLES = ("ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 

@@ -1,7 +1,6 @@
-"""What a training run leaves on disk: checkpoints that others can open, and the state from which it
-continues.
+"""Write checkpoints that others can open, and the state from which a training run resumes.
 
-Everything is written beside its place and renamed into it, so that a full disk or SIGKILL costs
+Everything is written beside its final place and renamed into it: a full disk or SIGKILL costs
 nothing older.
 """
 
@@ -19,18 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from antlm_bench.architectures import registration
+from antlm_bench.architectures.records import find_architecture
 from antlm_bench.checkpoints import CARD_KEY
 from antlm_bench.checkpoints.pretrained import silence_transformers
 from antlm_bench.errors import RunError
+from antlm_bench.scoring.methods import METHODS
 
 Metadata = dict[str, Any]
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
-    """A Hugging Face folder: safetensors, tokenizer, the card in config.json and in words in
-    README.md.
+    """Write a Hugging Face folder: safetensors, tokenizer, and the card in config.json and README.
 
-    Architectures of ours carry their file, so that others can open them with remote code. Raises
+    Our architectures carry their source file, so that others can open them with remote code. Raises
     RunError.
     """
 
@@ -59,17 +59,12 @@ def make_transformers4_compatible(folder: Path) -> None:
     settings = json.loads(tokenizer.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["model_input_names"] = ["input_ids", "attention_mask"]
-    for key in (
-        "backend",
-        "is_local",
-        "local_files_only",
-    ):  # how it was loaded here is nobody's business
+    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here
         settings.pop(key, None)
-    splitting = (
-        json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
-    )
-    if "add_prefix_space" in splitting:
-        settings["add_prefix_space"] = splitting["add_prefix_space"]
+    serialized = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pre_tokenizer = serialized["pre_tokenizer"] or {}
+    if "add_prefix_space" in pre_tokenizer:
+        settings["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
     config = folder / "config.json"
     model = json.loads(config.read_text(encoding="utf-8"))
     if isinstance(rope := model.get("rope_parameters"), dict) and "rope_theta" in rope:
@@ -79,7 +74,7 @@ def make_transformers4_compatible(folder: Path) -> None:
 
 
 def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> str:
-    """The card in words, with the block that the hub reads."""
+    """Return the card as Markdown, with the front matter that the hub reads."""
     count = sum(p.numel() for p in model.parameters())
     scale = f", scale {card['scale']}" if card["scale"] else ""
     methods = ", ".join(f"`{method}`" for method in card["methods"])
@@ -96,39 +91,39 @@ def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> 
 
 
 def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
-    """How others open the checkpoint with transformers, in sentences."""
-    kind, masked = model.config.model_type, "full" in card["attends"]
-    lines = []
-    if kind in registration.ARCHITECTURES:
-        lines.append(
-            "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` from "
-            "the file that lies beside the weights."
+    """Return sentences on how transformers opens the checkpoint."""
+    masked = "full" in card["attends"]
+    architecture = find_architecture(model.config.model_type)
+    own_classes = architecture.own_classes if architecture else {}
+    if architecture and own_classes and not architecture.is_from_library:
+        text = (
+            "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` "
+            "from the file that lies beside the weights.\n"
         )
-    elif masked and kind in registration.HYBRID_ARCHITECTURES:
-        lines.append(
-            "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline `fill-mask` "
-            "need `trust_remote_code=True` for the file that lies beside the weights."
+    elif masked and own_classes:
+        text = (
+            "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline "
+            "`fill-mask` need `trust_remote_code=True` for the file that lies beside the weights.\n"
         )
     elif masked:
-        lines.append("transformers opens it as a causal LM; its masked reading needs antlm-bench.")
+        text = "transformers opens it as a causal LM; its masked reading needs antlm-bench.\n"
     else:
-        lines.append("transformers opens it.")
-    if "mntp" in card["methods"] and "mlm" not in card["methods"]:
-        lines.append(
+        text = "transformers opens it.\n"
+    shifts = {METHODS[name].mask_shift for name in card["methods"]} - {None}
+    if shifts and 0 not in shifts:
+        text += (
             "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
-            "token itself, and does not say what the model predicts."
+            "token itself, and does not say what the model predicts.\n"
         )
-    return "\n".join(lines) + "\n"
+    return text
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
-    """The state after `step` steps; older ones are deleted when this one is whole. Raises RunError."""
+    """Write the state after `step` steps, then delete older ones. Raises RunError."""
 
     def write(directory: Path) -> None:
-        save_file(
-            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
-            directory / "tensors",
-        )
+        saved = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(saved, directory / "tensors")
         (directory / "facts.json").write_text(json.dumps(metadata), encoding="utf-8")
 
     newest = folder / f"{step:08}"
@@ -140,16 +135,15 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata:
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
-    """The newest whole state, None where there is none. Raises RunError where it cannot be read."""
-    whole = [path for path in folder.glob("*") if path.name.isdecimal()]
-    if not whole:
+    """Load the newest state; None if there is none. Raises RunError if it cannot be read."""
+    states = [path for path in folder.glob("*") if path.name.isdecimal()]
+    if not states:
         return None
-    newest = max(whole, key=lambda path: int(path.name))
+    newest = max(states, key=lambda path: int(path.name))
     try:
-        return load_file(newest / "tensors"), json.loads(
-            (newest / "facts.json").read_text(encoding="utf-8")
-        )
-    except Exception as error:  # safetensors and json each have their own
+        metadata = json.loads((newest / "facts.json").read_text(encoding="utf-8"))
+        return load_file(newest / "tensors"), metadata
+    except Exception as error:  # safetensors and json raise types of their own
         raise RunError(
             f"the state cannot be read: {error}",
             location=str(newest),
@@ -158,26 +152,24 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
 
 
 def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Metadata]:
-    """An optimizer's state as tensors by name, and what is no tensor."""
+    """Return an optimizer's state as (tensors by name, values that are not tensors)."""
     tensors: dict[str, Tensor] = {}
-    rest: Metadata = {}
-    for number, state in optimizer.state_dict()["state"].items():
+    non_tensors: Metadata = {}
+    for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{number}.{key}"] = value
-            else:
-                rest[f"{number}.{key}"] = value
-    return tensors, rest
+            target = tensors if isinstance(value, Tensor) else non_tensors
+            target[f"{index}.{key}"] = value
+    return tensors, non_tensors
 
 
 def restore_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], non_tensors: Metadata
 ) -> None:
-    """Undo `flat`."""
+    """Undo `flatten_optimizer_state`."""
     state: dict[int, Metadata] = {}
     for name, value in [*tensors.items(), *non_tensors.items()]:
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -186,7 +178,7 @@ def add_prefix(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, 
 
 
 def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without the beginning."""
+    """Return the tensors whose names begin with `prefix`, without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -195,13 +187,12 @@ def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and put it in the place of `folder`. RunError, and no trace, if
-    that fails.
+    """Let `write` fill a new folder and put it in the place of `folder`.
 
-    The names beside it are always the same, so that what a killed process left there is cleared by
-    the next.
+    Raises RunError, and leaves no trace, if that fails. The temporary names are always the same:
+    what a killed process left there is cleared by the next.
     """
-    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     try:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""The loss of a language model, without ever holding its logits.
+"""Compute the loss of a language model without holding all its logits.
 
 A vocabulary is some thirty times as wide as a small model, so logits and their gradients, (N, V)
-each, are most of a step's memory. Here rows go through the head in slices, and the forward pass
-computes each slice's gradients; only gradients of the shapes of the inputs outlive the slice.
+each, are most of a step's memory. Here rows pass the head in slices, and the forward pass computes
+each slice's gradients; only gradients of the shapes of the inputs outlive the slice.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from torch import Tensor
 
 from antlm_bench.errors import DeclarationError
 
-# Rows at a time. On a CPU fewer make matrix products slow and more leave the caches (measured: V of
-# 2,000 to 16,000); a GPU wants fewer, larger products.
+# On a CPU fewer rows make matrix products slow, and more leave the caches (measured for V of 2,000
+# to 16,000); a GPU is faster with fewer, larger products.
 SLICE_ROWS_BY_DEVICE = {"cpu": 512}
 DEFAULT_SLICE_ROWS = 8192
 
 
 class LazyLogits(NamedTuple):
-    """Logits before they are computed: hidden (N, d) times weight (V, d), plus bias (V,) or
-    nothing.
-    """
+    """Logits that are not computed yet: hidden @ weight.T + bias."""
 
     hidden: Tensor
+    """(N, d)."""
     weight: Tensor
+    """(V, d)."""
     bias: Tensor | None
+    """(V,)."""
 
     def to(self, dtype: torch.dtype) -> LazyLogits:
         bias = None if self.bias is None else self.bias.to(dtype)
         return LazyLogits(self.hidden.to(dtype), self.weight.to(dtype), bias)
 
     def compute(self, rows: slice, out: Tensor) -> Tensor:
-        """Those rows' logits, computed in the head's own dtype, written into `out` (rows, V)."""
+        """Write the logits of some rows into `out` (rows, V), computed in the head's own dtype."""
         hidden, weight = self.hidden[rows], self.weight.t()
         if out.dtype == hidden.dtype:
             torch.mm(hidden, weight, out=out)
@@ -49,17 +50,20 @@ class LazyLogits(NamedTuple):
 class DistillationTargets:
     """Distillation (Hinton et al. 2015, arXiv 1503.02531) from averaged teachers (BabyLlama, arXiv
     2308.02019).
-
-    teachers: one Head each, its hidden states at the student's N rows, in any (low) precision;
-    their logits are averaged, never differentiated. temperature: T of teachers and student. alpha:
-    the share of the hard targets. weight: a factor of the divergence, for a caller that divides it
-    by another number than the cross-entropy.
     """
 
     teachers: Sequence[LazyLogits]
+    """At the student's N rows, in any (low) precision. Their logits are averaged, never
+    differentiated.
+    """
     temperature: float = 2.0
+    """T of teachers and student."""
     alpha: float = 0.5
+    """Weight of the hard targets."""
     divergence_weight: float = 1.0
+    """Factor of the divergence, for a caller that divides it by another number than the
+    cross-entropy.
+    """
 
 
 def sliced_cross_entropy(
@@ -72,50 +76,42 @@ def sliced_cross_entropy(
     distillation: DistillationTargets | None = None,
     slice_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over N rows of alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2;
-    beside it the sum of CE.
+    """Return the summed loss of N rows, and their summed cross-entropy (detached, for the log).
 
-    hidden: (N, d). weight: (V, d) and bias: (V,), the head. targets: (N,) ids, or negative where a
-    row has no target: such a row has neither CE nor z_loss, only the teachers' divergence. w is
-    `teaching.weight`. CE = lse - logit[target] in nats, lse = log sum exp of a row's logits;
-    without `teaching` alpha is 1. z_loss keeps lse near 0 (PaLM, arXiv 2204.02311, section 5; 1e-4
-    there and in GPT-BERT). KL is summed over the vocabulary; T^2 keeps the size of its gradient
-    (Hinton et al. 2015, section 2.1). slice_rows: how many rows' logits live at a time.
+    The loss of a row is alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2. CE =
+    lse - logit[target] in nats; lse is the log-sum-exp of the row's logits. Without distillation
+    alpha is 1; w is `distillation.divergence_weight`. z_loss keeps lse near 0 (PaLM, arXiv
+    2204.02311, section 5; 1e-4 there and in GPT-BERT). KL is summed over the vocabulary; T^2 keeps
+    the size of its gradient (Hinton et al. 2015, section 2.1).
 
-    Returns two scalars in fp32 (fp64 for fp64 inputs): the loss, and the cross-entropy for the log,
-    detached. Matrix products run in autocast's precision where it is on, all else in fp32. The loss
-    can be differentiated once. Raises DeclarationError if a teacher has another vocabulary.
+    hidden: (N, d). weight: (V, d) and bias: (V,), the head. targets: (N,) ids; negative = no
+    target: such a row has only the teachers' divergence. slice_rows: rows whose logits exist at a
+    time.
+
+    Both results are scalars in fp32 (fp64 for fp64 inputs). Matrix products run in autocast's
+    precision if it is on, all else in fp32. The loss can be differentiated once. Raises
+    DeclarationError if a teacher has another vocabulary.
     """
-    for number, teacher in enumerate(distillation.teachers if distillation else ()):
+    for number, teacher in enumerate(distillation.teachers if distillation else (), 1):
         if len(teacher.weight) != len(weight):
             raise DeclarationError(
-                f"teacher {number + 1} has {len(teacher.weight)} words, the student {len(weight)}",
+                f"teacher {number} has {len(teacher.weight)} words, the student {len(weight)}",
                 location="distil.teachers",
                 hint="distil from teachers that were trained with the student's tokenizer",
             )
     kind = hidden.device.type
-    product_dtype = (
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    )
+    autocasts = torch.is_autocast_enabled(kind)
+    product_dtype = torch.get_autocast_dtype(kind) if autocasts else hidden.dtype
     rows = slice_rows or SLICE_ROWS_BY_DEVICE.get(kind, DEFAULT_SLICE_ROWS)
     needs_grad = torch.is_grad_enabled()  # inside a Function's forward it never is
+    settings = _LossSettings(z_loss, distillation, rows, product_dtype, needs_grad)
     with torch.autocast(kind, enabled=False):
-        loss, entropy = _SlicedCrossEntropy.apply(
-            hidden,
-            weight,
-            bias,
-            targets,
-            _LossSettings(z_loss, distillation, rows, product_dtype, needs_grad),
-        )
+        loss, entropy = _SlicedCrossEntropy.apply(hidden, weight, bias, targets, settings)
     return loss, entropy
 
 
 @dataclass(frozen=True, slots=True)
 class _LossSettings:
-    """What is summed, over how many rows at a time, in which dtype the products run, whether
-    gradients are due.
-    """
-
     z_loss: float
     distillation: DistillationTargets | None
     slice_rows: int
@@ -133,35 +129,31 @@ class _SlicedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         targets: Tensor,
         settings: _LossSettings,
     ) -> tuple[Tensor, Tensor]:
-        head, teaching = (
-            LazyLogits(hidden, weight, bias).to(settings.product_dtype),
-            settings.distillation,
-        )
+        head = LazyLogits(hidden, weight, bias).to(settings.product_dtype)
+        distillation = settings.distillation
         sum_dtype = torch.promote_types(hidden.dtype, torch.float32)
-        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         gradients = [
-            torch.zeros_like(t, dtype=sum_dtype) if settings.needs_grad and need else None
-            for t, need in wanted
+            torch.zeros_like(tensor, dtype=sum_dtype) if settings.needs_grad and needed else None
+            for tensor, needed in inputs
         ]
         losses, entropies = hidden.new_zeros((2, len(hidden)), dtype=sum_dtype)
-        # The same memory for every slice: on a CPU fresh pages cost more than the arithmetic on
-        # them.
-        logit_buffers = hidden.new_empty(
-            (4 if teaching else 1, min(settings.slice_rows, len(hidden)), len(weight)),
-            dtype=sum_dtype,
-        )
+        # One memory for all slices: on a CPU fresh pages cost more than the arithmetic on them.
+        num_buffers, max_rows = 4 if distillation else 1, min(settings.slice_rows, len(hidden))
+        buffers = hidden.new_empty((num_buffers, max_rows, len(weight)), dtype=sum_dtype)
 
         for start in range(0, len(hidden), settings.slice_rows):
             rows = slice(start, min(start + settings.slice_rows, len(hidden)))
-            logits, *spare = logit_buffers[:, : rows.stop - start]
+            logits, *spare = buffers[:, : rows.stop - start]
             head.compute(rows, out=logits)
-            if teaching:
-                losses[rows] = _distillation_with_grad(teaching, rows, logits, *spare)
-            entropies[rows], hard = _cross_entropy_with_grad(
-                logits, targets[rows], teaching.alpha if teaching else 1.0, settings.z_loss
+            if distillation:
+                losses[rows] = _distillation_with_grad(distillation, rows, logits, *spare)
+            alpha = distillation.alpha if distillation else 1.0
+            entropies[rows], hard_losses = _cross_entropy_with_grad(
+                logits, targets[rows], alpha, settings.z_loss
             )
-            losses[rows] += hard
-            if teaching:
+            losses[rows] += hard_losses
+            if distillation:
                 logits.add_(spare[0])
             if settings.needs_grad:
                 _accumulate_gradients(gradients, head, rows, logits.to(settings.product_dtype))
@@ -176,12 +168,14 @@ class _SlicedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "sliced_cross_entropy can be differentiated once: its gradients were scaled in place"
+                "sliced_cross_entropy can be differentiated once: "
+                "its gradients were scaled in place"
             )
         scaled, ctx.gradients = [None if g is None else g.mul_(grad) for g in ctx.gradients], None
         hidden, weight, bias = scaled
-        state, table = ctx.dtypes
-        return _cast(hidden, state), _cast(weight, table), _cast(bias, table), None, None
+        hidden_dtype, weight_dtype = ctx.dtypes
+        head = _cast(weight, weight_dtype), _cast(bias, weight_dtype)
+        return _cast(hidden, hidden_dtype), *head, None, None
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -191,19 +185,21 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _cross_entropy_with_grad(
     logits: Tensor, targets: Tensor, alpha: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """(CE, alpha CE + z_loss lse^2) of each row; `logits` (n, V) become the gradient of the second.
+    """Return (CE, alpha CE + z_loss lse^2) of each row, and turn `logits` (n, V) into the gradient
+    of the second.
 
-    d CE / d logits = softmax - onehot, and d lse / d logits = softmax. Both are 0 where the target
-    is negative.
+    d CE / d logits = softmax - onehot, and d lse / d logits = softmax. Both are 0 if the target is
+    negative.
     """
-    at = targets.clamp(min=0)[:, None]
-    asked = (targets >= 0).to(logits.dtype)[:, None]
-    right, top = logits.gather(1, at), logits.amax(1, keepdim=True)
-    total = logits.sub_(top).exp_().sum(1, keepdim=True)
-    lse = top + total.log()
-    logits.mul_((alpha + 2 * z_loss * lse) * asked / total).scatter_add_(1, at, -alpha * asked)
-    entropy = (lse - right) * asked
-    return entropy[:, 0], (alpha * entropy + z_loss * lse**2 * asked)[:, 0]
+    index = targets.clamp(min=0)[:, None]
+    has_target = (targets >= 0).to(logits.dtype)[:, None]
+    target_logits, largest = logits.gather(1, index), logits.amax(1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    lse = largest + total.log()
+    logits.mul_((alpha + 2 * z_loss * lse) * has_target / total)
+    logits.scatter_add_(1, index, -alpha * has_target)
+    entropy = (lse - target_logits) * has_target
+    return entropy[:, 0], (alpha * entropy + z_loss * lse**2 * has_target)[:, 0]
 
 
 def _distillation_with_grad(
@@ -214,34 +210,31 @@ def _distillation_with_grad(
     teacher_buffer: Tensor,
     scratch_buffer: Tensor,
 ) -> Tensor:
-    """(1 - alpha) T^2 w KL of each row; its gradient in `logits` (n, V), which stay, is left in
-    `soft`.
+    """Return (1 - alpha) T^2 w KL of each row; write its gradient to `grad_buffer`, keep `logits`.
 
-    d KL / d logits = (softmax(logits / T) - teachers' softmax) / T.
+    d KL / d logits = (softmax(logits / T) - teachers' softmax) / T. All tensors are (n, V).
     """
-    temperature, share = (
-        distillation.temperature,
-        (1 - distillation.alpha) * distillation.divergence_weight,
-    )
+    temperature = distillation.temperature
+    weight = (1 - distillation.alpha) * distillation.divergence_weight
     first, *others = distillation.teachers
     first.compute(rows, out=teacher_buffer)
     for other in others:
         teacher_buffer.add_(other.compute(rows, out=scratch_buffer))
-    torch.log_softmax(
-        teacher_buffer.div_(temperature * len(distillation.teachers)), 1, out=teacher_buffer
-    )
+    teacher_buffer.div_(temperature * len(distillation.teachers))
+    torch.log_softmax(teacher_buffer, 1, out=teacher_buffer)
     torch.log_softmax(torch.div(logits, temperature, out=grad_buffer), 1, out=grad_buffer)
-    taught = torch.exp(teacher_buffer, out=scratch_buffer)
-    divergence = teacher_buffer.sub_(grad_buffer).mul_(taught).sum(1)
-    grad_buffer.exp_().sub_(taught).mul_(share * temperature)
-    return divergence.mul_(share * temperature**2)
+    teacher_probabilities = torch.exp(teacher_buffer, out=scratch_buffer)
+    divergence = teacher_buffer.sub_(grad_buffer).mul_(teacher_probabilities).sum(1)
+    grad_buffer.exp_().sub_(teacher_probabilities).mul_(weight * temperature)
+    return divergence.mul_(weight * temperature**2)
 
 
 def _accumulate_gradients(
     gradients: Sequence[Tensor | None], lazy_logits: LazyLogits, rows: slice, logits_grad: Tensor
 ) -> None:
-    """Add one slice to the gradients of hidden, weight and bias; `logits_grad` (n, V) is the
-    gradient of its logits.
+    """Add one slice to the gradients of hidden, weight and bias.
+
+    logits_grad: (n, V), the gradient of the slice's logits.
     """
     hidden, weight, bias = gradients
     if hidden is not None:
@@ -249,8 +242,7 @@ def _accumulate_gradients(
     if weight is not None and weight.dtype == logits_grad.dtype:
         weight.addmm_(logits_grad.t(), lazy_logits.hidden[rows])
     elif weight is not None:
-        weight.add_(
-            logits_grad.t() @ lazy_logits.hidden[rows]
-        )  # products in low precision, their sum in fp32
+        # Products in low precision, their sum in fp32.
+        weight.add_(logits_grad.t() @ lazy_logits.hidden[rows])
     if bias is not None:
         bias.add_(logits_grad.sum(0, dtype=bias.dtype))

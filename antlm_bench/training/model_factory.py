@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
-from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM, LtgBertForMaskedLM
+from antlm_bench.architectures.records import ARCHITECTURES, find_architecture
 from antlm_bench.errors import DeclarationError
 from antlm_bench.scoring.cpu_kernels import RotaryPatch
 from antlm_bench.training import dropout
@@ -29,88 +28,25 @@ from antlm_bench.training.recipe import ModelSpec
 
 
 def build_model(spec: ModelSpec, vocab_size: int, masked: bool) -> Any:
-    """A freshly initialised model from torch's global seed. masked: an encoder is saved as a masked
-    LM, else as a causal one; the weights have the same names in both. Raises DeclarationError for a
-    shape that cannot be.
+    """Build a freshly initialised model from torch's global seed.
+
+    masked: an encoder is built as a masked LM, else as a causal one; the weights have the same
+    names in both. Raises DeclarationError for a shape that its configuration refuses.
     """
-    shape = {
+    architecture = ARCHITECTURES[spec.architecture]
+    settings = {
         "vocab_size": vocab_size,
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
+        "tie_word_embeddings": spec.tied,
+        **architecture.config_settings(spec),
     }
-    shape |= {"tie_word_embeddings": spec.tied}
-    make = {
-        "llama": _build_llama,
-        "gpt2": _build_gpt2,
-        "ltg-bert": _build_ltg_bert,
-        "gpt-bert": _build_gpt_bert,
-    }[spec.architecture]
     try:
-        return make(spec, shape, masked)
-    except ValueError as error:  # numbers that a configuration refuses
+        config = architecture.load_class("AutoConfig")(**settings)
+        return architecture.load_model_class(masked)(config)
+    except ValueError as error:
         raise DeclarationError(str(error), location="model") from error
-
-
-def _build_llama(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
-    del masked
-    config = transformers.LlamaConfig(
-        **common_config,
-        hidden_size=spec.hidden,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads or spec.heads,
-        intermediate_size=spec.ffn,
-        max_position_embeddings=spec.positions,
-        rms_norm_eps=spec.norm_eps,
-        attention_dropout=spec.attention_dropout,
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-def _build_gpt2(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
-    del masked
-    config = transformers.GPT2Config(
-        **common_config,
-        n_embd=spec.hidden,
-        n_layer=spec.layers,
-        n_head=spec.heads,
-        n_inner=spec.ffn,
-        n_positions=spec.positions,
-        layer_norm_epsilon=spec.norm_eps,
-        resid_pdrop=spec.dropout,
-        embd_pdrop=spec.dropout,
-        attn_pdrop=spec.attention_dropout,
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def _encoder_config(spec: ModelSpec, common_config: dict[str, Any]) -> dict[str, Any]:
-    return common_config | {
-        "hidden_size": spec.hidden,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.ffn,
-        "position_bucket_size": spec.buckets,
-        "max_position_embeddings": spec.positions,
-        "hidden_dropout_prob": spec.dropout,
-        "attention_probs_dropout_prob": spec.attention_dropout,
-        "layer_norm_eps": spec.norm_eps,
-    }
-
-
-def _build_ltg_bert(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
-    config = LtgBertConfig(**_encoder_config(spec, common_config), layer_mix=spec.layer_mix)
-    return (LtgBertForMaskedLM if masked else LtgBertForCausalLM)(config)
-
-
-def _build_gpt_bert(spec: ModelSpec, common_config: dict[str, Any], masked: bool) -> Any:
-    config = GptBertConfig(
-        **_encoder_config(spec, common_config),
-        attention_gate=spec.attention_gate,
-        layer_weights=spec.layer_weights,
-    )
-    return (GptBertForMaskedLM if masked else GptBertForCausalLM)(config)
 
 
 def hidden_states_at_targets(
@@ -137,9 +73,8 @@ def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
     """
     device = model.get_input_embeddings().weight.device
     mask, more = batch.attention_mask(), {}
-    if (
-        model.config.model_type == "gpt2"
-    ):  # positions are learned, so that each document must count from 0
+    architecture = find_architecture(model.config.model_type)
+    if architecture is not None and architecture.learned_positions:
         more["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
     ids = torch.from_numpy(batch.input_ids).to(device)
     mask = mask if mask is None else mask.to(device)

@@ -1,10 +1,9 @@
-"""One loop for every system: causal, masked, alternating (AntLM), mixed (GPT-BERT) and distilled.
+"""Train a model: one loop for causal, masked, alternating (AntLM), mixed (GPT-BERT) and distilled.
 
-The loop holds weights and optimizer state, and nothing else: what a step does follows from its
-number (schedule), and all randomness is keyed by (seed, step, sample). So a killed run continues
-bit for bit, and how a step is spread over processes and micro-batches changes its sums by rounding
-only: each loss is divided by the number of its targets in the whole step, gradients are added up,
-and nothing is averaged that was not averaged before.
+The loop holds weights and optimizer state only. What a step does follows from its number (see
+schedule), and all randomness is keyed by (seed, step, sample). So a killed run continues bit for
+bit. How a step is spread over processes and micro-batches changes sums by rounding only: each loss
+is divided by the number of its targets in the whole step, and gradients are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,9 +43,9 @@ from antlm_bench.training.objectives import (
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import Step, count_rows, plan_steps
 
-MICRO_BATCH_TOKENS_BY_DEVICE = {"cpu": 4096}  # per forward; a GPU wants more at a time
+MICRO_BATCH_TOKENS_BY_DEVICE = {"cpu": 4096}  # per forward
 DEFAULT_MICRO_BATCH_TOKENS = 65_536
-MAX_LOSS_RATIO = 3.0  # times the loss of guessing, ln(vocabulary)
+MAX_LOSS_RATIO = 3.0  # times the loss of a uniform guess, ln(vocabulary)
 MILLION = 1_000_000
 # BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every
 # hundred up to a billion.
@@ -54,35 +53,34 @@ MILESTONES = (
     *(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)),
     1000 * MILLION,
 )
-# ours: a run that ends so near before a milestone has reached it; ten passes of "10M words" are
-# 99.9M
+# A run that ends this close before a milestone has reached it: ten passes over "10M words" are
+# 99.9M words. This rule is ours.
 MILESTONE_TOLERANCE = 0.02
-
-
 ROW_LENGTHS_KEY = 2**32 - 1  # in the key of a step's row lengths: no sample has this number
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """Where and how a recipe is run: nothing here changes what is learned by more than rounding.
-
-    micro_tokens: tokens per forward, None = by device. save_every: minutes between two states.
-    stop_after: end after so many steps, as if killed there. trackers: names that Accelerate knows;
-    tracked_in: a folder for their files.
-    """
+    """Where and how a recipe is run. Nothing here changes what is learned by more than rounding."""
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products. Weights are float32."""
     micro_batch_tokens: int | None = None
+    """Tokens per forward, None = by device."""
     compile_model: bool = False
     save_every_minutes: float = 10.0
+    """Minutes between two saved states."""
     stop_after: int | None = None
+    """End after so many steps, as if killed there."""
     trackers: tuple[str, ...] = ()
+    """Names of Accelerate's experiment trackers."""
     tracker_dir: str | None = None
+    """Folder for the files of trackers."""
 
 
 class PretrainCallback(Protocol):
-    """Who is told how training goes; only ever in the main process."""
+    """Receives the progress of training, in the main process only."""
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None: ...
     def on_step_end(self, record: dict[str, Any]) -> None: ...
@@ -91,23 +89,18 @@ class PretrainCallback(Protocol):
 
 
 class MaskCounts:
-    """How often each token of a stream was hidden. Within a pass no token stands in two rows.
-
-    counts: (n,) of this process; `share` adds what the other processes have counted since the last
-    call.
-    """
+    """How often each token of a stream was hidden. Within a pass no token stands in two rows."""
 
     def __init__(
         self, num_tokens: int, sum_across_processes: Callable[[NDArray[Any]], NDArray[Any]]
     ) -> None:
-        self.counts, self._synchronized = (
-            np.zeros(num_tokens, np.int16),
-            np.zeros(num_tokens, np.int16),
-        )
+        self.counts = np.zeros(num_tokens, np.int16)
+        """(n,) counts of this process, and of all processes up to the last `synchronize`."""
+        self._synchronized = self.counts.copy()
         self._sum_across_processes = sum_across_processes
 
     def synchronize(self) -> None:
-        """Must be called by all processes at once."""
+        """Add what the other processes counted since the last call. All must call it at once."""
         self.load(self._synchronized + self._sum_across_processes(self.counts - self._synchronized))
 
     def load(self, counts: NDArray[Any]) -> None:
@@ -115,7 +108,7 @@ class MaskCounts:
 
 
 class Trainer:
-    """A model being trained: weights, optimizer, averaged weights, and what has been seen so far."""
+    """Trains a model: holds its weights, their average, the optimizer, and what was seen so far."""
 
     def __init__(
         self,
@@ -136,14 +129,12 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(recipe.seed)
         self.vocab_size = len(corpus.tokenizer)
-        self.model = (
-            build_model(recipe.model, self.vocab_size, masked="full" in recipe.attentions)
-            .to(self.device)
-            .train()
-        )
-        use_keyed_dropout(
-            self.model
-        ) if recipe.model.attention_dropout else dropout.replace_dropout_modules(self.model)
+        model = build_model(recipe.model, self.vocab_size, masked="full" in recipe.attentions)
+        self.model = model.to(self.device).train()
+        if recipe.model.attention_dropout:
+            use_keyed_dropout(self.model)
+        else:
+            dropout.replace_dropout_modules(self.model)
         if settings.compile_model:
             self.model.base_model.compile()
         self.micro_batch_tokens = settings.micro_batch_tokens or MICRO_BATCH_TOKENS_BY_DEVICE.get(
@@ -170,22 +161,23 @@ class Trainer:
         self._epoch_row_starts: tuple[int, Int64] = (-1, np.empty(0, np.int64))
 
     def train_step(self, step: Step) -> dict[str, Any]:
-        """One optimizer step; what the log keeps of it. Raises TrainingError for a loss out of
-        bounds or stuck.
+        """Make one optimizer step and return its log record.
+
+        Raises TrainingError if the loss is out of bounds or the gradient is zero.
         """
-        first = self._row_starts(step)
+        row_starts = self._row_starts(step)
         if step.objective_switch and self.recipe.optimizer.at_switch == "reset":
             self.optimizer.state.clear()
-        batches = self._make_batches(step, first)
+        batches = self._make_batches(step, row_starts)
         counts = self._sum_across_processes(
             {batch.objective: batch.num_targets for batch in batches}
         )
-        shares = self._objective_weights(step, counts)
+        weights = self._objective_weights(step, counts)
         nats = dict.fromkeys(counts, 0.0)
         for batch in batches:
             name = batch.objective
             for part in self._micro_batches(batch) if counts[name] else ():
-                nats[name] += self._backward(part, step, counts[name], shares[name])
+                nats[name] += self._backward(part, step, counts[name], weights[name])
         losses = {
             name: total / counts[name]
             for name, total in self._sum_across_processes(nats).items()
@@ -201,96 +193,100 @@ class Trainer:
         if self.ema:
             self.ema.update()
         self.steps_done, self.tokens_seen = step.index + 1, step.tokens_before + step.num_tokens
-        self.words_seen += self.corpus.count_words(first, self._row_lengths(step))
-        return {"step": self.steps_done, "words": round(self.words_seen), "tokens": self.tokens_seen, "lr": step.lr, "norm": norm,
-                "loss": losses}  # fmt: skip
+        self.words_seen += self.corpus.count_words(row_starts, self._row_lengths(step))
+        return {
+            "step": self.steps_done,
+            "words": round(self.words_seen),
+            "tokens": self.tokens_seen,
+            "lr": step.lr,
+            "norm": norm,
+            "loss": losses,
+        }
 
     def _row_starts(self, step: Step) -> Int64:
-        """Where the rows of a step begin in the stream: a pass's rows in an order of its own."""
+        """Return where the rows of a step begin in the stream. Each pass has its own order."""
         if self._epoch_row_starts[0] != step.epoch_index:
             if self.mask_counts:
                 self.mask_counts.synchronize()
-            dice, rule = (
-                np.random.default_rng([self.recipe.seed, step.epoch_index]),
-                self.recipe.corpus.offset,
-            )
-            offset = int(dice.integers(step.row_length)) if rule == "random" else 0
-            order = dice.permutation(count_rows(len(self.corpus), step.row_length, rule))
-            begins = offset + order * step.row_length
-            self._epoch_row_starts = (
-                step.epoch_index,
-                begins + (dice.integers(step.row_length, size=len(order)) if rule == "row" else 0),
-            )
+            rng = np.random.default_rng([self.recipe.seed, step.epoch_index])
+            rule = self.recipe.corpus.offset
+            offset = int(rng.integers(step.row_length)) if rule == "random" else 0
+            order = rng.permutation(count_rows(len(self.corpus), step.row_length, rule))
+            starts = offset + order * step.row_length
+            if rule == "row":
+                starts = starts + rng.integers(step.row_length, size=len(order))
+            self._epoch_row_starts = step.epoch_index, starts
         return self._epoch_row_starts[1][step.first_row : step.first_row + step.num_rows]
 
     def _row_lengths(self, step: Step) -> Int64:
-        """How many tokens of each row of a step are text; the others are padding."""
+        """Return how many tokens of each row of a step are text; the rest is padding."""
         lengths = np.full(step.num_rows, step.row_length)
         if short := self.recipe.batch.short:
-            dice = np.random.default_rng([self.recipe.seed, step.index, ROW_LENGTHS_KEY])
-            cut = dice.random(step.num_rows) < short
-            lengths = np.where(cut, dice.integers(1, step.row_length, size=step.num_rows), lengths)
+            rng = np.random.default_rng([self.recipe.seed, step.index, ROW_LENGTHS_KEY])
+            is_short = rng.random(step.num_rows) < short
+            shortened = rng.integers(1, step.row_length, size=step.num_rows)
+            lengths = np.where(is_short, shortened, lengths)
         return lengths
 
     def _make_batches(self, step: Step, row_starts: Int64) -> list[TrainingBatch]:
-        """This process's part of a step: one batch per objective, of every so many-th row."""
-        mine = np.arange(
-            self.accelerator.process_index, step.num_rows, self.accelerator.num_processes
-        )
-        made = []
-        for causal, samples in (
-            (True, mine[mine < step.num_causal_rows]),
-            (False, mine[mine >= step.num_causal_rows]),
-        ):
+        """Return this process's part of a step: a batch per objective, of every n-th row of n
+        processes.
+        """
+        process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        own_rows = np.arange(process, step.num_rows, num_processes)
+        is_causal = own_rows < step.num_causal_rows
+        batches = []
+        for causal, samples in ((True, own_rows[is_causal]), (False, own_rows[~is_causal])):
             if step.num_causal_rows == (0 if causal else step.num_rows):
                 continue
             ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
             if self.recipe.batch.short:
                 ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
             if causal:
-                made.append(make_clm_batch(ids, segments, samples))
+                batches.append(make_clm_batch(ids, segments, samples))
                 continue
-            places = row_starts[samples][:, None] + np.arange(step.row_length)
-            before = self.mask_counts.counts[places] if self.mask_counts else None
-            seed = (self.recipe.seed, step.index)
-            law = StepMasking(self.recipe.objective, step.mask_rate, seed, self.vocab_size, before)
-            made.append(make_masked_batch(ids, segments, samples, law))
+            positions = row_starts[samples][:, None] + np.arange(step.row_length)
+            counts = self.mask_counts.counts[positions] if self.mask_counts else None
+            seed_key = (self.recipe.seed, step.index)
+            masking = StepMasking(
+                self.recipe.objective, step.mask_rate, seed_key, self.vocab_size, counts
+            )
+            batches.append(make_masked_batch(ids, segments, samples, masking))
             if self.mask_counts:
-                self.mask_counts.counts[places] += made[-1].masked_positions
-        return made
+                self.mask_counts.counts[positions] += batches[-1].masked_positions
+        return batches
 
     def _objective_weights(self, step: Step, target_counts: dict[str, float]) -> dict[str, float]:
-        """Weight of each objective's mean loss; an objective without a single target leaves its
+        """Return the weight of each objective's mean loss. An objective without a target leaves its
         weight to the other.
         """
-        shares = {
+        weights = {
             name: step.loss_weights[name != "clm"] if count else 0.0
             for name, count in target_counts.items()
         }
-        return {name: share / (sum(shares.values()) or 1.0) for name, share in shares.items()}
+        return {name: weight / (sum(weights.values()) or 1.0) for name, weight in weights.items()}
 
     def _micro_batches(self, batch: TrainingBatch) -> Iterator[TrainingBatch]:
-        """Parts of a batch that fit into memory, without those that nothing is asked of."""
+        """Yield parts of a batch that fit into memory, without those that have no target."""
         size = max(1, self.micro_batch_tokens // batch.input_ids.shape[1])
         parts = (batch[start : start + size] for start in range(0, len(batch), size))
         return (part for part in parts if part.num_targets or self._distils_all_positions)
 
     @property
     def _distils_all_positions(self) -> bool:
-        """Whether teachers are followed at every position, and not only where a target stands."""
+        """Whether the divergence to teachers counts at every position, not only at targets."""
         return bool(self.recipe.distil and self.recipe.distil.divergence == "per-sequence")
 
     def _backward(
         self, batch: TrainingBatch, step: Step, num_targets: float, loss_weight: float
     ) -> float:
-        """Add the gradients of `share` x the mean loss over the step's `targets`; returns its
-        summed nats.
+        """Add the gradients of a part's loss; return its summed cross-entropy in nats.
+
+        The loss is `loss_weight` times the mean over the step's `num_targets`.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self.accelerator.autocast())
-            stack.enter_context(
-                dropout.keyed_samples(self.recipe.seed, step.index, batch.sample_indices.tolist())
-            )
+        samples = batch.sample_indices.tolist()
+        keyed = dropout.keyed_samples(self.recipe.seed, step.index, samples)
+        with self.accelerator.autocast(), keyed:
             loss, nats = self._compute_loss(batch, num_targets, step.num_rows)
             (loss * (loss_weight / num_targets)).backward()
         return float(nats)
@@ -298,23 +294,29 @@ class Trainer:
     def _compute_loss(
         self, batch: TrainingBatch, num_targets: float, num_rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Summed loss of a part of a step of so many targets and rows, and its summed cross-entropy
-        in nats.
+        """Return the summed loss of a part of a step, and its summed cross-entropy in nats.
+
+        num_targets, num_rows: of the whole step.
         """
-        hidden, asked = hidden_states_at_targets(self.model, batch, self._distils_all_positions)
-        teaching = (
-            self._distillation_targets(batch, num_targets, num_rows) if self.teachers else None
-        )
-        z_loss = self.recipe.objective.z_loss
+        hidden, targets = hidden_states_at_targets(self.model, batch, self._distils_all_positions)
+        distillation = None
+        if self.teachers:
+            distillation = self._distillation_targets(batch, num_targets, num_rows)
         return sliced_cross_entropy(
-            hidden, *lm_head_parameters(self.model), asked, z_loss=z_loss, distillation=teaching
+            hidden,
+            *lm_head_parameters(self.model),
+            targets,
+            z_loss=self.recipe.objective.z_loss,
+            distillation=distillation,
         )
 
     def _distillation_targets(
         self, batch: TrainingBatch, num_targets: float, num_rows: int
     ) -> DistillationTargets:
-        """The divergence is divided by the number of rows (per-sequence), all else by the number of
-        targets.
+        """Return what the teachers say of a batch.
+
+        The weight corrects the divergence of a per-sequence recipe: it is divided by the number of
+        rows, all else by the number of targets.
         """
         assert self.recipe.distil is not None
         with torch.no_grad():
@@ -331,23 +333,23 @@ class Trainer:
         )
 
     def compute_held_out_loss(self) -> float:
-        """Mean loss on the held-out text by the law that is trained, without dropout."""
+        """Return the mean training loss on the held-out text, without dropout."""
         assert self.corpus.held_out
         text, length = self.corpus.held_out, self.recipe.batch.length
-        first = np.arange(count_rows(len(text), length, "fixed")) * length
-        mine = np.arange(self.accelerator.process_index, len(first), self.accelerator.num_processes)
-        batch = make_clm_batch(*text.read_rows(first[mine], length), mine)
+        row_starts = np.arange(count_rows(len(text), length, "fixed")) * length
+        process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        own_rows = np.arange(process, len(row_starts), num_processes)
+        batch = make_clm_batch(*text.read_rows(row_starts[own_rows], length), own_rows)
         targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
         total = 0.0
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for part in self._micro_batches(batch):
-                total += float(self._compute_loss(part, targets, len(first))[0])
+                total += float(self._compute_loss(part, targets, len(row_starts))[0])
         self.model.train()
         return self._sum_across_processes({"loss": total})["loss"] / targets
 
     def _sum_across_processes(self, values: dict[str, float] | dict[str, int]) -> dict[str, float]:
-        """Over all processes."""
         if self.accelerator.num_processes == 1:
             return {name: float(value) for name, value in values.items()}
         local = torch.tensor([*values.values()], dtype=torch.float64, device=self.device)
@@ -355,18 +357,15 @@ class Trainer:
         return dict(zip(values, total, strict=True))
 
     def _sum_array_across_processes(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Over all processes."""
         if self.accelerator.num_processes == 1:
             return values
         local = torch.from_numpy(values.astype(np.int32)).to(self.device)
-        total: NDArray[Any] = (
-            self.accelerator.reduce(local, "sum").cpu().numpy().astype(values.dtype)
-        )
-        return total
+        total = self.accelerator.reduce(local, "sum").cpu().numpy()
+        return np.asarray(total.astype(values.dtype))
 
     def _sum_gradients(self) -> None:
-        """Over all processes, as one flat tensor; a parameter that some process had no use for
-        counts as zeros.
+        """Sum gradients over all processes, as one flat tensor; a parameter without one counts as
+        zeros.
         """
         if self.accelerator.num_processes == 1:
             return
@@ -379,24 +378,25 @@ class Trainer:
     def _check_stability(self, step: Step, losses: dict[str, float], norm: float) -> None:
         bound = MAX_LOSS_RATIO * math.log(self.vocab_size)
         worst = max(losses.values(), default=0.0)
-        if math.isfinite(norm) and worst <= bound and (norm or not losses):  # NaN is neither
+        # NaN satisfies none of these.
+        if math.isfinite(norm) and worst <= bound and (norm or not losses):
             return
-        what = (
-            "the loss left all bounds"
-            if norm
-            else "the gradient is zero: the weights have overflown"
-        )
-        said = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        problem = "the loss left all bounds"
+        if not norm:
+            problem = "the gradient is zero: the weights have overflown"
+        numbers = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        last_row = step.first_row + step.num_rows - 1
         raise TrainingError(
-            f"{what} ({said}; gradient norm {norm:.4g}); nothing of this step was learned",
-            location=f"step {step.index + 1}, rows {step.first_row} to {step.first_row + step.num_rows - 1} of pass {step.epoch_index + 1}",
+            f"{problem} ({numbers}; gradient norm {norm:.4g}); nothing of this step was learned",
+            location=f"step {step.index + 1}, rows {step.first_row} to {last_row} "
+            f"of pass {step.epoch_index + 1}",
             hint="begin anew in another --out with a lower learning rate "
-            f"(--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer warm-up or --precision float32; "
-            "the last state and all checkpoints are kept",
+            f"(--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer warm-up "
+            "or --precision float32; the last state and all checkpoints are kept",
         )
 
     def model_card(self) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """Return the facts about a checkpoint that are saved in its configuration."""
         recipe = self.recipe
         return {
             "recipe": recipe.name,
@@ -410,38 +410,35 @@ class Trainer:
         }
 
     def save_checkpoint(self, folder: Path) -> None:
-        with ExitStack() as stack:
-            if self.ema:
-                stack.enter_context(self.ema.averaged_weights(self.model))
+        """Save the model, with averaged weights if the recipe averages them."""
+        with self.ema.averaged_weights(self.model) if self.ema else nullcontext():
             checkpoint_io.save_checkpoint(
                 folder, self.model, self.corpus.tokenizer, self.model_card()
             )
 
     def save_state(self, folder: Path) -> None:
-        """With what all processes have hidden: `hidden.share` must have been called since the last
+        """Save all that resuming needs. `mask_counts.synchronize` must have run since the last
         step.
         """
-        moments, rest = checkpoint_io.flatten_optimizer_state(self.optimizer)
+        moments, other_state = checkpoint_io.flatten_optimizer_state(self.optimizer)
         tensors = checkpoint_io.add_prefix("model.", self.model.named_parameters())
         tensors |= checkpoint_io.add_prefix("optimizer.", moments.items())
-        tensors |= (
-            checkpoint_io.add_prefix("ema.", self.ema.state_dict().items()) if self.ema else {}
-        )
-        tensors |= {"hidden": torch.from_numpy(self.mask_counts.counts)} if self.mask_counts else {}
-        checkpoint_io.save_state(
-            folder, self.steps_done, tensors, self._progress_metadata() | {"optimizer": rest}
-        )
+        if self.ema:
+            tensors |= checkpoint_io.add_prefix("ema.", self.ema.state_dict().items())
+        if self.mask_counts:
+            tensors["hidden"] = torch.from_numpy(self.mask_counts.counts)
+        metadata = self._progress_metadata() | {"optimizer": other_state}
+        checkpoint_io.save_state(folder, self.steps_done, tensors, metadata)
 
     def load_state(self, folder: Path) -> bool:
-        """Continue from the newest state, if there is one."""
-        found = checkpoint_io.load_state(folder)
-        if found is None:
+        """Load the newest state; return False if there is none."""
+        state = checkpoint_io.load_state(folder)
+        if state is None:
             return False
-        tensors, facts = found
-        self._restore(tensors, facts)
-        checkpoint_io.restore_optimizer_state(
-            self.optimizer, checkpoint_io.select_prefix("optimizer.", tensors), facts["optimizer"]
-        )
+        tensors, metadata = state
+        self._restore(tensors, metadata)
+        moments = checkpoint_io.select_prefix("optimizer.", tensors)
+        checkpoint_io.restore_optimizer_state(self.optimizer, moments, metadata["optimizer"])
         if self.ema:
             self.ema.load_state_dict(checkpoint_io.select_prefix("ema.", tensors))
         if self.mask_counts:
@@ -449,19 +446,18 @@ class Trainer:
         return True
 
     def save_if_best(self, folder: Path, loss: float) -> None:
-        """Save the weights in `folder` unless it holds weights with a held-out loss as low."""
-        found = checkpoint_io.load_state(folder)
-        if found is None or loss < found[1]["held_out"]:
+        """Save the weights in `folder`, unless it holds weights with a held-out loss as low."""
+        state = checkpoint_io.load_state(folder)
+        if state is None or loss < state[1]["held_out"]:
             tensors = checkpoint_io.add_prefix("model.", self.model.named_parameters())
-            checkpoint_io.save_state(
-                folder, self.steps_done, tensors, self._progress_metadata() | {"held_out": loss}
-            )
+            metadata = self._progress_metadata() | {"held_out": loss}
+            checkpoint_io.save_state(folder, self.steps_done, tensors, metadata)
 
     def load_best(self, folder: Path) -> None:
-        """Put the weights that `save_if_best` kept into the model, which then cannot be trained on."""
-        found = checkpoint_io.load_state(folder)
-        assert found is not None
-        self._restore(*found)
+        """Load the weights that `save_if_best` kept. The model cannot be trained further."""
+        state = checkpoint_io.load_state(folder)
+        assert state is not None
+        self._restore(*state)
 
     def _progress_metadata(self) -> dict[str, Any]:
         return {"done": self.steps_done, "words": self.words_seen, "tokens": self.tokens_seen}
@@ -471,20 +467,17 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
-        self.steps_done, self.words_seen, self.tokens_seen = (
-            metadata["done"],
-            metadata["words"],
-            metadata["tokens"],
-        )
+        self.steps_done, self.words_seen = metadata["done"], metadata["words"]
+        self.tokens_seen = metadata["tokens"]
 
 
 def pretrain(
     trainer: Trainer, out: Path, callback: PretrainCallback, settings: RuntimeSettings
 ) -> Path | None:
-    """Train to the end, or until asked to stop; the final checkpoint, None if there is none yet.
+    """Train to the end, or until a stop is requested; return the final checkpoint, or None.
 
-    Leaves in `out`: state/, chck_1M ... by words seen, main, and best/ where a recipe selects a
-    pass by held-out loss. Raises DataError, TrainingError and RunError.
+    `out` receives state/, chck_1M ... by words seen, main, and best/ if the recipe selects a pass
+    by held-out loss. Raises DataError, TrainingError and RunError.
     """
     steps = plan_steps(trainer.recipe, len(trainer.corpus))
     held_out, length = trainer.corpus.held_out, trainer.recipe.batch.length
@@ -493,47 +486,42 @@ def pretrain(
             f"the held-out text has {len(held_out):,} tokens, less than one row of {length}",
             hint="give a larger --corpus, or a larger share: --set corpus.held_out=0.1",
         )
-    main = trainer.accelerator.is_main_process
+    is_main = trainer.accelerator.is_main_process
     trainer.load_state(out / "state")
-    if main:
-        callback.on_train_begin(
-            steps[-1].tokens_before + steps[-1].num_tokens, trainer.steps_done, trainer.tokens_seen
-        )
-    saved = time.monotonic()
+    if is_main:
+        total_tokens = steps[-1].tokens_before + steps[-1].num_tokens
+        callback.on_train_begin(total_tokens, trainer.steps_done, trainer.tokens_seen)
+    last_save = time.monotonic()
     for step in steps[trainer.steps_done :]:
-        before, started = trainer.words_seen, time.monotonic()
+        words_before, start_time = trainer.words_seen, time.monotonic()
         record = trainer.train_step(step)
-        pass_ends = step is steps[-1] or steps[step.index + 1].epoch_index != step.epoch_index
+        is_last = step is steps[-1]
+        pass_ends = is_last or steps[step.index + 1].epoch_index != step.epoch_index
         if pass_ends and held_out:
             record["held_out"] = trainer.compute_held_out_loss()
-            if main:
+            if is_main:
                 trainer.save_if_best(out / "best", record["held_out"])
-        if main:
-            callback.on_step_end(
-                record | {"seconds": time.monotonic() - started, "switch": step.objective_switch}
-            )
-        seen = (
-            trainer.words_seen / (1 - MILESTONE_TOLERANCE)
-            if step is steps[-1]
-            else trainer.words_seen
-        )
-        reached = [words for words in MILESTONES if before < words <= seen]
-        if main and reached:
-            for folder in (out / f"chck_{words // MILLION}M" for words in reached):
-                trainer.save_checkpoint(folder)
-                callback.on_save(folder, trainer.steps_done)
-        stop = (
-            _any_process(trainer, callback.stop_requested())
-            or trainer.steps_done == settings.stop_after
-        )
-        late = time.monotonic() - saved > 60 * settings.save_every_minutes
-        if _any_process(trainer, main and (stop or bool(reached) or late)):
+        if is_main:
+            seconds = time.monotonic() - start_time
+            callback.on_step_end(record | {"seconds": seconds, "switch": step.objective_switch})
+        words_seen = trainer.words_seen
+        if is_last:
+            words_seen /= 1 - MILESTONE_TOLERANCE
+        milestones = [words for words in MILESTONES if words_before < words <= words_seen]
+        if is_main:
+            for words in milestones:
+                trainer.save_checkpoint(out / f"chck_{words // MILLION}M")
+                callback.on_save(out / f"chck_{words // MILLION}M", trainer.steps_done)
+        stop = _any_process(trainer, callback.stop_requested())
+        stop = stop or trainer.steps_done == settings.stop_after
+        is_late = time.monotonic() - last_save > 60 * settings.save_every_minutes
+        if _any_process(trainer, is_main and (stop or bool(milestones) or is_late)):
             _save_state(trainer, out)
-            saved = time.monotonic()
+            last_save = time.monotonic()
         if stop and trainer.steps_done < len(steps):
             return None
     _save_state(trainer, out)
-    if main:
+    if is_main:
         if held_out:
             trainer.load_best(out / "best")
         trainer.save_checkpoint(out / "main")
@@ -543,7 +531,7 @@ def pretrain(
 
 
 def _save_state(trainer: Trainer, out: Path) -> None:
-    """Called by all processes; the main one writes."""
+    """Save the state. All processes must call it; the main one writes."""
     if trainer.mask_counts:
         trainer.mask_counts.synchronize()
     if trainer.accelerator.is_main_process:

@@ -1,9 +1,8 @@
-"""Where training text comes from: files, a hub dataset or a grammar, as lines that know where a
-document begins.
+"""Read training text from files, a hub dataset or a grammar, as lines with document borders.
 
-Text is read again for every use (counting, the tokenizer, the tokens) and never held whole: a
-corpus may be larger than memory. Blank lines say nothing and are left out where a corpus is made of
-lines; nothing else is changed.
+Text is read anew for every use (counting, the tokenizer, the tokens) and never held whole: a corpus
+may be larger than memory. Blank lines are left out if a corpus is made of lines; nothing else is
+changed.
 """
 
 from __future__ import annotations
@@ -20,41 +19,41 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from antlm_bench.declarations import catalog, decode_utf8, expand_user_path, find_declaration
+from antlm_bench.declarations import catalog, decode_utf8, expand_user_path
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
 from antlm_bench.suites.sources import load_hub_rows
-from antlm_bench.suites.spec import SuiteSpec, read_spec
+from antlm_bench.suites.task_types import read_declaration
 
-Line = tuple[bool, str]  # whether a document begins here, and the text without its line end
+Line = tuple[bool, str]
+"""Whether a document begins here, and the text without its line end."""
 TEXT_SUFFIXES = (".txt", ".train", ".jsonl")  # each also with .gz
 GRAMMAR_SENTENCES, GRAMMAR_SEED = 40_000, 1  # of a grammar's training text
 
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """One file (or what stands for one), read anew at every call.
-
-    raw: all of its lines, the blank ones too. A file that ends with a line break ends with an empty
-    line here, so that joining the lines gives the text again.
-    """
+    """One file of a training text, or a part that stands for one; read anew at every call."""
 
     name: str
     iter_lines: Callable[[], Iterator[Line]]
+    """All lines, also blank ones. A file that ends with a line break has an empty last line, so
+    that joining the lines gives the text again.
+    """
 
     def iter_non_blank_lines(self) -> Iterator[Line]:
-        """Its lines without the blank ones; a document begins at its first line that is none."""
-        opens = False
-        for begins, text in self.iter_lines():
-            opens |= begins
+        """Yield the lines that are not blank; a document begins at its first such line."""
+        starts_document = False
+        for starts, text in self.iter_lines():
+            starts_document |= starts
             if text.strip():
-                yield opens, text
-                opens = False
+                yield starts_document, text
+                starts_document = False
 
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """A training text: its parts, and a digest of everything in them."""
+    """A training text: its files, and a digest of everything in them."""
 
     name: str
     files: tuple[TextFile, ...]
@@ -62,16 +61,14 @@ class TextSource:
 
 
 def load_text_source(ref: str) -> TextSource:
-    """The text behind a folder, a file, the name of a suite with a grammar (`nano`), or a hub
-    dataset's id.
+    """Return the text of a folder, a file, a suite with a grammar (`nano`), or a hub dataset.
 
-    Raises DataError where there is no text, or where it is not UTF-8 or not JSON: naming file and
-    line.
+    Raises DataError, with file and line, if there is no text, or if it is not UTF-8 or not JSON.
     """
-    path, there = expand_user_path(ref), False
-    with suppress(OSError):  # a name too long for any file is the name of none
-        there = path.exists()
-    if there:
+    path, exists = expand_user_path(ref), False
+    with suppress(OSError):  # the name is too long for a file
+        exists = path.exists()
+    if exists:
         return _source_from_files(path)
     if ref in catalog("tasks"):
         return _source_from_grammar(ref)
@@ -85,26 +82,26 @@ def load_text_source(ref: str) -> TextSource:
 
 
 def _source_from_files(path: Path) -> TextSource:
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    texts = [file for file in found if _text_suffix(file)]
-    if not texts:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [file for file in files if _text_suffix(file)]
+    if not files:
         raise DataError(
             "no text here",
             location=str(path),
             hint=f"files ending in {', '.join(TEXT_SUFFIXES)}, each also with .gz",
         )
     digest = hashlib.sha256()
-    for file in texts:
+    for file in files:
         digest.update(_text_suffix(file).encode() + hashlib.sha256(_read_bytes(file)).digest())
     root = path if path.is_dir() else path.parent
-    parts = [TextFile(str(file.relative_to(root)), partial(_read_lines, file)) for file in texts]
-    return TextSource(path.resolve().name, tuple(parts), digest.hexdigest())
+    text_files = (TextFile(str(f.relative_to(root)), partial(_read_lines, f)) for f in files)
+    return TextSource(path.resolve().name, tuple(text_files), digest.hexdigest())
 
 
 def _text_suffix(file: Path) -> str:
-    """The kind of text in a file, "" for none."""
+    """Return the suffix without .gz if it is one of text, else ""."""
     name = file.name.removesuffix(".gz")
-    return next((ending for ending in TEXT_SUFFIXES if name.endswith(ending)), "")
+    return next((suffix for suffix in TEXT_SUFFIXES if name.endswith(suffix)), "")
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -115,7 +112,7 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _read_lines(file: Path) -> Iterator[Line]:
-    """The lines of one file. A record of a .jsonl begins a document; a text file is one."""
+    """Yield the lines of a file. A record of a .jsonl is a document; so is a whole text file."""
     raw = _read_bytes(file)
     if file.suffix == ".gz":
         try:
@@ -127,22 +124,21 @@ def _read_lines(file: Path) -> Iterator[Line]:
     if _text_suffix(file) == ".jsonl":
         for number, line in numbered:
             if line.strip():
-                yield from _mark_document_start(
-                    _split_record(_parse_record(line, f"{file}:{number}"))
-                )
+                text = _parse_record(line, f"{file}:{number}")
+                yield from _mark_document_start(_split_record(text))
     else:
         yield from _mark_document_start(line for _, line in numbered)
 
 
 def _mark_document_start(lines: Iterator[str]) -> Iterator[Line]:
-    opens = True
+    starts_document = True
     for line in lines:
-        yield opens, line.removesuffix("\r")
-        opens = False
+        yield starts_document, line.removesuffix("\r")
+        starts_document = False
 
 
 def _split_record(text: str) -> Iterator[str]:
-    """The lines of a record; a line break ends it, so that two records do not run into one word."""
+    """Split a record into lines. A line break ends it, so that no word spans two records."""
     return iter([*text.removesuffix("\n").split("\n"), ""])
 
 
@@ -160,32 +156,30 @@ def _parse_record(line: str, location: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"no text: half of a surrogate pair at character {error.start}", location=location
+            f"not text: half of a surrogate pair at character {error.start}", location=location
         ) from None
     return text
 
 
 def _source_from_grammar(ref: str) -> TextSource:
-    spec = read_spec(find_declaration("tasks", ref))
-    if not isinstance(spec, SuiteSpec) or spec.grammar is None:
+    rules = getattr(read_declaration(ref)[0], "grammar", None)
+    if rules is None:
         raise DataError(
             f"{ref!r} has no grammar to make text from",
             location="--corpus",
             hint="give a folder of text",
         )
-    rules = spec.grammar
     digest = hashlib.sha256(rules.model_dump_json().encode()).hexdigest()
 
     def lines() -> Iterator[Line]:
-        return _mark_document_start(
-            chain(grammar.generate_sentences(rules, GRAMMAR_SENTENCES, GRAMMAR_SEED), [""])
-        )
+        sentences = grammar.generate_sentences(rules, GRAMMAR_SENTENCES, GRAMMAR_SEED)
+        return _mark_document_start(chain(sentences, [""]))
 
     return TextSource(ref, (TextFile(ref, lines),), digest)
 
 
 def _source_from_hub(ref: str) -> TextSource:
-    """A hub dataset's split `train`: every row's `text` is a document."""
+    """Return the split `train` of a hub dataset: the `text` of every row is a document."""
     rows = load_hub_rows(ref, "train")
     digest = hashlib.sha256()
     for row in rows:
@@ -208,97 +202,94 @@ def _row_text(row: Any, ref: str) -> str:
 
 
 def limit_words(source: TextSource, max_words: int | None) -> TextSource:
-    """The first lines of every part, so many that the parts keep their shares and all hold about
-    `words` words.
-    """
+    """Keep the first lines of every file: about `max_words` words, with the files' shares."""
     if max_words is None:
         return source
     counts = [
-        sum(count_words(text) for _, text in part.iter_non_blank_lines()) for part in source.files
+        sum(count_words(text) for _, text in file.iter_non_blank_lines()) for file in source.files
     ]
     if sum(counts) <= max_words:
         return source
-    shares = [round(max_words * count / sum(counts)) for count in counts]
-    kept = [
-        TextFile(part.name, partial(_take_words, part, share))
-        for part, share in zip(source.files, shares, strict=True)
-    ]
-    return TextSource(
-        source.name,
-        tuple(kept),
-        hashlib.sha256(f"{source.digest} {max_words}".encode()).hexdigest(),
+    limits = [round(max_words * count / sum(counts)) for count in counts]
+    files = (
+        TextFile(file.name, partial(_take_words, file, limit))
+        for file, limit in zip(source.files, limits, strict=True)
     )
+    digest = hashlib.sha256(f"{source.digest} {max_words}".encode()).hexdigest()
+    return TextSource(source.name, tuple(files), digest)
 
 
 def _take_words(text_file: TextFile, remaining_words: int) -> Iterator[Line]:
-    for opens, text in text_file.iter_lines():
+    for starts_document, text in text_file.iter_lines():
         if remaining_words <= 0:
             return
         remaining_words -= count_words(text)
-        yield opens, text
+        yield starts_document, text
 
 
 def hold_out_lines(source: TextSource, share: float) -> tuple[TextSource, TextSource]:
-    """The text to train on, and the last `share` of every part's lines, rounded as BabyLlama-2's
-    authors do.
+    """Return the text to train on, and the last `share` of every file's lines.
+
+    Rounded as BabyLlama-2's authors do.
     """
-    kept, rest = [], []
-    for part in source.files:
-        lines = [text != "" for _, text in part.iter_lines()]
-        count = len(lines) - (
-            lines[-1:] == [False]
-        )  # the empty line behind the last line break is none
-        cut = round((1 - share) * count)
-        kept.append(TextFile(part.name, partial(_slice_lines, part, 0, cut)))
-        rest.append(TextFile(part.name, partial(_slice_lines, part, cut, count)))
-    digests = (
+    train, held_out = [], []
+    for file in source.files:
+        is_text = [text != "" for _, text in file.iter_lines()]
+        num_lines = len(is_text) - (is_text[-1:] == [False])  # not the empty line at the end
+        cut = round((1 - share) * num_lines)
+        train.append(TextFile(file.name, partial(_slice_lines, file, 0, cut)))
+        held_out.append(TextFile(file.name, partial(_slice_lines, file, cut, num_lines)))
+    digests = [
         hashlib.sha256(f"{source.digest} {share} {name}".encode()).hexdigest()
         for name in ("kept", "rest")
-    )
-    return TextSource(source.name, tuple(kept), next(digests)), TextSource(
-        source.name, tuple(rest), next(digests)
+    ]
+    return (
+        TextSource(source.name, tuple(train), digests[0]),
+        TextSource(source.name, tuple(held_out), digests[1]),
     )
 
 
 def _slice_lines(text_file: TextFile, first: int, end: int) -> Iterator[Line]:
-    """Lines first .. end - 1; the first begins a document even where it was in the middle of one."""
-    for number, (opens, text) in enumerate(islice(text_file.iter_lines(), first, end)):
-        yield opens or number == 0, text
+    """Yield lines first .. end - 1; a document begins with the first one."""
+    for index, (starts, text) in enumerate(islice(text_file.iter_lines(), first, end)):
+        yield starts or index == 0, text
 
 
 def count_words(text: str) -> int:
-    """Words as BabyLM counts them: what stands between white space."""
+    """Count words as BabyLM does: separated by white space."""
     return len(text.split())
 
 
 class LineBlock(NamedTuple):
-    """Lines of one document, with their line breaks. opens: whether the document begins with them."""
+    """Lines of one document, with their line breaks."""
 
     starts_document: bool
     lines: list[str]
 
 
 def iter_document_blocks(lines: Iterator[Line], block_size: int = 8192) -> Iterator[LineBlock]:
-    """Documents in blocks of about `size` lines, blank ones too, cut where a tokenizer that splits
-    at white space cannot tell: at a line break between two characters that are no white space.
+    """Yield documents in blocks of about `block_size` lines, also blank ones.
+
+    A document is cut at a line break between two characters that are not white space: a tokenizer
+    that splits at white space gives the same tokens.
     """
-    block, opens = list[str](), True
-    for begins, text in lines:
-        if block and begins:
-            yield from _make_block(opens, block)
-            block, opens = [], True
+    block, starts_document = list[str](), True
+    for starts, text in lines:
+        if block and starts:
+            yield from _make_block(starts_document, block)
+            block, starts_document = [], True
         elif block:
-            alone = block[-1] and not block[-1][-1].isspace() and text and not text[0].isspace()
+            can_cut = block[-1] and not block[-1][-1].isspace() and text and not text[0].isspace()
             block[-1] += "\n"
-            if len(block) >= block_size and alone:
-                yield from _make_block(opens, block)
-                block, opens = [], False
+            if len(block) >= block_size and can_cut:
+                yield from _make_block(starts_document, block)
+                block, starts_document = [], False
         block.append(text)
-    yield from _make_block(opens, block)
+    yield from _make_block(starts_document, block)
 
 
 def _make_block(starts_document: bool, lines: list[str]) -> Iterator[LineBlock]:
-    """Without the empty line behind the last line break."""
+    """Yield a block without the empty line after the last line break, or nothing if it is empty."""
     kept = lines if lines and lines[-1] else lines[:-1]
     if kept:
         yield LineBlock(starts_document, kept)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from ltg_models import build_ltg_model, build_reference_model
 
-from antlm_bench.architectures.registration import AUTO_CLASS_SUFFIXES, add_remote_code
+from antlm_bench.architectures.records import ARCHITECTURES
+from antlm_bench.architectures.registration import add_remote_code
 from antlm_bench.errors import CheckpointError
 from antlm_bench.training.checkpoint_io import save_checkpoint
 
@@ -80,7 +81,7 @@ def test_a_checkpoint_carries_its_architecture_to_those_without_this_package(tmp
     model.save_pretrained(tmp_path)
     assert add_remote_code(tmp_path) and add_remote_code(tmp_path)  # again changes nothing
     assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(
-        AUTO_CLASS_SUFFIXES
+        ARCHITECTURES["gpt-bert"].classes
     )
     assert not list(tmp_path.glob("*.part"))
     lines = printed(

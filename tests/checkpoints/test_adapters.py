@@ -24,7 +24,7 @@ from antlm_bench.commands.doctor import inspect_checkpoints
 from antlm_bench.commands.score import score
 from antlm_bench.errors import BenchError, CheckpointError, UsageError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 peft = pytest.importorskip("peft")

@@ -20,7 +20,7 @@ from antlm_bench.architectures.ltg_bert import LtgBertConfig, LtgBertForCausalLM
 from antlm_bench.checkpoints import CARD_KEY, OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported, UsageError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 SHAPE = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

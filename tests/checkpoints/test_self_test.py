@@ -18,8 +18,8 @@ from antlm_bench.commands.score import score
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import attention, cpu_kernels, multiple_choice
 from antlm_bench.scoring.engine import CPU_KERNELS, SHORTCUTS, Engine
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.model_state import ModelState
-from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import Item, Option
 
 TEXTS = ["the cat sees the dog.", "no boy has ever seen himself near the old house.", "who sleeps?"]

@@ -271,7 +271,7 @@ MASKED = [
 @pytest.mark.parametrize(("architecture", "config", "logits"), MASKED)
 def test_masked_models_with_unusual_names_score_right(build, architecture, config, logits):
     from antlm_bench.scoring import multiple_choice
-    from antlm_bench.scoring.probes import resolve_method
+    from antlm_bench.scoring.methods import resolve_method
     from antlm_bench.types import Item, Option
 
     folder, text = build(architecture, **config), "the cat sees the old house"
@@ -297,7 +297,7 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
 @pytest.mark.parametrize("architecture", ["XLMWithLMHeadModel", "FlaubertWithLMHeadModel"])
 def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
     from antlm_bench.scoring import multiple_choice
-    from antlm_bench.scoring.probes import resolve_method
+    from antlm_bench.scoring.methods import resolve_method
     from antlm_bench.types import Item, Option
 
     config = {"emb_dim": D, "n_layers": 2, "n_heads": 4, "n_words": V, "causal": True}

@@ -27,7 +27,7 @@ from antlm_bench.cli.app import build_app, run
 from antlm_bench.cli.score import score_command
 from antlm_bench.errors import IncompleteError
 from antlm_bench.metrics import TIE_RULES
-from antlm_bench.scoring.multiple_choice import PEER_CONVENTIONS
+from antlm_bench.scoring.conventions import PEER_CONVENTIONS
 from antlm_bench.scoring.text import BOS_POLICIES
 from antlm_bench.training.recipe import read_recipe
 

@@ -20,7 +20,7 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.checkpoints.loader import Checkpoint
 from antlm_bench.errors import BenchError, CheckpointError, DataError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.text import Specials, TextEncoder
 from antlm_bench.types import Item, Option
 

@@ -36,7 +36,7 @@ from antlm_bench.errors import (
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.types import Cell, Estimate, Prediction, Summary
 
 PIQA = (
@@ -507,7 +507,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         build_report([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="no run folder"):
         build_report([])
-    with pytest.raises(UsageError, match="no collection"):
+    with pytest.raises(UsageError, match="not a collection"):
         build_report([run], collection="nano")
     with pytest.raises(DeclarationError, match="unknown suite"):
         build_report([run], collection="babylm-2042")

@@ -104,7 +104,7 @@ def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
         [r["surprisal_bits"] for r in whole], abs=1e-4
     )
     from antlm_bench.checkpoints import open_checkpoint
-    from antlm_bench.scoring.probes import METHODS
+    from antlm_bench.scoring.methods import METHODS
     from antlm_bench.scoring.surprisal import span_logprobs
     from antlm_bench.types import Option
 

@@ -15,7 +15,7 @@ import pytest
 from antlm_bench import runs
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_file import LeaderboardFile, LeaderboardFileBuilder
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Estimate, Item, Option, Prediction, Run, Summary
 
 WORDS = "aoa-words-2026"

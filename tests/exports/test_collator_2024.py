@@ -14,7 +14,7 @@ import pytest
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_answers import build_text_answers
 from antlm_bench.suites import loader
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 
 PAIRS = [
     ("Katherine can't help herself.", "Katherine can't help himself."),

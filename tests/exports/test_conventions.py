@@ -23,7 +23,7 @@ from antlm_bench.errors import DataError, IncompleteError, NotComparable, UsageE
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.given_parts import check_external_part
 from antlm_bench.exports.leaderboard_answers import milestone_scores
-from antlm_bench.suites import loader
+from antlm_bench.suites import loader, task_types
 from antlm_bench.types import Cell, Group, Item, Manifest, Option
 
 MOST = 3  # items per group
@@ -366,7 +366,7 @@ def test_another_finetuning_than_the_official_one_is_refused(
 
 
 def test_a_substitute_train_set_is_refused(tmp_path: Path) -> None:
-    spec, _ = loader.read_declaration("glue-2025")
+    spec, _ = task_types.read_declaration("glue-2025")
     says = spec.task["boolq"].substitutes[0].says  # type: ignore[union-attr]
     assert SUBSTITUTE in says
     official = leaderboard_runs.preset_settings("glue-2025", "boolq", "babylm-2025")

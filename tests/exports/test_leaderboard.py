@@ -24,7 +24,7 @@ from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_answers import build_text_answers
 from antlm_bench.exports.leaderboard_file import LeaderboardFileBuilder
 from antlm_bench.suites import loader
-from antlm_bench.suites.loader import Suite
+from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Item, Option
 
 YEARS = leaderboard.list_years()

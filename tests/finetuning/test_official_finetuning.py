@@ -24,7 +24,7 @@ from antlm_bench.finetuning.heads import ClassificationHead, resolve_pooling
 from antlm_bench.finetuning.loop import ClassifierTrainer, FinetuneSettings, finetune, learning_rate
 from antlm_bench.suites.classification import PIPELINE_DEFAULTS, TaskSpec, TrainingSpec
 from antlm_bench.suites.classification_loader import build_examples
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.types import Example
 
 CPU = FinetuneSettings(device="cpu")

@@ -15,7 +15,7 @@ from antlm_bench.errors import CheckpointError, DataError, MethodNotSupported, U
 from antlm_bench.lm_eval_bridge.model import AntlmBench
 from antlm_bench.lm_eval_bridge.registration import MODEL_CLASS, MODEL_NAME, register_model
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import resolve_method as find_method
+from antlm_bench.scoring.methods import resolve_method as find_method
 from antlm_bench.types import Item, Option
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own

@@ -20,8 +20,14 @@ from sklearn import metrics as sklearn
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError, NotComparable, UsageError
-from antlm_bench.metrics import collapse_warnings, contributions_by_seed, summarize, summarize_seeds
-from antlm_bench.metrics.classification import METRIC_FUNCTIONS, ConfusionTotals
+from antlm_bench.metrics import summarize
+from antlm_bench.metrics.classification import (
+    ConfusionTotals,
+    collapse_warnings,
+    contributions_by_seed,
+    load_confusion_metric,
+    summarize_seeds,
+)
 from antlm_bench.types import Floats, Ints, Prediction, Summary
 
 
@@ -56,7 +62,9 @@ def scikit(name: str, gold: Sequence[int], said: Sequence[int]) -> float:
 
 
 def of_cells(metric: str, k: int, cells: Floats) -> Floats:
-    return METRIC_FUNCTIONS[metric](ConfusionTotals.from_tables(cells.reshape(-1, k, k)))
+    return load_confusion_metric(metric).compute(
+        ConfusionTotals.from_tables(cells.reshape(-1, k, k))
+    )
 
 
 def noisy(rng: np.random.Generator, n: int, k: int, right: float) -> tuple[Ints, Ints]:

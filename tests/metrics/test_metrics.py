@@ -16,7 +16,7 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import accuracy_score
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
-from antlm_bench.metrics import METRICS, TIE_RULES, summarize
+from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind, summarize
 from antlm_bench.metrics import summary as summary_module
 from antlm_bench.types import Prediction, Summary
 
@@ -264,7 +264,7 @@ def test_spearman_leaves_out_items_that_are_too_long() -> None:
         ([made("q7", -1, -2, gold=2)], {}, DataError, "item q7"),
         ([made("q7", -1, -2, gold=0.5)], {}, DataError, "gold 0.5"),
         ([made("q7", -1, -2)], {"macro": ["paradigm"]}, DataError, "item q7: no label 'paradigm'"),
-        ([made("q7", -1, -2)], {"metric": "acuracy"}, UsageError, "did you mean accuracy"),
+        ([made("q7", -1, -2)], {"metric": "acuracy"}, UsageError, "Did you mean 'accuracy'"),
         ([made("q7", -1, -2)], {"reduction": "per-tokens"}, UsageError, "did you mean per-token"),
         ([made("q7", -1, -2)], {"ties": "strikt"}, UsageError, "did you mean strict"),
         ([Prediction("q7", 0, 0, (-1.0, -2.0), (1,), (1, 1))], {}, DataError, "item q7"),
@@ -290,16 +290,16 @@ def test_bad_input_is_a_typed_error_that_names_the_place(
 
 
 def test_every_metric_and_tie_rule_in_the_tables_exists() -> None:
-    for metric in METRICS:
-        reduction = "class" if metric in ("f1", "macro-f1", "mcc") else "sum"
+    for spec in METRICS:
+        if not (spec.aggregation or spec.confusion):
+            continue  # computed by a command of its own
+        rated = spec.item_kind is ItemKind.RATING
+        items = [made(str(i), -i, -2.5, gold=i / 9 if rated else 0, word=f"w{i}") for i in range(9)]
+        items = [replace(item, judged=(1.0, 2.0)) for item in items]  # as a task's code has it
+        reduction = "class" if spec.item_kind is ItemKind.CLASS else "sum"
         for ties in TIE_RULES:
-            items = [
-                made(str(i), -i, -2.5, gold=i / 9 if metric == "spearman" else 0) for i in range(9)
-            ]
-            items = [
-                replace(item, judged=(1.0, 2.0)) for item in items
-            ]  # as suites with a judge have it
-            assert summary(items, metric=metric, ties=ties, reduction=reduction).metric == metric
+            made_of = summary(items, metric=spec.name, ties=ties, reduction=reduction)
+            assert made_of.metric == spec.name
 
 
 def test_one_prediction_table_serves_all_groups_of_blimp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
-from antlm_bench.metrics import summarize
+from antlm_bench.metrics import MetricSettings, load_metric, summarize
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.metrics.task_metric import BitsPerByte, add_views
+from antlm_bench.metrics.task_metric import add_views
 from antlm_bench.statistics import wilson_interval
 from antlm_bench.types import Prediction, Summary
 
@@ -141,7 +141,7 @@ def test_contributions_of_documents_have_the_ratio_as_mean_and_its_variance() ->
     sizes = rng.integers(20, 900, 200)
     nats = sizes * rng.normal(1.2, 0.2, 200)
     made = documents(nats.tolist(), sizes.tolist(), [1.0] * 200)
-    values = BitsPerByte("", "").per_item(build_table(made, set()), "sum")
+    values = load_metric("bits-per-byte", MetricSettings()).per_item(build_table(made, set()))
     assert values.mean() == pytest.approx(nats.sum() / sizes.sum() / math.log(2))
     low, high = statistics.bootstrap_ratio_interval(nats / math.log(2), sizes.astype(float))
     assert 2 * 1.96 * values.std(ddof=1) / 200**0.5 == pytest.approx(high - low, rel=0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
 from antlm_bench.errors import MethodNotSupported
-from antlm_bench.metrics.measures import Spearman
+from antlm_bench.metrics import load_cell_metric
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.scoring import peers
 from antlm_bench.suites import loader, records
@@ -128,9 +128,7 @@ def assert_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]
     predictions = runs.read_predictions(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
-    ours = Spearman("first", "sum", cell.settings["softmax"]).per_item(
-        build_table(predictions, set()), "sum"
-    )
+    ours = load_cell_metric(cell).per_item(build_table(predictions, set()))
     assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
     expected = spearmanr(theirs, [p.gold for p in predictions])[0]
     assert cell.summary.headline.value == pytest.approx(expected, abs=1e-9)

@@ -21,6 +21,7 @@ from antlm_bench.metrics.acquisition import summarize_acquisition
 from antlm_bench.runs import base_suite_name, open_run, read_predictions
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader as suites
+from antlm_bench.suites import task_types
 from antlm_bench.types import Prediction, Run
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -314,7 +315,7 @@ def test_invalid_requests_are_refused(scored, own_words, tmp_path):
     run_dir = open_run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):
         compute_acquisition([run_dir])
-    with pytest.raises(UsageError, match="is no age of acquisition"):
+    with pytest.raises(UsageError, match="not an age of acquisition"):
         compute_acquisition([scored], "blimp")
     score(
         str(tmp_path / "model" / "chck_2M"),
@@ -401,10 +402,10 @@ def test_a_suite_over_checkpoints_stands_for_its_words(suite, rule, capsys):
     assert rule in capsys.readouterr().out
     assert suites.list_suite_refs(suite) == ["aoa-words-2026"]
     assert [spec.name for spec, _ in specs([suite])] == ["aoa-words-2026"]
-    with pytest.raises(UsageError, match="is derived from the runs of checkpoints"):
+    with pytest.raises(UsageError, match="is an age of acquisition"):
         suites.load_suite(suite)
 
 
 def test_the_chance_of_2025_is_in_bits_as_its_note_says():
-    spec, _ = suites.read_declaration("aoa-2025")
+    spec, _ = task_types.read_declaration("aoa-2025")
     assert spec.chance == math.log2(300_000)

@@ -11,7 +11,7 @@ from lookup_model import LookupModel
 
 from antlm_bench.errors import DataError, MethodNotSupported
 from antlm_bench.metrics import summarize
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.syntaxgym import predict
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites import syntaxgym

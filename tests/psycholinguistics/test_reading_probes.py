@@ -7,7 +7,7 @@ import torch
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.surprisal import NUM_MASKS, predict
 from antlm_bench.types import Item, Option
 

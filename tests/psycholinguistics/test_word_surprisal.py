@@ -12,7 +12,7 @@ import torch
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import MethodNotSupported
 from antlm_bench.scoring import peers
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.surprisal import single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
 from antlm_bench.types import Option

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
+from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.metric_units import get_unit
 from antlm_bench.reporting.results_table import FORMATTERS
 from antlm_bench.types import Estimate
 
@@ -155,7 +155,7 @@ def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
 
 def test_a_metric_of_a_newer_version_is_named() -> None:
     assert results_table.format_estimate(Estimate(0.5, 9, 0.4, 0.6), "brier") == "50.0 ±10.0"
-    assert get_unit("brier").heading == "100 brier"
+    assert get_metric_spec("brier").heading == "100 brier"
 
 
 def test_the_legend_says_which_tie_rules_hold() -> None:

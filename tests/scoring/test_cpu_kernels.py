@@ -80,7 +80,7 @@ def test_what_is_fused_says_the_same(name: str) -> None:
     )  # the transform before BERT's decoder; RoBERTa calls a function there
     assert counted(model, FusedActivation) == 2 * activations + head
     assert counted(model, FusedRMSNorm) == 2 * norms + bool(norms)
-    assert len(RotaryPatch.for_model(model).swaps) == files
+    assert len(RotaryPatch.for_model(model).replacements) == files
 
 
 def test_a_norm_of_another_formula_stays_plain() -> None:
@@ -130,18 +130,34 @@ def test_a_copy_is_plain_again_and_says_the_same() -> None:
         assert torch.allclose(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
 
 
-def test_the_library_rotates_in_its_own_way_again_outside_even_after_an_error() -> None:
+def test_fast_rotation_ends_with_its_context_even_after_an_error() -> None:
     model = made("Llama")
-    file = sys.modules[type(model).__module__]
-    plain = getattr(file, ROTARY_FUNCTION_NAME)
-    with pytest.raises(KeyError), RotaryPatch.for_model(model).active():
-        assert getattr(file, ROTARY_FUNCTION_NAME) is not plain
+    patch, calls = RotaryPatch.for_model(model), []
+    [plain] = patch.replacements
+    counting = RotaryPatch(
+        {plain: lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)}
+    )
+    with pytest.raises(KeyError), counting.active():
+        model(input_ids=torch.arange(5, 9)[None])
         raise KeyError
-    assert getattr(file, ROTARY_FUNCTION_NAME) is plain
+    model(input_ids=torch.arange(5, 9)[None])
+    assert len(calls) == model.config.num_hidden_layers
+
+
+def test_the_library_file_is_changed_once_and_not_by_forwards() -> None:
+    model, seen = made("Llama"), []
+    file = sys.modules[type(model).__module__]
+    patch = RotaryPatch.for_model(model)
+    installed = getattr(file, ROTARY_FUNCTION_NAME)
+    model.register_forward_hook(lambda *_: seen.append(getattr(file, ROTARY_FUNCTION_NAME)))
+    with patch.active():
+        model(input_ids=torch.arange(5, 9)[None])
+    RotaryPatch.for_model(made("Llama"))
+    assert seen == [installed] and getattr(file, ROTARY_FUNCTION_NAME) is installed
 
 
 def test_angles_of_another_dtype_or_of_part_of_a_head_go_to_the_library() -> None:
-    [(_, plain, quick)] = RotaryPatch.for_model(made("GPTNeoX")).swaps
+    [(plain, quick)] = RotaryPatch.for_model(made("GPTNeoX")).replacements.items()
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
     for width, dtype in ((4, torch.float32), (8, torch.float64)):
         cos, sin = torch.randn(1, 3, width, dtype=dtype), torch.randn(1, 3, width, dtype=dtype)
@@ -164,7 +180,7 @@ def test_gradients_are_those_of_the_plain_pieces() -> None:
         for one, other in zip(expected, found, strict=True)
     )
 
-    [(_, library, quick)] = RotaryPatch.for_model(made("Llama")).swaps
+    [(library, quick)] = RotaryPatch.for_model(made("Llama")).replacements.items()
     q, k = (torch.randn(2, heads, 5, 8, requires_grad=True) for heads in (4, 2))
     cos, sin = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     upstreams = [torch.randn_like(q), torch.randn_like(k)]

@@ -17,7 +17,7 @@ from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine
-from antlm_bench.scoring.probes import resolve_method
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.scoring.multiple_choice import predict
-from antlm_bench.scoring.probes import METHODS
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Item, Option, Probes
 
 

@@ -15,8 +15,8 @@ from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.checkpoints.loader import with_bf16_body
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.engine import Engine, ForwardConfig, fast_logsumexp
+from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.scoring.mixed_precision_head import Bf16HeadEngine, Bf16LMHead, has_plain_lm_head
-from antlm_bench.scoring.probes import resolve_method
 from antlm_bench.types import Item, Option
 
 

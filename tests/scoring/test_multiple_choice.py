@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lookup_model import LookupModel
 
 from antlm_bench.errors import DataError
-from antlm_bench.scoring import adaptive, multiple_choice
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring import adaptive, conventions, multiple_choice
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
 CAUSAL = [METHODS["causal"]]
@@ -64,10 +64,8 @@ def test_an_option_without_a_scored_token_is_an_error_that_names_the_item():
 
 
 def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
-    masked = multiple_choice.PEER_CONVENTIONS["babylm-2024"].for_method(METHODS["mlm"])
-    [moved] = multiple_choice.apply_conventions(
-        [pair("the cat", "a cat")], masked, LookupModel(WORDS)
-    )
+    masked = conventions.PEER_CONVENTIONS["babylm-2024"].for_method(METHODS["mlm"])
+    [moved] = conventions.apply_conventions([pair("the cat", "a cat")], masked, LookupModel(WORDS))
     assert [o.text for o in moved.options] == ["None  the cat", "None  a cat"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  the cat", "  a cat"]
     assert [o.length for o in moved.options] == [
@@ -75,7 +73,7 @@ def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
         5,
     ]  # the added spaces are no characters of the option
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    [moved] = multiple_choice.apply_conventions([spanned], masked, LookupModel(WORDS))
+    [moved] = conventions.apply_conventions([spanned], masked, LookupModel(WORDS))
     assert [o.text for o in moved.options] == ["the  cat", "the  cats"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  cat", "  cats"]
     assert [o.length for o in moved.options] == [4, 5]
@@ -83,18 +81,18 @@ def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
 
 def test_words_within_texts_keep_their_texts_under_every_bundle():
     asked = pair("the cat", "the cats", spans=((3, 7), (0, 3)))
-    for peer in multiple_choice.PEER_CONVENTIONS.values():
-        for method in METHODS.values():
+    for peer in conventions.PEER_CONVENTIONS.values():
+        for method in METHODS:
             policy = peer.for_method(method).for_suite("sum", scores_words=True)
-            assert multiple_choice.apply_conventions([asked], policy, LookupModel(WORDS)) == [asked]
+            assert conventions.apply_conventions([asked], policy, LookupModel(WORDS)) == [asked]
             assert policy.bos_before_context == ""
 
 
 @pytest.mark.parametrize("peer", ["lm-eval", "babylm-2024"])
 def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
-    causal = multiple_choice.PEER_CONVENTIONS[peer].for_method(METHODS["causal"])
+    causal = conventions.PEER_CONVENTIONS[peer].for_method(METHODS["causal"])
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    sentences, behind = multiple_choice.apply_conventions(
+    sentences, behind = conventions.apply_conventions(
         [pair("the cat", "a cat"), spanned], causal, LookupModel(WORDS)
     )
     assert [(o.text, o.span, o.length) for o in sentences.options] == [
@@ -104,7 +102,7 @@ def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
     assert behind == spanned
     requests = [pair(" the cat", " a cat")]
     assert (
-        multiple_choice.apply_conventions(
+        conventions.apply_conventions(
             requests, causal.for_suite("sum", verbatim=True), LookupModel(WORDS)
         )
         == requests

@@ -20,7 +20,7 @@ from antlm_bench.errors import (
     MethodNotSupported,
     UsageError,
 )
-from antlm_bench.scoring.probes import METHODS, resolve_method
+from antlm_bench.scoring.methods import METHODS, resolve_method
 from antlm_bench.types import Item, Option
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from antlm_bench.errors import MethodNotSupported, UsageError
-from antlm_bench.scoring import probes
+from antlm_bench.scoring import methods, probes
 from antlm_bench.types import EncodedBatch
 
 MASK = 99
@@ -90,12 +90,12 @@ class Fake:
 
 
 def test_a_model_is_only_asked_what_it_can_answer():
-    assert probes.supported_methods(Fake({"causal"}, None)) == ["causal"]
-    assert probes.supported_methods(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
-    assert probes.supported_methods(Fake({"causal", "full"}, 3)) == list(probes.METHODS)
+    assert methods.supported_methods(Fake({"causal"}, None)) == ["causal"]
+    assert methods.supported_methods(Fake({"full"}, 3)) == ["mlm", "mlm-l2r", "mntp"]
+    assert methods.supported_methods(Fake({"causal", "full"}, 3)) == list(methods.METHODS.names())
     with pytest.raises(MethodNotSupported, match="does not attend causal"):
-        probes.resolve_method("fused", Fake({"full"}, 3))
+        methods.resolve_method("fused", Fake({"full"}, 3))
     with pytest.raises(MethodNotSupported, match="no mask token"):
-        probes.resolve_method("mlm", Fake({"full"}, None))
+        methods.resolve_method("mlm", Fake({"full"}, None))
     with pytest.raises(UsageError, match="unknown method 'plm'"):
-        probes.resolve_method("plm", Fake({"full"}, 3))
+        methods.resolve_method("plm", Fake({"full"}, 3))

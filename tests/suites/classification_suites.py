@@ -6,7 +6,7 @@ from pathlib import Path
 
 from antlm_bench.declarations import catalog
 from antlm_bench.suites.classification import ClassificationSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 
 SHIPPED = {
     name: spec

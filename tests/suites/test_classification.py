@@ -16,7 +16,7 @@ from antlm_bench.commands.show import describe_entry
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.suites import classification_loader, loader
 from antlm_bench.suites.classification import ClassificationExampleSpec, ClassificationSpec
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 
 SELF_TESTS = [
     pytest.param(spec, example, id=f"{name}-{example.task}")
@@ -215,10 +215,10 @@ def test_each_verb_sends_the_other_s_suites_there() -> None:
         lambda: loader.list_suite_refs("glue-2025"),
         lambda: loader.load_suite("glue-2025"),
     ):
-        with pytest.raises(UsageError, match="finetuned, not scored") as caught:
+        with pytest.raises(UsageError, match="is a suite that is finetuned") as caught:
             call()
         assert "antlm-bench finetune --model CKPT --suite glue-2025" in caught.value.hint
-    with pytest.raises(UsageError, match="scored, not finetuned") as caught:
+    with pytest.raises(UsageError, match="scored, not a suite that is finetuned") as caught:
         classification_loader.list_tasks("blimp")
     assert "antlm-bench score --model CKPT --suite blimp" in caught.value.hint
     with pytest.raises(UsageError, match="is a collection"):

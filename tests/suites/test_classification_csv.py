@@ -16,7 +16,7 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import ClassificationSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 
 
 def own(

@@ -17,7 +17,8 @@ from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError
 from antlm_bench.suites import loader
 from antlm_bench.suites.grammar import generate_pairs, generate_sentences
-from antlm_bench.suites.spec import GrammarSpec, SuiteSpec, read_spec
+from antlm_bench.suites.spec import GrammarSpec, SuiteSpec
+from antlm_bench.suites.task_types import read_spec
 
 
 def nano() -> GrammarSpec:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import BenchError, DataError, DeclarationError, UsageError
 from antlm_bench.suites import loader
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 
 HEAD = """
 kind = "suite"
@@ -251,9 +251,7 @@ def test_a_mistake_in_the_tables_is_named(
 def test_a_reduction_is_of_choices(tmp_path: Path) -> None:
     declared = catalog("tasks")["reading"].read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(f'reduction = "per-token"\n{declared}')
-    with pytest.raises(
-        DeclarationError, match="`reduction` is of choices, and delta-r2 is of none"
-    ):
+    with pytest.raises(DeclarationError, match="`reduction` is for choices; delta-r2 has none"):
         read_spec(tmp_path / "mine.toml")
 
 

@@ -16,7 +16,8 @@ from antlm_bench.declarations import catalog
 from antlm_bench.errors import DataError
 from antlm_bench.suites import classification_loader, loader, records, sources
 from antlm_bench.suites.collection import CollectionSpec
-from antlm_bench.suites.spec import ExampleSpec, SuiteSpec, read_spec
+from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
+from antlm_bench.suites.task_types import read_spec
 
 DECLARED = {name: read_spec(path) for name, path in catalog("tasks").items()}
 SUITES = {name: spec for name, spec in DECLARED.items() if isinstance(spec, SuiteSpec)}

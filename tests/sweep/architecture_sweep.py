@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint
 from antlm_bench.errors import BenchError
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.probes import METHODS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
 TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on

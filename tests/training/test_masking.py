@@ -321,7 +321,10 @@ def test_ids_keep_their_type() -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({"span_length_distribution": "word"}, r"masking\.spans: unknown law of spans 'word'"),
+        (
+            {"span_length_distribution": "word"},
+            r"masking\.spans: unknown distribution of spans 'word'",
+        ),
         ({"mask_share": 0.8, "random_share": 0.3}, "masking: 0.8 masked and 0.3 random"),
         ({"mask_share": -0.1}, "masking: -0.1 masked"),
         ({"random_token_ids": WORDS[:0]}, r"masking\.random: no words"),

@@ -121,7 +121,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (changed("model", architecture="bert"), "model.architecture", "ltg-bert"),
     (changed("model", heads=5), "model", "heads = 5 must divide hidden = 32"),
     (changed("model", kv_heads=3), "model", "kv_heads must divide heads"),
-    (changed("model", layer_mix="zero"), "model", "layer_mix is ltg-bert's"),
+    (changed("model", layer_mix="zero"), "model", "layer_mix is for ltg-bert"),
     (changed("model", norm_eps=float("nan")), "model.norm_eps", "finite"),
     (changed("tokenizer", vocabulary=200), "tokenizer.vocabulary", "261"),
     (changed("corpus", document="page"), "corpus.document", "'file', 'line' or 'corpus'"),

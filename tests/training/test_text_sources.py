@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.spec import read_spec
+from antlm_bench.suites.task_types import read_spec
 from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,

@@ -1,0 +1,403 @@
+"""The record of every metric: what it is called, how it is written, computed and compared.
+
+Whoever handles a number asks the record of its metric. No other module compares names of metrics
+(tests/test_records.py). A record holds facts and names of functions ("module:attribute"), which are
+imported when they are first used, so that listing suites loads no scipy. The functions themselves
+stand in one file per family: `accuracy`, `spearman`, `classification`, `task_metric`,
+`bits_per_byte`, `reading_times`, `surprisal`, `acquisition`.
+
+A package adds a metric with one record and one entry point (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any
+
+from antlm_bench.registry import Registry
+
+Target = str | Callable[..., Any]
+"""A function or class, or where it is: "module:attribute"."""
+
+TIE_RULES: dict[str, str] = {
+    "half": "an item whose best score is shared by k options gives 1/k "
+    "if the right one is among them",
+    "strict": "a shared best score is wrong",
+    "first": "the first of the best is chosen, as argmax does in lm-eval and BabyLM 2024-2025, "
+    "where index 0 is right",
+    "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
+}
+REDUCTIONS = ("sum", "per-token", "per-character")
+CLASS_REDUCTION = "class"
+"""The reduction of classified texts: their scores are log-probabilities of classes already."""
+
+
+class ItemKind(Enum):
+    """What an item of a metric consists of."""
+
+    CHOICE = "options, one of which is right"
+    RATING = "options, and a human rating as gold"
+    TEXT = "one text, of which nothing is right or wrong"
+    READING_TIME = "a word and the word before it, with human reading times in the suite's data"
+    CLASS = "a text and the classes of a finetuned classifier"
+    TASK_VALUE = "requests, and numbers that the task's own code makes of the answers"
+    DOCUMENT = "a whole document and its lengths"
+    CURVE = "a word's surprisal at several checkpoints"
+
+
+SCORED_ITEM_KINDS = (ItemKind.CHOICE, ItemKind.RATING, ItemKind.READING_TIME, ItemKind.TEXT)
+"""Items of the suites that a TOML of kind "suite" declares."""
+OPTION_KINDS = (ItemKind.CHOICE, ItemKind.RATING)
+"""Items whose options are compared, so that `reduction` decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class LmEvalFormat:
+    """How lm-eval's result files show a metric."""
+
+    metric: str = ""
+    """lm-eval's name. "" = our name, with underscores."""
+    output_type: str = "multiple_choice"
+    is_item_mean: bool = False
+    """The number of a task is the plain mean of its items' values."""
+    sample_values: bool = True
+    """An item's value is its own, and stands in its sample."""
+    equivalents: tuple[str, ...] = ()
+    """Metrics of lm-eval that say the same, so that none of them is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """Everything about one metric.
+
+    A new metric needs a name, a label and `item_values`; every other field has a default.
+    """
+
+    name: str
+    """What a suite's TOML calls it."""
+    label: str
+    """What the numbers are, for a legend: "Percent right"."""
+    interval: str = "items resampled"
+    """Where the 95% interval comes from, for a legend."""
+    item_kind: ItemKind = ItemKind.CHOICE
+
+    # ---- how a number is written
+    heading: str = ""
+    """What stands above a column of these numbers only. "" = the name."""
+    axis_title: str = ""
+    """Title of a chart's axis. "" = the heading."""
+    headline_name: str | None = None
+    """How a headline names its metric. None = the heading; "" = not at all."""
+    headline_basis: str = "over items"
+    """What a headline without groups is computed over, in words. "" = nothing to add."""
+    scale: int = 1
+    """Factor from the stored number to the written one: 100 for percent."""
+    decimals: int = 3
+    difference_unit: str = ""
+    """What stands behind a difference: "points"."""
+    difference_title: str = ""
+    """Title of the axis of differences. "" = "difference in" the unit or, without one, the heading."""
+    change_labels: tuple[str, ...] = ("items better", "worse")
+    """What became of items that moved: better, worse. () = a single item has no value."""
+    too_long_outcome: str = "left out"
+    """What became of items that do not fit the model."""
+    percent_name: str = ""
+    """What a report calls numbers times 100 that are neither percent nor correlations."""
+
+    # ---- what the number means
+    lower_is_better: bool = False
+    value_range: tuple[float, float] = (-math.inf, math.inf)
+    """Lowest and highest possible value. A report writes bounded metrics times 100."""
+    trivial_baseline: str = ""
+    """What is reached without any knowledge: "chance" (1 / options), "majority" (the most frequent
+    class). "" = no such number."""
+    tie_rule_matters: bool = False
+    """The number depends on which of several best options counts as chosen."""
+
+    # ---- how it is computed
+    item_values: Target | None = None
+    """(PredictionTable, MetricSettings) -> value of each item (n,); nan = none, left out."""
+    aggregation: Target | None = "antlm_bench.metrics.item_mean:ItemMean"
+    """(MetricSpec, MetricSettings) -> `summary.Metric`. None = a command computes the number from
+    more than one suite's predictions (`summarize` refuses it)."""
+    confusion: Target | None = None
+    """`classification.ConfusionMetric` of this metric, where it is one of classified texts."""
+    num_classes: int | None = None
+    """How many classes it is defined for. None = any number."""
+    averages_groups: bool = True
+    """A suite may declare `macro`: the headline is the mean over groups."""
+    fixed_macro: tuple[str, ...] | None = None
+    """Levels that the headline always averages over, whatever the suite declares."""
+
+    # ---- how two runs are compared
+    comparison: Target | None = "antlm_bench.compare.paired:compare_item_values"
+    """JoinedTables -> PairedResult. None = single items contribute nothing that can be paired."""
+    needs_suite_data: bool = False
+    """The predictions are one half: numbers and comparisons need the suite's own data, too."""
+
+    # ---- what exports write
+    export_rows: Target | None = "antlm_bench.exports.items_csv:value_rows"
+    """(Cell, predictions, PredictionTable) -> columns of each item. None = not exported."""
+    lm_eval: LmEvalFormat | None = LmEvalFormat(is_item_mean=True)
+    """None = lm-eval's result files have no such number."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heading", self.heading or self.name)
+
+    @property
+    def difference_axis_title(self) -> str:
+        """Title of a chart's axis of differences."""
+        return self.difference_title or f"difference in {self.difference_unit or self.heading}"
+
+    @property
+    def is_bounded(self) -> bool:
+        return all(map(math.isfinite, self.value_range))
+
+    def format(self, value: float) -> str:
+        """Return a value as it is written in tables."""
+        return f"{self.scale * value:.{self.decimals}f}"
+
+    def format_beside_percent(self, value: float) -> str:
+        """Return a value as a report of many suites writes it: bounded metrics times 100."""
+        return f"{100 * value:.1f}" if self.is_bounded else self.format(value)
+
+
+PERCENT: dict[str, Any] = {
+    "scale": 100,
+    "decimals": 1,
+    "difference_unit": "points",
+    "change_labels": ("gained", "lost"),
+    "value_range": (0.0, 1.0),
+}
+CORRELATION: dict[str, Any] = {
+    "decimals": 2,
+    "headline_basis": "",
+    "difference_title": "difference of correlations",
+    "change_labels": (),
+    "value_range": (-1.0, 1.0),
+    "averages_groups": False,
+}
+CLASSIFICATION: dict[str, Any] = PERCENT | {
+    "item_kind": ItemKind.CLASS,
+    "interval": "over seeds and items",
+    "trivial_baseline": "majority",
+    "averages_groups": False,
+    "aggregation": None,
+    "comparison": "antlm_bench.compare.paired:compare_accuracy",
+    "export_rows": "antlm_bench.exports.items_csv:choice_rows",
+    "lm_eval": LmEvalFormat(),
+}
+ACCURACY = MetricSpec(
+    "accuracy",
+    "Percent right",
+    "items resampled within each group for an unweighted mean of groups, Wilson's for one group",
+    axis_title="% right",
+    headline_name="",
+    too_long_outcome="counted wrong",
+    trivial_baseline="chance",
+    tie_rule_matters=True,
+    aggregation="antlm_bench.metrics.accuracy:Accuracy",
+    confusion="antlm_bench.metrics.classification:ACCURACY",
+    comparison="antlm_bench.compare.paired:compare_accuracy",
+    export_rows="antlm_bench.exports.items_csv:choice_rows",
+    lm_eval=LmEvalFormat("acc", is_item_mean=True, equivalents=("acc", "acc_norm")),
+    **PERCENT,
+)
+SPEARMAN = MetricSpec(
+    "spearman",
+    "Spearman's rho",
+    item_kind=ItemKind.RATING,
+    heading="Spearman's rho",
+    aggregation="antlm_bench.metrics.spearman:Spearman",
+    comparison="antlm_bench.compare.paired:compare_correlations",
+    export_rows="antlm_bench.exports.items_csv:rating_rows",
+    lm_eval=LmEvalFormat(),
+    **CORRELATION,
+)
+F1 = MetricSpec(
+    "f1",
+    "100 F1",
+    heading="100 F1",
+    confusion="antlm_bench.metrics.classification:F1",
+    num_classes=2,
+    **CLASSIFICATION,
+)
+MACRO_F1 = MetricSpec(
+    "macro-f1",
+    "100 macro-F1",
+    heading="100 macro-F1",
+    confusion="antlm_bench.metrics.classification:MACRO_F1",
+    **CLASSIFICATION,
+)
+MCC = MetricSpec(
+    "mcc",
+    "100 times Matthews' correlation",
+    heading="100 MCC",
+    confusion="antlm_bench.metrics.classification:MCC",
+    **CLASSIFICATION | {"value_range": (-1.0, 1.0)},
+)
+DELTA_R2 = MetricSpec(
+    "delta-r2",
+    "100 ΔR²",
+    "percent that surprisal explains of what the other predictors leave, sentences resampled",
+    ItemKind.READING_TIME,
+    heading="100 ΔR²",
+    percent_name="ΔR²",
+    aggregation=None,
+    comparison="antlm_bench.compare.paired_reading_times:compare_reading_times",
+    needs_suite_data=True,
+    export_rows="antlm_bench.exports.items_csv:logprob_rows",
+    lm_eval=None,
+    **PERCENT | {"change_labels": ()},
+)
+SURPRISAL = MetricSpec(
+    "surprisal",
+    "Surprisal in nats",
+    "words as a sample",
+    ItemKind.TEXT,
+    heading="nats",
+    decimals=2,
+    difference_unit="nats",
+    change_labels=("words better", "worse"),
+    lower_is_better=True,
+    aggregation="antlm_bench.metrics.surprisal:MeanSurprisal",
+    fixed_macro=("word",),
+    comparison="antlm_bench.compare.paired:compare_surprisal",
+    export_rows="antlm_bench.exports.items_csv:choice_rows",
+    lm_eval=LmEvalFormat(equivalents=("perplexity",)),
+)
+ACQUISITION = MetricSpec(
+    "acquisition",
+    "Pearson's r",
+    "Fisher's",
+    ItemKind.CURVE,
+    heading="Pearson's r",
+    aggregation=None,
+    comparison=None,
+    export_rows=None,
+    lm_eval=None,
+    **CORRELATION,
+)
+TASK_VALUE: dict[str, Any] = {
+    "item_kind": ItemKind.TASK_VALUE,
+    "item_values": "antlm_bench.metrics.task_metric:first_task_value",
+    "change_labels": ("documents better", "worse"),
+}
+TASK_TOTAL: dict[str, Any] = TASK_VALUE | {
+    "interval": "documents left out in turn",
+    "change_labels": (),
+    "export_rows": "antlm_bench.exports.items_csv:preference_rows",
+    "lm_eval": LmEvalFormat(is_item_mean=True, sample_values=False),
+}
+RESAMPLED_OR_WILSON = "items resampled, Wilson's where each is 0 or 1"
+TASK_SCORE = MetricSpec(
+    "task-score",
+    "Score as the task judges it",
+    RESAMPLED_OR_WILSON,
+    heading="task's score",
+    **TASK_VALUE,
+)
+TASK_PENALTY = MetricSpec(
+    "task-penalty",
+    "Penalty as the task judges it (less is better)",
+    RESAMPLED_OR_WILSON,
+    heading="task's penalty",
+    lower_is_better=True,
+    **TASK_VALUE,
+)
+WHOLE_SCORE = MetricSpec(
+    "whole-score",
+    "Score of all documents, as the task has it",
+    heading="task's score",
+    **TASK_TOTAL,
+)
+WHOLE_PENALTY = MetricSpec(
+    "whole-penalty",
+    "Penalty of all documents, as the task has it (less is better)",
+    heading="task's penalty",
+    lower_is_better=True,
+    **TASK_TOTAL,
+)
+BITS_PER_BYTE = MetricSpec(
+    "bits-per-byte",
+    "Bits per byte (less is better)",
+    "documents resampled",
+    ItemKind.DOCUMENT,
+    heading="bits per byte",
+    difference_unit="bits",
+    change_labels=("documents better", "worse"),
+    lower_is_better=True,
+    averages_groups=False,
+    aggregation="antlm_bench.metrics.bits_per_byte:BitsPerByte",
+    export_rows="antlm_bench.exports.items_csv:logprob_rows",
+    lm_eval=LmEvalFormat(
+        output_type="loglikelihood_rolling",
+        equivalents=("bits_per_byte", "byte_perplexity", "word_perplexity"),
+    ),
+)
+
+METRICS: Registry[MetricSpec] = Registry(
+    "metric",
+    "antlm_bench.metrics",
+    {
+        name: f"{__name__}:{name.replace('-', '_').upper()}"
+        for name in (
+            "accuracy",
+            "spearman",
+            "f1",
+            "macro-f1",
+            "mcc",
+            "delta-r2",
+            "surprisal",
+            "acquisition",
+            "task-score",
+            "task-penalty",
+            "whole-score",
+            "whole-penalty",
+            "bits-per-byte",
+        )
+    },
+)
+
+
+def get_metric_spec(name: str) -> MetricSpec:
+    """Return the record of a metric that a run names.
+
+    A run may name a metric that only another version or a missing package knows. Such a metric gets
+    a record with its name and its value times 100, so that the run can still be shown.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    return MetricSpec(
+        name,
+        f"100 {name}",
+        "see the version that wrote it",
+        heading=f"100 {name}",
+        aggregation=None,
+        **PERCENT,
+    )
+
+
+def validate_metric(
+    name: str, item_kinds: Collection[ItemKind] = (), is_classified: bool = False
+) -> str:
+    """Return the name of a metric that a suite may declare, unchanged.
+
+    item_kinds: kinds of items that the suite can have. is_classified: metrics of classified texts.
+    Raises ValueError, which pydantic turns into an error at the key.
+    """
+
+    def is_allowed(metric: MetricSpec) -> bool:
+        return bool(metric.confusion) if is_classified else metric.item_kind in item_kinds
+
+    if name in METRICS and is_allowed(METRICS[name]):
+        return name
+    names = [metric.name for metric in METRICS if is_allowed(metric)]
+    *others, last = map(repr, names)
+    close = get_close_matches(name, names, 1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"the metric is {', '.join(others)} or {last}, not {name!r}{suggestion}")

@@ -1,0 +1,99 @@
+"""Spearman's rho of the first option's probability with a human rating.
+
+    p = softmax(scores of the item's options)[0],    rho = Pearson(rank(p), rank(rating))
+
+over all items of a suite. Source: BabyLM scores WUG so (evaluation-pipeline-2025,
+sentence_zero_shot/compute_results.py). Its interval: `statistics.spearman`.
+
+Corner cases: items that do not fit the model are left out, and n says so; BabyLM's softmax is in
+float32, where probabilities near 1 are equal and share a rank (`softmax`); fewer than three items,
+or equal values, have no correlation, which is shown as 0 over the whole range; every option with
+probability 0 is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import softmax
+
+from antlm_bench import statistics
+from antlm_bench.errors import CheckpointError, UsageError
+from antlm_bench.metrics.accuracy import other_reductions
+from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
+from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
+from antlm_bench.statistics.spearman import MIN_UNTIED_ITEMS
+from antlm_bench.types import Bools, Estimate, Floats
+
+
+class Spearman(Metric):
+    """Rank correlation of the first option's probability with the human rating."""
+
+    def per_item(self, table: PredictionTable) -> Floats:
+        """Return the probability (n,) of the first option. CheckpointError where none has any."""
+        return self._probabilities(table, self.settings.reduction)
+
+    def headline(self, table: PredictionTable, macro: Sequence[str]) -> Headline:
+        if len(assign_strata(table, macro)[1]) > 1:
+            raise UsageError(
+                f"{self.spec.name} runs over all items of a suite",
+                hint="leave `macro` empty in the suite's TOML",
+            )
+        everything = np.ones(len(table.ids), bool)
+        reduction = self.settings.reduction
+        views = {
+            other: self._correlate(table, everything, other)
+            for other in other_reductions(reduction)
+        }
+        pairs = self._probabilities_and_ratings(table, everything, reduction)
+        undefined = statistics.spearman_correlation(*pairs) is None
+        note = "correlation undefined (too few items, or all equal): shown as 0"
+        return Headline(
+            self._correlate(table, everything, reduction), views, (note,) if undefined else ()
+        )
+
+    def estimate_members(self, table: PredictionTable, members: Bools) -> Estimate:
+        return self._correlate(table, members, self.settings.reduction)
+
+    def closing_notes(self, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+        names = [name for name, e in estimates.items() if (e.low, e.high) == self.spec.value_range]
+        return no_interval_note(names, "correlation", MIN_UNTIED_ITEMS)
+
+    def _probabilities(self, table: PredictionTable, reduction: str) -> Floats:
+        precision = np.dtype(self.settings.softmax)
+        scores = np.where(table.valid, table.reduced_scores(reduction), -np.inf).astype(precision)
+        with np.errstate(invalid="ignore"):
+            probability = softmax(scores, axis=1)[:, 0].astype(np.float64)
+        lost = np.isnan(probability) & ~table.get_flag("too-long")
+        if lost.any():
+            raise CheckpointError(
+                "every option has probability 0",
+                location=f"item {table.ids[int(np.flatnonzero(lost)[0])]}",
+                hint="score in float32",
+            )
+        return np.asarray(probability)
+
+    def _probabilities_and_ratings(
+        self, table: PredictionTable, members: Bools, reduction: str
+    ) -> tuple[Floats, Floats]:
+        used = members & ~table.get_flag("too-long")
+        return self._probabilities(table, reduction)[used], table.gold[used]
+
+    def _correlate(self, table: PredictionTable, members: Bools, reduction: str) -> Estimate:
+        x, y = self._probabilities_and_ratings(table, members, reduction)
+        flags, value_range = table.count_flags(members), self.spec.value_range
+        value = statistics.spearman_correlation(x, y)
+        if value is None:  # nothing is known: the whole range
+            return rounded_estimate(0.0, len(x), value_range, flags, value_range)
+        interval = statistics.spearman_interval(x, y)
+        return rounded_estimate(value, len(x), interval, flags, value_range)
+
+
+def no_interval_note(names: Sequence[str], statistic: str, min_items: int) -> tuple[str, ...]:
+    """Return the note on those of these names whose statistic has no interval, if there are any."""
+    reason = (
+        f"no interval of a {statistic} is known with fewer than {min_items} items "
+        "beside the largest tie"
+    )
+    return (f"{', '.join(dict.fromkeys(names))}: {reason}",) if names else ()

@@ -1,0 +1,310 @@
+"""The task types that we ship, one record each, and what `list` and `show` say of a declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antlm_bench.lm_eval_bridge import tasks
+from antlm_bench.metrics.records import ACQUISITION as ACQUISITION_METRIC
+from antlm_bench.registry import deferred
+from antlm_bench.suites import loader, sources, syntaxgym
+from antlm_bench.suites.acquisition import AcquisitionSpec
+from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
+from antlm_bench.suites.collection import CollectionSpec, MemberSpec
+from antlm_bench.suites.pairs_csv import is_pairs_file
+from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
+from antlm_bench.suites.task_types import TASK_TYPES, Facts, TaskType, TextRow, list_suite
+
+_SCORING = "antlm_bench.scoring.suite_scoring"
+_require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
+
+
+# ---- suites that are scored
+
+
+def _format_item_count(spec: SuiteSpec) -> str:
+    """Return the items of the complete suite, "" where its declaration does not say."""
+    if spec.expect:
+        return f"{spec.expect.items:,}"
+    return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
+
+
+def _list_suite(spec: SuiteSpec) -> TextRow:
+    return list_suite(spec, _format_item_count(spec), spec.metric)
+
+
+def _describe_suite(spec: SuiteSpec) -> Facts:
+    rule = f", by log-probability {spec.reduction}" if spec.reduction != "sum" else ""
+    return {
+        "version": spec.version,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "items": _format_item_count(spec),
+        "metric": spec.metric + rule,
+        "headline": describe_aggregation(spec),
+        "groups": " > ".join(spec.groups),
+        "example": _format_example(spec.example[0]) if spec.example else "",
+        "data": _describe_data(spec),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+def describe_aggregation(spec: SuiteSpec) -> str:
+    """Return what the headline averages, as a sentence."""
+    if not spec.macro:
+        return f"{spec.metric} over all items"
+    *outer, innermost = spec.macro
+    sentence = (
+        f"{spec.metric} over the items of each {innermost}, "
+        f"then the unweighted mean over {innermost}s"
+    )
+    return sentence + "".join(f", then over {level}s" for level in reversed(outer))
+
+
+def _format_example(example: ExampleSpec) -> str:
+    """Return the options of a self-test, one per line, the right one marked by "+"."""
+    return "\n".join(
+        f"{'+' if index == example.gold else '-'} {text}"
+        for index, text in enumerate(example.options)
+    )
+
+
+def _describe_data(spec: sources.SuiteWithData) -> str:
+    """Return how many files are here, and the folders that hold them."""
+    if spec.data is None:
+        return "generated from the declaration; nothing to fetch"
+    rows = sources.list_files(spec)
+    paths = [row.path for row in rows if row.path]
+    folders = sorted({str(path.parent) for path in paths})
+    return f"{len(paths)} of {len(rows)} files here" + "".join(f"\n{folder}" for folder in folders)
+
+
+def _check_lm_eval_methods(ref: str, method_names: Sequence[str]) -> None:
+    if tasks.requests_documents(ref):
+        for name in method_names:
+            _require_causal_method(name, "--method")
+
+
+MULTIPLE_CHOICE = TaskType(
+    name="suite",
+    declaration=SuiteSpec,
+    matches=is_pairs_file,
+    load=loader.load_declared_suite,
+    list_row=_list_suite,
+    describe=_describe_suite,
+)
+SURPRISAL = TaskType(
+    name="surprisal",
+    load=loader.load_declared_suite,
+    asks_for="texts",
+    compares_options=False,
+    list_row=_list_suite,
+    describe=_describe_suite,
+)
+READING_TIMES = TaskType(
+    name="reading-times",
+    load=loader.load_declared_suite,
+    predict=deferred(f"{_SCORING}:predict_words"),
+    summarize=deferred(f"{_SCORING}:summarize_reading_times"),
+    asks_for="words",
+    compares_options=False,
+    any_engine=False,
+    scores_spans=True,
+    list_row=_list_suite,
+    describe=_describe_suite,
+)
+SYNTAXGYM = TaskType(
+    name="syntaxgym",
+    matches=syntaxgym.is_syntaxgym_file,
+    load=loader.load_syntaxgym_suite,
+    predict=deferred(f"{_SCORING}:predict_formulas"),
+    asks_for="words",
+    compares_options=False,
+    any_engine=False,
+    scores_spans=True,
+)
+# Tasks of lm-eval that report accuracy are of the type "suite", those that report the perplexity
+# of a continuation of the type "surprisal"; this type has another metric of lm-eval as headline.
+LM_EVAL = TaskType(
+    name="lm-eval",
+    matches=tasks.is_lm_eval_ref,
+    expand=tasks.list_suite_refs,
+    load=loader.load_lm_eval_suite,
+    check_methods=_check_lm_eval_methods,
+    summarize=deferred(f"{_SCORING}:summarize_task_metrics"),
+    asks_for="judgements",
+    compares_options=False,
+    any_engine=False,
+    exact_reason=": its own code reads log-probabilities and first choices as they are",
+)
+LM_EVAL_DOCUMENTS = TaskType(
+    name="lm-eval-documents",
+    load=loader.load_lm_eval_suite,
+    predict=deferred(f"{_SCORING}:predict_documents"),
+    summarize=deferred(f"{_SCORING}:summarize_documents"),
+    asks_for="documents",
+    compares_options=False,
+    any_engine=False,
+    scores_documents=True,
+)
+
+
+# ---- classification
+
+
+def _format_text_count(spec: ClassificationSpec) -> str:
+    """Return the texts that all tasks score, "" where a file's rows are unknown."""
+    rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
+    return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
+
+
+def _list_classification(spec: ClassificationSpec) -> TextRow:
+    metrics = dict.fromkeys(task.metric for task in spec.task.values())
+    return list_suite(spec, _format_text_count(spec), ", ".join(metrics), "finetune")
+
+
+def _describe_classification(spec: ClassificationSpec) -> Facts:
+    default = spec.training
+    return {
+        "version": spec.version,
+        "licence": spec.licence,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "items": _format_text_count(spec),
+        "headline": "mean over the tasks, each in its own metric",
+        "tasks": {name: _describe_task(spec, task) for name, task in spec.task.items()},
+        "training": default.model_dump(exclude_none=True),
+        "per task": {
+            name: _describe_task_training(spec, name)
+            for name in spec.task
+            if spec.resolve_training(name) != default
+        },
+        "selection": f"the epoch that is best on {spec.held_out:.0%} of train, held out",
+        "presets": {name: preset.source for name, preset in spec.preset.items()},
+        "data": _describe_data(spec),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+def _describe_task(spec: ClassificationSpec, task: TaskSpec) -> str:
+    """Return a line such as `accuracy of no, yes; 9,427 rows train, 1,635 are scored`."""
+    counts = []
+    if task.train and (rows := spec.data.files[task.train].rows):
+        counts.append(f"{rows:,} rows train")
+    elif task.trains_with:
+        counts.append(f"trains with {task.trains_with}")
+    if rows := spec.data.files[task.valid].rows:
+        counts.append(f"{rows:,} are scored")
+    return "; ".join(
+        filter(None, (f"{task.metric} of {', '.join(task.classes)}", ", ".join(counts)))
+    )
+
+
+def _describe_task_training(spec: ClassificationSpec, name: str) -> str:
+    """Return the settings of a task that differ from the suite's."""
+    default = spec.training.model_dump()
+    settings = spec.resolve_training(name).model_dump()
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value != default[key])
+
+
+CLASSIFICATION = TaskType(
+    name="classification",
+    noun="a suite that is finetuned",
+    declaration=ClassificationSpec,
+    command="finetune",
+    command_line="antlm-bench finetune --model {model} --suite {suite}",
+    completion="antlm-bench finetune --model {model} --suite {suite}{tasks}{attention}{out}",
+    list_row=_list_classification,
+    describe=_describe_classification,
+)
+
+
+# ---- collections
+
+
+def _list_collection(spec: CollectionSpec) -> TextRow:
+    members = ", ".join(suite for member in spec.members for suite in member.suite_names)
+    return {"collection": spec.name, "members": members, "title": spec.title}
+
+
+def _describe_collection(spec: CollectionSpec) -> Facts:
+    return {
+        "version": spec.version,
+        "members": "\n".join(map(_describe_member, spec.members)),
+        "headline": "mean of the members by their weights",
+        "homepage": spec.homepage,
+        "published": "\n".join(f"{row.name} ({row.source})" for row in spec.published),
+        "notes": "\n".join(spec.notes),
+    }
+
+
+def _describe_member(member: MemberSpec) -> str:
+    """Return a line such as `GLUE: glue-2024 (finetune: boolq, cola), weight 0.5`."""
+    suites = " and ".join(member.suite_names)
+    line = f"{member.label}: {suites}" if member.label else suites
+    if member.tasks:
+        line += f" (finetune: {', '.join(member.tasks)})"
+    elif not member.task_type:
+        line += " (nothing computes it yet)"
+    elif TASK_TYPES[member.task_type].over_checkpoints:
+        line += " (over checkpoints)"
+    if member.metric:
+        line += f", {member.metric}"
+    elif member.over:
+        line += f", mean over {member.over} groups"
+    return line + (f", weight {member.weight:g}" if member.weight != 1 else "")
+
+
+COLLECTION = TaskType(
+    name="collection",
+    noun="a collection",
+    declaration=CollectionSpec,
+    parts=CollectionSpec.list_suites,
+    command="",
+    command_line="",
+    completion="",
+    listing="collections",
+    list_row=_list_collection,
+    describe=_describe_collection,
+)
+
+
+# ---- age of acquisition
+
+
+def _list_acquisition(spec: AcquisitionSpec) -> TextRow:
+    words, _ = loader.read_suite_spec(spec.words)
+    return list_suite(spec, _format_item_count(words), ACQUISITION_METRIC.name)
+
+
+def _describe_acquisition(spec: AcquisitionSpec) -> Facts:
+    threshold = f", 0 where p > {spec.significance:g}" if spec.significance else ""
+    points = "the mean over contexts" if spec.points == "means" else "every context"
+    bounds = "bounded" if spec.bounded else "unbounded"
+    chance = f"{spec.chance:.4g} nats" if spec.chance else "tokens of the word * ln(vocabulary)"
+    return {
+        "version": spec.version,
+        "citation": spec.citation,
+        "homepage": spec.homepage,
+        "words": f"{spec.words}, at every checkpoint",
+        "headline": "Pearson's correlation of the ages at which children and the model know a word"
+        + threshold,
+        "curve": f"a sigmoid through {points} at each checkpoint, its parameters {bounds}",
+        "chance": chance,
+        "notes": "\n".join(spec.notes),
+    }
+
+
+ACQUISITION = TaskType(
+    name="acquisition",
+    noun="an age of acquisition",
+    declaration=AcquisitionSpec,
+    parts=lambda spec, command: [spec.words],
+    over_checkpoints=True,
+    command_line="antlm-bench acquisition RUN... --suite {suite}",
+    completion="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"
+    " --out {out_of_all}\nantlm-bench acquisition {out_of_all} --suite {suite}",
+    list_row=_list_acquisition,
+    describe=_describe_acquisition,
+)
