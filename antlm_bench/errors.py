@@ -1,9 +1,9 @@
-"""The error tree: everything a user can get wrong ends here, with a message, the place, and a hint.
+"""The error tree: errors of users, with a message, a location and a hint.
 
     BenchError                 exit
-    ├── Regression             1     a checkpoint is worse than its baseline, by more than the margin
-    ├── Disagreement           1     another engine says something else of the same checkpoint
-    ├── UsageError             2     an option or its value
+    ├── PerformanceRegression  1     a checkpoint is worse than its baseline by more than the margin
+    ├── EngineDisagreement     1     another engine gives other scores of the same checkpoint
+    ├── UsageError             2     an option or its value; UnknownCell: a cell that a run lacks
     ├── DeclarationError       2     a TOML of ours or the user's
     ├── MethodNotSupported     2     this checkpoint cannot be scored that way
     ├── CheckpointError        3     a model cannot be opened, or says NaN
@@ -27,19 +27,21 @@ T = TypeVar("T")
 
 
 class BenchError(Exception):
-    """`message` says what is wrong, `place` where (file:line, option, item), `hint` what to do
-    about it.
-    """
+    """The base class of all errors."""
 
     exit_code = 3
 
     def __init__(self, message: str, *, location: str = "", hint: str = "") -> None:
+        """Create an error.
+
+        message: what is wrong. location: where (file:line, option, item). hint: how to fix it.
+        """
         super().__init__(message)
         self.message, self.location, self.hint = message, location, hint
 
     def __str__(self) -> str:
-        where = f"{self.location}: " if self.location else ""
-        return f"{where}{self.message}" + (f"\n  hint: {self.hint}" if self.hint else "")
+        location = f"{self.location}: " if self.location else ""
+        return f"{location}{self.message}" + (f"\n  hint: {self.hint}" if self.hint else "")
 
 
 class PerformanceRegression(BenchError):
@@ -52,6 +54,10 @@ class EngineDisagreement(BenchError):
 
 class UsageError(BenchError):
     exit_code = 2
+
+
+class UnknownCell(UsageError, KeyError):
+    """A run has no cell of that suite, method and seed, or several; see `Run.__getitem__`."""
 
 
 class DeclarationError(BenchError):
@@ -83,7 +89,7 @@ class Inconclusive(BenchError):
 
 
 class IncompleteError(BenchError):
-    """`runs` are those that did finish."""
+    """Some of several things failed or are missing. `runs` are those that did finish."""
 
     exit_code = 5
 

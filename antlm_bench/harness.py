@@ -1,4 +1,6 @@
-"""The former name of `python -m antlm_bench.lm_eval_bridge`, kept so that old command lines work."""
+"""The former name of `python -m antlm_bench.lm_eval_bridge`, kept so that old command lines
+work.
+"""
 
 import sys
 

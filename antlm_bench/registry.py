@@ -103,7 +103,8 @@ class Registry(Generic[Record]):
             package = entry.dist.name if entry.dist else entry.value
             if entry.name in self._targets or targets.get(entry.name, entry.value) != entry.value:
                 raise UsageError(
-                    f"the package {package} adds a {self.noun} {entry.name!r}, and there is one already",
+                    f"the package {package} adds a {self.noun} {entry.name!r}, and there is one "
+                    "already",
                     hint=f"rename its entry point in {self.group}, or uninstall it",
                 )
             targets[entry.name], self._packages[entry.name] = entry.value, package
@@ -118,7 +119,8 @@ class Registry(Generic[Record]):
             if name not in self._packages:
                 raise  # a bug of ours
             raise UsageError(
-                f"the {self.noun} {name!r} of the package {self._packages[name]} cannot be imported: {error}",
+                f"the {self.noun} {name!r} of the package {self._packages[name]} cannot be "
+                f"imported: {error}",
                 location=target,
                 hint="reinstall or repair that package",
             ) from error

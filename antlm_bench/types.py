@@ -1,5 +1,4 @@
-"""The vocabulary of the house: every value that crosses a module border is one of these frozen
-types.
+"""Core data types shared across modules. All are frozen.
 
 Log-probabilities are natural logarithms (nats) everywhere. Shapes are written (n,), (n, t).
 """
@@ -8,135 +7,137 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from antlm_bench.errors import RunError, UnknownCell
+from antlm_bench.notebook import ArrowTable, to_html_table
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Attention = Literal["causal", "full"]
 Labels = Mapping[str, str]
-ProgressCallback = Callable[[float], None]  # receives the share (0..1) of the work just done
-WORD_START_TARGET = (
-    -1
-)  # a target of Probes: not one token, but any that begins a word (`Engine.beginnings`)
+Names = Sequence[str | Path] | str | Path
+"""One name or path, or several."""
+ProgressCallback = Callable[[float], None]
+"""Receives the share (0..1) of the work that was just done."""
+WORD_START_TARGET = -1
+"""Target of Probes: any token that begins a word (Engine.set_word_start_ids)."""
+
+
+def as_list(names: Names) -> list[str]:
+    """Return one name, or several, as a list of strings."""
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One candidate text of an item; `span` holds the (start, end) characters that count, None =
-    all of them.
-
-    length: how many characters a mean per character divides by, None = those that count.
-    """
+    """One candidate text of an item."""
 
     text: str
     span: tuple[int, int] | None = None
+    """(start, end) of the scored characters; None = all."""
     length: int | None = None
+    """Number of characters that a mean per character divides by; None = the scored ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question put to a model: which option is most probable? Two options make a minimal pair.
-
-    `gold` is the index of the right option (an int), or a human rating in 0..1 (a float) for
-    `preference` suites. `labels` are the groups it belongs to, coarse to fine: field, phenomenon,
-    paradigm, ...
-    """
+    """One question: which option is most probable? Two options make a minimal pair."""
 
     id: str
     options: tuple[Option, ...]
     gold: int | float
+    """Index of the right option (an int), or a human rating in 0..1 (a float)."""
     labels: Labels = field(default_factory=dict)
+    """Level -> group, coarse to fine: field, phenomenon, paradigm, ..."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text to be classified, or a pair of texts (`second` != ""); `gold` is the index of its
-    class.
-
-    `labels` are groups, as of an Item; `group` names what must stay on one side of a split (a
-    paragraph with many questions), "" = the example alone.
-    """
+    """One text to be classified, or a pair of texts."""
 
     id: str
     first: str
     second: str
+    """Second text of a pair; "" = a single text."""
     gold: int
+    """Index of the class."""
     labels: Labels = field(default_factory=dict)
+    """As of an Item."""
     group: str = ""
+    """What stays on one side of a split (a paragraph with many questions); "" = the example."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Texts of one exact length as token ids, specials included: the unit that scoring methods work
-    on.
-
-    ids: (n, t) token ids. scored: (n, t) True where the token counts. words: (n, t) index of the
-    first word that a token belongs to, -1 for specials. text: (n,) which text of the caller each
-    row is. last_words: (n, t) index of the last word that a token belongs to; None = no token
-    belongs to more than one.
-    """
+    """n texts of t tokens, special tokens included: the unit that scoring methods work on."""
 
     ids: Ints
+    """(n, t) token ids."""
     score_mask: Bools
+    """(n, t) True where the token is scored."""
     word_ids: Ints
+    """(n, t) index of the first word that a token belongs to, -1 for special tokens."""
     text_index: Ints
+    """(n,) index of each row in the caller's texts."""
     last_word_ids: Ints | None = None
+    """(n, t) index of the last word that a token belongs to; None = as `word_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What a model must be shown and where its answer is read: rows of one exact length and
-    attention.
-
-    ids: (r, t) rows as the model sees them (hidden tokens already replaced by the mask id). For
-    each of k reads: row (k,) into ids, at (k,) the position whose logits are read, target (k,) the
-    token id whose log-probability is wanted (or WORD_START), text (k,) the caller's text whose
-    score it adds to.
-    """
+    """What a model sees, and which log-probabilities are read: r rows of t tokens, k reads."""
 
     ids: Ints
+    """(r, t) token ids as the model sees them, hidden tokens replaced by the mask id."""
     attention: Attention
     row: Ints
+    """(k,) index into `ids`."""
     position: Ints
+    """(k,) position whose logits are read."""
     target: Ints
+    """(k,) token id whose log-probability is wanted, or WORD_START_TARGET."""
     text_index: Ints
+    """(k,) index of the caller's text whose score the read is added to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The durable artefact: what a model said of one item. Holds ids and numbers, never the text of
-    the stimulus.
+    """What a model answered to one item: ids and numbers, never the text of the item.
 
-    gold: see Item. pred: index of the preferred option (the first of the best; ties show in
-    `scores`). scores: summed log-probability per option. tokens / characters: how many of them each
-    score sums over, or the characters that its Option says. Of a classified text the options are
-    the classes, the scores their log-probabilities, and tokens and characters how much of the text
-    was read. flags: facts about the item under this model, out of FLAGS. judged: what the suite's
-    own judge makes of the answer (lm_eval_bridge.task_metrics), nan where it says nothing; () = no
-    judge. kept: what it says, as JSON, of which only all items together make a number (`judged`
-    then holds what the item contributes to it); "" where it says nothing.
+    For a classified text the options are the classes, `scores` their log-probabilities, and
+    `tokens` and `characters` tell how much of the text was read.
     """
 
     id: str
     gold: int | float
+    """See Item."""
     pred: int
+    """Index of the preferred option, the first one of a tie."""
     scores: tuple[float, ...]
+    """Summed log-probability of each option (nats)."""
     tokens: tuple[int, ...]
+    """Number of tokens that each score sums over."""
     characters: tuple[int, ...]
+    """Number of characters of each option (see Option.length)."""
     labels: Labels = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    """Names out of FLAGS."""
     judged: tuple[float, ...] = ()
+    """Values of the task's own metrics for this item, nan where there is none; () = no metrics."""
     kept: tuple[str, ...] = ()
+    """What a task's metric over all items needs of this one, as JSON; "" = nothing."""
 
 
-# Facts that an accuracy must be read with; counted beside it.
 FLAGS: dict[str, str] = {
     "unk": "an option holds a token that the tokenizer does not know",
-    "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a correlation",
+    "too-long": "an option does not fit the model's max_length; the item is wrong, or left out of a"
+    " correlation",
     "blind": "the options differ only in tokens that are not scored",
     "identical": "two options are the same text",
     "float32": "rescored in fp32 by --precision adaptive",
@@ -144,88 +145,93 @@ FLAGS: dict[str, str] = {
     "lost": "an option holds a character that no token stands for: the model does not see it",
     "spans-words": "an option holds a token that spans two words; mlm-l2r counts it to both",
 }
+"""Facts about items that are counted beside a score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with what it rests on: n items and a 95% interval [low, high]. `flags` counts FLAGS
-    and ties.
-    """
+    """A number with its 95% interval."""
 
     value: float
+    """In the unit of the metric: a fraction, a correlation, nats."""
     n: int
+    """Number of items."""
     low: float
     high: float
     flags: Mapping[str, int] = field(default_factory=dict)
+    """Name out of FLAGS, or "tie" -> number of items."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval (low, high), in the unit of `value`."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One line of a result: `level` names the label (paradigm, phenomenon, field, ...), `name` its
-    value.
-
-    within: the value one level up, where all its items share one; else "".
-    """
+    """The estimate of one group of items."""
 
     level: str
+    """Level of the label: paradigm, phenomenon, field, ..."""
     name: str
+    """Value of the label."""
     estimate: Estimate
     within: str = ""
+    """The group one level up, if all items share one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one suite says of one checkpoint under one method; derived from predictions, never the
-    other way round.
-
-    metric: accuracy | spearman | f1 | macro-f1 | mcc | delta-r2 | surprisal | acquisition |
-    task-score | task-penalty | whole-score | whole-penalty | bits-per-byte
-    (reporting.metric_units). macro: the levels that the headline averages over, outermost first.
-    headline: the number that gets published. views: the same number under other intervals or
-    reductions (closed-form, clustered, per-token, per-character, micro). groups: coarse to fine.
-    notes: sentences for a reader.
-    """
+    """The numbers of one suite under one method. They are derived from predictions."""
 
     suite: str
     method: str
     metric: str
+    """A name of metrics.METRICS."""
     macro: tuple[str, ...]
+    """Levels that the headline averages over, outermost first; () = over items."""
     headline: Estimate
+    """The number that gets published."""
     views: Mapping[str, Estimate]
+    """The headline under other intervals or reductions: closed-form, clustered, per-token, ..."""
     groups: tuple[Group, ...]
+    """Coarse to fine."""
     notes: tuple[str, ...] = ()
+    """Sentences for a reader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One (suite, method, seed) of a run: its content key, its summary, and the sha256 of its file
-    of predictions.
+    """One (suite, method, seed) of a run.
 
-    A task that is finetuned is a suite of its own ("glue-2025.rte"), its methods are
-    "finetune-causal" and "finetune-full", and it has one cell per seed; a scored cell has no seed.
-    "frozen-causal" and "frozen-full" are classifiers on a frozen backbone; their seed only decides
-    which texts were held out.
-    settings: all that the predictions depend on. history: how the cell came about (losses, epochs,
-    what went wrong); no number is derived from it. suite: where runs are read, a name that tells
-    the user's own files apart (runs.suite_names); settings["suite"] is the name under which the
-    suite was scored.
+    A finetuned task is a suite of its own ("glue-2025.rte"). Its methods are "finetune-causal" and
+    "finetune-full", and it has one cell per seed; a scored cell has no seed. "frozen-causal" and
+    "frozen-full" are classifiers on a frozen backbone, whose seed only decides which texts were
+    held out.
     """
 
     suite: str
+    """Where runs are read, a name that tells the user's own files apart (runs.suite_names)."""
     method: str
     key: str
+    """Content key: the hash of `settings`."""
     settings: Mapping[str, Any]
+    """All that the predictions depend on. "suite" is the name under which it was scored."""
     summary: Summary
     digest: str = ""
+    """sha256 of the predictions file."""
     seed: int | None = None
     history: Mapping[str, Any] = field(default_factory=dict)
+    """How the cell came about (losses, epochs, failures). No number is derived from it."""
     origin: tuple[str, ...] = ()
-    """Absolute paths of the user's own files that the suite was read from; () = the catalog, or
-    lm-eval.
-    """
+    """Absolute paths of the user's own files of the suite; () = the catalog, or lm-eval."""
     file: str = field(default="", compare=False)
-    """The file of predictions, relative to the run folder; "" = named after suite, method and seed.
-    """
+    """Predictions file, relative to the run folder; "" = named after suite, method and seed."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """The published number with its 95% interval: a fraction, a correlation or nats."""
+        return self.summary.headline
 
     @property
     def is_frozen(self) -> bool:
@@ -239,9 +245,11 @@ class Cell:
         return suite, self.suite.removeprefix(f"{suite}.")
 
 
-def finetune_method(attention: Attention) -> str:
-    """Return the method of a cell that was finetuned with that attention: "finetune-causal"."""
-    return f"finetune-{attention}"
+def finetune_method(attention: Attention, *, frozen: bool = False) -> str:
+    """Return the method of a finetuned cell, "finetune-causal", or of one with a frozen backbone,
+    "frozen-causal".
+    """
+    return f"{'frozen' if frozen else 'finetune'}-{attention}"
 
 
 def task_full_name(suite: str, task: str) -> str:
@@ -251,46 +259,133 @@ def task_full_name(suite: str, task: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything needed to repeat a run: which checkpoint (as `checkpoints.describe` found it) and
-    which software.
-    """
+    """What is needed to repeat a run: the checkpoint and the software."""
 
     schema: int
+    """Schema version of run.json."""
     model: Mapping[str, Any]
+    """Facts about the checkpoint (checkpoints.loader.describe_checkpoint)."""
     software: Mapping[str, str]
+    """Package -> version."""
     created: str
+    """Time at which the run began, in UTC (ISO 8601)."""
+
+
+CellKey = str | tuple[str, str] | tuple[str, str, int]
+"""Suite; suite and method; or suite, method and seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder, opened: one checkpoint, its cells, and its predictions on demand
-    (`runs.predictions`).
+    """A run folder, opened: one checkpoint and its cells.
+
+    A run is a sequence of cells that is indexed by name:
+
+        run = antlm_bench.load_run("reports/gpt2")
+        run["blimp"].estimate.value             # 0.834, a fraction
+        run["blimp", "mlm"].estimate            # where the suite was scored by several methods
+        run.predictions("blimp").to_pandas()    # one row per item
     """
 
     path: str
     manifest: Manifest
     cells: tuple[Cell, ...]
+    read_table: Callable[[str, Cell], Any] | None = field(default=None, compare=False, repr=False)
+    """Reads the predictions of a cell of the run folder as a `pyarrow.Table`; set by `runs`."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
 
+    def __getitem__(self, key: CellKey) -> Cell:
+        """Return the cell of a suite, of (suite, method), or of (suite, method, seed).
+
+        Raises UnknownCell (a UsageError and a KeyError) if there is none, or if several fit.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        fitting = [
+            cell
+            for cell in self.cells
+            if (cell.suite, cell.method, cell.seed)[: len(parts)] == parts
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        shown = ", ".join(map(repr, parts))
+        if fitting:
+            choices = ", ".join(f"run[{_format_cell_key(cell)}]" for cell in fitting)
+            raise UnknownCell(
+                f"{len(fitting)} cells are called {shown}",
+                location=self.path,
+                hint=f"choose one: {choices}",
+            )
+        existing = ", ".join(dict.fromkeys(f"{c.suite!r} ({c.method})" for c in self.cells))
+        hint = f"there are {existing}" if existing else "the run is empty: score it first"
+        raise UnknownCell(f"the run has no cell {shown}", location=self.path, hint=hint)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the run has that cell, suite, (suite, method) or (suite, method, seed)."""
+        parts = (key,) if isinstance(key, str) else key
+        return key in self.cells or any(
+            (cell.suite, cell.method, cell.seed)[: len(parts)] == parts
+            for cell in self.cells
+            if isinstance(parts, tuple)
+        )
+
+    def predictions(
+        self, suite: str, method: str | None = None, seed: int | None = None
+    ) -> ArrowTable:
+        """Return the predictions of a cell as an `ArrowTable` with one row per item.
+
+        Columns: id, gold (index of the right option, or a rating), pred (index of the preferred
+        option), scores (log-probability of each option, nats), tokens and characters (of each
+        option), flags, labels. It never holds the text of an item.
+
+        Raises UnknownCell as `__getitem__`, and RunError for damaged files.
+        """
+        parts = tuple(part for part in (suite, method, seed) if part is not None)
+        cell = self[suite if len(parts) == 1 else parts]  # type: ignore[index]
+        if self.read_table is None:
+            raise RunError("this run has no folder to read predictions from", location=self.path)
+        return ArrowTable(self.read_table(self.path, cell))
+
+    def _repr_html_(self) -> str:
+        columns = ("suite", "method", "metric", "value", "low", "high", "n")
+        rows = []
+        for cell in self.cells:
+            estimate = cell.estimate
+            method = cell.method if cell.seed is None else f"{cell.method}, seed {cell.seed}"
+            numbers = (float(estimate.value), float(estimate.low), float(estimate.high), estimate.n)
+            rows.append((cell.suite, method, cell.summary.metric, *numbers))
+        return to_html_table(columns, rows, title=str(self.manifest.model.get("name", self.path)))
+
+
+def _format_cell_key(cell: Cell) -> str:
+    seed = () if cell.seed is None else (cell.seed,)
+    return ", ".join(map(repr, (cell.suite, cell.method, *seed)))
+
+
+RunLike = str | Path | Run
+"""A run folder, or a run that was opened before."""
+
+
+def run_folder(run: RunLike) -> str:
+    """Return the folder of a run."""
+    return run.path if isinstance(run, Run) else str(run)
+
 
 class ModelInfo(Protocol):
-    """What must be known of a model before it can be asked anything, whatever engine reads it."""
+    """What is known of a model before it is run, by any engine."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def attends(self) -> frozenset[str]:
-        """The attentions it can be run with: {"causal"}, {"full"} or both."""
+        """Attentions that it can be run with: {"causal"}, {"full"} or both."""
         ...
 
     @property
     def eos(self) -> str:
-        """The EOS token as text; "None" where there is none, which is what one peer then writes
-        before a sentence.
-        """
+        """The EOS token as text. "None" if there is none: BabyLM 2024 writes that before a text."""
         ...
 
     @property
@@ -298,48 +393,51 @@ class ModelInfo(Protocol):
 
     @property
     def no_mask_reason(self) -> str:
-        """Why `mask_id` is None, as the end of a sentence; "" where it is not."""
+        """Why `mask_id` is None, as the end of a sentence; "" if it is not None."""
         ...
 
     @property
     def max_length(self) -> int | None:
-        """Longest row in tokens, specials included; None = unbounded."""
+        """Longest row in tokens, special tokens included; None = unbounded."""
         ...
 
 
 class LanguageModel(ModelInfo, Protocol):
-    """What the scorer needs from a model, and all it needs: a test double is twenty lines."""
+    """Everything that scoring needs of a model."""
 
     def encode(
         self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
     ) -> Encodings:
-        """Token ids with the specials that this model wants under that attention."""
+        """Encode texts, with the special tokens that the model needs under that attention.
+
+        spans: the scored characters of each text; None = all.
+        """
         ...
 
     def score_probes(
-        self, probes: Iterable[Probes], num_texts: int, tick: Callable[[float], None] | None = None
+        self, probes: Iterable[Probes], num_texts: int, tick: ProgressCallback | None = None
     ) -> Floats:
-        """Summed log-probabilities (texts,): each probe read is added to the text it belongs to.
+        """Return summed log-probabilities (num_texts,): each read is added to its text.
 
-        `tick` is told the share (0..1) of the work that has just been done.
+        tick: receives the share (0..1) of the work that was just done.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Encodings:
-    """A bulk of n texts, tokenised: one Encoded per exact length, and facts per text.
-
-    unk (n,): holds a token that the tokenizer does not know. too_long (n,): does not fit into the
-    model; such texts are in no Encoded. flags: further names out of FLAGS -> (n,).
-    """
+    """n tokenized texts."""
 
     batches: tuple[EncodedBatch, ...]
+    """One per exact length."""
     unk: Bools
+    """(n,) the text has a token that the tokenizer does not know."""
     too_long: Bools
+    """(n,) the text does not fit into the model; it is in no batch."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
+    """Further names out of FLAGS -> (n,)."""
 
     def collect_flags(self, texts: Sequence[int]) -> tuple[str, ...]:
-        """Names out of FLAGS that any of these texts raises by its tokens."""
-        found = {"unk": self.unk, **self.flags}
-        return tuple(name for name in FLAGS if name in found and any(found[name][i] for i in texts))
+        """Return the names out of FLAGS that any of these texts has."""
+        flags = {"unk": self.unk, **self.flags}
+        return tuple(name for name in FLAGS if name in flags and any(flags[name][i] for i in texts))

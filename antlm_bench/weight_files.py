@@ -180,7 +180,10 @@ def _build_weight_set(folder: Path, name: str) -> WeightSet:
         ):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f'{name} is no index of weights: it needs "metadata", and "weight_map" from tensors to files'
+        message = (
+            f'{name} is no index of weights: it needs "metadata", '
+            'and "weight_map" from tensors to files'
+        )
         raise CheckpointError(message, location=str(folder), hint=RESAVE_HINT) from error
     return WeightSet(name, tuple(folder / shard for shard in shards), ".bin." in name)
 

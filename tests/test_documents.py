@@ -81,7 +81,7 @@ def test_the_readme_counts_the_suites_that_are_shipped() -> None:
             documented[
                 suite_names[0].removesuffix("-2025") + name if name.startswith("-") else name
             ] = count
-    assert documented == {row["suite"]: row["items"] for row in list_catalog("suites")}
+    assert documented == {row["suite"]: f"{row['items']:,}" for row in list_catalog("suites")}
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

@@ -7,18 +7,23 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from antlm_bench import runs
+from antlm_bench.architectures import registration
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.cli.app import run
 from antlm_bench.metrics import METRICS
 from antlm_bench.registry import Registry
+from antlm_bench.reporting.writers import FORMATS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.loader import load_suite
 from antlm_bench.suites.task_types import TASK_TYPES
 
-Install = Callable[[str, Registry, str], None]
+Install = Callable[[str, Registry[Any], str], None]
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     path.mkdir()
     monkeypatch.syspath_prepend(str(path))
 
-    def write(code: str, registry: Registry, entries: str) -> None:
+    def write(code: str, registry: Registry[Any], entries: str) -> None:
         (path / "stranger.py").write_text(code)
         info = path / "stranger-1.0.dist-info"
         info.mkdir()
@@ -45,70 +50,33 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop("stranger", None)
 
 
-BRIER = '''
-"""Brier score: (1 - P(right option))^2, P among the options."""
-import numpy as np
-from antlm_bench.metrics import MetricSpec
-
-def values(table, settings):
-    scores = np.where(table.valid, table.reduced_scores(settings.reduction), -np.inf)
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return (1 - shares[np.arange(len(shares)), table.gold.astype(int)]) ** 2
-
-RECORD = MetricSpec(
-    "brier", "Brier score (less is better)", item_values=values,
-    lower_is_better=True, value_range=(0.0, 1.0),
-)
-'''
-SUITE = """
-kind = "suite"
-name = "animals"
-version = "1"
-title = "Animals"
-licence = "CC0"
-citation = "made up"
-metric = "brier"
-groups = ["kind"]
-macro = ["kind"]
-
-[item]
-options = [{ scored = "{good}" }, { scored = "{bad}" }]
-
-[labels]
-kind = "{kind}"
-
-[data]
-where = ["tasks/{file}"]
-files = { "animals.jsonl" = {} }
-"""
+def animals_scored_by(metric: str) -> str:
+    """The documented suite with a metric of its own."""
+    text = documented("# tasks/animals.toml")
+    return text.replace("groups =", f'metric = "{metric}"\ngroups =', 1)
 
 
 def test_a_metric_of_a_package(
     install: Install,
-    make_checkpoint,
+    suites_folder: Path,
+    make_checkpoint: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    install(BRIER, METRICS, "brier = stranger:RECORD")
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "animals.toml").write_text(SUITE)
+    install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
+    (suites_folder / "animals.toml").write_text(animals_scored_by("brier"))
     rows = [
-        {"good": f"the {a} sees the {b}.", "bad": f"the {a} see the {b}.", "kind": a}
+        {"good": f"the {a} sees the {b}.", "bad": f"the {a} see the {b}.", "animal": a}
         for a in ("cat", "dog")
         for b in ("bird", "boy", "girl", "tree")
     ]
-    (tasks / "animals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
-    monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path))
+    (suites_folder / "animals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = [str(tmp_path / "run0"), str(tmp_path / "run1")]
     for seed, folder in enumerate(folders):
         model = make_checkpoint("causal", seed=seed)
         assert run(["score", "--model", str(model), "--suite", "animals", "--out", folder]) == 0
     shown = capsys.readouterr().out
-    assert "brier, mean of 2 kinds" in shown and "Brier score (less is better)" in shown
+    assert "brier, mean of 2 animals" in shown and "Brier score (less is better)" in shown
 
     means = []
     for folder in folders:
@@ -133,8 +101,8 @@ def test_a_metric_of_a_package(
 def test_a_misspelt_metric_of_a_package_gets_a_suggestion(
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(BRIER, METRICS, "brier = stranger:RECORD")
-    (tmp_path / "animals.toml").write_text(SUITE.replace('"brier"', '"breir"'))
+    install(documented("# brier.py"), METRICS, "brier = stranger:BRIER")
+    (tmp_path / "animals.toml").write_text(animals_scored_by("breir"))
     assert run(["show", str(tmp_path / "animals.toml")]) == 2
     assert "'breir'; did you mean 'brier'?" in " ".join(capsys.readouterr().err.split())
 
@@ -221,3 +189,119 @@ def test_finetune_sends_such_a_suite_to_score(
     assert "antlm-bench score --model CKPT --suite gaps" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+# ---- scoring methods and architectures
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "agree.csv"
+    lines = ["good,bad", "the cat sleeps,the cat never sleep", "a dog sees,a dog see"]
+    path.write_text("\n".join([*lines, "every boy sees himself,every boy see"]))
+    return path
+
+
+def test_a_scoring_method_of_a_package(
+    install: Install, make_checkpoint, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    install(documented("# neighbour.py"), METHODS, "mlm-neighbour = stranger:NEIGHBOUR")
+    assert run(["list", "methods", "--csv"]) == 0
+    assert "mlm-neighbour,mlm with the token before it hidden too,full" in capsys.readouterr().out
+    assert run(["show", "mlm-neighbour"]) == 0
+
+    folder, out = make_checkpoint("masked"), tmp_path / "run"
+    command = ["score", "--model", str(folder), "--suite", str(pairs), "--out", str(out)]
+    assert run([*command, "--method", "mlm-neighbour", "--device", "cpu"]) == 0
+    [cell] = runs.open_run(out).cells
+    assert cell.method == "mlm-neighbour"
+    for prediction, line in zip(
+        runs.read_predictions(out, cell), pairs.read_text().splitlines()[1:], strict=True
+    ):
+        expected = [two_hidden(folder, text) for text in line.split(",")]
+        assert prediction.scores == pytest.approx(expected, abs=1e-4)
+    assert run(["report", str(out)]) == 0
+
+
+def two_hidden(folder: Path, text: str) -> float:
+    """The sum over tokens of log P(token), itself and the one before it hidden, by transformers."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    ids, total = tokenizer(text)["input_ids"], 0.0
+    for at in range(1, len(ids) - 1):
+        row = torch.tensor([ids])
+        row[0, max(at - 1, 1) : at + 1] = tokenizer.mask_token_id
+        with torch.no_grad():
+            total += model(input_ids=row).logits[0, at].log_softmax(-1)[ids[at]].item()
+    return total
+
+
+WIDE_RECIPE = """
+title = "Wide"
+sources = ["nobody"]
+methods = ["causal"]
+[model]
+architecture = "wide-llama"
+layers = 1
+hidden = 16
+heads = 2
+ffn = 24
+positions = 32
+tied = true
+norm_eps = 1e-6
+[tokenizer]
+vocabulary = 300
+[corpus]
+document = "line"
+[[phase]]
+steps = 3
+causal = 1
+[batch]
+tokens = 64
+length = 16
+[optimizer]
+name = "adamw"
+lr = 1e-3
+"""
+
+
+def test_an_architecture_of_a_package(
+    install: Install, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    install(documented("# wide_record.py"), ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
+    model_file = documented("# wide_llama.py")
+    (tmp_path / "site-packages" / "wide_llama.py").write_text(model_file)
+    registration.register_architectures()  # a fresh process does this when transformers is used
+    assert run(["list", "architectures", "--csv"]) == 0
+    assert "wide-llama,wide_llama,Llama under another name" in capsys.readouterr().out
+
+    recipe, text, out = tmp_path / "wide.toml", tmp_path / "text", tmp_path / "out"
+    recipe.write_text(WIDE_RECIPE)
+    text.mkdir()
+    (text / "a.txt").write_text("the cat sees a dog\nno boy has ever seen the old house\n" * 30)
+    assert run(["show", "models", str(recipe)]) == 0
+    command = ["train", str(recipe), "--corpus", str(text), "--out", str(out), "--device", "cpu"]
+    assert run(command) == 0
+    config = json.loads((out / "main" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "wide_llama.WideLlamaForCausalLM"
+    assert (out / "main" / "wide_llama.py").read_text() == model_file
+
+    command = ["score", "--model", str(out / "main"), "--suite", str(pairs), "--device", "cpu"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    [cell] = runs.open_run(tmp_path / "run").cells
+    assert cell.settings["architecture"] == "WideLlamaForCausalLM"
+
+
+def test_an_output_format_is_one_record_of_a_package(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(documented("# org_tables.py"), FORMATS, "org = stranger:ORG")
+    assert run(["list", "methods", "--format", "org"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "| method | what it is | attention |"
+    assert "| mntp | one token hidden, read one position to its left | full |" in out
+    assert run(["list", "--format", "orq"]) == 2
+    assert "Did you mean 'org'?" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
+from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.metrics import METRICS
+from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.task_types import TASK_TYPES
 
 PACKAGE = Path(__file__).resolve().parent.parent / "antlm_bench"
@@ -34,8 +37,8 @@ REGISTRIES: dict[str, RegistryRule] = {
         frozenset(
             {
                 # columns of the model's predictors of reading times
-                ("compare.paired_reading_times", "surprisals[0][SURPRISAL_COLUMN]"),
-                ("compare.paired_reading_times", "surprisals[1][SURPRISAL_COLUMN]"),
+                ("comparison.paired_reading_times", "surprisals[0][SURPRISAL_COLUMN]"),
+                ("comparison.paired_reading_times", "surprisals[1][SURPRISAL_COLUMN]"),
                 ("metrics.reading_times", "columns[SURPRISAL_COLUMN]"),
                 ("suites.reading_times_spec", "name not in MODEL_COLUMNS"),
                 # what a part of a leaderboard's file holds, and the columns of its rows
@@ -51,6 +54,7 @@ REGISTRIES: dict[str, RegistryRule] = {
                 ("exports.leaderboard_answers", "{'surprisal': }"),
                 ("exports.given_parts", "name != 'surprisal'"),
                 # commands and kinds of suite
+                ("__init__", "{'surprisal': }"),
                 ("cli.app", "{'surprisal': , 'acquisition': }"),
                 ("suites.collection", "{'acquisition': }"),
                 ("suites.task_types", "{'surprisal': , 'acquisition': }"),
@@ -68,6 +72,28 @@ REGISTRIES: dict[str, RegistryRule] = {
         ("reading-times", "syntaxgym", "lm-eval-documents", "classification"),
         ("suites.shipped_task_types", "suites.task_types"),
         frozenset({("suites.classification", "Literal['classification']")}),
+    ),
+    # "causal" is an attention and a kind of model, too: see
+    # test_nobody_compares_a_method_to_causal.
+    "methods": RegistryRule(
+        (
+            *(name for name in METHODS.names() if name != "causal"),
+            "finetune-causal",
+            "finetune-full",
+        ),
+        ("scoring.methods", "scoring.probes"),
+        frozenset(
+            {  # masked training objectives
+                ("training.objectives", "self.objective != 'mntp'"),
+                ("training.objectives", "spec.masked == 'mntp'"),
+                ("training.recipe", "Literal[('mlm', 'mntp')]"),
+            }
+        ),
+    ),
+    "architectures": RegistryRule(
+        (*ARCHITECTURES.names(), "antlm_ltg_bert", "antlm_gpt_bert"),
+        ("architectures.records", "architectures.shipped"),
+        frozenset(),
     ),
 }
 
@@ -163,6 +189,27 @@ def test_every_exception_still_occurs(registry: str) -> None:
         for module, _, text in foreign_branches(rule._replace(other_meanings=frozenset()))
     }
     assert rule.other_meanings <= everything
+
+
+def method_branches(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, expression) of comparisons of something called a method with "causal"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            texts = {text for side in sides for text in literals(side, {})}
+            is_method = re.search(r"\bmethods?\b|\bmethod_name", ast.unparse(node))
+            if "causal" in texts and is_method:
+                yield node.lineno, ast.unparse(node)
+
+
+def test_nobody_compares_a_method_to_causal() -> None:
+    assert list(method_branches(ast.parse("x = cell.method == 'causal'")))
+    found = [
+        f"{module}:{line}: {text}"
+        for module, tree in TREES.items()
+        for line, text in method_branches(tree)
+    ]
+    assert not found, "ask the record instead:\n" + "\n".join(found)
 
 
 SUITE_MODELS = {

@@ -32,15 +32,27 @@ except ImportError:  # transformers 4, which BabyLM's official pipelines pin
 
 LAYER_MIXES = ("", "base", "zero", "normalized", "weighted_output")
 DEFAULTS: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 2048, "position_bucket_size": 32, "max_position_embeddings": 512, "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-7, "layer_mix": "", "per_head_positions": False,
-    "classifier_dropout": 0.2, "is_decoder": False, "tie_word_embeddings": True, "pad_token_id": None,
-    "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
-MASK_VALUE = (
-    -3e4
-)  # added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN)
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+    "position_bucket_size": 32,
+    "max_position_embeddings": 512,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-7,
+    "layer_mix": "",
+    "per_head_positions": False,
+    "classifier_dropout": 0.2,
+    "is_decoder": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+# Added to a score that must not count: its softmax is 0, and even fp16 can hold it (no NaN).
+MASK_VALUE = -3e4
 
 
 class LtgBertConfig(PretrainedConfig):
@@ -61,7 +73,8 @@ class LtgBertConfig(PretrainedConfig):
             setattr(self, key, value)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads: {self.num_attention_heads} does not divide {self.hidden_size}"
+                f"num_attention_heads: {self.num_attention_heads} does not divide "
+                f"{self.hidden_size}"
             )
         if self.layer_mix not in LAYER_MIXES:
             raise ValueError(
@@ -69,34 +82,34 @@ class LtgBertConfig(PretrainedConfig):
             )
         if not 4 <= self.position_bucket_size < self.max_position_embeddings:
             raise ValueError(
-                f"position_bucket_size: {self.position_bucket_size}, not in 4..max_position_embeddings-1"
+                f"position_bucket_size: {self.position_bucket_size}, "
+                "not in 4..max_position_embeddings-1"
             )
 
 
 def bucket_index(length: int, buckets: int, max_distance: int) -> Tensor:
-    """(length, length) rows of the position table: bucket of query place minus key place, from 0 to
-    2 * buckets - 2.
+    """Return the row of the position table for each pair of positions, (length, length): the bucket
+    of query position minus key position, from 0 to 2 * buckets - 2.
 
-    Exact up to buckets / 2, then logarithmic up to `furthest`, then constant (DeBERTa's, arXiv
+    Exact up to buckets / 2, then logarithmic up to `max_distance`, then constant (DeBERTa's, arXiv
     2006.03654 app. A.5).
     """
-    place = torch.arange(length)
-    distance = place[:, None] - place[None, :]
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
     exact = buckets // 2
     far = distance.abs().clamp(min=exact, max=max_distance - 1).double()
     grown = torch.log(far / exact) / math.log((max_distance - 1) / exact) * (exact - 1)
-    bucket = (
-        exact + torch.ceil(grown - 1e-9).long()
-    )  # the last one is a whole number but for a logarithm's last bit
+    # The last one is a whole number but for a logarithm's last bit.
+    bucket = exact + torch.ceil(grown - 1e-9).long()
     return torch.where(distance.abs() <= exact, distance, bucket * distance.sign()) + buckets - 1
 
 
 def attention_bias(mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | float:
-    """What to add to (B, heads, T, T) scores: 0, or of `like` (B, T, d) dtype and device, BLOCKED
-    or 0.
+    """Return what to add to attention scores (B, heads, T, T): 0 or MASK_VALUE, with the dtype and
+    device of `like` (B, T, d).
 
     mask: None, (B, T) with 1 = a token, or 4-D, which is used as it is: bool or 0/1 (true = may
-    attend), or additive. A token that may attend nothing gets finite, meaningless values.
+    attend), or additive. A token that may attend to nothing gets finite, meaningless values.
     """
     if mask is not None and mask.dim() == 4:
         if mask.is_floating_point():
@@ -132,7 +145,7 @@ def init_parameter(parameter: nn.Parameter, values: Sequence[float]) -> None:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """The loss that config.problem_type names, for logits (B, labels).
+    """Compute the loss that config.problem_type names, for logits (B, labels).
 
     regression: squared error; multi_label_classification: binary cross-entropy of each label;
     single_label_classification: cross-entropy. None: regression where there is one label, else
@@ -151,32 +164,25 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
 
 
 class LtgBertRelativePositions(nn.Module):
-    """One table of position vectors for all layers, and the index that spreads its scores over
-    pairs of tokens.
-    """
+    """One table of position vectors for all layers, and the index of each pair of positions."""
 
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
-        self.buckets, self.max_distance = (
-            config.position_bucket_size,
-            config.max_position_embeddings,
-        )
+        self.buckets = config.position_bucket_size
+        self.max_distance = config.max_position_embeddings
         self.table = nn.Embedding(2 * self.buckets - 1, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self._index: Tensor | None = (
-            None  # for the longest text so far; no buffer: the configuration says it all
-        )
+        # For the longest text so far; no buffer: the configuration says it all.
+        self._index: Tensor | None = None
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """(2 * buckets - 1, d) vectors and the (length, length) index into them."""
+        """Return vectors (2 * buckets - 1, d) and the index (length, length) into them."""
         vectors = self.norm(self.table.weight)
         if self._index is None or self._index.device != vectors.device or len(self._index) < length:
-            with torch.inference_mode(
-                False
-            ):  # else it could not serve a later forward with gradients
-                self._index = bucket_index(length, self.buckets, self.max_distance).to(
-                    vectors.device
-                )
+            # An inference tensor could not be used by a later forward with gradients.
+            with torch.inference_mode(False):
+                index = bucket_index(length, self.buckets, self.max_distance)
+                self._index = index.to(vectors.device)
         return vectors, self._index[:length, :length]
 
 
@@ -188,22 +194,17 @@ class LtgBertAttention(nn.Module):
     def __init__(self, config: LtgBertConfig) -> None:
         super().__init__()
         d = config.hidden_size
-        self.num_heads, self.per_head_positions = (
-            config.num_attention_heads,
-            config.per_head_positions,
-        )
+        self.num_heads = config.num_attention_heads
+        self.per_head_positions = config.per_head_positions
         self.scale = 1 / math.sqrt(3 * (d // self.num_heads))  # three terms make up a score
-        self.norm_in, self.norm_out = (
-            non_affine_norm(d, config),
-            nn.LayerNorm(d, config.layer_norm_eps),
-        )
+        self.norm_in = non_affine_norm(d, config)
+        self.norm_out = nn.LayerNorm(d, config.layer_norm_eps)
         self.query_key = nn.Linear(d, 2 * d)
         self.value, self.output = nn.Linear(d, d), nn.Linear(d, d)
         self.probs_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.positions_dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.positions_dropout.shared = (
-            True  # one mask for all texts of a batch: the table has no dimension for them
-        )
+        # One mask for all texts of a batch: the table has no dimension for them.
+        self.positions_dropout.shared = True
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, positions: Tensor, index: Tensor, bias: Tensor | float) -> Tensor:
@@ -225,7 +226,9 @@ class LtgBertAttention(nn.Module):
     def _position_scores(
         self, query: Tensor, key: Tensor, positions: Tensor, index: Tensor
     ) -> Tensor:
-        """Content to position and position to content, (B, heads, T, T); `query` is scaled already."""
+        """Return content-to-position plus position-to-content scores (B, heads, T, T); `query` is
+        already scaled.
+        """
         shape, axis = (
             ((self.num_heads, 2, -1), -2)
             if self.per_head_positions
@@ -236,8 +239,8 @@ class LtgBertAttention(nn.Module):
         to_position = query @ key_at.permute(1, 2, 0)  # (B, heads, T, buckets)
         from_position = key @ (query_at * self.scale).permute(1, 2, 0)
         pairs = (*to_position.shape[:3], len(index))
-        found = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
-        return to_position.gather(-1, index.expand(pairs)) + found
+        key_scores = from_position.gather(-1, index.T.expand(pairs)).transpose(-1, -2)
+        return to_position.gather(-1, index.expand(pairs)) + key_scores
 
 
 class LtgBertFeedForward(nn.Module):
@@ -249,10 +252,8 @@ class LtgBertFeedForward(nn.Module):
         super().__init__()
         d, inner = config.hidden_size, config.intermediate_size
         self.norm_in, self.norm_mid = non_affine_norm(d, config), non_affine_norm(inner, config)
-        self.wide, self.narrow = (
-            nn.Linear(d, 2 * inner, bias=False),
-            nn.Linear(inner, d, bias=False),
-        )
+        self.wide = nn.Linear(d, 2 * inner, bias=False)
+        self.narrow = nn.Linear(inner, d, bias=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.wide.init_scale = self.narrow.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))
 
@@ -291,10 +292,8 @@ class LtgBertLayer(nn.Module):
             if self.layer_mix
             else None
         )
-        self.attention, self.feed_forward = (
-            LtgBertAttention(config),
-            LtgBertFeedForward(config, layer_index),
-        )
+        self.attention = LtgBertAttention(config)
+        self.feed_forward = LtgBertFeedForward(config, layer_index)
         self.norm = (
             non_affine_norm(config.hidden_size, config)
             if self.layer_mix == "normalized"
@@ -315,10 +314,8 @@ class LtgBertHead(nn.Sequential):
 
     def __init__(self, config: LtgBertConfig, num_outputs: int, dropout: float) -> None:
         super().__init__()
-        d, norms = (
-            config.hidden_size,
-            [non_affine_norm(config.hidden_size, config) for _ in range(2)],
-        )
+        d = config.hidden_size
+        norms = [non_affine_norm(config.hidden_size, config) for _ in range(2)]
         self.transform = nn.Sequential(
             norms[0], nn.Linear(d, d), nn.GELU(), norms[1], nn.Dropout(dropout)
         )
@@ -352,10 +349,8 @@ class LtgBertModel(LtgBertPreTrainedModel):
         super().__init__(config)
         self.causal = causal
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm, self.dropout = (
-            non_affine_norm(config.hidden_size, config),
-            nn.Dropout(config.hidden_dropout_prob),
-        )
+        self.norm = non_affine_norm(config.hidden_size, config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.positions = LtgBertRelativePositions(config)
         self.layers = nn.ModuleList(
             LtgBertLayer(config, i) for i in range(config.num_hidden_layers)
@@ -389,10 +384,8 @@ class LtgBertModel(LtgBertPreTrainedModel):
         x = self.dropout(
             self.norm(self.embedding(input_ids) if inputs_embeds is None else inputs_embeds)
         )
-        where, states = (
-            (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x)),
-            [x],
-        )
+        where = (*self.positions(x.shape[1]), attention_bias(attention_mask, self.causal, x))
+        states = [x]
         for layer in self.layers:
             states.append(layer(states, *where))
         x = states[-1] if self.mix is None else self.mix(states)
@@ -478,10 +471,8 @@ class LtgBertForSequenceClassification(LtgBertPreTrainedModel):
         )
         place = torch.arange(1.0, hidden.shape[1] + 1, device=hidden.device)
         at = ((text != 0) * (place if self.model.causal else 1 / place)).argmax(-1)
-        logits, loss = (
-            self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at]),
-            None,
-        )
+        logits = self.classifier(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=body.hidden_states)

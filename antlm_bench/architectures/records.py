@@ -68,7 +68,9 @@ class ModelSize:
     weights_per_token: int
     """Those that every token is multiplied with."""
     weights_per_target: int
-    """Those that only a position with a target is multiplied with, the output embedding included."""
+    """Those that only a position with a target is multiplied with, the output embedding
+    included.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,15 @@ class Architecture:
     optional_keys: frozenset[str] = frozenset()
     """Keys of [model] that other architectures refuse."""
     relative_positions: bool = False
-    """Whether attention scores add products with 2 x `buckets` - 1 vectors of relative positions."""
+    """Whether attention scores add products with 2 x `buckets` - 1 vectors of relative
+    positions.
+    """
     learned_positions: bool = False
     """Whether positions are rows of a table, so that each document of a row must count from 0."""
     original_layout: str = ""
-    """"module:class" of the checkpoints.conversion.OriginalCheckpoint that opens its authors' files."""
+    """"module:class" of the checkpoints.conversion.OriginalCheckpoint that opens its authors'
+    files.
+    """
 
     @property
     def own_classes(self) -> dict[str, str]:
@@ -118,7 +124,9 @@ class Architecture:
         return load_target(self.classes[auto])
 
     def load_model_class(self, masked: bool) -> Any:
-        """Import the class that is trained. A hybrid of the library's is trained as its causal LM."""
+        """Import the class that is trained. A hybrid of the library's is trained as its causal
+        LM.
+        """
         masked_class = masked and not self.is_from_library
         return self.load_class("AutoModelForMaskedLM" if masked_class else "AutoModelForCausalLM")
 
@@ -130,7 +138,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 
 def find_architecture(model_type: str) -> Architecture | None:
     """Return the architecture of that `model_type`, None for one that is not registered."""
-    return next((one for one in ARCHITECTURES if one.model_type == model_type), None)
+    return next(
+        (architecture for architecture in ARCHITECTURES if architecture.model_type == model_type),
+        None,
+    )
 
 
 def load_target(target: str) -> Any:

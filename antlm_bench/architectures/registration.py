@@ -1,10 +1,10 @@
-"""`import antlm_bench` makes transformers' Auto classes know our architectures, without loading it
-(or torch).
+"""Register our architectures with transformers' Auto classes, without importing transformers or
+torch.
 
-Registering needs the model files, and they need transformers: not before it is loaded, nor while it
-is loading (its own imports go in circles through the auto module). So the auto module gets a
-wrapper, as soon as it exists, around the two functions from which every use of an unknown model
-type starts; the first call of either registers everything.
+Registering needs the model files, which need transformers, and transformers cannot be imported
+while it is loading (its own imports go in circles through the auto module). Therefore the two
+functions of AutoConfig from which every use of an unknown model type starts are wrapped as soon as
+the auto module exists; the first call of either registers everything.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _carried_classes(config: Any) -> dict[str, str]:
 
 
 def _wrap_entry_points(module: ModuleType) -> None:
-    """Wrap the entrances of AutoConfig: the first call of either registers."""
+    """Wrap AutoConfig's entry points: the first call of either registers."""
     for name in ENTRY_POINTS:
         entrance = getattr(module.AutoConfig, name)
         if not getattr(entrance, "registers_antlm", False):
@@ -115,8 +115,8 @@ def register_architectures_once() -> None:
 
 
 class _AutoModuleFinder:
-    """A finder that finds nothing: it only sees the auto module go by, and prepares it when it has
-    been executed.
+    """A module finder that wraps the entry points of the auto module once it is executed; it finds
+    nothing itself.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:  # noqa: ARG002 - the protocol's

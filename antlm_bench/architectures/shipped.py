@@ -86,7 +86,9 @@ def _gpt2_settings(shape: ModelShape) -> dict[str, Any]:
 
 
 def _gpt2_size(shape: ModelShape, vocab_size: int) -> ModelSize:
-    """Biases everywhere but in the output embedding, norms with weight and bias, learned positions."""
+    """Biases everywhere but in the output embedding, norms with weight and bias, learned
+    positions.
+    """
     d = shape.hidden
     layer = 4 * d * d + 2 * d * shape.ffn
     biases = 3 * d + d + shape.ffn + d + 4 * d
@@ -161,7 +163,7 @@ def _ltg_bert_size(shape: ModelShape, vocab_size: int) -> ModelSize:
 
 LTG_BERT = Architecture(
     name="ltg-bert",
-    title="LTG-BERT (Samuel et al. 2023, arXiv 2303.09859), and ELC-BERT with layer_mix (2311.02265)",
+    title="LTG-BERT (Samuel et al. 2023, arXiv 2303.09859); with layer_mix ELC-BERT (2311.02265)",
     model_type="antlm_ltg_bert",
     classes=_own_classes("ltg_bert", "LtgBert"),
     config_settings=_ltg_bert_settings,

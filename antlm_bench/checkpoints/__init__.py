@@ -1,8 +1,9 @@
-"""Checkpoints: where they lie (folders), what the library makes of them (loading), what the scorer
-sees (opening), what finetuning starts from (bodies).
+"""Checkpoints: resolve references, load with transformers, open for scoring (loader) or finetuning
+(backbone).
 """
 
 from antlm_bench.checkpoints.backbone import Backbone, open_backbone
+from antlm_bench.checkpoints.in_memory import evaluation_mode, open_model
 from antlm_bench.checkpoints.loader import (
     Checkpoint,
     key_settings,
@@ -17,11 +18,13 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "OpenOptions",
+    "evaluation_mode",
     "expand_refs",
     "hash_weights",
     "key_settings",
     "loading_notes",
     "open_backbone",
     "open_checkpoint",
+    "open_model",
     "with_bf16_body",
 ]

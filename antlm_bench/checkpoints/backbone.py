@@ -1,7 +1,6 @@
-"""A checkpoint opened to be finetuned: its body in fp32 with the library's own layers, and what
-scoring knows.
+"""A checkpoint opened to be finetuned: its base model in fp32 with the library's own layers.
 
-Beside the other file that opens: what is packed and laid out for reading cannot be trained.
+Layers that are packed for scoring (checkpoints.loader) cannot be trained.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from antlm_bench.checkpoints import pretrained
+from antlm_bench.checkpoints import forward_trials, pretrained
 from antlm_bench.checkpoints.loader import LoadedCheckpoint, describe_checkpoint, load_checkpoint
 from antlm_bench.checkpoints.resolve import OpenOptions
 from antlm_bench.scoring.cpu_kernels import fuse_layers
@@ -20,67 +19,65 @@ from antlm_bench.types import Attention
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A checkpoint without its LM head. Whoever trains copies `model` first: it stays as it was
-    opened.
-
-    attends: the attentions it can be trained with; natively: the one it has when nothing is said.
-    around: specials of a text under each, as in scoring. describe: the same facts that a scored
-    run's manifest keeps.
-    """
+    """A checkpoint without its LM head."""
 
     name: str
     kind: str
     attends: frozenset[str]
+    """The attentions that it can be trained with."""
     native_attention: Attention
+    """The one that it has without a mask."""
     model: Any
+    """The base model; training works on a copy of it."""
     tokenizer: Any
     specials: Mapping[str, Specials]
+    """The specials of a text under each attention, as in scoring."""
     max_length: int | None
     trained_methods: tuple[str, ...]
     metadata: dict[str, Any]
+    """The facts that a scored run's manifest keeps, too."""
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding."""
+        """The number of rows of the embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def has_token_type_ids(self) -> bool:
-        """Whether it has been told the first text of a pair from the second (BERT's token types)."""
+        """Whether it distinguishes the two texts of a pair (BERT's token types)."""
         types = getattr(self.model.config, "type_vocab_size", None) or 0
         return types > 1 and "token_type_ids" in self.tokenizer.model_input_names
 
 
 def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
-    """Open a local folder or a hub id to be finetuned. Raises as `open_checkpoint`."""
+    """Open a local folder or hub id to be finetuned. Raises as `open_checkpoint`."""
     options = options or OpenOptions()
     with pretrained.silence_transformers():
-        found = load_checkpoint(ref, options)
-        facts = describe_checkpoint(ref, found, options)
-        found.model.set_attn_implementation(
-            found.forward_config.native_implementation
-        )  # the trial left another one
-        fuse_layers(found.model)
+        loaded = load_checkpoint(ref, options)
+        metadata = describe_checkpoint(ref, loaded, options)
+        # The trials left another implementation.
+        loaded.model.set_attn_implementation(loaded.forward_config.native_implementation)
+        fuse_layers(loaded.model)
         return Backbone(
-            name=found.name,
-            kind=found.kind,
-            attends=frozenset(_trainable_attentions(found)),
-            native_attention=found.forward_config.native_attention,
-            model=found.model.base_model,
-            tokenizer=found.tokenizer,
-            specials=found.specials,
-            max_length=found.max_length,
-            trained_methods=found.trained_methods,
-            metadata=facts,
+            name=loaded.name,
+            kind=loaded.kind,
+            attends=frozenset(_trainable_attentions(loaded)),
+            native_attention=loaded.forward_config.native_attention,
+            model=loaded.model.base_model,
+            tokenizer=loaded.tokenizer,
+            specials=loaded.specials,
+            max_length=loaded.max_length,
+            trained_methods=loaded.trained_methods,
+            metadata=metadata,
         )
 
 
 def _trainable_attentions(loaded: LoadedCheckpoint) -> set[str]:
-    """Scoring may turn a model the other way by packing its rows; training has masks alone, so they
-    are tried.
+    """Return the attentions that a 4-D mask can give a model. Scoring may also pack rows, training
+    has only masks.
     """
     native = loaded.forward_config.native_attention
     others = set(loaded.specials) - {native}
     return {native} | (
-        others if others and pretrained.obeys_attention_masks(loaded.model, native) else set()
+        others if others and forward_trials.obeys_attention_masks(loaded.model, native) else set()
     )

@@ -79,13 +79,13 @@ class OriginalCheckpoint:
         with torch.device("meta"):
             auto = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}[kind]
             model = self.architecture.load_class(auto)(config)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for name in sorted(wanted.keys() | state.keys()):
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted(expected.keys() | state.keys()):
             shape = tuple(state[name].shape) if name in state else None
-            if shape != wanted.get(name):
+            if shape != expected.get(name):
                 raise self.error(
                     f"{original_names.get(name, name)} is {shape or 'absent'}, "
-                    f"and the model wants {wanted.get(name, 'none')}",
+                    f"and the model wants {expected.get(name, 'none')}",
                     "the checkpoint is incomplete, or a variant unknown here: "
                     "--trust-remote-code runs its own code",
                 )
@@ -106,17 +106,17 @@ class OriginalCheckpoint:
         for key, value in settings.items():
             default = defaults[key]
             if key.endswith("_token_id"):
-                fits, wanted = _is_number(value, int) or isinstance(value, list), "a whole number"
+                fits, expected = _is_number(value, int) or isinstance(value, list), "a whole number"
             elif isinstance(default, bool):
-                fits, wanted = isinstance(value, bool), "true or false"
+                fits, expected = isinstance(value, bool), "true or false"
             elif isinstance(default, str):
-                fits, wanted = isinstance(value, str), "a string"
+                fits, expected = isinstance(value, str), "a string"
             elif isinstance(default, int):
-                fits, wanted = _is_number(value, int), "a whole number"
+                fits, expected = _is_number(value, int), "a whole number"
             else:
-                fits, wanted = _is_number(value, int | float), "a number"
+                fits, expected = _is_number(value, int | float), "a number"
             if not fits:
-                raise self.wrong_value_error(key, value, wanted)
+                raise self.wrong_value_error(key, value, expected)
         return settings
 
     def load_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -207,7 +207,8 @@ def _read_shapes(folder: Path, options: OpenOptions) -> dict[str, tuple[int, ...
         for file in safetensors_files(folder):
             with safetensors.safe_open(file, "pt") as handle:
                 shapes |= {
-                    name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()
+                    name: tuple(handle.get_slice(name).get_shape())
+                    for name in handle.keys()  # noqa: SIM118 - not a dict
                 }
         if not shapes and options.allow_pickle:
             for part in _load_pickled(folder, options):

@@ -1,8 +1,8 @@
-"""A folder or hub id in, a LanguageModel out, with everything that was found about it written down.
+"""Open a folder or hub id as a LanguageModel, with a record of everything found about it.
 
 Nothing is assumed that can be tried: which specials the tokenizer adds, whether the weights fill
 the whole model, whether packed rows give the same numbers as plain ones. Weights come from
-safetensors only, code from transformers only, unless the user says otherwise.
+safetensors only and code from transformers only, unless the user allows more.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from antlm_bench.checkpoints import pretrained, resolve
+from antlm_bench.checkpoints import forward_trials, pretrained, resolve
 from antlm_bench.checkpoints.adapters import adapter_metadata, merge_adapter
 from antlm_bench.checkpoints.resolve import (
     CARD_KEY,
@@ -64,7 +64,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A LanguageModel (see types) on an engine; `describe` is what a run's manifest keeps of it."""
+    """A LanguageModel (types.LanguageModel) that runs on an engine."""
 
     name: str
     kind: str
@@ -104,16 +104,15 @@ class Checkpoint:
 
     @property
     def methods(self) -> list[str]:
-        """What it can be scored with; the first is the default. A card's methods go before what
-        else is possible.
+        """The names of the methods that it can be scored with, the default first: the methods on
+        its card, then the others.
         """
         names = supported_methods(self)
-        return [n for n in self.trained_methods if n in names] + [
-            n for n in names if n not in self.trained_methods
-        ]
+        trained = [name for name in self.trained_methods if name in names]
+        return [*trained, *(name for name in names if name not in trained)]
 
     def with_bos_before_context(self, bos: str) -> Checkpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        """Return the checkpoint with another BOS policy for causal texts that have a context."""
         encoders = dict(self.encoders)
         if (causal := encoders.get("causal")) is not None:
             encoders["causal"] = ContextEncoder(
@@ -135,7 +134,7 @@ class Checkpoint:
         )
 
     def doctor_facts(self) -> Mapping[str, object]:
-        """For `doctor`: what was found, in words."""
+        """Return the facts that `doctor` shows."""
         notes = [note for method in self.methods for note in self.notes(method)]
         if not self.methods:
             return {**self.metadata, "methods": f"none: {self.no_mask_reason}"}
@@ -145,9 +144,10 @@ class Checkpoint:
         return {**self.metadata, **({"words": notes[0]} if notes else {}), "methods": methods}
 
     def notes(self, method: str) -> tuple[str, ...]:
-        """What a reader of scores under this method must know of the tokenizer."""
-        told = METHODS[method].needs_words and not self.encoders["full"].text_tokenizer.has_word_ids
-        return (WORDS_FROM_OFFSETS_NOTE,) if told else ()
+        """Return what a reader of scores under this method must know of the tokenizer."""
+        if not METHODS[method].needs_words or self.encoders["full"].text_tokenizer.has_word_ids:
+            return ()
+        return (WORDS_FROM_OFFSETS_NOTE,)
 
 
 def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
@@ -161,45 +161,58 @@ def open_checkpoint(ref: str, options: OpenOptions | None = None) -> Checkpoint:
 
 
 def _open_checkpoint(ref: str, options: OpenOptions) -> Checkpoint:
-    found = load_checkpoint(ref, options)
-    budget = options.batch_tokens or _default_batch_tokens(found.model.device)
-    vocabulary = pretrained.usable_vocab_size(found.model)
-    pretrained.cast_weights(found.model, DTYPES[options.dtype])
-    engine = Engine(found.model, found.name, found.forward_config, budget)
-    engine.enable_cpu_kernels()
-    tokenizer, limit = found.tokenizer, found.max_length
-    checkpoint = Checkpoint(
-        name=found.name,
-        kind=found.kind,
-        attends=frozenset(found.specials),
-        eos=str(tokenizer.eos_token),
-        mask_id=found.mask_id,
-        no_mask_reason=found.no_mask_reason,
-        max_length=limit,
-        trained_methods=found.trained_methods,
-        engine=engine,
-        encoders={
-            a: TextEncoder(tokenizer, s, max_length=limit, vocab_size=vocabulary)
-            for a, s in found.specials.items()
-        },
-        metadata=describe_checkpoint(ref, found, options),
-    )
-    _self_test_on_opening(checkpoint, found)
+    loaded = load_checkpoint(ref, options)
+    checkpoint = build_checkpoint(loaded, options.batch_tokens, DTYPES[options.dtype])
+    checkpoint.metadata |= describe_checkpoint(ref, loaded, options)
+    self_test_on_opening(checkpoint, loaded)
     return checkpoint
 
 
-def _self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> None:
-    """Run the self-test on opening and record it.
+def build_checkpoint(
+    loaded: LoadedCheckpoint, batch_tokens: int | None, dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Put a loaded model on an engine.
 
-    A causal model need not be read in both directions: where only the direction fails that it was
-    not made for, it is not offered. Raises CheckpointError as `run_self_test`.
+    dtype: cast the weights to it, and swap in faster CPU layers that hold copies of them. None =
+    leave the model as it is, since it belongs to the caller.
+    """
+    model, tokenizer, limit = loaded.model, loaded.tokenizer, loaded.max_length
+    vocab_size = pretrained.usable_vocab_size(model)
+    if dtype is not None:
+        pretrained.cast_weights(model, dtype)
+    budget = batch_tokens or _default_batch_tokens(model.device)
+    engine = Engine(model, loaded.name, loaded.forward_config, budget)
+    if dtype is not None:
+        engine.enable_cpu_kernels()
+    return Checkpoint(
+        name=loaded.name,
+        kind=loaded.kind,
+        attends=frozenset(loaded.specials),
+        eos=str(tokenizer.eos_token),
+        mask_id=loaded.mask_id,
+        no_mask_reason=loaded.no_mask_reason,
+        max_length=limit,
+        trained_methods=loaded.trained_methods,
+        engine=engine,
+        encoders={
+            attention: TextEncoder(tokenizer, specials, max_length=limit, vocab_size=vocab_size)
+            for attention, specials in loaded.specials.items()
+        },
+    )
+
+
+def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> None:
+    """Run the self-test and record it. Raises CheckpointError as `run_self_test`.
+
+    A model need not run with the attention that it was not made for: where the self-test fails with
+    that one only, it is not offered.
     """
     texts = trial_texts(loaded.tokenizer)
     own = {
         loaded.forward_config.native_attention,
         *_training_card(checkpoint.engine.model.config).get("attends", []),
     }
-    tested = run_self_test(checkpoint, texts, own & checkpoint.attends, max_predictions=6)
+    result = run_self_test(checkpoint, texts, own & checkpoint.attends, max_predictions=6)
     if others := checkpoint.attends - own:
         try:
             run_self_test(checkpoint, texts, others, max_predictions=6)
@@ -207,38 +220,49 @@ def _self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> N
             checkpoint.attends &= own
     checkpoint.metadata |= {
         "shortcuts": checkpoint.engine.shortcuts,
-        "self_test": tested.to_record(),
+        "self_test": result.to_record(),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """A checkpoint in fp32 on its device, as it lies, and what was found out about it.
+    """A checkpoint in fp32 on its device, and what is known about it."""
 
-    around: the specials of a text per attention that it can be run with. trained_for: the methods
-    on its card. sources: where its parts lie. allowed: tensors that did not fit and were let pass.
-    mask_id: the mask token's id, or None; no_mask: why it is None, "" where it is not.
-    """
+    name: str
+    sources: CheckpointSources
+    """Where its parts lie."""
+    kind: str
+    """causal or masked."""
+    model: Any
+    tokenizer: Any
+    forward_config: ForwardConfig
+    max_length: int | None
+    specials: Mapping[str, Specials]
+    """Attention that it can run with -> the special tokens around a text."""
+    trained_methods: tuple[str, ...]
+    """The methods on its card, the default first."""
+    allowed: AllowedMismatches
+    """Tensors that did not fit and were allowed."""
+    mask_id: int | None
+    no_mask_reason: str
+    """Why `mask_id` is None; "" where it is not."""
+
+
+class LoadedFiles(NamedTuple):
+    """A model and its tokenizer before anything is tried on them."""
 
     name: str
     sources: CheckpointSources
     kind: str
     model: Any
     tokenizer: Any
-    forward_config: ForwardConfig
-    max_length: int | None
-    specials: Mapping[str, Specials]
-    trained_methods: tuple[str, ...]
-    allowed: AllowedMismatches
-    mask_id: int | None
-    no_mask_reason: str
+    allowed: AllowedMismatches = AllowedMismatches()
 
 
 def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> LoadedCheckpoint:
-    """What scoring and finetuning open alike. Raises as `open_checkpoint`.
+    """Load what scoring and finetuning both need. Raises as `open_checkpoint`.
 
-    tried: whether our engine's ways to run it are tried; a checkpoint that another engine reads
-    need not run on ours.
+    try_engine: try how our engine can run the model; another engine does not need that.
     """
     if options.dtype not in DTYPES:
         raise UsageError(
@@ -253,115 +277,138 @@ def load_checkpoint(ref: str, options: OpenOptions, try_engine: bool = True) -> 
     name = display_name(ref, options)
     config = pretrained.load_config(sources.base, options)
     kind = pretrained.detect_kind(config, sources.base)
-    own: Attention = "causal" if kind == "causal" else "full"
     tokenizer = pretrained.load_tokenizer(sources.tokenizer, options)
     model, allowed = pretrained.load_checked_model(sources.base, kind, config, options)
     if sources.adapter is not None:
         model = merge_adapter(model, sources.adapter, options)
-    state = ModelState.capture(model)  # BigBird gives up sparse attention after one short row
-    limit = pretrained.resolve_max_length(model, tokenizer, options.max_length)
-    if options.lengths == "positions" and options.max_length is None:
-        limit = pretrained.max_runnable_length(model, limit)
-    if own == "causal":
-        pretrained.check_causality(model, sources.base)
-    state.restore()
-    model = model.to(device)
+    files = LoadedFiles(name, sources, kind, model, tokenizer, allowed)
+    return probe_model(files, options, device, try_engine)
+
+
+def probe_model(
+    files: LoadedFiles, options: OpenOptions, device: torch.device, try_engine: bool = True
+) -> LoadedCheckpoint:
+    """Move a model to its device and find out by trying how it can be run.
+
+    options: bos, max_length and lengths count. Raises CheckpointError for a model that sees later
+    tokens or depends on chance, and for special tokens without an embedding.
+    """
+    model, tokenizer, config = files.model, files.tokenizer, files.model.config
+    limit = _resolve_max_length(files, options)
+    if model.device != device:
+        model = model.to(device)
     embeddings = model.get_input_embeddings().weight.shape[0]
-    mask_id, no_mask = find_mask_token(tokenizer, embeddings)
-    untried = ForwardConfig(model.config._attn_implementation, own)
-    geometry = (
-        pretrained.detect_forward_config(model, kind, name, special_ids(tokenizer))
-        if try_engine
-        else untried
-    )
+    mask_id, no_mask_reason = find_mask_token(tokenizer, embeddings)
+    own: Attention = "causal" if files.kind == "causal" else "full"
+    forward_config = ForwardConfig(config._attn_implementation, own)
+    if try_engine:
+        ids = special_ids(tokenizer)
+        forward_config = forward_trials.detect_forward_config(model, files.kind, files.name, ids)
     card = _training_card(config)
-    attends: set[str] = {own}
-    both = geometry.layout == "packed" or geometry.masks
-    if kind == "causal" and both and mask_id is not None and not card:
-        attends.add("full")  # the same weights, attending both ways: perhaps a hybrid, who knows
-    attends |= {
-        attention
-        for attention in ("causal", "full")
-        if both and attention in card.get("attends", [])
-    }
-    own_ways = {own, *card.get("attends", [])}
-    around = _specials_by_attention(tokenizer, attends, own_ways, options.bos, embeddings)
+    attends = {own, *_other_attentions(forward_config, card, mask_id is not None)}
+    own_attentions = {own, *card.get("attends", [])}
     return LoadedCheckpoint(
-        name=name,
-        sources=sources,
-        kind=kind,
+        name=files.name,
+        sources=files.sources,
+        kind=files.kind,
         model=model,
         tokenizer=tokenizer,
-        forward_config=geometry,
+        forward_config=forward_config,
         max_length=limit,
-        specials=around,
+        specials=_specials_by_attention(
+            tokenizer, attends, own_attentions, options.bos, embeddings
+        ),
         trained_methods=tuple(card.get("methods", [])),
-        allowed=allowed,
+        allowed=files.allowed,
         mask_id=mask_id,
-        no_mask_reason=no_mask,
+        no_mask_reason=no_mask_reason,
     )
+
+
+def _resolve_max_length(files: LoadedFiles, options: OpenOptions) -> int | None:
+    """Return the longest row, and check that a causal model is causal. The trials leave the model
+    as it was: BigBird gives up sparse attention after one short row.
+    """
+    model = files.model
+    state = ModelState.capture(model)
+    limit = pretrained.resolve_max_length(model, files.tokenizer, options.max_length)
+    if options.lengths == "positions" and options.max_length is None:
+        limit = pretrained.max_runnable_length(model, limit)
+    if files.kind == "causal":
+        forward_trials.check_causality(model, files.sources.base)
+    state.restore()
+    return limit
+
+
+def _other_attentions(
+    forward_config: ForwardConfig, card: Mapping[str, Sequence[str]], has_mask: bool
+) -> set[str]:
+    """Return the attentions beside its own that a model can be tried with: those on its card, or
+    without a card full attention for a causal model with a mask token, which may be a hybrid.
+    """
+    if forward_config.layout != "packed" and not forward_config.masks:
+        return set()
+    if not card and has_mask and forward_config.native_attention == "causal":
+        return {"full"}
+    return {"causal", "full"} & set(card.get("attends", []))
 
 
 def display_name(ref: str, options: OpenOptions) -> str:
-    """What a checkpoint is called in tables: its folder or hub id, its revision, and its adapter."""
+    """Return a checkpoint's name in tables: folder or hub id, revision, adapter."""
 
-    def short(one: str) -> str:
-        return _folder_display_name(Path(one).resolve()) if Path(one).exists() else one
+    def shorten(source: str) -> str:
+        exists = Path(source).exists()
+        return _folder_display_name(Path(source).resolve()) if exists else source
 
     revision = f"@{options.revision}" if options.revision else ""
-    return short(ref) + revision + (f"+{short(options.peft)}" if options.peft else "")
+    return shorten(ref) + revision + (f"+{shorten(options.peft)}" if options.peft else "")
 
 
 def _specials_by_attention(
-    tokenizer: Any, attends: set[str], native_attentions: set[str], bos_policy: str, embeddings: int
+    tokenizer: Any, attends: set[str], own_attentions: set[str], bos_policy: str, embeddings: int
 ) -> dict[str, Specials]:
-    """The specials of a text under each attention; an attention beside the model's own ways is left
-    out where its specials have no embedding. Raises CheckpointError for those of its own ways.
+    """Return the specials of a text under each attention.
+
+    An attention is left out where its specials have no embedding, unless it is the model's own:
+    then CheckpointError is raised.
     """
-    around: dict[str, Specials] = {
-        a: build_specials(tokenizer, _as_attention(a), bos_policy) for a in sorted(attends)
+    specials = {
+        attention: build_specials(tokenizer, _as_attention(attention), bos_policy)
+        for attention in sorted(attends)
     }
-    for attention in list(around):
+    for attention in list(specials):
         try:
-            check_specials(tokenizer, around[attention], embeddings)
+            check_specials(tokenizer, specials[attention], embeddings)
         except CheckpointError:
-            if attention in native_attentions:
+            if attention in own_attentions:
                 raise
-            del around[attention]  # a causal model need not be read in both directions
-    return around
+            del specials[attention]
+    return specials
 
 
 def special_ids(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that a row may hold beside those of its text: what padding, masks and
-    separators are.
-    """
+    """Return the ids of the tokens that a row may hold beside those of its text."""
     names = ("pad", "mask", "bos", "eos", "cls", "sep", "unk")
     ids = {getattr(tokenizer, f"{name}_token_id", None) for name in names}
     return sorted(i for i in ids if i is not None)
 
 
 def _training_card(config: Any) -> dict[str, list[str]]:
-    """What a checkpoint of ours says it attends and was made for; of anything else under that key,
-    nothing.
-    """
-    said = getattr(config, CARD_KEY, None)
-    lists = said.items() if isinstance(said, dict) else ()
-    return {
-        str(key): [str(one) for one in value] for key, value in lists if isinstance(value, list)
-    }
+    """Return the lists on the card of a checkpoint of ours ("attends", "methods"); {} without."""
+    card = getattr(config, CARD_KEY, None)
+    entries = card.items() if isinstance(card, dict) else ()
+    return {str(key): list(map(str, value)) for key, value in entries if isinstance(value, list)}
 
 
 def _folder_display_name(folder: Path) -> str:
-    """What a local checkpoint is called in tables; BabyLM's `main` says nothing, the folder around
-    it does.
-    """
+    """Return the folder's name, and for BabyLM's `main` that of the folder around it."""
     return folder.name if folder.name != "main" else folder.parent.name
 
 
 def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions) -> dict[str, Any]:
-    """The facts that a run's manifest keeps, in the order in which `doctor` shows them."""
+    """Return the facts that a run's manifest keeps, in the order in which `doctor` shows them."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    facts = {
+    metadata = {
         "name": loaded.name,
         "source": ref if not Path(ref).exists() else loaded.name,
         "revision": options.revision,
@@ -382,7 +429,7 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
         "original_layout": getattr(model.config, "original_layout", None),
         "bos": options.bos,
         "specials": {
-            a: _format_specials(tokenizer, around) for a, around in loaded.specials.items()
+            a: _format_specials(tokenizer, specials) for a, specials in loaded.specials.items()
         },
         # Under the policies of official code, so that `submit` can tell whether they would differ.
         "specials_under": {
@@ -395,29 +442,31 @@ def describe_checkpoint(ref: str, loaded: LoadedCheckpoint, options: OpenOptions
         "mask": tokenizer.mask_token if loaded.mask_id is not None else None,
         "unk": tokenizer.unk_token,
     }
-    if facts["original_layout"] is None:
-        del facts["original_layout"]
+    if metadata["original_layout"] is None:
+        del metadata["original_layout"]
     card = getattr(model.config, CARD_KEY, None)
     seen = card.get("words_seen") if isinstance(card, dict) else None
     if isinstance(seen, int):
-        facts["words_seen"] = seen  # where a learning curve puts it
+        metadata["words_seen"] = seen  # where a learning curve puts it
     if options.tokenizer:
-        named = Path(options.tokenizer)
-        facts["tokenizer_source"] = named.resolve().name if named.exists() else options.tokenizer
+        source = Path(options.tokenizer)
+        metadata["tokenizer_source"] = (
+            source.resolve().name if source.exists() else options.tokenizer
+        )
     if allowed := loaded.allowed.to_record():
-        facts["allowed"] = allowed
+        metadata["allowed"] = allowed
     if loaded.sources.notes:
-        facts["notes"] = list(loaded.sources.notes)
+        metadata["notes"] = list(loaded.sources.notes)
     if options.trust_remote_code:
-        facts["code"] = {
+        metadata["code"] = {
             f.name: resolve.hash_files([f])[:16]
             for f in resolve.list_files(loaded.sources.base, resolve.CODE_PATTERNS)
         }
-    return facts
+    return metadata
 
 
 def _weight_metadata(sources: CheckpointSources, options: OpenOptions) -> dict[str, Any]:
-    """Hash and names of the files with weights; with an adapter, the hashes of both."""
+    """Return hash and names of the files with weights; with an adapter, the hashes of both."""
     chosen = select_weights(sources.base, options.allow_pickle)
     base = hash_weights(sources.base, options.allow_pickle)
     hashes = (
@@ -435,8 +484,8 @@ def _format_weight_files(name: str, count: int) -> str:
 
 
 def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint with a bf16 body, for `--precision adaptive`; its LM head is a RoughHead,
-    or where something is done to the logits, fp32.
+    """Return the same checkpoint with a bf16 body, for `--precision adaptive`. Its LM head is a
+    Bf16LMHead, or fp32 where the model does something to its logits.
     """
     head = copy.deepcopy(checkpoint.engine.model.get_output_embeddings())
     if head is None:
@@ -444,7 +493,7 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
             f"{checkpoint.name} has no output embedding to keep in fp32",
             hint="use --precision exact",
         )
-    rough = (
+    bf16_head = (
         can_pack_linears(checkpoint.engine.model)
         and isinstance(head, nn.Linear)
         and has_plain_lm_head(checkpoint.engine)
@@ -452,10 +501,10 @@ def with_bf16_body(checkpoint: Checkpoint) -> Checkpoint:
     model = copy.deepcopy(checkpoint.engine.model)
     pretrained.cast_weights(model, torch.bfloat16)
     rows = checkpoint.engine.head_rows
-    model.set_output_embeddings(Bf16LMHead(head, rows) if rough else head)
-    if not rough:
+    model.set_output_embeddings(Bf16LMHead(head, rows) if bf16_head else head)
+    if not bf16_head:
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(), *inputs[1:]))
-    engine = (Bf16HeadEngine if rough else Engine)(
+    engine = (Bf16HeadEngine if bf16_head else Engine)(
         model, checkpoint.name, checkpoint.engine.forward_config, checkpoint.engine.budget
     )
     if checkpoint.engine.kernels is not None:
@@ -471,17 +520,15 @@ class HasMetadata(Protocol):
 
 
 def add_scored_eos(metadata: Mapping[str, Any], tokenizer: Any, rule: EosRule) -> dict[str, Any]:
-    """Return facts of `describe` that also name the scored specials: other numbers, so another key."""
+    """Return the facts with the scored specials among them: they change scores, and so the key."""
     after, _ = resolve_eos_rule(tokenizer, rule)
     spelled = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(after))))
-    return {
-        **metadata,
-        "scored_specials": f"{spelled} after {'texts with a context' if rule == 'context' else 'texts'}",
-    }
+    texts = "texts with a context" if rule == "context" else "texts"
+    return {**metadata, "scored_specials": f"{spelled} after {texts}"}
 
 
 def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
-    """The facts of `describe` that a score depends on, for a cell's content key."""
+    """Return the facts that a score depends on, for a cell's content key."""
     keys = [
         *(
             "weights",
@@ -511,15 +558,18 @@ def key_settings(checkpoint: HasMetadata) -> dict[str, Any]:
 
 
 def loading_notes(checkpoint: HasMetadata) -> list[str]:
-    """Sentences that a score must be read with: which weights were read, which tensors did not fit."""
+    """Return what a score must be read with: which weights were read, which tensors did not fit."""
     notes = list(checkpoint.metadata.get("notes", []))
-    said = {
+    templates = {
         "unused": "the model does not use {} of the files",
         "missing": "{} were in no file and are random",
     }
     for kind, names in checkpoint.metadata.get("allowed", {}).items():
-        tensors = f"{names['count']} tensors ({', '.join(names['first'])}{', ...' * (names['count'] > MAX_NAMES_SHOWN)})"
-        notes.append(said[kind].format(tensors))
+        tensors = (
+            f"{names['count']} tensors "
+            f"({', '.join(names['first'])}{', ...' * (names['count'] > MAX_NAMES_SHOWN)})"
+        )
+        notes.append(templates[kind].format(tensors))
     return notes
 
 
@@ -533,7 +583,7 @@ def _as_attention(name: str) -> Attention:
 
 
 def _format_specials(tokenizer: Any, special_tokens: Specials) -> str:
-    """The specials as they really come out: `<s> ... </s>`."""
+    """Return the specials around a text as text: `<s> ... </s>`."""
     return " ".join(
         [
             *tokenizer.convert_ids_to_tokens(special_tokens.before),

@@ -54,7 +54,9 @@ FIRST_NARROW = "model.layers.0.feed_forward.narrow.weight"
 
 @dataclass(frozen=True, slots=True)
 class LayoutTraits:
-    """What one published code computes and neither weights nor configuration tell. None: unknown."""
+    """What one published code computes and neither weights nor configuration tell. None:
+    unknown.
+    """
 
     per_head_positions: bool | None = None
     """The projected position table is cut into heads first, and each head into query and key; else
@@ -112,11 +114,11 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         in_family = any(name.endswith("embedding.relative_embedding") for name in shapes)
         return in_family and cls is (GptBertOriginal if _is_gpt_bert(shapes) else LtgBertOriginal)
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
-        """Return the traits of the code that wrote these weights (original name -> ours)."""
+    def resolve_traits(self) -> LayoutTraits:
+        """Return the traits of the code that wrote these weights."""
         raise NotImplementedError
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
         """Return the configuration keys that only this architecture has."""
         raise NotImplementedError
 
@@ -141,8 +143,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         if FIRST_NARROW in shapes:
             settings.setdefault("intermediate_size", shapes[FIRST_NARROW][1])
         settings.setdefault("layer_norm_eps", self.layer_norm_eps)
-        traits = self.resolve_traits(new_names)
-        settings |= self.family_settings(new_names, traits)
+        traits = self.resolve_traits()
+        settings |= self.family_settings(traits)
         settings["tie_word_embeddings"] = self._has_tied_embeddings(new_names)
         settings["original_layout"] = self._describe_layout(settings, traits)
         try:
@@ -159,7 +161,7 @@ class LtgFamilyOriginal(OriginalCheckpoint):
         if config.tie_word_embeddings:  # a file holds one of the two names, or both
             shared = state.get(EMBEDDING, state.get("head.decoder.weight"))
             state[EMBEDDING] = state["head.decoder.weight"] = shared
-        if blanked := self.resolve_traits(new_names).blanked_ids:
+        if blanked := self.resolve_traits().blanked_ids:
             bias = state["head.decoder.bias"] = state["head.decoder.bias"].clone()
             bias[:blanked] = -torch.inf  # to add this is to overwrite the logit
         return self.load_into_model(
@@ -168,18 +170,18 @@ class LtgFamilyOriginal(OriginalCheckpoint):
 
     def rename_weights(self) -> dict[str, str]:
         """Return original name -> ours. CheckpointError for a name that the table does not know."""
-        found = {
+        renamed = {
             name: rename_weight(name)
             for name in self.shapes
             if not POSITION_INDEX_BUFFER.match(name)
         }
-        if unknown := sorted(name for name, new in found.items() if new is None):
+        if unknown := sorted(name for name, new in renamed.items() if new is None):
             raise self.error(
                 f"{len(unknown)} weights have no place in LTG-BERT, ELC-BERT or GPT-BERT "
                 f"(e.g. {unknown[0]})",
                 "--trust-remote-code runs the checkpoint's own code, if you trust its author",
             )
-        new_names = {old: new for old, new in found.items() if new is not None}
+        new_names = {old: new for old, new in renamed.items() if new is not None}
         if EMBEDDING not in new_names.values():  # tied weights saved under the other name
             new_names = {
                 old: new.replace("head.decoder.weight", EMBEDDING) for old, new in new_names.items()
@@ -219,8 +221,8 @@ class LtgFamilyOriginal(OriginalCheckpoint):
 
     def _describe_layout(self, settings: Mapping[str, Any], traits: LayoutTraits) -> str:
         """Return what the checkpoint was opened as, for `doctor` and a cell's content key."""
-        given = self.settings.get("layer_norm_eps") is not None
-        source = "config.json" if given else "not in config.json, as the authors trained"
+        is_configured = self.settings.get("layer_norm_eps") is not None
+        source = "config.json" if is_configured else "not in config.json, as the authors trained"
         if settings["layer_norm_eps"] != self.layer_norm_eps:
             source += f"; the authors trained with {self.layer_norm_eps:g}"
         positions = "per head" if traits.per_head_positions else "half by half"
@@ -260,7 +262,7 @@ class GptBertOriginal(LtgFamilyOriginal):
             for old, new in LtgFamilyOriginal.rename_weights(self).items()
         }
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
+    def resolve_traits(self) -> LayoutTraits:
         if name := self.options.original_layout:
             raise UsageError(
                 f"{self.folder.name} is a GPT-BERT, not {name}",
@@ -274,9 +276,10 @@ class GptBertOriginal(LtgFamilyOriginal):
             )
         return LayoutTraits(False, "", code.blanked_ids or 0)
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
+        del traits
         return {
-            "layer_weights": any(new.endswith("alpha") for new in new_names.values()),
+            "layer_weights": any("dwa_modules" in name for name in self.shapes),
             "attention_gate": any("in_proj_vg" in name for name in self.shapes),
             # Whatever a wrapper is called, every GPT-BERT was trained both ways.
             CARD_KEY: {"attends": ["causal", "full"], "methods": ["mntp", "causal", "fused"]},
@@ -295,7 +298,7 @@ class LtgBertOriginal(LtgFamilyOriginal):
     __slots__ = ()
     layer_norm_eps = 1e-7
 
-    def family_settings(self, new_names: Mapping[str, str], traits: LayoutTraits) -> dict[str, Any]:
+    def family_settings(self, traits: LayoutTraits) -> dict[str, Any]:
         names = self.settings.get("architectures") or ()
         causal = any(name.endswith("ForCausalLM") for name in names)
         return {
@@ -307,13 +310,13 @@ class LtgBertOriginal(LtgFamilyOriginal):
     def describe_family(self, settings: Mapping[str, Any]) -> str:
         return f"ELC-BERT {settings['layer_mix']}" if settings["layer_mix"] else "LTG-BERT"
 
-    def resolve_traits(self, new_names: Mapping[str, str]) -> LayoutTraits:
+    def resolve_traits(self) -> LayoutTraits:
         """Return what --original-layout, config.json or the folder's code say, in this order.
 
         Raises CheckpointError where nothing says it or two of them contradict, UsageError for an
         option that cannot be.
         """
-        mixes = self._possible_layer_mixes(new_names)
+        mixes = self._possible_layer_mixes()
         traits = self._traits_from_files(mixes, self.traits_from_code())
         if name := self.options.original_layout:
             return self._check_layout_option(name, mixes, traits)
@@ -331,21 +334,24 @@ class LtgBertOriginal(LtgFamilyOriginal):
         unknown = blanked is None and any(name.startswith("Norbert") for name in classes)
         if per_head is None or unknown:
             absent = self._missing_code_file()
-            also = f", or put {absent} beside the weights (it is read, not run)" if absent else ""
+            file_hint = (
+                f", or put {absent} beside the weights (it is read, not run)" if absent else ""
+            )
             names = [name for name in ORIGINAL_LAYOUTS if name.startswith("ltg")]
             raise self.error(
                 "published codes of LTG-BERT give weights the same names and compute different "
                 "numbers, and nothing here says which code wrote these",
-                f"{LAYOUT_OPTION} NAME with one of {', '.join(names)}{also}",
+                f"{LAYOUT_OPTION} NAME with one of {', '.join(names)}{file_hint}",
             )
         return LayoutTraits(per_head, mix, blanked or 0)
 
-    def _possible_layer_mixes(self, new_names: Mapping[str, str]) -> tuple[str, ...]:
+    def _possible_layer_mixes(self) -> tuple[str, ...]:
         """Return the variants of ELC-BERT that the weights can be, ("",) for LTG-BERT.
 
         The first layer mixes one state alone, so its alpha stays where training began: at 1 in the
         base variant, at 0 in all others.
         """
+        new_names = self.rename_weights()
         if not any(new.endswith("alpha") for new in new_names.values()):
             return ("",)
         if "model.mix.alpha" in new_names.values():
@@ -360,8 +366,8 @@ class LtgBertOriginal(LtgFamilyOriginal):
 
         Raises CheckpointError if config.json contradicts the weights or the code.
         """
-        given = self.check_settings({"layer_mix": "", "per_head_positions": False})
-        configured, per_head = given.get("layer_mix"), given.get("per_head_positions")
+        settings = self.check_settings({"layer_mix": "", "per_head_positions": False})
+        configured, per_head = settings.get("layer_mix"), settings.get("per_head_positions")
         if configured is not None and configured not in mixes:
             allowed = " or ".join(map(repr, mixes))
             raise self._contradiction_error("layer_mix", configured, "weights say", allowed)
@@ -387,7 +393,9 @@ class LtgBertOriginal(LtgFamilyOriginal):
     def _check_layout_option(
         self, name: str, mixes: Sequence[str], detected: LayoutTraits
     ) -> LayoutTraits:
-        """Return the traits that --original-layout names. UsageError if the files contradict them."""
+        """Return the traits that --original-layout names. UsageError if the files contradict
+        them.
+        """
         traits = ORIGINAL_LAYOUTS[name]
         for key in LayoutTraits.__slots__:
             expected, value = getattr(traits, key), getattr(detected, key)
@@ -421,8 +429,8 @@ def _is_gpt_bert(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def rename_weight(name: str) -> str | None:
     """Return our name of an original weight, None for one that the table does not know."""
-    for pattern, ours in WEIGHT_NAMES.items():
+    for pattern, new_name in WEIGHT_NAMES.items():
         if match := re.fullmatch(WRAPPER_PREFIXES + pattern, name):
             n = int(next((g for g in match.groups() if g and g.isdigit()), 0))
-            return ours.format(n=n, half=n // 2, odd=n % 2, w=match.groupdict().get("w"))
+            return new_name.format(n=n, half=n // 2, odd=n % 2, w=match.groupdict().get("w"))
     return None

@@ -1,8 +1,7 @@
-"""A checkpoint that minicons reads instead of our engine: for models that ours cannot run, with the
-same predictions.
+"""A checkpoint that minicons scores instead of our engine, for models that ours cannot run.
 
-The folder is opened as `opening` opens it (the same refusals, the same facts), only the arithmetic
-is the peer's.
+The folder is opened as checkpoints.loader opens it, with the same errors and the same facts; only
+the arithmetic is the peer's.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ ENGINES = ("native", "minicons")
 
 @dataclass(frozen=True, slots=True)
 class MiniconsCheckpoint:
-    """What `score` needs to know of a checkpoint (see opening.Checkpoint), and predictions by
-    minicons.
-    """
+    """A checkpoint (see loader.Checkpoint) whose predictions minicons computes."""
 
     name: str
     attends: frozenset[str]
@@ -41,41 +38,42 @@ class MiniconsCheckpoint:
     trained_methods: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     no_mask_reason: str = ""
-    context_scorer: MiniconsScorer | None = (
-        None  # of causal texts that have a context, where it differs
-    )
+    # Of causal texts that have a context, where it differs.
+    context_scorer: MiniconsScorer | None = None
 
     def notes(self, method: str) -> tuple[str, ...]:
-        """See opening.Checkpoint: minicons takes words from the tokenizer, or does not score."""
+        """Return (): minicons takes words from the tokenizer, or does not score."""
         del method
         return ()
 
     @property
     def methods(self) -> list[str]:
-        """What minicons can score it with; the first is the default."""
+        """The names of the methods that minicons can score it with, the default first."""
         return [name for name in supported_methods(self) if name in peer_methods(MINICONS)]
 
     def with_bos_before_context(self, bos: str) -> MiniconsCheckpoint:
-        """Return the same checkpoint with another BOS policy for causal texts that have a context."""
+        """Return the same checkpoint with another BOS policy for causal texts that have a
+        context.
+        """
         if self.scorer.kind != "causal":
             return self
-        around = build_specials(self.scorer.scorer.tokenizer, "causal", bos)
-        return replace(self, context_scorer=replace(self.scorer, specials=around))
+        specials = build_specials(self.scorer.scorer.tokenizer, "causal", bos)
+        return replace(self, context_scorer=replace(self.scorer, specials=specials))
 
     def with_scored_eos(self, rule: EosRule) -> MiniconsCheckpoint:
-        """See opening.Checkpoint."""
+        """See loader.Checkpoint.with_scored_eos."""
         tokenizer = self.scorer.scorer.tokenizer
         if self.scorer.kind != "causal" or not resolve_eos_rule(tokenizer, rule)[0]:
             return self
-        facts = add_scored_eos(self.metadata, tokenizer, rule)
+        metadata = add_scored_eos(self.metadata, tokenizer, rule)
         if rule == "context":
             assert self.context_scorer is not None, (
                 "lm-eval has a rule of its own for texts with a context"
             )
             return replace(
-                self, context_scorer=replace(self.context_scorer, eos=rule), metadata=facts
+                self, context_scorer=replace(self.context_scorer, eos=rule), metadata=metadata
             )
-        return replace(self, scorer=replace(self.scorer, eos=rule), metadata=facts)
+        return replace(self, scorer=replace(self.scorer, eos=rule), metadata=metadata)
 
     def predict(
         self,
@@ -84,8 +82,8 @@ class MiniconsCheckpoint:
         tick: ProgressCallback | None = None,
         reduction: str = "sum",
     ) -> list[list[Prediction]]:
-        """As choice.predict. Raises MethodNotSupported for what minicons does not know, and
-        CheckpointError.
+        """Return predictions as `multiple_choice.predict`. Raises MethodNotSupported for what
+        minicons does not know, and CheckpointError.
         """
         texts = [option.text for item in items for option in item.options]
         spans = [option.span for item in items for option in item.options]
@@ -94,26 +92,31 @@ class MiniconsCheckpoint:
             if tick is not None:
                 tick(done / len(methods))
 
-        made = []
+        results = []
         for method in methods:
-            said = self._score_spans(texts, spans, method.name, share)
-            used = [method.with_relevant_flags(said.facts)]
-            made.append(
+            peer_scores = self._score_spans(texts, spans, method.name, share)
+            encodings = [method.with_relevant_flags(peer_scores.facts)]
+            results.append(
                 build_predictions(
-                    items, said.logp, said.token_counts, said.target_bytes, used, reduction
+                    items,
+                    peer_scores.logp,
+                    peer_scores.token_counts,
+                    peer_scores.target_bytes,
+                    encodings,
+                    reduction,
                 )
             )
-        return made
+        return results
 
     def _score_spans(
         self, texts: Sequence[str], spans: Sequence[Span], name: str, tick: ProgressCallback
     ) -> PeerScores:
-        """The answers of both readers, in the order of the texts."""
+        """Return the scores of both scorers, in the order of the texts."""
         if self.context_scorer is None:
             return self.scorer.score_spans(texts, spans, name, tick)
         n = len(texts)
-        facts = Encodings((), np.zeros(n, np.bool_), np.zeros(n, np.bool_), {})
-        merged = PeerScores(np.zeros(n), np.zeros(n, np.int64), [b""] * n, facts)
+        encodings = Encodings((), np.zeros(n, np.bool_), np.zeros(n, np.bool_), {})
+        merged = PeerScores(np.zeros(n), np.zeros(n, np.int64), [b""] * n, encodings)
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
         for reader, chosen in ((self.scorer, ~has_context), (self.context_scorer, has_context)):
             if not len(members := np.flatnonzero(chosen).tolist()):
@@ -126,10 +129,10 @@ class MiniconsCheckpoint:
                 [texts[i] for i in members], [spans[i] for i in members], name, share
             )
             merged.logp[members], merged.token_counts[members] = part.logp, part.token_counts
-            facts = merge_flags(facts, part.facts, members)
+            encodings = merge_flags(encodings, part.facts, members)
             for number, target in zip(members, part.target_bytes, strict=True):
                 merged.target_bytes[number] = target
-        return replace(merged, facts=facts)
+        return replace(merged, facts=encodings)
 
 
 def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoint:
@@ -137,40 +140,40 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
     minicons fails.
     """
     with peers.suppress_output():
-        found = load_checkpoint(ref, options, try_engine=False)
-        kind: peers.ModelKind = "causal" if found.kind == "causal" else "masked"
-        (around,) = found.specials.values()  # one way only: minicons passes no 4-D mask
-        device = str(next(found.model.parameters()).device)
+        loaded = load_checkpoint(ref, options, try_engine=False)
+        kind: peers.ModelKind = "causal" if loaded.kind == "causal" else "masked"
+        (specials,) = loaded.specials.values()  # one way only: minicons passes no 4-D mask
+        device = str(next(loaded.model.parameters()).device)
         try:
-            scorer = peers.make_minicons_scorer(kind, found.model, found.tokenizer, device)
+            scorer = peers.make_minicons_scorer(kind, loaded.model, loaded.tokenizer, device)
         except peers.PEER_ERRORS as error:
             raise CheckpointError(
                 f"minicons cannot take this checkpoint: {error}", location=ref
             ) from error
-    facts = describe_checkpoint(ref, found, options) | {"layout": "minicons"}
+    metadata = describe_checkpoint(ref, loaded, options) | {"layout": "minicons"}
     methods = tuple(
         name
-        for name in found.trained_methods
-        if name in peer_methods(MINICONS) and METHODS[name].attends <= set(found.specials)
+        for name in loaded.trained_methods
+        if name in peer_methods(MINICONS) and METHODS[name].attends <= set(loaded.specials)
     )
     return MiniconsCheckpoint(
-        name=found.name,
-        attends=frozenset(found.specials),
-        eos=str(found.tokenizer.eos_token),
-        mask_id=found.mask_id,
-        no_mask_reason=found.no_mask_reason,
-        max_length=found.max_length,
-        scorer=MiniconsScorer(scorer, kind, around, found.max_length),
+        name=loaded.name,
+        attends=frozenset(loaded.specials),
+        eos=str(loaded.tokenizer.eos_token),
+        mask_id=loaded.mask_id,
+        no_mask_reason=loaded.no_mask_reason,
+        max_length=loaded.max_length,
+        scorer=MiniconsScorer(scorer, kind, specials, loaded.max_length),
         trained_methods=methods,
-        metadata=facts,
+        metadata=metadata,
     )
 
 
 def validate_options(
     engine: str, methods: Sequence[str], dtype: str, precision: str, batch_tokens: int | None
 ) -> None:
-    """UsageError or MethodNotSupported for what an engine cannot be told, before anything is
-    opened.
+    """Raise UsageError or MethodNotSupported for options that an engine does not have, before
+    anything is opened.
     """
     if engine not in ENGINES:
         raise UsageError(

@@ -17,11 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TRIAL_LENGTH = 7  # tokens of the trial; no dimension of a model is likely to be sliced into so many
-LIMIT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-)  # names that configurations have for the limit
+# Names of the limit in configurations.
+LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 FORWARD_ERRORS = (
     TypeError,
     ValueError,
@@ -34,23 +31,23 @@ ATEN = torch.ops.aten
 
 
 def position_limit(model: Any) -> int | None:
-    """The longest row in tokens, specials included; None for a model without a limit.
+    """Return the longest row in tokens, specials included; None for a model without a limit.
 
-    The model must lie on the CPU: other devices do not survive an index beyond a table.
+    The model must be on the CPU: other devices do not survive an index beyond a table.
     """
     declared = [getattr(model.config, name, None) for name in LIMIT_KEYS]
-    known = [limit for limit in declared if isinstance(limit, int) and limit > 0]
+    positive = [limit for limit in declared if isinstance(limit, int) and limit > 0]
     lookups = _TableLookups(model)
     with lookups:
         can_run_length(model, TRIAL_LENGTH)
     for limit in sorted(set(lookups.limits)):
-        if limit < min(known, default=limit + 1) and not can_run_length(model, limit + 1):
+        if limit < min(positive, default=limit + 1) and not can_run_length(model, limit + 1):
             return limit
-    return min(known, default=None)
+    return min(positive, default=None)
 
 
 def can_run_length(model: Any, length: int) -> bool:
-    """Whether the body takes a row of so many equal tokens that are not padding."""
+    """Return whether the base model runs a row of so many equal tokens that are not padding."""
     embeddings = model.get_input_embeddings().weight
     pad = getattr(model.config, "pad_token_id", None)
     token = next(token for token in range(embeddings.shape[0]) if token != pad)
@@ -63,7 +60,7 @@ def can_run_length(model: Any, length: int) -> bool:
 
 
 class _TableLookups(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed
-    """Records the rows that tables among a model's parameters and buffers allow: `limits`."""
+    """Records in `limits` how many rows each table of a model's parameters and buffers allows."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -89,7 +86,7 @@ class _TableLookups(TorchDispatchMode):  # type: ignore[misc]  # torch is not ty
 
 
 def _first_rising_index(index: Any) -> int | None:
-    """The first of indices that begin with exactly LENGTH that rise by one, None for others."""
+    """Return the first of the indices if exactly TRIAL_LENGTH rise by 1, None for others."""
     if (
         not isinstance(index, Tensor)
         or index.dtype not in (torch.int64, torch.int32)

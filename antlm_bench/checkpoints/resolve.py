@@ -1,5 +1,5 @@
-"""Where checkpoints lie: folders, globs, hub ids, adapters and tokenizers beside them. Nothing here
-loads a weight.
+"""Resolve references to checkpoints: folders, globs, hub ids, adapters and separate tokenizers. No
+weight is loaded here.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ __all__ = [
     "pickled_files",
     "safetensors_files",
 ]  # fmt: skip
-CARD_KEY = (
-    "antlm_bench"  # the key of config.json under which a checkpoint of ours says how it was trained
-)
+# The key of config.json under which a checkpoint of ours says how it was trained.
+CARD_KEY = "antlm_bench"
 SAFETENSORS_PATTERNS, PICKLE_PATTERNS = ("*.safetensors",), ("*.bin",)
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -54,20 +53,30 @@ NO_WEIGHTS_MESSAGE = "no weights: no *.safetensors file"
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How to open a checkpoint; every field can change a score or refuse a file. See the command
-    line's help.
+    """How to open a checkpoint. Each field can change a score or refuse a file; `score --help`
+    explains them.
     """
 
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     dtype: str = "float32"
+    """float32, bfloat16 or float16."""
     bos: str = "auto"
+    """BOS policy (scoring.text.BOS_POLICIES)."""
     max_length: int | None = None
-    lengths: str = "declared"  # see scoring.conventions.ScoringConventions
+    """Longest row in tokens; None = what model and tokenizer allow."""
+    lengths: str = "declared"
+    """Which limit counts (scoring.conventions.ScoringConventions)."""
     batch_tokens: int | None = None
+    """Tokens per forward; None = chosen by device."""
     allow_pickle: bool = False
+    """Load pickled weights."""
     trust_remote_code: bool = False
+    """Run the checkpoint's own Python."""
     original_layout: str | None = None
+    """The published code that wrote the weights (checkpoints.ltg_layouts)."""
     peft: str | None = None
     """Folder or hub id of a PEFT adapter that is merged into the weights."""
     tokenizer: str | None = None
@@ -92,14 +101,14 @@ class CheckpointSources:
 
 
 def expand_refs(refs: Sequence[str]) -> list[str]:
-    """Folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids -> one ref per
-    checkpoint.
+    """Expand folders, globs, folders of checkpoints (`chck_1M`, `chck_2M`, ...) and hub ids to one
+    reference per checkpoint.
 
-    A path that exists is never read as a glob, whatever brackets its name has. Sub-folders are
-    sorted by the number in their name, so that milestones come in order of words seen. Raises
-    CheckpointError for a glob or a folder that holds no checkpoint.
+    An existing path is never read as a glob, whatever brackets its name has. Sub-folders are sorted
+    by the number in their name, so that milestones come in order of words seen. Raises
+    CheckpointError for a glob or folder without checkpoints.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for ref in refs:
         if not ref.strip():
             raise CheckpointError(
@@ -112,20 +121,21 @@ def expand_refs(refs: Sequence[str]) -> list[str]:
             root, pattern = _split_glob(path)
             matches = [match for match in root.glob(pattern) if _is_checkpoint(match)]
         else:
-            found.append(ref)
+            expanded.append(ref)
             continue
         if not matches:
             raise CheckpointError(
                 "no checkpoint here (no config.json, in it or one level down)",
                 location=ref,
-                hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a hub id",
+                hint="give a Hugging Face folder (config.json, model.safetensors, tokenizer.json) "
+                "or a hub id",
             )
-        found += [str(p) for p in sorted(matches, key=_milestone_key)]
-    return list(dict.fromkeys(found))
+        expanded += [str(p) for p in sorted(matches, key=_milestone_key)]
+    return list(dict.fromkeys(expanded))
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a model, or a PEFT adapter of one."""
+    """Return whether a folder holds a model or a PEFT adapter."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
@@ -138,7 +148,7 @@ def _split_glob(path: Path) -> tuple[Path, str]:
 
 
 def _as_path(ref: str) -> Path:
-    """The path that a reference may be. CheckpointError where no file system could hold it."""
+    """Return a reference as a path. Raises CheckpointError for what cannot be a path."""
     try:
         Path(ref).exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
@@ -149,8 +159,8 @@ def _as_path(ref: str) -> Path:
 
 
 def _milestone_key(path: Path) -> tuple[float, str]:
-    """Words seen as the folder's name tells them (`chck_1M`, `step-2000`): the last number, K/M/B
-    understood.
+    """Return the number that sorts milestones: the last one in the folder's name, with K, M or B
+    (`chck_1M`, `step-2000`).
     """
     digits = unit = ""
     for character in reversed(path.name):
@@ -165,14 +175,15 @@ def _milestone_key(path: Path) -> tuple[float, str]:
 
 
 def locate_checkpoint(ref: str, options: OpenOptions) -> Path:
-    """The local folder of a checkpoint or of a PEFT adapter; of a hub id only what is needed is
-    downloaded.
+    """Return the local folder of a checkpoint or PEFT adapter; of a hub id only the needed files
+    are downloaded.
     """
     path = _as_path(ref)
     if path.is_dir():
         if options.revision:
             raise UsageError(
-                f"a local folder has no revisions: {options.revision!r} would score the same weights again",
+                f"a local folder has no revisions: {options.revision!r} would score the same "
+                "weights again",
                 location="--revision",
                 hint="give the folder of that checkpoint instead, or the hub id",
             )
@@ -226,21 +237,22 @@ def locate_sources(ref: str, options: OpenOptions) -> CheckpointSources:
 def _base_folder(
     ref: str, folder: Path, config: dict[str, Any] | None, options: OpenOptions
 ) -> Path:
-    """The folder of the base model that an adapter was trained on: what adapter_config.json names."""
+    """Return the folder of an adapter's base model, named by adapter_config.json."""
     named = (config or {}).get("base_model_name_or_path")
     if config is None or not (named is None or isinstance(named, str)):
         raise CheckpointError(
             f"{ADAPTER_CONFIG} cannot be read", location=str(folder), hint="save the adapter again"
         )
-    whole = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
-    if whole:
+    has_own_weights = (folder / "config.json").is_file() and bool(list_weight_sets(folder))
+    if has_own_weights:
         same = not named or named in (ref, str(folder)) or _is_same_folder(named, folder)
         if same:
             return folder
         raise CheckpointError(
             f"holds a whole model and an adapter of another one ({named!r}): which is meant?",
             location=str(folder),
-            hint=f"score the adapter with --model {named} --peft {folder}, or move {ADAPTER_CONFIG} away",
+            hint=f"score the adapter with --model {named} --peft {folder}, or move "
+            f"{ADAPTER_CONFIG} away",
         )
     if not named:
         raise CheckpointError(
@@ -248,12 +260,12 @@ def _base_folder(
             location=str(folder),
             hint=f"--model BASE --peft {folder}",
         )
-    beside = folder.parent / named
-    where = str(beside) if not _as_path(named).is_dir() and beside.is_dir() else named
-    revision = config.get("revision") if not Path(where).is_dir() else None
+    sibling = folder.parent / named
+    reference = str(sibling) if not _as_path(named).is_dir() and sibling.is_dir() else named
+    revision = config.get("revision") if not Path(reference).is_dir() else None
     try:
         return locate_checkpoint(
-            where, replace(options, revision=revision if isinstance(revision, str) else None)
+            reference, replace(options, revision=revision if isinstance(revision, str) else None)
         )
     except BenchError as error:
         raise CheckpointError(
@@ -270,7 +282,7 @@ def _is_same_folder(named: str, folder: Path) -> bool:
 
 
 def _adapter_folder(ref: str, options: OpenOptions) -> Path:
-    """The folder of `--peft`. Raises CheckpointError where it holds no adapter."""
+    """Return the folder of `--peft`. Raises CheckpointError where it holds no adapter."""
     hint = f"an adapter is a folder with {ADAPTER_CONFIG}, or a hub id"
     path = _as_path(ref)
     folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint)
@@ -282,7 +294,7 @@ def _adapter_folder(ref: str, options: OpenOptions) -> Path:
 
 
 def _tokenizer_folder(ref: str, options: OpenOptions) -> Path:
-    """The folder of `--tokenizer`. Raises CheckpointError where it holds no tokenizer."""
+    """Return the folder of `--tokenizer`. Raises CheckpointError where it holds no tokenizer."""
     hint = "a tokenizer is a folder with tokenizer.json (or vocab.txt, *.model), or a hub id"
     path = _as_path(ref)
     folder = path if path.is_dir() else _local_or_hub(ref, None, options, hint, weights=False)
@@ -294,8 +306,8 @@ def _tokenizer_folder(ref: str, options: OpenOptions) -> Path:
 def _local_or_hub(
     ref: str, revision: str | None, options: OpenOptions, hint: str, weights: bool = True
 ) -> Path:
-    """The local snapshot of a hub id. Raises CheckpointError for a path that is not there, or an id
-    without files.
+    """Return the local snapshot of a hub id. Raises CheckpointError for a path that does not exist
+    or an id without files.
     """
     if (
         _as_path(ref).exists()
@@ -321,7 +333,8 @@ def _local_or_hub(
         raise CheckpointError(
             f"cannot be had from the hub: {first_line(error)}",
             location=f"{ref}@{revision or 'main'}",
-            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or unset HF_HUB_OFFLINE",
+            hint="no such local folder either; check the spelling, the network and HF_TOKEN, or "
+            "unset HF_HUB_OFFLINE",
         ) from error
 
 
@@ -341,22 +354,24 @@ def _check_weights(folder: Path, options: OpenOptions) -> None:
 
 
 def safetensors_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that a checkpoint is loaded from; none where its weights are pickled."""
+    """Return the safetensors files that a checkpoint is loaded from; none where its weights are
+    pickled.
+    """
     chosen = select_weights(folder)
     return chosen.files if chosen else ()
 
 
 def pickled_files(folder: Path) -> tuple[Path, ...]:
-    """The pickled files that a checkpoint is loaded from; none where it has safetensors."""
+    """Return the pickled files that a checkpoint is loaded from; none where it has safetensors."""
     chosen = select_weights(folder, allow_pickle=True)
     return chosen.files if chosen and chosen.is_pickle else ()
 
 
 def list_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of a folder that match any of the patterns, sorted by name."""
+    """Return the files of a folder that match any of the patterns, sorted by name."""
     return sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()})
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, short enough for one of ours."""
+    """Return the first line of an exception's message, shortened for an error message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,9 +1,8 @@
-"""The self-test of an opened checkpoint: our engine against the model's own plain forward, on real
-texts.
+"""The self-test of an opened checkpoint: our engine against the model's own plain forward.
 
-The plain forward reads one row at a time and takes no shortcut: masked, each token hidden in turn;
-causal, each prefix by itself. A difference above TOLERANCE turns off the engine's shortcuts (each
-by itself, then several) until the two agree.
+The plain forward reads one row at a time: masked, each token hidden in turn; causal, each prefix by
+itself. A difference above TOLERANCE turns off the engine's shortcuts (each by itself, then several)
+until the two agree.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from antlm_bench.checkpoints.pretrained import (
+from antlm_bench.checkpoints.forward_trials import (
     CAUSALITY_TOLERANCE,
     FORWARD_ERRORS,
     logit_change_from_last_token,
@@ -30,11 +29,11 @@ from antlm_bench.scoring.engine import (
     plain_logits,
 )
 from antlm_bench.scoring.tokens import can_tokenize, probe_texts
-from antlm_bench.types import Attention, Encodings, Floats, Probes
+from antlm_bench.types import Attention, Bools, Encodings, Floats, Ints, Probes
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
-"""Largest difference of one log-probability (nats) by dtype: rounding stays below, another position
-does not.
+"""Largest difference of one log-probability (nats) by dtype: rounding stays below it, and a wrong
+position does not.
 """
 TRIAL_TEXTS = (
     "The cats near the house sleep.",
@@ -44,7 +43,7 @@ MAX_PREDICTIONS = 12  # predictions that are compared per text and attention, sp
 
 
 class CheckpointLike(Protocol):
-    """What the self-test needs of a checkpoint (see opening.Checkpoint)."""
+    """What the self-test needs of a checkpoint (see loader.Checkpoint)."""
 
     engine: Engine
     mask_id: int | None
@@ -60,8 +59,8 @@ class CheckpointLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SelfTestResult:
-    """What a self-test found: the largest difference (nats) of one prediction, over `predictions`
-    of `texts` texts.
+    """The largest difference (nats) of one prediction, over `predictions` predictions in `texts`
+    texts.
     """
 
     texts: int
@@ -70,8 +69,8 @@ class SelfTestResult:
     disabled: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
-        """For run.json. The difference is rounded up to a power of ten: below that it is noise of
-        the machine.
+        """Return the entry of run.json. The difference is rounded up to a power of ten: the rest is
+        noise of the machine.
         """
         above = float(10.0 ** np.ceil(np.log10(max(self.largest_difference, 1e-6))))
         return {
@@ -88,12 +87,12 @@ def run_self_test(
     attentions: Iterable[str] | None = None,
     max_predictions: int = MAX_PREDICTIONS,
 ) -> SelfTestResult:
-    """Compare the engine with the plain forward on `texts`; turn off the shortcuts that make it
+    """Compare the engine with the plain forward on `texts`, and turn off the shortcuts that make it
     differ.
 
-    attentions: those to compare, default all that the checkpoint can be run with. Texts that do not
-    fit the model are left out. Raises CheckpointError where no shortcut is to blame: the model
-    answers differently when it is asked again, or sees later tokens.
+    attentions: those to compare, by default all of the checkpoint. Texts that do not fit into the
+    model are left out. Raises CheckpointError where no shortcut is to blame: the model gives
+    different outputs for the same input, or sees later tokens.
     """
     engine = checkpoint.engine
     computed = engine.nodes_computed, engine.head_rows_computed
@@ -112,14 +111,14 @@ def _compare_with_plain_forward(
     max_predictions: int,
 ) -> SelfTestResult:
     engine = checkpoint.engine
-    made = [
+    trials = [
         (text, p)
         for text, p in _trial_probes(checkpoint, texts, attentions, max_predictions)
         if _has_plain_forward(engine, p.attention)
     ]
-    probes = [p for _, p in made]
-    counted, count = len({text for text, _ in made}), sum(len(p.row) for p in probes)
-    if not count:
+    probes = [p for _, p in trials]
+    num_texts, num_predictions = len({text for text, _ in trials}), sum(len(p.row) for p in probes)
+    if not num_predictions:
         return SelfTestResult(0, 0, 0.0)
     with engine.without_shortcuts([name for name in engine.shortcuts if name == CPU_KERNELS]):
         expected = _plain_logprobs(engine, probes)
@@ -130,56 +129,59 @@ def _compare_with_plain_forward(
         )
     tolerance = TOLERANCE[next(engine.model.parameters()).dtype]
 
-    def difference(off: Sequence[str]) -> float:
-        with engine.without_shortcuts(off):
+    def difference(disabled: Sequence[str]) -> float:
+        with engine.without_shortcuts(disabled):
             try:
-                found = engine.score_probes(probes, len(expected))
+                scores = engine.score_probes(probes, len(expected))
             except FORWARD_ERRORS:
                 return float("inf")
-        with np.errstate(
-            invalid="ignore"
-        ):  # ids that a model rules out are equal at minus infinity
-            return float(np.where(found == expected, 0.0, np.abs(found - expected)).max())
+        with np.errstate(invalid="ignore"):  # ids that a model rules out: minus infinity twice
+            return float(np.where(scores == expected, 0.0, np.abs(scores - expected)).max())
 
     largest = difference(())
     if largest <= tolerance:
-        return SelfTestResult(counted, count, largest)
-    for off in _shortcut_sets(engine.shortcuts):
-        if (remaining := difference(off)) <= tolerance:
-            _check_no_lookahead(engine, probes, off)
-            for name in off:
+        return SelfTestResult(num_texts, num_predictions, largest)
+    for disabled in _shortcut_sets(engine.shortcuts):
+        if (remaining := difference(disabled)) <= tolerance:
+            _check_no_lookahead(engine, probes, disabled)
+            for name in disabled:
                 engine.disable_shortcut(name)
-            return SelfTestResult(counted, count, remaining, tuple(off))
+            return SelfTestResult(num_texts, num_predictions, remaining, tuple(disabled))
     raise CheckpointError(
-        f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one row at a time, "
+        f"{checkpoint.name}: our engine and the own forward of {type(engine.model).__name__}, one "
+        "row at a time, "
         f"differ by up to {largest:.2g} nats, with every shortcut turned off too",
-        hint="a forward that depends on chance or on earlier calls cannot be scored: ask it the same twice",
+        hint="a forward that depends on chance or on earlier calls cannot be scored: ask it the "
+        "same twice",
     )
 
 
 def _shortcut_sets(shortcuts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Sets of shortcuts to turn off: each by itself, then more and more of them."""
+    """Yield sets of shortcuts to turn off: each by itself, then more and more of them."""
     yield from ([name] for name in shortcuts)
     yield from (shortcuts[:end] for end in range(2, len(shortcuts) + 1))
     yield list(SHORTCUTS)
 
 
 def _check_no_lookahead(engine: Engine, probes: Sequence[Probes], disabled: Sequence[str]) -> None:
-    """Refuse a model that only agrees prefix by prefix because it sees later tokens in a whole row."""
+    """Raise CheckpointError for a model that agrees only prefix by prefix, because it sees later
+    tokens in a whole row.
+    """
     if "one row per text" not in disabled or engine.forward_config.native_attention != "causal":
         return
     longest = max((p.ids for p in probes if p.attention == "causal"), key=lambda ids: ids.shape[1])
     ids = torch.from_numpy(longest[:1].astype(np.int64)).to(engine.model.device)
     if (moved := logit_change_from_last_token(engine.model, ids)) > CAUSALITY_TOLERANCE:
         raise CheckpointError(
-            f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the logits before it by "
+            f"{engine.name}: in rows of {ids.shape[1]} tokens a change of the last token moves the "
+            "logits before it by "
             f"{moved:.1g} of the largest: the model sees later tokens",
             hint="it cannot be scored left to right at that length: see --max-length",
         )
 
 
 def _has_plain_forward(engine: Engine, attention: str) -> bool:
-    """Whether the model's own forward can be made to attend that way."""
+    """Return whether the model's own forward can attend that way."""
     return attention == engine.forward_config.native_attention or engine.forward_config.masks
 
 
@@ -189,8 +191,8 @@ def _trial_probes(
     attentions: Sequence[str],
     max_predictions: int,
 ) -> Iterator[tuple[int, Probes]]:
-    """(index of the text, its rows) for each text and attention; every read has a number of its own
-    as its text.
+    """Yield (index of the text, its rows) for each text and attention. Every read has a text index
+    of its own.
     """
     number = 0
     for name in attentions:
@@ -201,55 +203,59 @@ def _trial_probes(
             for ids, scored, index in zip(
                 encoded.ids, encoded.score_mask, encoded.text_index, strict=True
             ):
-                at = np.nonzero(scored)[0]
-                at = at[at > 0] if attention == "causal" else at
-                at = (
-                    at[np.unique(np.linspace(0, len(at) - 1, max_predictions).round().astype(int))]
-                    if len(at)
-                    else at
+                positions = _spread_positions(scored, attention, max_predictions)
+                count = len(positions)
+                text = (number + np.arange(count)).astype(np.int32)
+                number += count
+                if attention == "full":
+                    rows = np.repeat(ids[None], count, 0)
+                    order = np.arange(count, dtype=np.int32)
+                    rows[order, positions] = checkpoint.mask_id
+                    yield int(index), Probes(rows, "full", order, positions, ids[positions], text)
+                    continue
+                row, before = np.zeros(count, np.int32), positions - 1
+                yield (
+                    int(index),
+                    Probes(ids[None, :-1], "causal", row, before, ids[positions], text),
                 )
-                text = (number + np.arange(len(at))).astype(np.int32)
-                number += len(at)
-                where = at.astype(np.int32)
-                if attention == "causal":
-                    row = np.zeros(len(at), np.int32)
-                    yield (
-                        int(index),
-                        Probes(ids[None, :-1], "causal", row, where - 1, ids[where], text),
-                    )
-                    if (
-                        number == len(at) and len(at) > 1
-                    ):  # the first text once more, backwards: two rows of a length
-                        other = ids.copy()
-                        other[scored] = other[scored][::-1]
-                        number += len(at)
-                        text = text + np.int32(len(at))
-                        yield (
-                            int(index),
-                            Probes(other[None, :-1], "causal", row, where - 1, other[where], text),
-                        )
-                else:
-                    rows = np.repeat(ids[None], len(at), 0)
-                    order = np.arange(len(at), dtype=np.int32)
-                    rows[order, where] = checkpoint.mask_id
-                    yield int(index), Probes(rows, "full", order, where, ids[where], text)
+                if number == count and count > 1:
+                    # The first text once more, backwards: two rows of one length.
+                    other = ids.copy()
+                    other[scored] = other[scored][::-1]
+                    number += count
+                    text = text + np.int32(count)
+                    target = other[positions]
+                    yield int(index), Probes(other[None, :-1], "causal", row, before, target, text)
+
+
+def _spread_positions(scored: Bools, attention: Attention, max_positions: int) -> Ints:
+    """Return up to `max_positions` scored positions of a row, spread over it."""
+    positions = np.nonzero(scored)[0]
+    if attention == "causal":
+        positions = positions[positions > 0]
+    if len(positions):
+        steps = np.linspace(0, len(positions) - 1, max_positions).round().astype(int)
+        positions = positions[np.unique(steps)]
+    return positions.astype(np.int32)
 
 
 def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
-    """Log-probabilities by the model's own forward: one row, or one prefix, at a time."""
+    """Return log-probabilities by the model's own forward: one row, or one prefix, at a time."""
     answers = np.zeros(1 + max(int(text) for p in probes for text in p.text_index))
     engine.set_attention(engine.forward_config.native_implementation)
     device = next(engine.model.parameters()).device
     for p in probes:
-        for row, at, target, text in zip(p.row, p.position, p.target, p.text_index, strict=True):
-            ids = p.ids[row] if p.attention == "full" else p.ids[row, : at + 1]
+        for row, position, target, text in zip(
+            p.row, p.position, p.target, p.text_index, strict=True
+        ):
+            ids = p.ids[row] if p.attention == "full" else p.ids[row, : position + 1]
             inputs = {"input_ids": torch.from_numpy(ids[None].astype(np.int64)).to(device)}
             if p.attention != engine.forward_config.native_attention:
                 inputs |= {
                     k: v.to(device) for k, v in attention_mask_inputs(len(ids), p.attention).items()
                 }
             with torch.inference_mode():
-                logits = plain_logits(engine.model, **inputs)[0, int(at)].float()
+                logits = plain_logits(engine.model, **inputs)[0, int(position)].float()
             if engine.model_state is not None:
                 engine.model_state.restore()
             answers[text] = float(logits.log_softmax(-1)[int(target)])
@@ -257,8 +263,8 @@ def _plain_logprobs(engine: Engine, probes: Sequence[Probes]) -> Floats:
 
 
 def trial_texts(tokenizer: Any) -> list[str]:
-    """TRIAL_TEXTS, or words of the tokenizer's own vocabulary where it cannot read them; [] where
-    it reads nothing.
+    """Return TRIAL_TEXTS, or words of the tokenizer's own vocabulary where it cannot read them; []
+    where it reads nothing.
     """
     texts = [text for text in TRIAL_TEXTS if can_tokenize(tokenizer, text)]
     if not texts:
@@ -271,7 +277,7 @@ def trial_texts(tokenizer: Any) -> list[str]:
 
 
 def select_texts_by_length(texts: Sequence[str], count: int = 5) -> list[str]:
-    """A handful of different texts from the shortest to the longest, the same whatever the order of
+    """Return `count` different texts from the shortest to the longest, whatever the order of
     `texts`.
     """
     ordered = sorted(set(texts), key=lambda text: (len(text), text))

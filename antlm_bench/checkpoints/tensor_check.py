@@ -1,8 +1,8 @@
-"""Check that the loaded model is the saved one: every tensor of the files is used, every parameter
-comes from a file.
+"""Check that the loaded model is the saved one: every tensor of the files is used, and every
+parameter comes from a file.
 
-transformers only warns of such differences, and some names it drops without a word; here each is
-refused unless it is known to be harmless.
+transformers only warns of differences, and drops some names silently; here each is an error unless
+it is known to be harmless.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class AllowedMismatches:
     missing: tuple[str, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
-        """Counts and first names, for the run's record and the content key; empty if nothing had to
-        be allowed.
+        """Return counts and first names for run.json and the content key; empty if nothing was
+        allowed.
         """
         named = {"unused": self.unused, "missing": self.missing}
         return {
@@ -68,10 +68,10 @@ class AllowedMismatches:
 def check_loaded_tensors(
     model: Any, loading_info: Mapping[str, Any], folder: Path, options: OpenOptions
 ) -> AllowedMismatches:
-    """Compare the loaded model with the files that it came from.
+    """Compare the loaded model with its files.
 
-    info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that the
-    model does not use and for parameters that no file gives, unless the options allow them.
+    loading_info: `output_loading_info` of from_pretrained. Raises CheckpointError for tensors that
+    the model does not use and for parameters that no file gives, unless the options allow them.
     """
     chosen = select_weights(folder, options.allow_pickle)
     try:
@@ -81,10 +81,10 @@ def check_loaded_tensors(
             raise
         # torch reads pickles that the header reader does not; the library's report is left
         headers = {}
-    known = _TensorNames([*model.state_dict(), *(name for name, _ in model.named_buffers())])
+    model_names = _TensorNames([*model.state_dict(), *(name for name, _ in model.named_buffers())])
     unused = sorted(
         name
-        for name in {*loading_info["unexpected_keys"], *_hidden_unused(model, headers, known)}
+        for name in {*loading_info["unexpected_keys"], *_hidden_unused(model, headers, model_names)}
         if not is_harmless(name, headers.get(name), model.config)
     )
     missing = sorted(
@@ -94,13 +94,15 @@ def check_loaded_tensors(
     _check_shapes(loading_info.get("mismatched_keys", ()), name, folder)
     if missing and not options.allow_missing:
         raise CheckpointError(
-            f"no file gives {_format_names(missing, 'parameter')} of {name}: they would be random numbers",
+            f"no file gives {_format_names(missing, 'parameter')} of {name}: they would be random "
+            "numbers",
             location=str(folder),
             hint=_likely_cause(model, unused, missing) + "; --allow-missing opens it all the same",
         )
     if unused and not options.allow_unused:
         raise CheckpointError(
-            f"{name} does not use {_format_names(unused, 'tensor')} of the files: its scores would be another model's",
+            f"{name} does not use {_format_names(unused, 'tensor')} of the files: its scores would "
+            "be another model's",
             location=str(folder),
             hint=_likely_cause(model, unused, missing) + "; --allow-unused opens it all the same",
         )
@@ -117,17 +119,18 @@ def _check_shapes(mismatched: Iterable[Any], name: str, folder: Path) -> None:
     if differing:
         first, stored, expected = differing[0]
         raise CheckpointError(
-            f"the files hold {_format_names([key for key, _, _ in differing], 'tensor')} of another shape than {name}: "
+            f"the files hold {_format_names([key for key, _, _ in differing], 'tensor')} of "
+            f"another shape than {name}: "
             f"{first} is {stored} there and {expected} by config.json",
             location=str(folder),
-            hint="config.json belongs to another checkpoint: restore the one that was saved with the weights",
+            hint="config.json belongs to another checkpoint: restore the one that was saved with "
+            "the weights",
         )
 
 
 def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ...]:
-    """Say which of several sets of weights in a folder is read and why.
-
-    Raises CheckpointError where another set holds other tensors than the one that is read.
+    """Return notes on which of several sets of weights in a folder is read and why. Raises
+    CheckpointError where another set holds other tensors than the one that is read.
     """
     chosen = select_weights(folder, options.allow_pickle)
     notes = []
@@ -142,26 +145,27 @@ def check_other_weight_sets(folder: Path, options: OpenOptions) -> tuple[str, ..
         difference = _describe_difference(chosen, other)
         if difference is None:
             notes.append(
-                f"weights are read from {chosen.name} ({why}); {other.name} could not be compared with it"
+                f"weights are read from {chosen.name} ({why}); {other.name} could not be compared "
+                "with it"
             )
         elif difference:
             raise CheckpointError(
-                f"two sets of weights that are not the same model: {chosen.name}, which would be read ({why}), and "
+                f"two sets of weights that are not the same model: {chosen.name}, which would be "
+                f"read ({why}), and "
                 f"{other.name}: {difference}",
                 location=str(folder),
                 hint="move the one that is not meant out of the folder",
             )
         else:
             notes.append(
-                f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the same shapes"
+                f"weights are read from {chosen.name} ({why}); {other.name} holds tensors of the "
+                "same shapes"
             )
     return tuple(notes)
 
 
 def is_harmless(name: str, header: TensorHeader | None = None, config: Any = None) -> bool:
-    """Whether a tensor of a file says nothing about the predicted tokens: a buffer, or a head for
-    another question.
-    """
+    """Return whether a tensor of a file cannot change predictions: a buffer, or another head."""
     head = NON_LM_HEAD_PATTERN.search(name)
     if BUFFER_PATTERN.search(name) or (
         head and not re.search(r"(^|\.)\d+(\.|$)", name[: head.start()])
@@ -180,9 +184,7 @@ def is_harmless(name: str, header: TensorHeader | None = None, config: Any = Non
 
 
 class _TensorNames:
-    """Names of tensors that count as equal when one has a prefix more, as the library's own
-    prefixes have.
-    """
+    """Names of tensors; two are equal if one only has a further prefix, as the library's have."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = {_modernize_name(name) for name in names}
@@ -194,22 +196,20 @@ class _TensorNames:
 
 
 def _name_suffixes(name: str) -> list[str]:
-    """The name without its first part, without its first two parts, ... as long as two parts are
-    left.
-    """
+    """Yield the name without its first part, its first two parts, ... while two parts are left."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]
 
 
 def _modernize_name(name: str) -> str:
-    """LayerNorm.gamma and beta are today's weight and bias."""
+    """Return a name with LayerNorm's gamma and beta as weight and bias."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def _hidden_unused(
     model: Any, headers: Mapping[str, TensorHeader], model_names: _TensorNames
 ) -> set[str]:
-    """Tensors without a place in the model that the library's own list keeps it from reporting."""
+    """Return the tensors without a place in the model that the library's ignore list hides."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return {
         name
@@ -219,7 +219,7 @@ def _hidden_unused(
 
 
 def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]:
-    """Parameters that no file gives and that the library's own list keeps it from reporting."""
+    """Return the parameters that no file gives and that the library's ignore list hides."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     if not patterns:
         return set()
@@ -233,9 +233,11 @@ def _hidden_missing(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]
 
 
 def _computed_buffers(model: Any) -> set[str]:
-    """Buffers of the library's own classes that no file need give: it computes them from the
-    configuration. Other code may not do so, and a buffer that is saved may be learned
-    (DeepSeek-V3's e_score_correction_bias).
+    """Return the buffers of the library's own classes that it computes from the configuration, so
+    that no file must hold them.
+
+    Other code may not compute its buffers, and a saved buffer may be learned (DeepSeek-V3's
+    e_score_correction_bias).
     """
     if not type(model).__module__.startswith("transformers."):
         return set()
@@ -251,12 +253,15 @@ def _computed_buffers(model: Any) -> set[str]:
 
 def _format_names(names: Sequence[str], noun: str) -> str:
     """`5 tensors (a.weight, b.weight, c.weight, d.weight, ...)`."""
-    more = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
-    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({', '.join(names[:MAX_NAMES_SHOWN])}{more})"
+    ellipsis = ", ..." if len(names) > MAX_NAMES_SHOWN else ""
+    return (
+        f"{len(names)} {noun}{'s' if len(names) > 1 else ''} "
+        f"({', '.join(names[:MAX_NAMES_SHOWN])}{ellipsis})"
+    )
 
 
 def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> str:
-    """The likeliest reason why the files and the model do not fit together."""
+    """Return the most likely reason why files and model do not match."""
     depth = getattr(model.config, "num_hidden_layers", None)
     layers = {int(n) for name in unused for n in re.findall(r"\.(\d+)\.", f".{name}")[:1]}
     bodies = [name for name in missing if re.search(r"\.\d+\.", name)]
@@ -264,18 +269,33 @@ def _likely_cause(model: Any, unused: Sequence[str], missing: Sequence[str]) -> 
         (p for p in (_extra_prefix(old, new) for old in unused for new in missing) if p), ""
     )
     if prefix:
-        return f"the names in the files differ by the prefix {prefix!r}: save the model with save_pretrained"
+        return (
+            f"the names in the files differ by the prefix {prefix!r}: save the model with "
+            "save_pretrained"
+        )
     if depth is not None and layers and min(layers) >= depth and not missing:
-        return f"config.json says {depth} layers, and the files hold {max(layers) + 1}: one of them is not this model's"
+        return (
+            f"config.json says {depth} layers, and the files hold {max(layers) + 1}: one of them "
+            "is not this model's"
+        )
     if unused and not missing and all(name.endswith("bias") for name in unused):
-        return "config.json switches off biases that the files hold: was it written by another program?"
+        return (
+            "config.json switches off biases that the files hold: was it written by another "
+            "program?"
+        )
     if missing and not bodies:
-        return "the checkpoint was saved without its language-model head, or with the head of another task"
-    return "the checkpoint was saved for another architecture, or config.json belongs to another checkpoint"
+        return (
+            "the checkpoint was saved without its language-model head, or with the head of another "
+            "task"
+        )
+    return (
+        "the checkpoint was saved for another architecture, or config.json belongs to another "
+        "checkpoint"
+    )
 
 
 def _extra_prefix(old: str, new: str) -> str:
-    """What stands before `new` in `old`, or before `old` in `new`; "" where neither ends like the
+    """Return the prefix that one of two names has more than the other, "" where neither ends in the
     other.
     """
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
@@ -283,8 +303,8 @@ def _extra_prefix(old: str, new: str) -> str:
 
 
 def _describe_difference(used: WeightSet, other: WeightSet) -> str | None:
-    """What tells two sets of weights apart, "" if they hold tensors of the same shapes, None if one
-    is unreadable.
+    """Return how two sets of weights differ, "" if they hold tensors of the same shapes, None if
+    one is unreadable.
     """
     try:
         a, b = (
@@ -312,13 +332,15 @@ def _describe_difference(used: WeightSet, other: WeightSet) -> str | None:
 
 
 def _may_be_tied(name: str, headers: Mapping[str, TensorHeader]) -> bool:
-    """Whether a tensor may be a second name of another one: safetensors hold tied weights once."""
-    mine = headers[name]
-    if mine.storage is not None:
-        return any(other.storage == mine.storage for key, other in headers.items() if key != name)
+    """Return whether a tensor may be a second name of another one: safetensors store tied weights
+    once.
+    """
+    header = headers[name]
+    if header.storage is not None:
+        return any(other.storage == header.storage for key, other in headers.items() if key != name)
     head = re.search(
         r"(lm_head|decoder|vocab_projector|embed_out|proj|predictions)\.(weight|bias)$", name
     )
     return bool(head) and any(
-        other.shape == mine.shape for key, other in headers.items() if key != name
+        other.shape == header.shape for key, other in headers.items() if key != name
     )

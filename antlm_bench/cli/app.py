@@ -37,8 +37,10 @@ from antlm_bench.cpu_tuning import limit_thread_spinning
 from antlm_bench.errors import BenchError
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 finished · 1 worse, or disagreeing · 2 usage · 3 model or data · 4 inconclusive · 5 incomplete · "
-    "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 Ctrl-C"
+    "Exit codes: 0 finished · 1 worse, or disagreeing · 2 usage · 3 model or data · 4 inconclusive "
+    "· 5 incomplete · "
+    "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 "
+    "Ctrl-C"
 )
 # name -> (the verb, what stands below its help)
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -126,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def report_error(error: BenchError) -> None:
-    from antlm_bench.reporting.terminal import print_error
+    from antlm_bench.console import print_error
 
     print_error(error)
 

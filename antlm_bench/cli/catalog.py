@@ -12,21 +12,19 @@ from antlm_bench.cli.shared_options import (
     AllowMissingOption,
     AllowPickleOption,
     AllowUnusedOption,
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
     ModelsOption,
     OriginalLayoutOption,
     RevisionOption,
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
+    with_table_format,
 )
 
 recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
 
 
+@with_table_format()
 def list_command(
     kind: Annotated[
         Literal["suites", "collections", "models", "methods", "architectures"],
@@ -35,18 +33,17 @@ def list_command(
             help="suites, collections, models (training recipes), methods or architectures.",
         ),
     ] = "suites",
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """List what can be scored, and how."""
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.commands.list import list_catalog
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_rows(list_catalog(kind), form, empty=f"no {kind} yet")
+    print_table(build_records_table(list_catalog(kind), empty=f"no {kind} yet"), table_format)
 
 
+@with_table_format()
 def show_command(
     name: Annotated[
         list[str],
@@ -65,6 +62,7 @@ def show_command(
         int | None,
         recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000"),
     ] = None,
+    table_format: str = "table",
 ) -> None:
     """Show one declaration: what it says, what it counts or costs, whom to cite, where its data
     lies.
@@ -72,13 +70,16 @@ def show_command(
     Of a recipe also a table of what differs from its paper.
     """
     from antlm_bench.commands.show import describe_entry, list_recipe_differences
-    from antlm_bench.reporting import print_fields, print_rows
+    from antlm_bench.reporting.table import build_facts_table, build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_fields(*describe_entry(name, scale=scale, overrides=change or (), corpus_words=words))
-    if rows := list_recipe_differences(name, scale, change or ()):
-        print_rows(rows)
+    title, facts = describe_entry(name, scale=scale, overrides=change or (), corpus_words=words)
+    differences = list_recipe_differences(name, scale, change or ())
+    parts = [build_records_table(differences)] if differences else []
+    print_table(build_facts_table(title, facts, parts), table_format)
 
 
+@with_table_format()
 def doctor_command(
     model: ModelsOption,
     revision: RevisionOption = None,
@@ -89,15 +90,16 @@ def doctor_command(
     allow_unused: AllowUnusedOption = False,
     allow_missing: AllowMissingOption = False,
     original_layout: OriginalLayoutOption = None,
+    table_format: str = "table",
 ) -> None:
     """Open checkpoints and print what was found, without scoring: architecture, methods, special
     tokens, dtype.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.doctor import inspect_checkpoints
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_tables
 
-    for found in inspect_checkpoints(model, build_options(OpenOptions, locals())):
-        print_fields(
-            str(found["name"]), {key: value for key, value in found.items() if key != "name"}
-        )
+    checkpoints = inspect_checkpoints(model, build_options(OpenOptions, locals()))
+    facts = ({**found} for found in checkpoints)
+    print_tables((build_facts_table(str(f.pop("name")), f) for f in facts), table_format)

@@ -5,7 +5,6 @@ system.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,17 +18,15 @@ from antlm_bench.cli.compare import (
     run_option,
 )
 from antlm_bench.cli.shared_options import (
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
-    choose_output_format,
     run_folder_option,
     split_names,
     table_option,
+    with_table_format,
 )
 from antlm_bench.errors import UsageError
 
 
+@with_table_format(options=("format", "json", "csv", "latex"))
 def check_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     against: Annotated[
@@ -58,53 +55,54 @@ def check_command(
     strict: Annotated[
         bool, run_option("--strict", help="Too few items for the margin is a failure (exit 4).")
     ] = False,
-    json: JsonOption = False,
     junit: Annotated[Path | None, table_option(metavar="FILE", help="JUnit XML as well.")] = None,
     markdown: Annotated[Path | None, table_option(metavar="FILE", help="Markdown as well.")] = None,
     github: Annotated[
         bool,
         table_option("--github", help="Annotations and the step's summary for GitHub Actions."),
     ] = False,
+    table_format: str = "table",
 ) -> None:
     """Gate a checkpoint: is it worse than its baseline, by more than a margin? Exit code 0: no; 1:
     yes.
     """
     pairs = parse_method_pairs(method)
-    if json and github:
+    if github and table_format != "table":
         raise UsageError(
-            "annotations and JSON are both for stdout", location="--json", hint="two commands"
+            f"annotations and {table_format.upper()} are both for stdout",
+            location=f"--{table_format}",
+            hint="two commands",
         )
 
-    from antlm_bench.commands.check import check, exit_error
-    from antlm_bench.compare.margins import load_margins
-    from antlm_bench.reporting import check as words
+    from antlm_bench.commands.check import check
+    from antlm_bench.reporting.check_table import build_check_table, exit_error
+    from antlm_bench.reporting.writers import print_table, write_markdown
 
-    allowed = load_margins(policy or "", margin, group_margin)
     checked = check(
         run,
         against,
-        margins=allowed,
+        margin=margin,
+        group_margin=group_margin,
+        policy=policy or "",
         suites=split_names(suite),
         methods=pairs,
         allow_mixed=allow_mixed,
     )
     found = exit_error(checked, strict)
-    if json:
-        sys.stdout.write(words.to_json(checked, found.exit_code if found else 0))
-    else:
-        words.show_check(checked)
+    table = build_check_table(checked, found.exit_code if found else 0)
+    print_table(table, table_format)
     if junit:
-        from antlm_bench.reporting.junit import to_junit_xml as xml
+        from antlm_bench.reporting.junit import to_junit_xml
 
-        _write_file(junit, xml(checked, strict))
+        _write_file(junit, to_junit_xml(checked, strict))
     if markdown:
-        _write_file(markdown, words.to_markdown(checked).encode())
+        _write_file(markdown, write_markdown(table).encode())
     if github:
         from antlm_bench.reporting.github import append_summary, workflow_commands
 
         print(workflow_commands(checked), end="")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-            append_summary(summary, words.to_markdown(checked))
+            append_summary(summary, write_markdown(table))
     if found:
         raise found
 
@@ -128,20 +126,20 @@ def baseline_save_command(
     print(save_baseline(run, name, baselines_dir=to, overwrite=overwrite))
 
 
+@with_table_format()
 def baseline_list_command(
     folder: Annotated[
         Path, run_folder_option("--in", metavar="DIR", help="Folder of baselines.")
     ] = Path("reports/baselines"),
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """List the baselines that are saved."""
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.commands.baseline import list_baselines
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_rows(list_baselines(folder), form, empty="no baseline yet")
+    table = build_records_table(list_baselines(folder), empty="no baseline yet")
+    print_table(table, table_format)
 
 
 def _write_file(path: Path, data: bytes) -> None:

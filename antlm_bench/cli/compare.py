@@ -10,12 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from antlm_bench.cli.shared_options import (
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
-    choose_output_format,
     split_names,
     table_option,
+    with_table_format,
 )
 from antlm_bench.errors import UsageError
 
@@ -23,7 +20,9 @@ run_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
 def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """`causal=mlm` -> ("causal", "mlm"): the reference's method and the run's; `mlm` alone is both."""
+    """`causal=mlm` -> ("causal", "mlm"): the reference's method and the run's; `mlm` alone is
+    both.
+    """
     pairs = [value.partition("=") for value in split_names(values)]
     if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
         raise UsageError(
@@ -50,6 +49,7 @@ AllowMixedOption = Annotated[
 ]
 
 
+@with_table_format()
 def compare_command(
     run: Annotated[
         list[Path],
@@ -76,18 +76,16 @@ def compare_command(
     show_texts: Annotated[
         bool, table_option("--show-texts", help="With their texts, looked up in the data here.")
     ] = False,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Compare runs item by item: paired differences with intervals and tests, suite by suite, group
     by group.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     pairs = parse_method_pairs(method)
 
     from antlm_bench.commands.compare import compare, load_item_texts, resolve_suite_files
-    from antlm_bench.reporting.comparison import show_comparisons
+    from antlm_bench.reporting.comparison_table import build_comparison_table
+    from antlm_bench.reporting.writers import print_table
 
     asked = resolve_suite_files(split_names(suite), [*([against] if against else []), *run])
     found = compare(
@@ -99,4 +97,4 @@ def compare_command(
         compared = [found[0].path_a, *(versus.path_b for versus in found)]
         flipped = [c.suite for versus in found for c in versus.comparisons if c.flipped]
         shown = {name: load_item_texts(compared, name, asked.get(name, "")) for name in flipped}
-    show_comparisons(found, form, by, flips, shown)
+    print_table(build_comparison_table(found, by, flips, shown), table_format)

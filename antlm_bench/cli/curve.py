@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from antlm_bench.cli.shared_options import (
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
-    choose_output_format,
     model_option,
     split_names,
     table_option,
+    with_table_format,
 )
 
 
+@with_table_format()
 def curve_command(
     run: Annotated[
         list[Path],
@@ -33,19 +31,19 @@ def curve_command(
     png: Annotated[
         Path | None, table_option(metavar="FILE", help="The same in 300 dots per inch.")
     ] = None,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Show learning curves: a line per suite and model, over the words that its checkpoints have
     seen.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
-    from antlm_bench.commands.curve import draw_curves, load_curves
-    from antlm_bench.reporting.text_curves import show_curves
+    from antlm_bench.commands.curve import load_curves
+    from antlm_bench.reporting.curve_table import build_curve_table
+    from antlm_bench.reporting.writers import print_table
 
     found, lost = load_curves(run, split_names(suite))
     for file, kind in ((svg, "svg"), (png, "png")):
         if file:
-            draw_curves(found, file, kind)
-    show_curves(found, lost, form)
+            from antlm_bench.reporting.figure_export import write_curves  # slow to import
+
+            write_curves(found, file, kind)
+    print_table(build_curve_table(found, lost), table_format)

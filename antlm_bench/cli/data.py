@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from antlm_bench.cli.shared_options import (
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
-    choose_output_format,
+    with_table_format,
 )
 
 SuitesArgument = Annotated[
@@ -20,48 +18,73 @@ SuitesArgument = Annotated[
 ]
 
 
+@with_table_format()
 def data_list_command(
     suites: SuitesArgument = None,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """What is here, suite by suite; of named suites, file by file."""
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.commands.data import list_file_status
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_rows(list_file_status(suites or ()), form)
+    rows = list_file_status(suites or ())
+    print_table(build_records_table([*_with_sizes(rows)], units={"size": "bytes"}), table_format)
 
 
+@with_table_format()
 def data_fetch_command(
     suites: Annotated[list[str], typer.Argument(metavar="SUITE...", help="Suites or collections.")],
     to: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to fetch into.", show_default="the cache"),
     ] = None,
+    table_format: str = "table",
 ) -> None:
     """Download from the official places, verify, store; a folder given by --to then serves as
     ANTLM_BENCH_DATA.
     """
     from antlm_bench.commands.data import fetch_suites
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_tables
 
-    for row in fetch_suites(suites, to):
-        print_fields(row.pop("suite"), row)
+    facts = _with_sizes(fetch_suites(suites, to))
+    print_tables((build_facts_table(str(f.pop("suite")), f) for f in facts), table_format)
 
 
-def data_verify_command(suites: SuitesArgument = None) -> None:
+@with_table_format()
+def data_verify_command(suites: SuitesArgument = None, table_format: str = "table") -> None:
     """Read every file that is here and compare it with what is published."""
-    from antlm_bench.commands.data import verify_files
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.commands.data import raise_on_bad_files, verify_files
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    verify_files(suites or (), partial(print_rows, empty="no data files here"))
+    suite_rows, doubtful_files = verify_files(suites or ())
+    parts = (build_records_table(doubtful_files),) if doubtful_files else ()
+    units = {"size": "bytes"}
+    table = build_records_table([*_with_sizes(suite_rows)], units=units, empty="no data files here")
+    print_table(replace(table, parts=parts), table_format)
+    raise_on_bad_files(doubtful_files, are_required=bool(suites))
 
 
-def data_where_command() -> None:
+@with_table_format()
+def data_where_command(table_format: str = "table") -> None:
     """The folders that are searched, in order."""
     from antlm_bench.commands.data import list_data_dirs
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.table import build_records_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_rows(list_data_dirs())
+    print_table(build_records_table(list_data_dirs()), table_format)
+
+
+def _with_sizes(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows with sizes that people read: `12.3 MB`."""
+    from antlm_bench.reporting.table import TableCell
+
+    for row in rows:
+        size = row.get("size")
+        if size is None:
+            yield {**row}
+            continue
+        text = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB" if size else "–"
+        yield {**row, "size": TableCell(size, text)}

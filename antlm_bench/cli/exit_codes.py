@@ -1,4 +1,6 @@
-"""What a process owes its shell: every way a command can end becomes one message and one exit code."""
+"""What a process owes its shell: every way a command can end becomes one message and one exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,10 @@ def run_command(
             return UsageError.exit_code
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        hint = f"run it again with {TRACEBACK_VARIABLE}=1 and report what that prints, with the command line"
+        hint = (
+            f"run it again with {TRACEBACK_VARIABLE}=1 and report what that prints, "
+            "with the command line"
+        )
         report_error(
             BenchError(
                 f"a bug in antlm-bench, not in your input ({type(error).__name__}: {error})",

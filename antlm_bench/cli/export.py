@@ -1,13 +1,22 @@
-"""`export` and `import`: other tools' files out of run folders, and a run folder out of lm-eval's."""
+"""`export` and `import`: other tools' files out of run folders, and a run folder out of
+lm-eval's.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from antlm_bench.cli.shared_options import (
+    SHORT_FORMATS,
+    with_table_format,
+)
 
+
+@with_table_format(options=SHORT_FORMATS)
 def export_command(
     run: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
@@ -17,27 +26,29 @@ def export_command(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="lm-eval (results and samples), csv (one row per item, for R), model-index, every-eval-ever.",
+            help="lm-eval (results and samples), csv (one row per item, for R), model-index, "
+            "every-eval-ever.",
         ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="PATH", help="A folder; of csv and model-index the file.")
     ],
+    table_format: str = "table",
 ) -> None:
     """Write runs in other tools' formats: ids and numbers, never the text of an item."""
     from antlm_bench.commands.export import export
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     done = export(run, output_format, out)
     shown = {
         "files": "\n".join(map(str, done.files[:20])) + ("\n..." if len(done.files) > 20 else "")
     }
-    print_fields(
-        f"{len(done.files)} written",
-        shown | ({"notes": "\n".join(done.notes)} if done.notes else {}),
-    )
+    notes = {"notes": "\n".join(done.notes)} if done.notes else {}
+    print_table(build_facts_table(f"{len(done.files)} written", shown | notes), table_format)
 
 
+@with_table_format()
 def import_command(
     folder: Annotated[
         Path,
@@ -46,12 +57,15 @@ def import_command(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to write.")],
+    table_format: str = "table",
 ) -> None:
     """Make a run folder of lm-eval's results, so that `compare` and `check` work on them."""
     from antlm_bench.commands.export import import_results
-    from antlm_bench.reporting import print_fields, show_runs
+    from antlm_bench.reporting.results_table import build_results_table
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     run, left_out = import_results(folder, out)
-    show_runs([run], by="suite")
-    if left_out:
-        print_fields("left out", {"tasks": "\n".join(left_out)})
+    facts = {"tasks": "\n".join(left_out)}
+    parts = (build_facts_table("left out", facts),) if left_out else ()
+    print_table(replace(build_results_table([run], by="suite"), parts=parts), table_format)

@@ -1,4 +1,4 @@
-"""`finetune`: checkpoints on tasks of classification."""
+"""The command `finetune`: finetune checkpoints on classification tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from antlm_bench.cli.shared_options import (
     AllowPickleOption,
     AllowUnusedOption,
     BatchTokensOption,
-    CsvOption,
     DeviceOption,
-    JsonOption,
-    MarkdownOption,
     ModelsOption,
     OriginalLayoutOption,
     OutOption,
@@ -23,15 +20,16 @@ from antlm_bench.cli.shared_options import (
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     parse_row_limits,
     scoring_option,
     split_names,
+    with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 
+@with_table_format()
 def finetune_command(
     model: ModelsOption,
     suite: Annotated[
@@ -48,13 +46,13 @@ def finetune_command(
     ] = None,
     valid: Annotated[
         Path | None,
-        model_option(metavar="FILE", help="The scored file that goes with a train.csv."),
+        model_option(metavar="FILE", help="The file to score, with a train.csv."),
     ] = None,
     revision: RevisionOption = None,
     limit_train: Annotated[
         list[str] | None,
         model_option(
-            metavar="N", help="Train on N rows, evenly spaced; TASK=N of one task. Repeatable."
+            metavar="N", help="Train on N rows, evenly spaced; TASK=N for one task. Repeatable."
         ),
     ] = None,
     limit_valid: Annotated[
@@ -64,13 +62,13 @@ def finetune_command(
         int, scoring_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
     ] = 3,
     seed: Annotated[
-        list[int] | None, scoring_option(metavar="N", help="This very seed instead. Repeatable.")
+        list[int] | None, scoring_option(metavar="N", help="Only this seed. Repeatable.")
     ] = None,
     attention: Annotated[
         list[str] | None,
         scoring_option(
             metavar="WAY",
-            help="causal, full; all: both of a hybrid.",
+            help="causal, full; all: both, for a hybrid.",
             show_default="the checkpoint's first method's",
         ),
     ] = None,
@@ -84,7 +82,7 @@ def finetune_command(
     ] = "",
     compat: Annotated[
         str,
-        scoring_option(metavar="NAME", help="The same, as `score` calls it.", show_default="none"),
+        scoring_option(metavar="NAME", help="The same as --preset.", show_default="none"),
     ] = "",
     change: Annotated[
         list[str] | None,
@@ -94,7 +92,9 @@ def finetune_command(
     ] = None,
     pooling: Annotated[
         Literal["auto", "first", "last", "mean"],
-        scoring_option(metavar="NAME", help="What the head reads of a text."),
+        scoring_option(
+            metavar="NAME", help="What the head reads: the first or last token, or the mean."
+        ),
     ] = "auto",
     lora: Annotated[
         int,
@@ -106,14 +106,14 @@ def finetune_command(
         bool,
         scoring_option(
             "--frozen",
-            help="Train no weights: a logistic regression on the checkpoint's features. Takes "
-            "seconds; a row of its own. Deterministic: the first seed only splits the train set.",
+            help="Train no weights: fit a logistic regression on the checkpoint's features. "
+            "Deterministic: one cell per task; the first seed only splits the training set.",
         ),
     ] = False,
     device: DeviceOption = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="Of matrix products: float32, bfloat16."),
+        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     batch_tokens: BatchTokensOption = None,
     trust_remote_code: TrustRemoteCodeOption = False,
@@ -125,52 +125,46 @@ def finetune_command(
     original_layout: OriginalLayoutOption = None,
     out: OutOption = None,
     again: AgainOption = False,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
-    """Finetune checkpoints on classification tasks, several seeds each, into the same run folder as
-    `score`.
-    """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
-    if seed is not None and any(one < 0 for one in seed):
+    """Finetune checkpoints on classification tasks, several seeds each, in `score`'s run folder."""
+    if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
-
     if preset and compat and preset != compat:
-        message = f"two presets are named: --preset {preset} and --compat {compat}"
         raise UsageError(
-            message, location="--preset", hint="they are one option with two names: give one"
+            f"two presets are named: --preset {preset} and --compat {compat}",
+            location="--preset",
+            hint="they are one option with two names: give one",
         )
-    typed, preset = "--compat" if compat and not preset else "--preset", preset or compat
+    typed_option = "--compat" if compat and not preset else "--preset"
+    preset = preset or compat
 
     from antlm_bench.commands.finetune import FinetuneOptions, finetune
-    from antlm_bench.reporting import print_rows
-    from antlm_bench.results.seeds import build_finetune_rows
+    from antlm_bench.reporting.results_table import build_finetune_table
+    from antlm_bench.reporting.writers import print_table
 
-    rows_of = {
+    parsed = {
+        "valid": valid and str(valid),
+        "changes": change,
         "limit_train": parse_row_limits(limit_train, "--limit-train"),
         "limit_valid": parse_row_limits(limit_valid, "--limit-valid"),
     }
-    options = build_options(
-        FinetuneOptions, locals(), valid=valid and str(valid), changes=change, **rows_of
-    )
-    chosen = seed or list(range(1, seeds + 1))
-    names, ways = split_names(task), split_names(attention)
+    options = build_options(FinetuneOptions, locals(), **parsed)
     try:
         runs = finetune(
             model,
             split_names(suite),
-            tasks=names,
-            seeds=chosen,
-            attentions=ways,
+            tasks=split_names(task),
+            seeds=seed or list(range(1, seeds + 1)),
+            attentions=split_names(attention),
             out=out,
             options=options,
         )
     except UsageError as error:
         if error.location == "--preset":
-            error.location = typed
+            error.location = typed_option
         raise
-    except IncompleteError as error:  # what did finish is shown before the error is
-        print_rows(build_finetune_rows(error.runs), form, empty="nothing finetuned yet")
+    except IncompleteError as error:  # print what did finish, then the error
+        print_table(build_finetune_table(error.runs), table_format)
         raise
-    print_rows(build_finetune_rows(runs), form, empty="nothing finetuned yet")
+    print_table(build_finetune_table(runs), table_format)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from antlm_bench.cli.shared_options import (
     AdapterOption,
     AllowMissingOption,
     AllowPickleOption,
     AllowUnusedOption,
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
     OriginalLayoutOption,
     RevisionOption,
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     scoring_option,
     split_names,
+    with_table_format,
 )
 
+if TYPE_CHECKING:
+    from antlm_bench.reporting.table import Table
 
+
+@with_table_format()
 def noise_command(
     model: Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")],
     suite: Annotated[
@@ -53,17 +55,14 @@ def noise_command(
     allow_unused: AllowUnusedOption = False,
     allow_missing: AllowMissingOption = False,
     original_layout: OriginalLayoutOption = None,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Score the same weights under other batch sizes and dtypes: the floor below which no margin
     means anything.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise
-    from antlm_bench.reporting import print_rows
+    from antlm_bench.reporting.writers import print_table
 
     found = measure_noise(
         model,
@@ -73,4 +72,19 @@ def noise_command(
         conditions=condition or tuple(CONDITIONS),
         options=build_options(OpenOptions, locals()),
     )
-    print_rows(found, form)
+    print_table(_build_noise_table(found), table_format)
+
+
+def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    from antlm_bench.reporting.table import TableCell, build_records_table
+
+    formats = {"rate": "{:.2%}", "largest move (nats)": "{:.2g}", "points": "{:+.2f}"}
+    records = [
+        {
+            **row,
+            **{key: TableCell(row[key], text.format(row[key])) for key, text in formats.items()},
+        }
+        for row in rows
+    ]
+    units = {"rate": "fraction", "largest move (nats)": "nats", "points": "points"}
+    return build_records_table(records, units=units)

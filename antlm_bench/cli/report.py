@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial as with_panel
 from pathlib import Path
@@ -10,26 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from antlm_bench.cli.shared_options import (
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
-    choose_output_format,
     model_option,
     split_names,
     table_option,
+    with_table_format,
 )
 from antlm_bench.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.report import Report
+    from antlm_bench.results.reports import Report
 
-LatexOption = Annotated[bool, table_option("--latex", help="LaTeX (booktabs) instead of a table.")]
 output_option = with_panel(typer.Option, rich_help_panel="What is drawn")
 ModelIndexOption = Annotated[
     bool, table_option("--model-index", help="Front matter for the model card of one checkpoint.")
 ]
 
 
+@with_table_format()
 def report_command(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders that hold them.")
@@ -60,10 +58,6 @@ def report_command(
             metavar="TEXT", help="Only published rows with this in their name. Repeatable, or a,b."
         ),
     ] = None,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
-    latex: LatexOption = False,
     model_index: ModelIndexOption = False,
     html: Annotated[
         Path | None,
@@ -80,25 +74,24 @@ def report_command(
         list[Path] | None,
         output_option(metavar="DIR", help="Folders of `train`, for its losses. Repeatable."),
     ] = None,
+    table_format: str = "table",
 ) -> None:
     """Show suites and macro-average of runs side by side; what is missing is said, not averaged
     over.
     """
-    forms = {
-        "json": json,
-        "csv": csv,
-        "markdown": markdown,
-        "latex": latex,
-        "model-index": model_index,
-    }
-    form = choose_output_format(**forms)
+    if model_index and table_format != "table":
+        raise UsageError(
+            f"--model-index and --{table_format} exclude each other",
+            hint="each prints the same rows",
+        )
     stand_ins = _parse_member_replacements(member)
     words = split_names(baseline)
     asked: dict[str, Any] = {"collection": collection, "stand_ins": stand_ins, "partial": partial}
     asked |= {"published": words if words or published else None}
     if html or svg or png:
-        if form != "terminal":
-            raise UsageError("a page is no table", location=f"--{form}", hint="two commands")
+        if model_index or table_format != "table":
+            option = "--model-index" if model_index else f"--{table_format}"
+            raise UsageError("a page is no table", location=option, hint="two commands")
         if collection and not html:
             raise UsageError(
                 "a collection is a table, and no figure",
@@ -113,13 +106,21 @@ def report_command(
         )
 
     from antlm_bench.commands.report import build_report
-    from antlm_bench.reporting.report import show_report
+    from antlm_bench.reporting.report_table import build_report_table
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
+    from antlm_bench.results.model_card import build_model_card
 
     def show(made: Report) -> None:
         if html or svg or png:
-            _write_page_and_figures(runs, html, {"svg": svg, "png": png}, training or (), made)
+            written = _write_page_and_figures(
+                runs, html, {"svg": svg, "png": png}, training or (), made
+            )
+            print_table(build_facts_table("report", written))
+        elif model_index:
+            sys.stdout.write(build_model_card(made))
         else:
-            show_report(made, form)
+            print_table(build_report_table(made), table_format)
 
     try:
         made = build_report(runs, **asked)
@@ -136,8 +137,7 @@ def _write_page_and_figures(
     folders: Mapping[str, Path | None],
     trainings: Sequence[Path],
     report: Report,
-) -> None:
-    from antlm_bench.reporting import print_fields
+) -> dict[str, object]:
     from antlm_bench.reporting.html_data import write_figures, write_page
 
     made: dict[str, object] = {}
@@ -148,7 +148,7 @@ def _write_page_and_figures(
             made[form] = [
                 str(file) for file in write_figures(runs, folder, form, training_dirs=trainings)
             ]
-    print_fields("report", made)
+    return made
 
 
 def _parse_member_replacements(values: list[str] | None) -> dict[str, str]:

@@ -13,11 +13,8 @@ from antlm_bench.cli.shared_options import (
     BatchTokensOption,
     BosOption,
     ColumnsOption,
-    CsvOption,
     DeviceOption,
     DtypeOption,
-    JsonOption,
-    MarkdownOption,
     MaxLengthOption,
     ModelsOption,
     OriginalLayoutOption,
@@ -26,29 +23,33 @@ from antlm_bench.cli.shared_options import (
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     parse_column_map,
     scoring_option,
     split_names,
     table_option,
+    with_table_format,
 )
 from antlm_bench.errors import IncompleteError
 from antlm_bench.scoring.methods import SHIPPED
 
 PEER_SPELLINGS_HELP = (
-    "lm-eval's and BabyLM's spellings work too: --model hf --model_args pretrained=X,dtype=float32, --tasks, "
-    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or hyphens."
+    "lm-eval's and BabyLM's spellings work too: --model hf --model_args "
+    "pretrained=X,dtype=float32, --tasks, "
+    "--batch_size, --output_path, --backend, --model_path_or_name, --revision_name; underscores or "
+    "hyphens."
 )
 
 
+@with_table_format()
 def score_command(
     model: ModelsOption,
     suite: Annotated[
         list[str],
         model_option(
             metavar="NAME",
-            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. Or a,b.",
+            help="Suite, collection, .csv .tsv .jsonl of pairs, .toml, .json, lm-eval:TASK. "
+            "Or a,b.",
         ),
     ],
     revision: RevisionOption = None,
@@ -117,16 +118,13 @@ def score_command(
         Literal["suite", "field", "phenomenon", "paradigm"],
         table_option(metavar="LEVEL", help="Depth: suite, field, phenomenon, paradigm."),
     ] = "phenomenon",
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
-
     from antlm_bench.commands.score import ScoreOptions, score
-    from antlm_bench.reporting import show_runs
-    from antlm_bench.reporting.terminal import make_console, print_paragraph
+    from antlm_bench.console import print_warning
+    from antlm_bench.reporting.results_table import build_results_table
+    from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.collections import describe_unscored_members
 
     options = build_options(ScoreOptions, locals(), columns=parse_column_map(columns))
@@ -135,8 +133,8 @@ def score_command(
             model, split_names(suite), methods=split_names(method), out=out, options=options
         )
     except IncompleteError as error:  # what did finish is shown before the error is
-        show_runs(error.runs, form, by)
+        print_table(build_results_table(error.runs, by), table_format)
         raise
-    show_runs(runs, form, by)
+    print_table(build_results_table(runs, by), table_format)
     for line in describe_unscored_members(model, split_names(suite)):
-        print_paragraph(make_console(stderr=True), line, "yellow")
+        print_warning(line)

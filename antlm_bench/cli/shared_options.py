@@ -1,16 +1,15 @@
-"""What is typed after options, as the values that a verb takes; a slip is named with the option it
-stands in.
+"""Options that several commands share: their types, their panels of the help, their parsers.
 
-TODO The parts that several verbs share: panels of their help, and the options that choose an output
-format.
+An error names the option that it stands in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -89,16 +88,6 @@ def parse_token_budget(text: str) -> int | None:
     return int(text)
 
 
-def choose_output_format(**requested: bool) -> str:
-    """The one output format that was asked for, else "terminal"."""
-    chosen = [name for name, wanted in requested.items() if wanted]
-    if len(chosen) > 1:
-        raise UsageError(
-            f"--{chosen[0]} and --{chosen[1]} exclude each other", hint="each prints the same rows"
-        )
-    return chosen[0] if chosen else "terminal"
-
-
 model_option = partial(typer.Option, rich_help_panel="What is scored")
 scoring_option = partial(typer.Option, rich_help_panel="How it is scored")
 run_folder_option = partial(typer.Option, rich_help_panel="The run")
@@ -150,7 +139,8 @@ OriginalLayoutOption = Annotated[
     scoring_option(
         "--original-layout",
         metavar="NAME",
-        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: ltg-bert-bnc, ...",
+        help="Code that wrote a published LTG- or ELC-BERT, where its files do not tell: "
+        "ltg-bert-bnc, ...",
     ),
 ]
 BatchTokensOption = Annotated[
@@ -199,6 +189,63 @@ OutOption = Annotated[
     ),
 ]
 
-JsonOption = Annotated[bool, table_option("--json", help="JSON instead of a table.")]
-CsvOption = Annotated[bool, table_option("--csv", help="CSV instead of a table.")]
-MarkdownOption = Annotated[bool, table_option("--markdown", help="Markdown instead of a table.")]
+FormatOption = Annotated[
+    str | None,
+    table_option(
+        "--format",
+        metavar="NAME",
+        help="table, markdown, csv, json, latex, or one that a package adds.",
+        show_default="table",
+    ),
+]
+SHORT_FORMATS = ("json", "csv", "markdown", "latex")
+
+
+def with_table_format(
+    *, options: Sequence[str] = ("format", *SHORT_FORMATS)
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options --format, --json, --csv, --markdown and --latex, or some of them.
+
+    The command takes the name of the chosen format as its argument `table_format`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            chosen = {name: values.pop(f"{name}_format") for name in options}
+            command(**values, table_format=_choose_format(chosen))
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [p for name, p in signature.parameters.items() if name != "table_format"]
+        parameters += map(_format_parameter, options)
+        # typer reads the signature; annotations of the command itself would be evaluated again
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        return run
+
+    return decorate
+
+
+def _format_parameter(name: str) -> inspect.Parameter:
+    """Return the parameter of --format, or of a short form of it."""
+    short = Annotated[bool, table_option(f"--{name}", help=f"Short for --format {name}.")]
+    annotation, default = (FormatOption, None) if name == "format" else (short, False)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(f"{name}_format", kind, default=default, annotation=annotation)
+
+
+def _choose_format(chosen: Mapping[str, Any]) -> str:
+    """Return the one format that was asked for, else "table". Raises UsageError for several."""
+    given = {
+        value if name == "format" else name: f"--format {value}"
+        if name == "format"
+        else f"--{name}"
+        for name, value in chosen.items()
+        if value
+    }
+    if len(given) > 1:
+        first, second, *_ = given.values()
+        raise UsageError(
+            f"{first} and {second} exclude each other", hint="each prints the same rows"
+        )
+    return next(iter(given), "table")

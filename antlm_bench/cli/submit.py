@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from antlm_bench.cli.shared_options import (
+    with_table_format,
+)
 from antlm_bench.errors import UsageError
 
 YearOption = Annotated[str, typer.Option(metavar="YEAR", help="2024, 2025, 2026.")]
@@ -17,6 +20,7 @@ TrackOption = Annotated[
 ]
 
 
+@with_table_format()
 def submit_command(
     run: Annotated[
         list[str],
@@ -69,6 +73,7 @@ def submit_command(
             "--allow-conventions", help="Write runs of other conventions than the year's, marked."
         ),
     ] = False,
+    table_format: str = "table",
 ) -> None:
     """Write a BabyLM leaderboard's file from run folders, checked against its schema; holes are
     refused.
@@ -79,7 +84,8 @@ def submit_command(
             f"{wrong[0]!r} is not KEY=FILE", location="--part", hint="--part vqa=predictions.json"
         )
     from antlm_bench.commands.submit import submit
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     done = submit(
         run,
@@ -97,9 +103,10 @@ def submit_command(
     shown = {"sha256": done.digest, "notes": "\n".join(done.notes)} | (
         {"empty": holes} if holes else {}
     )
-    print_fields(str(done.path), shown)
+    print_table(build_facts_table(str(done.path), shown), table_format)
 
 
+@with_table_format()
 def preflight_command(
     folder: Annotated[
         Path,
@@ -107,11 +114,14 @@ def preflight_command(
     ],
     track: TrackOption,
     year: YearOption = "2026",
+    table_format: str = "table",
 ) -> None:
     """Check a folder of checkpoints against a track's rules: milestones, names, weights,
     tokenizers.
     """
     from antlm_bench.commands.preflight import preflight
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
-    print_fields(str(folder), preflight(folder, track=track, year=year))
+    facts = preflight(folder, track=track, year=year)
+    print_table(build_facts_table(str(folder), facts), table_format)

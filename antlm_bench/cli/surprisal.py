@@ -25,16 +25,20 @@ from antlm_bench.cli.shared_options import (
     build_options,
     parse_column_map,
     scoring_option,
+    with_table_format,
 )
 
 input_option = partial(typer.Option, rich_help_panel="What is read")
 
 STIMULI_HELP = (
-    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or per region (text and "
-    "region), item and condition if there are any; SyntaxGym's .json. All other columns are carried over."
+    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or "
+    "per region (text and "
+    "region), item and condition if there are any; SyntaxGym's .json. All other columns are "
+    "carried over."
 )
 
 
+@with_table_format()
 def surprisal_command(
     model: Annotated[str, input_option(metavar="CKPT", help="Folder or hub id.")],
     source: Annotated[
@@ -75,6 +79,7 @@ def surprisal_command(
     allow_unused: AllowUnusedOption = False,
     allow_missing: AllowMissingOption = False,
     original_layout: OriginalLayoutOption = None,
+    table_format: str = "table",
 ) -> None:
     """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or
     pandas.
@@ -82,12 +87,13 @@ def surprisal_command(
     renamed = parse_column_map(columns)
 
     from antlm_bench.checkpoints import OpenOptions
-    from antlm_bench.commands.surprisal import score_stimuli
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.commands.surprisal import surprisal
     from antlm_bench.reporting.results_table import FLAG_LABELS
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, locals())
-    found = score_stimuli(
+    found = surprisal(
         model,
         source,
         out,
@@ -112,4 +118,4 @@ def surprisal_command(
         shown[FLAG_LABELS[flag]] = f"in {count:,} different texts"
     if found.notes:
         shown["note"] = "\n".join(found.notes)
-    print_fields(str(found.path), shown)
+    print_table(build_facts_table(str(found.path), shown), table_format)

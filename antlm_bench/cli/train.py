@@ -1,4 +1,4 @@
-"""`train`: a recipe on a text."""
+"""The command `train`: train a recipe on text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from antlm_bench.cli.shared_options import (
     model_option,
     run_folder_option,
     scoring_option,
+    with_table_format,
 )
 
 
+@with_table_format()
 def train_command(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe (`antlm-bench list models`), or a .toml of yours.")
+        str, typer.Argument(help="A recipe (`antlm-bench list models`), or your own .toml.")
     ],
     corpus: Annotated[
         str,
@@ -28,7 +30,7 @@ def train_command(
         ),
     ],
     out: Annotated[
-        Path, run_folder_option(metavar="DIR", help="Receives checkpoints, log and state.")
+        Path, run_folder_option(metavar="DIR", help="Folder for checkpoints, log and state.")
     ],
     scale: Annotated[
         str,
@@ -53,7 +55,8 @@ def train_command(
     resume: Annotated[
         bool,
         run_folder_option(
-            "--resume", help="Refuse to begin anew; the same command resumes anyway."
+            "--resume",
+            help="Fail if there is no run to resume. The same command resumes without it, too.",
         ),
     ] = False,
     save_every: Annotated[
@@ -65,7 +68,7 @@ def train_command(
     ] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
-        scoring_option(metavar="NAME", help="Of matrix products: float32, bfloat16."),
+        scoring_option(metavar="NAME", help="dtype of matrix products: float32, bfloat16."),
     ] = "float32",
     batch_tokens: BatchTokensOption = None,
     compiled: Annotated[
@@ -73,14 +76,16 @@ def train_command(
     ] = False,
     track: Annotated[
         list[str] | None,
-        run_folder_option(metavar="NAME", help="tensorboard, wandb, trackio, ... Repeatable."),
+        run_folder_option(
+            metavar="NAME", help="Experiment tracker: tensorboard, wandb, trackio, ... Repeatable."
+        ),
     ] = None,
+    table_format: str = "table",
 ) -> None:
-    """Train a recipe on a text: checkpoints by words seen, a log, and a state from which a killed
-    run continues.
-    """
+    """Train a recipe on text: checkpoints by words seen, a log, and a state to resume from."""
     from antlm_bench.commands.train import TrainOptions, train
-    from antlm_bench.reporting import print_fields
+    from antlm_bench.reporting.table import build_facts_table
+    from antlm_bench.reporting.writers import print_table
 
     options = build_options(
         TrainOptions,
@@ -90,10 +95,9 @@ def train_command(
         micro_tokens=batch_tokens,
         trackers=track,
     )
-    made = train(recipe, corpus, out, options)
-    if (
-        os.environ.get("RANK", "0") == "0"
-    ):  # of several processes (torchrun, accelerate launch) one says it
+    checkpoint = train(recipe, corpus, out, options)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes (torchrun) prints
         suite = corpus if corpus == "nano" else "blimp"
-        score_it = f"antlm-bench score --model {made} --suite {suite} --method all"
-        print_fields(recipe, {"checkpoint": str(made), "score it": score_it})
+        score_command = f"antlm-bench score --model {checkpoint} --suite {suite} --method all"
+        facts = {"checkpoint": str(checkpoint), "score it": score_command}
+        print_table(build_facts_table(recipe, facts), table_format)

@@ -11,23 +11,21 @@ from antlm_bench.cli.shared_options import (
     AllowUnusedOption,
     BosOption,
     ColumnsOption,
-    CsvOption,
-    JsonOption,
-    MarkdownOption,
     MaxLengthOption,
     RevisionOption,
     TokenizerOption,
     TrustRemoteCodeOption,
     build_options,
-    choose_output_format,
     model_option,
     parse_column_map,
     scoring_option,
     split_names,
     table_option,
+    with_table_format,
 )
 
 
+@with_table_format()
 def verify_command(
     model: Annotated[str, model_option(metavar="CKPT", help="Folder or hub id.")],
     suite: Annotated[
@@ -64,18 +62,15 @@ def verify_command(
     tolerance: Annotated[
         float, table_option(metavar="NATS", help="The largest difference of a score that passes.")
     ] = 1e-3,
-    json: JsonOption = False,
-    csv: CsvOption = False,
-    markdown: MarkdownOption = False,
+    table_format: str = "table",
 ) -> None:
     """Score a sample with our engine, minicons and lm-eval, all on the CPU in float32; show every
     difference.
     """
-    form = choose_output_format(json=json, csv=csv, markdown=markdown)
-
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.verify import verify
-    from antlm_bench.reporting.verification import show_verification
+    from antlm_bench.reporting.verification_table import build_verification_table
+    from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, locals(), device="cpu")
     found = verify(
@@ -87,5 +82,5 @@ def verify_command(
         tolerance=tolerance,
         options=options,
     )
-    show_verification(found, form)
+    print_table(build_verification_table(found), table_format)
     found.raise_on_disagreement()

@@ -1,8 +1,7 @@
-"""acquisition: run folders of a model's checkpoints -> when it acquired each word, and whether
-children agree.
+"""`acquisition`: from the runs of a model's checkpoints to the age at which it acquired each word,
+and the correlation with children.
 
-The number is an ordinary cell, kept in the run of the final model: its predictions are the words'
-curves.
+The result is an ordinary cell in the run of the final model; its predictions are the words' curves.
 """
 
 from __future__ import annotations
@@ -18,8 +17,14 @@ from typing import Any
 import numpy as np
 
 from antlm_bench import runs
-from antlm_bench.commands.cells import content_key
-from antlm_bench.commands.curve import (
+from antlm_bench.comparison.join import DECISIVE_SETTINGS
+from antlm_bench.comparison.summary_check import read_run
+from antlm_bench.errors import DataError, UsageError
+from antlm_bench.metrics import ItemKind, get_metric_spec
+from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
+from antlm_bench.metrics.surprisal import group_by_word
+from antlm_bench.progress import Progress
+from antlm_bench.results.checkpoint_series import (
     checkpoint_series_key,
     expand_run_dirs,
     format_word_count,
@@ -27,13 +32,7 @@ from antlm_bench.commands.curve import (
     milestone_or_words_seen,
     parse_milestone,
 )
-from antlm_bench.compare.join import DECISIVE_SETTINGS
-from antlm_bench.compare.summary_check import read_run
-from antlm_bench.errors import DataError, UsageError
-from antlm_bench.metrics import ItemKind, get_metric_spec
-from antlm_bench.metrics.acquisition import AcquisitionCurves, summarize_acquisition
-from antlm_bench.metrics.surprisal import group_by_word
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.runs.layout import content_key
 from antlm_bench.runs.table_files import TableValue
 from antlm_bench.statistics import acquisition as curves
 from antlm_bench.suites import loader, records, sources
@@ -44,25 +43,24 @@ from antlm_bench.suites.templates import get_field
 from antlm_bench.types import Cell, Prediction, Run
 
 DEFAULT_SUITE = "aoa-2026"
-CONVENTIONS_VERSION = (
-    1  # raised whenever the number of unchanged runs may move; part of the cell's key
-)
-CheckpointCell = tuple[Run, Cell]  # a checkpoint, and its surprisals of the words
+CONVENTIONS_VERSION = 1  # raised when the number of unchanged runs may move; enters the cell's key
+SEPARATE_FOLDERS_HINT = "keep the runs of each model in a folder of its own (score --out DIR)"
+CheckpointCell = tuple[Run, Cell]  # a checkpoint, and its cell of the words' surprisal
 
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionResult:
-    """One model under one method. run: the folder that keeps the number. cell: its settings name
-    the checkpoints.
-    """
+    """The age of acquisition of one model under one method."""
 
     model: str
     run_dir: str
+    """The folder that keeps the number."""
     cell: Cell
+    """Its settings name the checkpoints."""
 
     def word_rows(self) -> list[dict[str, TableValue]]:
-        """Per word its age in months (children) and log10 of the words seen (model), None where its
-        curve has none.
+        """Return a row per word: the children's age in months, and log10 of the words that the
+        model had seen; None where its curve has no age.
         """
         predictions = runs.read_predictions(self.run_dir, self.cell)
         ages = _compute_ages(predictions, _build_learner(self.cell.settings), self.model)
@@ -80,14 +78,13 @@ class AcquisitionResult:
 
 @dataclass(frozen=True, slots=True)
 class _ChildData:
-    """An age of acquisition and the human side of it: where children's ages stand."""
+    """The declaration of an age of acquisition, and the children's data."""
 
     spec: AcquisitionSpec
     word_suite: str
     word_suite_origin: tuple[str, ...]
-    origin: tuple[
-        str, ...
-    ]  # of the declaration and of its words, as far as they are files of the user's
+    origin: tuple[str, ...]
+    """The user's own files among the declaration and that of its words."""
     children_spec: ChildVocabularySpec
     data_file: sources.DataFile
 
@@ -95,37 +92,38 @@ class _ChildData:
 def compute_acquisition(
     paths: Sequence[str | Path], suite: str = DEFAULT_SUITE
 ) -> list[AcquisitionResult]:
-    """What the checkpoints of each model, scored on the words of `suite`, say together; kept as a
-    cell.
+    """Compute the age of acquisition of each model from the runs of its checkpoints.
 
-    paths: run folders, or folders of them. The cell goes to the run of the final model, whose name
-    is no milestone's, else to the last checkpoint's; one that is there under the same content key
-    is not computed again. Raises UsageError (no such suite, too few checkpoints, not scored alike),
-    RunError, DataError.
+    paths: run folders, or folders of them, scored on the words of `suite`. The result is stored as
+    a cell in the run of the final model, whose name is not a milestone's, else of the last
+    checkpoint; a cell under the same content key is not computed again. Raises UsageError (no such
+    suite, too few checkpoints, scored with different settings), RunError, DataError.
     """
-    human = _load_child_data(suite)
-    opened = [read_run(path) for path in expand_run_dirs(paths)]
-    found = []
-    for model, family in group_checkpoints(opened).items():
-        named = [run for run in family if parse_milestone(run)]
-        members = named if len(named) >= curves.MIN_POINTS else family
-        points = [
-            (r, cell)
-            for r in members
-            for cell in r
-            if runs.cell_has_suite(cell, human.word_suite, human.word_suite_origin)
+    child_data = _load_child_data(suite)
+    all_runs = [read_run(path) for path in expand_run_dirs(paths)]
+    results = []
+    for model, series in group_checkpoints(all_runs).items():
+        milestones = [run for run in series if parse_milestone(run)]
+        members = milestones if len(milestones) >= curves.MIN_POINTS else series
+        cells = [
+            (run, cell)
+            for run in members
+            for cell in run
+            if runs.cell_has_suite(cell, child_data.word_suite, child_data.word_suite_origin)
         ]
-        for method in dict.fromkeys(cell.method for _, cell in points):
-            some = [(run, cell) for run, cell in points if cell.method == method]
-            if len(some) >= curves.MIN_POINTS:
-                found.append(
-                    _load_or_compute(model, some, _select_final_run(opened, members), human)
-                )
-    if not found:
-        hint = f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}"
-        message = f"no model has {curves.MIN_POINTS} checkpoints, named by words seen, with {human.word_suite}"
-        raise UsageError(message, location=str(paths[0]), hint=hint)
-    return found
+        for method in dict.fromkeys(cell.method for _, cell in cells):
+            points = [(run, cell) for run, cell in cells if cell.method == method]
+            if len(points) >= curves.MIN_POINTS:
+                final_run = _select_final_run(all_runs, members)
+                results.append(_load_or_compute(model, points, final_run, child_data))
+    if not results:
+        raise UsageError(
+            f"no model has {curves.MIN_POINTS} checkpoints, named by words seen, "
+            f"with {child_data.word_suite}",
+            location=str(paths[0]),
+            hint=f"antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}",
+        )
+    return results
 
 
 def find_acquisition_suites(refs: Sequence[str], num_checkpoints: int) -> list[str]:
@@ -155,13 +153,14 @@ def _load_child_data(suite: str) -> _ChildData:
         raise UsageError(f"{spec.words!r} says nothing of children", location=f"{spec.name}: words")
     words_origin = loader.find_origin(spec.words, words)
     origin = (*loader.find_origin(suite, spec), *words_origin)
-    found = sources.get_file(words, words.children.human, folder)
-    return _ChildData(spec, words.name, words_origin, origin, words.children, found)
+    data_file = sources.get_file(words, words.children.human, folder)
+    return _ChildData(spec, words.name, words_origin, origin, words.children, data_file)
 
 
 def _select_final_run(all_runs: Sequence[Run], checkpoint_runs: Sequence[Run]) -> Run:
-    """The run that keeps the number. UsageError where several final models stand beside these
-    checkpoints.
+    """Return the run that keeps the number.
+
+    Raises UsageError where several final models belong to these checkpoints.
     """
     last = checkpoint_runs[-1]
     finals = [
@@ -172,79 +171,72 @@ def _select_final_run(all_runs: Sequence[Run], checkpoint_runs: Sequence[Run]) -
         and checkpoint_series_key(run) == checkpoint_series_key(last)
     ]
     if len({run.manifest.model.get("weights") for run in finals}) > 1:
-        both = ", ".join(run.path for run in finals)
-        hint = "keep the runs of each model in a folder of its own (score --out DIR)"
-        raise UsageError(
-            f"{len(finals)} final models beside {last.path}: {both}", location="RUN", hint=hint
-        )
+        paths = ", ".join(run.path for run in finals)
+        message = f"{len(finals)} final models beside {last.path}: {paths}"
+        raise UsageError(message, location="RUN", hint=SEPARATE_FOLDERS_HINT)
     return finals[0] if finals else last
 
 
 def _load_or_compute(
     model: str, checkpoint_cells: Sequence[CheckpointCell], final_run: Run, child_data: _ChildData
 ) -> AcquisitionResult:
-    """The cell in the final model's run, computed where it is not there yet."""
-    facts = _build_settings(model, checkpoint_cells, child_data)
-    suite, method, name = child_data.spec.name, str(facts["method"]), content_key(facts)
+    """Return the cell in the final model's run, computed where it is not there yet."""
+    settings = _build_settings(model, checkpoint_cells, child_data)
+    suite, method, key = child_data.spec.name, str(settings["method"]), content_key(settings)
+    origin = child_data.origin
     with runs.RunWriter(final_run.path, final_run.manifest) as writer:
-        if not writer.is_complete(suite, method, name, origin=child_data.origin):
-            predictions = _build_predictions(
-                [runs.read_predictions(run.path, cell) for run, cell in checkpoint_cells],
-                child_data,
-            )
+        if not writer.is_complete(suite, method, key, origin=origin):
+            stored = [runs.read_predictions(run.path, cell) for run, cell in checkpoint_cells]
+            predictions = _build_predictions(stored, child_data)
             summary = summarize_acquisition(
                 predictions,
-                _compute_ages(predictions, _build_learner(facts), model),
+                _compute_ages(predictions, _build_learner(settings), model),
                 significance=child_data.spec.significance,
                 suite=suite,
                 method=method,
                 notes=_build_notes(checkpoint_cells),
             )
-            writer.write_cell(
-                Cell(suite, method, name, facts, summary, origin=child_data.origin), predictions
-            )
-        cell = next(c for c in writer.cells if (c.suite, c.method, c.key) == (suite, method, name))
+            new_cell = Cell(suite, method, key, settings, summary, origin=origin)
+            writer.write_cell(new_cell, predictions)
+        cell = next(c for c in writer.cells if (c.suite, c.method, c.key) == (suite, method, key))
     return AcquisitionResult(model, final_run.path, cell)
 
 
 def _build_settings(
     model: str, checkpoint_cells: Sequence[CheckpointCell], child_data: _ChildData
 ) -> dict[str, Any]:
-    """All that the number depends on; stored beside it, hashed into the key. UsageError for what is
-    no curve.
+    """Return all that the number depends on: stored beside it, and hashed into its key.
+
+    Raises UsageError where the cells are no curve of one model.
     """
     last, cell = checkpoint_cells[-1]
     for run, other in checkpoint_cells:
         if get_metric_spec(other.summary.metric).item_kind is not ItemKind.TEXT:
+            message = f"{other.suite} is no suite of surprisals in {run.path}"
+            raise UsageError(message, hint="score it again")
+        differing = [
+            label
+            for name, label in DECISIVE_SETTINGS.items()
+            if cell.settings.get(name) != other.settings.get(name)
+        ]
+        if differing:
             raise UsageError(
-                f"{other.suite} is no suite of surprisals in {run.path}", hint="score it again"
-            )
-        pairs = (
-            (said, cell.settings.get(name), other.settings.get(name))
-            for name, said in DECISIVE_SETTINGS.items()
-        )
-        if unlike := [said for said, one, another in pairs if one != another]:
-            message = f"two checkpoints of {model} were not scored alike: {', '.join(unlike)}"
-            raise UsageError(
-                message,
+                f"two checkpoints of {model} were not scored alike: {', '.join(differing)}",
                 location=f"{run.path} / {last.path}",
                 hint="score them again, with one command",
             )
-    seen = [milestone_or_words_seen(run) for run, _ in checkpoint_cells]
-    if len(set(seen)) < len(seen):
-        hint = "keep the runs of each model in a folder of its own (score --out DIR)"
-        raise UsageError(f"two checkpoints of {model} have seen as many words", hint=hint)
+    words_seen = [milestone_or_words_seen(run) for run, _ in checkpoint_cells]
+    if len(set(words_seen)) < len(words_seen):
+        message = f"two checkpoints of {model} have seen as many words"
+        raise UsageError(message, hint=SEPARATE_FOLDERS_HINT)
     vocabulary = int(last.manifest.model.get("vocabulary") or 0)
     if vocabulary < 2:
         raise UsageError(
             f"the runs of {model} do not say how large its vocabulary is", hint="score them again"
         )
-    rule = child_data.spec.scoring_settings
-    digest = [
-        cell.settings.get("suite_digest"),
-        hashlib.sha256(child_data.data_file.raw).hexdigest(),
-        rule,
-    ]
+    rules = child_data.spec.scoring_settings
+    children_digest = hashlib.sha256(child_data.data_file.raw).hexdigest()
+    digest = [cell.settings.get("suite_digest"), children_digest, rules]
     return {
         **{name: cell.settings.get(name) for name in ("limit", "bos", "compat", "context")},
         "suite": child_data.spec.name,
@@ -254,94 +246,85 @@ def _build_settings(
         "vocabulary": vocabulary,
         "checkpoints": [
             {"words": words, "cell": cell.key, "predictions": cell.digest}
-            for words, (_, cell) in zip(seen, checkpoint_cells, strict=True)
+            for words, (_, cell) in zip(words_seen, checkpoint_cells, strict=True)
         ],
         "conventions": CONVENTIONS_VERSION,
-        **rule,
+        **rules,
     }
 
 
 def _build_notes(checkpoint_cells: Sequence[CheckpointCell]) -> list[str]:
-    """What a reader must know of the checkpoints."""
-    first, last = (
-        format_word_count(milestone_or_words_seen(checkpoint_cells[index][0])) for index in (0, -1)
-    )
-    carried = [
-        note
-        for note in checkpoint_cells[-1][1].summary.notes
-        if note.startswith(("limit", "incomplete"))
+    """Return the sentences that a reader of the number needs."""
+    (first_run, _), (last_run, last_cell) = checkpoint_cells[0], checkpoint_cells[-1]
+    first, last = (format_word_count(milestone_or_words_seen(run)) for run in (first_run, last_run))
+    inherited = [
+        note for note in last_cell.summary.notes if note.startswith(("limit", "incomplete"))
     ]
-    return [f"over {len(checkpoint_cells)} checkpoints, {first} to {last} words", *carried]
+    return [f"over {len(checkpoint_cells)} checkpoints, {first} to {last} words", *inherited]
 
 
 def _build_learner(settings: dict[str, Any] | Any) -> AcquisitionCurves:
-    seen = tuple(int(one["words"]) for one in settings["checkpoints"])
-    return AcquisitionCurves(
-        seen, int(settings["vocabulary"]), settings["chance"], bool(settings["bounded"])
-    )
+    words_seen = tuple(int(checkpoint["words"]) for checkpoint in settings["checkpoints"])
+    vocabulary, bounded = int(settings["vocabulary"]), bool(settings["bounded"])
+    return AcquisitionCurves(words_seen, vocabulary, settings["chance"], bounded)
 
 
 def _compute_ages(
     predictions: Sequence[Prediction], learner: AcquisitionCurves, model: str
 ) -> list[float | None]:
-    found = []
-    with Progress(
-        len(predictions), f"{model} curves", "words"
-    ) as progress:  # one that does not converge takes seconds
+    ages = []
+    # A curve that does not converge takes seconds.
+    with Progress(len(predictions), f"{model} curves", "words") as progress:
         for prediction in predictions:
-            found.append(learner.age_of_acquisition(prediction))
+            ages.append(learner.age_of_acquisition(prediction))
             progress.advance(1)
-    return found
+    return ages
 
 
 def _build_predictions(
     predictions_by_checkpoint: Sequence[Sequence[Prediction]], child_data: _ChildData
 ) -> list[Prediction]:
-    """A curve per word that children were asked about and half of them came to know, in the order
-    of the data.
+    """Return the curve of each word that half of the children came to know, in the data's order.
 
-    A context that did not fit into some checkpoint is left out of all.
+    A context that did not fit one of the checkpoints is left out for all of them.
     """
     children = compute_children_ages(child_data.children_spec, child_data.data_file)
-    each = [group_by_word(predictions) for predictions in predictions_by_checkpoint]
-    made = []
-    for word, contexts in each[-1].items():
+    by_checkpoint = [group_by_word(predictions) for predictions in predictions_by_checkpoint]
+    curves_by_word = []
+    for word, contexts in by_checkpoint[-1].items():
         age = children.get(word)
-        shared = [name for name in contexts if all(name in found.get(word, {}) for found in each)]
+        shared = [name for name in contexts if all(name in c.get(word, {}) for c in by_checkpoint)]
         if age is None or not shared:
             continue
-        heights = np.array([[found[word][name].scores[0] for name in shared] for found in each])
-        scores = (
-            heights.mean(axis=1, keepdims=True) if child_data.spec.points == "means" else heights
-        ).reshape(-1)
-        tokens = int(np.median([contexts[name].tokens[0] for name in shared]))
-        k = len(scores)
-        made.append(
-            Prediction(
-                word,
-                age,
-                int(scores.argmax()),
-                tuple(map(float, scores)),
-                (tokens,) * k,
-                (len(word),) * k,
-            )
+        scores = np.array([[c[word][name].scores[0] for name in shared] for c in by_checkpoint])
+        if child_data.spec.points == "means":
+            scores = scores.mean(axis=1)
+        points = tuple(map(float, scores.reshape(-1)))
+        num_tokens = int(np.median([contexts[name].tokens[0] for name in shared]))
+        best, tokens = int(np.argmax(points)), (num_tokens,) * len(points)
+        curves_by_word.append(
+            Prediction(word, age, best, points, tokens, (len(word),) * len(points))
         )
-    return made
+    return curves_by_word
 
 
 def compute_children_ages(
     spec: ChildVocabularySpec, data_file: sources.DataFile
 ) -> dict[str, float | None]:
-    """word -> age in months at which half of the children know it. DataError names the line."""
+    """Return word -> the age in months at which half of the children know it.
+
+    Raises DataError, naming the line.
+    """
     ages = np.arange(spec.ages[0], spec.ages[1] + 1, dtype=float)
-    known = {}
+    ages_by_word = {}
     for line, record in records.read_records(data_file.raw, spec.human, data_file.location):
-        place = f"{data_file.location}:{line}"
-        shares = [_parse_proportion(get_field(record, f"{age:g}", place), place) for age in ages]
-        known[str(get_field(record, "word", place))] = curves.child_age_of_acquisition(
-            ages, np.array(shares)
-        )
-    return known
+        location = f"{data_file.location}:{line}"
+        shares = [
+            _parse_proportion(get_field(record, f"{age:g}", location), location) for age in ages
+        ]
+        word = str(get_field(record, "word", location))
+        ages_by_word[word] = curves.child_age_of_acquisition(ages, np.array(shares))
+    return ages_by_word
 
 
 def _parse_proportion(value: object, location: str) -> float:
@@ -350,7 +333,6 @@ def _parse_proportion(value: object, location: str) -> float:
     except ValueError:
         share = math.inf
     if share < 0 or share > 1:
-        raise DataError(
-            f"a share of children must lie in 0..1, not {value!r:.40}", location=location
-        )
+        message = f"a share of children must lie in 0..1, not {value!r:.40}"
+        raise DataError(message, location=location)
     return share

@@ -1,22 +1,20 @@
-"""baseline: a run small enough to be committed, and found again by its name. It is a run like any
-other.
-"""
+"""`baseline`: slim copies of runs that are committed and found by name."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace as changed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.errors import RunError, UsageError
 from antlm_bench.types import Manifest
 
 BASELINES_DIR = Path("reports/baselines")
-# Facts of the manifest that say where and on what a model ran, not which model it is.
+# Facts of the manifest about the machine, which do not identify the model.
 MACHINE_KEYS = ("source", "device", "layout", "path", "hostname")
 Facts = Mapping[str, Any]
 
@@ -28,12 +26,14 @@ def save_baseline(
     baselines_dir: str | Path = BASELINES_DIR,
     overwrite: bool = False,
 ) -> Path:
-    """Write a slim copy of a run to `to`/name and return its folder: every cell with its
-    predictions (ids and numbers, no texts), without machine facts, histories and leftovers; of the
-    paths of the user's files only the ends that tell them apart. name: default, the run folder's.
+    """Write a slim copy of a run and return its folder.
 
-    Raises RunError (no run, no room, damaged predictions), UsageError (an impossible name, a
-    baseline that is there).
+    It has every cell with its predictions (ids and numbers, no texts), without facts about the
+    machine and without histories. Of the paths of the user's files it keeps only the ends that tell
+    them apart. name: of the folder in `baselines_dir`; default the run folder's.
+
+    Raises RunError (no run, damaged predictions, a full disk), UsageError (an impossible name, an
+    existing baseline).
     """
     opened = read_run(run)
     name = name or Path(run).resolve().name
@@ -59,7 +59,7 @@ def save_baseline(
     ) as writer:
         for cell in runs.portable_cells(opened):
             kept = {key: cell.history[key] for key in ("collapsed",) if key in cell.history}
-            writer.write_cell(changed(cell, history=kept), runs.read_predictions(opened.path, cell))
+            writer.write_cell(replace(cell, history=kept), runs.read_predictions(opened.path, cell))
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -72,7 +72,7 @@ def save_baseline(
 
 
 def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
-    """One row per baseline; a damaged one says so instead of hiding the others."""
+    """Return one row per baseline. The row of a damaged one names the damage."""
     rows: list[Facts] = []
     for path in sorted(Path(baselines_dir).glob("*/run.json")):
         row = {"baseline": path.parent.name, "model": "", "suites": "", "created": ""}
@@ -87,9 +87,9 @@ def list_baselines(baselines_dir: str | Path = BASELINES_DIR) -> list[Facts]:
 
 
 def find_baseline(ref: str | Path, baselines_dir: str | Path = BASELINES_DIR) -> Path:
-    """The run folder behind a path, or the name of a baseline in `place`.
+    """Return the run folder behind a path or the name of a baseline.
 
-    Raises UsageError naming the baselines that there are.
+    Raises UsageError, with the names of the baselines, if there is none.
     """
     for folder in (Path(ref), Path(baselines_dir) / ref):
         if (folder / "run.json").exists():

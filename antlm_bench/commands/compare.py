@@ -1,4 +1,4 @@
-"""compare: run folders in, their paired differences out; no model, no torch."""
+"""`compare`: runs in, their paired differences out; no model, no torch."""
 
 from __future__ import annotations
 
@@ -6,94 +6,106 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from antlm_bench import runs
-from antlm_bench.compare import Comparison, RunComparison
-from antlm_bench.compare import compare_runs as differences
-from antlm_bench.compare.join import group_cells, suite_matches
-from antlm_bench.compare.paired_seeds import TASK_LEVEL
+from antlm_bench.comparison import Comparison, RunComparison, compare_runs
+from antlm_bench.comparison.join import group_cells, suite_matches
+from antlm_bench.comparison.paired_seeds import TASK_LEVEL
 from antlm_bench.declarations import catalog, is_file
 from antlm_bench.errors import DataError, UsageError
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.reporting.results_table import model_names
-from antlm_bench.types import Run
+from antlm_bench.results.display_names import model_names
+from antlm_bench.types import Run, RunLike, run_folder
 
-ItemTexts = Mapping[str, tuple[str, ...]]  # id of an item -> its texts
+ItemTexts = Mapping[str, tuple[str, ...]]
+"""Id of an item -> its texts."""
 
 
 def compare(
-    folders: Sequence[str | Path],
+    folders: Sequence[RunLike],
     *,
-    against: str | Path = "",
+    against: RunLike = "",
     suites: Sequence[str] = (),
     methods: Sequence[tuple[str, str]] = (),
     allow_mixed: bool = False,
 ) -> list[RunComparison]:
-    """Every run against the reference: `against`, else the first folder. Other arguments: see
-    compare.comparison.
+    """Compare every run with the reference, item by item. Return one comparison per other run.
+
+    folders: run folders or opened runs. against: the reference; default the first of `folders`.
+    suites: only these; "glue-2025" stands for its tasks. methods: pairs (of the reference, of the
+    run) that go together; () = equal ones. allow_mixed: compare what two differing cells share, and
+    note it.
+
+    Differences are run minus reference, in the unit of the metric (fractions, correlations, nats).
+
+        [comparison] = antlm_bench.compare(["reports/a", "reports/b"])
+        comparison.comparisons[0].headline.value
 
     Raises RunError, UsageError, NotComparable.
     """
-    listed = [
-        str(folder)
-        for folder in ([against] if against else [])
-        + [f for f in folders if str(f) != str(against)]
-    ]
-    if len(listed) < 2:
+    reference = run_folder(against)
+    others = [run_folder(run) for run in folders if run_folder(run) != reference]
+    paths = [reference, *others] if reference else others
+    if len(paths) < 2:
         raise UsageError(
             "one run cannot be compared",
             hint="antlm-bench compare RUN_A RUN_B, the reference first",
         )
-    opened = runs.open_runs(listed)
+    opened = runs.open_runs(paths)
     names = model_names(opened)
-    found = []
+    results = []
     for run, name in zip(opened[1:], names[1:], strict=True):
-        made = differences(opened[0], run, suites=suites, methods=methods, allow_mixed=allow_mixed)
-        used_a = {(suite, c.method_a) for c in made for suite in _covered_suites(c)}
-        used_b = {(suite, c.method_b) for c in made for suite in _covered_suites(c)}
-        left = [
-            *_uncompared_cells(opened[0], names[0], used_a, suites),
-            *_uncompared_cells(run, name, used_b, suites),
+        comparisons = compare_runs(
+            opened[0], run, suites=suites, methods=methods, allow_mixed=allow_mixed
+        )
+        compared_a = {(suite, c.method_a) for c in comparisons for suite in _covered_suites(c)}
+        compared_b = {(suite, c.method_b) for c in comparisons for suite in _covered_suites(c)}
+        unmatched = [
+            *_uncompared_cells(opened[0], names[0], compared_a, suites),
+            *_uncompared_cells(run, name, compared_b, suites),
         ]
-        found.append(RunComparison(names[0], name, listed[0], run.path, tuple(made), tuple(left)))
-    return found
+        results.append(
+            RunComparison(names[0], name, paths[0], run.path, tuple(comparisons), tuple(unmatched))
+        )
+    return results
 
 
 def resolve_suite_files(refs: Sequence[str], folders: Sequence[str | Path]) -> dict[str, str]:
-    """name -> reference of each suite asked for; one of the user's own (a CSV, a TOML) is asked for
-    by its file, and has the name under which `compare` shows it.
+    """Return name -> reference of each suite.
 
-    Raises DataError, DeclarationError, RunError.
+    A suite of the user's own is given by its file (a CSV, a TOML); its name is the one under which
+    `compare` shows it. Raises DataError, DeclarationError, RunError.
     """
     from antlm_bench.suites import loader
 
-    known = catalog("tasks")
-    named: dict[str, str] = {}
+    known_suites = catalog("tasks")
+    refs_by_name: dict[str, str] = {}
     for ref in refs:
-        if not is_file(ref) or ref in known:
-            named[ref] = ref
+        if not is_file(ref) or ref in known_suites:
+            refs_by_name[ref] = ref
             continue
         suite = loader.load_suite(ref, allow_incomplete=True)
-        found = [
+        cells = [
             cell
             for run in runs.open_runs(folders)
             for cell in run
             if runs.base_suite_name(cell) == suite.name
         ]
-        same_file = [cell.suite for cell in found if cell.origin == suite.origin]
+        same_file = [cell.suite for cell in cells if cell.origin == suite.origin]
         same_items = [
-            cell.suite for cell in found if cell.settings.get("suite_digest") == suite.digest
+            cell.suite for cell in cells if cell.settings.get("suite_digest") == suite.digest
         ]
-        names = same_file or same_items or [cell.suite for cell in found] or [suite.name]
-        named |= dict.fromkeys(names, ref)
-    return named
+        names = same_file or same_items or [cell.suite for cell in cells] or [suite.name]
+        refs_by_name |= dict.fromkeys(names, ref)
+    return refs_by_name
 
 
 def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") -> ItemTexts:
-    """The options of every item of a scored suite, the right one marked by a plus: looked up in the
-    data at hand, because nothing of it is in a run. folders: of all runs that are compared. ref:
-    where the suite stands, if neither the catalog nor the run knows.
+    """Load the options of every item of a scored suite; a plus marks the right one.
+
+    A run holds no texts, so they are read from the data. folders: all runs that are compared. ref:
+    file of the suite, if neither the catalog nor the run has it.
 
     Raises DataError where the data is absent or is not what the run was scored on, UsageError where
-    it is not known.
+    nothing says where it is.
     """
     from antlm_bench.suites import loader
 
@@ -108,9 +120,10 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
         )
     ref = ref or next(filter(is_file, cell.origin), suite)
     if not is_file(ref) and ref not in catalog("tasks"):
-        hint = "name its file, as for score: --suite FILE"
         raise UsageError(
-            f"no run says where the texts of {suite!r} stand", location="--show-texts", hint=hint
+            f"no run says where the texts of {suite!r} stand",
+            location="--show-texts",
+            hint="name its file, as for score: --suite FILE",
         )
     limit = cell.settings.get("limit")
     loaded = loader.load_suite(
@@ -127,41 +140,40 @@ def load_item_texts(folders: Sequence[str | Path], suite: str, ref: str = "") ->
         )
     return {
         item.id: tuple(
-            f"{'+' if i == item.gold else '-'} {option.text}"
-            for i, option in enumerate(item.options)
+            f"{'+' if index == item.gold else '-'} {option.text}"
+            for index, option in enumerate(item.options)
         )
         for item in loaded.items
     }
 
 
 def _covered_suites(comparison: Comparison) -> list[str]:
-    """The suites whose cells a comparison may rest on: its own, or the tasks of a collection."""
+    """Return the suites whose cells a comparison uses: its own, and the tasks of a collection."""
     tasks = [group.name for group in comparison.groups if group.level == TASK_LEVEL]
     return [f"{comparison.suite}.{task}" for task in tasks] + [comparison.suite]
 
 
 def _uncompared_cells(
-    run: Run, name: str, compared_cells: set[tuple[str, str]], suites: Sequence[str]
+    run: Run, name: str, compared: set[tuple[str, str]], suites: Sequence[str]
 ) -> list[str]:
-    """The cells of a run that went into no comparison although nobody left them out."""
-    wanted = [
-        found
-        for found in group_cells(run)
-        if not suites or any(suite_matches(found[0], asked) for asked in suites)
-    ]
-    left = [found for found in wanted if found not in compared_cells]
-    metrics = {found: each[0].summary.metric for found, each in group_cells(run).items()}
-    lines: dict[str, list[str]] = {}
-    for one in left:
-        metric = get_metric_spec(metrics[one])
+    """Describe the cells of a run that are in no comparison although `suites` includes them.
+
+    compared: (suite, method) of the cells that were compared. Returns a line per reason.
+    """
+    cells_by_reason: dict[str, list[str]] = {}
+    for (suite, method), cells in group_cells(run).items():
+        wanted = not suites or any(suite_matches(suite, requested) for requested in suites)
+        if not wanted or (suite, method) in compared:
+            continue
+        metric = get_metric_spec(cells[0].summary.metric)
         if metric.comparison is None:
             reason = "not compared, no metric of single items:"
         elif metric.needs_suite_data:
             reason = "not compared, its data is not at hand:"
         else:
             reason = f"only in {name}:"
-        lines.setdefault(reason, []).append(" · ".join(one))
+        cells_by_reason.setdefault(reason, []).append(f"{suite} · {method}")
     return [
-        f"{why} {', '.join(those)}" + f" of {name}" * (not why.startswith("only"))
-        for why, those in lines.items()
+        f"{reason} {', '.join(cells)}" + f" of {name}" * (not reason.startswith("only"))
+        for reason, cells in cells_by_reason.items()
     ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from antlm_bench.declarations import catalog
@@ -14,12 +14,12 @@ from antlm_bench.errors import DataError, IncompleteError, UsageError, map_colle
 from antlm_bench.suites import sources
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.sources import SuiteWithData
-from antlm_bench.suites.task_types import TASK_TYPES, TextRow, read_declaration
+from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, read_declaration
 
 OK_STATES = ("here", "verified", "complete")
 
 
-def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
+def list_file_status(suite_names: Sequence[str]) -> list[CatalogRow]:
     """Return a row per file of the named suites; without names, a row per suite of the catalog.
 
     Opens no data file.
@@ -31,7 +31,9 @@ def list_file_status(suite_names: Sequence[str]) -> list[TextRow]:
     return [_suite_row(spec, rows) for spec, rows in files]
 
 
-def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> Iterator[TextRow]:
+def fetch_suites(
+    suite_names: Sequence[str], target_dir: Path | None = None
+) -> Iterator[CatalogRow]:
     """Download what is missing, suite by suite; yield a row per suite.
 
     Raises as `sources.fetch_files`.
@@ -43,11 +45,11 @@ def fetch_suites(suite_names: Sequence[str], target_dir: Path | None = None) -> 
     )
 
 
-def verify_files(suite_names: Sequence[str], show_rows: Callable[[list[TextRow]], None]) -> None:
-    """Read every file, compare it with what is published, and show the rows before any error.
+def verify_files(suite_names: Sequence[str]) -> tuple[list[CatalogRow], list[CatalogRow]]:
+    """Read every file and compare it with what is published.
 
-    Without names: every suite of which a file is here. Raises DataError where a file is damaged or
-    not the published one, IncompleteError where a named suite lacks files or rows.
+    Returns a row per suite, and a row per file that is not as published. Without names: every suite
+    of which a file is here.
     """
     specs = _resolve_specs(suite_names or _single_suite_names())
     files = [(spec, sources.verify_files(spec, folder)) for spec, folder in specs]
@@ -55,22 +57,27 @@ def verify_files(suite_names: Sequence[str], show_rows: Callable[[list[TextRow]]
     not_ok = [
         _file_row(spec, row) for spec, rows in files for row in rows if row.state not in OK_STATES
     ]
-    show_rows([_suite_row(spec, rows) for spec, rows in files])
-    if not_ok:
-        show_rows(not_ok)
-    states = Counter(row["state"] for row in not_ok)
+    return [_suite_row(spec, rows) for spec, rows in files], not_ok
+
+
+def raise_on_bad_files(bad_files: Sequence[CatalogRow], are_required: bool) -> None:
+    """Raise DataError where a file is damaged or not the published one.
+
+    are_required: raise IncompleteError where files are absent or lack rows, too.
+    """
+    states = Counter(row["state"] for row in bad_files)
     if wrong := states["damaged"] + states["differs"]:
         raise DataError(
             f"{wrong} files are damaged or not the published ones",
             hint="delete them and fetch them again",
         )
-    if suite_names and not_ok:
+    if are_required and bad_files:
         raise IncompleteError(
-            f"{len(not_ok)} files are absent or lack rows", hint="antlm-bench data fetch SUITE"
+            f"{len(bad_files)} files are absent or lack rows", hint="antlm-bench data fetch SUITE"
         )
 
 
-def list_data_dirs() -> list[TextRow]:
+def list_data_dirs() -> list[CatalogRow]:
     """Return the folders that are searched, in order."""
     dirs = []
     if own := os.environ.get("ANTLM_BENCH_DATA"):
@@ -79,8 +86,7 @@ def list_data_dirs() -> list[TextRow]:
     why = "ANTLM_BENCH_CACHE" if moved else "the cache: downloads go here"
     dirs.append((cache, str(cache), why))
     return [
-        {"folder": shown, "why": reason, "exists": "yes" if path.is_dir() else "no"}
-        for path, shown, reason in dirs
+        {"folder": shown, "why": reason, "exists": path.is_dir()} for path, shown, reason in dirs
     ]
 
 
@@ -104,7 +110,7 @@ def _resolve_specs(suite_names: Sequence[str]) -> list[tuple[SuiteWithData, Path
     return list(specs.values())
 
 
-def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> TextRow:
+def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> CatalogRow:
     here = [row for row in file_rows if row.path]
     states = Counter(row.state for row in file_rows)
     return {
@@ -113,14 +119,14 @@ def _suite_row(spec: SuiteWithData, file_rows: Sequence[sources.FileStatus]) -> 
         "state": ", ".join(
             f"{count} {state}" if len(states) > 1 else state for state, count in states.items()
         ),
-        "size": _format_size(
-            sum({row.path: row.size or 0 for row in here}.values())
-        ),  # members of one zip count once
+        "size": sum(
+            {row.path: row.size or 0 for row in here}.values()
+        ),  # in bytes; members of one zip count once
         "folder": ", ".join(sorted({str(row.path.parent) for row in here if row.path})),
     }
 
 
-def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> TextRow:
+def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> CatalogRow:
     return {
         "file": file_status.file,
         "suite": spec.name,
@@ -128,9 +134,3 @@ def _file_row(spec: SuiteWithData, file_status: sources.FileStatus) -> TextRow:
         "detail": file_status.detail,
         "path": str(file_status.path) if file_status.path else "",
     }
-
-
-def _format_size(num_bytes: int) -> str:
-    if num_bytes >= 1e6:
-        return f"{num_bytes / 1e6:,.1f} MB"
-    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes else ""

@@ -1,4 +1,4 @@
-"""`doctor`: what a checkpoint turns out to be when it is opened, without scoring anything."""
+"""`doctor`: open checkpoints and report what they are, without scoring anything."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def inspect_checkpoints(
     models: Sequence[str], options: OpenOptions | None = None
 ) -> Iterator[Mapping[str, object]]:
-    """The facts of each checkpoint that the references expand to. Raises as
-    `checkpoints.open_checkpoint`.
+    """Yield the facts of each checkpoint that the references expand to.
+
+    Raises as `checkpoints.open_checkpoint`; of several checkpoints the others are opened first.
     """
     from antlm_bench.checkpoints import expand_refs, open_checkpoint
 

@@ -1,4 +1,4 @@
-"""export and import: run folders as other tools' files, and lm-eval's results as a run folder."""
+"""`export` and `import`: runs as files of other tools, and lm-eval's results as a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from antlm_bench import runs
-from antlm_bench.commands.submit import open_runs
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import UsageError
+from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.types import Run
 
 ExportFormat = Literal["lm-eval", "csv", "model-index", "every-eval-ever"]
@@ -19,52 +19,43 @@ ExportFormat = Literal["lm-eval", "csv", "model-index", "every-eval-ever"]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written, and what was left out."""
+    """The files that were written."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    """What was left out."""
 
 
 def export(
     folders: Sequence[str | Path], export_format: ExportFormat, out: str | Path
 ) -> ExportResult:
-    """Write runs in another tool's format: csv and model-index into the file `out`, the others into
-    the folder `out`.
+    """Write runs in the format of another tool.
 
-    Raises RunError for a folder that is no run, UsageError for two runs that would overwrite each
-    other.
+    out: the file for csv and model-index, the folder for other formats. Raises RunError for a
+    folder that is no run, UsageError for runs without cells, and for two runs that would write the
+    same file.
     """
-    found = runs.distinguish_suites(
-        [run for folder in folders for run in open_runs(folder, read_run)]
-    )
-    if not any(run.cells for run in found):
+    opened = read_runs(expand_run_dirs(folders))
+    if not any(run.cells for run in opened):
         raise UsageError("nothing is scored in these runs", location="RUN")
     if export_format == "csv":
-        from antlm_bench.exports import items_csv
+        from antlm_bench.exports.items_csv import format_items_csv
 
-        return ExportResult((_write_file(Path(out), items_csv.format_items_csv(found)),))
+        return ExportResult((_write_file(Path(out), format_items_csv(opened)),))
     if export_format == "model-index":
         from antlm_bench.commands.report import build_report
-        from antlm_bench.reporting import report_writers
+        from antlm_bench.results.model_card import build_model_card
 
-        return ExportResult(
-            (
-                _write_file(
-                    Path(out),
-                    report_writers.to_model_card(
-                        build_report([run.path for run in found])
-                    ).encode(),
-                ),
-            )
-        )
+        card = build_model_card(build_report([run.path for run in opened]))
+        return ExportResult((_write_file(Path(out), card.encode()),))
     files: dict[Path, bytes] = {}
     notes: list[str] = []
-    for run in found:
-        for name, data in (
-            _lm_eval_files(run, notes)
-            if export_format == "lm-eval"
-            else _every_eval_ever_files(run)
-        ).items():
+    for run in opened:
+        if export_format == "lm-eval":
+            files_of_run = _lm_eval_files(run, notes)
+        else:
+            files_of_run = _every_eval_ever_files(run)
+        for name, data in files_of_run.items():
             if Path(out) / name in files:
                 raise UsageError(
                     f"two runs want to be {name}",
@@ -78,31 +69,31 @@ def export(
             location="--format",
             hint="use --format csv",
         )
-    return ExportResult(
-        tuple(_write_file(path, data) for path, data in files.items()), tuple(notes)
-    )
+    written = tuple(_write_file(path, data) for path, data in files.items())
+    return ExportResult(written, tuple(notes))
 
 
 def _lm_eval_files(run: Run, notes: list[str]) -> dict[str, bytes]:
-    """Files below the folder of the model, one folder per method where there are several: lm-eval
-    knows one.
+    """Return path -> bytes, below a folder of the model's name.
+
+    lm-eval has one method per model, so several methods have folders of their own.
     """
     from antlm_bench.lm_eval_bridge import results_export
 
     methods = sorted({cell.method for cell in run if results_export.is_exportable(cell)})
     if not all(map(results_export.is_exportable, run)):
         notes.append(
-            f"{run.path}: finetuned tasks and reading times are left out: the harness has no such thing"
+            f"{run.path}: finetuned tasks and reading times are left out: the harness has no such"
+            " thing"
         )
-    made: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for method in methods:
         folder = results_export.sanitize_name(str(run.manifest.model.get("name", "")))
-        folder += f"__{results_export.sanitize_name(method)}" if len(methods) > 1 else ""
-        made |= {
-            f"{folder}/{name}": data
-            for name, data in results_export.build_files(run, method).items()
-        }
-    return made
+        if len(methods) > 1:
+            folder += f"__{results_export.sanitize_name(method)}"
+        for name, data in results_export.build_files(run, method).items():
+            files[f"{folder}/{name}"] = data
+    return files
 
 
 def _every_eval_ever_files(run: Run) -> dict[str, bytes]:
@@ -115,11 +106,10 @@ def _every_eval_ever_files(run: Run) -> dict[str, bytes]:
 
 
 def import_results(folder: str | Path, out: str | Path) -> tuple[Run, tuple[str, ...]]:
-    """lm-eval's results with samples as a run folder; the run, and the tasks that were left out
-    with the reason.
+    """Write lm-eval's results with samples as a run folder.
 
-    Raises DataError for results that are absent or damaged, RunError for an `out` that holds
-    another model's run.
+    Returns the run, and the tasks that were left out with the reason. Raises DataError for results
+    that are absent or damaged, RunError for an `out` that holds another model's run.
     """
     from antlm_bench.lm_eval_bridge import results_import
 

@@ -20,27 +20,23 @@ from antlm_bench.checkpoints import (
     loading_notes,
     open_backbone,
 )
-from antlm_bench.commands.cells import (
-    Names,
-    announce_replaced_scores,
-    as_list,
-    build_manifest,
-    content_key,
-    deduplicate_suites,
-    run_dir,
-)
-from antlm_bench.compare.summary_check import read_run
+from antlm_bench.comparison.summary_check import read_run
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import BenchError, IncompleteError, MethodNotSupported, UsageError
 from antlm_bench.metrics import summarize
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
+from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.suites import classification_loader
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.suites.classification_loader import ClassificationTask
-from antlm_bench.types import Attention, Cell, Run, Summary, finetune_method
+from antlm_bench.suites.names import deduplicate_suites
+from antlm_bench.types import Attention, Cell, Names, Run, Summary, as_list, finetune_method
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from antlm_bench.finetuning.loop import FinetuneResult, FinetuneSettings
+    from antlm_bench.keywords import FinetuneKeywords
 
 # Raised whenever a score of an unchanged checkpoint and task may move; part of the content key.
 CONVENTIONS_VERSION = 3
@@ -120,32 +116,31 @@ def finetune(
     attentions: Names = (),
     out: str | Path | None = None,
     options: FinetuneOptions | None = None,
-    **option_values: Any,
+    **settings: Unpack[FinetuneKeywords],
 ) -> list[Run]:
-    """Finetune every checkpoint on every task with every seed; one run folder per checkpoint.
+    """Finetune every checkpoint on every task with every seed. Return one run per checkpoint.
 
-    models, out: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL
-    of texts and labels. tasks: some of the suites', () = all. attentions: causal, full or "all"; ()
-    = the attention of the checkpoint's first method. Keyword settings are FinetuneOptions.
+    models: as for `score`. suites: classification suites (`glue-2025`), or a CSV, TSV or JSONL of
+    texts and labels. tasks: some of the suites'; () = all. attentions: causal, full or "all"; () =
+    the attention of the checkpoint's first method. out: as for `score`. settings: options of the
+    command line by their names, on top of `options`.
 
     With `frozen` nothing is trained but a logistic regression on the backbone's features. Its fit
     is deterministic: each task and attention has one cell, and the first of `seeds` only decides
     which texts are held out to choose C.
 
-    A cell (task, attention, seed) that is there under the same content key is kept, so a call that
-    was killed resumes. If a cell fails (its data are absent, say), the others are computed and
-    IncompleteError follows. Raises UsageError and MethodNotSupported before anything is written.
+    A cell (task, attention, seed) that the run folder already has under the same content key is not
+    computed again, so a call that was killed resumes.
+
+        [run] = antlm_bench.finetune("gpt2", "glue-2025", tasks="rte", seeds=[1, 2, 3])
+        run["glue-2025.rte", "finetune-causal", 1].estimate.value
+
+    Raises as `score`. Where some cells fail (their data are absent, say), the others are computed
+    first, and an IncompleteError with the `runs` follows.
     """
-    options = replace(options or FinetuneOptions(), **option_values)
-    if not seeds:
-        raise UsageError("no seed given", location="--seeds", hint="1 or more; 5 for a report")
-    for name in as_list(attentions):
-        if name not in (*ATTENTIONS, ALL_ATTENTIONS):
-            raise UsageError(
-                f"unknown attention {name!r}", location="--attention", hint="causal, full or all"
-            )
+    options = replace(options or FinetuneOptions(), **settings)
+    _check_options(options, seeds, as_list(attentions))
     if options.frozen:
-        _check_frozen_options(options)
         seeds = seeds[:1]
     refs = expand_refs(as_list(models))
     task_names = _select_tasks(as_list(suites), as_list(tasks), options)
@@ -179,6 +174,21 @@ def finetune(
             message, hint="mend it and repeat: what is finished is kept", runs=finished
         )
     return finished
+
+
+def _check_options(
+    options: FinetuneOptions, seeds: Sequence[int], attentions: Sequence[str]
+) -> None:
+    """Raise UsageError for what no checkpoint and no task could be finetuned with."""
+    if not seeds:
+        raise UsageError("no seed given", location="--seeds", hint="1 or more; 5 for a report")
+    for name in attentions:
+        if name not in (*ATTENTIONS, ALL_ATTENTIONS):
+            raise UsageError(
+                f"unknown attention {name!r}", location="--attention", hint="causal, full or all"
+            )
+    if options.frozen:
+        _check_frozen_options(options)
 
 
 def _check_frozen_options(options: FinetuneOptions) -> None:
@@ -293,7 +303,7 @@ class _PendingCell:
 
     @property
     def method(self) -> str:
-        return _method_name(self.attention, self.frozen)
+        return finetune_method(self.attention, frozen=self.frozen)
 
     @property
     def num_examples(self) -> int:
@@ -301,10 +311,6 @@ class _PendingCell:
         if self.frozen:
             return len(self.task.train) + len(self.task.valid)
         return len(self.task.train) * self.task.training.epochs
-
-
-def _method_name(attention: Attention, frozen: bool) -> str:
-    return f"frozen-{attention}" if frozen else finetune_method(attention)
 
 
 def _finetune_checkpoint(
@@ -330,7 +336,7 @@ def _finetune_checkpoint(
     total = sum(cell.num_examples for cell in cells)
     with Progress(total, backbone.name, "examples") as progress:
         for cell in cells:
-            announce_replaced_scores(progress, writer, cell.task.origin, [cell.settings])
+            log_replaced_scores(progress.log, writer, cell.task.origin, [cell.settings])
             name = f"{backbone.name} {cell.task.full_name}"
             label = f"{name} {cell.method if cell.frozen else f'{cell.attention} seed {cell.seed}'}"
             callback = _ProgressCallback(progress, cell, label)
@@ -458,7 +464,7 @@ def _cell_settings(
         "collection": task.suite,
         "task": task.name,
         "classes": list(task.classes),
-        "method": _method_name(attention, options.frozen),
+        "method": finetune_method(attention, frozen=options.frozen),
         "seed": seed,
         "select": task.select,
         "held_out": task.held_out,

@@ -12,10 +12,11 @@ from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
 from antlm_bench.training.flops import compute_model_size
 from antlm_bench.training.recipe import PhaseSpec, Recipe, list_scales, read_recipe
 
-TextRow = dict[str, str]
+CatalogRow = dict[str, object]
+"""A row of `list` or `data`: numbers are numbers."""
 
 
-def list_catalog(kind: str = "suites") -> list[TextRow]:
+def list_catalog(kind: str = "suites") -> list[CatalogRow]:
     """Return the rows of CATALOG_LISTINGS[kind], sorted by name, all with the same columns.
 
     Raises DeclarationError, and UsageError for an unknown kind.
@@ -25,7 +26,7 @@ def list_catalog(kind: str = "suites") -> list[TextRow]:
     return CATALOG_LISTINGS[kind]()
 
 
-def _declaration_rows(listing: str) -> list[TextRow]:
+def _declaration_rows(listing: str) -> list[CatalogRow]:
     """Return a row per declaration in tasks/ whose task type stands in a listing."""
     specs = (read_declaration(name)[0] for name in catalog("tasks"))
     pairs = ((TASK_TYPES[spec.task_type], spec) for spec in specs)
@@ -50,17 +51,17 @@ def describe_objective(recipe: Recipe) -> str:
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """Return the parameters of a recipe's model, if its tokenizer reaches its maximal vocabulary."""
+    """Return the parameters of a recipe's model with the largest vocabulary of its tokenizer."""
     return compute_model_size(recipe.model, recipe.tokenizer.vocabulary).parameters
 
 
-def _model_rows() -> list[TextRow]:
+def _model_rows() -> list[CatalogRow]:
     rows = []
     for name in catalog("models"):
         recipe = read_recipe(name)
         row = {
             "model": name,
-            "parameters": f"{count_parameters(recipe):,}",
+            "parameters": count_parameters(recipe),
             "objective": describe_objective(recipe),
             "scales": ", ".join(list_scales(name)),
         }
@@ -68,7 +69,7 @@ def _model_rows() -> list[TextRow]:
     return rows
 
 
-def _method_rows() -> list[TextRow]:
+def _method_rows() -> list[CatalogRow]:
     from antlm_bench.scoring.methods import METHODS
 
     return [
@@ -81,7 +82,7 @@ def _method_rows() -> list[TextRow]:
     ]
 
 
-def _architecture_rows() -> list[TextRow]:
+def _architecture_rows() -> list[CatalogRow]:
     return [
         {
             "architecture": architecture.name,
@@ -92,7 +93,7 @@ def _architecture_rows() -> list[TextRow]:
     ]
 
 
-CATALOG_LISTINGS: dict[str, Callable[[], list[TextRow]]] = {
+CATALOG_LISTINGS: dict[str, Callable[[], list[CatalogRow]]] = {
     "suites": partial(_declaration_rows, "suites"),
     "collections": partial(_declaration_rows, "collections"),
     "models": _model_rows,

@@ -1,32 +1,28 @@
-"""noise: the same weights scored under other conditions. What moves then is arithmetic; no margin
-may be smaller.
-"""
+"""`noise`: how much scores move when only the arithmetic changes. No margin should be smaller."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint, OpenOptions, open_checkpoint, with_bf16_body
-from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics import summarize
 from antlm_bench.metrics.prediction_table import build_table
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
-from antlm_bench.scoring.methods import default_method
-from antlm_bench.scoring.methods import resolve_method as find_method
+from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.suites import loader as suites
 from antlm_bench.suites.task_types import TASK_TYPES, Suite
-from antlm_bench.types import Bools, Prediction
+from antlm_bench.types import Bools, Names, Prediction, as_list
 
 NoiseRow = dict[str, object]
-DEFAULT_LIMIT = 50  # items per paradigm: enough flips to see, few enough to wait for
-# condition -> what `checkpoints` is told; the first is what everything is compared with
+DEFAULT_LIMIT = 50  # items per paradigm
+# Condition -> options for opening the checkpoint. The first is the reference.
 CONDITIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, small batches": {"batch_tokens": 256},
@@ -45,102 +41,96 @@ def measure_noise(
     conditions: Sequence[str] = tuple(CONDITIONS),
     options: OpenOptions | None = None,
 ) -> list[NoiseRow]:
-    """One row per suite and condition: decisions that differ from the first condition's, and by how
-    much scores move.
+    """Return a row per suite and condition: how many decisions flip, and how far scores move.
 
-    names: suites of pairs. method: one of the checkpoint's, "" = its first. limit: items per finest
-    group. `points`: difference of the headlines, in points; a margin of `check` below its largest
-    value tests nothing. Raises UsageError (an unknown condition), and as `commands.score.score`.
+    suite_names: suites whose options are compared. method: one of the checkpoint's, "" = its first.
+    limit: items per finest group. In the column `points` stands the difference of the headlines; a
+    margin of `check` below its largest value tests nothing. Raises UsageError (an unknown
+    condition), and as `commands.score.score`.
     """
     for name in conditions:
         if name not in CONDITIONS:
             hint = f"some of {', '.join(map(repr, CONDITIONS))}"
             raise UsageError(f"unknown condition {name!r}", location="--condition", hint=hint)
-    wanted = list(
-        dict.fromkeys(
-            member for ref in as_list(suite_names) for member in suites.list_suite_refs(ref)
-        )
-    )
-    first = next(iter(CONDITIONS))
+    parts = (part for ref in as_list(suite_names) for part in suites.list_suite_refs(ref))
+    refs = list(dict.fromkeys(parts))
+    reference = next(iter(CONDITIONS))
     rows: list[NoiseRow] = []
     loaded: list[Suite] = []
-    before: dict[str, list[Prediction]] = {}
-    for name in dict.fromkeys([first, *conditions]):
-        opened = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
-        loaded = loaded or [
-            suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in wanted
-        ]  # same items twice
-        chosen = method or default_method(opened, opened.methods)
+    reference_predictions: dict[str, list[Prediction]] = {}
+    for name in dict.fromkeys([reference, *conditions]):
+        checkpoint = open_checkpoint(model, replace(options or OpenOptions(), **CONDITIONS[name]))
+        if not loaded:
+            loaded = [suites.load_suite(ref, limit=limit, allow_incomplete=True) for ref in refs]
+        method_name = method or default_method(checkpoint, checkpoint.methods)
         for suite in loaded:
             if not TASK_TYPES[suite.task_type].compares_options:
-                hint = "a suite of pairs or options"
-                raise UsageError(
-                    f"{suite.name} holds no choices that could flip", location="--suite", hint=hint
-                )
-            opened.run_self_test(
-                [o.text for item in suite.items for o in item.options],
-                [find_method(chosen, opened)],
+                message = f"{suite.name} holds no choices that could flip"
+                raise UsageError(message, location="--suite", hint="a suite of pairs or options")
+            texts = [option.text for item in suite.items for option in item.options]
+            checkpoint.run_self_test(texts, [resolve_method(method_name, checkpoint)])
+            predictions = _predict(checkpoint, suite, method_name, adaptive=name == "adaptive")
+            if name == reference:
+                reference_predictions[suite.name] = predictions
+                continue
+            row: NoiseRow = {"suite": suite.name, "method": method_name, "condition": name}
+            rows.append(
+                row | _compare_predictions(suite, reference_predictions[suite.name], predictions)
             )
-            made = _predict(opened, suite, chosen, adaptive=name == "adaptive")
-            if name == first:
-                before[suite.name] = made
-            else:
-                rows.append({"suite": suite.name, "method": chosen, "condition": name}
-                            | _compare_predictions(suite, before[suite.name], made))  # fmt: skip
     return rows
 
 
 def _predict(
     checkpoint: Checkpoint, suite: Suite, method_name: str, adaptive: bool
 ) -> list[Prediction]:
-    methods = [find_method(method_name, checkpoint)]
-    scorer = (
-        AdaptiveScorer(with_bf16_body(checkpoint), checkpoint).calibrate(suite.items, methods)
-        if adaptive
-        else None
-    )
-
-    def made() -> Iterator[Prediction]:
-        with Progress(
-            len(suite.items), f"{checkpoint.name} {suite.name} {method_name}"
-        ) as progress:
-            for chunk in multiple_choice.iter_chunks(suite.items, methods):
-                if scorer:
-                    [some] = scorer.predict(chunk, methods, reduction=suite.reduction)
-                else:
-                    [some] = multiple_choice.predict(checkpoint, chunk, methods)
-                progress.advance(len(chunk))
-                yield from some
-
-    return list(made())
+    methods = [resolve_method(method_name, checkpoint)]
+    scorer: AdaptiveScorer | None = None
+    if adaptive:
+        scorer = AdaptiveScorer(with_bf16_body(checkpoint), checkpoint)
+        scorer = scorer.calibrate(suite.items, methods)
+    predictions: list[Prediction] = []
+    label = f"{checkpoint.name} {suite.name} {method_name}"
+    with Progress(len(suite.items), label) as progress:
+        for chunk in multiple_choice.iter_chunks(suite.items, methods):
+            if scorer:
+                [chunk_predictions] = scorer.predict(chunk, methods, reduction=suite.reduction)
+            else:
+                [chunk_predictions] = multiple_choice.predict(checkpoint, chunk, methods)
+            progress.advance(len(chunk))
+            predictions += chunk_predictions
+    return predictions
 
 
 def _compare_predictions(
     suite: Suite, before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> NoiseRow:
-    """Of the same items twice. A decision is which options share the best score, so a tie that
-    breaks is a flip.
+    """Compare two predictions of the same items.
+
+    A decision is the set of options that share the best score, so that a tie that breaks is a flip.
     """
-    best = [_find_best_options(found, suite.reduction) for found in (before, after)]
-    flips = int((best[0] != best[1]).any(axis=1).sum())
-    moved = [
+    best_before, best_after = (
+        _find_best_options(predictions, suite.reduction) for predictions in (before, after)
+    )
+    flips = int((best_before != best_after).any(axis=1).sum())
+    moves = [
         np.abs(np.subtract(a.scores, b.scores)).max() for a, b in zip(before, after, strict=True)
     ]
     return {
         "items": len(after),
         "flips": flips,
-        "rate": f"{100 * flips / len(after):.2f}%",
-        "largest move (nats)": f"{max(moved):.2g}",
-        "points": f"{100 * (_headline(suite, after) - _headline(suite, before)):+.2f}",
+        "rate": flips / len(after),
+        "largest move (nats)": float(max(moves)),
+        "points": 100 * (_headline(suite, after) - _headline(suite, before)),
     }
 
 
 def _find_best_options(predictions: Sequence[Prediction], reduction: str) -> Bools:
+    """Return which options (n, options) have their item's best score."""
     return build_table(predictions, set(), reduction).best_options(reduction)
 
 
 def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:
-    made = summarize(
+    summary = summarize(
         predictions,
         suite=suite.name,
         method="",
@@ -149,4 +139,4 @@ def _headline(suite: Suite, predictions: Sequence[Prediction]) -> float:
         groups=(),
         reduction=suite.reduction,
     )
-    return made.headline.value
+    return summary.headline.value

@@ -17,38 +17,62 @@ from typing import Any
 # Modules and names that code for transformers 5 imports, and 4.51.3 does not have.
 NEWER_MODULES = frozenset(
     f"transformers.{name}"
-    for name in (
-        "backbone_utils", "conversion_mapping", "core_model_loading", "initialization", "integrations.moe",
-        "masking_utils", "modeling_layers", "tokenization_python", "tokenization_utils_sentencepiece",
-        "tokenization_utils_tokenizers", "utils.auto_docstring", "utils.output_capturing", "utils.type_validators",
-        "video_utils",
-    )
-)  # fmt: skip
-NEWER_NAMES = frozenset(
-    (
-        "AttentionMaskInterface", "DynamicLayer", "EmbeddingAccessMixin", "GeneralInterface", "PreTrainedConfig",
-        "PythonBackend", "SentencePieceBackend", "TokenizersBackend", "TransformersKwargs", "auto_docstring",
-        "check_model_inputs", "initialization", "masking_utils", "maybe_autocast", "merge_with_config_defaults",
+    for name in [
+        "backbone_utils",
+        "conversion_mapping",
+        "core_model_loading",
+        "initialization",
+        "integrations.moe",
+        "masking_utils",
         "modeling_layers",
-    )
-)  # fmt: skip
-# what 4.51.3 takes for the base of rotary positions where config.json has no rope_theta
+        "tokenization_python",
+        "tokenization_utils_sentencepiece",
+        "tokenization_utils_tokenizers",
+        "utils.auto_docstring",
+        "utils.output_capturing",
+        "utils.type_validators",
+        "video_utils",
+    ]
+)
+NEWER_NAMES = frozenset(
+    [
+        "AttentionMaskInterface",
+        "DynamicLayer",
+        "EmbeddingAccessMixin",
+        "GeneralInterface",
+        "PreTrainedConfig",
+        "PythonBackend",
+        "SentencePieceBackend",
+        "TokenizersBackend",
+        "TransformersKwargs",
+        "auto_docstring",
+        "check_model_inputs",
+        "initialization",
+        "masking_utils",
+        "maybe_autocast",
+        "merge_with_config_defaults",
+        "modeling_layers",
+    ]
+)
 DEFAULT_ROPE_THETA = 10_000.0
+"""Base of rotary positions in 4.51.3 if config.json has no rope_theta."""
 
 
 @cache
 def official_environment() -> Mapping[str, Any]:
-    """The version of transformers that the official pipelines pin, its model types and tokenizer
-    classes.
+    """Return the version of transformers that the official pipelines pin, and what it knows.
+
+    Keys: transformers (version), model_types, tokenizer_classes.
     """
     content = Path(__file__).with_name("official_environment.json").read_text(encoding="utf-8")
-    known: dict[str, Any] = json.loads(content)
-    return known
+    environment: dict[str, Any] = json.loads(content)
+    return environment
 
 
 def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (problem, fix) for each reason why the pinned version could not open this checkpoint,
-    or would differ.
+    """Yield (problem, fix) for each reason why the pinned version cannot open a checkpoint.
+
+    Settings that it would open, but read otherwise, are problems too.
     """
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer_config.json")
@@ -73,22 +97,23 @@ def find_portability_problems(folder: Path) -> Iterator[tuple[str, str]]:
 def _tokenizer_problems(
     tokenizer: Mapping[str, Any], fast_tokenizer: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    """tokenizer: tokenizer_config.json; fast: tokenizer.json."""
+    """Yield the problems of tokenizer_config.json and tokenizer.json."""
     environment, name = official_environment(), tokenizer.get("tokenizer_class")
     auto_map = tokenizer.get("auto_map")
     own = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
     if isinstance(name, str) and not own and name not in environment["tokenizer_classes"]:
         yield (
-            f"tokenizer_config.json names the class {name}, which transformers {environment['transformers']} "
-            "(of the official pipelines) does not know",
-            'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json is beside it',
+            f"tokenizer_config.json names the class {name}, which transformers "
+            f"{environment['transformers']} (of the official pipelines) does not know",
+            'write "tokenizer_class": "PreTrainedTokenizerFast" there, if tokenizer.json is beside'
+            " it",
         )
     splitting = fast_tokenizer.get("pre_tokenizer")
     space = splitting.get("add_prefix_space") if isinstance(splitting, dict) else None
     if splitting and space is True and not tokenizer.get("add_prefix_space", False) and not own:
         yield (
-            f"transformers {environment['transformers']} (of the official pipelines) would not put the space before "
-            "a text that tokenizer.json asks for, and would read other tokens",
+            f"transformers {environment['transformers']} (of the official pipelines) would not put"
+            " the space before a text that tokenizer.json asks for, and would read other tokens",
             'write "add_prefix_space": true into tokenizer_config.json',
         )
 
@@ -103,8 +128,8 @@ def _config_problems(
         and "AutoConfig" not in auto_map
     ):
         yield (
-            f"transformers {environment['transformers']} (of the official pipelines) does not know the "
-            f"model type {model_type!r}, and config.json names no code for it (auto_map)",
+            f"transformers {environment['transformers']} (of the official pipelines) does not know"
+            f" the model type {model_type!r}, and config.json names no code for it (auto_map)",
             "save the checkpoint with its code and an auto_map for AutoConfig and its models",
         )
     rope = config.get("rope_parameters")
@@ -113,7 +138,8 @@ def _config_problems(
         config.get("rope_theta", DEFAULT_ROPE_THETA),
     ):
         yield (
-            f"the base of rotary positions is {rope['rope_theta']}, and only transformers 5 reads it there",
+            f"the base of rotary positions is {rope['rope_theta']}, and only transformers 5 reads"
+            " it there",
             f'write "rope_theta": {rope["rope_theta"]} into config.json, too',
         )
     if (
@@ -122,14 +148,16 @@ def _config_problems(
         and "rope_scaling" not in config
     ):
         yield (
-            f"rotary positions are scaled ({rope['rope_type']}), and only transformers 5 reads it there",
+            f"rotary positions are scaled ({rope['rope_type']}), and only transformers 5 reads it"
+            " there",
             'write the same table as "rope_scaling" into config.json, too',
         )
 
 
 def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
-    """Imports of transformers that the pinned version lacks, unless an `except ImportError` catches
-    them.
+    """Yield the imports of names that the pinned version lacks.
+
+    Imports inside a `try` with `except ImportError` are left out.
     """
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -148,8 +176,9 @@ def _import_problems(file: Path) -> Iterator[tuple[str, str]]:
         missing = [] if node in caught else _newer_imports(node)
         if missing:
             yield (
-                f"{file.name}:{getattr(node, 'lineno', 1)} imports {', '.join(missing)}, which transformers "
-                f"{official_environment()['transformers']} (of the official pipelines) does not have",
+                f"{file.name}:{getattr(node, 'lineno', 1)} imports {', '.join(missing)}, which "
+                f"transformers {official_environment()['transformers']} (of the official pipelines)"
+                " does not have",
                 "import it inside try, with a substitute under except ImportError",
             )
 
@@ -164,7 +193,7 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 
 
 def _newer_imports(node: ast.AST) -> list[str]:
-    """What an import statement takes from transformers and the pinned version lacks."""
+    """Return the names that an import statement takes from newer versions of transformers."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name in NEWER_MODULES]
     if (
@@ -179,9 +208,7 @@ def _newer_imports(node: ast.AST) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is none or it cannot be read (`preflight` says so
-    elsewhere).
-    """
+    """Return the object in a JSON file, or {} if it cannot be read (`preflight` reports that)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

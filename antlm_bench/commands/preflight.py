@@ -1,6 +1,4 @@
-"""preflight: does a model folder hold what a track wants of its checkpoints? Read from files; no
-weight is loaded.
-"""
+"""`preflight`: check the files of a model's checkpoints against a track. No weight is loaded."""
 
 from __future__ import annotations
 
@@ -20,21 +18,18 @@ from antlm_bench.weight_files import hash_files, list_weight_sets, select_weight
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
-FINAL_MODEL_DIRS = (
-    "main",
-    "final",
-    "",
-)  # where the final model lies in the folder; "" = in the folder itself
-# words seen may miss a milestone by a step's worth; more than a tenth is another milestone's
-# checkpoint
+FINAL_MODEL_DIRS = ("main", "final", "")
+"""Where the final model may lie in the folder; "" = in the folder itself."""
 WORDS_TOLERANCE = 0.1
+"""Share of a milestone by which the words seen may miss it. They miss it by less than a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one checkpoint (by its folder's name), and what mends it."""
+    """A problem of one checkpoint, and its fix."""
 
     checkpoint_name: str
+    """Name of the checkpoint's folder."""
     message: str
     fix: str
 
@@ -43,13 +38,14 @@ class Problem:
 
 
 def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
-    """What was found in a folder of checkpoints that a track accepts, as names and values.
+    """Check a folder of checkpoints, and return facts about it as names and values.
 
-    Looks at names and number of milestones, weights (safetensors, whole, no two alike),
-    configuration and tokenizer (those of the final model in all), (for checkpoints that say so) the
-    words seen, and whether the official pipelines' environment can open it. Raises IncompleteError
-    with every problem and its fix, CheckpointError where there is no folder, UsageError for an
-    unknown year or track.
+    Checked are names and number of milestones, weights (safetensors, whole, no two equal),
+    configuration and tokenizer (those of the final model in all), the words seen (where a
+    checkpoint records them), and whether the official pipelines' environment can open it.
+
+    Raises IncompleteError with every problem and its fix, CheckpointError if there is no folder,
+    UsageError for an unknown year or track.
     """
     root = Path(folder)
     milestones = load_leaderboard(year).milestones(track)
@@ -64,25 +60,29 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
         (root / name for name in FINAL_MODEL_DIRS if (root / name / "config.json").is_file()), None
     )
     if final is None:
-        fix = f"save the final model as {root / FINAL_MODEL_DIRS[0]}; on the hub it is the branch main"
+        folder_name = root / FINAL_MODEL_DIRS[0]
+        fix = f"save the final model as {folder_name}; on the hub it is the branch main"
         problems.append(Problem(FINAL_MODEL_DIRS[0], "no final model (no config.json)", fix))
-    found = {f"chck_{number}M": root / f"chck_{number}M" for number in milestones}
-    problems += find_misnamed_folders(root, list(found))
-    hashes: dict[str, str] = {}
-    for name, path in [*found.items(), *([("final", final)] if final else [])]:
+    names = [f"chck_{number}M" for number in milestones]
+    folders = {name: root / name for name in names} | ({"final": final} if final else {})
+    problems += find_misnamed_folders(root, names)
+    name_by_digest: dict[str, str] = {}
+    for name, path in folders.items():
         if not path.is_dir():
-            fix = "save it while training: our trainer does; it cannot be made afterwards without training again"
+            fix = (
+                "save it while training: our trainer does; it cannot be made afterwards without"
+                " training again"
+            )
             problems.append(Problem(name, "missing", fix))
             continue
         problems += find_file_problems(name, path)
         if final:
             problems += find_model_mismatches(name, path, final)
         digest = weights_digest(path)
-        if digest in hashes and (name != "final" or hashes[digest] != list(found)[-1]):
+        first = name_by_digest.setdefault(digest, name) if digest else name
+        if first != name and (name != "final" or first != names[-1]):
             fix = "one of the two was saved under a wrong name, or a download ignored its revision"
-            problems.append(Problem(name, f"the same weights as {hashes[digest]}", fix))
-        if digest:
-            hashes.setdefault(digest, name)
+            problems.append(Problem(name, f"the same weights as {first}", fix))
     if problems:
         listed = "\n".join(f"    {problem}" for problem in problems)
         hint = f"{track} of {year} wants {len(milestones)} milestones" + (
@@ -95,40 +95,32 @@ def preflight(folder: str | Path, *, track: str, year: str) -> dict[str, Any]:
         "track": f"{track}, {year}",
         "milestones": len(milestones),
         "final model": str(final),
-        "weights": len(hashes),
+        "weights": len(name_by_digest),
     }
 
 
 def find_misnamed_folders(root: Path, wanted: Sequence[str]) -> Iterator[Problem]:
-    """Folders that look like milestones and are none of the track's."""
+    """Yield the folders that look like milestones and are not among those of the track."""
     for path in sorted(root.iterdir()):
-        if (
-            path.is_dir()
-            and path.name not in wanted
-            and re.match(r"ch[a-z]*k|ckpt|step", path.name, re.IGNORECASE)
-        ):
-            if (
-                MILESTONE_PATTERN.fullmatch(path.name)
-                and str(int(path.name[5:-1])) == path.name[5:-1]
-            ):
-                if wanted:
-                    yield Problem(
-                        path.name,
-                        "a milestone that the track does not have",
-                        "leave it out of what you upload",
-                    )
-            else:
-                close = suggest_name(path.name, wanted).removeprefix("did you mean ").strip("?'")
-                fix = (
-                    f"rename it to {close}"
-                    if close
-                    else "a milestone is called chck_<millions of words seen>M"
-                )
-                yield Problem(path.name, "not the name of a milestone", fix)
+        name = path.name
+        looks_like_milestone = re.match(r"ch[a-z]*k|ckpt|step", name, re.IGNORECASE)
+        if not path.is_dir() or name in wanted or not looks_like_milestone:
+            continue
+        match = MILESTONE_PATTERN.fullmatch(name)
+        if match and match[1] == str(int(match[1])):
+            if wanted:
+                message = "a milestone that the track does not have"
+                yield Problem(name, message, "leave it out of what you upload")
+        else:
+            close = suggest_name(name, wanted).removeprefix("did you mean ").strip("?'")
+            fix = "a milestone is called chck_<millions of words seen>M"
+            yield Problem(
+                name, "not the name of a milestone", f"rename it to {close}" if close else fix
+            )
 
 
 def find_file_problems(name: str, path: Path) -> Iterator[Problem]:
-    """What is wrong with one checkpoint's files."""
+    """Yield the problems of one checkpoint's files."""
     config: Any = None
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -155,28 +147,26 @@ def find_file_problems(name: str, path: Path) -> Iterator[Problem]:
 
 
 def find_model_mismatches(name: str, path: Path, final: Path) -> Iterator[Problem]:
-    """Yield where a milestone is not of the final model: architecture, vocabulary, tokenizer."""
+    """Yield the differences between a milestone and the final model, which it should belong to."""
     fix = "a submission is of one model: save the milestones of its own training"
-    ours, theirs = (read_config(folder) for folder in (final, path))
-    for key, what in (
-        ("model_type", "model type"),
-        ("architectures", "architecture"),
-        ("vocab_size", "vocabulary"),
-    ):
-        if ours and theirs and ours.get(key) != theirs.get(key):
-            yield Problem(
-                name,
-                f"another {what} ({theirs.get(key)}) than the final model ({ours.get(key)})",
-                fix,
-            )
+    expected, actual = read_config(final), read_config(path)
+    nouns = {
+        "model_type": "model type",
+        "architectures": "architecture",
+        "vocab_size": "vocabulary",
+    }
+    for key, noun in nouns.items():
+        if expected and actual and expected.get(key) != actual.get(key):
+            message = f"another {noun} ({actual.get(key)}) than the final model"
+            yield Problem(name, f"{message} ({expected.get(key)})", fix)
     for file in TOKENIZER_FILES:
-        pair = [folder / file for folder in (final, path)]
-        if all(one.is_file() for one in pair) and pair[0].read_bytes() != pair[1].read_bytes():
+        ours, final_file = path / file, final / file
+        if ours.is_file() and final_file.is_file() and ours.read_bytes() != final_file.read_bytes():
             yield Problem(name, f"another tokenizer than the final model's ({file})", fix)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The table in config.json; {} where there is none to be read."""
+    """Return the object in config.json, or {} if it cannot be read."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -185,11 +175,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _find_weight_problems(name: str, path: Path) -> Iterator[Problem]:
-    """What is wrong with the files of weights, whichever set of them would be loaded."""
+    """Yield the problems of all sets of weight files, whichever would be loaded."""
     try:
-        files = [
-            file for found in list_weight_sets(path) if not found.is_pickle for file in found.files
-        ]
+        sets = [weights for weights in list_weight_sets(path) if not weights.is_pickle]
+        files = [file for weights in sets for file in weights.files]
     except CheckpointError as error:
         yield Problem(name, error.message, error.hint)
         return
@@ -201,20 +190,17 @@ def _find_weight_problems(name: str, path: Path) -> Iterator[Problem]:
         yield Problem(name, message, "model.save_pretrained(folder) writes safetensors")
         return
     for file in dict.fromkeys(files):
-        named = file.relative_to(path)
+        shown, fix = file.relative_to(path), "save or download it again"
         if not (file.is_file() or file.is_symlink()):
-            yield Problem(
-                name, f"a part of the weights is missing: {named}", "save or download it again"
-            )
+            yield Problem(name, f"a part of the weights is missing: {shown}", fix)
         elif not is_complete_safetensors(file):
-            yield Problem(
-                name, f"{named} is cut short or no safetensors file", "save or download it again"
-            )
+            yield Problem(name, f"{shown} is cut short or no safetensors file", fix)
 
 
 def is_complete_safetensors(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (8 bytes of length, a JSON table,
-    the tensors).
+    """Whether a safetensors file is as long as its header says.
+
+    It consists of 8 bytes (the header's length), the header (JSON), and the tensors.
     """
     try:
         with file.open("rb") as handle:
@@ -231,9 +217,7 @@ def is_complete_safetensors(file: Path) -> bool:
 
 
 def weights_digest(path: Path) -> str:
-    """sha256 of the weights that would be loaded (weight_files.weight_hash), or "" if not all of
-    them can be read.
-    """
+    """Return the hash of the weights that would be loaded, or "" if not all can be read."""
     try:
         chosen = select_weights(path)
     except CheckpointError:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from antlm_bench.reporting.progress import Progress, format_duration
+from antlm_bench.progress import Progress, format_duration
 from antlm_bench.results.training_log import TrainingLogWriter
 from antlm_bench.training.recipe import Recipe
 

@@ -1,25 +1,22 @@
-"""report: run folders in, the table that the field publishes out: suites, their macro-average, and
-what is missing.
+"""`report`: runs -> a report of suites, their macro-average, and what is missing.
 
-Nothing is averaged over a hole: a member that is missing takes the macro-average with it, unless
-`partial` is asked for and then said. A report displays; what must not be compared is marked here
-and refused by `compare`.
+A column with a missing member has no macro-average, unless `partial` is given, which is marked.
+Scores that must not be compared are marked here, and refused by `compare`.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from antlm_bench.commands.curve import expand_run_dirs
-from antlm_bench.compare.summary_check import read_runs
+from antlm_bench.comparison.summary_check import read_runs
 from antlm_bench.declarations import suggest_name
 from antlm_bench.errors import IncompleteError, UsageError
-from antlm_bench.reporting import results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.results.checkpoint_series import expand_run_dirs
 from antlm_bench.results.collections import (
-    Caveats,
     MemberResult,
     ReportedScore,
     SeenDigests,
@@ -28,64 +25,42 @@ from antlm_bench.results.collections import (
     summarize_finetuned_member,
     summarize_scored_member,
 )
+from antlm_bench.results.display_names import model_names
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.results.seeds import group_seeds
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec, PublishedScoresSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration_as
-from antlm_bench.types import Attention, Run, finetune_method, task_full_name
-
-
-@dataclass(frozen=True, slots=True)
-class ReportColumn:
-    """One checkpoint as one method reads it, or a published row.
-
-    reading: the scoring method ("" of a published row). entries: one per member. lacks: what is
-    missing, by name; commands: the lines that make it. source: of a published row. marks: what
-    holds for all of its numbers.
-    """
-
-    model: str
-    method: str
-    results: tuple[MemberResult, ...]
-    macro: ReportedScore | None = None
-    run: str = ""
-    missing_members: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    source: str = ""
-    caveats: Caveats = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Columns side by side. collection: None where the suites of the runs stand side by side
-    without an average.
-
-    members: the collection's, stand-ins in their place, each under the name that `names` shows.
-    """
-
-    collection: CollectionSpec | None
-    members: tuple[MemberSpec, ...]
-    columns: tuple[ReportColumn, ...]
+from antlm_bench.types import (
+    Attention,
+    Run,
+    RunLike,
+    finetune_method,
+    run_folder,
+    task_full_name,
+)
 
 
 def build_report(
-    paths: Sequence[str | Path],
+    runs: Sequence[RunLike],
     *,
     collection: str = "",
     published: Sequence[str] | None = None,
     stand_ins: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> Report:
-    """The report of run folders (or folders of them), one column per checkpoint and method.
+    """Build the report of some runs, with one column per checkpoint and method.
 
-    collection: a name of the catalog or a TOML; "" = the suites of the runs, without a
-    macro-average. published: rows of the collection whose name holds one of these words, () = all
-    of them, None = none. stand_ins: member -> the suite that is shown in its place, named in every
-    output. partial: average what is there, marked.
+    runs: opened runs, run folders, or folders of run folders. collection: a name of the catalog or
+    a TOML; "" = the suites of the runs, without a macro-average. published: show the published rows
+    whose name contains one of these words; () = all, None = none. stand_ins: member -> suite that
+    takes its place, which every output names. partial: average the members that are there, marked.
 
-    Raises IncompleteError, whose `runs` hold the report, where a member is missing and `partial`
-    was not asked for; RunError (no run folder, a damaged one), DeclarationError, UsageError, and as
-    `members.finetuned` does.
+        report = antlm_bench.report(["reports/a", "reports/b"], collection="babylm-2024")
+        report.columns[0].macro.value  # a fraction
+
+    Raises IncompleteError where a member is missing without `partial` (its `runs` hold the report),
+    RunError, NotComparable (seeds of different items), DeclarationError, UsageError.
     """
     spec = _load_collection(collection)
     if spec is None and (published is not None or stand_ins or partial):
@@ -93,36 +68,40 @@ def build_report(
             "only a collection has members and published rows",
             hint="name one: --collection babylm-2024",
         )
-    opened = read_runs(expand_run_dirs(paths))
+    opened = read_runs(expand_run_dirs([run_folder(run) for run in runs]))
     if not opened:
         raise UsageError("no run folder given", location="report", hint="antlm-bench report RUN...")
-    members = _apply_stand_ins(spec, stand_ins or {}) if spec else _members_from_runs(opened)
-    seen: SeenDigests = {}
+    if spec is None:
+        return _report_without_collection(opened)
+    members = _apply_stand_ins(spec, stand_ins or {})
+    seen_digests: SeenDigests = {}
     columns = []
-    for opened_run, name in zip(opened, results_table.model_names(opened), strict=True):
-        run, strangers = exclude_other_versions(opened_run, members) if spec else (opened_run, ())
-        for column in _build_columns(
-            run,
-            name,
-            members,
-            seen,
-            partial=partial or spec is None,
-            include_all_finetuned=spec is None,
-        ):
-            column = replace(column, caveats=(*column.caveats, *strangers))
-            columns.append(
-                _with_macro_average(column, members, run, partial=partial) if spec else column
-            )
+    for opened_run, name in zip(opened, model_names(opened), strict=True):
+        run, caveats = exclude_other_versions(opened_run, members)
+        for column in _build_columns(run, name, members, seen_digests, partial=partial):
+            column = replace(column, caveats=(*column.caveats, *caveats))
+            columns.append(_with_macro_average(column, members, run, partial=partial))
     columns = _flag_unequal_averages(columns)
-    shown = (
-        [_build_published_column(row, spec, members) for row in _select_published(spec, published)]
-        if spec
-        else []
-    )
-    made = Report(spec, members, (*columns, *shown))
-    if spec and not partial and any(column.missing_members for column in columns):
-        raise _build_incomplete_error(columns, made)
-    return made
+    rows = _select_published(spec, published)
+    published_columns = [_build_published_column(row, spec, members) for row in rows]
+    report = Report(spec, members, (*columns, *published_columns))
+    if not partial and any(column.missing_members for column in columns):
+        raise _build_incomplete_error(columns, report)
+    return report
+
+
+def _report_without_collection(opened: Sequence[Run]) -> Report:
+    """Return the report of all suites of some runs."""
+    members = _members_from_runs(opened)
+    seen_digests: SeenDigests = {}
+    columns = [
+        column
+        for run, name in zip(opened, model_names(opened), strict=True)
+        for column in _build_columns(
+            run, name, members, seen_digests, partial=True, include_all_finetuned=True
+        )
+    ]
+    return Report(None, members, tuple(columns))
 
 
 def _load_collection(ref: str) -> CollectionSpec | None:
@@ -133,25 +112,26 @@ def _load_collection(ref: str) -> CollectionSpec | None:
 
 
 def _apply_stand_ins(spec: CollectionSpec, stand_ins: Mapping[str, str]) -> tuple[MemberSpec, ...]:
-    """The members, those with a stand-in under a label that says so."""
-    by_name = {
+    """Return the members. The label of one with a stand-in names the stand-in."""
+    member_names = {
         key.lower(): member.name for member in spec.members for key in (member.suite, member.name)
     }
-    chosen: dict[str, str] = {}
+    suite_by_member: dict[str, str] = {}
     for name, suite in stand_ins.items():
-        if name.lower() not in by_name:
-            known = [member.name for member in spec.members]
-            hint = suggest_name(name, [*known, *by_name]) or f"its members are {', '.join(known)}"
+        if name.lower() not in member_names:
+            names = [member.name for member in spec.members]
+            hint = suggest_name(name, [*names, *member_names])
+            hint = hint or f"its members are {', '.join(names)}"
             raise UsageError(f"{spec.name} has no member {name!r}", location="--member", hint=hint)
-        chosen[by_name[name.lower()]] = suite
-    return tuple(
-        member.model_copy(
-            update={"suite": suite, "suites": (), "label": f"{member.name} ({suite})"}
-        )
-        if (suite := chosen.get(member.name, member.suite)) != member.suite
-        else member
-        for member in spec.members
-    )
+        suite_by_member[member_names[name.lower()]] = suite
+    members = []
+    for member in spec.members:
+        suite = suite_by_member.get(member.name, member.suite)
+        if suite != member.suite:
+            label = f"{member.name} ({suite})"
+            member = member.model_copy(update={"suite": suite, "suites": (), "label": label})
+        members.append(member)
+    return tuple(members)
 
 
 def _members_from_runs(all_runs: Sequence[Run]) -> tuple[MemberSpec, ...]:
@@ -178,110 +158,105 @@ def _build_columns(
     seen_digests: SeenDigests,
     *,
     partial: bool,
-    include_all_finetuned: bool,
+    include_all_finetuned: bool = False,
 ) -> Iterator[ReportColumn]:
-    """The columns of a run; of what is finetuned the mean of some tasks where `partial`. every: see
-    _readings.
+    """Yield the columns of a run.
+
+    partial: average finetuned tasks even if some are missing. include_all_finetuned: see
+    `_pair_methods`.
     """
     seeds = group_seeds(run)
-    readings = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
-    unseen = {way for _, way in seeds} - {way for _, way, _ in readings}
-    left_out = [
-        f"also a classifier on the frozen backbone ({way}), not shown"
-        if way.startswith("frozen-")
-        else f"also finetuned with {way.removeprefix('finetune-')} attention, not shown"
-        for way in sorted(unseen)
-    ]
-    for method, way, remark in readings:
-        who = f"{name} ({method or way})"
-        entries = []
+    pairs = list(_pair_methods(run, include_all_finetuned=include_all_finetuned))
+    not_shown = {method for _, method in seeds} - {finetuned for _, finetuned, _ in pairs}
+    caveats = tuple(
+        f"also a classifier on the frozen backbone ({method}), not shown"
+        if method.startswith("frozen-")
+        else f"also finetuned with {method.removeprefix('finetune-')} attention, not shown"
+        for method in sorted(not_shown)
+    )
+    for method, finetuned, remark in pairs:
+        label = f"{name} ({method or finetuned})"
+        scored = {cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)}
+        results = []
         for member in members:
             if member.tasks:
                 cells = {
-                    task: seeds.get((task_full_name(member.suite, task), way), [])
+                    task: seeds.get((task_full_name(member.suite, task), finetuned), [])
                     for task in member.tasks
                 }
-                made = summarize_finetuned_member(
-                    run, member, cells, who, seen_digests, partial=partial
+                result = summarize_finetuned_member(
+                    run, member, cells, label, seen_digests, partial=partial
                 )
-                number = made.score.with_caveats(remark) if made.score else None
-                entries.append(replace(made, score=number))
+                score = result.score.with_caveats(remark) if result.score else None
+                results.append(replace(result, score=score))
             else:
-                there = {
-                    cell.suite: cell for cell in run if (cell.method, cell.seed) == (method, None)
-                }
-                entries.append(
-                    summarize_scored_member(there, member, who, seen_digests, partial=partial)
+                results.append(
+                    summarize_scored_member(scored, member, label, seen_digests, partial=partial)
                 )
-        yield ReportColumn(
-            name, method or way, tuple(entries), run=run.path, caveats=tuple(left_out)
-        )
+        yield ReportColumn(name, method or finetuned, tuple(results), run=run.path, caveats=caveats)
 
 
 def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[str, str, str]]:
-    """(scoring method, finetuning method, what to say of the pair): a column each.
+    """Yield (scoring method, finetuning method, caveat) for each column of a run.
 
-    GLUE stands beside zero-shot scores of the same attention. A checkpoint that was finetuned one
-    way only shows that one beside each of its methods, and says so; `fused` reads both ways and
-    takes full attention, never the better one. every: a way of finetuning that goes with none of
-    the methods has a column of its own. So has a frozen backbone; it never stands for a finetuned
-    one in a collection.
+    GLUE stands beside zero-shot scores of the same attention. If a checkpoint was finetuned with
+    one attention only, that stands beside each of its methods, with a caveat. `fused` has both
+    attentions and takes the full one, never the better one.
+
+    include_all_finetuned: a finetuning method that goes with no scoring method has a column of its
+    own. So has a frozen backbone; it never stands for a finetuned one in a collection.
     """
-    methods = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
-    ways = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
-    finetuned = [way for way in ways if way.startswith("finetune-")]
+    scored = list(dict.fromkeys(cell.method for cell in run if cell.seed is None))
+    seeded = list(dict.fromkeys(cell.method for cell in run if cell.seed is not None))
+    finetuned = [method for method in seeded if method.startswith("finetune-")]
     if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
-        ways = finetuned or [way.replace("frozen-", "finetune-") for way in ways]
+        seeded = finetuned or [method.replace("frozen-", "finetune-") for method in seeded]
+    attentions: tuple[Attention, ...] = ("full", "causal")
     shown = set()
-    for method in methods:
+    for method in scored:
         attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
-        attentions: tuple[Attention, ...] = ("full", "causal")
         fitting = [finetune_method(attention) for attention in attentions if attention in attends]
-        way = next((way for way in (*fitting, *finetuned) if way in finetuned), "")
-        remark = f"scored by {method}, finetuned with {way.removeprefix('finetune-')} attention"
-        shown.add(way)
-        yield method, way, remark if way and fitting != [way] else ""
-    yield from (
-        ("", way, "") for way in ways if not methods or (include_all_finetuned and way not in shown)
-    )
+        partner = next((name for name in (*fitting, *finetuned) if name in finetuned), "")
+        attention = partner.removeprefix("finetune-")
+        caveat = f"scored by {method}, finetuned with {attention} attention"
+        shown.add(partner)
+        yield method, partner, caveat if partner and fitting != [partner] else ""
+    for method in seeded:
+        if not scored or (include_all_finetuned and method not in shown):
+            yield "", method, ""
 
 
 def _with_macro_average(
     column: ReportColumn, members: Sequence[MemberSpec], run: Run, *, partial: bool
 ) -> ReportColumn:
-    """The column with its macro-average, and what is missing with the commands that make it."""
+    """Add the macro-average, the missing members, and the commands that compute them."""
     pairs = list(zip(members, column.results, strict=True))
-    lost = [(member, entry) for member, entry in pairs if not entry.is_complete]
-    there = [(entry.score, member.weight) for member, entry in pairs if entry.score]
-    lacks = tuple(
-        f"{member.name} ({', '.join(entry.missing)})"
-        if len(entry.missing) < len(member.tasks or member.suite_names)
+    incomplete = [(member, result) for member, result in pairs if not result.is_complete]
+    missing = tuple(
+        f"{member.name} ({', '.join(result.missing)})"
+        if len(result.missing) < len(member.tasks or member.suite_names)
         else member.name
-        for member, entry in lost
+        for member, result in incomplete
     )
-    column = replace(
-        column,
-        missing_members=lacks,
-        commands=tuple(_completion_commands(column.method, lost, run)),
-    )
-    if not there or (lost and not partial):
+    commands = tuple(_completion_commands(column.method, incomplete, run))
+    column = replace(column, missing_members=missing, commands=commands)
+    weights = [member.weight for member, result in pairs if result.score]
+    scores = [result.score for _, result in pairs if result.score]
+    if not scores or (incomplete and not partial):
         return column
-    macro = average_scores([number for number, _ in there], [weight for _, weight in there])
-    if lost:
-        macro = macro.with_caveats(f"partial: averaged without {', '.join(lacks)}")
+    macro = average_scores(scores, weights)
+    if incomplete:
+        macro = macro.with_caveats(f"partial: averaged without {', '.join(missing)}")
     return replace(column, macro=macro)
 
 
 def _flag_unequal_averages(columns: Sequence[ReportColumn]) -> list[ReportColumn]:
-    """The columns, their averages marked where not all are over the same members: such are no race."""
-    averages = {column.missing_members for column in columns if column.macro}
-    said = (
-        "averaged over other members than some column beside it: do not compare"
-        if len(averages) > 1
-        else ""
-    )
+    """Add a caveat to the averages where not all columns are averaged over the same members."""
+    if len({column.missing_members for column in columns if column.macro}) <= 1:
+        return list(columns)
+    caveat = "averaged over other members than some column beside it: do not compare"
     return [
-        replace(column, macro=column.macro.with_caveats(said)) if column.macro else column
+        replace(column, macro=column.macro.with_caveats(caveat)) if column.macro else column
         for column in columns
     ]
 
@@ -290,15 +265,13 @@ def _completion_commands(
     scoring_method: str, incomplete_members: Sequence[tuple[MemberSpec, MemberResult]], run: Run
 ) -> Iterator[str]:
     """Yield the command lines that add what is missing to the same run folder."""
-    method = METHODS[scoring_method] if scoring_method in METHODS else None
+    is_scored = scoring_method in METHODS
     options = {
-        "model": shlex.quote(
-            results_table.make_printable(str(run.manifest.model.get("name", "CKPT")))
-        ),
-        "method": f" --method {method.name}" if method else "",
-        "attention": f" --attention {method.main_attention}" if method else "",
-        "out": f" --out {shlex.quote(results_table.make_printable(run.path))}",
-        "out_of_all": shlex.quote(results_table.make_printable(str(Path(run.path).parent))),
+        "model": shlex.quote(make_printable(str(run.manifest.model.get("name", "CKPT")))),
+        "method": f" --method {scoring_method}" if is_scored else "",
+        "attention": f" --attention {METHODS[scoring_method].main_attention}" if is_scored else "",
+        "out": f" --out {shlex.quote(make_printable(run.path))}",
+        "out_of_all": shlex.quote(make_printable(str(Path(run.path).parent))),
     }
     scored: dict[str, list[str]] = {}  # the suites of one command, by its template
     for member, entry in incomplete_members:
@@ -323,19 +296,21 @@ def _completion_commands(
 def _select_published(
     spec: CollectionSpec, name_parts: Sequence[str] | None
 ) -> list[PublishedScoresSpec]:
-    """The published rows asked for; UsageError where a word is in none of their names."""
+    """Return the published rows whose names contain one of these words; () = all, None = none.
+
+    Raises UsageError for a word that is in no name.
+    """
     if name_parts is None:
         return []
     if name_parts and not spec.published:
         raise UsageError(f"{spec.name} has no published rows", location="--baseline")
     for word in name_parts:
         if not any(word.lower() in row.name.lower() for row in spec.published):
-            hint = (
-                suggest_name(word, [row.name for row in spec.published])
-                or "--published shows all of them"
-            )
+            close = suggest_name(word, [row.name for row in spec.published])
             raise UsageError(
-                f"no published row of {spec.name} holds {word!r}", location="--baseline", hint=hint
+                f"no published row of {spec.name} holds {word!r}",
+                location="--baseline",
+                hint=close or "--published shows all of them",
             )
     return [
         row
@@ -347,24 +322,25 @@ def _select_published(
 def _build_published_column(
     row: PublishedScoresSpec, spec: CollectionSpec, members: Sequence[MemberSpec]
 ) -> ReportColumn:
-    """A published row: its own numbers as printed, and no interval, since nobody knows of how many
-    items.
-    """
-    entries = []
-    for declared, shown in zip(spec.members, members, strict=True):
-        printed = row.values.get(declared.name) if shown.suite == declared.suite else None
-        entries.append(
-            MemberResult(None if printed is None else ReportedScore(printed / 100, "published"))
+    """Return a published row as a column. Its numbers have no interval: their items are unknown."""
+
+    def to_score(percent: float | None) -> ReportedScore | None:
+        return None if percent is None else ReportedScore(percent / 100, "published")
+
+    results = tuple(
+        MemberResult(
+            to_score(row.values.get(declared.name) if shown.suite == declared.suite else None)
         )
-    macro = None if row.macro is None else ReportedScore(row.macro / 100, "published")
-    return ReportColumn(
-        row.name, "", tuple(entries), macro, source=row.source, caveats=tuple(row.notes)
+        for declared, shown in zip(spec.members, members, strict=True)
     )
+    macro = to_score(row.macro)
+    return ReportColumn(row.name, "", results, macro, source=row.source, caveats=tuple(row.notes))
 
 
 def _build_incomplete_error(
     columns: Sequence[ReportColumn], partial_report: Report
 ) -> IncompleteError:
+    """Return the error that lists what each column lacks, with the commands that compute it."""
     lines = []
     for column in columns:
         if column.missing_members:

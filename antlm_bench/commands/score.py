@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import (
@@ -24,20 +24,12 @@ from antlm_bench.checkpoints.minicons_backend import (
     validate_options,
 )
 from antlm_bench.commands.acquisition import compute_acquisition, find_acquisition_suites
-from antlm_bench.commands.cells import (
-    Names,
-    announce_replaced_scores,
-    as_list,
-    build_manifest,
-    content_key,
-    deduplicate_suites,
-    run_dir,
-)
-from antlm_bench.compare.summary_check import read_run, read_runs
+from antlm_bench.comparison.summary_check import read_run, read_runs
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method
 from antlm_bench.metrics import METRICS, TIE_RULES, ItemKind
-from antlm_bench.reporting.progress import Progress
+from antlm_bench.progress import Progress
+from antlm_bench.runs.layout import build_manifest, content_key, log_replaced_scores, run_dir
 from antlm_bench.scoring import multiple_choice
 from antlm_bench.scoring.adaptive import AdaptiveScorer
 from antlm_bench.scoring.conventions import (
@@ -46,13 +38,18 @@ from antlm_bench.scoring.conventions import (
     ScoringConventions,
     apply_conventions,
 )
-from antlm_bench.scoring.methods import Method, default_method, get_method
-from antlm_bench.scoring.methods import resolve_method as find_method
+from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.peers import peer_version
 from antlm_bench.suites import loader as suites
+from antlm_bench.suites.names import deduplicate_suites
 from antlm_bench.suites.pairs_csv import columns_for_ref
 from antlm_bench.suites.task_types import TASK_TYPES, Suite, TaskType, find_task_type
-from antlm_bench.types import Cell, Item, Prediction, Run
+from antlm_bench.types import Cell, Item, Names, Prediction, Run, as_list
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import ScoreKeywords
 
 ALL_METHODS = "all"  # the name that stands for every sensible method of a checkpoint
 PRECISIONS = ("exact", "adaptive")
@@ -148,14 +145,21 @@ def score(
     methods: Names = (),
     out: str | Path | None = None,
     options: ScoreOptions | None = None,
-    **settings: Any,
+    **settings: Unpack[ScoreKeywords],
 ) -> list[Run]:
-    """Score every checkpoint on every suite; write one run folder per checkpoint.
+    """Score every checkpoint on every suite. Return one run per checkpoint.
 
     models: folders, hub ids, globs, folders of checkpoints. suites: names, collections, files of
-    pairs, TOMLs. methods: names in scoring.methods.METHODS; () = the first that the checkpoint was
-    made for, "all" = all of those. out: the run folder (of several checkpoints: the folder that
-    holds theirs), default reports/<name>-<weights>. settings: fields of ScoreOptions.
+    pairs, TOMLs. methods: scoring methods (`antlm-bench list methods`); () = the checkpoint's
+    first, "all" = each that it was made for. out: the run folder, or for several checkpoints the
+    folder of their run folders; default reports/<name>-<weights>. settings: options of the command
+    line by their names, on top of `options`.
+
+    A cell that the run folder already has under the same content key is not computed again. A call
+    that was killed continues.
+
+        [run] = antlm_bench.score("gpt2", "blimp", methods="causal", dtype="bfloat16")
+        run["blimp"].estimate.value  # a fraction
 
     A cell that is already there under the same content key is not computed again; a killed call
     resumes. Raises any BenchError of a single checkpoint; of several, the others are scored first
@@ -245,7 +249,7 @@ def _score_checkpoint(
     # Methods with the same conventions ask about the same texts and share the model's forwards.
     groups: dict[ScoringConventions, list[str]] = {}
     for name in _resolve_methods(methods, checkpoint):
-        conventions = options.conventions().for_method(find_method(name, checkpoint))
+        conventions = options.conventions().for_method(resolve_method(name, checkpoint))
         groups.setdefault(conventions, []).append(name)
     loaded = loader.load([name for names in groups.values() for name in names])
     weights = str(checkpoint.metadata["weights"])
@@ -311,19 +315,19 @@ def _score_suite(
     ]
     if not todo:
         return
-    methods = [find_method(name, checkpoint) for name in todo]
+    methods = [resolve_method(name, checkpoint) for name in todo]
     items = apply_conventions(suite.items, conventions, checkpoint)
     history = _self_test(checkpoint, items, methods)
     chunks = list(multiple_choice.iter_chunks(items, methods))
     pending = _PendingCells(suite, task_type, items, todo, methods, keys, conventions, chunks)
     label = f"{checkpoint.name} {suite.name} {'+'.join(todo)}"
     with Progress(len(items), label) as progress:
-        announce_replaced_scores(progress, writer, suite.origin, [settings[name] for name in todo])
+        log_replaced_scores(progress.log, writer, suite.origin, [settings[name] for name in todo])
         predictions_by_method = _predict_chunks(checkpoint, pending, writer, options, progress)
     for name in todo:
         predictions, settled = predictions_by_method.pop(name), None
-        if suite.judge and suite.judge.corpus_metrics:
-            predictions = settled = suite.judge.with_corpus_metrics(predictions)
+        if suite.task_metrics and suite.task_metrics.corpus_metrics:
+            predictions = settled = suite.task_metrics.with_corpus_metrics(predictions)
         summary = task_type.summarize(
             suite,
             predictions,
@@ -482,7 +486,7 @@ def _build_settings(
     conventions: ScoringConventions,
     options: ScoreOptions,
 ) -> dict[str, Any]:
-    """Return all that a cell's predictions and summary depend on: stored, and hashed into its key."""
+    """Return all that a cell depends on; it is stored, and hashed into the cell's key."""
     return {
         **key_settings(checkpoint),
         "suite": suite.name,
@@ -497,7 +501,7 @@ def _build_settings(
         "limit": options.limit,
         "conventions": CONVENTIONS_VERSION,
         # Our own choices add no keys, so that runs from before there was a choice stay valid.
-        **({"judge": suite.judge.key_parts()} if suite.judge else {}),
+        **({"judge": suite.task_metrics.key_parts()} if suite.task_metrics else {}),
         **conventions.non_default_settings(
             has_ratings=METRICS[suite.metric].item_kind is ItemKind.RATING
         ),

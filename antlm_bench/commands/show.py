@@ -182,7 +182,8 @@ def _estimate_costs(recipe: Recipe, corpus_words: int) -> Facts:
         "corpus": f"{words:,} words, assumed to be {TOKENS_PER_WORD} tokens each",
         "tokens": f"{tokens:,} per epoch, {trained:,} in all ({trained / tokens:,.1f} epochs)",
         "steps": len(steps),
-        "FLOPs": f"{training_flops(recipe, steps):.1e}{', of teachers too' if recipe.distil else ''}",
+        "FLOPs": f"{training_flops(recipe, steps):.1e}"
+        + (", of teachers too" if recipe.distil else ""),
     }
 
 

@@ -1,112 +1,189 @@
-"""surprisal: stimuli in, one row per word (region, sentence) out, in bits, ready for a mixed model.
-Prints nothing.
-"""
+"""`surprisal`: stimuli -> one row per word, region or sentence, in bits, for a mixed model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from antlm_bench.checkpoints import Checkpoint, OpenOptions, loading_notes, open_checkpoint
-from antlm_bench.errors import DataError, MethodNotSupported
-from antlm_bench.reporting.progress import Progress
-from antlm_bench.runs.table_files import TableValue, check_table_suffix, write_table
-from antlm_bench.scoring.methods import Method, default_method, get_method
-from antlm_bench.scoring.methods import resolve_method as find_method
+from antlm_bench.checkpoints import (
+    Checkpoint,
+    OpenOptions,
+    evaluation_mode,
+    loading_notes,
+    open_checkpoint,
+)
+from antlm_bench.errors import DataError, MethodNotSupported, UsageError
+from antlm_bench.notebook import ArrowTable
+from antlm_bench.progress import Progress
+from antlm_bench.runs.table_files import (
+    TableValue,
+    check_table_suffix,
+    rows_to_table,
+    write_table,
+)
+from antlm_bench.scorer import Scorer
+from antlm_bench.scoring.methods import Method, default_method, get_method, resolve_method
 from antlm_bench.scoring.multiple_choice import iter_chunks
 from antlm_bench.scoring.surprisal import SpanScores, single_part, span_logprobs
 from antlm_bench.scoring.text import word_start_ids
-from antlm_bench.suites import stimuli
-from antlm_bench.suites.stimuli import ScoringUnit
+from antlm_bench.suites.stimuli import (
+    ScoringUnit,
+    read_stimuli,
+    split_into_units,
+    stimuli_from_texts,
+)
 from antlm_bench.types import FLAGS, Item
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import CheckpointKeywords
 
 SurprisalRow = dict[str, TableValue]
 
 
 @dataclass(frozen=True, slots=True)
 class SurprisalTable:
-    """What was written. rows: n stretches of `texts` texts. unscored: rows without a number because
-    nothing stands before their first token, too_long: because their text does not fit into the
-    model. flags: names out of types.FLAGS
-    -> how many texts raise them by their tokens. notes: what a reader must know of the tokenizer."""
+    """The surprisal of words, regions or sentences."""
 
-    path: Path
+    path: Path | None
+    """The file that was written, if any."""
     method: str
     rows: tuple[SurprisalRow, ...]
+    """One row per unit: item, condition, region, word_index, word, the columns of the input,
+    n_tokens, surprisal_bits."""
     texts: int
+    """Number of texts that the units are parts of."""
     unscored: int
+    """Rows without a number because nothing stands before their first token."""
     too_long: int
+    """Rows without a number because their text does not fit into the model."""
     flags: Mapping[str, int]
+    """Name out of types.FLAGS -> number of different texts with it."""
     notes: tuple[str, ...] = ()
     """What the numbers must be read with: see checkpoints.loading_notes and Checkpoint.notes."""
 
+    @property
+    def table(self) -> ArrowTable:
+        """The rows as columns, for pandas, polars or Arrow."""
+        return ArrowTable(rows_to_table(self.rows))
 
-def score_stimuli(
-    model: str,
-    stimuli_path: Path,
-    out: Path,
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+def surprisal(
+    model: str | Path | Scorer,
+    stimuli: str | Path | Sequence[str],
+    out: str | Path | None = None,
     *,
     method: str | None = None,
     by: str = "word",
     columns: Mapping[str, str] | None = None,
     bow_correction: bool = False,
     options: OpenOptions | None = None,
+    **settings: Unpack[CheckpointKeywords],
 ) -> SurprisalTable:
-    """Score the stimuli of a file (suites.stimuli) and write a table (runs.table_files): item,
-    condition, region, word_index, word, the columns of the input, n_tokens, surprisal_bits.
+    """Compute the surprisal of each word, region or sentence of some stimuli, in bits.
 
-    surprisal_bits is the sum over the tokens of -log2 P(token | what the method shows), null where
-    one of them cannot be scored. method: default is the checkpoint's own. bow_correction: see
-    scoring.score_stimuli, causal only. Raises UsageError, MethodNotSupported, CheckpointError,
-    DataError, RunError; nothing is written then.
+    model: path or hub id of a checkpoint, or a Scorer. stimuli: a file (suites.stimuli), or a list
+    of texts. out: a .csv, .tsv or .parquet file to write. method: default the checkpoint's first.
+    by: word, region or sentence. columns: for a file, our column -> its column. bow_correction: see
+    scoring.surprisal; causal only. settings: how to open a checkpoint, on top of `options`.
+
+    surprisal_bits is the sum over the unit's tokens of -log2 P(token | what the method shows), None
+    where one of them cannot be scored.
+
+        antlm_bench.surprisal("gpt2", ["The cats sleep."]).table.to_pandas()
+
+    Raises UsageError, MethodNotSupported, CheckpointError, DataError, RunError. No file is written
+    then.
     """
-    check_table_suffix(out)
-    texts = stimuli.read_stimuli(stimuli_path, columns)
-    asked = stimuli.split_into_units(texts, by)
+    options = replace(options or OpenOptions(), **settings)
+    path = None if out is None else Path(out)
+    if path:
+        check_table_suffix(path)
+    in_memory = not isinstance(stimuli, str | Path)
+    if in_memory and columns:
+        raise UsageError("a list of texts has no columns", location="columns", hint="leave it out")
+    source = "the texts" if in_memory else str(stimuli)
     if method:
         single_part(get_method(method))
-    checkpoint = open_checkpoint(model, options)
+    texts = (
+        read_stimuli(Path(stimuli), columns)
+        if isinstance(stimuli, str | Path)
+        else stimuli_from_texts(stimuli)
+    )
+    units = split_into_units(texts, by)
+    if method:
+        single_part(get_method(method))
+    if isinstance(model, Scorer):
+        if options != OpenOptions():
+            raise UsageError(
+                "a Scorer is open already", location="surprisal", hint="Scorer(model, bos=...)"
+            )
+        checkpoint = model.checkpoint
+    else:
+        checkpoint = open_checkpoint(str(model), options)
+    with evaluation_mode(checkpoint.engine.model):
+        made = _score_units(checkpoint, units, method, source, bow_correction)
+    made = replace(made, path=path, texts=len(texts))
+    if path:
+        write_table(path, made.rows)
+    return made
+
+
+def _score_units(
+    checkpoint: Checkpoint,
+    units: Sequence[ScoringUnit],
+    method: str | None,
+    source: str,
+    bow_correction: bool,
+) -> SurprisalTable:
     name = method or default_method(checkpoint, checkpoint.methods)
-    chosen = find_method(name, checkpoint)
+    chosen = resolve_method(name, checkpoint)
     single_part(chosen)
     if bow_correction:
         _set_word_beginnings(checkpoint, name)
-    checkpoint.run_self_test([one.option.text for one in asked], [chosen])
+    checkpoint.run_self_test([unit.option.text for unit in units], [chosen])
     rows: list[SurprisalRow] = []
     unscored = too_long = 0
-    flagged: dict[str, set[str]] = {}
-    with Progress(len(asked), f"{checkpoint.name} {stimuli_path.name} {name}") as progress:
-        for chunk in _iter_chunks(asked, chosen):
-            read = span_logprobs(
-                checkpoint, [one.option for one in chunk], chosen, bow_correction=bow_correction
+    texts_by_flag: dict[str, set[str]] = {}
+    with Progress(len(units), f"{checkpoint.name} {Path(source).name} {name}") as progress:
+        for chunk in _iter_chunks(units, chosen):
+            scores = span_logprobs(
+                checkpoint, [unit.option for unit in chunk], chosen, bow_correction=bow_correction
             )
-            rows += _build_rows(chunk, read)
-            too_long += int(read.too_long.sum())
-            unscored += sum(math.isnan(number) for number in read.logp) - int(read.too_long.sum())
-            for n, one in enumerate(chunk):
-                for flag in read.encodings.collect_flags([n]):
-                    flagged.setdefault(flag, set()).add(one.option.text)
+            rows += _build_rows(chunk, scores)
+            num_too_long = int(scores.too_long.sum())
+            too_long += num_too_long
+            unscored += sum(math.isnan(number) for number in scores.logp) - num_too_long
+            for index, unit in enumerate(chunk):
+                for flag in scores.encodings.collect_flags([index]):
+                    texts_by_flag.setdefault(flag, set()).add(unit.option.text)
             progress.advance(len(chunk))
     if unscored + too_long == len(rows):
         hint = (
             "raise --max-length" if too_long else "give texts of more than one token, or see --bos"
         )
-        raise DataError("nothing can be scored", location=str(stimuli_path), hint=hint)
-    write_table(out, rows)
-    flags = {flag: len(flagged[flag]) for flag in FLAGS if flag in flagged}
+        raise DataError("nothing can be scored", location=source, hint=hint)
+    flags = {flag: len(texts_by_flag[flag]) for flag in FLAGS if flag in texts_by_flag}
     notes = (*loading_notes(checkpoint), *checkpoint.notes(name))
-    return SurprisalTable(out, name, tuple(rows), len(texts), unscored, too_long, flags, notes)
+    return SurprisalTable(None, name, tuple(rows), 0, unscored, too_long, flags, notes)
 
 
 def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
-    """Tell the engine which tokens begin a word. MethodNotSupported for masked methods, and for
-    tokenizers that do not say so.
+    """Tell the engine which tokens begin a word.
+
+    Raises MethodNotSupported for masked methods, and for tokenizers whose tokens do not say so.
     """
     if not get_method(method_name).is_left_to_right:
         raise MethodNotSupported(
-            f"the correction divides by what a left-to-right model expects next; {method_name} sees the next word",
+            "the correction divides by what a left-to-right model expects next; "
+            f"{method_name} sees the next word",
             location="--bow-correction",
             hint="use --method causal, or leave it out",
         )
@@ -114,18 +191,17 @@ def _set_word_beginnings(checkpoint: Checkpoint, method_name: str) -> None:
 
 
 def _iter_chunks(units: Sequence[ScoringUnit], method: Method) -> Iterator[Sequence[ScoringUnit]]:
-    """As suites are cut, so that memory does not grow with the file."""
-    top = 0
-    for part in iter_chunks(
-        [Item(str(n), (one.option,), 0) for n, one in enumerate(units)], [method]
-    ):
-        yield units[top : top + len(part)]
-        top += len(part)
+    """Yield the units in blocks, as those of suites, so that memory does not grow with the file."""
+    start = 0
+    items = [Item(str(index), (unit.option,), 0) for index, unit in enumerate(units)]
+    for part in iter_chunks(items, [method]):
+        yield units[start : start + len(part)]
+        start += len(part)
 
 
 def _build_rows(units: Sequence[ScoringUnit], span_scores: SpanScores) -> Iterator[SurprisalRow]:
-    for one, logp, tokens, long in zip(
+    for unit, logp, tokens, too_long in zip(
         units, span_scores.logp, span_scores.token_counts, span_scores.too_long, strict=True
     ):
         bits = None if math.isnan(logp) else -float(logp) / math.log(2) + 0.0
-        yield {**one.row, "n_tokens": None if long else int(tokens), "surprisal_bits": bits}
+        yield {**unit.row, "n_tokens": None if too_long else int(tokens), "surprisal_bits": bits}

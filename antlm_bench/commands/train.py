@@ -21,6 +21,9 @@ from antlm_bench.training.text_sources import TextSource, load_text_source
 from antlm_bench.weight_files import hash_weights
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from antlm_bench.keywords import TrainKeywords
     from antlm_bench.training.corpus import Corpus
     from antlm_bench.training.pretrain import RuntimeSettings
 
@@ -58,22 +61,32 @@ class TrainOptions:
 
 
 def train(
-    recipe: str, corpus: str, out: str | Path, options: TrainOptions | None = None
+    recipe: str,
+    corpus: str | Path,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    **settings: Unpack[TrainKeywords],
 ) -> Path | None:
-    """Train a recipe on a corpus; return the folder of the final checkpoint.
+    """Train a recipe on a corpus. Return the folder of the final checkpoint.
 
-    Return None if `stop_after` ended the run before. `out` receives the record of the run
-    (train.json), the log (train.jsonl), corpus/, state/, and the checkpoints chck_1M ... and main.
+    Returns None if training was stopped before the end by `stop_after`. recipe: a name
+    (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano". out:
+    receives the record of the run (train.json), the log (train.jsonl), corpus/, state/, and the
+    checkpoints chck_1M ... and main. settings: options of the command line by their names, on top
+    of `options`.
+
     A finished run is left alone. An unfinished one resumes if recipe, text, precision and the
     weights of its teachers are the same.
+
+        antlm_bench.train("babyllama", "path/to/texts", "runs/babyllama", changes=["seed=2"])
 
     Raises DeclarationError, DataError, UsageError (`out` holds another run), TrainingError,
     RunError.
     """
-    options = options or TrainOptions()
+    options = replace(options or TrainOptions(), **settings)
     resolved_recipe = read_recipe(recipe, options.scale, options.changes)
     _check_trackers(options.trackers)
-    source = load_text_source(corpus)
+    source = load_text_source(str(corpus))
     # Before anything is written: a teacher that does not fit must not cost an hour.
     for _, teacher in _resolve_teachers(resolved_recipe, options):
         if teacher:

@@ -1,3 +1,4 @@
-"""Runs become other people's documents (leaderboard files, harness results, tables): no model, no
-torch.
+"""Runs as other people's documents: leaderboard files, lm-eval's results, tables, model cards.
+
+Takes run folders and the suites' data, gives bytes and dictionaries; knows no model and no torch.
 """

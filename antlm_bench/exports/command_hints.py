@@ -1,4 +1,4 @@
-"""The commands that make a missing or deviating part of a leaderboard's file, ready for a shell."""
+"""Shell commands that make a missing or deviating part of a leaderboard's file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from antlm_bench.types import Run
 
 
 def model_name(run: Run) -> str:
+    """Return the name of a run's checkpoint."""
     return str(run.manifest.model.get("name", "MODEL"))
 
 
 def sibling_path(name: str, basename: str) -> str:
-    """The path beside `name`: our trainers write milestones beside the final model."""
+    """Return the path of `basename` beside `name`: trainers write milestones beside the final
+    model."""
     folder, slash, _ = name.rpartition("/")
     return folder + slash + basename
 
@@ -23,15 +25,9 @@ def score_command(
     run: Run | None, suite: str, method: str, board: LeaderboardSpec, model: str = ""
 ) -> str:
     """Return the command that scores a run's checkpoint (or `model`) on a suite, by the year's
-    conventions.
-    """
-    command = [
-        "antlm-bench",
-        "score",
-        *model_arguments(model or (model_name(run) if run else "")),
-        "--suite",
-        suite,
-    ]
+    conventions."""
+    name = model or (model_name(run) if run else "")
+    command = ["antlm-bench", "score", *model_arguments(name), "--suite", suite]
     command += ["--method", method, "--compat", board.name]
     return shlex.join([*command, *(["--out", run.path] if run else [])])
 
@@ -45,37 +41,19 @@ def finetune_command(
     seed: int | None = None,
     task: str = "",
 ) -> str:
-    """Return the command that finetunes a run's checkpoint on a suite (or one task of it), as
-    officially.
-
-    seed: None = the official one.
-    """
-    command = [
-        "antlm-bench",
-        "finetune",
-        *model_arguments(model_name(run)),
-        "--suite",
-        suite,
-        *["--task", task] * bool(task),
-    ]
-    command += [
-        "--attention",
-        get_method(method).main_attention,
-        "--compat",
-        board.finetune,
-    ]
-    return shlex.join(
-        [*command, "--seed", str(board.seed if seed is None else seed), "--out", run.path]
-    )
+    """Return the command that finetunes a run's checkpoint on a suite (or one task of it), by the
+    official preset. seed: None = the official one."""
+    command = ["antlm-bench", "finetune", *model_arguments(model_name(run)), "--suite", suite]
+    command += ["--task", task] if task else []
+    command += ["--attention", get_method(method).main_attention, "--compat", board.finetune]
+    command += ["--seed", str(board.seed if seed is None else seed), "--out", run.path]
+    return shlex.join(command)
 
 
 def model_arguments(name: str) -> list[str]:
-    """A checkpoint's name as options: hub@revision in two; a run knows a local checkpoint's name,
-    not its path.
-    """
+    """Return a checkpoint's name as options, hub@revision as two. A run knows a local checkpoint's
+    name, not its path."""
     model, _, revision = name.partition("@")
-    return (
-        ["--model", model, "--revision", revision]
-        if revision and "/" in model
-        else ["--model", name]
-    )
+    if revision and "/" in model:
+        return ["--model", model, "--revision", revision]
+    return ["--model", name]

@@ -1,9 +1,9 @@
-"""Do the cells of a leaderboard's file follow the year's conventions?
+"""Deviations of a leaderboard file's cells from the year's conventions.
 
-A deviation is a setting with which the official code could have given another answer. Settings that
-provably give the same answers are none: `--bos auto` where the tokenizer adds the same specials by
-itself, a delimiter where every text has a context, ties and softmax (the file has the year's,
-whatever the run's), adaptive precision.
+A deviation is a setting with which the official code could have given another answer. A setting
+that provably gives the same answers is not one: `--bos auto` where the tokenizer adds the same
+specials by itself, a delimiter where every text has a context, ties and softmax (the file has the
+year's, whatever the run's), adaptive precision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from antlm_bench.errors import NotComparable
 from antlm_bench.exports.command_hints import finetune_command, score_command
 from antlm_bench.exports.leaderboard import LeaderboardSpec
-from antlm_bench.metrics import METRICS, ItemKind
+from antlm_bench.metrics import METRICS
+from antlm_bench.metrics.records import OPTION_KINDS
 from antlm_bench.scoring.conventions import (
     CONVENTIONS_VERSION,
     PEER_CONVENTIONS,
@@ -34,15 +35,14 @@ MAX_COMMANDS_SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class PartSource:
-    """A cell that a part of the file is made of.
-
-    key: the (dotted) part. milestone: millions of words, None = the final model's cell.
-    """
+    """A cell that a part of the file is made of."""
 
     key: str
+    """The (dotted) part."""
     run: Run
     cell: Cell
     milestone: int | None = None
+    """Millions of words. None = the final model's cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +59,19 @@ def find_deviations(
     """Return every deviation of a file's cells from the year's conventions, and of milestones from
     each other.
     """
-    found = []
-    specs = {
-        name: loader.read_suite_spec(name)[0]
-        for name in {one.cell.suite for one in sources if one.cell.seed is None}
-    }
-    for one in sources:
-        cell = one.cell
-        scored = cell.seed is None
-        reasons = (
-            _scoring_deviations(board, one.run, cell, specs[cell.suite])
-            if scored
-            else _finetuning_deviations(board, cell)
-        )
-        found += [
-            Deviation(one, reason)
-            for reason in (*reasons, *_tokenizer_deviations(one.run, final_run))
-        ]
-    return found + list(_milestone_deviations(sources))
+    deviations = []
+    scored_suites = {source.cell.suite for source in sources if source.cell.seed is None}
+    specs = {name: loader.read_suite_spec(name)[0] for name in scored_suites}
+    for source in sources:
+        run, cell = source.run, source.cell
+        if cell.seed is None:
+            reasons = [*_scoring_deviations(board, run, cell, specs[cell.suite])]
+        else:
+            reasons = [*_finetuning_deviations(board, cell)]
+        if run.manifest.model.get("tokenizer") != final_run.manifest.model.get("tokenizer"):
+            reasons.append("another tokenizer than the final model's")
+        deviations += [Deviation(source, reason) for reason in reasons]
+    return deviations + list(_milestone_deviations(sources))
 
 
 def deviation_error(
@@ -84,17 +79,20 @@ def deviation_error(
 ) -> NotComparable:
     """Return the error that lists deviations, with the commands that mend them."""
     parts = len({deviation.source.key for deviation in deviations})
-    listed = "\n".join(f"    {line}" for line in describe_deviations(deviations))
-    message = (
-        f"{parts} parts are not by the conventions of {board.name}; nothing was written:\n{listed}"
-    )
+    lines = "\n".join(f"    {line}" for line in describe_deviations(deviations))
     commands = _fix_commands(board, deviations, method)
     shown = commands[:MAX_COMMANDS_SHOWN]
-    shown += [f"... and {len(commands) - len(shown)} more of this kind"] * (
-        len(commands) > len(shown)
+    if len(commands) > len(shown):
+        shown.append(f"... and {len(commands) - len(shown)} more of this kind")
+    hint = (
+        "make them again by these, or write the file all the same, marked, with "
+        "--allow-conventions:"
     )
-    hint = "make them again by these, or write the file all the same, marked, with --allow-conventions:\n      "
-    return NotComparable(message, location="RUN", hint=hint + "\n      ".join(shown))
+    return NotComparable(
+        f"{parts} parts are not by the conventions of {board.name}; nothing was written:\n{lines}",
+        location="RUN",
+        hint="\n      ".join([hint, *shown]),
+    )
 
 
 def describe_deviations(deviations: Sequence[Deviation]) -> list[str]:
@@ -118,23 +116,22 @@ def _fix_commands(
     scored: defaultdict[str, dict[str, Run]] = defaultdict(dict)
     finetuned: dict[str, PartSource] = {}
     for deviation in deviations:
-        used = deviation.source
-        if used.cell.seed is None:
-            scored[used.run.path][used.cell.suite] = used.run
+        source = deviation.source
+        if source.cell.seed is None:
+            scored[source.run.path][source.cell.suite] = source.run
         else:
-            finetuned[used.cell.suite.partition(".")[0]] = used
+            finetuned[source.cell.suite.partition(".")[0]] = source
     commands = [
         score_command(next(iter(suites.values())), ",".join(suites), method, board)
         for suites in scored.values()
     ]
     return commands + [
-        finetune_command(used.run, suite, method, board, seed=used.cell.seed)
-        for suite, used in finetuned.items()
+        finetune_command(source.run, suite, method, board, seed=source.cell.seed)
+        for suite, source in finetuned.items()
     ]
 
 
 # ---- scored cells
-# ------------------------------------------------------------------------------------------------
 
 
 def _scoring_deviations(
@@ -145,37 +142,36 @@ def _scoring_deviations(
         yield f"scored by {cell.method}; the official code has {', '.join(board.methods)}"
         return
     words = TASK_TYPES[spec.task_type].scores_spans
-    policy = (
-        PEER_CONVENTIONS[board.name]
-        .for_method(METHODS[cell.method])
-        .for_suite(spec.reduction, scores_words=words)
-    )
-    with_context = not words and any(option.context for option in spec.item.options)
-    plain = words or not all(option.context for option in spec.item.options)
-    if plain and (said := _special_token_deviation(run, cell, settings.get("bos"), policy.bos)):
-        yield said
+    official = PEER_CONVENTIONS[board.name].for_method(METHODS[cell.method])
+    official = official.for_suite(spec.reduction, scores_words=words)
+    contexts = [bool(option.context) for option in spec.item.options]
+    with_context, without_context = not words and any(contexts), words or not all(contexts)
+    bos = settings.get("bos")
+    if without_context and (reason := _special_token_deviation(run, cell, bos, official.bos)):
+        yield reason
     if with_context:
-        ours = settings.get("bos_before_context") or settings.get("bos")
-        if said := _special_token_deviation(
-            run, cell, ours, policy.bos_before_context or policy.bos
-        ):
-            yield f"{said}, before a context" if plain else said
-    yield from _context_deviations(settings, policy, plain, with_context)
-    if (
-        METRICS[spec.metric].item_kind is not ItemKind.TEXT
-        and not words
-        and settings.get("reduction", "sum") != policy.reduction
-    ):
-        yield f"decided by {settings.get('reduction', 'sum')}, officially {policy.reduction}"
+        bos = settings.get("bos_before_context") or bos
+        official_bos = official.bos_before_context or official.bos
+        if reason := _special_token_deviation(run, cell, bos, official_bos):
+            yield f"{reason}, before a context" if without_context else reason
+    yield from _context_deviations(settings, official, without_context, with_context)
+    reduction = settings.get("reduction", "sum")
+    is_choice = not words and METRICS[spec.metric].item_kind in OPTION_KINDS
+    if is_choice and reduction != official.reduction:
+        yield f"decided by {reduction}, officially {official.reduction}"
     if settings.get("dtype", "float32") != "float32":
         yield f"scored in {settings['dtype']}, officially float32"
-    if settings.get("conventions", CONVENTIONS_VERSION) != CONVENTIONS_VERSION:
-        yield f"scored by version {settings['conventions']} of our conventions, now {CONVENTIONS_VERSION}"
+    version = settings.get("conventions", CONVENTIONS_VERSION)
+    if version != CONVENTIONS_VERSION:
+        yield f"scored by version {version} of our conventions, now {CONVENTIONS_VERSION}"
     if settings.get("suite_version", spec.version) != spec.version:
         yield f"version {settings['suite_version']} of {spec.name}, now {spec.version}"
-    lost = cell.summary.headline.flags.get("too-long", 0)
-    if lost and settings.get("lengths", "declared") != policy.lengths:
-        yield f"{lost} texts beyond the declared length, which the official code scores where the model can"
+    too_long = cell.summary.headline.flags.get("too-long", 0)
+    if too_long and settings.get("lengths", "declared") != official.lengths:
+        yield (
+            f"{too_long} texts beyond the declared length, which the official code scores where "
+            "the model can"
+        )
 
 
 def _special_token_deviation(run: Run, cell: Cell, actual: Any, official: str) -> str:
@@ -191,14 +187,13 @@ def _special_token_deviation(run: Run, cell: Cell, actual: Any, official: str) -
             return cell.settings.get("specials", {}).get(attention)
         return run.manifest.model.get("specials_under", {}).get(policy, {}).get(attention)
 
-    mine, theirs = around(actual), around(official)
-    if mine is not None and mine == theirs:
+    ours, theirs = around(actual), around(official)
+    if ours is not None and ours == theirs:
         return ""
-    spelled = [
-        f"{policy} ({known or 'not recorded'})"
-        for policy, known in ((actual, mine), (official, theirs))
-    ]
-    return f"--bos {spelled[0]}, officially {spelled[1]}"
+    return (
+        f"--bos {actual} ({ours or 'not recorded'}), "
+        f"officially {official} ({theirs or 'not recorded'})"
+    )
 
 
 def _context_deviations(
@@ -207,8 +202,8 @@ def _context_deviations(
     without_context: bool,
     with_context: bool,
 ) -> Iterator[str]:
-    """Yield what stands before or between texts and is not the official."""
-    said = {
+    """Yield texts before or between texts that are not the official ones."""
+    descriptions = {
         "context": ("context of texts without one", without_context),
         "delimiter": ("text before texts without context", without_context),
         "joiner": (
@@ -216,18 +211,17 @@ def _context_deviations(
             with_context or (without_context and bool(conventions.context)),
         ),
     }
-    for name, (what, matters) in said.items():
+    for name, (description, matters) in descriptions.items():
         ours, official = settings.get(name, ""), getattr(conventions, name)
         if matters and ours != official:
-            yield f"{what}: {ours!r}, officially {official!r}"
+            yield f"{description}: {ours!r}, officially {official!r}"
 
 
 # ---- finetuned cells
-# ---------------------------------------------------------------------------------------------
 
 
 def _finetuning_deviations(board: LeaderboardSpec, cell: Cell) -> Iterator[str]:
-    """Yield what is not as in the official finetuning: hyper-parameters, rows, train set."""
+    """Yield differences from the official finetuning: hyper-parameters, rows, training set."""
     settings = cell.settings
     suite, _, task = cell.suite.partition(".")
     spec, _ = read_declaration_as(suite, ClassificationSpec)
@@ -259,27 +253,24 @@ def _finetuning_deviations(board: LeaderboardSpec, cell: Cell) -> Iterator[str]:
         yield f"finetuned in {settings['dtype']}, officially float32"
     origin = spec.task[spec.task[task].trains_with or task]
     yield from (
-        one.says.partition(": ")[2] for one in origin.substitutes if one.says in cell.summary.notes
+        substitute.says.partition(": ")[2]
+        for substitute in origin.substitutes
+        if substitute.says in cell.summary.notes
     )
 
 
-# ---- one file, one model
-# -----------------------------------------------------------------------------------------
-
-
-def _tokenizer_deviations(run: Run, final_run: Run) -> Iterator[str]:
-    if run.manifest.model.get("tokenizer") != final_run.manifest.model.get("tokenizer"):
-        yield "another tokenizer than the final model's"
+# ---- milestones
 
 
 def _milestone_deviations(sources: Sequence[PartSource]) -> Iterator[Deviation]:
     """Yield cells of a part whose data or conventions differ from those of the part's last
     milestone.
     """
-    said = {"suite_digest": "other data", "conventions": "another version of our conventions"}
-    last = {one.key: one for one in sources if one.milestone is not None}
-    for one in sources:
-        reference = last.get(one.key, one).cell.settings
-        for name, what in said.items():
-            if one.cell.settings.get(name) != reference.get(name):
-                yield Deviation(one, f"{what} than at chck_{last[one.key].milestone}M")
+    compared = {"suite_digest": "other data", "conventions": "another version of our conventions"}
+    last = {source.key: source for source in sources if source.milestone is not None}
+    for source in sources:
+        reference = last.get(source.key, source).cell.settings
+        for name, description in compared.items():
+            if source.cell.settings.get(name) != reference.get(name):
+                reason = f"{description} than at chck_{last[source.key].milestone}M"
+                yield Deviation(source, reason)

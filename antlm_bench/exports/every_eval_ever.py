@@ -1,8 +1,7 @@
-"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json): numbers with
-their uncertainty.
+"""Runs as records of Every Eval Ever (evaleval/every_eval_ever, eval.schema.json).
 
-Instance-level records want the text of every item; we keep none, so there are aggregate records
-only.
+Instance-level records need the text of every item. Runs hold none, so there are aggregate records
+only: numbers with their uncertainty.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SCHEMA_VERSION = "0.3.0"
 
 
 def build_record(run: Run) -> dict[str, Any]:
-    """The record of a run: every cell's headline and groups."""
+    """Return the record of a run: every cell's headline and groups."""
     model, created = run.manifest.model, run.manifest.created
     name = str(model.get("name", ""))
     seconds = str(datetime.fromisoformat(created).timestamp())
@@ -51,7 +50,7 @@ def build_record(run: Run) -> dict[str, Any]:
 
 
 def file_name(run: Run) -> str:
-    """<uuid>.json, the same for the same record."""
+    """Return <uuid>.json, the same for the same record."""
     about = json.dumps([str(run.manifest.model.get("weights")), run.manifest.created])
     return f"{uuid.uuid5(uuid.NAMESPACE_URL, about)}.json"
 
@@ -116,5 +115,5 @@ def _source_data(cell: Cell) -> dict[str, Any]:
 
 
 def _to_strings(values: Mapping[str, object]) -> dict[str, str]:
-    """The schema wants texts as details."""
+    """Return the values as texts, which the schema requires of details; None is left out."""
     return {name: str(value) for name, value in values.items() if value is not None}

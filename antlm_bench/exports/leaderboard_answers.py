@@ -1,6 +1,4 @@
-"""What a run answered, in the words of a leaderboard's file: texts that were chosen, numbers,
-surprisals.
-"""
+"""A run's answers in the form of a leaderboard's file: chosen texts, numbers, surprisals."""
 
 from __future__ import annotations
 
@@ -23,12 +21,13 @@ from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.suites.task_types import Suite
 from antlm_bench.types import Cell, Item, Option, Prediction
 
-LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]  # subkey -> {"predictions": rows}
+LeaderboardAnswers = dict[str, dict[str, list[dict[str, Any]]]]
+"""Subkey -> {"predictions": rows}."""
 MilestoneScores = dict[str, float]
 
 
 def require_complete(cell: Cell) -> Cell:
-    """The cell. IncompleteError where items are missing."""
+    """Return the cell. IncompleteError where items are missing."""
     if short := [note for note in cell.summary.notes if note.startswith("incomplete")]:
         raise IncompleteError(
             short[0], hint="get all data (antlm-bench data fetch), then score again"
@@ -43,11 +42,11 @@ def milestone_scores(
     softmax: str,
     load_predictions: Callable[[], Sequence[Prediction]],
 ) -> MilestoneScores:
-    """What a fast suite says of a milestone, in 0..1: accuracies, Spearman's rho, partial R2.
+    """Return the numbers of a fast suite at a milestone, in 0..1: accuracies, Spearman's rho,
+    partial R2.
 
-    Where there are ties, accuracies are those of the answers that the official collator would have
-    compared, made of the predictions; so is a correlation where the run ranked probabilities of
-    another precision (`softmax`).
+    Accuracies with ties, and correlations for which the run ranked probabilities of another
+    precision than `softmax`, are recomputed from the predictions as the official collator has them.
     """
     groups, metric = cell.summary.groups, get_metric_spec(cell.summary.metric)
     settings = MetricSettings.of_cell(cell)
@@ -81,11 +80,11 @@ def build_text_answers(
     rule: TieRule,
     softmax: str = "float64",
 ) -> tuple[LeaderboardAnswers, list[str]]:
-    """The chosen texts under the keys of their part, in the suite's order, and notes about ties and
-    lost items.
+    """Return the chosen texts under the keys of their part, in the suite's order, and notes about
+    ties and items that do not fit the model.
 
-    An item that does not fit the model counts as wrong, and is written so. IncompleteError where
-    the file also wants its probability.
+    An item that does not fit the model is written as wrong. IncompleteError where the file also
+    needs its probability.
     """
     reduction = str(cell.settings.get("reduction", "sum"))
     rated = part.writes == "share"
@@ -112,17 +111,20 @@ def build_text_answers(
         rows[item.labels[level]]["predictions"].append(row)
     notes = []
     if ties:
-        how = f"{ties} ties, {TIE_RULE_DESCRIPTIONS[rule]}; a correlation with ratings does not depend on it"
-        notes.append(
-            f"{suite.name}: {how if rated else describe_ties(table, rule, reduction, suite.macro)}"
+        description = (
+            f"{ties} ties, {TIE_RULE_DESCRIPTIONS[rule]}; "
+            "a correlation with ratings does not depend on it"
+            if rated
+            else describe_ties(table, rule, reduction, suite.macro)
         )
+        notes.append(f"{suite.name}: {description}")
     if lost:
         notes.append(f"{suite.name}: {lost} items do not fit the model and are written as wrong")
     return dict(rows), notes
 
 
 def option_text(answer_format: AnswerFormat, item: Item, option_index: int) -> str:
-    """The text that stands for an option: all of it, or the part that was scored."""
+    """Return the text that stands for an option: all of it, or the part that was scored."""
     option = item.options[option_index]
     if answer_format == "continuation":
         return continuation_text(option)
@@ -134,19 +136,20 @@ def option_text(answer_format: AnswerFormat, item: Item, option_index: int) -> s
 
 
 def continuation_text(option: Option) -> str:
-    r"""What lm-eval asks after a context: its delimiter, one space, before a text without context;
-    a scored part has that space already. The collator of 2024 (_add_to_dict) makes a line end of
-    the two characters \n.
+    r"""Return what lm-eval requests after a context: a text without context behind one space, its
+    delimiter; a scored part has that space already.
+
+    The collator of 2024 (_add_to_dict) turns the two characters \n into a line end.
     """
-    asked = option.text[slice(*option.span)] if option.span else f" {option.text}"
-    return asked.replace("\\n", "\n")
+    continuation = option.text[slice(*option.span)] if option.span else f" {option.text}"
+    return continuation.replace("\\n", "\n")
 
 
 def surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """Surprisals in nats of each word and of the word before it; NaN where there is none, as
+    """Yield surprisals in nats of each word and of the word before it; nan where there is none, as
     officially.
 
-    IncompleteError for words that do not fit the model: the file has no way to say so.
+    IncompleteError for words that do not fit the model: the file cannot express that.
     """
     if lost := [p.id for p in predictions if "too-long" in p.flags]:
         raise IncompleteError(
@@ -160,9 +163,8 @@ def surprisal_rows(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]
 def curve_rows(
     predictions: Sequence[Prediction], suite: Suite, milestone: int
 ) -> Iterator[dict[str, Any]]:
-    """The surprisal in nats of every word in its contexts at a milestone (millions of words); NaN
-    where a text did not fit into the model, as officially.
-    """
+    """Yield the surprisal in nats of every word in its contexts at a milestone (millions of words);
+    nan where a text does not fit the model, as officially."""
     items = {item.id: item for item in suite.items}
     for prediction in predictions:
         option, (word, _, number) = items[prediction.id].options[0], prediction.id.rpartition("_")
@@ -178,4 +180,5 @@ def curve_rows(
 
 
 def count_answers(answers: LeaderboardAnswers, key: str) -> int:
+    """Return how many answers stand under a key."""
     return len(answers[key]["predictions"]) if key in answers else 0

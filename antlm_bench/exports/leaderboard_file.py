@@ -1,9 +1,7 @@
-"""A leaderboard's file from run folders: what the official collators write, made of ids and texts
-looked up locally.
+"""Build a leaderboard's file from run folders, as the official collators write it.
 
-Runs hold no text of a stimulus; the chosen option's text is taken from the suite's data at this
-moment, and only if these are the data that were scored (equal digest). What is missing is listed,
-never filled in.
+Runs hold no text of a stimulus. The chosen option's text is looked up in the suite's data, and only
+if these are the data that were scored (equal digest). What is missing is listed, never filled in.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from antlm_bench import runs
-from antlm_bench.compare.summary_check import check_cell
+from antlm_bench.comparison.summary_check import check_cell
 from antlm_bench.errors import BenchError, IncompleteError, UsageError
 from antlm_bench.exports.command_hints import (
     finetune_command,
@@ -68,24 +66,23 @@ class MissingPart:
 
 @dataclass(frozen=True, slots=True)
 class LeaderboardFile:
-    """The file's content, what is missing in it, what a reader of it must know, and the cells that
-    it is made of. No part is half there.
-    """
+    """A leaderboard's file. A part is complete or missing."""
 
     document: dict[str, Any]
+    """The file's content."""
     missing: tuple[MissingPart, ...]
     notes: tuple[str, ...]
+    """What a reader of the file must know."""
     sources: tuple[PartSource, ...] = ()
+    """The cells that were used, those of parts that turned out incomplete among them."""
 
     @property
     def written_sources(self) -> list[PartSource]:
-        """The cells of those parts that the file holds: others were found, and fell out with their
-        part.
-        """
-        return [one for one in self.sources if is_filled(self._part_content(one.key))]
+        """The cells of the parts that the file holds."""
+        return [source for source in self.sources if is_filled(self._part_content(source.key))]
 
     def _part_content(self, key: str) -> Any:
-        """What stands under a dotted key."""
+        """Return what stands under a dotted key."""
         if key in self.document:
             return self.document[key]
         outer, _, inner = key.partition(".")
@@ -101,34 +98,35 @@ def is_filled(value: Any) -> bool:
 
 @dataclass(slots=True)
 class LeaderboardFileBuilder:
-    """Collects a leaderboard's file part by part. board, track: which file. final: the run of the
-    final model; checkpoints: of each milestone (millions of words). texts: name -> suite, as
-    suites.loader.load gives it. method: the zero-shot method of the file. seed: of finetuning, None
-    = the only one, or the official one. ties: None = the official rule.
-    """
+    """Builds a leaderboard's file part by part."""
 
     board: LeaderboardSpec
     track: str
     final_run: Run
+    """The run of the final model."""
     milestone_runs: Mapping[int, Run]
+    """Millions of words -> the run of that checkpoint."""
     load_suite: SuiteLoader
     method: str
+    """The zero-shot method of the file."""
     seed: int | None = None
+    """Seed of finetuning. None = the only one, or the official one."""
     ties: TieRule | None = None
+    """None = the official rule."""
     missing: list[MissingPart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sources: list[PartSource] = field(default_factory=list)
 
     def build(self, external_parts: Mapping[str, Any]) -> LeaderboardFile:
-        """The whole file. given: parts made elsewhere, by (dotted) key; they are checked, and taken
-        as they are.
+        """Build the whole file.
 
-        Raises UsageError for a part that the file does not have, and for seeds among which nobody
-        chose; DataError for a part made elsewhere that is not the part (see given_parts).
+        external_parts: parts made elsewhere, by (dotted) key; they are checked and taken as they
+        are. Raises UsageError for a part that the file does not have, and for several seeds without
+        a choice; DataError for a part made elsewhere that is wrong (see given_parts).
         """
-        place, milestones = self.board.milestones_in, self.board.milestones(self.track)
+        milestones_key, milestones = self.board.milestones_in, self.board.milestones(self.track)
         parts = {part.key: part for part in self.board.parts(self.track)}
-        fast = {f"{place}.{part.key}": part for part in self.board.fast if milestones}
+        fast = {f"{milestones_key}.{part.key}": part for part in self.board.fast if milestones}
         if unknown := external_parts.keys() - parts.keys() - fast.keys():
             hint = f"its parts: {', '.join([*parts, *fast])}"
             raise UsageError(f"the file has no part {min(unknown)!r}", location="--part", hint=hint)
@@ -139,30 +137,28 @@ class LeaderboardFileBuilder:
             )
         document: dict[str, Any] = {}
         for key, part in parts.items():
-            value = (
-                external_parts[key]
-                if key in external_parts
-                else self._make_or_record_missing(key, partial(self._build_part, part))
-            )
+            if key in external_parts:
+                value = external_parts[key]
+            else:
+                value = self._make_or_record_missing(key, partial(self._build_part, part))
+            if value is None and self.board.absent == "null" and part.writes == "class":
+                value = {}  # the official file's null for labels
             if value is not None or self.board.absent == "null":
-                document[key] = (
-                    {} if value is None and part.writes == "class" else value
-                )  # no label is {}, officially
+                document[key] = value
         if milestones:
-            document[place] = {}
+            document[milestones_key] = {}
         for key, part in fast.items():
-            value = (
-                external_parts[key]
-                if key in external_parts
-                else self._build_milestone_scores(key, part)
-            )
+            if key in external_parts:
+                value = external_parts[key]
+            else:
+                value = self._build_milestone_scores(key, part)
             if value is not None:
-                document[place][part.key] = value
+                document[milestones_key][part.key] = value
         notes = tuple(dict.fromkeys([*self.board.notes, *self.notes]))
         return LeaderboardFile(document, tuple(self.missing), notes, tuple(self.sources))
 
     def _make_or_record_missing(self, key: str, make: Callable[[], T]) -> T | None:
-        """What `make` gives; what it lacks is noted under `key`. A wrong option stays an error."""
+        """Return what `make` returns; record under `key` what it lacks. A UsageError is raised."""
         try:
             return make()
         except UsageError:
@@ -176,51 +172,60 @@ class LeaderboardFileBuilder:
             return self._build_curves(part)
         if part.writes == "headline":
             return self._build_headline(part)
-        wanted = expected_counts(self.board.name, part.key)
         if part.writes == "class":
-            if not any(cell.suite.startswith(f"{part.suite}.") for cell in self.final_run):
-                raise IncompleteError(
-                    f"{self.final_run.path} has no task of {part.suite}",
-                    hint=self._finetune_command(part.suite),
-                )
-            found: LeaderboardAnswers = {}
-            for task, size in wanted.items():
-                rows = self._make_or_record_missing(
-                    f"{part.key}.{task}", partial(self._build_labels, part, task, size)
-                )
-                found |= {task: rows} if rows else {}
-            return found if len(found) == len(wanted) or self.board.absent == "null" else None
+            return self._build_all_labels(part)
         cell = self._find_cell(self.final_run, part)
         self.sources.append(PartSource(part.key, self.final_run, cell))
         predictions = runs.read_predictions(self.final_run.path, cell)
+        answers: LeaderboardAnswers
         if part.writes == "surprisal":
-            answers: LeaderboardAnswers = {
-                part.key: {"predictions": list(surprisal_rows(predictions))}
-            }
+            answers = {part.key: {"predictions": list(surprisal_rows(predictions))}}
         else:
             suite = self._load_scored_suite(self.final_run, cell)
             answers, notes = build_text_answers(
                 part, predictions, suite, cell, self._tie_rule, self._softmax
             )
             self.notes += notes
-        each = expected_subkeys(self.board.name, part.key)
-        wanted = wanted if each is None else dict.fromkeys(answers, 1)
-        short = [
-            f"{key} {have} of {n}"
-            for key, n in wanted.items()
-            if (have := count_answers(answers, key)) != n
-        ]
-        short += [f"{key} is none of its keys" for key in answers.keys() - wanted.keys()]
-        short += [f"{len(answers)} of {each}"] if each not in (None, len(answers)) else []
-        if short:
-            hint = f"get all data (antlm-bench data fetch {part.suite}), then score again"
-            raise IncompleteError(
-                f"incomplete: {', '.join(short[:3])}{', ...' * (len(short) > 3)}", hint=hint
-            )
+        self._check_counts(part, answers)
         return answers
 
+    def _check_counts(self, part: PartSpec, answers: LeaderboardAnswers) -> None:
+        """Raise IncompleteError unless the part has as many answers as the official file."""
+        num_subkeys = expected_subkeys(self.board.name, part.key)
+        expected = expected_counts(self.board.name, part.key)
+        if num_subkeys is not None:
+            expected = dict.fromkeys(answers, 1)
+        counts = {key: count_answers(answers, key) for key in expected}
+        short = [f"{key} {counts[key]} of {n}" for key, n in expected.items() if counts[key] != n]
+        short += [f"{key} is none of its keys" for key in answers.keys() - expected.keys()]
+        if num_subkeys not in (None, len(answers)):
+            short.append(f"{len(answers)} of {num_subkeys}")
+        if short:
+            raise IncompleteError(
+                f"incomplete: {', '.join(short[:3])}{', ...' * (len(short) > 3)}",
+                hint=f"get all data (antlm-bench data fetch {part.suite}), then score again",
+            )
+
+    def _build_all_labels(self, part: PartSpec) -> LeaderboardAnswers | None:
+        """Return the labels of every finetuned task; None where some are missing and the file has
+        no place for a hole."""
+        if not any(cell.suite.startswith(f"{part.suite}.") for cell in self.final_run):
+            raise IncompleteError(
+                f"{self.final_run.path} has no task of {part.suite}",
+                hint=self._finetune_command(part.suite),
+            )
+        expected = expected_counts(self.board.name, part.key)
+        labels: LeaderboardAnswers = {}
+        for task, count in expected.items():
+            rows = self._make_or_record_missing(
+                f"{part.key}.{task}", partial(self._build_labels, part, task, count)
+            )
+            if rows:
+                labels[task] = rows
+        return labels if len(labels) == len(expected) or self.board.absent == "null" else None
+
     def _load_scored_suite(self, run: Run, cell: Cell) -> Suite:
-        """The texts of a cell. IncompleteError where the data here are not those that were scored."""
+        """Load the suite of a cell. IncompleteError where the data differ from those scored."""
         suite = self.load_suite(cell.suite)
         if cell.settings.get("suite_digest", suite.digest) != suite.digest:
             raise IncompleteError(
@@ -230,76 +235,63 @@ class LeaderboardFileBuilder:
         return suite
 
     def _build_curves(self, part: PartSpec) -> Mapping[str, Any] | None:
-        """The surprisals of words at every milestone, as the official pipeline has them; None after
-        saying why not.
-        """
+        """Return the surprisals of words at every milestone; None after recording what is
+        missing."""
 
-        def rows(milestone: int, run: Run) -> list[dict[str, Any]]:
+        def build_rows(milestone: int, run: Run) -> list[dict[str, Any]]:
             cell = require_complete(self._find_cell(run, part))
             self.sources.append(PartSource(part.key, run, cell, milestone))
-            return list(
-                curve_rows(
-                    runs.read_predictions(run.path, cell),
-                    self._load_scored_suite(run, cell),
-                    milestone,
-                )
-            )
+            predictions = runs.read_predictions(run.path, cell)
+            return list(curve_rows(predictions, self._load_scored_suite(run, cell), milestone))
 
-        found = self._map_milestones(part.key, part, rows)
-        results = [row for some in found if some is not None for row in some]
+        by_milestone = self._map_milestones(part.key, part, build_rows)
+        results = [row for rows in by_milestone if rows is not None for row in rows]
         if lost := sum(math.isnan(row["surprisal"]) for row in results):
             self.notes.append(
                 f"{part.key}: {lost} words do not fit the model with their contexts, and are NaN"
             )
-        steps = {"total_steps": len(found), "completed_steps": len(found)}
+        steps = {"total_steps": len(by_milestone), "completed_steps": len(by_milestone)}
         metadata = {"model_name": model_name(self.final_run), "use_bos_only": False, **steps}
-        return {"metadata": metadata, "results": results} if None not in found else None
+        return None if None in by_milestone else {"metadata": metadata, "results": results}
 
     def _build_headline(self, part: PartSpec) -> Mapping[str, Any]:
-        """The number made of the surprisals, {key: number}. IncompleteError unless it is of these
-        very milestones.
-        """
-        again = [
-            "antlm-bench",
-            "acquisition",
-            str(Path(self.final_run.path).parent),
-            "--suite",
-            part.suite,
-        ]
-        places = [
-            self.final_run,
-            *(
-                self.milestone_runs[milestone]
-                for milestone in sorted(self.milestone_runs, reverse=True)
+        """Return the number made of the surprisals, {key: number}. IncompleteError unless it was
+        made of exactly these milestones."""
+        folder = str(Path(self.final_run.path).parent)
+        command = shlex.join(["antlm-bench", "acquisition", folder, "--suite", part.suite])
+        latest_first = sorted(self.milestone_runs, reverse=True)
+        run, cell = next(
+            (
+                (run, cell)
+                for run in (self.final_run, *map(self.milestone_runs.__getitem__, latest_first))
+                for cell in run
+                if (cell.suite, cell.method) == (part.suite, self.method)
             ),
-        ]
-        wanted = (part.suite, self.method)
-        found = [
-            (run, cell) for run in places for cell in run if (cell.suite, cell.method) == wanted
-        ]
-        held = [cell for _, cell in found]
-        if not held:
-            raise IncompleteError(
-                f"no run has {part.suite} by {self.method}", hint=shlex.join(again)
-            )
+            (None, None),
+        )
+        if run is None or cell is None:
+            raise IncompleteError(f"no run has {part.suite} by {self.method}", hint=command)
         milestones = self.board.milestones(self.track)
-        words = {one.suite for one in self.board.part if one.writes == "curves"}
-        of = [(one["words"], one["predictions"]) for one in held[0].settings["checkpoints"]]
-        there = [
-            (milestone * 10**6, cell.digest)
+        word_suites = {spec.suite for spec in self.board.part if spec.writes == "curves"}
+        used = [(used["words"], used["predictions"]) for used in cell.settings["checkpoints"]]
+        scored = [
+            (milestone * 10**6, words.digest)
             for milestone in milestones
-            for cell in self.milestone_runs.get(milestone, ())
-            if cell.suite in words
-            and (cell.method, cell.settings.get("limit")) == (self.method, None)
+            for words in self.milestone_runs.get(milestone, ())
+            if words.suite in word_suites
+            and (words.method, words.settings.get("limit")) == (self.method, None)
         ]
-        if of != there or len(there) != len(milestones):
-            why = f"{part.suite} is of {len(of)} checkpoints, not of these {len(milestones)} as they are scored now"
-            raise IncompleteError(why, hint=shlex.join(again))
-        check_cell(*found[0])
-        return {part.key: held[0].summary.headline.value}
+        if used != scored or len(scored) != len(milestones):
+            raise IncompleteError(
+                f"{part.suite} is of {len(used)} checkpoints, not of these {len(milestones)} as "
+                "they are scored now",
+                hint=command,
+            )
+        check_cell(run, cell)
+        return {part.key: cell.summary.headline.value}
 
     def _find_cell(self, run: Run, part: PartSpec) -> Cell:
-        """The scored cell of a part. IncompleteError where there is none, or not all of it."""
+        """Return the scored cell of a part. IncompleteError where it is missing or incomplete."""
         if not part.suite:
             raise IncompleteError("no suite of ours computes it", hint=part.hint)
         again = score_command(run, part.suite, self.method, self.board)
@@ -316,21 +308,24 @@ class LeaderboardFileBuilder:
     def _build_labels(
         self, part: PartSpec, task: str, expected_count: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """The labels of one finetuned task, by the attention that goes with the zero-shot method."""
-        suite, way = f"{part.suite}.{task}", finetune_method(get_method(self.method).main_attention)
+        """Return the labels of one finetuned task, by the attention of the zero-shot method."""
+        suite = f"{part.suite}.{task}"
+        method = finetune_method(get_method(self.method).main_attention)
         cells = [
             cell
             for cell in self.final_run
             if cell.suite == suite and cell.seed is not None and not cell.is_frozen
         ]
-        cells = [cell for cell in cells if cell.method == way] or cells
+        cells = [cell for cell in cells if cell.method == method] or cells
         seeds = sorted(cell.seed for cell in cells if cell.seed is not None)
         official = self.board.seed if self.board.seed in seeds else None
         seed = self.seed if self.seed is not None else official
         if seed is None and len(seeds) > 1:
-            hint = f"--seed {seeds[0]}: the file has room for one; choose before you look at the scores"
             raise UsageError(
-                f"{task} has the seeds {', '.join(map(str, seeds))}", location="--seed", hint=hint
+                f"{task} has the seeds {', '.join(map(str, seeds))}",
+                location="--seed",
+                hint=f"--seed {seeds[0]}: the file has room for one; choose before you look at "
+                "the scores",
             )
         again = self._finetune_command(part.suite, task)
         cell = next((cell for cell in cells if seed in (None, cell.seed)), None)
@@ -343,7 +338,7 @@ class LeaderboardFileBuilder:
             raise IncompleteError(
                 f"incomplete: {len(predictions)} of {expected_count} labels", hint=again
             )
-        other = f", {cell.method} (there is no {way})" if cell.method != way else ""
+        other = f", {cell.method} (there is no {method})" if cell.method != method else ""
         self.notes.append(f"{part.key}: the labels of seed {cell.seed}{other}")
         if words := cell.history.get("collapsed"):
             self.notes.append(
@@ -356,7 +351,7 @@ class LeaderboardFileBuilder:
         }
 
     def _finetune_command(self, suite: str, task: str = "") -> str:
-        """The command that finetunes the final model on a suite, or on one task of it."""
+        """Return the command that finetunes the final model on a suite, or on one task of it."""
         return finetune_command(
             self.final_run, suite, self.method, self.board, seed=self.seed, task=task
         )
@@ -364,33 +359,24 @@ class LeaderboardFileBuilder:
     def _build_milestone_scores(
         self, key: str, part: PartSpec
     ) -> Sequence[MilestoneScores | None] | None:
-        """One entry per milestone, in order; None (or a list with nulls) after saying which are
-        missing.
-        """
+        """Return an entry per milestone, in order; None (or a list with nulls) after recording
+        which are missing."""
         ties = 0
 
-        def entry(milestone: int, run: Run) -> MilestoneScores:
+        def build_entry(milestone: int, run: Run) -> MilestoneScores:
             nonlocal ties
             cell = require_complete(self._find_cell(run, part))
             self.sources.append(PartSource(key, run, cell, milestone))
-            ties += (
-                cell.summary.headline.flags.get("tie", 0)
-                * get_metric_spec(cell.summary.metric).tie_rule_matters
-            )
-            return milestone_scores(
-                cell,
-                part,
-                self._tie_rule,
-                self._softmax,
-                lambda: runs.read_predictions(run.path, cell),
-            )
+            if get_metric_spec(cell.summary.metric).tie_rule_matters:
+                ties += cell.summary.headline.flags.get("tie", 0)
+            load_predictions = partial(runs.read_predictions, run.path, cell)
+            return milestone_scores(cell, part, self._tie_rule, self._softmax, load_predictions)
 
-        found = self._map_milestones(key, part, entry)
+        entries = self._map_milestones(key, part, build_entry)
         if ties:
-            self.notes.append(
-                f"{key}: {ties} ties at {len(found)} milestones, {TIE_RULE_DESCRIPTIONS[self._tie_rule]}"
-            )
-        return found if None not in found or self.board.absent == "null" else None
+            rule = TIE_RULE_DESCRIPTIONS[self._tie_rule]
+            self.notes.append(f"{key}: {ties} ties at {len(entries)} milestones, {rule}")
+        return entries if None not in entries or self.board.absent == "null" else None
 
     @property
     def _tie_rule(self) -> TieRule:
@@ -404,12 +390,14 @@ class LeaderboardFileBuilder:
     def _map_milestones(
         self, key: str, part: PartSpec, make: Callable[[int, Run], T]
     ) -> list[T | None]:
-        """What `make` gives of each milestone and its run, in order; None after saying under `key`
-        what is missing: every reason with its milestones, and every command that mends one.
+        """Return what `make` returns for each milestone and its run, in order; None where it fails.
+
+        Records under `key` what is missing: every reason with its milestones, and every command
+        that mends one.
         """
         milestones = self.board.milestones(self.track)
-        found: list[T | None] = []
-        lacking: dict[str, list[int]] = {}
+        results: list[T | None] = []
+        reasons: dict[str, list[int]] = {}
         hints: list[str] = []
         for milestone in milestones:
             try:
@@ -418,28 +406,29 @@ class LeaderboardFileBuilder:
                     pattern = sibling_path(model_name(self.final_run), "chck_*")
                     hint = score_command(None, part.suite, self.method, self.board, pattern)
                     raise IncompleteError("no run folder", hint=hint)
-                found.append(make(milestone, run or self.final_run))
+                results.append(make(milestone, run or self.final_run))
             except UsageError:
                 raise
             except BenchError as error:
-                found.append(None)
-                lacking.setdefault(format_error(error), []).append(milestone)
+                results.append(None)
+                reasons.setdefault(format_error(error), []).append(milestone)
                 hints.append(error.hint)
-        if lacking:
-            each = (
-                f"{why} ({format_milestones(which, len(milestones))})"
-                for why, which in lacking.items()
-            )
-            self.missing.append(
-                MissingPart(key, "; ".join(each), "\n      ".join(dict.fromkeys(hints)))
-            )
-        return found
+        if reasons:
+            lines = [
+                f"{reason} ({format_milestones(numbers, len(milestones))})"
+                for reason, numbers in reasons.items()
+            ]
+            hint = "\n      ".join(dict.fromkeys(hints))
+            self.missing.append(MissingPart(key, "; ".join(lines), hint))
+        return results
 
 
 def format_error(error: BenchError) -> str:
+    """Return location and message in one line."""
     return f"{error.location}: {error.message}" if error.location else error.message
 
 
 def format_milestones(milestones: Sequence[int], total: int) -> str:
-    each = ", ".join(f"chck_{milestone}M" for milestone in milestones)
-    return each if len(milestones) < total else f"all {total} milestones"
+    """Return the names of milestones, or that it is all of them."""
+    names = ", ".join(f"chck_{milestone}M" for milestone in milestones)
+    return names if len(milestones) < total else f"all {total} milestones"

@@ -1,9 +1,8 @@
-"""The `model-index` of a Hugging Face model card: results as the front matter that goes on top of a
-README.md.
+"""The `model-index` of a Hugging Face model card: results as the front matter of a README.md.
 
-Every text is quoted as in JSON, which YAML reads alike, so that no name can break out of its place.
-Fields as huggingface_hub's `EvalResult` reads them (hub-docs, modelcard.md); values are fractions
-of four decimals: YAML 1.1 takes a shorter spelling of a smaller number (5e-05) for a text.
+Every text is quoted as in JSON, which YAML reads in the same way, so that no name can end its
+field. Fields are those that huggingface_hub's `EvalResult` reads (hub-docs, modelcard.md). Values
+are fractions with four decimals: YAML 1.1 reads a smaller number in short form (5e-05) as a text.
 """
 
 from __future__ import annotations
@@ -20,45 +19,44 @@ FINETUNED_TASK, DEFAULT_TASK = "text-classification", "fill-mask"  # the hub's n
 
 @dataclass(frozen=True, slots=True)
 class ModelIndexResult:
-    """One number. suite: its stable name; title: how people call it. method: how the checkpoint was
-    read.
-
-    low, high: the 95% interval. n: items; seeds: 0 = not finetuned. notes: what it must be read
-    with.
-    """
+    """One number of a model card."""
 
     suite: str
+    """The suite's stable name."""
     title: str
+    """Its name for people."""
     method: str
     metric: str
     value: float
     low: float | None = None
+    """Lower end of the 95% interval."""
     high: float | None = None
     n: int = 0
+    """Items."""
     seeds: int = 0
+    """0 = not finetuned."""
     notes: tuple[str, ...] = ()
+    """What the number must be read with."""
 
 
 def build_model_index(
     model: str, results: Sequence[ModelIndexResult], comments: Sequence[str] = ()
 ) -> str:
-    """The front matter, with its two lines of dashes; `comments` become YAML comments, one line
-    each.
-    """
+    """Return the front matter with its two lines of dashes; `comments` become YAML comments, one
+    line each."""
     index = [
         {
             "name": _replace_unprintable(model),
             "results": [_result_entry(result) for result in results],
         }
     ]
-    said = [f"# {_replace_unprintable(' '.join(comment.split()))}" for comment in comments]
-    return "\n".join(["---", *said, "model-index:", *_yaml_lines(index), "---"]) + "\n"
+    comment_lines = [f"# {_replace_unprintable(' '.join(comment.split()))}" for comment in comments]
+    return "\n".join(["---", *comment_lines, "model-index:", *_yaml_lines(index), "---"]) + "\n"
 
 
 def _result_entry(result: ModelIndexResult) -> dict[str, Any]:
-    """One result with its one metric; results of equal task and dataset but another method stay
-    apart by `config`.
-    """
+    """Return one result with its one metric; results of one dataset by several methods differ in
+    `config`."""
     task = METHODS[result.method].hub_task if result.method in METHODS else DEFAULT_TASK
     task = FINETUNED_TASK if result.seeds else task
     args: dict[str, Any] = {"method": _replace_unprintable(result.method), "n": result.n}
@@ -84,7 +82,7 @@ def _result_entry(result: ModelIndexResult) -> dict[str, Any]:
 
 
 def _yaml_lines(value: Any, indent: str = "") -> Iterator[str]:
-    """The lines of a list or mapping in block style; scalars as in JSON."""
+    """Yield the lines of a list or mapping in block style; scalars as in JSON."""
     entries = (
         [("-", inner) for inner in value]
         if isinstance(value, list)
@@ -102,7 +100,6 @@ def _yaml_lines(value: Any, indent: str = "") -> Iterator[str]:
 
 
 def _replace_unprintable(text: str) -> str:
-    """Without what YAML does not allow in a document: control characters, halves of surrogates,
-    non-characters.
-    """
+    """Replace what YAML does not allow in a document: control characters, halves of surrogates,
+    non-characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,8 +1,8 @@
 """Fit a logistic regression on the pooled features of a frozen backbone (a linear probe).
 
 The backbone stays as it is: every text is read once, and scikit-learn's LogisticRegression learns
-the classes from one vector per text. A task takes seconds. The result says how well the classes can
-be read from the checkpoint's own features; it is not a finetuning result.
+the classes from one vector per text. The result says how well the classes can be read from the
+checkpoint's own features; it is not a finetuning result.
 """
 
 from __future__ import annotations

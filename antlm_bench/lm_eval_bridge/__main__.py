@@ -22,7 +22,7 @@ def main() -> int:
     limit_thread_spinning()
     from lm_eval.__main__ import cli_evaluate
 
-    from antlm_bench.reporting.terminal import print_error
+    from antlm_bench.console import print_error
 
     register_model()
     try:

@@ -1,6 +1,4 @@
-"""The documents of a task of lm-evaluation-harness as items: its own requests, what is right, and
-who judges it.
-"""
+"""Documents of a task of lm-evaluation-harness as items: its own requests, gold, and metrics."""
 
 from __future__ import annotations
 
@@ -22,60 +20,62 @@ from antlm_bench.lm_eval_bridge.task_metrics import (
     DocumentScorer,
     MetricExtractor,
 )
-from antlm_bench.metrics.surprisal import WORD_LABEL
+from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Item, Option
 
-MULTIPLE_CHOICE, LOGLIKELIHOOD, ROLLING = (
-    "multiple_choice",
-    "loglikelihood",
-    "loglikelihood_rolling",
-)  # the kinds that are scored
+# The output types of lm-eval that are scored.
+MULTIPLE_CHOICE = "multiple_choice"
+LOGLIKELIHOOD = "loglikelihood"
+ROLLING = "loglikelihood_rolling"
 GROUP_LEVELS = ("group", "task")  # labels of an item of a group, coarse to fine
-NO_GOLD = -1  # the right option of a document whose task has another idea of right
-BUILD_HINT = "does `lm_eval run --tasks` take it? Its data set and metrics must be at hand, or the hub in reach"
-INSTALL_HINT = "install what it names; of most tasks `pip install 'lm_eval[tasks]'` does (lm-eval's README has the extras)"
-RANDOM_SEED, NUMPY_SEED, FEWSHOT_SEED = (
-    0,
-    1234,
-    1234,
-)  # what lm_eval fixes when it is told nothing (lm_eval/defaults)
+NO_GOLD = -1  # the gold of a document that only its task's own code can judge
+BUILD_HINT = (
+    "does `lm_eval run --tasks` take it? "
+    "Its data set and metrics must be installed, or the hub within reach"
+)
+INSTALL_HINT = (
+    "install what it names; for most tasks `pip install 'lm_eval[tasks]'` is enough "
+    "(lm-eval's README has the extras)"
+)
+# The defaults of lm-eval (lm_eval/defaults).
+RANDOM_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalTask:
-    """A task as it was built, and the group it stands in ("" where it was asked for by its own
-    name).
-
-    readings: those of its numbers that are means over documents, in its own order; wholes: the
-    others.
-    """
+    """A task that lm-eval has built."""
 
     name: str
     group: str
+    """The group it belongs to; "" where the task itself was requested."""
     task_object: Any
     mean_metrics: Mapping[str, MetricExtractor]
+    """The metrics that are means over documents, in the task's order."""
     corpus_metrics: Mapping[str, Aggregation]
+    """The other metrics."""
 
     @property
     def metric_names(self) -> list[str]:
-        """What it reports, its first number first."""
+        """What the task reports, its first metric first."""
         return [str(name) for name in self.task_object.aggregation()]
 
     @property
     def custom_process_results(self) -> Any:
-        """The code of its own by which it judges answers; None where that is the harness's.
+        """The task's own code that scores responses; None where lm-eval's is used.
 
-        A task written as a class that asks in words of its own is judged by itself: nobody else
-        knows what is right.
+        A task class that builds requests of its own also scores them itself, for nobody else knows
+        what is right.
         """
-        said = self.task_object.config.process_results
+        configured = self.task_object.config.process_results
+        if callable(configured):
+            return configured
         inherited = self._inherits_method("process_results") and self.has_standard_requests
-        return said if callable(said) else None if inherited else self.task_object.process_results
+        return None if inherited else self.task_object.process_results
 
     @property
     def has_standard_requests(self) -> bool:
-        """Are its requests made of the choices of its configuration, by the harness?"""
+        """Whether lm-eval builds the requests from the choices of the task's configuration."""
         return self._inherits_method("construct_requests")
 
     def _inherits_method(self, method: str) -> bool:
@@ -86,56 +86,51 @@ class LmEvalTask:
         )
 
     def build_requests(self, limit: int | None, location: str) -> list[list[Any]]:
-        """Its requests per document, in the order in which their answers are judged. DataError
-        where it fails.
+        """Return the requests per document, in the order in which their responses are scored.
+
+        Raises DataError where lm-eval fails.
         """
         with lm_eval_context(location):
             self.task_object.set_fewshot_seed(seed=FEWSHOT_SEED)
             self.task_object.build_all_requests(limit=limit, rank=0, world_size=1)
-            each = groupby(self.task_object.instances, key=lambda instance: instance.doc_id)
-            return [sorted(requests, key=lambda instance: instance.idx) for _, requests in each]
+            documents = groupby(self.task_object.instances, key=lambda instance: instance.doc_id)
+            return [sorted(requests, key=lambda request: request.idx) for _, requests in documents]
 
     def infer_output_type(self, requests_by_document: Sequence[Sequence[Any]]) -> str:
-        """CHOICE (which of several texts is the best?), ALONE (how probable is one?), WHOLE (a
-        document, however long?), or what else is asked for.
+        """Return MULTIPLE_CHOICE, LOGLIKELIHOOD or ROLLING, or the other types of requests.
 
-        Of its requests, not of what it says of itself: a class may leave that to a default which is
-        not true of it (lm_eval 0.4.13's scrolls are choices, and say `generate_until`).
+        It is inferred from the requests, for a class may keep a default that is wrong for it
+        (lm_eval 0.4.13's scrolls are choices, and declare `generate_until`).
         """
-        everything = [request for requests in requests_by_document for request in requests]
-        types = {request.request_type for request in everything}
-        if types <= {LOGLIKELIHOOD, ROLLING} and any(
-            not isinstance(part, str) for each in everything for part in each.args
-        ):
+        requests = [request for document in requests_by_document for request in document]
+        types = {request.request_type for request in requests}
+        is_text = all(isinstance(part, str) for request in requests for part in request.args)
+        if types <= {LOGLIKELIHOOD, ROLLING} and not is_text:
             types.add("more than text")
-        several = any(len(requests) > 1 for requests in requests_by_document)
+        has_choices = any(len(document) > 1 for document in requests_by_document)
         if types == {LOGLIKELIHOOD}:
-            return (
-                MULTIPLE_CHOICE
-                if several or self.task_object.OUTPUT_TYPE == MULTIPLE_CHOICE
-                else LOGLIKELIHOOD
-            )
-        return ROLLING if types == {ROLLING} and not several else " and ".join(sorted(types))
+            declared = self.task_object.OUTPUT_TYPE == MULTIPLE_CHOICE
+            return MULTIPLE_CHOICE if has_choices or declared else LOGLIKELIHOOD
+        return ROLLING if types == {ROLLING} and not has_choices else " and ".join(sorted(types))
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentItem:
-    """A document. several: are several of its options right, so that only the harness's own code
-    judges it?
-    """
+    """A document of a task."""
 
     item: Item
     scorer: DocumentScorer
     has_multiple_golds: bool = False
+    """Whether several options are right, so that only lm-eval's own code can score it."""
 
 
 def request_to_option(context: str, continuation: str) -> Option:
-    """A request of the harness as one text: white space that ends the context is scored with the
-    continuation.
+    """Return a request of lm-eval as one text whose scored span is the continuation.
 
-    The convention is the harness's (`TemplateLM._encode_pair`, 0.4.13): tokens carry the space
-    before them. Where a token straddles the border, our span rule counts it whole; the harness
-    drops as many as the context alone has.
+    White space at the end of the context is scored with the continuation, as in lm-eval
+    (`TemplateLM._encode_pair`, 0.4.13), for tokens carry the space before them. Where a token
+    straddles the border, our span rule counts it whole; lm-eval drops as many tokens as the context
+    has when it is tokenized alone.
     """
     start = len(context.rstrip())
     text = context + continuation
@@ -148,139 +143,119 @@ def build_document_items(
     with_group_labels: bool,
     location: str,
 ) -> Iterator[DocumentItem]:
-    """The documents of a task as items; ids are those under which results of lm-eval are imported."""
-    labels = (
-        dict(zip(GROUP_LEVELS, (task.group, task.name), strict=True)) if with_group_labels else {}
-    )
-    labels = {level: name for level, name in labels.items() if name}
-    own, kind = task.custom_process_results, task.infer_output_type(requests_by_document)
-    for pairs in requests_by_document:
-        document, number = pairs[0].doc, pairs[0].doc_id
-        here, name = f"{location}, document {number}", f"{task.name}_{number}"
-        case = DocumentScorer(
-            document, task.task_object.process_results, task.mean_metrics, here, task=task.name
+    """Yield the documents of a task as items; their ids are those of imported lm-eval results."""
+    levels = zip(GROUP_LEVELS, (task.group, task.name), strict=True) if with_group_labels else ()
+    labels = {level: name for level, name in levels if name}
+    output_type = task.infer_output_type(requests_by_document)
+    for requests in requests_by_document:
+        document, number = requests[0].doc, requests[0].doc_id
+        place, item_id = f"{location}, document {number}", f"{task.name}_{number}"
+        scorer = DocumentScorer(
+            document, task.task_object.process_results, task.mean_metrics, place, task=task.name
         )
-        if kind == ROLLING:
-            text = check_text(pairs[0].args[0], "document", here)
-            yield DocumentItem(
-                Item(name, (Option(text),), 0, labels), replace(case, extractors=LENGTH_EXTRACTORS)
-            )
-            continue
-        if (
-            kind == LOGLIKELIHOOD
-        ):  # every document is a word of its own: the headline is the mean over documents
-            option = _build_option(pairs[0].args, None, here)
-            yield DocumentItem(
-                Item(name, (option,), 0, labels if own else {**labels, WORD_LABEL: name}), case
-            )
-            continue
-        with lm_eval_context(here):
-            choices = (
-                task.task_object.doc_to_choice(document)
-                if task.has_standard_requests
-                else [pair.args[1] for pair in pairs]
-            )
-            gold = _get_gold(task, document)
-        # For mutual information the harness asks for every continuation twice; the first half has
-        # the context.
-        lengths = [len(choice) if task.has_standard_requests else None for choice in choices]
-        options = [
-            _build_option(pair.args, length, here)
-            for pair, length in zip(pairs, lengths, strict=False)
-        ]
-        asides = [_build_option(pair.args, None, here) for pair in pairs[len(options) :]]
-        right = _resolve_gold_indices(gold, choices, here, own)
-        yield DocumentItem(
-            Item(name, tuple(options), right[0], labels),
-            replace(case, extra_requests=tuple(asides)),
-            len(right) > 1,
-        )
+        if output_type == ROLLING:
+            text = check_text(requests[0].args[0], "document", place)
+            item = Item(item_id, (Option(text),), 0, labels)
+            yield DocumentItem(item, replace(scorer, extractors=LENGTH_EXTRACTORS))
+        elif output_type == LOGLIKELIHOOD:
+            option = _build_option(requests[0].args, None, place)
+            # Each document is a word of its own, so that the headline is the mean over documents.
+            word = {} if task.custom_process_results else {WORD_LABEL: item_id}
+            yield DocumentItem(Item(item_id, (option,), 0, {**labels, **word}), scorer)
+        else:
+            yield _build_choice(task, requests, scorer, item_id, labels)
+
+
+def _build_choice(
+    task: LmEvalTask,
+    requests: Sequence[Any],
+    scorer: DocumentScorer,
+    item_id: str,
+    labels: Mapping[str, str],
+) -> DocumentItem:
+    document, location = requests[0].doc, scorer.location
+    with lm_eval_context(location):
+        choices = [request.args[1] for request in requests]
+        if task.has_standard_requests:
+            choices = task.task_object.doc_to_choice(document)
+        gold = _get_gold(task, document)
+    # For mutual information lm-eval requests every continuation twice; the first half has the
+    # context.
+    lengths = [len(choice) if task.has_standard_requests else None for choice in choices]
+    options = [
+        _build_option(request.args, length, location)
+        for request, length in zip(requests, lengths, strict=False)
+    ]
+    extra = [_build_option(request.args, None, location) for request in requests[len(options) :]]
+    golds = _resolve_gold_indices(gold, choices, location, bool(task.custom_process_results))
+    item = Item(item_id, tuple(options), golds[0], labels)
+    return DocumentItem(item, replace(scorer, extra_requests=tuple(extra)), len(golds) > 1)
 
 
 def _get_gold(task: LmEvalTask, document: Any) -> Any:
-    """What the task says is right; a task with a judge of its own need not have a word for it."""
-    say = (
-        task.task_object.doc_to_text
-        if getattr(task.task_object, "multiple_input", 0)
-        else task.task_object.doc_to_target
-    )
+    """Return the gold as the task declares it; NO_GOLD where a task with own metrics has none."""
+    multiple_input = getattr(task.task_object, "multiple_input", 0)
+    to_gold = task.task_object.doc_to_text if multiple_input else task.task_object.doc_to_target
     if not task.custom_process_results:
-        return say(document)
+        return to_gold(document)
     with suppress(Exception):
-        return say(document)
+        return to_gold(document)
     return NO_GOLD
 
 
 def _build_option(request: tuple[Any, ...], length: int | None, location: str) -> Option:
-    """A request, with the length that acc_norm divides by: of the choice as the task spells it,
-    without a delimiter.
-    """
+    """Return a request as an option. length: of the choice, which acc_norm divides by."""
     context, continuation = request[:2]
-    option = request_to_option(
-        check_text(context, "context", location), check_text(continuation, "continuation", location)
-    )
+    check_text(context, "context", location)
+    check_text(continuation, "continuation", location)
     if not continuation:
-        raise DataError(
-            "a continuation is empty",
-            location=location,
-            hint="mend the task's doc_to_choice or doc_to_target",
-        )
-    return replace(option, length=length)
+        hint = "mend the task's doc_to_choice or doc_to_target"
+        raise DataError("a continuation is empty", location=location, hint=hint)
+    return replace(request_to_option(context, continuation), length=length)
 
 
 def _resolve_gold_indices(
     gold: Any, choices: list[str], location: str, has_custom_scorer: bool
 ) -> tuple[int, ...]:
-    """The right options by their index: the target itself, or the place of its text among the
-    choices; perhaps several.
+    """Return the indices of the right options: gold is an index or a choice's text, or several.
 
-    judged: a task with a judge of its own need not say what is right in these words, and is
-    believed: (NO_OPTION,).
+    (NO_GOLD,) where a task with code of its own declares no such gold. Raises DataError elsewhere.
     """
-    found = [
-        choices.index(one) if isinstance(one, str) and one in choices else one
-        for one in _as_list(gold)
-    ]
-    wrong = [one for one in found if isinstance(one, bool) or not isinstance(one, int | np.integer)]
-    wrong += [one for one in found if one not in wrong and not 0 <= one < len(choices)]
-    if found and not wrong:
-        return tuple(int(one) for one in found)
+    golds = gold if isinstance(gold, list) else [gold]
+    indices = [choices.index(g) if isinstance(g, str) and g in choices else g for g in golds]
+    if indices and all(
+        isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < len(choices)
+        for i in indices
+    ):
+        return tuple(map(int, indices))
     if has_custom_scorer:
         return (NO_GOLD,)
-    hint = "is it a split without answers, or does doc_to_target not give an index or one of doc_to_choice?"
-    raise DataError(
-        f"the right answer {gold!r} is none of its {len(choices)} options",
-        location=location,
-        hint=hint,
+    message = f"the right answer {gold!r} is none of its {len(choices)} options"
+    hint = (
+        "is it a split without answers, or does doc_to_target not give an index "
+        "or one of doc_to_choice?"
     )
-
-
-def _as_list(gold: Any) -> list[Any]:
-    return list(gold) if isinstance(gold, list) else [gold]
+    raise DataError(message, location=location, hint=hint)
 
 
 @contextmanager
 def lm_eval_context(location: str) -> Iterator[None]:
-    """The harness at work: its seeds set and given back, its progress bars silent, its errors with
-    their place, and what its tasks import there.
+    """Run code of lm-eval: with its seeds, silent progress bars, and the shims its tasks import.
+
+    Raises DataError, naming the location, for any error of lm-eval.
     """
     install_shims()
-    states = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
     try:
         with redirect_stderr(io.StringIO()):
             yield
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a task that misses a program ends the process (0.4.13's slr_bench)
+    except (Exception, SystemExit) as error:
+        # SystemExit: a task that misses a program ends the process (0.4.13's slr_bench).
         message = f"lm-eval cannot build it: {type(error).__name__}: {error}"
-        raise DataError(
-            message,
-            location=location,
-            hint=INSTALL_HINT if isinstance(error, ImportError) else BUILD_HINT,
-        ) from error
+        hint = INSTALL_HINT if isinstance(error, ImportError) else BUILD_HINT
+        raise DataError(message, location=location, hint=hint) from error
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

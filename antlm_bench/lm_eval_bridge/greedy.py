@@ -1,4 +1,4 @@
-"""Was each scored token the model's first choice? Answered beside its score, by the same forward."""
+"""Whether each scored token is the model's argmax, computed by the same forward as its score."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from antlm_bench.types import Attention, Encodings, Floats, Ints, Probes
 if TYPE_CHECKING:
     from torch import Tensor
 
-GREEDY_TARGET = (
-    -2
-)  # a read of target FIRST - t: 0 where token t is the model's first choice, else -1
+# A read of target GREEDY_TARGET - t gives 0 where token t is the model's argmax, else -1.
+GREEDY_TARGET = -2
 
 
 class GreedyEngine(Engine):
-    """An Engine that also answers reads of targets below WORD_START (see FIRST); such reads cost no
-    forward.
-    """
+    """An Engine that also answers reads of targets <= GREEDY_TARGET, which cost no forward."""
 
     def _forward_logprobs(
         self, ids: Any, read_positions: Any, read_index: Any, target: Any, extra_inputs: Any
     ) -> Floats:
         self._argmax_ids: list[Ints] = []
-        asked = target <= GREEDY_TARGET
-        token = np.where(asked, GREEDY_TARGET - target, target)
+        is_greedy_read = target <= GREEDY_TARGET
+        token = np.where(is_greedy_read, GREEDY_TARGET - target, target)
         logp = super()._forward_logprobs(ids, read_positions, read_index, token, extra_inputs)
-        best = np.concatenate(
-            self._argmax_ids
-        )  # per row of `heads`; `_head` was called on them in order
-        return np.where(asked, np.where(best[read_index] == token, 0.0, -1.0), logp)
+        # One per position that the LM head saw: _lm_head_logits was called on them in order.
+        argmax_ids = np.concatenate(self._argmax_ids)
+        misses = np.where(argmax_ids[read_index] == token, 0.0, -1.0)
+        return np.where(is_greedy_read, misses, logp)
 
     def _lm_head_logits(self, output: Any, hidden: Tensor) -> Tensor:
         logits = super()._lm_head_logits(output, hidden)
@@ -44,21 +41,21 @@ class GreedyEngine(Engine):
 
 
 class GreedyTracker:
-    """A LanguageModel (see types) around an opened checkpoint, its texts as the checkpoint has
-    them.
+    """A LanguageModel (types) around an opened checkpoint that also counts non-greedy tokens."""
 
-    `missed` (n,): after `read`, per text how many scored tokens were not the model's first choice.
-    """
+    num_non_greedy: Floats
+    """(n,): per text of the last `score_probes`, how many scored tokens were not the argmax."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        own = checkpoint.engine
+        engine = checkpoint.engine
         self.checkpoint = replace(
-            checkpoint, engine=GreedyEngine(own.model, own.name, own.forward_config, own.budget)
+            checkpoint,
+            engine=GreedyEngine(engine.model, engine.name, engine.forward_config, engine.budget),
         )
         self.name, self.attends, self.eos = checkpoint.name, checkpoint.attends, checkpoint.eos
         self.mask_id, self.no_mask_reason = checkpoint.mask_id, checkpoint.no_mask_reason
         self.max_length = checkpoint.max_length
-        self.num_non_greedy: Floats = np.zeros(0)
+        self.num_non_greedy = np.zeros(0)
 
     def encode(
         self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
@@ -68,7 +65,7 @@ class GreedyTracker:
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: Callable[[float], None] | None = None
     ) -> Floats:
-        twice = [
+        doubled = [
             replace(
                 p,
                 row=np.tile(p.row, 2),
@@ -78,6 +75,6 @@ class GreedyTracker:
             )
             for p in probes
         ]
-        found = self.checkpoint.score_probes(twice, 2 * num_texts, tick)
-        self.num_non_greedy = -found[num_texts:]
-        return found[:num_texts]
+        sums = self.checkpoint.score_probes(doubled, 2 * num_texts, tick)
+        self.num_non_greedy = -sums[num_texts:]
+        return sums[:num_texts]

@@ -1,5 +1,4 @@
-"""The model that lm-evaluation-harness knows as `antlm-bench`: its requests, our methods and
-engine.
+"""The model `antlm-bench` of lm-evaluation-harness: its requests, our methods and engine.
 
 lm_eval run --model antlm-bench --model_args pretrained=CKPT,method=mlm --tasks blimp
 """
@@ -7,6 +6,7 @@ lm_eval run --model antlm-bench --model_args pretrained=CKPT,method=mlm --tasks 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,8 +19,7 @@ from antlm_bench.lm_eval_bridge.documents import request_to_option
 from antlm_bench.lm_eval_bridge.request_encoder import RequestEncoder
 from antlm_bench.lm_eval_bridge.rolling import require_causal_method, score_documents
 from antlm_bench.scoring import multiple_choice
-from antlm_bench.scoring.methods import default_method
-from antlm_bench.scoring.methods import resolve_method as find_method
+from antlm_bench.scoring.methods import default_method, resolve_method
 from antlm_bench.types import FLAGS, Item
 
 logger = logging.getLogger(__name__)
@@ -33,20 +32,22 @@ MODEL_ARGS = "--model_args"
 
 
 class Request(Protocol):
-    """What is needed of lm_eval's Instance: (context, continuation), or (text,)."""
+    """The part of lm_eval's Instance that is used."""
 
     @property
-    def args(self) -> tuple[Any, ...]: ...
+    def args(self) -> tuple[Any, ...]:
+        """(context, continuation), or (text,)."""
+        ...
 
 
 class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
-    """A checkpoint behind the harness's three questions: two are answered, generation is refused.
+    """A checkpoint that answers lm-eval's log-likelihood requests and refuses generation.
 
-    pretrained: folder or hub id. method: of scoring.methods.METHODS, "" = the checkpoint's own. bos:
-    "lm-eval" (see Reader) or a policy of `score`. truncate: "never" refuses requests that do not
-    fit, "left" cuts their contexts as the harness's own models do, and says how many. device: ""
-    and the harness's default cuda:0 are the best there is. batch_size: ignored, for scores do not
-    depend on it, and speed on batch_tokens. opening: the rest, see OPENING.
+    pretrained: folder or hub id. method: a name in scoring.methods.METHODS, "" = the checkpoint's
+    own. bos: "lm-eval" (see RequestEncoder) or a value of `score --bos`. truncate: "never" refuses
+    requests that do not fit, "left" cuts their contexts as lm-eval's own models do, and warns.
+    device: "" and lm-eval's default cuda:0 mean the best device. batch_size is ignored: scores do
+    not depend on it, and speed depends on batch_tokens. checkpoint_options: CHECKPOINT_OPTIONS.
     """
 
     def __init__(
@@ -64,126 +65,111 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         del batch_size, max_batch_size
         for name in checkpoint_options:
             if name not in CHECKPOINT_OPTIONS:
-                known = ("pretrained", "method", "bos", "truncate", "device", *CHECKPOINT_OPTIONS)
-                hint = suggest_name(name, known) or f"there are {', '.join(known)}"
+                names = ("pretrained", "method", "bos", "truncate", "device", *CHECKPOINT_OPTIONS)
+                hint = suggest_name(name, names) or f"there are {', '.join(names)}"
                 raise UsageError(f"unknown argument {name!r}", location=MODEL_ARGS, hint=hint)
         if truncate not in TRUNCATION_MODES:
-            raise UsageError(
-                f"truncate={truncate!r}",
-                location=MODEL_ARGS,
-                hint=f"one of {', '.join(TRUNCATION_MODES)}",
-            )
-        policy = "auto" if bos == "lm-eval" else bos
-        best = device in (None, "", "cuda", "cuda:0")
-        opened = open_checkpoint(
-            str(pretrained),
-            OpenOptions(bos=policy, device="auto" if best else str(device), **checkpoint_options),
-        )
-        self.request_encoder = RequestEncoder(opened, bos, truncate == "left")
-        self.method_name = method or default_method(opened, opened.methods)
-        self.method = find_method(self.method_name, opened)
+            hint = f"one of {', '.join(TRUNCATION_MODES)}"
+            raise UsageError(f"truncate={truncate!r}", location=MODEL_ARGS, hint=hint)
+        device = "auto" if device in (None, "", "cuda", "cuda:0") else str(device)
+        checkpoint_bos = "auto" if bos == "lm-eval" else bos
+        options = OpenOptions(bos=checkpoint_bos, device=device, **checkpoint_options)
+        checkpoint = open_checkpoint(str(pretrained), options)
+        self.request_encoder = RequestEncoder(checkpoint, bos, truncate == "left")
+        self.method_name = method or default_method(checkpoint, checkpoint.methods)
+        self.method = resolve_method(self.method_name, checkpoint)
         self.bos = bos
 
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(summed log-probability in nats, whether every scored token was the model's first choice)
-        per request.
+        """Return (summed log-probability in nats, whether every scored token is greedy) per
+        request.
 
-        Of a masked method it is the pseudo-log-likelihood, and the first choice where the token is
-        hidden. Raises DataError for a request that does not fit (see truncate), or of which no
-        token can be scored.
+        Under a masked method these are the pseudo-log-likelihood and the argmax where the token is
+        hidden. Raises DataError for a request that does not fit (see truncate), or without a token
+        that can be scored.
         """
         del disable_tqdm
+        encoder = self.request_encoder
         options = [request_to_option(*request.args[:2]) for request in requests]
-        # The longest contexts first: what does not fit is found at once, and equal contexts stand
-        # together.
-        self.request_encoder.checkpoint.run_self_test(
-            [option.text for option in options], [self.method]
-        )
-        order = sorted(
-            range(len(requests)), key=lambda i: (-len(requests[i].args[0]), requests[i].args[0])
-        )
-        answers: dict[int, tuple[float, bool]] = {}
-        before = self.request_encoder.num_truncated
-        raised: dict[str, int] = {}
+        encoder.checkpoint.run_self_test([option.text for option in options], [self.method])
+        # The longest contexts first, so that a request that does not fit is found at once, and
+        # equal contexts share a chunk.
+        contexts = [request.args[0] for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (-len(contexts[i]), contexts[i]))
+        responses: dict[int, tuple[float, bool]] = {}
+        num_truncated_before = encoder.num_truncated
+        flag_counts: Counter[str] = Counter()
         items = [Item(str(i), (options[i],), 0) for i in order]
         for chunk in multiple_choice.iter_chunks(items, [self.method]):
-            found = multiple_choice.predict(self.request_encoder, chunk, [self.method])[0]
-            for prediction, missed in zip(found, self.request_encoder.num_non_greedy, strict=True):
-                number = int(prediction.id)
+            [predictions] = multiple_choice.predict(encoder, chunk, [self.method])
+            for prediction, misses in zip(predictions, encoder.num_non_greedy, strict=True):
+                index = int(prediction.id)
                 if "too-long" in prediction.flags:
-                    raise self._too_long_error(requests[number])
-                for flag in prediction.flags:
-                    raised[flag] = raised.get(flag, 0) + 1
-                answers[number] = prediction.scores[0], bool(missed == 0)
-                self.cache_hook.add_partial("loglikelihood", requests[number].args, answers[number])
-            logger.info("%d of %d requests answered", len(answers), len(requests))
-        for flag, count in raised.items():
+                    raise self._too_long_error(requests[index])
+                flag_counts.update(prediction.flags)
+                response = prediction.scores[0], bool(misses == 0)
+                responses[index] = response
+                self.cache_hook.add_partial("loglikelihood", requests[index].args, response)
+            logger.info("%d of %d requests answered", len(responses), len(requests))
+        for flag, count in flag_counts.items():
             logger.warning("%d requests: %s", count, FLAGS[flag])
-        if cut := self.request_encoder.num_truncated - before:
-            logger.warning(
-                "%d texts lost the beginning of their context: max_length=%s",
-                cut,
-                self.request_encoder.max_length,
-            )
-        return [answers[i] for i in range(len(requests))]
+        if num_cut := encoder.num_truncated - num_truncated_before:
+            message = "%d texts lost the beginning of their context: max_length=%s"
+            logger.warning(message, num_cut, encoder.max_length)
+        return [responses[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Request], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability (nats) of whole texts: see `rolling`. Raises MethodNotSupported for a
-        masked method.
+        """Return the log-probability (nats) of whole texts, see rolling.score_documents.
+
+        Raises MethodNotSupported for a masked method.
         """
         del disable_tqdm
-        require_causal_method(
-            self.method_name, MODEL_ARGS, "method=causal, if the model attends that way"
-        )
+        hint = "method=causal, if the model attends that way"
+        require_causal_method(self.method_name, MODEL_ARGS, hint)
         texts = [request.args[0] for request in requests]
-        rolled = score_documents(self.request_encoder.checkpoint, texts)
-        scores = rolled.scores
-        for flag in rolled.encodings.collect_flags(range(len(texts))):
+        documents = score_documents(self.request_encoder.checkpoint, texts)
+        for flag in documents.encodings.collect_flags(range(len(texts))):
             logger.warning("of %d documents at least one: %s", len(texts), FLAGS[flag])
+        scores = [float(score) for score in documents.scores]
         for text, score in zip(texts, scores, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), float(score))
-        return [float(score) for score in scores]
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), score)
+        return scores
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Refused: MethodNotSupported."""
+        """Raise MethodNotSupported: no text is generated."""
         del requests, disable_tqdm
-        masked = self.method.needs_mask
-        why = (
-            "a masked model generates no text"
-            if masked
-            else "antlm-bench scores texts, and generates none"
-        )
-        hint = (
-            "leave out the tasks of output_type generate_until"
-            if masked
-            else "use --model hf for this task"
-        )
-        raise MethodNotSupported(why, location="--tasks", hint=hint)
+        message = "antlm-bench scores texts, and generates none"
+        hint = "use --model hf for this task"
+        if self.method.needs_mask:
+            message = "a masked model generates no text"
+            hint = "leave out the tasks of output_type generate_until"
+        raise MethodNotSupported(message, location="--tasks", hint=hint)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results beside the arguments."""
-        facts = self.request_encoder.checkpoint.metadata
+        """Return what lm-eval writes into its results besides the arguments."""
+        metadata = self.request_encoder.checkpoint.metadata
         return {
-            "model_num_parameters": facts["parameters"],
-            "model_dtype": facts["dtype"],
-            "model_revision": facts["revision"] or "main",
-            "model_sha": facts["weights"],
+            "model_num_parameters": metadata["parameters"],
+            "model_dtype": metadata["dtype"],
+            "model_revision": metadata["revision"] or "main",
+            "model_sha": metadata["weights"],
             "antlm_bench": {
                 "method": self.method_name,
                 "bos": self.bos,
-                "max_length": facts["max_length"],
+                "max_length": metadata["max_length"],
             },
         }
 
     def _too_long_error(self, request: Request) -> DataError:
         context, continuation = request.args[:2]
+        encoder = self.request_encoder
         return DataError(
             f"a request of {len(context) + len(continuation)} characters does not fit into the "
-            f"{self.request_encoder.max_length} tokens of {self.request_encoder.name}: ...{context[-40:]!r}",
+            f"{encoder.max_length} tokens of {encoder.name}: ...{context[-40:]!r}",
             location=MODEL_ARGS,
             hint="truncate=left cuts contexts on the left, as --model hf does; or fewer shots",
         )

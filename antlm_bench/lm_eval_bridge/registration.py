@@ -1,6 +1,4 @@
-"""Our model under its name in lm_eval's registry, for `lm_eval.simple_evaluate` and versions
-without entry points.
-"""
+"""Register our model in lm_eval, for `lm_eval.simple_evaluate` and old versions of lm_eval."""
 
 from __future__ import annotations
 
@@ -10,9 +8,8 @@ MODEL_NAME, MODEL_CLASS = "antlm-bench", "antlm_bench.lm_eval_bridge.model:Antlm
 
 
 def register_model() -> None:
-    """Make `model="antlm-bench"` known in this process, unless it is: called twice, or found as an
-    entry point; and let the harness's tasks import what libraries no longer have
-    (lm_eval_bridge.shims).
+    """Register `model="antlm-bench"` in this process, unless it is registered, and install the
+    shims that lm-eval's tasks import.
     """
     import lm_eval.models  # noqa: F401 - lm_eval fills its registry only while it is empty
     from lm_eval.api.registry import model_registry

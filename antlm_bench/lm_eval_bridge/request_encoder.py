@@ -1,6 +1,4 @@
-"""A checkpoint that answers requests of the harness: the BOS that the harness would give, and too
-long requests cut on the left if that was asked for.
-"""
+"""Encode requests of lm-eval: with the BOS of lm-eval, and cut on the left on request."""
 
 from __future__ import annotations
 
@@ -18,20 +16,24 @@ from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 
 class RequestEncoder(GreedyTracker):
-    """A checkpoint that says what its first choices were, and reads texts as the harness would.
+    """A GreedyTracker that encodes texts as lm-eval would.
 
     bos: "lm-eval" = before an empty context BOS or EOS, before any other what the tokenizer adds by
     itself (HFLM's rule for causal models, lm_eval 0.4.13, `TemplateLM.loglikelihood`); else the
-    checkpoint's own policy, for all texts. truncate: whether what is too long loses its beginning.
-    `cut`: how many texts were truncated so far.
+    checkpoint's own policy, for all texts. truncate: whether texts that are too long lose their
+    beginning.
     """
+
+    num_truncated: int
+    """How many texts were truncated so far."""
 
     def __init__(self, checkpoint: Checkpoint, bos: str, truncate: bool) -> None:
         super().__init__(checkpoint)
         self.truncate = truncate
-        # No limit of their own: what is too long is found, and perhaps cut, here.
+        # Without length limits: long texts are detected, and perhaps cut, in `encode`.
         self.no_context_encoders = {
-            a: _without_length_limit(e, e.specials) for a, e in checkpoint.encoders.items()
+            attention: _without_length_limit(encoder, encoder.specials)
+            for attention, encoder in checkpoint.encoders.items()
         }
         self.context_encoders = dict(self.no_context_encoders)
         if bos == "lm-eval" and (causal := self.no_context_encoders.get("causal")):
@@ -45,42 +47,42 @@ class RequestEncoder(GreedyTracker):
     ) -> Encodings:
         unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
         flags: dict[str, Bools] = {}
-        lengths: list[EncodedBatch] = []
-        for encoder, members in self._group_by_context(spans, attention):
-            found = encoder.encode([texts[i] for i in members], [spans[i] for i in members])
-            unk[members] = found.unk
-            for name, raised in found.flags.items():
-                flags.setdefault(name, np.zeros(len(texts), np.bool_))[members] = raised
-            for encoded in found.batches:
-                encoded = replace(encoded, text_index=members[encoded.text_index])
-                fits = self._fit_to_model(encoded, attention, len(encoder.specials.before))
-                if fits is None:
-                    too_long[encoded.text_index] = True
+        batches: list[EncodedBatch] = []
+        for encoder, indices in self._group_by_context(spans, attention):
+            encodings = encoder.encode([texts[i] for i in indices], [spans[i] for i in indices])
+            unk[indices] = encodings.unk
+            for name, raised in encodings.flags.items():
+                flags.setdefault(name, np.zeros(len(texts), np.bool_))[indices] = raised
+            for batch in encodings.batches:
+                batch = replace(batch, text_index=indices[batch.text_index])
+                fitting = self._fit_to_model(batch, attention, len(encoder.specials.before))
+                if fitting is None:
+                    too_long[batch.text_index] = True
                 else:
-                    lengths.append(fits)
-        return Encodings(tuple(lengths), unk, too_long, flags)
+                    batches.append(fitting)
+        return Encodings(tuple(batches), unk, too_long, flags)
 
     def _group_by_context(
         self, spans: Sequence[tuple[int, int] | None], attention: Attention
     ) -> Iterator[tuple[TextEncoder, Ints]]:
-        """Texts without a context, and texts with one, by their numbers."""
-        alone = np.array([span is None for span in spans], np.bool_)
-        for encoder, chosen in (
-            (self.no_context_encoders[attention], alone),
-            (self.context_encoders[attention], ~alone),
+        """Yield (encoder, indices) of the texts without a context, and of those with one."""
+        no_context = np.array([span is None for span in spans], np.bool_)
+        for encoder, selected in (
+            (self.no_context_encoders[attention], no_context),
+            (self.context_encoders[attention], ~no_context),
         ):
-            if chosen.any():
-                yield encoder, np.flatnonzero(chosen).astype(np.int32)
+            if selected.any():
+                yield encoder, np.flatnonzero(selected).astype(np.int32)
 
     def _fit_to_model(
         self, encoded: EncodedBatch, attention: Attention, num_prefix_tokens: int
     ) -> EncodedBatch | None:
-        """Rows that fit into the model, None if they do not and must not be cut.
+        """Return rows that fit the model; None where they do not and must not be cut.
 
-        The last token of a causal row is only ever a target, so a row may be one longer than the
-        model. Cut as the harness cuts (`HFLM._loglikelihood_tokens`): on the left, of a causal row
-        even the BOS; a masked row keeps it. Raises DataError where that would cut what is scored,
-        or leave nothing before it.
+        The last token of a causal row is only ever a target, so that a row may be one longer than
+        the model. Rows are cut as in lm-eval (`HFLM._loglikelihood_tokens`): on the left, including
+        the BOS of a causal row; a masked row keeps it. Raises DataError where that would cut scored
+        tokens, or leave nothing before them.
         """
         length = encoded.ids.shape[1]
         limit = length if self.max_length is None else self.max_length + (attention == "causal")
@@ -109,6 +111,5 @@ class RequestEncoder(GreedyTracker):
 
 
 def _without_length_limit(encoder: TextEncoder, special_tokens: Any) -> TextEncoder:
-    return TextEncoder(
-        encoder.tokenizer, special_tokens, max_length=None, vocab_size=encoder.vocab_size
-    )
+    size = encoder.vocab_size
+    return TextEncoder(encoder.tokenizer, special_tokens, max_length=None, vocab_size=size)

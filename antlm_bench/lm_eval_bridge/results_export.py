@@ -1,9 +1,8 @@
-"""Runs as lm-evaluation-harness results: its result file and its samples, for the tools that read
-those.
+"""Export runs as results of lm-evaluation-harness: its results file and its samples.
 
 Keys as lm_eval 0.4.13 writes them (result_schema.py, loggers/evaluation_tracker.py). A suite with
-groups becomes a group of tasks "<suite>_<group>", as BLiMP is there. Samples hold ids, labels and
-log-probabilities, never a text.
+groups becomes a group of tasks "<suite>_<group>", as lm-eval's BLiMP is. Samples hold ids, labels
+and log-probabilities, never a text.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,51 +22,40 @@ from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
 
 FileContents = dict[str, bytes]
-PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that the harness has numbers of
+PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that lm-eval reports, too
 
 
 def build_files(run: Run, method: str) -> FileContents:
-    """name -> bytes of the files that lm-eval would have left for the `exportable` cells of one
-    method.
-    """
+    """Return name -> bytes of the files that lm-eval would have written for a method's cells."""
     stamp = run.manifest.created.replace(":", "-")
-    document = build_results_header(run, method)
-    made: FileContents = {}
+    results = build_results_header(run, method)
+    contents: FileContents = {}
     for cell in run:
         if cell.method == method and is_exportable(cell):
-            for task, rows in add_cell_results(
-                document, cell, runs.read_predictions(run.path, cell)
-            ):
-                lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-                made[f"samples_{sanitize_name(task)}_{stamp}.jsonl"] = (
-                    "\n".join(lines) + "\n"
-                ).encode()
-    made[f"results_{stamp}.json"] = (
-        json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
-    )
-    return made
+            predictions = runs.read_predictions(run.path, cell)
+            for task, samples in add_cell_results(results, cell, predictions):
+                lines = "".join(f"{json.dumps(s, ensure_ascii=False)}\n" for s in samples)
+                contents[f"samples_{sanitize_name(task)}_{stamp}.jsonl"] = lines.encode()
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    contents[f"results_{stamp}.json"] = f"{text}\n".encode()
+    return contents
 
 
 def is_exportable(cell: Cell) -> bool:
-    """Choices between texts; the harness has neither seeds of finetuning nor reading times nor
-    curves.
-    """
+    """Return whether lm-eval's results can hold a cell: they have no seeds, and not all metrics."""
     return cell.seed is None and get_metric_spec(cell.summary.metric).lm_eval is not None
 
 
 def sanitize_name(name: str) -> str:
-    """A name as a file's or folder's (evaluation_tracker's rule), never one that leads out of its
-    place.
-    """
+    """Return a name as that of a file or folder (evaluation_tracker's rule), never a path."""
     return re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f]+", "__", name)[:180].lstrip(".") or "_"
 
 
 def build_results_header(run: Run, method: str) -> dict[str, Any]:
-    """The result file without results. What only the harness knows is null, as it is there when
-    unknown.
-    """
+    """Return the results file without results. What only lm-eval knows is null."""
     model, software = run.manifest.model, run.manifest.software
     name = str(model.get("name", ""))
+    settings: Mapping[str, Any] = next((cell.settings for cell in run if cell.method == method), {})
     return {
         "results": {},
         "groups": {},
@@ -81,18 +69,14 @@ def build_results_header(run: Run, method: str) -> dict[str, Any]:
             "model": "antlm-bench",
             "model_args": {"pretrained": name, "method": method},
             "model_num_parameters": model.get("parameters"),
-            "model_dtype": next(
-                (cell.settings.get("dtype") for cell in run if cell.method == method), None
-            ),
+            "model_dtype": settings.get("dtype"),
             "model_revision": model.get("revision"),
             "model_sha": model.get("weights"),
             "batch_size": None,
             "batch_sizes": [],
             "device": None,
             "use_cache": None,
-            "limit": next(
-                (cell.settings.get("limit") for cell in run if cell.method == method), None
-            ),
+            "limit": settings.get("limit"),
             "bootstrap_iters": 0,
             "gen_kwargs": {},
         },
@@ -111,40 +95,40 @@ def build_results_header(run: Run, method: str) -> dict[str, Any]:
 def add_cell_results(
     results: dict[str, Any], cell: Cell, predictions: Sequence[Prediction]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Put a cell into the result file; (task, samples) of each of its tasks.
+    """Add a cell to the results, and yield (task, samples) of each of its tasks.
 
-    Standard errors: of a task as the harness has it (sample deviation / sqrt n); of a group, and of
-    any other metric, our 95% interval of that very number, its width / (2 * 1.96). The harness took
-    another estimator's for groups until June 2026 (#3882). "N/A", as there, for a single item.
+    Standard errors: of a task as in lm-eval (sample deviation / sqrt n); of a group, and of any
+    other metric, the width of our 95% interval / (2 * 1.96). lm-eval used another estimator for
+    groups until June 2026 (#3882). "N/A", as in lm-eval, for a single item.
     """
     spec = get_metric_spec(cell.summary.metric)
     lm_eval = spec.lm_eval or LmEvalFormat()
-    metric, credit = compute_item_credits(cell, predictions)
-    # What documents contribute to a number of all of them is no sample's own.
-    of_samples = credit if lm_eval.sample_values else None
+    metric, item_values = compute_item_values(cell, predictions)
+    # A document's contribution to a corpus metric is no value of its sample.
+    sample_values: Sequence[float | None] = [None] * len(predictions)
+    if lm_eval.sample_values and item_values is not None:
+        sample_values = list(item_values)
+    headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
     level = cell.summary.groups[-1].level if cell.summary.groups else ""
-    members: dict[str, list[int]] = {}
-    for place, prediction in enumerate(predictions):
-        name = prediction.labels.get(level, "") if credit is not None else ""
-        members.setdefault(
-            f"{cell.suite}_{name}" if name and name != cell.suite else cell.suite, []
-        ).append(place)
-    for task, places in members.items():
-        value: float = cell.summary.headline.value
-        error: float | None = standard_error(cell.summary.headline)
-        if credit is not None:
-            own = credit[places][
-                ~np.isnan(credit[places])
-            ]  # lm-eval, too, leaves out what it has no number of
-            value = float(own.mean()) if len(own) else value
-            error = float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None
-        results["results"][task] = build_result_entry(task, metric, value, error, len(places))
-        for view in PERPLEXITY_VIEWS:
-            if view in cell.summary.views:
-                results["results"][task][f"{view.replace('-', '_')},none"] = cell.summary.views[
-                    view
-                ].value
+    indices_by_task: dict[str, list[int]] = {}
+    for index, prediction in enumerate(predictions):
+        group = prediction.labels.get(level, "") if item_values is not None else ""
+        task = f"{cell.suite}_{group}" if group and group != cell.suite else cell.suite
+        indices_by_task.setdefault(task, []).append(index)
+    for task, indices in indices_by_task.items():
+        value: float = headline.value
+        error: float | None = standard_error(headline)
+        if item_values is not None:
+            values = item_values[indices]
+            values = values[~np.isnan(values)]  # lm-eval, too, leaves out items without a value
+            value = float(values.mean()) if len(values) else value
+            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        entry = build_result_entry(task, metric, value, error, len(indices))
+        entry |= {
+            f"{v.replace('-', '_')},none": views[v].value for v in PERPLEXITY_VIEWS if v in views
+        }
+        results["results"][task] = entry
         results["configs"][task] = {
             "task": task,
             "dataset_name": cell.suite,
@@ -153,31 +137,27 @@ def add_cell_results(
         results["versions"][task] = version
         results["n-shot"][task] = 0
         results["higher_is_better"][task] = {metric: not spec.lower_is_better}
-        results["n-samples"][task] = {"original": len(places), "effective": len(places)}
+        results["n-samples"][task] = {"original": len(indices), "effective": len(indices)}
         results["task_hashes"][task] = cell.settings.get("suite_digest")
-        yield (
-            task,
-            [
-                build_sample(
-                    n, predictions[p], metric, None if of_samples is None else of_samples[p]
-                )
-                for n, p in enumerate(places)
-            ],
+        samples = [
+            build_sample(doc_id, predictions[index], metric, sample_values[index])
+            for doc_id, index in enumerate(indices)
+        ]
+        yield task, samples
+    if len(indices_by_task) > 1 or cell.suite not in indices_by_task:
+        entry = build_result_entry(
+            cell.suite, metric, headline.value, standard_error(headline), headline.n
         )
-    if len(members) > 1 or cell.suite not in members:
-        whole = cell.summary.headline
-        group = build_result_entry(cell.suite, metric, whole.value, standard_error(whole), whole.n)
-        group["sample_count"] = {f"{metric},none": whole.n}
-        results["groups"][cell.suite] = results["results"][cell.suite] = group
-        results["group_subtasks"][cell.suite] = list(members)
+        entry["sample_count"] = {f"{metric},none": headline.n}
+        results["groups"][cell.suite] = results["results"][cell.suite] = entry
+        results["group_subtasks"][cell.suite] = list(indices_by_task)
         results["versions"][cell.suite] = version
 
 
-def compute_item_credits(
-    cell: Cell, predictions: Sequence[Prediction]
-) -> tuple[str, Floats | None]:
-    """The harness's name of a metric, and what each item adds to its mean (n,), where it is one;
-    nan adds nothing.
+def compute_item_values(cell: Cell, predictions: Sequence[Prediction]) -> tuple[str, Floats | None]:
+    """Return lm-eval's name of a metric, and the items' values (n,) where it is their mean.
+
+    NaN where an item has no value.
     """
     spec = get_metric_spec(cell.summary.metric)
     lm_eval = spec.lm_eval or LmEvalFormat()
@@ -191,36 +171,36 @@ def compute_item_credits(
 
 
 def standard_error(estimate: Estimate) -> float:
-    """The standard error that a 95% interval stands for."""
+    """Return the standard error behind a 95% interval."""
     return (estimate.high - estimate.low) / (2 * statistics.Z)
 
 
 def build_result_entry(
     name: str, metric: str, value: float, error: float | None, n: int
 ) -> dict[str, Any]:
-    """One entry of `results`."""
+    """Return one entry of `results`."""
     numbers = {f"{metric},none": value, f"{metric}_stderr,none": "N/A" if error is None else error}
     return {"name": name, "alias": name, "sample_len": n, **numbers}
 
 
 def build_sample(
-    doc_id: int, prediction: Prediction, metric: str, credit: float | None
+    doc_id: int, prediction: Prediction, metric: str, value: float | None
 ) -> dict[str, Any]:
-    """One row of samples. Log-probabilities are texts, as the harness writes them; whether an
-    option was greedy is not known, and null.
+    """Return one sample. Log-probabilities are texts, as lm-eval writes them; whether an option is
+    greedy is unknown: null.
     """
     doc = {"id": prediction.id, **prediction.labels}
-    answers = [[repr(score), None] for score in prediction.scores]
+    responses = [[repr(score), None] for score in prediction.scores]
     return {
         "doc_id": doc_id,
         "doc": doc,
         "target": str(prediction.gold),
         "arguments": {},
-        "resps": [[answer] for answer in answers],
-        "filtered_resps": answers,
+        "resps": [[response] for response in responses],
+        "filtered_resps": responses,
         "filter": "none",
         "metrics": [metric],
         "doc_hash": hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest(),
         "target_hash": hashlib.sha256(str(prediction.gold).encode()).hexdigest(),
-        **({metric: float(credit)} if credit is not None and not np.isnan(credit) else {}),
+        **({metric: float(value)} if value is not None and not np.isnan(value) else {}),
     }

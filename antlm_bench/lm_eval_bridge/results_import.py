@@ -1,9 +1,8 @@
-"""lm-evaluation-harness results with samples (--log_samples) -> predictions of ours, so that two
-runs can be compared.
+"""Import results of lm-evaluation-harness with samples (--log_samples) as a run.
 
-Read: multiple-choice tasks, whose samples hold the log-probability of every option. A task whose
-samples do not give back lm-eval's own `acc`, item by item and as their mean, or are not as many as
-the results say, is left out: then we would not know what its numbers mean.
+Multiple-choice tasks are imported, whose samples hold the log-probability of every option. A task
+is skipped where the meaning of its numbers is unknown: its samples do not give lm-eval's own `acc`,
+item by item and as their mean, or are not as many as the results state.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from antlm_bench.errors import DataError, UsageError
 from antlm_bench.lm_eval_bridge.results_export import sanitize_name
 from antlm_bench.metrics import summarize
 from antlm_bench.suites import files
-from antlm_bench.types import Cell, Manifest, Prediction, Summary
+from antlm_bench.types import Cell, Manifest, Prediction
 
-METHOD = "lm-eval"  # the method of imported cells: whatever the harness's model class did
-TASK_LEVEL = "task"  # the label of an item of a group: which of its tasks
-TOLERANCE = 1e-6  # how far a mean of ours may lie from the harness's
+METHOD = "lm-eval"  # the method of imported cells: whatever lm-eval's model class did
+TASK_LEVEL = "task"  # the label of a group's items: their task
+TOLERANCE = 1e-6  # between our mean and lm-eval's
 NO_SAMPLES = "no samples: run with --log_samples"
 DAMAGED_HINT = "the file is damaged: run lm-eval again"
-# Tables of a file of results: whether their values are tables, too.
+# Table of a results file -> whether its values are tables, too.
 RESULT_TABLES = {
     "results": True,
     "groups": False,
@@ -51,16 +51,16 @@ class _TaskSkipped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImportedRun:
-    """A folder of results: manifest and cells of a run, and which tasks were left out, and why."""
+    """The manifest and cells of an imported run."""
 
     manifest: Manifest
     cells: tuple[tuple[Cell, list[Prediction]], ...]
     skipped_tasks: tuple[str, ...]
+    """Lines of task and reason."""
 
 
 def read_results(path: Path) -> ImportedRun:
-    """The results below a folder, or those of one file; of a suite that stands in several the
-    newest, which is said.
+    """Read the results below a folder, or those of one file; of each suite the newest.
 
     Formats: lm-eval 0.4.0 to 0.4.2 and BabyLM 2024 (results.json or a name of the user's, samples
     as one JSON list), 0.4.3 to 0.4.13 (results_<date>.json, samples as JSON lines). A group is one
@@ -70,147 +70,128 @@ def read_results(path: Path) -> ImportedRun:
     newest_first = _load_results_files(path)
     models = {str(_build_manifest(results).model["weights"]) for _, results in newest_first}
     if len(models) > 1:
-        names = ", ".join(
-            sorted(
-                {file.parent.name for file, _ in newest_first}
-                | {_model_name(r) for _, r in newest_first}
-            )
-        )
-        raise UsageError(
-            f"results of several models: {names}",
-            location=str(path),
-            hint="give one model's folder or file",
-        )
+        names = {file.parent.name for file, _ in newest_first}
+        names |= {_model_name(results) for _, results in newest_first}
+        message = f"results of several models: {', '.join(sorted(names))}"
+        raise UsageError(message, location=str(path), hint="give one model's folder or file")
     cells: dict[str, tuple[Cell, list[Prediction]]] = {}
-    left_out: list[str] = []
+    skipped: list[str] = []
     for file, results in newest_first:
-        tasks, digests, lost = _load_tasks(file, results)
-        left_out += lost
+        tasks, digests, skipped_here = _load_tasks(file, results)
+        skipped += skipped_here
         for suite, members in _group_into_suites(results, tasks):
             if suite in cells:
-                left_out.append(f"{suite}: an older result ({file})")
+                skipped.append(f"{suite}: an older result ({file})")
             else:
                 cells[suite] = _build_cell(suite, members, tasks, digests, results)
     if not cells:
-        hint = "run lm-eval again where samples and results contradict each other; only multiple-choice tasks with a "
-        hint += "log-probability per option and one right option can be imported"
-        if left_out and all(line.endswith(NO_SAMPLES) for line in left_out):
-            hint = "run with --log_samples"
-        raise DataError(
-            f"nothing to import: {'; '.join(left_out) or 'no task'}", location=str(path), hint=hint
+        hint = (
+            "run lm-eval again where samples and results contradict each other; only "
+            "multiple-choice tasks with a log-probability per option and one right option can be "
+            "imported"
         )
-    return ImportedRun(
-        _build_manifest(newest_first[0][1]), tuple(cells.values()), tuple(dict.fromkeys(left_out))
-    )
+        if skipped and all(line.endswith(NO_SAMPLES) for line in skipped):
+            hint = "run with --log_samples"
+        message = f"nothing to import: {'; '.join(skipped) or 'no task'}"
+        raise DataError(message, location=str(path), hint=hint)
+    manifest = _build_manifest(newest_first[0][1])
+    return ImportedRun(manifest, tuple(cells.values()), tuple(dict.fromkeys(skipped)))
 
 
 def _load_results_files(path: Path) -> list[tuple[Path, JsonObject]]:
-    """The files of results with their contents, the newest first. DataError where there is none, or
-    one is damaged.
+    """Return the results files with their contents, the newest first.
+
+    Raises DataError where there is none, or one is damaged.
     """
     candidates = [path] if path.is_file() else sorted(path.rglob("*.json"))
-    found = []
+    results_files = []
     for file in candidates:
-        named = file == path or file.name.startswith("results")
-        results = (
-            _parse_json(files.read_bytes(file), str(file), file.suffix == ".jsonl")
-            if named
-            else _load_json_or_none(file)
-        )
+        has_results_name = file == path or file.name.startswith("results")
+        if has_results_name:
+            results = _parse_json(files.read_bytes(file), str(file), file.suffix == ".jsonl")
+        else:
+            results = _load_json_or_none(file)
         if isinstance(results, dict) and all(
             isinstance(results.get(key), dict) for key in ("results", "config")
         ):
             _check_tables(results, str(file))
-            found.append((file, results))
-        elif named:
+            results_files.append((file, results))
+        elif has_results_name:
+            message = "not the results of lm-eval: no `results` or no `config`"
             hint = "give the file of results (results_<date>.json), or the folder that holds it"
-            raise DataError(
-                "not the results of lm-eval: no `results` or no `config`",
-                location=str(file),
-                hint=hint,
-            )
-    if not found:
+            raise DataError(message, location=str(file), hint=hint)
+    if not results_files:
+        message = "no file of lm-eval's results (results_<date>.json, results.json)"
         hint = "give the --output_path of an lm-eval run"
-        raise DataError(
-            "no file of lm-eval's results (results_<date>.json, results.json)",
-            location=str(path),
-            hint=hint,
-        )
-    return sorted(found, key=lambda pair: (_get_timestamp(pair[1]), pair[0].name), reverse=True)
+        raise DataError(message, location=str(path), hint=hint)
+    return sorted(results_files, key=lambda f: (_get_timestamp(f[1]), f[0].name), reverse=True)
 
 
 def _check_tables(results: JsonObject, location: str) -> None:
-    """Raise DataError for a part of a file of results that is not the table that it has to be."""
-    for key, nested in RESULT_TABLES.items():
+    """Raise DataError where a part of a results file is not the table that it has to be."""
+
+    def damaged(message: str) -> DataError:
+        return DataError(message, location=location, hint=DAMAGED_HINT)
+
+    for key, is_nested in RESULT_TABLES.items():
         table = results.get(key)
         if table is not None and not isinstance(table, dict):
-            raise DataError(f"`{key}` is no table", location=location, hint=DAMAGED_HINT)
+            raise damaged(f"`{key}` is no table")
         for name, value in (table or {}).items():
-            if nested and not (isinstance(value, dict) or (value is None and key != "results")):
-                raise DataError(
-                    f"`{key}` of {name!r} is no table", location=location, hint=DAMAGED_HINT
-                )
+            is_table = isinstance(value, dict) or (value is None and key != "results")
+            if is_nested and not is_table:
+                raise damaged(f"`{key}` of {name!r} is no table")
     groups = results.get("group_subtasks") or {}
     for name, members in groups.items():
-        listed = members is None or (
-            isinstance(members, list) and all(isinstance(one, str) for one in members)
-        )
-        if not listed:
-            raise DataError(
-                f"`group_subtasks` of {name!r} is no list of names",
-                location=location,
-                hint=DAMAGED_HINT,
-            )
+        is_list = isinstance(members, list) and all(isinstance(m, str) for m in members)
+        if members is not None and not is_list:
+            raise damaged(f"`group_subtasks` of {name!r} is no list of names")
     finished: set[str] = set()
     for name in groups:
-        path = [iter([name])]  # depth first, without recursion: a file may nest as deep as it likes
-        opened: list[str] = []
-        while path:
-            member = next(path[-1], None)
+        # Depth first, without recursion, for a file may nest arbitrarily deep.
+        stack = [iter([name])]
+        ancestors: list[str] = []
+        while stack:
+            member = next(stack[-1], None)
             if member is None:
-                path.pop()
-                finished |= set(opened[-1:])
-                opened = opened[:-1]
-            elif member in opened:
-                raise DataError(
-                    f"`group_subtasks`: {member!r} is a part of itself",
-                    location=location,
-                    hint=DAMAGED_HINT,
-                )
+                stack.pop()
+                finished |= set(ancestors[-1:])
+                ancestors = ancestors[:-1]
+            elif member in ancestors:
+                raise damaged(f"`group_subtasks`: {member!r} is a part of itself")
             elif member not in finished:
-                opened.append(member)
-                path.append(iter(groups.get(member) or ()))
+                ancestors.append(member)
+                stack.append(iter(groups.get(member) or ()))
 
 
 def _load_tasks(
     file: Path, results: JsonObject
 ) -> tuple[dict[str, list[Prediction]], dict[str, str], list[str]]:
-    """(task -> predictions, task -> digest, tasks that were left out and why) of one file of
-    results.
-    """
+    """Return (task -> predictions, task -> digest, skipped tasks and why) of one results file."""
     tasks: dict[str, list[Prediction]] = {}
     digests: dict[str, str] = {}
-    left_out: list[str] = []
+    skipped: list[str] = []
     for task in results["results"]:
         if task in (results.get("groups") or {}) or (results.get("group_subtasks") or {}).get(task):
             continue
         try:
-            rows = _find_samples(file, results, task)
-            predictions = _build_predictions(task, rows, _target_delimiter(results, task))
-            _check_totals(results, task, rows)
-            tasks[task], digests[task] = predictions, _digest(rows)
-        except _TaskSkipped as why:
-            left_out.append(f"{task}: {why}")
-    return tasks, digests, left_out
+            samples = _find_samples(file, results, task)
+            predictions = _build_predictions(task, samples, _target_delimiter(results, task))
+            _check_totals(results, task, samples)
+            tasks[task], digests[task] = predictions, _digest(samples)
+        except _TaskSkipped as reason:
+            skipped.append(f"{task}: {reason}")
+    return tasks, digests, skipped
 
 
 def _find_samples(file: Path, results: JsonObject, task: str) -> list[JsonObject]:
-    """The samples of a task, from where its version of lm-eval puts them. Raises _LeftOut,
-    DataError.
+    """Return the samples of a task, from where its version of lm-eval puts them.
+
+    Raises _TaskSkipped, DataError.
     """
-    inside = results.get("samples")
-    if isinstance(inside, dict) and isinstance(inside.get(task), list):
-        return _select_first_filter(_add_locations(inside[task], str(file)))
+    samples = results.get("samples")
+    if isinstance(samples, dict) and isinstance(samples.get(task), list):
+        return _select_first_filter(_add_locations(samples[task], str(file)))
     stamp = file.stem.removeprefix("results_")
     arguments = results["config"].get("model_args")
     names = [f"samples_{name}_{stamp}.jsonl" for name in (task, sanitize_name(task))]
@@ -223,9 +204,7 @@ def _find_samples(file: Path, results: JsonObject, task: str) -> list[JsonObject
 
 
 def _check_totals(results: JsonObject, task: str, samples: Sequence[JsonObject]) -> None:
-    """Raise _LeftOut where the samples of a task are not as many, or not as often right, as its
-    results say.
-    """
+    """Raise _TaskSkipped where number or mean `acc` of samples differ from the task's results."""
     counts = (results.get("n-samples") or {}).get(task) or {}
     expected = counts.get("effective")
     if isinstance(expected, int) and expected != len(samples):
@@ -235,111 +214,96 @@ def _check_totals(results: JsonObject, task: str, samples: Sequence[JsonObject])
     mean = sum(float(row["acc"]) for row in samples) / len(samples)
     if isinstance(reported, int | float) and not abs(reported - mean) <= TOLERANCE:
         raise _TaskSkipped(
-            f"the mean `acc` of its {len(samples)} samples is {mean:.4f}, and its results say {reported:.4f}"
+            f"the mean `acc` of its {len(samples)} samples is {mean:.4f}, "
+            f"and its results say {reported:.4f}"
         )
 
 
 def _group_into_suites(
     results: JsonObject, tasks: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    """(name, tasks) of every top group of which all tasks are there, then of every task in none of
-    these.
-    """
-    groups = {
-        name: members or () for name, members in (results.get("group_subtasks") or {}).items()
-    }
-    inner = {member for members in groups.values() for member in members}
+    """Yield (name, tasks) of every complete top group, then of every task in none of these."""
+    subtasks = results.get("group_subtasks") or {}
+    groups = {name: members or () for name, members in subtasks.items()}
+    subgroups = {member for members in groups.values() for member in members}
 
-    def leaves(name: str) -> list[str]:
-        found, seen, waiting = [], set(), [*reversed(groups[name])]
-        while waiting:
-            member = waiting.pop()
-            if member in seen:
-                continue
-            seen.add(member)
-            if groups.get(member):
-                waiting += reversed(groups[member])
-            else:
-                found.append(member)
-        return found
+    def list_leaves(name: str) -> list[str]:
+        leaves, seen, todo = [], set(), [*reversed(groups[name])]
+        while todo:
+            member = todo.pop()
+            if member not in seen:
+                seen.add(member)
+                if groups.get(member):
+                    todo += reversed(groups[member])
+                else:
+                    leaves.append(member)
+        return leaves
 
     grouped: set[str] = set()
     for name in groups:
-        if name not in inner and groups[name] and all(leaf in tasks for leaf in leaves(name)):
-            yield name, leaves(name)
-            grouped |= set(leaves(name))
+        leaves = list_leaves(name)
+        if name not in subgroups and leaves and all(leaf in tasks for leaf in leaves):
+            yield name, leaves
+            grouped |= set(leaves)
     yield from ((task, [task]) for task in tasks if task not in grouped)
 
 
 def _build_predictions(
     task: str, samples: Sequence[JsonObject], delimiter: str
 ) -> list[Prediction]:
-    """The samples of a task as Predictions. Raises _LeftOut where they do not give back lm-eval's
-    own acc.
+    """Return the samples of a task as Predictions.
 
     A target that is a number may be the text of an option or its index; lm-eval's own acc tells
-    which.
+    which. Raises _TaskSkipped where neither gives lm-eval's own acc.
     """
     if not samples:
         raise _TaskSkipped(NO_SAMPLES)
-    asked = [_Sample.from_json(row, delimiter) for row in samples]
-    wrong = ""
+    parsed = [_Sample.from_json(sample, delimiter) for sample in samples]
+    first_contradiction = ""
     for by_text in (True, False):
-        golds = [one.gold_index(by_text) for one in asked]
-        said = next((one.find_contradiction(gold) for one, gold in zip(asked, golds, strict=True)
-                     if one.find_contradiction(gold)), "")  # fmt: skip
-        wrong = wrong or said
-        if not said:
-            return [
-                one.to_prediction(task, gold)
-                for one, gold in zip(asked, golds, strict=True)
-                if gold is not None
-            ]
-    raise _TaskSkipped(wrong)
+        pairs = [(sample, sample.gold_index(by_text)) for sample in parsed]
+        contradictions = (sample.find_contradiction(gold) for sample, gold in pairs)
+        contradiction = next(filter(None, contradictions), "")
+        if not contradiction:
+            return [s.to_prediction(task, gold) for s, gold in pairs if gold is not None]
+        first_contradiction = first_contradiction or contradiction
+    raise _TaskSkipped(first_contradiction)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One sample: its options' texts (without delimiter) and log-probabilities, the target, and
-    lm-eval's acc.
-    """
+    """A sample of a multiple-choice task."""
 
     id: str
     choices: list[str]
+    """The texts of the options, without the delimiter."""
     scores: tuple[float, ...]
+    """Their log-probabilities."""
     target: str
     acc: float
+    """lm-eval's own accuracy of this sample."""
 
     @classmethod
     def from_json(cls, sample: JsonObject, delimiter: str) -> _Sample:
-        """Raises _LeftOut for a sample that is no choice between options with a log-probability
-        each.
-        """
+        """Parse a sample. Raises _TaskSkipped where it has no log-probability per option."""
         try:
             choices = [choice.removeprefix(delimiter) for choice in _list_continuations(sample)]
-            scores = tuple(float(answer[0]) for answer in _list_responses(sample))
-            made = cls(
-                str(sample["doc_id"]),
-                choices,
-                scores,
-                str(sample.get("target")),
-                float(sample["acc"]),
-            )
+            scores = tuple(float(response[0]) for response in _list_responses(sample))
+            sample_id, target = str(sample["doc_id"]), str(sample.get("target"))
+            acc = float(sample["acc"])
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
-            raise _TaskSkipped(
-                "its samples hold no log-probability per option with an `acc`"
-            ) from None
+            message = "its samples hold no log-probability per option with an `acc`"
+            raise _TaskSkipped(message) from None
         if len(scores) < 2:
             raise _TaskSkipped("one continuation per item, no choice (loglikelihood)")
         for number, score in enumerate(scores, start=1):
             if math.isnan(score) or score == math.inf:
-                raise _TaskSkipped(
-                    f"item {made.id}: the log-probability of option {number} is {score}"
-                )
-        return made
+                message = f"item {sample_id}: the log-probability of option {number} is {score}"
+                raise _TaskSkipped(message)
+        return cls(sample_id, choices, scores, target, acc)
 
     def gold_index(self, by_text: bool) -> int | None:
-        """Index of the right option: the place of the target among the options, or the target
+        """Return the index of the right option: the option with the target as text, or the target
         itself.
         """
         if by_text and self.target in self.choices:
@@ -348,22 +312,18 @@ class _Sample:
         return index if 0 <= index < len(self.scores) else None
 
     def find_contradiction(self, gold: int | None) -> str:
-        """Why this sample cannot be read so, "" where it can."""
+        """Return why a gold contradicts this sample's own acc; "" where it does not."""
         if gold is None or gold >= len(self.scores):
-            return f"item {self.id}: the target {self.target[:60]!r} is none of its {len(self.scores)} options"
-        # The harness gives a tie to the first option; our own exports give each of k its share.
-        first, best = self._best_options()
-        credits = (float(first == gold), (gold in best) / len(best))
-        return (
-            ""
-            if self.acc in credits
-            else f"item {self.id}: its samples do not give back lm-eval's own acc"
-        )
+            options = f"none of its {len(self.scores)} options"
+            return f"item {self.id}: the target {self.target[:60]!r} is {options}"
+        # lm-eval gives a tie to the first option; our own exports give each of k its share.
+        best = self._best_options()
+        if self.acc in (float(best[0] == gold), (gold in best) / len(best)):
+            return ""
+        return f"item {self.id}: its samples do not give back lm-eval's own acc"
 
-    def _best_options(self) -> tuple[int, list[int]]:
-        """The first of the best options, and all of them."""
-        best = [i for i, score in enumerate(self.scores) if score == max(self.scores)]
-        return best[0], best
+    def _best_options(self) -> list[int]:
+        return [i for i, score in enumerate(self.scores) if score == max(self.scores)]
 
     def to_prediction(self, task: str, gold: int) -> Prediction:
         n = len(self.scores)
@@ -371,7 +331,7 @@ class _Sample:
         return Prediction(
             f"{task}_{self.id}",
             gold,
-            self._best_options()[0],
+            self._best_options()[0],  # lm-eval's argmax
             self.scores,
             (0,) * n,
             lengths,
@@ -380,18 +340,14 @@ class _Sample:
 
 
 def _list_continuations(sample: JsonObject) -> list[str]:
-    """The continuations of a document: of {"gen_args_0": {"arg_1": ...}}, or of older [[context,
-    continuation]].
-    """
-    requests = sample.get("arguments") or []
-    listed = list(requests.values()) if isinstance(requests, dict) else requests
-    return [str(each.get("arg_1", "") if isinstance(each, dict) else each[1]) for each in listed]
+    """Return the continuations: {"gen_args_0": {"arg_1": ...}}, or [[context, continuation]]."""
+    arguments = sample.get("arguments") or []
+    requests = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    return [str(r.get("arg_1", "") if isinstance(r, dict) else r[1]) for r in requests]
 
 
 def _list_responses(sample: JsonObject) -> list[Any]:
-    """(log-probability, was it greedy?) of each continuation; without filters the first response to
-    each.
-    """
+    """Return (log-probability, is greedy) of each continuation; without filters the first ones."""
     if "filtered_resps" in sample:
         return list(sample["filtered_resps"])
     return [responses[0] for responses in sample["resps"]]
@@ -406,29 +362,15 @@ def _build_cell(
 ) -> tuple[Cell, list[Prediction]]:
     predictions = [prediction for task in task_names for prediction in tasks[task]]
     name, macro = f"lm-eval.{suite}", (TASK_LEVEL,) if len(task_names) > 1 else ()
-    summary = summarize(
-        predictions,
-        suite=name,
-        method=METHOD,
-        metric="accuracy",
-        macro=macro,
-        groups=macro,
-        notes=_import_notes(results),
+    summarize_accuracy = partial(
+        summarize, predictions, suite=name, method=METHOD, metric="accuracy", macro=macro
     )
-    said = results["results"].get(suite, {}).get("acc,none")
-    ours = summarize(
-        predictions,
-        suite=name,
-        method=METHOD,
-        metric="accuracy",
-        macro=macro,
-        groups=(),
-        ties="first",
-    ).headline
-    if macro and isinstance(said, float) and abs(said - ours.value) > TOLERANCE:
-        summary = replace(
-            summary, notes=(*summary.notes, f"lm-eval averages this group otherwise ({said:.4f})")
-        )
+    summary = summarize_accuracy(groups=macro, notes=_import_notes(results))
+    reported = results["results"].get(suite, {}).get("acc,none")
+    ours = summarize_accuracy(groups=(), ties="first").headline.value
+    if macro and isinstance(reported, float) and abs(reported - ours) > TOLERANCE:
+        note = f"lm-eval averages this group otherwise ({reported:.4f})"
+        summary = replace(summary, notes=(*summary.notes, note))
     version, limit = (results.get("versions") or {}).get(suite), results["config"].get("limit")
     digest = hashlib.sha256("".join(digests[task] for task in task_names).encode()).hexdigest()
     settings = {
@@ -443,45 +385,32 @@ def _build_cell(
         "limit": limit,
         "model_args": results["config"].get("model_args"),
     }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[
-        :16
-    ]
-    return Cell(name, METHOD, key, settings, _drop_per_token_view(summary)), predictions
-
-
-def _drop_per_token_view(summary: Summary) -> Summary:
-    """Samples do not say how many tokens an option has, so there is no mean per token."""
-    return replace(
-        summary, views={name: view for name, view in summary.views.items() if name != "per-token"}
-    )
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    # Samples do not hold the number of an option's tokens, so there is no mean per token.
+    views = {name: view for name, view in summary.views.items() if name != "per-token"}
+    return Cell(name, METHOD, key[:16], settings, replace(summary, views=views)), predictions
 
 
 def _import_notes(results: JsonObject) -> list[str]:
-    version, own = (
-        results.get("lm_eval_version") or "of unknown version",
-        results.get("antlm_bench_version"),
-    )
-    if own:
-        return [f"imported from an export of antlm-bench {own}"]
+    if own_version := results.get("antlm_bench_version"):
+        return [f"imported from an export of antlm-bench {own_version}"]
+    version = results.get("lm_eval_version") or "of unknown version"
     return [
         f"imported from lm-eval {version}; ties count half here, and go to the first option there"
     ]
 
 
 def _build_manifest(results: JsonObject) -> Manifest:
-    """Of the imported run. The harness does not hash weights: what it says of the model stands in
-    their place.
+    """Return the manifest of an imported run.
+
+    lm-eval does not hash weights; a hash of its model arguments stands for them.
     """
     config = results["config"]
-    about = json.dumps(
-        [config.get("model"), config.get("model_args"), config.get("model_sha")], sort_keys=True
-    )
+    model_settings = [config.get("model"), config.get("model_args"), config.get("model_sha")]
+    text = json.dumps(model_settings, sort_keys=True)
     model = {
         "name": _model_name(results),
-        "weights": hashlib.sha256(about.encode()).hexdigest(),
-        "parameters": None,
-    }
-    model |= {
+        "weights": hashlib.sha256(text.encode()).hexdigest(),
         "parameters": config.get("model_num_parameters"),
         "revision": config.get("model_revision"),
     }
@@ -489,50 +418,39 @@ def _build_manifest(results: JsonObject) -> Manifest:
         "lm-eval": results.get("lm_eval_version"),
         "transformers": results.get("transformers_version"),
     }
-    created = datetime.fromtimestamp(_get_timestamp(results), timezone.utc).isoformat(
-        timespec="seconds"
-    )
-    return Manifest(
-        runs.SCHEMA_VERSION, model, {name: str(v) for name, v in versions.items() if v}, created
-    )
+    software = {name: str(version) for name, version in versions.items() if version}
+    date = datetime.fromtimestamp(_get_timestamp(results), timezone.utc)
+    return Manifest(runs.SCHEMA_VERSION, model, software, date.isoformat(timespec="seconds"))
 
 
 def _model_name(results: JsonObject) -> str:
-    """The model as the harness names it; before 0.4.3 only its arguments do: pretrained=NAME."""
+    """Return lm-eval's name of the model; before 0.4.3 it is in the arguments: pretrained=NAME."""
     config = results["config"]
     arguments = config.get("model_args")
-    named = (
-        re.search(r"(?:^|,)\s*pretrained=([^,]+)", arguments)
-        if isinstance(arguments, str)
-        else None
-    )
-    return str(
-        results.get("model_name") or (named and named[1]) or config.get("model") or "unknown"
-    )
+    pattern = r"(?:^|,)\s*pretrained=([^,]+)"
+    match = re.search(pattern, arguments) if isinstance(arguments, str) else None
+    pretrained = match[1] if match else None
+    return str(results.get("model_name") or pretrained or config.get("model") or "unknown")
 
 
 def _get_timestamp(results: JsonObject) -> float:
-    """When the harness ran, in seconds since 1970; 0 where it does not say."""
+    """Return when lm-eval ran, in seconds since 1970; 0 where that is unknown."""
     date = results.get("date")
     return float(date) if isinstance(date, int | float) and 0 <= date < 1e11 else 0.0
 
 
 def _read_samples_file(file: Path) -> list[JsonObject]:
-    """The samples of a file: JSON lines, or (before lm-eval 0.4.3) one JSON list. DataError where
-    it is damaged.
+    """Read the samples of a file: JSON lines, or (before lm-eval 0.4.3) one JSON list.
+
+    Raises DataError where it is damaged.
     """
     text = decode_utf8(files.read_bytes(file), str(file), DataError)
     if text.lstrip().startswith("["):
-        return _select_first_filter(
-            _add_locations(_parse_json(text.encode(), str(file)), str(file))
-        )
-    lines = [
-        (f"{file}:{number}", line)
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
+        samples = _parse_json(text.encode(), str(file))
+        return _select_first_filter(_add_locations(samples, str(file)))
+    lines = ((f"{file}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
     return _select_first_filter(
-        [(place, _parse_json(line.encode(), place)) for place, line in lines]
+        [(location, _parse_json(line.encode(), location)) for location, line in lines]
     )
 
 
@@ -541,51 +459,49 @@ def _add_locations(samples: Sequence[Any], location: str) -> list[tuple[str, Any
 
 
 def _select_first_filter(located_samples: Sequence[tuple[str, Any]]) -> list[JsonObject]:
-    """The samples (each with its place) of the first filter, where a task has several; older files
-    do not name it, but repeat documents. Raises DataError for what is no sample, and for a document
-    with two answers.
+    """Return the samples of the first filter, where a task has several.
+
+    located_samples: (location, sample). Older files do not name the filter, but repeat documents.
+    Raises DataError for invalid samples, and for a document with two answers.
     """
-    for place, row in located_samples:
-        if not isinstance(row, dict):
-            raise DataError("a sample is an object", location=place, hint=DAMAGED_HINT)
-    for place, row in located_samples:
-        if row.get("doc_id") is None:
-            raise DataError("a sample has no `doc_id`", location=place, hint=DAMAGED_HINT)
-    found: dict[str, JsonObject] = {}
-    for place, row in located_samples:
-        if row.get("filter") == located_samples[0][1].get("filter"):
-            first = found.setdefault(str(row["doc_id"]), row)
-            if _answer_key(first) != _answer_key(row):
-                message = f"two samples of doc_id {row['doc_id']} have different answers"
-                raise DataError(
-                    message, location=place, hint="the file holds two runs: import each by itself"
-                )
-    return list(found.values())
+    for location, sample in located_samples:
+        if not isinstance(sample, dict):
+            raise DataError("a sample is an object", location=location, hint=DAMAGED_HINT)
+    for location, sample in located_samples:
+        if sample.get("doc_id") is None:
+            raise DataError("a sample has no `doc_id`", location=location, hint=DAMAGED_HINT)
+    samples: dict[str, JsonObject] = {}
+    for location, sample in located_samples:
+        if sample.get("filter") == located_samples[0][1].get("filter"):
+            first = samples.setdefault(str(sample["doc_id"]), sample)
+            if _answer_key(first) != _answer_key(sample):
+                message = f"two samples of doc_id {sample['doc_id']} have different answers"
+                hint = "the file holds two runs: import each by itself"
+                raise DataError(message, location=location, hint=hint)
+    return list(samples.values())
 
 
 def _answer_key(sample: JsonObject) -> str:
-    """What was asked and answered, for comparison. Filters change the filtered answers, and so the
-    acc: where a sample does not name its filter, only what the model said counts.
+    """Return question and answer of a sample, for comparison.
+
+    Filters change the filtered responses, and so the acc: where a sample does not name its filter,
+    only the model's responses are compared.
     """
-    answers = (
-        ["resps"]
-        if "resps" in sample and "filter" not in sample
-        else ["resps", "filtered_resps", "acc"]
-    )
-    return json.dumps(
-        [sample.get(name) for name in ("target", "arguments", *answers)], sort_keys=True
-    )
+    names = ["target", "arguments", "resps"]
+    if "resps" not in sample or "filter" in sample:
+        names += ["filtered_resps", "acc"]
+    return json.dumps([sample.get(name) for name in names], sort_keys=True)
 
 
 def _digest(samples: Sequence[JsonObject]) -> str:
-    """Of the questions: what was asked and what was right, as the harness hashed them."""
+    """Return the sha256 of the questions and right answers, as lm-eval hashed them."""
     names = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
-    older = ("doc", "target", "arguments")  # before lm-eval 0.4.3 there were no hashes
-    asked = [
-        [row.get(name) for name in (names if "doc_hash" in row else (*names, *older))]
-        for row in samples
+    older_names = (*names, "doc", "target", "arguments")  # lm-eval before 0.4.3 had no hashes
+    questions = [
+        [sample.get(name) for name in (names if "doc_hash" in sample else older_names)]
+        for sample in samples
     ]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 
 def _target_delimiter(results: JsonObject, task: str) -> str:
@@ -597,16 +513,13 @@ def _parse_json(data: bytes, location: str, is_jsonl: bool = False) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        hint = (
-            "these are samples; give the file of results beside them"
-            if is_jsonl
-            else "the file is damaged"
-        )
+        samples_hint = "these are samples; give the file of results beside them"
+        hint = samples_hint if is_jsonl else "the file is damaged"
         raise DataError(f"no JSON: {error}", location=location, hint=hint) from None
 
 
 def _load_json_or_none(file: Path) -> Any:
-    """The content of a file that may be anything."""
+    """Return the content of a file that may be no JSON, None then."""
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

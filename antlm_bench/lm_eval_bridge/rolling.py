@@ -1,4 +1,4 @@
-"""Whole documents, however long: their log-probability in windows, as the harness cuts them."""
+"""Log-probability of whole documents of any length, in lm-eval's rolling windows."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from antlm_bench.scoring.probes import causal
 from antlm_bench.scoring.text import Specials, build_specials, check_ids, check_specials
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints
 
-Window = tuple[int, list[int], int]  # the text, ids, and where the scored part begins
+Window = tuple[int, list[int], int]  # (index of the text, ids, start of the scored part)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentScores:
-    """Of n texts: log-probability (nats), how many tokens, and the facts of the texts (unk, flags)."""
+    """The scores of n texts."""
 
     scores: Floats
+    """(n,): log-probability in nats."""
     tokens: Ints
+    """(n,): number of tokens."""
     encodings: Encodings
+    """Flags of the texts; holds no batches."""
 
 
 def require_causal_method(
     method: str, location: str, hint: str = "--method causal, if the model attends that way"
 ) -> None:
-    """MethodNotSupported unless documents can be read so: a text has no pseudo-log-likelihood
-    beyond the model's length.
+    """Raise MethodNotSupported unless a method can score documents of any length.
+
+    A text longer than the model's maximum has no pseudo-log-likelihood.
     """
     if not get_method(method).is_left_to_right:
         raise MethodNotSupported(
@@ -43,7 +47,7 @@ def require_causal_method(
 def score_documents(
     checkpoint: Checkpoint, texts: Sequence[str], tick: Callable[[float], None] | None = None
 ) -> DocumentScores:
-    """Read every text whole, in windows that overlap by one token (the harness's own rule).
+    """Score every text in windows that overlap by one token (lm-eval's own rule).
 
     Every text begins after exactly one BOS or EOS; HFLM doubles it where the tokenizer adds one by
     itself.
@@ -57,39 +61,32 @@ def score_documents(
             "the tokenizer knows no BOS or EOS to begin a text with", location=checkpoint.name
         )
     check_specials(encoder.tokenizer, Specials(before), encoder.vocab_size)
-    rows: list[Window] = []
-    found = encoder.text_tokenizer.tokenize(texts)
-    tokens = np.array([len(ids) for ids in found.ids], np.int32)
-    check_ids(
-        encoder.tokenizer,
-        max((max(ids) for ids in found.ids if ids), default=0),
-        encoder.vocab_size,
-    )
-    for number, ids in enumerate(found.ids):
-        longest = checkpoint.max_length or len(ids) or 1
-        for window in get_rolling_token_windows(ids, before[-1], longest, 1):
+    tokenized = encoder.text_tokenizer.tokenize(texts)
+    largest_id = max((max(ids) for ids in tokenized.ids if ids), default=0)
+    check_ids(encoder.tokenizer, largest_id, encoder.vocab_size)
+    windows: list[Window] = []
+    for index, ids in enumerate(tokenized.ids):
+        max_length = checkpoint.max_length or len(ids) or 1
+        for window in get_rolling_token_windows(ids, before[-1], max_length, 1):
             context, scored = make_disjoint_window(window)
-            rows.append((number, [*context, *scored], len(context)))
-    probes = [causal(encoded) for encoded in _encode_windows(rows)]
-    flags = {
-        name: raised for name, raised in found.flags.items() if name not in ("unk", "spans-words")
-    }
-    facts = Encodings((), found.flags["unk"], np.zeros(len(texts), np.bool_), flags)
-    return DocumentScores(
-        checkpoint.score_probes(probes, len(texts), tick) if probes else np.zeros(len(texts)),
-        tokens,
-        facts,
-    )
+            windows.append((index, [*context, *scored], len(context)))
+    probes = [causal(batch) for batch in _encode_windows(windows)]
+    scores = np.zeros(len(texts))
+    if probes:
+        scores = checkpoint.score_probes(probes, len(texts), tick)
+    flags = {n: raised for n, raised in tokenized.flags.items() if n not in ("unk", "spans-words")}
+    none_too_long = np.zeros(len(texts), np.bool_)
+    encodings = Encodings((), tokenized.flags["unk"], none_too_long, flags)
+    return DocumentScores(scores, np.array(list(map(len, tokenized.ids)), np.int32), encodings)
 
 
 def _encode_windows(windows: Sequence[Window]) -> Iterator[EncodedBatch]:
-    """Rows of one length each."""
+    """Yield one batch per length."""
     by_length: dict[int, list[Window]] = {}
-    for row in windows:
-        by_length.setdefault(len(row[1]), []).append(row)
-    for length, mine in by_length.items():
-        ids: Ints = np.array([row for _, row, _ in mine], np.int32)
-        scored = np.arange(length) >= np.array([start for _, _, start in mine])[:, None]
-        yield EncodedBatch(
-            ids, scored, np.full_like(ids, -1), np.array([text for text, _, _ in mine], np.int32)
-        )
+    for window in windows:
+        by_length.setdefault(len(window[1]), []).append(window)
+    for length, same_length in by_length.items():
+        texts, rows, starts = zip(*same_length, strict=True)
+        ids: Ints = np.array(rows, np.int32)
+        scored = np.arange(length) >= np.array(starts)[:, None]
+        yield EncodedBatch(ids, scored, np.full_like(ids, -1), np.array(texts, np.int32))

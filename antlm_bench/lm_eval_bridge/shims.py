@@ -1,5 +1,4 @@
-"""Names that lm-eval's tasks import, lent where their libraries no longer have them: else such
-tasks cannot be built.
+"""Shims for symbols that lm-eval's tasks import and newer libraries removed.
 
 lm_eval 0.4.13's ReCoRD (super_glue/record/util.py), scrolls and a few others import SQuAD's exact
 match and F1 from `transformers.data.metrics.squad_metrics`, which transformers 5 removed; its
@@ -24,41 +23,37 @@ SQUAD_MODULE = f"{SQUAD_PACKAGE}.squad_metrics"
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space (Rajpurkar et al. 2016,
-    evaluate-v2.0).
+    """Return a text in lower case, without punctuation, articles and superfluous white space
+    (Rajpurkar et al. 2016, evaluate-v2.0).
     """
-    bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    letters = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def compute_exact(gold: str, predicted: str) -> int:
-    """1 if the two are one text once they are normalised, else 0."""
+    """Return 1 if two texts are equal once they are normalised, else 0."""
     return int(normalize_answer(gold) == normalize_answer(predicted))
 
 
 def compute_f1(gold: str, predicted: str) -> float:
-    """F1 of the words that two texts share, counted as often as both have them; of no words at all,
-    are both empty?
-    """
-    wanted, found = normalize_answer(gold).split(), normalize_answer(predicted).split()
-    if not wanted or not found:
-        return float(wanted == found)
-    shared = sum((Counter(wanted) & Counter(found)).values())
-    return 2 * shared / (len(wanted) + len(found))
+    """Return the F1 of two bags of words; where one is empty, whether both are."""
+    gold_words, words = normalize_answer(gold).split(), normalize_answer(predicted).split()
+    if not gold_words or not words:
+        return float(gold_words == words)
+    shared = sum((Counter(gold_words) & Counter(words)).values())
+    return 2 * shared / (len(gold_words) + len(words))
 
 
 class _ShimFinder(MetaPathFinder, Loader):
-    """The last finder that is asked: it knows two names."""
+    """Finds the two modules that transformers removed, after all other finders."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        return (
-            ModuleSpec(name, self, is_package=name == SQUAD_PACKAGE)
-            if name in (SQUAD_PACKAGE, SQUAD_MODULE)
-            else None
-        )
+        if name not in (SQUAD_PACKAGE, SQUAD_MODULE):
+            return None
+        return ModuleSpec(name, self, is_package=name == SQUAD_PACKAGE)
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == SQUAD_MODULE:
@@ -67,14 +62,14 @@ class _ShimFinder(MetaPathFinder, Loader):
 
 
 def load_metric(*names: Any, **settings: Any) -> Any:
-    """A metric by its name, as datasets 2 had it: `evaluate.load`, which took its place."""
+    """Load a metric by its name as datasets 2 did, through its successor `evaluate.load`."""
     import evaluate
 
     return evaluate.load(*names, **settings)
 
 
 def install_shims() -> None:
-    """Make the imports work in this process; called twice it does nothing more."""
+    """Make the imports work in this process. A second call does nothing."""
     import datasets
 
     if not any(isinstance(finder, _ShimFinder) for finder in sys.meta_path):

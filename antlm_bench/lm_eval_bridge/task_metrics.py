@@ -1,9 +1,8 @@
-"""Answers that a suite judges by code of its own: numbers per document, whose mean is the task's
-number.
+"""Metrics that a task's own code computes: values per document, whose mean is the task's number.
 
-Nothing here knows lm-eval; what a task's code and its aggregations mean is found by trying them.
-Where an aggregation is no mean, what was said is kept as it is, and becomes numbers when all
-documents are answered (lm_eval_bridge.jackknife).
+Nothing here imports lm-eval. Whether an aggregation is a mean is found by trying it. Where it is
+none, the values of documents are kept as they are (raw values), and become numbers when all
+documents have been scored (lm_eval_bridge.jackknife).
 """
 
 from __future__ import annotations
@@ -25,122 +24,115 @@ from antlm_bench.errors import DataError
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation, jackknife_contributions, to_json
 from antlm_bench.types import Option, Prediction
 
-MISSING_VALUE = float("nan")  # what is said of a document that is left out
-MetricExtractor = Callable[
-    [Mapping[str, Any]], float
-]  # what was said of a document -> one number of it
+MISSING_VALUE = float("nan")  # the value of a document that is left out
+MetricExtractor = Callable[[Mapping[str, Any]], float]  # results of a document -> one metric
 ValueParser = Callable[[Any], float]
 
 
 class DocumentMetrics(NamedTuple):
-    """Of one document: its numbers, and as JSON what becomes a number with all other documents (""
-    = nothing).
-    """
+    """The metrics of one document."""
 
     values: tuple[float, ...]
     raw_values: tuple[str, ...]
+    """As JSON, what becomes a number with all other documents; "" = nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentScorer:
-    """One document and its judge. asides: texts that are asked beside the item's options, after
-    them. task: whose it is. kept: names of what is said as it is, and has no number yet.
-
-    process: (document, answers) -> what is said by name, as lm-eval's `process_results`. An answer
-    is the log-probability of an option, and whether it was the model's first choice; of a whole
-    document the former alone.
-    """
+    """One document, and the code that scores its responses."""
 
     document: Any
     process_results: Callable[[Any, list[Any]], Mapping[str, Any]]
+    """lm-eval's function of that name: (document, responses) -> results by name. A response is the
+    log-probability of an option and whether it is greedy; of a whole document the former only.
+    """
     extractors: Mapping[str, MetricExtractor]
     location: str
+    """The document, as error messages name it."""
     extra_requests: tuple[Option, ...] = ()
+    """Texts that are scored after the item's options."""
     task: str = ""
     raw_value_names: tuple[str, ...] = ()
+    """Names of results that have no number yet."""
 
-    def score(self, answers: Sequence[Any]) -> DocumentMetrics:
-        """What is said, by the order of `readings` and `kept`. DataError where the code fails, or
-        says what is no number.
+    def score(self, responses: Sequence[Any]) -> DocumentMetrics:
+        """Return the metrics in the order of `extractors` and `raw_value_names`.
+
+        Raises DataError where the task's code fails, or returns no number.
         """
         try:
             with np.errstate(all="ignore"), redirect_stdout(io.StringIO()):
-                said = self.process_results(self.document, list(answers))
-                numbers = tuple(float(reading(said)) for reading in self.extractors.values())
-                return DocumentMetrics(
-                    numbers,
-                    tuple(
-                        to_json(said[name]) if name in said else "" for name in self.raw_value_names
-                    ),
+                results = self.process_results(self.document, list(responses))
+                values = (float(extract(results)) for extract in self.extractors.values())
+                raw_values = (
+                    to_json(results[name]) if name in results else ""
+                    for name in self.raw_value_names
                 )
+                return DocumentMetrics(tuple(values), tuple(raw_values))
         except Exception as error:  # the task's own code may raise anything
-            message = (
-                f"the task's own code cannot judge the answer: {type(error).__name__}: {error}"
-            )
+            reason = f"{type(error).__name__}: {error}"
             raise DataError(
-                message, location=self.location, hint="does `lm_eval run --tasks` take it?"
+                f"the task's own code cannot judge the answer: {reason}",
+                location=self.location,
+                hint="does `lm_eval run --tasks` take it?",
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
-    """The cases of a suite by the ids of its items, and what their numbers are called. about: whose
-    code judges.
-
-    wholes: task -> name -> aggregation of those numbers that are no means; the same names, in
-    order, for all tasks.
-    """
+    """The metrics of a suite, and the scorers of its documents."""
 
     metric_names: tuple[str, ...]
     scorers: Mapping[str, DocumentScorer]
+    """Item id -> its scorer."""
     code_digest: str
+    """sha256 of lm-eval's version and of the task's own code."""
     corpus_metrics: Mapping[str, Mapping[str, Aggregation]] = field(default_factory=dict)
+    """Task -> name -> aggregation, for metrics that are no means; the names are the same, in the
+    same order, for all tasks.
+    """
 
     def key_parts(self) -> list[str]:
-        """What a cell's key must know of it."""
+        """Return what enters a cell's content key."""
         return [self.code_digest, *self.metric_names]
 
     def missing_metrics(self) -> DocumentMetrics:
-        """What is said of a document that does not fit the model."""
-        return DocumentMetrics(
-            (MISSING_VALUE,) * len(self.metric_names),
-            ("",) * len(next(iter(self.corpus_metrics.values()), ())),
-        )
+        """Return the metrics of a document that does not fit the model."""
+        num_raw_values = len(next(iter(self.corpus_metrics.values()), ()))
+        return DocumentMetrics((MISSING_VALUE,) * len(self.metric_names), ("",) * num_raw_values)
 
     def with_corpus_metrics(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """All predictions of a suite, with what each contributes to the numbers that are no means
-        (of its own task).
+        """Return all predictions of a suite with their contributions to its task's corpus metrics.
 
-        Those of another engine, which were not judged, are as they were. DataError where an
-        aggregation fails.
+        Predictions of another engine, which have no metrics, stay as they are. Raises DataError
+        where an aggregation fails.
         """
-        judged = np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
+        values = np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
         for task, aggregations in self.corpus_metrics.items():
-            mine = [
+            of_task = [
                 n for n, p in enumerate(predictions) if p.kept and self.scorers[p.id].task == task
             ]
-            for at, (name, aggregate) in enumerate(aggregations.items()):
-                told = [n for n in mine if predictions[n].kept[at]]
-                if told:
-                    said = [predictions[n].kept[at] for n in told]
-                    judged[told, self.metric_names.index(name)] = jackknife_contributions(
-                        aggregate, said, f"{task}: {name}"
+            for column, (name, aggregate) in enumerate(aggregations.items()):
+                rows = [n for n in of_task if predictions[n].kept[column]]
+                if rows:
+                    raw_values = [predictions[n].kept[column] for n in rows]
+                    values[rows, self.metric_names.index(name)] = jackknife_contributions(
+                        aggregate, raw_values, f"{task}: {name}"
                     )
-        return [
-            replace(p, judged=tuple(row))
-            for p, row in zip(predictions, judged.tolist(), strict=True)
-        ]
+        pairs = zip(predictions, values.tolist(), strict=True)
+        return [replace(prediction, judged=tuple(row)) for prediction, row in pairs]
 
 
 def missing(results: Mapping[str, Any]) -> float:
-    """The reading of what becomes a number only when all documents are answered."""
+    """Return NaN: the extractor of a metric that needs all documents."""
     del results
     return MISSING_VALUE
 
 
 def to_number(value: Any) -> float:
-    """A number as it is, perhaps NaN; bbq's marks are arrays without dimensions. TypeError for what
-    is none.
+    """Return a number, perhaps NaN. Raises TypeError for anything else.
+
+    bbq's marks are arrays without dimensions.
     """
     value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
     if not isinstance(value, Real | np.bool_) or math.isinf(value):
@@ -149,66 +141,62 @@ def to_number(value: Any) -> float:
 
 
 def number_if_marked(value: Any) -> float:
-    """(number, mark): the number of a document whose mark is set, else nothing."""
-    of, mark = value
+    """Return the number of (number, mark) where the mark is set, else NaN."""
+    number, mark = value
     if to_number(mark) not in (0, 1):
         raise TypeError(f"{value!r} has no mark")
-    return to_number(of) if mark else MISSING_VALUE
+    return to_number(number) if mark else MISSING_VALUE
 
 
 def number_if_unmarked(value: Any) -> float:
-    """(number, mark): the number of a document whose mark is not set, else nothing."""
-    of, mark = value
-    return number_if_marked((of, not to_number(mark)))
+    """Return the number of (number, mark) where the mark is not set, else NaN."""
+    number, mark = value
+    return number_if_marked((number, not to_number(mark)))
 
 
-# Values that an aggregation may take, what it makes of them if it is a mean, and how such values
-# are read then.
+# (values that an aggregation may take, its result if it is a mean, how such values are read then)
 MEAN_TRIALS: tuple[tuple[list[Any], float, ValueParser], ...] = (
     ([1.0, 0.0, 0.0, 0.5], 0.375, to_number),
     ([(1, 1), (0, 1), (1, 1), (0, 0)], 2 / 3, number_if_marked),
     ([(1, 0), (0, 0), (1, 0), (0, 1)], 2 / 3, number_if_unmarked),
 )
-LM_EVAL_METRICS_MODULE = "lm_eval.api.metrics"  # where lm-eval's own aggregations stand
-MEAN_AGGREGATIONS = (
-    "mean",
-    "nanmean",
-)  # those of them that are means: the others need no trial, and some a second to import
+LM_EVAL_METRICS_MODULE = "lm_eval.api.metrics"  # lm-eval's own aggregations
+# Those of them that are means. The others need no trial, and some take a second to import.
+MEAN_AGGREGATIONS = ("mean", "nanmean")
 
 
 def find_mean_metrics(
     aggregations: Mapping[str, Callable[[list[Any]], Any]],
 ) -> dict[str, MetricExtractor]:
-    """How a document's number is read, for every name whose aggregation is a mean over documents
-    (or marked ones).
-    """
-    found = {name: _infer_value_parser(aggregation) for name, aggregation in aggregations.items()}
-    return {name: partial(_extract_number, name, value) for name, value in found.items() if value}
+    """Return the extractors of all metrics that are means over documents (or marked ones)."""
+    parsers = {name: _infer_value_parser(aggregation) for name, aggregation in aggregations.items()}
+    return {name: partial(_extract_number, name, parse) for name, parse in parsers.items() if parse}
 
 
 def _infer_value_parser(aggregation: Callable[[list[Any]], Any]) -> ValueParser | None:
     if getattr(aggregation, "__module__", "") == LM_EVAL_METRICS_MODULE:
         return to_number if aggregation.__name__ in MEAN_AGGREGATIONS else None
-    for values, mean, value in MEAN_TRIALS:
+    for values, mean, parser in MEAN_TRIALS:
         with suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if math.isclose(float(aggregation(list(values))), mean):
-                return value
+                return parser
     return None
 
 
 def _extract_number(name: str, parser: ValueParser, results: Mapping[str, Any]) -> float:
-    """lm-eval leaves out documents of which a number is not said at all."""
+    """Return a result's number; NaN where it is absent, for lm-eval leaves such documents out."""
     return parser(results[name]) if name in results else MISSING_VALUE
 
 
 def make_length_extractor(*names: str) -> MetricExtractor:
-    """How many bytes or words a document has: what its log-probability is divided by in one of
-    these perplexities.
-    """
-    return lambda said: next(
-        (to_number(said[name][1]) for name in names if name in said), MISSING_VALUE
-    )
+    """Return the extractor of a document's bytes or words: the divisor in these perplexities."""
+
+    def extract_length(results: Mapping[str, Any]) -> float:
+        lengths = (to_number(results[name][1]) for name in names if name in results)
+        return next(lengths, MISSING_VALUE)
+
+    return extract_length
 
 
 LENGTH_EXTRACTORS: dict[str, MetricExtractor] = {
@@ -218,7 +206,7 @@ LENGTH_EXTRACTORS: dict[str, MetricExtractor] = {
 
 
 def read_source_code(function: Any) -> str:
-    """The file that a judge stands in, as text: another file may judge otherwise."""
+    """Return the source of the file that defines a function; "" where there is none."""
     with suppress(OSError, TypeError):
         return inspect.getsource(inspect.getmodule(inspect.unwrap(function)) or function)
     return ""

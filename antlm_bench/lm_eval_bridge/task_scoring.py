@@ -1,6 +1,4 @@
-"""Items of a suite with a judge: asked like any others, and what the judge says of the answers kept
-beside them.
-"""
+"""Score items of lm-eval's tasks, and keep the task's own metrics beside the scores."""
 
 from __future__ import annotations
 
@@ -24,41 +22,36 @@ def predict_choices(
     task_metrics: TaskMetrics,
     reduction: str,
 ) -> list[list[Prediction]]:
-    """As choice.predict, with the judge's numbers; nan where a text that it needs does not fit the
-    model.
+    """Predict as multiple_choice.predict does, and add the task's metrics.
+
+    They are NaN where a text that they need does not fit the model.
     """
-    reader = GreedyTracker(checkpoint)
-    asides = {item.id: task_metrics.scorers[item.id].extra_requests for item in items}
-    whole = [
-        *items,
-        *(
-            Item(f"{name}, without its context", texts, 0)
-            for name, texts in asides.items()
-            if texts
-        ),
+    tracker = GreedyTracker(checkpoint)
+    extra_requests = {item.id: task_metrics.scorers[item.id].extra_requests for item in items}
+    extra_items = [
+        Item(f"{item_id}, without its context", texts, 0)
+        for item_id, texts in extra_requests.items()
+        if texts
     ]
-    found = multiple_choice.predict(reader, whole, methods, tick, reduction)
-    firsts = iter(
-        (reader.num_non_greedy == 0).tolist()
-    )  # of the texts in the order of their scores
-    made = []
-    for predictions in found:
-        answers = [[(score, next(firsts)) for score in p.scores] for p in predictions]
-        fits = ["too-long" not in p.flags for p in predictions]
-        further = iter(range(len(items), len(predictions)))
-        judged = []
-        for number, prediction in enumerate(predictions[: len(items)]):
-            more = [next(further)] if asides[prediction.id] else []
-            asked = [answer for place in (number, *more) for answer in answers[place]]
-            known = all(fits[place] for place in (number, *more))
-            said = (
-                task_metrics.scorers[prediction.id].score(asked)
-                if known
-                else task_metrics.missing_metrics()
-            )
-            judged.append(replace(prediction, judged=said.values, kept=said.raw_values))
-        made.append(judged)
-    return made
+    all_items = [*items, *extra_items]
+    by_method = multiple_choice.predict(tracker, all_items, methods, tick, reduction)
+    # Per text, in the order of the scores.
+    is_greedy = iter((tracker.num_non_greedy == 0).tolist())
+    results = []
+    for predictions in by_method:
+        responses = [[(score, next(is_greedy)) for score in p.scores] for p in predictions]
+        extra_indices = iter(range(len(items), len(predictions)))
+        with_metrics = []
+        for index, prediction in enumerate(predictions[: len(items)]):
+            indices = [index, *([next(extra_indices)] if extra_requests[prediction.id] else [])]
+            if any("too-long" in predictions[i].flags for i in indices):
+                metrics = task_metrics.missing_metrics()
+            else:
+                scorer = task_metrics.scorers[prediction.id]
+                metrics = scorer.score([response for i in indices for response in responses[i]])
+            with_metrics.append(replace(prediction, judged=metrics.values, kept=metrics.raw_values))
+        results.append(with_metrics)
+    return results
 
 
 def predict_documents(
@@ -66,27 +59,27 @@ def predict_documents(
     items: Sequence[Item],
     methods: Sequence[Method],
     tick: ProgressCallback | None,
-    judge: TaskMetrics,
+    task_metrics: TaskMetrics,
 ) -> list[list[Prediction]]:
-    """Documents read whole, by the one method that can (see rolling.refuse); the judge says how
-    long they are.
+    """Score whole documents; the task's metrics are their lengths in bytes and words.
+
+    methods: the causal one only, see rolling.require_causal_method.
     """
     texts = [item.options[0].text for item in items]
-    found = score_documents(checkpoint, texts, tick)
-    return [
-        [
-            Prediction(
-                id=item.id,
-                gold=item.gold,
-                pred=0,
-                scores=(float(found.scores[n]),),
-                tokens=(int(found.tokens[n]),),
-                characters=(len(texts[n]),),
-                labels=item.labels,
-                flags=found.encodings.collect_flags([n]),
-                judged=judge.scorers[item.id].score([float(found.scores[n])]).values,
-            )
-            for n, item in enumerate(items)
-        ]
-        for _ in methods
-    ]
+    documents = score_documents(checkpoint, texts, tick)
+    predictions = []
+    for n, item in enumerate(items):
+        score = float(documents.scores[n])
+        prediction = Prediction(
+            id=item.id,
+            gold=item.gold,
+            pred=0,
+            scores=(score,),
+            tokens=(int(documents.tokens[n]),),
+            characters=(len(texts[n]),),
+            labels=item.labels,
+            flags=documents.encodings.collect_flags([n]),
+            judged=task_metrics.scorers[item.id].score([score]).values,
+        )
+        predictions.append(prediction)
+    return [predictions for _ in methods]

@@ -1,4 +1,4 @@
-"""Predictions as columns: what every metric computes on, checked once."""
+"""Predictions of a suite as a table of arrays: what every metric is computed from."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from antlm_bench.types import Bools, Floats, Ints, Prediction
 
 @dataclass(frozen=True, slots=True)
 class PredictionTable:
-    """Predictions of one suite as columns. n items, at most k options; cells beyond an item's
-    options are not `valid`.
-
-    gold (n,). scores, tokens, characters, valid (n, k). flags: name -> (n,) True where raised,
-    "tie" included. levels: label level -> (codes (n,), -1 = the item has no such label; names in
-    order of appearance). judged (n, m): what the suite's judge says, nan = nothing; m is 0 where
-    there is no judge.
-    """
+    """Predictions of one suite: n items with at most k options."""
 
     ids: tuple[str, ...]
     gold: Floats
+    """(n,): the index of the right option, or a rating."""
     scores: Floats
+    """(n, k): summed log-probability of each option, in nats."""
     tokens: Floats
+    """(n, k): tokens that the score sums over."""
     characters: Floats
+    """(n, k): characters that the score sums over."""
     valid: Bools
+    """(n, k): False beyond an item's options."""
     flags: Mapping[str, Bools]
+    """Name -> (n,) True where raised; "tie" is one of them."""
     levels: Mapping[str, tuple[Ints, tuple[str, ...]]]
+    """Label level -> codes (n,), -1 = no such label, and names in order of appearance."""
     judged: Floats
+    """(n, m): numbers that the task's own code makes of an item, nan = none. m = 0: there is no
+    such code."""
 
     def reduced_scores(self, reduction: str) -> Floats:
-        """Scores (n, k) as summed, or divided by the tokens or characters that they sum over."""
+        """Return scores (n, k) as summed, or divided by the tokens or characters that they sum
+        over."""
         lengths = {"per-token": self.tokens, "per-character": self.characters}.get(reduction)
         return self.scores if lengths is None else self.scores / np.maximum(lengths, 1)
 
     def best_options(self, reduction: str) -> Bools:
-        """(n, k) True at the options that share the best score. Two options of one text tie by
-        definition.
-        """
+        """Return (n, k), True at the options that share the best score. Two options with the same
+        text tie by definition."""
         scores = self.reduced_scores(reduction)
         best = (
             scores == scores.max(axis=1, where=self.valid, initial=-np.inf, keepdims=True)
@@ -70,9 +72,9 @@ class PredictionTable:
 def build_table(
     predictions: Sequence[Prediction], levels: set[str], reduction: str = "sum"
 ) -> PredictionTable:
-    """Predictions as a Table; `reduction` says which scores can tie.
+    """Return predictions as a table. levels: the labels to encode. reduction: which scores tie.
 
-    Raises DataError when there are no predictions, CheckpointError where a score is NaN or +inf.
+    Raises DataError when there are no predictions, CheckpointError where a score is nan or +inf.
     """
     if not predictions:
         raise DataError("no predictions to summarise", hint="the suite has no items")
@@ -99,39 +101,38 @@ def build_table(
         raise CheckpointError(
             f"the model gives no finite score to {int(broken.sum())} of {len(predictions)} items",
             location=f"item {table.ids[first]}",
-            hint="NaN weights or an overflow; try --dtype float32, and look at the checkpoint's training loss",
+            hint="NaN weights or an overflow; try --dtype float32, and look at the checkpoint's "
+            "training loss",
         )
     tie = (table.best_options(reduction).sum(axis=1) > 1) & ~table.get_flag("too-long")
     return replace(table, flags={"tie": tie, **flags})
 
 
 def gold_indices(table: PredictionTable) -> Ints:
-    """Index (n,) of the right option. DataError where a gold is none; 0 for items that were not
-    scored.
+    """Return the index (n,) of the right option, 0 for items that were not scored.
+
+    Raises DataError where a gold is not the index of an option.
     """
-    given = np.where(
-        table.get_flag("too-long"), 0, table.gold
-    )  # not scored: may have no options at all
+    unscored = table.get_flag("too-long")  # such an item may have no options at all
+    given = np.where(unscored, 0, table.gold)
     gold = given.astype(np.int32)
-    wrong = (
-        (gold != given)
-        | (gold < 0)
-        | ((gold >= table.valid.sum(axis=1)) & ~table.get_flag("too-long"))
-    )
+    beyond = (gold >= table.valid.sum(axis=1)) & ~unscored
+    wrong = (gold != given) | (gold < 0) | beyond
     if wrong.any():
-        at = int(np.flatnonzero(wrong)[0])
-        hint = "accuracy needs the index of the right option; ratings go with metric = spearman"
+        row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"gold {table.gold[at]:g} is no option", location=f"item {table.ids[at]}", hint=hint
+            f"gold {table.gold[row]:g} is no option",
+            location=f"item {table.ids[row]}",
+            hint="accuracy needs the index of the right option; ratings go with metric = spearman",
         )
     return gold
 
 
 def choice_shares(table: PredictionTable, ties: str, reduction: str) -> Floats:
-    """The answer (n, k) to each item: 1 at the option chosen, or shares of those that tie, by one
-    of summary.TIES.
+    """Return the answer (n, k) to each item: 1 at the chosen option, or shares of those that tie.
 
-    Zeros where nothing is chosen: a tie under `strict`, an item that was not scored.
+    ties: one of TIE_RULES. Zeros where nothing is chosen: a tie under `strict`, an item that was
+    not scored.
     """
     best = table.best_options(reduction)
     shared = best.sum(axis=1)
@@ -142,9 +143,8 @@ def choice_shares(table: PredictionTable, ties: str, reduction: str) -> Floats:
     else:
         shares = np.eye(best.shape[1])[best.argmax(axis=1)]
         for i in np.flatnonzero(shared > 1) if ties == "random" else ():
-            shares[i] = np.arange(best.shape[1]) == _draw_option(
-                table.ids[i], np.flatnonzero(best[i])
-            )
+            drawn = _draw_option(table.ids[i], np.flatnonzero(best[i]))
+            shares[i] = np.arange(best.shape[1]) == drawn
     return np.asarray(np.where(table.get_flag("too-long")[:, None], 0.0, shares))
 
 
@@ -157,18 +157,17 @@ def gold_credits(table: PredictionTable, ties: str, reduction: str) -> Floats:
 def assign_strata(
     table: PredictionTable, macro: Sequence[str]
 ) -> tuple[Ints, list[tuple[str, ...]]]:
-    """Stratum of each item (n,), and each stratum's label path. DataError where an item lacks a
-    label of `macro`.
+    """Return the stratum of each item (n,), and each stratum's labels.
+
+    macro: the levels whose labels make a stratum. Raises DataError where an item lacks one.
     """
     for level in macro:
-        absent = np.flatnonzero(table.levels[level][0] < 0)
-        if len(absent):
-            place, hint = (
-                f"item {table.ids[int(absent[0])]}",
-                "see `macro` and `groups` in the suite's TOML",
-            )
+        missing = np.flatnonzero(table.levels[level][0] < 0)
+        if len(missing):
             raise DataError(
-                f"no label {level!r}, which the headline averages over", location=place, hint=hint
+                f"no label {level!r}, which the headline averages over",
+                location=f"item {table.ids[int(missing[0])]}",
+                hint="see `macro` and `groups` in the suite's TOML",
             )
     if not macro:
         return np.zeros(len(table.ids), np.int32), [()]
@@ -184,7 +183,7 @@ def assign_strata(
 def parent_names(
     table: PredictionTable, parent_level: str | None, codes: Ints, num_groups: int
 ) -> list[str]:
-    """For each group, the one value that all its items have one level up, or ""."""
+    """Return for each group the one label that all its items have one level up, or ""."""
     if parent_level is None:
         return [""] * num_groups
     outer, names = table.levels[parent_level]
@@ -199,11 +198,8 @@ def _pad_options(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats
     sizes = np.array([len(p.scores) for p in predictions])
     valid = np.arange(max(int(sizes.max()), 1)) < sizes[:, None]
     padded = []
-    for rows in (
-        [p.scores for p in predictions],
-        [p.tokens for p in predictions],
-        [p.characters for p in predictions],
-    ):
+    for name in ("scores", "tokens", "characters"):
+        rows = [getattr(p, name) for p in predictions]
         column = np.zeros(valid.shape)
         flat = [number for row in rows for number in row]
         if len(flat) != valid.sum():
@@ -219,10 +215,11 @@ def _pad_options(predictions: Sequence[Prediction]) -> tuple[Bools, tuple[Floats
 
 
 def _stack_judged(predictions: Sequence[Prediction]) -> Floats:
-    for one in predictions:
-        if len(one.judged) != len(predictions[0].judged):
+    for prediction in predictions:
+        if len(prediction.judged) != len(predictions[0].judged):
             raise DataError(
-                "the judge says more of one item than of another", location=f"item {one.id}"
+                "the judge says more of one item than of another",
+                location=f"item {prediction.id}",
             )
     return np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
 
@@ -234,9 +231,6 @@ def _encode_labels(labels: Sequence[str | None]) -> tuple[Ints, tuple[str, ...]]
 
 
 def _draw_option(item_id: str, options: NDArray[np.integer]) -> int:
-    """One of `among`, the same for the same id whatever the order, platform or number of items."""
-    return int(
-        options[
-            int.from_bytes(hashlib.blake2b(item_id.encode()).digest()[:8], "big") % len(options)
-        ]
-    )
+    """Return one of these options, the same for the same id in any order and on any platform."""
+    number = int.from_bytes(hashlib.blake2b(item_id.encode()).digest()[:8], "big")
+    return int(options[number % len(options)])

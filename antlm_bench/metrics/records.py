@@ -32,6 +32,8 @@ TIE_RULES: dict[str, str] = {
     "random": "one of the best is drawn, as in BabyLM 2026, but seeded by the item's id",
 }
 REDUCTIONS = ("sum", "per-token", "per-character")
+WORD_LABEL = "word"
+"""The label of an item's word, where words are the sample."""
 CLASS_REDUCTION = "class"
 """The reduction of classified texts: their scores are log-probabilities of classes already."""
 
@@ -100,7 +102,7 @@ class MetricSpec:
     difference_unit: str = ""
     """What stands behind a difference: "points"."""
     difference_title: str = ""
-    """Title of the axis of differences. "" = "difference in" the unit or, without one, the heading."""
+    """Title of the axis of differences. "" = "difference in" the unit, else the heading."""
     change_labels: tuple[str, ...] = ("items better", "worse")
     """What became of items that moved: better, worse. () = a single item has no value."""
     too_long_outcome: str = "left out"
@@ -134,7 +136,7 @@ class MetricSpec:
     """Levels that the headline always averages over, whatever the suite declares."""
 
     # ---- how two runs are compared
-    comparison: Target | None = "antlm_bench.compare.paired:compare_item_values"
+    comparison: Target | None = "antlm_bench.comparison.paired:compare_item_values"
     """JoinedTables -> PairedResult. None = single items contribute nothing that can be paired."""
     needs_suite_data: bool = False
     """The predictions are one half: numbers and comparisons need the suite's own data, too."""
@@ -187,7 +189,7 @@ CLASSIFICATION: dict[str, Any] = PERCENT | {
     "trivial_baseline": "majority",
     "averages_groups": False,
     "aggregation": None,
-    "comparison": "antlm_bench.compare.paired:compare_accuracy",
+    "comparison": "antlm_bench.comparison.paired:compare_accuracy",
     "export_rows": "antlm_bench.exports.items_csv:choice_rows",
     "lm_eval": LmEvalFormat(),
 }
@@ -202,7 +204,7 @@ ACCURACY = MetricSpec(
     tie_rule_matters=True,
     aggregation="antlm_bench.metrics.accuracy:Accuracy",
     confusion="antlm_bench.metrics.classification:ACCURACY",
-    comparison="antlm_bench.compare.paired:compare_accuracy",
+    comparison="antlm_bench.comparison.paired:compare_accuracy",
     export_rows="antlm_bench.exports.items_csv:choice_rows",
     lm_eval=LmEvalFormat("acc", is_item_mean=True, equivalents=("acc", "acc_norm")),
     **PERCENT,
@@ -213,7 +215,7 @@ SPEARMAN = MetricSpec(
     item_kind=ItemKind.RATING,
     heading="Spearman's rho",
     aggregation="antlm_bench.metrics.spearman:Spearman",
-    comparison="antlm_bench.compare.paired:compare_correlations",
+    comparison="antlm_bench.comparison.paired:compare_correlations",
     export_rows="antlm_bench.exports.items_csv:rating_rows",
     lm_eval=LmEvalFormat(),
     **CORRELATION,
@@ -248,7 +250,7 @@ DELTA_R2 = MetricSpec(
     heading="100 ΔR²",
     percent_name="ΔR²",
     aggregation=None,
-    comparison="antlm_bench.compare.paired_reading_times:compare_reading_times",
+    comparison="antlm_bench.comparison.paired_reading_times:compare_reading_times",
     needs_suite_data=True,
     export_rows="antlm_bench.exports.items_csv:logprob_rows",
     lm_eval=None,
@@ -265,8 +267,8 @@ SURPRISAL = MetricSpec(
     change_labels=("words better", "worse"),
     lower_is_better=True,
     aggregation="antlm_bench.metrics.surprisal:MeanSurprisal",
-    fixed_macro=("word",),
-    comparison="antlm_bench.compare.paired:compare_surprisal",
+    fixed_macro=(WORD_LABEL,),
+    comparison="antlm_bench.comparison.paired:compare_surprisal",
     export_rows="antlm_bench.exports.items_csv:choice_rows",
     lm_eval=LmEvalFormat(equivalents=("perplexity",)),
 )

@@ -16,11 +16,9 @@ import numpy as np
 from antlm_bench import statistics
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata
+from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import Headline, Metric, rounded_estimate
 from antlm_bench.types import Bools, Estimate, Floats, Prediction
-
-WORD_LABEL = "word"
-"""The label of an item's word."""
 
 
 class MeanSurprisal(Metric):

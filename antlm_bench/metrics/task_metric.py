@@ -17,8 +17,8 @@ from antlm_bench import statistics
 from antlm_bench.errors import DataError
 from antlm_bench.metrics.item_mean import weighted_mean
 from antlm_bench.metrics.prediction_table import PredictionTable, assign_strata, build_table
+from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.metrics.summary import MetricSettings
-from antlm_bench.metrics.surprisal import WORD_LABEL
 from antlm_bench.types import Floats, Prediction, Summary
 
 

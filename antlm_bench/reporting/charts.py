@@ -185,7 +185,8 @@ def concatenate(charts: Sequence[alt.Chart], columns: int) -> alt.Chart:
 # 2,000,000 -> 2M, on an axis.
 SHORT_NUMBER_EXPR = (
     "datum.value >= 1e9 ? format(datum.value / 1e9, '~g') + 'B' : datum.value >= 1e6 ? "
-    "format(datum.value / 1e6, '~g') + 'M' : datum.value >= 1e3 ? format(datum.value / 1e3, '~g') + 'k' : datum.label"
+    "format(datum.value / 1e6, '~g') + 'M' : datum.value >= 1e3 ? format(datum.value / 1e3, '~g') "
+    "+ 'k' : datum.label"
 )
 
 

@@ -5,11 +5,18 @@ has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vl_convert
 
+from antlm_bench import runs
 from antlm_bench.reporting import charts, palette
+from antlm_bench.reporting.figures import learning_curve_figures
 from antlm_bench.reporting.report_data import Figure
+
+if TYPE_CHECKING:
+    from antlm_bench.results.checkpoint_series import LearningCurve
 
 WIDTH, SMALL_WIDTH, SMALL_FIGURES_PER_ROW, DPI = (
     640,
@@ -34,3 +41,9 @@ def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
     if image_format == "svg":
         return str(vl_convert.vegalite_to_svg(specification)).encode()
     return bytes(vl_convert.vegalite_to_png(specification, ppi=DPI))
+
+
+def write_curves(curves: Sequence[LearningCurve], path: Path, image_format: str) -> None:
+    """Write learning curves as one figure ("svg" or "png"), a panel per suite. Raises RunError."""
+    figures = list(learning_curve_figures(curves))
+    runs.write_atomically(path, render_figures(figures, image_format))

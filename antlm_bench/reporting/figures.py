@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from antlm_bench.metrics import get_metric_spec
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting import charts, results_table
 from antlm_bench.reporting.report_data import (
     Figure,
@@ -24,8 +25,8 @@ from antlm_bench.reporting.report_data import (
 from antlm_bench.types import Estimate
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.curve import LearningCurve
-    from antlm_bench.compare.results import Comparison, Difference
+    from antlm_bench.comparison.results import Comparison, Difference
+    from antlm_bench.results.checkpoint_series import LearningCurve
     from antlm_bench.results.training_log import TrainingLog
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -63,8 +64,9 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
         yield Figure(
             section="phenomena",
             name=f"phenomena.{block.suite}",
-            title=results_table.make_printable(block.suite),
-            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest stands last.",
+            title=make_printable(block.suite),
+            caption=f"{_axis_title(block.metric)}, with 95% intervals over its items; the hardest "
+            "stands last.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.dot_plot, rows, names, title=_axis_title(block.metric)),
@@ -88,8 +90,9 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
         yield Figure(
             section="paradigms",
             name=f"paradigms.{block.suite}",
-            title=results_table.make_printable(block.suite),
-            caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is over all its items.",
+            title=make_printable(block.suite),
+            caption="% right per paradigm: blue above 50, orange below. A phenomenon's line is "
+            "over all its items.",
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.heatmap, rows, [names[index] for index in present]),
@@ -112,8 +115,9 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
             yield Figure(
                 section="differences",
                 name=f"differences.{suite}",
-                title=results_table.make_printable(suite),
-                caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: p below 5% after "
+                title=make_printable(suite),
+                caption=f"Difference from {reference}, paired by item, with 95% intervals. Filled: "
+                "p below 5% after "
                 "correction for the number of rows; an outline may be chance.",
                 series=names,
                 present_series=_present_series(rows),
@@ -155,7 +159,7 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
         yield Figure(
             section="curves",
             name=f"curve.{suite}",
-            title=results_table.make_printable(suite),
+            title=make_printable(suite),
             caption=_axis_title(metric),
             series=names,
             present_series=_present_series(rows),
@@ -185,7 +189,8 @@ def _training_figure(training: TrainingLog) -> Figure:
         section="training",
         name=f"training.{training.name}",
         title=training.name,
-        caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A dashed rule is a "
+        caption=f"Each point is the mean of neighbouring steps ({training.steps:,} were logged). A "
+        "dashed rule is a "
         "switch of objectives; losses of different objectives cannot be compared with one another.",
         series=names,
         present_series=_present_series(rows),
@@ -205,21 +210,23 @@ def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterat
             rows.append(
                 number
                 | {
-                    "row": results_table.make_printable(task),
+                    "row": make_printable(task),
                     "series": seed.series,
                     "hollow": bool(fallen),
                     "faint": not fallen,
                 }
                 | {"text": f"{number['value']:.1f}{'×' if fallen else ''}"}
                 | {
-                    "says": f"{task}, {seed.series}, seed {seed.seed}: {number['value']:.1f}{fallen}"
+                    "says": f"{task}, {seed.series}, seed {seed.seed}: "
+                    f"{number['value']:.1f}{fallen}"
                 }
             )
         yield Figure(
             section="seeds",
             name=f"seeds.{suite}",
-            title=results_table.make_printable(suite),
-            caption="One mark per seed. An outline (× in the table) is a run that collapsed: one constant answer, or "
+            title=make_printable(suite),
+            caption="One mark per seed. An outline (× in the table) is a run that collapsed: one "
+            "constant answer, or "
             "no better than the most frequent class. Collapsed runs are counted in every mean.",
             series=names,
             present_series=_present_series(rows),
@@ -263,11 +270,7 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
         get_metric_spec(comparison.metric).decimals,
     )
     p = difference.adjusted if difference.adjusted is not None else difference.p
-    name = (
-        "headline"
-        if difference.level == "headline"
-        else results_table.make_printable(difference.name)
-    )
+    name = "headline" if difference.level == "headline" else make_printable(difference.name)
     value, low, high = (
         scale * number for number in (difference.value, difference.low, difference.high)
     )

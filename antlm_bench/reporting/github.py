@@ -5,14 +5,11 @@ page.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from antlm_bench.comparison.verdict import CheckResult
 from antlm_bench.errors import UsageError
-from antlm_bench.reporting.check import summarize_verdict
-from antlm_bench.reporting.results_table import make_printable
-
-if TYPE_CHECKING:
-    from antlm_bench.commands.check import CheckResult
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting.check_table import summarize_verdict
 
 MAX_ANNOTATIONS = (
     10  # annotations of one kind and step that GitHub shows; it drops the others silently

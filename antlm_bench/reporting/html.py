@@ -24,10 +24,13 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from antlm_bench.metrics import get_metric_spec
-from antlm_bench.reporting import charts, palette, report_writers, results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting import charts, palette, results_table
+from antlm_bench.reporting.curve_table import to_tidy_rows
 from antlm_bench.reporting.figures import build_figures
 from antlm_bench.reporting.report_data import Figure, ReportData, series_names
-from antlm_bench.reporting.text_curves import to_tidy_rows
+from antlm_bench.reporting.report_table import build_report_table, report_to_dict
+from antlm_bench.reporting.table import NoteMarks, Table
 from antlm_bench.runs import cell_to_dict
 from antlm_bench.types import Run
 
@@ -86,7 +89,8 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
     ]
     text = environment.get_template("report.html.j2").render(
         contents=report_data,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+        f"'sha256-{digest}'",
         script=script,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         light=palette.LIGHT,
@@ -112,7 +116,9 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
 
 
 def add_break_points(text: str) -> Markup:
-    """The text, escaped, with a place to break after each underscore: names of paradigms are long."""
+    """The text, escaped, with a place to break after each underscore: names of paradigms are
+    long.
+    """
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
@@ -136,7 +142,7 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
             for pair in report_data.pairs
             for one in pair.comparisons
         ],
-        "collection": report_writers.to_dict(report_data.report) if report_data.report else None,
+        "collection": report_to_dict(report_data.report) if report_data.report else None,
         "curves": to_tidy_rows(report_data.curves),
         "training": [asdict(training) for training in report_data.trainings],
     }
@@ -211,10 +217,10 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
     report = report_data.report
     if report is None:
         return None
-    made = report_writers.build_report_table(report)
+    context = _table_context(build_report_table(report))
     known = [(column.model, column.method.split(" + ")) for column in report_data.columns]
     heads = []
-    for column, (model, reading) in zip(report.columns, made.heads, strict=True):
+    for column, (model, reading) in zip(report.columns, context.pop("heads"), strict=True):
         mine = [
             i
             for i, (name, methods) in enumerate(known)
@@ -228,11 +234,43 @@ def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
             }
         )
     holes = [
-        f"{results_table.make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average is taken over a hole"
+        f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average "
+        "is taken over a hole"
         for c in report.columns
         if c.missing_members and not c.macro
     ]
-    return {"sheet": made, "heads": heads, "holes": holes}
+    return {"sheet": context, "heads": heads, "holes": holes}
+
+
+def _table_context(table: Table) -> dict[str, Any]:
+    """Return a report's table as the template wants it, printable, with letters for its notes."""
+    marks = NoteMarks()
+    heads = []
+    for column in table.columns[1:]:
+        model, method = map(make_printable, column.label_lines)
+        heads.append((model, {"text": method, "letters": marks.mark(column.notes)}))
+    rows = [
+        {
+            "kind": {"strong": "macro", "faint": "aside", "": "task" if row.depth else "member"}[
+                row.emphasis
+            ],
+            "name": make_printable(row.cells[0].shown),
+            "cells": [
+                {"text": make_printable(cell.shown), "letters": marks.mark(cell.notes)}
+                for cell in row.cells[1:]
+            ],
+        }
+        for row in table.rows
+    ]
+    *sentences, legend = map(make_printable, table.legend)
+    return {
+        "title": make_printable(table.title),
+        "heads": heads,
+        "rows": rows,
+        "remarks": {mark: make_printable(sentence) for mark, sentence in marks},
+        "sentences": sentences,
+        "legend": legend,
+    }
 
 
 def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
@@ -252,8 +290,8 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
             }
         cells.append({"value": value, "half": half.strip(), "bar": bar})
     asides = [
-        f"{label}: {' / '.join(values)}"
-        for label, values in results_table.headline_annotations(block)
+        f"{label}: {' / '.join(cell.shown for cell in cells_of_label)}"
+        for label, cells_of_label in results_table.headline_annotations(block)
     ]
     return {
         "suite": line.name,
@@ -294,9 +332,7 @@ def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
                 if value in (None, ""):
                     continue
                 digest = f"{cell.suite} {cell.settings.get('suite_version', '')} {str(value)[:12]}"
-                found[label][
-                    results_table.make_printable(digest if key == "suite_digest" else str(value))
-                ] = None
+                found[label][make_printable(digest if key == "suite_digest" else str(value))] = None
     return [(label, list(values)) for label, values in found.items() if values]
 
 
@@ -304,7 +340,7 @@ def _manifest_context(run: Run, name: str) -> dict[str, Any]:
     """A run's checkpoint and software as rows of text."""
     about = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
     rows = [
-        (results_table.make_printable(str(key)), _plain_text(value))
+        (make_printable(str(key)), _plain_text(value))
         for key, value in about.items()
         if value not in (None, "", {})
     ]
@@ -319,5 +355,5 @@ def _plain_text(value: object) -> str:
     return (
         f"{value:,}"
         if isinstance(value, int) and not isinstance(value, bool)
-        else results_table.make_printable(str(value))
+        else make_printable(str(value))
     )

@@ -11,25 +11,27 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from antlm_bench import runs
-from antlm_bench.commands.curve import (
+from antlm_bench.comparison.summary_check import read_runs
+from antlm_bench.errors import NotComparable, UsageError
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting import results_table
+from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
+from antlm_bench.results.checkpoint_series import (
     build_curves,
     expand_run_dirs,
     format_word_count,
     group_checkpoints,
     words_seen,
 )
-from antlm_bench.compare.summary_check import read_runs
-from antlm_bench.errors import NotComparable, UsageError
-from antlm_bench.reporting import results_table
-from antlm_bench.reporting.report_data import ReportData, SeedResult, SeriesPair, series_names
+from antlm_bench.results.display_names import model_name, model_names
 from antlm_bench.results.seeds import average_seeds
 from antlm_bench.results.training_log import read_training_log
 from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Run
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.report import Report
-    from antlm_bench.compare.results import Comparison
+    from antlm_bench.comparison.results import Comparison
+    from antlm_bench.results.reports import Report
 
 IMAGE_FORMATS = ("svg", "png")
 # so many checkpoints of one family are a curve; only the last of them stands beside other models
@@ -103,7 +105,7 @@ def gather_report_data(
     early = [run for members in families.values() for run in members[:-1]]
     beside = [run for run in whole if all(run is not one for one in early)]
     families_of = {run.path: name for name, members in families.items() for run in members}
-    plain = [results_table.model_name(run) for run in opened]
+    plain = [model_name(run) for run in opened]
     names = _name_runs(beside, families)
     columns, owners = _build_columns(beside, names)
     called = {
@@ -113,7 +115,8 @@ def gather_report_data(
     }
     pairs = list(_compare_to_first(beside, opened, called))
     remarks = [
-        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in the learning curves."
+        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in "
+        "the learning curves."
         for name, members in families.items()
     ]
     remarks += [
@@ -170,7 +173,7 @@ def _name_runs(
     it is.
     """
     last = {members[-1].path: name for name, members in checkpoint_series.items()}
-    plain = results_table.model_names(shown_runs)
+    plain = model_names(shown_runs)
     return [
         f"{last[run.path]} ({format_word_count(words_seen(run) or 0)} words)"
         if run.path in last
@@ -205,8 +208,7 @@ def _iter_seed_scores(
             if cell.seed is not None:
                 summary = cell.summary
                 fallen = tuple(
-                    results_table.make_printable(str(word))
-                    for word in cell.history.get("collapsed", ())
+                    make_printable(str(word)) for word in cell.history.get("collapsed", ())
                 )
                 name = display_names[run.path, cell.method]
                 suite = cell.finetuned_task[0]
@@ -221,7 +223,7 @@ def _compare_to_first(
     """The first run against each other one, suite by suite; what may not be compared is left out,
     with the reason.
     """
-    from antlm_bench.compare.comparison import compare_runs
+    from antlm_bench.comparison.runs import compare_runs
 
     whole = {run.path: run for run in all_runs}
     for other in shown_runs[1:]:
@@ -235,8 +237,8 @@ def _compare_to_first(
                 )
             except NotComparable as error:
                 yield SeriesPair(
-                    results_table.model_name(first),
-                    results_table.model_name(other),
+                    model_name(first),
+                    model_name(other),
                     (),
                     f"{suite}: {error.message}",
                 )
@@ -257,7 +259,9 @@ def _method_kind(method: str) -> str:
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """The methods that go together: of each kind the one that a run has, else those of equal names."""
+    """The methods that go together: of each kind the one that a run has, else those of equal
+    names.
+    """
     ways: list[tuple[str, str]] = []
     for kind in ("score", "finetune", "frozen"):
         a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))

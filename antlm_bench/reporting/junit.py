@@ -4,17 +4,13 @@ that was judged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as Xml
 
-from antlm_bench.compare.results import HEADLINE
-from antlm_bench.compare.verdict import Judgement, Verdict
-from antlm_bench.reporting.check import format_change, list_judgements, summarize_verdict
-from antlm_bench.reporting.comparison import format_number
-from antlm_bench.reporting.results_table import make_printable
-
-if TYPE_CHECKING:
-    from antlm_bench.commands.check import CheckResult
+from antlm_bench.comparison.results import HEADLINE
+from antlm_bench.comparison.verdict import CheckResult, Judgement, Verdict
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting.check_table import format_change, list_judgements, summarize_verdict
+from antlm_bench.reporting.comparison_table import format_number
 
 
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
@@ -75,7 +71,8 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
     metric = verdict.comparison.metric
-    message = f"{format_change(judgement.difference, metric)[:-1]}, margin {format_number(judgement.tolerance, metric)})"
+    change = format_change(judgement.difference, metric)[:-1]
+    message = f"{change}, margin {format_number(judgement.tolerance, metric)})"
     headline = judgement.difference.level == HEADLINE
     if judgement.status == "regression":
         failure = Xml.SubElement(case, "failure", type="regression", message=message)

@@ -12,10 +12,10 @@ from antlm_bench.reporting import results_table
 from antlm_bench.types import Estimate, Run
 
 if TYPE_CHECKING:
-    from antlm_bench.commands.curve import LearningCurve
-    from antlm_bench.commands.report import Report
-    from antlm_bench.compare.results import Comparison
+    from antlm_bench.comparison.results import Comparison
     from antlm_bench.reporting.charts import ChartStyle
+    from antlm_bench.results.checkpoint_series import LearningCurve
+    from antlm_bench.results.reports import Report
     from antlm_bench.results.training_log import TrainingLog
 
 

@@ -1,18 +1,28 @@
-"""The rows of a result, once for every output: the terminal draws them, Markdown, CSV and JSON are
-written here.
-"""
+"""The table of what `score` and `finetune` computed: suites down the side, a column per model."""
 
 from __future__ import annotations
 
-import csv as csv_module
-import io
-import json as json_module
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.metrics.records import OPTION_KINDS
+from antlm_bench.printable import make_printable
+from antlm_bench.reporting.table import (
+    MISSING,
+    Table,
+    TableCell,
+    TableColumn,
+    TableRow,
+    build_records_table,
+    build_row,
+)
+from antlm_bench.results.display_names import (
+    TIE_RULE_TEXTS,
+    model_name,
+    model_names,
+)
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
 SUITE_LEVEL = "suite"  # the depth that shows headlines only
@@ -26,12 +36,6 @@ FLAG_LABELS: dict[str, str] = {
     "identical": "identical texts",
     "cut": "texts cut",
     "float32": "rescored in float32",
-}
-TIE_RULE_TEXTS: dict[str, str] = {
-    "half": "A tie of k options counts 1/k",
-    "strict": "A tie counts as wrong",
-    "first": "A tie goes to the first option",
-    "random": "Ties are drawn, seeded by item",
 }
 
 
@@ -82,29 +86,6 @@ def build_columns(runs: Sequence[Run]) -> list[ResultsColumn]:
                 )
             )
     return found
-
-
-def model_name(run: Run) -> str:
-    """The model as the manifest names it, printable; the folder's name where it does not."""
-    return make_printable(str(run.manifest.model.get("name") or PurePath(run.path).name))
-
-
-def model_names(runs: Sequence[Run]) -> list[str]:
-    """Each run's model, without the folders that all of them share; what is still equal gets its
-    run folder's name.
-    """
-    paths = [PurePath(model_name(run)).parts or ("",) for run in runs]
-    shortest = min(map(len, paths), default=1)
-    shared = next(
-        (i for i in range(shortest - 1) if len({path[i] for path in paths}) > 1), shortest - 1
-    )
-    shared = 0 if len(paths) == 1 and not PurePath(*paths[0]).is_absolute() else shared
-    names = ["/".join(path[shared:]) for path in paths]
-    again = {name for name in names if names.count(name) > 1}
-    return [
-        f"{n} ({PurePath(run.path).name})" if n in again else n
-        for n, run in zip(names, runs, strict=True)
-    ]
 
 
 def build_blocks(columns: Sequence[ResultsColumn], by: str) -> list[SuiteBlock]:
@@ -198,13 +179,202 @@ def pluralize(word: str) -> str:
 
 
 def format_estimate(estimate: Estimate | None, metric: str) -> str:
-    """`63.4  ±0.4`: the value in its unit, and half the width of the 95% interval; aligned on the
-    right.
-    """
+    """Return `63.4 ±0.4`: the value in its unit and half the width of the 95% interval."""
     if estimate is None:
-        return "–"
+        return MISSING
     written = get_metric_spec(metric).format
-    return f"{written(estimate.value)} {'±' + written((estimate.high - estimate.low) / 2):>5}"
+    return f"{written(estimate.value)} ±{written((estimate.high - estimate.low) / 2)}"
+
+
+def raw_unit(metric: str) -> str:
+    """Return the unit of a metric's unscaled values, as JSON names it."""
+    unit = get_metric_spec(metric)
+    return "fraction" if unit.scale == 100 else unit.heading
+
+
+def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
+    """Return an estimate with its interval as a cell."""
+    if estimate is None:
+        return TableCell()
+    return TableCell(
+        estimate.value,
+        format_estimate(estimate, metric),
+        estimate.low,
+        estimate.high,
+        unit=raw_unit(metric),
+    )
+
+
+def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
+    """Build the table of scored runs: a row per suite and group, a column per model and method.
+
+    by: "suite", or a level of labels. The long form has a row per estimate, `narrow` a row per
+    model and method.
+    """
+    from antlm_bench.runs import cell_to_dict  # pyarrow is slow to import
+
+    documents = [
+        {"run": run.path, "manifest": asdict(run.manifest), "cells": [cell_to_dict(c) for c in run]}
+        for run in runs
+    ]
+    columns = build_columns(runs)
+    if not columns:
+        document = {"runs": documents}
+        return Table((TableColumn("suite"),), empty="nothing scored yet", document=document)
+    blocks = build_blocks(columns, by)
+    shared = [
+        names.pop()
+        for names in ({c.model for c in columns}, {c.method for c in columns})
+        if len(names) == 1
+    ]
+    return Table(
+        columns=(
+            TableColumn("suite", ""),
+            *(
+                TableColumn(
+                    f"{index}",
+                    "\n".join(map(make_printable, _column_label(column, columns))),
+                    align="right",
+                )
+                for index, column in enumerate(columns)
+            ),
+            TableColumn("items", align="right"),
+        ),
+        rows=tuple(row for block in blocks for row in _block_rows(block)),
+        title=" · ".join(shared),
+        legend=(build_legend(columns),),
+        long=_build_long_table(runs, by),
+        narrow=_build_overview(columns),
+        document={"runs": documents},
+    )
+
+
+def _column_label(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> list[str]:
+    """Return what tells a column from the others: its model, its method, or both.
+
+    A single column is labelled by what its numbers are.
+    """
+    models, methods = {c.model for c in columns}, {c.method for c in columns}
+    units = {get_metric_spec(cell.summary.metric).heading for cell in column.cells.values()}
+    named = ([column.model] if len(models) > 1 else []) + (
+        [column.method] if len(methods) > 1 else []
+    )
+    return named or [units.pop() if len(units) == 1 else "value"]
+
+
+def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
+    """Yield the headline of a suite, what it must be read with, then its groups."""
+    head, *groups = block.rows
+    name = TableCell(head.name, detail=block.average, notes=block.notes)
+    cells = [estimate_cell(estimate, block.metric) for estimate in head.estimates]
+    yield build_row(name, *cells, _item_count(head), emphasis="strong", space_above=True)
+    for label, counts in headline_annotations(block):
+        yield build_row(label, *counts, TableCell(text=""), depth=1, emphasis="faint")
+    for group in groups:
+        cells = [estimate_cell(estimate, block.metric) for estimate in group.estimates]
+        yield build_row(group.name, *cells, _item_count(group), depth=group.depth)
+
+
+def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[TableCell]]]:
+    """Return what a headline must be read with, per column.
+
+    These are the flags that were raised, and the interval if the groups were a sample too.
+    """
+    rows = [(label, list(map(TableCell, counts))) for label, counts in count_flags(block)]
+    if any(block.clustered):
+        members = block.average.removeprefix("mean of ").lstrip("0123456789 ")
+        halves = [_half_width_cell(estimate, block.metric) for estimate in block.clustered]
+        rows.append((f"for {members} like these", halves))
+    return rows
+
+
+def _half_width_cell(estimate: Estimate | None, metric: str) -> TableCell:
+    if estimate is None:
+        return TableCell()
+    half = (estimate.high - estimate.low) / 2
+    return TableCell(half, f"±{get_metric_spec(metric).format(half)}", unit=raw_unit(metric))
+
+
+def _item_count(row: ResultsRow) -> TableCell:
+    counts = {estimate.n for estimate in row.estimates if estimate}
+    return TableCell(counts.pop() if len(counts) == 1 else None, format_item_count(row))
+
+
+def _build_overview(columns: Sequence[ResultsColumn]) -> Table:
+    """Build the form for narrow terminals: headlines only, a row per model and method."""
+    blocks = build_blocks(columns, SUITE_LEVEL)
+    several_methods = len({column.method for column in columns}) > 1
+    rows = []
+    for index, column in enumerate(columns):
+        name = f"{column.model} · {column.method}" if several_methods else column.model
+        cells = [estimate_cell(block.rows[0].estimates[index], block.metric) for block in blocks]
+        rows.append(build_row(name, *cells))
+    suites = [
+        TableColumn(block.suite, align="right", notes=(*block.notes, _describe_block(block)))
+        for block in blocks
+    ]
+    hint = "For groups: --format csv or --format markdown, or fewer checkpoints at once."
+    return Table(
+        (TableColumn("", ""), *suites),
+        tuple(rows),
+        legend=(hint, build_legend(columns, explain_clustered=False)),
+    )
+
+
+def _describe_block(block: SuiteBlock) -> str:
+    """Return `mean of 3 paradigms · 3,000 items · up to 7 ties`."""
+    flags = [f"up to {max(counts):,} {flag}" for flag, counts in count_flags(block)]
+    return " · ".join([block.average, f"{format_item_count(block.rows[0])} items", *flags])
+
+
+def _build_long_table(runs: Sequence[Run], by: str) -> Table:
+    """Build the long form: a row per estimate, headlines and their views included."""
+    flags = ["tie", *FLAGS]
+    keys = ("model", "suite", "method", "metric", "level", "name", "within")
+    rows = []
+    for run in runs:
+        for cell in (cell for cell in run if cell.seed is None):
+            metric = cell.summary.metric
+            about = (model_name(run), cell.suite, cell.method, metric)
+            for level, label, within, e in _iter_estimates(cell.summary, by):
+                value = TableCell(e.value, format_estimate(e, metric), unit=raw_unit(metric))
+                counts = [e.flags.get(flag, 0) for flag in flags]
+                rows.append(
+                    build_row(*about, level, label, within, value, e.low, e.high, e.n, *counts)
+                )
+    numbers = ("value", "low", "high", "n", *flags)
+    return Table(tuple(map(TableColumn, (*keys, *numbers))), tuple(rows))
+
+
+def build_finetune_table(runs: Sequence[Run]) -> Table:
+    """Build the table of finetuned tasks: a row per checkpoint, task and attention.
+
+    Raises RunError where predictions are damaged.
+    """
+    summaries = [summary for run in runs for summary in summarize_finetuned_tasks(run)]
+    records = []
+    for summary in summaries:
+        # a column that is the same in every row says nothing
+        record: dict[str, object] = {"model": summary.model} if len(runs) > 1 else {}
+        record |= {
+            "task": summary.task,
+            "attention": summary.attention,
+            "n": summary.mean.n,
+            "metric": summary.metric,
+            "score": estimate_cell(summary.mean, summary.metric),
+            "sd": _fraction_cell(summary.sd, summary.metric),
+            "worst": _fraction_cell(summary.worst, summary.metric),
+            "majority": _fraction_cell(summary.majority, summary.metric),
+            "seeds": summary.num_seeds,
+            "flags": "; ".join(summary.flags),
+        }
+        records.append(record)
+    units = dict.fromkeys(("score", "sd", "worst", "majority"), "fraction")
+    return build_records_table(records, units=units, empty="nothing finetuned yet")
+
+
+def _fraction_cell(value: float | None, metric: str) -> TableCell:
+    return TableCell() if value is None else TableCell(value, get_metric_spec(metric).format(value))
 
 
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
@@ -233,47 +403,8 @@ def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = 
         "clustered" in cell.summary.views for cell in cells
     )
     like = " “Like these”: were the groups themselves a sample." if explain_clustered else ""
-    return f"{numbers}{like}{decides}{''.join(f' {TIE_RULE_TEXTS.get(rule, rule)}.' for rule in rules)}"
-
-
-def make_printable(text: str) -> str:
-    """The text without control characters: names come from outside and must not steer a terminal or
-    break a row.
-    """
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def to_markdown(runs: Sequence[Run], by: str) -> str:
-    """GitHub-flavoured Markdown: one table, a row per suite and group, notes and the legend below."""
-    found = build_columns(runs)
-    heads = [f"{escape_markdown(c.model)}<br>{escape_markdown(c.method)}" for c in found]
-    rows = [["", *heads, "n"], ["---", *["---:"] * (len(heads) + 1)]]
-    notes: list[str] = []
-    for block in build_blocks(found, by):
-        for line in block.rows:
-            headline = f"**{escape_markdown(line.name)}** ({block.average})"
-            name = "&emsp;" * line.depth + escape_markdown(line.name) if line.depth else headline
-            rows.append(
-                [
-                    name,
-                    *(" ".join(format_estimate(e, block.metric).split()) for e in line.estimates),
-                    format_item_count(line),
-                ]
-            )
-        counted = [f"{label}: {', '.join(values)}" for label, values in headline_annotations(block)]
-        notes += [
-            f"- {escape_markdown(block.suite)}: {escape_markdown(text)}"
-            for text in (*block.notes, *counted)
-        ]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return (
-        "\n\n".join(part for part in (table, "\n".join(notes), f"_{build_legend(found)}_") if part)
-        + "\n"
-    )
-
-
-def escape_markdown(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*|[]<>" else c for c in text)
+    ties = "".join(f" {TIE_RULE_TEXTS.get(rule, rule)}." for rule in rules)
+    return f"{numbers}{like}{decides}{ties}"
 
 
 def format_item_count(row: ResultsRow) -> str:
@@ -283,7 +414,7 @@ def format_item_count(row: ResultsRow) -> str:
 
 
 def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
-    """Of a headline, each flag that was raised in some column, in words, with its count per column."""
+    """Return each flag that was raised in some column of a headline, with its count per column."""
     estimates = block.rows[0].estimates
     raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
     order = [
@@ -300,84 +431,8 @@ def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
     return [(words[flag], counts[flag]) for flag in words]
 
 
-def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[str]]]:
-    """What a headline must be read with: flags that were raised, and its interval if the groups
-    were a sample too.
-    """
-    found = [(flag, [f"{count:,}" for count in counts]) for flag, counts in count_flags(block)]
-    if any(block.clustered):
-        written = get_metric_spec(block.metric).format
-        half = [f"±{written((e.high - e.low) / 2)}" if e else "–" for e in block.clustered]
-        found.append(
-            (f"for {block.average.removeprefix('mean of ').lstrip('0123456789 ')} like these", half)
-        )
-    return found
-
-
-def to_csv(runs: Sequence[Run], by: str) -> str:
-    """Tidy CSV: one row per estimate, values as fractions in full precision, headline and its views
-    included.
-    """
-    counted = ["tie", *FLAGS]
-    header = [
-        "model",
-        "suite",
-        "method",
-        "metric",
-        "level",
-        "name",
-        "within",
-        "value",
-        "low",
-        "high",
-        "n",
-        *counted,
-    ]
-    sink = io.StringIO()
-    writer = csv_module.writer(sink, lineterminator="\n")
-    writer.writerow(header)
-    for run in runs:
-        for cell in (cell for cell in run if cell.seed is None):
-            for level, label, within, e in _iter_estimates(cell.summary, by):
-                about = [
-                    model_name(run),
-                    cell.suite,
-                    cell.method,
-                    cell.summary.metric,
-                    level,
-                    label,
-                    within,
-                ]
-                counts = [e.flags.get(flag, 0) for flag in counted]
-                writer.writerow([*about, repr(e.value), repr(e.low), repr(e.high), e.n, *counts])
-    return sink.getvalue()
-
-
 def _iter_estimates(summary: Summary, by: str) -> Iterator[tuple[str, str, str, Estimate]]:
     yield "headline", summary.suite, "", summary.headline
     yield from (("view", name, "", estimate) for name, estimate in summary.views.items())
     shown = select_levels(summary, by)
     yield from ((g.level, g.name, g.within, g.estimate) for g in summary.groups if g.level in shown)
-
-
-def to_json(runs: Sequence[Run], by: str) -> str:
-    """JSON: per run its folder, manifest and cells, in full precision; it holds every group,
-    whatever `by`.
-    """
-    from antlm_bench.runs import cell_to_dict  # pyarrow is slow to import
-
-    del by
-    documents = [
-        {"run": run.path, "manifest": asdict(run.manifest), "cells": [cell_to_dict(c) for c in run]}
-        for run in runs
-    ]
-    return (
-        json_module.dumps({"runs": documents}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-
-
-FORMATTERS: dict[str, Callable[[Sequence[Run], str], str]] = {
-    "markdown": to_markdown,
-    "csv": to_csv,
-    "json": to_json,
-}

@@ -1,8 +1,6 @@
-"""What one member of a collection says of one checkpoint: a number, what it rests on, and what it
-must be read with.
+"""Scores of one checkpoint on the members of a collection, with the caveats of each score.
 
-TODO What a collection holds and `score` does not compute: said, so that nobody takes a part of it
-for the whole.
+A member is one suite, the mean over several, or the mean over the tasks of a finetuned suite.
 """
 
 from __future__ import annotations
@@ -14,112 +12,109 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from antlm_bench import runs, statistics
-from antlm_bench.commands.cells import Names, as_list
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import UsageError
 from antlm_bench.metrics.classification import FEW_SEEDS_NOTES, summarize_seeds
-from antlm_bench.reporting import results_table
+from antlm_bench.printable import make_printable
+from antlm_bench.results.display_names import TIE_RULE_TEXTS
 from antlm_bench.statistics import Interval, UncertainValue
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
 from antlm_bench.suites.collection import MemberSpec
 from antlm_bench.suites.task_types import TASK_TYPES, read_declaration
-from antlm_bench.types import Cell, Estimate, Run, task_full_name
+from antlm_bench.types import Cell, Estimate, Names, Run, as_list, task_full_name
 
-Caveats = tuple[
-    str, ...
-]  # sentences that a number must be read with; tables show a letter and the sentence below
-SeenDigests = dict[
-    str, tuple[str, str]
-]  # suite -> the digest of its items and whose, of the first column that has it
+Caveats = tuple[str, ...]
+"""Sentences that a score must be read with."""
+SeenDigests = dict[str, tuple[str, str]]
+"""Suite -> digest of its items and label of the first column that has it."""
 CAVEAT_PATTERN = re.compile(
-    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0|substitute|position 0|"
-    + SEEN_IN_TRAINING
+    r"^(incomplete|limit|all scored rows|same weights)|undefined|no interval|counts as 0"
+    rf"|substitute|position 0|{SEEN_IN_TRAINING}"
 )
+"""Notes of a summary that are caveats of its score."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedScore:
-    """A fraction (or correlation) with its 95% interval. n: items. seeds, sd: of what was finetuned
-    (sd nan: one seed).
-
-    low and high are None where nobody knows them: of published numbers. uncertain: the variance
-    that averages use.
-    """
+    """A number of a report with its 95% interval."""
 
     value: float
+    """In the unit of the metric: a fraction, a correlation, nats."""
     metric: str
     low: float | None = None
+    """Lower end of the interval; None for published numbers, whose interval is unknown."""
     high: float | None = None
     n: int = 0
+    """Number of items."""
     seeds: int = 0
+    """Number of finetuning seeds; 0 = not finetuned."""
     sd: float = math.nan
+    """Standard deviation over seeds; nan for one seed."""
     caveats: Caveats = ()
     value_with_variance: UncertainValue | None = None
+    """What averages over members compute with."""
 
     def with_caveats(self, *sentences: str) -> ReportedScore:
-        return replace(
-            self, caveats=tuple(dict.fromkeys((*self.caveats, *filter(None, sentences))))
-        )
+        """Return the score with further caveats. Empty sentences are left out."""
+        caveats = dict.fromkeys((*self.caveats, *filter(None, sentences)))
+        return replace(self, caveats=tuple(caveats))
 
 
 @dataclass(frozen=True, slots=True)
 class MemberResult:
-    """A member in a column; number None: missing. parts: the tasks of what is finetuned; missing:
-    those not there.
-    """
+    """The score of one checkpoint on one member."""
 
     score: ReportedScore | None = None
+    """None = missing."""
     task_scores: Mapping[str, ReportedScore] = field(default_factory=dict)
+    """The tasks of a finetuned suite."""
     missing: tuple[str, ...] = ()
+    """Suites or tasks that the run lacks."""
 
     @property
     def is_complete(self) -> bool:
+        """Whether the score covers all suites or tasks of the member."""
         return self.score is not None and not self.missing
 
 
-def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Caveats]:
-    """Return the run with no cell under a member's name that is none of it, and a sentence for each
-    suite of these.
+def subtasks(member: MemberSpec) -> tuple[str, ...]:
+    """Return the tasks that a member averages. A user's own file has none below it."""
+    return tuple(task for task in member.tasks if task != member.suite)
 
-    A member is the suite of the catalog, in the version that stands there: no file of the user's,
-    and no other version.
+
+def exclude_other_versions(run: Run, members: Sequence[MemberSpec]) -> tuple[Run, Caveats]:
+    """Rename the cells of other versions of the members' suites, so that they are not counted.
+
+    A member is the suite of the catalog in the catalog's version, and no file of the user's.
+    Returns the run, and a sentence for each suite that is not counted.
     """
-    versions = {
-        suite: version for member in members for suite, version in _iter_member_versions(member)
-    }
-    asked = {suite for member in members for suite in (member.suite, *member.suite_names)}
-    kept, sentences = [], []
+    versions = {name: version for member in members for name, version in _iter_versions(member)}
+    members_names = {suite for member in members for suite in (member.suite, *member.suite_names)}
+    cells, sentences = [], []
     for cell in run:
         name, version = runs.base_suite_name(cell), cell.settings.get("suite_version")
-        shown = results_table.make_printable(cell.suite)
-        if (
-            name in versions
-            and not runs.is_user_suite(cell)
-            and version not in (None, versions[name])
-        ):
+        shown = make_printable(cell.suite)
+        if name in versions and runs.is_user_suite(cell):
+            if cell.suite not in members_names:
+                sentences.append(
+                    f"{shown} is a file of the user's and not the suite {name}: not counted"
+                )
+        elif name in versions and version not in (None, versions[name]):
             sentences.append(
                 f"{shown} was scored in version {version}, here it is {versions[name]}: not counted"
             )
-            kept.append(replace(cell, suite=f"{cell.suite}@{version}"))
-            continue
-        kept.append(cell)
-        if name in versions and runs.is_user_suite(cell) and cell.suite not in asked:
-            sentences.append(
-                f"{shown} is a file of the user's and not the suite {name}: not counted"
-            )
-    return replace(run, cells=tuple(kept)), tuple(dict.fromkeys(sentences))
+            cell = replace(cell, suite=f"{cell.suite}@{version}")
+        cells.append(cell)
+    return replace(run, cells=tuple(cells)), tuple(dict.fromkeys(sentences))
 
 
-def _iter_member_versions(member: MemberSpec) -> Iterator[tuple[str, str]]:
-    """The suites (or finetuned tasks) of a member with the versions that the catalog declares."""
-    known = catalog("tasks")
+def _iter_versions(member: MemberSpec) -> Iterator[tuple[str, str]]:
+    """Yield (name, version in the catalog) of each suite of a member and of its finetuned tasks."""
     for suite in member.suite_names:
-        if suite in known:
+        if suite in catalog("tasks"):
             version = read_declaration(suite)[0].version
-            yield from (
-                (name, version)
-                for name in (suite, *(task_full_name(suite, task) for task in member.tasks))
-            )
+            for name in (suite, *(task_full_name(suite, task) for task in member.tasks)):
+                yield name, version
 
 
 def summarize_scored_member(
@@ -130,58 +125,73 @@ def summarize_scored_member(
     *,
     partial: bool = False,
 ) -> MemberResult:
-    """What was scored: the number of its suite, or the unweighted mean over its suites, with
-    `partial` of some of them.
+    """Return the score of a member that is scored: of its suite, or the mean over its suites.
 
-    cells: suite -> its cell. UsageError as `_collection_entry`.
+    cells: suite -> its cell. partial: average even if suites are missing. Raises UsageError where
+    the run lacks the number that the member names.
     """
-    found = [
-        _collection_entry(cells[suite], member, column_label, seen_digests)
+    scores = [
+        _score_cell(cells[suite], member, column_label, seen_digests)
         for suite in member.suite_names
         if suite in cells
     ]
     missing = tuple(suite for suite in member.suite_names if suite not in cells)
-    if not found or (missing and not partial):
+    if not scores or (missing and not partial):
         return MemberResult(missing=missing)
-    number = found[0] if len(member.suite_names) == 1 else average_scores(found)
-    said = f"{member.name}: the mean of {len(found)} of {len(member.suite_names)} suites, without {', '.join(missing)}"
-    return MemberResult(number.with_caveats(said if missing else ""), missing=missing)
+    score = scores[0] if len(member.suite_names) == 1 else average_scores(scores)
+    caveat = _partial_mean_caveat(member, "suites", len(scores), missing)
+    return MemberResult(score.with_caveats(caveat), missing=missing)
 
 
-def _collection_entry(
+def _partial_mean_caveat(
+    member: MemberSpec, noun: str, num_present: int, missing: Sequence[str]
+) -> str:
+    if not missing:
+        return ""
+    total = num_present + len(missing)
+    return (
+        f"{member.name}: the mean of {num_present} of {total} {noun}, without {', '.join(missing)}"
+    )
+
+
+def _score_cell(
     cell: Cell, member: MemberSpec, column_label: str, seen_digests: SeenDigests
 ) -> ReportedScore:
-    """The headline of a suite, or what the member names instead. UsageError if the run has none."""
+    """Return the headline of a cell, or the number that the member names instead.
+
+    Raises UsageError if the cell lacks it.
+    """
     summary = cell.summary
-    number: ReportedScore | None = None
     if member.over:
-        found = [group.estimate for group in summary.groups if group.level == member.over]
-        if found:
-            mean = statistics.weighted_mean(
-                [_to_value_with_variance(estimate) for estimate in found]
-            )
-            number = _score_from_mean(mean, summary.metric, sum(estimate.n for estimate in found))
+        estimates = [group.estimate for group in summary.groups if group.level == member.over]
+    elif member.metric:
+        by_name = {group.name: group.estimate for group in summary.groups} | dict(summary.views)
+        estimates = [by_name[member.metric]] if member.metric in by_name else []
     else:
-        named = {group.name: group.estimate for group in summary.groups} | dict(summary.views)
-        if one := named.get(member.metric) if member.metric else summary.headline:
-            number = ReportedScore(
-                one.value,
-                summary.metric,
-                one.low,
-                one.high,
-                one.n,
-                value_with_variance=_to_value_with_variance(one),
-            )
-    if number is None:
-        wanted = member.over or member.metric
+        estimates = [summary.headline]
+    if not estimates:
         levels = dict.fromkeys(group.level for group in summary.groups)
-        hint = f"there are the views {', '.join(summary.views)} and the levels {', '.join(levels)}"
         raise UsageError(
-            f"the run has no {wanted!r} of {cell.suite}",
+            f"the run has no {member.over or member.metric!r} of {cell.suite}",
             location=f"member {member.name}",
-            hint=hint,
+            hint=f"there are the views {', '.join(summary.views)} and the levels"
+            f" {', '.join(levels)}",
         )
-    return number.with_caveats(*_collect_caveats([cell], column_label, seen_digests))
+    values = [_to_value_with_variance(estimate) for estimate in estimates]
+    if member.over:
+        n = sum(estimate.n for estimate in estimates)
+        score = _score_from_mean(statistics.weighted_mean(values), summary.metric, n)
+    else:
+        estimate = estimates[0]
+        score = ReportedScore(
+            estimate.value,
+            summary.metric,
+            estimate.low,
+            estimate.high,
+            estimate.n,
+            value_with_variance=values[0],
+        )
+    return score.with_caveats(*_collect_caveats([cell], column_label, seen_digests))
 
 
 def summarize_finetuned_member(
@@ -193,59 +203,59 @@ def summarize_finetuned_member(
     *,
     partial: bool = False,
 ) -> MemberResult:
-    """A suite that was finetuned: the unweighted mean over its tasks of each task's mean over
-    seeds.
+    """Return the score of a finetuned member: the mean over tasks of each task's mean over seeds.
 
-    cells: task -> the cells of its seeds. The interval is over seeds and items
-    (metrics.classification), tasks taken as independent; of a task with one seed it is over items
-    alone, which is marked. Without `partial` there is no mean of some of the tasks. Raises RunError
-    (damaged predictions), NotComparable (seeds that answered different items).
+    cells: task -> the cells of its seeds. partial: average even if tasks are missing. The interval
+    is over seeds and items (metrics.classification), with tasks taken as independent; that of a
+    task with one seed is over items alone, which is a caveat.
+
+    Raises RunError (damaged predictions), NotComparable (seeds that answered different items).
     """
-    parts = {}
-    for task in member.tasks:
-        if there := cells.get(task):
-            metric = member.metric or there[0].summary.metric
-            spread = summarize_seeds(
-                [runs.read_predictions(run.path, cell) for cell in there], metric
-            )
-            mean = spread.mean
-            number = ReportedScore(
-                mean.value,
-                metric,
-                mean.low,
-                mean.high,
-                mean.n,
-                spread.num_seeds,
-                spread.sd,
-                value_with_variance=spread.uncertain_mean,
-            )
-            parts[task] = number.with_caveats(*_collect_caveats(there, column_label, seen_digests))
-    missing = tuple(task for task in member.tasks if task not in parts)
-    if not parts or (missing and not partial):
-        return MemberResult(None, parts, missing)
-    mean_of_tasks = (
-        average_scores(list(parts.values())) if len(member.tasks) > 1 else parts[member.tasks[0]]
+    task_scores = {
+        task: _score_seeds(run, member, cells[task]).with_caveats(
+            *_collect_caveats(cells[task], column_label, seen_digests)
+        )
+        for task in member.tasks
+        if cells.get(task)
+    }
+    missing = tuple(task for task in member.tasks if task not in task_scores)
+    if not task_scores or (missing and not partial):
+        return MemberResult(None, task_scores, missing)
+    scores = list(task_scores.values())
+    mean = average_scores(scores) if len(member.tasks) > 1 else scores[0]
+    caveat = _partial_mean_caveat(member, "tasks", len(scores), missing)
+    return MemberResult(mean.with_caveats(caveat), task_scores, missing)
+
+
+def _score_seeds(run: Run, member: MemberSpec, cells: Sequence[Cell]) -> ReportedScore:
+    """Return the mean over the seeds of a finetuned task."""
+    metric = member.metric or cells[0].summary.metric
+    seeds = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
+    return ReportedScore(
+        seeds.mean.value,
+        metric,
+        seeds.mean.low,
+        seeds.mean.high,
+        seeds.mean.n,
+        seeds.num_seeds,
+        seeds.sd,
+        value_with_variance=seeds.uncertain_mean,
     )
-    if missing:
-        said = f"{member.name}: the mean of {len(parts)} of {len(member.tasks)} tasks, without {', '.join(missing)}"
-        mean_of_tasks = mean_of_tasks.with_caveats(said)
-    return MemberResult(mean_of_tasks, parts, missing)
 
 
 def average_scores(
     scores: Sequence[ReportedScore], weights: Sequence[float] | None = None
 ) -> ReportedScore:
-    """The weighted mean of independent numbers, Var = sum w^2 var, with all that each must be read
-    with.
+    """Return the weighted mean of independent scores, with the caveats of all of them.
+
+    Its variance is the sum of w^2 var, with weights w that add up to 1. Default: equal weights.
     """
-    total = sum(weights) if weights else 0.0
-    shares = [weight / total for weight in weights] if weights else None
-    mean = statistics.weighted_mean(
-        [one.value_with_variance or UncertainValue(one.value) for one in scores], shares
-    )
-    made = _score_from_mean(mean, "mean", sum(one.n for one in scores))
-    made = replace(made, seeds=min((one.seeds for one in scores if one.seeds), default=0))
-    return made.with_caveats(*(mark for one in scores for mark in one.caveats))
+    shares = [weight / sum(weights) for weight in weights] if weights else None
+    values = [score.value_with_variance or UncertainValue(score.value) for score in scores]
+    n = sum(score.n for score in scores)
+    mean = _score_from_mean(statistics.weighted_mean(values, shares), "mean", n)
+    mean = replace(mean, seeds=min((score.seeds for score in scores if score.seeds), default=0))
+    return mean.with_caveats(*(caveat for score in scores for caveat in score.caveats))
 
 
 def _score_from_mean(mean: UncertainValue, metric: str, n: int) -> ReportedScore:
@@ -260,14 +270,18 @@ def _to_value_with_variance(estimate: Estimate) -> UncertainValue:
 def _collect_caveats(
     cells: Sequence[Cell], column_label: str, seen_digests: SeenDigests
 ) -> Iterator[str]:
-    """The sentences that the number of these cells (the seeds of a task, or one scored suite) must
-    be read with.
+    """Yield the sentences that the score of these cells must be read with.
+
+    cells: the seeds of a finetuned task, or one scored cell. seen_digests is updated.
     """
-    first, suite = cells[0], results_table.make_printable(cells[0].suite)
-    fallen = [cell for cell in cells if cell.history.get("collapsed")]
-    if fallen:
-        words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
-        yield f"{suite}: {len(fallen)} of {len(cells)} seeds collapsed ({'; '.join(words)})"
+    first, suite = cells[0], make_printable(cells[0].suite)
+    collapsed = [cell for cell in cells if cell.history.get("collapsed")]
+    if collapsed:
+        reasons = dict.fromkeys(
+            str(reason) for cell in collapsed for reason in cell.history["collapsed"]
+        )
+        count = "" if first.is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
+        yield f"{suite}: {count}collapsed ({'; '.join(reasons)})"
     if first.is_frozen:
         yield "a logistic regression on the features of the frozen backbone, not finetuned"
     elif first.seed is not None and len(cells) in FEW_SEEDS_NOTES:
@@ -285,11 +299,11 @@ def _collect_caveats(
     if compat := first.settings.get("compat"):
         yield f"scored with the conventions of {compat}"
     elif (ties := str(first.settings.get("ties", "half"))) != "half":
-        yield f"{suite}: {results_table.TIE_RULE_TEXTS.get(ties, ties)}"
+        yield f"{suite}: {TIE_RULE_TEXTS.get(ties, ties)}"
     digest = str(first.settings.get("suite_digest", ""))
-    known, whose = seen_digests.setdefault(first.suite, (digest, column_label))
-    if known != digest:
-        yield f"{suite}: other items than {whose} answered; do not compare"
+    first_digest, first_label = seen_digests.setdefault(first.suite, (digest, column_label))
+    if digest != first_digest:
+        yield f"{suite}: other items than {first_label} answered; do not compare"
 
 
 def _settings_without_seed(cell: Cell) -> dict[str, object]:
@@ -297,10 +311,9 @@ def _settings_without_seed(cell: Cell) -> dict[str, object]:
 
 
 def describe_unscored_members(models: Names, suites: Names) -> Iterator[str]:
-    """Yield a line per collection among `suites`: the members that `score` does not compute, each
-    with the command that does.
-    """
-    model = shlex.quote(as_list(models)[0]) if len(as_list(models)) == 1 else "CKPT"
+    """Yield a line per collection: members that `score` does not compute, and their commands."""
+    names = as_list(models)
+    model = shlex.quote(names[0]) if len(names) == 1 else "CKPT"
     for ref in as_list(suites):
         spec = read_declaration(ref)[0] if ref in catalog("tasks") else None
         members = [

@@ -1,19 +1,14 @@
-"""A run whose finetuned tasks have one cell each, their seeds averaged: what stands beside scored
-suites.
-
-TODO The table of what was finetuned: a row per task and attention, its seeds together; derived
-without a model.
-"""
+"""Finetuned tasks with their seeds together, as averaged cells or as summaries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from antlm_bench import runs
 from antlm_bench.metrics.classification import summarize_seeds
 from antlm_bench.suites.classification_loader import SEEN_IN_TRAINING
-from antlm_bench.types import Cell, Run, Summary, finetune_method
+from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
 
 def average_seeds(run: Run) -> Run:
@@ -40,15 +35,26 @@ def average_seeds(run: Run) -> Run:
     return replace(run, cells=tuple(cells))
 
 
-FinetuneRow = dict[str, object]
+@dataclass(frozen=True, slots=True)
+class FinetunedTaskSummary:
+    """One task under one attention, its seeds together. Values are fractions."""
 
-
-def build_finetune_rows(finetune_runs: Sequence[Run]) -> list[FinetuneRow]:
-    """One row per checkpoint, task and attention. Raises RunError where predictions are damaged."""
-    made = [row for run in finetune_runs for row in _build_run_rows(run)]
-    if len(finetune_runs) < 2:  # a column that says the same in every row says nothing
-        made = [{name: value for name, value in row.items() if name != "model"} for row in made]
-    return made
+    model: str
+    task: str
+    """Full name of the task: "glue-2025.rte"."""
+    attention: str
+    metric: str
+    mean: Estimate
+    """Mean over seeds; its interval is over seeds and items."""
+    sd: float | None
+    """Standard deviation over seeds, None of a single seed."""
+    worst: float | None
+    """Value of the worst seed, None of a single seed."""
+    majority: float
+    """Value of always predicting the most frequent class."""
+    num_seeds: int
+    flags: tuple[str, ...]
+    """What the mean must be read with."""
 
 
 def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
@@ -62,25 +68,24 @@ def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
     }
 
 
-def _build_run_rows(run: Run) -> Iterator[FinetuneRow]:
+def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
+    """Yield one summary per task and attention. Raises RunError where predictions are damaged."""
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
-        mean, half = spread.mean, (spread.mean.high - spread.mean.low) / 2
         several = spread.num_seeds > 1
-        yield {
-            "model": str(run.manifest.model.get("name", run.path)),
-            "task": suite,
-            "attention": method.removeprefix("finetune-"),
-            "n": mean.n,
-            "metric": metric,
-            "score": f"{100 * mean.value:.1f} ±{100 * half:.1f}",
-            "sd": f"{100 * spread.sd:.1f}" if several else None,
-            "worst": f"{100 * spread.low:.1f}" if several else None,
-            "majority": f"{100 * cells[0].summary.views['majority'].value:.1f}",
-            "seeds": spread.num_seeds,
-            "flags": "; ".join(_collect_flags(cells)),
-        }
+        yield FinetunedTaskSummary(
+            model=str(run.manifest.model.get("name", run.path)),
+            task=suite,
+            attention=method.removeprefix("finetune-"),
+            metric=metric,
+            mean=spread.mean,
+            sd=spread.sd if several else None,
+            worst=spread.low if several else None,
+            majority=cells[0].summary.views["majority"].value,
+            num_seeds=spread.num_seeds,
+            flags=tuple(_collect_flags(cells)),
+        )
 
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
@@ -90,13 +95,15 @@ def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
     fallen = [cell for cell in cells if cell.history.get("collapsed")]
     if fallen:
         words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
-        yield f"{len(fallen)} of {len(cells)} seeds collapsed ({', '.join(words)})"
+        count = "" if cells[0].is_frozen else f"{len(fallen)} of {len(cells)} seeds "
+        yield f"{count}collapsed ({', '.join(words)})"
     if cut := max(cell.summary.headline.flags.get("cut", 0) for cell in cells):
         yield f"{cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
         yield "selected on the scored examples"
     if any(
-        cell.method == finetune_method("causal") and cell.history.get("pooling") == "first"
+        cell.method in (finetune_method("causal"), finetune_method("causal", frozen=True))
+        and cell.history.get("pooling") == "first"
         for cell in cells
     ):
         yield "position 0 of a causal model, which has seen the first token only"

@@ -16,7 +16,7 @@ from typing import Any
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError
-from antlm_bench.reporting.results_table import make_printable
+from antlm_bench.printable import make_printable
 
 LOG_FILE = "train.jsonl"
 POINTS_PER_RUN = 240  # points per training run: about one per two pixels of a page

@@ -1,11 +1,13 @@
-"""Run folders: the durable record of one checkpoint's predictions, from which every number is
-derived.
+"""Run folders: the predictions of one checkpoint, from which every number is derived.
 
-DIR/run.json                                        manifest and cells (settings, summary),
-schema-versioned DIR/predictions/<suite>.<method>[.seed<n>].parquet  one row per item: ids and
-numbers, never texts DIR/predictions/<suite>@<digest>.<method>...        the same of a user's own
-file whose name another suite has DIR/partial/<suite>.<method>.<key>/                 chunks of a
-suite that is being scored; gone when it is finished
+    DIR/run.json                               manifest and cells (settings, summaries)
+    DIR/predictions/<suite>.<method>.parquet   one row per item: ids and numbers, never texts
+    DIR/predictions/<suite>.<method>.seed<n>.parquet      the same for a finetuned task
+    DIR/predictions/<suite>@<digest>.<method>.parquet     a user's file whose name is taken
+    DIR/partial/<suite>.<method>.<key>/        chunks of an unfinished suite
+
+The package takes manifests, cells and predictions, and writes and reads these files. It must not
+know models, suites or metrics.
 """
 
 from antlm_bench.runs.run_json import SCHEMA_VERSION, cell_to_dict

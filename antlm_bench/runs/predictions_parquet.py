@@ -1,10 +1,9 @@
-"""Predictions as Parquet bytes and back: equal predictions give equal bytes, and damage gives a
-RunError.
+"""Encode predictions as Parquet bytes and decode them. Damaged bytes raise a RunError.
 
 One row per item. Labels are a struct of strings (`labels.paradigm` in DuckDB, dicts in pandas),
-fields in alphabetical order, null where an item lacks one. Columns `judged` and `kept` are there
-only where the suite has a judge that says such things. No time, path or host is written, so the
-bytes depend on the content alone.
+with fields in alphabetical order, and null where an item lacks one. The columns `judged` and `kept`
+exist only for suites whose task computes metrics of its own. No time, path or host is written:
+equal predictions give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,23 +28,20 @@ SCHEMA = pa.schema(
         ("flags", pa.list_(pa.string())),
     ]
 )
-# Of suites with a judge only: all other files keep their bytes.
+# Files of suites that do not need these keep their bytes.
 OPTIONAL_COLUMNS = (
     pa.field("judged", pa.list_(pa.float64())),
     pa.field("kept", pa.list_(pa.string())),
 )
-GOLD_OPTION, GOLD_RATING = (
-    "option",
-    "rating",
-)  # what `gold` is: the index of an option, or a number of its own
+# What `gold` is: the index of an option, or a human rating.
+GOLD_OPTION, GOLD_RATING = "option", "rating"
 RESCORE_HINT = "repeat the score command: it recomputes what is damaged"
 
 
 def encode_predictions(
     predictions: Sequence[Prediction], file_metadata: Mapping[str, str]
 ) -> bytes:
-    """Parquet bytes of the predictions; `about` (suite, method, key, ...) goes into the file's
-    metadata.
+    """Return predictions as Parquet bytes, with `file_metadata` (suite, method, key, ...).
 
     Raises RunError for an id or label that is no valid Unicode, or an id that occurs twice.
     """
@@ -57,70 +53,67 @@ def encode_predictions(
             location=f"item {twice!r}",
             hint="ids must be unique within a suite",
         )
-    gold = GOLD_OPTION if all(isinstance(p.gold, Integral) for p in predictions) else GOLD_RATING
-    levels = sorted({level for p in predictions for level in p.labels})
     try:
-        fields = [
-            *SCHEMA,
-            *(
-                field
-                for field in OPTIONAL_COLUMNS
-                if any(getattr(p, field.name) for p in predictions)
-            ),
-        ]
-        values = {
-            field.name: pa.array([getattr(p, field.name) for p in predictions], field.type)
-            for field in fields
-        }
-        if levels:
-            labels = [
-                pa.array([p.labels.get(level) for p in predictions], pa.string())
-                for level in levels
-            ]
-            values["labels"] = pa.StructArray.from_arrays(labels, levels)
-        table = pa.table(values).replace_schema_metadata({**file_metadata, "gold": gold})
+        table = predictions_to_table(predictions, file_metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
     except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
-        place = f"{file_metadata.get('suite')}.{file_metadata.get('method')}"
+        location = f"{file_metadata.get('suite')}.{file_metadata.get('method')}"
         hint = "ids and labels must be valid Unicode, numbers must fit their column"
-        raise RunError(f"cannot be stored: {error}", location=place, hint=hint) from error
+        raise RunError(f"cannot be stored: {error}", location=location, hint=hint) from error
     return bytes(sink.getvalue())
 
 
+def predictions_to_table(
+    predictions: Sequence[Prediction], file_metadata: Mapping[str, str] | None = None
+) -> pa.Table:
+    """Return predictions as an Arrow table of SCHEMA, with labels and optional columns if any."""
+    gold = GOLD_OPTION if all(isinstance(p.gold, Integral) for p in predictions) else GOLD_RATING
+    levels = sorted({level for p in predictions for level in p.labels})
+    optional = [
+        field for field in OPTIONAL_COLUMNS if any(getattr(p, field.name) for p in predictions)
+    ]
+    values = {
+        field.name: pa.array([getattr(p, field.name) for p in predictions], field.type)
+        for field in [*SCHEMA, *optional]
+    }
+    if levels:
+        labels = [
+            pa.array([p.labels.get(level) for p in predictions], pa.string()) for level in levels
+        ]
+        values["labels"] = pa.StructArray.from_arrays(labels, levels)
+    return pa.table(values).replace_schema_metadata({**(file_metadata or {}), "gold": gold})
+
+
 def decode_table(data: bytes, location: str) -> pa.Table:
-    """The table in Parquet bytes that `encode` wrote; RunError naming `place` for anything else."""
+    """Read the Arrow table of bytes that `encode_predictions` wrote.
+
+    Raises RunError, naming `location`, for any other bytes.
+    """
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(
             f"no readable Parquet file: {error}", location=location, hint=RESCORE_HINT
         ) from error
-    for field in [
-        *SCHEMA,
-        *(field for field in OPTIONAL_COLUMNS if field.name in table.column_names),
-    ]:
-        found = (
-            table.schema.field(field.name).type if field.name in table.column_names else "nothing"
-        )
-        if found != field.type:
+    types = {field.name: field.type for field in table.schema}
+    optional = [field for field in OPTIONAL_COLUMNS if field.name in types]
+    for field in [*SCHEMA, *optional]:
+        actual = types.get(field.name, "nothing")
+        if actual != field.type:
             raise RunError(
-                f"column {field.name} should hold {field.type}, holds {found}",
+                f"column {field.name} should hold {field.type}, holds {actual}",
                 location=location,
                 hint=RESCORE_HINT,
             )
-    if (table.schema.metadata or {}).get(b"gold") not in (
-        GOLD_OPTION.encode(),
-        GOLD_RATING.encode(),
-    ):
+    gold = (table.schema.metadata or {}).get(b"gold")
+    if gold not in (GOLD_OPTION.encode(), GOLD_RATING.encode()):
         raise RunError("not written by antlm-bench", location=location, hint=RESCORE_HINT)
     return table
 
 
 def read_metadata(data: bytes, location: str) -> dict[str, str]:
-    """What `encode` was told about the file, from its footer alone; RunError naming `place` for
-    other bytes.
-    """
+    """Read the file metadata from the footer. Raises RunError for other bytes."""
     try:
         stored = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -131,26 +124,26 @@ def read_metadata(data: bytes, location: str) -> dict[str, str]:
 
 
 def table_metadata(table: pa.Table) -> dict[str, str]:
-    """What `encode` was told about the file."""
+    """Return the file metadata of a decoded table."""
     return {k.decode(): v.decode() for k, v in table.schema.metadata.items() if k != b"gold"}
 
 
 def table_to_predictions(table: pa.Table) -> list[Prediction]:
-    """The rows of a decoded table."""
-    get = {name: table[name].to_pylist() for name in table.column_names}
-    number = int if table.schema.metadata[b"gold"] == GOLD_OPTION.encode() else float
-    labels = get.get("labels", [{}] * table.num_rows)
-    judged, kept = (get.get(field.name, [()] * table.num_rows) for field in OPTIONAL_COLUMNS)
+    """Return the rows of a decoded table."""
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    to_gold = int if table.schema.metadata[b"gold"] == GOLD_OPTION.encode() else float
+    labels = columns.get("labels", [{}] * table.num_rows)
+    judged, kept = (columns.get(field.name, [()] * table.num_rows) for field in OPTIONAL_COLUMNS)
     return [
         Prediction(
-            id=get["id"][i],
-            gold=number(get["gold"][i]),
-            pred=get["pred"][i],
-            scores=tuple(get["scores"][i]),
-            tokens=tuple(get["tokens"][i]),
-            characters=tuple(get["characters"][i]),
+            id=columns["id"][i],
+            gold=to_gold(columns["gold"][i]),
+            pred=columns["pred"][i],
+            scores=tuple(columns["scores"][i]),
+            tokens=tuple(columns["tokens"][i]),
+            characters=tuple(columns["characters"][i]),
             labels={level: value for level, value in labels[i].items() if value is not None},
-            flags=tuple(get["flags"][i]),
+            flags=tuple(columns["flags"][i]),
             judged=tuple(judged[i]),
             kept=tuple(kept[i]),
         )

@@ -1,6 +1,4 @@
-"""run.json: manifest and cells as JSON, and back with every field checked: damage is an error that
-names its place.
-"""
+"""Encode run.json (manifest and cells) and decode it, with every field checked."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from antlm_bench.errors import RunError
 from antlm_bench.types import Cell, Estimate, Group, Manifest, Summary
 
-# of run.json and of the predictions; raised when an older program could not read them rightly
 SCHEMA_VERSION = 2
+"""Of run.json and predictions. Raised when an older version would misread them."""
 PREDICTIONS_PATH = re.compile(r"predictions/[^/\\\0]+\.parquet")
 T = TypeVar("T")
 
@@ -24,8 +22,10 @@ T = TypeVar("T")
 def encode_run_json(
     manifest: Manifest, cells: Sequence[Cell], prediction_files: Sequence[str]
 ) -> bytes:
-    """The bytes of run.json. `files` tells readers where each cell's predictions lie. RunError for
-    NaN or inf.
+    """Return the bytes of run.json.
+
+    prediction_files: the file of each cell, relative to the run folder. Raises RunError for a
+    number that is not finite, and for text that is no valid Unicode.
     """
     document = {
         "schema": SCHEMA_VERSION,
@@ -38,15 +38,19 @@ def encode_run_json(
     try:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except ValueError as error:
-        hint = "every number of a run is finite, every text valid Unicode: this is a bug, please report it"
+        hint = (
+            "every number of a run is finite, every text valid Unicode: this is a bug,"
+            " please report it"
+        )
         raise RunError(
             f"cannot be written as JSON: {error}", location="run.json", hint=hint
         ) from error
 
 
 def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, ...]]:
-    """Manifest and cells of run.json's bytes; RunError naming `place` and the field for anything
-    that is not one.
+    """Return manifest and cells of run.json.
+
+    Raises RunError, naming `location` and the field, for damaged bytes and for a newer schema.
     """
     try:
         document = json.loads(data, parse_constant=_reject_constant)
@@ -55,8 +59,12 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
     root = JsonNode(document, location)
     schema = root.get("schema", int)
     if schema > SCHEMA_VERSION:
-        message = f"written by a newer antlm-bench (schema {schema}; this one reads up to {SCHEMA_VERSION})"
-        raise RunError(message, location=location, hint="pip install --upgrade antlm-bench")
+        raise RunError(
+            f"written by a newer antlm-bench (schema {schema};"
+            f" this one reads up to {SCHEMA_VERSION})",
+            location=location,
+            hint="pip install --upgrade antlm-bench",
+        )
     manifest = root.get_object("manifest")
     return (
         Manifest(
@@ -70,11 +78,10 @@ def decode_run_json(data: bytes, location: str) -> tuple[Manifest, tuple[Cell, .
 
 
 def summary_digest(summary: Summary) -> str:
-    """sha256 of the numbers of a summary: metric, macro, headline, views and groups, but not its
-    notes.
+    """Return the sha256 of a summary's numbers: metric, macro, headline, views and groups.
 
-    The predictions' file carries it (see folder.Writer.enter), so that an edit of run.json alone
-    shows.
+    The predictions file carries it (RunWriter.write_cell), so that an edit of run.json shows. Notes
+    are not part of it.
     """
 
     def numbers(estimate: Estimate) -> list[Any]:
@@ -104,7 +111,7 @@ DAMAGED_HINT = "the file is damaged: restore it, or move the folder away and sco
 
 
 class JsonNode:
-    """A JSON value that knows where it stands, so that what is wrong can be said in one line."""
+    """A JSON object with its location, so that an error can name it. Getters raise RunError."""
 
     def __init__(self, value: object, location: str) -> None:
         self.location = location
@@ -122,10 +129,8 @@ class JsonNode:
     def get(self, name: str, kind: type[T]) -> T:
         value = self.value.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            self.fail(
-                f"should be {kind.__name__}, is {type(value).__name__ if name in self.value else 'missing'}",
-                name,
-            )
+            actual = type(value).__name__ if name in self.value else "missing"
+            self.fail(f"should be {kind.__name__}, is {actual}", name)
         return value
 
     def get_number(self, name: str) -> float:
@@ -153,15 +158,16 @@ class JsonNode:
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
-    """Return the fields of a cell for JSON, without its file. A suite that is no file of the user's
-    has no `origin`.
+    """Return the fields of a cell for JSON, without its file.
+
+    `origin` is left out where it is empty: the suite is no file of the user's.
     """
     fields = {name: value for name, value in asdict(cell).items() if name not in ("origin", "file")}
     return fields | ({"origin": cell.origin} if cell.origin else {})
 
 
 def _parse_cell(node: JsonNode) -> Cell:
-    """A cell; those of schema 1 had neither seed nor history, and older ones of schema 2 no origin."""
+    """Parse a cell. Schema 1 has no seed and no history, older cells of schema 2 no origin."""
     return Cell(
         suite=node.get("suite", str),
         method=node.get("method", str),
@@ -177,7 +183,7 @@ def _parse_cell(node: JsonNode) -> Cell:
 
 
 def _parse_predictions_file(node: JsonNode) -> str:
-    """Return the name of a cell's file of predictions, which never leads out of its folder."""
+    """Return the name of a cell's predictions file. A path out of the folder is refused."""
     file = node.get("predictions", str)
     if not PREDICTIONS_PATH.fullmatch(file):
         node.fail("should be the name of a file in predictions/", "predictions")

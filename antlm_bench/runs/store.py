@@ -1,6 +1,4 @@
-"""The run folder: one writer at a time, every file whole or absent, a killed run resumable chunk by
-chunk.
-"""
+"""Write and read run folders: one writer, whole files, and runs that resume after a kill."""
 
 from __future__ import annotations
 
@@ -36,26 +34,27 @@ from antlm_bench.runs.suite_names import (
 )
 from antlm_bench.types import Cell, Manifest, Prediction, Run
 
-MAX_NAME_LENGTH = (
-    120  # characters of a suite's name in a file's name, of which systems allow 255 in all
-)
+MAX_NAME_LENGTH = 120
+"""Characters of a suite's name in a file name. Systems allow 255 bytes in all."""
 
 
 class RunWriter:
-    """The only door through which a run folder is written. A context manager: holds the folder's
-    lock while open.
+    """The only way to write a run folder. A context manager that holds the folder's lock.
 
-    A suite is scored in chunks of items; each chunk is stored whole when it is done (`put`), asked
-    for on resumption (`chunk`) and trusted only if its bytes are the ones that were written for the
-    same suite, method and key. `finish` joins the chunks, in order, into the final file; its bytes
-    do not depend on how often the run was killed.
+    A suite is scored in chunks of items. `save_chunk` stores a finished chunk whole, and
+    `load_chunk` returns it after a restart, if its bytes are those that were written for the same
+    suite, method and key. `finish_cell` joins the chunks into the final file, whose bytes do not
+    depend on how often the run was killed.
 
-    path: created if absent. manifest: of this run; a folder that holds another checkpoint's run
-    (other `manifest.model["weights"]`) is refused. Every failure of the disk or the folder is a
-    RunError.
+    Every failure of the disk or the folder is a RunError.
     """
 
     def __init__(self, path: str | Path, manifest: Manifest) -> None:
+        """Name the folder, which is created on entering.
+
+        manifest: of this run. A folder with the run of another checkpoint (other weights) is
+        refused on entering.
+        """
         self.path, self.manifest = Path(path), manifest
         self.cells: list[Cell] = []
         self._exit_stack = ExitStack()
@@ -93,11 +92,10 @@ class RunWriter:
         seed: int | None = None,
         origin: tuple[str, ...] = (),
     ) -> bool:
-        """Is this cell finished under this very key, with its predictions intact and the summary
-        made of them?
+        """Whether this cell is finished under this key, with intact predictions and their summary.
 
-        origin: where the user's file lies now. A file that was moved keeps its cell, which learns
-        of the new place.
+        origin: where the user's file lies now. The cell of a file that was moved is kept, and its
+        origin updated.
         """
         for cell in self.cells:
             if (cell.suite, cell.method, cell.key, cell.seed) == (suite, method, key, seed):
@@ -113,15 +111,11 @@ class RunWriter:
     def suite_file_changed(
         self, origin: tuple[str, ...], settings: Mapping[str, Any], seed: int | None = None
     ) -> bool:
-        """Does the folder hold a cell of this very file of the user's, of other items, though under
-        the same limit?
-        """
-        asked, limit = (
-            (settings["suite"], settings["method"], seed),
-            json.dumps(settings.get("limit")),
-        )
+        """Whether the folder has a cell of this user's file with other items, of the same limit."""
+        wanted = settings["suite"], settings["method"], seed
+        limit = json.dumps(settings.get("limit"))
         return any(
-            (base_suite_name(old), old.method, old.seed) == asked
+            (base_suite_name(old), old.method, old.seed) == wanted
             and old.settings.get("suite_digest") != settings["suite_digest"]
             and json.dumps(old.settings.get("limit")) == limit
             for old in self.cells
@@ -129,16 +123,14 @@ class RunWriter:
         )
 
     def load_chunk(self, suite: str, method: str, key: str, index: int) -> list[Prediction] | None:
-        """The stored chunk, or None if there is none that can be trusted (a damaged one is
-        removed).
-        """
-        about = {**_file_metadata(suite, method, key), "chunk": str(index)}
+        """Return a stored chunk, or None if there is none. A damaged chunk is removed."""
+        metadata = {**_file_metadata(suite, method, key), "chunk": str(index)}
         for path in sorted(self._chunk_folder(suite, method, key).glob(f"{index:05}.*.parquet")):
             with suppress(RunError, OSError):
                 data = path.read_bytes()
                 if path.name == _chunk_name(index, data):
                     table = predictions_parquet.decode_table(data, str(path))
-                    if predictions_parquet.table_metadata(table) == about:
+                    if predictions_parquet.table_metadata(table) == metadata:
                         return predictions_parquet.table_to_predictions(table)
             path.unlink(missing_ok=True)
         return None
@@ -146,26 +138,24 @@ class RunWriter:
     def save_chunk(
         self, suite: str, method: str, key: str, index: int, predictions: Sequence[Prediction]
     ) -> None:
-        """Store a chunk, instead of any stored before; once this returns it survives a kill or a
-        power cut.
-        """
+        """Store a chunk in place of an older one. Afterwards it survives a kill or a power cut."""
         data = predictions_parquet.encode_predictions(
             predictions, {**_file_metadata(suite, method, key), "chunk": str(index)}
         )
         folder = self._chunk_folder(suite, method, key)
         make_folder(folder)
         for old in folder.glob(f"{index:05}.*.parquet"):
-            with suppress(OSError):  # a folder that cannot be written is reported by the writing
+            with suppress(OSError):  # writing the new file reports it
                 old.unlink()
         write_atomically(folder / _chunk_name(index, data), data)
 
     def finish_cell(
         self, cell: Cell, num_chunks: int, final_predictions: Sequence[Prediction] | None = None
     ) -> Cell:
-        """Join chunks 0 .. chunks-1 into a cell's predictions, `enter` them, drop the chunks.
+        """Join the chunks of a cell, write the cell, and remove the chunks.
 
-        settled: the same predictions with what only all of them together say. Raises RunError if a
-        chunk is missing.
+        final_predictions: the same predictions with what only all of them together determine.
+        Raises RunError if a chunk is missing.
         """
         predictions: list[Prediction] = []
         for index in range(num_chunks):
@@ -177,21 +167,18 @@ class RunWriter:
                     hint=predictions_parquet.RESCORE_HINT,
                 )
             predictions += stored
-        entered = self.write_cell(cell, final_predictions or predictions)
+        written = self.write_cell(cell, final_predictions or predictions)
         self.discard_chunks(cell.suite, cell.method)
-        return entered
+        return written
 
     def write_cell(self, cell: Cell, predictions: Sequence[Prediction]) -> Cell:
-        """Write a cell's predictions, then run.json with the cell in it; the cell with its digest
-        and file.
+        """Write a cell's predictions, then run.json. Return the cell with its digest and file.
 
-        A cell of the same suite, method and seed under another key is replaced
-        (`suite_names.same_suite`).
+        A cell of the same suite, method and seed is replaced (`suite_names.is_same_suite`).
         """
-        bound = {"summary": summary_digest(cell.summary)}
-        data = predictions_parquet.encode_predictions(
-            predictions, _file_metadata(cell.suite, cell.method, cell.key, cell.seed) | bound
-        )
+        metadata = _file_metadata(cell.suite, cell.method, cell.key, cell.seed)
+        metadata["summary"] = summary_digest(cell.summary)
+        data = predictions_parquet.encode_predictions(predictions, metadata)
         cell = replace(
             cell, digest=hashlib.sha256(data).hexdigest(), file=self._choose_predictions_file(cell)
         )
@@ -200,29 +187,26 @@ class RunWriter:
         return cell
 
     def _replace_cell(self, cell: Cell, data: bytes | None = None) -> None:
-        """Write the cell's predictions (`data`) and run.json with the cell instead of those that it
-        replaces.
-        """
+        """Write predictions (`data`) and run.json, with the cell in place of those it replaces."""
         replaced = [old for old in self.cells if _replaces(old, cell)]
-        at = self.cells.index(replaced[0]) if replaced else len(self.cells)
+        index = self.cells.index(replaced[0]) if replaced else len(self.cells)
         cells = [old for old in self.cells if old not in replaced]
-        cells.insert(at, cell)
-        document = encode_run_json(
-            self.manifest, cells, [_predictions_file(each) for each in cells]
-        )
+        cells.insert(index, cell)
+        files = [_predictions_file(each) for each in cells]
+        document = encode_run_json(self.manifest, cells, files)
         if data is not None:
             write_atomically(self.path / cell.file, data)
         write_atomically(self.path / "run.json", document)
         self.cells = cells
-        for file in {_predictions_file(old) for old in replaced} - {
-            _predictions_file(each) for each in cells
-        }:
+        for file in {_predictions_file(old) for old in replaced} - set(files):
             with suppress(OSError):  # run.json no longer names it
                 (self.path / file).unlink(missing_ok=True)
 
     def _choose_predictions_file(self, cell: Cell) -> str:
-        """Return the cell's own file: with a part of the suite's digest where another suite has the
-        name, or a user's file the name of one of the catalog.
+        """Return a file name that no other cell has.
+
+        A part of the suite's digest is added if another suite has the name, and for a user's file
+        with the name of a suite of the catalog.
         """
         taken = {_predictions_file(old) for old in self.cells if not _replaces(old, cell)}
         digest = str(cell.settings.get("suite_digest") or cell.key)
@@ -234,9 +218,7 @@ class RunWriter:
         return next(name for name in names if name not in taken)
 
     def discard_chunks(self, suite: str, method: str) -> None:
-        """Remove the stored chunks of a suite under a method, whatever their key (`--again` starts
-        from nothing).
-        """
+        """Remove the stored chunks of a suite under a method, whatever their key."""
         self._remove_chunk_folders(*(self.path / "partial").glob(f"{_file_stem(suite, method)}.*"))
 
     def _remove_chunk_folders(self, *folders: Path) -> None:
@@ -249,11 +231,13 @@ class RunWriter:
         return self.path / "partial" / f"{_file_stem(suite, method)}.{quote(key, safe='')}"
 
     def _check_manifest(self, existing: Manifest) -> None:
-        """Keep one folder to one checkpoint, and the time at which it was begun."""
+        """Refuse the run of another checkpoint, and keep the time at which this run began."""
         if existing.model.get("weights") != self.manifest.model.get("weights"):
-            message = f"the folder holds the run of another checkpoint ({existing.model.get('name', 'unknown')})"
+            name = existing.model.get("name", "unknown")
             raise RunError(
-                message, location=str(self.path), hint="choose another --out, or move that run away"
+                f"the folder holds the run of another checkpoint ({name})",
+                location=str(self.path),
+                hint="choose another --out, or move that run away",
             )
         self.manifest = Manifest(
             SCHEMA_VERSION, self.manifest.model, self.manifest.software, existing.created
@@ -261,22 +245,25 @@ class RunWriter:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder, its suites under names that tell them apart (`suite_names`). Raises as
-    `open_stored_run`.
+    """Open a run folder. Suites of equal names are told apart (`suite_names`).
+
+    Raises as `open_stored_run`.
     """
     return open_runs([path])[0]
 
 
 def open_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Open run folders that are shown or compared together: one suite has one name in all. Raises
-    as `open_stored_run`.
+    """Open run folders that are shown together: a suite has the same name in all of them.
+
+    Raises as `open_stored_run`.
     """
     return distinguish_suites([open_stored_run(path) for path in paths])
 
 
 def open_stored_run(path: str | Path) -> Run:
-    """Open a run folder as it was written. Raises RunError if it is none, is damaged, or is a newer
-    version's.
+    """Open a run folder, with its suites under the names that were stored.
+
+    Raises RunError if it is no run folder, is damaged, or was written by a newer version.
     """
     file = Path(path) / "run.json"
     try:
@@ -294,30 +281,31 @@ def open_stored_run(path: str | Path) -> Run:
     except OSError as error:
         raise _os_failure(file, error, "read") from error
     manifest, cells = decode_run_json(data, str(file))
-    return Run(str(path), manifest, cells)
+    return Run(str(path), manifest, cells, read_predictions_table)
 
 
 def summary_matches(path: str | Path, cell: Cell) -> bool | None:
-    """Whether a cell's summary is the one that its predictions were written with; None where the
-    file does not say.
+    """Whether a cell's summary is the one that its predictions were written with.
 
-    Raises RunError for predictions that are missing, or not the bytes that run.json describes.
+    None for older files, which do not tell. Raises RunError for predictions that are missing, or
+    not the bytes that run.json describes.
     """
     file, data = _read_predictions_bytes(path, cell)
-    bound = predictions_parquet.read_metadata(data, str(file)).get("summary")
-    return None if bound is None else bound == summary_digest(cell.summary)
+    digest = predictions_parquet.read_metadata(data, str(file)).get("summary")
+    return None if digest is None else digest == summary_digest(cell.summary)
 
 
 def read_predictions_table(path: str | Path, cell: Cell) -> pa.Table:
-    """The predictions of a cell as an Arrow table (`runs.predictions_parquet.SCHEMA_VERSION` and
-    labels), checked against run.json.
+    """Read the predictions of a cell as an Arrow table (`predictions_parquet.SCHEMA` and labels).
+
+    Raises RunError for predictions that are missing, or not the bytes that run.json describes.
     """
     file, data = _read_predictions_bytes(path, cell)
     return predictions_parquet.decode_table(data, str(file))
 
 
 def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
-    """The file of a cell's predictions and its bytes, checked against run.json."""
+    """Return the predictions file of a cell and its bytes, checked against run.json."""
     file = Path(path) / _predictions_file(cell)
     try:
         data = file.read_bytes()
@@ -333,13 +321,14 @@ def _read_predictions_bytes(path: str | Path, cell: Cell) -> tuple[Path, bytes]:
 
 
 def read_predictions(path: str | Path, cell: Cell) -> list[Prediction]:
-    """The predictions of a cell, in the order of the suite."""
+    """Read the predictions of a cell, in the order of the suite. Raises RunError."""
     return predictions_parquet.table_to_predictions(read_predictions_table(path, cell))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write, flush to the disk, rename: at every moment `path` holds the old bytes, the new bytes,
-    or nothing.
+    """Write a file so that at every moment it has the old bytes, the new bytes, or is absent.
+
+    Raises RunError.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -356,13 +345,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise _os_failure(path, error, "written") from error
     finally:
-        with suppress(OSError):  # renamed where all went well; a disk or a signal may have said no
+        with suppress(OSError):  # left over if a disk or a signal stopped us
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process; the kernel lets go when that process ends, however it ends."""
+    """Lock a folder for this process. The kernel unlocks it when the process ends, in any way.
+
+    Raises RunError if another process holds the lock.
+    """
     import fcntl  # POSIX only, and only writers need it
 
     path = folder / ".lock"
@@ -399,37 +391,30 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _os_failure(path: Path, error: OSError, action: str) -> RunError:
-    """A RunError that says in plain words why the system refused, and what to do."""
-    words = {
-        errno.ENOSPC: (
-            "the disk is full",
-            "make room and repeat the command: nothing finished is lost",
-        ),
-        errno.EDQUOT: (
-            "the disk quota is used up",
-            "make room and repeat the command: nothing finished is lost",
-        ),
+    """Return a RunError that explains an error of the operating system."""
+    elsewhere = "choose another place with --out"
+    resume = "make room and repeat the command: nothing finished is lost"
+    reasons = {
+        errno.ENOSPC: ("the disk is full", resume),
+        errno.EDQUOT: ("the disk quota is used up", resume),
         errno.EFBIG: (
             "the file-size limit is reached",
             "raise it (ulimit -f) and repeat: nothing finished is lost",
         ),
-        errno.EROFS: ("the file system is read-only", "choose another place with --out"),
-        errno.EACCES: ("permission denied", "choose another place with --out"),
-        errno.EPERM: ("permission denied", "choose another place with --out"),
-        errno.ENOTDIR: (
-            "a part of the path is a file, not a folder",
-            "choose another place with --out",
-        ),
-        errno.EEXIST: ("this is a file, not a folder", "choose another place with --out"),
+        errno.EROFS: ("the file system is read-only", elsewhere),
+        errno.EACCES: ("permission denied", elsewhere),
+        errno.EPERM: ("permission denied", elsewhere),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", elsewhere),
+        errno.EEXIST: ("this is a file, not a folder", elsewhere),
         errno.ENOENT: ("the file is missing", predictions_parquet.RESCORE_HINT),
     }
-    reason, hint = words.get(
-        cast(int, error.errno), (error.strerror or str(error), "choose another place with --out")
-    )
+    unknown = error.strerror or str(error), elsewhere
+    reason, hint = reasons.get(cast(int, error.errno), unknown)
     return RunError(f"cannot be {action}: {reason}", location=str(path), hint=hint)
 
 
 def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, unless they exist. Raises RunError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -437,13 +422,14 @@ def make_folder(folder: Path) -> None:
 
 
 def _file_metadata(suite: str, method: str, key: str, seed: int | None = None) -> dict[str, str]:
-    about = {"schema": str(SCHEMA_VERSION), "suite": suite, "method": method, "key": key}
-    return about if seed is None else {**about, "seed": str(seed)}
+    metadata = {"schema": str(SCHEMA_VERSION), "suite": suite, "method": method, "key": key}
+    return metadata if seed is None else {**metadata, "seed": str(seed)}
 
 
 def _file_stem(suite: str, method: str, tag: str = "") -> str:
-    """Return how files of a suite and a method begin; a name too long for a file system is cut and
-    told by a hash.
+    """Return how the names of files of a suite and a method begin.
+
+    A name that is too long for a file system is cut, and a hash is added.
     """
     name = quote(suite, safe="")
     if len(name) > MAX_NAME_LENGTH:
@@ -452,9 +438,7 @@ def _file_stem(suite: str, method: str, tag: str = "") -> str:
 
 
 def _predictions_file(cell: Cell) -> str:
-    """Return where the predictions of a cell lie: as run.json says, else by its suite, method and
-    seed.
-    """
+    """Return the predictions file of a cell, relative to the run folder."""
     return cell.file or _default_predictions_file(cell)
 
 
@@ -464,10 +448,10 @@ def _default_predictions_file(cell: Cell, tag: str = "") -> str:
 
 
 def _replaces(old: Cell, new: Cell) -> bool:
-    """Would entering `cell` replace `old`?"""
+    """Whether writing the new cell replaces the old one."""
     return (old.method, old.seed) == (new.method, new.seed) and is_same_suite(old, new)
 
 
 def _chunk_name(index: int, data: bytes) -> str:
-    """A chunk's name carries the hash of its bytes, so that damage of any kind shows."""
+    """Return a file name with the hash of the chunk's bytes, so that any damage shows."""
     return f"{index:05}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"

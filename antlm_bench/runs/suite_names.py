@@ -1,10 +1,9 @@
-"""One name per suite: the user's own files of one name are told apart by the shortest path that
-does so.
+"""Names of suites in runs: the user's own files of one name are told apart by the shortest path.
 
-A suite of the catalog or of lm-eval is known by its name. A user's own file (pairs, SyntaxGym, a
-TOML, texts and labels) is what it holds: equal names and digests are one suite, wherever the file
-lies. A file whose content changed is the same suite with other items. No file of the user's is
-shown under a name of the catalog.
+A suite of the catalog or of lm-eval is identified by its name, and a user's own file (pairs,
+SyntaxGym, a TOML, texts and labels) by its content: equal names and digests are one suite, wherever
+the file lies. A file whose content changed is the same suite with other items. No file of the
+user's is shown under a name of the catalog.
 """
 
 from __future__ import annotations
@@ -17,26 +16,22 @@ from pathlib import Path, PurePath
 from antlm_bench.declarations import catalog
 from antlm_bench.types import Cell, Run
 
-# the version of a suite that is a bare file; older runs say nothing else of a user's own suite
 USER_VERSION = "user"
+"""Version of a suite that is a bare file. Older runs record nothing else of a user's suite."""
 
 
 def is_user_suite(cell: Cell) -> bool:
-    """Was the suite read from a file of the user's?"""
+    """Whether the suite was read from a file of the user's."""
     return bool(cell.origin) or cell.settings.get("suite_version") == USER_VERSION
 
 
 def base_suite_name(cell: Cell) -> str:
-    """Return the name under which the suite was scored: that of its file or declaration, without
-    folders.
-    """
+    """Return the name under which the suite was scored: of its file or declaration, no folders."""
     return str(cell.settings.get("suite") or cell.suite)
 
 
 def is_same_suite(a: Cell, b: Cell) -> bool:
-    """Are the suites of two cells of one run the same: by name, and for files of the user's by
-    content or path?
-    """
+    """Whether two cells of one run have the same suite: by name, a file by content or path."""
     if base_suite_name(a) != base_suite_name(b) or is_user_suite(a) != is_user_suite(b):
         return False
     return (
@@ -45,48 +40,45 @@ def is_same_suite(a: Cell, b: Cell) -> bool:
 
 
 def cell_has_suite(cell: Cell, name: str, origin: tuple[str, ...] = ()) -> bool:
-    """Is the cell's suite the one of this name that was declared there (see Cell.origin)?"""
+    """Whether the cell's suite has this name and origin (see Cell.origin)."""
     return base_suite_name(cell) == name and (
         cell.origin == origin if origin else not is_user_suite(cell)
     )
 
 
 def distinguish_suites(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with names of suites that are unique in them, and equal for equal suites of
-    several runs.
-    """
+    """Return runs whose suite names are unique, and the same for one suite of several runs."""
     groups: list[_SuiteGroup] = []
-    for at, run in enumerate(runs):
+    for index, run in enumerate(runs):
         for cell in filter(is_user_suite, run):
-            _add_to_group(groups, at, cell)
+            _add_to_group(groups, index, cell)
     if not groups:
         return list(runs)
     groups = _merge_partial_paths(_merge_same_files(groups))
-    taken = {
+    reserved = {
         *catalog("tasks"),
         *(cell.suite for run in runs for cell in run if not is_user_suite(cell)),
     }
-    names = _unique_names(groups, taken)
-    renamed = {
-        (at, id(cell)): name
+    names = _unique_names(groups, reserved)
+    name_of_cell = {
+        (index, id(cell)): name
         for group, name in zip(groups, names, strict=True)
-        for at, cell in group.cells
+        for index, cell in group.cells
     }
+
+    def rename(index: int, cell: Cell) -> Cell:
+        return _rename_cell(cell, name_of_cell[index, id(cell)]) if is_user_suite(cell) else cell
+
     return [
-        replace(
-            run,
-            cells=tuple(
-                _rename_cell(cell, renamed[at, id(cell)]) if is_user_suite(cell) else cell
-                for cell in run
-            ),
-        )
-        for at, run in enumerate(runs)
+        replace(run, cells=tuple(rename(index, cell) for cell in run))
+        for index, run in enumerate(runs)
     ]
 
 
 def portable_cells(run: Run) -> list[Cell]:
-    """Return the cells of a run as a folder keeps them, with no more of the paths than tells the
-    suites apart.
+    """Return the cells of a run as they are stored, with paths no longer than suites need.
+
+    Only the ends of paths that tell the user's files apart are kept.
     """
     return [
         _make_portable(cell) if is_user_suite(cell) else cell
@@ -96,10 +88,12 @@ def portable_cells(run: Run) -> list[Cell]:
 
 @dataclass(slots=True)
 class _SuiteGroup:
-    """Cells of one suite. cells: (index of the run, cell). head: the suite's name without its task."""
+    """Cells of one suite."""
 
     collection_name: str
+    """The suite's name without its task."""
     cells: list[tuple[int, Cell]]
+    """(index of the run, cell)"""
 
     @property
     def origins(self) -> list[tuple[str, ...]]:
@@ -107,8 +101,10 @@ class _SuiteGroup:
 
     @property
     def result_keys(self) -> set[tuple[object, ...]]:
-        """What the group answers: no run may hold two answers of one suite to the same question."""
-        return {(at, base_suite_name(cell), cell.method, cell.seed) for at, cell in self.cells}
+        """(index of the run, suite, method, seed): a run has one cell of each."""
+        return {
+            (index, base_suite_name(cell), cell.method, cell.seed) for index, cell in self.cells
+        }
 
     def can_merge(self, other: _SuiteGroup) -> bool:
         return (
@@ -118,25 +114,22 @@ class _SuiteGroup:
 
 
 def _add_to_group(groups: list[_SuiteGroup], run_index: int, cell: Cell) -> None:
-    """Add a cell to the group of its suite: of its content; of a TOML with several tasks, of its
-    file.
-    """
-    head = _collection_name(cell)
+    """Add a cell to the group of its suite: the same content, or for a task the same file."""
+    name = _collection_name(cell)
+    is_task = name != base_suite_name(cell)
     for group in groups:
         first = group.cells[0][1]
-        alike = (
-            first.origin == cell.origin
-            if head != base_suite_name(cell)
-            else _suite_digest(first) == _suite_digest(cell)
+        same_suite = (
+            first.origin == cell.origin if is_task else _suite_digest(first) == _suite_digest(cell)
         )
-        if group.collection_name == head and alike:
+        if group.collection_name == name and same_suite:
             group.cells.append((run_index, cell))
             return
-    groups.append(_SuiteGroup(head, [(run_index, cell)]))
+    groups.append(_SuiteGroup(name, [(run_index, cell)]))
 
 
 def _merge_same_files(groups: Sequence[_SuiteGroup]) -> list[_SuiteGroup]:
-    """Join groups of one file, whose content changed between the runs."""
+    """Merge groups of one file whose content changed between the runs."""
     joined: list[_SuiteGroup] = []
     for group in groups:
         for other in joined:
@@ -151,9 +144,7 @@ def _merge_same_files(groups: Sequence[_SuiteGroup]) -> list[_SuiteGroup]:
 
 
 def _merge_partial_paths(groups: list[_SuiteGroup]) -> list[_SuiteGroup]:
-    """Join a group that knows no path, or only its end (a baseline's), with the one that it can
-    only be.
-    """
+    """Merge a group without a full path (a baseline's) into the only one that it can belong to."""
     for group in [
         group for group in groups if not any(_has_absolute_path(origin) for origin in group.origins)
     ]:
@@ -162,7 +153,7 @@ def _merge_partial_paths(groups: list[_SuiteGroup]) -> list[_SuiteGroup]:
             for other in groups
             if other is not group
             and other.can_merge(group)
-            and any(_ends_with(theirs, ours) for theirs in other.origins for ours in group.origins)
+            and any(_ends_with(full, end) for full in other.origins for end in group.origins)
         ]
         if len(fitting) == 1:
             fitting[0].cells += group.cells
@@ -175,38 +166,34 @@ def _has_absolute_path(origin: tuple[str, ...]) -> bool:
 
 
 def _ends_with(origin: tuple[str, ...], suffix: tuple[str, ...]) -> bool:
-    """Could both be the same files, as far as their paths are known?"""
+    """Whether both origins can be the same files, as far as their paths are stored."""
     pairs = zip(origin, suffix, strict=False)
     return all(PurePath(a).parts[-len(PurePath(b).parts) :] == PurePath(b).parts for a, b in pairs)
 
 
 def _unique_names(groups: Sequence[_SuiteGroup], reserved: Collection[str]) -> list[str]:
-    """Return a name per group: the first of its labels that is no other's, and no name of the
-    catalog.
-    """
-    labels = [
-        list(
-            dict.fromkeys(
-                label
-                for origin in g.origins
-                for label in _candidate_names(g.collection_name, origin)
-            )
+    """Return a name per group: its shortest candidate that is unique and not reserved."""
+    candidates_by_group = []
+    for group in groups:
+        names = dict.fromkeys(
+            name
+            for origin in group.origins
+            for name in _candidate_names(group.collection_name, origin)
         )
-        for g in groups
-    ]
-    labels = [sorted(some, key=lambda label: label.count("/")) for some in labels]
-    counts = Counter(label for some in labels for label in some)
-    names = []
-    for group, some in zip(groups, labels, strict=True):
-        free = (label for label in some if counts[label] == 1 and not _is_reserved(label, reserved))
-        names.append(next(free, f"{some[-1]} ({_suite_digest(group.cells[0][1])[:8]})"))
-    return names
+        candidates_by_group.append(sorted(names, key=lambda name: name.count("/")))
+    counts = Counter(name for candidates in candidates_by_group for name in candidates)
+    chosen = []
+    for group, candidates in zip(groups, candidates_by_group, strict=True):
+        free = (
+            name for name in candidates if counts[name] == 1 and not _is_reserved(name, reserved)
+        )
+        digest = _suite_digest(group.cells[0][1])
+        chosen.append(next(free, f"{candidates[-1]} ({digest[:8]})"))
+    return chosen
 
 
 def _candidate_names(collection_name: str, origin: tuple[str, ...]) -> Iterator[str]:
-    """What a suite may be called: `pairs`, `pairs.csv`, `de/pairs`, `de/pairs.csv`,
-    `data/de/pairs`, ...
-    """
+    """Yield `pairs`, `pairs.csv`, `de/pairs`, `de/pairs.csv`, `data/de/pairs`, ..."""
     path = PurePath(origin[0]) if origin else PurePath()
     folders = [part for part in path.parts[:-1] if part != path.anchor]
     scored_on = [f"{collection_name} ({PurePath(other).name})" for other in origin[1:]]
@@ -218,13 +205,14 @@ def _candidate_names(collection_name: str, origin: tuple[str, ...]) -> Iterator[
 
 
 def _is_reserved(label: str, reserved: Collection[str]) -> bool:
-    """Is it a name of the catalog, or could it be read as a task of one (`glue-2025.rte`)?"""
+    """Whether a label is a reserved name, or reads like a task of one (`glue-2025.rte`)."""
     return any(label == name or label.startswith(f"{name}.") for name in reserved)
 
 
 def _collection_name(cell: Cell) -> str:
-    """Return the name of the suite without its task: `mine` of `mine.rte`; a file of texts is its
-    own task.
+    """Return the suite's name without its task: `mine` of `mine.rte`.
+
+    A file of texts is its own task.
     """
     base, task = base_suite_name(cell), str(cell.settings.get("task", ""))
     return base.removesuffix(f".{task}") if cell.seed is not None and task != base else base
@@ -235,7 +223,7 @@ def _suite_digest(cell: Cell) -> str:
 
 
 def _rename_cell(cell: Cell, name: str) -> Cell:
-    """Return the cell of a suite whose head is shown as `name`."""
+    """Return the cell with `name` in place of its suite's name, its task kept."""
     base = base_suite_name(cell)
     shown = name + base.removeprefix(_collection_name(cell))
     settings = {**cell.settings, "suite": base}
@@ -244,9 +232,7 @@ def _rename_cell(cell: Cell, name: str) -> Cell:
 
 
 def _make_portable(cell: Cell) -> Cell:
-    """Return a cell that was renamed under its own name again, its paths as short as the name that
-    tells it apart.
-    """
+    """Return a renamed cell under its own name, with paths as long as the name that it had."""
     folders = cell.suite.removeprefix("./").count("/")
     origin = tuple("/".join(Path(path).parts[-folders - 1 :]) for path in cell.origin)
     return replace(_rename_cell(cell, _collection_name(cell)), origin=origin)

@@ -1,6 +1,4 @@
-"""A table of numbers and texts as a file that R, pandas or a spreadsheet opens: CSV, TSV or
-Parquet, written whole.
-"""
+"""Tables as CSV, TSV or Parquet files, for R, pandas or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -18,11 +16,19 @@ from antlm_bench.runs.store import make_folder, write_atomically
 TableValue = str | int | float | None
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
-    """Write rows of the same columns; a missing value is empty (CSV, TSV) or null (Parquet).
+def build_arrow_table(
+    columns: Mapping[str, Sequence[object]], types: Mapping[str, str]
+) -> pa.Table:
+    """Return columns as an Arrow table. types: column -> name of its Arrow type, as "float64"."""
+    schema = pa.schema([(name, pa.type_for_alias(types[name])) for name in columns])
+    return pa.table(dict(columns), schema=schema)
 
-    Raises UsageError for an ending that is none of ENDINGS, RunError where the file cannot be
-    written.
+
+def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
+    """Write rows of the same columns. None is an empty field (CSV, TSV) or null (Parquet).
+
+    Raises UsageError for a file name without an ending of TABLE_ENCODERS, and RunError where the
+    file cannot be written.
     """
     data = TABLE_ENCODERS[check_table_suffix(path)](rows)
     make_folder(path.parent)
@@ -30,12 +36,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, TableValue]]) -> None:
 
 
 def check_table_suffix(path: Path) -> str:
-    """The ending of a file that can be written. UsageError."""
-    ending = path.suffix.lower()
-    if ending not in TABLE_ENCODERS:
+    """Return the ending of a table's file name. Raises UsageError for an unknown one."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_ENCODERS:
         hint = f"its name must end in one of {', '.join(TABLE_ENCODERS)}"
         raise UsageError(f"{path.name!r}: what kind of file?", location="--out", hint=hint)
-    return ending
+    return suffix
 
 
 def _delimited_encoder(delimiter: str) -> Callable[[Sequence[Mapping[str, TableValue]]], bytes]:
@@ -52,9 +58,14 @@ def _delimited_encoder(delimiter: str) -> Callable[[Sequence[Mapping[str, TableV
     return encode
 
 
+def rows_to_table(rows: Sequence[Mapping[str, TableValue]]) -> pa.Table:
+    """Return rows of the same columns as an Arrow table."""
+    return pa.Table.from_pylist([dict(row) for row in rows])
+
+
 def _encode_parquet(rows: Sequence[Mapping[str, TableValue]]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink, compression="zstd")
+    pq.write_table(rows_to_table(rows), sink, compression="zstd")
     return bytes(sink.getvalue())
 
 

@@ -1,10 +1,9 @@
-"""Adaptive precision: bf16 for every item, fp32 again for those whose margin bf16 cannot be trusted
-with.
+"""Adaptive precision: score every item in bf16, and again in fp32 where bf16 may decide otherwise.
 
-The error of a margin (best score minus second best) is measured, not assumed: on a sample of the
-suite before it starts, and again on every item that is rescored. Decisions are those of fp32 as
-long as no error exceeds the bound; a rescored item that does exceed it widens the bound for its
-chunk, which is then searched again.
+The bf16 error of a log-probability gap (best score minus second best) is measured: on a sample of
+the suite before it starts, and on every item that is rescored. Decisions are those of fp32 as long
+as no error exceeds the bound. A rescored item that exceeds it raises the bound for its chunk, which
+is then searched again.
 """
 
 from __future__ import annotations
@@ -18,32 +17,28 @@ from antlm_bench.scoring.methods import Method
 from antlm_bench.scoring.multiple_choice import predict
 from antlm_bench.types import Item, LanguageModel, Prediction, ProgressCallback
 
-CALIBRATION_SIZE = 256  # items scored both ways before a suite starts
-MAX_ERROR_FACTOR, RMS_ERROR_FACTOR = (
-    2.0,
-    8.0,
-)  # bound = the larger of 2 x the largest and 8 x the root mean square error seen
+CALIBRATION_SIZE = 256  # items scored in both precisions before a suite starts
+# bound = the larger of 2 x the largest error and 8 x the root mean square error
+MAX_ERROR_FACTOR, RMS_ERROR_FACTOR = 2.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveScorer:
-    """A quick and an exact model of one checkpoint, and the measured bound (nats) of a margin's
-    error per method.
-    """
+    """One checkpoint in two precisions."""
 
     bf16_model: LanguageModel
     fp32_model: LanguageModel
     bounds: tuple[float, ...] = ()
+    """Per method, the bound (nats) of the bf16 error of a gap."""
 
     def calibrate(self, items: Sequence[Item], methods: Sequence[Method]) -> AdaptiveScorer:
-        """With bounds measured on up to SAMPLE items spread over the suite."""
+        """Return a scorer with bounds measured on CALIBRATION_SIZE items spread over the suite."""
         sample = items[:: max(1, len(items) // CALIBRATION_SIZE)][:CALIBRATION_SIZE]
-        quick, exact = (
+        bf16, fp32 = (
             predict(model, sample, methods) for model in (self.bf16_model, self.fp32_model)
         )
-        return replace(
-            self, bounds=tuple(_error_bound(q, e) for q, e in zip(quick, exact, strict=True))
-        )
+        bounds = tuple(_error_bound(a, b) for a, b in zip(bf16, fp32, strict=True))
+        return replace(self, bounds=bounds)
 
     def predict(
         self,
@@ -52,43 +47,42 @@ class AdaptiveScorer:
         tick: ProgressCallback | None = None,
         reduction: str = "sum",
     ) -> list[list[Prediction]]:
-        """As choice.predict; rescored items carry the flag float32 and their fp32 scores, the
-        others bf16 ones.
+        """Return predictions as `multiple_choice.predict`. Rescored items have fp32 scores and the
+        flag float32, the others bf16 scores.
 
-        The bounds are of sums: where a mean decides, every item is scored in fp32.
+        The bounds are bounds of sums: where a mean decides, every item is scored in fp32.
         """
         if reduction != "sum":
-            found = predict(self.fp32_model, items, methods, tick, reduction)
-            return [[replace(p, flags=(*p.flags, "float32")) for p in some] for some in found]
+            exact = predict(self.fp32_model, items, methods, tick, reduction)
+            return [[_with_fp32_flag(p) for p in predictions] for predictions in exact]
         results = predict(self.bf16_model, items, methods, tick)
-        bounds, exact = list(self.bounds), [False] * len(items)
+        bounds, rescored = list(self.bounds), [False] * len(items)
         while True:
             doubtful = [
-                number
-                for number in range(len(items))
-                if not exact[number]
-                and any(
-                    _needs_rescoring(r[number], b) for r, b in zip(results, bounds, strict=True)
-                )
+                n
+                for n in range(len(items))
+                if not rescored[n]
+                and any(_needs_rescoring(r[n], b) for r, b in zip(results, bounds, strict=True))
             ]
             if not doubtful:
                 return results
-            again = predict(self.fp32_model, [items[n] for n in doubtful], methods)
-            for column, (rescored, result) in enumerate(zip(again, results, strict=True)):
-                bounds[column] = max(
-                    bounds[column],
-                    MAX_ERROR_FACTOR
-                    * _logprob_gap_errors([result[n] for n in doubtful], rescored).max(),
-                )
-                for number, prediction in zip(doubtful, rescored, strict=True):
-                    result[number] = replace(prediction, flags=(*prediction.flags, "float32"))
-            for number in doubtful:
-                exact[number] = True
+            exact = predict(self.fp32_model, [items[n] for n in doubtful], methods)
+            for method_index, (fp32, result) in enumerate(zip(exact, results, strict=True)):
+                error = _logprob_gap_errors([result[n] for n in doubtful], fp32).max()
+                bounds[method_index] = max(bounds[method_index], MAX_ERROR_FACTOR * error)
+                for n, prediction in zip(doubtful, fp32, strict=True):
+                    result[n] = _with_fp32_flag(prediction)
+            for n in doubtful:
+                rescored[n] = True
+
+
+def _with_fp32_flag(prediction: Prediction) -> Prediction:
+    return replace(prediction, flags=(*prediction.flags, "float32"))
 
 
 def _needs_rescoring(prediction: Prediction, bound: float) -> bool:
-    """Graded gold (a correlation, not a choice) always wants exact scores; so does a margin within
-    the bound.
+    """Return whether fp32 may decide otherwise: the gap is within the bound, or the gold is graded
+    (a correlation needs exact scores).
     """
     if isinstance(prediction.gold, float):
         return True
@@ -101,12 +95,12 @@ def _needs_rescoring(prediction: Prediction, bound: float) -> bool:
 def _logprob_gap_errors(
     bf16_predictions: Sequence[Prediction], fp32_predictions: Sequence[Prediction]
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Per item, the largest error of any difference between two of its options, in nats."""
+    """Return per item the largest error (nats) of a difference between two of its options."""
     errors = []
-    for q, e in zip(bf16_predictions, fp32_predictions, strict=True):
-        finite = np.isfinite(e.scores)  # a published wrapper gives some ids no probability at all
-        off = np.subtract(q.scores, e.scores, out=np.zeros(len(finite)), where=finite)
-        errors.append(float(off.max() - off.min()))
+    for bf16, fp32 in zip(bf16_predictions, fp32_predictions, strict=True):
+        finite = np.isfinite(fp32.scores)  # a published wrapper gives some ids probability 0
+        error = np.subtract(bf16.scores, fp32.scores, out=np.zeros(len(finite)), where=finite)
+        errors.append(float(error.max() - error.min()))
     return np.array(errors)
 
 

@@ -16,8 +16,8 @@ from antlm_bench.scoring.text import EosRule
 from antlm_bench.types import Item, ModelInfo, Option
 
 CONVENTIONS_VERSION = 2
-"""Part of every cell's content key; raised whenever a score of an unchanged checkpoint and suite may
-move."""
+"""Part of every cell's content key; raised whenever a score of an unchanged checkpoint and suite
+may move."""
 
 
 @dataclass(frozen=True, slots=True)

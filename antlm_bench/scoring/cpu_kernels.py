@@ -1,20 +1,14 @@
-"""Pieces of a block in fewer passes over memory: the same numbers, tried on the model itself before
-they are used.
+"""Faster layers for models on a CPU, with the numbers of the plain ones.
 
-Beside its matrix products, a small model on a CPU mostly moves activations to and fro. Three pieces
-are worth it: an activation that a packed linear layer applies while its output is still in cache,
-RMSNorm, and rotary embeddings. Nothing is known here of architectures: whatever does not give the
-plain piece's own numbers on a trial stays plain.
+- `pack_linears`: weights of linear layers laid out in advance for oneDNN. The library's default
+  path repacks a weight each time it is used, and adds the bias in a pass of its own.
+- `fuse_layers`: activations that a packed linear layer applies while its output is in cache, and
+  RMSNorm in fewer passes over memory.
+- `RotaryPatch`: rotary embeddings in fewer passes over memory.
 
-
-TODO Linear layers with weights laid out in advance for oneDNN: the same products, without repacking
-at every call.
-
-On CPUs the library's default path repacks a weight each time it is used and adds the bias in a pass
-of its own; here neither the bias nor an activation that follows (`scoring.cpu_kernels`) needs one.
-The operators are torch's, but not of its documented interface (its inductor compiler uses them):
-where they are absent, or answer otherwise than the plain layer, the plain layer stays.
-
+None of this knows architectures: each replacement is tried on the model itself, and what does not
+give the plain layer's numbers stays plain. The oneDNN operators are torch's, but not part of its
+documented interface (its inductor compiler uses them); without them nothing is packed.
 """
 
 from __future__ import annotations
@@ -33,27 +27,114 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ApplyRotary = Callable[..., tuple[Tensor, Tensor]]
-ROTARY_FUNCTION_NAME = (
-    "apply_rotary_pos_emb"  # what the library's files call the function, each its own
-)
-ONEDNN_ACTIVATIONS: tuple[
-    tuple[tuple[str, str], Callable[[Tensor], Tensor]], ...
-] = (  # oneDNN's names, and what they compute
-    (("gelu", "none"), functional.gelu),
-    (("gelu", "tanh"), lambda x: functional.gelu(x, approximate="tanh")),
-    (("swish", ""), functional.silu),
-)
+ROTARY_FUNCTION_NAME = "apply_rotary_pos_emb"  # its name in each of the library's model files
+# oneDNN's (name, variant) of an activation -> what it computes.
+ONEDNN_ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("gelu", "none"): functional.gelu,
+    ("gelu", "tanh"): lambda x: functional.gelu(x, approximate="tanh"),
+    ("swish", ""): functional.silu,
+}
+
+
+# ---- linear layers -------------------------------------------------------------------------------
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]
+    """y = x W^T + b for inference on a CPU, followed by an activation if `activation` is set.
+
+    The plain weight is kept beside the packed one: tied embeddings and shapes refer to it.
+    """
+
+    def __init__(self, plain: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
+        self.activation: tuple[str, str] | None = None
+        """oneDNN's (name, variant) of the activation that the layer applies to its output."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """Copy as a plain layer: the packed layout is opaque."""
+        plain = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
+        )
+        plain.weight = copy.deepcopy(self.weight, memo)
+        plain.bias = copy.deepcopy(self.bias, memo)
+        return plain.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take x of any dtype: an output embedding may stay fp32 on a bf16 body."""
+        x = x.to(self.weight.dtype)
+        name, variant = self.activation or ("none", "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, self.bias, name, [], variant
+        )
+        return y
+
+
+def pack_linears(model: Any, rows: int, head_rows: int) -> int:
+    """Replace the nn.Linear layers of a CPU model in place; return how many.
+
+    rows, head_rows: batch sizes for which layers and the output embedding are tuned. A layer whose
+    packed form gives other numbers on a trial input stays.
+    """
+    if not can_pack_linears(model):
+        return 0
+    replaced, head = 0, model.get_output_embeddings()
+    with torch.inference_mode():
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear and not parent.training:
+                    try:
+                        packed = PackedLinear(child, head_rows if child is head else rows)
+                    except RuntimeError:  # no such product: half precision without avx512_fp16
+                        continue
+                    x = (
+                        torch.linspace(-1, 1, 3 * child.in_features)
+                        .view(3, -1)
+                        .to(child.weight.dtype)
+                    )
+                    if outputs_match(child(x), packed, x):
+                        setattr(parent, name, packed)
+                        replaced += 1
+    return replaced
+
+
+def can_pack_linears(model: nn.Module) -> bool:
+    """Return whether oneDNN's operators exist for this model's device."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    exist = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return on_cpu and torch.backends.mkldnn.is_available() and exist
+
+
+def outputs_match(expected: Tensor, module: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Return whether a module maps x to `expected`, up to the rounding of its dtype; False if it
+    does not run.
+    """
+    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
+    try:
+        return bool(
+            torch.allclose(
+                expected, module(x), rtol=tolerance, atol=tolerance * float(expected.abs().max())
+            )
+        )
+    except RuntimeError:
+        return False
+
+
+# ---- activations and norms -----------------------------------------------------------------------
 
 
 class FusedActivation(nn.Module):  # type: ignore[misc]
-    """Stands where an activation stood that the layer before it applies now."""
+    """The identity, in place of an activation that the layer before it now applies."""
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.plain = plain
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        """A copy starts from plain layers again, as PackedLinear's does."""
+        """Copy as the plain activation, as PackedLinear copies as a plain layer."""
         return copy.deepcopy(self.plain, memo)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +142,9 @@ class FusedActivation(nn.Module):  # type: ignore[misc]
 
 
 class FusedRMSNorm(nn.Module):  # type: ignore[misc]
-    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """y = w x / sqrt(mean(x^2) + eps), the mean in fp32 (Zhang & Sennrich 2019, arXiv
+    1910.07467).
+    """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
@@ -72,8 +155,8 @@ class FusedRMSNorm(nn.Module):  # type: ignore[misc]
 
 
 class _RMSNormFunction(torch.autograd.Function):  # type: ignore[misc]
-    """With r = 1 / sqrt(mean(x^2) + eps): y = w x r, dw = sum g x r, dx = r (g w) - r^3 / d sum(g w
-    x) x.
+    """With r = 1 / sqrt(mean(x^2) + eps): y = w x r, dw = sum(g x r), and
+    dx = r (g w) - r^3 / d sum(g w x) x.
     """
 
     @staticmethod
@@ -95,9 +178,8 @@ class _RMSNormFunction(torch.autograd.Function):  # type: ignore[misc]
 
 
 def fuse_layers(model: nn.Module) -> int:
-    """Replace norms, and activations of packed layers, of a model in place; returns how many. On
-    CPUs, for that is where it was found to pay. A model to be trained has its plain layers, so that
-    its norms alone are replaced.
+    """Replace norms, and the activations after packed layers, of a CPU model in place; return how
+    many. A model to be trained has no packed layers, so that only its norms are replaced.
     """
     if next(model.parameters()).device.type != "cpu":
         return 0
@@ -110,48 +192,41 @@ def fuse_layers(model: nn.Module) -> int:
 def _replace_norms(parent: nn.Module) -> int:
     replaced = 0
     for name, child in list(parent.named_children()):
-        eps = next(
-            (
-                v
-                for v in (getattr(child, n, None) for n in ("variance_epsilon", "eps"))
-                if v is not None
-            ),
-            None,
-        )
+        eps = getattr(child, "variance_epsilon", getattr(child, "eps", None))
         weight = getattr(child, "weight", None)
         if (
             type(child).__name__.endswith("RMSNorm")
             and isinstance(eps, float)
             and isinstance(weight, nn.Parameter)
         ):
-            own = FusedRMSNorm(weight, eps)
+            fused = FusedRMSNorm(weight, eps)
             x = _trial_input(weight.shape[-1], weight)
-            if (before := _try_forward(child, x)) is not None and outputs_match(before, own, x):
-                setattr(parent, name, own)
+            plain_output = _try_forward(child, x)
+            if plain_output is not None and outputs_match(plain_output, fused, x):
+                setattr(parent, name, fused)
                 replaced += 1
     return replaced
 
 
 def _fuse_activations(parent: nn.Module) -> int:
-    """The activations of a block whose forward is a function of one tensor, if a linear layer comes
-    right before.
+    """Let a packed linear layer apply the activation that follows it, in a block whose forward
+    takes one tensor; return how many were moved.
     """
     children = dict(parent.named_children())
     linears = [child for child in children.values() if isinstance(child, PackedLinear)]
     replaced = 0
     for name, activation in children.items():
-        known = (
-            _match_activation(activation)
-            if linears and not [*activation.parameters(), *activation.children()]
-            else None
-        )
-        for linear in linears if known else ():
+        if not linears or [*activation.parameters(), *activation.children()]:
+            continue
+        if (onednn_name := _match_activation(activation)) is None:
+            continue
+        for linear in linears:
             x = _trial_input(linear.in_features, linear.weight)
-            if (before := _try_forward(parent, x)) is None:
+            if (plain_output := _try_forward(parent, x)) is None:
                 break
-            linear.activation = known
+            linear.activation = onednn_name
             setattr(parent, name, FusedActivation(activation))
-            if outputs_match(before, parent, x):
+            if outputs_match(plain_output, parent, x):
                 replaced += 1
                 break
             linear.activation = None
@@ -160,32 +235,32 @@ def _fuse_activations(parent: nn.Module) -> int:
 
 
 def _match_activation(activation: nn.Module) -> tuple[str, str] | None:
+    """Return oneDNN's (name, variant) of an activation, None for one that it does not have."""
     x = torch.linspace(-9, 9, 64)
-    answer = _try_forward(activation, x)
-    if answer is None:
+    output = _try_forward(activation, x)
+    if output is None:
         return None
-    return next(
-        (
-            name
-            for name, plain in ONEDNN_ACTIVATIONS
-            if torch.allclose(answer, plain(x), rtol=1e-6, atol=1e-7)
-        ),
-        None,
-    )
+    for onednn_name, function in ONEDNN_ACTIVATIONS.items():
+        if torch.allclose(output, function(x), rtol=1e-6, atol=1e-7):
+            return onednn_name
+    return None
 
 
 def _try_forward(module: nn.Module, x: Tensor) -> Tensor | None:
-    """What a module says of one tensor; None where it wants more than that, or says something else."""
+    """Return what a module maps one tensor to; None if it fails or returns something else."""
     try:
-        answer = module(x)
+        output = module(x)
     except Exception:
         return None
-    return answer if isinstance(answer, Tensor) else None
+    return output if isinstance(output, Tensor) else None
 
 
 def _trial_input(width: int, like: Tensor) -> Tensor:
-    """A few rows of both signs and several sizes, (3, width)."""
+    """Return three rows of both signs and several sizes, (3, width)."""
     return torch.linspace(-4, 5, 3 * width).view(3, -1).to(like.dtype)
+
+
+# ---- rotary embeddings ---------------------------------------------------------------------------
 
 
 _fast_rotaries: ContextVar[Mapping[ApplyRotary, ApplyRotary]] = ContextVar(
@@ -243,7 +318,9 @@ def _rotary_dispatcher(plain: ApplyRotary) -> ApplyRotary:
 
 
 def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
-    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in place."""
+    """x cos + (-x2, x1) sin of x = (x1, x2) (Su et al. 2021, arXiv 2104.09864), added up in
+    place.
+    """
 
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
@@ -257,8 +334,8 @@ def _fast_rotary(plain: ApplyRotary) -> ApplyRotary:
 
 
 class _FastRotaryFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x cos + (-x2, x1) sin; its gradient is turned back: the halves of the sine exchanged, and
-    negative.
+    """x cos + (-x2, x1) sin. The gradient is rotated back: with the halves of the sine exchanged
+    and negated.
     """
 
     @staticmethod
@@ -282,8 +359,8 @@ def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @cache
 def _matches_fast_rotary(plain: ApplyRotary) -> bool:
-    """Whether a function of that name is the one that `_fast_rotary` computes, for any angles and
-    more queries than keys.
+    """Return whether `_fast_rotary` computes the same as a function of the library, tried with
+    random angles and more query heads than key heads.
     """
     generator = torch.Generator().manual_seed(0)
     q, k, cos, sin = (
@@ -292,98 +369,7 @@ def _matches_fast_rotary(plain: ApplyRotary) -> bool:
     )
     try:
         expected = plain(q, k, cos, sin, unsqueeze_dim=1)
-        found = _fast_rotary(plain)(q, k, cos, sin)
-        return all(
-            torch.allclose(one, other, atol=1e-5)
-            for one, other in zip(expected, found, strict=True)
-        )
+        rotated = _fast_rotary(plain)(q, k, cos, sin)
+        return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, rotated, strict=True))
     except Exception:
-        return False
-
-
-class PackedLinear(nn.Module):  # type: ignore[misc]
-    """y = x W^T + b for inference on a CPU. Keeps the plain weight too: others look at it (tied
-    embeddings, shapes).
-    """
-
-    def __init__(self, plain: nn.Linear, rows: int) -> None:
-        super().__init__()
-        self.weight, self.bias = plain.weight, plain.bias
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
-        self.activation: tuple[str, str] | None = (
-            None  # oneDNN's name and variant of one that follows
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
-        """The layout is opaque and cannot be copied; a copy of the model starts from plain layers
-        again.
-        """
-        plain = nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
-        )
-        plain.weight = copy.deepcopy(self.weight, memo)
-        plain.bias = copy.deepcopy(self.bias, memo)
-        return plain.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x in any dtype: an output embedding may stay fp32 on a bf16 body."""
-        x = x.to(self.weight.dtype)
-        name, variant = self.activation or ("none", "")
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._packed, self.bias, name, [], variant
-        )
-        return y
-
-
-def pack_linears(model: Any, rows: int, head_rows: int) -> int:
-    """Replace the nn.Linear layers of a CPU model in place, tuned for batches of `rows`, the output
-    embedding for `head_rows`; returns how many. A layer is replaced only if its packed form gives
-    its own numbers on a trial input.
-    """
-    if not can_pack_linears(model):
-        return 0
-    replaced, head = 0, model.get_output_embeddings()
-    with torch.inference_mode():
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and not parent.training:
-                    try:
-                        packed = PackedLinear(child, head_rows if child is head else rows)
-                    except (
-                        RuntimeError
-                    ):  # this CPU has no such product: half precision without avx512_fp16
-                        continue
-                    x = (
-                        torch.linspace(-1, 1, 3 * child.in_features)
-                        .view(3, -1)
-                        .to(child.weight.dtype)
-                    )
-                    if outputs_match(child(x), packed, x):
-                        setattr(parent, name, packed)
-                        replaced += 1
-    return replaced
-
-
-def can_pack_linears(model: nn.Module) -> bool:
-    """Whether oneDNN's operators are there, for this model's device."""
-    device, operators = next(model.parameters()).device, torch.ops.mkldnn
-    present = all(
-        hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and present
-
-
-def outputs_match(expected: Tensor, module: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a module says that of x, but for the rounding of its dtype. What does not run says
-    nothing.
-    """
-    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
-    try:
-        return bool(
-            torch.allclose(
-                expected, module(x), rtol=tolerance, atol=tolerance * float(expected.abs().max())
-            )
-        )
-    except RuntimeError:
         return False

@@ -1,10 +1,9 @@
-"""A bf16 body's LM head in bf16 too, without what that would cost: the logits that are asked for
-stay fp32.
+"""Run the LM head of a bf16 body in bf16, and recompute the target logits in fp32.
 
-Of the logits of a position a score needs one by itself, and all others only in the sum that
-normalises. Rounded to bf16 the one would be off by 0.03, more than the whole body is; in the sum
-the errors of thousands of logits cancel. So the one is a product of its own, in fp32, and takes the
-rounded one's place in the sum. And a constant taken off all logits of a position changes no
+A score needs one logit of a position by itself, and all others only in the sum that normalises.
+Rounded to bf16 the one logit would be off by 0.03, more than the whole body is; in the sum the
+errors of thousands of logits cancel. The target's logit is therefore computed in fp32 and replaces
+the rounded one in the sum. A constant subtracted from all logits of a position changes no
 probability: without the mean of its rows a head's logits are smaller, and rounded less.
 """
 
@@ -19,7 +18,7 @@ from antlm_bench.types import WORD_START_TARGET
 
 
 class Bf16LMHead(nn.Module):  # type: ignore[misc]
-    """An output embedding (v, d) that answers in bf16 and remembers what it was asked."""
+    """An output embedding (v, d) that computes in bf16 and keeps its last input."""
 
     def __init__(self, plain: nn.Linear, rows: int) -> None:
         super().__init__()
@@ -29,13 +28,13 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
         self.bias = (
             None if plain.bias is None else nn.Parameter(plain.bias.float(), requires_grad=False)
         )
-        rough = nn.Linear(
+        linear = nn.Linear(
             plain.in_features, plain.out_features, plain.bias is not None, dtype=torch.bfloat16
         )
-        rough.weight.data.copy_(self.weight)
+        linear.weight.data.copy_(self.weight)
         if self.bias is not None:
-            rough.bias.data.copy_(self.bias)
-        self.bf16_linear = PackedLinear(rough, rows)
+            linear.bias.data.copy_(self.bias)
+        self.bf16_linear = PackedLinear(linear, rows)
         self.last_hidden = torch.empty(0)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -43,43 +42,39 @@ class Bf16LMHead(nn.Module):  # type: ignore[misc]
         return self.bf16_linear(hidden)
 
     def fp32_logits(self, rows: Tensor, target: Tensor) -> Tensor:
-        """The fp32 logits (k,) of targets at rows `head` of what was last asked."""
+        """Return the fp32 logits (k,) of targets (k,) at these rows (k,) of the last input."""
         logits = (self.last_hidden[rows].float() * self.weight[target]).sum(-1)
         return logits if self.bias is None else logits + self.bias[target]
 
 
 class Bf16HeadEngine(Engine):
-    """An Engine around a model whose output embedding is a RoughHead."""
+    """An Engine around a model whose output embedding is a Bf16LMHead."""
 
     def _target_logprobs(
         self, logits: Tensor, read_index: Tensor, target: Tensor, word_start_ids: Tensor | None
     ) -> Tensor:
         if word_start_ids is not None and bool((target == WORD_START_TARGET).any()):
-            raise AssertionError("adaptive precision asks about choices, never about words")
-        rough = logits[read_index, target].float()
-        exact = self.model.get_output_embeddings().fp32_logits(read_index, target)
+            raise AssertionError("adaptive precision scores choices, never words")
+        bf16 = logits[read_index, target].float()
+        fp32 = self.model.get_output_embeddings().fp32_logits(read_index, target)
         total = fast_logsumexp(logits)[read_index]
-        total = total + torch.log1p((exact - total).exp() - (rough - total).exp())
-        return exact - total
+        total = total + torch.log1p((fp32 - total).exp() - (bf16 - total).exp())
+        return fp32 - total
 
 
 def has_plain_lm_head(engine: Engine) -> bool:
-    """Whether a model's logits are what its output embedding says, and nothing is done to them
-    afterwards.
-    """
-    model, said = engine.model, list[Tensor]()
+    """Return whether a model's logits are the output of its output embedding, unchanged."""
+    model, outputs = engine.model, list[Tensor]()
     engine.set_attention(engine.forward_config.native_implementation)
     hook = model.get_output_embeddings().register_forward_hook(
-        lambda _module, _inputs, output: said.append(output)
+        lambda _module, _inputs, output: outputs.append(output)
     )
     try:
-        ids = torch.arange(4, device=next(model.parameters()).device)[None]
+        ids = torch.arange(4, device=engine.device)[None]
         with torch.inference_mode():
             logits = model(input_ids=ids).logits
     finally:
         hook.remove()
-    return (
-        len(said) == 1
-        and said[0].shape == logits.shape
-        and torch.equal(said[0].to(logits.dtype), logits)
-    )
+    if len(outputs) != 1 or outputs[0].shape != logits.shape:
+        return False
+    return bool(torch.equal(outputs[0].to(logits.dtype), logits))

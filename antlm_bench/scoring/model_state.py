@@ -1,9 +1,7 @@
-"""What is no weight of a model and may change all the same: its submodules, buffers and plain
-attributes.
+"""The state of a model beside its weights: submodules, buffers and plain attributes.
 
-Some forwards change their model (BigBird leaves its sparse attention for good after one short row),
-so that an answer depends on what was asked before. `ModelState` notices that and puts the model
-back.
+Some forwards change their model (BigBird gives up its sparse attention for good after one short
+row), so that an output depends on earlier inputs. `ModelState` detects that and restores the model.
 """
 
 from __future__ import annotations
@@ -15,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Attributes of a module that hold its submodules and buffers: dictionaries, which are compared
-# entry by entry.
+# Dictionaries of a module that are compared entry by entry.
 _CONTAINER_ATTRIBUTES = ("_modules", "_buffers")
 
 
 def _is_comparable(value: Any) -> bool:
-    """Whether an attribute is a number, a string, nothing, or a tuple of such: what can be compared
-    and put back.
-    """
+    """Return whether an attribute is a number, a string, None or a tuple of such."""
     if isinstance(value, tuple):
         return all(_is_comparable(part) for part in value)
     return value is None or (isinstance(value, int | float | str) and value == value)
@@ -31,15 +26,16 @@ def _is_comparable(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A copy of all that a forward could change, module by module; values of buffers included."""
+    """A copy of everything that a forward could change."""
 
     modules: tuple[
         tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]], ...
     ]
+    """Per module: itself, its plain attributes, its submodules and buffers, the buffers' values."""
 
     @classmethod
     def capture(cls, model: nn.Module) -> ModelState:
-        """Remember a model's present state."""
+        """Copy a model's present state."""
         return cls(
             tuple(
                 (
@@ -57,11 +53,11 @@ class ModelState:
         )
 
     def has_changed(self) -> bool:
-        """Whether anything differs from what was remembered."""
+        """Return whether anything differs from the copy."""
         return any(self._differs(*entry) for entry in self.modules)
 
     def restore(self) -> None:
-        """Put back what differs."""
+        """Restore what differs."""
         for module, plain, parts, values in self.modules:
             if not self._differs(module, plain, parts, values):
                 continue
@@ -96,14 +92,14 @@ class ModelState:
 
 
 class ModuleSwaps:
-    """Submodules of a model that others have replaced, and the way back."""
+    """Submodules of a model that were replaced; the replacement can be undone and redone."""
 
     def __init__(self, swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]]) -> None:
         self.swaps = swaps
 
     @classmethod
     def record(cls, model: nn.Module, swap: Callable[[], None]) -> ModuleSwaps:
-        """Run `swap` and note which submodules it replaces."""
+        """Run `swap` and record which submodules it replaces."""
         before = {
             (parent, name): child
             for parent in model.modules()
@@ -124,6 +120,6 @@ class ModuleSwaps:
             setattr(parent, name, plain)
 
     def redo(self) -> None:
-        """Put the replacements in again."""
+        """Put the replacements back."""
         for parent, name, _, replacement in self.swaps:
             setattr(parent, name, replacement)

@@ -1,9 +1,8 @@
-"""The peers' scorers, opened in one documented place: oracles of tests, benchmarks and `verify`; on
-request, an engine.
+"""The scorers of minicons and lm-eval: oracles of tests, benchmarks and `verify`, and on request an
+engine.
 
-minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed (its development
-head has the fix). `make_minicons_scorer` gives the tokenizer that name back, as an alias of calling
-it, which is what it always was.
+minicons 0.3.39 calls `tokenizer.batch_encode_plus`, which transformers 5 removed.
+`make_minicons_scorer` restores that name as an alias of calling the tokenizer.
 """
 
 from __future__ import annotations
@@ -55,27 +54,28 @@ PEER_ERRORS = (
 def make_minicons_scorer(
     kind: ModelKind, model: Any, tokenizer: Any = None, device: str = "cpu", **options: Any
 ) -> Any:
-    """A minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer, or one
-    that opens the folder `model` itself; `options` then go to `from_pretrained`.
+    """Make a minicons IncrementalLMScorer or MaskedLMScorer around an opened model and tokenizer,
+    or one that opens the folder `model` itself; `options` then go to `from_pretrained`.
     """
     from minicons import scorer
 
-    make = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
+    scorer_class = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
     if tokenizer is not None and tokenizer.pad_token is None and tokenizer.eos_token is None:
         # Else minicons would add a <pad> and with it a row to the softmax. Which token it is, the
         # mask makes no matter.
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
-    made = make(model, device, tokenizer=tokenizer, **options)
-    if not hasattr(type(made.tokenizer), "batch_encode_plus"):
-        type(made.tokenizer).batch_encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)
-    return made
+    wrapped = scorer_class(model, device, tokenizer=tokenizer, **options)
+    if not hasattr(type(wrapped.tokenizer), "batch_encode_plus"):
+        type(wrapped.tokenizer).batch_encode_plus = lambda self, *args, **kwargs: self(
+            *args, **kwargs
+        )
+    return wrapped
 
 
 def score_with_minicons(
     scorer: Any, texts: list[str], batch_size: int, **options: Any
 ) -> list[float]:
-    """Summed log-probabilities, one per text. minicons' own default is the mean; every peer of ours
-    means the sum.
+    """Return the summed log-probability of each text (minicons' own default is the mean).
 
     For masked scorers pass PLL_metric="original" or "within_word_l2r" here: the constructor's is
     ignored (0.3.39).
@@ -90,8 +90,8 @@ def score_with_minicons(
 def score_with_lm_eval(
     model: Any, tokenizer: Any, texts: list[str], batch_size: int
 ) -> list[float]:
-    """Summed log-probabilities as lm-eval's HFLM gives them for an empty context (BLiMP's form),
-    one per text.
+    """Return the summed log-probability of each text as lm-eval's HFLM gives it for an empty
+    context (BLiMP's form).
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -100,7 +100,7 @@ def score_with_lm_eval(
 
 
 def _lm_eval_loglikelihoods(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """log P(continuation | context) of each pair, by an lm-eval model."""
+    """Return log P(continuation | context) of each pair by an lm-eval model."""
     from lm_eval.api.instance import Instance
 
     answers = lm.loglikelihood(
@@ -113,8 +113,8 @@ def _lm_eval_loglikelihoods(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[f
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Peers print, log and warn while they load; what matters of it is checked and raised where
-    they are asked.
+    """Suppress what peers print, log and warn of while they load. What matters of it is checked
+    where they score.
     """
     before, sink = logging.root.manager.disable, io.StringIO()
     with (
@@ -133,27 +133,27 @@ def suppress_output() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class PeerScores:
-    """What a peer said of n texts. logp (n,): sums in nats. tokens (n,): how many they sum over,
-    targets: their ids as bytes. facts: of the texts; those that are too long were not asked about.
-    """
+    """The scores of n texts by a peer."""
 
     logp: Floats
+    """(n,) sums in nats."""
     token_counts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    """(n,) tokens that the sums are over."""
     target_bytes: list[bytes]
+    """Their ids as bytes."""
     facts: Encodings
+    """The facts of the texts; those that are too long were not scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class MiniconsScorer:
-    """A minicons scorer that is asked about whole texts and adds up the scores of the tokens that
-    count.
+    """A minicons scorer whose token scores are summed here, by the span rule of scoring.text.
 
-    Its log-probabilities per token are summed here, by the span rule of scoring.text, and not by
-    its conditional_score: that tokenises the context apart, miscounts where a token straddles the
-    border or where BOS is also PAD, and takes the mean by default. Its bos_token=True is not used
-    either: it spells a BOS in front of a tokenizer that adds one, too. `around` is what shall stand
-    around a text; where the tokenizer's own template is something else, specials are spelled into
-    the text, and whether it is then read alike is checked.
+    Its conditional_score is not used: it tokenises the context apart, miscounts where a token
+    straddles the border or where BOS is also PAD, and takes the mean by default. Its bos_token=True
+    is not used either: it spells a BOS in front of a tokenizer that also adds one. Where the
+    tokenizer's own template differs from `specials`, these are spelled into the text, and it is
+    checked that the text is still tokenised alike.
     """
 
     scorer: Any
@@ -169,65 +169,67 @@ class MiniconsScorer:
         method: str,
         tick: Callable[[float], None] | None = None,
     ) -> PeerScores:
-        """The summed log-probability of each text's span under causal, mlm or mlm-l2r.
+        """Return the summed log-probability of each text's span.
 
-        Raises MethodNotSupported, and CheckpointError where minicons fails, says NaN, or reads a
-        text differently.
+        Raises MethodNotSupported, and CheckpointError where minicons fails, returns NaN, or
+        tokenises a text differently.
         """
-        asked = get_method(method)
-        if MINICONS not in asked.peer_names or asked.needs_mask != (self.kind == "masked"):
+        record, is_masked = get_method(method), self.kind == "masked"
+        if MINICONS not in record.peer_names or record.needs_mask != is_masked:
             raise MethodNotSupported(
                 f"minicons cannot score a {self.kind} model with {method!r}",
                 location="--method",
                 hint=f"methods that it knows: {', '.join(peer_methods(MINICONS))}; "
                 "--engine native knows the others",
             )
-        found = self._tokenize(texts, method)
-        rows, inner = self._build_rows(texts, found.ids)
-        counted = [
+        tokenized = self._tokenize(texts, method)
+        rows, inner = self._build_rows(texts, tokenized.ids)
+        positions = [
             self._scored_positions(row, span, inner) for row, span in zip(rows, spans, strict=True)
         ]
         if self.eos == "context":
             raise MethodNotSupported(
-                "lm-eval puts EOS after the context, over the start of the continuation: no row of minicons",
+                "lm-eval puts EOS after the context, over the start of the continuation: no row of "
+                "minicons",
                 location="--compat",
                 hint="use --engine native, or --bos tokenizer",
             )
         if self.eos is not None:
             after, skipped = resolve_eos_rule(self.scorer.tokenizer, self.eos)
-            counted = [
-                scored_positions_with_eos(some, len(row.ids), len(after), skipped, span, text)
-                for some, row, span, text in zip(counted, rows, spans, texts, strict=True)
+            positions = [
+                scored_positions_with_eos(scored, len(row.ids), len(after), skipped, span, text)
+                for scored, row, span, text in zip(positions, rows, spans, texts, strict=True)
             ]
         too_long = np.array(
             [self.max_length is not None and len(row.ids) > self.max_length for row in rows],
             np.bool_,
         )
         logp = np.zeros(len(texts))
-        todo = [n for n in range(len(texts)) if counted[n] and not too_long[n]]
+        todo = [n for n in range(len(texts)) if positions[n] and not too_long[n]]
         for batch in _length_batches(todo, rows, square=self.kind == "masked"):
             scores = self._token_logprobs([rows[n].text for n in batch], method)
             for n, answer in zip(batch, scores, strict=True):
-                logp[n] = self._sum_scored(answer, rows[n].ids, counted[n])
+                logp[n] = self._sum_scored(answer, rows[n].ids, positions[n])
             if tick is not None:
                 tick(len(batch) / len(todo))
         ids = [
-            np.array([row.ids[at] for at in some], np.int32)
-            for row, some in zip(rows, counted, strict=True)
+            np.array([row.ids[position] for position in scored], np.int32)
+            for row, scored in zip(rows, positions, strict=True)
         ]
-        tokens = np.array([len(some) for some in counted], np.int64)
-        flags = {name: raised for name, raised in found.flags.items() if name != "unk"}
-        facts = Encodings((), found.flags["unk"], too_long, flags)
-        return PeerScores(logp, tokens, [some.tobytes() for some in ids], facts)
+        tokens = np.array([len(scored) for scored in positions], np.int64)
+        flags = {name: raised for name, raised in tokenized.flags.items() if name != "unk"}
+        encodings = Encodings((), tokenized.flags["unk"], too_long, flags)
+        return PeerScores(logp, tokens, [scored.tobytes() for scored in ids], encodings)
 
     def _tokenize(self, texts: Sequence[str], method: str) -> Tokenized:
-        """Raises as TextTokenizer.tokenize, and MethodNotSupported where minicons would not find
-        words.
+        """Tokenise as minicons does. Raises as TextTokenizer.tokenize, and MethodNotSupported where
+        minicons would find no words.
         """
         tokenizer = TextTokenizer(self.scorer.tokenizer)
         if get_method(method).needs_words and not tokenizer.has_word_ids:
             raise MethodNotSupported(
-                "minicons asks the tokenizer which word a token belongs to, and this one does not say",
+                "minicons asks the tokenizer which word a token belongs to, and this one does not "
+                "say",
                 location="--method",
                 hint="use --engine native, or --method mlm",
             )
@@ -238,56 +240,64 @@ class MiniconsScorer:
 
     @property
     def spells_specials(self) -> bool:
-        """Whether the specials that are wanted are not those that the tokenizer adds by itself."""
-        own = detect_template(self.scorer.tokenizer)
+        """Whether the specials must be spelled into the text, because the tokenizer adds others."""
+        template = detect_template(self.scorer.tokenizer)
         # A causal row may end in whatever the template puts there: nothing that is scored sees it.
-        return own.before != self.specials.before or (
-            self.kind == "masked" and own.after != self.specials.after
+        return template.before != self.specials.before or (
+            self.kind == "masked" and template.after != self.specials.after
         )
 
     def _build_rows(
         self, texts: Sequence[str], ids_without_specials: Sequence[list[int]]
     ) -> tuple[list[_MiniconsRow], slice]:
-        """The texts as minicons will read them, and where in a row the text itself stands. bare:
-        ids without specials.
+        """Return the texts as minicons will read them, and the slice of a row that holds the text
+        itself.
         """
-        tokenizer, around, spelled = self.scorer.tokenizer, self.specials, self.spells_specials
+        tokenizer, specials, spells = self.scorer.tokenizer, self.specials, self.spells_specials
         head, tail = (
-            "".join(tokenizer.convert_ids_to_tokens(ids)) if spelled else ""
-            for ids in (around.before, around.after)
+            "".join(tokenizer.convert_ids_to_tokens(ids)) if spells else ""
+            for ids in (specials.before, specials.after)
         )
-        after = around.after if spelled else detect_template(tokenizer).after
-        inner = slice(len(around.before), -len(after) or None)
+        after = specials.after if spells else detect_template(tokenizer).after
+        inner = slice(len(specials.before), -len(after) or None)
         fast = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
-        asked = [head + text + tail for text in texts]
-        found = tokenizer(asked, add_special_tokens=not spelled, verbose=False, **fast)
-        for text, row, alone in zip(texts, found["input_ids"], ids_without_specials, strict=True):
-            whole = [*around.before, *alone, *after]
-            if row != whole:
+        spelled_texts = [head + text + tail for text in texts]
+        encoded = tokenizer(spelled_texts, add_special_tokens=not spells, verbose=False, **fast)
+        for text, row, bare_ids in zip(
+            texts, encoded["input_ids"], ids_without_specials, strict=True
+        ):
+            expected = [*specials.before, *bare_ids, *after]
+            if row != expected:
                 raise CheckpointError(
-                    f"this tokenizer reads {text!r} differently between special tokens, which minicons needs spelled",
+                    f"this tokenizer reads {text!r} differently between special tokens, which "
+                    "minicons needs spelled",
                     hint="use --bos tokenizer, or the native engine",
                 )
-        places = found["offset_mapping"] if fast else [None] * len(asked)
+        offsets = encoded["offset_mapping"] if fast else [None] * len(spelled_texts)
         shift = len(head)
         return [
             _MiniconsRow(
                 text,
                 ids,
-                None if place is None else [(start - shift, end - shift) for start, end in place],
+                None
+                if row_offsets is None
+                else [(start - shift, end - shift) for start, end in row_offsets],
             )
-            for text, ids, place in zip(asked, found["input_ids"], places, strict=True)
+            for text, ids, row_offsets in zip(
+                spelled_texts, encoded["input_ids"], offsets, strict=True
+            )
         ], inner
 
     def _scored_positions(self, row: _MiniconsRow, span: Span, text_slice: slice) -> list[int]:
-        """The positions of a row that count. Causal: never the first, because nothing stands before
-        it.
+        """Return the positions of a row that count. A causal model never scores the first: nothing
+        precedes it.
         """
         positions = list(range(len(row.ids))[text_slice])
         if span is not None:
             if row.offsets is None:
                 raise CheckpointError(
-                    "this slow tokenizer does not say where its tokens stand, so that a context cannot be left out",
+                    "this slow tokenizer does not say where its tokens stand, so that a context "
+                    "cannot be left out",
                     hint="save the checkpoint with a fast tokenizer (tokenizer.json)",
                 )
             positions = [
@@ -298,8 +308,8 @@ class MiniconsScorer:
         return [at for at in positions if at or self.kind == "masked"]
 
     def _token_logprobs(self, texts: list[str], method: str) -> list[list[float]]:
-        """Log-probabilities of the tokens that minicons scores, text by text; texts of one length
-        need no padding.
+        """Return the log-probabilities of the tokens that minicons scores; all texts have one
+        length.
         """
         metric = get_method(method).peer_names[MINICONS]
         options = {"PLL_metric": metric} if metric else {}
@@ -314,7 +324,7 @@ class MiniconsScorer:
                     return_attention_mask=True,
                     verbose=False,
                 )
-                found = self.scorer.sequence_score(
+                logprobs = self.scorer.sequence_score(
                     encoded, reduction=lambda scores: scores.tolist(), **options
                 )
             except PEER_ERRORS as error:
@@ -322,22 +332,24 @@ class MiniconsScorer:
                     f"minicons fails on this model: {type(error).__name__}: {first_line(error)}",
                     hint="use --engine native, if it can be opened there",
                 ) from error
-        return list(found)
+        return list(logprobs)
 
     def _sum_scored(self, logprobs: list[float], ids: list[int], positions: list[int]) -> float:
-        """Of a row's scores as minicons gives them (causal: all but the first; masked: all but CLS,
-        SEP and PAD).
+        """Sum the scores at `positions` out of those that minicons returns for a row (causal: all
+        but the first token; masked: all but CLS, SEP and PAD).
         """
         scored = list(range(1, len(ids)))
         if self.kind == "masked":
             left = (self.scorer.pad_token_id, self.scorer.cls_token_id, self.scorer.sep_token_id)
-            scored = [at for at, token in enumerate(ids) if token not in left]
+            scored = [position for position, token in enumerate(ids) if token not in left]
         if len(logprobs) != len(scored) or not set(positions) <= set(scored):
             raise CheckpointError(
                 "minicons leaves out tokens that count: a text spells a special token",
                 hint="use --engine native",
             )
-        total = float(sum(dict(zip(scored, logprobs, strict=True))[at] for at in positions))
+        total = float(
+            sum(dict(zip(scored, logprobs, strict=True))[position] for position in positions)
+        )
         if np.isnan(total):
             raise CheckpointError("minicons answers NaN", hint="the weights are damaged")
         return total
@@ -345,9 +357,7 @@ class MiniconsScorer:
 
 @dataclass(frozen=True, slots=True)
 class _MiniconsRow:
-    """A text with what is spelled around it, its ids, and their characters in the text (slow
-    tokenizers: None).
-    """
+    """A text with the specials spelled around it."""
 
     text: str
     ids: list[int]
@@ -357,7 +367,9 @@ class _MiniconsRow:
 def _length_batches(
     indices: Sequence[int], rows: Sequence[_MiniconsRow], square: bool
 ) -> Iterator[list[int]]:
-    """Rows of one exact length, as many as fit BUDGET; `square`: a row is read once per token."""
+    """Yield batches of rows of one length within MAX_BATCH_TOKENS. square: a row is read once per
+    token.
+    """
     by_length: dict[int, list[int]] = {}
     for n in indices:
         by_length.setdefault(len(rows[n].ids), []).append(n)
@@ -368,18 +380,20 @@ def _length_batches(
 
 @dataclass(frozen=True, slots=True)
 class LmEvalScorer:
-    """lm-eval's HFLM, asked about continuations.
+    """A scorer around lm-eval's HFLM.
 
-    It puts its prefix token (BOS, else EOS) before a text without a context, but not before a
-    context: there the same token is spelled in front, which also keeps the tokenizer from adding
-    specials of its own (0.4.13, tok_encode).
+    HFLM puts its prefix token (BOS, else EOS) before a text without a context, but not before a
+    context. There the same token is spelled in front, which also keeps the tokenizer from adding
+    its own specials (0.4.13, tok_encode).
     """
 
     lm: Any
     max_length: int | None = None
 
     def scores(self, texts: Sequence[str], spans: Sequence[Span], method: str) -> Floats:
-        """log P(span | what precedes it); lm-eval itself cuts a text into context and continuation."""
+        """Return log P(span | what precedes it) of each text; lm-eval itself splits a text into
+        context and continuation.
+        """
         del method  # it knows one
         bos = str(self.lm.tokenizer.convert_ids_to_tokens(self.lm.prefix_token_id))
         pairs = []
@@ -395,17 +409,17 @@ class LmEvalScorer:
 
 
 def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) -> LmEvalScorer:
-    """lm-eval, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises
+    """Open lm-eval, which loads the folder itself in fp32 on the CPU, as its users do. Raises
     CheckpointError.
 
-    parts: its arguments `peft` and `tokenizer`, folders. trusted: whether the checkpoint's own
-    Python may run.
+    source_args: its arguments `peft` and `tokenizer`, folders. trusted: the checkpoint's own Python
+    may run.
     """
     with suppress_output():
         try:
             from lm_eval.models.huggingface import HFLM
 
-            more = {"trust_remote_code": True} if trusted else {}
+            options = {"trust_remote_code": True} if trusted else {}
             return LmEvalScorer(
                 HFLM(
                     pretrained=str(folder),
@@ -413,7 +427,7 @@ def open_lm_eval(folder: Path, trusted: bool, source_args: Mapping[str, str]) ->
                     batch_size=8,
                     dtype="float32",
                     **source_args,
-                    **more,
+                    **options,
                 )
             )
         except PEER_ERRORS as error:
@@ -428,17 +442,17 @@ def open_minicons(
     tokenizer: Any,
     trusted: bool,
 ) -> MiniconsScorer:
-    """minicons, which loads the folder itself in fp32 on the CPU, as a user of it would. Raises
+    """Open minicons, which loads the folder itself in fp32 on the CPU, as its users do. Raises
     CheckpointError.
 
-    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python; minicons
-    would open that without leave, and wait for an answer on the terminal (0.3.39).
+    tokenizer: another one than the folder's, or one that runs the checkpoint's own Python, for
+    which minicons would wait for an answer on the terminal (0.3.39).
     """
     with suppress_output():
         try:
-            more: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
+            options: dict[str, Any] = {"trust_remote_code": True} if trusted else {}
             scorer = make_minicons_scorer(
-                kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **more
+                kind, str(folder), copy.deepcopy(tokenizer), dtype="float32", **options
             )
             return MiniconsScorer(scorer, kind, specials, max_length)
         except PEER_ERRORS as error:
@@ -451,5 +465,5 @@ def _open_error(peer: str, folder: Path, error: BaseException) -> CheckpointErro
 
 
 def peer_version(name: str) -> str:
-    """`minicons 0.3.39`."""
+    """Return name and version: `minicons 0.3.39`."""
     return f"{name} {version(name.replace('-', '_'))}"

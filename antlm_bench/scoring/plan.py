@@ -1,10 +1,10 @@
 """The plan: rows of token ids in, batches without repetition out. No torch, no Python loop per
 token.
 
-Rows are sorted so that equal beginnings stand together. Causal rows then form a tree: a prefix that
-many rows share is computed once, whatever pair, paradigm or method they come from. Rows that attend
-fully share only if they are equal. A batch is a flat list of tree nodes; linear layers run on
-nodes, attention on rows gathered from them (`Batch.rows`).
+Rows are sorted so that equal beginnings stand together. Causal rows then form a prefix tree: a
+prefix that many rows share is computed once, whatever pair, paradigm or method they come from. Rows
+that attend in full are shared only if they are equal. A batch is a flat list of tree nodes; linear
+layers run on nodes, attention on rows gathered from them (scoring.attention).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from antlm_bench.types import Attention, Bools, Ints, Probes
 
-# A row may be gathered for attention many times over (entity tracking: five options on one long
-# prefix); attention on rows costs little beside the linear layers on nodes, but its memory must
-# stay in proportion to the budget.
+# A node may be gathered for attention many times (entity tracking: five options on one long
+# prefix). Attention on rows costs little beside linear layers on nodes, but its memory must stay in
+# proportion to the budget.
 MAX_ROW_TOKENS_PER_NODE = 4
 
 IndexArray = NDArray[np.int64]
@@ -27,31 +27,33 @@ IndexArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Nodes (n,) and how they hang together; every array is an index, nothing is padded.
-
-    ids, positions (n,): token and its place in its row. pieces: the (rows, length) of each block of
-    equal-length rows. gather (m,): the node of each row position, blocks one after the other, or
-    None if that is arange(n). take (n,): for each node one place in the gathered rows that holds
-    it, or None likewise. heads (h,): nodes whose next-token distribution is needed. head, target,
-    text (k,): one entry per read.
-    """
+    """n nodes, the rows that they form, and k reads; nothing is padded."""
 
     attention: Attention
     ids: Ints
+    """(n,) token ids."""
     positions: IndexArray
+    """(n,) position of each node in its row."""
     blocks: tuple[tuple[int, int], ...]
+    """(rows, length) of each block of rows of one length."""
     gather_index: IndexArray | None
+    """(m,) the node at each row position, blocks one after the other; None = arange(n)."""
     inverse_index: IndexArray | None
+    """(n,) for each node one of the m row positions that hold it; None = arange(n)."""
     read_nodes: IndexArray
+    """(h,) sorted nodes whose next-token distribution is needed."""
     read_index: IndexArray
+    """(k,) which of `read_nodes` each read is at."""
     target: IndexArray
+    """(k,) the token id whose log-probability is read."""
     text: IndexArray
+    """(k,) the text that it adds to."""
 
 
 class Plan:
-    """All rows of one attention, sorted and ready to be cut into batches of about `budget` nodes.
+    """All rows of one attention, sorted, to be cut into batches of about `budget` nodes.
 
-    `Plan(probes)` then `batch, start = plan.cut(start, budget)` until start == len(plan).
+    `batch, start = plan.next_batch(start, budget)` until start == len(plan).
     """
 
     def __init__(self, probes: Sequence[Probes]) -> None:
@@ -72,22 +74,22 @@ class Plan:
         self._rows, self._lengths = rows[order], lengths[order]
         self._shared_lengths = self._shared_prefix_lengths()
         self._new_lengths = self._lengths - self._shared_lengths
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        self._read_order = np.argsort(place[row], kind="stable")
-        self._read_row = place[row][self._read_order]
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        self._read_order = np.argsort(rank[row], kind="stable")
+        self._read_row = rank[row][self._read_order]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def num_nodes(self) -> int:
-        """How many tokens the model will compute, if one batch held everything."""
+        """How many tokens the model would compute if one batch held everything."""
         return int(self._new_lengths.sum())
 
     def next_batch(self, start: int, budget: int) -> tuple[PackedBatch, int]:
-        """The batch of rows from `start` on that costs at most `budget` nodes (one row at least),
-        and where it ends.
+        """Return the batch of rows from `start` on that costs at most `budget` nodes (at least one
+        row), and the row after it.
         """
         window = slice(start, start + MAX_ROW_TOKENS_PER_NODE * budget + 1)
         lengths, cost = self._lengths[window], self._new_lengths[window].copy()
@@ -115,21 +117,21 @@ class Plan:
         rows = self._rows[start:end, : lengths.max()]
         column = np.arange(rows.shape[1])
         new: Bools = (column >= shared[:, None]) & (column < lengths[:, None])
-        # Number the new nodes row by row; a shared one has the number last given in its column.
+        # New nodes are numbered row by row; a shared node has the last number given in its column.
         number = np.where(new, np.cumsum(new).reshape(new.shape) - 1, -1)
         node = np.maximum.accumulate(number, axis=0)
         blocks = []
         keep = new.any(1)
         for length in np.unique(lengths[keep]):
             blocks.append(node[keep & (lengths == length), :length])
-        gather = np.concatenate([block.ravel() for block in blocks])
+        gather_index = np.concatenate([block.ravel() for block in blocks])
         n = int(new.sum())
-        identity = len(gather) == n and bool((gather == np.arange(n)).all())
-        take = np.empty(n, np.int64)
-        take[gather[::-1]] = np.arange(len(gather))[::-1]
+        is_identity = len(gather_index) == n and bool((gather_index == np.arange(n)).all())
+        inverse_index = np.empty(n, np.int64)
+        inverse_index[gather_index[::-1]] = np.arange(len(gather_index))[::-1]
         low, high = np.searchsorted(self._read_row, [start, end])
         reads = self._read_order[low:high]
-        heads, head = np.unique(
+        read_nodes, read_index = np.unique(
             node[self._read_row[low:high] - start, self._at[reads]], return_inverse=True
         )
         return PackedBatch(
@@ -137,21 +139,20 @@ class Plan:
             ids=rows[new],
             positions=np.nonzero(new)[1],
             blocks=tuple((block.shape[0], block.shape[1]) for block in blocks),
-            gather_index=None if identity else gather,
-            inverse_index=None if identity else take,
-            read_nodes=heads,
-            read_index=head,
+            gather_index=None if is_identity else gather_index,
+            inverse_index=None if is_identity else inverse_index,
+            read_nodes=read_nodes,
+            read_index=read_index,
             target=self._target[reads],
             text=self._text[reads],
         )
 
 
 def _lexicographic_order(rows: Ints, lengths: IndexArray | None) -> IndexArray:
-    """Stable lexicographic order of (r, t) rows padded with -1, by length first if lengths are
-    given.
+    """Return the stable lexicographic order (r,) of rows (r, t) padded with -1, by length first if
+    lengths are given.
 
-    Big-endian bytes compare like the numbers they hold, so that one byte-string sort does the work
-    of t sorts.
+    Big-endian bytes compare like the numbers they hold: one byte-string sort replaces t sorts.
     """
     table = (rows.astype(np.int64) + 1).astype(">u4")
     if lengths is not None:
@@ -161,6 +162,6 @@ def _lexicographic_order(rows: Ints, lengths: IndexArray | None) -> IndexArray:
 
 
 def build_plans(probes: Sequence[Probes]) -> list[Plan]:
-    """One plan per attention that the probes ask for."""
-    kinds = sorted({p.attention for p in probes})
-    return [Plan([p for p in probes if p.attention == kind]) for kind in kinds]
+    """Return one plan per attention of the probes."""
+    attentions = sorted({p.attention for p in probes})
+    return [Plan([p for p in probes if p.attention == attention]) for attention in attentions]

@@ -43,8 +43,10 @@ def predict_options(
     reduction = conventions.reduction
     if isinstance(scorer, AdaptiveScorer | MiniconsCheckpoint):
         return scorer.predict(items, methods, tick, reduction)
-    if suite.judge:
-        return task_scoring.predict_choices(scorer, items, methods, tick, suite.judge, reduction)
+    if suite.task_metrics:
+        return task_scoring.predict_choices(
+            scorer, items, methods, tick, suite.task_metrics, reduction
+        )
     return multiple_choice.predict(scorer, items, methods, tick, reduction)
 
 
@@ -57,6 +59,7 @@ def predict_words(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Score words within their texts (reading times)."""
+    del conventions
     decode = checkpoint.decode_token if suite.tokenized_separately else None
     return surprisal.predict(checkpoint, items, methods, tick, decode)
 
@@ -70,6 +73,7 @@ def predict_formulas(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Evaluate SyntaxGym's formulas on the surprisal of regions."""
+    del conventions
     return syntaxgym.predict(checkpoint, items, methods, tick, formulas=suite.formulas or {})
 
 
@@ -82,8 +86,9 @@ def predict_documents(
     tick: ProgressCallback | None = None,
 ) -> Predictions:
     """Score whole documents in windows, as lm-eval's rolling log-likelihood does."""
-    assert suite.judge is not None  # the loader of such suites sets it
-    return task_scoring.predict_documents(checkpoint, items, methods, tick, suite.judge)
+    del conventions
+    assert suite.task_metrics is not None  # the loader of such suites sets it
+    return task_scoring.predict_documents(checkpoint, items, methods, tick, suite.task_metrics)
 
 
 # ---- summarize: the predictions of one method -> a summary
@@ -99,7 +104,11 @@ def summarize_options(
 ) -> Summary:
     """Summarize in the suite's own metric. Metrics of lm-eval become views beside it."""
     summary = _summarize_metric(suite, predictions, method, conventions, notes)
-    return add_views(summary, predictions, suite.judge.metric_names) if suite.judge else summary
+    return (
+        add_views(summary, predictions, suite.task_metrics.metric_names)
+        if suite.task_metrics
+        else summary
+    )
 
 
 def summarize_task_metrics(
@@ -111,9 +120,9 @@ def summarize_task_metrics(
     notes: Sequence[str],
 ) -> Summary:
     """Summarize a suite whose first metric of lm-eval is the headline; the others are views."""
-    assert suite.judge is not None  # the loader of such suites sets it
+    assert suite.task_metrics is not None  # the loader of such suites sets it
     summary = _summarize_metric(suite, predictions, method, conventions, notes)
-    return add_views(summary, predictions, ["", *suite.judge.metric_names[1:]])
+    return add_views(summary, predictions, ["", *suite.task_metrics.metric_names[1:]])
 
 
 def summarize_documents(
@@ -137,6 +146,7 @@ def summarize_reading_times(
     notes: Sequence[str],
 ) -> Summary:
     """Regress the suite's reading times on surprisal."""
+    del conventions
     assert suite.times is not None  # the loader of such suites sets it
     return reading_times_metric.summarize_reading_times(
         predictions, suite.times, suite=suite.name, method=method, notes=notes

@@ -1,16 +1,18 @@
-"""Words in texts as questions to a LanguageModel: how surprising is this stretch of text, this word
-after this context?
+"""Log-probabilities of spans and words in texts.
 
-Two ways to ask, with one answer each. `stretches`: parts of whole texts under any method of
-scoring.probes. `predict`: words after nothing but their left context, as studies of reading ask,
-which for masked models means MASKS masks after the context, read at the first of them (BabyLM 2025,
-reading/evaluation_functions.py).
+- `span_logprobs`: parts of whole texts, under any scoring method of one part.
+- `predict`: words after their left context only, as studies of reading ask. A masked model gets
+  NUM_MASKS masks after the context, and its first mask is read (BabyLM 2025,
+  reading/evaluation_functions.py).
 
 Beginning-of-word correction (Pimentel & Meister 2024, arXiv 2406.14561; Oh & Schuler 2024, arXiv
-2406.10851): where tokens carry the space before them, that a word ends is only said by the token
-after it. A word's probability is then
-    P(its tokens) * P(a word begins or the text ends | text up to its end) / P(the same | text up to its beginning),
-without the denominator for the first word of a text, which always begins there.
+2406.10851): where tokens carry the space before them, only the next token tells that a word has
+ended. The probability of a word is then
+
+    P(its tokens) * P(a word begins or the text ends | the text up to the word's end)
+                  / P(a word begins or the text ends | the text up to the word's beginning),
+
+without the denominator for the first word of a text, where a word always begins.
 """
 
 from __future__ import annotations
@@ -41,40 +43,36 @@ from antlm_bench.types import (
     ProgressCallback,
 )
 
-# masks that stand for the unknown rest of the text (BabyLM 2025's
-# --number_of_mask_tokens_to_append)
-NUM_MASKS = 3
+NUM_MASKS = 3  # BabyLM 2025's --number_of_mask_tokens_to_append
 TokenDecoder = Callable[[int], str]  # a token id as text
 
 
 @dataclass(frozen=True, slots=True)
 class SpanScores:
-    """What a model says of n stretches of text.
-
-    logp (n,): natural log-probability, NaN where a token of it cannot be scored. tokens (n,): how
-    many it has. encodings: the facts of its text (too_long, unk, flags).
-    """
+    """Log-probabilities of n spans of text."""
 
     logp: Floats
+    """(n,) natural log-probability, NaN where a token of the span cannot be scored."""
     token_counts: NDArray[np.int64]
+    """(n,) tokens of the span."""
     encodings: Encodings
+    """The facts of the texts."""
 
     @property
     def too_long(self) -> Bools:
-        """(n,): its text does not fit into the model."""
+        """(n,) whether the text does not fit into the model."""
         return self.encodings.too_long
 
 
 def single_part(method: Method) -> tuple[Attention, Callable[..., Probes]]:
-    """The one reading that a method makes. MethodNotSupported for `fused`, a product of two
-    predictions.
+    """Return the one (attention, probe function) of a method. Raises MethodNotSupported where it
+    has several parts (`fused`), whose product is no probability.
     """
     if len(method.parts) != 1:
-        hint = "ask for one of its parts: --method causal, --method mntp"
         raise MethodNotSupported(
             "a product of two predictions is no probability of a word",
             location="--method",
-            hint=hint,
+            hint="ask for one of its parts: --method causal, --method mntp",
         )
     return method.parts[0]
 
@@ -86,69 +84,74 @@ def span_logprobs(
     tick: ProgressCallback | None = None,
     bow_correction: bool = False,
 ) -> SpanScores:
-    """How probable each span of its text is. A stretch of no characters has no tokens, and
-    log-probability 0.
+    """Compute the log-probability of each option's span in its text. An empty span has no tokens
+    and log-probability 0.
 
-    correct: with the beginning-of-word correction (causal alone; the engine must know the
-    beginnings).
+    bow_correction: apply the beginning-of-word correction (causal only; the engine must know the
+    word-start ids).
     """
-    attention, probe = single_part(method)
+    attention, make_probes = single_part(method)
     n = len(options)
     encodings = model.encode(
-        [a.text for a in options], [a.span or (0, len(a.text)) for a in options], attention
+        [option.text for option in options],
+        [option.span or (0, len(option.text)) for option in options],
+        attention,
     )
-    tokens, reads = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    read: list[Probes] = []
+    token_counts, read_counts = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    has_left_context = [bool(option.span and option.span[0]) for option in options]
+    probes: list[Probes] = []
     for encoded in encodings.batches:
-        tokens[encoded.text_index] = encoded.score_mask.sum(1)
-        plain = probe(encoded, model.mask_id)
-        reads += np.bincount(plain.text_index, minlength=n)
-        read += [
-            plain,
-            *(
-                _word_boundary_probes(encoded, [bool(a.span and a.span[0]) for a in options])
-                if bow_correction
-                else ()
-            ),
-        ]
-    read = [p for p in read if len(p.row)]
-    sums = model.score_probes(read, 3 * n, tick) if read else np.zeros(3 * n)
+        token_counts[encoded.text_index] = encoded.score_mask.sum(1)
+        plain = make_probes(encoded, model.mask_id)
+        read_counts += np.bincount(plain.text_index, minlength=n)
+        probes.append(plain)
+        if bow_correction:
+            probes += _word_boundary_probes(encoded, has_left_context)
+    probes = [p for p in probes if len(p.row)]
+    sums = model.score_probes(probes, 3 * n, tick) if probes else np.zeros(3 * n)
     logp = sums[:n] + sums[n : 2 * n] - sums[2 * n :]
-    empty = np.array([a.span is not None and a.span[0] == a.span[1] for a in options], bool)
-    logp[((reads < tokens) | (tokens == 0)) & ~empty | encodings.too_long] = np.nan
-    return SpanScores(logp, tokens, method.with_relevant_flags(encodings))
+    is_empty = np.array(
+        [option.span is not None and option.span[0] == option.span[1] for option in options], bool
+    )
+    unscored = (read_counts < token_counts) | (token_counts == 0)
+    logp[unscored & ~is_empty | encodings.too_long] = np.nan
+    return SpanScores(logp, token_counts, method.with_relevant_flags(encodings))
 
 
 def _word_boundary_probes(
     encoded: EncodedBatch, has_left_context: Sequence[bool]
 ) -> Iterator[Probes]:
-    """That a word begins after each of n stretches (texts n..2n), and that it begins where the
-    stretch does (texts 2n..3n) if it lies `inside` its text.
+    """Yield the probes of the correction for n spans: that a word begins after the span (text index
+    n..2n), and where a text precedes the span, that one begins there (2n..3n).
     """
     n = len(has_left_context)
-    some = np.flatnonzero(encoded.score_mask.any(1))
-    first = encoded.score_mask[some].argmax(1)
-    last = encoded.score_mask.shape[1] - 1 - encoded.score_mask[some, ::-1].argmax(1)
-    later = np.array([has_left_context[text] for text in encoded.text_index[some]], bool) & (
-        first > 0
-    )
-    for rows, at, shift in ((some, last, n), (some[later], first[later] - 1, 2 * n)):
-        starts = np.full(len(rows), WORD_START_TARGET, np.int32)
-        row, place = rows.astype(np.int32), at.astype(np.int32)
+    rows = np.flatnonzero(encoded.score_mask.any(1))
+    first = encoded.score_mask[rows].argmax(1)
+    last = encoded.score_mask.shape[1] - 1 - encoded.score_mask[rows, ::-1].argmax(1)
+    inside = np.array([has_left_context[text] for text in encoded.text_index[rows]], bool)
+    inside &= first > 0
+    for row, position, shift in ((rows, last, n), (rows[inside], first[inside] - 1, 2 * n)):
         yield Probes(
-            encoded.ids, "causal", row, place, starts, encoded.text_index[rows] + np.int32(shift)
+            encoded.ids,
+            "causal",
+            row.astype(np.int32),
+            position.astype(np.int32),
+            np.full(len(row), WORD_START_TARGET, np.int32),
+            encoded.text_index[row] + np.int32(shift),
         )
 
 
 class NextTokenRequest(NamedTuple):
-    """A token after a row of ids: which, and of which text; `after` are the specials that end a
-    masked row.
-    """
+    """One token to be scored after a context."""
 
     prefix: Ints
+    """Token ids of the context, specials included."""
     suffix: Ints
+    """The specials that end a masked row."""
     target: int
+    """The token."""
     text: int
+    """The index of the text whose score it adds to."""
 
 
 def predict(
@@ -158,67 +161,53 @@ def predict(
     tick: ProgressCallback | None = None,
     decode_token: TokenDecoder | None = None,
 ) -> list[list[Prediction]]:
-    """Log-probability of each option's span after the text before it; one list of Predictions per
-    method.
+    """Compute the log-probability of each option's span after the text before it; one list of
+    Predictions per method.
 
-    An item's options are questions of their own, not alternatives: `pred` is 0 and says nothing.
-    Without `glued`, text and span are tokenised as one. With it (a function from token id to text)
-    as BabyLM 2025 does: the span is tokenised alone, so that its first token follows the context
-    without the space that byte-level tokenizers want; every further token is spelled out, tokenised
-    again, its first token wanted after context and tokens so far.
+    The options of an item are separate questions, not alternatives: `pred` is 0 and has no meaning.
+    Without `decode_token`, text and span are tokenised together. With it, as BabyLM 2025 does: the
+    span is tokenised by itself, so that its first token follows the context without the space that
+    byte-level tokenizers expect; each further token is decoded and tokenised again, and the first
+    token of that is scored after the context and the tokens so far.
 
-    Raises MethodNotSupported for methods that read more than the left context, DataError for a span
-    without tokens.
+    Raises MethodNotSupported for methods that read more than the left context, and DataError for a
+    span without tokens.
     """
-    made = []
+    options = [option for item in items for option in item.options]
+    results = []
     for method in methods:
         attention, _ = single_part(method)
         if not method.is_left_to_right and method.mask_shift is None:
-            readable = [m.name for m in METHODS if m.is_left_to_right or m.mask_shift is not None]
+            names = [m.name for m in METHODS if m.is_left_to_right or m.mask_shift is not None]
             raise MethodNotSupported(
                 f"{method.name} cannot read a word after its left context",
                 location="--method",
-                hint=f"--method {', '.join(readable[:-1])} or {readable[-1]}",
+                hint=f"--method {', '.join(names[:-1])} or {names[-1]}",
             )
-        options = [option for item in items for option in item.options]
-        asked, facts = (
+        requests, encodings = (
             _tokenize_separately(model, options, attention, decode_token)
             if decode_token
             else _tokenize_whole(model, options, attention)
         )
-        made.append(
-            _build_predictions(
-                model,
-                items,
-                asked,
-                method.with_relevant_flags(facts),
-                (attention, method.mask_shift),
-                tick,
-            )
-        )
-    return made
+        encodings = method.with_relevant_flags(encodings)
+        results.append(_build_predictions(model, items, requests, encodings, method, tick))
+    return results
 
 
 def _tokenize_whole(
     model: LanguageModel, options: Sequence[Option], attention: Attention
 ) -> tuple[list[NextTokenRequest], Encodings]:
-    """The tokens of every span, in order, and the facts of the texts."""
-    encodings, asked = (
-        model.encode([o.text for o in options], [o.span for o in options], attention),
-        [],
-    )
+    """Return the tokens of every span, in order, and the facts of the texts."""
+    encodings = model.encode([o.text for o in options], [o.span for o in options], attention)
+    requests = []
     for encoded in encodings.batches:
-        end = encoded.score_mask.shape[1] - encoded.score_mask[:, ::-1].argmax(
-            1
-        )  # after the last token of the text
-        for row, at in zip(*np.nonzero(encoded.score_mask), strict=True):
-            ids = encoded.ids[row]
-            asked.append(
-                NextTokenRequest(
-                    ids[:at], ids[end[row] :], int(ids[at]), int(encoded.text_index[row])
-                )
+        end = _span_ends(encoded)
+        for row, position in zip(*np.nonzero(encoded.score_mask), strict=True):
+            ids, text = encoded.ids[row], int(encoded.text_index[row])
+            requests.append(
+                NextTokenRequest(ids[:position], ids[end[row] :], int(ids[position]), text)
             )
-    return asked, encodings
+    return requests, encodings
 
 
 def _tokenize_separately(
@@ -227,116 +216,137 @@ def _tokenize_separately(
     attention: Attention,
     decode_token: TokenDecoder,
 ) -> tuple[list[NextTokenRequest], Encodings]:
-    """As `_whole`, span and context tokenised apart."""
+    """Return the same as `_tokenize_whole`, with spans tokenised apart from their contexts."""
     words = [option.text[slice(*(option.span or (0, None)))] for option in options]
     contexts: list[str] = []
-    spelled: list[str] = []
-    texts: list[int] = []
-    for text, (option, pieces) in enumerate(
-        zip(options, _text_token_ids(model, words, attention), strict=True)
-    ):
-        said = option.text[: option.span[0]] if option.span else ""
-        for number, piece in enumerate(pieces):
-            contexts.append(said)
-            spelled.append(words[text] if number == 0 else decode_token(piece))
-            texts.append(text)
-            said += decode_token(piece)
-    targets = [pieces[:1] for pieces in _text_token_ids(model, spelled, attention)]
-    encodings, asked = model.encode(contexts, [None] * len(contexts), attention), []
+    pieces: list[str] = []
+    text_of_piece: list[int] = []
+    for text, ids in enumerate(_text_token_ids(model, words, attention)):
+        span = options[text].span
+        context = options[text].text[: span[0]] if span else ""
+        for number, token in enumerate(ids):
+            contexts.append(context)
+            pieces.append(words[text] if number == 0 else decode_token(token))
+            text_of_piece.append(text)
+            context += decode_token(token)
+    targets = [ids[:1] for ids in _text_token_ids(model, pieces, attention)]
+    encodings = model.encode(contexts, [None] * len(contexts), attention)
+    requests = []
     for encoded in encodings.batches:
-        end = encoded.score_mask.shape[1] - encoded.score_mask[:, ::-1].argmax(1)
+        end = _span_ends(encoded)
         for row, number in enumerate(encoded.text_index):
+            text = text_of_piece[number]
             if not targets[number]:
                 raise DataError(
-                    f"the tokenizer does not read {spelled[number]!r}, a piece of {words[texts[number]]!r}, by itself",
-                    hint="a suite whose words are attached by their space has no such step: --suite reading",
+                    f"the tokenizer does not read {pieces[number]!r}, a piece of {words[text]!r}, "
+                    "by itself",
+                    hint="a suite whose words are attached by their space has no such step: "
+                    "--suite reading",
                 )
             ids = encoded.ids[row]
-            asked.append(
-                NextTokenRequest(
-                    ids[: end[row]], ids[end[row] :], targets[number][0], texts[number]
-                )
+            requests.append(
+                NextTokenRequest(ids[: end[row]], ids[end[row] :], targets[number][0], text)
             )
-    long = np.zeros(len(options), np.bool_)
-    long[[texts[n] for n in np.flatnonzero(encodings.too_long)]] = True
+    too_long = np.zeros(len(options), np.bool_)
+    too_long[[text_of_piece[number] for number in np.flatnonzero(encodings.too_long)]] = True
     whole = model.encode([option.text for option in options], [None] * len(options), attention)
-    return asked, replace(whole, too_long=long)
+    return requests, replace(whole, too_long=too_long)
+
+
+def _span_ends(encoded: EncodedBatch) -> NDArray[np.int64]:
+    """Return the position after the last scored token of each row, (n,)."""
+    ends: NDArray[np.int64] = encoded.score_mask.shape[1] - encoded.score_mask[:, ::-1].argmax(1)
+    return ends
 
 
 def _text_token_ids(
     model: LanguageModel, texts: Sequence[str], attention: Attention
 ) -> list[list[int]]:
-    """The tokens of each text without specials."""
-    found: list[list[int]] = [[] for _ in texts]
+    """Return the token ids of each text, without specials."""
+    ids_by_text: list[list[int]] = [[] for _ in texts]
     for encoded in model.encode(texts, [None] * len(texts), attention).batches:
         for row, text in enumerate(encoded.text_index):
-            found[text] = [int(i) for i in encoded.ids[row][encoded.score_mask[row]]]
-    return found
+            ids_by_text[text] = [int(i) for i in encoded.ids[row][encoded.score_mask[row]]]
+    return ids_by_text
 
 
 def _build_predictions(
     model: LanguageModel,
     items: Sequence[Item],
-    requests: list[NextTokenRequest],
+    requests: Sequence[NextTokenRequest],
     encodings: Encodings,
-    attention_and_shift: tuple[Attention, int | None],
+    method: Method,
     tick: ProgressCallback | None,
 ) -> list[Prediction]:
-    attention, shift = attention_and_shift
-    long = encodings.too_long.copy()
-    added = 0 if shift is None else NUM_MASKS
-    for one in requests:
-        if (
-            model.max_length is not None
-            and len(one.prefix) + added + len(one.suffix) > model.max_length
-        ):
-            long[one.text] = True
-    readable = [one for one in requests if not long[one.text] and (len(one.prefix) or shift == 0)]
-    read = list(_request_probes(readable, attention, shift, model.mask_id))
-    scores = model.score_probes(read, len(long), tick) if read else np.zeros(len(long))
-    want, have = (
-        np.bincount([one.text for one in some], minlength=len(long))
-        for some in (requests, readable)
+    shift, num_texts = method.mask_shift, len(encodings.too_long)
+    too_long = encodings.too_long.copy()
+    num_added = 0 if shift is None else NUM_MASKS
+    for request in requests:
+        length = len(request.prefix) + num_added + len(request.suffix)
+        if model.max_length is not None and length > model.max_length:
+            too_long[request.text] = True
+    readable = [
+        request
+        for request in requests
+        if not too_long[request.text] and (len(request.prefix) or shift == 0)
+    ]
+    probes = list(_request_probes(readable, method, model.mask_id))
+    scores = model.score_probes(probes, num_texts, tick) if probes else np.zeros(num_texts)
+    num_tokens, num_read = (
+        np.bincount([request.text for request in group], minlength=num_texts)
+        for group in (requests, readable)
     )
-    made, top = [], 0
+    predictions, top = [], 0
     for item in items:
-        here = range(top, top + len(item.options))
-        top = here.stop
-        fits = not any(long[i] for i in here)
-        if fits and any(have[i] < max(want[i], 1) for i in here):
-            hint = "it is empty for this tokenizer, or nothing stands before its first token (see --bos)"
-            raise DataError("a word cannot be scored", location=f"item {item.id}", hint=hint)
-        made.append(
+        texts = range(top, top + len(item.options))
+        top = texts.stop
+        fits = not any(too_long[i] for i in texts)
+        if fits and any(num_read[i] < max(num_tokens[i], 1) for i in texts):
+            raise DataError(
+                "a word cannot be scored",
+                location=f"item {item.id}",
+                hint="it is empty for this tokenizer, or nothing stands before its first token "
+                "(see --bos)",
+            )
+        flags = encodings.collect_flags(texts)
+        predictions.append(
             Prediction(
                 id=item.id,
                 gold=item.gold,
                 pred=0,
-                scores=tuple(float(scores[i]) if fits else -1.0 for i in here),
-                tokens=tuple(int(have[i]) if fits else 0 for i in here),
+                scores=tuple(float(scores[i]) if fits else -1.0 for i in texts),
+                tokens=tuple(int(num_read[i]) if fits else 0 for i in texts),
                 characters=tuple(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options),
                 labels=item.labels,
-                flags=(*encodings.collect_flags(here), *(() if fits else ("too-long",))),
+                flags=flags if fits else (*flags, "too-long"),
             )
         )
-    return made
+    return predictions
 
 
 def _request_probes(
-    requests: list[NextTokenRequest], attention: Attention, shift: int | None, mask_id: int | None
+    requests: Sequence[NextTokenRequest], method: Method, mask_id: int | None
 ) -> Iterator[Probes]:
-    """The rows of each length as Probes: context alone, or context, masks and what ends a text."""
+    """Yield the rows of each length: the context, followed for a masked method by the masks and the
+    specials that end a text.
+    """
+    attention, _ = single_part(method)
+    shift = method.mask_shift
 
-    def shown(one: NextTokenRequest) -> Any:
-        return (
-            one.prefix
-            if shift is None
-            else np.concatenate([one.prefix, [mask_id] * NUM_MASKS, one.suffix])
-        )
+    def build_row(request: NextTokenRequest) -> NDArray[Any]:
+        if shift is None:
+            return request.prefix
+        return np.concatenate([request.prefix, [mask_id] * NUM_MASKS, request.suffix])
 
-    rows = sorted(((shown(one), one) for one in requests), key=lambda pair: len(pair[0]))
+    rows = sorted(((build_row(r), r) for r in requests), key=lambda pair: len(pair[0]))
     for _, group in groupby(rows, key=lambda pair: len(pair[0])):
-        ids, ones = zip(*group, strict=True)
-        at = [len(one.prefix) - (1 if shift is None else shift) for one in ones]
-        reads = (np.arange(len(ones)), at, [one.target for one in ones], [one.text for one in ones])
-        row, place, target, text = (np.array(array, np.int32) for array in reads)
-        yield Probes(np.stack(ids).astype(np.int32), attention, row, place, target, text)
+        ids, same_length = zip(*group, strict=True)
+        offset = 1 if shift is None else shift
+        reads = (
+            np.arange(len(same_length)),
+            [len(request.prefix) - offset for request in same_length],
+            [request.target for request in same_length],
+            [request.text for request in same_length],
+        )
+        row, position, target, text = (np.array(array, np.int32) for array in reads)
+        yield Probes(np.stack(ids).astype(np.int32), attention, row, position, target, text)

@@ -1,5 +1,5 @@
-"""Predictions about regions, "(4;%a%) > (4;%b%)", asked of a LanguageModel: does the formula hold,
-and by how much?
+"""SyntaxGym scoring: does a formula over region surprisals, "(4;%a%) > (4;%b%)", hold, and by how
+much?
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def predict(
     *,
     formulas: Mapping[str, Formula],
 ) -> list[list[Prediction]]:
-    """One list of Predictions per method. Their two options are "it holds" and "it does not": the
-    score of the first is the margin in nats, that of the second 0, so that a margin of exactly 0 is
-    a tie (SyntaxGym: wrong, --ties strict).
+    """Return one list of Predictions per method, with the options "it holds" and "it does not".
 
-    formulas: what the label LEVEL of an item says about its options, which are the formula's
-    regions in order. Raises DataError for a region of which a token cannot be scored.
+    The score of the first is the surprisal gap of the formula in nats, that of the second 0, so
+    that a gap of exactly 0 is a tie (SyntaxGym: wrong, --ties strict). formulas: by the label
+    PREDICTION_LEVEL of an item, whose options are the formula's regions in order. Raises DataError
+    for a region of which a token cannot be scored.
     """
     return [_predict_with_method(model, items, method, formulas, tick) for method in methods]
 
@@ -43,34 +43,36 @@ def _predict_with_method(
     tick: ProgressCallback | None,
 ) -> list[Prediction]:
     options = [option for item in items for option in item.options]
-    read = span_logprobs(model, options, method, tick)
-    made, top = [], 0
+    spans = span_logprobs(model, options, method, tick)
+    predictions, top = [], 0
     for item in items:
-        here = slice(top, top + len(item.options))
-        flags = read.encodings.collect_flags(range(top, here.stop))
-        top = here.stop
+        texts = slice(top, top + len(item.options))
+        flags = spans.encodings.collect_flags(range(top, texts.stop))
+        top = texts.stop
         formula = formulas[item.labels[PREDICTION_LEVEL]]
-        fits = not read.too_long[here].any()
-        surprisal = dict(
-            zip(formula.regions, (-read.logp[here] / NATS_PER_BIT).tolist(), strict=True)
-        )
-        if fits and (unknown := [region for region, bits in surprisal.items() if math.isnan(bits)]):
-            hint = "nothing stands before its first token (see --bos)"
-            message = f"region {unknown[0].number} of {unknown[0].condition!r} cannot be scored"
-            raise DataError(message, location=f"item {item.id}", hint=hint)
-        margin = formula.surprisal_gap(surprisal.__getitem__) * NATS_PER_BIT if fits else -1.0
-        read_of = int(read.token_counts[here].sum()) if fits else 0
+        fits = not spans.too_long[texts].any()
+        bits = (-spans.logp[texts] / NATS_PER_BIT).tolist()
+        surprisal = dict(zip(formula.regions, bits, strict=True))
+        unscored = [region for region, value in surprisal.items() if math.isnan(value)]
+        if fits and unscored:
+            raise DataError(
+                f"region {unscored[0].number} of {unscored[0].condition!r} cannot be scored",
+                location=f"item {item.id}",
+                hint="nothing stands before its first token (see --bos)",
+            )
+        gap = formula.surprisal_gap(surprisal.__getitem__) * NATS_PER_BIT if fits else -1.0
+        num_tokens = int(spans.token_counts[texts].sum()) if fits else 0
         characters = sum(len(o.text[slice(*(o.span or (0, None)))]) for o in item.options)
-        made.append(
+        predictions.append(
             Prediction(
                 id=item.id,
                 gold=item.gold,
-                pred=int(margin < 0),
-                scores=(margin, 0.0 if fits else -1.0),
-                tokens=(read_of, read_of),
+                pred=int(gap < 0),
+                scores=(gap, 0.0 if fits else -1.0),
+                tokens=(num_tokens, num_tokens),
                 characters=(characters, characters),
                 labels=item.labels,
                 flags=flags if fits else (*flags, "too-long"),
             )
         )
-    return made
+    return predictions

@@ -1,10 +1,9 @@
-"""Text to token ids: specials built by us under an explicit policy, spans by character offsets, all
-texts in bulk.
+"""Encode texts: special tokens by an explicit policy, scored spans by character offsets, all texts
+in bulk.
 
-Conventions that move a score live here. Span rule (BabyLM 2025, `dataset.py`): a token counts iff
-it ends after the start of the scored span (and begins before its end); a token that straddles the
-border counts in full. Specials never count. Nothing is ever cut: a text that does not fit is
-reported.
+Span rule (BabyLM 2025, `dataset.py`): a token counts iff it ends after the start of the scored span
+and begins before its end; a token that straddles the border counts in full. Specials never count.
+No text is cut: one that does not fit is flagged.
 """
 
 from __future__ import annotations
@@ -18,13 +17,20 @@ from typing import Any, Literal
 import numpy as np
 
 from antlm_bench.errors import CheckpointError, MethodNotSupported, UsageError
-from antlm_bench.scoring.tokens import PROBE_TEXT, Offsets, TextTokenizer, can_tokenize, probe_texts
+from antlm_bench.scoring.tokens import (
+    PROBE_TEXT,
+    Offsets,
+    TextTokenizer,
+    Tokenized,
+    can_tokenize,
+    probe_texts,
+)
 from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 EosRule = Literal["all", "context"]
 BOS_POLICIES: dict[str, str] = {
-    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer knows one (as lm-eval); "
-    "masked: the tokenizer's own template",
+    "auto": "causal: exactly one BOS, or an EOS that stands for it, wherever the tokenizer has one "
+    "(as lm-eval); masked: the tokenizer's own template",
     "always": "as auto, but a tokenizer without any is an error",
     "never": "no special token before or after the text",
     "tokenizer": "only what the tokenizer adds by itself (as minicons and BabyLM 2025 do)",
@@ -46,11 +52,11 @@ class Specials:
 
 
 def detect_template(tokenizer: Any) -> Specials:
-    """What the tokenizer adds by itself, found by trying: `add_special_tokens=True` adds no BOS for
-    some (Pythia).
+    """Return the specials that the tokenizer adds by itself, found by trying (Pythia adds no BOS
+    with `add_special_tokens=True`).
 
-    Raises CheckpointError if the text itself is tokenised differently with specials than without,
-    or if no text can be tokenised at all.
+    Raises CheckpointError if a text is tokenised differently with specials than without, or if no
+    text can be tokenised.
     """
     for text in probe_texts(tokenizer):
         if not can_tokenize(tokenizer, text):
@@ -72,10 +78,10 @@ def detect_template(tokenizer: Any) -> Specials:
 
 
 def special_id(tokenizer: Any, name: str) -> int | None:
-    """The id of the tokenizer's special token `name` (bos, eos, cls, sep, mask).
+    """Return the id of the special token `name` (bos, eos, cls, sep, mask).
 
-    None where it has no such token, and where the token is not in the vocabulary, so that the id is
-    the unknown token's.
+    None where the tokenizer has no such token, or where the token is not in the vocabulary, so that
+    its id is the unknown token's.
     """
     token: int | None = getattr(tokenizer, f"{name}_token_id")
     if token is not None and token == tokenizer.unk_token_id:
@@ -85,14 +91,14 @@ def special_id(tokenizer: Any, name: str) -> int | None:
 
 
 def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
-    """The id of the mask token, or None and why a model of so many embeddings cannot be asked with
-    it.
+    """Return (id of the mask token, ""), or (None, the reason) where a model with so many
+    embeddings has none.
     """
     token = special_id(tokenizer, "mask")
     if token is None:
         named = tokenizer.mask_token
-        lacks = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
-        return None, f"its tokenizer has no mask token{lacks}"
+        reason = "" if named is None else f" in its vocabulary: {str(named)!r} is unknown to it"
+        return None, f"its tokenizer has no mask token{reason}"
     if not 0 <= token < vocab_size:
         named = f"{str(tokenizer.mask_token)!r} has the id {token}"
         return (
@@ -103,14 +109,18 @@ def find_mask_token(tokenizer: Any, vocab_size: int) -> tuple[int | None, str]:
 
 
 def check_specials(tokenizer: Any, specials: Specials, vocab_size: int) -> None:
-    """Raise CheckpointError for a special token around a text that the model has no embedding for."""
+    """Raise CheckpointError for a special token around a text that the model has no embedding
+    for.
+    """
     for token in (*specials.before, *specials.after):
         if token >= vocab_size:
             raise CheckpointError(
-                f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id {token}, and the model "
+                f"the special token {str(tokenizer.convert_ids_to_tokens(token))!r} has the id "
+                f"{token}, and the model "
                 f"has {vocab_size} embeddings",
                 location="tokenizer",
-                hint="the model was trained without it: --bos never leaves special tokens out, --bos tokenizer adds "
+                hint="the model was trained without it: --bos never leaves special tokens out, "
+                "--bos tokenizer adds "
                 "those of the tokenizer's own template",
             )
 
@@ -119,16 +129,18 @@ def check_ids(tokenizer: Any, max_id: int, vocab_size: int) -> None:
     """Raise CheckpointError if the highest id of some texts is beyond the model's vocabulary."""
     if max_id >= vocab_size:
         raise CheckpointError(
-            f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), the model has "
+            f"the tokenizer gives id {max_id} ({str(tokenizer.convert_ids_to_tokens(max_id))!r}), "
+            "the model has "
             f"{vocab_size} embeddings",
-            hint="tokenizer and weights belong to different checkpoints, or tokens were added without resizing",
+            hint="tokenizer and weights belong to different checkpoints, or tokens were added "
+            "without resizing",
         )
 
 
 def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Specials:
-    """The specials of a text under a BOS policy.
+    """Return the specials of a text under a BOS policy.
 
-    Causal rows carry no EOS unless `with_scored_eos` adds it: our conventions do not score it.
+    Causal rows have no EOS unless `with_scored_eos` adds it: our conventions do not score it.
     Masked rows keep the template of their training. Raises UsageError for an unknown policy,
     CheckpointError where `always` cannot be met.
     """
@@ -138,37 +150,38 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
             location="--bos",
             hint=f"one of {', '.join(BOS_POLICIES)}",
         )
-    own = detect_template(tokenizer)
+    template = detect_template(tokenizer)
     if bos_policy == "never":
         return Specials()
     if bos_policy == "tokenizer":
-        return own if attention == "full" else Specials(own.before)
+        return template if attention == "full" else Specials(template.before)
     bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
     first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
     if attention == "full":
-        if own.before or own.after:
-            return own
+        if template.before or template.after:
+            return template
         first = first if cls_id is None else cls_id
         last = () if sep_id is None else (sep_id,)
     else:
         last = ()
-    if first is None and own.before:
-        return Specials(own.before)
+    if first is None and template.before:
+        return Specials(template.before)
     if first is None and bos_policy == "always":
         raise CheckpointError(
             "the tokenizer knows no BOS, EOS or CLS token",
             location="--bos always",
-            hint="use --bos auto: the first token of every text then stays unscored, and is reported",
+            hint="use --bos auto: the first token of every text then stays unscored, and is "
+            "reported",
         )
     return Specials(() if first is None else (first,), last)
 
 
 def word_start_ids(tokenizer: Any) -> Ints:
-    """The ids (k,) after which a word is over: tokens that begin with white space, and the end of
-    the text.
+    """Return the ids (k,) that end the word before them: tokens that begin with white space, and
+    the end of the text.
 
     Raises MethodNotSupported where tokens do not carry the space before them: byte-level BPE
-    (GPT-2) and SentencePiece do, WordPiece and tokens that end in </w> do not, and need no
+    (GPT-2) and SentencePiece do; WordPiece and tokens that end in </w> do not, and need no
     correction.
     """
     pairs = (f"{text} {text}" for text in chain(["a"], probe_texts(tokenizer)))
@@ -190,9 +203,9 @@ def word_start_ids(tokenizer: Any) -> Ints:
             location="--bow-correction",
             hint="leave it out",
         )
-    found = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
-    found |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    return np.array(sorted(found), np.int32)
+    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
+    ids |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    return np.array(sorted(ids), np.int32)
 
 
 class TextEncoder:
@@ -214,55 +227,68 @@ class TextEncoder:
         """Whether the specials after a text also stand in the place of the skipped tokens."""
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises CheckpointError for an id that the model has no embedding
-        for, and as `TextTokenizer.tokenize`.
+        """Encode texts with their scored spans; see types.Encodings. Raises CheckpointError for an
+        id without an embedding, and as `TextTokenizer.tokenize`.
         """
-        found = self.text_tokenizer.tokenize(texts, self.max_length)
-        ids, ends, words, last_words = found.ids, found.offsets, found.words, found.last_words
-        before, after = self.specials.before, self.specials.after
+        tokens = self.text_tokenizer.tokenize(texts, self.max_length)
+        self._drop_spelled_bos(tokens)
+        num_specials = len(self.specials.before) + len(self.specials.after)
         too_long = np.zeros(len(texts), np.bool_)
         by_length: dict[int, list[int]] = {}
-        for number, row in enumerate(ids):
-            if before and row[: len(before)] == list(
-                before
-            ):  # the text spells its BOS out: exactly one, not two
-                row = ids[number] = row[len(before) :]
-                words[number], last_words[number] = (
-                    words[number][len(before) :],
-                    last_words[number][len(before) :],
-                )
-                ends[number] = (ends[number] or [])[len(before) :]
-            length = len(before) + len(row) + len(after)
+        for number, ids in enumerate(tokens.ids):
+            length = len(ids) + num_specials
             too_long[number] = self.max_length is not None and length > self.max_length
-            if not too_long[number] and row:
-                if spans[number] is not None and ends[number] is None:
-                    kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
-                    raise CheckpointError(
-                        f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told from the scored "
-                        "span",
-                        hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows all characters",
-                    )
-                by_length.setdefault(length, []).append(number)
-        lengths = []
-        for length, members in sorted(by_length.items()):
-            inner = length - len(before) - len(after)
-            block = _stack_rows(ids, members, inner)
-            check_ids(self.tokenizer, int(block.max()), self.vocab_size)
-            scored = np.zeros((len(members), length), np.bool_)
-            scored[:, len(before) : len(before) + inner] = _scored_mask(ends, spans, members, inner)
-            full = np.empty((len(members), length), np.int32)
-            full[:, : len(before)], full[:, len(before) + inner :] = before, after
-            full[:, len(before) : len(before) + inner] = block
-            if self.num_skipped is not None:
-                self._score_eos(
-                    full, scored, [(spans[member], texts[member]) for member in members]
+            if too_long[number] or not ids:
+                continue
+            if spans[number] is not None and tokens.offsets[number] is None:
+                kind = "tokenizer" if self.tokenizer.is_fast else "slow tokenizer"
+                raise CheckpointError(
+                    f"this {kind} does not give {texts[number]!r} back: its tokens cannot be told "
+                    "from the scored span",
+                    hint="save the checkpoint with a fast tokenizer (tokenizer.json) that knows "
+                    "all characters",
                 )
-            first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
-            first[:, len(before) : len(before) + inner] = _stack_rows(words, members, inner)
-            last[:, len(before) : len(before) + inner] = _stack_rows(last_words, members, inner)
-            lengths.append(EncodedBatch(full, scored, first, np.array(members, np.int32), last))
-        flags = dict(found.flags)
-        return Encodings(tuple(lengths), flags.pop("unk"), too_long, flags)
+            by_length.setdefault(length, []).append(number)
+        batches = tuple(
+            self._build_batch(tokens, texts, spans, members, length)
+            for length, members in sorted(by_length.items())
+        )
+        flags = dict(tokens.flags)
+        return Encodings(batches, flags.pop("unk"), too_long, flags)
+
+    def _drop_spelled_bos(self, tokens: Tokenized) -> None:
+        """Drop the first tokens of texts that spell their BOS out: there is one BOS, not two."""
+        before = list(self.specials.before)
+        for number, ids in enumerate(tokens.ids):
+            if before and ids[: len(before)] == before:
+                for column in (tokens.ids, tokens.words, tokens.last_words):
+                    column[number] = column[number][len(before) :]
+                tokens.offsets[number] = (tokens.offsets[number] or [])[len(before) :]
+
+    def _build_batch(
+        self,
+        tokens: Tokenized,
+        texts: Sequence[str],
+        spans: Sequence[tuple[int, int] | None],
+        members: list[int],
+        length: int,
+    ) -> EncodedBatch:
+        """Return the texts with indices `members`, whose rows all have this length."""
+        before, after = self.specials.before, self.specials.after
+        inner = length - len(before) - len(after)
+        own = slice(len(before), len(before) + inner)
+        ids = np.empty((len(members), length), np.int32)
+        ids[:, : len(before)], ids[:, len(before) + inner :] = before, after
+        ids[:, own] = _stack_rows(tokens.ids, members, inner)
+        check_ids(self.tokenizer, int(ids[:, own].max()), self.vocab_size)
+        scored = np.zeros((len(members), length), np.bool_)
+        scored[:, own] = _scored_mask(tokens.offsets, spans, members, inner)
+        if self.num_skipped is not None:
+            self._score_eos(ids, scored, [(spans[member], texts[member]) for member in members])
+        first, last = (np.full((len(members), length), -1, np.int32) for _ in range(2))
+        first[:, own] = _stack_rows(tokens.words, members, inner)
+        last[:, own] = _stack_rows(tokens.last_words, members, inner)
+        return EncodedBatch(ids, scored, first, np.array(members, np.int32), last)
 
     def _score_eos(
         self,
@@ -270,23 +296,22 @@ class TextEncoder:
         scored: Bools,
         spans_and_texts: Sequence[tuple[tuple[int, int] | None, str]],
     ) -> None:
-        """Change ids and scored, both (rows, length), as `with_scored_eos` says. asked: span and
-        text of each row.
-        """
+        """Change ids and scored, both (rows, length), as `with_scored_eos` describes."""
         after, skipped = self.specials.after, self.num_skipped or 0
-        for row, counts, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
-            positions = np.flatnonzero(counts).tolist()
+        for row, mask, (span, text) in zip(ids, scored, spans_and_texts, strict=True):
+            positions = np.flatnonzero(mask).tolist()
             if self.overwrites_skipped and span is not None and span[1] == len(text):
-                for at, token in zip(positions, after, strict=False):
-                    row[at] = token
-            counts[:] = False
-            counts[
-                scored_positions_with_eos(positions, len(row), len(after), skipped, span, text)
-            ] = True
+                for position, token in zip(positions, after, strict=False):
+                    row[position] = token
+            mask[:] = False
+            positions = scored_positions_with_eos(
+                positions, len(row), len(after), skipped, span, text
+            )
+            mask[positions] = True
 
 
 class ContextEncoder(TextEncoder):
-    """An Encoder that puts other specials around texts that have a context (a span that begins
+    """A TextEncoder with other specials around texts that have a context (a span that begins
     later).
     """
 
@@ -296,10 +321,10 @@ class ContextEncoder(TextEncoder):
         self.context_encoder.specials = context_specials
 
     def encode(self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> Encodings:
-        """See types.Encodings. Raises as Encoder.encode."""
+        """Encode as TextEncoder.encode."""
         has_context = np.array([span is not None and span[0] > 0 for span in spans], np.bool_)
-        facts = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
-        lengths: list[EncodedBatch] = []
+        merged = Encodings((), np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_), {})
+        batches: list[EncodedBatch] = []
         for encode, chosen in (
             (super().encode, ~has_context),
             (self.context_encoder.encode, has_context),
@@ -308,23 +333,23 @@ class ContextEncoder(TextEncoder):
             if not len(members):
                 continue
             part = encode([texts[int(i)] for i in members], [spans[int(i)] for i in members])
-            facts = merge_flags(facts, part, members)
-            lengths += [
+            merged = merge_flags(merged, part, members)
+            batches += [
                 replace(encoded, text_index=members[encoded.text_index]) for encoded in part.batches
             ]
-        return replace(facts, batches=tuple(lengths))
+        return replace(merged, batches=tuple(batches))
 
 
 def resolve_eos_rule(tokenizer: Any, rule: EosRule) -> tuple[tuple[int, ...], int]:
-    """Return the specials that the template puts after a text, and how many tokens a peer loses to
-    them.
+    """Return the specials that the template puts after a text, and how many tokens a peer skips
+    because of them.
 
-    With a context, a peer tokenises the context alone, too, counts its tokens including the
-    specials after it, and takes what stands in the whole row after so many for the continuation: it
-    begins as many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
+    With a context, a peer also tokenises the context alone, counts its tokens including the
+    specials after it, and takes what follows in the whole row for the continuation, which thus
+    begins that many tokens late. minicons 0.3.39 (`IncrementalLMScorer.prime_text`) does not count
     the padding token, which is EOS where the tokenizer has none, and reads the whole row. lm-eval
-    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation: its
-    specials stand in the place of the tokens that are lost.
+    0.4.13 (`_encode_pair`) counts all, and reads the context's own row before the continuation, so
+    that its specials replace the skipped tokens.
     """
     after = detect_template(tokenizer).after
     if rule == "context":
@@ -364,11 +389,11 @@ def scored_positions_with_eos(
     span: tuple[int, int] | None,
     text: str,
 ) -> list[int]:
-    """Return the positions of a row that count where the last `after` of its `length` tokens are
-    scored, too.
+    """Return the positions of a row that count when the last `after` of its `length` tokens are
+    scored too.
 
-    positions: those that count without. A span that ends inside its text is no request of a peer,
-    and stays.
+    positions: those that count otherwise. A span that ends inside its text is not a peer's request,
+    and stays as it is.
     """
     if span is not None and span[1] < len(text):
         return positions
@@ -399,11 +424,11 @@ def _scored_mask(
     indices: list[int],
     length: int,
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(members, length) the span rule of this module's first lines."""
+    """Return which tokens count, (members, length), by the span rule above."""
     counts = np.ones((len(indices), length), np.bool_)
     for row, member in enumerate(indices):
         span = spans[member]
         if span is not None:
-            place = np.array(offsets[member]).reshape(length, 2)
-            counts[row] = (place[:, 1] > span[0]) & (place[:, 0] < span[1])
+            start_end = np.array(offsets[member]).reshape(length, 2)
+            counts[row] = (start_end[:, 1] > span[0]) & (start_end[:, 0] < span[1])
     return counts

@@ -27,14 +27,15 @@ from antlm_bench.types import Bools
 Offsets = list[tuple[int, int]]
 
 TOKEN_FLAGS = ("unk", "lost", "spans-words")  # flags of a text that its tokens raise
-WORDS_FROM_OFFSETS_NOTE = "the tokenizer does not say which word a token belongs to: words are those of GPT-2's pre-tokenizer, by characters"
+WORDS_FROM_OFFSETS_NOTE = (
+    "the tokenizer does not say which word a token belongs to: words are those of GPT-2's "
+    "pre-tokenizer, by characters"
+)
 PROBE_TEXT = "The cat sat on the mat."  # tokenized to see what a tokenizer does by itself
-MAX_VOCABULARY_PROBES = (
-    1000  # tokens of its own that a tokenizer is tried with if it cannot read PROBE
-)
-UNKNOWN_CHARACTER = (
-    "\U0010fffd"  # a private character: no vocabulary holds it, so it shows the unknown token
-)
+# Tokens of its own that a tokenizer is tried with if it cannot read PROBE.
+MAX_VOCABULARY_PROBES = 1000
+# A private character: no vocabulary holds it, so it shows the unknown token.
+UNKNOWN_CHARACTER = "\U0010fffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 # Of a text spelled in kinds (see _kind): GPT-2's pre-tokenizer.
 GPT2_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[Lstmdrevl]+| ?N+| ?[o']+")
@@ -45,25 +46,26 @@ class Tokenized:
     """The tokens of n texts, without special tokens around them."""
 
     ids: list[list[int]]
-    # (start, end) of each token, in characters; None where a slow tokenizer cannot say.
     offsets: list[Offsets | None]
-    # Of each token, the first and the last word that it belongs to, by number; -1 = unknown.
+    """(start, end) of each token, in characters; None where a slow tokenizer cannot say."""
     words: list[list[int]]
+    """The index of the first word that each token belongs to; -1 = unknown."""
     last_words: list[list[int]]
-    # FOUND -> (n,).
+    """The index of the last word that each token belongs to."""
     flags: Mapping[str, Bools] = field(default_factory=dict)
+    """Each of TOKEN_FLAGS -> (n,)."""
 
 
 class TextTokenizer:
-    """A transformers tokenizer, fast or slow, and what was found out about it by trying."""
+    """A transformers tokenizer, fast or slow, with facts about it that are found by trying."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._symbols_cache: dict[str, tuple[str, str]] = {}  # see _spell
+        self._symbols_cache: dict[str, tuple[str, str]] = {}
 
     @cached_property
     def emitted_unknown_ids(self) -> frozenset[int]:
-        """Ids that the model of a fast tokenizer gives to what its vocabulary lacks."""
+        """The ids that a fast tokenizer's model gives to what its vocabulary lacks."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return frozenset()
@@ -78,13 +80,15 @@ class TextTokenizer:
 
     @cached_property
     def unknown_ids(self) -> frozenset[int]:
-        """Ids that stand for "unknown", whether or not the tokenizer's configuration names them."""
+        """The ids that stand for "unknown", whether or not the tokenizer's configuration names
+        them.
+        """
         named = self.tokenizer.unk_token_id
         return self.emitted_unknown_ids | ({named} if named is not None else set())
 
     @cached_property
     def has_word_ids(self) -> bool:
-        """Whether `word_ids` of a text with white space are words, and not one number for all."""
+        """Whether `word_ids` distinguish the words of a text with white space."""
         if not self.tokenizer.is_fast:
             return False
         for text in probe_texts(self.tokenizer):
@@ -98,8 +102,8 @@ class TextTokenizer:
 
     @cached_property
     def drops_unknown(self) -> bool:
-        """Whether its model leaves out what its vocabulary lacks: byte-pair encoding without an
-        unknown token.
+        """Whether its model drops what its vocabulary lacks (byte-pair encoding without unknown
+        token).
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         try:
@@ -109,13 +113,11 @@ class TextTokenizer:
 
     @cached_property
     def _text_prefix(self) -> str:
-        """What the tokenizer spells before every text, such as a space."""
+        """What the tokenizer puts before every text, such as a space."""
         return _pretokenize(self.tokenizer.backend_tokenizer, "a").partition("a")[0]
 
     def _vocabulary_symbols(self, character: str) -> tuple[str, str]:
-        """A character as the vocabulary is asked about it, and the symbols of it that the
-        vocabulary lacks.
-        """
+        """Return a character in symbols of the vocabulary, and those that the vocabulary lacks."""
         if character not in self._symbols_cache:
             backend = self.tokenizer.backend_tokenizer
             symbols = _pretokenize(backend, character)
@@ -129,10 +131,9 @@ class TextTokenizer:
     def tokenize(self, texts: Sequence[str], max_offset_length: int | None = None) -> Tokenized:
         """Tokenize n texts in bulk, without special tokens.
 
-        limit: slow tokenizers find no offsets of longer rows, for the work grows with the square.
-
-        Raises DataError for a text that is no valid Unicode, CheckpointError for one that the
-        tokenizer cannot read.
+        max_offset_length: slow tokenizers get no offsets of longer rows, because the work grows
+        with the square. Raises DataError for a text that is not valid Unicode, CheckpointError for
+        one that the tokenizer cannot read.
         """
         texts = list(texts)
         if not texts:
@@ -143,9 +144,10 @@ class TextTokenizer:
             offsets: list[Offsets | None] = [encoding.offsets for encoding in encodings]
             if self.drops_unknown:
                 offsets = [
-                    self._correct_offsets(*one) for one in zip(texts, ids, offsets, strict=True)
+                    self._correct_offsets(*values)
+                    for values in zip(texts, ids, offsets, strict=True)
                 ]
-            told = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
+            word_ids = [encoding.word_ids for encoding in encodings] if self.has_word_ids else None
         else:
             ids = [self._slow_ids(text) for text in texts]
             offsets = [
@@ -154,22 +156,28 @@ class TextTokenizer:
                 else None
                 for row, text in zip(ids, texts, strict=True)
             ]
-            told = None
+            word_ids = None
         words: list[list[int]] = []
         last_words: list[list[int]] = []
-        for number, (text, places) in enumerate(zip(texts, offsets, strict=True)):
-            own = told[number] if told is not None else None
-            if own is not None and places is not None and not _has_space_in_word(text, places, own):
-                first = last = [word if word is not None else -1 for word in own]
-            elif places is not None:
-                first, last = _words_from_offsets(text, places)
+        for number, (text, text_offsets) in enumerate(zip(texts, offsets, strict=True)):
+            own_word_ids = word_ids[number] if word_ids is not None else None
+            if (
+                own_word_ids is not None
+                and text_offsets is not None
+                and not _has_space_in_word(text, text_offsets, own_word_ids)
+            ):
+                first = last = [word if word is not None else -1 for word in own_word_ids]
+            elif text_offsets is not None:
+                first, last = _words_from_offsets(text, text_offsets)
             else:
                 first = last = [-1] * len(ids[number])
             words.append(first)
             last_words.append(last)
         flags = {
             "unk": [not self.unknown_ids.isdisjoint(row) for row in ids],
-            "lost": [self._loses_characters(*one) for one in zip(texts, ids, offsets, strict=True)],
+            "lost": [
+                self._loses_characters(*values) for values in zip(texts, ids, offsets, strict=True)
+            ],
             "spans-words": [a is not b and a != b for a, b in zip(words, last_words, strict=True)],
         }
         raised = {name: np.array(flags[name], np.bool_) for name in TOKEN_FLAGS}
@@ -193,7 +201,7 @@ class TextTokenizer:
     def _unreadable_error(
         self, texts: Sequence[str], error: Exception
     ) -> DataError | CheckpointError:
-        """The error that names the first of these texts that the tokenizer cannot read."""
+        """Return the error that names the first of these texts that the tokenizer cannot read."""
         for text in texts:
             try:
                 text.encode()
@@ -201,9 +209,9 @@ class TextTokenizer:
                 message = f"{_truncate(text)!r} holds half of a surrogate pair, which is no text"
                 return DataError(message, hint="save the file as UTF-8")
         text = next((text for text in texts if not can_tokenize(self.tokenizer, text)), texts[0])
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return CheckpointError(
-            f"the tokenizer cannot read {_truncate(text)!r}: {said}",
+            f"the tokenizer cannot read {_truncate(text)!r}: {reason}",
             hint="its vocabulary does not cover the text and has no unknown token: add one "
             "(unk_token), or leave such texts out",
         )
@@ -211,39 +219,39 @@ class TextTokenizer:
     def _correct_offsets(
         self, text: str, ids: list[int], offsets: Offsets | None
     ) -> Offsets | None:
-        """The offsets of a text's tokens where the tokenizers library may have miscounted.
+        """Return the offsets of a text's tokens where the tokenizers library may have miscounted.
 
-        It counts dropped characters as if they had no length, so that all tokens after them, up to
-        the end of the piece that the pre-tokenizer made, lie too far to the left. The tokens spell
-        what is left of the text, so that their places can be counted off. None where they spell
-        something else, and pieces are not words.
+        It counts dropped characters as if they had no length, so that the tokens after them, up to
+        the end of the pre-tokenizer's piece, lie too far to the left. The tokens spell what is left
+        of the text, which gives their offsets. None where they spell something else and pieces are
+        not words.
         """
         if not any(self._vocabulary_symbols(character)[1] for character in set(text)):
             return offsets
         spelled, origin = "", []
-        for at, character in enumerate(text):
+        for index, character in enumerate(text):
             symbols, missing = self._vocabulary_symbols(character)
             kept = "".join(symbol for symbol in symbols if symbol not in missing)
             spelled += kept
-            origin += [at] * len(kept)
+            origin += [index] * len(kept)
         tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
-        whole = "".join(tokens)
-        added = len(whole) - len(spelled)
-        if added < 0 or whole[:added] != self._text_prefix[:added] or whole[added:] != spelled:
+        joined = "".join(tokens)
+        added = len(joined) - len(spelled)
+        if added < 0 or joined[:added] != self._text_prefix[:added] or joined[added:] != spelled:
             return offsets if self.has_word_ids else None
         origin = [0] * added + origin
-        places, top = [], 0
+        token_offsets, top = [], 0
         for token in tokens:
-            mine = origin[top : top + len(token)]
-            places.append((mine[0], mine[-1] + (top + len(mine) > added)))
+            characters = origin[top : top + len(token)]
+            token_offsets.append((characters[0], characters[-1] + (top + len(characters) > added)))
             top += len(token)
-        return places
+        return token_offsets
 
     def _loses_characters(self, text: str, ids: list[int], offsets: Offsets | None) -> bool:
-        """Whether a visible character of the text is in no token."""
+        """Return whether a visible character of the text is in no token."""
         if not self.tokenizer.is_fast:
-            whole = offsets is not None or not self.unknown_ids.isdisjoint(ids)
-            return not whole and _decoding_loses_characters(text, self.tokenizer.decode(ids))
+            is_complete = offsets is not None or not self.unknown_ids.isdisjoint(ids)
+            return not is_complete and _decoding_loses_characters(text, self.tokenizer.decode(ids))
         if self.drops_unknown and (
             lacking := [c for c in set(text) if self._vocabulary_symbols(c)[1]]
         ):
@@ -257,7 +265,7 @@ class TextTokenizer:
 
 
 def can_tokenize(tokenizer: Any, text: str) -> bool:
-    """Whether the tokenizer reads a text without raising."""
+    """Return whether the tokenizer encodes a text without raising."""
     try:
         return all(i is not None for i in tokenizer(text, add_special_tokens=False)["input_ids"])
     except Exception:  # tokenizers raises plain Exception, slow tokenizers what they like
@@ -265,7 +273,7 @@ def can_tokenize(tokenizer: Any, text: str) -> bool:
 
 
 def probe_texts(tokenizer: Any) -> Iterator[str]:
-    """Texts that show what a tokenizer does: PROBE, then tokens out of its own vocabulary."""
+    """Yield texts that show what a tokenizer does: PROBE_TEXT, then tokens of its vocabulary."""
     yield PROBE_TEXT
     special = set(tokenizer.all_special_ids)
     for token in range(min(len(tokenizer), MAX_VOCABULARY_PROBES)):
@@ -278,7 +286,7 @@ def probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _pretokenize(backend: Any, text: str) -> str:
-    """What the vocabulary of a fast tokenizer is asked about, after normalizer and pre-tokenizer."""
+    """Return a text after the normalizer and pre-tokenizer of a fast tokenizer."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
@@ -291,19 +299,19 @@ def _truncate(text: str) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    """Not white space, a control character or a format character, which tokenizers may leave out."""
+    """Return whether a character is not white space, control or format (which may be dropped)."""
     return not character.isspace() and category(character) not in ("Cc", "Cf")
 
 
 def _decoding_loses_characters(text: str, decoded: str) -> bool:
-    """Whether the decoded ids of a slow tokenizer lack a visible character of the text.
+    """Return whether the decoded ids of a slow tokenizer lack a visible character of the text.
 
     Case and compatibility forms are folded, because normalizers change them.
     """
     if decoded == text:
         return False
-    wanted, found = _fold(text), _fold(decoded)
-    return any(wanted.count(c) > found.count(c) for c in set(wanted))
+    expected, kept = _fold(text), _fold(decoded)
+    return any(expected.count(c) > kept.count(c) for c in set(expected))
 
 
 def _fold(text: str) -> str:
@@ -315,15 +323,15 @@ def _fold(text: str) -> str:
 
 
 def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | None]) -> bool:
-    """Whether a word that a tokenizer tells is unknown (None) or holds white space inside."""
-    at = 0
-    while at < len(word_ids):
-        word, start, end = word_ids[at], offsets[at][0], offsets[at][1]
+    """Return whether a word of `word_ids` is unknown (None) or contains white space."""
+    index = 0
+    while index < len(word_ids):
+        word, start, end = word_ids[index], offsets[index][0], offsets[index][1]
         if word is None:
             return True
-        while at < len(word_ids) and word_ids[at] == word:
-            end = max(end, offsets[at][1])
-            at += 1
+        while index < len(word_ids) and word_ids[index] == word:
+            end = max(end, offsets[index][1])
+            index += 1
         if len(text[start:end].split()) > 1:
             return True
     return False
@@ -331,7 +339,7 @@ def _has_space_in_word(text: str, offsets: Offsets, word_ids: Sequence[int | Non
 
 @lru_cache(maxsize=4096)
 def _character_class(character: str) -> str:
-    """A character as GPT2_WORD spells it: letters that end contractions and "'" stand for
+    """Return the class of a character in GPT2_WORD: letters of contractions and "'" stand for
     themselves.
     """
     if character in "'stmdrevl ":
@@ -343,18 +351,18 @@ def _character_class(character: str) -> str:
 
 
 def word_index_per_character(text: str) -> list[int]:
-    """Per character the number of its word (see the module's docstring), -1 for white space."""
+    """Return the word index of each character (see the module's docstring), -1 for white space."""
     numbers = [-1] * len(text)
-    for number, found in enumerate(GPT2_WORD.finditer("".join(map(_character_class, text)))):
-        start = found.start() + (text[found.start()] == " ")
-        numbers[start : found.end()] = [number] * (found.end() - start)
+    for number, match in enumerate(GPT2_WORD.finditer("".join(map(_character_class, text)))):
+        start = match.start() + (text[match.start()] == " ")
+        numbers[start : match.end()] = [number] * (match.end() - start)
     return numbers
 
 
 def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[int]]:
-    """Of each token, its first and last word.
+    """Return the first and the last word of each token.
 
-    A token of white space alone, or without characters, belongs to the word that follows, as the
+    A token of white space only, or without characters, belongs to the word that follows, as the
     space before a word does in GPT-2's pre-tokenizer.
     """
     numbers = word_index_per_character(text)
@@ -365,31 +373,38 @@ def _words_from_offsets(text: str, offsets: Offsets) -> tuple[list[int], list[in
         after.append(number if number >= 0 else after[-1])
     after.reverse()
     first = [after[start] for start, _ in offsets]
-    return first, [max(one, before[end]) for one, (_, end) in zip(first, offsets, strict=True)]
+    return first, [
+        max(first_word, before[end]) for first_word, (_, end) in zip(first, offsets, strict=True)
+    ]
 
 
 def offsets_from_decoding(tokenizer: Any, ids: list[int], text: str) -> Offsets | None:
-    """Character offsets for a slow tokenizer, which keeps none: where the text decoded so far ends.
+    """Return character offsets for a slow tokenizer, which keeps none: a token ends where the text
+    decoded so far ends.
 
-    White space and case are matched loosely (decoders drop and fold them); None if the text does
-    not come back.
+    White space and case are matched loosely (decoders drop and fold them); None if decoding does
+    not return the text.
     """
     offsets: Offsets = []
-    at, seen, before = 0, "", ""
+    end, seen, before = 0, "", ""
     for stop in range(1, len(ids) + 1):
         decoded = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-        wanted = "".join(decoded.split())
-        start = at
-        if len(seen) == len(wanted) and len(decoded) > len(before) and text[at : at + 1].isspace():
-            at += 1  # a token of white space alone
-        while at < len(text) and len(seen) < len(wanted):
-            seen += "" if text[at].isspace() else text[at]
-            at += 1
-        if not wanted.casefold().startswith(seen.casefold()):
+        expected = "".join(decoded.split())
+        start = end
+        if (
+            len(seen) == len(expected)
+            and len(decoded) > len(before)
+            and text[end : end + 1].isspace()
+        ):
+            end += 1  # a token of white space alone
+        while end < len(text) and len(seen) < len(expected):
+            seen += "" if text[end].isspace() else text[end]
+            end += 1
+        if not expected.casefold().startswith(seen.casefold()):
             return None
-        offsets.append((start, at))
+        offsets.append((start, end))
         before = decoded
     for i in reversed(range(len(offsets) - 1)):
         if offsets[i][0] == offsets[i][1]:  # a part of a character lies where the whole does
             offsets[i] = (offsets[i][0], offsets[i + 1][1])
-    return offsets if at >= len(text.rstrip()) else None
+    return offsets if end >= len(text.rstrip()) else None

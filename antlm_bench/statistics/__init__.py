@@ -1,4 +1,7 @@
-"""The statistics of runs: intervals of one run, of several seeds, and tests between two runs."""
+"""The statistics of runs: intervals of one run and of several seeds, tests between two runs.
+
+Takes arrays, gives numbers; knows nothing of suites, predictions or files.
+"""
 
 from antlm_bench.statistics.adjusted_wald import (
     adjusted_wald_interval,
@@ -29,8 +32,9 @@ from antlm_bench.statistics.intervals import (
     wilson_interval,
     wilson_macro_interval,
 )
-from antlm_bench.statistics.multiplicity import benjamini_hochberg, holm
 from antlm_bench.statistics.paired import (
+    benjamini_hochberg,
+    holm,
     macro_permutation_test,
     mcnemar_test,
     min_detectable_difference,

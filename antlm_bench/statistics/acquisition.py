@@ -1,11 +1,10 @@
-"""When is a word acquired? Sigmoids through learning curves of children and models, as BabyLM 2026
-fits them.
+"""Ages of acquisition: sigmoids through learning curves of children and models.
 
     y = a / (1 + exp(-b (x - c))) + d
 
-Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), whose
-bounds, starting points and refusals these are; what is unbounded: evaluation-pipeline-2025,
-evaluation_pipeline/utils.py. A word without an answer has none: it is left out, never guessed.
+Source: babylm-eval 2026, strict/evaluation_pipeline/utils.py (after Chang & Bergen 2022), with its
+bounds, starting points and conditions; unbounded fits: evaluation-pipeline-2025,
+evaluation_pipeline/utils.py. A word whose curve has no answer has no age.
 """
 
 from __future__ import annotations
@@ -19,24 +18,27 @@ import numpy as np
 from antlm_bench.statistics.intervals import Interval, Z
 from antlm_bench.types import Floats
 
-ParameterBound = Sequence[float] | float  # of each parameter, or of all
+ParameterBound = Sequence[float] | float
+"""Of each parameter, or of all."""
 HALFWAY = 0.5
-MIN_POINTS = 3  # points of a curve, words of a correlation
-UNBOUNDED = (-np.inf, np.inf)  # then scipy fits by Levenberg-Marquardt
+MIN_POINTS = 3
+"""Points of a curve, words of a correlation."""
+UNBOUNDED = (-np.inf, np.inf)
+"""Makes scipy fit by Levenberg-Marquardt."""
 
 
 def child_age_of_acquisition(ages: Floats, proportions: Floats) -> float | None:
-    """Age in months at which half of the children know a word; shares (n,) in 0..1, NaN = missing.
+    """Return the age in months at which half of the children know a word.
 
-    None with fewer than LEAST ages, or where the curve passes one half outside of the ages asked.
+    ages (n,): months. proportions (n,): shares in 0..1, nan = missing. None with fewer than
+    MIN_POINTS ages, or where the curve passes one half outside of these ages.
     """
     known = np.isfinite(proportions)
     x, y = ages[known], proportions[known]
     if len(x) < MIN_POINTS:
         return None
-    fitted = _fit_sigmoid(
-        x, y, [1.0, 0.1, x.mean(), 0.0], ([0, 0, x[0], -0.5], [2.0, 1.0, x[-1], 0.5]), 1000
-    )
+    bounds = ([0, 0, x[0], -0.5], [2.0, 1.0, x[-1], 0.5])
+    fitted = _fit_sigmoid(x, y, [1.0, 0.1, x.mean(), 0.0], bounds, 1000)
     age = _sigmoid_crossing(fitted, HALFWAY, 0.0)
     return age if age is not None and x[0] <= age <= x[-1] else None
 
@@ -44,12 +46,11 @@ def child_age_of_acquisition(ages: Floats, proportions: Floats) -> float | None:
 def model_age_of_acquisition(
     words_seen: Floats, surprisal: Floats, chance_surprisal: float, bounded: bool = True
 ) -> float | None:
-    """log10(words seen + 1) at which surprisal (n,) in nats is halfway between chance and its
-    minimum.
+    """Return log10(words seen + 1) at which surprisal is halfway between chance and its minimum.
 
-    words: of each point, in increasing order; several points may have seen as many. chance: what
-    surprisal is halfway from, in 2026 number of tokens of the word * ln(size of the vocabulary).
-    None as in `child_age_of_acquisition`.
+    words_seen (n,): increasing; several points may have seen equally many. surprisal (n,): in nats,
+    nan = missing. chance_surprisal: in 2026 the word's number of tokens * ln(size of the
+    vocabulary). None as in `child_age_of_acquisition`.
     """
     known = np.isfinite(surprisal)
     seen, y = words_seen[known], -surprisal[known]
@@ -61,18 +62,18 @@ def model_age_of_acquisition(
         [0.0, 0.0, x.min() - 1, low - 2 * height - 1],
         [10 * height + 1, 100.0, x.max() + 1, high + 1],
     )
-    bounds, calls, least = (limits, 20_000, 1e-6) if bounded else (UNBOUNDED, 1000, 0.0)
-    fitted = _fit_sigmoid(x, y, [height, 1.0, x.mean(), low], bounds, calls)
-    place = _sigmoid_crossing(
-        fitted, -(chance_surprisal - HALFWAY * (chance_surprisal + high)), least
+    bounds, max_evaluations, min_parameter = (
+        (limits, 20_000, 1e-6) if bounded else (UNBOUNDED, 1000, 0.0)
     )
-    return place if place is not None and x[0] <= place <= x[-1] else None
+    fitted = _fit_sigmoid(x, y, [height, 1.0, x.mean(), low], bounds, max_evaluations)
+    level = -(chance_surprisal - HALFWAY * (chance_surprisal + high))
+    age = _sigmoid_crossing(fitted, level, min_parameter)
+    return age if age is not None and x[0] <= age <= x[-1] else None
 
 
 def pearson_correlation(x: Floats, y: Floats) -> tuple[float, float, Interval] | None:
-    """Pearson's r, its two-sided p, Fisher's (1921) interval; None with fewer than LEAST, or where
-    one is constant.
-    """
+    """Return Pearson's r of x (n,) and y (n,), its two-sided p and Fisher's (1921) interval; None
+    with fewer than MIN_POINTS, or where one is constant."""
     from scipy.stats import pearsonr
 
     if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -100,23 +101,17 @@ def _fit_sigmoid(
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", OptimizeWarning
-            )  # of the covariance, which nobody wants
-            found, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=max_evaluations)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ):  # no convergence; a start outside of its bounds; too few points
-        return None
-    return tuple(float(number) for number in found)
+            warnings.simplefilter("ignore", OptimizeWarning)  # about the covariance, unused here
+            fitted, _ = curve_fit(_sigmoid, x, y, p0=start, bounds=bounds, maxfev=max_evaluations)
+    except (RuntimeError, ValueError, TypeError):
+        return None  # no convergence; a start outside of its bounds; too few points
+    return tuple(float(number) for number in fitted)
 
 
 def _sigmoid_crossing(
     parameters: tuple[float, ...] | None, level: float, min_parameter: float
 ) -> float | None:
-    """Where the curve passes a level; None where it does not, or does not rise."""
+    """Return where the curve passes a level; None where it does not, or does not rise."""
     if parameters is None:
         return None
     a, b, c, d = parameters

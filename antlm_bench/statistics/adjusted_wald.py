@@ -1,10 +1,8 @@
-"""Intervals of paired differences that stay honest where few items flip, or none: there a bootstrap
-claims certainty.
+"""The adjusted Wald interval of a paired difference (Bonett & Price 2012).
 
-Each of n items moved by d_i in -1..1 (credit under b minus credit under a). Two items are added in
-thought, one that moved by +1 and one by -1; the plain normal interval of the n + 2 (Bonett & Price
-2012, the adjusted Wald interval of a difference of paired proportions, there in terms of the counts
-of items that flipped).
+Each of n items moved by d_i in -1..1 (credit under b minus credit under a). Two imaginary items are
+added, one that moved by +1 and one by -1, and the plain normal interval of the n + 2 is taken. It
+covers also where few items flip, or none; there a bootstrap claims certainty.
 """
 
 from __future__ import annotations
@@ -20,8 +18,9 @@ from antlm_bench.types import Floats
 def adjusted_wald_interval(
     total: Floats | float, squares: Floats | float, n: Floats | float
 ) -> tuple[Floats, Floats]:
-    """Interval of a mean paired difference from the sums of d_i and of d_i^2 over n >= 1 items,
-    elementwise, in -1..1.
+    """Return the interval of a mean paired difference, elementwise, in -1..1.
+
+    total: the sum of d_i over n >= 1 items. squares: the sum of d_i^2.
 
     Fractional differences (ties with 1/k credit) are allowed: they enter by their squares, as whole
     ones do.
@@ -33,9 +32,8 @@ def adjusted_wald_interval(
 
 
 def adjusted_wald_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Interval of sum_k w_k mean_k from the strata's `adjusted_wald_interval` (MOVER: Zou & Donner
-    2008), as `wilson_macro_interval`.
-    """
+    """Return the interval of sum_k w_k mean_k from the strata's own (MOVER: Zou & Donner 2008), as
+    `wilson_macro_interval` does."""
     means = np.array([values.mean() for values in strata])
     low, high = adjusted_wald_interval(
         np.array([values.sum() for values in strata]),

@@ -1,8 +1,8 @@
-"""Finetuned numbers vary twice, over seeds and over items: how far would their mean move if both
-were drawn again?
+"""The variance of a mean over seeds and items, and its confidence interval.
 
-Every seed answers the same items, so the design is crossed. With y_si what item i of n adds under
-seed s of S,
+Finetuned numbers vary over seeds and over items. How far would their mean move if both were drawn
+again? Every seed answers the same items, so the design is crossed. With y_si the contribution of
+item i of n under seed s of S,
 
     y_si = mu + a_s + b_i + c_si,    Var(mean of y) = var_a / S + var_b / n + var_c / (S n).
 
@@ -10,38 +10,39 @@ The mean squares of a two-way table without replication, MS_a over seeds, MS_b o
 what is left, have the expectations n var_a + var_c, S var_b + var_c and var_c (Searle, Casella &
 McCulloch 1992, ch. 4), therefore
 
-    Var = MS_a / (S n) + (MS_b - MS_c) / (S n) = var(seed means) / S + (var(item means) / n - MS_c / (S n)):
+    Var = MS_a / (S n) + (MS_b - MS_c) / (S n)
+        = var(seed means) / S + (var(item means) / n - MS_c / (S n)):
 
-the plain variances over seeds and over items, less the interaction, which both of them hold. It is
-taken off the items, whose part is never below 0: so what few seeds know is a sum of squares of its
-own, on S - 1 degrees of freedom exactly.
+the plain variances over seeds and over items, less the interaction, which both of them contain. It
+is subtracted from the items' part, which is never below 0: so the seeds' part stays a sum of
+squares with S - 1 degrees of freedom exactly.
 
-An interval must not take what so few seeds know for more than it is. Let r be the seeds' share in
-the whole variance;
+An interval must account for how little few seeds tell. Let r be the seeds' share in the whole
+variance;
 
     q = t_items + (t_seeds - t_items) max(0, r - 1/20) / (1 - 1/20),
 
-Cochran's (1964, Biometrics 20, 191-195) quantile, the mean of the parts' own weighted by them, but
-for a twentieth: what seeds hardly contribute to is not widened. Of 2 seeds, whose t is 12.7, a 95%
-interval covers 93.3-96.6% over all true shares (integrated, not drawn); as Cochran has it
-93.9-97.8%, with Satterthwaite's degrees of freedom 87%: where two seeds happen to lie close
-together, their part is small and the degrees of freedom are many at once.
+Cochran's (1964, Biometrics 20, 191-195) quantile, the mean of the parts' own quantiles weighted by
+the parts, except that a seeds' share below 1/20 (NEGLIGIBLE_SEED_SHARE) widens nothing. With 2
+seeds, whose t is 12.7, a 95% interval covers 93.3-96.6% over all true shares (integrated, not
+drawn); Cochran's own quantile covers 93.9-97.8%, Satterthwaite's degrees of freedom 87%: where two
+seeds happen to lie close together, their part is small and the degrees of freedom are many at once.
 
-Means over tasks and differences of runs have a part of each. From 3 seeds on, they are added and
-have Welch and Satterthwaite's degrees of freedom, P^2 / sum_k p_k^2 / d_k, with SHY less of each
-and SHY more of all: shares are as uncertain as their parts. Parts of one degree of freedom cannot
-be added that way: with 7 of them, 90% are covered where one is nearly all, 98% where all are alike.
-They need not: if any has but 2 seeds, one contrast of two seeds is taken of each, (y_1 - y_2) /
-sqrt(2 S), that varies as the mean does. Their sum has the variance of the whole, so its square has
-one degree of freedom exactly, whatever each contributes (Scheffe 1943, Ann. Math. Stat. 14, 35-44),
-also where tasks share seeds. The price is an interval as wide as that of a single pair of seeds,
-which whoever shows it must say.
+Means over tasks and differences of runs have a part of each task or run. With 3 seeds or more, the
+parts are added with Welch and Satterthwaite's degrees of freedom, P^2 / sum_k p_k^2 / d_k, with
+DF_CORRECTION subtracted from each d_k and added to the sum: shares are as uncertain as their parts.
+Parts with one degree of freedom cannot be added that way: with 7 of them, 90% are covered where one
+is nearly all, 98% where all are equal. If any part has 2 seeds, one contrast of two seeds is taken
+of each part, (y_1 - y_2) / sqrt(2 S), that varies as the mean does. Their sum has the variance of
+the whole, so its square has one degree of freedom exactly, whatever each contributes (Scheffe 1943,
+Ann. Math. Stat. 14, 35-44), also where tasks share seeds. The price is an interval as wide as that
+of a single pair of seeds, which must be noted where it is shown.
 
-By simulation a 95% interval covers 93-97%: of 2 seeds as above; of 3, 4, 5 and 10, one run or two
-of equal and of unequal counts, 1 to 14 tasks, seeds from nothing to all of the variance and their
-luck from alike to nearly all in one task, 92.9-97.2%, and 93.9-96.6% where none has fewer than 4.
-(The pigeonhole bootstrap, Owen 2007, resamples both margins of the same table and counts the
-interaction up to three times; of 3 to 5 seeds there is hardly anything to resample.)
+By simulation a 95% interval covers 93-97%: with 2 seeds as above; with 3, 4, 5 and 10 seeds, one
+run or two with equal and unequal numbers of seeds, 1 to 14 tasks, seeds with none to all of the
+variance, equal in all tasks or nearly all in one, 92.9-97.2%, and 93.9-96.6% where no run has fewer
+than 4. (The pigeonhole bootstrap, Owen 2007, resamples both margins of the same table and counts
+the interaction up to three times; with 3 to 5 seeds there is hardly anything to resample.)
 """
 
 from __future__ import annotations
@@ -56,88 +57,84 @@ from scipy.special import stdtr, stdtridf, stdtrit
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, Interval, Z
 from antlm_bench.types import Floats
 
-NEGLIGIBLE_SEED_SHARE = 0.05  # a share of seeds in the variance that is not worth a wider interval
-DF_CORRECTION = 0.4  # degrees of freedom that the uncertainty of shares is worth
+NEGLIGIBLE_SEED_SHARE = 0.05
+"""A share of seeds in the variance that does not widen the interval."""
+DF_CORRECTION = 0.4
+"""Degrees of freedom that account for the uncertainty of the shares."""
 
 
 class VarianceComponent(NamedTuple):
-    """An additive part of a variance, and its degrees of freedom (infinite: as good as known).
-
-    contrast: of a part of seeds, a draw around 0 that varies as their mean does.
-    """
+    """An additive part of a variance."""
 
     variance: float
     df: float = np.inf
+    """Degrees of freedom; infinite: as good as known."""
     contrast: float = 0.0
+    """Of a part of seeds, a draw around 0 that varies as their mean does."""
 
 
 @dataclass(frozen=True, slots=True)
 class UncertainValue:
-    """A number, and the independent parts of its variance: over items, and over seeds where there
-    are two or more.
-    """
+    """A number and the independent parts of its variance."""
 
     value: float
     item_components: tuple[VarianceComponent, ...] = ()
+    """Over items."""
     seed_components: tuple[VarianceComponent, ...] = ()
+    """Over seeds, where there are two or more."""
 
     @property
     def variance(self) -> float:
-        """Of the estimation; 0 without parts."""
-        return (
-            _sum_components(self.item_components).variance
-            + _sum_seed_components(self.seed_components).variance
-        )
+        """The variance of the estimation; 0 without parts."""
+        items, seeds = self._parts
+        return items.variance + seeds.variance
 
     @property
     def df(self) -> float:
-        """The degrees of freedom whose t quantile at LEVEL the interval has."""
-        items, seeds = (
-            _sum_components(self.item_components),
-            _sum_seed_components(self.seed_components),
-        )
-        whole = items.variance + seeds.variance
-        share = (
-            max(seeds.variance / whole - NEGLIGIBLE_SEED_SHARE, 0.0) / (1 - NEGLIGIBLE_SEED_SHARE)
-            if whole > 0
-            else 0.0
-        )
-        least, most = _t_quantile(items.df), _t_quantile(seeds.df)
-        t = least + (most - least) * share
+        """The degrees of freedom whose t quantile at CONFIDENCE_LEVEL the interval has."""
+        (items, seeds), whole = self._parts, self.variance
+        share = 0.0
+        if whole > 0:
+            excess = max(seeds.variance / whole - NEGLIGIBLE_SEED_SHARE, 0.0)
+            share = excess / (1 - NEGLIGIBLE_SEED_SHARE)
+        t_items, t_seeds = _t_quantile(items.df), _t_quantile(seeds.df)
+        t = t_items + (t_seeds - t_items) * share
         return float(stdtridf((1 + CONFIDENCE_LEVEL) / 2, t)) if t > Z * (1 + 1e-9) else np.inf
 
     @property
     def interval(self) -> Interval:
-        """The t interval at LEVEL."""
+        """The t interval at CONFIDENCE_LEVEL."""
         half = _t_quantile(self.df) * self.variance**0.5
         return Interval(self.value - half, self.value + half)
 
     @property
     def p(self) -> float:
-        """Two-sided p of the hypothesis that the true value is 0; below 1 - LEVEL where the
-        interval leaves 0 out.
-        """
+        """Two-sided p of the hypothesis that the true value is 0; below 1 - CONFIDENCE_LEVEL where
+        the interval excludes 0."""
         if self.variance == 0:
             return float(self.value == 0)
         return float(2 * stdtr(self.df, -abs(self.value) / self.variance**0.5))
 
+    @property
+    def _parts(self) -> tuple[VarianceComponent, VarianceComponent]:
+        """The sums over items and over seeds."""
+        return _sum_components(self.item_components), _sum_seed_components(self.seed_components)
+
 
 def uncertain_from_interval(value: float, interval: Interval) -> UncertainValue:
-    """The variance that an interval stands for: half of a bootstrap's or Wilson's width is Z
-    standard errors.
-    """
-    return UncertainValue(
-        value, (VarianceComponent(((interval.high - interval.low) / (2 * Z)) ** 2),)
-    )
+    """Return a value with the variance that its interval stands for: half of a bootstrap's or
+    Wilson's width is Z standard errors."""
+    standard_error = (interval.high - interval.low) / (2 * Z)
+    return UncertainValue(value, (VarianceComponent(standard_error**2),))
 
 
 def two_level_mean(values: Floats) -> UncertainValue:
-    """Mean of values (S, n), what n items contribute under each of S seeds, and its variance over
-    seeds and items.
+    """Return the mean of values (S, n), the contributions of n items under each of S seeds, with
+    its variance over seeds and items.
 
-    The means of rows are the metric of each seed. One seed knows nothing about seeds: the variance
-    is then that over items alone, and whoever shows it must say so. One item: likewise over seeds
-    alone; one of each has none, nan.
+    The means of rows are the metric of each seed. With one seed the variance is that over items
+    alone, which must be noted where it is shown; with one item that over seeds alone; with one of
+    each it is nan.
     """
     if values.size == 1:
         return UncertainValue(float(values.mean()), (VarianceComponent(float("nan"), 1.0),))
@@ -145,12 +142,12 @@ def two_level_mean(values: Floats) -> UncertainValue:
 
 
 def two_level_change(a: Floats, b: Floats) -> UncertainValue:
-    """mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, and its variance.
+    """Return mean(b) - mean(a) of values (S1, n) and (S2, n) on the same n items, with its
+    variance.
 
-    The seeds of the two are independent, their items are the same, so what the items contribute is
-    taken as a difference per item: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of
-    item means)/n, less the interactions; a run of one seed adds nothing to it, which whoever shows
-    the result must say.
+    The seeds of the two are independent, their items are the same, so items enter by their
+    differences: Var = var_a(seeds)/S1 + var_b(seeds)/S2 + var(differences of item means)/n, less
+    the interactions. A run of one seed adds nothing to it, which must be noted where it is shown.
 
     Raises ValueError where the number of items differs.
     """
@@ -160,74 +157,59 @@ def two_level_change(a: Floats, b: Floats) -> UncertainValue:
 
 
 def two_level_test(a: Floats, b: Floats) -> tuple[float, Interval, float]:
-    """Value, interval, and two-sided p of `two_level_change`. Where all items moved alike, p is
-    that of their signs.
-    """
-    found = two_level_change(a, b)
-    if (
-        found.variance == 0 and found.value
-    ):  # no spread to judge by, but n signs that could have been others
-        return found.value, found.interval, float(min(1.0, 2.0 ** (1 - a.shape[1])))
-    return found.value, found.interval, found.p
+    """Return value, interval and two-sided p of `two_level_change`. Where all items moved by the
+    same amount, p is that of their signs."""
+    change = two_level_change(a, b)
+    if change.variance == 0 and change.value:  # no spread, but n signs that could differ
+        return change.value, change.interval, float(min(1.0, 2.0 ** (1 - a.shape[1])))
+    return change.value, change.interval, change.p
 
 
 def weighted_mean(
     estimates: Sequence[UncertainValue], weights: Sequence[float] | Floats | None = None
 ) -> UncertainValue:
-    """sum_k w_k value_k of independent estimates (default 1/K each: a macro-average over tasks or
-    suites).
+    """Return sum_k w_k value_k of independent estimates; default weights 1/K (a macro-average over
+    tasks or suites).
 
     Var = sum_k w_k^2 var_k, and every part keeps its degrees of freedom.
     """
-    shares = (
-        np.full(len(estimates), 1 / len(estimates))
-        if weights is None
-        else np.asarray(weights, float)
-    )
-    pairs = [(float(w), part) for w, part in zip(shares, estimates, strict=True)]
-    return UncertainValue(
-        sum(w * part.value for w, part in pairs),
-        tuple(
-            VarianceComponent(w**2 * one.variance, one.df)
-            for w, part in pairs
-            for one in part.item_components
-        ),
-        tuple(
-            VarianceComponent(w**2 * one.variance, one.df, w * one.contrast)
-            for w, part in pairs
-            for one in part.seed_components
-        ),
-    )
+    if weights is None:
+        weights = np.full(len(estimates), 1 / len(estimates))
+    pairs = [(float(w), estimate) for w, estimate in zip(weights, estimates, strict=True)]
+    items = [_scale(part, w) for w, estimate in pairs for part in estimate.item_components]
+    seeds = [_scale(part, w) for w, estimate in pairs for part in estimate.seed_components]
+    value = sum(w * estimate.value for w, estimate in pairs)
+    return UncertainValue(value, tuple(items), tuple(seeds))
+
+
+def _scale(part: VarianceComponent, weight: float) -> VarianceComponent:
+    return VarianceComponent(weight**2 * part.variance, part.df, weight * part.contrast)
 
 
 def _crossed_mean(sides: Sequence[Floats], item_means: Floats) -> UncertainValue:
-    """The mean of by_item (n,), the sum of independent sides (S, n)."""
+    """Return the mean of item_means (n,), the sum of independent sides (S, n)."""
     several, n = [side for side in sides if len(side) > 1], len(item_means)
     seeds = []
     for side in several:
         means, count = side.mean(axis=1), len(side)
         contrast = float(means[0] - means[1]) / (2 * count) ** 0.5
         seeds.append(VarianceComponent(float(means.var(ddof=1)) / count, count - 1, contrast))
-    among = (
-        float(item_means.var(ddof=1)) / n - sum(map(_interaction_variance, several))
-        if n > 1
-        else 0.0
-    )
-    return UncertainValue(
-        float(item_means.mean()), (VarianceComponent(max(among, 0.0), n - 1),), tuple(seeds)
-    )
+    variance = 0.0
+    if n > 1:
+        variance = float(item_means.var(ddof=1)) / n - sum(map(_interaction_variance, several))
+    items = VarianceComponent(max(variance, 0.0), n - 1)
+    return UncertainValue(float(item_means.mean()), (items,), tuple(seeds))
 
 
 def _interaction_variance(values: Floats) -> float:
-    """MS_c / (S n): what the interaction of S >= 2 seeds and n >= 2 items adds to the variance of
-    their mean.
-    """
+    """Return MS_c / (S n): what the interaction of S >= 2 seeds and n >= 2 items adds to the
+    variance of their mean."""
     rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
     return float((rest**2).sum() / ((len(values) - 1) * (values.shape[1] - 1) * values.size))
 
 
 def _sum_seed_components(components: Sequence[VarianceComponent]) -> VarianceComponent:
-    """The sum of parts of seeds: of their contrasts, if any has but two."""
+    """Return the sum of parts of seeds; of their contrasts, if any part has only two seeds."""
     if any(part.df == 1 for part in components):
         return VarianceComponent(sum(part.contrast for part in components) ** 2, 1)
     return _sum_components(components, DF_CORRECTION)
@@ -236,7 +218,7 @@ def _sum_seed_components(components: Sequence[VarianceComponent]) -> VarianceCom
 def _sum_components(
     components: Sequence[VarianceComponent], df_correction: float = 0.0
 ) -> VarianceComponent:
-    """The sum of independent parts, on Satterthwaite's degrees of freedom (of shy: see above)."""
+    """Return the sum of independent parts, with Satterthwaite's degrees of freedom."""
     if len(components) == 1:
         return components[0]
     variance = sum(part.variance for part in components)

@@ -1,11 +1,13 @@
-"""Intervals for the numbers we print: how far would this estimate move if the items had been drawn
-again?
+"""Confidence intervals: how far would an estimate move if the items had been drawn again?
 
-Two questions, two answers. *This benchmark*: strata (paradigms) fixed, items sampled: `bootstrap`,
-`normal_interval`.
-*Paradigms like these*: the strata themselves are a sample: `clustered`. All intervals are two-sided at LEVEL.
 An estimate is a weighted mean of stratum means, sum_k w_k mean_k; `macro_weights` gives the w_k of
-a macro-average.
+a macro-average. Two questions have two answers:
+
+    this benchmark          strata (paradigms) fixed, items sampled: `bootstrap_interval`,
+                            `normal_interval`; where nothing varies, `wilson_macro_interval`
+    paradigms like these    the strata themselves are a sample: `clustered_interval`
+
+All intervals are two-sided at CONFIDENCE_LEVEL.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from antlm_bench.types import Floats
 
 CONFIDENCE_LEVEL = 0.95
 DRAWS = 10_000
-SEED = 20_250_101  # fixed: the same predictions must print the same interval
-MAX_DRAWS_AT_ONCE = 2_000_000  # numbers that are drawn at once: 16 MB
+SEED = 20_250_101
+"""Fixed: the same predictions must print the same interval."""
+MAX_DRAWS_AT_ONCE = 2_000_000
+"""Numbers that are drawn at once: 16 MB."""
 Z = float(ndtri((1 + CONFIDENCE_LEVEL) / 2))
+"""Half of a normal interval in standard errors: 1.96."""
 
 
 class Interval(NamedTuple):
@@ -32,7 +37,7 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(successes: Floats | float, n: Floats | float) -> tuple[Floats, Floats]:
-    """Wilson (1927) score interval of `successes` out of n trials, elementwise; n >= 1.
+    """Return Wilson's (1927) score interval of `successes` out of n trials, elementwise; n >= 1.
 
     Fractional successes (ties with 1/k credit) are allowed, which scipy's binomtest refuses; a
     tie's credit varies less than a coin's, so the interval is then a little too wide, never too
@@ -46,7 +51,9 @@ def wilson_interval(successes: Floats | float, n: Floats | float) -> tuple[Float
 
 
 def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
-    """Weight of each stratum in an unweighted macro-average, outermost level first; sums to 1.
+    """Return the weight of each stratum in an unweighted macro-average; they sum to 1.
+
+    paths: of each stratum, its labels, outermost level first.
 
     One level: 1/K each. Nested ("mean over files of the mean over paradigms"): the product of
     1/(number of siblings).
@@ -63,8 +70,8 @@ def macro_weights(paths: Sequence[tuple[str, ...]]) -> Floats:
 def bootstrap_interval(
     strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Percentile interval of sum_k w_k mean_k when the items of each stratum are resampled with
-    replacement.
+    """Return the percentile interval of sum_k w_k mean_k when the items of each stratum are
+    resampled with replacement.
 
     Instead of drawing n_k items, the counts of the distinct values among n_k draws are drawn: they
     are multinomial, so the replicates have exactly the distribution of the ordinary bootstrap
@@ -84,35 +91,33 @@ def bootstrap_interval(
 def bootstrap_ratio_interval(
     numerators: Floats, denominators: Floats, draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Percentile interval of sum(over) / sum(under) when the n pairs are resampled; `under` is 0 or
-    more, not all 0.
+    """Return the percentile interval of sum(numerators) / sum(denominators) when the n pairs are
+    resampled.
 
-    The few replicates in which it is 0 throughout are left out.
+    Denominators are 0 or more, not all 0; the few replicates in which all are 0 are left out.
     """
-    rng = np.random.default_rng(seed)
-    found = []
-    for size in np.diff(
-        np.linspace(0, draws, max(1, len(numerators) * draws // MAX_DRAWS_AT_ONCE) + 1).astype(int)
-    ):
-        pick = rng.integers(len(numerators), size=(size, len(numerators)))
-        total = denominators[pick].sum(axis=1)
-        found.append(numerators[pick].sum(axis=1)[total > 0] / total[total > 0])
-    return _percentile_interval(np.concatenate(found))
+    rng, n = np.random.default_rng(seed), len(numerators)
+    num_batches = max(1, n * draws // MAX_DRAWS_AT_ONCE)
+    ratios = []
+    for size in np.diff(np.linspace(0, draws, num_batches + 1).astype(int)):
+        rows = rng.integers(n, size=(size, n))
+        total = denominators[rows].sum(axis=1)
+        ratios.append(numerators[rows].sum(axis=1)[total > 0] / total[total > 0])
+    return _percentile_interval(np.concatenate(ratios))
 
 
 def bootstrap_counts_interval(
     counts: Floats, statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = SEED
 ) -> Interval:
-    """Percentile interval of measure(counts), n items in m cells resampled; exact, for the reason
-    `bootstrap` gives.
+    """Return the percentile interval of statistic(counts), n items in m cells resampled.
 
-    counts (m,); measure maps counts (draws, m) to numbers (draws,). Where no replicate differs (one
-    cell holds everything, or the measure does not see the others), see `dirichlet_interval`.
+    counts (m,); statistic maps counts (draws, m) to numbers (draws,). Counts are drawn as in
+    `bootstrap_interval`. Where no replicate differs (one cell holds everything, or the statistic
+    does not depend on the others), see `dirichlet_interval`.
     """
     n = int(counts.sum())
-    return _percentile_interval(
-        statistic(np.random.default_rng(seed).multinomial(n, counts / n, size=draws).astype(float))
-    )
+    resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
+    return _percentile_interval(statistic(resampled.astype(float)))
 
 
 def dirichlet_interval(
@@ -122,29 +127,26 @@ def dirichlet_interval(
     draws: int = DRAWS,
     seed: int = SEED,
 ) -> Interval:
-    """Interval of measure(counts) from the Dirichlet posterior of the cells' rates, every cell a
-    prior of `unseen`.
+    """Return the interval of statistic(counts) from the Dirichlet posterior of the cells' rates.
 
-    For measures by which nothing varies, so that a bootstrap would claim certainty: cells that
-    happened to stay empty are given their chance (for precision, recall and F: Goutte & Gaussier
-    2005). The measure must not depend on scale.
+    prior_weight: of every cell, in items. For data in which the statistic does not vary, so that a
+    bootstrap would claim certainty: cells that happened to stay empty are given their chance (for
+    precision, recall and F: Goutte & Gaussier 2005). The statistic must not depend on scale.
     """
-    rates = np.random.default_rng(seed).standard_gamma(
-        counts + prior_weight, size=(draws, len(counts))
-    )
+    shape = (draws, len(counts))
+    rates = np.random.default_rng(seed).standard_gamma(counts + prior_weight, size=shape)
     return _percentile_interval(statistic(rates))
 
 
 def normal_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Normal interval of sum_k w_k mean_k, from its `standard_error`."""
+    """Return the normal interval of sum_k w_k mean_k, from its `standard_error`."""
     value = float(sum(w * v.mean() for w, v in zip(weights, strata, strict=True)))
     half = Z * standard_error(strata, weights)
     return Interval(value - half, value + half)
 
 
 def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
-    """Of sum_k w_k mean_k: Var = sum_k w_k^2 s_k^2 / n_k (plain macro-average: 1/K^2 sum s_k^2 /
-    n_k).
+    """Return the standard error of sum_k w_k mean_k: Var = sum_k w_k^2 s_k^2 / n_k.
 
     A stratum of one item has no s_k; it gets the largest variance its range allows, (max - min)^2 /
     4 over all values.
@@ -156,12 +158,12 @@ def standard_error(strata: Sequence[Floats], weights: Floats) -> float:
 
 
 def wilson_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval:
-    """Interval of sum_k w_k p_k from the strata's Wilson intervals (MOVER: Zou & Donner 2008), for
-    values in 0..1.
+    """Return the interval of sum_k w_k p_k from the strata's Wilson intervals (MOVER: Zou & Donner
+    2008), for values in 0..1.
 
-    Each side adds up the strata's own distances to that side in squares. It stays honest where
-    nothing varies (all right, or one item each), where `bootstrap` and `normal_interval` would
-    claim certainty. One stratum: Wilson's interval.
+    Each side adds up the squares of the strata's own distances to that side. It covers also where
+    nothing varies (all right, or one item each), where `bootstrap_interval` and `normal_interval`
+    would claim certainty. One stratum: Wilson's interval.
     """
     sizes = np.array([len(values) for values in strata], float)
     means = np.array([values.mean() for values in strata])
@@ -173,8 +175,8 @@ def wilson_macro_interval(strata: Sequence[Floats], weights: Floats) -> Interval
 
 
 def clustered_interval(means: Floats, weights: Floats) -> Interval:
-    """Interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample ("paradigms like
-    these").
+    """Return the interval of sum_k w_k mean_k when the K >= 2 strata are themselves a sample
+    ("paradigms like these").
 
     Cluster-robust with the finite-cluster factor: Var = K/(K-1) sum_k w_k^2 (mean_k - value)^2, K-1
     degrees of freedom; with equal weights it is the t interval over stratum means. (Why to cluster:

@@ -1,10 +1,12 @@
-"""Tests between two runs that answered the same items: what they differ by, item by item, and
-whether luck explains it.
+"""Tests between two runs that answered the same items: does chance explain how they differ?
 
 A difference is what an item adds to the second run less what it adds to the first: -1, 0 or 1 where
-answers are right or wrong, a fraction where ties share a credit, nats where margins are compared.
-Intervals of a mean difference are those of any mean (`bootstrap`, `normal_interval`, `clustered`);
-where few items differ, see `adjusted`.
+answers are right or wrong, a fraction where ties share a credit, nats where log-probabilities are
+compared. Intervals of a mean difference are those of any mean (`intervals`); where few items
+differ, see `adjusted_wald`.
+
+Several tests at once: `holm`, `benjamini_hochberg`. statsmodels has both and is the oracle of the
+tests; importing it takes a second of the two that a verdict has.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from scipy.special import bdtr, ndtri
 from antlm_bench.statistics.intervals import CONFIDENCE_LEVEL, DRAWS, SEED, standard_error
 from antlm_bench.types import Floats
 
-MIN_EQUAL_FOR_BINOMIAL = (
-    8  # from so many equal differences on, the number of signs is drawn, not each sign
-)
-SIGN_BATCH_SIZE = 512  # differences whose signs are drawn at once: 40 MB
+MIN_EQUAL_FOR_BINOMIAL = 8
+"""From so many equal differences on, the number of plus signs is drawn, not each sign."""
+SIGN_BATCH_SIZE = 512
+"""Differences whose signs are drawn at once: 40 MB."""
 
 
 def mcnemar_test(lost: int, gained: int, *, mid_p: bool = True) -> float:
-    """Two-sided p that two runs are equally often right, from the items only one of them has right.
+    """Return the two-sided p that two runs are equally often right, from the items that only one of
+    them has right.
 
-    mid: the mid-p of the exact binomial test, which counts half of what was observed. Its error
-    rate hardly ever passes the nominal one, where the exact test (mid=False) stays far below
-    (Fagerland, Lydersen & Laake 2013). None: 1.
+    mid_p: the mid-p of the exact binomial test, which counts half of what was observed. Its error
+    rate hardly ever passes the nominal one, where the exact test (mid_p=False) stays far
+    below (Fagerland, Lydersen & Laake 2013). Without such items p is 1.
     """
     fewer, n = min(lost, gained), lost + gained
     if lost == gained:
@@ -39,17 +42,16 @@ def mcnemar_test(lost: int, gained: int, *, mid_p: bool = True) -> float:
 
 
 def permutation_test(differences: Floats, draws: int = DRAWS, seed: int = SEED) -> float:
-    """Two-sided p that differences (n,) are as often for as against, each size of difference: signs
-    are flipped.
-    """
+    """Return the two-sided p that differences (n,) of each size are as often positive as negative:
+    signs are flipped."""
     return macro_permutation_test([differences], np.ones(1), draws, seed)
 
 
 def macro_permutation_test(
     strata: Sequence[Floats], weights: Floats, draws: int = DRAWS, seed: int = SEED
 ) -> float:
-    """Two-sided p that sum_k w_k mean_k of differences is 0: signs flipped within strata, the
-    statistic studentised.
+    """Return the two-sided p that sum_k w_k mean_k of differences is 0: signs are flipped within
+    strata, the statistic is studentised.
 
     If no item prefers a run, flipping signs is exact. If items do but their weighted mean is 0 (one
     paradigm better, another worse), only dividing every draw by its own standard error keeps the
@@ -72,22 +74,21 @@ def macro_permutation_test(
             variance += weight**2 * (
                 np.maximum(squares - sums**2 / n, 0) / (n * (n - 1)) if n > 1 else squares
             )
-    seen = (
-        float(_studentize(observed, spread)[0]) * (1 - 1e-9) - 1e-12
-    )  # sums that are 0 differ in their last digits
-    extreme = _studentize(replicates, spreads) >= seen
+    # Sums that are 0 differ in their last digits.
+    threshold = float(_studentize(observed, spread)[0]) * (1 - 1e-9) - 1e-12
+    extreme = _studentize(replicates, spreads) >= threshold
     return float((1 + np.count_nonzero(extreme)) / (1 + draws))
 
 
 def min_detectable_difference(
     strata: Sequence[Floats], weights: Floats, power: float = 0.8
 ) -> float:
-    """The smallest true difference of sum_k w_k mean_k that a two-sided test at 1 - LEVEL finds
-    with that power.
+    """Return the smallest true difference of sum_k w_k mean_k that a two-sided test at
+    1 - CONFIDENCE_LEVEL finds with that power.
 
-    (z_{1 - alpha/2} + z_power) standard errors, given the variance of the differences observed.
-    Where no item differs, as if one of them all did: nothing is known about larger differences
-    then, and 0 would be a boast.
+    It is (z_{1 - alpha/2} + z_power) standard errors, given the variance of the observed
+    differences. Where no item differs, it is computed as if one of them did: nothing is known about
+    larger differences then, and 0 would claim too much.
     """
     error = standard_error(strata, weights)
     if not error:
@@ -97,10 +98,27 @@ def min_detectable_difference(
     return float(ndtri((1 + CONFIDENCE_LEVEL) / 2) + ndtri(power)) * error
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm (1979): the chance that any p below alpha in the family is a
+    false claim is at most alpha."""
+    values = np.asarray(p, float)
+    order, m = np.argsort(values), len(values)
+    stepped = np.maximum.accumulate(values[order] * np.arange(m, 0, -1))
+    return [float(x) for x in np.minimum(stepped, 1)[np.argsort(order)]]
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Benjamini & Hochberg (1995): of those below q, a share of at most
+    q is false on average."""
+    values = np.asarray(p, float)
+    order, m = np.argsort(values)[::-1], len(values)
+    stepped = np.minimum.accumulate(values[order] * m / np.arange(m, 0, -1))
+    return [float(x) for x in np.minimum(stepped, 1)[np.argsort(order)]]
+
+
 def _sign_flipped_sums(rng: np.random.Generator, values: Floats, draws: int) -> Floats:
-    """Sums (draws,) of values whose signs are drawn. Equal sizes together: the number of plus signs
-    is binomial.
-    """
+    """Return sums (draws,) of values whose signs are drawn; of many equal sizes the number of plus
+    signs is binomial."""
     sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
     common = counts >= MIN_EQUAL_FOR_BINOMIAL
     plus = rng.binomial(counts[common], 0.5, size=(draws, int(common.sum())))
@@ -113,8 +131,8 @@ def _sign_flipped_sums(rng: np.random.Generator, values: Floats, draws: int) -> 
 
 
 def _studentize(sums: Floats, variances: Floats) -> Floats:
-    """|sum| in standard errors; infinite where all differences are alike, 0 where there are none."""
-    alike = np.where(np.abs(sums) > 0, np.inf, 0.0)
-    return np.where(
-        variances > 0, np.abs(sums) / np.sqrt(np.where(variances > 0, variances, 1.0)), alike
-    )
+    """Return |sum| in standard errors; infinite where all differences are equal, 0 where all are
+    0."""
+    without_variance = np.where(np.abs(sums) > 0, np.inf, 0.0)
+    errors = np.sqrt(np.where(variances > 0, variances, 1.0))
+    return np.where(variances > 0, np.abs(sums) / errors, without_variance)

@@ -1,4 +1,4 @@
-"""Declarations of an age of acquisition: whose words, through which points, against which chance."""
+"""Declarations of an age of acquisition: its words, the points of its curves, the chance level."""
 
 from __future__ import annotations
 

@@ -155,6 +155,7 @@ class DataSpec(Declaration):
             raise ValueError(f"{paths[0]!r} is a path; `where` says in which folder the files lie")
         if any(source.hub and not source.config for source in self.sources) and self.derive is None:
             raise ValueError(
-                "a hub source needs `config`, or a [data.derive] table: how its rows become the files"
+                "a hub source needs `config`, or a [data.derive] table: "
+                "how its rows become the files"
             )
         return self

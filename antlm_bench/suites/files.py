@@ -1,40 +1,51 @@
-"""Local files as bytes: read, unpacked in memory (gzip, a member of a zip), stored whole or not at
-all.
-"""
+"""Bytes of files: read, unpack in memory (gzip, zip), download, write whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import gzip
+import http.client
 import io
+import json
 import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import uuid
 import zipfile
 import zlib
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from antlm_bench.errors import DataError
 
 REFETCH_HINT = "remove it and fetch it again: antlm-bench data fetch"
+TIMEOUT = 30.0  # seconds without a byte
+RETRY_DELAYS = (0.0, 1.0, 4.0)  # seconds before each attempt
+OSF_API = "https://api.osf.io/v2"
+# HTTP states that may be gone in a second.
+TRANSIENT_STATUS_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, unpacked if it ends in .gz. DataError where it cannot be read."""
+    """Return the bytes of a file, unpacked if it ends in .gz. Raises DataError."""
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"damaged gzip: {error}", location=str(path), hint=REFETCH_HINT) from None
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot be read: {getattr(error, 'strerror', None) or error}", location=str(path)
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot be read: {reason}", location=str(path)) from None
 
 
 def read_zip_member(archive: bytes, name: str, password: str | None, location: str) -> bytes:
-    """A member of a zip, never written to disk; `place` is the archive as errors name it.
-    DataError.
+    """Return a member of a zip, which is never written to disk. Raises DataError.
+
+    location: the archive, as error messages name it.
     """
     location = f"{location}!{name}"
     try:
@@ -45,19 +56,18 @@ def read_zip_member(archive: bytes, name: str, password: str | None, location: s
     except NotImplementedError as error:
         raise DataError(f"cannot be unpacked: {error}", location=location) from None
     except RuntimeError:  # what zipfile raises for a missing or wrong password
-        raise DataError(
-            "the password of the declaration does not open it", location=location
-        ) from None
+        message = "the password of the declaration does not open it"
+        raise DataError(message, location=location) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         # A wrong password passes zip's one-byte check once in 256 times and then looks like damage.
-        raise DataError(
-            f"damaged zip, or a wrong password: {error}", location=location, hint=REFETCH_HINT
-        ) from None
+        message = f"damaged zip, or a wrong password: {error}"
+        raise DataError(message, location=location, hint=REFETCH_HINT) from None
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a file: a temporary one in the same folder, synced, renamed. DataError leaves nothing
-    half-written.
+    """Write a file through a temporary one in the same folder, so that it is never half-written.
+
+    Raises DataError where the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -68,21 +78,89 @@ def write_atomically(path: Path, raw: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        full = error.errno in (
-            errno.ENOSPC,
-            getattr(errno, "EDQUOT", None),
-        )  # Windows knows no quota
-        reason = "the disk is full" if full else f"cannot be written: {error.strerror or error}"
-        raise DataError(
-            reason, location=str(path), hint="the cache goes where ANTLM_BENCH_CACHE says"
-        ) from None
+        quota = getattr(errno, "EDQUOT", None)  # Windows has none
+        is_full = error.errno in (errno.ENOSPC, quota)
+        reason = "the disk is full" if is_full else f"cannot be written: {error.strerror or error}"
+        hint = "the cache goes where ANTLM_BENCH_CACHE says"
+        raise DataError(reason, location=str(path), hint=hint) from None
     finally:
-        with suppress(
-            OSError
-        ):  # renamed where all went well; where the folder is unusable, the error above says so
+        with suppress(OSError):  # an unusable folder has its error already
             temporary.unlink(missing_ok=True)
 
 
 def count_rows(raw: bytes) -> int:
-    """The lines of a file that hold anything."""
+    """Count the lines of a file that are not blank."""
     return sum(1 for line in raw.split(b"\n") if line.strip())
+
+
+def fetch_url(url: str) -> bytes:
+    """Return the body behind a URL, after up to three attempts.
+
+    Raises DataError, which names the URL and what happened.
+    """
+    reason = ""
+    for delay in RETRY_DELAYS:
+        time.sleep(delay)
+        try:
+            return _request_url(url)
+        except urllib.error.HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code not in TRANSIENT_STATUS_CODES:
+                break
+        except http.client.IncompleteRead as error:
+            total = f" of {len(error.partial) + error.expected}" if error.expected else ""
+            reason = f"truncated: the server stopped after {len(error.partial)}{total} bytes"
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = f"the connection failed: {error or type(error).__name__}"
+    raise DataError(reason, location=url, hint="nothing was stored; try again, or fetch it by hand")
+
+
+def fetch_osf_file(node: str, path: str) -> bytes:
+    """Return a file of an OSF project by its path; the OSF's API resolves it folder by folder.
+
+    Raises DataError as fetch_url.
+    """
+    *folders, name = path.split("/")
+    url = f"{OSF_API}/nodes/{node}/files/osfstorage/?page%5Bsize%5D=100"
+    folder_keys = ("relationships", "files", "links", "related", "href")
+    for folder in folders:
+        url = _find_osf_url(url, folder, folder_keys, path)
+    return fetch_url(_find_osf_url(url, name, ("links", "download"), path))
+
+
+def _request_url(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "antlm-bench"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        raw: bytes = response.read()
+    return raw
+
+
+def _find_osf_url(url: str, name: str, key_path: tuple[str, ...], path: str) -> str:
+    for entry in _list_osf_folder(url):
+        if entry.get("attributes", {}).get("name") == name:
+            value: Any = entry
+            for key in key_path:
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, str):
+                return value
+    raise DataError(
+        f"the OSF has no {name!r} on the way to {path!r}",
+        location=url,
+        hint="it may have been moved",
+    )
+
+
+@lru_cache(maxsize=64)
+def _list_osf_folder(url: str) -> tuple[dict[str, Any], ...]:
+    """Return the entries of an OSF folder, all pages; cached, for files of a suite share one."""
+    entries: list[dict[str, Any]] = []
+    page: str | None = url
+    while page:
+        try:
+            response = json.loads(fetch_url(page))
+            entries += response["data"]
+            page = response["links"].get("next")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message = "the OSF's API answers in an unknown format"
+            raise DataError(message, location=page) from None
+    return tuple(entries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from antlm_bench.declarations import (
     shipped_declaration,
 )
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.lm_eval_bridge import tasks
 from antlm_bench.metrics import METRICS, ItemKind
 from antlm_bench.suites import grammar, pairs_csv, reading_times_spec, records, sources, syntaxgym
 from antlm_bench.suites.declaration_types import SuiteDeclaration
@@ -124,11 +123,6 @@ def load_syntaxgym_suite(request: SuiteRequest) -> Suite:
     )
 
 
-def load_lm_eval_suite(request: SuiteRequest) -> Suite:
-    """Load a task, group or tag of the installed lm-evaluation-harness."""
-    return Suite(**tasks.build_suite_fields(request.ref, request.limit))
-
-
 def list_suite_refs(ref: str) -> list[str]:
     """Return the scored suites behind a reference: the members of a collection, the words of an
     age of acquisition, or the reference itself.
@@ -228,11 +222,8 @@ def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete:
     if not short:
         return []
     unit = "pairs" if len(spec.item.options) == 2 and spec.times is None else "items"
-    where = (
-        f"{len(short)} of {len(expected)} {spec.finest_level}s short"
-        if spec.finest_level
-        else "short"
-    )
+    groups = f"{len(short)} of {len(expected)} {spec.finest_level}s "
+    where = f"{groups if spec.finest_level else ''}short"
     note = f"incomplete: {sum(counts.values())} of {spec.expect.items} {unit} ({where})"
     if not allow_incomplete:
         examples = ", ".join(f"{group} {counts[group]}/{expected[group]}" for group in short[:3])
@@ -243,7 +234,7 @@ def check_completeness(spec: SuiteSpec, items: Iterable[Item], allow_incomplete:
 
 
 class _ItemBuilder:
-    """Records -> items by one declaration; counts per group, from which the running ids come."""
+    """Build items by one declaration; counts the items of each group for their running ids."""
 
     def __init__(self, spec: SuiteSpec) -> None:
         self.spec = spec
@@ -255,38 +246,41 @@ class _ItemBuilder:
         }
 
     def build_item(self, file: str, record: records.Record, location: str) -> Item | None:
-        """The item of a record, None where the declaration skips it."""
+        """Build the item of a record; None where the declaration skips it."""
         spec, rule = self.spec, self.spec.item
         record = {**record, "file": file, "stem": file.rpartition(".")[0] or file}
         record |= {field: text for field, text in spec.fill.items() if record.get(field) == ""}
-        if rule.skip and _contains(
-            get_field(record, rule.skip.field, location), rule.skip.containing
-        ):
-            return None
+        if rule.skip:
+            value = get_field(record, rule.skip.field, location)
+            entries = value if isinstance(value, list) else [value]
+            if any(isinstance(e, str) and rule.skip.containing in e for e in entries):
+                return None
         labels = {
             label: self._fill_name(template, record, location)
             for label, template in spec.labels.items()
         }
         for label, renamed in spec.rename.items():
             labels[label] = renamed.get(labels[label], labels[label])
-        if rule.each:
-            each = [{**record, "each": entry} for entry in self._list_entries(record, location)]
-            options = tuple(self._build_option(rule.options[0], one, location) for one in each)
-        else:
-            there = [
-                o
-                for o in rule.options
-                if not any(get_field(record, f, location) in v for f, v in o.unless.items())
-            ]
-            options = tuple(self._build_option(template, record, location) for template in there)
+        options = tuple(self._build_options(record, location))
         group = labels[spec.finest_level] if spec.finest_level else spec.name
-        name = (
-            self._fill_name(rule.id, record, location)
-            if rule.id
-            else f"{group}_{self.counts[group]}"
-        )
+        item_id = f"{group}_{self.counts[group]}"
+        if rule.id:
+            item_id = self._fill_name(rule.id, record, location)
         self.counts[group] += 1
-        return Item(name, options, self._read_gold(record, len(options), location), labels)
+        return Item(item_id, options, self._read_gold(record, len(options), location), labels)
+
+    def _build_options(self, record: records.Record, location: str) -> Iterator[Option]:
+        rule = self.spec.item
+        if rule.each:
+            for entry in self._list_entries(record, location):
+                yield self._build_option(rule.options[0], {**record, "each": entry}, location)
+            return
+        for template in rule.options:
+            exceptions = template.unless.items()
+            if not any(
+                get_field(record, field, location) in values for field, values in exceptions
+            ):
+                yield self._build_option(template, record, location)
 
     def _build_option(self, template: OptionSpec, record: records.Record, location: str) -> Option:
         context = template.context and fill_template(
@@ -299,57 +293,40 @@ class _ItemBuilder:
         return Option(text, (len(context), len(text)) if template.context else None)
 
     def _list_entries(self, record: records.Record, location: str) -> list[Any]:
-        field, cut = str(self.spec.item.each), self.spec.item.split
+        field, separator = str(self.spec.item.each), self.spec.item.split
         value = get_field(record, field, location)
-        if cut and isinstance(value, str):
-            value = value.split(cut)
+        if separator and isinstance(value, str):
+            value = value.split(separator)
         if not isinstance(value, list):
-            raise DataError(
-                f"{field!r} must be {'a text' if cut else 'a list'}, not {describe_value(value)}",
-                location=location,
-            )
+            expected = "a text" if separator else "a list"
+            message = f"{field!r} must be {expected}, not {describe_value(value)}"
+            raise DataError(message, location=location)
         if len(value) < 2:
-            raise DataError(
-                f"{field!r} gives {len(value)} option; an item needs two or more", location=location
-            )
+            message = f"{field!r} gives {len(value)} option; an item needs two or more"
+            raise DataError(message, location=location)
         return value
 
     def _read_gold(self, record: records.Record, num_options: int, location: str) -> int | float:
         gold = self.spec.item.gold
         value = get_field(record, gold, location) if isinstance(gold, str) else gold
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if METRICS[self.spec.metric].item_kind is ItemKind.RATING:
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 <= value <= 1
-            ):
-                raise DataError(
-                    f"{gold!r} must be a number in 0..1, not {value!r}", location=location
-                )
+            if not is_number or not 0 <= value <= 1:
+                message = f"{gold!r} must be a number in 0..1, not {value!r}"
+                raise DataError(message, location=location)
             return float(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_options:
-            raise DataError(
-                f"the right option must be 0..{num_options - 1}, not {value!r}", location=location
-            )
+        if not is_number or not isinstance(value, int) or not 0 <= value < num_options:
+            message = f"the right option must be 0..{num_options - 1}, not {value!r}"
+            raise DataError(message, location=location)
         return value
 
     def _fill_name(self, template: str, record: records.Record, location: str) -> str:
         for field in self.name_fields[template]:
             value = get_field(record, field, location)
-            if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-                raise DataError(
-                    f"{field!r} must be a text or a whole number, not {describe_value(value)}",
-                    location=location,
-                )
+            if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+                message = f"{field!r} must be a text or a whole number, not {describe_value(value)}"
+                raise DataError(message, location=location)
         return check_text(template.format_map(record), template, location)
-
-
-def _contains(value: Any, substring: str) -> bool:
-    return any(
-        substring in entry
-        for entry in (value if isinstance(value, list) else [value])
-        if isinstance(entry, str)
-    )
 
 
 def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
@@ -360,17 +337,18 @@ def _iter_official_files(spec: SuiteSpec, folder: Path) -> records.RecordFiles:
     for file in spec.data.files:
         if spec.children and file == spec.children.human:
             continue
-        found = sources.get_file(spec, file, folder)
-        yield file, found.location, records.read_records(found.raw, file, found.location)
+        data_file = sources.get_file(spec, file, folder)
+        location = data_file.location
+        yield file, location, records.read_records(data_file.raw, file, location)
 
 
 def _limit_items(items: list[Item], level: str | None, limit: int) -> list[Item]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     kept = []
     for item in items:
         group = item.labels[level] if level else ""
-        seen[group] += 1
-        if seen[group] <= limit:
+        counts[group] += 1
+        if counts[group] <= limit:
             kept.append(item)
     return kept
 
@@ -379,11 +357,8 @@ def _digest(spec: SuiteSpec, items: Iterable[Item]) -> str:
     sha = hashlib.sha256(json.dumps([spec.metric, spec.groups, spec.macro]).encode())
     encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
     for item in items:
-        sha.update(
-            encode(
-                [item.id, [[o.text, o.span] for o in item.options], item.gold, item.labels]
-            ).encode()
-        )
+        options = [[option.text, option.span] for option in item.options]
+        sha.update(encode([item.id, options, item.gold, item.labels]).encode())
     if spec.times:
         sha.update(encode(spec.times.model_dump()).encode())
     return sha.hexdigest()

@@ -1,20 +1,18 @@
-"""A bare CSV, TSV or JSONL of pairs as a suite: the declaration that its owner did not have to
-write.
-"""
+"""Files of minimal pairs (CSV, TSV, JSONL) as suites, without a TOML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
-from antlm_bench.declarations import suggest_name
-from antlm_bench.errors import DataError, UsageError
+from antlm_bench.errors import DataError
 from antlm_bench.suites import files, records
 from antlm_bench.suites.declaration_types import DataSpec, FileSpec
 from antlm_bench.suites.names import slugify_title, to_valid_unicode
 from antlm_bench.suites.spec import ItemSpec, OptionSpec, SuiteSpec
 
-# Our columns, and the spellings that are recognised without being told (BLiMP's and lm-eval's).
+# Our columns -> the names that are recognised (BLiMP's and lm-eval's, too).
 COLUMNS: dict[str, tuple[str, ...]] = {
     "good": ("good", "sentence_good"),
     "bad": ("bad", "sentence_bad"),
@@ -24,88 +22,70 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "paradigm": ("paradigm", "UID"),
 }
 GROUP_LEVELS = ("field", "phenomenon", "paradigm")
-FILE_EXTENSIONS = tuple(
-    f".{ending}{packed}" for ending in records.PARSERS for packed in ("", ".gz")
-)
+FILE_EXTENSIONS = tuple(f".{name}{gz}" for name in records.PARSERS for gz in ("", ".gz"))
 
 
 def is_pairs_file(ref: str) -> bool:
-    """Whether a reference is a file of pairs rather than a suite's name or TOML: its ending says
-    so.
-    """
+    """Return whether a reference to a suite is a CSV, TSV or JSONL file, by its ending."""
     return ref.lower().endswith(FILE_EXTENSIONS)
 
 
 def columns_for_ref(
     ref: str, refs: Iterable[str], columns: Mapping[str, str] | None
 ) -> Mapping[str, str] | None:
-    """The renamed columns of one of several references: of files of pairs alone; without any,
-    `items.load` refuses.
+    """Return the --columns for one of several references: they are for files of pairs.
+
+    Where no reference is a file, all get them, so that the loader refuses them.
     """
     return columns if is_pairs_file(ref) or not any(map(is_pairs_file, refs)) else None
 
 
 def read_pairs(path: Path, columns: Mapping[str, str]) -> tuple[SuiteSpec, records.RecordFiles]:
-    """A suite of the pairs in a file, and its records as `items.build` takes them. `columns`: our
-    column -> theirs.
+    """Return a declaration of the pairs in a file, and its records for `loader.build_items`.
 
-    Raises UsageError (a column that is not ours), DataError (absent, unreadable, no rows, a column
-    missing).
+    columns: our column -> the file's. Raises UsageError (an unknown column of ours), DataError
+    (absent, unreadable, no rows, a column missing).
     """
-    for ours in columns:
-        if ours not in COLUMNS:
-            hint = suggest_name(ours, COLUMNS) or f"ours are {', '.join(COLUMNS)}"
-            raise UsageError(f"unknown column {ours!r}", location="--columns", hint=hint)
+    records.check_column_names(columns, COLUMNS)
     file = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     rows = records.read_records(files.read_bytes(path), path.name.lower(), str(path))
     first = next(rows, None)
     if first is None:
-        raise DataError(
-            "0 rows", location=str(path), hint="a file of pairs needs the columns good and bad"
-        )
-    theirs = _match_columns(first[1], columns, f"{path}:{first[0]}")
-    spec = _build_spec(file, path.name, set(theirs))
-    return spec, [(file, str(path), _rename_columns(first, rows, theirs, str(path)))]
+        hint = "a file of pairs needs the columns good and bad"
+        raise DataError("0 rows", location=str(path), hint=hint)
+    names = _match_columns(first[1], columns, f"{path}:{first[0]}")
+    spec = _build_spec(file, path.name, set(names))
+    return spec, [(file, str(path), _rename_columns(chain([first], rows), names, str(path)))]
 
 
 def suite_name_from_file(file: str) -> str:
-    """What a suite is called that is a file of the user's, "" where its name has no letter."""
+    """Return the name of a suite that is a user's file; "" where its name has no letter."""
     return slugify_title(file.rpartition(".")[0])
 
 
 def _match_columns(
     record: records.Record, columns: Mapping[str, str], location: str
 ) -> dict[str, str]:
-    """Our column -> theirs, for those that the file has."""
-    known = ", ".join(map(repr, list(record)[:20]))
-    found = {}
+    """Return our column -> the file's, for those that the file has."""
+    names = {}
     for ours, spellings in COLUMNS.items():
-        wanted = (columns[ours],) if ours in columns else spellings
-        present = [name for name in wanted if name in record]
+        candidates = (columns[ours],) if ours in columns else spellings
+        present = [name for name in candidates if name in record]
         if present:
-            found[ours] = present[0]
+            names[ours] = present[0]
         elif ours in columns or ours in ("good", "bad"):
-            hint = (
-                suggest_name(wanted[0], record)
-                or f"there are {known}; say which with --columns {ours}=..."
-            )
-            raise DataError(f"the column {wanted[0]!r} is missing", location=location, hint=hint)
-    return found
+            advice = f"; say which with --columns {ours}=..."
+            raise records.missing_column_error(candidates[0], record, location, advice)
+    return names
 
 
 def _rename_columns(
-    first: tuple[int, records.Record],
-    rest: records.Records,
-    column_names: Mapping[str, str],
-    location: str,
-) -> Iterator[tuple[int, records.Record]]:
-    for rows in ([first], rest):
-        for line, record in rows:
-            if missing := [name for name in column_names.values() if name not in record]:
-                raise DataError(
-                    f"the field {missing[0]!r} is missing", location=f"{location}:{line}"
-                )
-            yield line, {ours: record[name] for ours, name in column_names.items()}
+    rows: Iterable[tuple[int, records.Record]], column_names: Mapping[str, str], location: str
+) -> records.Records:
+    for line, record in rows:
+        if missing := [name for name in column_names.values() if name not in record]:
+            raise DataError(f"the field {missing[0]!r} is missing", location=f"{location}:{line}")
+        yield line, {ours: record[name] for ours, name in column_names.items()}
 
 
 def _build_spec(file: str, title: str, columns: set[str]) -> SuiteSpec:

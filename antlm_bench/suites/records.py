@@ -6,15 +6,31 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from antlm_bench.declarations import decode_utf8
-from antlm_bench.errors import DataError
+from antlm_bench.declarations import decode_utf8, suggest_name
+from antlm_bench.errors import DataError, UsageError
 
+MAX_NAMES_SHOWN = 20  # column names in an error message
 Record = dict[str, Any]
 Records = Iterator[tuple[int, Record]]  # (line, record)
 RecordFiles = Iterable[tuple[str, str, Records]]  # (file name, location for errors, records)
+
+
+def check_column_names(columns: Iterable[str], ours: Collection[str]) -> None:
+    """Raise UsageError for a key of --columns that is none of our columns."""
+    for name in columns:
+        if name not in ours:
+            hint = suggest_name(name, ours) or f"ours are {', '.join(ours)}"
+            raise UsageError(f"unknown column {name!r}", location="--columns", hint=hint)
+
+
+def missing_column_error(column: str, record: Record, location: str, advice: str = "") -> DataError:
+    """Return the error of a record without a column, with a suggestion or the columns there are."""
+    names = ", ".join(map(repr, list(record)[:MAX_NAMES_SHOWN]))
+    hint = suggest_name(column, record) or f"there are {names}{advice}"
+    return DataError(f"the column {column!r} is missing", location=location, hint=hint)
 
 
 def read_records(raw: bytes, name: str, location: str) -> Records:

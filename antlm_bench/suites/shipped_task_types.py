@@ -13,7 +13,7 @@ from antlm_bench.suites.classification import ClassificationSpec, TaskSpec
 from antlm_bench.suites.collection import CollectionSpec, MemberSpec
 from antlm_bench.suites.pairs_csv import is_pairs_file
 from antlm_bench.suites.spec import ExampleSpec, SuiteSpec
-from antlm_bench.suites.task_types import TASK_TYPES, Facts, TaskType, TextRow, list_suite
+from antlm_bench.suites.task_types import TASK_TYPES, CatalogRow, Facts, TaskType, list_suite
 
 _SCORING = "antlm_bench.scoring.suite_scoring"
 _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_causal_method")
@@ -22,15 +22,15 @@ _require_causal_method = deferred("antlm_bench.lm_eval_bridge.rolling:require_ca
 # ---- suites that are scored
 
 
-def _format_item_count(spec: SuiteSpec) -> str:
-    """Return the items of the complete suite, "" where its declaration does not say."""
+def _count_items(spec: SuiteSpec) -> int | None:
+    """Return the items of the complete suite, None where its declaration does not say."""
     if spec.expect:
-        return f"{spec.expect.items:,}"
-    return f"{spec.grammar.pairs * len(spec.grammar.paradigm):,}" if spec.grammar else ""
+        return spec.expect.items
+    return spec.grammar.pairs * len(spec.grammar.paradigm) if spec.grammar else None
 
 
-def _list_suite(spec: SuiteSpec) -> TextRow:
-    return list_suite(spec, _format_item_count(spec), spec.metric)
+def _list_suite(spec: SuiteSpec) -> CatalogRow:
+    return list_suite(spec, _count_items(spec), spec.metric)
 
 
 def _describe_suite(spec: SuiteSpec) -> Facts:
@@ -40,7 +40,7 @@ def _describe_suite(spec: SuiteSpec) -> Facts:
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
-        "items": _format_item_count(spec),
+        "items": _count_items(spec),
         "metric": spec.metric + rule,
         "headline": describe_aggregation(spec),
         "groups": " > ".join(spec.groups),
@@ -130,7 +130,7 @@ LM_EVAL = TaskType(
     name="lm-eval",
     matches=tasks.is_lm_eval_ref,
     expand=tasks.list_suite_refs,
-    load=loader.load_lm_eval_suite,
+    load=tasks.load_suite,
     check_methods=_check_lm_eval_methods,
     summarize=deferred(f"{_SCORING}:summarize_task_metrics"),
     asks_for="judgements",
@@ -140,7 +140,7 @@ LM_EVAL = TaskType(
 )
 LM_EVAL_DOCUMENTS = TaskType(
     name="lm-eval-documents",
-    load=loader.load_lm_eval_suite,
+    load=tasks.load_suite,
     predict=deferred(f"{_SCORING}:predict_documents"),
     summarize=deferred(f"{_SCORING}:summarize_documents"),
     asks_for="documents",
@@ -153,15 +153,15 @@ LM_EVAL_DOCUMENTS = TaskType(
 # ---- classification
 
 
-def _format_text_count(spec: ClassificationSpec) -> str:
-    """Return the texts that all tasks score, "" where a file's rows are unknown."""
+def _count_texts(spec: ClassificationSpec) -> int | None:
+    """Return the texts that all tasks score, None where a file's rows are unknown."""
     rows = [spec.data.files[task.valid].rows for task in spec.task.values()]
-    return "" if None in rows else f"{sum(count or 0 for count in rows):,}"
+    return None if None in rows else sum(count or 0 for count in rows)
 
 
-def _list_classification(spec: ClassificationSpec) -> TextRow:
+def _list_classification(spec: ClassificationSpec) -> CatalogRow:
     metrics = dict.fromkeys(task.metric for task in spec.task.values())
-    return list_suite(spec, _format_text_count(spec), ", ".join(metrics), "finetune")
+    return list_suite(spec, _count_texts(spec), ", ".join(metrics), "finetune")
 
 
 def _describe_classification(spec: ClassificationSpec) -> Facts:
@@ -171,7 +171,7 @@ def _describe_classification(spec: ClassificationSpec) -> Facts:
         "licence": spec.licence,
         "citation": spec.citation,
         "homepage": spec.homepage,
-        "items": _format_text_count(spec),
+        "items": _count_texts(spec),
         "headline": "mean over the tasks, each in its own metric",
         "tasks": {name: _describe_task(spec, task) for name, task in spec.task.items()},
         "training": default.model_dump(exclude_none=True),
@@ -223,7 +223,7 @@ CLASSIFICATION = TaskType(
 # ---- collections
 
 
-def _list_collection(spec: CollectionSpec) -> TextRow:
+def _list_collection(spec: CollectionSpec) -> CatalogRow:
     members = ", ".join(suite for member in spec.members for suite in member.suite_names)
     return {"collection": spec.name, "members": members, "title": spec.title}
 
@@ -273,9 +273,14 @@ COLLECTION = TaskType(
 # ---- age of acquisition
 
 
-def _list_acquisition(spec: AcquisitionSpec) -> TextRow:
+def _list_acquisition(spec: AcquisitionSpec) -> CatalogRow:
     words, _ = loader.read_suite_spec(spec.words)
-    return list_suite(spec, _format_item_count(words), ACQUISITION_METRIC.name)
+    return list_suite(spec, _count_items(words), ACQUISITION_METRIC.name)
+
+
+def _list_words(spec: AcquisitionSpec, command: str = "") -> list[str]:
+    del command
+    return [spec.words]
 
 
 def _describe_acquisition(spec: AcquisitionSpec) -> Facts:
@@ -300,7 +305,7 @@ ACQUISITION = TaskType(
     name="acquisition",
     noun="an age of acquisition",
     declaration=AcquisitionSpec,
-    parts=lambda spec, command: [spec.words],
+    parts=_list_words,
     over_checkpoints=True,
     command_line="antlm-bench acquisition RUN... --suite {suite}",
     completion="antlm-bench score --model FOLDER_OF_CHECKPOINTS --suite {suite}{method}"

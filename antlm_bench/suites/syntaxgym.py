@@ -1,8 +1,8 @@
-"""A SyntaxGym suite (JSON) as a suite of ours: one item per prediction and item, whose options are
-the regions that the prediction mentions.
+"""SyntaxGym suites (JSON): one item per prediction and item of the file, whose options are the
+regions that the prediction mentions.
 
-A sentence is its regions joined by one space, empty ones left out (syntaxgym-core,
-get_sentences.py); a region counts with the space before it. An empty region has the surprisal 0.
+A sentence is its non-empty regions joined by one space (syntaxgym-core, get_sentences.py). A region
+is scored with the space before it; the surprisal of an empty region is 0.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ PREDICTION_LEVEL = "prediction"  # the label that names an item's formula
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of an item under a condition, and where each region lies in it: (start, end), the
-    space before it included.
-    """
+    """A sentence of an item under a condition."""
 
     item: str
     condition: str
     text: str
     regions: Mapping[str, tuple[int, int]]
+    """Region number -> (start, end) in the text, including the space before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyntaxGymSuite:
-    """A suite as it is written. names: what regions are called. place: the file as errors name it."""
+    """A SyntaxGym suite as its file has it."""
 
     name: str
     region_names: Mapping[str, str]
+    """Region number -> its name."""
     formulas: tuple[Formula, ...]
     sentences: tuple[tuple[Sentence, ...], ...]
+    """Per item, its sentences."""
     location: str
+    """The file, as error messages name it."""
 
 
 def is_syntaxgym_file(ref: str) -> bool:
@@ -54,77 +56,68 @@ def is_syntaxgym_file(ref: str) -> bool:
 
 
 def read_suite(path: Path) -> SyntaxGymSuite:
-    """The suite in a file. DataError names what is missing or cannot be, and where."""
-    place = str(path)
-    text = decode_utf8(files.read_bytes(path), place, DataError)
+    """Read the suite in a file. Raises DataError, naming what is missing or wrong, and where."""
+    location = str(path)
+    text = decode_utf8(files.read_bytes(path), location, DataError)
     try:
-        whole = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}", location=place) from None
-    items = _require_list(whole, "items", place)
+        raise DataError(f"not JSON: {error}", location=location) from None
+    items = _require_list(content, "items", location)
     if not items:
-        raise DataError("0 items", location=place)
-    formulas = tuple(_parse_formulas(_require_list(whole, "predictions", place), place))
-    meta = whole.get("meta")
+        raise DataError("0 items", location=location)
+    formulas = tuple(_parse_formulas(_require_list(content, "predictions", location), location))
+    meta = content.get("meta")
     title = meta.get("name") if isinstance(meta, dict) else None
     name = slugify_title(str(title or path.name.partition(".")[0])) or "syntaxgym"
-    names = whole.get("region_meta")
-    numbered = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
+    names = content.get("region_meta")
+    region_names = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
     sentences = tuple(
-        tuple(_parse_sentences(item, n, f"{place}: items[{n}]")) for n, item in enumerate(items)
+        tuple(_parse_sentences(item, n, f"{location}: items[{n}]")) for n, item in enumerate(items)
     )
-    return SyntaxGymSuite(name, numbered, formulas, sentences, place)
+    return SyntaxGymSuite(name, region_names, formulas, sentences, location)
 
 
 def build_items(suite: SyntaxGymSuite) -> tuple[tuple[Item, ...], dict[str, Formula]]:
-    """The items, and what each label of LEVEL says. DataError where a formula names what an item
-    has not.
+    """Return the items, and label of PREDICTION_LEVEL -> its formula.
+
+    Raises DataError where a formula names a condition or region that an item does not have.
     """
     if not suite.formulas:
-        raise DataError(
-            "no predictions: there is nothing to be right about", location=suite.location
-        )
-    said = {
-        f"{number}: {formula.text}": formula
-        for number, formula in enumerate(suite.formulas, start=1)
-    }
-    made: list[Item] = []
+        raise DataError("no predictions: nothing can be right or wrong", location=suite.location)
+    formulas = {f"{n}: {formula.text}": formula for n, formula in enumerate(suite.formulas, 1)}
     numbers = [sentences[0].item for sentences in suite.sentences]
-    if twice := next((number for number in numbers if numbers.count(number) > 1), None):
-        raise DataError(f"two items have the `item_number` {twice}", location=suite.location)
-    for sentences in suite.sentences:
-        known = {sentence.condition: sentence for sentence in sentences}
-        for number, (label, formula) in enumerate(said.items(), start=1):
-            place = f"{suite.location}: item {sentences[0].item}, prediction {number}"
-            options = tuple(_build_option(region, known, place) for region in formula.regions)
-            made.append(
-                Item(f"{sentences[0].item}.{number}", options, 0, {PREDICTION_LEVEL: label})
-            )
-    return tuple(made), said
+    if duplicate := next((number for number in numbers if numbers.count(number) > 1), None):
+        raise DataError(f"two items have the `item_number` {duplicate}", location=suite.location)
+    items: list[Item] = []
+    for name, sentences in zip(numbers, suite.sentences, strict=True):
+        by_condition = {sentence.condition: sentence for sentence in sentences}
+        for n, (label, formula) in enumerate(formulas.items(), start=1):
+            location = f"{suite.location}: item {name}, prediction {n}"
+            options = tuple(_build_option(r, by_condition, location) for r in formula.regions)
+            items.append(Item(f"{name}.{n}", options, 0, {PREDICTION_LEVEL: label}))
+    return tuple(items), formulas
 
 
 def compute_digest(suite: SyntaxGymSuite) -> str:
-    """sha256 over every formula, sentence and region."""
-    listed = [
+    """Return the sha256 of every formula, sentence and region."""
+    sentences = [
         [s.item, s.condition, s.text, sorted(s.regions.items())]
         for item in suite.sentences
         for s in item
     ]
-    return hashlib.sha256(
-        json.dumps([[f.text for f in suite.formulas], listed]).encode()
-    ).hexdigest()
+    content = json.dumps([[formula.text for formula in suite.formulas], sentences])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _build_option(
     region: Region, sentences_by_condition: Mapping[str, Sentence], location: str
 ) -> Option:
-    if region.condition not in sentences_by_condition:
-        hint = (
-            suggest_name(region.condition, sentences_by_condition)
-            or f"there are {', '.join(sentences_by_condition)}"
-        )
+    sentence = sentences_by_condition.get(region.condition)
+    if sentence is None:
+        conditions = ", ".join(sentences_by_condition)
+        hint = suggest_name(region.condition, sentences_by_condition) or f"there are {conditions}"
         raise DataError(f"there is no condition {region.condition!r}", location=location, hint=hint)
-    sentence = sentences_by_condition[region.condition]
     if region.number == WHOLE_SENTENCE:
         return Option(sentence.text)
     if region.number not in sentence.regions:
@@ -135,41 +128,35 @@ def _build_option(
 
 def _parse_formulas(predictions: list[Any], location: str) -> Iterator[Formula]:
     for number, prediction in enumerate(predictions):
-        here = f"{location}: predictions[{number}]"
+        formula_location = f"{location}: predictions[{number}]"
         text = prediction.get("formula") if isinstance(prediction, dict) else prediction
         if not isinstance(text, str):
-            raise DataError(
-                "`formula` is missing",
-                location=here,
-                hint='e.g. {"type": "formula", "formula": ...}',
-            )
+            hint = 'e.g. {"type": "formula", "formula": ...}'
+            raise DataError("`formula` is missing", location=formula_location, hint=hint)
         try:
             yield parse_formula(text)
-        except ValueError as error:
-            raise DataError(f"no formula: {error}", location=here) from None
-        except RecursionError:
-            raise DataError("no formula: brackets are nested too deeply", location=here) from None
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            reason = "brackets are nested too deeply" if deep else error
+            raise DataError(f"no formula: {reason}", location=formula_location) from None
 
 
 def _parse_sentences(item: Any, number: int, location: str) -> Iterator[Sentence]:
     conditions = _require_list(item, "conditions", location)
     name = str(item.get("item_number", number + 1))
     seen: set[str] = set()
-    for at, condition in enumerate(conditions):
-        here = f"{location}.conditions[{at}]"
-        pieces = [
-            _parse_region(region, f"{here}.regions[{n}]")
-            for n, region in enumerate(_require_list(condition, "regions", here))
+    for index, condition in enumerate(conditions):
+        condition_location = f"{location}.conditions[{index}]"
+        regions = [
+            _parse_region(region, f"{condition_location}.regions[{n}]")
+            for n, region in enumerate(_require_list(condition, "regions", condition_location))
         ]
         title = str(condition.get("condition_name", ""))
         if not title or title in seen:
-            raise DataError(
-                "`condition_name` is missing" if not title else f"{title!r} stands here twice",
-                location=here,
-            )
+            message = f"{title!r} stands here twice" if title else "`condition_name` is missing"
+            raise DataError(message, location=condition_location)
         seen.add(title)
-        text, regions = join_regions(pieces, here)
-        yield Sentence(name, title, text, regions)
+        yield Sentence(name, title, *join_regions(regions, condition_location))
     if not seen:
         raise DataError("no conditions", location=location)
 
@@ -177,8 +164,10 @@ def _parse_sentences(item: Any, number: int, location: str) -> Iterator[Sentence
 def join_regions(
     regions: list[tuple[str, str]], location: str
 ) -> tuple[str, dict[str, tuple[int, int]]]:
-    """(name, text) of regions -> their text joined by spaces, and where each lies. DataError: no
-    text, a name twice.
+    """Join the texts of regions, given as (name, text), by spaces.
+
+    Returns the text, and name -> (start, end) in it. Raises DataError where there is no text, or a
+    name stands twice.
     """
     text, spans = "", {}
     for name, content in regions:
@@ -194,19 +183,15 @@ def join_regions(
 
 
 def _parse_region(region: Any, location: str) -> tuple[str, str]:
-    if (
-        not isinstance(region, dict)
-        or not isinstance(region.get("content"), str)
-        or "region_number" not in region
-    ):
+    content = region.get("content") if isinstance(region, dict) else None
+    if not isinstance(content, str) or "region_number" not in region:
         raise DataError("a region has `region_number` and `content`, a text", location=location)
-    return str(region["region_number"]), region["content"]
+    return str(region["region_number"]), content
 
 
 def _require_list(table: Any, key: str, location: str) -> list[Any]:
-    found = table.get(key) if isinstance(table, dict) else None
-    if not isinstance(found, list):
-        raise DataError(
-            f"the list `{key}` is missing", location=location, hint="is it a SyntaxGym suite?"
-        )
-    return found
+    value = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(value, list):
+        hint = "is it a SyntaxGym suite?"
+        raise DataError(f"the list `{key}` is missing", location=location, hint=hint)
+    return value

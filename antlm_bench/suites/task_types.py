@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from antlm_bench.suites.formula import Formula
 
 Facts = Mapping[str, Any]
-TextRow = dict[str, str]
+CatalogRow = dict[str, object]
+"""A row of `list` or `data`: numbers are numbers."""
 Spec = TypeVar("Spec", bound=SuiteDeclaration)
 
 
@@ -74,8 +75,8 @@ class Suite:
     """Whether a word is tokenized apart from its context (reading times of BabyLM 2025)."""
     formulas: Mapping[str, Formula] | None = None
     """SyntaxGym: the label of a prediction -> its formula."""
-    judge: TaskMetrics | None = None
-    """lm-eval's own metrics of a task."""
+    task_metrics: TaskMetrics | None = None
+    """Metrics that lm-eval computes for the items, besides or instead of ours."""
     reduction: str = "sum"
     """Which score of an option decides: its sum of log-probabilities, or their mean per token."""
     verbatim: bool = False
@@ -119,13 +120,21 @@ class SummarizeFunction(Protocol):
     ) -> Summary: ...
 
 
+predict_options: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
+summarize_options: SummarizeFunction = deferred(
+    "antlm_bench.scoring.suite_scoring:summarize_options"
+)
+
+
 def no_match(ref: str) -> bool:
     """Match no reference: the task type is reached through the TOMLs of its kind only."""
+    del ref
     return False
 
 
 def no_parts(spec: Any, command: str = "") -> Sequence[str]:
     """Return no parts: the declaration is of one suite."""
+    del spec, command
     return ()
 
 
@@ -133,7 +142,9 @@ def accept_methods(ref: str, method_names: Sequence[str]) -> None:
     """Accept every scoring method."""
 
 
-def list_suite(spec: Any, items: str = "", metric: str = "", command: str = "score") -> TextRow:
+def list_suite(
+    spec: Any, items: int | None = None, metric: str = "", command: str = "score"
+) -> CatalogRow:
     """Return the row of a suite in `list suites`."""
     metric = metric or str(getattr(spec, "metric", ""))
     return {
@@ -174,8 +185,8 @@ class TaskType:
     """Load the items; None where `score` does not compute this kind."""
 
     # How it is scored.
-    predict: PredictFunction = deferred("antlm_bench.scoring.suite_scoring:predict_options")
-    summarize: SummarizeFunction = deferred("antlm_bench.scoring.suite_scoring:summarize_options")
+    predict: PredictFunction = predict_options
+    summarize: SummarizeFunction = summarize_options
     check_methods: Callable[[str, Sequence[str]], None] = accept_methods
     """(reference, method names): raise MethodNotSupported before data are loaded."""
     asks_for: str = "choices"
@@ -206,7 +217,7 @@ class TaskType:
     """
     listing: str = "suites"
     """The table of `list` that shows it: suites or collections."""
-    list_row: Callable[[Any], TextRow] = list_suite
+    list_row: Callable[[Any], CatalogRow] = list_suite
     """Declaration -> its row in that table."""
     describe: Callable[[Any], Facts] = describe_declaration
     """Declaration -> facts in reading order, for `show`."""

@@ -1,3 +1,1 @@
-"""Training: a recipe (recipe, schedule) and text (corpus) in, checkpoints of the literature out,
-from one loop.
-"""
+"""Pre-training: recipes and text in, checkpoints out, from one loop."""

@@ -92,8 +92,7 @@ def render_readme(checkpoint_name: str, model: Any, card: Mapping[str, Any]) -> 
 
 def describe_loading(model: Any, card: Mapping[str, Any]) -> str:
     """Return sentences on how transformers opens the checkpoint."""
-    masked = "full" in card["attends"]
-    architecture = find_architecture(model.config.model_type)
+    architecture, masked = find_architecture(model.config.model_type), "full" in card["attends"]
     own_classes = architecture.own_classes if architecture else {}
     if architecture and own_classes and not architecture.is_from_library:
         text = (

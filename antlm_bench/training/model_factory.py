@@ -1,8 +1,8 @@
-"""A model from its declaration, and the two halves of its forward: hidden states, and what its LM
-head reads.
+"""Build a model from its declaration, and run the two halves of its forward pass.
 
-The halves are apart because a masked objective has a target at one position in seven, and the head
-is the widest matrix of a small model: it runs where a target stands, and nowhere else.
+The halves are hidden states and the input of the LM head. They are separate because a masked
+objective has a target at one position in seven, and the head is the widest matrix of a small model:
+it runs only at positions with a target.
 """
 
 from __future__ import annotations
@@ -52,39 +52,40 @@ def build_model(spec: ModelSpec, vocab_size: int, masked: bool) -> Any:
 def hidden_states_at_targets(
     model: Any, batch: TrainingBatch, all_positions: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What the output embedding sees where a target stands: hidden (n, d), and the targets (n,).
+    """Return the input of the output embedding (n, d) at positions with a target, and the targets
+    (n,).
 
-    everywhere: at all n = b x t positions; where there is no target, it is negative.
+    all_positions: at all n = b x t positions; targets are negative where there is none.
     """
     device = model.get_input_embeddings().weight.device
     targets = torch.from_numpy(batch.targets).flatten()
-    asked = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
-    wanted = torch.from_numpy(asked).flatten().nonzero()[:, 0]
-    hidden = compute_hidden_states(model, batch).flatten(0, 1).index_select(0, wanted.to(device))
+    selected = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
+    indices = torch.from_numpy(selected).flatten().nonzero()[:, 0]
+    hidden = compute_hidden_states(model, batch).flatten(0, 1).index_select(0, indices.to(device))
     if hasattr(model, "head"):
-        with dropout.gathered_positions(asked.sum(1).tolist()) if model.training else nullcontext():
+        rows_per_sample = selected.sum(1).tolist()
+        with dropout.gathered_positions(rows_per_sample) if model.training else nullcontext():
             hidden = model.head.transform(hidden)
-    return hidden, targets[wanted].to(device)
+    return hidden, targets[indices].to(device)
 
 
 def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
-    """Hidden states (b, t, d) of a batch, each row attending as the batch says, whatever the
-    model's own direction.
+    """Return hidden states (b, t, d), each row attending as the batch says, whatever the model's
+    own direction.
     """
     device = model.get_input_embeddings().weight.device
-    mask, more = batch.attention_mask(), {}
+    mask, model_inputs = batch.attention_mask(), {}
     architecture = find_architecture(model.config.model_type)
     if architecture is not None and architecture.learned_positions:
-        more["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
-    ids = torch.from_numpy(batch.input_ids).to(device)
-    mask = mask if mask is None else mask.to(device)
+        # Each document must count from 0.
+        model_inputs["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
     return forward_with_mask(
         model.base_model,
-        ids,
-        mask,
+        torch.from_numpy(batch.input_ids).to(device),
+        None if mask is None else mask.to(device),
         causal=batch.causal,
         natively_causal=is_natively_causal(model),
-        **more,
+        **model_inputs,
     )
 
 
@@ -97,34 +98,33 @@ def forward_with_mask(
     natively_causal: bool,
     **model_inputs: Tensor,
 ) -> Tensor:
-    """Hidden states (b, t, d) of ids (b, t), attending causally or in full, whatever the body's own
-    direction.
+    """Return hidden states (b, t, d) of ids (b, t), attending causally or fully, whatever the
+    backbone's own direction.
 
-    mask: None where rows are whole; (b, t), 1 = a token, where the body attends in full by itself;
-    or (b, 1, t, t), which says it all. natively: whether the body is causal when nothing is said.
-    more: further inputs of the body.
+    attention_mask: None if no row is padded; (b, t), 1 = a token, if the backbone attends fully by
+    itself; or (b, 1, t, t), which decides everything. natively_causal: whether the backbone is
+    causal without a mask. model_inputs: further inputs of the backbone.
     """
     if attention_mask is None and causal != natively_causal:
-        attention_mask = torch.ones(
-            1, 1, *(input_ids.shape[1],) * 2, dtype=torch.bool, device=input_ids.device
-        )
+        shape = (1, 1, input_ids.shape[1], input_ids.shape[1])
+        attention_mask = torch.ones(shape, dtype=torch.bool, device=input_ids.device)
         attention_mask = attention_mask.tril() if causal else attention_mask
     inputs: dict[str, Any] = {"input_ids": input_ids, **model_inputs}
-    inputs |= {} if attention_mask is None else {"attention_mask": attention_mask}
-    inputs |= {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}
+    if attention_mask is not None:
+        inputs["attention_mask"] = attention_mask
+    if hasattr(backbone.config, "use_cache"):
+        inputs["use_cache"] = False
     with RotaryPatch.for_model(backbone).active():
         hidden: Tensor = backbone(**inputs)[0]
     return hidden
 
 
-KEYED_ATTENTION = (
-    "antlm_keyed"  # the name under which `_keyed_attention_forward` is registered with the library
-)
+KEYED_ATTENTION = "antlm_keyed"  # name of `_keyed_attention_forward` in transformers' registry
 
 
 def use_keyed_dropout(model: Any) -> None:
-    """Key all dropout of a model by sample (see `dropout`), also what the library's attention takes
-    as a number.
+    """Key all dropout of a model by sample (see `dropout`), also the attention dropout that
+    transformers takes as a number.
     """
     dropout.replace_dropout_modules(model)
     if model.config._attn_implementation == "sdpa" and model._supports_sdpa:
@@ -142,18 +142,16 @@ def _keyed_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The library's own attention, but where there is something to drop out."""
+    """Use the library's attention, unless there is dropout."""
     if not dropout or kwargs.get("position_bias") is not None:
         return cast(
             tuple[Tensor, None],
             sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **kwargs),
         )
-    said = kwargs.get("is_causal")
-    causal = (
-        attention_mask is None
-        and query.shape[2] > 1
-        and (getattr(module, "is_causal", True) if said is None else said)
-    )
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    causal = attention_mask is None and query.shape[2] > 1 and is_causal
     context = keyed_attention(
         query, key, value, attention_mask, p=dropout, scaling=kwargs.get("scaling"), causal=causal
     )
@@ -161,13 +159,13 @@ def _keyed_attention_forward(
 
 
 def is_natively_causal(model: Any) -> bool:
-    """Which way rows attend when nothing is said: our encoders carry it, the library's decoders are
-    causal.
+    """Return whether the model is causal without a mask: our encoders have an attribute for it,
+    the library's decoders are causal.
     """
     return bool(getattr(model.base_model, "causal", True))
 
 
 def lm_head_parameters(model: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """Weight (V, d) and bias (V,) of the output embedding."""
+    """Return the weight (V, d) and the bias (V,), or None, of the output embedding."""
     layer = model.get_output_embeddings()
     return layer.weight, layer.bias

@@ -38,7 +38,8 @@ EXCLUSIVE_KEYS = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup
 class ModelSpec(Declaration):
     """The shape of the network."""
 
-    architecture: str  # a name of architectures.records.ARCHITECTURES
+    architecture: str
+    """A name of architectures.records.ARCHITECTURES."""
     layers: Count
     hidden: Count
     """Width of hidden states."""
@@ -85,10 +86,10 @@ class ModelSpec(Declaration):
         architecture = ARCHITECTURES[self.architecture]
         for key in ("kv_heads", "layer_mix"):
             if getattr(self, key) and key not in architecture.optional_keys:
-                owners = " and ".join(
-                    f"{other.name}'s" for other in ARCHITECTURES if key in other.optional_keys
+                owners = [other.name for other in ARCHITECTURES if key in other.optional_keys]
+                raise ValueError(
+                    f"{key} is for {' and '.join(owners)}, not for {architecture.name}"
                 )
-                raise ValueError(f"{key} is {owners}, not {self.architecture}'s")
         if architecture.relative_positions and self.buckets >= self.positions:
             raise ValueError(
                 f"buckets = {self.buckets} must be fewer than positions = {self.positions}"

@@ -19,7 +19,7 @@ def close(a, b):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_attention_sees_the_right_context_and_causal_never_does(kind):
+def test_only_full_attention_sees_the_right_context(kind):
     changed = IDS.clone()
     changed[0, -1] = 5
     for suffix, sees in (("ForMaskedLM", True), ("ForCausalLM", False)):
@@ -30,7 +30,7 @@ def test_full_attention_sees_the_right_context_and_causal_never_does(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_gradient_flows_back_from_a_causal_position_to_its_future(kind):
+def test_no_gradient_reaches_the_future_of_a_causal_position(kind):
     model = build_reference_model(kind, "ForCausalLM")[0]
     embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
     model(inputs_embeds=embedded).logits[0, 3].sum().backward()
@@ -38,7 +38,7 @@ def test_no_gradient_flows_back_from_a_causal_position_to_its_future(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_body_of_a_causal_model_is_causal_by_itself_and_the_weights_are_the_same(kind):
+def test_a_causal_base_model_is_causal_with_equal_weights(kind):
     masked, causal = build_reference_model(kind)[0], build_reference_model(kind, "ForCausalLM")[0]
     assert causal.base_model.causal and not masked.base_model.causal
     assert [n for n, _ in masked.named_parameters()] == [n for n, _ in causal.named_parameters()]
@@ -109,7 +109,7 @@ def test_a_row_that_may_attend_nothing_is_finite(kind, mode, dtype):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_texts_longer_than_the_furthest_distance_are_possible_and_lengths_may_come_in_any_order(
+def test_texts_of_any_length_in_any_order_are_possible(
     kind,
 ):
     model = build_reference_model(kind)[0]

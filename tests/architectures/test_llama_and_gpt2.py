@@ -22,7 +22,8 @@ def model(request):
     made.set_attn_implementation(how)
     if how == "eager" and name.startswith("GPT2") and hasattr(made.transformer.h[0].attn, "bias"):
         pytest.skip(
-            "this transformers (5.0) hides the future from GPT-2's eager attention, whatever the mask says"
+            "this transformers (5.0) hides the future from GPT-2's eager attention, whatever the "
+            "mask says"
         )
     return made
 
@@ -56,7 +57,7 @@ def test_under_a_mask_of_ones_every_position_sees_the_last_token(model):
     assert moved.min() > 1e-4
 
 
-def test_without_a_mask_or_under_a_triangle_no_position_sees_its_future(model):
+def test_no_mask_or_a_triangle_hides_the_future(model):
     for allowed in (None, torch.ones(7, 7, dtype=torch.bool).tril()):
         for place in range(1, 7):
             moved = (

@@ -63,7 +63,7 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize("kind", ["", "base", "gpt"])
-def test_initial_weights_are_truncated_normals_of_the_papers_deviation(kind):
+def test_initial_weights_are_the_papers_truncated_normals(kind):
     model = build_ltg_model(
         kind, hidden_size=96, num_attention_heads=4, intermediate_size=128, vocab_size=500
     )
@@ -114,7 +114,7 @@ def test_gradient_reaches_every_parameter(kind, suffix):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
+def test_losses_are_cross_entropies_at_own_or_next_position(kind):
     labels = IDS.masked_fill(torch.arange(7) % 3 == 0, -100)
     for suffix, shift in (("ForMaskedLM", 0), ("ForCausalLM", 1)):
         model = build_reference_model(kind, suffix)[0]
@@ -127,7 +127,9 @@ def test_losses_are_the_cross_entropy_at_the_own_or_the_next_position(kind):
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
 def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
-    """All but the one of the table of relative positions, which is marked as shared by all texts."""
+    """All but the one of the table of relative positions, which is marked as shared by all
+    texts.
+    """
     model = build_ltg_model(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     shapes, shared = [], []
     for module in model.modules():
@@ -176,7 +178,7 @@ def test_usual_arguments_are_understood(kind):
 
 
 @pytest.mark.parametrize("kind", ["", "gpt"])
-def test_classification_reads_the_first_token_or_if_causal_the_last_one_of_the_text(kind):
+def test_classification_reads_the_first_or_causally_last_token(kind):
     text, pad = IDS[:1], torch.zeros(1, 2, dtype=torch.long)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0, 0]])
     for decoder, place in ((False, 0), (True, 6)):
@@ -235,7 +237,8 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
 
 def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
     config = transformers.LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4,
         max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         antlm_bench={"attends": ["causal", "full"], "methods": ["mlm", "causal"]},
     )  # fmt: skip
@@ -275,7 +278,7 @@ def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_models_come_back_through_the_auto_classes_as_either_kind(kind, tmp_path):
+def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
     model = build_reference_model(kind)[0]
     model.save_pretrained(tmp_path)
     masked, info = transformers.AutoModelForMaskedLM.from_pretrained(

@@ -40,7 +40,7 @@ def test_gpt_bert_without_a_part_equals_the_reference_without_it(config):
     )
 
 
-def test_positions_laid_out_per_head_equal_the_reference_and_are_another_model():
+def test_per_head_positions_equal_the_reference():
     model, weights = build_reference_model("", per_head_positions=True)
     found = model(input_ids=torch.tensor([IDS])).logits[0].detach()
     assert close(found, reference.logits(weights, reference_settings("", per_head=True), IDS))

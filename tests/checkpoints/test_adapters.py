@@ -1,4 +1,6 @@
-"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not fit."""
+"""PEFT adapters and tokenizers from elsewhere: merged, recorded, and refused where they do not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -292,7 +294,8 @@ def test_every_command_that_opens_a_checkpoint_takes_both_flags():
     from antlm_bench.cli import catalog, finetune, noise, surprisal, verify
     from antlm_bench.cli import score as scoring
 
-    verbs = (catalog.doctor_command, finetune.finetune_command, noise.noise_command, surprisal.surprisal_command,
+    verbs = (catalog.doctor_command, finetune.finetune_command, noise.noise_command,
+    surprisal.surprisal_command,
              verify.verify_command, scoring.score_command)  # fmt: skip
     for verb in verbs:
         assert {"peft", "tokenizer", "allow_unused", "allow_missing"} <= set(

@@ -1,4 +1,6 @@
-"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the fix."""
+"""Opening a checkpoint: what is found is told, what is wrong is refused with the place and the
+fix.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def test_bos_policies_as_they_really_come_out(make_checkpoint, adds, bos, spelle
     )
 
 
-def test_an_eos_stands_for_a_missing_bos_and_always_refuses_neither(copy):
+def test_eos_replaces_a_missing_bos_and_always_needs_one(copy):
     folder = copy("causal", adds=False)
     tokenizer = train_tokenizer("causal", False)
     tokenizer.bos_token = None
@@ -130,7 +132,7 @@ def test_code_of_its_own_is_not_run_unasked(copy, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused_when_it_matters(copy):
+def test_a_tokenizer_beyond_the_embedding_is_refused(copy):
     folder = copy("causal")
     build_model("causal", 0, vocab_size=300).save_pretrained(folder)
     with pytest.raises(CheckpointError, match="the model has 300 embeddings"):
@@ -184,7 +186,7 @@ def test_a_hub_id_that_cannot_be_had_offline_says_so():
         opened("nobody/nothing")
 
 
-def test_folders_of_checkpoints_and_globs_expand_in_order_of_words_seen(tmp_path, make_checkpoint):
+def test_folders_and_globs_expand_by_words_seen(tmp_path, make_checkpoint):
     for name in ("chck_10M", "chck_2M", "chck_1M", "chck_1B"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -214,7 +216,7 @@ def test_a_bos_spelled_out_in_the_text_is_not_doubled(make_checkpoint):
     assert plain.batches[0].ids.tolist() == spelled.batches[0].ids.tolist()
 
 
-def test_the_quicker_copy_keeps_its_lm_head_in_fp32_and_leaves_the_original_alone(make_checkpoint):
+def test_a_bf16_copy_keeps_an_fp32_head_and_the_original(make_checkpoint):
     for kind in ("causal", "masked"):
         model = opened(make_checkpoint(kind))
         quick = with_bf16_body(model)
@@ -245,7 +247,7 @@ def test_a_value_in_the_configuration_that_cannot_be_is_named(copy, field, value
     assert "config.json" in str(refused.value) and "truncated" not in str(refused.value)
 
 
-def test_a_wish_for_flash_attention_does_not_keep_a_checkpoint_closed(copy):
+def test_a_configured_flash_attention_is_ignored(copy):
     folder = copy("causal")
     before = opened(folder).metadata["weights"]
     config = json.loads((folder / "config.json").read_text()) | {

@@ -24,7 +24,8 @@ from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 SHAPE = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 48, "position_bucket_size": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+         "intermediate_size": 48, "position_bucket_size": 4, "max_position_embeddings": 64,
+         "pad_token_id": 0,
          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 HYBRIDS = {
     "ltg-bert": (LtgBertConfig, LtgBertForMaskedLM, LtgBertForCausalLM),
@@ -85,7 +86,7 @@ def test_a_hybrid_is_read_both_ways_with_the_same_weights(folders: dict[str, Pat
     assert np.abs(causal - full).min() > 1e-3
 
 
-def test_a_hybrids_causal_scores_are_those_of_the_models_own_logits(
+def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
     folders: dict[str, Path],
 ) -> None:
     opened = open_checkpoint(str(folders["causal"]), OpenOptions(device="cpu"))
@@ -98,7 +99,7 @@ def test_a_hybrids_causal_scores_are_those_of_the_models_own_logits(
     assert np.allclose(scores(folders["hybrid"], "causal"), by_hand, rtol=0, atol=1e-4)
 
 
-def test_without_a_card_an_encoder_is_not_asked_what_it_may_never_have_learned(
+def test_without_a_card_an_encoder_is_not_scored_causally(
     folders: dict[str, Path],
 ) -> None:
     with pytest.raises(MethodNotSupported, match="does not attend causal"):

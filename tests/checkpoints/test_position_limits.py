@@ -1,4 +1,6 @@
-"""The longest row of a model is found from its position table, whatever the architecture is called."""
+"""The longest row of a model is found from its position table, whatever the architecture is
+called.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> Non
     assert accepts(model, limit) and not accepts(model, limit + 1)
 
 
-def test_a_model_without_a_table_is_as_long_as_its_configuration_says() -> None:
+def test_without_a_table_the_configured_length_counts() -> None:
     llama = build_model("causal", 0, max_position_embeddings=40)
     assert position_limit(llama) == 40 and accepts(llama, 41)
     bloom = build_model(

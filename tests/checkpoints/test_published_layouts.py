@@ -53,7 +53,9 @@ def original(cases_root):
 
 
 def attended(segments_or_mask, causal):
-    """What each query may attend to, (b, 1, t, t), from a mask of keys (b, t) or segments (b, t)."""
+    """What each query may attend to, (b, 1, t, t), from a mask of keys (b, t) or segments (b,
+    t).
+    """
     allowed = segments_or_mask
     if causal:
         allowed = allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool).tril()

@@ -64,7 +64,6 @@ def plain(folder, method, texts=TEXTS, dtype=torch.float32):
         "RobertaForMaskedLM",
         "XLMRobertaForMaskedLM",
         "CamembertForMaskedLM",
-        # fmt: skip
         "Data2VecTextForMaskedLM",
         "MPNetForMaskedLM",
         "RobertaForCausalLM",
@@ -173,7 +172,7 @@ def test_long_rows_do_not_move_the_scores_of_short_ones(make_checkpoint, rope):
     assert scores(model, "causal") == alone
 
 
-def test_texts_beyond_the_original_length_are_read_prefix_by_prefix(make_checkpoint):
+def test_texts_beyond_the_original_length_run_by_prefix(make_checkpoint):
     """With longrope a prefix has other angles than the whole text: then each prefix is a row of its
     own.
     """
@@ -262,7 +261,7 @@ def test_a_broken_shortcut_is_turned_off_and_said(make_checkpoint, monkeypatch, 
     )
 
 
-def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_checkpoint, monkeypatch):
+def test_a_forward_that_mixes_rows_runs_one_at_a_time(make_checkpoint, monkeypatch):
     """Mixtures of experts with capacities do so. Bloom's attention cannot be packed: it reads plain
     rows.
     """
@@ -281,14 +280,14 @@ def test_a_forward_that_mixes_the_rows_of_a_batch_reads_one_at_a_time(make_check
 
 
 def test_surprisal_tests_its_own_texts(make_checkpoint, tmp_path):
-    from antlm_bench.commands.surprisal import score_stimuli
+    from antlm_bench.commands.surprisal import surprisal
 
     folder, text = (
         make_checkpoint("causal", rope_parameters=LONGROPE),
         "the cat sees " * 9 + "the dog",
     )
     (tmp_path / "in.csv").write_text(f"text\n{text}\n")
-    found = score_stimuli(
+    found = surprisal(
         str(folder), tmp_path / "in.csv", tmp_path / "out.csv", options=OpenOptions(device="cpu")
     )
     bits = sum(row["surprisal_bits"] for row in found.rows)
@@ -344,7 +343,9 @@ def test_each_shortcut_alone_and_all_together_can_be_off(make_checkpoint, kind):
 
 
 def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
-    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay then."""
+    """oneDNN refuses float16 layers where the CPU has no such product; the plain layers stay
+    then.
+    """
 
     def refuse(self, *_args):
         raise RuntimeError("fp16 is not supported on this CPU")
@@ -360,7 +361,9 @@ def test_half_precision_needs_no_particular_cpu(make_checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_lower_precision_casts_what_the_library_casts(make_checkpoint, dtype):
-    """Rotary angles are computed, and stay fp32: rounded, they would be those of other positions."""
+    """Rotary angles are computed, and stay fp32: rounded, they would be those of other
+    positions.
+    """
     folder = make_checkpoint("causal")
     library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     expected = {name: value.dtype for name, value in library.state_dict().items()}

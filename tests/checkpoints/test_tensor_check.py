@@ -66,18 +66,24 @@ PUBLISHED = [
     ("BertForPreTraining", old_layer_norm, {"bert.embeddings.position_ids": POSITIONS}, {}),
     ("BertForMaskedLM", str, {f"bert.pooler.{n}": t for n, t in POOLER.items()}, {}),
     ("BertForMaskedLM", str, {"cls.seq_relationship.weight": torch.ones(2, D)}, {}),
-    ("BertForMaskedLM", str, {"classifier.weight": torch.ones(2, D), "classifier.bias": torch.ones(2)}, {}),
-    ("AlbertForMaskedLM", str, {"albert.pooler.weight": torch.ones(D, D), "albert.pooler.bias": torch.ones(D)},
+    ("BertForMaskedLM", str, {"classifier.weight": torch.ones(2, D),
+     "classifier.bias": torch.ones(2)}, {}),
+    ("AlbertForMaskedLM", str, {"albert.pooler.weight": torch.ones(D, D),
+     "albert.pooler.bias": torch.ones(D)},
      {"embedding_size": D}),
     ("RobertaForMaskedLM", str, {"roberta.embeddings.position_ids": POSITIONS}
      | {f"roberta.pooler.{n}": t for n, t in POOLER.items()}, {}),
-    ("ElectraForMaskedLM", str, {"discriminator_predictions.dense.weight": torch.ones(D, D)}, {"embedding_size": D}),
+    ("ElectraForMaskedLM", str, {"discriminator_predictions.dense.weight": torch.ones(D, D)},
+     {"embedding_size": D}),
     ("BigBirdForPreTraining", str, {}, {"attention_type": "original_full"}),
-    ("DebertaV2ForMaskedLM", str, {"deberta.embeddings.position_embeddings.weight": torch.ones(64, D)},
+    ("DebertaV2ForMaskedLM", str, {"deberta.embeddings.position_embeddings.weight": torch.ones(64,
+     D)},
      {"position_biased_input": False}),
     ("GPT2LMHeadModel", lambda n: n.removeprefix("transformer."),
-     {"h.0.attn.bias": TRIANGLE, "h.1.attn.masked_bias": torch.tensor(-1e4)}, {"n_embd": D, "n_layer": 2, "n_head": 4}),
-    ("GPT2LMHeadModel", str, {"v_head.summary.weight": torch.ones(1, D)}, {"n_embd": D, "n_layer": 2, "n_head": 4}),
+     {"h.0.attn.bias": TRIANGLE, "h.1.attn.masked_bias": torch.tensor(-1e4)}, {"n_embd": D,
+      "n_layer": 2, "n_head": 4}),
+    ("GPT2LMHeadModel", str, {"v_head.summary.weight": torch.ones(1, D)}, {"n_embd": D,
+     "n_layer": 2, "n_head": 4}),
     ("GPT2DoubleHeadsModel", str, {}, {"n_embd": D, "n_layer": 2, "n_head": 4, "num_labels": 1}),
     ("GPTNeoForCausalLM", str, {"transformer.h.0.attn.attention.bias": TRIANGLE,
      "transformer.h.0.attn.attention.masked_bias": torch.tensor(-1e9)},
@@ -226,7 +232,7 @@ def test_unused_tensors_that_are_allowed_are_recorded(build):
     ]
 
 
-def test_missing_parameters_that_are_allowed_are_the_same_each_time(build):
+def test_allowed_missing_parameters_are_the_same_each_time(build):
     folder = build("LlamaForCausalLM", kind="causal")
     more_layers(folder)
     models = [opened(folder, allow_missing=True) for _ in range(2)]
@@ -239,14 +245,19 @@ def test_missing_parameters_that_are_allowed_are_the_same_each_time(build):
 
 
 SENTENCES = [
-    ("ElectraForPreTraining", {"embedding_size": D}, "a discriminator: it tells replaced", "score its generator"),
+    ("ElectraForPreTraining", {"embedding_size": D}, "a discriminator: it tells replaced",
+     "score its generator"),
     ("BertModel", {}, "BertModel is a model without a language-model head", "saved with its head"),
-    ("BertForSequenceClassification", {}, "predicts no tokens, but classes of texts", "it was finetuned from"),
-    ("T5ForConditionalGeneration", {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_model": D,
-     "decoder_start_token_id": 0}, "T5ForConditionalGeneration is an encoder-decoder", "ForCausalLM or"),
-    ("BartForConditionalGeneration", {"d_model": D, "encoder_layers": 1, "decoder_layers": 1}, "encoder-decoder", ""),
+    ("BertForSequenceClassification", {}, "predicts no tokens, but classes of texts",
+     "it was finetuned from"),
+    ("T5ForConditionalGeneration", {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+     "d_model": D,
+     "decoder_start_token_id": 0}, "T5ForConditionalGeneration is an encoder-decoder",
+     "ForCausalLM or"),
+    ("BartForConditionalGeneration", {"d_model": D, "encoder_layers": 1, "decoder_layers": 1},
+     "encoder-decoder", ""),
     ("XLMWithLMHeadModel", {"emb_dim": D, "n_layers": 1, "n_heads": 4, "n_words": V, "n_langs": 3,
-     "use_lang_emb": True}, "wants to know the language of each text", "of one language"),
+     "use_lang_emb": True}, "needs the language of each text", "of one language"),
 ]  # fmt: skip
 
 
@@ -322,14 +333,18 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
 
 
 def test_a_learned_buffer_that_no_file_gives_is_missing():
-    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no file."""
+    """DeepSeek-V3 learns a buffer; those that a configuration gives (rotary angles) need no
+    file.
+    """
     import transformers
 
     from antlm_bench.checkpoints.tensor_check import _computed_buffers
 
     config = transformers.DeepseekV3Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=2,
         topk_group=1, first_k_dense_replace=0, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
         qk_nope_head_dim=4, v_head_dim=8,
     )  # fmt: skip

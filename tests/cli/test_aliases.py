@@ -16,7 +16,8 @@ from antlm_bench.errors import UsageError
     ("theirs", "expected"),
     [
         (
-            "score --model hf --model_args pretrained=gpt2,revision=main,dtype=float32 --tasks blimp --batch_size 4",
+            "score --model hf --model_args pretrained=gpt2,revision=main,dtype=float32 --tasks "
+            "blimp --batch_size 4",
             "score --model gpt2 --revision main --dtype float32 --suite blimp --batch-tokens 512",
         ),
         ("score --model_args pretrained=x --model hf", "score --model x"),

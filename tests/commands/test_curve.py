@@ -17,17 +17,17 @@ import large_runs
 import pytest
 
 from antlm_bench.cli.app import run as cli
-from antlm_bench.commands.curve import (
+from antlm_bench.commands.curve import load_curves
+from antlm_bench.errors import RunError, UsageError
+from antlm_bench.reporting.curve_table import collect_notes, sparkline
+from antlm_bench.results.checkpoint_series import (
     CurvePoint,
     LearningCurve,
     build_curves,
     format_word_count,
     group_checkpoints,
-    load_curves,
     words_seen,
 )
-from antlm_bench.errors import RunError, UsageError
-from antlm_bench.reporting.text_curves import collect_notes, sparkline
 from antlm_bench.results.training_log import POINTS_PER_RUN, read_training_log
 from antlm_bench.types import Cell, Estimate, Manifest, Run, Summary
 
@@ -69,7 +69,7 @@ def test_what_the_card_says_goes_before_the_name() -> None:
     assert words_seen(checkpoint("main", words_seen=float("nan"))) is None
 
 
-def test_a_family_is_a_folder_a_hub_id_or_an_architecture_in_a_shared_folder() -> None:
+def test_a_series_is_a_hub_id_or_a_folder_and_architecture() -> None:
     opened = [
         checkpoint("chck_2M", "x/a"),
         checkpoint("chck_1M", "x/a"),
@@ -115,7 +115,7 @@ def test_missing_milestones_are_gaps_and_equal_weights_are_twins() -> None:
     ]
 
 
-def test_without_milestones_only_what_another_family_has_can_be_missing() -> None:
+def test_gaps_are_milestones_or_checkpoints_of_other_series() -> None:
     opened = [checkpoint(f"words_{n}", "x/a") for n in ("15k", "35k")] + [
         checkpoint("words_25k", "x/b")
     ]
@@ -189,7 +189,7 @@ def test_csv_and_json_hold_a_row_per_checkpoint(
         (str(10 * M), ""),
     ]
     assert cli(["curve", str(family), "--suite", "blimp-fast", "--json"]) == 0
-    exact = json.loads(capsys.readouterr().out)
+    exact = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert [float(row["value"]) for row in rows] == [row["value"] for row in exact]
 
 
@@ -204,7 +204,8 @@ def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
 
 
 def test_curves_need_no_torch(family: Path) -> None:
-    code = f"from antlm_bench.cli.app import run\nassert run(['curve', {str(family)!r}]) == 0\nimport sys\n"
+    code = "import sys\nfrom antlm_bench.cli.app import run\n"
+    code += f"assert run(['curve', {str(family)!r}]) == 0\n"
     code += "print('loaded:', *{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ

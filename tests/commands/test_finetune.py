@@ -1,6 +1,4 @@
-"""finetune: tasks x attentions x seeds into a run folder: which cells there are, what is computed
-anew, what failed.
-"""
+"""finetune: which cells there are, which are computed again, what fails."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from antlm_bench.cli.exit_codes import StopSignal
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.errors import DataError, IncompleteError, MethodNotSupported, RunError, UsageError
 from antlm_bench.finetuning import loop
-from antlm_bench.results.seeds import build_finetune_rows
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 
 Make = Callable[..., Path]
 QUICK = ["epochs=2", "lr=1e-3", "batch=16", "max_length=32"]
@@ -36,10 +34,10 @@ def table(path: Path, count: int, start: int = 0) -> Path:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for number in range(start, start + count):
-            dice = random.Random(number)
-            words = dice.choices(WORDS[:12], k=dice.randint(3, 8))
+            rng = random.Random(number)
+            words = rng.choices(WORDS[:12], k=rng.randint(3, 8))
             if number % 2:
-                words[dice.randrange(len(words))] = "himself"
+                words[rng.randrange(len(words))] = "himself"
             writer.writerow([" ".join(words), "reflexive" if number % 2 else "plain"])
     return path
 
@@ -51,8 +49,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
-    def asked(model: Path | None = None, **settings: Any) -> Any:
+def run_finetune(
+    make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path
+) -> Callable[..., Any]:
+    def run_once(model: Path | None = None, **settings: Any) -> Any:
         given = {
             "seeds": [1, 2],
             "out": tmp_path / "run",
@@ -60,33 +60,35 @@ def ask(make_checkpoint: Make, files: tuple[Path, Path], tmp_path: Path) -> Call
             "changes": QUICK,
             "device": "cpu",
         }
-        [found] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
-        return found
+        [result] = finetune(str(model or make_checkpoint()), str(files[0]), **(given | settings))
+        return result
 
-    return asked
+    return run_once
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     """(task, seed, attention) of everything that is really trained from now on."""
-    honest, done = loop.finetune, []
+    original, done = loop.finetune, []
 
     def counted(body: Any, task: Any, seed: int, attention: Any, *rest: Any) -> Any:
         done.append((task.full_name, seed, attention))
-        return honest(body, task, seed, attention, *rest)
+        return original(body, task, seed, attention, *rest)
 
     monkeypatch.setattr(loop, "finetune", counted)
     return done
 
 
-def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..., Any]) -> None:
-    found = ask()
-    assert [(cell.suite, cell.method, cell.seed) for cell in found] == [
+def test_a_cell_per_seed_holds_predictions_settings_and_history(
+    run_finetune: Callable[..., Any],
+) -> None:
+    result = run_finetune()
+    assert [(cell.suite, cell.method, cell.seed) for cell in result] == [
         ("train", "finetune-causal", 1),
         ("train", "finetune-causal", 2),
     ]
-    for cell in found:
-        predictions = runs.read_predictions(found.path, cell)
+    for cell in result:
+        predictions = runs.read_predictions(result.path, cell)
         right = sum(p.pred == p.gold for p in predictions) / len(predictions)
         assert len(predictions) == 40 and right == pytest.approx(cell.summary.headline.value)
         assert np.exp([p.scores for p in predictions]).sum(axis=1) == pytest.approx(np.ones(40))
@@ -95,73 +97,76 @@ def test_a_cell_per_seed_holds_predictions_settings_and_history(ask: Callable[..
             "reflexive",
         ]
         assert len(cell.history["epochs"]) == 2 and cell.history["pooling"] == "last"
-    first, second = (runs.read_predictions(found.path, cell) for cell in found)
+    first, second = (runs.read_predictions(result.path, cell) for cell in result)
     assert [p.scores for p in first] != [p.scores for p in second]
 
 
-def test_the_same_command_again_trains_nothing(ask: Callable[..., Any], trained: list[Any]) -> None:
-    before = ask()
+def test_the_same_command_again_trains_nothing(
+    run_finetune: Callable[..., Any], trained: list[Any]
+) -> None:
+    before = run_finetune()
     trained.clear()
-    assert ask() == before and not trained
+    assert run_finetune() == before and not trained
 
 
 def test_more_seeds_train_only_the_new_ones_and_again_trains_all(
-    ask: Callable[..., Any], trained: list[Any]
+    run_finetune: Callable[..., Any], trained: list[Any]
 ) -> None:
-    ask()
+    run_finetune()
     trained.clear()
-    ask(seeds=[1, 2, 3])
+    run_finetune(seeds=[1, 2, 3])
     assert [seed for _, seed, _ in trained] == [3]
-    ask(again=True)
+    run_finetune(again=True)
     assert [seed for _, seed, _ in trained] == [3, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("changed", "anew"),
-    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True), ({"limit_train": {"": 100}}, True),
+    [({"changes": [*QUICK, "lr=2e-3"]}, True), ({"pooling": "mean"}, True),
+     ({"limit_train": {"": 100}}, True),
      ({"dtype": "bfloat16"}, True), ({"batch_tokens": 64}, False)],
 )  # fmt: skip
 def test_what_a_number_depends_on_is_in_its_key(
-    ask: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
+    run_finetune: Callable[..., Any], trained: list[Any], changed: dict[str, Any], anew: bool
 ) -> None:
-    ask(seeds=[1])
+    run_finetune(seeds=[1])
     trained.clear()
-    ask(seeds=[1], **changed)
+    run_finetune(seeds=[1], **changed)
     assert bool(trained) == anew
 
 
 def test_stopped_between_two_seeds_it_continues(
-    ask: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
+    run_finetune: Callable[..., Any], trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.finetune
+    original = loop.finetune
 
     def stopping(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 2:
             raise StopSignal(15)
-        return honest(body, task, seed, *rest)
+        return original(body, task, seed, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finetune", stopping)
         with pytest.raises(StopSignal):
-            ask()
+            run_finetune()
     trained.clear()
-    assert [cell.seed for cell in ask()] == [1, 2]
+    assert [cell.seed for cell in run_finetune()] == [1, 2]
     assert [seed for _, seed, _ in trained] == [2]
 
 
 def test_a_failed_cell_leaves_the_others_and_is_not_forgotten(
-    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    run_finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.finetune
+    original = loop.finetune
 
     def failing(body: Any, task: Any, seed: int, *rest: Any) -> Any:
         if seed == 1:
             raise DataError("planted")
-        return honest(body, task, seed, *rest)
+        return original(body, task, seed, *rest)
 
     monkeypatch.setattr(loop, "finetune", failing)
     with pytest.raises(IncompleteError, match="seed 1: planted") as caught:
-        ask()
+        run_finetune()
     [finished] = caught.value.runs
     assert [cell.seed for cell in finished] == [2]
 
@@ -181,8 +186,10 @@ def test_a_task_without_data_fails_alone(
 def hybrid(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = GptBertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48,
+        position_bucket_size=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
     )  # fmt: skip
     setattr(config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
@@ -190,32 +197,32 @@ def hybrid(tmp_path: Path) -> Path:
     return tmp_path / "hybrid"
 
 
-def test_a_hybrid_is_finetuned_as_its_first_method_reads_or_both_ways(
-    ask: Callable[..., Any], trained: list[Any], hybrid: Path
+def test_a_hybrid_is_finetuned_with_one_attention_or_both(
+    run_finetune: Callable[..., Any], trained: list[Any], hybrid: Path
 ) -> None:
-    ask(hybrid, seeds=[1])
+    run_finetune(hybrid, seeds=[1])
     assert [attention for *_, attention in trained] == ["full"]
-    found = ask(hybrid, seeds=[1], attentions="all")
+    result = run_finetune(hybrid, seeds=[1], attentions="all")
     assert [attention for *_, attention in trained] == ["full", "causal"]
-    assert {cell.method: cell.history["pooling"] for cell in found} == {
+    assert {cell.method: cell.history["pooling"] for cell in result} == {
         "finetune-full": "first",
         "finetune-causal": "last",
     }
 
 
-def test_the_table_says_seeds_majority_and_what_collapsed(ask: Callable[..., Any]) -> None:
+def test_the_table_says_seeds_majority_and_what_collapsed(run_finetune: Callable[..., Any]) -> None:
     """A learning rate of nothing: the head says what it said at random, which is no better than the
     majority.
     """
-    [fine] = build_finetune_rows([ask()])
-    assert (fine["seeds"], fine["n"], fine["majority"], fine["flags"]) == (2, 40, "50.0", "")
-    [row] = build_finetune_rows([ask(changes=[*QUICK, "lr=1e-12"])])
-    assert "seeds collapsed" in str(row["flags"])
+    [fine] = summarize_finetuned_tasks(run_finetune())
+    assert (fine.num_seeds, fine.mean.n, fine.majority, fine.flags) == (2, 40, 0.5, ())
+    [row] = summarize_finetuned_tasks(run_finetune(changes=[*QUICK, "lr=1e-12"]))
+    assert "seeds collapsed" in row.flags[0]
 
 
-def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
-    found = ask(seeds=[1], changes=[*QUICK, "epochs=12"])
-    assert next(iter(found)).summary.headline.value == 1.0
+def test_a_learnable_task_is_learned(run_finetune: Callable[..., Any]) -> None:
+    result = run_finetune(seeds=[1], changes=[*QUICK, "epochs=12"])
+    assert next(iter(result)).summary.headline.value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -231,31 +238,31 @@ def test_it_learns_what_can_be_learnt(ask: Callable[..., Any]) -> None:
         ({"pooling": "max"}, UsageError, "max"),
     ],
 )
-def test_a_slip_is_refused_before_anything_is_written(
-    ask: Callable[..., Any],
+def test_a_wrong_option_is_refused_before_anything_is_written(
+    run_finetune: Callable[..., Any],
     tmp_path: Path,
     given: dict[str, Any],
     error: type[Exception],
     says: str,
 ) -> None:
     with pytest.raises(error, match=says):
-        ask(**given)
+        run_finetune(**given)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_an_attention_that_it_does_not_have_is_refused(
-    ask: Callable[..., Any], make_checkpoint: Make
+    run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
     with pytest.raises(MethodNotSupported, match="cannot attend full"):
-        ask(make_checkpoint(mask=False), attentions=["full"])
+        run_finetune(make_checkpoint(mask=False), attentions=["full"])
 
 
 def test_another_checkpoints_folder_is_refused(
-    ask: Callable[..., Any], make_checkpoint: Make
+    run_finetune: Callable[..., Any], make_checkpoint: Make
 ) -> None:
-    ask(seeds=[1])
+    run_finetune(seeds=[1])
     with pytest.raises(RunError, match="another checkpoint"):
-        ask(make_checkpoint(seed=5), seeds=[1])
+        run_finetune(make_checkpoint(seed=5), seeds=[1])
 
 
 @pytest.fixture
@@ -287,7 +294,7 @@ def test_the_verb_prints_a_row_per_task(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert (row["task"], row["attention"], row["seeds"], row["sd"]) == ("train", "causal", 1, None)
 
 
@@ -295,7 +302,7 @@ def test_a_limit_is_of_every_task_or_of_one(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*argv, "--limit-train", "60,train=50", "--limit-valid", "30"]) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert row["n"] == 30
     [cell] = runs.open_run(argv[argv.index("--out") + 1])
     assert cell.history["train"] + cell.history["selection"] == 50
@@ -314,28 +321,29 @@ def test_a_missing_file_is_an_incomplete_run_that_names_it(
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def test_scored_texts_that_were_trained_on_are_flagged_everywhere(
-    ask: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_scored_texts_in_the_training_set_are_flagged(
+    run_finetune: Callable[..., Any], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files[0].open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))[1:]
-    said = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
-    found = ask(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
-    assert said in str(build_finetune_rows([found])[0]["flags"])
+    message = f"{len(lines)} of {len(lines)} scored texts also stand in the train set"
+    result = run_finetune(valid=str(files[0]), seeds=[1], changes=[*QUICK, "epochs=1"])
+    assert message in next(summarize_finetuned_tasks(result)).flags
     for form in ([], ["--csv"], ["--markdown"]):
-        assert run(["report", found.path, *form]) == 0
-        assert said in " ".join(capsys.readouterr().out.split())
+        assert run(["report", result.path, *form]) == 0
+        assert message in " ".join(capsys.readouterr().out.split())
 
 
 def test_scored_texts_of_their_own_are_not_flagged(
-    ask: Callable[..., Any], files: tuple[Path, Path]
+    run_finetune: Callable[..., Any], files: tuple[Path, Path]
 ) -> None:
     texts = []
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             texts.append({row["text"] for row in csv.DictReader(file)})
     shared = len(texts[0] & texts[1])
-    flags = str(build_finetune_rows([ask(seeds=[1], changes=[*QUICK, "epochs=1"])])[0]["flags"])
+    [summary] = summarize_finetuned_tasks(run_finetune(seeds=[1], changes=[*QUICK, "epochs=1"]))
+    flags = "; ".join(summary.flags)
     assert ("also stand in the train set" in flags) == bool(shared)
 
 
@@ -368,6 +376,6 @@ def test_presets_are_refused_by_the_option_that_was_typed(
         *options,
     ]
     assert run([*command, "--out", str(tmp_path / "run")]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert words in said and ("--set" in said or "give one" in said)
+    message = " ".join(capsys.readouterr().err.split())
+    assert words in message and ("--set" in message or "give one" in message)
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,4 @@
-"""Every command that reads run folders, on runs that were finetuned on a user's own file, in every
-format.
-"""
+"""Every command that reads run folders, on finetuned runs of a user's file, in every format."""
 
 from __future__ import annotations
 
@@ -58,14 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Make) -> P
 
 def accuracies(folder: Path, name: str) -> list[float]:
     """The share of right answers of each seed, counted from the predictions."""
-    found = runs.open_run(folder / name)
-    per_seed = [runs.read_predictions(found.path, cell) for cell in found]
+    result = runs.open_run(folder / name)
+    per_seed = [runs.read_predictions(result.path, cell) for cell in result]
     return [sum(p.pred == p.gold for p in seed) / len(seed) for seed in per_seed]
 
 
 def mean_accuracy(folder: Path, name: str) -> float:
-    found = accuracies(folder, name)
-    return sum(found) / len(found)
+    result = accuracies(folder, name)
+    return sum(result) / len(result)
 
 
 FORMS = ("", "--json", "--csv", "--markdown")
@@ -115,14 +113,14 @@ def test_a_reader_shows_a_finetuned_file(
 ) -> None:
     monkeypatch.chdir(folder)
     code = run(command.split())
-    shown = capsys.readouterr()
-    assert code == 0 and shown.err == ""
+    printed = capsys.readouterr()
+    assert code == 0 and printed.err == ""
     if (
         not command.startswith(("export", "baseline"))
         and "--html" not in command
         and "--collection" not in command
     ):
-        assert TASK in shown.out
+        assert TASK in printed.out
 
 
 @pytest.mark.parametrize("command", REFUSED)
@@ -165,10 +163,12 @@ def test_compare_names_the_task_and_both_means(
 ) -> None:
     monkeypatch.chdir(folder)
     assert run(["compare", "three", "other", "--json"]) == 0
-    [[found]] = [pair["comparisons"] for pair in json.loads(capsys.readouterr().out)["comparisons"]]
-    assert found["suite"] == TASK and [group["name"] for group in found["groups"]] == [TASK]
-    assert found["headline"]["a"] == pytest.approx(mean_accuracy(folder, "three"))
-    assert found["headline"]["b"] == pytest.approx(mean_accuracy(folder, "other"))
+    [[result]] = [
+        pair["comparisons"] for pair in json.loads(capsys.readouterr().out)["comparisons"]
+    ]
+    assert result["suite"] == TASK and [group["name"] for group in result["groups"]] == [TASK]
+    assert result["headline"]["a"] == pytest.approx(mean_accuracy(folder, "three"))
+    assert result["headline"]["b"] == pytest.approx(mean_accuracy(folder, "other"))
 
 
 def test_the_page_draws_the_seeds_of_the_task(

@@ -26,7 +26,10 @@ CODES = {
     for code in re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
 } - {70}
 
-WORDS = " |-|--|~|~nobody/x|.|..|/|//|*|**|[|a*/../*|é|\udc80|a=b|=|,|,,|0|-1|1e9|99999999999999999999|nan|@|gpt2@main"
+WORDS = (
+    " |-|--|~|~nobody/x|.|..|/|//|*|**|[|a*/../*|"
+    "é|\udc80|a=b|=|,|,,|0|-1|1e9|99999999999999999999|nan|@|gpt2@main"
+)
 ODD = ["", "\x00", "x" * 5000, *WORDS.split("|"), "a/b", "a/b/c"]
 GOOD = """
 kind = "suite"
@@ -79,13 +82,20 @@ PLACES = [
     "model",
 ]
 OPTIONS = {  # every option of `score` and the peers' spellings; values that fit, or nearly
-    "--model": MODELS, "--suite": SUITES, "--tasks": SUITES, "--model_path_or_name": MODELS, "--revision": ["main"],
-    "--limit": ["1", "2"], "--columns": ["good=bad,bad=good", "good=ok", "id=good"], "--method": METHODS,
-    "--backend": METHODS, "--bos": ["auto", "always", "never", "tokenizer"], "--ties": ["half", "first", "random"],
-    "--compat": ["lm-eval", "minicons", "babylm-2024", "babylm-2026"], "--max-length": ["1", "3", "64", "65"],
-    "--device": ["cpu", "cuda", "cuda:99", "mps", "meta"], "--dtype": ["float32", "bfloat16", "float16"],
-    "--precision": ["exact", "adaptive"], "--batch-tokens": ["1", "auto", "10000000"], "--batch_size": ["4", "auto:2"],
-    "--by": ["suite", "field", "phenomenon", "paradigm"], "--original-layout": ["ltg-bert-bnc", "ltg-bert"],
+    "--model": MODELS, "--suite": SUITES, "--tasks": SUITES, "--model_path_or_name": MODELS,
+    "--revision": ["main"],
+    "--limit": ["1", "2"], "--columns": ["good=bad,bad=good", "good=ok", "id=good"],
+    "--method": METHODS,
+    "--backend": METHODS, "--bos": ["auto", "always", "never", "tokenizer"], "--ties": ["half",
+    "first", "random"],
+    "--compat": ["lm-eval", "minicons", "babylm-2024", "babylm-2026"], "--max-length": ["1", "3",
+    "64", "65"],
+    "--device": ["cpu", "cuda", "cuda:99", "mps", "meta"], "--dtype": ["float32", "bfloat16",
+    "float16"],
+    "--precision": ["exact", "adaptive"], "--batch-tokens": ["1", "auto", "10000000"],
+    "--batch_size": ["4", "auto:2"],
+    "--by": ["suite", "field", "phenomenon", "paradigm"], "--original-layout": ["ltg-bert-bnc",
+    "ltg-bert"],
     "--model_args": ["pretrained=model", "pretrained=a,dtype=x"],
 }  # fmt: skip
 FLAGS = [
@@ -168,7 +178,7 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(socket.socket, "connect", offline)
-    monkeypatch.setattr("antlm_bench.suites.download.RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr("antlm_bench.suites.files.RETRY_DELAYS", (0.0,))
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ANTLM_BENCH_TRACEBACK", raising=False)

@@ -53,8 +53,10 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = TextEncoder(tokenizer, Specials((1,)), max_length=64, vocab_size=len(tokenizer))
     facts = dict.fromkeys(("architecture", "dtype", "bos", "specials", "config", "tokenizer"), "x")
     model = Checkpoint(
-        name="instant", kind="causal", attends=frozenset({"causal"}), eos="</s>", mask_id=3, max_length=64,
-        engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64, "max_length": 64},
+        name="instant", kind="causal", attends=frozenset({"causal"}), eos="</s>", mask_id=3,
+        max_length=64,
+        engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64,
+        "max_length": 64},
     )  # type: ignore[arg-type]  # fmt: skip
     monkeypatch.setattr("antlm_bench.commands.score.open_checkpoint", lambda *_: model)
     monkeypatch.setattr("antlm_bench.commands.score._self_test", lambda *_: {})
@@ -259,17 +261,22 @@ labels = { phenomenon = "bound", paradigm = "p" }
 id = "p_1"
 """
 MENU = """
-"" "x" "{" "}" "{}" "{good}" "{good.x}" "{bad[0]}" "{file}" "../x" "/etc/passwd" 0 -1 1.5 nan inf true [] [[]] {} [
-["paradigm"] ["good","good"] {x=1} 1979-05-27 "\\u0000" "\\u001b" "é" "spearman" "collection" "small.jsonl" "good"
+"" "x" "{" "}" "{}" "{good}" "{good.x}" "{bad[0]}" "{file}" "../x" "/etc/passwd" 0 -1 1.5 nan inf
+true [] [[]] {} [
+["paradigm"] ["good","good"] {x=1} 1979-05-27 "\\u0000" "\\u001b" "é" "spearman" "collection"
+"small.jsonl" "good"
 "number" [{scored="{good}"}] [{scored="{each}"},{scored="{bad}"}]
 """
 VALUES = [*MENU.split(), "9" * 400, "[" * 300 + "]" * 300, '"' + "x" * 3000 + '"']
-CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "swap", "insert"]), st.integers(0, 400),
+CHANGE = st.tuples(st.sampled_from(["drop", "value", "value", "key", "double", "swap", "insert"]),
+st.integers(0, 400),
                    st.sampled_from(VALUES), st.text(max_size=5))  # fmt: skip
 
 
 def mutated(text: str, changes: list[tuple[str, int, str, str]]) -> str:
-    """Lines dropped, doubled, exchanged, given other values or keys, or something put in between."""
+    """Lines dropped, doubled, exchanged, given other values or keys, or something put in
+    between.
+    """
     lines = text.splitlines()
     for what, where, value, odd in changes:
         at = where % len(lines)

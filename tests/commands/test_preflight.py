@@ -190,7 +190,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a shard is missing": (
         lambda m: (m / "chck_5M/model.safetensors.index.json").write_text(
-            '{"metadata": {}, "weight_map": {"w": "model.safetensors", "v": "model-00002-of-00002.safetensors"}}'
+            '{"metadata": {}, "weight_map": '
+            '{"w": "model.safetensors", "v": "model-00002-of-00002.safetensors"}}'
         ),
         ["chck_5M: a part of the weights is missing: model-00002-of-00002.safetensors"],
     ),

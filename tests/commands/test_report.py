@@ -24,7 +24,7 @@ from report_runs import (
 )
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from antlm_bench.commands.report import Report, ReportColumn, build_report
+from antlm_bench.commands.report import build_report
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import (
     DeclarationError,
@@ -33,6 +33,7 @@ from antlm_bench.errors import (
     RunError,
     UsageError,
 )
+from antlm_bench.results.reports import Report, ReportColumn
 from antlm_bench.statistics import Z
 from antlm_bench.suites import loader
 from antlm_bench.suites.collection import CollectionSpec
@@ -42,7 +43,7 @@ from antlm_bench.types import Cell, Estimate, Prediction, Summary
 PIQA = (
     ("parallel", 32, 104),
     ("nonparallel", 62, 100),
-)  # right, of: two halves of equal accuracy, see toy_reports
+)  # right, of: two halves of equal accuracy, see report_runs
 
 OURS = """
 kind = "collection"
@@ -171,7 +172,7 @@ def test_a_member_of_two_suites_is_their_unweighted_mean(tmp_path: Path) -> None
     assert printed and printed.value == pytest.approx(0.3467)
 
 
-def test_a_member_that_lacks_one_of_its_suites_is_a_hole_with_the_command_for_that_one(
+def test_a_member_without_one_suite_names_the_command_for_it(
     tmp_path: Path,
 ) -> None:
     ((part, n, of), _) = PIQA
@@ -280,14 +281,15 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     """Its number is r itself, weighed as the others; missing, it names both commands."""
     ref = own(
         tmp_path,
-        '[[members]]\nsuite = "aoa-2026"\nlabel = "AoA"\nmade_by = "acquisition"\n[[members]]\nsuite = "blimp"\n',
+        '[[members]]\nsuite = "aoa-2026"\nlabel = "AoA"\nmade_by = "acquisition"\n'
+        '[[members]]\nsuite = "blimp"\n',
     )
     there = make_cell("blimp", "causal", 70, 100)
     with pytest.raises(IncompleteError, match="lacks AoA") as caught:
         build_report([write_run(tmp_path / "runs" / "main", [there])], collection=ref)
     runs_of_all = tmp_path / "runs"
-    said = f"score --model FOLDER_OF_CHECKPOINTS --suite aoa-2026 --method causal --out {runs_of_all}\n"
-    assert said in str(
+    command = "score --model FOLDER_OF_CHECKPOINTS --suite aoa-2026 --method causal"
+    assert f"{command} --out {runs_of_all}\n" in str(
         caught.value
     ) and f"antlm-bench acquisition {runs_of_all} --suite aoa-2026" in str(caught.value)
     estimate = Estimate(-0.2, 240, -0.3, -0.1)
@@ -489,7 +491,7 @@ def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> N
     assert made.columns[0].results[1].task_scores["rte"].value == pytest.approx(31 / 40)
 
 
-def test_both_ways_of_finetuning_have_a_column_where_nothing_is_averaged(tmp_path: Path) -> None:
+def test_without_a_collection_both_attentions_have_columns(tmp_path: Path) -> None:
     cells = [
         make_cell("nano", "causal", 3, 4),
         make_finetuned_cell("rte", 1, 30),
@@ -608,12 +610,13 @@ def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> No
     assert sum(weights.values()) == len(spec.members) - 1
 
 
-def test_the_command_line_shows_what_is_there_before_it_says_what_is_missing(
+def test_the_table_is_printed_before_the_missing_members(
     tmp_path: Path,
 ) -> None:
     run = write_run(tmp_path / "m", make_zero_shot_cells("causal"))
     argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
-    code = "import sys; from antlm_bench.cli.app import run; rc = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr); "
+    code = "import sys; from antlm_bench.cli.app import run; rc = run(sys.argv[1:]); "
+    code += "print(*sys.modules, file=sys.stderr); "
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(rc)", *argv],
         capture_output=True,

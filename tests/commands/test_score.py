@@ -34,7 +34,6 @@ def suite(tmp_path: Path) -> Path:
 
 
 # ---- what is kept
-# ------------------------------------------------------------------------------------------------
 
 
 def test_the_command_repeated_computes_nothing_and_touches_nothing(
@@ -159,7 +158,6 @@ def test_other_weights_or_another_configuration_are_another_checkpoint(
 
 
 # ---- several methods
-# ---------------------------------------------------------------------------------------------
 
 
 def scores(run_: object, method: str) -> np.ndarray:
@@ -237,7 +235,6 @@ def test_killed_and_repeated_with_other_methods_no_item_is_lost(
 
 
 # ---- sweeps
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, lis
 
 
 # ---- flags
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
@@ -129,7 +128,6 @@ def test_a_text_of_which_nothing_can_be_scored_is_an_error_that_names_it(
 
 
 # ---- the peers' bundles
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,6 @@ def test_the_mean_per_token_decides_where_the_peer_takes_it(
 
 
 # ---- a suite's own rule
-# ------------------------------------------------------------------------------------------
 
 NORMALISED = "global-piqa-nonparallel-2026"  # declares reduction = "per-token"
 SOLUTIONS = [
@@ -312,7 +309,6 @@ def test_adaptive_precision_is_exact_where_a_mean_decides(
 
 
 # ---- the peers' bundles, continued
-# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -401,7 +397,6 @@ def test_what_is_said_explicitly_wins_over_the_bundle(
 
 
 # ---- texts beyond the declared length
-# ----------------------------------------------------------------------------
 
 
 def with_short_limit(folder: Path, positions: int, tokenizer_limit: int) -> Path:

@@ -20,7 +20,8 @@ SCRIPT = """
 import resource, sys
 from antlm_bench.cli.app import run
 code = run(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+unit = 1 if sys.platform == "darwin" else 1024
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 sys.exit(code)
 """
 

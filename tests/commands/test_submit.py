@@ -76,7 +76,7 @@ def send(folders: list[Path], tmp_path: Path, year: str = "2025", **options: Any
 
 
 @pytest.mark.parametrize("year", ["2025", "2026"])
-def test_a_complete_set_of_runs_becomes_a_file_that_the_official_collator_could_have_written(
+def test_complete_runs_become_the_official_collators_file(
     year: str, small: int, tmp_path: Path
 ) -> None:
     folders = [
@@ -203,8 +203,8 @@ def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path
     final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     options = {"allow_partial": True, "allow_conventions": True}  # the run is by those of 2025
     (missing,) = submit([final], year="2024", track="strict", out=tmp_path, **options).missing
-    command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal --compat babylm-2024"
-    command += " --seed 12 --out"
+    command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal"
+    command += " --compat babylm-2024 --seed 12 --out"
     assert missing.key == "glue" and missing.hint == f"{command} {final}"
 
 
@@ -220,15 +220,15 @@ def test_milestones_of_equal_weights_are_refused(complete: list[Path], tmp_path:
         send([*complete, twin], tmp_path)
 
 
-def test_a_hole_is_named_with_the_command_that_fills_it_and_nothing_is_written(
+def test_a_missing_part_is_named_with_the_command_that_makes_it(
     complete: list[Path], tmp_path: Path
 ) -> None:
     drop(complete[0], "comps")
     with pytest.raises(IncompleteError, match="1 parts") as caught:
         send(complete, tmp_path)
     assert caught.value.exit_code == 5
-    command = "antlm-bench score --model out/llama/main --suite comps --method causal --compat babylm-2025"
-    assert f"{command} --out {complete[0]}" in str(caught.value)
+    command = "antlm-bench score --model out/llama/main --suite comps --method causal"
+    assert f"{command} --compat babylm-2025 --out {complete[0]}" in str(caught.value)
     assert not (tmp_path / "file.json").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_milestone_that_is_missing_is_named(complete: list[Path], tmp_path: Pa
 def test_every_milestone_has_its_own_reason_and_command(
     complete: list[Path], tmp_path: Path
 ) -> None:
-    """One has no run, one was scored on a few items, of one the suite is missing, one is cut short."""
+    """No run, a few items only, a suite that is missing, and one that is cut short."""
     kept = [folder for folder in complete if folder.name != "r7"]
     by_name = {folder.name: folder for folder in kept}
     document = json.loads((by_name["r5"] / "run.json").read_text())
@@ -253,12 +253,13 @@ def test_every_milestone_has_its_own_reason_and_command(
     drop(by_name["r4"], "blimp-fast")
     with pytest.raises(IncompleteError, match="7 parts") as caught:
         send(kept, tmp_path)
-    why = "no blimp-fast by causal (chck_3M, chck_4M); scored with --limit 3 (chck_5M); no run folder (chck_7M)"
-    assert f"fast_eval_results.blimp: {why}" in str(caught.value)
+    reasons = "no blimp-fast by causal (chck_3M, chck_4M); scored with --limit 3 (chck_5M)"
+    reasons += "; no run folder (chck_7M)"
+    assert f"fast_eval_results.blimp: {reasons}" in str(caught.value)
     for number in (3, 4, 5):
         folder = by_name[f"r{number}"]
-        command = f"--model out/llama/chck_{number}M --suite blimp-fast --method causal --compat babylm-2025 --out {folder}"
-        assert command in str(caught.value)
+        command = f"--model out/llama/chck_{number}M --suite blimp-fast --method causal"
+        assert f"{command} --compat babylm-2025 --out {folder}" in str(caught.value)
     assert "--model 'out/llama/chck_*' --suite blimp-fast" in str(caught.value)
 
 
@@ -602,7 +603,8 @@ def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsy
 
 def test_no_torch_is_loaded() -> None:
     script = "from antlm_bench.cli.app import run\nimport sys\n"
-    script += "assert run(['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']) == 3\n"
+    script += "argv = ['submit', 'nowhere', '--year', '2025', '--track', 'strict', '--out', 'x']\n"
+    script += "assert run(argv) == 3\n"
     script += "assert run(['preflight', 'nowhere', '--track', 'strict']) == 3\n"
     script += "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"
     subprocess.run(

@@ -24,7 +24,8 @@ from antlm_bench.exports.leaderboard import TrackSpec
 ITEMS, MILESTONES = 2, (1, 2, 3)  # items per group; millions of words
 READ = 1726  # words of the reading data, which stay whole
 YEARS = {"2024": "", "2025": "aoa", "2026": "aoa_surprisals"}  # and their part of words in contexts
-SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512 tokenizer.vocabulary=450"
+SHAPE = "model.layers=1 model.hidden=16 model.heads=1 model.ffn=16 model.positions=512"
+SHAPE += " tokenizer.vocabulary=450"
 RECIPE = [
     *SHAPE.split(),
     "corpus.document=file",

@@ -23,7 +23,6 @@ from antlm_bench.commands.curve import load_curves
 from antlm_bench.commands.finetune import finetune
 from antlm_bench.commands.report import build_report
 from antlm_bench.commands.score import score
-from antlm_bench.commands.submit import open_runs
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import IncompleteError, NotComparable, UsageError
 from antlm_bench.suites import loader
@@ -140,10 +139,15 @@ NAME = st.text(
     st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=6
 )
 FILES = st.lists(
-    st.tuples(st.sampled_from(["a", "b", "a/b", "é"]), NAME | st.sampled_from(["x", "名前", "テスト", "blimp"]),
-              st.sampled_from([".csv", ".tsv"])),
-    min_size=1, max_size=5, unique=True,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(["a", "b", "a/b", "é"]),
+        NAME | st.sampled_from(["x", "名前", "テスト", "blimp"]),
+        st.sampled_from([".csv", ".tsv"]),
+    ),
+    min_size=1,
+    max_size=5,
+    unique=True,
+)
 
 
 @settings(
@@ -217,9 +221,13 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(
     ]
     for n, (train, valid) in enumerate(cases):
         [run] = finetune(
-            str(make_checkpoint()), texts(train, 24), valid=texts(valid, 6 + n), seeds=[1], out=tmp_path / "run",
+            str(make_checkpoint()),
+            texts(train, 24),
+            valid=texts(valid, 6 + n),
+            seeds=[1],
+            out=tmp_path / "run",
             changes=["epochs=1", "batch=8"],
-        )  # fmt: skip
+        )
     assert [(cell.suite, cell.summary.headline.n) for cell in run] == [
         ("de/train", 6), ("fr/train (a.csv)", 7), ("train (b.csv)", 8)
     ]  # fmt: skip
@@ -237,7 +245,7 @@ def test_finetuned_files_of_one_name_are_tasks_of_their_own(
 
 
 def nano(tmp_path: Path, name: str, **changes: str) -> Path:
-    """A copy of the shipped suite `nano` as a TOML of the user's, with some of its text replaced."""
+    """A copy of the shipped suite `nano` as the user's own TOML, with some text replaced."""
     text = (TASKS / "nano.toml").read_text(encoding="utf-8")
     for old, new in changes.items():
         assert text.count(old.replace("_", " ")) == 1
@@ -264,9 +272,7 @@ def test_a_file_named_like_a_shipped_suite_is_not_that_suite(tmp_path: Path) -> 
         assert values(run) == {"mine/nano": 0.25, "nano": 0.75}
 
 
-def test_a_toml_named_like_a_shipped_suite_is_it_only_if_it_asks_the_same(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_a_toml_with_a_shipped_name_needs_the_same_items(tmp_path: Path, monkeypatch) -> None:
     same = nano(tmp_path, "copy/nano.toml", **{'licence_=_"': 'licence = "our '})
     other = nano(tmp_path, "other/nano.toml", **{"pairs_=_50": "pairs = 5"})
     assert (
@@ -382,7 +388,7 @@ def test_equal_files_have_one_name_in_all_runs(
     )
     with (tmp_path / "items.csv").open() as file:
         assert [row["suite"] for row in csv.DictReader(file)] == ["de/x", "fr/x", "fr/x"]
-    assert [cell.suite for run in open_runs(two[1]) for cell in run] == ["x"]
+    assert [cell.suite for cell in runs.open_run(two[1])] == ["x"]
 
 
 def test_other_files_of_one_name_are_not_compared(tmp_path: Path) -> None:

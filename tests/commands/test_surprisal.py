@@ -10,7 +10,7 @@ import pytest
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands import surprisal as command
-from antlm_bench.commands.surprisal import score_stimuli
+from antlm_bench.commands.surprisal import surprisal
 from antlm_bench.errors import BenchError, DataError, MethodNotSupported, UsageError
 
 STIMULI = """item,condition,region,text,freq
@@ -51,7 +51,7 @@ def test_a_row_per_word_ready_for_r(make_checkpoint, stimuli, tmp_path, capsys):
 def test_words_regions_and_sentences_add_up(make_checkpoint, stimuli, tmp_path):
     model = str(make_checkpoint("causal", adds=True))
     made = {
-        by: score_stimuli(model, stimuli, tmp_path / f"{by}.csv", by=by).rows
+        by: surprisal(model, stimuli, tmp_path / f"{by}.csv", by=by).rows
         for by in ("word", "region", "sentence")
     }
 
@@ -75,7 +75,7 @@ def test_every_ending_holds_the_same_table(make_checkpoint, stimuli, tmp_path):
 
     model = str(make_checkpoint("causal", adds=True))
     for ending in (".csv", ".tsv", ".parquet"):
-        score_stimuli(model, stimuli, tmp_path / f"t{ending}")
+        surprisal(model, stimuli, tmp_path / f"t{ending}")
     parquet = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert table(tmp_path / "t.csv") == table(tmp_path / "t.tsv")
     for a, b in zip(table(tmp_path / "t.csv"), parquet, strict=True):
@@ -91,14 +91,14 @@ def test_bits_are_nats_over_log_2_and_files_larger_than_a_chunk_lose_nothing(
     path = tmp_path / "s.txt"
     path.write_text("\n".join(f"the cat sees {n} dogs." for n in range(30)))
     model = str(make_checkpoint("causal", adds=True))
-    whole = score_stimuli(model, path, tmp_path / "a.csv").rows
+    whole = surprisal(model, path, tmp_path / "a.csv").rows
 
     def cut(items, methods):
         del methods
         return [items[at : at + 7] for at in range(0, len(items), 7)]
 
     monkeypatch.setattr(command, "iter_chunks", cut)
-    parts = score_stimuli(model, path, tmp_path / "b.csv").rows
+    parts = surprisal(model, path, tmp_path / "b.csv").rows
     assert [r["word"] for r in parts] == [r["word"] for r in whole] and len(whole) == 150
     assert [r["surprisal_bits"] for r in parts] == pytest.approx(
         [r["surprisal_bits"] for r in whole], abs=1e-4
@@ -139,7 +139,7 @@ def test_words_without_a_number_are_rows_counted_and_never_guessed(
         False,
     ]
     assert "2: nothing stands before their first token" in capsys.readouterr().out
-    found = score_stimuli(model, stimuli, out, options=command.OpenOptions(max_length=4))
+    found = surprisal(model, stimuli, out, options=command.OpenOptions(max_length=4))
     assert (found.too_long, found.unscored) == (4, 0)
     assert [row["surprisal_bits"] is None for row in found.rows] == [False] * 3 + [True] * 4
     assert [row["n_tokens"] for row in found.rows[3:]] == [None] * 4
@@ -148,15 +148,13 @@ def test_words_without_a_number_are_rows_counted_and_never_guessed(
 def test_the_correction_moves_words_but_hardly_their_sum(make_checkpoint, stimuli, tmp_path):
     model = str(make_checkpoint("causal", adds=True))
     plain, corrected = (
-        score_stimuli(model, stimuli, tmp_path / "t.csv", bow_correction=on).rows
+        surprisal(model, stimuli, tmp_path / "t.csv", bow_correction=on).rows
         for on in (False, True)
     )
     assert all(
         a["surprisal_bits"] != b["surprisal_bits"] for a, b in zip(plain, corrected, strict=True)
     )
-    ends = score_stimuli(
-        model, stimuli, tmp_path / "t.csv", by="sentence", bow_correction=True
-    ).rows
+    ends = surprisal(model, stimuli, tmp_path / "t.csv", by="sentence", bow_correction=True).rows
     assert sum(r["surprisal_bits"] for r in corrected[:3]) == pytest.approx(
         ends[0]["surprisal_bits"], abs=1e-4
     )
@@ -169,15 +167,15 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(make_checkpoint, stimu
     )
     out = tmp_path / "t.csv"
     with pytest.raises(UsageError, match="what kind of file"):
-        score_stimuli("absent", stimuli, tmp_path / "t.xlsx")
+        surprisal("absent", stimuli, tmp_path / "t.xlsx")
     with pytest.raises(MethodNotSupported, match="mlm sees the next word"):
-        score_stimuli(masked, stimuli, out, method="mlm", bow_correction=True)
+        surprisal(masked, stimuli, out, method="mlm", bow_correction=True)
     with pytest.raises(MethodNotSupported, match="product of two predictions"):
-        score_stimuli(causal, stimuli, out, method="fused")
+        surprisal(causal, stimuli, out, method="fused")
     with pytest.raises(DataError, match="nothing can be scored"):
-        score_stimuli(causal, stimuli, out, options=command.OpenOptions(max_length=2))
+        surprisal(causal, stimuli, out, options=command.OpenOptions(max_length=2))
     with pytest.raises(BenchError):
-        score_stimuli(str(tmp_path / "absent"), stimuli, out)
+        surprisal(str(tmp_path / "absent"), stimuli, out)
     assert not out.exists()
 
 

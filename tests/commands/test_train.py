@@ -63,28 +63,29 @@ def whole(recipe: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-Ask = Callable[..., tuple[int, str]]
+RunTrain = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def ask(recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """ask(options ..., recipe=..., corpus=..., out=...) -> exit code and what was said on stderr,
-    on one line.
-    """
+def run_train(
+    recipe: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> RunTrain:
+    """run_train(options ..., recipe=..., corpus=..., out=...) -> exit code, stderr on one line."""
 
-    def asked(*options: str, **places: object) -> tuple[int, str]:
+    def run(*options: str, **places: object) -> tuple[int, str]:
         given = {"recipe": recipe, "corpus": text, "out": tmp_path / "out"} | places
         capsys.readouterr()
-        code = app.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out", str(given["out"]),
+        code = app.run(["train", str(given["recipe"]), "--corpus", str(given["corpus"]), "--out",
+                        str(given["out"]),
                         "--device", "cpu", *options])  # fmt: skip
         return code, " ".join(capsys.readouterr().err.split())
 
-    return asked
+    return run
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("options", "places", "code", "said"),
+        ("options", "places", "code", "expected"),
         [
             ((), {"recipe": "babylama"}, 2, "did you mean 'babyllama'?"),
             ((), {"recipe": "absent.toml"}, 2, "no such file"),
@@ -109,33 +110,37 @@ class TestRefusals:
     )
     def test_what_cannot_be_is_refused_and_leaves_nothing(
         self,
-        ask: Ask,
+        run_train: RunTrain,
         tmp_path: Path,
         options: tuple[str, ...],
         places: dict[str, str],
         code: int,
-        said: str,
+        expected: str,
     ) -> None:
-        got, message = ask(*options, **places)
-        assert got == code and said in message and message.startswith("error: "), message
+        actual_code, message = run_train(*options, **places)
+        assert actual_code == code and expected in message and message.startswith("error: "), (
+            message
+        )
         assert not [path for path in (tmp_path / "out").glob("*") if path.name != ".lock"]
 
-    def test_a_corpus_too_small_for_a_row(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_corpus_too_small_for_a_row(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "small.txt").write_text("cat", encoding="utf-8")
-        code, message = ask(corpus=tmp_path / "small.txt")
+        code, message = run_train(corpus=tmp_path / "small.txt")
         assert code == 3 and "less than one row of 16" in message
 
-    def test_a_run_without_a_step_does_not_block_its_folder(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_run_without_a_step_does_not_block_its_folder(
+        self, run_train: RunTrain, tmp_path: Path
+    ) -> None:
         (tmp_path / "small.txt").write_text("cat", encoding="utf-8")
-        assert ask(corpus=tmp_path / "small.txt")[0] == 3
-        assert ask("--resume")[0] == 2, "another run is not resumed"
-        assert ask("--set", "optimizer.lr=2e-3")[0] == 0
+        assert run_train(corpus=tmp_path / "small.txt")[0] == 3
+        assert run_train("--resume")[0] == 2, "another run is not resumed"
+        assert run_train("--set", "optimizer.lr=2e-3")[0] == 0
         record = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))
         assert record["recipe"]["optimizer"]["lr"] == 2e-3
 
     @pytest.mark.parametrize("stop_after", [3, None])
     def test_another_precision_is_another_run(
-        self, ask: Ask, recipe: Path, text: Path, tmp_path: Path, stop_after: int | None
+        self, run_train: RunTrain, recipe: Path, text: Path, tmp_path: Path, stop_after: int | None
     ) -> None:
         train(
             str(recipe),
@@ -144,74 +149,76 @@ class TestRefusals:
             TrainOptions(device="cpu", stop_after=stop_after),
         )
         before = read_files(tmp_path / "out")
-        code, message = ask("--precision", "bfloat16")
+        code, message = run_train("--precision", "bfloat16")
         assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
         assert read_files(tmp_path / "out") == before
 
     def test_another_format_of_the_stream_is_another_run(
-        self, ask: Ask, whole: Path, monkeypatch: pytest.MonkeyPatch
+        self, run_train: RunTrain, whole: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(corpora, "CORPUS_FORMAT_VERSION", corpora.CORPUS_FORMAT_VERSION + 1)
-        code, message = ask(out=whole)
+        code, message = run_train(out=whole)
         assert code == 2 and "corpus_format is 1 there and 2 here" in message
 
     def test_a_record_of_an_older_version_still_continues(
-        self, ask: Ask, recipe: Path, text: Path, tmp_path: Path
+        self, run_train: RunTrain, recipe: Path, text: Path, tmp_path: Path
     ) -> None:
         train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=3))
         file = tmp_path / "out" / "train.json"
         record = json.loads(file.read_text(encoding="utf-8"))
         del record["precision"], record["corpus_format"]
         file.write_text(json.dumps(record), encoding="utf-8")
-        assert ask()[0] == 0
+        assert run_train()[0] == 0
 
-    def test_a_shape_that_cannot_be(self, ask: Ask) -> None:
-        code, message = ask("--set", "model.buckets=32")
+    def test_a_shape_that_cannot_be(self, run_train: RunTrain) -> None:
+        code, message = run_train("--set", "model.buckets=32")
         assert code == 2 and "buckets = 32 must be fewer than positions = 32" in message
 
-    def test_a_folder_with_something_else(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_folder_with_something_else(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("precious", encoding="utf-8")
-        code, message = ask()
+        code, message = run_train()
         assert code == 2 and "holds something else" in message
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
-    def test_a_file_for_a_folder(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_file_for_a_folder(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("precious", encoding="utf-8")
-        code, message = ask()
+        code, message = run_train()
         assert code == 3 and "a file, not a folder" in message
 
-    def test_another_recipe_names_the_key(self, ask: Ask, whole: Path) -> None:
+    def test_another_recipe_names_the_key(self, run_train: RunTrain, whole: Path) -> None:
         before = read_files(whole)
-        code, message = ask("--set", "optimizer.lr=2e-3", out=whole)
+        code, message = run_train("--set", "optimizer.lr=2e-3", out=whole)
         assert code == 2 and "recipe.optimizer.lr is 0.001 there and 0.002 here" in message
         assert read_files(whole) == before
 
-    def test_another_text_is_another_run(self, ask: Ask, whole: Path, tmp_path: Path) -> None:
+    def test_another_text_is_another_run(
+        self, run_train: RunTrain, whole: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "text").mkdir()
         (tmp_path / "text" / "b.txt").write_text("the cat sleeps", encoding="utf-8")
-        code, message = ask(corpus=tmp_path / "text", out=whole)
+        code, message = run_train(corpus=tmp_path / "text", out=whole)
         assert code == 2 and "text is" in message and "another run is here" in message
 
-    def test_a_record_that_cannot_be_read(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_record_that_cannot_be_read(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "train.json").write_text("{", encoding="utf-8")
-        code, message = ask()
+        code, message = run_train()
         assert code == 3 and "train.json" in message
 
-    def test_a_second_process_in_the_same_folder(self, ask: Ask, tmp_path: Path) -> None:
+    def test_a_second_process_in_the_same_folder(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         with runs.lock_folder(tmp_path / "out"):
-            code, message = ask()
+            code, message = run_train()
         assert code == 3 and "another process" in message
 
     def test_a_tracker_that_is_not_installed(
-        self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run_train: RunTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import accelerate.tracking
 
         monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
-        code, message = ask("--track", "tensorboard")
+        code, message = run_train("--track", "tensorboard")
         assert (
             code == 2
             and "'tensorboard' is not installed" in message
@@ -219,8 +226,8 @@ class TestRefusals:
         )
         assert not (tmp_path / "out").exists()
 
-    def test_a_loss_that_leaves_all_bounds(self, ask: Ask, tmp_path: Path) -> None:
-        code, message = ask("--set", "optimizer.lr=1e6")
+    def test_a_loss_that_leaves_all_bounds(self, run_train: RunTrain, tmp_path: Path) -> None:
+        code, message = run_train("--set", "optimizer.lr=1e6")
         assert (
             code == 3
             and "step 2, rows 4 to 7 of pass 1" in message
@@ -245,41 +252,43 @@ class TestRun:
         assert (whole / "main" / "ltg_bert.py").exists()
 
     def test_the_log_has_a_line_per_step_and_one_switch(self, whole: Path) -> None:
-        found = read_log(whole)
-        assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-        assert [[*record["loss"]] for record in found] == [["clm"]] * 6 + [["mlm"]] * 6
-        assert [(record["step"], record["switch"]) for record in found if "switch" in record] == [
+        result = read_log(whole)
+        assert [record["step"] for record in result] == list(range(1, STEPS + 1))
+        assert [[*record["loss"]] for record in result] == [["clm"]] * 6 + [["mlm"]] * 6
+        assert [(record["step"], record["switch"]) for record in result if "switch" in record] == [
             (7, "mlm")
         ]
-        assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in found)
+        assert all(record.keys() >= {"words", "tokens", "lr", "norm"} for record in result)
 
     @pytest.mark.parametrize("options", [(), ("--resume",)])
     def test_a_finished_run_is_left_alone(
-        self, ask: Ask, whole: Path, options: tuple[str, ...]
+        self, run_train: RunTrain, whole: Path, options: tuple[str, ...]
     ) -> None:
         before = read_files(whole)
-        assert ask(*options, out=whole)[0] == 0
+        assert run_train(*options, out=whole)[0] == 0
         assert read_files(whole) == before
 
     def test_batch_tokens_and_states_change_nothing(
-        self, ask: Ask, whole: Path, tmp_path: Path
+        self, run_train: RunTrain, whole: Path, tmp_path: Path
     ) -> None:
-        assert ask("--batch-tokens", "16", "--save-every", "0")[0] == 0
+        assert run_train("--batch-tokens", "16", "--save-every", "0")[0] == 0
         ours, theirs = (
             load_file(out / "main" / "model.safetensors") for out in (tmp_path / "out", whole)
         )
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
 
-    def test_the_same_text_from_the_grammar(self, ask: Ask, tmp_path: Path) -> None:
-        assert ask("--set", "corpus.words=200", corpus="nano")[0] == 0
+    def test_the_same_text_from_the_grammar(self, run_train: RunTrain, tmp_path: Path) -> None:
+        assert run_train("--set", "corpus.words=200", corpus="nano")[0] == 0
         assert read_log(tmp_path / "out")[-1]["step"] == STEPS
 
-    def test_a_recipe_that_extends_a_shipped_one(self, ask: Ask, tmp_path: Path) -> None:
-        words = 'extends = "babyllama"\n[scale.tiny.model]\nlayers = 1\nhidden = 16\nheads = 2\nffn = 24\n'
-        words += "[scale.tiny.tokenizer]\nvocabulary = 300\n[scale.tiny.batch]\ntokens = 64\nlength = 16\n"
-        words += "[[scale.tiny.phase]]\nsteps = 3\ncausal = 1\n"
-        own = write_recipe(tmp_path, "own", words)
-        assert ask("--scale", "tiny", recipe=own)[0] == 0
+    def test_a_recipe_that_extends_a_shipped_one(self, run_train: RunTrain, tmp_path: Path) -> None:
+        lines = ['extends = "babyllama"']
+        lines += ["[scale.tiny.model]", "layers = 1", "hidden = 16", "heads = 2", "ffn = 24"]
+        lines += ["[scale.tiny.tokenizer]", "vocabulary = 300"]
+        lines += ["[scale.tiny.batch]", "tokens = 64", "length = 16"]
+        lines += ["[[scale.tiny.phase]]", "steps = 3", "causal = 1"]
+        own = write_recipe(tmp_path, "own", "\n".join(lines) + "\n")
+        assert run_train("--scale", "tiny", recipe=own)[0] == 0
         assert (
             json.loads((tmp_path / "out" / "main" / "config.json").read_text())["antlm_bench"][
                 "recipe"
@@ -311,9 +320,9 @@ class TestRun:
         for record in scored:
             assert [one["method"] for one in record["scores"]] == ["causal", "mlm"]
             run = runs.open_run(tmp_path / "out" / "scores" / record["checkpoint"])
-            found = [cell.summary.headline.value for cell in run.cells]
-            assert [one["score"] for one in record["scores"]] == found and all(
-                0 <= value <= 1 for value in found
+            result = [cell.summary.headline.value for cell in run.cells]
+            assert [one["score"] for one in record["scores"]] == result and all(
+                0 <= value <= 1 for value in result
             )
 
     def test_trackers_are_told_every_step(self, recipe: Path, text: Path, tmp_path: Path,
@@ -321,24 +330,24 @@ class TestRun:
         import accelerate
         import accelerate.accelerator
 
-        told: list[Any] = []
+        records: list[Any] = []
         monkeypatch.setattr(verb, "_check_trackers", lambda _: None)
         monkeypatch.setattr(accelerate.accelerator, "filter_trackers", lambda *_: ["tensorboard"])
         monkeypatch.setattr(
-            accelerate.Accelerator, "init_trackers", lambda _, name, config: told.append(name)
+            accelerate.Accelerator, "init_trackers", lambda _, name, config: records.append(name)
         )
         monkeypatch.setattr(
-            accelerate.Accelerator, "log", lambda _, values, step: told.append((step, *values))
+            accelerate.Accelerator, "log", lambda _, values, step: records.append((step, *values))
         )
-        monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: told.append("end"))
+        monkeypatch.setattr(accelerate.Accelerator, "end_training", lambda _: records.append("end"))
         train(
             str(recipe),
             str(text),
             tmp_path / "out",
             TrainOptions(device="cpu", trackers=["tensorboard"]),
         )
-        assert told[0] == "tiny" and told[-1] == "end"
-        assert told[1] == (1, "loss/clm", "lr", "norm") and told[-2] == (
+        assert records[0] == "tiny" and records[-1] == "end"
+        assert records[1] == (1, "loss/clm", "lr", "norm") and records[-2] == (
             STEPS,
             "loss/mlm",
             "lr",
@@ -424,7 +433,6 @@ class TestTeachers:
                 "student",
                 str(text),
                 tmp_path / "out",
-                # fmt: skip
                 TrainOptions(device="cpu", teachers=[str(other / "main"), str(other / "main")]),
             )
         assert error.value.location == str(other / "main")
@@ -534,7 +542,7 @@ class TestTeachers:
         )
         assert seen == [(32, 7.0, 32)] * 3
 
-    def test_a_teacher_that_would_read_other_tokens_is_refused_at_once(
+    def test_a_teacher_that_reads_other_tokens_is_refused(
         self, student: Path, text: Path, tmp_path: Path
     ) -> None:
         student.write_text(
@@ -561,7 +569,7 @@ class TestInterruptions:
     @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
     def test_a_signal_saves_and_the_same_command_finishes(
         self,
-        ask: Ask,
+        run_train: RunTrain,
         whole: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -577,17 +585,17 @@ class TestInterruptions:
 
         with monkeypatch.context() as patch:
             patch.setattr(loop.Trainer, "train_step", interrupted)
-            got, message = ask()
-        assert got == code and "continues where this one stopped" in message
+            actual_code, message = run_train()
+        assert actual_code == code and "continues where this one stopped" in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000007"]
         assert len(read_log(tmp_path / "out")) == 7
-        assert ask("--resume")[0] == 0
+        assert run_train("--resume")[0] == 0
         assert read_weights(tmp_path / "out") == read_weights(whole) and read_log(
             tmp_path / "out"
         ) == read_log(whole)
 
     def test_a_full_disk_is_named_and_costs_nothing_older(
-        self, ask: Ask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run_train: RunTrain, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         save, calls = checkpoint_io.save_file, []
 
@@ -599,31 +607,32 @@ class TestInterruptions:
 
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_io, "save_file", full)
-            code, message = ask("--save-every", "0")
+            code, message = run_train("--save-every", "0")
         assert code == 3 and "No space left on device" in message and "Traceback" not in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000004"]
-        assert ask()[0] == 0
+        assert run_train()[0] == 0
         assert read_weights(tmp_path / "out") == read_weights(whole) and read_log(
             tmp_path / "out"
         ) == read_log(whole)
 
-    def test_half_a_line_in_the_log_is_taken_back(self, ask: Ask, recipe: Path, text: Path, tmp_path: Path,
-                                                  whole: Path) -> None:  # fmt: skip
+    def test_half_a_line_in_the_log_is_taken_back(
+        self, run_train: RunTrain, recipe: Path, text: Path, tmp_path: Path, whole: Path
+    ) -> None:
         train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=5))
         with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as log:
             log.write('{"step": 6, "loss": {"clm": 1.5}')
-        assert ask()[0] == 0 and read_log(tmp_path / "out") == read_log(whole)
+        assert run_train()[0] == 0 and read_log(tmp_path / "out") == read_log(whole)
 
     def test_an_error_leaves_the_folder_free(
-        self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run_train: RunTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(*_: Any) -> dict[str, Any]:
             raise TrainingError("broken")
 
         with monkeypatch.context() as patch:
             patch.setattr(loop.Trainer, "train_step", broken)
-            assert ask()[0] == 3
-        assert not (tmp_path / "out" / ".lock").exists() and ask()[0] == 0
+            assert run_train()[0] == 3
+        assert not (tmp_path / "out" / ".lock").exists() and run_train()[0] == 0
 
 
 # Killed at these calls: (where, its name there, which call, before or after it is done).
@@ -673,14 +682,15 @@ def child(out, kill=None):
 assert child(Path(root) / "whole") == 0
 for number, kill in enumerate(kills):
     out = Path(root) / str(number)
-    print(json.dumps([child(out, kill), sorted(p.name for p in out.glob("*")), child(out)]), flush=True)
+    print(json.dumps([child(out, kill), sorted(p.name for p in out.glob("*")), child(out)]),
+          flush=True)
 """
 
 
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     recipe: Path, text: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL, in steps and in the middle of saving. One process that forks: torch is loaded once."""
+    """SIGKILL in steps and while saving. One process forks, so torch is loaded once."""
     command = [
         sys.executable,
         "-W",
@@ -728,7 +738,7 @@ def test_sigterm_stops_a_command_after_its_first_step(
         str(out),
     ]
     with subprocess.Popen(
-        [*command, "--device", "cpu"],
+        [*command, "--out", str(out), "--device", "cpu"],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -738,8 +748,8 @@ def test_sigterm_stops_a_command_after_its_first_step(
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.02)
         process.terminate()
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75 and "stopped by SIGTERM" in said, said
+        _, message = process.communicate()
+    assert process.returncode == 75 and "stopped by SIGTERM" in message, message
     assert len([*(out / "state").iterdir()]) == 1 and not (out / "main").exists()
 
 
@@ -779,7 +789,8 @@ def test_two_processes_learn_what_one_does(
         "cpu",
     ]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
+        [*command, "--out", str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True,
+        text=True, timeout=200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

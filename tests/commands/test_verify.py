@@ -72,7 +72,10 @@ citation = "me"
 groups = ["start"]
 macro = ["start"]
 [item]
-options = [{ context = "{context}", scored = "{good}" }, { context = "{context}", scored = "{bad}" }]
+options = [
+  { context = "{context}", scored = "{good}" },
+  { context = "{context}", scored = "{bad}" },
+]
 [labels]
 start = "{uid}"
 [data]
@@ -90,7 +93,6 @@ def plant(monkeypatch, change):
 
 
 # ---- agreement
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,6 @@ def test_a_file_may_name_its_columns_in_its_own_way(make_checkpoint, suite, tmp_
 
 
 # ---- disagreement
-# ------------------------------------------------------------------------------------------------
 
 
 def test_a_planted_disagreement_is_found_and_named(make_checkpoint, suite, monkeypatch, capsys):
@@ -319,7 +320,6 @@ def test_scores_that_are_no_numbers_are_an_error(make_checkpoint, suite, monkeyp
 
 
 # ---- refusals
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["mntp", "fused"])
@@ -366,7 +366,6 @@ def test_missing_data_is_said(make_checkpoint, tmp_path, capsys):
 
 
 # ---- forms
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_every_form_holds_the_same_numbers(make_checkpoint, suite, capsys):

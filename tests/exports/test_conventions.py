@@ -1,4 +1,4 @@
-"""A leaderboard's file holds only what the year's official code could have answered, or is marked."""
+"""A leaderboard's file holds what the year's official code could have answered, or is marked."""
 
 from __future__ import annotations
 
@@ -161,7 +161,10 @@ def test_a_setting_that_can_change_an_answer_is_refused(
         sent(tmp_path, suite, year, model=model, **specials, **settings)
     assert reason in str(caught.value) and caught.value.exit_code == 6
     assert not (tmp_path / "f").exists()
-    command = f"antlm-bench score --model out/m --suite {suite} --method causal --compat babylm-{year} --out"
+    command = (
+        f"antlm-bench score --model out/m --suite {suite} --method causal "
+        f"--compat babylm-{year} --out"
+    )
     assert command in caught.value.hint
     done = sent(
         tmp_path / "again", suite, year, model=model, allow_conventions=True, **specials, **settings
@@ -359,7 +362,10 @@ def test_another_finetuning_than_the_official_one_is_refused(
     with pytest.raises(NotComparable) as caught:
         submit([run], **options)
     assert f"glue.rte: {reason}" in caught.value.message
-    command = "antlm-bench finetune --model out/m --suite glue-2025 --attention causal --compat babylm-2025 --seed 42"
+    command = (
+        "antlm-bench finetune --model out/m --suite glue-2025 --attention causal "
+        "--compat babylm-2025 --seed 42"
+    )
     assert command in caught.value.hint
     done = submit([run], allow_conventions=True, **options)
     assert any("NOT by the conventions" in note and reason in note for note in done.notes)
@@ -455,7 +461,8 @@ def test_a_milestone_of_another_model_is_refused(
     [
         (
             {"tokenizer": "u"},
-            "fast_eval_results.blimp_supplement: another tokenizer than the final model's (chck_2M)",
+            "fast_eval_results.blimp_supplement: "
+            "another tokenizer than the final model's (chck_2M)",
         ),
         (
             {"dtype": "float16"},

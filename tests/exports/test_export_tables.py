@@ -95,7 +95,7 @@ def test_every_item_of_every_cell_is_one_row(run: Path) -> None:
     assert [row["seed"] for row in found if row["suite"] == "glue-2025.rte"] == ["7", "7"]
 
 
-def test_the_margin_is_the_right_option_s_score_less_the_best_other_s(run: Path) -> None:
+def test_margin_is_right_option_minus_best_other(run: Path) -> None:
     first, tie, wrong, lost = (row for row in rows(run) if row["suite"] == "blimp")
     assert [float(first[name]) for name in ("score", "score_other", "margin")] == [-1.0, -2.5, 1.5]
     assert (first["tokens"], first["tokens_other"], first["correct"]) == ("6", "7", "1.0")
@@ -186,7 +186,8 @@ def test_exporting_and_importing_load_no_torch(run: Path, tmp_path: Path) -> Non
         for form in ("csv", "lm-eval")
     ]
     lines += [["import", str(golden), "--out", str(tmp_path / "imported")]]
-    script = f"from antlm_bench.cli.app import run\nimport sys\nassert not any([run(line) for line in {lines!r}])\n"
+    script = "from antlm_bench.cli.app import run\nimport sys\n"
+    script += f"assert not any([run(line) for line in {lines!r}])\n"
     script += "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'heavy'"
     subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ}

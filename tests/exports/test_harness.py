@@ -41,6 +41,10 @@ def samples(folder: Path, task: str) -> Path:
     return next(folder.glob(f"samples_{task}_*.jsonl"))
 
 
+def results_file(folder: Path) -> Path:
+    return next(folder.glob("results*"))
+
+
 def spoil(file: Path, line: int, **changes: Any) -> None:
     lines = file.read_text().splitlines()
     row = json.loads(lines[line])
@@ -71,10 +75,8 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
     assert first.headline.value == pytest.approx(said["toy"]["acc,none"])
     for group in first.groups:
         assert group.estimate.value == pytest.approx(said[group.name]["acc,none"])
-    norm = summarize(
-        predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",), ties="first",
-        reduction="per-character",
-    )  # fmt: skip
+    by_task = {"metric": "accuracy", "macro": ("task",), "groups": ("task",), "ties": "first"}
+    norm = summarize(predictions, suite="x", method="x", reduction="per-character", **by_task)
     assert {g.name: pytest.approx(g.estimate.value) for g in norm.groups} == {
         task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
     }
@@ -91,7 +93,7 @@ def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
     assert settings["task_hashes"]["toy_a"] == theirs()["task_hashes"]["toy_a"]
 
 
-def test_the_same_questions_have_the_same_digest_and_others_another(results: Path) -> None:
+def test_equal_questions_have_equal_digests(results: Path) -> None:
     def digest(folder: Path) -> Any:
         return read_results(folder).cells[0][0].settings["suite_digest"]
 
@@ -109,7 +111,7 @@ def test_two_imported_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert "lm-eval.toy" in capsys.readouterr().out
 
 
-def test_a_task_whose_acc_is_not_given_back_is_left_out_with_its_group(results: Path) -> None:
+def test_a_task_without_acc_is_left_out_with_its_group(results: Path) -> None:
     spoil(
         samples(results, "toy_a"),
         3,
@@ -144,8 +146,12 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
     [
         (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no file of lm-eval.s results"),
         (lambda f: next(f.glob("results*")).write_text("{"), DataError, "no JSON"),
-        (lambda f: next(f.glob("results*")).write_text("[]"), DataError, "not the results of lm-eval"),
-        (lambda f: next(f.glob("results*")).write_text('{"results": 1, "config": {}}'), DataError, "not the results"),
+        (lambda f: results_file(f).write_text("[]"), DataError, "not the results of lm-eval"),
+        (
+            lambda f: results_file(f).write_text('{"results": 1, "config": {}}'),
+            DataError,
+            "not the results",
+        ),
         (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "a sample is an object"),
         (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: no JSON"),
         (lambda f: samples(f, "toy_a").write_bytes(b"\xff\n"), DataError, "not UTF-8"),
@@ -212,8 +218,8 @@ def as_0_4_2(folder: Path, results_name: str = "results.json", filters: bool = T
 def assert_same_scores(path: Path) -> None:
     """The imported accuracies are those that lm-eval reports of these very results."""
     [(cell, predictions)] = read_results(path).cells
-    first = summarize(predictions, suite="x", method="x", metric="accuracy", macro=("task",), groups=("task",),
-                      ties="first")  # fmt: skip
+    by_task = {"metric": "accuracy", "macro": ("task",), "groups": ("task",), "ties": "first"}
+    first = summarize(predictions, suite="x", method="x", **by_task)
     said = theirs()["results"]
     assert cell.suite == "lm-eval.toy" and first.headline.value == pytest.approx(
         said["toy"]["acc,none"]
@@ -345,10 +351,11 @@ def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: 
     document = json.loads(file.read_text())
     missing = theirs().keys() - document.keys()
     assert missing <= {
-        "upper_git_hash", "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id",
-        "max_length", "system_instruction", "system_instruction_sha", "fewshot_as_multiturn", "chat_template",
-        "chat_template_sha", "total_evaluation_time_seconds",
-    }  # fmt: skip
+        *("upper_git_hash", "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token"),
+        *("eot_token_id", "max_length", "system_instruction", "system_instruction_sha"),
+        *("fewshot_as_multiturn", "chat_template", "chat_template_sha"),
+        "total_evaluation_time_seconds",
+    }
     results = document["results"]
     assert results["blimp-fast_passive_1"]["acc,none"] == pytest.approx(0.5)  # right, a tie, wrong
     assert results["blimp-fast_passive_1"]["acc_stderr,none"] == pytest.approx(math.sqrt(0.25 / 3))

@@ -228,10 +228,12 @@ SCALARS = (
     | st.floats()
     | st.sampled_from(["", "t", "0", "nan", "\ud800"])
 )
+KEYS = st.sampled_from(["t", "u", "g", "h"])
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["t", "u", "g", "h"]), inner),
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

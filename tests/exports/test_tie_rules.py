@@ -115,9 +115,7 @@ def test_a_tie_is_answered_as_the_official_code_answers_it(
 
 
 @pytest.mark.parametrize("suite", ["blimp-filtered", "entity-tracking-2025"])
-def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(
-    suite: str, tmp_path: Path
-) -> None:
+def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path) -> None:
     """Against files of both rules, marked by the official scorer."""
     predictions, marks = planted(suite), {}
     part = next(part for part in leaderboard.load_leaderboard("2025").part if part.suite == suite)
@@ -137,7 +135,8 @@ def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(
             for row in value["predictions"]
         }
         marks[rule] = (
-            f"{sum(right[one] for one in ties)} right, {100 * sum(shares.values()) / len(shares):.2f} in all"
+            f"{sum(right[one] for one in ties)} right, "
+            f"{100 * sum(shares.values()) / len(shares):.2f} in all"
         )
         (notes[rule],) = [note for note in done.notes if note.startswith(suite)]
     first, drawn = (
@@ -151,9 +150,7 @@ def test_the_reader_is_told_what_the_other_rule_makes_of_the_score(
 @pytest.mark.parametrize(
     "part", leaderboard.load_leaderboard("2025").fast[:4], ids=lambda part: part.key
 )
-def test_fast_scores_are_those_that_the_official_collator_makes_of_the_answers(
-    part: leaderboard.PartSpec, tmp_path: Path
-) -> None:
+def test_fast_scores_are_the_official_collators(part: leaderboard.PartSpec, tmp_path: Path) -> None:
     checkpoints, wanted = {}, []
     toys = leaderboard_runs.make_suite(part.suite, MOST).items
     level = leaderboard_runs.TEXT_SUITE_SPECS[part.suite].groups[-1]
@@ -203,7 +200,7 @@ def test_of_two_equal_texts_either_counts_as_right(tmp_path: Path) -> None:
         assert note.count("40 right, 100.00 in all") == 2
 
 
-def test_2026_draws_the_same_answer_every_time_and_not_always_the_right_one(tmp_path: Path) -> None:
+def test_2026_draws_reproducibly_and_not_only_right_options(tmp_path: Path) -> None:
     predictions = planted("blimp-filtered", 1.0)
     once, done = sent(tmp_path / "a", "2026", "blimp-filtered", predictions)
     again, _ = sent(tmp_path / "b", "2026", "blimp-filtered", predictions, run="first")

@@ -28,14 +28,14 @@ TRAINING_SETTINGS = {
 
 def make_example(number: int, law: str = "word", pairs: bool = True) -> Example:
     """Make an example; `law`: the class says whether a word occurs, occurs second, or is random."""
-    dice = random.Random(number)
-    gold = dice.randrange(2)
-    first, second = (dice.choices(WORDS[:10], k=dice.randint(2, 9)) for _ in range(2))
+    rng = random.Random(number)
+    gold = rng.randrange(2)
+    first, second = (rng.choices(WORDS[:10], k=rng.randint(2, 9)) for _ in range(2))
     marked = second if law == "second" else first
     if law != "coin" and gold:
-        marked[dice.randrange(len(marked))] = "himself"
+        marked[rng.randrange(len(marked))] = "himself"
     elif law == "second":
-        first[dice.randrange(len(first))] = "himself"
+        first[rng.randrange(len(first))] = "himself"
     second = second if law == "second" or (pairs and number % 3) else []
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 

@@ -1,6 +1,4 @@
-"""A checkpoint opened to be finetuned: the same facts as when it is scored, and a body that can be
-trained.
-"""
+"""A backbone has the facts of a scored checkpoint, and can be trained."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def test_a_body_is_described_as_the_scored_checkpoint_is(make_checkpoint, kind):
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_a_body_is_the_library_s_own_without_its_language_model_head(make_checkpoint, kind):
+def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, kind):
     body = open_backbone(str(make_checkpoint(kind, mask=kind == "masked")))
     plain = build_model(kind, 0).base_model
     ids = torch.arange(5, 25).view(2, 10)
@@ -45,7 +43,7 @@ def test_a_body_is_the_library_s_own_without_its_language_model_head(make_checkp
     assert body.model.config._attn_implementation == "sdpa" and body.model.dtype == torch.float32
 
 
-def test_a_hybrid_s_card_opens_both_attentions_and_each_is_finetuned(tmp_path):
+def test_a_hybrids_card_opens_both_attentions(tmp_path):
     model = build_ltg_model("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
     setattr(model.config, CARD_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     model.save_pretrained(tmp_path)

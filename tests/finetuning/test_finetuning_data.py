@@ -1,4 +1,4 @@
-"""Rows of token ids: the frame around texts, what is cut of long ones, and whom padding touches."""
+"""Rows of token ids: special tokens, truncation and padding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_longer_text_loses_its_end_token_by_token(first, second, room):
     assert truncate_pair(first, second, room) == slowly(first, second, room)
 
 
-def test_masked_rows_have_the_specials_of_their_training_around_and_the_separator_between(masked):
+def test_masked_rows_have_the_special_tokens_of_their_training(masked):
     row = encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 40).ids[0].tolist()
     ids = [
         masked.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -75,7 +75,7 @@ def test_causal_rows_end_as_the_tokenizers_own_template_does():
 @pytest.mark.parametrize(
     ("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))]
 )
-def test_the_tokenizers_template_for_pairs_goes_before_its_separator(template, between):
+def test_the_pair_template_goes_before_the_separator_token(template, between):
     body = make_backbone(build_model("masked", 0), "masked")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -128,18 +128,18 @@ def test_a_text_too_long_is_cut_counted_and_its_characters_told(masked):
     assert rows.characters_read[1] == len("the cat") + len("a dog")
 
 
-def test_token_types_tell_the_second_text_and_padding_is_on_the_right(masked):
+def test_token_types_mark_the_second_text_and_padding_is_right(masked):
     rows = encode_examples(
         masked, "full", [Example("e", "the cat", "a dog", 0), Example("f", "no", "", 0)], 40
     )
-    made = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
+    created = pad_batch(rows, np.array([0, 1]), 0, True, torch.device("cpu"))
     second = len(masked.tokenizer("a dog", add_special_tokens=False)["input_ids"]) + 1
     first = len(rows.ids[0]) - second
-    assert made.token_type_ids[0].tolist() == [0] * first + [1] * second
-    assert not made.token_type_ids[1].any() and not made.unpadded
-    assert made.ids[1, made.lengths[1] :].eq(0).all() and made.token_mask()[1].sum() == len(
-        rows.ids[1]
-    )
+    assert created.token_type_ids[0].tolist() == [0] * first + [1] * second
+    assert not created.token_type_ids[1].any() and not created.unpadded
+    assert created.ids[1, created.lengths[1] :].eq(0).all() and created.token_mask()[
+        1
+    ].sum() == len(rows.ids[1])
 
 
 def test_every_paragraph_is_tokenised_once(masked, monkeypatch):

@@ -1,6 +1,4 @@
-"""A classifier gives the same logits alone and in company, padded or not, whichever way its body
-attends.
-"""
+"""A classifier's logits do not depend on batch or padding, with either attention."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ CPU = torch.device("cpu")
 WIDE = {"vocab_size": 400, "hidden_size": 24, "max_position_embeddings": 64}
 
 
-def body_named(name: str, both: bool = False):
+def backbone_named(name: str, both: bool = False):
     if name in ("ltg-bert", "gpt-bert"):
         causal = "ForCausalLM" if both else "ForMaskedLM"
         model = build_ltg_model("gpt" if name == "gpt-bert" else "", causal, **WIDE)
@@ -35,7 +33,6 @@ def body_named(name: str, both: bool = False):
     more = {
         "gpt2": {"n_positions": 64, "pad_token_id": None},
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-        # fmt: skip
         "roberta": {"max_position_embeddings": 80},
         "llama": {"num_key_value_heads": 2},
     }
@@ -48,21 +45,22 @@ def body_named(name: str, both: bool = False):
 def logits(body, attention: str, pooling: str, rows, chosen, extra: int = 0):
     """In evaluation mode; `extra`: so many columns of padding more than are needed."""
     model = build_classifier(body, attention, pooling, 3, 0.1, 0).eval()
-    made = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.has_token_type_ids, CPU)
+    batch = pad_batch(rows, np.array(chosen), resolve_pad_id(body), body.has_token_type_ids, CPU)
     if extra:
         fill = torch.full((len(chosen), extra), resolve_pad_id(body))
         types = (
             None
-            if made.token_type_ids is None
-            else torch.cat([made.token_type_ids, torch.zeros_like(fill)], 1)
+            if batch.token_type_ids is None
+            else torch.cat([batch.token_type_ids, torch.zeros_like(fill)], 1)
         )
-        made = PaddedBatch(torch.cat([made.ids, fill], 1), made.lengths, types, False)
+        batch = PaddedBatch(torch.cat([batch.ids, fill], 1), batch.lengths, types, False)
     with torch.no_grad():
-        return model(made)
+        return model(batch)
 
 
 NAMES = ["llama", "gpt2", "opt", "bert", "roberta", "ltg-bert", "gpt-bert"]
-BOTH = [("llama", "causal"), ("llama", "full"), ("ltg-bert", "causal"), ("ltg-bert", "full"), ("gpt-bert", "causal"),
+BOTH = [("llama", "causal"), ("llama", "full"), ("ltg-bert", "causal"), ("ltg-bert", "full"),
+        ("gpt-bert", "causal"),
         ("gpt-bert", "full")]  # fmt: skip
 WAYS = [(name, "", pooling) for name in NAMES for pooling in ("auto", "mean")]
 WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mean")]
@@ -70,7 +68,7 @@ WAYS += [(name, way, pooling) for name, way in BOTH for pooling in ("auto", "mea
 
 @pytest.mark.parametrize(("name", "way", "pooling"), WAYS)
 def test_padding_never_moves_a_logit(name, way, pooling):
-    body = body_named(name, both=bool(way))
+    body = backbone_named(name, both=bool(way))
     attention = way or body.native_attention
     pooling = resolve_pooling(body, attention, pooling)
     rows = encode_examples(body, attention, [make_example(i) for i in range(8)], 40)
@@ -94,9 +92,9 @@ def test_padding_never_moves_a_logit(name, way, pooling):
         ("ltg-bert", "causal", "last"),
     ],
 )
-def test_the_last_layer_works_where_it_is_read_and_nothing_changes(name, way, pooling):
+def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
     """Logits and gradients, narrowed and whole, without dropout."""
-    body = body_named(name, both=name != "gpt2")
+    body = backbone_named(name, both=name != "gpt2")
     rows = pad_batch(
         encode_examples(body, way, [make_example(i) for i in range(6)], 40),
         np.arange(6),
@@ -106,31 +104,33 @@ def test_the_last_layer_works_where_it_is_read_and_nothing_changes(name, way, po
     )
     model = build_classifier(body, way, pooling, 3, 0.0, 0).eval()
     assert model.narrows_last_layer
-    found = []
+    result = []
     for model.narrows_last_layer in (True, False):
         model.zero_grad()
-        made = model(rows)
-        made.square().sum().backward()
-        found.append(
-            (made.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
+        batch = model(rows)
+        batch.square().sum().backward()
+        result.append(
+            (batch.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
         )
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result[0], result[1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_feed_forward_that_must_see_everything_is_left_whole():
     """Of the mean, or in a layer that is passed twice."""
-    assert not build_classifier(body_named("llama"), "causal", "mean", 2, 0.0, 0).narrows_last_layer
-    twice = body_named("llama")
+    assert not build_classifier(
+        backbone_named("llama"), "causal", "mean", 2, 0.0, 0
+    ).narrows_last_layer
+    twice = backbone_named("llama")
     twice.model.layers[0] = twice.model.layers[-1]
     assert not build_classifier(twice, "causal", "last", 2, 0.0, 0).narrows_last_layer
 
 
 @pytest.mark.parametrize("name", ["llama", "ltg-bert", "gpt-bert"])
-def test_the_two_attentions_of_a_hybrid_differ_and_look_where_they_should(name):
+def test_the_two_attentions_of_a_hybrid_see_what_they_should(name):
     """Read at the first token, a row that attends in full sees the last one; causally, the last
     alone sees it.
     """
-    body = body_named(name, both=True)
+    body = backbone_named(name, both=True)
     ids = torch.arange(5, 17)[None].repeat(2, 1)
     ids[1, -1] = 30
     for attention, sees in (("causal", False), ("full", True)):
@@ -150,7 +150,7 @@ def _row(ids: torch.Tensor):
 @pytest.mark.parametrize(("name", "attention"), BOTH)
 def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
     """Against the body's plain forward under an explicit 4-D mask."""
-    body = body_named(name, both=True)
+    body = backbone_named(name, both=True)
     ids = torch.arange(5, 15)[None]
     mask = torch.ones(1, 1, 10, 10, dtype=torch.bool)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_a_hybrid_is_its_own_body_run_alone_on_one_row(name, attention):
 
 
 def test_pooling_follows_from_attention_and_tokenizer():
-    causal, masked = body_named("llama", both=True), body_named("bert")
+    causal, masked = backbone_named("llama", both=True), backbone_named("bert")
     assert resolve_pooling(causal, "causal", "auto") == "last"
     assert resolve_pooling(masked, "full", "auto") == "first"
     assert resolve_pooling(masked, "full", "mean") == "mean"
@@ -188,8 +188,8 @@ def test_the_head_is_the_one_that_is_described():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ltg-bert"])
-def test_adapters_and_head_are_all_that_low_rank_training_changes(name):
-    body = body_named(name)
+def test_low_rank_training_changes_only_adapters_and_head(name):
+    body = backbone_named(name)
     learner = ClassifierTrainer(
         body, make_task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
     )
@@ -212,12 +212,12 @@ def test_adapters_and_head_are_all_that_low_rank_training_changes(name):
 def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UsageError, match="pip install"):
-        build_classifier(body_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
+        build_classifier(backbone_named("llama"), "causal", "last", 2, 0.1, 0, lora_rank=2)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
-    body = body_named(name)
+    body = backbone_named(name)
     toy = make_task(200, 60, epochs=6, lr=2e-3)
     outcome = finetune(
         body, toy, 1, body.native_attention, FinetuneSettings("cpu", dtype="bfloat16")

@@ -1,6 +1,4 @@
-"""The loop against a plain reference, and what it promises: selection, collapse, seeds,
-accumulation.
-"""
+"""The loop against a plain reference: selection, collapse, seeds, accumulation."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ def gpt2():
     )
 
 
-class Notes:
+class RecordingCallback:
     def __init__(self) -> None:
         self.steps, self.epochs = [], []
 
@@ -69,8 +67,7 @@ class Notes:
         self.epochs.append((epoch, selection_score))
 
 
-# -- the reference
-# ---------------------------------------------------------------------------------------------------
+# ---- the reference
 
 
 def plainly(body, toy, seed: int, attention: str, pooling: str):
@@ -145,19 +142,18 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
         "causal" if kind == "causal" else "full",
     )
     toy = make_task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
-    notes = Notes()
+    callback = RecordingCallback()
     outcome = finetune(
-        body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), notes
+        body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), callback
     )
     losses, logp = plainly(body, toy, 3, attention, pooling)
-    np.testing.assert_allclose([loss for _, _, loss in notes.steps], losses, rtol=1e-4)
+    np.testing.assert_allclose([loss for _, _, loss in callback.steps], losses, rtol=1e-4)
     if outcome.history["best"] == 2:
         np.testing.assert_allclose([p.scores for p in outcome.predictions], logp, atol=2e-3)
     assert outcome.history["best"] == 2
 
 
-# -- what can be learnt, and what cannot
-# -----------------------------------------------------------------------------
+# ---- what can be learnt, and what cannot
 
 
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
@@ -180,18 +176,17 @@ def test_random_labels_stay_at_chance(causal):
 
 def test_predictions_are_of_the_scored_texts_in_order(causal):
     toy = make_task(60, 20, epochs=1)
-    found = finetune(causal, toy, 1, "causal", CPU).predictions
+    result = finetune(causal, toy, 1, "causal", CPU).predictions
     rows = encode_examples(causal, "causal", toy.valid, 40)
-    assert [p.id for p in found] == [e.id for e in toy.valid]
-    assert [p.gold for p in found] == [e.gold for e in toy.valid]
-    for p, ids, e in zip(found, rows.ids, toy.valid, strict=True):
+    assert [p.id for p in result] == [e.id for e in toy.valid]
+    assert [p.gold for p in result] == [e.gold for e in toy.valid]
+    for p, ids, e in zip(result, rows.ids, toy.valid, strict=True):
         assert np.isclose(np.exp(p.scores).sum(), 1) and p.pred == int(np.argmax(p.scores))
         assert p.tokens == (len(ids),) * 2 and p.characters == (len(e.first) + len(e.second),) * 2
         assert p.labels == {"task": "word"} and p.flags == ()
 
 
-# -- seeds, accumulation
-# ---------------------------------------------------------------------------------------------
+# ---- seeds, accumulation
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
@@ -201,7 +196,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
     assert [p.scores for p in one] != [p.scores for p in other]
 
 
-def test_the_body_is_as_it_was(masked):
+def test_finetuning_leaves_the_backbone_unchanged(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
     finetune(masked, make_task(60, 20, epochs=1), 1, "full", CPU)
     finetune(masked, make_task(60, 20, epochs=1), 1, "full", replace(CPU, lora_rank=2))
@@ -217,13 +212,13 @@ def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
         body, make_task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens)
     )
     rows = encode_examples(body, attention, learner.task.train, 40)
-    found = {}
-    learner.optimizer.step = lambda: found.update(
+    result = {}
+    learner.optimizer.step = lambda: result.update(
         {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
     )
     learner.task.training = learner.task.training.model_copy(update={"clip": None})
     loss = learner._train_step(rows, np.arange(32), 0, 1e-3)
-    return loss, found
+    return loss, result
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "gpt2"])
@@ -245,8 +240,7 @@ def test_dropout_is_there(masked):
     )
 
 
-# -- selection and collapse
-# ------------------------------------------------------------------------------------------
+# ---- selection and collapse
 
 
 @pytest.mark.parametrize(
@@ -291,10 +285,10 @@ def test_the_published_recipe_selects_on_the_scored_texts(causal):
     assert (history["train"], history["selection"], history["valid"]) == (54, 6, 20)
 
 
-def test_a_loss_that_becomes_nan_is_told_and_the_best_weights_are_used(causal):
-    notes = Notes()
+def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
+    callback = RecordingCallback()
     outcome = finetune(
-        causal, make_task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, notes
+        causal, make_task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, callback
     )
     assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
     assert np.isfinite([p.scores for p in outcome.predictions]).all()
@@ -306,13 +300,13 @@ def test_a_constant_prediction_is_told(causal):
     assert outcome.history["collapsed"]
 
 
-def test_the_watcher_hears_every_update_and_epoch(causal):
-    notes = Notes()
+def test_the_callback_receives_every_update_and_epoch(causal):
+    callback = RecordingCallback()
     history = finetune(
-        causal, make_task(60, 20, epochs=2, batch=20), 1, "causal", CPU, notes
+        causal, make_task(60, 20, epochs=2, batch=20), 1, "causal", CPU, callback
     ).history
-    assert [(done, total) for done, total, _ in notes.steps] == [(n, 6) for n in range(1, 7)]
-    assert notes.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
+    assert [(done, total) for done, total, _ in callback.steps] == [(n, 6) for n in range(1, 7)]
+    assert callback.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
     assert history["updates"] == 6
 
 
@@ -338,8 +332,7 @@ def test_bad_wishes_are_errors(causal, masked):
         finetune(masked, make_task(1, 5), 1, "full", CPU)
 
 
-# -- split, order, rate
-# ----------------------------------------------------------------------------------------------
+# ---- split, order, rate
 
 
 @given(
@@ -366,13 +359,13 @@ def test_groups_stay_on_one_side_and_seeds_split_differently():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200))
 def test_parts_hold_every_row_once_sorted_and_under_the_budget(lengths, budget):
     lengths = np.array(lengths)
-    found = list(micro_batches(lengths, np.arange(len(lengths)), budget))
-    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
-    assert np.all(np.diff(lengths[np.concatenate(found)]) >= 0)
-    assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in found)
+    result = list(micro_batches(lengths, np.arange(len(lengths)), budget))
+    assert sorted(np.concatenate(result)) == list(range(len(lengths)))
+    assert np.all(np.diff(lengths[np.concatenate(result)]) >= 0)
+    assert all(len(part) == 1 or len(part) * lengths[part].max() <= budget for part in result)
 
 
-def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
+def test_an_epoch_shows_every_example_once_in_its_own_order():
     lengths = np.arange(50) % 7
     first, second = (list(length_grouped_batches(lengths, 16, 1, epoch)) for epoch in (1, 2))
     assert sorted(map(len, first)) == [2, 16, 16, 16]
@@ -384,11 +377,11 @@ def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
 def test_an_update_holds_texts_of_like_length(lengths, batch):
     """Within a block of NEAR updates no text of one update lies between two of another."""
     lengths = np.array(lengths)
-    found = list(length_grouped_batches(lengths, batch, 1, 1))
-    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
-    assert len(found) == math.ceil(len(lengths) / batch)
+    result = list(length_grouped_batches(lengths, batch, 1, 1))
+    assert sorted(np.concatenate(result)) == list(range(len(lengths)))
+    assert len(result) == math.ceil(len(lengths) / batch)
     if len(lengths) <= UPDATES_PER_LENGTH_BLOCK * batch:
-        ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in found)
+        ends = sorted((lengths[chosen].min(), lengths[chosen].max()) for chosen in result)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
 
 

@@ -38,7 +38,7 @@ from antlm_bench.errors import (
 from antlm_bench.finetuning import frozen, loop
 from antlm_bench.finetuning.frozen import ABSENT_CLASS_LOGPROB, C_GRID, fit_frozen
 from antlm_bench.finetuning.loop import FinetuneSettings, split_examples
-from antlm_bench.results.seeds import build_finetune_rows
+from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.suites import classification_loader
 
 Make = Callable[..., Path]
@@ -238,14 +238,14 @@ def test_another_setting_has_another_key(run_frozen: Any) -> None:
     assert len(keys) == 4
 
 
-def test_finetuned_cells_stay_and_are_not_averaged_with_frozen_ones(run_frozen: Any) -> None:
+def test_finetuned_and_frozen_cells_are_not_averaged(run_frozen: Any) -> None:
     quick = ["epochs=1", "batch=64"]
     finetuned = run_frozen(frozen=False, seeds=[1, 2], changes=quick)
     both = run_frozen()
     assert list(both)[:2] == list(finetuned)
-    rows = {row["attention"]: row for row in build_finetune_rows([both])}
-    assert rows["causal"] == build_finetune_rows([finetuned])[0]
-    assert rows["frozen-causal"]["seeds"] == 1 and rows["frozen-causal"]["sd"] is None
+    rows = {row.attention: row for row in summarize_finetuned_tasks(both)}
+    assert rows["causal"] == next(summarize_finetuned_tasks(finetuned))
+    assert rows["frozen-causal"].num_seeds == 1 and rows["frozen-causal"].sd is None
 
 
 def test_a_report_shows_frozen_in_a_column_of_its_own(run_frozen: Any) -> None:
@@ -284,7 +284,7 @@ def test_options_without_an_effect_are_refused(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_leaderboard_file_never_holds_labels_of_a_frozen_backbone(tmp_path: Path) -> None:
+def test_a_leaderboard_file_takes_no_frozen_labels(tmp_path: Path) -> None:
     cells = [
         (
             leaderboard_runs.make_finetuned_cell("rte", seed, "frozen-causal"),
@@ -312,7 +312,7 @@ def test_the_command_line_prints_a_row_named_frozen(
     command = ["finetune", "--model", str(make_checkpoint()), "--suite", str(files[0])]
     command += ["--valid", str(files[1]), "--frozen", "--device", "cpu", "--json"]
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
-    [row] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)["table"]["rows"]
     assert (row["task"], row["attention"], row["n"]) == ("train", "frozen-causal", 50)
 
 

@@ -1,6 +1,4 @@
-"""Attention with keyed dropout: the library's where nothing is dropped, and masks that belong to a
-text.
-"""
+"""Attention with keyed dropout: the library's without dropout, masks per text with it."""
 
 from __future__ import annotations
 
@@ -33,20 +31,20 @@ def test_with_next_to_no_dropout_it_is_the_library_s_attention(causal, mask, kv_
         "added": torch.zeros(2, 1, 7, 7).masked_fill(~hidden, -3e4),
     }[mask]
     with keyed_samples(1, 2, [3, 4]):
-        found = keyed_dropout_attention(
+        result = keyed_dropout_attention(
             q, k, v, chosen, p=NEXT_TO_NOTHING, scaling=None, causal=causal
         )
     plain = functional.scaled_dot_product_attention(
         q, k, v, chosen, is_causal=causal, enable_gqa=True
     )
-    torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(result, plain, atol=1e-3, rtol=1e-3)
 
 
-def test_dropout_takes_its_share_of_the_probabilities_and_keeps_their_mean():
+def test_attention_dropout_keeps_the_mean_of_probabilities():
     rows = 400
     ones = torch.ones(rows, 2, 7, 4)
     with keyed_samples(1, 2, range(rows)):
-        found = keyed_dropout_attention(
+        result = keyed_dropout_attention(
             torch.zeros_like(ones),
             torch.zeros_like(ones),
             ones,
@@ -55,8 +53,8 @@ def test_dropout_takes_its_share_of_the_probabilities_and_keeps_their_mean():
             scaling=1.0,
             causal=False,
         )
-    assert found.mean().item() == pytest.approx(1, abs=0.02)
-    assert found[..., 0].var().item() == pytest.approx(
+    assert result.mean().item() == pytest.approx(1, abs=0.02)
+    assert result[..., 0].var().item() == pytest.approx(
         0.25 / 0.75 / 7, rel=0.1
     )  # of the mean of 7 kept at 3/4
 

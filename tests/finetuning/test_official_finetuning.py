@@ -1,4 +1,4 @@
-"""BabyLM 2025's law of finetuning, law by law, and the whole of it against a plain loop."""
+"""BabyLM 2025's finetuning recipe, rule by rule and as a whole, against a plain loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from finetuning_helpers import TRAINING_SETTINGS, make_backbone, make_example, make_task
-from test_finetuning_heads import body_named as other_body_named
+from test_finetuning_heads import backbone_named as other_body_named
 from tiny_models import build_model
 from tokenizers import processors
 from torch import nn
@@ -29,12 +29,12 @@ from antlm_bench.types import Example
 
 CPU = FinetuneSettings(device="cpu")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-OFFICIAL = {name: value for name, value in read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training.items()
-            if name in PIPELINE_DEFAULTS}  # fmt: skip
+PRESET = read_spec(find_declaration("tasks", "glue-2025")).preset["babylm-2025"].training
+OFFICIAL = {name: value for name, value in PRESET.items() if name in PIPELINE_DEFAULTS}
 
 
 def official(train: int = 83, valid: int = 20, law: str = "word", **training: object):
-    """A toy task under the preset's laws: 8 texts per update, cosine with 6% warm-up down to 0.1."""
+    """A toy task with the preset's settings: 8 texts per update, cosine with 6% warm-up to 0.1."""
     numbers = {
         "batch": 8,
         "epochs": 2,
@@ -47,8 +47,8 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
     return make_task(train, valid, law, "valid", **(OFFICIAL | numbers | training))
 
 
-def body_named(name: str):
-    """A tiny causal or masked body; "masked" has token types, which the official code never passes."""
+def backbone_named(name: str):
+    """A tiny backbone; "masked" has token types, which the official code never passes."""
     kind = "masked" if name == "masked" else "causal"
     architecture = "GPT2LMHeadModel" if name == "gpt2" else ""
     more = NO_DROPOUT if kind == "masked" else {}
@@ -61,10 +61,9 @@ def body_named(name: str):
 
 
 # -- the whole
-# -------------------------------------------------------------------------------------------------------
 
 
-class Watcher:
+class RecordingCallback:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
@@ -84,7 +83,8 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
     torch.manual_seed(seed)
     head = nn.Sequential(
         nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Linear(width, width), nn.GELU(),
-        nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Dropout(spec.dropout), nn.Linear(width, 2),
+        nn.LayerNorm(width, 1e-5, elementwise_affine=False), nn.Dropout(spec.dropout),
+        nn.Linear(width, 2),
     )  # fmt: skip
     both = nn.ModuleList([model, head])
 
@@ -134,18 +134,18 @@ def plain_loop(body, toy, seed: int, orders: list[list[np.ndarray]]):
 
 
 @pytest.mark.parametrize("name", ["masked", "causal", "gpt2"])
-def test_twenty_updates_equal_the_official_law(name):
+def test_twenty_updates_equal_the_official_recipe(name):
     # A larger eps than the official 1e-8, so that a gradient of nothing but rounding moves no
     # weight.
-    body, toy = body_named(name), official(law="second", eps=1e-5)
+    body, toy = backbone_named(name), official(law="second", eps=1e-5)
     rows, valid = (encode_with_tokenizer(body, part, 40) for part in (toy.train, toy.valid))
     orders = [list(epoch_batches(rows.lengths, toy.training, 5, epoch)) for epoch in (1, 2)]
-    watcher = Watcher()
+    callback = RecordingCallback()
     learner = ClassifierTrainer(body, toy, 5, body.native_attention, replace(CPU, batch_tokens=90))
-    learner.train(rows, valid, watcher)
+    learner.train(rows, valid, callback)
     losses, weights = plain_loop(body, toy, 5, orders)
     assert len(losses) == 20
-    np.testing.assert_allclose(watcher.losses, losses, atol=1e-5)
+    np.testing.assert_allclose(callback.losses, losses, atol=1e-5)
     learned = {
         name.replace("backbone.", "0.", 1).replace("head.", "1.", 1): p
         for name, p in learner.model.named_parameters()
@@ -155,44 +155,43 @@ def test_twenty_updates_equal_the_official_law(name):
         torch.testing.assert_close(learned[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
-def test_ours_learns_otherwise_than_the_official_law():
+def test_our_recipe_differs_from_the_official_one():
     """Else the test above could not fail."""
     body, ours = (
-        body_named("masked"),
+        backbone_named("masked"),
         make_task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0),
     )
-    watchers = Watcher(), Watcher()
-    finetune(body, official(law="second"), 5, "full", CPU, watchers[0])
-    finetune(body, ours, 5, "full", CPU, watchers[1])
-    assert watchers[0].losses[0] != pytest.approx(watchers[1].losses[0], abs=1e-4)
+    callbacks = RecordingCallback(), RecordingCallback()
+    finetune(body, official(law="second"), 5, "full", CPU, callbacks[0])
+    finetune(body, ours, 5, "full", CPU, callbacks[1])
+    assert callbacks[0].losses[0] != pytest.approx(callbacks[1].losses[0], abs=1e-4)
 
 
 # -- law by law
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_partial_batch_is_dropped():
     """100 texts in batches of 16, 3 epochs: 18 updates; ours makes 21."""
-    made = []
+    created = []
     for last_batch in ("drop", "keep"):
         toy = official(100, batch=16, epochs=3, last_batch=last_batch)
-        made.append(finetune(body_named("causal"), toy, 1, "causal", CPU).history["updates"])
-    assert made == [18, 21]
+        created.append(finetune(backbone_named("causal"), toy, 1, "causal", CPU).history["updates"])
+    assert created == [18, 21]
 
 
 def test_fewer_texts_than_a_batch_are_refused():
     with pytest.raises(UsageError, match="7 texts fill no batch of 8"):
-        finetune(body_named("causal"), official(7), 1, "causal", CPU)
+        finetune(backbone_named("causal"), official(7), 1, "causal", CPU)
 
 
 @pytest.mark.parametrize("order", ["random", "by-length"])
 @pytest.mark.parametrize("last_batch", ["drop", "keep"])
 def test_an_epoch_holds_each_text_at_most_once(order, last_batch):
     spec = official(batch=16, order=order, last_batch=last_batch).training
-    found = list(epoch_batches(np.arange(100) % 9, spec, 1, 1))
-    texts = np.concatenate(found)
+    result = list(epoch_batches(np.arange(100) % 9, spec, 1, 1))
+    texts = np.concatenate(result)
     assert len(set(texts.tolist())) == len(texts) == (96 if last_batch == "drop" else 100)
-    assert sorted(map(len, found)) == ([] if last_batch == "drop" else [4]) + [16] * 6
+    assert sorted(map(len, result)) == ([] if last_batch == "drop" else [4]) + [16] * 6
 
 
 def test_the_order_is_random_whatever_the_lengths():
@@ -220,7 +219,7 @@ def test_the_learning_rate_begins_at_zero(total, first):
 
 
 def test_the_first_update_changes_no_weight():
-    body, toy = body_named("masked"), official()
+    body, toy = backbone_named("masked"), official()
     learner = ClassifierTrainer(body, toy, 1, "full", CPU)
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     rows = encode_with_tokenizer(body, toy.train, 40)
@@ -229,14 +228,16 @@ def test_the_first_update_changes_no_weight():
 
 
 def test_every_tensor_decays():
-    learner = ClassifierTrainer(body_named("masked"), official(weight_decay=0.01), 1, "full", CPU)
+    learner = ClassifierTrainer(
+        backbone_named("masked"), official(weight_decay=0.01), 1, "full", CPU
+    )
     [group] = learner.optimizer.param_groups
     assert group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
-    ours = ClassifierTrainer(body_named("masked"), make_task(weight_decay=0.01), 1, "full", CPU)
-    assert {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in ours.optimizer.param_groups} == {
-        True: 2, False: 1,
-    }  # fmt: skip
+    ours = ClassifierTrainer(backbone_named("masked"), make_task(weight_decay=0.01), 1, "full", CPU)
+    groups = ours.optimizer.param_groups
+    fewest_dims = {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in groups}
+    assert fewest_dims == {True: 2, False: 1}
 
 
 @pytest.mark.parametrize(("law", "best"), [("first", 2), ("lowest-loss", 3)])
@@ -244,11 +245,11 @@ def test_the_first_of_equal_epochs_is_kept(law, best, monkeypatch):
     planted = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.2), (0.6, 0.1)])
     monkeypatch.setattr(ClassifierTrainer, "_evaluate_selection", lambda self, rows: next(planted))
     toy = official(24, epochs=4, equal_epochs=law)
-    assert finetune(body_named("causal"), toy, 1, "causal", CPU).history["best"] == best
+    assert finetune(backbone_named("causal"), toy, 1, "causal", CPU).history["best"] == best
 
 
 def test_token_types_are_never_passed():
-    body = body_named("masked")
+    body = backbone_named("masked")
     seen = []
     plain = body.model.forward
     body.model.forward = lambda *args, **more: (
@@ -267,14 +268,14 @@ def test_position_0_is_read_also_of_a_causal_model():
     toy.train, toy.valid = (
         [replace(e, second="") for e in part] for part in (toy.train, toy.valid)
     )
-    outcome = finetune(body_named("causal"), toy, 1, "causal", CPU)
+    outcome = finetune(backbone_named("causal"), toy, 1, "causal", CPU)
     assert outcome.history["pooling"] == "first"
     assert len({tuple(np.round(p.scores, 6)) for p in outcome.predictions}) == 1
     assert "constant prediction" in outcome.history["collapsed"]
 
 
 def test_the_command_line_overrides_the_presets_pooling():
-    body = body_named("causal")
+    body = backbone_named("causal")
     assert resolve_pooling(body, "causal", "auto", "first") == "first"
     assert resolve_pooling(body, "causal", "last", "first") == "last"
     assert resolve_pooling(body, "causal", "auto") == "last"
@@ -286,15 +287,15 @@ def test_the_head_is_initialised_as_torch_does():
     torch.manual_seed(9)
     plain = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 3))
     head = ClassificationHead(12, 3, 0.1, 9, uniform_init=True)
-    for mine, theirs in ((head[1], plain[0]), (head[5], plain[1])):
-        assert torch.equal(mine.weight, theirs.weight) and torch.equal(mine.bias, theirs.bias)
+    for own, theirs in ((head[1], plain[0]), (head[5], plain[1])):
+        assert torch.equal(own.weight, theirs.weight) and torch.equal(own.bias, theirs.bias)
     assert head[1].weight.abs().max() <= 12**-0.5 and head[1].bias.abs().max() > 0
 
 
 @pytest.mark.parametrize("template", ["", "<s> $A </s> </s> $B </s>"])
 @pytest.mark.parametrize("max_length", [12, 13, 40])
 def test_rows_are_the_tokenizers_own(template, max_length):
-    body = body_named("masked")
+    body = backbone_named("masked")
     if template:
         body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -331,7 +332,7 @@ def test_rows_are_the_tokenizers_own(template, max_length):
         ("roberta", 64),
     ],
 )
-def test_rows_are_as_long_as_the_task_says_where_the_model_takes_it(name, longest):
+def test_rows_have_the_task_length_if_the_model_takes_it(name, longest):
     """Relative and rotary positions have no end, learned ones have; ours keeps to the lengths of
     the training.
     """
@@ -342,21 +343,20 @@ def test_rows_are_as_long_as_the_task_says_where_the_model_takes_it(name, longes
 
 def test_rows_need_room_for_text():
     with pytest.raises(UsageError, match="no room for text"):
-        encode_with_tokenizer(body_named("masked"), [Example("e", "the cat", "", 0)], 2)
+        encode_with_tokenizer(backbone_named("masked"), [Example("e", "the cat", "", 0)], 2)
 
 
 def test_texts_keep_their_white_space_only_under_the_law():
     spec = TaskSpec(metric="accuracy", classes=("a", "b"), first="{text}", train="t", valid="v")
     record = {"text": " the cat ", "label": 1}
-    found = [
+    result = [
         build_examples(spec, "toy", "valid", [(1, record)], "v", strip=strip)[0].first
         for strip in (True, False)
     ]
-    assert found == ["the cat", " the cat "]
+    assert result == ["the cat", " the cat "]
 
 
 # -- the preset
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", ["glue-2024", "glue-2025", "glue", "superglue"])
@@ -369,7 +369,6 @@ def test_the_preset_declares_every_law_and_number(suite):
         "eps": 1e-8,
         "max_length": 512,
         "warmup": 0.06,
-        # fmt: skip
         "schedule": "cosine",
         "floor": 0.1,
         "clip": None,
@@ -377,15 +376,17 @@ def test_the_preset_declares_every_law_and_number(suite):
         "patience": 0,
     }
     for name in spec.task:
-        found = spec.resolve_training(name, "babylm-2025")
-        assert {key: getattr(found, key) for key in numbers} == numbers
-        assert (found.batch, found.epochs) == (
+        result = spec.resolve_training(name, "babylm-2025")
+        assert {key: getattr(result, key) for key in numbers} == numbers
+        assert (result.batch, result.epochs) == (
             16 if name in ("boolq", "multirc") else 32,
             30 if name == "wsc" else 10,
         )
-        assert {law: getattr(found, law) for law in PIPELINE_DEFAULTS} == {
-            "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all", "equal_epochs": "first",
-            "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer", "strip": False,
+        assert {law: getattr(result, law) for law in PIPELINE_DEFAULTS} == {
+            "last_batch": "drop", "order": "random", "warmup_start": "zero", "decay": "all",
+            "equal_epochs": "first",
+            "token_types": False, "pooling": "first", "head_init": "uniform", "rows": "tokenizer",
+            "strip": False,
         }  # fmt: skip
         assert {
             law: getattr(spec.resolve_training(name), law) for law in PIPELINE_DEFAULTS
@@ -396,7 +397,8 @@ def test_the_key_of_a_cell_with_our_laws_is_as_it_was():
     """Before there were laws, a key held these fields; those of finished cells must stay valid."""
     spec = TrainingSpec(**TRAINING_SETTINGS)
     assert list(spec.settings_for_key()) == [
-        "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip", "dropout",
+        "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip",
+        "dropout",
         "max_length", "betas", "eps",
     ]  # fmt: skip
     assert spec.model_copy(update={"pooling": "first"}).settings_for_key()["pooling"] == "first"

@@ -81,7 +81,8 @@ class Old(Made, MultipleChoiceTask):
     def fewshot_context(self, doc, num_fewshot, **_):
         return self.doc_to_text(doc)
 
-    def construct_requests(self, doc, ctx, metadata=None, **_):  # its own does not take what 0.4.13 passes
+    # The class's own does not take what 0.4.13 passes.
+    def construct_requests(self, doc, ctx, metadata=None, **_):
         return super().construct_requests(doc, ctx, metadata=metadata)
 
 
@@ -91,7 +92,8 @@ class Whole(Old):
 
     def process_results(self, doc, results):
         (said,) = results
-        return {"byte_perplexity": (said, len(doc["q"].encode())), "word_perplexity": (said, len(doc["q"].split()))}
+        num_bytes, num_words = len(doc["q"].encode()), len(doc["q"].split())
+        return {"byte_perplexity": (said, num_bytes), "word_perplexity": (said, num_words)}
 
     def aggregation(self):
         from lm_eval.api.metrics import weighted_perplexity
@@ -103,12 +105,16 @@ class Whole(Old):
 
 
 class Backwards(Whole):
-    """Asks in another order than it reads the answers, and sees more of them than there are choices."""
+    """Requests in another order than it reads responses, and more of them than choices."""
 
     def construct_requests(self, doc, ctx, metadata=None, **_):
         texts = [doc["choices"][doc["gold"]], "dog", *doc["choices"]]
         pairs = [(ctx, f" {text}") for text in texts]
-        return [Instance("loglikelihood", doc, pair, n, metadata=metadata) for n, pair in enumerate(pairs)][::-1]
+        requests = [
+            Instance("loglikelihood", doc, pair, n, metadata=metadata)
+            for n, pair in enumerate(pairs)
+        ]
+        return requests[::-1]
 
     def process_results(self, doc, results):
         (right, _), (dog, first), *_ = results
@@ -143,7 +149,8 @@ class Pictured(Single):
 
 class Mixed(Single):
     def construct_requests(self, doc, ctx, metadata=None, **_):
-        return [*super().construct_requests(doc, ctx, metadata), *[Whole.construct_requests(self, doc, ctx, metadata)]]
+        choices = super().construct_requests(doc, ctx, metadata)
+        return [*choices, Whole.construct_requests(self, doc, ctx, metadata)]
 '''
 
 
@@ -280,13 +287,13 @@ def test_such_runs_are_compared_gated_reported_and_exported(
         ("Mixed", r"not known here \(loglikelihood and loglikelihood_rolling\)"),
     ],
 )
-def test_a_class_that_asks_for_anything_else_is_refused_by_what_it_asks_for(make_class, kind, says):
+def test_a_class_with_other_requests_is_refused(make_class, kind, says):
     with pytest.raises(UsageError, match=says) as caught:
         load_suite(task_ref(make_class(kind)))
     assert f"--tasks toy_{kind.lower()}" in caught.value.hint
 
 
-def test_the_right_option_of_a_class_is_its_target_among_its_continuations(make_class):
+def test_the_gold_of_a_class_is_its_target_continuation(make_class):
     suite, docs = load_suite(task_ref(make_class("ContractNLI"))), made("ContractNLI")
     right = [item.options[item.gold].text for item in suite.items]
     assert all(

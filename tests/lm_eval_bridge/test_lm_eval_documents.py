@@ -65,7 +65,10 @@ def shipped(folder, *names):
         shutil.copy(Path(lm_eval.tasks.__file__).parent / name, folder)
 
 
-F1S = "def weighted(items):\n    from lm_eval.utils import weighted_f1_score\n    return weighted_f1_score(items)\n"
+F1S = """def weighted(items):
+    from lm_eval.utils import weighted_f1_score
+    return weighted_f1_score(items)
+"""
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ F1S = "def weighted(items):\n    from lm_eval.utils import weighted_f1_score\n  
         ),
     ],
 )
-def test_what_a_task_reports_first_is_shown_and_all_its_numbers_are_lm_eval_s(
+def test_all_numbers_of_a_task_are_lm_eval_s(
     make_checkpoint, make_task, tmp_path, options, metrics, metric
 ):
     shipped(tmp_path, "super_glue/cb/aggregate.py", "e2lmc/mmlu_early_training/custom_metrics.py")
@@ -137,9 +140,7 @@ def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
     assert cell.summary.views["f1"].value == pytest.approx(results["toy_ways"]["f1,none"], abs=1e-4)
 
 
-def test_a_continuation_s_first_choice_is_shown_where_nothing_else_is_reported(
-    make_checkpoint, make_task, tmp_path
-):
+def test_greedy_accuracy_is_shown_where_it_is_the_only_metric(make_checkpoint, make_task, tmp_path):
     """arithmetic's form; lambada reports perplexity first."""
     changes = {
         "output_type": "loglikelihood",
@@ -242,13 +243,15 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
         "a"
     ) as code:  # one of seven numbers, for each is a regression of its own
         code.write(
-            'def one(doc, said):\n    return {"female_bias": process_results(doc, said)["female_bias"]}\n'
+            "def one(doc, said):\n"
+            '    return {"female_bias": process_results(doc, said)["female_bias"]}\n'
         )
     races, genders = ["white", "black", "Asian"], ["male", "female"]
     docs = [
         {"race": race, "gender": gender, "age": age, "decision_question_id": template}
         | {
-            "filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} {age} {WORDS[template]}"
+            "filled_template": f"the {race} {'girl' if gender == 'female' else 'boys'} "
+            f"{age} {WORDS[template]}"
         }
         for template, race, gender, age in itertools.product(range(4), races, genders, (20, 40, 60))
     ]

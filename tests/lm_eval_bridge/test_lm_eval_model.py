@@ -63,7 +63,7 @@ def test_every_request_is_answered_as_hf_answers_it(make_checkpoint, adds, archi
     same(ours, theirs)
 
 
-def test_a_cache_of_logits_that_mixes_up_two_splits_of_one_text_is_not_ours(make_checkpoint):
+def test_two_splits_of_one_text_are_not_mixed_up(make_checkpoint):
     """HFLM's (0.4.13) does, and reads the shorter continuation at wrong positions; docs/lm-eval.md
     says so.
     """
@@ -128,7 +128,7 @@ def test_the_first_choices_of_the_model_are_known(make_checkpoint):
     assert {first for _, first in ours} == {True, False}
 
 
-def test_answers_come_in_the_order_of_the_requests_and_reach_the_cache(make_checkpoint):
+def test_responses_are_ordered_and_reach_the_cache(make_checkpoint):
     model = AntlmBench(str(make_checkpoint("causal")), device="cpu")
     seen = {}
     model.cache_hook.add_partial = lambda kind, asked, answer: seen.__setitem__(
@@ -273,7 +273,7 @@ def test_rolling_windows_are_hf_s_with_one_bos(make_checkpoint, adds):
     assert (abs(ours[0] - doubled[0]) > 0.1) == adds
 
 
-def test_perplexity_and_generation_are_refused_where_there_is_none(make_checkpoint):
+def test_perplexity_and_generation_are_refused(make_checkpoint):
     masked = AntlmBench(str(make_checkpoint("masked")), device="cpu")
     with pytest.raises(MethodNotSupported, match="'causal', not 'mlm'"):
         masked.loglikelihood_rolling(instances([("a",)]))
@@ -338,9 +338,12 @@ def test_the_table_of_results_is_the_one_of_hf(make_checkpoint, make_task):
     register_model()
     tables = [
         lm_eval.simple_evaluate(
-            model=model, model_args=arguments, tasks=tasks, task_manager=manager, device="cpu", bootstrap_iters=0
+            model=model, model_args=arguments, tasks=tasks, task_manager=manager,
+            device="cpu", bootstrap_iters=0
         )["results"]
-        for model, arguments in ((MODEL_NAME, {"pretrained": folder}), ("hf", {"pretrained": folder}))
+        for model, arguments in (
+            (MODEL_NAME, {"pretrained": folder}), ("hf", {"pretrained": folder})
+        )
     ]  # fmt: skip
     for task in tasks:
         numbers = [

@@ -154,7 +154,7 @@ def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, 
     assert remedy in caught.value.hint
 
 
-def test_perplexities_of_tasks_that_load_metrics_for_their_siblings_are_lm_eval_s(
+def test_perplexities_with_sibling_metrics_are_lm_eval_s(
     make_checkpoint, make_shipped, tmp_path, monkeypatch
 ):
     import evaluate

@@ -28,7 +28,7 @@ import math
 import numpy as np
 
 def mass(doc, results):
-    """truthfulqa_mc2's form, and a distance (crows_pairs'), a document left out, and what has no mean."""
+    """truthfulqa_mc2's form, crows_pairs' distance, a missing document, and what has no mean."""
     lls = np.array([ll for ll, _ in results])
     probabilities = np.exp(lls) / np.exp(lls).sum()
     said = {"mass": probabilities[doc["gold"]], "gap": abs(lls[0] - lls[1])}
@@ -38,7 +38,8 @@ def mass(doc, results):
     return said | {"nan": float("nan") if doc["gold"] else 1.0}
 
 def paired(doc, results):
-    return mass(doc, results) | {"pair": (doc["gold"] == 1, int(np.argmax([ll for ll, _ in results])) == 1)}
+    best = int(np.argmax([ll for ll, _ in results]))
+    return mass(doc, results) | {"pair": (doc["gold"] == 1, best == 1)}
 
 def single(doc, results):
     ((ll, first),) = results
@@ -48,7 +49,8 @@ def marked(doc, results):
     """esbbq's and bbq's form: shares of the documents with a mark, and of those without."""
     right = int(np.argmax([ll for ll, _ in results]) == doc["gold"])
     mark = len(doc["choices"]) == 2
-    return {"of_two": (int(mark and right), int(mark)), "of_more": (right, mark), "odds": (right, mark)}
+    of_two = (int(mark and right), int(mark))
+    return {"of_two": of_two, "of_more": (right, mark), "odds": (right, mark)}
 
 def share(items):
     right, marks = zip(*items)
@@ -66,7 +68,8 @@ def broken(doc, results):
 
 def lengths(doc, results):
     (ll,) = results
-    return {"word_perplexity": (ll, len(doc["q"].split()) + 1), "byte_perplexity": (ll, 2 * len(doc["q"].encode()))}
+    words, num_bytes = len(doc["q"].split()) + 1, 2 * len(doc["q"].encode())
+    return {"word_perplexity": (ll, words), "byte_perplexity": (ll, num_bytes)}
 '''
 
 
@@ -128,9 +131,7 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
     assert [math.isnan(p.judged[3]) for p in found] == [p.gold != 0 for p in found]
 
 
-def test_less_may_be_better_and_a_single_continuation_may_be_judged(
-    make_checkpoint, make_judged, tmp_path
-):
+def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_judged, tmp_path):
     changes = {
         "doc_to_choice": None,
         "doc_to_target": " {{choices[0]}}",
@@ -188,9 +189,7 @@ def test_several_methods_are_judged_by_one_reading_and_fused_too(
             assert ours.judged == pytest.approx(theirs.judged, abs=1e-5)
 
 
-def test_shares_of_marked_documents_are_means_and_what_is_none_is_no_mean(
-    make_checkpoint, make_judged, tmp_path
-):
+def test_shares_of_marked_documents_are_means(make_checkpoint, make_judged, tmp_path):
     listed = [
         {"metric": n, "aggregation": f"!{f}"} for n, f in (("of_two", "share"), ("of_more", "rest"))
     ]
@@ -247,7 +246,7 @@ def test_an_option_that_is_none_is_no_right_one_of_several(make_task):
 
 
 def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task, tmp_path):
-    """acc_bytes and exact_match; mutual information asks for every option without its context, too."""
+    """acc_bytes, exact_match; mutual information requests options without context, too."""
     drawn, words = (
         random.Random(1),
         ("ä", "the", "boys", "girl", "sees", "☕", "ever", "old", "house", "himself"),
@@ -320,7 +319,7 @@ PERPLEXITIES = [
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_perplexities_of_documents_longer_than_the_model_are_lm_eval_s(
+def test_perplexities_of_long_documents_are_lm_eval_s(
     make_checkpoint, make_task, make_judged, tmp_path, own
 ):
     changes = {**WHOLE, "metric_list": PERPLEXITIES}
@@ -353,9 +352,7 @@ def test_perplexities_of_documents_longer_than_the_model_are_lm_eval_s(
     assert tokens[1] > 64 and tokens[0] < 20
 
 
-def test_a_method_without_perplexities_is_refused_before_data_are_looked_for(
-    make_checkpoint, make_task, tmp_path
-):
+def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task, tmp_path):
     one = make_task(
         "toy_absent",
         **WHOLE,
@@ -396,7 +393,7 @@ def test_other_code_is_another_suite(make_judged, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
-def test_runs_of_such_tasks_are_compared_gated_reported_and_exported(
+def test_runs_of_task_metrics_pass_all_commands(
     make_checkpoint, make_task, make_judged, tmp_path, capsys, kind, metric
 ):
     if kind == "mass":

@@ -56,9 +56,7 @@ def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
         ("ü☕ ", "ß", "ü☕ ß", (2, 4)),
     ],
 )
-def test_white_space_that_ends_a_context_is_scored_with_the_continuation(
-    context, continuation, text, span
-):
+def test_white_space_after_a_context_is_scored(context, continuation, text, span):
     assert documents.request_to_option(context, continuation) == Option(text, span)
 
 
@@ -159,7 +157,7 @@ def test_generation_is_refused_before_data_are_looked_for(make_task, tmp_path, k
         load_suite(task_ref(group))
 
 
-def test_a_name_with_a_slip_costs_no_checkpoint_and_names_the_nearest(monkeypatch):
+def test_a_misspelt_name_gets_a_suggestion_at_once(monkeypatch):
     monkeypatch.setattr(
         tasks, "_builtin_index", lambda: SimpleNamespace(all_tasks=["blimp", "hellaswag"])
     )
@@ -217,9 +215,7 @@ def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, t
     assert cell.summary.headline.value == pytest.approx(results["toy_parity"]["acc,none"])
 
 
-def test_sentences_alone_are_scored_behind_lm_eval_s_delimiter_under_its_conventions(
-    make_checkpoint, make_task, tmp_path
-):
+def test_sentences_are_scored_after_lm_eval_s_delimiter(make_checkpoint, make_task, tmp_path):
     """As its BLiMP does, with a tokenizer that puts no space before a text: "The" and " The" are
     other tokens.
     """
@@ -298,9 +294,7 @@ ENDS = [
 ]
 
 
-def test_the_surprisal_of_one_continuation_is_the_logarithm_of_lm_eval_s_perplexity(
-    make_checkpoint, make_task, tmp_path
-):
+def test_surprisal_is_the_logarithm_of_lm_eval_s_perplexity(make_checkpoint, make_task, tmp_path):
     """lambada's form."""
     both = [
         {"metric": "perplexity", "aggregation": "perplexity"},
@@ -364,9 +358,7 @@ def test_what_is_asked_for_mutual_information_alone_is_no_option(make_task):
     assert "toy_mutual: acc_mutual_info, as the task judges its answers" in suite.notes
 
 
-def test_tasks_of_a_group_that_begin_with_different_metrics_are_choices_all_the_same(
-    make_task, tmp_path
-):
+def test_a_group_with_different_first_metrics_is_choices(make_task, tmp_path):
     """As those of glue do."""
     make_task("toy_acc", DOCS)
     make_task("toy_mcc", DOCS, metric_list=[{"metric": "mcc"}])
@@ -394,9 +386,7 @@ def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
     ]
 
 
-def test_masked_and_hybrid_methods_answer_the_same_tasks_on_the_command_line(
-    make_checkpoint, make_task, tmp_path
-):
+def test_masked_and_hybrid_methods_score_the_same_tasks(make_checkpoint, make_task, tmp_path):
     """A masked model on a task of the harness, by a plain loop over the definition."""
     import torch
     import transformers

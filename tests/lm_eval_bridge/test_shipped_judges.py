@@ -69,7 +69,8 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
 @pytest.mark.parametrize(
     ("place", "document", "answers", "wanted"),
     [
-        ("crows_pairs/crows_pairs_english.yaml", {}, BEST[:2], {"likelihood_diff": 1.0, "pct_stereotype": 1.0}),
+        ("crows_pairs/crows_pairs_english.yaml", {}, BEST[:2],
+         {"likelihood_diff": 1.0, "pct_stereotype": 1.0}),
         (
             "simple_cooccurrence_bias/simple_cooccurrence_bias.yaml",
             {},
@@ -81,12 +82,14 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
         ("mutual/mutual.yaml", {"answers": "B"}, BEST, {"r@1": 1.0, "r@2": 1.0, "mrr": 0.5}),
         ("agieval/aqua-rat.yaml", {"gold": [0, 2], "choices": ["a", "b", "c", "d"]}, BEST,
          {"acc": 1.0, "acc_norm": 1.0}),
-        ("super_glue/record/default.yaml", {"entities": ["Old Cat", "Dog"], "answers": ["Cat"]}, BEST[:2],
+        ("super_glue/record/default.yaml",
+         {"entities": ["Old Cat", "Dog"], "answers": ["Cat"]}, BEST[:2],
          {"f1": 2 / 3, "em": 0.0}),
         ("esbbq/esbbq_age.yaml", BBQ, BEST, {"acc_ambig": 1.0, "acc_disambig": MISSING_VALUE}),
         ("cabbq/cabbq_age.yaml", {**BBQ, "context_condition": "disambig"}, BEST,
          {"acc_ambig": MISSING_VALUE, "acc_disambig": 1.0}),
-        ("truthfulqa/truthfulqa_mc2.yaml", {"mc2_targets": {"labels": [1, 0]}}, BEST[:2], {"acc": MASS}),
+        ("truthfulqa/truthfulqa_mc2.yaml", {"mc2_targets": {"labels": [1, 0]}}, BEST[:2],
+         {"acc": MASS}),
     ],
 )  # fmt: skip
 def test_a_shipped_judge_says_numbers_that_have_a_mean(place, document, answers, wanted):
@@ -116,7 +119,7 @@ def test_documents_are_as_long_as_their_task_counts(place, text):
     assert case.score([-5.0]) == ((14.0, 4.0), ())
 
 
-def test_what_a_shipped_judge_cannot_compute_is_an_error_with_its_place():
+def test_a_failing_shipped_metric_is_an_error_with_location():
     place = "simple_cooccurrence_bias/simple_cooccurrence_bias.yaml"
     with pytest.raises(DataError, match="math domain error") as caught:
         said(place, {}, [(-1e4, False)] * 4)

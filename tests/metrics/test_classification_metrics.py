@@ -94,14 +94,12 @@ def test_every_metric_is_scikit_learns(case: tuple[int, list[tuple[int, int]]]) 
 @pytest.mark.parametrize(
     ("metric", "expected"), [("accuracy", 0.6), ("f1", 2 * 0.6 / 1.6), ("mcc", 0.0)]
 )
-def test_the_majority_is_the_metric_of_always_answering_the_most_frequent_class(
-    metric: str, expected: float
-) -> None:
+def test_majority_is_the_metric_of_the_most_frequent_class(metric: str, expected: float) -> None:
     gold = [1] * 60 + [0] * 40
     assert summary(answered(gold, gold), metric).views["majority"].value == pytest.approx(expected)
 
 
-def test_the_headline_is_the_metric_asked_for_and_counts_the_texts_that_were_cut() -> None:
+def test_the_headline_is_the_requested_metric_with_flags() -> None:
     predictions = answered([0, 1, 1, 0, 1], [0, 1, 0, 1, 1])
     cut = [
         Prediction(p.id, p.gold, p.pred, p.scores, p.tokens, p.characters, p.labels, ("cut",))
@@ -250,7 +248,7 @@ def test_collapse_is_named() -> None:
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=12),
     st.sampled_from(["accuracy", "f1", "macro-f1", "mcc"]),
 )
-def test_contributions_are_the_jackknifes_and_average_to_the_metric(
+def test_contributions_are_jackknifed_and_average_to_the_metric(
     pairs: list[tuple[int, int]], metric: str
 ) -> None:
     gold, said, n = [g for g, _ in pairs], [s for _, s in pairs], len(pairs)
@@ -291,7 +289,7 @@ def test_a_spread_is_over_the_metrics_of_the_seeds() -> None:
     )
 
 
-def test_one_seed_knows_nothing_about_seeds_and_keeps_its_own_interval() -> None:
+def test_one_seed_keeps_its_own_interval() -> None:
     (run,) = seeds(np.random.default_rng(0), 1, 200, 0.5)
     spread, alone = summarize_seeds([run], "mcc"), summary(run, "mcc").headline
     assert spread.num_seeds == 1 and math.isnan(spread.sd)
@@ -319,7 +317,7 @@ def test_seeds_that_all_collapsed_alike_are_not_certain() -> None:
     assert spread.uncertain_mean.variance > 0
 
 
-def test_the_interval_over_seeds_and_items_covers_the_expected_metric() -> None:
+def test_interval_over_seeds_and_items_covers_the_truth() -> None:
     rng, hits = np.random.default_rng(4), 0
     x, w = np.polynomial.hermite_e.hermegauss(
         41

@@ -43,7 +43,7 @@ PAIRS = [
 ]
 
 
-def test_the_headline_is_the_unweighted_mean_of_paradigms_and_micro_the_mean_over_items() -> None:
+def test_headline_averages_paradigms_and_micro_averages_items() -> None:
     found = summary(PAIRS, macro=["paradigm"], groups=["phenomenon", "paradigm"])
     assert found.headline.value == pytest.approx((1 + 0.5 + 0) / 3)
     assert found.headline.n == 5
@@ -52,9 +52,7 @@ def test_the_headline_is_the_unweighted_mean_of_paradigms_and_micro_the_mean_ove
     assert found.views["clustered"].low == 0 and found.views["clustered"].high == 1
 
 
-def test_groups_are_over_items_coarse_to_fine_in_order_of_appearance_and_know_their_parent() -> (
-    None
-):
+def test_groups_go_coarse_to_fine_and_know_their_parent() -> None:
     groups = summary(PAIRS, macro=["paradigm"], groups=["phenomenon", "paradigm"]).groups
     assert [(g.level, g.name, g.within) for g in groups] == [
         ("phenomenon", "x", ""),
@@ -113,7 +111,7 @@ def test_random_ties_are_fair_and_depend_on_the_id_alone() -> None:
     assert back.headline.value * 4001 == pytest.approx(found.headline.value * 4000 + 1)
 
 
-def test_a_collapsed_model_is_at_chance_by_default_and_perfect_only_by_the_peers_rule() -> None:
+def test_a_collapsed_model_is_at_chance_unless_first_wins() -> None:
     collapsed = [made(str(i), -7, -7) for i in range(100)]
     assert summary(collapsed).headline.value == 0.5
     assert summary(collapsed, ties="first").headline.value == 1
@@ -205,7 +203,7 @@ def test_credit_by_brute_force_with_any_number_of_options(rows: list[list[float]
     assert summary(predictions).headline.value == pytest.approx(np.mean(credit))
 
 
-def test_spearman_is_the_correlation_of_the_first_options_softmax_with_the_rating() -> None:
+def test_spearman_correlates_first_option_softmax_and_rating() -> None:
     rng = np.random.default_rng(0)
     scores, ratings = rng.normal(size=(60, 3)) * 3 - 20, rng.random(60)
     predictions = [
@@ -227,7 +225,7 @@ def test_a_correlation_that_is_undefined_is_said_to_be() -> None:
     assert any("undefined" in note for note in constant.notes)
 
 
-def test_a_correlation_whose_interval_nobody_knows_is_defined_and_said_to_be_so() -> None:
+def test_a_correlation_without_interval_has_a_note() -> None:
     three = summary([made(str(i), -i, -1, gold=i / 10) for i in range(3)], metric="spearman")
     tied = summary(
         [made(str(i), -max(i - 42, 0), -1, gold=i / 50) for i in range(50)], metric="spearman"

@@ -136,7 +136,7 @@ def test_the_interval_of_a_ratio_is_that_of_documents_drawn_again() -> None:
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.004)
 
 
-def test_contributions_of_documents_have_the_ratio_as_mean_and_its_variance() -> None:
+def test_document_contributions_have_the_ratios_mean_and_variance() -> None:
     rng = np.random.default_rng(5)
     sizes = rng.integers(20, 900, 200)
     nats = sizes * rng.normal(1.2, 0.2, 200)
@@ -147,6 +147,6 @@ def test_contributions_of_documents_have_the_ratio_as_mean_and_its_variance() ->
     assert 2 * 1.96 * values.std(ddof=1) / 200**0.5 == pytest.approx(high - low, rel=0.05)
 
 
-def test_a_ratio_is_over_what_was_drawn_and_of_nothing_where_all_is_empty() -> None:
+def test_bootstrap_of_a_ratio_skips_empty_resamples() -> None:
     low, high = statistics.bootstrap_ratio_interval(np.array([0.0, 3.0]), np.array([0.0, 2.0]))
     assert (low, high) == (1.5, 1.5)

@@ -15,7 +15,7 @@ from scipy import stats
 from antlm_bench import runs
 from antlm_bench.commands.compare import compare
 from antlm_bench.commands.score import score
-from antlm_bench.compare import compare_runs as differences
+from antlm_bench.comparison import compare_runs as differences
 from antlm_bench.errors import BenchError, DataError, DeclarationError, NotComparable, UsageError
 from antlm_bench.suites import loader as suites
 
@@ -169,7 +169,7 @@ def test_masked_models_score_reading_suites(make_checkpoint, tmp_path, declare_s
     model, suite = make_checkpoint("masked", adds=True), declare_suite("reading", make_rows())
     (run,) = score(model, suite, methods=["mlm", "mntp"], out=tmp_path / "run")
     assert {cell.method for cell in run} == {"mlm", "mntp"}
-    with pytest.raises(BenchError, match="other methods"):
+    with pytest.raises(BenchError, match="left context"):
         score(model, suite, methods="mlm-l2r", out=tmp_path / "other")
     with pytest.raises(UsageError, match="probabilities, not choices"):
         score(model, suite, precision="adaptive", out=tmp_path / "adaptive")

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError, UsageError
+from antlm_bench.printable import make_printable
 from antlm_bench.reporting import html_data, results_table
 from antlm_bench.reporting.html import render_page
 from antlm_bench.reporting.report_data import ReportData
+from antlm_bench.results.display_names import model_name
 from antlm_bench.types import Cell, Group, Manifest, Run, Summary
 
 METHODS = {"causal": "left-to-right log-probability"}
@@ -82,7 +84,7 @@ def one(
         manifest,
         (Cell(suite, "causal", "k", {"bos": note, "suite_digest": name}, summary),),
     )
-    called = (results_table.model_name(run),)
+    called = (model_name(run),)
     return ReportData(
         f"About {name}", (run,), called, tuple(results_table.build_columns([run])), remarks=(note,)
     )
@@ -125,7 +127,7 @@ def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -
 @pytest.mark.parametrize("name", large_runs.HOSTILE_NAMES)
 def test_hostile_names_are_shown_and_survive_in_the_data(name: str) -> None:
     parsed = Parsed(render_page(one(name), METHODS))
-    assert results_table.make_printable(name) in parsed.text
+    assert make_printable(name) in parsed.text
     assert json.loads(parsed.scripts[0])["runs"][0]["manifest"]["model"]["name"] == name
 
 

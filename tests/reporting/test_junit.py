@@ -13,12 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antlm_bench.commands.check import CheckResult
-from antlm_bench.compare import Comparison, Difference, RunComparison
-from antlm_bench.compare.verdict import Margins, judge
+from antlm_bench.comparison import Comparison, Difference, RunComparison
+from antlm_bench.comparison.verdict import CheckResult, Margins, judge
 from antlm_bench.errors import UsageError
-from antlm_bench.reporting.check import summarize_verdict, to_markdown
-from antlm_bench.reporting.check import to_json as verdict
+from antlm_bench.reporting.check_table import build_check_table, summarize_verdict
 from antlm_bench.reporting.github import (
     MAX_ANNOTATIONS,
     MAX_SUMMARY_BYTES,
@@ -28,6 +26,7 @@ from antlm_bench.reporting.github import (
     workflow_commands,
 )
 from antlm_bench.reporting.junit import to_junit_xml
+from antlm_bench.reporting.writers import write_json, write_markdown
 
 
 def checked(
@@ -65,11 +64,17 @@ def test_the_verdict_as_json_is_the_one_of_the_docs() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
     shown = re.search(r"```json\n(.*?)```", text, re.S)
     made = checked(("bad", -0.05, 0.01), missing=("ewok · causal",), group="islands")
-    rounded = json.loads(verdict(made, 1), parse_float=lambda number: round(float(number), 9))
+    rounded = json.loads(
+        write_json(build_check_table(made, 1)), parse_float=lambda number: round(float(number), 9)
+    )
+    rows = rounded.pop("table")["rows"]
+    assert [row["status"] for row in rows] == ["regression", "regression"]
     assert shown and rounded == json.loads(shown[1])
     assert list(rounded) == list(json.loads(shown[1]))  # in this order
     assert (
-        json.loads(verdict(checked(("good", 0.0, 0.001), missing=("x",)), 5))["status"]
+        json.loads(write_json(build_check_table(checked(("good", 0.0, 0.001), missing=("x",)), 5)))[
+            "status"
+        ]
         == "incomplete"
     )
 
@@ -130,7 +135,11 @@ def test_any_name_gives_xml_that_parses_to_it(name: str, group: str) -> None:
     assert len(lines) == 2 and all(
         line.startswith("::error title=antlm-bench%3A ") for line in lines
     )
-    table = [line for line in to_markdown(found).splitlines() if line.startswith("| ")]
+    table = [
+        line
+        for line in write_markdown(build_check_table(found, 0)).splitlines()
+        if line.startswith("| ")
+    ]
     assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in table}) == 1
 
 

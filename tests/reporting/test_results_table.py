@@ -13,15 +13,21 @@ from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, ONE_RUN, READING_RUN, TWO_RU
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
-from antlm_bench.reporting.results_table import FORMATTERS
-from antlm_bench.types import Estimate
+from antlm_bench.reporting.results_table import build_results_table
+from antlm_bench.reporting.writers import FORMATS
+from antlm_bench.results.display_names import model_names
+from antlm_bench.types import Estimate, Run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
+def show(runs: list[Run], by: str, form: str) -> str:
+    return FORMATS[form].write(build_results_table(runs, by))
+
+
 @pytest.mark.parametrize("form", ["markdown", "csv", "json"])
 def test_golden(form: str) -> None:
-    assert FORMATTERS[form](TWO_RUNS, "paradigm") == (GOLDEN / f"table.{form}").read_text(
+    assert show(TWO_RUNS, "paradigm", form) == (GOLDEN / f"table.{form}").read_text(
         encoding="utf-8"
     )
 
@@ -29,14 +35,14 @@ def test_golden(form: str) -> None:
 def test_markdown_has_one_table_of_even_width() -> None:
     lines = [
         line
-        for line in FORMATTERS["markdown"](HYBRID_RUN, "paradigm").splitlines()
+        for line in show(HYBRID_RUN, "paradigm", "markdown").splitlines()
         if line.startswith("|")
     ]
     assert {line.count("|") for line in lines} == {6}
 
 
 def test_csv_is_tidy_and_exact() -> None:
-    rows = list(csv.DictReader(io.StringIO(FORMATTERS["csv"](TWO_RUNS, "paradigm"))))
+    rows = list(csv.DictReader(io.StringIO(show(TWO_RUNS, "paradigm", "csv"))))
     headline = next(
         row
         for row in rows
@@ -54,7 +60,7 @@ def test_csv_is_tidy_and_exact() -> None:
 
 
 def test_json_holds_everything_at_any_depth() -> None:
-    document = json.loads(FORMATTERS["json"](ONE_RUN, "suite"))
+    document = json.loads(show(ONE_RUN, "suite", "json"))
     assert len(document["runs"][0]["cells"][0]["summary"]["groups"]) == 5
     assert document["runs"][0]["manifest"]["model"]["name"] == "out/babyllama"
 
@@ -108,16 +114,16 @@ def test_a_suite_that_one_checkpoint_lacks_has_a_gap() -> None:
     ],
 )
 def test_models_are_named_by_what_tells_them_apart(names: list[str], shown: list[str]) -> None:
-    assert results_table.model_names([make_run(name, "causal") for name in names]) == shown
+    assert model_names([make_run(name, "causal") for name in names]) == shown
 
 
 def test_names_cannot_break_the_markdown_table() -> None:
-    text = FORMATTERS["markdown"]([make_run("a|b`<script>\n*x*", "causal")], "suite")
+    text = show([make_run("a|b`<script>\n*x*", "causal")], "suite", "markdown")
     assert r"a\|b\`\<script\>" in text and "\n*x*" not in text
 
 
 def test_numbers() -> None:
-    assert results_table.format_estimate(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0  ±5.0"
+    assert results_table.format_estimate(Estimate(1.0, 10, 0.9, 1.0), "accuracy") == "100.0 ±5.0"
     assert results_table.format_estimate(Estimate(0.6342, 10, 0.3, 0.9), "accuracy") == "63.4 ±30.0"
     assert (
         results_table.format_estimate(Estimate(-0.084, 10, -0.2, 0.1), "spearman") == "-0.08 ±0.15"
@@ -144,9 +150,7 @@ def test_only_what_can_be_wrong_is_counted_wrong() -> None:
 def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
     reading, words = results_table.build_blocks(results_table.build_columns(READING_RUN), "suite")
     assert (reading.average, words.average) == ("100 ΔR², mean of 2 measures", "nats, mean by word")
-    assert (
-        results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2  ±0.8"
-    )
+    assert results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2 ±0.8"
     assert results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
     legend = results_table.build_legend(results_table.build_columns(READING_RUN))
     assert "sentences resampled" in legend and "Surprisal in nats" in legend

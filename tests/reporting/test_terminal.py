@@ -13,11 +13,19 @@ import pytest
 from rich.cells import cell_len
 from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, NOTE, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
+from antlm_bench.console import print_error
 from antlm_bench.errors import DataError
-from antlm_bench.reporting import print_error, print_fields, print_rows, show_runs
+from antlm_bench.reporting.results_table import build_results_table
+from antlm_bench.reporting.writers import print_table
 from antlm_bench.types import Run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def show_runs(runs: list[Run], by: str = "phenomenon") -> None:
+    print_table(build_results_table(runs, by))
+
+
 CASES = {
     "one": ONE_RUN,
     "hybrid": HYBRID_RUN,
@@ -39,7 +47,7 @@ def test_golden(
     name: str, width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)
-    show_runs(CASES[name], "terminal", "paradigm" if name == "one" else "phenomenon")
+    show_runs(CASES[name], "paradigm" if name == "one" else "phenomenon")
     assert capsys.readouterr().out == (GOLDEN / f"terminal.{name}.{width}.txt").read_text(
         encoding="utf-8"
     )
@@ -58,29 +66,29 @@ def test_no_line_is_wider_than_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    show_runs(runs, "terminal", by)
+    show_runs(runs, by)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert all(line == line.rstrip() for line in lines)
 
 
 def test_every_number_of_every_checkpoint_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_runs(CHECKPOINT_RUNS, "terminal", "suite")
+    show_runs(CHECKPOINT_RUNS, "suite")
     out = capsys.readouterr().out
-    assert out.count("63.4  ±0.4") == len(CHECKPOINT_RUNS)
+    assert out.count("63.4 ±0.4") == len(CHECKPOINT_RUNS)
     assert all(f"chck_{words}M" in out for words in (1, 10, 20)) and NOTE in out
 
 
 def test_names_are_not_markup_and_cannot_steer_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_runs([make_run("[red]x[/red]\x1b[2J:smile:", "causal")], "terminal", "suite")
+    show_runs([make_run("[red]x[/red]\x1b[2J:smile:", "causal")], "suite")
     out = capsys.readouterr().out
     assert "[red]x[/red]" in out and ":smile:" in out and "\x1b" not in out
 
 
 def test_nothing_scored(capsys: pytest.CaptureFixture[str]) -> None:
-    show_runs([], "terminal")
+    show_runs([])
     assert "nothing" in capsys.readouterr().out
 
 
@@ -99,59 +107,16 @@ def test_colour_on_a_terminal_and_none_under_no_color(
 def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     here = Path(__file__).parent
     code = f"import sys; sys.path.insert(0, {str(here)!r}); from table_runs import ONE_RUN; "
-    code += "from antlm_bench.reporting import show_runs; show_runs(ONE_RUN); show_runs(ONE_RUN, 'markdown')"
+    code += (
+        "from antlm_bench.reporting.results_table import build_results_table as build; "
+        "from antlm_bench.reporting.writers import print_table; "
+        "print_table(build(ONE_RUN)); print_table(build(ONE_RUN), 'markdown')"
+    )
     environment = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert "63.4  ?0.4" in done.stdout
-
-
-def test_facts(capsys: pytest.CaptureFixture[str]) -> None:
-    print_fields(
-        "checkpoint x",
-        {
-            "parameters": 58000000,
-            "tied": True,
-            "mask": None,
-            "special": {"bos": "<s>"},
-            "m": ("a", "b"),
-        },
-    )
-    assert capsys.readouterr().out.splitlines() == [
-        " checkpoint x",
-        "  parameters  58,000,000",
-        "  tied        yes",
-        "  mask        –",
-        "  special",
-        "    bos  <s>",
-        "  m           a, b",
-        "",
-    ]
-
-
-ROWS = [
-    {"suite": "blimp", "items": "67,000", "title": "BLiMP"},
-    {"suite": "a|b", "items": "", "title": "[x]"},
-]
-
-
-def test_catalog_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows(ROWS)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines if "─" not in line] == [
-        ["suite", "items", "title"],
-        ["blimp", "67,000", "BLiMP"],
-        ["a|b", "–", "[x]"],
-    ]
-    print_rows(ROWS, "markdown")
-    assert capsys.readouterr().out.splitlines()[3] == r"| a\|b | – | \[x\] |"
-    print_rows(ROWS, "csv")
-    assert capsys.readouterr().out == 'suite,items,title\nblimp,"67,000",BLiMP\na|b,,[x]\n'
-    print_rows(ROWS, "json")
-    assert '"title": "[x]"' in capsys.readouterr().out
-    print_rows([], empty="no suites")
-    assert capsys.readouterr().out == " no suites\n"
 
 
 def test_a_problem_goes_to_stderr_with_its_place_and_hint(
@@ -169,5 +134,5 @@ def test_a_problem_goes_to_stderr_with_its_place_and_hint(
 
 def test_output_may_be_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sink := io.StringIO())
-    show_runs(ONE_RUN, "terminal", "suite")
+    show_runs(ONE_RUN, "suite")
     assert "blimp" in sink.getvalue()

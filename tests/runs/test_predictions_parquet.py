@@ -88,7 +88,7 @@ def test_bytes_that_are_no_parquet_are_a_typed_error(data: bytes) -> None:
         predictions_parquet.decode_table(data, "here")
 
 
-def test_what_a_judge_says_survives_and_files_without_one_keep_their_columns() -> None:
+def test_optional_columns_exist_only_where_they_are_needed() -> None:
     plain = Prediction("a", 0, 0, (-1.0,), (1,), (1,))
     given = [
         replace(plain, judged=(0.25, math.nan)),

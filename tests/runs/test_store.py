@@ -135,7 +135,7 @@ def test_a_chunk_of_another_key_or_place_is_never_trusted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_predictions_are_an_error_for_readers_and_undone_for_the_writer(
+def test_damaged_predictions_fail_to_read_and_are_written_again(
     finished: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     file = finished / "predictions" / "alpha.causal.parquet"
@@ -153,7 +153,7 @@ def test_missing_predictions_are_an_error_that_says_so(finished: Path) -> None:
         runs.read_predictions(finished, runs.open_run(finished).cells[0])
 
 
-def test_a_folder_keeps_to_one_checkpoint_and_remembers_when_it_was_begun(finished: Path) -> None:
+def test_a_folder_keeps_its_checkpoint_and_its_creation_time(finished: Path) -> None:
     with (
         pytest.raises(RunError, match="another checkpoint"),
         runs.RunWriter(finished, replace(MANIFEST, model={"name": "other", "weights": "def"})),

@@ -87,7 +87,8 @@ def test_a_norm_of_another_formula_stays_plain() -> None:
     import transformers
 
     config = transformers.GemmaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4,
         num_key_value_heads=4, head_dim=8,
     )  # fmt: skip
     model = transformers.GemmaForCausalLM(config)  # 1 + weight
@@ -109,7 +110,7 @@ class Twice(nn.Module):
         return None
 
 
-def test_an_activation_that_follows_no_single_layer_stays_where_it_is() -> None:
+def test_an_activation_after_no_single_layer_stays() -> None:
     module = Twice().eval()
     pack_linears(module, 8, 8)
     assert counted(module, PackedLinear) == 2 and fuse_layers(nn.ModuleList([module])) == 0
@@ -156,7 +157,7 @@ def test_the_library_file_is_changed_once_and_not_by_forwards() -> None:
     assert seen == [installed] and getattr(file, ROTARY_FUNCTION_NAME) is installed
 
 
-def test_angles_of_another_dtype_or_of_part_of_a_head_go_to_the_library() -> None:
+def test_other_dtypes_or_partial_heads_use_the_library_rotation() -> None:
     [(plain, quick)] = RotaryPatch.for_model(made("GPTNeoX")).replacements.items()
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
     for width, dtype in ((4, torch.float32), (8, torch.float64)):

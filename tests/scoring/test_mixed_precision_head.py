@@ -52,9 +52,7 @@ def test_a_sum_that_fp32_cannot_hold_is_added_up_with_care() -> None:
 @pytest.mark.parametrize(
     ("name", "says"), [("Llama", True), ("Bert", True), ("Gemma2", False), ("Cohere", False)]
 )
-def test_a_model_that_does_something_to_its_logits_keeps_an_fp32_head(
-    name: str, says: bool
-) -> None:
+def test_a_model_that_changes_its_logits_keeps_an_fp32_head(name: str, says: bool) -> None:
     engine = Engine(made(name).eval(), name, ForwardConfig("eager", "causal"), 64)
     assert has_plain_lm_head(engine) is says
 

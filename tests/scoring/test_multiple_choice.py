@@ -46,19 +46,19 @@ def test_a_difference_that_no_scored_token_sees_is_flagged():
     assert ask(pair("the cat", "a cat"), bos=True).flags == ()
 
 
-def test_a_difference_in_the_context_alone_is_a_question_and_not_blindness():
+def test_options_that_differ_in_context_only_are_not_blind():
     swapped = pair("the cat", "a cat", spans=((3, 7), (1, 5)))
     assert ask(swapped).flags == ()
 
 
-def test_identical_options_unknown_words_and_overlong_items_are_flagged():
+def test_identical_unknown_and_too_long_items_are_flagged():
     assert ask(pair("the cat", "the cat")).flags == ("identical",)
     assert ask(pair("the huh", "the cat")).flags == ("unk",)
     overlong = ask(pair("the cat " * 5, "the cat"))
     assert overlong.flags == ("too-long",) and overlong.tokens == (0, 0)
 
 
-def test_an_option_without_a_scored_token_is_an_error_that_names_the_item():
+def test_an_option_without_a_scored_token_names_its_item():
     with pytest.raises(DataError, match=r"item x_0: no token of option 2"):
         ask(pair("the cat", "cat"), bos=False)
 
@@ -89,7 +89,7 @@ def test_words_within_texts_keep_their_texts_under_every_bundle():
 
 
 @pytest.mark.parametrize("peer", ["lm-eval", "babylm-2024"])
-def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
+def test_a_delimiter_precedes_sentences_only_and_is_scored(peer):
     causal = conventions.PEER_CONVENTIONS[peer].for_method(METHODS["causal"])
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
     sentences, behind = conventions.apply_conventions(
@@ -109,7 +109,7 @@ def test_a_peers_delimiter_stands_before_sentences_alone_and_counts(peer):
     )
 
 
-def test_chunks_are_fixed_blocks_that_do_not_depend_on_anything_but_the_methods():
+def test_chunk_sizes_depend_on_the_methods_only():
     items = [pair("the cat", "a cat")] * 5000
     assert [len(c) for c in multiple_choice.iter_chunks(items, CAUSAL)] == [4096, 904]
     assert {len(c) for c in multiple_choice.iter_chunks(items, [METHODS["mlm"]])} == {
@@ -142,7 +142,7 @@ def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):
         assert not tied or "float32" in adapted.flags  # a tie lies within any bound
 
 
-def test_adaptive_rescoring_widens_a_bound_that_turns_out_too_small():
+def test_adaptive_rescoring_raises_a_bound_that_is_too_small():
     exact = {"the": -1.0, "a": -2.0, "some": -1.9, "no": -3.1, "cat": -3.0}
     quick = exact | {"a": -1.5}  # off by half a nat
     items = [

@@ -174,7 +174,7 @@ def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypat
 
 
 # ---- refusals
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_attentions_that_only_our_engine_turns_are_refused(make_checkpoint):
@@ -200,14 +200,14 @@ def test_a_text_of_which_nothing_can_be_scored_is_named(make_checkpoint):
         foreign(folder, "causal", bos="never", texts=["the"])
 
 
-def test_a_special_token_inside_a_masked_text_is_refused_because_minicons_leaves_it_out(
+def test_minicons_refuses_a_special_token_inside_a_masked_text(
     make_checkpoint,
 ):
     with pytest.raises(CheckpointError, match="leaves out"):
         foreign(make_checkpoint("masked"), "mlm", texts=["the cat </s> sleeps"])
 
 
-def test_a_text_that_reads_differently_after_a_spelled_bos_is_refused(tmp_path):
+def test_a_text_that_a_spelled_bos_changes_is_refused(tmp_path):
     """A tokenizer that marks a text's first word alone: after a spelled <s>, the text is no
     beginning any more.
     """
@@ -225,9 +225,7 @@ def test_a_text_that_reads_differently_after_a_spelled_bos_is_refused(tmp_path):
     )
 
 
-def test_minicons_own_bundle_decides_by_the_mean_as_its_sequence_score_does(
-    make_checkpoint, tmp_path
-):
+def test_the_minicons_bundle_decides_by_the_mean(make_checkpoint, tmp_path):
     from antlm_bench import runs, score
 
     (tmp_path / "x.csv").write_text(
@@ -313,9 +311,7 @@ def test_a_run_is_the_same_but_for_the_engine_in_its_settings(make_checkpoint, s
         ({"engine": "minicons", "methods": ["causal", "fused"]}, MethodNotSupported),
     ],
 )
-def test_what_minicons_cannot_do_is_refused_before_anything_is_opened(
-    suite, tmp_path, options, error
-):
+def test_minicons_limits_are_refused_before_opening(suite, tmp_path, options, error):
     from antlm_bench import score
 
     with pytest.raises(error) as caught:

@@ -26,7 +26,7 @@ def rows(made):
     ]
 
 
-def test_causal_reads_one_position_before_each_scored_token_and_never_shows_the_last():
+def test_causal_reads_before_each_token_and_hides_the_last():
     context = [1, 5, 6, 7, 8]
     assert rows(probes.causal(SENTENCE)) == [
         (context, 0, 5, 4),
@@ -36,7 +36,7 @@ def test_causal_reads_one_position_before_each_scored_token_and_never_shows_the_
     ]
 
 
-def test_causal_cannot_score_a_first_token_without_anything_before_it():
+def test_causal_skips_a_first_token_without_context():
     bare = EncodedBatch(
         SENTENCE.ids[:, 1:],
         SENTENCE.score_mask[:, 1:],

@@ -1,4 +1,6 @@
-"""Two threads score at once: every score is the one that a single thread computes, to the last bit."""
+"""Two threads score at once: every score is the one that a single thread computes, to the last
+bit.
+"""
 
 from __future__ import annotations
 

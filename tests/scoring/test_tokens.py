@@ -1,4 +1,6 @@
-"""Any tokenizer, any text: words, lost characters, unknown tokens, and errors that name the text."""
+"""Any tokenizer, any text: words, lost characters, unknown tokens, and errors that name the
+text.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,7 @@ def hidden_by_hand(text: str, offsets: list[tuple[int, int]], target: int) -> se
 
 
 @pytest.mark.parametrize("kind", UNTOLD)
-def test_the_rest_of_a_word_is_hidden_where_the_tokenizer_tells_none(kind: str) -> None:
+def test_the_rest_of_a_word_is_hidden_without_word_ids(kind: str) -> None:
     tokenizer, mask = UNTOLD[kind], 3
     assert not TextTokenizer(tokenizer).has_word_ids
     encoder = TextEncoder(
@@ -161,7 +163,7 @@ def test_a_dropped_character_is_flagged_as_lost() -> None:
     assert not found.flags["unk"].any()
 
 
-def test_half_a_character_is_lost_where_the_vocabulary_lacks_a_byte() -> None:
+def test_half_a_character_is_lost_without_its_byte() -> None:
     partial = small_tokenizers.train_byte_level(
         alphabet=[symbol for symbol in small_tokenizers.BYTES if symbol != "¶"]
     )  # byte 0xB6
@@ -171,7 +173,7 @@ def test_half_a_character_is_lost_where_the_vocabulary_lacks_a_byte() -> None:
     assert not whole.flags["lost"].any()
 
 
-def test_an_unknown_token_that_only_the_vocabulary_names_is_flagged() -> None:
+def test_an_unknown_token_of_the_vocabulary_is_flagged() -> None:
     unnamed = small_tokenizers.build_unigram()
     assert unnamed.unk_token_id is None
     found = TextTokenizer(unnamed).tokenize(["the cat", "the ☕"])

@@ -79,7 +79,7 @@ def test_seeds_that_hardly_contribute_do_not_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize("df", [1, 2, 4])
-def test_one_number_of_few_seeds_is_covered_93_to_97_times_in_100_whatever_they_contribute(
+def test_few_seeds_cover_93_to_97_percent(
     df: int,
 ) -> None:
     """Integrated over what the seeds' variance is seen as: nothing is drawn. share: what it truly
@@ -98,7 +98,7 @@ def test_one_number_of_few_seeds_is_covered_93_to_97_times_in_100_whatever_they_
         assert 0.93 <= (2 * stats.norm.cdf(halves) - 1).mean() <= 0.97
 
 
-def test_one_seed_is_the_t_interval_over_items_and_one_item_that_over_seeds() -> None:
+def test_one_seed_or_one_item_gives_a_t_interval() -> None:
     values = np.random.default_rng(0).normal(size=30)
     theirs = stats.t.interval(0.95, 29, loc=values.mean(), scale=stats.sem(values))
     assert tuple(statistics.two_level_mean(values[None]).interval) == pytest.approx(theirs)
@@ -113,7 +113,7 @@ NOISE = 3 * (0.05 * 0.95 / TRIALS) ** 0.5  # of a share of 5% that is counted in
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("luck", [0, 1, 10, 100])
 @pytest.mark.parametrize(("items", "interaction"), [(50, 1.0), (200, 0.4)])
-def test_the_interval_covers_95_times_in_100_whatever_seeds_contribute(
+def test_interval_covers_95_percent_for_any_seed_variance(
     seeds: int, luck: float, items: int, interaction: float
 ) -> None:
     """luck: the variance that seeds add to a mean, in that of the rest."""
@@ -153,7 +153,7 @@ def test_between_single_seeds_the_difference_is_the_paired_t_test() -> None:
     assert tuple(interval) == pytest.approx(tuple(theirs.confidence_interval()))
 
 
-def test_of_one_item_the_difference_is_nearly_welchs_test_of_seeds() -> None:
+def test_one_item_is_nearly_welchs_test_of_seeds() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=5), rng.normal(1, 2, size=4)
     value, interval, p = statistics.two_level_test(a[:, None], b[:, None])
@@ -199,7 +199,7 @@ def test_equal_models_differ_5_times_in_100(
     assert lost + wide == TRIALS
 
 
-def test_the_same_run_does_not_differ_from_itself_and_a_shift_of_all_is_no_certainty() -> None:
+def test_same_run_has_no_difference_and_a_shift_is_uncertain() -> None:
     a = (np.random.default_rng(0).random((1, 40)) < 0.5).astype(float)
     assert statistics.two_level_test(a, a) == (0, (0, 0), 1)
     assert statistics.two_level_test(np.zeros((1, 4)), np.ones((1, 4)))[2] == 0.125
@@ -240,7 +240,7 @@ def test_an_interval_is_taken_for_its_variance() -> None:
 @pytest.mark.parametrize("counts", [(2,), (3,), (5,), (2, 5), (3, 3), (3, 10)])
 @pytest.mark.parametrize("tasks", [1, 3, 7])
 @pytest.mark.parametrize(("luckless", "items"), [(1.0, 0.0), (1.0, 0.5), (0.01, 0.03), (0.1, 0.3)])
-def test_means_over_tasks_and_two_runs_are_covered_whoever_has_the_luck(
+def test_means_over_tasks_and_runs_are_covered(
     counts: tuple[int, ...], tasks: int, luckless: float, items: float
 ) -> None:
     """luckless: the variance over seeds of all parts but one (the first run's in the first task),
@@ -302,9 +302,7 @@ def test_a_macro_average_over_tasks_of_few_seeds_covers(seeds: int) -> None:
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
-def test_the_pigeonhole_bootstrap_agrees_but_for_the_interaction_that_it_counts_three_times() -> (
-    None
-):
+def test_pigeonhole_bootstrap_agrees_up_to_the_interaction() -> None:
     """Owen 2007: resampling seeds and items of the same table has var_a/S + var_b/n + 3 var_c/(S n)
     on average.
     """

@@ -106,7 +106,7 @@ def test_no_difference_has_p_1_and_no_p_is_0() -> None:
     )
 
 
-def test_the_same_differences_have_the_same_p_in_either_direction_and_every_time() -> None:
+def test_p_is_symmetric_and_reproducible() -> None:
     d = [changes(np.random.default_rng(k), 200, 0.1, 0.13) for k in range(3)]
     assert statistics.macro_permutation_test(d, equal(3)) == statistics.macro_permutation_test(
         d, equal(3)
@@ -123,7 +123,7 @@ SIZES, WEIGHTS = (64, 165, 280, 842, 40), np.array([0.3, 0.25, 0.2, 0.2, 0.05])
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.6])
-def test_a_macro_difference_of_0_is_found_5_times_in_100_even_where_paradigms_differ(
+def test_macro_test_errs_in_5_percent_if_paradigms_differ(
     shift: float,
 ) -> None:
     """shift: one paradigm better, another worse, the weighted mean 0: no item is exchangeable any
@@ -145,7 +145,7 @@ def test_a_macro_difference_of_0_is_found_5_times_in_100_even_where_paradigms_di
 @pytest.mark.parametrize(
     "interval", ["bootstrap_interval", "normal_interval", "adjusted_wald_macro_interval"]
 )
-def test_intervals_of_a_paired_macro_difference_cover_95_times_in_100(interval: str) -> None:
+def test_paired_macro_intervals_cover_95_percent(interval: str) -> None:
     rng, trials, hits = np.random.default_rng(5), 1500, 0
     gained = np.array([0.12, 0.2, 0.05, 0.1, 0.3])
     for trial in range(trials):
@@ -169,7 +169,7 @@ def test_the_adjusted_interval_covers_where_few_items_differ(
     assert 0.935 <= covered <= 0.992  # of four flips or so it is too wide, never too narrow
 
 
-def test_the_clustered_interval_covers_where_paradigms_are_a_sample() -> None:
+def test_clustered_interval_covers_sampled_paradigms() -> None:
     rng, trials, hits = np.random.default_rng(8), 1500, 0
     for _ in range(trials):
         means = rng.normal(0.02, 0.04, 20) + rng.normal(0, 0.3 / 30, 20)

@@ -62,7 +62,7 @@ def test_the_interval_is_that_of_the_influence_of_weights(seed: int, steps: int,
     )
 
 
-def test_of_many_items_the_interval_is_scipys_bootstrap_and_fishers() -> None:
+def test_many_items_give_scipys_bootstrap_and_fishers_interval() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=400)
     y = x + rng.normal(size=400)
@@ -186,9 +186,7 @@ def alike(
     ("n", "kin", "tied"),
     [(50, 0, 0), (50, 0.9, 0), (100, 0.5, 0.5), (100, 0.9, 0.5), (200, 0.5, 0.8)],
 )
-def test_runs_that_agree_and_tie_on_the_same_items_are_told_apart_5_times_in_100(
-    n: int, kin: float, tied: float
-) -> None:
+def test_tied_runs_that_agree_differ_in_5_percent(n: int, kin: float, tied: float) -> None:
     rng, found = np.random.default_rng(11), []
     while len(found) < TRIALS:
         p = statistics.spearman_difference(*alike(rng, n, kin, tied))[1]

@@ -42,7 +42,7 @@ pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, ma
 
 @settings(deadline=None, max_examples=60)
 @given(pairs, st.sampled_from(["macro", "micro", "weighted", "mcc"]))
-def test_every_document_is_left_out_in_turn_and_the_mean_is_the_number(answers, name):
+def test_every_document_is_left_out_in_turn(answers, name):
     aggregate, n = by_name(name), len(answers)
     whole = aggregate(answers)
     rests = np.array([aggregate(answers[:i] + answers[i + 1 :]) for i in range(n)])
@@ -82,7 +82,7 @@ def slope(items):
     return np.polyfit(x, y, 1)[0]
 
 
-def test_where_no_two_documents_are_alike_parts_are_left_out_and_the_spread_is_that_of_the_estimate():
+def test_distinct_documents_are_left_out_in_groups():
     calls, found, wanted = [], [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -103,7 +103,7 @@ def test_where_no_two_documents_are_alike_parts_are_left_out_and_the_spread_is_t
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_where_each_document_has_its_place_the_others_mean_stands_in_for_it(real):
+def test_the_mean_of_the_others_replaces_a_document(real):
     """tinyBenchmarks' form: weights of a hundred documents, right or wrong, or how right."""
     rng = np.random.default_rng(0)
     weights, values = (

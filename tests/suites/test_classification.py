@@ -188,7 +188,7 @@ SLIPS = [
     (
         'metric = "f1"',
         'metric = "auc"',
-        "mine.toml: task.mood.metric: Input should be 'accuracy', 'f1' or 'mcc'",
+        "mine.toml: task.mood.metric: the metric is 'accuracy', 'f1', 'macro-f1' or 'mcc'",
     ),
     (
         'valid = "mood.valid.jsonl"\ntr',
@@ -229,7 +229,7 @@ def test_each_verb_sends_the_other_s_suites_there() -> None:
 
 def test_list_and_show_know_them() -> None:
     rows = {row["suite"]: row for row in list_catalog("suites")}
-    assert rows["glue-2025"]["items"] == "29,577" and rows["glue-2025"]["by"] == "finetune"
+    assert rows["glue-2025"]["items"] == 29_577 and rows["glue-2025"]["by"] == "finetune"
     assert rows["glue-2025"]["metric"] == "accuracy, f1" and rows["blimp"]["by"] == "score"
     name, facts = describe_entry(["glue-2024"])
     assert name == "glue-2024" and facts["tasks"]["mnli-mm"].endswith(

@@ -163,9 +163,10 @@ def test_the_files_are_found_and_verified_as_those_of_any_suite() -> None:
 # -------------------------------------------------------------------------------------------------
 
 
-def test_a_substitute_serves_only_where_the_official_file_is_absent(tmp_path: Path) -> None:
+def test_a_substitute_replaces_only_an_absent_file(tmp_path: Path) -> None:
     raw = "".join(json.dumps(row) + "\n" for row in TRAIN).encode()
-    told = f'file = "stand-in.jsonl", sha256 = "{hashlib.sha256(raw).hexdigest()}", rows = 10, says = "a stand-in"'
+    sha256 = hashlib.sha256(raw).hexdigest()
+    told = f'file = "stand-in.jsonl", sha256 = "{sha256}", rows = 10, says = "a stand-in"'
     body = DECLARATION.replace(
         'first = "{text}"', f'first = "{{text}}"\nsubstitutes = [{{ {told} }}]', 1
     )
@@ -198,7 +199,7 @@ def test_a_substitute_serves_only_where_the_official_file_is_absent(tmp_path: Pa
 # ---------------------------------------------------------------------------------------
 
 
-def test_labels_are_indices_or_names_and_texts_lose_the_space_at_their_ends(tmp_path: Path) -> None:
+def test_labels_are_indices_or_names_and_texts_are_stripped(tmp_path: Path) -> None:
     task = classification_loader.load_task(written(tmp_path), "mood")
     assert [(one.id, one.first, one.gold) for one in task.valid] == [
         ("mood_0", "a dax", 1),
@@ -425,7 +426,6 @@ def test_a_digest_sees_train_and_groups(tmp_path: Path) -> None:
 
 
 # ---- the hub
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_hub_rows_become_the_files_of_their_configuration_and_split(

@@ -61,14 +61,14 @@ def test_the_pairs_are_these_on_every_version_and_platform() -> None:
     ]
 
 
-def test_there_are_enough_paradigms_and_phenomena_and_no_sentence_twice() -> None:
+def test_paradigms_suffice_and_no_sentence_repeats() -> None:
     assert Counter(Counter(pair["paradigm"] for pair in PAIRS).values()) == {50: 16}
     assert len({pair["phenomenon"] for pair in PAIRS}) == 7
     sentences = Counter(pair[side] for pair in PAIRS for side in ("sentence_good", "sentence_bad"))
     assert set(sentences.values()) == {1}
 
 
-def test_the_training_text_holds_no_test_sentence_and_is_repeatable() -> None:
+def test_the_training_text_is_held_out_and_repeatable() -> None:
     held_out = {pair[side] for pair in PAIRS for side in ("sentence_good", "sentence_bad")}
     text = list(generate_sentences(nano(), 20_000, seed=3))
     assert len(text) == 20_000
@@ -95,7 +95,7 @@ def test_every_test_word_and_construction_occurs_in_training() -> None:
     assert min(trained[word] for word in tested) >= 30
 
 
-def test_no_bad_sentence_is_grammatical_by_another_rule_of_the_grammar() -> None:
+def test_no_bad_sentence_is_grammatical_by_another_rule() -> None:
     grammar = nano()
 
     def slot(match: re.Match[str]) -> str:

@@ -111,7 +111,7 @@ def test_a_field_that_is_missing_is_suggested(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'qestion'?"
 
 
-def test_rows_are_skipped_by_what_a_field_holds_and_ids_go_on_counting(tmp_path: Path) -> None:
+def test_skipped_rows_do_not_shift_ids(tmp_path: Path) -> None:
     body = LISTED.replace("[labels]", 'skip = { field = "answers", containing = "Four" }\n[labels]')
     suite = loader.load_suite(
         written(tmp_path, body, [ROWS[0], ROWS[1], {**ROWS[0], "question": "2?"}])
@@ -133,7 +133,7 @@ def test_ids_of_one_s_own_are_unique(tmp_path: Path) -> None:
 EXPECT = "[expect]\nitems = 3\n[expect.counts]\nfirst = 2\nall-2 = 1\n"
 
 
-def test_an_incomplete_suite_is_refused_unless_allowed_and_then_says_so(tmp_path: Path) -> None:
+def test_an_incomplete_suite_is_refused_or_noted(tmp_path: Path) -> None:
     ref = written(tmp_path, LISTED + EXPECT)
     with pytest.raises(DataError) as caught:
         loader.load_suite(ref)
@@ -312,7 +312,7 @@ def test_a_damaged_declaration_is_a_suite_or_one_error(
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_shipped_declaration_with_a_line_changed_is_a_declaration_or_one_error(
+def test_a_changed_line_gives_a_declaration_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     source = catalog("tasks")[

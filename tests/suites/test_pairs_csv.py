@@ -85,7 +85,7 @@ def test_columns_have_the_names_of_their_owner(tmp_path: Path) -> None:
     assert texts(ref, columns={"good": "ok {sentence}", "bad": "not ok"}) == [("A", "B")]
 
 
-def test_groups_number_their_own_items_and_a_limit_keeps_all_groups(tmp_path: Path) -> None:
+def test_groups_number_their_items_and_limits_keep_groups(tmp_path: Path) -> None:
     rows = "".join(f"g{n},b{n},{'xy'[n % 2]}\n" for n in range(6))
     ref = written(tmp_path, "a.csv", "good,bad,paradigm\n" + rows)
     assert [item.id for item in loader.load_suite(ref).items] == [
@@ -304,7 +304,8 @@ def test_any_json_lines_are_pairs_or_an_error_with_their_line(
 PLAIN = {
     "a.csv": 'good,bad,paradigm\n"The ""wug"" sleeps.",The wug sleep.,p\nA,B,q\n',
     "a.tsv": 'good\tbad\tid\n"The ""wug"" sleeps."\tThe wug sleep.\t1\nA\tB\t2\n',
-    "a.jsonl": '{"good": "A", "bad": "B\\n\\u00e9", "id": "1"}\n{"good": "C", "bad": "D", "id": "2"}\n',
+    "a.jsonl": '{"good": "A", "bad": "B\\n\\u00e9", "id": "1"}\n'
+    '{"good": "C", "bad": "D", "id": "2"}\n',
 }
 EDIT = st.tuples(
     st.integers(0, 60),

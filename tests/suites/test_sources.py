@@ -1,4 +1,4 @@
-"""Sources: the search order, and what the net can do to a download, played by a server in a thread."""
+"""Sources: the search order, and failing downloads, played by a server in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from antlm_bench.errors import DataError, UsageError
-from antlm_bench.suites import download, files, loader, sources
+from antlm_bench.suites import files, loader, sources
 from antlm_bench.suites.spec import SuiteSpec
 
 ROW = {"sentence_good": "The wug sleeps.", "sentence_bad": "The wug sleep."}
@@ -84,8 +84,8 @@ class Net:
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     monkeypatch.delenv("ANTLM_BENCH_OFFLINE")
-    monkeypatch.setattr(download, "RETRY_DELAYS", (0.0, 0.0))
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(files, "RETRY_DELAYS", (0.0, 0.0))
+    monkeypatch.setattr(files, "TIMEOUT", 0.3)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     one = Net()
@@ -164,7 +164,7 @@ def test_wrong_bytes_are_refused_before_they_are_stored(net: Net) -> None:
     assert left() == []
 
 
-def test_without_a_published_hash_rows_are_counted_and_the_first_download_is_pinned(
+def test_without_a_hash_the_first_download_is_pinned(
     net: Net,
 ) -> None:
     open_suite = suite(net.url, files={"wugs.jsonl": {"rows": 3}})
@@ -195,7 +195,7 @@ def test_a_second_place_is_tried_and_all_failures_are_told(net: Net) -> None:
 
 
 @pytest.mark.parametrize("variable", ["ANTLM_BENCH_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_and_absent_says_which_file_from_where_and_where_to_put_it(
+def test_an_absent_file_offline_is_named_with_its_source(
     net: Net, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
@@ -250,7 +250,7 @@ def test_the_user_s_folder_comes_first_plain_or_packed(
         sources.list_files(suite())
 
 
-def test_damaged_gzip_is_named_and_fetched_anew_only_in_our_own_folder(
+def test_damaged_gzip_is_fetched_again_only_in_the_cache(
     net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, packed = suite(net.url), gzip.compress(BODY)
@@ -281,7 +281,6 @@ def test_a_folder_that_was_fetched_into_serves_as_data_folder(
 
 
 # ---- archives
-# ----------------------------------------------------------------------------------------------------
 
 
 def zipped(name: str, content: bytes, password: bytes) -> bytes:
@@ -366,7 +365,7 @@ def test_a_wrong_password_or_a_damaged_archive_is_one_error(net: Net) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
+def test_an_osf_path_is_resolved_by_folder_and_page(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def folder(name: str, to: str) -> dict[str, object]:
@@ -378,7 +377,7 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
     def listing(*entries: object, then: str | None = None) -> bytes:
         return json.dumps({"data": entries, "links": {"next": then}}).encode()
 
-    monkeypatch.setattr(download, "OSF_API", net.url)
+    monkeypatch.setattr(files, "OSF_API", net.url)
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = listing(
         folder("other", "/no"), then=net.url + "/more"
     )
@@ -392,9 +391,9 @@ def test_an_osf_path_is_resolved_folder_by_folder_and_page_by_page(
     gone = suite(sources=[{"osf": "ab1cd", "path": "evaluation data/x/{file}"}], where=["y/{file}"])
     with pytest.raises(DataError, match="the OSF has no 'x'"):
         sources.get_file(gone, "wugs.jsonl")
-    download._list_osf_folder.cache_clear()
+    files._list_osf_folder.cache_clear()
     net.bodies["/nodes/ab1cd/files/osfstorage/"] = b"<html>"
-    with pytest.raises(DataError, match="not understood"):
+    with pytest.raises(DataError, match="an unknown format"):
         sources.get_file(gone, "wugs.jsonl")
 
 
@@ -437,7 +436,7 @@ def test_hub_rows_are_filtered_by_words_and_written_twice(monkeypatch: pytest.Mo
     assert left() == ["e/d.jsonl.gz", "e/d.jsonl.gz.sha256", "words.txt"]
 
 
-def test_the_published_filter_keeps_every_row_of_the_official_fast_subset(real_data: Path) -> None:
+def test_the_filter_keeps_the_official_fast_subset(real_data: Path) -> None:
     from antlm_bench.suites.derivation import build_word_tokenizer
 
     words = set(files.read_bytes(real_data / "ewok_filter_vocab.txt.gz").decode().split("\n"))

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole or not at all, the older thing kept, and opened as it was saved."""
+"""What a run leaves on disk: written atomically, and opened as it was saved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from antlm_bench.training.checkpoint_io import (
 from antlm_bench.training.model_factory import build_model
 from antlm_bench.training.optim import build_optimizer, build_param_groups
 
-CARD = {"recipe": "toy", "scale": "nano", "attends": ["causal"], "methods": ["causal"], "words_seen": 1_234_567,
+CARD = {"recipe": "toy", "scale": "nano", "attends": ["causal"], "methods": ["causal"],
+        "words_seen": 1_234_567,
         "tokens_seen": 2_000_000, "steps": 10, "seed": 42}  # fmt: skip
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
@@ -84,12 +85,12 @@ class TestCheckpoints:
         }.get(architecture)
         carried = [path.name for path in (tmp_path / "chck_1M").glob("*.py")]
         assert carried == ([own] if own else []) and ("auto_map" in config) == bool(own)
-        said = (tmp_path / "chck_1M" / "README.md").read_text()
+        readme = (tmp_path / "chck_1M" / "README.md").read_text()
         assert (
-            "1,234,567" in said
-            and f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
+            "1,234,567" in readme
+            and f"{sum(p.numel() for p in model.parameters()):,} parameters" in readme
         )
-        assert said.startswith("---\nlibrary_name: transformers\n")
+        assert readme.startswith("---\nlibrary_name: transformers\n")
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
     def test_it_fits_the_official_environment(self, tmp_path: Path, architecture: str) -> None:
@@ -180,9 +181,9 @@ class TestCheckpoints:
 class TestStates:
     def test_what_was_saved_comes_back(self, tmp_path: Path) -> None:
         save_state(tmp_path / "state", 10, TENSORS, {"done": 10, "words": 0.1})
-        found = load_state(tmp_path / "state")
-        assert found is not None
-        tensors, facts = found
+        result = load_state(tmp_path / "state")
+        assert result is not None
+        tensors, facts = result
         assert same(tensors, TENSORS) and facts == {"done": 10, "words": 0.1}
         assert load_state(tmp_path / "absent") is None
 
@@ -197,8 +198,8 @@ class TestStates:
             save_state(tmp_path / str(step), step, TENSORS, {"done": step})
             shutil.copytree(tmp_path / str(step) / f"{step:08}", tmp_path / "state" / f"{step:08}")
         (tmp_path / "state" / ".100000001.new").mkdir()
-        found = load_state(tmp_path / "state")
-        assert found is not None and found[1]["done"] == 100_000_000
+        result = load_state(tmp_path / "state")
+        assert result is not None and result[1]["done"] == 100_000_000
         save_state(tmp_path / "state", 100_000_002, TENSORS, {})
         assert names(tmp_path / "state") == ["100000002"]
 
@@ -211,8 +212,8 @@ class TestStates:
             patch.setattr(checkpoint_io, "save_file", fails)
             with pytest.raises(RunError, match="No space left"):
                 save_state(tmp_path, 2, TENSORS, {"done": 2})
-        found = load_state(tmp_path)
-        assert names(tmp_path) == ["00000001"] and found is not None and found[1]["done"] == 1
+        result = load_state(tmp_path)
+        assert names(tmp_path) == ["00000001"] and result is not None and result[1]["done"] == 1
 
     @pytest.mark.parametrize("file", ["tensors", "facts.json"])
     def test_a_damaged_one_is_named(self, tmp_path: Path, file: str) -> None:
@@ -243,10 +244,10 @@ def test_an_optimizer_continues_from_its_saved_state(tmp_path: Path, name: str) 
     steps(first, law, 0, 3)
     tensors, rest = flatten_optimizer_state(law)
     save_state(tmp_path, 3, tensors, {"rest": rest})
-    found = load_state(tmp_path)
-    assert found is not None
+    result = load_state(tmp_path)
+    assert result is not None
     second, law = fresh()
     second.load_state_dict(first.state_dict())
-    restore_optimizer_state(law, found[0], found[1]["rest"])
+    restore_optimizer_state(law, result[0], result[1]["rest"])
     steps(second, law, 3, 6)
     assert same(second.state_dict(), whole.state_dict())

@@ -1,6 +1,4 @@
-"""The stream of tokens: it says the text again, its index counts as a reader would, and it is built
-whole or not.
-"""
+"""The token stream: it decodes to the text, its index counts correctly, it is built atomically."""
 
 from __future__ import annotations
 
@@ -254,8 +252,8 @@ class TestWholeFiles:
         tokenizer = corpora.train_tokenizer(
             learnt, make_recipe().tokenizer, CorpusSpec(**self.WHOLE)
         )
-        said = [tokenizer.encode("".join(part.lines)).ids for part in parts]
-        assert [i for ids in said for i in ids] == tokenizer.encode(text).ids
+        ids_by_block = [tokenizer.encode("".join(part.lines)).ids for part in parts]
+        assert [i for ids in ids_by_block for i in ids] == tokenizer.encode(text).ids
 
     def test_records_do_not_run_into_one_word(self, tmp_path: Path) -> None:
         (tmp_path / "text").mkdir()
@@ -268,13 +266,11 @@ class TestWholeFiles:
     def test_lines_know_their_tokens_and_words(self, tmp_path: Path) -> None:
         corpus = built(tmp_path, "one two\n\nthree  four five\n six", **self.WHOLE)
         parts = zip(corpus.line_starts[:-1], corpus.line_starts[1:], strict=True)
-        said = [corpus.tokenizer.decode(corpus.tokens[a:b]) for a, b in parts]
-        assert said == ["one two\n", "\n", "three  four five\n", " six"]
+        documents = [corpus.tokenizer.decode(corpus.tokens[a:b]) for a, b in parts]
+        assert documents == ["one two\n", "\n", "three  four five\n", " six"]
         assert np.diff(corpus.words_before_line).tolist() == [2, 0, 3, 1]
 
-    def test_a_byte_never_seen_is_unknown_if_the_alphabet_is_what_was_seen(
-        self, tmp_path: Path
-    ) -> None:
+    def test_an_unseen_byte_is_unknown_with_the_seen_alphabet(self, tmp_path: Path) -> None:
         text = tmp_path / "text"
         text.mkdir()
         (text / "a.txt").write_text("abc abd\n" * 9, encoding="utf-8")
@@ -288,7 +284,7 @@ class TestWholeFiles:
 
 class TestHeldOut:
     def test_the_last_lines_of_every_file_are_not_trained_on(self, tmp_path: Path) -> None:
-        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay, blank lines count."""
+        """As notebooks/split_dataset.ipynb: the first round(0.95 x lines) stay."""
         files = [
             "\n".join(f"a{n} x" for n in range(30)) + "\n",
             "\n".join(["b y", "", *["c z"] * 29]),
@@ -365,8 +361,8 @@ class TestPreparing:
     ) -> None:
         self.prepared(text, tmp_path / "corpus")
         (tmp_path / "text" / "0.txt").write_text("entirely new", encoding="utf-8")
-        made = self.prepared(load_text_source(str(tmp_path / "text")), tmp_path / "corpus")
-        assert len(counted) == 2 and decoded(made)[0] == "entirely new"
+        created = self.prepared(load_text_source(str(tmp_path / "text")), tmp_path / "corpus")
+        assert len(counted) == 2 and decoded(created)[0] == "entirely new"
 
     def test_what_a_kill_left_is_neither_read_nor_kept(
         self, text: TextSource, tmp_path: Path, counted: list[Path]
@@ -374,8 +370,8 @@ class TestPreparing:
         whole = self.prepared(text, tmp_path / "whole")
         shutil.copytree(tmp_path / "whole", counted[0].with_name(".corpus.tmp"))
         (tmp_path / ".corpus.tmp" / "tokens.npy").write_bytes(b"half")
-        made = self.prepared(text, tmp_path / "corpus")
-        assert np.array_equal(made.tokens, whole.tokens)
+        created = self.prepared(text, tmp_path / "corpus")
+        assert np.array_equal(created.tokens, whole.tokens)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "text", "whole"]
 
     def test_an_error_in_the_middle_leaves_the_older_corpus(

@@ -94,11 +94,11 @@ def test_gathered_rows_belong_to_their_samples() -> None:
 
 def test_training_needs_samples_and_evaluation_does_not() -> None:
     drop = KeyedDropout(0.1)
-    with pytest.raises(RuntimeError, match="inside `with samples"):
+    with pytest.raises(RuntimeError, match="inside `with keyed_samples"):
         drop(torch.ones(2, 2))
     with keyed_samples(0, 0, [0]):
         drop(torch.ones(1, 2))
-    with pytest.raises(RuntimeError, match="inside `with samples"):
+    with pytest.raises(RuntimeError, match="inside `with keyed_samples"):
         drop(torch.ones(1, 2))
     x = torch.ones(2, 2)
     assert drop.eval()(x) is x
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.inner = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.4))
 
 
-def test_keying_replaces_active_dropouts_and_changes_nothing_that_is_saved() -> None:
+def test_keying_replaces_dropouts_and_keeps_saved_weights() -> None:
     block = Block()
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     assert replace_dropout_modules(block) == 2
@@ -152,7 +152,7 @@ class TestSharedDropout:
         assert replace_dropout_modules(model) == 1
         return model
 
-    def test_all_samples_of_a_step_share_one_mask_whatever_their_batch(self) -> None:
+    def test_all_samples_of_a_step_share_one_mask(self) -> None:
         model, table = self.model(), torch.ones(31, 64)
         masks = []
         for rows in ([0, 1, 2, 3], [2], [3, 0]):
@@ -187,7 +187,8 @@ def test_relative_positions_are_dropped_out_in_training_alone(architecture: str)
     """ELC-BERT's and GPT-BERT's code drop out the position vectors of every layer before they are
     projected.
     """
-    shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "positions": 32, "buckets": 8, "tied": True,
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "positions": 32, "buckets": 8,
+             "tied": True,
              "norm_eps": 1e-5}  # fmt: skip
     spec = ModelSpec(architecture=architecture, dropout=0.0, attention_dropout=0.5, **shape)
     model = build_model(spec, 40, masked=True)

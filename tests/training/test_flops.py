@@ -1,6 +1,4 @@
-"""Counts against the real modules, published numbers, and an independent count of the products of a
-forward pass.
-"""
+"""Sizes against real modules and published numbers; FLOPs against an independent count."""
 
 from __future__ import annotations
 
@@ -123,7 +121,7 @@ def test_flops_follow_the_rule_of_six() -> None:
     assert training_flops(recipe, steps) == pytest.approx(6 * without_input * trained, rel=0.05)
 
 
-def test_hidden_tokens_alone_pay_for_the_head_and_causal_attention_is_half() -> None:
+def test_head_flops_count_targets_and_causal_attention_is_half() -> None:
     d, layers, vocabulary, length = 32, 2, 300, 16
     causal, masked = make_recipe(), make_recipe(**make_phases((1, 0, 1)), objective={"rate": 0.25})
     weights = layers * (4 * d * d + 3 * d * 48)

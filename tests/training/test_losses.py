@@ -1,4 +1,4 @@
-"""The sliced loss against the obvious one on full logits: values, every gradient, many shapes."""
+"""The sliced loss against a plain one on full logits: values and every gradient."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_tied_weights_get_both_gradients() -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_autocast_runs_the_products_in_bf16_and_keeps_the_rest_in_fp32() -> None:
+def test_autocast_runs_products_in_bf16_and_the_rest_in_fp32() -> None:
     inputs = drawn(300, 32, 50, dtype=torch.float32)
     how = {
         "distillation": DistillationTargets(

@@ -1,6 +1,4 @@
-"""Masking: the three laws against plain loops and the originals' statistics; nothing that depends
-on the batch.
-"""
+"""Masking against plain loops and the originals' statistics, independent of the batch."""
 
 from __future__ import annotations
 
@@ -60,9 +58,9 @@ def overlapping_spans(
         if length == 0:
             continue
         begin = dice.integers(-(length - 1), width + length)
-        for place in range(begin, begin + length):
-            if 0 <= place < width:
-                hidden[place] = True
+        for position in range(begin, begin + length):
+            if 0 <= position < width:
+                hidden[position] = True
     return np.array(hidden)
 
 
@@ -98,19 +96,19 @@ def same_distribution(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Non
 def test_spans_follow_the_law_of_a_plain_loop(
     law: str, least: int, width: int, rate: float
 ) -> None:
-    many, dice = 2000, np.random.default_rng(3)
+    many, rng = 2000, np.random.default_rng(3)
     _, chosen = apply_masking(
         plain(many, width), rate, keys(many), Corruption(MASK, WORDS, law, min_masked=least)
     )
     if law == "geometric":
-        expected = [overlapping_spans(dice, width, rate, least) for _ in range(many)]
+        expected = [overlapping_spans(rng, width, rate, least) for _ in range(many)]
     else:
-        expected = [lowest_spans(dice, width, rate, [0] * width) for _ in range(many)]
+        expected = [lowest_spans(rng, width, rate, [0] * width) for _ in range(many)]
     same_distribution(chosen, np.array(expected))
 
 
-def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
-    many, width, passes, dice = 150, 16, 15, np.random.default_rng(5)
+def test_less_often_hidden_tokens_are_hidden_next() -> None:
+    many, width, passes, rng = 150, 16, 15, np.random.default_rng(5)
     counts, expected = np.zeros((many, width), np.int16), np.zeros((many, width), int)
     for number in range(passes):
         rows = plain(many, width)._replace(mask_counts=counts)
@@ -118,7 +116,7 @@ def test_what_was_hidden_less_often_is_hidden_next_as_in_a_plain_loop() -> None:
             rows, 0.15, keys(many, step=number), Corruption(MASK, WORDS, "uniform")
         )[1]
         for row in expected:
-            row += lowest_spans(dice, width, 0.15, row.tolist())
+            row += lowest_spans(rng, width, 0.15, row.tolist())
     assert counts.mean() == pytest.approx(expected.mean(), abs=0.05)
     assert counts.std() == pytest.approx(expected.std(), rel=0.1)
     independent = (passes * 0.15 * 0.85) ** 0.5
@@ -130,9 +128,11 @@ def records(cases_root: Path) -> dict[str, Any]:
     return dict(json.loads(text)["laws"])
 
 
-SPAN_LAWS = {"ltg-bert (babylm/train): span": "geometric", "elc-bert: span": "geometric", "gpt-bert": "uniform",
+SPAN_LAWS = {"ltg-bert (babylm/train): span": "geometric", "elc-bert: span": "geometric",
+             "gpt-bert": "uniform",
              "ltg-bert (BNC training): subword": "token"}  # fmt: skip
-RATES = [f"{code}, {width} words" for code in SPAN_LAWS if code != "gpt-bert" for width in (8, 16, 32, 126)
+RATES = [f"{code}, {width} words" for code in SPAN_LAWS if code != "gpt-bert" for width in (8, 16,
+                                                                                            32, 126)
          if "subword" not in code or width < 126]  # fmt: skip
 RATES += [f"gpt-bert, rate {rate}, {width} words, never hidden before" for rate in (0.15, 0.3)
           for width in (8, 16, 32, 126)]  # fmt: skip

@@ -1,6 +1,4 @@
-"""Every architecture from its declaration: attends as the batch says, keeps packed documents apart,
-loses as told.
-"""
+"""Models from declarations: attention follows the batch, packed documents stay apart."""
 
 from __future__ import annotations
 
@@ -61,9 +59,14 @@ def ids_of(rows: int, seed: int = 0) -> Int64:
 
 def batch_of(ids: Int64, causal: bool, segments: Int64 | None = None) -> TrainingBatch:
     segments = np.zeros_like(ids) if segments is None else segments
-    made = make_clm_batch(ids, segments, np.arange(len(ids)))
+    created = make_clm_batch(ids, segments, np.arange(len(ids)))
     return TrainingBatch(
-        "clm" if causal else "mlm", ids, made.targets, made.segments, causal, made.sample_indices
+        "clm" if causal else "mlm",
+        ids,
+        created.targets,
+        created.segments,
+        causal,
+        created.sample_indices,
     )
 
 
@@ -128,7 +131,7 @@ def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_the_head_where_a_target_stands_says_what_the_whole_model_says(shape: str) -> None:
+def test_the_head_at_targets_equals_the_whole_model(shape: str) -> None:
     """For a masked objective: the library's logits of the whole row, read at the targets."""
     model, ids = made(shape, masked=True), ids_of(4)
     batch = make_masked_batch(
@@ -140,9 +143,9 @@ def test_the_head_where_a_target_stands_says_what_the_whole_model_says(shape: st
     full = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool)
     extra = {} if is_natively_causal(model) is False else {"attention_mask": full}
     whole = model(input_ids=torch.from_numpy(batch.input_ids), **extra).logits
-    wanted = torch.from_numpy(batch.targets)
-    assert torch.equal(targets, wanted[wanted >= 0])
-    assert torch.allclose(logits, whole[wanted >= 0], atol=1e-9)
+    expected = torch.from_numpy(batch.targets)
+    assert torch.equal(targets, expected[expected >= 0])
+    assert torch.allclose(logits, whole[expected >= 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", catalog("models"))

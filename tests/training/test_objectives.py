@@ -1,6 +1,4 @@
-"""Objectives against batches written by hand and rules checked token by token: no target is seen or
-asked elsewhere.
-"""
+"""Objectives against batches written by hand, and rules checked token by token."""
 
 from __future__ import annotations
 
@@ -46,10 +44,10 @@ def hidden(
 def rows(draw: st.DrawFn) -> tuple[Int64, Int64]:
     """Ids with specials among them, and documents that begin anywhere."""
     many, width = draw(st.integers(1, 4)), draw(st.integers(2, 12))
-    dice = np.random.default_rng(draw(st.integers(0, 999)))
-    ids = dice.integers(0, VOCABULARY, (many, width))
-    ids[dice.random((many, width)) < 0.2] = BOS_ID
-    return ids, 7 + np.cumsum(dice.random((many, width)) < 0.2, axis=1)
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    ids = rng.integers(0, VOCABULARY, (many, width))
+    ids[rng.random((many, width)) < 0.2] = BOS_ID
+    return ids, 7 + np.cumsum(rng.random((many, width)) < 0.2, axis=1)
 
 
 def test_causal_rows_ask_for_the_next_token_of_the_document() -> None:
@@ -72,8 +70,9 @@ def test_masked_rows_ask_at_the_place() -> None:
     assert not batch.causal and batch.objective == "mlm" and batch.num_targets == 3
 
 
-def test_mntp_asks_one_place_before_and_never_for_what_begins_a_document() -> None:
-    batch = hidden(array([1, 10, 11, 12, 13, 2], [10, 11, 1, 12, 13, 14]), array([0, 0, 0, 1, 1, 1], [0] * 6),
+def test_mntp_targets_stand_one_before_and_skip_document_starts() -> None:
+    batch = hidden(array([1, 10, 11, 12, 13, 2], [10, 11, 1, 12, 13, 14]),
+                   array([0, 0, 0, 1, 1, 1], [0] * 6),
                    masked="mntp")  # fmt: skip
     assert batch.input_ids.tolist() == [
         [1, MASK_ID, MASK_ID, 12, MASK_ID, 2],
@@ -84,15 +83,17 @@ def test_mntp_asks_one_place_before_and_never_for_what_begins_a_document() -> No
 
 
 @given(rows())
-def test_a_causal_target_is_the_next_token_and_of_the_same_document(
+def test_a_causal_target_is_the_next_token_of_its_document(
     given_rows: tuple[Int64, Int64],
 ) -> None:
     ids, segments = given_rows
     targets = make_clm_batch(ids, segments, np.arange(len(ids))).targets
-    for row, place in np.ndindex(*ids.shape):
-        inside = place + 1 < ids.shape[1] and segments[row, place] == segments[row, place + 1]
-        inside = inside and ids[row, place + 1] != PAD_ID
-        assert targets[row, place] == (ids[row, place + 1] if inside else NO)
+    for row, position in np.ndindex(*ids.shape):
+        inside = (
+            position + 1 < ids.shape[1] and segments[row, position] == segments[row, position + 1]
+        )
+        inside = inside and ids[row, position + 1] != PAD_ID
+        assert targets[row, position] == (ids[row, position + 1] if inside else NO)
 
 
 @given(
@@ -108,15 +109,15 @@ def test_a_target_is_hidden_text_of_the_same_document(
     ids, segments = given_rows
     batch = hidden(ids, segments, rate, masked=objective, spans=spans, corrupt=(1.0, 0.0, 0.0))
     shift = int(objective == "mntp")
-    asked = set()
-    for row, place in zip(*np.nonzero(batch.targets != NO), strict=True):
-        at = place + shift
-        assert batch.targets[row, place] == ids[row, at] >= FIRST_TEXT_ID, "text, the true one"
+    has_target = set()
+    for row, position in zip(*np.nonzero(batch.targets != NO), strict=True):
+        at = position + shift
+        assert batch.targets[row, position] == ids[row, at] >= FIRST_TEXT_ID, "text, the true one"
         assert batch.input_ids[row, at] == MASK_ID, "that the input does not show"
-        assert segments[row, place] == segments[row, at]
-        asked.add((row, at))
-    untouched = [place for place in np.ndindex(*ids.shape) if place not in asked]
-    assert all(batch.input_ids[place] == ids[place] for place in untouched)
+        assert segments[row, position] == segments[row, at]
+        has_target.add((row, at))
+    untouched = [position for position in np.ndindex(*ids.shape) if position not in has_target]
+    assert all(batch.input_ids[position] == ids[position] for position in untouched)
 
 
 def test_at_rate_one_everything_is_asked_but_specials() -> None:
@@ -126,7 +127,7 @@ def test_at_rate_one_everything_is_asked_but_specials() -> None:
     assert set(np.unique(ids[batch.targets == NO])) == set(range(FIRST_TEXT_ID))
 
 
-def test_four_of_five_targets_are_hidden_and_the_rest_random_words_or_kept() -> None:
+def test_targets_are_masked_random_or_kept_80_10_10() -> None:
     ids = np.random.default_rng(0).integers(FIRST_TEXT_ID, VOCABULARY, (300, 32))
     batch = hidden(ids, np.zeros_like(ids), 0.5, corrupt=(0.8, 0.1, 0.1))
     chosen = batch.targets != NO
@@ -189,9 +190,9 @@ def test_positions_count_from_the_beginning_of_the_document(
 ) -> None:
     ids, segments = given_rows
     positions = make_clm_batch(ids, segments, np.arange(len(ids))).position_ids
-    for row, place in np.ndindex(*ids.shape):
-        begins = place == 0 or segments[row, place] != segments[row, place - 1]
-        assert positions[row, place] == (0 if begins else positions[row, place - 1] + 1)
+    for row, position in np.ndindex(*ids.shape):
+        begins = position == 0 or segments[row, position] != segments[row, position - 1]
+        assert positions[row, position] == (0 if begins else positions[row, position - 1] + 1)
 
 
 def test_a_slice_keeps_what_belongs_to_its_rows() -> None:
@@ -254,9 +255,9 @@ def test_gpt_bert_s_rows_are_read_as_in_the_original_code(cases_root: Path) -> N
                 assert (square[text_only] == recorded[text_only]).all()
             else:
                 assert ((square | square.T)[text_only] == recorded[text_only]).all()
-                said = np.array(row["target_ids"])
-                asked = np.nonzero(said >= 0)[0]
-                assert all(segments[0, at] == segments[0, at + 1] for at in asked if at < 15)
+                target_ids = np.array(row["target_ids"])
+                has_target = np.nonzero(target_ids >= 0)[0]
+                assert all(segments[0, at] == segments[0, at + 1] for at in has_target if at < 15)
 
 
 def test_no_rows_make_an_empty_batch() -> None:

@@ -215,14 +215,14 @@ def test_clipping_scales_to_the_norm_and_leaves_what_is_below() -> None:
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("nan")])
-def test_a_norm_that_is_no_number_is_returned_and_touches_nothing(odd: float) -> None:
+def test_a_nan_norm_is_returned_and_touches_no_gradient(odd: float) -> None:
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, odd])
     assert str(clip_gradients([weight], 1.0)) == str(odd) and weight.grad[0] == 1.0
     assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0) == 0.0
 
 
-def test_the_average_starts_at_the_first_weights_and_decays_constantly() -> None:
+def test_the_average_starts_at_initial_weights_with_constant_decay() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 100.0)
     ema, by_hand = Ema(model, 0.9), 100.0
@@ -233,7 +233,7 @@ def test_the_average_starts_at_the_first_weights_and_decays_constantly() -> None
         assert ema.average["weight"].item() == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_averaged_weights_go_in_and_the_own_come_back_bit_for_bit() -> None:
+def test_averaged_weights_are_swapped_in_and_out_exactly() -> None:
     model = Toy()
     ema = Ema(model, 0.9)
     own = {}
@@ -249,7 +249,7 @@ def test_averaged_weights_go_in_and_the_own_come_back_bit_for_bit() -> None:
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
 
 
-def test_the_average_resumes_bit_for_bit_and_refuses_another_model() -> None:
+def test_the_average_resumes_exactly_and_checks_the_model() -> None:
     model = Toy()
     one = Ema(model, 0.9)
     one.update()

@@ -1,6 +1,4 @@
-"""Our training against records of the authors' code: losses, gradients, decay groups, steps,
-buckets, streams.
-"""
+"""Training against records of the authors' code: losses, gradients, decay, steps, streams."""
 
 from __future__ import annotations
 
@@ -288,7 +286,8 @@ class TestBabyLlamaStream:
         (tmp_path / "text.train").write_text(facts["text"], encoding="utf-8")
         # fewer pieces than a recipe may ask for; two specials more than theirs
         seen = TokenizerSpec.model_construct(
-            vocabulary=facts["tokenizer"]["vocab_size_here"] + 2, alphabet="seen", min_frequency=2, normalizer="NFKC",
+            vocabulary=facts["tokenizer"]["vocab_size_here"] + 2, alphabet="seen", min_frequency=2,
+            normalizer="NFKC",
             single_digits=False,
         )  # fmt: skip
         lines = _tokenizer_training_lines(

@@ -1,6 +1,4 @@
-"""The loop: it continues bit for bit, a batch's layout changes rounding only, and every step learns
-what it should.
-"""
+"""The training loop: exact resumption, batch layout changes rounding only, learning."""
 
 from __future__ import annotations
 
@@ -41,15 +39,15 @@ SMOOTH = {
 }  # so that Adam does not blow up the rounding of gradients that are zero but for it
 
 
-class Log:
-    """Who watches in tests: keeps everything, may ask to stop, may meddle."""
+class RecordingCallback:
+    """Keeps every record; may request a stop, and may change the record of a step."""
 
     def __init__(
-        self, meddle: Callable[[dict[str, Any]], None] = lambda _: None, stop_at: int = -1
+        self, on_record: Callable[[dict[str, Any]], None] = lambda _: None, stop_at: int = -1
     ) -> None:
         self.records: list[dict[str, Any]] = []
         self.checkpoints: list[tuple[str, int]] = []
-        self.meddle, self.stop_at = meddle, stop_at
+        self.on_record, self.stop_at = on_record, stop_at
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None:
         self.began = total_tokens, steps_done, tokens_seen
@@ -57,7 +55,7 @@ class Log:
     def on_step_end(self, record: dict[str, Any]) -> None:
         assert record.pop("seconds") >= 0
         self.records.append(record)
-        self.meddle(record)
+        self.on_record(record)
 
     def on_save(self, checkpoint: Path, step: int) -> None:
         self.checkpoints.append((checkpoint.name, step))
@@ -69,13 +67,13 @@ class Log:
 @pytest.fixture(scope="module")
 def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> CorpusOf:
     text = write_text(tmp_path_factory.mktemp("text") / "text")
-    root, made = tmp_path_factory.mktemp("corpora"), {}
+    root, created = tmp_path_factory.mktemp("corpora"), {}
 
     def corpus(recipe: Recipe) -> Corpus:
         key = recipe.corpus.model_dump_json()
-        if key not in made:
-            made[key] = build_corpus(recipe, text, root / str(len(made)))
-        return made[key]
+        if key not in created:
+            created[key] = build_corpus(recipe, text, root / str(len(created)))
+        return created[key]
 
     return corpus
 
@@ -84,19 +82,19 @@ def run(
     recipe: Recipe,
     corpus: Corpus,
     out: Path,
-    log: Log | None = None,
+    log: RecordingCallback | None = None,
     teachers: Any = (),
     **conditions: Any,
 ) -> Trainer:
-    told = RuntimeSettings(device="cpu", **conditions)
-    training = Trainer(recipe, corpus, told, teachers)
-    made = pretrain(training, out, log or Log(), told)
-    assert made is None or made == out / "main"
-    return training
+    settings = RuntimeSettings(device="cpu", **conditions)
+    trainer = Trainer(recipe, corpus, settings, teachers)
+    checkpoint = pretrain(trainer, out, log or RecordingCallback(), settings)
+    assert checkpoint is None or checkpoint == out / "main"
+    return trainer
 
 
-def weights(training: Trainer) -> Weights:
-    return {name: p.detach().clone() for name, p in training.model.named_parameters()}
+def weights(trainer: Trainer) -> Weights:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 def farthest(ours: Weights, theirs: Weights) -> float:
@@ -151,7 +149,7 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe, corpus = RESUMED[name], corpus_of(RESUMED[name])
-    whole, first, second = Log(), Log(), Log()
+    whole, first, second = RecordingCallback(), RecordingCallback(), RecordingCallback()
     run(recipe, corpus, tmp_path / "whole", whole)
     run(recipe, corpus, tmp_path / "parts", first, stop_after=10)
     assert not (tmp_path / "parts" / "main").exists()
@@ -167,9 +165,9 @@ def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_p
 
 def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe = make_recipe(**steps(6, 1, 0))
-    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=4)).steps_done == 4
+    assert run(recipe, corpus_of(recipe), tmp_path, RecordingCallback(stop_at=4)).steps_done == 4
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000004"]
-    assert run(recipe, corpus_of(recipe), tmp_path, Log(stop_at=2)).steps_done == 6, (
+    assert run(recipe, corpus_of(recipe), tmp_path, RecordingCallback(stop_at=2)).steps_done == 6, (
         "asked at the end, it has finished"
     )
 
@@ -193,10 +191,10 @@ def test_the_layout_of_a_batch_changes_rounding_only(
 ) -> None:
     expected = weights(run(recipe, corpus_of(recipe), tmp_path / "whole"))
     for micro in (1, 16, 32, 48):
-        found = weights(
+        result = weights(
             run(recipe, corpus_of(recipe), tmp_path / str(micro), micro_batch_tokens=micro)
         )
-        assert farthest(found, expected) < 1e-5
+        assert farthest(result, expected) < 1e-5
 
 
 def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
@@ -226,10 +224,10 @@ def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusO
 
 def gradients(training: Trainer, step: Any, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """What the optimizer is given in a step."""
-    found: Weights = {}
+    result: Weights = {}
 
     def keep(*_: Any) -> None:
-        found.update(
+        result.update(
             {
                 name: p.grad.clone()
                 for name, p in training.model.named_parameters()
@@ -239,7 +237,7 @@ def gradients(training: Trainer, step: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(training.optimizer, "step", keep)
     training.train_step(step)
-    return found
+    return result
 
 
 def entropy(training: Trainer, batch: TrainingBatch) -> torch.Tensor:
@@ -253,8 +251,8 @@ def entropy(training: Trainer, batch: TrainingBatch) -> torch.Tensor:
 
 def slopes(training: Trainer, loss: torch.Tensor) -> Weights:
     named = dict(training.model.named_parameters())
-    found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
-    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+    result = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
+    return {name: g for name, g in zip(named, result, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +275,7 @@ def test_two_losses_weigh_what_the_phase_says(
 
 
 def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = make_recipe(**steps(3, 1, 1)), Log()
+    recipe, log = make_recipe(**steps(3, 1, 1)), RecordingCallback()
     training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
     step = plan_steps(recipe, len(training.corpus))[0]
     batches = training._make_batches(step, training._row_starts(step))
@@ -289,12 +287,12 @@ def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) 
 
 
 def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = make_recipe(**make_phases((1, 1, 0), (2, 0, 1), (1, 1, 0))), Log()
+    recipe, log = make_recipe(**make_phases((1, 1, 0), (2, 0, 1), (1, 1, 0))), RecordingCallback()
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
     epoch = math.ceil(count_rows(len(corpus), 16, "fixed") / 4)
-    asked = [[*record["loss"]] for record in log.records]
-    assert asked == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
+    has_target = [[*record["loss"]] for record in log.records]
+    assert has_target == [["clm"]] * epoch + [["mlm"]] * 2 * epoch + [["clm"]] * epoch
     assert [record["step"] - 1 for record in log.records if record["switch"]] == [epoch, 3 * epoch]
     read = count_rows(len(corpus), 16, "fixed") * 16
     assert log.records[-1]["words"] == pytest.approx(
@@ -331,14 +329,14 @@ def test_the_optimizer_forgets_at_a_switch_if_told_to(
 
 
 def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = make_recipe(objective={"rate": 0.0}, **steps(2, 0, 1)), Log()
+    recipe, log = make_recipe(objective={"rate": 0.0}, **steps(2, 0, 1)), RecordingCallback()
     corpus = corpus_of(recipe)
     before = weights(Trainer(recipe, corpus, RuntimeSettings(device="cpu")))
     assert farthest(weights(run(recipe, corpus, tmp_path, log)), before) == 0
     assert [record["loss"] for record in log.records] == [{}, {}]
 
 
-def test_an_objective_without_a_target_leaves_its_weight_to_the_other(
+def test_an_objective_without_targets_yields_its_weight(
     corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
@@ -354,7 +352,7 @@ def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
     """Words drawn alike from 35, 1 to 9 in a line: far below guessing among 300, and both ways."""
     recipe, log = (
         make_recipe(model={"positions": 16}, optimizer={"lr": 1e-2}, **steps(120, 1, 1)),
-        Log(),
+        RecordingCallback(),
     )
     run(recipe, corpus_of(recipe), tmp_path, log)
     for name in ("clm", "mlm"):
@@ -373,7 +371,7 @@ class TestDistillation:
     )
 
     def teachers(self, *architectures: str, vocabulary: int) -> list[Any]:
-        made = []
+        created = []
         for number, architecture in enumerate(architectures):
             torch.manual_seed(number)
             model = build_model(
@@ -384,8 +382,8 @@ class TestDistillation:
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(4 if parameter.dim() > 1 else 1)
-            made.append(model)
-        return made
+            created.append(model)
+        return created
 
     @pytest.mark.parametrize("divergence", ["per-sequence", "per-token"])
     def test_the_student_follows_the_teachers_mean(
@@ -405,15 +403,15 @@ class TestDistillation:
         )
         step = plan_steps(recipe, len(corpus))[0]
         (batch,) = training._make_batches(step, training._row_starts(step))
-        asked = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
+        has_target = torch.from_numpy(batch.targets) >= (0 if divergence == "per-token" else -100)
         taught = [
-            (compute_hidden_states(t, batch) @ lm_head_parameters(t)[0].t())[asked].float()
+            (compute_hidden_states(t, batch) @ lm_head_parameters(t)[0].t())[has_target].float()
             for t in training.teachers
         ]
         mean = torch.stack(taught).mean(0)
         logits = (
             compute_hidden_states(training.model, batch) @ lm_head_parameters(training.model)[0].t()
-        )[asked]
+        )[has_target]
         soft = F.kl_div(
             F.log_softmax(logits / 2, -1),
             F.log_softmax(mean / 2, -1),
@@ -422,13 +420,13 @@ class TestDistillation:
         )
         soft = soft if divergence == "per-token" else soft * len(logits) / len(batch)
         expected = slopes(training, 0.3 * entropy(training, batch) + 0.7 * 4 * soft)
-        found = gradients(training, step, monkeypatch)
-        assert expected.keys() == found.keys()
+        result = gradients(training, step, monkeypatch)
+        assert expected.keys() == result.keys()
         for (
             name,
             slope,
         ) in expected.items():  # teachers are in bfloat16, and their products differ by batch
-            assert (slope - found[name]).norm() < 0.02 * slope.norm(), name
+            assert (slope - result[name]).norm() < 0.02 * slope.norm(), name
 
     def test_teachers_do_not_learn_and_stay_out_of_the_state(
         self, corpus_of: CorpusOf, tmp_path: Path
@@ -486,7 +484,7 @@ class TestHeldOut:
     def test_the_pass_with_the_lowest_loss_is_the_result(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
-        corpus, log, seen = corpus_of(self.RECIPE), Log(), []
+        corpus, log, seen = corpus_of(self.RECIPE), RecordingCallback(), []
         training = Trainer(
             self.RECIPE, corpus, RuntimeSettings(device="cpu", micro_batch_tokens=32)
         )
@@ -496,7 +494,7 @@ class TestHeldOut:
                 assert record["held_out"] == pytest.approx(self.held_out_loss(training), rel=1e-5)
                 seen.append((record["held_out"], record["step"], weights(training)))
 
-        log.meddle = look
+        log.on_record = look
         pretrain(training, tmp_path, log, RuntimeSettings(device="cpu", micro_batch_tokens=32))
         assert len(seen) == 6
         loss, step, best = min(seen, key=lambda one: one[0])
@@ -556,11 +554,11 @@ class TestFailure:
             optimizer={"lr": 1e6, "schedule": "constant"},
             **steps(9, 1, 0),
         )
-        said = {
+        message = {
             "gpt2": "the loss left all bounds .*nan",
             "llama": "the loss left all bounds|the gradient is zero",
         }
-        with pytest.raises(TrainingError, match=said[architecture]) as error:
+        with pytest.raises(TrainingError, match=message[architecture]) as error:
             run(recipe, corpus_of(recipe), tmp_path)
         assert error.value.location == "step 2, rows 4 to 7 of pass 1"
         assert "--set optimizer.lr=3.3e+05" in error.value.hint and error.value.exit_code == 3
@@ -579,7 +577,7 @@ class TestFailure:
                     parameter.zero_()
 
         with pytest.raises(TrainingError, match="the gradient is zero") as error:
-            pretrain(training, tmp_path, Log(empty), RuntimeSettings(device="cpu"))
+            pretrain(training, tmp_path, RecordingCallback(empty), RuntimeSettings(device="cpu"))
         assert error.value.location == "step 2, rows 4 to 7 of pass 1"
 
     @pytest.mark.parametrize(
@@ -600,11 +598,16 @@ class TestFailure:
                     lm_head_parameters(training.model)[0][9, 3] = math.nan
 
         with pytest.raises(TrainingError, match="nan") as error:
-            pretrain(training, tmp_path / "out", Log(break_it), RuntimeSettings(device="cpu"))
+            pretrain(
+                training,
+                tmp_path / "out",
+                RecordingCallback(break_it),
+                RuntimeSettings(device="cpu"),
+            )
         assert error.value.location.startswith("step 8, rows 28 to 31")
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000005"]
-        found = weights(run(recipe, corpus, tmp_path / "out"))
-        assert farthest(found, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
+        result = weights(run(recipe, corpus, tmp_path / "out"))
+        assert farthest(result, weights(run(recipe, corpus, tmp_path / "whole"))) == 0
 
 
 def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> None:
@@ -637,7 +640,7 @@ class TestMilestones:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        recipe, log = make_recipe(**make_phases((1, 1, 0))), Log()
+        recipe, log = make_recipe(**make_phases((1, 1, 0))), RecordingCallback()
         words = run(recipe, corpus_of(recipe), tmp_path / "once").words_seen
         monkeypatch.setattr(loop, "MILESTONES", (int(beyond * words) // 10 * 10,))
         run(recipe, corpus_of(recipe), tmp_path / "again", log)
@@ -645,12 +648,12 @@ class TestMilestones:
             f"chck_{int(beyond * words) // 10}M"
         ] * reached + ["main"]
 
-    def test_each_is_saved_at_the_first_step_that_has_read_so_many_words(
+    def test_each_is_saved_at_the_first_step_with_its_words(
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = (
             make_recipe(model=GPT_BERT, optimizer={"ema": 0.9}, **make_phases((1, 1, 1))),
-            Log(),
+            RecordingCallback(),
         )
         training = run(recipe, corpus_of(recipe), tmp_path, log)
         reached = {
@@ -673,7 +676,7 @@ class TestMilestones:
     ) -> None:
         recipe, log = (
             make_recipe(optimizer={"ema": 0.9, "schedule": "constant"}, **steps(30, 1, 0)),
-            Log(),
+            RecordingCallback(),
         )
         training = run(recipe, corpus_of(recipe), tmp_path / "whole", log)
         (at,) = (step for name, step in log.checkpoints if name == "chck_20M")
@@ -686,7 +689,7 @@ class TestMilestones:
 
     def test_a_state_is_saved_with_each(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
         recipe = make_recipe(**steps(30, 1, 0))
-        whole = Log()
+        whole = RecordingCallback()
         run(recipe, corpus_of(recipe), tmp_path / "a", whole)
         at = next(record["step"] for record in whole.records if record["words"] >= DENSE[-1])
 
@@ -695,7 +698,7 @@ class TestMilestones:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, corpus_of(recipe), tmp_path / "b", Log(stop))
+            run(recipe, corpus_of(recipe), tmp_path / "b", RecordingCallback(stop))
         assert [path.name for path in (tmp_path / "b" / "state").iterdir()] == [f"{at:08}"]
 
 
@@ -706,5 +709,5 @@ def test_states_are_saved_as_often_as_asked(corpus_of: CorpusOf, tmp_path: Path)
     def look(_: dict[str, Any]) -> None:
         seen.append(sorted(path.name for path in (tmp_path / "state").glob("*")))
 
-    run(recipe, corpus_of(recipe), tmp_path, Log(look), save_every_minutes=0.0)
+    run(recipe, corpus_of(recipe), tmp_path, RecordingCallback(look), save_every_minutes=0.0)
     assert seen == [[], ["00000001"], ["00000002"], ["00000003"]]

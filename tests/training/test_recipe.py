@@ -1,4 +1,4 @@
-"""What a recipe may say: how its parts are laid over each other, and how every slip is named."""
+"""Recipes: how base, scale and overrides are merged, and how every error is named."""
 
 from __future__ import annotations
 
@@ -59,10 +59,12 @@ def changed(table: str, **values: Any) -> dict[str, Any]:
     return {table: {**TABLES[table], **values}}
 
 
-def test_a_recipe_lies_on_what_it_extends_and_under_its_scale_and_changes(write: Write) -> None:
+def test_base_recipe_scale_and_overrides_are_merged_in_order(write: Write) -> None:
     write("below", scale={"nano": {"model": {"layers": 1}, "batch": {"tokens": 32}}})
-    text = 'extends = "below"\ntitle = "Above"\n[model]\nffn = 96\nlayers = 5\n[scale.nano.model]\nhidden = 16\n'
-    write("above", text + "[[scale.small.phase]]\nepochs = 7\ncausal = 1\n")
+    lines = ['extends = "below"', 'title = "Above"', "[model]", "ffn = 96", "layers = 5"]
+    lines += ["[scale.nano.model]", "hidden = 16"]
+    lines += ["[[scale.small.phase]]", "epochs = 7", "causal = 1"]
+    write("above", "\n".join(lines) + "\n")
     full = read_recipe("above")
     assert (full.name, full.title, full.scale) == ("above", "Above", "")
     assert (full.model.layers, full.model.ffn, full.model.hidden, full.batch.tokens) == (
@@ -102,16 +104,16 @@ def test_differences_are_inherited_replaced_and_taken_back(write: Write) -> None
         "above",
         'extends = "below"\n' + row("b", "5") + row("d", "4") + '[[difference]]\nnumber = "c"\n',
     )
-    found = {one.number: one.ours for one in read_recipe("above").difference}
-    assert found == {"a": "1", "b": "5", "d": "4"}
+    result = {one.number: one.ours for one in read_recipe("above").difference}
+    assert result == {"a": "1", "b": "5", "d": "4"}
     write("plain", 'extends = "below"\n')
     assert [one.number for one in read_recipe("plain").difference] == ["a", "b", "c"]
 
 
 def test_a_path_is_read_as_it_is_and_may_extend_what_is_shipped(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.toml"
-    mine.write_text('extends = "babyllama"\nseed = 3\n')
-    assert (read_recipe(str(mine)).seed, read_recipe(str(mine)).model.layers) == (3, 16)
+    own = tmp_path / "mine.toml"
+    own.write_text('extends = "babyllama"\nseed = 3\n')
+    assert (read_recipe(str(own)).seed, read_recipe(str(own)).model.layers) == (3, 16)
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
@@ -257,13 +259,16 @@ def test_scales_and_changes_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("changes", "place", "message", "hint"),
     [
-        (["optimizer.lr=abc"], "--set optimizer.lr=abc", "optimizer.lr: Input should be a valid number", "0.001"),
-        (["seed=1", "optimizer.betas=0.9"], "--set optimizer.betas=0.9", "optimizer.betas", "[0.9, 0.95]"),
-        (["optimizer.betas=[0.9]", "seed=1"], "--set optimizer.betas=[0.9]", "betas are two numbers", ""),
+        (["optimizer.lr=abc"], "--set optimizer.lr=abc",
+         "optimizer.lr: Input should be a valid number", "0.001"),
+        (["seed=1", "optimizer.betas=0.9"], "--set optimizer.betas=0.9", "optimizer.betas",
+         "[0.9, 0.95]"),
+        (["optimizer.betas=[0.9]", "seed=1"], "--set optimizer.betas=[0.9]",
+         "betas are two numbers", ""),
         (["methods=[]"], "--set methods=[]", "methods is empty", ""),
         (["seed=1", "objective.masked=mntp"], "--set objective.masked=mntp",
-         "methods: 'mlm' needs objective.masked = 'mlm', not 'mntp'; give one or several of methods = "
-         '["causal", "mntp", "fused"]', ""),
+         "methods: 'mlm' needs objective.masked = 'mlm', not 'mntp'; "
+         'give one or several of methods = ["causal", "mntp", "fused"]', ""),
         (["optimizer.warmup=0.1", "optimizer.warmup_steps=3"],
          "--set optimizer.warmup=0.1 --set optimizer.warmup_steps=3", "exclude each other", ""),
     ],

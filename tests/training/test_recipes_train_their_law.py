@@ -1,6 +1,4 @@
-"""Twenty steps of every shipped recipe, made tiny, against a plain loop of the same law, in
-float64.
-"""
+"""Twenty steps of every shipped recipe, made tiny, against a plain loop in float64."""
 
 from __future__ import annotations
 
@@ -46,8 +44,10 @@ def tiny(name: str) -> Recipe:
         for last, (causal, masked) in zip(lasts, shares, strict=True)
     )
     changes = [
-        "model.layers=2", "model.hidden=16", "model.heads=2", "model.ffn=24", "model.positions=32", "model.dropout=0.0",
-        "model.attention_dropout=0.0", "tokenizer.vocabulary=300", "batch.tokens=128", "batch.length=16",
+        "model.layers=2", "model.hidden=16", "model.heads=2", "model.ffn=24", "model.positions=32",
+        "model.dropout=0.0",
+        "model.attention_dropout=0.0", "tokenizer.vocabulary=300", "batch.tokens=128",
+        "batch.length=16",
         "batch.longer=[]", f"phase=[{phase}]", "optimizer.lr=3e-3",
     ]  # fmt: skip
     changes += ["model.buckets=8"] if paper.model.architecture in ("ltg-bert", "gpt-bert") else []
@@ -63,13 +63,13 @@ def tiny(name: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    text, made = write_text(tmp_path_factory.mktemp("laws") / "text", 240), {}
+    text, created = write_text(tmp_path_factory.mktemp("laws") / "text", 240), {}
 
     def corpus(recipe: Recipe) -> Corpus:
         key = recipe.corpus.model_dump_json() + recipe.tokenizer.model_dump_json()
-        if key not in made:
-            made[key] = build_corpus(recipe, text, text.parent / str(len(made)))
-        return made[key]
+        if key not in created:
+            created[key] = build_corpus(recipe, text, text.parent / str(len(created)))
+        return created[key]
 
     return corpus
 
@@ -124,9 +124,9 @@ def loss_of(
     total: Any = 0.0
     for batch in batches:
         logits, targets = logits_of(model, batch), torch.from_numpy(batch.targets)
-        asked = targets >= 0
-        loss = F.cross_entropy(logits[asked], targets[asked])
-        loss = loss + recipe.objective.z_loss * logits[asked].logsumexp(-1).square().mean()
+        has_target = targets >= 0
+        loss = F.cross_entropy(logits[has_target], targets[has_target])
+        loss = loss + recipe.objective.z_loss * logits[has_target].logsumexp(-1).square().mean()
         if recipe.distil:
             heat, alpha = recipe.distil.temperature, recipe.distil.alpha
             with torch.no_grad():

@@ -1,6 +1,4 @@
-"""Schedules against brute force and hand computation: what is trained when, on which rows, at which
-rate.
-"""
+"""Schedules against brute force and hand computation: phases, rows and rates."""
 
 from __future__ import annotations
 
@@ -71,12 +69,12 @@ def test_blocks_switch_exactly_where_epochs_end(
 )
 def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, offset: str) -> None:
     recipe = make_recipe(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
-    there = (tokens - 15) // 16 if offset == "random" else tokens // 16
+    existing = (tokens - 15) // 16 if offset == "random" else tokens // 16
     for epoch in passes(plan_steps(recipe, tokens)):
         taken = [
             row for step in epoch for row in range(step.first_row, step.first_row + step.num_rows)
         ]
-        assert taken == list(range(there))
+        assert taken == list(range(existing))
 
 
 @given(offset=st.integers(0, 15), tokens=st.integers(31, 400))
@@ -120,7 +118,7 @@ def test_tokens_seen_are_about_epochs_times_corpus(
     assert abs(seen - epochs * tokens) <= spare + 0.1 * epochs * tokens * (growth > 1 or longer)
 
 
-def test_a_batch_larger_than_the_corpus_is_the_corpus_also_while_it_grows() -> None:
+def test_a_batch_larger_than_the_corpus_is_the_whole_corpus() -> None:
     steps = plan_steps(
         make_recipe(
             batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]
@@ -227,10 +225,10 @@ def test_rates_are_those_of_the_original_schedulers(cases_root: Path) -> None:
     cases = {name: case for name, case in json.loads(text).items() if name != "note"}
     assert len(cases) == 16
     for name, case in cases.items():
-        said = dict(part.split("=") for part in name.split()[1:])
-        total, final = int(said["total"]), 0.0 if name.startswith("babyllama") else 0.1
-        shape = {key: float(said[key]) for key in ("warmup", "cooldown") if key in said}
-        shape |= {"warmup_steps": int(said["warmup_steps"])} if "warmup_steps" in said else {}
+        message = dict(part.split("=") for part in name.split()[1:])
+        total, final = int(message["total"]), 0.0 if name.startswith("babyllama") else 0.1
+        shape = {key: float(message[key]) for key in ("warmup", "cooldown") if key in message}
+        shape |= {"warmup_steps": int(message["warmup_steps"])} if "warmup_steps" in message else {}
         rates = [learning_rate(spec(final=final, **shape), step, total) for step in range(total)]
         assert rates == pytest.approx(case["values"][:-1], abs=1e-12), name
 
@@ -290,7 +288,7 @@ def test_a_batch_may_change_only_where_a_pass_begins() -> None:
     cooldown=st.floats(0, 0.5),
     final=st.floats(1e-3, 1),
 )
-def test_a_rate_rises_then_falls_and_is_zero_at_most_at_the_start(
+def test_a_rate_rises_then_falls_and_is_zero_only_at_the_start(
     total: int, schedule: str, warmup: float, cooldown: float, final: float
 ) -> None:
     one = spec(schedule=schedule, warmup=warmup, cooldown=cooldown, final=final)

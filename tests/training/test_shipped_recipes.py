@@ -1,6 +1,4 @@
-"""The recipes we ship: each resolves at every scale, says where its numbers come from, and is what
-it claims to be.
-"""
+"""Shipped recipes resolve at every scale, name their sources and keep their claims."""
 
 from __future__ import annotations
 
@@ -134,7 +132,7 @@ def test_what_antlm_leaves_open_can_be_varied() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_difference_from_the_paper_has_its_reason_and_its_option_works(name: str) -> None:
+def test_every_difference_has_a_reason_and_a_working_option(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.difference
     for row in recipe.difference:

@@ -1,4 +1,4 @@
-"""Training text: every kind of file gives its lines and documents, and bad ones name file and line."""
+"""Training text: lines and documents of every kind of file; errors name file and line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites import grammar
-from antlm_bench.suites.task_types import read_spec
+from antlm_bench.suites.loader import read_suite_spec
 from antlm_bench.training import text_sources
 from antlm_bench.training.text_sources import (
     batch_lines,
@@ -56,8 +56,8 @@ def test_a_folder_is_all_of_its_text_in_the_order_of_names(tmp_path: Path) -> No
     write(tmp_path / "deep" / "c.train.gz", "c")
     write(tmp_path / "a.jsonl", '{"text": "a"}')
     write(tmp_path / "README.md", "no text")
-    found = load_text_source(str(tmp_path))
-    assert [part.name for part in found.files] == ["a.jsonl", "b.txt", "deep/c.train.gz"]
+    result = load_text_source(str(tmp_path))
+    assert [part.name for part in result.files] == ["a.jsonl", "b.txt", "deep/c.train.gz"]
     assert lines(tmp_path) == [(True, "a"), (True, "b"), (True, "c")]
     assert lines(tmp_path / "b.txt") == [(True, "b")], "a single file will do"
 
@@ -92,7 +92,7 @@ def test_any_text_comes_back_as_its_lines(
         ("a.jsonl", b'\n{"content": "a"}\n', "a.jsonl:2", "under the key 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1", "under the key 'text'"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1", "under the key 'text'"),
-        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "no text"),
+        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "not text"),
     ],
 )
 def test_bad_text_names_file_and_line(
@@ -149,17 +149,17 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
 
 
 def test_the_grammar_gives_sentences_that_no_pair_holds() -> None:
-    found = load_text_source("nano")
-    made = [line for _, line in found.files[0].iter_non_blank_lines()]
-    rules = read_spec(text_sources.find_declaration("tasks", "nano")).grammar  # type: ignore[union-attr]
+    result = load_text_source("nano")
+    created = [line for _, line in result.files[0].iter_non_blank_lines()]
+    rules = read_suite_spec("nano")[0].grammar
     assert rules is not None
     pairs = {
         record[side]
         for record in grammar.generate_pairs(rules)
         for side in ("sentence_good", "sentence_bad")
     }
-    assert len(made) == text_sources.GRAMMAR_SENTENCES and not pairs.intersection(made)
-    assert found.digest == load_text_source("nano").digest
+    assert len(created) == text_sources.GRAMMAR_SENTENCES and not pairs.intersection(created)
+    assert result.digest == load_text_source("nano").digest
 
 
 def test_a_suite_without_a_grammar_is_no_corpus() -> None:
@@ -211,10 +211,10 @@ class TestHub:
         )
 
     def test_every_row_is_a_document(self, tmp_path: Path) -> None:
-        found = text_sources._source_from_hub(
+        result = text_sources._source_from_hub(
             self.rows(tmp_path, {"text": "one\n\ntwo"}, {"text": "three"})
         )
-        assert list(found.files[0].iter_non_blank_lines()) == [
+        assert list(result.files[0].iter_non_blank_lines()) == [
             (True, "one"),
             (False, "two"),
             (True, "three"),
@@ -225,22 +225,24 @@ class TestHub:
             text_sources._source_from_hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
 
     def test_owner_and_name_ask_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[tuple[str, str]] = []
+        has_target: list[tuple[str, str]] = []
 
         def rows(ref: str, split: str) -> list[dict[str, str]]:
-            asked.append((ref, split))
+            has_target.append((ref, split))
             return [{"text": "one"}]
 
         monkeypatch.setattr(text_sources, "load_hub_rows", rows)
         assert lines("owner/name") == [(True, "one")]
-        assert set(asked) == {("owner/name", "train")}
+        assert set(has_target) == {("owner/name", "train")}
 
 
 @given(st.lists(st.tuples(st.booleans(), st.text())), st.integers(1, 5))
 def test_blocks_hold_every_line_once(written: list[tuple[bool, str]], size: int) -> None:
-    made = list(batch_lines(iter(written), size))
-    assert [line for block in made for line in block] == written
-    assert Counter(map(len, made[:-1])) == Counter({size: len(made) - 1} if len(made) > 1 else {})
+    created = list(batch_lines(iter(written), size))
+    assert [line for block in created for line in block] == written
+    assert Counter(map(len, created[:-1])) == Counter(
+        {size: len(created) - 1} if len(created) > 1 else {}
+    )
 
 
 def test_words_stand_between_white_space() -> None:

@@ -13,8 +13,8 @@ from antlm_bench.training.text_sources import load_text_source
 
 
 def draw_sentences(many: int, seed: int = 0) -> list[str]:
-    dice = random.Random(seed)
-    return [" ".join(dice.choices(WORDS, k=dice.randint(1, 9))) + "." for _ in range(many)]
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) + "." for _ in range(many)]
 
 
 def write_text(folder: Path, many: int = 120) -> Path:

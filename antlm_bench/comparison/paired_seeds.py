@@ -1,0 +1,148 @@
+"""Paired comparison of finetuned tasks, several seeds each: differences over seeds and items per
+task, and their mean over a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from antlm_bench import statistics
+from antlm_bench.comparison.join import JoinedTables
+from antlm_bench.comparison.paired import POWER_FACTOR, logprob_gaps
+from antlm_bench.comparison.results import HEADLINE, Difference, Flip, PairedResult
+from antlm_bench.metrics import load_cell_metric
+from antlm_bench.metrics.classification import FEW_SEEDS_NOTES
+from antlm_bench.metrics.prediction_table import gold_credits
+from antlm_bench.metrics.records import CLASS_REDUCTION
+from antlm_bench.statistics import Interval, UncertainValue
+from antlm_bench.types import Cell, Estimate, Floats
+
+TASK_LEVEL = "task"
+
+
+def collection_name(cell: Cell) -> str:
+    """Return what a finetuned cell's task belongs to: "glue-2025" of "glue-2025.rte"."""
+    return cell.finetuned_task[0]
+
+
+def compare_seeds(tasks: Sequence[JoinedTables], name: str) -> PairedResult:
+    """Compare the unweighted mean over tasks; each task is a group.
+
+    Tasks are independent, so variances add up (statistics.weighted_mean).
+    """
+    results = [_compare_task(task) for task in tasks]
+    groups = tuple(difference for difference, _, _ in results)
+    mean = statistics.weighted_mean([uncertain for _, uncertain, _ in results])
+    low, high = mean.interval
+    headline = Difference(
+        HEADLINE,
+        name,
+        "",
+        n=sum(d.n for d in groups),
+        a=float(np.mean([d.a for d in groups])),
+        b=float(np.mean([d.b for d in groups])),
+        value=mean.value,
+        low=low,
+        high=high,
+        p=mean.p,
+        gained=sum(d.gained for d in groups),
+        lost=sum(d.lost for d in groups),
+        detectable=POWER_FACTOR * (high - low) / 2,
+    )
+    flips = [flip for _, _, flipped in results for flip in flipped]
+    flips.sort(key=lambda flip: (flip.b - flip.a, flip.margin or 0.0))
+    return PairedResult(headline, groups, tuple(flips), _seed_notes(tasks))
+
+
+def _seed_notes(tasks: Sequence[JoinedTables]) -> tuple[str, ...]:
+    """Return what the numbers of these tasks must be read with."""
+    notes = []
+    for task in tasks:
+        name = _task_name(task)
+        notes += [f"{name}: {note}" for note in task.notes]
+        for run, cells in (("first", task.cells_a), ("second", task.cells_b)):
+            collapsed = sum(bool(cell.history.get("collapsed")) for cell in cells)
+            if collapsed:
+                notes.append(
+                    f"{name}: {collapsed} of {len(cells)} seeds of the {run} run collapsed"
+                )
+    selected_on = {str(cell.settings.get("select")) for task in tasks for cell in task.cells_a}
+    if "valid" in selected_on:
+        notes.append("epochs were selected on the scored examples: both values are optimistic")
+    sides = [cells for task in tasks for cells in (task.cells_a, task.cells_b)]
+    counts = {len(cells) for cells in sides if not cells[0].is_frozen}
+    notes += [note for count, note in FEW_SEEDS_NOTES.items() if count in counts]
+    return tuple(dict.fromkeys(notes))
+
+
+def _task_name(task: JoinedTables) -> str:
+    return task.cells_a[0].finetuned_task[1]
+
+
+def _compare_task(task: JoinedTables) -> tuple[Difference, UncertainValue, list[Flip]]:
+    metric, sides = load_cell_metric(task.cells_a[0]), (task.tables_a, task.tables_b)
+    a, b = (np.stack([metric.per_item(table) for table in side]) for side in sides)
+    ties = metric.settings.ties
+    right_a, right_b = (  # a metric's contributions are no whole numbers, right and wrong are
+        np.mean([gold_credits(table, ties, CLASS_REDUCTION) for table in side], axis=0)
+        for side in sides
+    )
+    gaps_a, gaps_b = (
+        np.stack([logprob_gaps(table, CLASS_REDUCTION) for table in side]) for side in sides
+    )
+    value, interval, p = statistics.two_level_test(a, b)
+    uncertain = statistics.two_level_change(a, b)
+    if _same_scores(task):
+        uncertain, interval, p = UncertainValue(0.0), Interval(0.0, 0.0), 1.0
+    elif not uncertain.variance:  # all items moved alike, or none did, which is no certainty
+        change = b.mean(axis=0) - a.mean(axis=0)
+        low, high = map(
+            float, statistics.adjusted_wald_interval(change.sum(), change @ change, len(change))
+        )
+        interval = Interval(min(low, value), max(high, value))
+        uncertain = statistics.uncertain_from_interval(value, interval)
+    changed, name = right_b - right_a, _task_name(task)
+    difference = Difference(
+        TASK_LEVEL,
+        name,
+        "",
+        n=a.shape[1],
+        a=float(a.mean()),
+        b=float(b.mean()),
+        value=value,
+        low=interval.low,
+        high=interval.high,
+        p=p,
+        gained=int((changed > 0).sum()),
+        lost=int((changed < 0).sum()),
+        detectable=POWER_FACTOR * (interval.high - interval.low) / 2,
+        margin=_mean_gap_change(gaps_a, gaps_b),
+    )
+    gap_change = gaps_b.mean(axis=0) - gaps_a.mean(axis=0)
+    flips = [
+        Flip(
+            id=f"{name}/{task.tables_a[0].ids[row]}",
+            labels={TASK_LEVEL: name},
+            a=float(right_a[row]),
+            b=float(right_b[row]),
+            margin=None if np.isnan(gap_change[row]) else float(gap_change[row]),
+        )
+        for row in np.flatnonzero(changed).tolist()
+    ]
+    return difference, uncertain, flips
+
+
+def _same_scores(task: JoinedTables) -> bool:
+    """Return whether the runs hold the same model, seed by seed."""
+    return len(task.tables_a) == len(task.tables_b) and all(
+        np.array_equal(x.scores, y.scores)
+        for x, y in zip(task.tables_a, task.tables_b, strict=True)
+    )
+
+
+def _mean_gap_change(a: Floats, b: Floats) -> Estimate | None:
+    if np.isnan(a).any() or np.isnan(b).any() or a.shape[1] < 2:
+        return None
+    value, (low, high), _ = statistics.two_level_test(a, b)
+    return Estimate(value, a.shape[1], low, high)

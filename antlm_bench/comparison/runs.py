@@ -1,0 +1,100 @@
+"""Compare two runs: how much better is the second, where, and how sure is that?
+
+Every number is one of paired items. Which pairs there are, `join` finds; how a metric's items are
+compared, the metric's record says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from antlm_bench.comparison.join import JoinedTables, join_tables, match_cells
+from antlm_bench.comparison.multiple_testing import adjust_p_values
+from antlm_bench.comparison.paired_seeds import TASK_LEVEL, collection_name, compare_seeds
+from antlm_bench.comparison.results import Comparison, PairedResult
+from antlm_bench.errors import NotComparable
+from antlm_bench.metrics import METRICS, get_metric_spec
+from antlm_bench.registry import load_target
+from antlm_bench.types import Run
+
+
+def compare_runs(
+    a: Run,
+    b: Run,
+    *,
+    suites: Sequence[str] = (),
+    methods: Sequence[tuple[str, str]] = (),
+    allow_mixed: bool = False,
+) -> list[Comparison]:
+    """Compare every suite that both runs answered, b minus a, in the order of the first run;
+    finetuned tasks come last.
+
+    suites: only these ("glue-2025" stands for its tasks). methods: pairs of methods that go
+    together, () = equal ones. allow_mixed: compare what two differing cells share, and note it.
+    Raises UsageError, NotComparable, RunError.
+    """
+    comparisons: list[Comparison] = []
+    tasks: dict[tuple[str, str, str], list[JoinedTables]] = {}
+    for cells_a, cells_b in match_cells(a, b, suites, methods):
+        first = cells_a[0]
+        if not is_paired(first.summary.metric):
+            if suites:
+                raise NotComparable(
+                    f"single items of {first.suite} contribute nothing that could be paired",
+                    hint="its interval stands in each run: antlm-bench report RUN...",
+                )
+            continue
+        joined = join_tables(a, b, cells_a, cells_b, allow_mixed)
+        if first.seed is not None:
+            key = (collection_name(first), first.method, cells_b[0].method)
+            tasks.setdefault(key, []).append(joined)
+            continue
+        try:
+            comparisons.append(_compare_scored_suite(joined))
+        except NotComparable:
+            if suites:  # data that is not at hand stops only a suite that was asked for
+                raise
+    return comparisons + [
+        _build_comparison(name, joined, compare_seeds(joined, name), (TASK_LEVEL,))
+        for (name, _, _), joined in tasks.items()
+    ]
+
+
+def is_paired(metric: str) -> bool:
+    """Return whether single items contribute to a metric, so that two runs can be paired."""
+    return get_metric_spec(metric).comparison is not None
+
+
+def _compare_scored_suite(joined: JoinedTables) -> Comparison:
+    summary = joined.cells_a[0].summary
+    compare = load_target(METRICS[summary.metric].comparison or "")
+    result: PairedResult = compare(joined)
+    result = result._replace(notes=joined.notes + result.notes)
+    return _build_comparison(joined.suite, [joined], result, summary.macro)
+
+
+def _build_comparison(
+    suite: str, joined: Sequence[JoinedTables], result: PairedResult, macro: tuple[str, ...]
+) -> Comparison:
+    metrics = {part.cells_a[0].summary.metric for part in joined}
+    lower = all(get_metric_spec(metric).lower_is_better for metric in metrics)
+    headline, groups = adjust_p_values(
+        replace(result.headline, lower_is_better=lower),
+        [replace(group, lower_is_better=lower) for group in result.groups],
+    )
+    return Comparison(
+        suite=suite,
+        method_a=joined[0].cells_a[0].method,
+        method_b=joined[0].cells_b[0].method,
+        metric=metrics.pop() if len(metrics) == 1 else "mixed",
+        seeds=(
+            min(len(part.tables_a) for part in joined),
+            min(len(part.tables_b) for part in joined),
+        ),
+        headline=headline,
+        groups=groups,
+        flipped=result.flipped,
+        notes=result.notes,
+        macro=macro,
+    )

@@ -1,0 +1,103 @@
+"""Results in notebooks: small HTML tables, and columns for pandas, polars and Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.util import find_spec
+from typing import Any
+
+from antlm_bench.errors import UsageError
+
+MAX_ROWS_SHOWN = 20
+
+
+def to_html_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """Return a static HTML table. All text is escaped; numbers are aligned on the right.
+
+    Floats are shown with four decimals, None as an empty cell.
+    """
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    below = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (
+        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"{f'<ul>{below}</ul>' if below else ''}"
+    )
+
+
+def _html_cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"<td>{escape('' if value is None else str(value))}</td>"
+    text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    return f'<td style="text-align: right">{text}</td>'
+
+
+class ArrowTable:
+    """Columns of equal length, held as an Arrow table.
+
+    It speaks the Arrow PyCapsule protocol, so that other libraries take it as it is:
+    `polars.DataFrame(table)`, `pyarrow.table(table)`, `duckdb.sql("select * from table")`.
+
+        frame = run.predictions("blimp").to_pandas()
+        frame.groupby("pred").size()
+    """
+
+    def __init__(self, arrow: Any) -> None:
+        """Wrap a `pyarrow.Table`."""
+        self._arrow = arrow
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self._arrow.num_rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return tuple(self._arrow.column_names)
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column as Python objects. Raises UsageError for another name."""
+        if name not in self.columns:
+            hint = f"there are {', '.join(self.columns)}"
+            raise UsageError(f"there is no column {name!r}", hint=hint)
+        values: list[Any] = self._arrow[name].to_pylist()
+        return values
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one dictionary per row."""
+        rows: list[dict[str, Any]] = self._arrow.to_pylist()
+        return rows
+
+    def to_arrow(self) -> Any:
+        """Return the `pyarrow.Table`."""
+        return self._arrow
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame`. Raises UsageError if pandas is not installed."""
+        if find_spec("pandas") is None:
+            raise UsageError(
+                "pandas is not installed",
+                hint="pip install pandas, or use to_rows(), to_arrow() or polars.DataFrame(table)",
+            )
+        return self._arrow.to_pandas()
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Export the rows as an Arrow C stream (Arrow PyCapsule interface)."""
+        return self._arrow.__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        return f"ArrowTable({len(self):,} rows: {', '.join(self.columns)})"
+
+    def _repr_html_(self) -> str:
+        rows = [tuple(row.values()) for row in self._arrow.slice(0, MAX_ROWS_SHOWN).to_pylist()]
+        hidden = len(self) - len(rows)
+        notes = [f"{hidden:,} more rows"] if hidden else []
+        return to_html_table(self.columns, rows, title=f"{len(self):,} rows", notes=notes)

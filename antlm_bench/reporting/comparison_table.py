@@ -1,0 +1,265 @@
+"""The table of a comparison: per suite and group the paired difference of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+from antlm_bench.comparison import Comparison, Difference, RunComparison
+from antlm_bench.comparison.verdict import explanatory_level, is_significant
+from antlm_bench.metrics import get_metric_spec
+from antlm_bench.reporting import results_table
+from antlm_bench.reporting.results_table import raw_unit
+from antlm_bench.reporting.table import (
+    Table,
+    TableCell,
+    TableColumn,
+    TableRow,
+    Tone,
+    build_records_table,
+    build_row,
+)
+
+TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
+WORSE, BETTER = "▼", "▲"
+LEGEND = (
+    "Values in percent, differences in points (correlations, nats, bits and tasks' own scores"
+    " as they are) with their 95% interval: items resampled within each group for an "
+    "unweighted mean of groups, Bonett and Price's interval for one group, sentences "
+    "resampled for 100 ΔR², words as a sample for surprisal, t over seeds and items where "
+    "tasks were finetuned. Groups are tested as families (Holm; BH, Benjamini-Hochberg, where"
+    " they are many), a suite is tested first and alone. ▼ worse, ▲ better: p < .05, or, "
+    "where none is tested, an interval without 0."
+)
+
+
+def build_comparison_table(
+    run_comparisons: Sequence[RunComparison],
+    by: str = "phenomenon",
+    flips: int = 0,
+    texts: TextsBySuite | None = None,
+) -> Table:
+    """Build the table of runs against a reference, one part per run.
+
+    by: "suite", or a level of labels. flips: how many of the items that moved are listed per suite
+    (JSON holds all of them). texts: the texts of the items, shown beside them.
+    """
+    parts = [_build_part(each, by, flips, texts or {}) for each in run_comparisons]
+    parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, LEGEND))
+    whole = parts[0] if len(parts) == 1 else Table((TableColumn("name"),), parts=tuple(parts))
+    document = {"comparisons": [asdict(each) for each in run_comparisons]}
+    return replace(whole, long=_build_long_table(run_comparisons), document=document)
+
+
+def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: TextsBySuite) -> Table:
+    columns = [TableColumn("name", "")]
+    columns += [
+        TableColumn(key, align="right") for key in ("reference", "run", "difference", "95% CI", "p")
+    ]
+    rows: list[TableRow] = []
+    for comparison in run_comparison.comparisons:
+        notes = tuple(collect_notes(comparison, by))
+        name = TableCell(comparison.suite, format_title(comparison), notes=notes)
+        for depth, difference in select_differences(comparison, by):
+            rows.append(
+                build_row(
+                    *(
+                        difference.name if depth else name,
+                        *_difference_cells(comparison, difference),
+                    ),
+                    depth=depth,
+                    emphasis="" if depth else "strong",
+                    space_above=not depth,
+                )
+            )
+    return Table(
+        tuple(columns),
+        tuple(rows),
+        title=f"{run_comparison.name_b} against {run_comparison.name_a}",
+        legend=run_comparison.unmatched,
+        parts=tuple(
+            _build_flips_table(comparison, flips, texts.get(comparison.suite, {}))
+            for comparison in run_comparison.comparisons
+            if comparison.flipped[:flips]
+        ),
+    )
+
+
+def _difference_cells(comparison: Comparison, difference: Difference) -> list[TableCell]:
+    metric = comparison.metric
+    symbol = change_symbol(difference)
+    change = f"{symbol} {format_number(difference.value, metric, '+')}".strip()
+    p = difference.p if difference.adjusted is None else difference.adjusted
+    tone: Tone = "" if not symbol else "bad" if symbol == WORSE else "good"
+    return [
+        TableCell(difference.a, format_number(difference.a, metric), unit=raw_unit(metric)),
+        TableCell(difference.b, format_number(difference.b, metric), unit=raw_unit(metric)),
+        TableCell(
+            difference.value,
+            change,
+            difference.low,
+            difference.high,
+            unit=raw_unit(metric),
+            tone=tone,
+        ),
+        TableCell(text=format_interval(difference, metric)),
+        TableCell(p, format_p_value(p)),
+    ]
+
+
+def _build_flips_table(
+    comparison: Comparison, flips: int, texts: Mapping[str, tuple[str, ...]]
+) -> Table:
+    """Build the table of items that the two runs answer differently."""
+    return build_records_table(
+        [
+            {
+                "item": flip.id,
+                "reference": flip.a,
+                "run": flip.b,
+                "margin (nats)": TableCell(
+                    flip.margin, None if flip.margin is None else f"{flip.margin:+.2f}"
+                ),
+            }
+            | ({"texts": "\n".join(texts.get(flip.id, ()))} if texts else {})
+            for flip in comparison.flipped[:flips]
+        ],
+        title=f"{comparison.suite}: items that the runs answer differently",
+    )
+
+
+def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
+    """Build the long form: a row per difference, every level."""
+    about = ("reference", "run", "suite", "method_a", "method_b", "metric", "seeds_a", "seeds_b")
+    numbers: tuple[str, ...] = (
+        "level",
+        "name",
+        "within",
+        "n",
+        "a",
+        "b",
+        "value",
+        "low",
+        "high",
+        "p",
+        "adjusted",
+    )
+    numbers += ("family", "gained", "lost", "detectable")
+    rows = []
+    for run_comparison in run_comparisons:
+        for c in run_comparison.comparisons:
+            names = (run_comparison.name_a, run_comparison.name_b, c.suite, c.method_a, c.method_b)
+            for d in (c.headline, *c.groups):
+                values = {key: getattr(d, key) for key in numbers}
+                values["value"] = TableCell(
+                    d.value, format_number(d.value, c.metric, "+"), unit=raw_unit(c.metric)
+                )
+                margin = (d.margin.value, d.margin.low, d.margin.high) if d.margin else [None] * 3
+                rows.append(build_row(*names, c.metric, *c.seeds, *values.values(), *margin))
+    keys = (*about, *numbers, "margin", "margin_low", "margin_high")
+    return Table(tuple(map(TableColumn, keys)), tuple(rows))
+
+
+def select_differences(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
+    """The differences to show with their depth: the headline, then groups of `by` under those of
+    the level above.
+    """
+    levels = list(dict.fromkeys(group.level for group in comparison.groups))
+    made = [(0, comparison.headline)]
+    if by == results_table.SUITE_LEVEL or not levels:
+        return made
+    level = by if by in levels else explanatory_level(comparison)
+    inner = [group for group in comparison.groups if group.level == level]
+    above = levels[levels.index(level) - 1] if by == "paradigm" and level in levels[1:] else ""
+    for outer in [group for group in comparison.groups if group.level == above]:
+        made += [(1, outer), *((2, group) for group in inner if group.within == outer.name)]
+    shown = {id(group) for _, group in made}
+    return made + [(1, group) for group in inner if id(group) not in shown]
+
+
+def format_number(value: float, metric: str, sign: str = "") -> str:
+    """A value in percent or a difference in points with its `sign` ("+" asks for one); others as
+    they are.
+    """
+    of = get_metric_spec(metric)
+    made = f"{of.scale * value:{sign}.{of.decimals}f}"
+    return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
+
+
+def unit_suffix(metric: str) -> str:
+    """What stands behind a difference of this metric."""
+    return f" {get_metric_spec(metric).difference_unit}".rstrip()
+
+
+def format_interval(difference: Difference, metric: str) -> str:
+    low, high = (format_number(end, metric, "+") for end in (difference.low, difference.high))
+    return f"{low}..{high}"
+
+
+def format_p_value(p: float | None) -> str:
+    return (
+        "–"
+        if p is None
+        else "<.001"
+        if p < 0.001
+        else f"{p:.3f}".lstrip("0")
+        if p < 0.9995
+        else "1"
+    )
+
+
+def change_symbol(difference: Difference) -> str:
+    return "" if not is_significant(difference) else WORSE if difference.gain < 0 else BETTER
+
+
+def describe_families(comparison: Comparison, by: str) -> str:
+    """The families of tests behind the lines shown, named once."""
+    return "; ".join(
+        dict.fromkeys(
+            d.family for depth, d in select_differences(comparison, by) if depth and d.family
+        )
+    )
+
+
+def format_title(comparison: Comparison) -> str:
+    ways = dict.fromkeys((comparison.method_a, comparison.method_b))
+    seeds = comparison.seeds
+    several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
+    of = ", ".join(
+        filter(None, (get_metric_spec(comparison.metric).difference_unit, "lower is better"))
+    )
+    less = f" · {of}" if comparison.headline.lower_is_better else ""
+    return f"{comparison.suite} · {' / '.join(ways)}{several}{less}"
+
+
+def collect_notes(comparison: Comparison, by: str) -> list[str]:
+    """What the headline must be read with, in sentences."""
+    head, metric = comparison.headline, comparison.metric
+    counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
+    said = [
+        f"{head.n:,} items: {', '.join(f'{n:,} {what}' for n, what in counts)}".removesuffix(": ")
+    ]
+    if head.detectable is not None:
+        least = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
+        said[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"
+    if clustered := head.views.get("clustered"):
+        low, high = (
+            format_number(clustered.low, metric, "+"),
+            format_number(clustered.high, metric, "+"),
+        )
+        said.append(
+            f"were the {results_table.pluralize(comparison.macro[-1])} themselves a sample: "
+            f"95% CI {low}..{high}"
+        )
+    if head.margin:
+        m = head.margin
+        said.append(
+            f"margin of the right option: {m.value:+.3f} nats (95% CI {m.low:+.3f}..{m.high:+.3f})"
+        )
+    if tests := describe_families(comparison, by):
+        said.append(f"p of groups: {tests}")
+    if not is_significant(head) and any(is_significant(group) for group in comparison.groups):
+        said.append(
+            "the headline shows no difference: differences of single groups are for exploration"
+        )
+    return said + list(comparison.notes)

@@ -1,0 +1,264 @@
+"""Lay out a `Table` on a terminal of any width: numbers are never cut.
+
+`printable.clean_lines` makes text safe for a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from antlm_bench.console import open_console, print_paragraph
+from antlm_bench.printable import clean_lines
+from antlm_bench.reporting.table import NoteMarks, Table, TableCell, TableColumn
+
+GAP = 2
+"""Spaces between two columns."""
+LABEL_WIDTH = 16
+"""Characters at which the label of a column is folded, unless its cells are wider."""
+NAME_WIDTH, TEXT_WIDTH = 24, 12
+"""Fewest characters of a wrapped first column, and of another column of text."""
+STYLES = {"": "", "strong": "bold", "faint": "dim"}
+TONES = {"": "", "good": "green", "bad": "red", "doubtful": "yellow"}
+
+
+def write_terminal(table: Table) -> str:
+    """Write a table for the terminal behind stdout: as wide as that, coloured if it has colours.
+
+    Numbers are never cut. If the table is too wide, columns of text wrap, then the table's
+    `narrow` form takes its place, then columns are folded into blocks below each other, and at last
+    the cells of a row are stacked.
+    """
+    out = open_console()
+    with out.capture() as capture:
+        _print_table(out, table)
+    return capture.get()
+
+
+def _print_table(out: Console, table: Table) -> None:
+    if table.narrow and not _Block(table, range(1, len(table.columns)), ()).fit(out.width):
+        table = table.narrow
+    if table.title or table.legend:
+        out.print()
+    if table.title and table.header:
+        print_paragraph(out, table.title, "bold")
+        out.print()
+    elif table.title:  # a path that somebody copies: in one piece
+        out.print(Text(f" {clean_lines(table.title)}", style="bold"))
+    marks = NoteMarks()
+    if table.rows:
+        marks = _print_blocks(out, table)
+    elif not (table.title or table.parts):
+        print_paragraph(out, table.empty, "dim")
+    if (marks.sentences or table.legend) and (table.rows or table.title):
+        out.print()
+    for mark, sentence in marks:
+        print_paragraph(out, f"{mark}  {sentence}", "yellow")
+    for sentence in table.legend:
+        print_paragraph(out, sentence, "dim")
+    for part in table.parts:
+        if not (part.title or part.legend):
+            out.print()
+        _print_table(out, part)
+
+
+def _print_blocks(out: Console, table: Table) -> NoteMarks:
+    """Print the rows, in as many blocks of columns as the width asks for.
+
+    Return the marks of their notes.
+    """
+    marks, start, count = NoteMarks(), 1, len(table.columns)
+    while True:
+        end = count
+        block = _Block(table, range(start, end), marks.sentences)
+        while not block.fit(out.width):
+            end -= 1
+            if end <= start:
+                return _print_stacked(out, table)
+            block = _Block(table, range(start, end), marks.sentences)
+        block.print(out)
+        if end == count:
+            return block.marks
+        out.print()
+        marks, start = block.marks, end
+
+
+class _Block:
+    """The first column and some others side by side, all cells as text with marks of notes."""
+
+    def __init__(self, table: Table, indices: Iterable[int], sentences: Iterable[str]) -> None:
+        """sentences: notes that have marks already, from the blocks above."""
+        self.table = table
+        self.marks = NoteMarks(sentences)
+        chosen = [0, *indices]
+        self.columns = [table.columns[index] for index in chosen]
+        self.cells = [[row.cells[index] for index in chosen] for row in table.rows]
+        label_marks = [self.marks.mark(column.notes) for column in self.columns]
+        cell_marks = [[self.marks.mark(cell.notes) for cell in cells] for cells in self.cells]
+        self.texts = [
+            _column_texts(
+                column, [row[index] for row in self.cells], [row[index] for row in cell_marks]
+            )
+            for index, column in enumerate(self.columns)
+        ]
+        self.texts[0] = [
+            "  " * row.depth + text for row, text in zip(table.rows, self.texts[0], strict=True)
+        ]
+        self.labels = [
+            _fold_label(column, mark, max(map(_width, texts), default=0)) if table.header else []
+            for column, mark, texts in zip(self.columns, label_marks, self.texts, strict=True)
+        ]
+        self.widths: list[int] = []
+
+    def is_right(self, index: int) -> bool:
+        return index > 0 and self.columns[index].align == "right"
+
+    def fit(self, width: int) -> bool:
+        """Choose the widths of the columns for a terminal. Return whether they fit."""
+        natural = [
+            max([_width(text) for text in texts] + [cell_len(line) for line in labels], default=0)
+            for texts, labels in zip(self.texts, self.labels, strict=True)
+        ]
+        self.widths = [self._least_width(index, size) for index, size in enumerate(natural)]
+        room = width - 1 - GAP * (len(natural) - 1) - sum(self.widths)
+        if room < 0:
+            return False
+        missing = [size - least for size, least in zip(natural, self.widths, strict=True)]
+        wrapped = sorted((i for i, size in enumerate(missing) if size > 0), key=missing.__getitem__)
+        for position, index in enumerate(wrapped):
+            share = min(missing[index], room // (len(wrapped) - position))
+            self.widths[index] += share
+            room -= share
+        return True
+
+    def _least_width(self, index: int, natural: int) -> int:
+        if self.is_right(index):
+            return natural
+        pairs = zip(self.texts[index], self.cells, strict=True)
+        numbers = [_width(text) for text, cells in pairs if cells[index].is_number]
+        words = [cell_len(line) for line in self.labels[index]]
+        return min(natural, max([NAME_WIDTH if index == 0 else TEXT_WIDTH, *numbers, *words]))
+
+    def print(self, out: Console) -> None:
+        height = max(map(len, self.labels))
+        labels = [[""] * (height - len(label)) + label for label in self.labels]
+        for number in range(height):
+            self._print_line(out, [Text(label[number]) for label in labels], "dim")
+        for number, row in enumerate(self.table.rows):
+            if row.space_above and (number or height):
+                out.print()
+            cells = [self._lines(out, index, number) for index in range(len(self.columns))]
+            for line in range(max(map(len, cells))):
+                parts = [lines[line] if line < len(lines) else Text("") for lines in cells]
+                self._print_line(out, parts, "dim" if row.emphasis == "faint" else "")
+
+    def _lines(self, out: Console, index: int, number: int) -> list[Text]:
+        """Return a cell as lines that fit its column. Numbers stay on one line."""
+        row, cell, text = (
+            self.table.rows[number],
+            self.cells[number][index],
+            self.texts[index][number],
+        )
+        styled = Text(text, style=TONES[cell.tone] or STYLES[row.emphasis])
+        if cell.detail:
+            styled.stylize("not bold dim", len(text) - len(clean_lines(cell.detail)))
+        if cell.is_number or self.is_right(index):
+            return [styled]
+        indent = 0 if index else 2 * row.depth
+        lines = _wrap_text(out, styled[indent:], self.widths[index] - indent)
+        return [Text(" " * indent) + line for line in lines]
+
+    def _print_line(self, out: Console, parts: Sequence[Text], style: str) -> None:
+        line = Text("")
+        for index, (part, width) in enumerate(zip(parts, self.widths, strict=True)):
+            line.append(" " * GAP if index else " ")
+            padding = Text(" " * (width - part.cell_len))
+            line.append_text(padding + part if self.is_right(index) else part + padding)
+        line.stylize_before(style)
+        line.rstrip()
+        out.print(line)
+
+
+def _column_texts(
+    column: TableColumn, cells: Sequence[TableCell], marks: Sequence[str]
+) -> list[str]:
+    """Return the cells of a column as text.
+
+    In a column of numbers, numbers stand under numbers, half-widths of intervals under half-widths,
+    and marks of notes under marks.
+    """
+    if column.align == "left":
+        return [_with_detail(cell, mark) for cell, mark in zip(cells, marks, strict=True)]
+    parts = [clean_lines(cell.shown).partition(" ±") for cell in cells]
+    half = max((cell_len(right) for _, _, right in parts), default=0)
+    texts = [f"{left} {'±' + right:>{half + 1}}" if right else left for left, _, right in parts]
+    width = max(map(cell_len, texts), default=0)
+    room = max(map(cell_len, marks), default=0)
+    tails = [f" {mark:<{room}}" if room else "" for mark in marks]
+    return [
+        " " * (width - cell_len(text)) + text + tail
+        for text, tail in zip(texts, tails, strict=True)
+    ]
+
+
+def _with_detail(cell: TableCell, mark: str) -> str:
+    text = " ".join(filter(None, (clean_lines(cell.shown), mark)))
+    return text + (f"  {clean_lines(cell.detail)}" if cell.detail else "")
+
+
+def _wrap_text(out: Console, text: Text, width: int) -> list[Text]:
+    lines = list(text.wrap(out, max(width, 1), overflow="fold"))
+    for line in lines:
+        line.rstrip()
+    return lines or [Text("")]
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
+
+
+def _fold_label(column: TableColumn, mark: str, width: int) -> list[str]:
+    """Return the label of a column as lines: at most as wide as its cells, or LABEL_WIDTH."""
+    labels = [clean_lines(label) for label in column.label_lines]
+    labels[-1] = " ".join(filter(None, (labels[-1], mark)))
+    lines: list[str] = []
+    for label in filter(None, labels):
+        folded = Text(label).wrap(FOLDING, max(LABEL_WIDTH, width), overflow="fold")
+        lines += [str(line).rstrip() for line in folded]
+    return lines
+
+
+FOLDING = Console(file=io.StringIO(), width=80)
+
+
+def _print_stacked(out: Console, table: Table) -> NoteMarks:
+    """Print every row as its name and, line by line, the other columns with their labels."""
+    marks = NoteMarks()
+    label_marks = [marks.mark(column.notes) for column in table.columns]
+    for row in table.rows:
+        if row.space_above:
+            out.print()
+        name = _with_detail(row.cells[0], marks.mark(row.cells[0].notes))
+        print_paragraph(out, name, STYLES[row.emphasis] or "bold")
+        for index, column in enumerate(table.columns[1:], 1):
+            cell = row.cells[index]
+            text = " ".join(filter(None, (clean_lines(cell.shown), marks.mark(cell.notes))))
+            words = " · ".join(map(clean_lines, filter(None, column.label_lines)))
+            label = (
+                f"{' '.join(filter(None, (words, label_marks[index])))}:" if table.header else ""
+            )
+            line = " ".join(filter(None, (label, text)))
+            if line and 3 + cell_len(line) <= out.width:
+                out.print(Text(f"   {line}", style=TONES[cell.tone]))
+            elif text:
+                if label:
+                    print_paragraph(out, label, "dim", 3)
+                if cell.is_number:
+                    out.print(Text(f"   {text}"))
+                else:
+                    print_paragraph(out, text, "", 3)
+    return marks

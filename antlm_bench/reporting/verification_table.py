@@ -1,0 +1,79 @@
+"""The table of `verify`: a row per peer, then each flipped decision, then the conventions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from antlm_bench.reporting.table import (
+    Table,
+    TableCell,
+    build_facts_table,
+    build_records_table,
+)
+from antlm_bench.results.verification import PeerAgreement, Verification
+
+VerificationRow = dict[str, object]
+
+
+def build_verification_table(verification: Verification) -> Table:
+    """Build the table of agreements, with flipped items and conventions as its parts."""
+    tolerance = verification.tolerance
+    rows = [_agreement_row(agreement, tolerance) for agreement in verification.agreements]
+    flips = [row for agreement in verification.agreements for row in _flip_rows(agreement)]
+    conventions = {title: "\n".join(v) for title, v in _conventions_by_peer(verification)}
+    document = asdict(verification)
+    for record, agreement in zip(document["agreements"], verification.agreements, strict=True):
+        record["holds"] = agreement.is_within(tolerance)
+    return replace(
+        build_records_table(rows),
+        parts=(
+            *([build_records_table(flips)] if flips else []),
+            build_facts_table(f"compared within {tolerance:g} nats", conventions),
+        ),
+        document=document,
+    )
+
+
+def _agreement_row(agreement: PeerAgreement, tolerance: float) -> VerificationRow:
+    num_flips = sum(not flip.tie for flip in agreement.flips)
+    agrees = agreement.is_within(tolerance)
+    return {
+        "peer": agreement.peer,
+        "suite": agreement.suite,
+        "method": agreement.method,
+        "items": agreement.items,
+        "scores": agreement.options,
+        "largest (nats)": TableCell(agreement.largest, f"{agreement.largest:.1e}", unit="nats"),
+        "mean (nats)": TableCell(agreement.mean, f"{agreement.mean:.1e}", unit="nats"),
+        "at item": agreement.worst,
+        "flipped": num_flips,
+        "ties": len(agreement.flips) - num_flips,
+        "verdict": TableCell("agrees") if agrees else TableCell("differs", tone="bad"),
+    }
+
+
+def _flip_rows(agreement: PeerAgreement) -> list[VerificationRow]:
+    return [
+        {
+            "flipped item": flip.id,
+            "suite": agreement.suite,
+            "method": agreement.method,
+            "we prefer": f"{flip.ours + 1} by {flip.margin:.2e}",
+            "peer": agreement.peer,
+            "it prefers": f"{flip.theirs + 1} by {flip.their_margin:.2e}",
+            "within tolerance": flip.tie,
+        }
+        for flip in agreement.flips
+    ]
+
+
+def _conventions_by_peer(verification: Verification) -> list[tuple[str, list[str]]]:
+    """Per peer what was aligned and what was not, and who could not be asked."""
+    said: dict[str, dict[str, None]] = {}
+    for agreement in verification.agreements:
+        mine = said.setdefault(agreement.peer, {})
+        mine.update(dict.fromkeys(agreement.aligned))
+        mine.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
+    for peer, method, why in verification.refused:
+        said.setdefault(peer, {})[f"not asked about {method}: {why}"] = None
+    return [(title, list(lines)) for title, lines in said.items()]

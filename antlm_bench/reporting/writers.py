@@ -1,0 +1,348 @@
+"""Write a `Table` as Markdown, CSV, JSON or LaTeX, and list all output formats.
+
+Each writer makes text safe for its own format: names come from outside, and must not break out of
+a cell. Packages add formats through the entry point group `antlm_bench.formats`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from antlm_bench.printable import make_printable
+from antlm_bench.registry import Registry
+from antlm_bench.reporting.table import (
+    NoteMarks,
+    Table,
+    TableColumn,
+    TableRow,
+    build_long_facts_table,
+    to_json_value,
+)
+from antlm_bench.reporting.terminal_writer import write_terminal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """A way to write a table, and the name that `--format` takes."""
+
+    name: str
+    write: Callable[[Table], str]
+
+
+# Markdown
+
+
+def write_markdown(table: Table) -> str:
+    """Write GitHub-flavoured Markdown: title, table, notes, legend, then the table's parts."""
+    return "\n\n".join(_markdown_blocks(table)) + "\n"
+
+
+def _markdown_blocks(table: Table) -> Iterator[str]:
+    if table.title:
+        yield f"**{markdown_text(table.title)}**"
+    marks = NoteMarks()
+    if table.rows:
+        labels = [_markdown_label(column, marks, table.header) for column in table.columns]
+        rule = ["---:" if column.align == "right" else "---" for column in table.columns]
+        rows = [_markdown_row(row, marks) for row in table.rows]
+        yield "\n".join(f"| {' | '.join(cells)} |" for cells in [labels, rule, *rows])
+    elif not table.parts:
+        yield markdown_text(table.empty)
+    items = [f"- {mark}: {markdown_text(sentence)}" for mark, sentence in marks]
+    items += [f"- {markdown_text(sentence)}" for sentence in table.legend[:-1]]
+    if items:
+        yield "\n".join(items)
+    yield from map(markdown_text, table.legend[-1:])
+    for part in table.parts:
+        yield from _markdown_blocks(part)
+
+
+def _markdown_label(column: TableColumn, marks: NoteMarks, header: bool) -> str:
+    raised = _raise(marks.mark(column.notes))
+    return (
+        "<br>".join(map(markdown_text, filter(None, column.label_lines))) + raised
+        if header
+        else raised
+    )
+
+
+def _markdown_row(row: TableRow, marks: NoteMarks) -> list[str]:
+    texts = [markdown_text(cell.shown) for cell in row.cells]
+    style = {"strong": "**", "faint": "_", "": ""}[row.emphasis] if texts[0] else ""
+    texts[0] = "&emsp;" * row.depth + style + texts[0] + style
+    details = [f" ({markdown_text(cell.detail)})" if cell.detail else "" for cell in row.cells]
+    return [
+        text + detail + _raise(marks.mark(cell.notes))
+        for text, detail, cell in zip(texts, details, row.cells, strict=True)
+    ]
+
+
+def _raise(mark: str) -> str:
+    return f"<sup>{mark}</sup>" if mark else ""
+
+
+def markdown_text(text: str) -> str:
+    """Return text that Markdown shows as it is.
+
+    GitHub's own marks ($ for formulas, ~ for strokes) and entities are escaped too. Newlines become
+    line breaks.
+    """
+    lines = (make_printable(line).strip() for line in text.splitlines())
+    escaped = "<br>".join(
+        "".join(f"\\{c}" if c in "\\`*|[]<>$~&" else c for c in line) for line in lines
+    )
+    return re.sub(
+        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped
+    )  # inside a word it is plain
+
+
+# CSV
+
+
+def write_csv(table: Table) -> str:
+    """Write the long form as CSV: one header, raw numbers, "" for what is not known."""
+    source = table.long or table
+    keys = [key for key, _, _ in _flat_columns(source)]
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    if keys:
+        writer.writerow(map(csv_text, keys))
+    writer.writerows(map(csv_text, record.values()) for record in _flatten(source))
+    return sink.getvalue()
+
+
+def csv_text(value: Any) -> str:
+    """Return a value for a CSV field: numbers in full precision, text without control characters.
+
+    The field is quoted where it has to be when it is written.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return make_printable(value) if isinstance(value, str) else repr(value)
+
+
+def _flat_columns(table: Table) -> Iterator[tuple[str, int, str]]:
+    """Yield (key, index of the column, attribute of the cell).
+
+    A column with intervals is followed by their two ends.
+    """
+    for index, column in enumerate(table.columns):
+        yield column.key, index, "value"
+        if any(row.cells[index].low is not None for row in table.rows):
+            yield f"{column.key}_low", index, "low"
+            yield f"{column.key}_high", index, "high"
+
+
+def _flatten(table: Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows as records of plain values."""
+    columns = list(_flat_columns(table))
+    for row in table.rows:
+        yield {key: to_json_value(getattr(row.cells[i], name)) for key, i, name in columns}
+
+
+# JSON
+
+
+def write_json(table: Table) -> str:
+    """Write a JSON document: the table's own members, and `table` with `columns` and `rows`.
+
+    Numbers are numbers. In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text`
+    is what people read instead of the value, `KEY_unit` is the unit of a value that differs from
+    its column's, and `KEY_notes` is what the value must be read with.
+    """
+    members = {**to_json_value(table.document), "table": _json_table(table)}
+    document = {"schema_version": SCHEMA_VERSION, **members}
+    return json_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def _json_table(table: Table) -> dict[str, Any]:
+    source = table.long or table
+    members: dict[str, Any] = {"title": table.title} if table.title else {}
+    members["columns"] = [
+        {"key": column.key, "label": " ".join(column.label_lines), "unit": column.unit or None}
+        for column in source.columns
+    ]
+    members["rows"] = [
+        record | _json_additions(source, row)
+        for record, row in zip(_flatten(source), source.rows, strict=True)
+    ]
+    notes = NoteMarks(_notes_of(table))
+    members["notes"] = [{"mark": mark, "text": sentence} for mark, sentence in notes]
+    members["legend"] = list(table.legend)
+    if table.parts:
+        members["parts"] = [
+            {**to_json_value(part.document), **_json_table(part)} for part in table.parts
+        ]
+    return members
+
+
+def _json_additions(table: Table, row: TableRow) -> dict[str, Any]:
+    """Return what stands beside the values of a row: texts, units, notes."""
+    additions: dict[str, Any] = {}
+    for column, cell in zip(table.columns, row.cells, strict=True):
+        if cell.text is not None and cell.text != cell.value:
+            additions[f"{column.key}_text"] = cell.text
+        if cell.unit and cell.unit != column.unit:
+            additions[f"{column.key}_unit"] = cell.unit
+        if cell.notes:
+            additions[f"{column.key}_notes"] = list(cell.notes)
+    return additions
+
+
+def _notes_of(table: Table) -> Iterator[str]:
+    """Yield the notes of a table in the order in which a reader of its rows meets them."""
+    for column in table.columns:
+        yield from column.notes
+    for row in table.rows:
+        for cell in row.cells:
+            yield from cell.notes
+
+
+def json_text(document: str) -> str:
+    """Escape what a terminal would obey in a JSON document. The document means the same."""
+    return "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in document)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+# LaTeX
+
+
+def write_latex(table: Table) -> str:
+    """Write a tabular with booktabs' rules, notes below it, then the table's parts."""
+    return "% \\usepackage{booktabs}\n" + "\n".join(_latex_blocks(table))
+
+
+def _latex_blocks(table: Table) -> Iterator[str]:
+    marks = NoteMarks()
+    if table.rows:
+        yield _latex_tabular(table, marks)
+    sentences = [f"{_latex_power(mark)} {latex_text(sentence)}" for mark, sentence in marks]
+    sentences += [latex_text(sentence) for sentence in table.legend]
+    if not (table.rows or table.parts):
+        sentences.insert(0, latex_text(table.empty))
+    if sentences:
+        yield "{\\footnotesize\n" + "\\\\\n".join(sentences) + "\n\\par}\n"
+    for part in table.parts:
+        if part.title:  # the title of the whole is the caption that a paper gives it
+            yield f"\\paragraph{{{latex_text(part.title)}}}\n"
+        yield from _latex_blocks(part)
+
+
+def _latex_tabular(table: Table, marks: NoteMarks) -> str:
+    alignment = "".join(column.align[0] for column in table.columns)
+    lines = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule"]
+    if table.header:
+        powers = [_latex_power(marks.mark(column.notes)) for column in table.columns]
+        height = max(len(column.label_lines) for column in table.columns)
+        for number in range(height):
+            labels = [(column.label_lines + [""] * height)[number] for column in table.columns]
+            texts = map(latex_text, labels)
+            last = powers if number == height - 1 else [""] * len(powers)
+            lines.append(
+                _latex_line([text + power for text, power in zip(texts, last, strict=True)])
+            )
+        lines.append("\\midrule")
+    for number, row in enumerate(table.rows):
+        lines += ["\\midrule"] if row.space_above and number else []
+        cells = [
+            latex_text(cell.shown)
+            + (f" ({latex_text(cell.detail)})" if cell.detail else "")
+            + _latex_power(marks.mark(cell.notes))
+            for cell in row.cells
+        ]
+        lines.append(_latex_line(["\\quad " * row.depth + cells[0], *cells[1:]]))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _latex_power(mark: str) -> str:
+    return f"$^{{{mark}}}$" if mark else ""
+
+
+# LaTeX's own words for what it would read as a command, a ligature, or not at all.
+_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_WORDS |= {"|": "bar", "–": "endash", "“": "quotedblleft", "”": "quotedblright"}
+_WORDS |= {'"': "quotedblright", "’": "quoteright", "`": "quoteleft", "'": "quoteright"}
+_LATEX = {c: f"\\text{word}{{}}" for c, word in _WORDS.items()} | {c: f"\\{c}" for c in "{}$&#_%"}
+# A row that begins with [ or * would be read as an argument of the \\ before it.
+_LATEX |= {"±": "$\\pm$", "[": "{[}", "]": "{]}", "*": "{*}"}
+_LATEX |= {
+    "\n": " ",
+    "▲": "$\\bigtriangleup$",
+    "▼": "$\\bigtriangledown$",
+    "Δ": "$\\Delta$",
+    "²": "$^{2}$",
+}
+# Latin letters that pdflatex's default encoding (OT1) cannot set.
+_UNSET = frozenset("«»ÐðÞþĄąĘęĮįŲųĐđĦħĲĳĸĿŀŉŊŋŦŧſ")
+
+
+def latex_text(text: str) -> str:
+    """Return text as LaTeX source that pdflatex sets.
+
+    What lies beyond Latin letters is spelled as its code point.
+    """
+    spelled = "".join(map(_latex_character, "\n".join(text.splitlines())))
+    return re.sub("([-,])(?=\\1)", "\\1{}", spelled)  # two hyphens stay two
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    plain = character < "\u0180" and character.isprintable() and character not in _UNSET
+    return character if plain else f"U+{ord(character):04X}"
+
+
+FORMATS: Registry[OutputFormat] = Registry(
+    "output format",
+    "antlm_bench.formats",
+    {name: f"{__name__}:{name.upper()}" for name in ("table", "markdown", "csv", "json", "latex")},
+)
+TABLE = OutputFormat("table", write_terminal)
+MARKDOWN = OutputFormat("markdown", write_markdown)
+CSV = OutputFormat("csv", write_csv)
+JSON = OutputFormat("json", write_json)
+LATEX = OutputFormat("latex", write_latex)
+
+
+def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
+    """Print tables on stdout: on a terminal as they come, in other formats as parts of one.
+
+    What an error leaves behind is printed before the error is raised.
+    """
+    if output_format == "table":
+        for table in tables:
+            print_table(table)
+            sys.stdout.flush()
+        return
+    parts: list[Table] = []
+    try:
+        parts.extend(tables)
+    finally:
+        first = parts[0] if parts else Table((TableColumn("name"),))
+        whole = Table((TableColumn("name"),), parts=tuple(parts)) if len(parts) > 1 else first
+        long = build_long_facts_table(parts) if len(parts) > 1 else None
+        print_table(replace(whole, long=long), output_format)
+
+
+def print_table(table: Table, output_format: str = "table") -> None:
+    """Print a table on stdout. output_format: a name of FORMATS. Raises UsageError."""
+    sys.stdout.write(FORMATS[output_format].write(table))

@@ -1,0 +1,216 @@
+"""Series of checkpoints in order of the words they have seen, and their learning curves."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from antlm_bench.errors import UsageError
+from antlm_bench.printable import make_printable
+from antlm_bench.results.display_names import model_name
+from antlm_bench.types import Cell, Estimate, Run
+
+MILLION = 10**6
+MILESTONES = tuple(sorted({n * scale * MILLION for scale in (1, 10, 100) for n in range(1, 11)}))
+"""BabyLM's, in words: every million up to ten, every ten up to a hundred, every hundred up to a
+thousand."""
+MILESTONE_PATTERN = re.compile(
+    r"(?:chck|ckpt|checkpoint|words)[_-]?(\d+(?:\.\d+)?)([KMB])$", re.IGNORECASE
+)
+WORD_COUNT_UNITS = {"K": 10**3, "M": MILLION, "B": 10**9}
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One checkpoint on a learning curve."""
+
+    words_seen: int
+    milestone: int
+    """The milestone (in words) that the checkpoint is named for, or else its words seen."""
+    checkpoint: str
+    """Name of the checkpoint."""
+    estimate: Estimate
+    duplicate_of: str = ""
+    """Name of an earlier checkpoint with the same weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """The headline of one suite under one method over the checkpoints of one series."""
+
+    series_name: str
+    suite: str
+    method: str
+    metric: str
+    points: tuple[CurvePoint, ...]
+    """In order of words seen."""
+    milestones: tuple[int, ...]
+    """Where the series has a checkpoint or should have one. One without a point is a gap."""
+
+    @property
+    def segments(self) -> list[list[CurvePoint]]:
+        """The points, cut at gaps."""
+        segments: list[list[CurvePoint]] = []
+        indices = {milestone: index for index, milestone in enumerate(self.milestones)}
+        for point in self.points:
+            if segments and indices[point.milestone] - indices[segments[-1][-1].milestone] <= 1:
+                segments[-1].append(point)
+            else:
+                segments.append([point])
+        return segments
+
+
+def expand_run_dirs(paths: Sequence[str | Path]) -> list[Path]:
+    """Return run folders: a folder of run folders is replaced by these, one level down."""
+    run_dirs: list[Path] = []
+    for path in map(Path, paths):
+        is_run = (path / "run.json").exists()
+        inside = [] if is_run else [file.parent for file in path.glob("*/run.json")]
+        run_dirs += sorted(inside, key=_natural_sort_key) or [path]
+    return list(dict.fromkeys(run_dirs))
+
+
+def _natural_sort_key(path: Path) -> list[tuple[int, str]]:
+    """Sort chck_2M before chck_10M."""
+    return [
+        (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)
+    ]
+
+
+def build_curves(all_runs: Sequence[Run]) -> list[LearningCurve]:
+    """Return a learning curve per series, suite and method.
+
+    Runs that do not tell their words seen are left out, and so are finetuned cells whose seeds were
+    not averaged before. Raises UsageError where two checkpoints of a series have seen the same
+    number of words.
+    """
+    runs_by_series = group_checkpoints(all_runs)
+    in_any_series = {
+        milestone_or_words_seen(run) for members in runs_by_series.values() for run in members
+    }
+    curves = []
+    for series_name, members in runs_by_series.items():
+        seen = {milestone_or_words_seen(run) for run in members}
+        expected = in_any_series | set(MILESTONES if seen & set(MILESTONES) else ())
+        between = {milestone for milestone in expected if min(seen) < milestone < max(seen)}
+        milestones = tuple(sorted(seen | between))
+        for suite, method in dict.fromkeys(
+            (cell.suite, cell.method) for run in members for cell in run if cell.seed is None
+        ):
+            points, metric = _build_points(series_name, members, suite, method)
+            curves.append(LearningCurve(series_name, suite, method, metric, points, milestones))
+    return curves
+
+
+def group_checkpoints(all_runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return series name -> runs by words seen.
+
+    A series is the checkpoints of one hub id, or those whose runs share a folder, an architecture
+    and a tokenizer.
+    """
+    runs_by_key: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in all_runs:
+        if words_seen(run) is not None:
+            runs_by_key[checkpoint_series_key(run)].append(run)
+    return {
+        name: sorted(runs_by_key[key], key=lambda run: words_seen(run) or 0)
+        for name, key in _name_series(list(runs_by_key)).items()
+    }
+
+
+def words_seen(run: Run) -> int | None:
+    """Return the words seen from the checkpoint's card, or else its name (`chck_10M`), or None."""
+    words = run.manifest.model.get("words_seen")
+    if isinstance(words, int | float) and not isinstance(words, bool) and 0 < words < float("inf"):
+        return round(words)
+    return parse_milestone(run)
+
+
+def milestone_or_words_seen(run: Run) -> int:
+    """Return the milestone that a checkpoint is named for, or else its words seen.
+
+    A milestone's checkpoint is saved after the first step that passes it, so it has seen more.
+    """
+    return parse_milestone(run) or words_seen(run) or 0
+
+
+def format_word_count(words: float) -> str:
+    """Return `300k`, `10M`, `1.5B` words."""
+    units = ((10**9, "B"), (MILLION, "M"), (10**3, "k"), (1, ""))
+    size, suffix = next((unit for unit in units if words >= unit[0]), units[-1])
+    return f"{words / size:.3g}{suffix}"
+
+
+def parse_milestone(run: Run) -> int | None:
+    """Return the words seen from the checkpoint's name (`chck_10M`), or None (`main`)."""
+    match = MILESTONE_PATTERN.search(str(run.manifest.model.get("name", "")))
+    words = round(float(match[1]) * WORD_COUNT_UNITS[match[2].upper()]) if match else 0
+    return words or None
+
+
+def checkpoint_series_key(run: Run) -> tuple[str, ...]:
+    """Return (hub id, or the folders around the run; architecture, tokenizer).
+
+    A training folder keeps its runs in `scores`, which does not count.
+    """
+    model = run.manifest.model
+    name = str(model.get("name", ""))
+    folder = Path(run.path).absolute().parent
+    folder = folder.parent if folder.name == "scores" else folder
+    source = (name.partition("@")[0],) if "@" in name else folder.parts
+    return (*source, str(model.get("architecture", "")), str(model.get("tokenizer", "")))
+
+
+def _name_series(series_keys: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return short name -> key: the folder, with architecture or folders above where needed."""
+    for depth in range(1, max(map(len, series_keys), default=0) + 1):
+        short = ["/".join(key[:-2][-depth:]) for key in series_keys]
+        full = [
+            f"{name} ({key[-2]})" if short.count(name) > 1 else name
+            for name, key in zip(short, series_keys, strict=True)
+        ]
+        if len(set(full)) == len(full):
+            return {make_printable(name): key for name, key in zip(full, series_keys, strict=True)}
+    return {
+        f"{'/'.join(map(make_printable, key[:-1]))} ({n})": key
+        for n, key in enumerate(series_keys, 1)
+    }
+
+
+def _build_points(
+    series_name: str, checkpoint_runs: Sequence[Run], suite: str, method: str
+) -> tuple[tuple[CurvePoint, ...], str]:
+    """Return the points of a suite's curve by words seen, and its metric.
+
+    Raises UsageError where two checkpoints have seen the same number of words.
+    """
+    first_by_weights: dict[str, str] = {}
+    points: dict[int, tuple[str, CurvePoint]] = {}  # milestone -> (weights, point)
+    metric = ""
+    for run, cell in _iter_matching_cells(checkpoint_runs, suite, method):
+        name, metric = model_name(run), cell.summary.metric
+        weights = str(run.manifest.model.get("weights") or run.path)
+        first = first_by_weights.setdefault(weights, name)
+        milestone = milestone_or_words_seen(run)
+        duplicate_of = "" if first == name else first
+        point = CurvePoint(words_seen(run) or 0, milestone, name, cell.estimate, duplicate_of)
+        if points.setdefault(milestone, (weights, point))[0] != weights:
+            raise UsageError(
+                f"two checkpoints of {series_name} have seen {format_word_count(milestone)} words:"
+                " which one is on the curve?",
+                location=run.path,
+                hint="keep the runs of each model in a folder of its own (score --out DIR)",
+            )
+    return tuple(point for _, point in points.values()), metric
+
+
+def _iter_matching_cells(
+    checkpoint_runs: Sequence[Run], suite: str, method: str
+) -> Iterator[tuple[Run, Cell]]:
+    for run in checkpoint_runs:
+        for cell in run:
+            if (cell.suite, cell.method, cell.seed) == (suite, method, None):
+                yield run, cell

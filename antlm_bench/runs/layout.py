@@ -1,0 +1,62 @@
+"""Where the run of a checkpoint lies, which software made it, and what identifies a cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from antlm_bench import __version__
+from antlm_bench.runs.run_json import SCHEMA_VERSION
+from antlm_bench.runs.store import RunWriter
+from antlm_bench.types import Manifest
+
+REPORTS_DIR = Path("reports")
+"""Where run folders are written if no `--out` is given."""
+RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+def run_dir(
+    model_facts: Mapping[str, Any], out: str | Path | None, multiple_checkpoints: bool
+) -> Path:
+    """Return the run folder of a checkpoint.
+
+    That is `out` itself. Without `out`, or with several checkpoints, it is a folder in `out` (or in
+    REPORTS_DIR) that is named after the checkpoint and the hash of its weights.
+    """
+    folder = REPORTS_DIR if out is None else Path(out)
+    if out is None or multiple_checkpoints:
+        folder /= f"{str(model_facts['name']).replace('/', '--')}-{str(model_facts['weights'])[:8]}"
+    return folder
+
+
+def build_manifest(model_facts: Mapping[str, Any]) -> Manifest:
+    """Build the manifest of a run that begins now, with the software that is installed now."""
+    software = {name: version(name) for name in RECORDED_PACKAGES}
+    software |= {"antlm-bench": __version__, "python": platform.python_version()}
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Manifest(SCHEMA_VERSION, dict(model_facts), software, created)
+
+
+def content_key(settings: Mapping[str, Any]) -> str:
+    """Hash the settings of a cell. Equal settings have equal keys, whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def log_replaced_scores(
+    log: Callable[[str], None],
+    writer: RunWriter,
+    origin: tuple[str, ...],
+    settings: Iterable[Mapping[str, Any]],
+) -> None:
+    """Log that the score of a user's file is replaced if its items have changed since."""
+    if any(writer.suite_file_changed(origin, each, each.get("seed")) for each in settings):
+        log(
+            f"{origin[0]}: its items have changed since it was scored; the new score replaces the"
+            " old one"
+        )

@@ -1,0 +1,383 @@
+"""Comparing two runs: values, tests and families against slow ways to get them; planted changes are
+found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pair_runs import (
+    PARADIGMS_BY_PHENOMENON,
+    PHENOMENON_BY_PARADIGM,
+    draw_logprob_gaps,
+    make_cell,
+    make_predictions,
+    write_run,
+    write_toy_run,
+)
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from antlm_bench import statistics
+from antlm_bench.comparison import Comparison, Difference, compare_runs
+from antlm_bench.comparison.multiple_testing import MAX_HOLM_TESTS, adjust_p_values
+from antlm_bench.comparison.results import HEADLINE
+from antlm_bench.types import Cell, Prediction, Run
+
+
+def only(found: list[Comparison]) -> Comparison:
+    (one,) = found
+    return one
+
+
+def pair(
+    tmp_path: Path, items: int = 60
+) -> tuple[Run, Run, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Two runs of one test, the second slightly worse, and their margins."""
+    first = draw_logprob_gaps(items, 0.8, seed=1)
+    second = {
+        name: each + np.random.default_rng(2).normal(-0.2, 1, items) for name, each in first.items()
+    }
+    return (
+        write_toy_run(tmp_path / "a", first),
+        write_toy_run(tmp_path / "b", second),
+        first,
+        second,
+    )
+
+
+def test_every_level_is_what_counting_by_hand_gives(tmp_path: Path) -> None:
+    a, b, first, second = pair(tmp_path)
+    found = only(compare_runs(a, b))
+    rates = {name: ((first[name] >= 0).mean(), (second[name] >= 0).mean()) for name in first}
+    head = found.headline
+    assert (head.level, head.name, head.n) == (HEADLINE, "toy", 360)
+    assert head.a == pytest.approx(np.mean([x for x, _ in rates.values()]))
+    assert head.b == pytest.approx(np.mean([y for _, y in rates.values()]))
+    assert head.value == pytest.approx(head.b - head.a)
+    assert (head.a, head.b) == pytest.approx(
+        tuple(run.cells[0].summary.headline.value for run in (a, b))
+    )
+    groups = {(g.level, g.name): g for g in found.groups}
+    assert set(groups) == {("phenomenon", name) for name in PARADIGMS_BY_PHENOMENON} | {
+        ("paradigm", name) for name in PHENOMENON_BY_PARADIGM
+    }
+    for (level, name), g in groups.items():
+        inside = PARADIGMS_BY_PHENOMENON[name] if level == "phenomenon" else [name]
+        x, y = (np.concatenate([side[p] for p in inside]) for side in (first, second))
+        assert (g.a, g.b, g.n) == pytest.approx(((x >= 0).mean(), (y >= 0).mean(), len(x)))
+        assert g.gained == ((x < 0) & (y >= 0)).sum() and g.lost == ((x >= 0) & (y < 0)).sum()
+        assert g.margin and g.margin.value == pytest.approx((y - x).mean())
+        assert g.low < g.value < g.high
+        assert g.within == ("" if level == "phenomenon" else PHENOMENON_BY_PARADIGM[name])
+        fewer, both = min(g.gained, g.lost), g.gained + g.lost
+        mid = 2 * stats.binom.cdf(fewer, both, 0.5) - stats.binom.pmf(fewer, both, 0.5)
+        assert g.p == pytest.approx(min(1.0, mid))
+    assert head.margin and head.margin.value == pytest.approx(
+        np.mean([(second[p] - first[p]).mean() for p in first])
+    )
+
+
+def test_the_headline_is_resampled_within_paradigms(tmp_path: Path) -> None:
+    a, b, first, second = pair(tmp_path)
+    head = only(compare_runs(a, b)).headline
+    rng = np.random.default_rng(5)
+    changes = [(second[p] >= 0).astype(float) - (first[p] >= 0) for p in first]
+    drawn = [np.mean([rng.choice(each, len(each)).mean() for each in changes]) for _ in range(3000)]
+    assert (head.low, head.high) == pytest.approx(
+        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006
+    )
+    means = np.array([each.mean() for each in changes])
+    like_these = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+    assert (head.views["clustered"].low, head.views["clustered"].high) == pytest.approx(like_these)
+    assert head.detectable == pytest.approx(
+        statistics.min_detectable_difference(changes, np.full(6, 1 / 6))
+    )
+    assert head.p == pytest.approx(statistics.macro_permutation_test(changes, np.full(6, 1 / 6)))
+
+
+def test_the_other_way_round_everything_changes_sign(tmp_path: Path) -> None:
+    a, b, *_ = pair(tmp_path)
+    there, back = only(compare_runs(a, b)), only(compare_runs(b, a))
+    for x, y in zip((there.headline, *there.groups), (back.headline, *back.groups), strict=True):
+        assert (x.a, x.b, x.value, x.gained, x.lost) == pytest.approx(
+            (y.b, y.a, -y.value, y.lost, y.gained)
+        )
+        assert (x.low, x.high) == pytest.approx((-y.high, -y.low), abs=0.006)
+        assert x.margin and y.margin and x.margin.value == pytest.approx(-y.margin.value)
+    assert {flip.id for flip in there.flipped} == {flip.id for flip in back.flipped}
+
+
+def test_flips_are_the_items_answered_differently_the_worst_first(tmp_path: Path) -> None:
+    a, b, first, second = pair(tmp_path)
+    flipped = only(compare_runs(a, b)).flipped
+    moved = {
+        f"{p}_{i}" for p in first for i in range(60) if (first[p][i] >= 0) != (second[p][i] >= 0)
+    }
+    assert {flip.id for flip in flipped} == moved
+    lost = [flip for flip in flipped if flip.b < flip.a]
+    assert list(flipped[: len(lost)]) == lost == sorted(lost, key=lambda flip: flip.margin or 0.0)
+    for flip in flipped:
+        paradigm, _, i = flip.id.rpartition("_")
+        assert flip.labels == {"paradigm": paradigm, "phenomenon": PHENOMENON_BY_PARADIGM[paradigm]}
+        assert flip.margin == pytest.approx(second[paradigm][int(i)] - first[paradigm][int(i)])
+
+
+def test_a_run_against_itself_is_certain_to_be_equal(tmp_path: Path) -> None:
+    a = write_toy_run(tmp_path / "a", draw_logprob_gaps(20))
+    found = only(compare_runs(a, a))
+    for d in (found.headline, *found.groups):
+        assert (d.value, d.low, d.high, d.p, d.adjusted, d.gained, d.lost) == (0, 0, 0, 1, 1, 0, 0)
+    assert not found.flipped
+
+
+def test_equal_decisions_of_unequal_models_are_not_certainty(tmp_path: Path) -> None:
+    first = draw_logprob_gaps(20)
+    a, b = (
+        write_toy_run(tmp_path / "a", first),
+        write_toy_run(tmp_path / "b", {name: 2 * each for name, each in first.items()}),
+    )
+    found = only(compare_runs(a, b))
+    assert found.headline.value == 0 and found.headline.low < 0 < found.headline.high
+    assert all(g.low < 0 < g.high for g in found.groups)
+    assert found.headline.low == pytest.approx(-found.headline.high)
+
+
+def test_ties_share_credit_and_are_tested_by_permutation(tmp_path: Path) -> None:
+    first = {"adjunct_island": np.array([1.0, 1, 1, -1, 0, 1, 1, 1])}
+    second = {"adjunct_island": np.array([0.0, 0, 0, -1, 0, 1, 0, -1])}
+    found = only(
+        compare_runs(write_toy_run(tmp_path / "a", first), write_toy_run(tmp_path / "b", second))
+    )
+    assert (found.headline.a, found.headline.b) == (6.5 / 8, 3.5 / 8)
+    assert (found.headline.gained, found.headline.lost) == (0, 5)
+    assert found.headline.p == pytest.approx(2 / 2**5, abs=0.02)  # five signs, all one way
+    strict = only(
+        compare_runs(
+            write_toy_run(tmp_path / "c", first, ties="strict"),
+            write_toy_run(tmp_path / "d", second, ties="strict"),
+        )
+    )
+    assert (strict.headline.a, strict.headline.b) == (6 / 8, 1 / 8)
+
+
+def test_only_the_phenomenon_that_got_worse_is_blamed(tmp_path: Path) -> None:
+    first = draw_logprob_gaps(400, 0.85, seed=3)
+    second = {
+        name: each + np.random.default_rng(4).normal(0, 0.05, 400) for name, each in first.items()
+    }
+    for name in PARADIGMS_BY_PHENOMENON["islands"]:
+        second[name] = second[name] - 0.5
+    found = only(
+        compare_runs(write_toy_run(tmp_path / "a", first), write_toy_run(tmp_path / "b", second))
+    )
+    blamed = [g.name for g in found.groups if g.level == "phenomenon" and (g.adjusted or 1) < 0.05]
+    assert blamed == ["islands"]
+    assert found.headline.adjusted is not None and found.headline.adjusted < 0.001
+
+
+def test_small_families_use_holm_and_large_ones_bh() -> None:
+    rng = np.random.default_rng(0)
+
+    def level(name: str, count: int) -> list[Difference]:
+        ps = rng.random(count) ** 3
+        return [
+            Difference(name, f"{name}{i}", "", 9, 0.5, 0.5, 0.0, -1, 1, p=float(p))
+            for i, p in enumerate(ps)
+        ]
+
+    few, many, fine = (
+        level("phenomenon", MAX_HOLM_TESTS),
+        level("domain", MAX_HOLM_TESTS + 1),
+        level("paradigm", 3),
+    )
+    head, groups = adjust_p_values(replace(few[0], level=HEADLINE), [*few, *many, *fine])
+    assert head.adjusted == head.p and "first" in head.family
+    assert [g.name for g in groups] == [g.name for g in (*few, *many, *fine)]
+    assert {g.family for g in groups} == {
+        f"Holm over {MAX_HOLM_TESTS} phenomena",
+        f"BH over {MAX_HOLM_TESTS + 1} domains",
+        "BH over 3 paradigms",
+    }
+    holm = multipletests([g.p for g in few], method="holm")[1]
+    bh = [
+        p
+        for family in (many, fine)
+        for p in multipletests([g.p for g in family], method="fdr_bh")[1]
+    ]
+    assert [g.adjusted for g in groups] == pytest.approx([*holm, *bh])
+
+
+def test_what_was_not_scored_counts_as_wrong_and_has_no_margin(tmp_path: Path) -> None:
+    made = make_predictions(draw_logprob_gaps(10, 1.0), PHENOMENON_BY_PARADIGM)
+    long = replace(made[0], scores=(), tokens=(), characters=(), flags=("too-long",))
+    found = only(
+        compare_runs(
+            write_run(tmp_path / "a", make_cell(made)),
+            write_run(tmp_path / "b", make_cell([long, *made[1:]])),
+        )
+    )
+    paradigm = next(g for g in found.groups if g.name == "adjunct_island")
+    assert paradigm.n == 10 and paradigm.margin and paradigm.margin.n == 9
+    (flip,) = found.flipped
+    assert flip.id == made[0].id and flip.margin is None
+
+
+def rated(values: np.ndarray, ratings: np.ndarray) -> list[Prediction]:
+    labels = {"kind": "x"}
+    return [
+        Prediction(f"w{i}", float(r), 0, (float(v), 0.0), (1, 1), (3, 3), labels)
+        for i, (v, r) in enumerate(zip(values, ratings, strict=True))
+    ]
+
+
+def test_correlations_are_compared_on_the_same_items(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ratings = rng.random(80)
+    x, y = 3 * ratings + rng.normal(0, 1, 80), 3 * ratings + rng.normal(0, 3, 80)
+    runs = [
+        write_run(
+            tmp_path / name,
+            make_cell(
+                rated(v, ratings), suite="wug", metric="spearman", macro=(), groups=("kind",)
+            ),
+        )
+        for name, v in (("a", x), ("b", y))
+    ]
+    found = only(compare_runs(*runs))
+    rho = [float(stats.spearmanr(v, ratings).statistic) for v in (x, y)]
+    assert (found.headline.a, found.headline.b) == pytest.approx(tuple(rho))
+    drawn = []
+    for _ in range(1500):
+        pick = rng.integers(80, size=80)
+        drawn.append(
+            stats.spearmanr(y[pick], ratings[pick]).statistic
+            - stats.spearmanr(x[pick], ratings[pick]).statistic
+        )
+    assert (found.headline.low, found.headline.high) == pytest.approx(
+        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.05
+    )
+    assert found.headline.p == found.headline.adjusted < 0.01
+    assert found.headline.p == pytest.approx(statistics.spearman_difference(x, y, ratings)[1])
+    assert [(group.adjusted, group.family) for group in found.groups] == [
+        (found.headline.p, "Holm over 1 kinds")
+    ]
+    same = only(compare_runs(runs[0], runs[0])).headline
+    assert (same.low, same.high, same.p, same.detectable) == (0, 0, 1, None)
+    power = stats.norm.ppf(0.8) / stats.norm.ppf(0.975)
+    half = (found.headline.high - found.headline.low) / 2
+    assert found.headline.detectable == pytest.approx((1 + power) * half, rel=1e-3)
+
+
+def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
+    flat, ratings = np.zeros(20), np.random.default_rng(0).random(20)
+    options = {"suite": "wug", "metric": "spearman", "macro": (), "groups": ()}
+    a = write_run(tmp_path / "a", make_cell(rated(flat, ratings), **options))
+    b = write_run(tmp_path / "b", make_cell(rated(ratings, ratings), **options))
+    head = only(compare_runs(a, b)).headline
+    assert (head.a, head.b, head.low, head.high, head.p) == (0, pytest.approx(1), -2, 2, None)
+    assert head.detectable is None
+    few = np.where(np.arange(20) < 5, ratings, 0.0)
+    c = write_run(tmp_path / "c", make_cell(rated(few, ratings), **options))
+    found = only(compare_runs(b, c))
+    assert (found.headline.low, found.headline.high, found.headline.p) == (
+        -2,
+        2,
+        None,
+    ) and found.headline.value < 0
+    assert found.notes == (
+        "wug: no interval of a difference is known with fewer than 40 items beside the largest tie",
+    )
+    assert not only(compare_runs(c, c)).notes
+
+
+def finetuned(
+    task: str, seeds: int, shift: float = 0.0, **history: object
+) -> list[tuple[Cell, list[Prediction]]]:
+    """Cells of a task of two classes: 40 texts, three in four right plus `shift`, seed by seed."""
+    cells = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([len(task), seed, round(100 * shift)])
+        made = []
+        for i in range(40):
+            gold = i % 2
+            right = rng.random() < 0.75 + shift
+            scores = (-0.2, -1.7) if (gold == 0) == right else (-1.7, -0.2)
+            made.append(
+                Prediction(
+                    f"t{i}", gold, int(np.argmax(scores)), scores, (9, 9), (30, 30), {"task": task}
+                )
+            )
+        one, _ = make_cell(
+            made,
+            suite=f"glue-2025.{task}",
+            method="finetune-causal",
+            macro=(),
+            groups=(),
+            reduction="class",
+            collection="glue-2025",
+            task=task,
+            select="held-out",
+            held_out=0.1,
+        )
+        cells.append((replace(one, seed=seed, history=history), made))
+    return cells
+
+
+def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", *finetuned("rte", 3), *finetuned("boolq", 3))
+    b = write_run(
+        tmp_path / "b", *finetuned("rte", 2, 0.2), *finetuned("boolq", 2, 0.2), *finetuned("wsc", 2)
+    )
+    found = only(compare_runs(a, b))
+    assert (found.suite, found.method_a, found.seeds, found.macro) == (
+        "glue-2025",
+        "finetune-causal",
+        (3, 2),
+        ("task",),
+    )
+    assert [(g.level, g.name, g.n) for g in found.groups] == [
+        ("task", "rte", 40),
+        ("task", "boolq", 40),
+    ]
+    for task, group in zip(("rte", "boolq"), found.groups, strict=True):
+        sides = []
+        for seeds, shift in ((3, 0.0), (2, 0.2)):
+            each = finetuned(task, seeds, shift)
+            sides.append(np.array([[float(p.pred == p.gold) for p in made] for _, made in each]))
+        value, interval, p = statistics.two_level_test(*sides)
+        assert (group.value, group.low, group.high, group.p) == pytest.approx((value, *interval, p))
+        change = sides[1].mean(axis=0) - sides[0].mean(axis=0)
+        assert (group.gained, group.lost) == ((change > 0).sum(), (change < 0).sum())
+    assert found.headline.value == pytest.approx(np.mean([g.value for g in found.groups]))
+    assert found.headline.high - found.headline.low < max(g.high - g.low for g in found.groups)
+    assert found.groups[0].family == "Holm over 2 tasks"
+    assert {flip.labels["task"] for flip in found.flipped} == {"rte", "boolq"}
+    assert any("2 seeds" in note for note in found.notes)
+    assert [c.suite for c in compare_runs(a, b, suites=["glue-2025"])] == ["glue-2025"]
+    assert [g.name for g in only(compare_runs(a, b, suites=["glue-2025.rte"])).groups] == ["rte"]
+
+
+def test_a_task_whose_items_all_moved_alike_is_not_certain(tmp_path: Path) -> None:
+    sides = []
+    for scores in ((-0.2, -1.7), (-1.7, -0.2)):
+        (one, made), *_ = finetuned("rte", 1)
+        sides.append((one, [replace(p, gold=0, pred=0, scores=scores) for p in made]))
+    found = only(
+        compare_runs(write_run(tmp_path / "a", sides[0]), write_run(tmp_path / "b", sides[1]))
+    ).groups[0]
+    assert (found.value, found.low) == (-1, -1) and -1 < found.high < -0.8
+    assert found.p is not None and found.p < 0.001
+
+
+def test_one_seed_and_collapsed_seeds_are_said(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", *finetuned("rte", 1))
+    b = write_run(tmp_path / "b", *finetuned("rte", 1, 0.1, collapsed=["constant prediction"]))
+    found = only(compare_runs(a, b))
+    assert any("one seed: the interval does not know" in note for note in found.notes)
+    assert "rte: 1 of 1 seeds of the second run collapsed" in found.notes
+    same = only(compare_runs(a, a)).headline
+    assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -1,0 +1,204 @@
+"""The rule of the gate: three outcomes in a fixed order, groups judged only by margins of their
+own, causes named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antlm_bench.comparison import Comparison, Difference
+from antlm_bench.comparison.margins import load_margins, load_suite_margins
+from antlm_bench.comparison.verdict import Margins, explanatory_level, judge
+from antlm_bench.errors import DeclarationError, UsageError
+
+
+def difference(
+    value: float, half: float, level: str = "headline", name: str = "toy", p: float | None = None
+) -> Difference:
+    return Difference(
+        level, name, "", 100, 0.8, 0.8 + value, value, value - half, value + half, p, p
+    )
+
+
+def comparison(headline: Difference, *groups: Difference) -> Comparison:
+    return Comparison("toy", "causal", "causal", "accuracy", (1, 1), headline, groups, (), ())
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "status", "dropped"),
+    [
+        (0.000, 0.005, "pass", False),
+        (0.050, 0.005, "pass", False),
+        (-0.005, 0.004, "pass", True),  # significant, and tolerable
+        (-0.020, 0.005, "regression", True),
+        (-0.011, 0.0105, "regression", True),
+        (-0.009, 0.008, "inconclusive", True),  # worse for sure, but perhaps tolerably
+        (-0.012, 0.013, "inconclusive", False),
+        (0.000, 0.011, "inconclusive", False),
+        (0.020, 0.040, "inconclusive", False),
+    ],
+)
+def test_the_order_of_the_rule(value: float, half: float, status: str, dropped: bool) -> None:
+    verdict = judge(comparison(difference(value, half)), Margins(default=0.01))
+    assert (verdict.status, verdict.headline.is_significantly_worse) == (status, dropped)
+
+
+@given(
+    value=st.floats(-0.5, 0.5),
+    half=st.floats(0, 0.3),
+    margin=st.floats(0.001, 0.2),
+    more=st.floats(0, 0.1),
+)
+def test_a_wider_margin_never_turns_a_pass_into_a_failure(
+    value: float, half: float, margin: float, more: float
+) -> None:
+    order = ["regression", "inconclusive", "pass"]
+    narrow, wide = (
+        judge(comparison(difference(value, half)), Margins(default=m))
+        for m in (margin, margin + more)
+    )
+    assert order.index(wide.status) >= order.index(narrow.status)
+
+
+def test_groups_explain_and_fail_only_by_a_margin_of_their_own() -> None:
+    made = comparison(
+        difference(-0.002, 0.003),
+        difference(-0.03, 0.01, "phenomenon", "islands", p=0.001),
+        difference(-0.06, 0.05, "phenomenon", "binding", p=0.2),
+        difference(-0.04, 0.01, "phenomenon", "npi", p=0.001),
+        difference(0.05, 0.01, "phenomenon", "agreement", p=0.001),
+        difference(-0.30, 0.01, "paradigm", "wh_island", p=0.0001),
+    )
+    verdict = judge(made, Margins())
+    assert verdict.status == "pass" and not verdict.groups
+    assert [d.name for d in verdict.worse_groups] == ["npi", "islands"]
+    named = judge(made, Margins(groups={"islands": 0.01, "wh_island": 0.5}))
+    assert named.status == "regression" and [g.difference.name for g in named.groups] == [
+        "islands",
+        "wh_island",
+    ]
+    assert judge(made, Margins(groups={"islands": 0.05})).status == "pass"
+    every = judge(made, Margins(every_group=0.02))
+    assert [g.status for g in every.groups] == ["regression", "inconclusive", "regression", "pass"]
+    assert every.status == "regression"
+
+
+def test_a_group_too_small_to_be_sure_of_does_not_fail_the_suite() -> None:
+    unsure = difference(
+        -0.03, 0.01, "phenomenon", "islands", p=0.06
+    )  # after adjustment for the others
+    assert (
+        judge(comparison(difference(0, 0.001), unsure), Margins(every_group=0.01)).status == "pass"
+    )
+
+
+def test_margins_of_suites_overrule_the_default() -> None:
+    made = comparison(difference(-0.02, 0.005))
+    assert judge(made, Margins(default=0.01, suites={"toy": 0.05})).status == "pass"
+    assert judge(made, Margins(default=0.05, suites={"toy": 0.01})).status == "regression"
+
+
+def test_the_level_that_explains() -> None:
+    headline = difference(0, 0.1)
+    one = [difference(0, 0.1, "field", "syntax")]
+    two = [difference(0, 0.1, "domain", name) for name in "ab"]
+    three = [difference(0, 0.1, "phenomenon", name) for name in "ab"]
+    assert explanatory_level(comparison(headline)) == "headline"
+    assert explanatory_level(comparison(headline, *one, *two)) == "domain"
+    assert explanatory_level(comparison(headline, *one, *two, *three)) == "phenomenon"
+
+
+def test_a_policy_is_read_in_points(tmp_path: Path) -> None:
+    file = tmp_path / "check.toml"
+    file.write_text("margin = 2\n[suites]\nblimp = 0.5\n[groups]\nisland_effects = 3.0\n")
+    typed, read = load_margins(file, 1.5, 4)
+    assert (read.default, read.every_group, read.source) == (pytest.approx(0.02), None, str(file))
+    assert read.suites == {"blimp": pytest.approx(0.005)} and read.groups == {
+        "island_effects": pytest.approx(0.03)
+    }
+    assert (typed.default, typed.every_group) == (pytest.approx(0.015), pytest.approx(0.04))
+    assert load_margins() == (Margins(source="--margin"),)
+
+
+def test_a_margin_is_that_of_whoever_says_it_first() -> None:
+    names = ("islands", "binding")
+    made = comparison(
+        difference(0, 0.001), *(difference(0, 0.001, "phenomenon", name, p=1.0) for name in names)
+    )
+    typed, policy, own = (
+        Margins(0.02, source="--margin"),
+        Margins(0.03, {"toy": 0.04}, {"islands": 0.05}, source="check.toml"),
+        Margins(0.06, groups={"islands": 0.07}, source="toy.toml"),
+    )
+
+    def said(*layers: Margins) -> list[tuple[float, str]]:
+        verdict = judge(made, *layers)
+        return [(one.tolerance, one.source) for one in (verdict.headline, *verdict.groups)]
+
+    assert said(typed, policy, own) == [(0.02, "--margin"), (0.05, "check.toml")]
+    assert said(Margins(), policy, own) == [(0.04, "check.toml"), (0.05, "check.toml")]
+    assert said(replace(policy, suites={}), own)[0] == (0.03, "check.toml")
+    assert said(replace(policy, suites={}, default=None, groups={}), own) == [
+        (0.06, "toy.toml"),
+        (0.07, "toy.toml"),
+    ]
+    assert said() == [(0.01, "default")]
+    assert said(Margins(every_group=0.08, source="--margin"), policy)[1] == (0.08, "--margin")
+
+
+def test_a_suites_own_toml_has_margins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
+    file = tmp_path / "tasks" / "toy.toml"
+    file.parent.mkdir()
+    file.write_text('kind = "suite"\n[check]\nmargin = 2.0\ngroups = {islands = 5}\n')
+    own = load_suite_margins("toy")
+    assert (own.default, own.groups, own.source) == (
+        pytest.approx(0.02),
+        {"islands": pytest.approx(0.05)},
+        "toy.toml",
+    )
+    assert (
+        load_suite_margins("blimp")
+        == load_suite_margins("nobody")
+        == load_suite_margins("../../etc/passwd")
+        == Margins()
+    )
+    file.write_text("[check]\nmargn = 2.0\n")
+    with pytest.raises(
+        DeclarationError, match=r"toy.toml: check: unknown key 'margn': did you mean 'margin'"
+    ):
+        load_suite_margins("toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("margn = 1", "unknown key 'margn': did you mean 'margin'"),
+        ("margin = 0", "check.toml: margin"),
+        ("margin = -1", "greater than 0"),
+        ("margin = 'wide'", "check.toml: margin"),
+        ("[suites]\nblimp = 0", "check.toml: suites.blimp"),
+        ("[groups]\nx = nan", "groups.x"),
+        ("margin =\n", "check.toml:1"),
+        ("[suites\n", "check.toml:1"),
+    ],
+)
+def test_a_wrong_policy_names_its_place(text: str, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "check.toml"
+    file.write_text(text)
+    with pytest.raises(DeclarationError) as refused:
+        load_margins(file)
+    assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 101.0, float("nan")])
+def test_a_margin_is_above_zero(value: float) -> None:
+    with pytest.raises(UsageError, match="--margin"):
+        load_margins(margin=value)
+    with pytest.raises(UsageError, match="--group-margin"):
+        load_margins(every_group=value)
