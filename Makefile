@@ -73,7 +73,7 @@ fmt: .venv/installed
 	@$(BIN)/ruff format
 
 sweep: .venv/installed
-	@PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python tests/sweep/architectures.py
+	@PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python tests/sweep/architecture_sweep.py
 
 bench: .venv/installed
 	@failed=0; for one in score harness train finetune; do $(BIN)/python benchmarks/$$one.py || failed=1; done; exit $$failed

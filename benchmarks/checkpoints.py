@@ -1,11 +1,9 @@
-"""Makes the two checkpoints that the benchmarks score: a 58M Llama and a 24M BERT shape, trained a
-little on real text.
+"""Train the two checkpoints that the benchmarks score: a 58M Llama and a 24M BERT.
 
     python benchmarks/checkpoints.py .bench --steps 400 [causal] [masked]
 
-Speed does not care about the weights, but `--precision adaptive` does: a random model's margins are
-all near zero, so that ratios measured on it would say nothing. A plain loop, good for a benchmark
-and not for science.
+The speed of exact scoring does not depend on the weights, but that of `--precision adaptive` does:
+the log-probability gaps of a random model are all near zero. The loop is made for benchmarks only.
 """
 
 from __future__ import annotations
@@ -40,16 +38,14 @@ from transformers import (
 from antlm_bench.cpu_tuning import keep_freed_memory
 
 VOCABULARY, LENGTH, BATCH = 16_000, 128, 16
-RATE = {
-    "causal": 1e-3,
-    "masked": 2e-4,
-}  # at 1e-3, with dropout, BERT learnt nothing but word frequencies
-MASKED = 0.3  # of the tokens; with BERT's 15% too few are learnt from in so few steps
-NEIGHBOURS = (-1, 1, -2, 2, -3, 3)  # where the heads of BERT's first layers look at the start
+# At 1e-3, with dropout, BERT learns only word frequencies.
+RATE = {"causal": 1e-3, "masked": 2e-4}
+MASKED = 0.3  # of the tokens; 15%, as of BERT, are too few for so few steps
+NEIGHBOURS = (-1, 1, -2, 2, -3, 3)  # offsets that the heads of BERT's first layers start with
 
 
-def lines(corpus: Path) -> list[str]:
-    """Every line of the training text, in file order."""
+def read_lines(corpus: Path) -> list[str]:
+    """Read every line of the training text, in file order."""
     texts = []
     for file in sorted(corpus.glob("train/*.txt.gz")):
         with gzip.open(file, "rt", encoding="utf-8") as handle:
@@ -57,10 +53,8 @@ def lines(corpus: Path) -> list[str]:
     return texts
 
 
-def tokenizer_for(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that adds <s> (causal) or <s> ... </s> (masked), trained on a sample of the
-    text.
-    """
+def train_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE that adds <s> (causal) or <s> ... </s> (masked)."""
     specials = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -86,52 +80,61 @@ def tokenizer_for(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def shape(kind: str) -> LlamaForCausalLM | BertForMaskedLM:
-    """The shapes of the issue: babyllama (16 x 512, 8 heads, FFN 1024) and BERT (12 x 384, 6 heads,
-    FFN 1280).
-    """
+def build_model(kind: str) -> LlamaForCausalLM | BertForMaskedLM:
+    """Build babyllama (16 x 512, 8 heads, FFN 1024) or a BERT (12 x 384, 6 heads, FFN 1280)."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "causal":
         config = LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=16, num_attention_heads=8,
-            intermediate_size=1024, max_position_embeddings=256, tie_word_embeddings=False, **ids,
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            hidden_size=512,
+            num_hidden_layers=16,
+            num_attention_heads=8,
+            intermediate_size=1024,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            **ids,
+        )
         return LlamaForCausalLM(config)
     config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
-        intermediate_size=1280, max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=VOCABULARY,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        intermediate_size=1280,
+        max_position_embeddings=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         **ids,
-    )  # fmt: skip
+    )
     model = BertForMaskedLM(config)
     with torch.no_grad():
-        look_around(model, layers=4)
+        initialize_neighbour_attention(model, layers=4)
     return model
 
 
-def look_around(model: BertForMaskedLM, layers: int) -> None:
-    """Start each head of the first layers as one that copies the neighbour at its offset.
+def initialize_neighbour_attention(model: BertForMaskedLM, layers: int) -> None:
+    """Initialize each head of the first layers to copy the neighbour at its offset.
 
-    The first layer then gives it 95% of its attention; later ones less, for what was copied covers
-    the places. With the angles a_i = i w of position i, (cos, sin) in the first dimensions of its
-    embedding, a key of those and a query turned by the offset o make attention's score sum_w cos((i
-    + o - j) w): highest where j = i + o.
+    In the first layer the neighbour gets 95% of the attention, in later ones less, since the copied
+    vectors cover the positions. With angles a_i = i w of position i as (cos, sin) in the first
+    dimensions of its embedding, a key of those and a query rotated by the offset o give the score
+    sum_w cos((i + o - j) w), which is highest at j = i + o.
     """
     config = model.config
-    size, half = (
-        config.hidden_size // config.num_attention_heads,
-        config.hidden_size // config.num_attention_heads // 2,
-    )
-    turns = math.pi * (torch.arange(half) + 0.5) / half
-    angles = torch.arange(config.max_position_embeddings)[:, None] * turns
-    places = model.bert.embeddings.position_embeddings.weight.zero_()
-    places[:, :size] = 0.05 * torch.cat([angles.cos(), angles.sin()], 1)
+    size = config.hidden_size // config.num_attention_heads
+    half = size // 2
+    frequencies = math.pi * (torch.arange(half) + 0.5) / half
+    angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
+    positions = model.bert.embeddings.position_embeddings.weight.zero_()
+    positions[:, :size] = 0.05 * torch.cat([angles.cos(), angles.sin()], 1)
     for layer in model.bert.encoder.layer[:layers]:
         attention = layer.attention.self
         for linear in (attention.query, attention.key):
             linear.weight.zero_()
         for head, offset in enumerate(NEIGHBOURS):
             rows = slice(head * size, (head + 1) * size)
-            cos, sin = torch.diag((turns * offset).cos()), torch.diag((turns * offset).sin())
+            angle = frequencies * offset
+            cos, sin = torch.diag(angle.cos()), torch.diag(angle.sin())
             attention.key.weight[rows, :size] = 0.9 * torch.eye(size)
             attention.query.weight[rows, :size] = 0.9 * torch.cat(
                 [torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]
@@ -140,12 +143,10 @@ def look_around(model: BertForMaskedLM, layers: int) -> None:
         layer.attention.output.dense.weight.copy_(0.7 * attention.value.weight.T)
 
 
-def batches(
+def iter_batches(
     kind: str, texts: list[str], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (inputs, labels), each (BATCH, LENGTH) ids; rows start a line with its specials and
-    are cut at LENGTH.
-    """
+    """Yield (inputs, labels) without end, each (BATCH, LENGTH) ids of the concatenated lines."""
     shuffle = random.Random(1)
     generator = torch.Generator().manual_seed(2)
     while True:
@@ -162,49 +163,47 @@ def batches(
                 if kind == "causal":
                     yield inputs, inputs
                     continue
-                hidden = (torch.rand(inputs.shape, generator=generator) < MASKED) & (inputs > 4)
-                yield inputs.masked_fill(hidden, 3), inputs.masked_fill(~hidden, -100)
+                masked = (torch.rand(inputs.shape, generator=generator) < MASKED) & (inputs > 4)
+                yield inputs.masked_fill(masked, 3), inputs.masked_fill(~masked, -100)
 
 
-def loss_of(
+def compute_loss(
     model: LlamaForCausalLM | BertForMaskedLM, inputs: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """The library's own loss; of a masked model, whose targets are few, with the LM head at the
-    targets alone.
-    """
+    """Return the loss; a masked model runs the LM head at its targets only."""
     if isinstance(model, LlamaForCausalLM):
         return model(input_ids=inputs, labels=labels).loss
-    wanted = labels != -100
-    logits = model.cls(model.bert(input_ids=inputs)[0][wanted])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[wanted])
+    is_target = labels != -100
+    logits = model.cls(model.bert(input_ids=inputs)[0][is_target])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[is_target])
 
 
 def train(kind: str, texts: list[str], out: Path, steps: int) -> None:
-    """AdamW with warm-up and cosine, products in bf16, weights in fp32; saved as safetensors."""
+    """Train with AdamW, warm-up and cosine decay (bf16 products, fp32 weights) and save."""
     torch.manual_seed(0)
-    # else much of a step goes into pages that are given back and asked for again
-    keep_freed_memory()
-    tokenizer, model = tokenizer_for(kind, texts), shape(kind)
+    keep_freed_memory()  # else returning and requesting pages takes much of a step
+    tokenizer, model = train_tokenizer(kind, texts), build_model(kind)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE[kind], betas=(0.9, 0.98), weight_decay=0.1, fused=True
     )
     start = time.monotonic()
-    for step, (inputs, labels) in zip(range(steps), batches(kind, texts, tokenizer), strict=False):
+    for step, (inputs, labels) in zip(
+        range(steps), iter_batches(kind, texts, tokenizer), strict=False
+    ):
         rate = (
             RATE[kind] * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         )
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, inputs, labels)
+            loss = compute_loss(model, inputs, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
-            print(
-                f"{kind}: step {step} of {steps}, loss {loss.item():.3f}, {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            seconds = time.monotonic() - start
+            line = f"{kind}: step {step} of {steps}, loss {loss.item():.3f}, {seconds:.0f} s"
+            print(line, flush=True)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -219,4 +218,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     corpus = Path(os.environ.get("ANTLM_BENCH_DATA", "../shared/data")) / "corpus"
     for chosen in arguments.kinds:
-        train(chosen, lines(corpus), arguments.folder / chosen, arguments.steps)
+        train(chosen, read_lines(corpus), arguments.folder / chosen, arguments.steps)

@@ -1,14 +1,14 @@
-"""Our finetuning loop against the transformers Trainer: same body, head, texts, epochs and
-precision, in turns.
+"""Our finetuning loop against the transformers Trainer: same backbone, head, texts and epochs.
 
-    python benchmarks/finetune.py [babyllama] [ltg-bert] [bert] [--tasks rte,mrpc,qqp] [--examples 640] [--rounds 3]
+    python benchmarks/finetune.py [babyllama] [ltg-bert] [bert] [--tasks rte,mrpc,qqp]
+                                  [--examples 640] [--rounds 3]
 
-Bodies have random weights at the small scale of our recipes; `bert` is the library's own of the
-same size. Texts are BabyLM's (ANTLM_BENCH_DATA, else those in ../shared/data), evenly spaced. The
-Trainer gets the token ids ready, pads every batch to its own longest row, draws batches of like
-lengths, and uses its fastest optimizer. Both sides run in a process of their own, in turns, with
-the same settings of the system's threads; times are of training alone. Ratios of medians are the
-result. Accuracies are of the scored texts: a check that both learn, no comparison of models.
+Backbones have random weights at the small scale of our recipes; `bert` is that of transformers at
+the same size. Texts are evenly spaced samples of the data in ANTLM_BENCH_DATA (default:
+../shared/data). The Trainer gets token ids, pads each batch to its longest row, groups rows by
+length, and uses its fastest optimizer. Both loops run in turns, each in its own process with the
+same threads; only training is timed. Ratios of medians are reported. Accuracies show that both
+learn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 import transformers
-from score import table
+from score import format_table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,13 +46,13 @@ from antlm_bench.training.recipe import read_recipe
 from antlm_bench.training.text_sources import load_text_source
 from antlm_bench.types import Attention
 
-FLOOR = 1.3  # what is promised: so many times the Trainer, on every task
+FLOOR = 1.3  # required: so many times the speed of the Trainer, on every task
 SEED = 1
 ATTENTION: dict[str, Attention] = {"babyllama": "causal", "ltg-bert": "full", "bert": "full"}
 
 
-class Baseline(nn.Module):  # type: ignore[misc]
-    """What one hands to the Trainer: a body, a mask for what is padded, the same head, the loss."""
+class TrainerModel(nn.Module):  # type: ignore[misc]
+    """Model for the Trainer: a backbone with attention mask, our head, and the loss."""
 
     def __init__(self, folder: Path, causal: bool, dropout: float, classes: int) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class Baseline(nn.Module):  # type: ignore[misc]
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        more = {"use_cache": False} if self.causal else {}
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **more)[0]
-        at = attention_mask.sum(1) - 1 if self.causal else torch.zeros_like(labels)
-        logits = self.head(hidden[torch.arange(len(hidden), device=hidden.device), at])
+        options = {"use_cache": False} if self.causal else {}
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **options)[0]
+        positions = attention_mask.sum(1) - 1 if self.causal else torch.zeros_like(labels)
+        logits = self.head(hidden[torch.arange(len(hidden), device=hidden.device), positions])
         return {"loss": functional.cross_entropy(logits.float(), labels), "logits": logits}
 
 
@@ -83,8 +83,8 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.end = time.perf_counter()
 
 
-def task_of(name: str, arguments: argparse.Namespace) -> ClassificationTask:
-    """Without a split: both sides train on the very same texts."""
+def load_benchmark_task(name: str, arguments: argparse.Namespace) -> ClassificationTask:
+    """Load a task without a held-out split, so that both loops train on the same texts."""
     changes = [f"epochs={arguments.epochs}", "patience=0", *arguments.set]
     task = load_task(
         "glue-2025", name, limit_train=arguments.examples, limit_valid=200, overrides=changes
@@ -92,59 +92,82 @@ def task_of(name: str, arguments: argparse.Namespace) -> ClassificationTask:
     return replace(task, select="valid")
 
 
-def ours(name: str, task: ClassificationTask, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Seconds of training, and accuracy of the best epoch."""
-    body = open_backbone(str(Path(arguments.scratch) / name))
-    conditions = FinetuneSettings(arguments.device, arguments.precision, arguments.batch_tokens)
-    outcome = finetune(body, task, SEED, ATTENTION[name], conditions)
+def time_our_loop(
+    name: str, task: ClassificationTask, arguments: argparse.Namespace
+) -> tuple[float, float]:
+    """Return the seconds of training and the accuracy of the best epoch."""
+    backbone = open_backbone(str(Path(arguments.scratch) / name))
+    settings = FinetuneSettings(arguments.device, arguments.precision, arguments.batch_tokens)
+    outcome = finetune(backbone, task, SEED, ATTENTION[name], settings)
     seconds = sum(epoch["seconds"] for epoch in outcome.history["epochs"])
     return seconds, statistics.mean(p.pred == p.gold for p in outcome.predictions)
 
 
-def theirs(
+def time_trainer(
     name: str, task: ClassificationTask, arguments: argparse.Namespace
 ) -> tuple[float, float]:
-    """Seconds of training, and accuracy."""
+    """Return the seconds of training and the accuracy."""
     spec, scratch = task.training, Path(arguments.scratch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(scratch / name)
     rows = torch.load(scratch / f"{name}-{task.name}.pt")
-    model = Baseline(scratch / name, ATTENTION[name] == "causal", spec.dropout, len(task.classes))
+    model = TrainerModel(
+        scratch / name, ATTENTION[name] == "causal", spec.dropout, len(task.classes)
+    )
     settings = transformers.TrainingArguments(
-        output_dir=str(scratch / "trainer"), num_train_epochs=spec.epochs, per_device_train_batch_size=spec.batch,
-        per_device_eval_batch_size=64, use_cpu=arguments.device == "cpu", bf16=arguments.precision == "bfloat16",
-        learning_rate=spec.lr, weight_decay=spec.weight_decay, optim="adamw_torch_fused",
-        max_grad_norm=spec.clip or 0.0, lr_scheduler_type=spec.schedule, warmup_steps=spec.warmup, report_to="none",
-        logging_steps=10**9, save_strategy="no", disable_tqdm=True, seed=SEED, label_names=["labels"],
-        train_sampling_strategy="group_by_length", remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(scratch / "trainer"),
+        num_train_epochs=spec.epochs,
+        per_device_train_batch_size=spec.batch,
+        per_device_eval_batch_size=64,
+        use_cpu=arguments.device == "cpu",
+        bf16=arguments.precision == "bfloat16",
+        learning_rate=spec.lr,
+        weight_decay=spec.weight_decay,
+        optim="adamw_torch_fused",
+        max_grad_norm=spec.clip or 0.0,
+        lr_scheduler_type=spec.schedule,
+        warmup_steps=spec.warmup,
+        report_to="none",
+        logging_steps=10**9,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=SEED,
+        label_names=["labels"],
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+    )
     clock = Clock()
     trainer = transformers.Trainer(
-        model=model, args=settings, train_dataset=rows["train"], processing_class=tokenizer, callbacks=[clock],
+        model=model,
+        args=settings,
+        train_dataset=rows["train"],
+        processing_class=tokenizer,
+        callbacks=[clock],
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
-    )  # fmt: skip
+    )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.train()
-    found = trainer.predict(rows["valid"])
-    return clock.end - clock.start, float((found.predictions.argmax(-1) == found.label_ids).mean())
+    output = trainer.predict(rows["valid"])
+    accuracy = (output.predictions.argmax(-1) == output.label_ids).mean()
+    return clock.end - clock.start, float(accuracy)
 
 
-def once(name: str, task: str, who: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """One round of one side, in this process."""
-    loaded = task_of(task, arguments)
-    seconds, accuracy = (ours if who == "ours" else theirs)(name, loaded, arguments)
+def run_round(name: str, task: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run one round of one loop in this process."""
+    loaded = load_benchmark_task(task, arguments)
+    seconds, accuracy = (time_our_loop if loop == "ours" else time_trainer)(name, loaded, arguments)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available() and arguments.device != "cpu":
         memory = torch.cuda.max_memory_allocated() / 2**30
-    shown = len(loaded.train) * loaded.training.epochs
-    return {"seconds": seconds, "examples": shown, "accuracy": accuracy, "memory": memory}
+    examples = len(loaded.train) * loaded.training.epochs
+    return {"seconds": seconds, "examples": examples, "accuracy": accuracy, "memory": memory}
 
 
-def make(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
-    """A checkpoint with random weights, and its token ids of every task for the Trainer."""
+def write_checkpoint(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
+    """Write a checkpoint with random weights, and token ids of every task for the Trainer."""
     scratch = Path(arguments.scratch)
     recipe = read_recipe("ltg-bert" if name == "bert" else name, "small", ["corpus.words=300_000"])
     corpus = prepare_corpus(
-        load_text_source(text()),
+        load_text_source(find_text_source()),
         recipe.corpus,
         recipe.tokenizer,
         recipe.model.positions,
@@ -153,21 +176,27 @@ def make(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     size = len(corpus.tokenizer)
     model = (
-        bert(recipe.model, size)
+        build_bert(recipe.model, size)
         if name == "bert"
         else build_model(recipe.model, size, ATTENTION[name] == "full")
     )
     card = {
-        "recipe": name, "scale": "small", "attends": [ATTENTION[name]], "methods": list(recipe.methods), "seed": SEED,
-        "words_seen": 0, "tokens_seen": 0, "steps": 0,
-    }  # fmt: skip
+        "recipe": name,
+        "scale": "small",
+        "attends": [ATTENTION[name]],
+        "methods": list(recipe.methods),
+        "seed": SEED,
+        "words_seen": 0,
+        "tokens_seen": 0,
+        "steps": 0,
+    }
     save_checkpoint(scratch / name, model, corpus.tokenizer, card)
-    body = open_backbone(str(scratch / name))
-    for task in (task_of(one, arguments) for one in tasks):
-        size = max_row_length(body, task.training.max_length)
+    backbone = open_backbone(str(scratch / name))
+    for task in (load_benchmark_task(task_name, arguments) for task_name in tasks):
+        size = max_row_length(backbone, task.training.max_length)
         parts = {}
         for split, examples in (("train", task.train), ("valid", task.valid)):
-            rows = encode_examples(body, ATTENTION[name], examples, size)
+            rows = encode_examples(backbone, ATTENTION[name], examples, size)
             parts[split] = [
                 {"input_ids": ids.tolist(), "labels": int(gold)}
                 for ids, gold in zip(rows.ids, rows.gold, strict=True)
@@ -175,15 +204,19 @@ def make(name: str, tasks: list[str], arguments: argparse.Namespace) -> None:
         torch.save(parts, scratch / f"{name}-{task.name}.pt")
 
 
-def bert(spec: Any, vocabulary: int) -> Any:
+def build_bert(spec: Any, vocabulary: int) -> Any:
     config = transformers.BertConfig(
-        vocab_size=vocabulary, hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
-        intermediate_size=spec.ffn, type_vocab_size=1,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        intermediate_size=spec.ffn,
+        type_vocab_size=1,
+    )
     return transformers.BertForMaskedLM(config)
 
 
-def text() -> str:
+def find_text_source() -> str:
     data = Path(os.environ["ANTLM_BENCH_DATA"]) / "corpus" / "train"
     return str(data) if data.is_dir() else "nano"
 
@@ -191,27 +224,27 @@ def text() -> str:
 def compare(name: str, task: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rounds: dict[str, list[dict[str, float]]] = {"ours": [], "Trainer": []}
     for _ in range(arguments.rounds):
-        for who, found in rounds.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{name}:{task}:{who}"]
+        for loop, results in rounds.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{name}:{task}:{loop}"]
             command += ["--scratch", arguments.scratch]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found.append(json.loads(output.splitlines()[-1]))
+            results.append(json.loads(output.splitlines()[-1]))
     rate = {
-        who: statistics.median(f["examples"] / f["seconds"] for f in found)
-        for who, found in rounds.items()
+        loop: statistics.median(result["examples"] / result["seconds"] for result in results)
+        for loop, results in rounds.items()
     }
     return [
         {
             "body": name,
             "task": task,
-            "loop": who,
-            "examples/s": rate[who],
-            "x Trainer": rate[who] / rate["Trainer"] if who == "ours" else None,
-            "accuracy": statistics.median(f["accuracy"] for f in found),
-            "peak memory GiB": max(f["memory"] for f in found),
-            "seconds per round": " ".join(f"{f['seconds']:.1f}" for f in found),
+            "loop": loop,
+            "examples/s": rate[loop],
+            "x Trainer": rate[loop] / rate["Trainer"] if loop == "ours" else None,
+            "accuracy": statistics.median(result["accuracy"] for result in results),
+            "peak memory GiB": max(result["memory"] for result in results),
+            "seconds per round": " ".join(f"{result['seconds']:.1f}" for result in results),
         }
-        for who, found in rounds.items()
+        for loop, results in rounds.items()
     ]
 
 
@@ -233,30 +266,31 @@ def main() -> int:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    limit_thread_spinning()  # of both: they inherit it
+    limit_thread_spinning()  # inherited by both loops
     os.environ.setdefault("ANTLM_BENCH_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     if arguments.only:
-        name, task, who = arguments.only.split(":")
-        print(json.dumps(once(name, task, who, arguments)))
+        name, task, loop = arguments.only.split(":")
+        print(json.dumps(run_round(name, task, loop, arguments)))
         return 0
     tasks = arguments.tasks.split(",")
     rows: list[dict[str, Any]] = []
-    missed = []
+    below_floor = []
     with tempfile.TemporaryDirectory() as arguments.scratch:
         for name in arguments.bodies:
-            make(name, tasks, arguments)
+            write_checkpoint(name, tasks, arguments)
             for task in tasks:
-                found = compare(name, task, arguments)
-                rows += found
-                if found[0]["x Trainer"] < FLOOR:
-                    missed.append(
-                        f"{name} {task}: {found[0]['x Trainer']:.2f}x the Trainer, promised {FLOOR}x"
+                rows_of_task = compare(name, task, arguments)
+                rows += rows_of_task
+                speed = rows_of_task[0]["x Trainer"]
+                if speed < FLOOR:
+                    below_floor.append(
+                        f"{name} {task}: {speed:.2f}x the Trainer, required {FLOOR}x"
                     )
-    print(table(rows))
-    print("\n".join(missed))
-    return 1 if missed else 0
+    print(format_table(rows))
+    print("\n".join(below_floor))
+    return 1 if below_floor else 0
 
 
 if __name__ == "__main__":

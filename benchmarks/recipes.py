@@ -1,12 +1,12 @@
 """Every recipe, trained at a small scale and scored on a fast suite: the table of docs/recipes.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/recipes.py --corpus DIR --runs DIR [--scale nano] [--suite NAME] [RECIPE ...]
+    OMP_NUM_THREADS=1 python benchmarks/recipes.py --corpus DIR --runs DIR [--scale nano]
+                                                   [--suite NAME] [RECIPE ...]
 
-One recipe after the other, as the commands that it prints; what --runs already holds is not
-computed again. Losses are means per objective: of the first step, and of the last twenty that
-trained it. Minutes are processor time of the whole command (imports, reading the text, the
-tokenizer, teachers trained first): with one thread on an idle machine also the time that passes,
-and on a shared one what others do does not count.
+The recipes run one after the other, as printed commands; existing results in --runs are reused.
+Losses are means per objective of the first step and of the last twenty steps. Minutes are processor
+time of the whole command (imports, text, tokenizer, teachers), so that other work on a shared
+machine does not count.
 """
 
 from __future__ import annotations
@@ -23,13 +23,25 @@ from antlm_bench.declarations import catalog
 from antlm_bench.training.recipe import read_recipe
 
 LAST = 20  # steps
-TAUGHT = {"babyllama-distilled": ("llama-360m", "gpt2-705m")}  # by rows of this very table
-COLUMNS = ("recipe", "parameters", "epochs", "tokens seen", "objective", "loss before", "after", "train min",
-           "method", "score", "95% interval", "score min")  # fmt: skip
+TAUGHT = {"babyllama-distilled": ("llama-360m", "gpt2-705m")}  # recipes of the same table
+COLUMNS = [
+    "recipe",
+    "parameters",
+    "epochs",
+    "tokens seen",
+    "objective",
+    "loss before",
+    "after",
+    "train min",
+    "method",
+    "score",
+    "95% interval",
+    "score min",
+]
 
 
-def call(*argv: str | Path) -> tuple[str, float]:
-    """What a command of ours prints, and its minutes on a core; the command itself goes to stderr."""
+def run_command(*argv: str | Path) -> tuple[str, float]:
+    """Run an antlm-bench command; return its output and its minutes of processor time."""
     print("antlm-bench", *argv, file=sys.stderr, flush=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "antlm_bench", *map(str, argv)]
@@ -38,18 +50,20 @@ def call(*argv: str | Path) -> tuple[str, float]:
     return out, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
 
 
-def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train a recipe unless that is done; what its log says."""
+def train_recipe(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a recipe unless its folder exists; return minutes, tokens and losses of its log."""
     folder: Path = options.runs / name
     minutes = folder / "minutes.json"
     teachers = [options.runs / teacher / "main" for teacher in TAUGHT.get(name, ())]
-    given = [part for path in teachers if path.exists() for part in ("--teacher", path)]
-    if len(given) != 2 * len(teachers):  # not all of them were asked for: the recipe trains its own
-        given = []
+    teacher_options = [part for path in teachers if path.exists() for part in ("--teacher", path)]
+    if len(teacher_options) != 2 * len(
+        teachers
+    ):  # not all of them were asked for: the recipe trains its own
+        teacher_options = []
     if not minutes.exists():
-        _, took = call("train", name, "--corpus", options.corpus, "--scale", options.scale, "--device", "cpu",
-                       "--out", folder, *given)  # fmt: skip
-        minutes.write_text(json.dumps(took), encoding="utf-8")
+        argv = ["--corpus", options.corpus, "--scale", options.scale, "--device", "cpu"]
+        _, minutes_taken = run_command("train", name, *argv, "--out", folder, *teacher_options)
+        minutes.write_text(json.dumps(minutes_taken), encoding="utf-8")
     records = [
         json.loads(line)
         for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -68,40 +82,32 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def epochs(name: str, scale: str) -> str:
-    """As `show` says it: 4 CLM + 16 MLM + 4 CLM."""
-    shown, _ = call("show", name, "--scale", scale)
-    line = next(line for line in shown.splitlines() if line.split()[:1] == ["objective"])
+def read_epochs(name: str, scale: str) -> str:
+    """Return the epochs as `show` prints them: 4 CLM + 16 MLM + 4 CLM."""
+    output, _ = run_command("show", name, "--scale", scale)
+    line = next(line for line in output.splitlines() if line.split()[:1] == ["objective"])
     return line.split(maxsplit=1)[1].replace(" epochs", "").replace(" epoch", "")
 
 
-def rows(name: str, options: argparse.Namespace) -> list[list[str]]:
-    """The lines of one recipe: as many as it has methods, or objectives."""
-    log = trained(name, options)
+def make_rows(name: str, options: argparse.Namespace) -> list[list[str]]:
+    """Return the table rows of one recipe: one per method or objective."""
+    log = train_recipe(name, options)
     folder = options.runs / name
     methods = ",".join(read_recipe(name, options.scale).methods)
-    out, took = call(
-        "score",
-        "--model",
-        folder / "main",
-        "--suite",
-        options.suite,
-        "--method",
-        methods,
-        # fmt: skip
-        "--allow-incomplete",
-        "--by",
-        "suite",
-        "--out",
-        folder / "score",
-        "--json",
-    )
+    argv = ["--model", folder / "main", "--suite", options.suite, "--method", methods]
+    argv += ["--allow-incomplete", "--by", "suite", "--out", folder / "score", "--json"]
+    out, minutes_taken = run_command("score", *argv)
     [run] = json.loads(out)["runs"]
     parameters = f"{run['manifest']['model']['parameters'] / 1e6:.2f}M"
-    about = [name, parameters, epochs(name, options.scale), f"{log['tokens'] / 1e6:.1f}M"]
+    description = [
+        name,
+        parameters,
+        read_epochs(name, options.scale),
+        f"{log['tokens'] / 1e6:.1f}M",
+    ]
     scored = folder / "scored.json"
     if not scored.exists():
-        scored.write_text(json.dumps(took), encoding="utf-8")
+        scored.write_text(json.dumps(minutes_taken), encoding="utf-8")
     times = [
         f"{minutes:.1f}"
         for minutes in (log["minutes"], json.loads(scored.read_text(encoding="utf-8")))
@@ -109,29 +115,31 @@ def rows(name: str, options: argparse.Namespace) -> list[list[str]]:
     objectives = [
         [which, f"{before:.2f}", f"{after:.2f}"] for which, (before, after) in log["losses"].items()
     ]
-    scores = [[cell["method"], *shown(cell["summary"]["headline"])] for cell in run["cells"]]
+    scores = [
+        [cell["method"], *format_estimate(cell["summary"]["headline"])] for cell in run["cells"]
+    ]
     height = max(len(objectives), len(scores))
     objectives += [[""] * 3] * (height - len(objectives))
     scores += [[""] * 3] * (height - len(scores))
     lines = zip(objectives, scores, strict=True)
     return [
         [
-            *(about if top else [""] * 4),
+            *(description if is_first else [""] * 4),
             *loss,
-            times[0] if top else "",
+            times[0] if is_first else "",
             *score,
-            times[1] if top else "",
+            times[1] if is_first else "",
         ]
-        for top, (loss, score) in zip([True, *[False] * height], lines, strict=False)
+        for is_first, (loss, score) in zip([True, *[False] * height], lines, strict=False)
     ]
 
 
-def content(name: str, scale: str) -> str:
-    """All of a recipe that moves a weight: two that differ in name only make the same model."""
+def dump_recipe(name: str, scale: str) -> str:
+    """Return the part of a recipe that affects its weights, without names and notes."""
     return read_recipe(name, scale).model_dump_json(exclude={"name", "title", "sources", "notes"})
 
 
-def shown(estimate: dict[str, float]) -> tuple[str, str]:
+def format_estimate(estimate: dict[str, float]) -> tuple[str, str]:
     return (
         f"{100 * estimate['value']:.1f}",
         f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}",
@@ -140,21 +148,23 @@ def shown(estimate: dict[str, float]) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and score every recipe; print the table.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes (default: all of them)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes (default: all)")
     parser.add_argument("--corpus", required=True, help="folder of text, or `nano`")
     parser.add_argument("--runs", required=True, type=Path, help="receives checkpoints and scores")
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--suite", default="blimp-fast")
     options = parser.parse_args()
-    known = sorted(
+    names = sorted(
         options.names or catalog("models"), key=lambda name: (name in TAUGHT, name)
     )  # teachers first
     table: list[list[str]] = []
-    made: dict[str, str] = {}
-    for name in known:
-        same = made.setdefault(content(name, options.scale), name)
+    name_by_content: dict[str, str] = {}
+    for name in names:
+        first_name = name_by_content.setdefault(dump_recipe(name, options.scale), name)
         table += (
-            rows(name, options) if same == name else [[name, f"as {same}: the same at this scale"]]
+            make_rows(name, options)
+            if first_name == name
+            else [[name, f"as {first_name}: the same at this scale"]]
         )
     for line in (COLUMNS, ["---"] * len(COLUMNS), *table):
         print(f"| {' | '.join([*line, *[''] * (len(COLUMNS) - len(line))])} |")

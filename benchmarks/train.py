@@ -1,13 +1,12 @@
-"""Our training loop against the transformers Trainer: same model, rows, batch, precision and
-threads, in turns.
+"""Our training loop against the transformers Trainer: same model, batches, precision and threads.
 
-    python benchmarks/train.py [babyllama] [ltg-bert] [--scale small] [--steps 8] [--rounds 3] [--device cpu]
+    python benchmarks/train.py [babyllama] [ltg-bert] [--scale small] [--steps 8] [--rounds 3]
 
-Each round trains both for so many optimizer steps from the same initial weights; the first two
-steps of a round warm up and are not counted. The Trainer gets ready rows of equal length (nothing
-to pad), its own collator for masked rows, and its fastest optimizer. Ratios of medians are the
-result. The fraction of peak counts the arithmetic that training asks for
-(antlm_bench.training.flops) against the best fp32 matrix product measured in this process.
+Each round trains both in turns for so many optimizer steps from the same initial weights; the first
+two steps warm up and are not counted. The Trainer gets rows of equal length (no padding), its own
+collator for masked rows, and its fastest optimizer. Results are ratios of medians. The fraction of
+peak counts the arithmetic of training (antlm_bench.training.flops) against the best fp32 matrix
+product measured in this process.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from score import peak, table
+from score import format_table, measure_peak_flops
 
 from antlm_bench.training.corpus import Corpus, prepare_corpus
 from antlm_bench.training.flops import forward_flops
@@ -38,16 +37,14 @@ from antlm_bench.training.recipe import Recipe, read_recipe
 from antlm_bench.training.schedule import Step, plan_steps
 from antlm_bench.training.text_sources import load_text_source
 
-FLOORS = {
-    ("babyllama", "small"): 1.3,
-    ("ltg-bert", "small"): 1.5,
-}  # what is promised: so many times the Trainer
-TOKENS = 4096  # per optimizer step: babyllama's own, enough to tell loops apart
+# Required: so many times the speed of the Trainer.
+FLOORS = {("babyllama", "small"): 1.3, ("ltg-bert", "small"): 1.5}
+TOKENS = 4096  # per optimizer step, as in the recipe of babyllama
 UNCOUNTED = 2  # steps at the beginning of a round
 
 
-def ours(training: Trainer, steps: list[Step]) -> float:
-    """Seconds for the counted steps."""
+def time_our_loop(training: Trainer, steps: list[Step]) -> float:
+    """Return the seconds of the counted steps."""
     for step in steps[:UNCOUNTED]:
         training.train_step(step)
     start = time.perf_counter()
@@ -59,7 +56,7 @@ def ours(training: Trainer, steps: list[Step]) -> float:
 
 
 class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
-    """The corpus cut into rows, as the Trainer likes them."""
+    """The corpus cut into rows of equal length."""
 
     def __init__(self, corpus: Corpus, length: int) -> None:
         count = len(corpus) // length
@@ -88,20 +85,32 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.end = time.perf_counter()
 
 
-def theirs(
+def time_trainer(
     recipe: Recipe, corpus: Corpus, steps: list[Step], cpu: bool, bf16: bool, out: Path
 ) -> float:
-    """Seconds for the counted steps by the Trainer."""
+    """Return the seconds of the counted steps of the Trainer."""
     torch.manual_seed(recipe.seed)
     masked = "full" in recipe.attentions
     model = build_model(recipe.model, len(corpus.tokenizer), masked)
     spec = recipe.optimizer
     arguments = transformers.TrainingArguments(
-        output_dir=str(out), max_steps=len(steps), per_device_train_batch_size=steps[0].num_rows, use_cpu=cpu, bf16=bf16,
-        learning_rate=spec.lr, weight_decay=spec.weight_decay, optim="adamw_torch_fused", max_grad_norm=spec.clip,
-        lr_scheduler_type="cosine", report_to="none", logging_steps=10**9, save_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False, seed=recipe.seed,
-    )  # fmt: skip
+        output_dir=str(out),
+        max_steps=len(steps),
+        per_device_train_batch_size=steps[0].num_rows,
+        use_cpu=cpu,
+        bf16=bf16,
+        learning_rate=spec.lr,
+        weight_decay=spec.weight_decay,
+        optim="adamw_torch_fused",
+        max_grad_norm=spec.clip,
+        lr_scheduler_type="cosine",
+        report_to="none",
+        logging_steps=10**9,
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=recipe.seed,
+    )
     collator = transformers.DataCollatorForLanguageModeling(
         corpus.tokenizer, mlm=masked, mlm_probability=recipe.objective.rate if masked else None
     )
@@ -118,15 +127,16 @@ def theirs(
     return clock.end - clock.start
 
 
-def once(name: str, who: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """One round of one loop, in this process: seconds, tokens, FLOPs of the counted steps, and GiB
-    at most.
+def run_round(name: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run one round of one loop in this process.
+
+    Returns seconds, tokens and FLOPs of the counted steps, and peak memory in GiB.
     """
     changes = [f"corpus.words={arguments.words}", f"batch.tokens={TOKENS}", *arguments.set]
     recipe = read_recipe(name, arguments.scale, changes)
     scratch = Path(arguments.scratch)
     corpus = prepare_corpus(
-        load_text_source(text()),
+        load_text_source(find_text_source()),
         recipe.corpus,
         recipe.tokenizer,
         recipe.model.positions,
@@ -134,13 +144,13 @@ def once(name: str, who: str, arguments: argparse.Namespace) -> dict[str, float]
     )
     steps = plan_steps(recipe, len(corpus))[: arguments.steps + UNCOUNTED]
     cpu, bf16 = arguments.device == "cpu", arguments.precision == "bfloat16"
-    if who == "ours":
-        conditions = RuntimeSettings(
+    if loop == "ours":
+        settings = RuntimeSettings(
             arguments.device, arguments.precision, compile_model=arguments.compile
         )
-        seconds = ours(Trainer(recipe, corpus, conditions), steps)
+        seconds = time_our_loop(Trainer(recipe, corpus, settings), steps)
     else:
-        seconds = theirs(recipe, corpus, steps, cpu, bf16, scratch / "trainer")
+        seconds = time_trainer(recipe, corpus, steps, cpu, bf16, scratch / "trainer")
     counted = steps[UNCOUNTED:]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_available() and not cpu:
@@ -154,45 +164,39 @@ def once(name: str, who: str, arguments: argparse.Namespace) -> dict[str, float]
     }
 
 
-def text() -> str:
-    """Real training text where it lies, else the embedded grammar."""
+def find_text_source() -> str:
+    """Return the folder of real training text, or `nano` without it."""
     data = Path(os.environ.get("ANTLM_BENCH_DATA", "../shared/data")) / "corpus" / "train"
     return str(data) if data.is_dir() else "nano"
 
 
-def compare(name: str, arguments: argparse.Namespace, best: float) -> list[dict[str, Any]]:
-    """Rounds of both loops in turns, each in a process of its own: neither inherits the other's
-    memory.
-    """
+def compare(name: str, arguments: argparse.Namespace, peak_flops: float) -> list[dict[str, Any]]:
+    """Run rounds of both loops in turns, each in its own process, so that no memory is shared."""
     rounds: dict[str, list[dict[str, float]]] = {"ours": [], "Trainer": []}
     for _ in range(arguments.rounds):
-        for who, found in rounds.items():
-            command = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--only",
-                f"{name}:{who}",
-                "--scratch",
-                arguments.scratch,
-            ]
+        for loop, results in rounds.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{name}:{loop}"]
+            command += ["--scratch", arguments.scratch]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found.append(json.loads(output.splitlines()[-1]))
+            results.append(json.loads(output.splitlines()[-1]))
     rate = {
-        who: statistics.median(f["tokens"] / f["seconds"] for f in found)
-        for who, found in rounds.items()
+        loop: statistics.median(result["tokens"] / result["seconds"] for result in results)
+        for loop, results in rounds.items()
     }
     return [
         {
             "recipe": f"{name} {arguments.scale}",
-            "loop": who,
-            "tokens/s": rate[who],
-            "of fp32 peak": statistics.median(f["flops"] / f["seconds"] for f in found) / best,
-            "x Trainer": rate[who] / rate["Trainer"] if who == "ours" else None,
-            "peak memory GiB": max(f["memory"] for f in found),
-            "seconds per round": " ".join(f"{f['seconds']:.1f}" for f in found),
+            "loop": loop,
+            "tokens/s": rate[loop],
+            "of fp32 peak": statistics.median(
+                result["flops"] / result["seconds"] for result in results
+            )
+            / peak_flops,
+            "x Trainer": rate[loop] / rate["Trainer"] if loop == "ours" else None,
+            "peak memory GiB": max(result["memory"] for result in results),
+            "seconds per round": " ".join(f"{result['seconds']:.1f}" for result in results),
         }
-        for who, found in rounds.items()
+        for loop, results in rounds.items()
     ]
 
 
@@ -215,27 +219,26 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     if arguments.only:
-        name, _, who = arguments.only.partition(":")
-        print(json.dumps(once(name, who, arguments)))
+        name, _, loop = arguments.only.partition(":")
+        print(json.dumps(run_round(name, loop, arguments)))
         return 0
     rows: list[dict[str, Any]] = []
-    missed = []
-    best = peak(
+    below_floor = []
+    peak_flops = measure_peak_flops(
         torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     )
     with tempfile.TemporaryDirectory() as arguments.scratch:
         for name in arguments.recipes:
-            found = compare(name, arguments, best)
-            rows += found
+            rows_of_recipe = compare(name, arguments, peak_flops)
+            rows += rows_of_recipe
             floor = FLOORS.get((name, arguments.scale), 1.0)
-            if found[0]["x Trainer"] < floor:
-                missed.append(
-                    f"{name}: {found[0]['x Trainer']:.2f}x the Trainer, promised {floor}x"
-                )
-    print(f"peak of a fp32 matrix product: {best / 1e9:.0f} GFLOP/s")
-    print(table(rows))
-    print("\n".join(missed))
-    return 1 if missed else 0
+            speed = rows_of_recipe[0]["x Trainer"]
+            if speed < floor:
+                below_floor.append(f"{name}: {speed:.2f}x the Trainer, required {floor}x")
+    print(f"peak of a fp32 matrix product: {peak_flops / 1e9:.0f} GFLOP/s")
+    print(format_table(rows))
+    print("\n".join(below_floor))
+    return 1 if below_floor else 0
 
 
 if __name__ == "__main__":

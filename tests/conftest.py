@@ -1,4 +1,4 @@
-"""Small real checkpoints, made once per session: the models that the scoring tests ask."""
+"""Fixtures of all tests: small checkpoints (built once per session), sentences, data folders."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tiny import WORDS, model_for, tokenizer_for
+from tiny_models import WORDS, build_model, train_tokenizer
 
-settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
+settings.register_profile("any machine", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_places(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's cache, none reaches a hub, and none prints to the width of
-    a terminal.
-    """
-    os.environ.pop("COLUMNS", None)  # xdist hands its own down
+def _isolate_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give the tests a cache of their own, no network and no terminal width."""
+    os.environ.pop("COLUMNS", None)  # xdist passes its own on
     os.environ["ANTLM_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -33,38 +31,35 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory):
     `adds`: whether the tokenizer adds its specials by itself. Weights are scaled up so that scores
     differ clearly.
     """
-    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+    root, folders = tmp_path_factory.mktemp("checkpoints"), {}
 
     def make(
         kind: str = "causal", adds: bool = True, seed: int = 0, mask: bool = True, **config: object
     ) -> Path:
         key = (kind, adds, seed, mask, repr(sorted(config.items())))
-        if key not in made:
-            made[key] = root / f"{kind}-{len(made)}"
-            with redirect_stderr(
-                io.StringIO()
-            ):  # else the first test to ask finds the library's bars among its output
-                tokenizer_for(kind, adds, mask).save_pretrained(made[key])
-                model_for(kind, seed, **config).save_pretrained(made[key])
-        return made[key]
+        if key not in folders:
+            folders[key] = root / f"{kind}-{len(folders)}"
+            # The library's progress bars would appear in the output of the first test.
+            with redirect_stderr(io.StringIO()):
+                train_tokenizer(kind, adds, mask).save_pretrained(folders[key])
+                build_model(kind, seed, **config).save_pretrained(folders[key])
+        return folders[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    """Made-up sentences of many lengths with shared beginnings, odd characters and line ends among
-    them.
-    """
+    """Random sentences of many lengths, some with shared prefixes, odd characters or line ends."""
     import random
 
     rng = random.Random(0)
-    made = []
+    texts = []
     for _ in range(60):
         stem = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
-        made += [f"{stem} {' '.join(rng.choices(WORDS, k=rng.randint(1, 5)))}." for _ in range(2)]
+        texts += [f"{stem} {' '.join(rng.choices(WORDS, k=rng.randint(1, 5)))}." for _ in range(2)]
     return [
-        *made,
+        *texts,
         "Is it?\nIt is.",
         'She said "no".',
         "naïve café ☕",
@@ -74,20 +69,18 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The real evaluation data, or a skip that says what is missing."""
-    place = Path(
+    """Folder of the real evaluation data; skips the test without it."""
+    data_dir = Path(
         os.environ.get("ANTLM_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data"
     )
-    if not (place / "blimp").is_dir():
+    if not (data_dir / "blimp").is_dir():
         pytest.skip("needs the real data: set ANTLM_BENCH_DATA")
-    return place
+    return data_dir
 
 
 @pytest.fixture(scope="session")
 def cases_root() -> Path:
-    """The recorded scores of the peers' own code on tiny checkpoints, or a skip that says what is
-    missing.
-    """
+    """Folder of recorded official scores of tiny checkpoints; skips the test without it."""
     folder = Path(
         os.environ.get("ANTLM_BENCH_CASES") or Path(__file__).parents[2] / "shared" / "cases"
     )

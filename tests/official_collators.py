@@ -1,5 +1,4 @@
-"""What the official collators decide, compare and check of a file, written again. Nothing comes
-from our schemas.
+"""The decisions and checks of the official collators, reimplemented independently of our schemas.
 
 evaluation-pipeline-2024: collect_results.py, which counts the lines of the data.
 evaluation-pipeline-2025 and babylm-eval/strict: evaluation_pipeline/collate_preds.py and
@@ -12,43 +11,49 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-MILESTONES = [
-    f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10))
-]  # STRICT_SMALL_FAST_REVISIONS
+# STRICT_SMALL_FAST_REVISIONS of the official code
+MILESTONES = [f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10))]
 READING, CONTEXTS = 1726, 8005
 
 BLIMP = """
-superlative_quantifiers_2 986 superlative_quantifiers_1 979 anaphor_gender_agreement 971 principle_a_reconstruction 967
-irregular_past_participle_adjectives 961 sentential_subject_island 961 wh_island 960 tough_vs_raising_1 948
-left_branch_island_simple_question 951 coordinate_structure_constraint_object_extraction 949
-left_branch_island_echo_question 947 principle_a_c_command 946 regular_plural_subject_verb_agreement_2 945
-irregular_past_participle_verbs 942 determiner_noun_agreement_with_adj_2 941 principle_a_domain_3 941
-determiner_noun_agreement_with_adjective_1 933 anaphor_number_agreement 931 determiner_noun_agreement_2 931
-existential_there_quantifiers_1 930 determiner_noun_agreement_1 929 matrix_question_npi_licensor_present 929
-adjunct_island 928 existential_there_subject_raising 924 animate_subject_trans 923 drop_argument 920
-tough_vs_raising_2 920 wh_vs_that_with_gap 919 sentential_negation_npi_licensor_present 919 principle_a_case_2 915
-principle_a_domain_2 915 principle_a_domain_1 914 npi_present_2 914 principle_a_case_1 912
-existential_there_quantifiers_2 911 wh_vs_that_with_gap_long_distance 910 npi_present_1 909
+superlative_quantifiers_2 986 superlative_quantifiers_1 979 anaphor_gender_agreement 971
+principle_a_reconstruction 967 irregular_past_participle_adjectives 961 sentential_subject_island
+961 wh_island 960 tough_vs_raising_1 948 left_branch_island_simple_question 951
+coordinate_structure_constraint_object_extraction 949 left_branch_island_echo_question 947
+principle_a_c_command 946 regular_plural_subject_verb_agreement_2 945
+irregular_past_participle_verbs 942 determiner_noun_agreement_with_adj_2 941 principle_a_domain_3
+941 determiner_noun_agreement_with_adjective_1 933 anaphor_number_agreement 931
+determiner_noun_agreement_2 931 existential_there_quantifiers_1 930 determiner_noun_agreement_1
+929 matrix_question_npi_licensor_present 929 adjunct_island 928 existential_there_subject_raising
+924 animate_subject_trans 923 drop_argument 920 tough_vs_raising_2 920 wh_vs_that_with_gap 919
+sentential_negation_npi_licensor_present 919 principle_a_case_2 915 principle_a_domain_2 915
+principle_a_domain_1 914 npi_present_2 914 principle_a_case_1 912 existential_there_quantifiers_2
+911 wh_vs_that_with_gap_long_distance 910 npi_present_1 909
 coordinate_structure_constraint_complex_left_branch 906 passive_2 903 wh_questions_subject_gap 898
-animate_subject_passive 895 irregular_plural_subject_verb_agreement_2 892 regular_plural_subject_verb_agreement_1 890
-only_npi_licensor_present 882 wh_vs_that_no_gap_long_distance 875 distractor_agreement_relative_clause 871
-sentential_negation_npi_scope 871 intransitive 868 transitive 868 wh_vs_that_no_gap 861 wh_questions_object_gap 859
-wh_questions_subject_gap_long_distance 857 inchoative 855 complex_np_island 846 passive_1 840
-determiner_noun_agreement_with_adj_irregular_2 840 only_npi_scope 837 ellipsis_n_bar_2 828
-determiner_noun_agreement_irregular_2 820 causative 818 existential_there_object_raising 812
-irregular_plural_subject_verb_agreement_1 804 ellipsis_n_bar_1 802 distractor_agreement_relational_noun 788
-expletive_it_object_raising 759 determiner_noun_agreement_with_adj_irregular_1 718
-determiner_noun_agreement_irregular_1 681
+animate_subject_passive 895 irregular_plural_subject_verb_agreement_2 892
+regular_plural_subject_verb_agreement_1 890 only_npi_licensor_present 882
+wh_vs_that_no_gap_long_distance 875 distractor_agreement_relative_clause 871
+sentential_negation_npi_scope 871 intransitive 868 transitive 868 wh_vs_that_no_gap 861
+wh_questions_object_gap 859 wh_questions_subject_gap_long_distance 857 inchoative 855
+complex_np_island 846 passive_1 840 determiner_noun_agreement_with_adj_irregular_2 840
+only_npi_scope 837 ellipsis_n_bar_2 828 determiner_noun_agreement_irregular_2 820 causative 818
+existential_there_object_raising 812 irregular_plural_subject_verb_agreement_1 804
+ellipsis_n_bar_1 802 distractor_agreement_relational_noun 788 expletive_it_object_raising 759
+determiner_noun_agreement_with_adj_irregular_1 718 determiner_noun_agreement_irregular_1 681
 """
-SUPPLEMENT = "hypernym 842 qa_congruence_easy 64 qa_congruence_tricky 165 subject_aux_inversion 3867 turn_taking 280"
+SUPPLEMENT = """
+hypernym 842 qa_congruence_easy 64 qa_congruence_tricky 165 subject_aux_inversion 3867
+turn_taking 280
+"""
 EWOK = """
-agent-properties 2210 social-relations 1548 physical-relations 818 material-dynamics 770 physical-interactions 556
-spatial-relations 490 social-properties 328 quantitative-properties 314 social-interactions 294 material-properties 170
-physical-dynamics 120
+agent-properties 2210 social-relations 1548 physical-relations 818 material-dynamics 770
+physical-interactions 556 spatial-relations 490 social-properties 328 quantitative-properties 314
+social-interactions 294 material-properties 170 physical-dynamics 120
 """
 COMPS = "base 49340 wugs_dist_before 13896 wugs_dist_in_between 13896 wugs 13896"
 GLUE_2024 = """
-cola 522 sst2 436 mrpc 204 qqp 20215 mnli 4908 mnli-mm 4916 qnli 2732 rte 139 boolq 1635 multirc 2424 wsc 52
+cola 522 sst2 436 mrpc 204 qqp 20215 mnli 4908 mnli-mm 4916 qnli 2732 rte 139 boolq 1635 multirc
+2424 wsc 52
 """
 GLUE = "boolq 1635 mnli 4908 mrpc 204 multirc 2424 qqp 20215 rte 139 wsc 52"
 OPERATIONS = {  # items after 0 to 5 operations
@@ -69,66 +74,64 @@ GLOBAL_PIQA = {
 }  # examples with an answer each
 
 
-def table(text: str) -> dict[str, int]:
+def parse_counts(text: str) -> dict[str, int]:
     words = text.split()
     return {name: int(n) for name, n in zip(words[::2], words[1::2], strict=True)}
 
 
-def first_of_the_best(scores: Sequence[float]) -> int:
-    """numpy.argmax of 2024, torch.max of 2025: a later option must be better, not as good."""
+def argmax_first(scores: Sequence[float]) -> int:
+    """Return the index of the first maximum, as numpy.argmax (2024) and torch.max (2025) do."""
     best = 0
-    for number, score in enumerate(scores):
+    for index, score in enumerate(scores):
         if score > scores[best]:
-            best = number
+            best = index
     return best
 
 
-def shares_right(
+def compute_subtask_accuracies(
     answers: Mapping[str, Sequence[str]], targets: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """_calculate_target_results, of each subtask: texts are compared, white space at their ends
-    apart.
-    """
+    """Return the accuracy of each subtask (_calculate_target_results); texts are stripped."""
     return {
         subtask: sum(
-            one.strip() == target.strip()
-            for one, target in zip(texts, targets[subtask], strict=True)
+            answer.strip() == target.strip()
+            for answer, target in zip(texts, targets[subtask], strict=True)
         )
         / len(texts)
         for subtask, texts in answers.items()
     }
 
 
-def sizes(year: str) -> dict[str, dict[str, int]]:
-    """FULL_SIZES: part -> key (in lower case) -> predictions."""
+def expected_sizes(year: str) -> dict[str, dict[str, int]]:
+    """Return FULL_SIZES: part -> key (in lower case) -> number of predictions."""
     if year == "2024":
-        ewok = {"ewok": table(EWOK), "glue": table(GLUE_2024)}
-        return {"blimp": table(BLIMP), "blimp_supplement": table(SUPPLEMENT), **ewok}
-    made = {
-        "blimp": table(BLIMP),
-        "blimp_supplement": table(SUPPLEMENT),
-        "ewok": table(EWOK),
-        "comps": table(COMPS),
+        ewok = {"ewok": parse_counts(EWOK), "glue": parse_counts(GLUE_2024)}
+        return {"blimp": parse_counts(BLIMP), "blimp_supplement": parse_counts(SUPPLEMENT), **ewok}
+    counts = {
+        "blimp": parse_counts(BLIMP),
+        "blimp_supplement": parse_counts(SUPPLEMENT),
+        "ewok": parse_counts(EWOK),
+        "comps": parse_counts(COMPS),
     }
     operations = {
         f"{kind}_{n}_ops": k for kind, ks in OPERATIONS[year].items() for n, k in enumerate(ks)
     }
-    made |= {"reading": {"reading": READING}, "glue": table(GLUE)}
+    counts |= {"reading": {"reading": READING}, "glue": parse_counts(GLUE)}
     if year == "2025":
-        return made | {
+        return counts | {
             "entity_tracking": operations,
             "wug_adj": {"wug_adj": 200},
             "wug_past": {"wug_past": 50},
         }
-    return made | {"entity_tracking_filtered": operations}
+    return counts | {"entity_tracking_filtered": operations}
 
 
-def problems(document: dict[str, Any], year: str) -> Iterator[str]:
-    """Every check of the year's collator that a strict-small file fails."""
-    for part, wanted in sizes(year).items():
-        have = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
-        if have != wanted:
-            yield f"{part}: {dict(have.items() ^ wanted.items())}"
+def iter_problems(document: dict[str, Any], year: str) -> Iterator[str]:
+    """Yield every check of the year's collator that a strict-small file fails."""
+    for part, expected in expected_sizes(year).items():
+        actual = {key.lower(): len(value["predictions"]) for key, value in document[part].items()}
+        if actual != expected:
+            yield f"{part}: {dict(actual.items() ^ expected.items())}"
     if year == "2024":  # verify_dict
         kinds = {"glue": int}
         for part, subtasks in document.items():
@@ -144,8 +147,8 @@ def problems(document: dict[str, Any], year: str) -> Iterator[str]:
     for part, n in GLOBAL_PIQA.items() if year == "2026" else ():
         if [len(value["predictions"]) for value in document[part].values()] != [1] * n:
             yield f"{part}: not one answer to each of {n} examples"
-    words = document["aoa" if year == "2025" else "aoa_surprisals"]["results"]
-    if Counter(row["step"] for row in words) != dict.fromkeys(MILESTONES, CONTEXTS):
+    surprisals = document["aoa" if year == "2025" else "aoa_surprisals"]["results"]
+    if Counter(row["step"] for row in surprisals) != dict.fromkeys(MILESTONES, CONTEXTS):
         yield "aoa: not every context at every milestone"
     if year == "2026" and not isinstance(document["aoa"]["aoa"], float):
         yield "aoa: no number"

@@ -1,11 +1,10 @@
-"""Open checkpoints as BabyLM's official pipelines do, with transformers alone. Run by a Python that
-has 4.51.3.
+"""Open checkpoints as the official BabyLM pipelines do, with transformers 4.51.3 only.
 
-    python official_environment.py FOLDER ...        one line of JSON: what each checkpoint answered
-    python official_environment.py --known           the model types and tokenizer classes of that version, and what of
-                                                     portability's lists of newer names it does have
+    python official_environment.py FOLDER ...    one line of JSON: scores and losses per checkpoint
+    python official_environment.py --known       the model types and tokenizer classes of that
+                                                 version, and which of the newer names it has
 
-Imports nothing of this package, which needs transformers 5.
+It cannot import this package, which needs transformers 5.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 TEXTS = ["the old cat sees no dogs.", "who sleeps?"]
 
 
-def ask(folder, trusted=True):
-    """Scores of TEXTS in each way that the checkpoint was trained for, and the losses of a short
-    finetuning.
-    """
+def query_checkpoint(folder, trusted=True):
+    """Return scores of TEXTS by each method of the checkpoint, and losses of a short finetuning."""
     card = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["antlm_bench"]
     processor = AutoProcessor.from_pretrained(
         folder, padding_side="right", trust_remote_code=trusted
@@ -44,26 +41,22 @@ def ask(folder, trusted=True):
 
 
 def score(model, tokenizer, text, method):
-    """Summed log-probability of a text's tokens after its first, each from a row of its own where
-    one is hidden.
-    """
+    """Return the summed log-probability of all tokens but the first (masked: one row per token)."""
     batch = tokenizer(text, return_tensors="pt")
     ids, total = batch["input_ids"], 0.0
-    for place in range(1, ids.shape[1]):
+    for position in range(1, ids.shape[1]):
         row = ids.clone()
         if method != "causal":
-            row[0, place] = tokenizer.mask_token_id
+            row[0, position] = tokenizer.mask_token_id
         with torch.no_grad():
             logits = model(input_ids=row, attention_mask=batch["attention_mask"]).logits[0]
-        read = place if method == "mlm" else place - 1
-        total += logits[read].log_softmax(-1)[ids[0, place]].item()
+        index = position if method == "mlm" else position - 1
+        total += logits[index].log_softmax(-1)[ids[0, position]].item()
     return total
 
 
 def finetune(folder, tokenizer, trusted):
-    """Losses of five updates of the body under a linear head on its first position, as the pipeline
-    of 2025 has it.
-    """
+    """Return the losses of five updates of the backbone under a linear head on mean features."""
     torch.manual_seed(0)
     body = AutoModel.from_pretrained(folder, trust_remote_code=trusted).train()
     head = torch.nn.Linear(body.config.hidden_size, 2)
@@ -80,25 +73,23 @@ def finetune(folder, tokenizer, trusted):
     return losses
 
 
-def known(modules, names):
-    """What this version of transformers knows, and which of the newer modules and names it has
-    after all.
-    """
+def list_names(modules, names):
+    """List model types and tokenizer classes, and which of the newer modules and names exist."""
     from transformers.models.auto import configuration_auto, tokenization_auto
 
     classes = {
         name for pair in tokenization_auto.TOKENIZER_MAPPING_NAMES.values() for name in pair if name
     }
     present = [name for name in modules if importable(name)]
-    places = [
+    namespaces = [
         importlib.import_module(f"transformers{part}")
         for part in ("", ".utils", ".utils.generic", ".cache_utils")
     ]
-    places += [
+    namespaces += [
         importlib.import_module(f"transformers.{part}")
         for part in ("modeling_utils", "configuration_utils")
     ]
-    present += [name for name in names if any(hasattr(place, name) for place in places)]
+    present += [name for name in names if any(hasattr(namespace, name) for namespace in namespaces)]
     return {
         "transformers": transformers.__version__,
         "model_types": sorted(configuration_auto.CONFIG_MAPPING_NAMES),
@@ -117,13 +108,13 @@ def importable(name):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--known":
-        print(json.dumps(known(*json.loads(sys.stdin.read()))))
+        print(json.dumps(list_names(*json.loads(sys.stdin.read()))))
     else:
         print(
             json.dumps(
                 {
                     "transformers": transformers.__version__,
-                    "answers": [ask(folder) for folder in sys.argv[1:]],
+                    "answers": [query_checkpoint(folder) for folder in sys.argv[1:]],
                 }
             )
         )

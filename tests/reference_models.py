@@ -1,7 +1,6 @@
-"""LTG-BERT, ELC-BERT and GPT-BERT as slow, obvious loops over tokens, pairs and heads, in double
-precision.
+"""Reference LTG-BERT, ELC-BERT and GPT-BERT: plain loops over tokens and heads in double precision.
 
-Written from the papers, one token vector at a time; shares nothing with the package. Weights are a
+Written from the papers, one token vector at a time; independent of the package. Weights are a
 dict: embedding (V, d), table (R, d), table_norm (w, b), layers [dict of qk_w qk_b v_w v_b (g_w g_b)
 o_w o_b (norm_w norm_b) wide narrow (alpha | alphas)], (alpha), head dense_w dense_b bias.
 """
@@ -158,25 +157,39 @@ def logits(weights, settings, ids, allowed=lambda i, j: True):
 def random_weights(
     rng, mix, *, vocabulary=20, d=12, inner=16, layers=3, buckets=8, gate=True, learned=True
 ):
-    """Weights large enough that every term of the formulas shows in the result."""
+    """Draw weights so large that every term of the formulas changes the result."""
 
     def draw(*shape):
         return rng.normal(size=shape) * 0.4
 
-    made = []
+    layer_weights = []
     for n in range(layers):
-        layer = {"qk_w": draw(2 * d, d), "qk_b": draw(2 * d), "v_w": draw(d, d), "v_b": draw(d), "o_w": draw(d, d),
-                 "o_b": draw(d), "wide": draw(2 * inner, d), "narrow": draw(d, inner)}  # fmt: skip
+        layer = {
+            "qk_w": draw(2 * d, d),
+            "qk_b": draw(2 * d),
+            "v_w": draw(d, d),
+            "v_b": draw(d),
+            "o_w": draw(d, d),
+            "o_b": draw(d),
+            "wide": draw(2 * inner, d),
+            "narrow": draw(d, inner),
+        }
         if mix == "gpt":
             layer |= {"g_w": draw(d, d), "g_b": draw(d)} if gate else {}
             layer |= {"alphas": (draw(2 * n + 2), draw(2 * n + 3))} if learned else {}
         else:
             layer |= {"norm_w": 1 + draw(d), "norm_b": draw(d)}
             layer |= {"alpha": draw(n + 1)} if mix else {}
-        made.append(layer)
-    weights = {"embedding": draw(vocabulary, d), "table": draw(2 * buckets - 1, d), "layers": made,
-               "table_norm": (1 + draw(d), draw(d)), "dense_w": draw(d, d), "dense_b": draw(d),
-               "bias": draw(vocabulary)}  # fmt: skip
+        layer_weights.append(layer)
+    weights = {
+        "embedding": draw(vocabulary, d),
+        "table": draw(2 * buckets - 1, d),
+        "layers": layer_weights,
+        "table_norm": (1 + draw(d), draw(d)),
+        "dense_w": draw(d, d),
+        "dense_b": draw(d),
+        "bias": draw(vocabulary),
+    }
     if mix == "weighted_output":
         weights["alpha"] = draw(layers + 1)
     return weights

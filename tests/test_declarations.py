@@ -1,6 +1,4 @@
-"""Declarations: every mistake in a TOML is one error that names the file, the key and the nearest
-right key.
-"""
+"""Declarations: an error in a TOML names the file, the key and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -37,21 +35,21 @@ class Bicycle(Declaration):
 GOOD = 'name = "Rosinante"\n[front]\nsize = 28\nspokes = ["a", "b"]\n'
 
 
-def written(folder: Path, content: str | bytes) -> Path:
+def write_toml(folder: Path, content: str | bytes) -> Path:
     path = folder / "bicycle.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
-def test_a_right_declaration_is_read_and_frozen(tmp_path: Path) -> None:
-    bicycle = read_toml(written(tmp_path, GOOD), Bicycle)
+def test_a_valid_declaration_is_read_and_frozen(tmp_path: Path) -> None:
+    bicycle = read_toml(write_toml(tmp_path, GOOD), Bicycle)
     assert bicycle == Bicycle(name="Rosinante", front=Wheel(size=28, spokes=("a", "b")))
     with pytest.raises(ValueError, match="frozen"):
         bicycle.name = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("content", "place", "message"),
+    ("content", "location", "message"),
     [
         (
             GOOD.replace("size", "syze"),
@@ -77,17 +75,17 @@ def test_a_right_declaration_is_read_and_frozen(tmp_path: Path) -> None:
         (f"gears = {'[' * 5000}", "bicycle.toml", ""),
     ],
 )
-def test_a_wrong_one_names_the_place(
-    tmp_path: Path, content: str | bytes, place: str, message: str
+def test_an_invalid_declaration_names_the_location(
+    tmp_path: Path, content: str | bytes, location: str, message: str
 ) -> None:
-    path = written(tmp_path, content)
+    path = write_toml(tmp_path, content)
     with pytest.raises(DeclarationError) as caught:
         read_toml(path, Bicycle)
-    assert caught.value.location.startswith(str(tmp_path / place))
+    assert caught.value.location.startswith(str(tmp_path / location))
     assert message in caught.value.message
 
 
-def test_what_cannot_be_opened_is_one_error(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path, tmp_path / ("x" * 400)):
         with pytest.raises(DeclarationError, match="cannot be read"):
             read_toml(path, Bicycle)
@@ -107,13 +105,13 @@ def test_any_text_is_a_declaration_or_an_error(
         raw = content.encode() if isinstance(content, str) else content
     except UnicodeEncodeError:
         return
-    path = written(tmp_path_factory.getbasetemp(), raw)
-    with pytest.raises(DeclarationError) as caught:  # `front` cannot come about by chance
+    path = write_toml(tmp_path_factory.getbasetemp(), raw)
+    with pytest.raises(DeclarationError) as caught:  # random text has no `front`
         read_toml(path, Bicycle)
     assert str(path) in caught.value.location
 
 
-def test_the_catalog_holds_what_is_shipped_and_the_user_s_folders_win(
+def test_user_folders_override_the_shipped_catalog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = catalog("tasks")

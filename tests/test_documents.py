@@ -1,4 +1,4 @@
-"""The documents say what the code does: tables are compared, places are looked up."""
+"""The documents agree with the code: tables are compared, named files exist."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DOCUMENTS = [
 ]
 
 
-def text(name: str) -> str:
+def read_document(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def rows(document: str, heading: str) -> list[list[str]]:
-    """The cells of the first table below a line that holds `heading`."""
-    below = text(document).split(heading, 1)[1]
+def read_table(document: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table below `heading`, without its header."""
+    below = read_document(document).split(heading, 1)[1]
     table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
     assert table
     return [
@@ -39,9 +39,9 @@ def rows(document: str, heading: str) -> list[list[str]]:
 
 
 def test_the_compat_table_is_the_one_in_force() -> None:
-    """A row without a word on methods holds for all of them."""
+    """A row that names no method applies to all of them."""
     documented: dict[str, dict[str, ScoringConventions]] = {}
-    for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in rows(
+    for names, bos, context_bos, eos, ties, decides, before, joiner, lengths, softmax in read_table(
         "docs/conventions.md", "## `--compat`"
     ):
         name, _, only = names.partition(", ")
@@ -74,41 +74,45 @@ def test_the_compat_table_is_the_one_in_force() -> None:
 
 
 def test_the_readme_counts_the_suites_that_are_shipped() -> None:
-    counted: dict[str, str] = {}
-    for names, items, _ in rows("README.md", "## Suites and their data"):
-        found = re.findall(r"`([^`]+)`", names)
-        for name, count in zip(found, re.findall(r"\d+(?:,\d{3})*", items), strict=True):
-            counted[found[0].removesuffix("-2025") + name if name.startswith("-") else name] = count
-    assert counted == {row["suite"]: f"{row['items']:,}" for row in list_catalog("suites")}
+    documented: dict[str, str] = {}
+    for names, items, _ in read_table("README.md", "## Suites and their data"):
+        suite_names = re.findall(r"`([^`]+)`", names)
+        for name, count in zip(suite_names, re.findall(r"\d+(?:,\d{3})*", items), strict=True):
+            documented[
+                suite_names[0].removesuffix("-2025") + name if name.startswith("-") else name
+            ] = count
+    assert documented == {row["suite"]: f"{row['items']:,}" for row in list_catalog("suites")}
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
-    documented = {int(code) for code, _ in rows("README.md", "## Exit codes")}
+    documented = {int(code) for code, _ in read_table("README.md", "## Exit codes")}
     assert {error.exit_code for error in BenchError.__subclasses__()} <= documented
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_named_files_exist(document: str) -> None:
     base = (ROOT / document).parent
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text(document)) if "://" not in link]
-    named = re.findall(r"`((?:tests|docs|tasks|examples|benchmarks)/[\w./-]*\w)`", text(document))
+    links = [
+        link for link in re.findall(r"\]\(([^)#]+)\)", read_document(document)) if "://" not in link
+    ]
+    named = re.findall(
+        r"`((?:tests|docs|tasks|examples|benchmarks)/[\w./-]*\w)`", read_document(document)
+    )
     missing = [link for link in links if not (base / link).exists()]
     assert not missing + [name for name in named if not (ROOT / name).exists()]
 
 
-def test_every_module_stands_in_the_tree() -> None:
-    tree = text("ARCHITECTURE.md").split("## Tree", 1)[1].split("## Layers", 1)[0]
-    places = {
+def test_every_module_is_in_the_documented_tree() -> None:
+    tree = read_document("ARCHITECTURE.md").split("## Tree", 1)[1].split("## Layers", 1)[0]
+    names = {
         path.relative_to(ROOT / "antlm_bench").parts[0].removesuffix(".py")
         for path in ROOT.glob("antlm_bench/*/*.py")
     }
-    places |= {
-        path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")
-    }
-    assert not [place for place in places if not re.search(rf"\b{place}\b", tree)]
+    names |= {path.stem for path in ROOT.glob("antlm_bench/*.py") if not path.stem.startswith("__")}
+    assert not [name for name in names if not re.search(rf"\b{name}\b", tree)]
 
 
 def test_test_files_have_names_of_their_own() -> None:
-    """pytest imports them by name alone: two of one name hide each other."""
+    """pytest imports test files by base name: two of the same name hide each other."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert not sorted({name for name in names if names.count(name) > 1})

@@ -1,5 +1,5 @@
-"""The shape of the house, kept by reading the source: imports point down, one door per dependency,
-small files.
+"""The architecture, checked in the source: imports point down, each dependency is imported in few
+modules, files are small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "antlm_bench"
 
-# A module belongs to the layer of its longest prefix here; a module that nobody placed fails the
-# test.
+# A module belongs to the layer of its longest prefix here; a module without a layer fails a test.
 LAYERS: dict[str, int] = {
     "types": 0,
     "errors": 0,
@@ -77,7 +76,7 @@ LAYERS: dict[str, int] = {
 }
 
 # Dependency -> the modules that may import it (prefixes).
-DOORS: dict[str, tuple[str, ...]] = {
+ALLOWED_IMPORTERS: dict[str, tuple[str, ...]] = {
     "torch": (
         "checkpoints",
         "architectures",
@@ -127,7 +126,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "minicons": ("scoring.peers",),
     "lm_eval": ("scoring.peers", "lm_eval_bridge"),
 }
-# Slow to import: a verb pays for them only when it uses them, so here they stand inside functions.
+# Slow to import: these packages import them inside functions, so that only users pay for them.
 LAZY_IN: dict[str, tuple[str, ...]] = {
     "commands": ("torch", "transformers", "accelerate", "pyarrow"),
     "cli": ("rich", "pydantic"),
@@ -144,17 +143,17 @@ class Import(NamedTuple):
     """Stands under `if TYPE_CHECKING:` and never runs."""
 
 
-def name_of(path: Path) -> str:
+def module_name(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 MODULES = {
-    name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_share" not in path.parts
+    module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_share" not in path.parts
 }
 
 
-def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
+def iter_imports(module: str, tree: ast.Module) -> Iterator[Import]:
     """Yield every import of a module, those under `if TYPE_CHECKING:` included."""
 
     def walk(node: ast.AST, lazy: bool, typing: bool = False) -> Iterator[Import]:
@@ -168,12 +167,11 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
                 )
             elif isinstance(child, ast.ImportFrom):
                 assert child.module and not child.level, f"{module}:{child.lineno}: relative import"
-                for alias in (
-                    child.names
-                ):  # `from antlm_bench.suites import items` imports the module `suites.items`
-                    deeper = f"{child.module}.{alias.name}"
-                    known = deeper.removeprefix("antlm_bench.") in MODULES
-                    target = deeper if known else child.module
+                for alias in child.names:
+                    # `from antlm_bench.suites import items` imports the module `suites.items`
+                    target = f"{child.module}.{alias.name}"
+                    if target.removeprefix("antlm_bench.") not in MODULES:
+                        target = child.module
                     yield Import(module, target, child.lineno, lazy, typing)
             in_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from walk(child, lazy or in_function, typing)
@@ -182,13 +180,13 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
 
 
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
-IMPORTS = [found for module, tree in TREES.items() for found in imports_of(module, tree)]
-OURS = [
+IMPORTS = [item for module, tree in TREES.items() for item in iter_imports(module, tree)]
+INTERNAL_IMPORTS = [
     i._replace(target=i.target.removeprefix("antlm_bench").lstrip("."))
     for i in IMPORTS
     if i.target.startswith("antlm_bench")
 ]
-THEIRS = [i for i in IMPORTS if not i.target.startswith("antlm_bench") and not i.typing]
+EXTERNAL_IMPORTS = [i for i in IMPORTS if not i.target.startswith("antlm_bench") and not i.typing]
 
 
 def within(module: str, prefixes: tuple[str, ...]) -> bool:
@@ -196,9 +194,9 @@ def within(module: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def layer(module: str) -> int:
-    places = [prefix for prefix in LAYERS if within(module, (prefix,))]
-    assert places, f"{module} has no layer: place it in tests/test_layers.py and ARCHITECTURE.md"
-    return LAYERS[max(places, key=len)]
+    prefixes = [prefix for prefix in LAYERS if within(module, (prefix,))]
+    assert prefixes, f"{module} has no layer: add it to tests/test_layers.py and ARCHITECTURE.md"
+    return LAYERS[max(prefixes, key=len)]
 
 
 def is_package(module: str) -> bool:
@@ -206,7 +204,11 @@ def is_package(module: str) -> bool:
 
 
 def test_the_tables_above_name_only_modules_that_exist() -> None:
-    prefixes = {*LAYERS, *LAZY_IN, *(prefix for door in DOORS.values() for prefix in door)}
+    prefixes = {
+        *LAYERS,
+        *LAZY_IN,
+        *(prefix for door in ALLOWED_IMPORTERS.values() for prefix in door),
+    }
     assert not [
         prefix for prefix in prefixes if not any(within(module, (prefix,)) for module in MODULES)
     ]
@@ -217,63 +219,67 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_imports_only_point_down() -> None:
-    up = [
+    upward = [
         i
-        for i in OURS
+        for i in INTERNAL_IMPORTS
         if i.module and not is_package(i.module) and i.target and layer(i.target) > layer(i.module)
     ]
-    assert not up, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in up)
+    assert not upward, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in upward)
 
 
 def test_reporting_and_commands_do_not_import_each_other() -> None:
     between = [
         i
-        for i in OURS
+        for i in INTERNAL_IMPORTS
         if (within(i.module, ("reporting",)) and within(i.target, ("commands",)))
         or (within(i.module, ("commands",)) and within(i.target, ("reporting",)))
     ]
     assert not between, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in between)
 
 
-def test_no_circles_within_a_layer() -> None:
-    below: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in OURS:
-        if found.module and found.target in below:
-            below[found.module].add(found.target)
-    while below:
+def test_no_import_cycles_within_a_layer() -> None:
+    targets_by_module: dict[str, set[str]] = {module: set() for module in MODULES}
+    for imported in INTERNAL_IMPORTS:
+        if imported.module and imported.target in targets_by_module:
+            targets_by_module[imported.module].add(imported.target)
+    while targets_by_module:
         leaves = [
-            module for module, targets in below.items() if not targets & below.keys() - {module}
+            module
+            for module, targets in targets_by_module.items()
+            if not targets & targets_by_module.keys() - {module}
         ]
-        assert leaves, f"imports go in a circle among {sorted(below)}"
-        below = {module: targets for module, targets in below.items() if module not in leaves}
+        assert leaves, f"imports go in a circle among {sorted(targets_by_module)}"
+        targets_by_module = {
+            module: targets for module, targets in targets_by_module.items() if module not in leaves
+        }
 
 
-@pytest.mark.parametrize("dependency", sorted(DOORS))
-def test_each_dependency_has_its_door(dependency: str) -> None:
+@pytest.mark.parametrize("dependency", sorted(ALLOWED_IMPORTERS))
+def test_each_dependency_is_imported_only_where_allowed(dependency: str) -> None:
     outside = [
         i
-        for i in THEIRS
-        if within(i.target, (dependency,)) and not within(i.module, DOORS[dependency])
+        for i in EXTERNAL_IMPORTS
+        if within(i.target, (dependency,)) and not within(i.module, ALLOWED_IMPORTERS[dependency])
     ]
     assert not outside, "\n".join(f"{i.module}:{i.line} imports {i.target}" for i in outside)
 
 
-def test_every_dependency_is_declared_and_has_a_door() -> None:
-    known = {*DOORS, *sys.stdlib_module_names, "numpy", "tomli"}
-    strangers = {
+def test_every_dependency_is_declared() -> None:
+    known = {*ALLOWED_IMPORTERS, *sys.stdlib_module_names, "numpy", "tomli"}
+    undeclared = {
         f"{i.module}:{i.line} imports {i.target}"
-        for i in THEIRS
+        for i in EXTERNAL_IMPORTS
         if i.target.split(".")[0] not in known
     }
-    assert not strangers
+    assert not undeclared
 
 
-@pytest.mark.parametrize("place", sorted(LAZY_IN))
-def test_slow_imports_stand_inside_functions_on_the_way_to_a_verb(place: str) -> None:
+@pytest.mark.parametrize("package", sorted(LAZY_IN))
+def test_slow_imports_stand_inside_functions(package: str) -> None:
     eager = [
         i
-        for i in THEIRS
-        if within(i.module, (place,)) and within(i.target, LAZY_IN[place]) and not i.lazy
+        for i in EXTERNAL_IMPORTS
+        if within(i.module, (package,)) and within(i.target, LAZY_IN[package]) and not i.lazy
     ]
     assert not eager, "\n".join(f"{i.module}:{i.line} imports {i.target} at the top" for i in eager)
 
@@ -288,11 +294,10 @@ def test_packages_do_nothing_on_import() -> None:
 def test_files_and_functions_stay_small() -> None:
     for module, path in MODULES.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= 600, f"{module} has {lines} lines: find the missing idea"
+        assert lines <= 600, f"{module} has {lines} lines: split it by idea"
         for node in ast.walk(TREES[module]):
-            if isinstance(
-                node, ast.FunctionDef
-            ):  # its body: the signature of a verb is a table of options
+            if isinstance(node, ast.FunctionDef):
+                # Of its body: the signature of a command is a table of options.
                 length = (node.end_lineno or 0) - node.body[0].lineno + 1
                 assert length <= 60, f"{module}.{node.name} has {length} lines"
 
@@ -306,8 +311,8 @@ def test_no_vague_names() -> None:
     assert not [module for module in MODULES if vague.search(module)]
 
 
-def loaded_by(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter holds after running `code`."""
+def list_loaded_packages(code: str) -> set[str]:
+    """Return the top-level packages that a fresh interpreter has loaded after running `code`."""
     script = f"{code}\nimport sys\nprint('\\n@', *{{name.split('.')[0] for name in sys.modules}})"
     environment = {**os.environ, "COLUMNS": "100"}
     out = subprocess.run(
@@ -316,18 +321,20 @@ def loaded_by(code: str) -> set[str]:
     return set(out.stdout.rpartition("@")[2].split())
 
 
-def verb(*argv: str) -> str:
+def command_code(*argv: str) -> str:
     return f"from antlm_bench.cli.app import run\nassert run({list(argv)!r}) == 0"
 
 
 def test_importing_the_package_loads_nothing() -> None:
-    assert not loaded_by("import antlm_bench") & {*DOORS, "numpy"}
+    assert not list_loaded_packages("import antlm_bench") & {*ALLOWED_IMPORTERS, "numpy"}
 
 
 def test_help_loads_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "scipy", "numpy", "huggingface_hub"}
-    assert not loaded_by(verb("--help")) & {*heavy, "pydantic"}
-    assert not loaded_by(verb("score", "--help")) & heavy  # typer itself may use pydantic here
+    assert not list_loaded_packages(command_code("--help")) & {*heavy, "pydantic"}
+    assert (
+        not list_loaded_packages(command_code("score", "--help")) & heavy
+    )  # typer itself may use pydantic here
 
 
 @pytest.mark.parametrize(
@@ -341,6 +348,6 @@ def test_help_loads_nothing_heavy() -> None:
         ("data", "where"),
     ],
 )
-def test_verbs_that_need_no_model_load_no_torch(argv: tuple[str, ...]) -> None:
+def test_commands_without_a_model_load_no_torch(argv: tuple[str, ...]) -> None:
     heavy = {"torch", "transformers", "minicons", "lm_eval", "sklearn", "scipy"}
-    assert not loaded_by(verb(*argv)) & heavy
+    assert not list_loaded_packages(command_code(*argv)) & heavy

@@ -1,8 +1,7 @@
-"""A checkpoint that our trainers wrote opens in the official pipelines' environment (transformers
-4.51.3) as here.
+"""Checkpoints of our trainers behave the same in the official environment (transformers 4.51.3).
 
-The environment is made once, with pip; or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it.
-Skipped, with the reason, where no package registry can be reached.
+pip creates the environment once, or `ANTLM_BENCH_OFFICIAL_PYTHON` names a Python that has it. The
+tests are skipped where no package registry can be reached.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pathlib import Path
 import official_environment
 import pytest
 import torch
-from asking import ours
-from tiny import tokenizer_for
-from toy_recipe import toy
+from peer_helpers import sum_logprobs
+from recipe_helpers import make_recipe
+from tiny_models import train_tokenizer
 
 from antlm_bench.commands.portability import NEWER_MODULES, NEWER_NAMES
 from antlm_bench.commands.portability import official_environment as listed_environment
@@ -75,24 +74,22 @@ def official_python(tmp_path_factory):
         "numpy",
         *PINNED,
     ]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no environment with {PINNED[0]}: {done.stderr.strip().splitlines()[-1]}")
+    process = subprocess.run(install, capture_output=True, text=True, check=False)
+    if process.returncode:
+        pytest.skip(f"no environment with {PINNED[0]}: {process.stderr.strip().splitlines()[-1]}")
     return str(python)
 
 
-def run_official(python, *arguments, **more):
-    """The JSON that the script prints in the official environment, with a cache of its own and no
-    network.
-    """
+def run_official(python, *arguments, **options):
+    """Return the JSON that the script prints in the official environment, run without a network."""
     home = str(Path(os.environ["ANTLM_BENCH_CACHE"]) / "official-home")
-    private = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
+    variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    process = subprocess.run(
         [python, str(SCRIPT), *arguments],
-        capture_output=True, text=True, check=False, env={**os.environ, **private}, **more,
+        capture_output=True, text=True, check=False, env={**os.environ, **variables}, **options,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -102,30 +99,32 @@ def checkpoints(tmp_path_factory):
     for name, (model, card) in TRAINED.items():
         torch.manual_seed(0)
         masked = "full" in card["attends"] and "bert" in name
-        built = build_model(toy(model=model).model, 400, masked=masked)
-        save_checkpoint(root / name, built, tokenizer_for("causal", adds=True), card | facts)
+        built = build_model(make_recipe(model=model).model, 400, masked=masked)
+        save_checkpoint(root / name, built, train_tokenizer("causal", adds=True), card | facts)
     return root
 
 
-def test_every_architecture_loads_scores_and_finetunes_there_as_here(official_python, checkpoints):
+def test_architectures_work_in_both_environments(official_python, checkpoints):
     folders = [str(checkpoints / name) for name in TRAINED]
-    there = run_official(official_python, *folders)
-    assert there["transformers"] == "4.51.3"
-    for name, folder, answers in zip(TRAINED, folders, there["answers"], strict=True):
-        here = official_environment.ask(folder, trusted=False)  # this package's own classes
-        assert answers["keys"] == here["keys"] == ["attention_mask", "input_ids"]
-        assert answers["specials"] == here["specials"] == [1]
+    official = run_official(official_python, *folders)
+    assert official["transformers"] == "4.51.3"
+    for name, folder, answers in zip(TRAINED, folders, official["answers"], strict=True):
+        local = official_environment.query_checkpoint(
+            folder, trusted=False
+        )  # this package's own classes
+        assert answers["keys"] == local["keys"] == ["attention_mask", "input_ids"]
+        assert answers["specials"] == local["specials"] == [1]
         for method in TRAINED[name][1]["methods"]:
-            assert answers[method] == pytest.approx(here[method], abs=1e-3), (name, method)
+            assert answers[method] == pytest.approx(local[method], abs=1e-3), (name, method)
             assert answers[method] == pytest.approx(
-                ours(folder, official_environment.TEXTS, method), abs=1e-3
+                sum_logprobs(folder, official_environment.TEXTS, method), abs=1e-3
             )
-        assert answers["losses"] == pytest.approx(here["losses"], rel=1e-3), name
+        assert answers["losses"] == pytest.approx(local["losses"], rel=1e-3), name
         assert answers["losses"][-1] < answers["losses"][0]
 
 
-def test_what_preflight_knows_of_that_environment_is_true(official_python):
+def test_the_lists_of_preflight_are_those_of_that_version(official_python):
     lists = json.dumps([sorted(NEWER_MODULES), sorted(NEWER_NAMES)])
-    known = run_official(official_python, "--known", input=lists)
-    assert known.pop("present") == []
-    assert known == listed_environment()
+    names = run_official(official_python, "--known", input=lists)
+    assert names.pop("present") == []
+    assert names == listed_environment()

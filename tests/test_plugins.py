@@ -1,4 +1,4 @@
-"""A stranger's package adds one record, and the command line knows it without an edit of ours."""
+"""A record of an installed package works on the command line without changes to this package."""
 
 from __future__ import annotations
 

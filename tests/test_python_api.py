@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from tiny import model_for, tokenizer_for
+from tiny_models import build_model, train_tokenizer
 
 import antlm_bench
 from antlm_bench import keywords
@@ -67,8 +67,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random checkpoint where `make demo` trains one."""
     folder = tmp_path_factory.mktemp("demo")
     checkpoint = folder / ".demo" / "babyllama" / "main"
-    tokenizer_for("causal", True).save_pretrained(checkpoint)
-    model_for("causal", 0).save_pretrained(checkpoint)
+    train_tokenizer("causal", True).save_pretrained(checkpoint)
+    build_model("causal", 0).save_pretrained(checkpoint)
     return folder
 
 

@@ -41,10 +41,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sys.modules.pop("orchard", None)
 
 
-CODE = (
-    "from collections import namedtuple\nF = namedtuple('F', 'name')\n"
-    "FIG, PLUM = F('fig'), F('plum')\n"
-)
+CODE = """
+from collections import namedtuple
+F = namedtuple('F', 'name')
+FIG, PLUM = F('fig'), F('plum')
+"""
 
 
 def test_records_come_in_order_ours_first(install):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asking import opened
-from tiny import model_for, tokenizer_for
+from peer_helpers import load_transformers
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench import Scorer, score, surprisal
 from antlm_bench.errors import (
@@ -47,7 +47,7 @@ def plain_token_logprobs(model, tokenizer, text: str, kind: str) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
-    model, tokenizer = opened(make_checkpoint(kind))
+    model, tokenizer = load_transformers(make_checkpoint(kind))
     scorer = Scorer(model, tokenizer)
     expected = [plain_token_logprobs(model, tokenizer, text, kind) for text in TEXTS]
     rows = scorer.token_logprobs(TEXTS).to_rows()
@@ -79,8 +79,8 @@ def test_tokens_equal_a_plain_loop(make_checkpoint, kind):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_architectures_in_memory_keep_their_numbers(name, kind, layout, config, dtype):
-    model = model_for(kind, 0, name, **config).to(dtype)
-    tokenizer = tokenizer_for(kind, True)
+    model = build_model(kind, 0, name, **config).to(dtype)
+    tokenizer = train_tokenizer(kind, True)
     scorer = Scorer(model, tokenizer)
     assert scorer.checkpoint.engine.forward_config.layout == layout
     expected = [sum(plain_token_logprobs(model, tokenizer, text, kind)) for text in TEXTS]
@@ -92,7 +92,7 @@ def test_architectures_in_memory_keep_their_numbers(name, kind, layout, config, 
 @pytest.mark.parametrize(("kind", "metric"), [("causal", None), ("masked", "original")])
 @pytest.mark.filterwarnings("ignore")
 def test_logprobs_equal_minicons(make_checkpoint, kind, metric):
-    model, tokenizer = opened(make_checkpoint(kind))
+    model, tokenizer = load_transformers(make_checkpoint(kind))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peers.score_with_minicons(
@@ -124,7 +124,7 @@ def test_pairs_equal_score_to_the_bit(make_checkpoint, tmp_path, method):
 
 def test_an_opened_checkpoint_and_its_objects_agree(make_checkpoint):
     folder = make_checkpoint("masked")
-    opened_scorer, in_memory = Scorer(folder, device="cpu"), Scorer(*opened(folder))
+    opened_scorer, in_memory = Scorer(folder, device="cpu"), Scorer(*load_transformers(folder))
     assert in_memory.methods == opened_scorer.methods
     for method in opened_scorer.methods:
         assert in_memory.logprobs(TEXTS, method=method) == pytest.approx(
@@ -146,8 +146,8 @@ def test_sentences_equal_surprisal(make_checkpoint, tmp_path):
 
 
 def test_fused_is_the_product_of_two_predictions(make_checkpoint):
-    model = model_for("causal", 0)
-    scorer = Scorer(model, tokenizer_for("causal", True))
+    model = build_model("causal", 0)
+    scorer = Scorer(model, train_tokenizer("causal", True))
     parts = [scorer.logprobs(TEXTS, method=name) for name in ("causal", "mntp")]
     assert scorer.logprobs(TEXTS, method="fused") == pytest.approx(sum(parts), abs=1e-6)
     tokens = scorer.token_logprobs(TEXTS, method="fused").column("logprob")
@@ -155,7 +155,7 @@ def test_fused_is_the_product_of_two_predictions(make_checkpoint):
 
 
 def test_the_bos_policy_is_chosen_per_call(make_checkpoint):
-    model, tokenizer = opened(make_checkpoint("causal", adds=False))
+    model, tokenizer = load_transformers(make_checkpoint("causal", adds=False))
     scorer = Scorer(model, tokenizer)
     without = scorer.token_logprobs(TEXTS, bos="never")
     assert without.column("logprob")[0] is None  # nothing stands before the first token
@@ -169,8 +169,8 @@ def test_the_bos_policy_is_chosen_per_call(make_checkpoint):
 
 
 def test_what_cannot_be_scored_is_nan_and_null():
-    model = model_for("causal", 0)
-    scorer = Scorer(model, tokenizer_for("causal", True), max_length=8)
+    model = build_model("causal", 0)
+    scorer = Scorer(model, train_tokenizer("causal", True), max_length=8)
     logprobs = scorer.logprobs([TEXTS[0], TEXTS[3], ""])
     assert np.isnan(logprobs).tolist() == [False, True, True]
     rows = scorer.token_logprobs([TEXTS[3], "", TEXTS[0]]).to_rows()
@@ -182,7 +182,7 @@ def test_what_cannot_be_scored_is_nan_and_null():
 
 
 def test_nothing_to_score_gives_nothing():
-    scorer = Scorer(model_for("causal", 0), tokenizer_for("causal", True))
+    scorer = Scorer(build_model("causal", 0), train_tokenizer("causal", True))
     assert scorer.logprobs([]).shape == (0,)
     assert len(scorer.token_logprobs([])) == 0
     with pytest.raises(DataError, match="no predictions"):
@@ -190,13 +190,13 @@ def test_nothing_to_score_gives_nothing():
 
 
 def test_a_model_in_memory_stays_as_it_was():
-    model = model_for("causal", 0, attention_dropout=0.5).train()
+    model = build_model("causal", 0, attention_dropout=0.5).train()
     model.model.layers[0].eval()
     training = {name: module.training for name, module in model.named_modules()}
     modules = [id(module) for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     implementation = model.config._attn_implementation
-    scorer = Scorer(model, tokenizer_for("causal", True))
+    scorer = Scorer(model, train_tokenizer("causal", True))
     logprobs = scorer.logprobs(TEXTS)
     assert logprobs.tolist() == scorer.logprobs(TEXTS).tolist()  # without dropout
     assert {name: module.training for name, module in model.named_modules()} == training
@@ -207,7 +207,7 @@ def test_a_model_in_memory_stays_as_it_was():
 
 
 def test_training_between_two_calls_changes_the_scores():
-    model, tokenizer = model_for("causal", 0), tokenizer_for("causal", True)
+    model, tokenizer = build_model("causal", 0), train_tokenizer("causal", True)
     scorer = Scorer(model, tokenizer)
     before = scorer.logprobs(TEXTS)
     with torch.no_grad():
@@ -219,19 +219,19 @@ def test_training_between_two_calls_changes_the_scores():
 
 
 def test_a_model_in_memory_passes_the_self_test_or_is_refused():
-    model, tokenizer = model_for("causal", 0), tokenizer_for("causal", True)
+    model, tokenizer = build_model("causal", 0), train_tokenizer("causal", True)
     scorer = Scorer(model, tokenizer)
     assert scorer.checkpoint.metadata["self_test"]["predictions"] > 0
     assert scorer.checkpoint.metadata["self_test"]["largest_nats_below"] <= 1e-3
-    masked = model_for("masked", 0)
+    masked = build_model("masked", 0)
     with torch.no_grad():
         next(masked.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match="NaN"):
-        Scorer(masked, tokenizer_for("masked", True))
+        Scorer(masked, train_tokenizer("masked", True))
 
 
 def test_longer_texts_are_tested_again(monkeypatch):
-    scorer = Scorer(model_for("causal", 0), tokenizer_for("causal", True))
+    scorer = Scorer(build_model("causal", 0), train_tokenizer("causal", True))
     tested = []
     original = type(scorer.checkpoint).run_self_test
     monkeypatch.setattr(
@@ -256,14 +256,14 @@ def test_longer_texts_are_tested_again(monkeypatch):
     ],
 )
 def test_objects_of_another_kind_are_refused(arguments, options, message, tmp_path):
-    dropping = tokenizer_for("causal", True)
+    dropping = train_tokenizer("causal", True)
     dropping.backend_tokenizer.model.dropout = 0.1
     objects = {
-        "model": model_for("causal", 0),
-        "tokenizer": tokenizer_for("causal", True),
+        "model": build_model("causal", 0),
+        "tokenizer": train_tokenizer("causal", True),
         "path": tmp_path,
         "linear": torch.nn.Linear(2, 2),
-        "rust": tokenizer_for("causal", True).backend_tokenizer,
+        "rust": train_tokenizer("causal", True).backend_tokenizer,
         "dropping": dropping,
     }
     with pytest.raises(UsageError, match=message):
@@ -271,7 +271,9 @@ def test_objects_of_another_kind_are_refused(arguments, options, message, tmp_pa
 
 
 def test_wrong_arguments_name_the_fix():
-    scorer = Scorer(model_for("causal", 0, mask=False), tokenizer_for("causal", True, mask=False))
+    scorer = Scorer(
+        build_model("causal", 0, mask=False), train_tokenizer("causal", True, mask=False)
+    )
     with pytest.raises(UsageError, match=r"not a list\n  hint: \[text\]"):
         scorer.logprobs(TEXTS[0])
     with pytest.raises(UsageError, match=r"pairs\[1\]: a pair is \(good, bad\)"):
@@ -289,7 +291,7 @@ def test_wrong_arguments_name_the_fix():
 
 
 def test_notebooks_show_the_accuracy():
-    result = Scorer(model_for("causal", 0), tokenizer_for("causal", True)).compare(PAIRS)
+    result = Scorer(build_model("causal", 0), train_tokenizer("causal", True)).compare(PAIRS)
     page = result._repr_html_()
     assert f"{result.estimate.value:.4f}" in page and "<td>causal</td>" in page
 

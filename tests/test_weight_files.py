@@ -1,6 +1,4 @@
-"""The files of a checkpoint's weights: exactly what is loaded is hashed, and two sets in a folder
-agree.
-"""
+"""Weight files of a checkpoint: the loaded files are hashed, and two sets of weights agree."""
 
 from __future__ import annotations
 
@@ -22,13 +20,13 @@ from antlm_bench.weight_files import list_weight_sets, read_tensor_headers, sele
 
 @pytest.fixture
 def copy(make_checkpoint, tmp_path):
-    def made(name="model", kind="causal", **config):
+    def copy_checkpoint(name="model", kind="causal", **config):
         return shutil.copytree(make_checkpoint(kind, **config), tmp_path / name)
 
-    return made
+    return copy_checkpoint
 
 
-def opened(folder, **options):
+def open_on_cpu(folder, **options):
     return open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
 
 
@@ -36,15 +34,15 @@ def sha256(*files):
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def shard(folder, names=("a/first.safetensors", "b/second.safetensors")):
-    """Cut the weights of a folder into files in subfolders, with an index."""
+def split_into_shards(folder, names=("a/first.safetensors", "b/second.safetensors")):
+    """Split the weights of a folder into files in subfolders, with an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    cut = len(tensors) // 2
-    weight_map = {name: names[position >= cut] for position, name in enumerate(sorted(tensors))}
+    half = len(tensors) // 2
+    weight_map = {name: names[position >= half] for position, name in enumerate(sorted(tensors))}
     for file in names:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        part = {name: tensors[name] for name, where in weight_map.items() if where == file}
+        part = {name: tensors[name] for name, assigned in weight_map.items() if assigned == file}
         save_file(part, folder / file, {"format": "pt"})
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -55,33 +53,33 @@ def test_the_hash_of_a_single_file_is_that_of_its_bytes(copy):
     folder = copy()
     before = hash_weights(folder)
     assert before == sha256(folder / "model.safetensors") == weights_digest(folder)
-    for other in (
-        "model.fp16.safetensors",
-        "consolidated.safetensors",
-    ):  # a variant, and another program's copy
+    # A variant, and the copy of another program.
+    for other in ("model.fp16.safetensors", "consolidated.safetensors"):
         save_file({"x": torch.ones(3)}, folder / other)
     assert (
         hash_weights(folder)
         == before
         == weights_digest(folder)
-        == opened(folder).metadata["weights"]
+        == open_on_cpu(folder).metadata["weights"]
     )
 
 
-def test_the_hash_of_shards_in_one_folder_is_that_of_their_bytes_in_order(copy):
+def test_the_hash_of_shards_is_that_of_their_bytes_in_order(copy):
     folder = copy()
-    files = shard(folder, ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"))
+    files = split_into_shards(
+        folder, ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    )
     assert hash_weights(folder) == sha256(*files) == weights_digest(folder)
-    assert opened(folder).metadata["weight_files"] == "model.safetensors.index.json (2 files)"
+    assert open_on_cpu(folder).metadata["weight_files"] == "model.safetensors.index.json (2 files)"
 
 
 def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
     folder, plain = copy(), copy("plain")
-    files = shard(folder)
+    files = split_into_shards(folder)
     save_file({"decoy": torch.ones(2)}, folder / "decoy.safetensors", {"format": "pt"})
-    checkpoint = opened(folder)
+    checkpoint = open_on_cpu(folder)
     assert checkpoint.metadata["weights"] == sha256(*files) == weights_digest(folder)
-    for name, tensor in opened(plain).engine.model.state_dict().items():
+    for name, tensor in open_on_cpu(plain).engine.model.state_dict().items():
         assert torch.equal(checkpoint.engine.model.state_dict()[name], tensor)
     tensors = load_file(files[1])
     next(iter(tensors.values())).view(-1)[0] += 1
@@ -91,20 +89,20 @@ def test_shards_in_subfolders_are_what_is_hashed_and_loaded(copy):
 
 def test_an_index_whose_file_is_missing_or_damaged_is_refused(copy):
     folder = copy()
-    _, second = shard(folder)
+    _, second = split_into_shards(folder)
     second.unlink()
     with pytest.raises(CheckpointError, match="second"):
-        opened(folder)
+        open_on_cpu(folder)
     assert any(
         "b/second.safetensors" in str(problem) for problem in find_file_problems("main", folder)
     )
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(CheckpointError, match="is not an index of weights"):
-        opened(folder)
+        open_on_cpu(folder)
     assert [problem for problem in find_file_problems("main", folder) if "index" in problem.message]
 
 
-def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_path):
+def test_pickled_headers_are_read_without_running_code(copy, tmp_path):
     folder = copy()
     state = load_file(folder / "model.safetensors")
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -126,13 +124,13 @@ def test_pickled_names_and_shapes_are_read_without_running_anything(copy, tmp_pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_two_sets_of_the_same_shapes_are_named_and_safetensors_are_read(copy):
+def test_safetensors_are_preferred_to_pickled_weights(copy):
     folder = copy()
     state = load_file(folder / "model.safetensors")
     torch.save(state | {"rotary_emb.inv_freq": torch.ones(4)}, folder / "pytorch_model.bin")
     before = hash_weights(folder)
     for allowed in (False, True):
-        checkpoint = opened(folder, allow_pickle=allowed)
+        checkpoint = open_on_cpu(folder, allow_pickle=allowed)
         [note] = checkpoint.metadata["notes"]
         assert note.startswith(
             "weights are read from model.safetensors (safetensors go before pickled weights)"
@@ -145,23 +143,23 @@ def test_two_sets_of_other_shapes_or_names_are_refused(copy):
     state = load_file(folder / "model.safetensors")
     wide = state | {"model.norm.weight": torch.ones(33)}
     fewer = {name: tensor for name, tensor in state.items() if ".layers.1." not in name}
-    for other, said in (
+    for other, message in (
         (wide, r"model\.norm\.weight is \[32\] in the first and \[33\]"),
         (fewer, "only in the first"),
     ):
         torch.save(other, folder / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match=said) as refused:
-            opened(folder)
+        with pytest.raises(CheckpointError, match=message) as refused:
+            open_on_cpu(folder)
         assert "move the one" in refused.value.hint
 
 
 def test_a_single_file_beside_an_index_is_compared_with_it(copy):
     folder, other = copy(), copy("other", num_hidden_layers=3)
-    shard(other)
+    split_into_shards(other)
     for name in ("a", "b", "model.safetensors.index.json"):
         (other / name).rename(folder / name)
     with pytest.raises(CheckpointError, match="two sets of weights"):
-        opened(folder)
+        open_on_cpu(folder)
     assert select_weights(folder).name == "model.safetensors"  # the library's choice
 
 
@@ -183,7 +181,7 @@ def test_a_file_that_the_configuration_names_is_what_is_read(copy):
     (folder / "config.json").write_text(
         json.dumps(config | {"transformers_weights": "best.safetensors"})
     )
-    assert opened(folder).metadata["weights"] == sha256(folder / "best.safetensors")
+    assert open_on_cpu(folder).metadata["weights"] == sha256(folder / "best.safetensors")
 
 
 @pytest.mark.parametrize("name", ["seed[1]", "my model (v2)", "modèle-日本", "what? *really*"])
@@ -196,7 +194,9 @@ def test_a_path_that_exists_is_never_a_glob(copy, name):
     assert set(expand_refs([f"{odd.parent}/*"])) == {str(odd), str(other)}
     assert locate_sources(str(odd), OpenOptions()).base == odd
     assert (
-        opened(odd).metadata["weights"] == sha256(odd / "model.safetensors") != hash_weights(other)
+        open_on_cpu(odd).metadata["weights"]
+        == sha256(odd / "model.safetensors")
+        != hash_weights(other)
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import model_for
+from tiny_models import build_model
 
 IDS = torch.tensor([[5, 17, 230, 41, 7, 399, 88]])
 SHAPES = {
@@ -18,7 +18,7 @@ SHAPES = {
 @pytest.fixture(params=[(name, how) for name in SHAPES for how in ("sdpa", "eager")], ids="-".join)
 def model(request):
     name, how = request.param
-    made = model_for("causal", 0, name, **SHAPES[name])
+    made = build_model("causal", 0, name, **SHAPES[name])
     made.set_attn_implementation(how)
     if how == "eager" and name.startswith("GPT2") and hasattr(made.transformer.h[0].attn, "bias"):
         pytest.skip(

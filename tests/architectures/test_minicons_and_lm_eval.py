@@ -5,9 +5,9 @@ numbers.
 from __future__ import annotations
 
 import pytest
-from asking import ours
-from small_models import SIZES
-from tiny import WORDS, tokenizer_for
+from ltg_models import SIZES
+from peer_helpers import sum_logprobs
+from tiny_models import WORDS, train_tokenizer
 
 import antlm_bench  # noqa: F401 - registers the architectures
 from antlm_bench.architectures import gpt_bert, ltg_bert
@@ -33,7 +33,7 @@ def save(request, tmp_path):
         for parameter in model.parameters():
             parameter.data.mul_(3)
         model.save_pretrained(tmp_path / kind)
-        tokenizer_for(kind, True).save_pretrained(tmp_path / kind)
+        train_tokenizer(kind, True).save_pretrained(tmp_path / kind)
         return tmp_path / kind
 
     return make
@@ -58,13 +58,13 @@ def test_minicons_loads_our_causal_checkpoints(save):
     theirs = peers.score_with_minicons(
         minicons("causal", folder), TEXTS, 3
     )  # batches of unequal lengths: padded
-    assert theirs == pytest.approx(ours(folder, TEXTS, "causal"), abs=1e-4)
+    assert theirs == pytest.approx(sum_logprobs(folder, TEXTS, "causal"), abs=1e-4)
 
 
 def test_minicons_loads_our_masked_checkpoints(save):
     folder = save("masked")
     theirs = peers.score_with_minicons(minicons("masked", folder), TEXTS, 3, PLL_metric="original")
-    assert theirs == pytest.approx(ours(folder, TEXTS, "mlm"), abs=1e-4)
+    assert theirs == pytest.approx(sum_logprobs(folder, TEXTS, "mlm"), abs=1e-4)
 
 
 def test_lm_eval_loads_our_causal_checkpoints(save):
@@ -75,4 +75,4 @@ def test_lm_eval_loads_our_causal_checkpoints(save):
     harness = HFLM(pretrained=str(folder), device="cpu", batch_size=2)
     requests = [Instance("loglikelihood", {}, ("", text), 0) for text in TEXTS]
     theirs = [answer[0] for answer in harness.loglikelihood(requests, disable_tqdm=True)]
-    assert theirs == pytest.approx(ours(folder, TEXTS, "causal"), abs=1e-4)
+    assert theirs == pytest.approx(sum_logprobs(folder, TEXTS, "causal"), abs=1e-4)

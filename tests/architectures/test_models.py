@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 import transformers
-from asking import ours
-from small_models import KINDS, SIZES, filled, make
-from tiny import tokenizer_for
+from ltg_models import KINDS, SIZES, build_ltg_model, build_reference_model
+from peer_helpers import sum_logprobs
+from tiny_models import train_tokenizer
 
 import antlm_bench  # noqa: F401 - registers the architectures
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertModel
@@ -64,7 +64,9 @@ def test_published_sizes():
 
 @pytest.mark.parametrize("kind", ["", "base", "gpt"])
 def test_initial_weights_are_the_papers_truncated_normals(kind):
-    model = make(kind, hidden_size=96, num_attention_heads=4, intermediate_size=128, vocab_size=500)
+    model = build_ltg_model(
+        kind, hidden_size=96, num_attention_heads=4, intermediate_size=128, vocab_size=500
+    )
     std = math.sqrt(2 / (5 * 96))
     seen = 0
     for name, parameter in model.named_parameters():
@@ -82,18 +84,18 @@ def test_initial_weights_are_the_papers_truncated_normals(kind):
 
 def test_layer_mixing_starts_as_published():
     for kind, last in (("base", 1.0), ("zero", 0.0), ("normalized", 0.0), ("weighted_output", 0.0)):
-        model = make(kind)
+        model = build_ltg_model(kind)
         for n, layer in enumerate(model.model.layers):
             assert layer.mix.alpha.tolist() == [0.0] * n + [last]
     assert model.model.mix.alpha.tolist() == [0.0] * 4
-    for n, layer in enumerate(make("gpt").model.layers):
+    for n, layer in enumerate(build_ltg_model("gpt").model.layers):
         assert [mix.alpha.tolist() for mix in layer.mixes] == [
             [0.0] * (2 * n + i) + [1.0] for i in (1, 2)
         ]
 
 
 def test_weighted_layers_are_at_first_the_plain_residual_stream():
-    weighted, plain = make("gpt"), make("gpt", layer_weights=False)
+    weighted, plain = build_ltg_model("gpt"), build_ltg_model("gpt", layer_weights=False)
     plain.load_state_dict(weighted.state_dict() | {}, strict=False)
     assert torch.allclose(weighted(IDS).logits, plain(IDS).logits, atol=1e-5)
 
@@ -101,7 +103,7 @@ def test_weighted_layers_are_at_first_the_plain_residual_stream():
 @pytest.mark.parametrize("suffix", ["ForMaskedLM", "ForCausalLM"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_parameter(kind, suffix):
-    model = filled(kind, suffix)[0].train()
+    model = build_reference_model(kind, suffix)[0].train()
     model(input_ids=IDS, labels=IDS).loss.backward()
     # The first layer of an ELC-BERT mixes the embedding alone: its soft-maxed weight is 1, whatever
     # alpha is.
@@ -115,7 +117,7 @@ def test_gradient_reaches_every_parameter(kind, suffix):
 def test_losses_are_cross_entropies_at_own_or_next_position(kind):
     labels = IDS.masked_fill(torch.arange(7) % 3 == 0, -100)
     for suffix, shift in (("ForMaskedLM", 0), ("ForCausalLM", 1)):
-        model = filled(kind, suffix)[0]
+        model = build_reference_model(kind, suffix)[0]
         output = model(input_ids=IDS, labels=labels)
         logp = output.logits.log_softmax(-1)
         rows = [(b, t) for b in range(2) for t in range(shift, 7) if labels[b, t] != -100]
@@ -128,7 +130,7 @@ def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
     """All but the one of the table of relative positions, which is marked as shared by all
     texts.
     """
-    model = make(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
+    model = build_ltg_model(kind, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     shapes, shared = [], []
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -143,13 +145,13 @@ def test_dropout_runs_in_modules_whose_input_begins_with_the_batch(kind):
     assert set(shared) == {tuple(model.model.positions.table.weight.shape)}
     assert len(shared) == 2 * model.config.num_hidden_layers
     torch.manual_seed(1)
-    still = make(kind, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    still = build_ltg_model(kind, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     assert torch.equal(still(input_ids=IDS).logits, still(input_ids=IDS).logits)
 
 
 def test_the_head_is_a_transform_and_a_tied_decoder():
     for kind in ("", "gpt"):
-        model = filled(kind)[0]
+        model = build_reference_model(kind)[0]
         hidden = model.base_model(input_ids=IDS).last_hidden_state
         assert torch.equal(
             model.head.decoder(model.head.transform(hidden)), model(input_ids=IDS).logits
@@ -160,7 +162,7 @@ def test_the_head_is_a_transform_and_a_tied_decoder():
 
 @pytest.mark.parametrize("kind", ["", "weighted_output", "gpt"])
 def test_usual_arguments_are_understood(kind):
-    model = filled(kind)[0]
+    model = build_reference_model(kind)[0]
     output = model(
         input_ids=IDS,
         position_ids=torch.arange(7)[None],
@@ -180,7 +182,7 @@ def test_classification_reads_the_first_or_causally_last_token(kind):
     text, pad = IDS[:1], torch.zeros(1, 2, dtype=torch.long)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0, 0]])
     for decoder, place in ((False, 0), (True, 6)):
-        model = make(kind, "ForSequenceClassification", num_labels=3, is_decoder=decoder)
+        model = build_ltg_model(kind, "ForSequenceClassification", num_labels=3, is_decoder=decoder)
         hidden = model.base_model(input_ids=text).last_hidden_state
         expected = model.classifier(hidden[:, place])
         assert expected.shape == (1, 3)
@@ -191,7 +193,7 @@ def test_classification_reads_the_first_or_causally_last_token(kind):
         loss = model(input_ids=IDS, labels=torch.tensor([2, 0])).loss
         loss.backward()
         assert loss.isfinite()
-    one = make(kind, "ForSequenceClassification", num_labels=1)
+    one = build_ltg_model(kind, "ForSequenceClassification", num_labels=1)
     assert one(input_ids=IDS, labels=torch.tensor([0.5, 1.0])).loss.isfinite()
 
 
@@ -210,21 +212,21 @@ def test_classification_has_the_loss_of_its_problem_type(kind):
             if not named and problem_type == "regression":
                 continue  # of three numbers per text, only the name tells
             more = {"problem_type": problem_type} if named else {}
-            model = make(kind, "ForSequenceClassification", num_labels=3, **more)
+            model = build_ltg_model(kind, "ForSequenceClassification", num_labels=3, **more)
             output = model(input_ids=IDS, labels=labels)
             pairs = zip(output.logits.flatten().tolist(), labels.flatten().tolist(), strict=True)
             assert output.loss.item() == pytest.approx(
                 sum(term(x, y) for x, y in pairs) / count, rel=1e-4
             )
         more = {"problem_type": "single_label_classification"} if named else {}
-        output = make(kind, "ForSequenceClassification", num_labels=3, **more)(
+        output = build_ltg_model(kind, "ForSequenceClassification", num_labels=3, **more)(
             input_ids=IDS, labels=torch.tensor([2, 0])
         )
         rows = zip(output.logits.tolist(), [2, 0], strict=True)
         by_hand = [math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in rows]
         assert output.loss.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
         more = {"problem_type": "regression"} if named else {}
-        output = make(kind, "ForSequenceClassification", num_labels=1, **more)(
+        output = build_ltg_model(kind, "ForSequenceClassification", num_labels=1, **more)(
             input_ids=IDS, labels=torch.tensor([2, 0])
         )
         errors = [
@@ -242,7 +244,7 @@ def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer = tokenizer_for("causal", adds=True)
+    tokenizer = train_tokenizer("causal", adds=True)
     tokenizer.save_pretrained(tmp_path)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     assert type(model).__name__ == "LlamaForMaskedLM"
@@ -256,7 +258,7 @@ def test_a_llama_hybrid_reads_as_our_engine_does(tmp_path):
             with torch.no_grad():
                 total += model(hidden).logits[0, place].log_softmax(-1)[ids[0, place]].item()
         by_hand.append(total)
-    assert ours(tmp_path, texts, "mlm") == pytest.approx(by_hand, abs=1e-3)
+    assert sum_logprobs(tmp_path, texts, "mlm") == pytest.approx(by_hand, abs=1e-3)
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         padded = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -277,7 +279,7 @@ def test_a_causal_llama_is_not_opened_as_a_masked_one(make_checkpoint):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
-    model = filled(kind)[0]
+    model = build_reference_model(kind)[0]
     model.save_pretrained(tmp_path)
     masked, info = transformers.AutoModelForMaskedLM.from_pretrained(
         tmp_path, output_loading_info=True
@@ -288,7 +290,9 @@ def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
         tmp_path, output_loading_info=True
     )
     assert not any(info.values()) and causal.model.causal
-    assert torch.equal(causal(IDS).logits, filled(kind, "ForCausalLM")[0](IDS).logits)
+    assert torch.equal(
+        causal(IDS).logits, build_reference_model(kind, "ForCausalLM")[0](IDS).logits
+    )
     assert causal.head.decoder.weight is causal.model.embedding.weight
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path, num_labels=3
@@ -301,7 +305,7 @@ def test_saved_models_open_through_auto_classes_as_either_kind(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["base", "gpt"])
 def test_a_causal_model_generates(kind):
-    model = filled(kind, "ForCausalLM")[0]
+    model = build_reference_model(kind, "ForCausalLM")[0]
     made = model.generate(
         IDS[:1], max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
     )

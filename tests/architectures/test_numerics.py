@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_models as reference
 import torch
-from small_models import KINDS, filled, make, settings
+from ltg_models import KINDS, build_ltg_model, build_reference_model, reference_settings
 
 from antlm_bench.architectures import gpt_bert, ltg_bert
 
@@ -21,8 +21,8 @@ def close(found, expected, tolerance=2e-5):
 @pytest.mark.parametrize("suffix", DIRECTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_the_reference(kind, suffix):
-    model, weights = filled(kind, suffix)
-    expected = reference.logits(weights, settings(kind), IDS, DIRECTIONS[suffix])
+    model, weights = build_reference_model(kind, suffix)
+    expected = reference.logits(weights, reference_settings(kind), IDS, DIRECTIONS[suffix])
     ids = torch.tensor([IDS, IDS[::-1]])
     assert close(
         model(input_ids=ids).logits[0].detach(), expected
@@ -33,18 +33,18 @@ def test_logits_equal_the_reference(kind, suffix):
 
 @pytest.mark.parametrize("config", [{"attention_gate": False}, {"layer_weights": False}])
 def test_gpt_bert_without_a_part_equals_the_reference_without_it(config):
-    model, weights = filled("gpt", **config)
+    model, weights = build_reference_model("gpt", **config)
     assert close(
         model(input_ids=torch.tensor([IDS])).logits[0].detach(),
-        reference.logits(weights, settings("gpt"), IDS),
+        reference.logits(weights, reference_settings("gpt"), IDS),
     )
 
 
 def test_per_head_positions_equal_the_reference():
-    model, weights = filled("", per_head_positions=True)
+    model, weights = build_reference_model("", per_head_positions=True)
     found = model(input_ids=torch.tensor([IDS])).logits[0].detach()
-    assert close(found, reference.logits(weights, settings("", per_head=True), IDS))
-    assert not close(found, reference.logits(weights, settings(""), IDS), 1e-2)
+    assert close(found, reference.logits(weights, reference_settings("", per_head=True), IDS))
+    assert not close(found, reference.logits(weights, reference_settings(""), IDS), 1e-2)
 
 
 @pytest.mark.parametrize("module", [ltg_bert, gpt_bert])
@@ -84,7 +84,7 @@ def test_published_buckets():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_close_to_fp32(kind):
-    model, ids = make(kind), torch.tensor([IDS])
+    model, ids = build_ltg_model(kind), torch.tensor([IDS])
     with torch.no_grad():
         expected = model(input_ids=ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from small_models import filled, make
+from ltg_models import build_ltg_model, build_reference_model
 
 from antlm_bench.architectures.records import ARCHITECTURES
 from antlm_bench.architectures.registration import add_remote_code
@@ -49,7 +49,7 @@ def printed(code: str, folder) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("saved") / "model"
-    filled("base")[0].save_pretrained(place)
+    build_reference_model("base")[0].save_pretrained(place)
     return place
 
 
@@ -81,7 +81,7 @@ def test_importing_the_package_loads_no_torch(folder):
 
 @pytest.mark.parametrize("kind", ["normalized", "gpt"])
 def test_a_carried_architecture_opens_without_this_package(tmp_path, kind):
-    model = filled(kind)[0]
+    model = build_reference_model(kind)[0]
     model.save_pretrained(tmp_path)
     assert add_remote_code(tmp_path) and add_remote_code(tmp_path)  # again changes nothing
     assert sorted(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == sorted(
@@ -108,7 +108,7 @@ print(any(m.startswith("antlm_bench") for m in sys.modules))
         tmp_path,
     )
     expected = [
-        filled(kind, suffix)[0](IDS).logits[0, 0, 0].item()
+        build_reference_model(kind, suffix)[0](IDS).logits[0, 0, 0].item()
         for suffix in ("ForMaskedLM", "ForCausalLM")
     ]
     assert [float(x) for x in lines[:2]] == pytest.approx(expected, abs=1e-5) and lines[
@@ -133,7 +133,7 @@ for name in ("LtgBert", "GptBert", "Llama"):
 @pytest.fixture(scope="module")
 def hybrids(tmp_path_factory):
     """A hybrid of each kind, as a training run saves it."""
-    from tiny import tokenizer_for
+    from tiny_models import train_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {
@@ -143,8 +143,8 @@ def hybrids(tmp_path_factory):
         "num_hidden_layers": 1,
     }
     models = {
-        "LtgBert": make("", vocab_size=400),
-        "GptBert": make("gpt", vocab_size=400),
+        "LtgBert": build_ltg_model("", vocab_size=400),
+        "GptBert": build_ltg_model("gpt", vocab_size=400),
         "Llama": LlamaForCausalLM(
             LlamaConfig(vocab_size=400, **sizes, pad_token_id=0, antlm_bench=CARD)
         ),
@@ -157,7 +157,7 @@ def hybrids(tmp_path_factory):
         save_checkpoint(
             root / name,
             model,
-            tokenizer_for("causal", adds=True),
+            train_tokenizer("causal", adds=True),
             CARD | facts | {"steps": 1, "seed": 1},
         )
     return root

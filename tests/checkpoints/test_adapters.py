@@ -13,7 +13,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import model_for, tokenizer_for
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import (
     OpenOptions,
@@ -32,7 +32,7 @@ from antlm_bench.types import Item, Option
 peft = pytest.importorskip("peft")
 # peft asks transformers for a property that it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-V = 400  # vocabulary of tiny.model_for
+V = 400  # vocabulary of tiny_models.build_model
 TEXT = "the cat sees the old house"
 
 
@@ -228,8 +228,8 @@ def test_a_pickled_adapter_opens_when_allowed(folders):
 
 def test_an_adapter_of_another_shape_is_refused(folders, tmp_path):
     _, adapter = folders
-    model_for("causal", 0, hidden_size=40).save_pretrained(tmp_path / "wide")
-    tokenizer_for("causal", True).save_pretrained(tmp_path / "wide")
+    build_model("causal", 0, hidden_size=40).save_pretrained(tmp_path / "wide")
+    train_tokenizer("causal", True).save_pretrained(tmp_path / "wide")
     with pytest.raises(CheckpointError, match="does not fit LlamaForCausalLM"):
         opened(tmp_path / "wide", peft=str(adapter))
 
@@ -261,7 +261,7 @@ def test_without_peft_one_sentence_says_what_to_install(folders, monkeypatch):
 def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_path):
     base, _ = folders
     other = tmp_path / "tokenizer"
-    tokenizer_for("causal", False).save_pretrained(other)  # adds no BOS by itself
+    train_tokenizer("causal", False).save_pretrained(other)  # adds no BOS by itself
     plain = opened(base, bos="tokenizer")
     changed = opened(base, bos="tokenizer", tokenizer=str(other))
     assert (
@@ -284,7 +284,7 @@ def test_a_tokenizer_from_elsewhere_is_used_and_changes_the_key(folders, tmp_pat
 
 def test_an_adapter_s_own_tokenizer_goes_before_the_base_s(folders):
     _, adapter = folders
-    tokenizer_for("causal", False).save_pretrained(adapter)
+    train_tokenizer("causal", False).save_pretrained(adapter)
     assert opened(adapter, bos="tokenizer").metadata["specials"]["causal"] == "..."
 
 
@@ -327,16 +327,16 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
     from antlm_bench.commands.verify import verify
 
     base, adapter = folders
-    tokenizer = tokenizer_for("causal", True)
+    tokenizer = train_tokenizer("causal", True)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    model_for("causal", 0, vocab_size=len(tokenizer)).save_pretrained(base)
+    build_model("causal", 0, vocab_size=len(tokenizer)).save_pretrained(base)
     (tmp_path / "pairs.csv").write_text("good,bad\nthe cat sees,the cat see\n")
     options = OpenOptions(device="cpu", peft=str(adapter), tokenizer=str(tmp_path / "tokenizer"))
     found = verify(str(base), str(tmp_path / "pairs.csv"), options=options)
     [agreement] = found.agreements
     assert agreement.peer.startswith("lm-eval") and agreement.largest < 1e-4
     assert found.refused == (("minicons", "causal", "it cannot open a PEFT adapter"),)
-    model_for("causal", 0).save_pretrained(
+    build_model("causal", 0).save_pretrained(
         base
     )  # more embeddings than tokens: lm-eval would cut them
     with pytest.raises(BenchError, match=rf"to the tokenizer's {len(tokenizer)} of {V} tokens"):
@@ -357,8 +357,8 @@ def test_verify_gives_the_peers_the_same_adapter_and_tokenizer(folders, tmp_path
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_of_one_end_of_tied_embeddings_leaves_the_other(tmp_path, target):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    model_for("causal", 0, tie_word_embeddings=True).save_pretrained(base)
-    tokenizer_for("causal", True).save_pretrained(base)
+    build_model("causal", 0, tie_word_embeddings=True).save_pretrained(base)
+    train_tokenizer("causal", True).save_pretrained(base)
     make_adapter(base, adapter, targets=[target])
     assert our_score(opened(base, peft=str(adapter))) == pytest.approx(
         plain_score(base, adapter), rel=1e-5

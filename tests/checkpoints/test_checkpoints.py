@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import model_for, tokenizer_for
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import (
     OpenOptions,
@@ -64,7 +64,7 @@ def test_bos_policies_as_they_really_come_out(make_checkpoint, adds, bos, spelle
 
 def test_eos_replaces_a_missing_bos_and_always_needs_one(copy):
     folder = copy("causal", adds=False)
-    tokenizer = tokenizer_for("causal", False)
+    tokenizer = train_tokenizer("causal", False)
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
     assert opened(folder).metadata["specials"]["causal"] == "</s> ..."
@@ -134,7 +134,7 @@ def test_code_of_its_own_is_not_run_unasked(copy, tmp_path):
 
 def test_a_tokenizer_beyond_the_embedding_is_refused(copy):
     folder = copy("causal")
-    model_for("causal", 0, vocab_size=300).save_pretrained(folder)
+    build_model("causal", 0, vocab_size=300).save_pretrained(folder)
     with pytest.raises(CheckpointError, match="the model has 300 embeddings"):
         opened(folder).encode(["houses themselves"], [None], "causal")
 

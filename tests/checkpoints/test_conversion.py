@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import reference_models as reference
 import torch
-from asking import ours
+from peer_helpers import sum_logprobs
 from safetensors.torch import save_file
-from tiny import tokenizer_for
+from tiny_models import train_tokenizer
 
 from antlm_bench import score
 from antlm_bench.checkpoints import OpenOptions, key_settings, open_checkpoint
@@ -121,7 +121,7 @@ def saved(folder, state, config, *, pickled=False):
     else:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    tokenizer_for("masked", True).save_pretrained(folder)
+    train_tokenizer("masked", True).save_pretrained(folder)
     (folder / "modeling_ltgbert.py").write_text(
         "raise SystemExit\nq, k = self.in_proj_qk(relative).chunk(2, dim=-1)\n"
     )
@@ -150,7 +150,7 @@ def logp(weights, settings, ids, at, target, allowed=lambda i, j: True):
 
 def by_hand(weights, settings, method):
     """Pseudo-log-likelihood or causal log-likelihood of TEXT, from the reference alone."""
-    tokenizer = tokenizer_for("masked", True)
+    tokenizer = train_tokenizer("masked", True)
     ids = tokenizer(TEXT)["input_ids"]
     total = 0.0
     for i in range(1, len(ids) - 1):
@@ -183,7 +183,7 @@ def test_a_public_layout_opens_and_scores_as_the_reference_does(
     weights, settings = weights_for(mix)
     folder = saved(tmp_path / "public", layout(weights, **prefixes), config)
     for method in ("mlm", "mntp") if mix == "gpt" else ("mlm",):
-        assert ours(folder, [TEXT], method)[0] == pytest.approx(
+        assert sum_logprobs(folder, [TEXT], method)[0] == pytest.approx(
             by_hand(weights, settings, method), abs=1e-3
         )
     facts = open_checkpoint(str(folder)).metadata
@@ -207,7 +207,9 @@ def test_every_form_of_gpt_bert_opens_both_ways(tmp_path, gate, learned):
     folder = saved(tmp_path / "form", gpt_layout(weights), GPT)
     for method in ("mntp", "causal"):
         expected = by_hand(weights, settings, method)
-        assert ours(folder, [TEXT], method, bos="tokenizer")[0] == pytest.approx(expected, abs=1e-3)
+        assert sum_logprobs(folder, [TEXT], method, bos="tokenizer")[0] == pytest.approx(
+            expected, abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -237,7 +239,7 @@ def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
     weights, settings = weights_for("", per_head=True)
     folder = saved(tmp_path / "heads", ltg_layout(weights), LTG)
     (folder / "modeling_ltgbert.py").write_text(f"raise SystemExit\n{PER_HEAD[0]}\n")
-    assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(
+    assert sum_logprobs(folder, [TEXT], "mlm")[0] == pytest.approx(
         by_hand(weights, settings, "mlm"), abs=1e-3
     )
     feed_forward = "self.prev_layer_weights\nout = attended + self.mlp(x + attended)\n"
@@ -245,7 +247,7 @@ def test_traits_are_read_from_wrapper_code_without_running_it(tmp_path):
         weights, settings = weights_for(mix)
         folder = saved(tmp_path / mix, ltg_layout(weights), LTG)
         (folder / "modeling_elcbert.py").write_text(f"raise SystemExit\n{feed_forward}{line}")
-        assert ours(folder, [TEXT], "mlm")[0] == pytest.approx(
+        assert sum_logprobs(folder, [TEXT], "mlm")[0] == pytest.approx(
             by_hand(weights, settings, "mlm"), abs=1e-3
         )
 
@@ -376,7 +378,7 @@ def test_tied_weights_are_found_under_either_name(tmp_path):
     for dropped in ("embedding.word_embedding.weight", "classifier.nonlinearity.5.weight"):
         state = gpt_layout(weights)
         del state[dropped]
-        assert ours(saved(tmp_path / dropped, state, GPT), [TEXT], "mlm")[0] == expected
+        assert sum_logprobs(saved(tmp_path / dropped, state, GPT), [TEXT], "mlm")[0] == expected
     state["classifier.nonlinearity.5.weight"] = weights["embedding"] + 1
     model = open_checkpoint(str(saved(tmp_path / "untied", state, GPT))).engine.model
     difference = model.head.decoder.weight - model.model.embedding.weight
@@ -527,7 +529,7 @@ def test_weights_open_as_their_authors_save_them(tmp_path, name):
     with pytest.raises(CheckpointError, match="--allow-pickle"):
         open_checkpoint(str(folder))
     expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
-    assert ours(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
+    assert sum_logprobs(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
     torch.save(state, folder / "run_ema.bin")
     with pytest.raises(
         CheckpointError, match=r"2 files of weights, .* which to score: .*run_ema\.bin"
@@ -541,7 +543,7 @@ def test_pickled_weights_are_opened_only_on_request(tmp_path):
     with pytest.raises(CheckpointError, match="--allow-pickle"):
         open_checkpoint(str(folder))
     expected = pytest.approx(by_hand(weights, settings, "mlm"), abs=1e-3)
-    assert ours(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
+    assert sum_logprobs(folder, [TEXT], "mlm", allow_pickle=True)[0] == expected
     torch.save({"embedding.relative_embedding": print}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot read the weights"):
         open_checkpoint(str(folder), OpenOptions(allow_pickle=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tokenizer_for
+from tiny_models import train_tokenizer
 
 from antlm_bench import score
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForCausalLM, GptBertForMaskedLM
@@ -44,7 +44,7 @@ def saved(folder: Path, model: Any, card: Any = None) -> Path:
     if card is not None:
         setattr(model.config, TRAINING_KEY, card)
     model.save_pretrained(folder)
-    tokenizer_for("causal", adds=True).save_pretrained(folder)
+    train_tokenizer("causal", adds=True).save_pretrained(folder)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_causal_scores_of_a_hybrid_are_those_of_its_logits(
     opened = open_checkpoint(str(folders["causal"]), OpenOptions(device="cpu"))
     by_hand = []
     for text in TEXTS:
-        ids = torch.tensor([tokenizer_for("causal", adds=True)(text)["input_ids"]])
+        ids = torch.tensor([train_tokenizer("causal", adds=True)(text)["input_ids"]])
         with torch.no_grad():
             logp = opened.engine.model(input_ids=ids).logits[0].log_softmax(-1)
         by_hand.append(float(logp[:-1].gather(1, ids[0, 1:, None]).sum()))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import model_for
+from tiny_models import build_model
 
 from antlm_bench.checkpoints.positions import position_limit
 from antlm_bench.checkpoints.pretrained import resolve_max_length
@@ -52,7 +52,7 @@ def accepts(model, length: int) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> None:
-    model = model_for(
+    model = build_model(
         "masked",
         0,
         name,
@@ -64,9 +64,9 @@ def test_the_longest_row_is_the_longest_that_the_model_accepts(name: str) -> Non
 
 
 def test_without_a_table_the_configured_length_counts() -> None:
-    llama = model_for("causal", 0, max_position_embeddings=40)
+    llama = build_model("causal", 0, max_position_embeddings=40)
     assert position_limit(llama) == 40 and accepts(llama, 41)
-    bloom = model_for(
+    bloom = build_model(
         "causal", 0, "BloomForCausalLM", n_layer=2, n_head=4, max_position_embeddings=None
     )
     assert position_limit(bloom) is None
@@ -76,5 +76,7 @@ def test_without_a_table_the_configured_length_counts() -> None:
     ("said", "limit"), [(10**30, 37), (512, 37), (514, 37), (20, 20), (20.0, 20), (None, 37)]
 )
 def test_the_shorter_of_tokenizer_and_model_is_the_limit(said: object, limit: int) -> None:
-    model = model_for("masked", 0, "RobertaForMaskedLM", max_position_embeddings=40, pad_token_id=2)
+    model = build_model(
+        "masked", 0, "RobertaForMaskedLM", max_position_embeddings=40, pad_token_id=2
+    )
     assert resolve_max_length(model, SimpleNamespace(model_max_length=said), None) == limit

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from asking import ours
+from peer_helpers import sum_logprobs
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoTokenizer
@@ -157,7 +157,7 @@ def test_sentences_score_as_the_authors_ranking_does(original, tmp_path, name):
             name.startswith("gpt") and method == "mlm"
         ):  # this ranking alone closes a sentence with </s>
             opened = closed_by_eos(folder, tmp_path / method)
-        scores = ours(opened, texts, method, original_layout=LAYOUTS[name])
+        scores = sum_logprobs(opened, texts, method, original_layout=LAYOUTS[name])
         assert scores == pytest.approx(np.ravel(record["scores"][name][method]).tolist(), abs=2e-3)
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import model_for, tokenizer_for
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint, self_test
@@ -139,7 +139,7 @@ def test_a_permutation_model_is_not_causal(tmp_path):
     torch.manual_seed(0)
     config = transformers.XLNetConfig(vocab_size=400, d_model=32, n_layer=2, n_head=4, d_inner=48)
     transformers.XLNetLMHeadModel(config).save_pretrained(tmp_path)
-    tokenizer_for("causal", True).save_pretrained(tmp_path)
+    train_tokenizer("causal", True).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="not a causal model as it was saved"):
         opened(tmp_path)
 
@@ -410,9 +410,9 @@ def test_a_tokenizer_that_reads_few_words_is_tried_on_those():
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
     assert self_test.trial_texts(tokenizer) == ["zebra sees"]
-    assert self_test.trial_texts(tokenizer_for("causal", True)) == list(self_test.TRIAL_TEXTS)
+    assert self_test.trial_texts(train_tokenizer("causal", True)) == list(self_test.TRIAL_TEXTS)
 
 
 def test_a_tokenizer_of_the_tests_knows_its_specials():
-    assert tokenizer_for("masked", True).convert_tokens_to_ids(SPECIALS) == list(range(5))
-    assert model_for("causal", 0).config.pad_token_id == 0
+    assert train_tokenizer("masked", True).convert_tokens_to_ids(SPECIALS) == list(range(5))
+    assert build_model("causal", 0).config.pad_token_id == 0

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import model_for, tokenizer_for
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions, open_backbone, open_checkpoint
 from antlm_bench.checkpoints.metadata import key_settings, loading_notes
 from antlm_bench.errors import CheckpointError
 
-V, D = 400, 32  # vocabulary and width of tiny.model_for
+V, D = 400, 32  # vocabulary and width of tiny_models.build_model
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def build(tmp_path):
 
     def make(architecture, rename=lambda name: name, add=None, kind="masked", **config):
         folder = tmp_path / architecture
-        tokenizer_for(kind, True).save_pretrained(folder)
-        model_for(kind, 0, architecture, **config).save_pretrained(folder)
+        train_tokenizer(kind, True).save_pretrained(folder)
+        build_model(kind, 0, architecture, **config).save_pretrained(folder)
         edit_weights(
             folder, lambda tensors: {rename(n): t for n, t in tensors.items()} | (add or {})
         )
@@ -97,7 +97,7 @@ PUBLISHED = [
 @pytest.mark.parametrize(("architecture", "rename", "add", "config"), PUBLISHED)
 def test_published_shapes_open_and_score(build, architecture, rename, add, config):
     kind = "causal" if architecture.startswith(("GPT", "Llama")) else "masked"
-    plain = model_for(kind, 0, architecture, **config)
+    plain = build_model(kind, 0, architecture, **config)
     checkpoint = opened(build(architecture, rename, add, kind=kind, **config))
     assert "allowed" not in checkpoint.metadata and "notes" not in checkpoint.metadata
     stored, loaded = plain.state_dict(), checkpoint.engine.model.state_dict()
@@ -290,7 +290,10 @@ def test_masked_models_with_unusual_names_score_right(build, architecture, confi
     [[prediction]] = multiple_choice.predict(
         checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("mlm", checkpoint)]
     )
-    model, tokenizer = model_for("masked", 0, architecture, **config), tokenizer_for("masked", True)
+    model, tokenizer = (
+        build_model("masked", 0, architecture, **config),
+        train_tokenizer("masked", True),
+    )
     ids = tokenizer(text)["input_ids"]
     expected = 0.0
     for position in range(1, len(ids) - 1):
@@ -318,8 +321,8 @@ def test_xlm_is_causal_where_its_configuration_says_so(build, architecture):
         checkpoint, [Item("a", (Option(text),), 0)], [resolve_method("causal", checkpoint)]
     )
     model, ids = (
-        model_for("causal", 0, architecture, **config),
-        tokenizer_for("causal", True)(text)["input_ids"],
+        build_model("causal", 0, architecture, **config),
+        train_tokenizer("causal", True)(text)["input_ids"],
     )
     with torch.inference_mode():
         steps = [

@@ -11,7 +11,14 @@ import re
 from pathlib import Path
 
 import pytest
-from toy_pairs import PHENOMENON, cell, margins, predictions, toy, write
+from pair_runs import (
+    PHENOMENON_BY_PARADIGM,
+    draw_logprob_gaps,
+    make_cell,
+    make_predictions,
+    write_run,
+    write_toy_run,
+)
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
@@ -25,9 +32,9 @@ HOSTILE = 'x|`<b>\n\x1b[31m</td>"&\u202e[a](b)é\U0001f600'
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[str, str]:
-    first = margins(80, 0.9, seed=1)
-    second = margins(80, 0.6, seed=2)
-    return toy(tmp_path / "one", first).path, toy(tmp_path / "two", second).path
+    first = draw_logprob_gaps(80, 0.9, seed=1)
+    second = draw_logprob_gaps(80, 0.6, seed=2)
+    return write_toy_run(tmp_path / "one", first).path, write_toy_run(tmp_path / "two", second).path
 
 
 def test_the_table_says_who_where_how_much_and_how_sure(
@@ -58,14 +65,17 @@ def test_the_table_says_who_where_how_much_and_how_sure(
 def test_numbers_are_never_cut_and_names_wrap(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = {name: f"{name}_of_a_rather_long_name_for_a_table" for name in PHENOMENON}
-    tree = {long[name]: outer for name, outer in PHENOMENON.items()}
+    long = {name: f"{name}_of_a_rather_long_name_for_a_table" for name in PHENOMENON_BY_PARADIGM}
+    tree = {long[name]: outer for name, outer in PHENOMENON_BY_PARADIGM.items()}
     made = []
     for name, rate in (("one", 0.9), ("two", 0.6)):
         values = {
-            long[paradigm]: each for paradigm, each in margins(80, rate, seed=len(name)).items()
+            long[paradigm]: each
+            for paradigm, each in draw_logprob_gaps(80, rate, seed=len(name)).items()
         }
-        made.append(write(tmp_path / name, cell(predictions(values, tree)), name=name).path)
+        made.append(
+            write_run(tmp_path / name, make_cell(make_predictions(values, tree)), name=name).path
+        )
     compared = ["compare", *made, "--by", "paradigm"]
     checked = ["check", made[1], "--against", made[0], "--group-margin", "5", "--margin", "90"]
     for argv, narrow, code in ((compared, 64, 0), (checked, 80, 1)):
@@ -101,13 +111,14 @@ def test_hostile_names_stay_text_in_every_form(
 ) -> None:
     tree = {"adjunct_island": HOSTILE, "anaphor": "plain|"}
     made = [
-        predictions(
-            {name: each for name, each in margins(20, 0.5, s).items() if name in tree}, tree
+        make_predictions(
+            {name: each for name, each in draw_logprob_gaps(20, 0.5, s).items() if name in tree},
+            tree,
         )
         for s in (1, 2)
     ]
     places = [
-        write(tmp_path / f"r{i}", cell(p, suite=HOSTILE), name=f"{i}{HOSTILE}").path
+        write_run(tmp_path / f"r{i}", make_cell(p, suite=HOSTILE), name=f"{i}{HOSTILE}").path
         for i, p in enumerate(made)
     ]
     assert run(["compare", *places, "--flips", "2"]) == 0
@@ -128,7 +139,7 @@ def test_hostile_names_stay_text_in_every_form(
 def test_several_runs_are_each_compared_with_the_reference(
     two: tuple[str, str], tmp_path: Path
 ) -> None:
-    third = toy(tmp_path / "three", margins(80, 0.7, seed=3)).path
+    third = write_toy_run(tmp_path / "three", draw_logprob_gaps(80, 0.7, seed=3)).path
     assert [(v.name_a, v.name_b) for v in compare([*two, third])] == [
         ("one", "two"),
         ("one", "three"),
@@ -146,9 +157,9 @@ def test_several_runs_are_each_compared_with_the_reference(
 def test_what_only_one_run_holds_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = predictions(margins(9), PHENOMENON)
-    a = write(tmp_path / "a", cell(made), cell(made, suite="supplement"), name="A")
-    b = write(tmp_path / "b", cell(made), cell(made, method="mntp"), name="B")
+    made = make_predictions(draw_logprob_gaps(9), PHENOMENON_BY_PARADIGM)
+    a = write_run(tmp_path / "a", make_cell(made), make_cell(made, suite="supplement"), name="A")
+    b = write_run(tmp_path / "b", make_cell(made), make_cell(made, method="mntp"), name="B")
     assert run(["compare", a.path, b.path]) == 0
     out = capsys.readouterr().out
     assert "only in A: supplement · causal" in out and "only in B: toy · mntp" in out
@@ -168,14 +179,20 @@ def test_what_only_one_run_holds_is_said(
 def test_what_cannot_be_compared_is_refused(
     more: list[str], code: int, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a, b = toy(tmp_path / "a", margins(5)), toy(tmp_path / "b", margins(5), ties="strict")
+    a, b = (
+        write_toy_run(tmp_path / "a", draw_logprob_gaps(5)),
+        write_toy_run(tmp_path / "b", draw_logprob_gaps(5), ties="strict"),
+    )
     assert run(["compare", a.path, b.path, *more]) == code
     captured = capsys.readouterr()
     assert complaint in captured.err and "hint" in captured.err and not captured.out
 
 
 def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b = toy(tmp_path / "a", margins(5)), toy(tmp_path / "b", margins(5), ties="strict")
+    a, b = (
+        write_toy_run(tmp_path / "a", draw_logprob_gaps(5)),
+        write_toy_run(tmp_path / "b", draw_logprob_gaps(5), ties="strict"),
+    )
     assert run(["compare", a.path, b.path, "--allow-mixed"]) == 0
     assert "mixed: --ties: half / strict" in capsys.readouterr().out
 
@@ -183,9 +200,12 @@ def test_allowed_mixtures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_methods_of_one_run_against_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = [predictions(margins(30, 0.8, seed), PHENOMENON) for seed in (1, 2)]
-    hybrid = write(tmp_path / "hybrid", cell(made[0]), cell(made[1], method="mntp"))
-    again = write(tmp_path / "again", cell(made[0]), cell(made[1], method="mntp"))
+    made = [
+        make_predictions(draw_logprob_gaps(30, 0.8, seed), PHENOMENON_BY_PARADIGM)
+        for seed in (1, 2)
+    ]
+    hybrid = write_run(tmp_path / "hybrid", make_cell(made[0]), make_cell(made[1], method="mntp"))
+    again = write_run(tmp_path / "again", make_cell(made[0]), make_cell(made[1], method="mntp"))
     assert run(["compare", hybrid.path, again.path, "--method", "causal=mntp"]) == 0
     assert "toy · causal / mntp" in capsys.readouterr().out
 
@@ -205,9 +225,11 @@ def nano(folder: Path, shift: int) -> str:
         )
         for i, item in enumerate(suite.items)
     ]
-    return write(
+    return write_run(
         folder,
-        cell(made, suite="nano", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest),
+        make_cell(
+            made, suite="nano", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest
+        ),
     ).path
 
 
@@ -246,10 +268,10 @@ def test_texts_of_the_users_own_pairs_are_in_the_file_that_is_named(
             Prediction(item.id, 0, 0, (-1.5, better), (3, 3), (9, 9), item.labels)
             for item in suite.items
         ]
-        told = cell(
+        told = make_cell(
             made, suite="mine", macro=suite.macro, groups=suite.groups, suite_digest=suite.digest
         )
-        runs.append(write(tmp_path / name, told).path)
+        runs.append(write_run(tmp_path / name, told).path)
     assert run(["compare", *runs, "--show-texts"]) == 2
     assert "name its file, as for score: --suite FILE" in " ".join(capsys.readouterr().err.split())
     assert run(["compare", *runs, "--suite", str(file), "--show-texts"]) == 0

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import large_runs
 import pytest
-import toy_pages
 
 from antlm_bench.cli.app import run as cli
 from antlm_bench.commands.curve import load_curves
@@ -157,7 +157,7 @@ def test_amounts_are_short(words: int, said: str) -> None:
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "babyllama"
-    toy_pages.checkpoints(folder, 0.8, [1, 2, 4, 10], twins=[2])
+    large_runs.write_checkpoint_runs(folder, 0.8, [1, 2, 4, 10], twins=[2])
     return folder
 
 
@@ -196,7 +196,7 @@ def test_csv_and_json_hold_a_row_per_checkpoint(
 def test_mistakes_are_named(family: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint has 'nope'"):
         load_curves([family], ["nope"])
-    toy_pages.model(tmp_path / "r", "plain", 0.7, items=1)
+    large_runs.write_model_run(tmp_path / "r", "plain", 0.7, items=1)
     with pytest.raises(UsageError, match="how many words"):
         load_curves([tmp_path / "r"])
     with pytest.raises(RunError, match="not a run folder"):
@@ -217,7 +217,7 @@ def test_curves_need_no_torch(family: Path) -> None:
 
 def test_a_log_is_thinned_to_means_and_cut_at_switches(tmp_path: Path) -> None:
     steps = 6 * POINTS_PER_RUN
-    found = read_training_log(toy_pages.log(tmp_path / "antlm", steps))
+    found = read_training_log(large_runs.write_training_log(tmp_path / "antlm", steps))
     assert (found.name, found.steps) == ("antlm", steps)
     assert [name for _, name in found.switches] == ["mlm", "clm"]
     assert {(loss.objective, loss.stretch) for loss in found.losses} == {
@@ -232,7 +232,7 @@ def test_a_log_is_thinned_to_means_and_cut_at_switches(tmp_path: Path) -> None:
 
 
 def test_a_log_may_end_in_half_a_line_but_not_hold_one(tmp_path: Path) -> None:
-    log = toy_pages.log(tmp_path / "t", 30) / "train.jsonl"
+    log = large_runs.write_training_log(tmp_path / "t", 30) / "train.jsonl"
     whole = log.read_text()
     log.write_text(whole + '{"step": 31, "wor')
     assert read_training_log(tmp_path / "t").steps == 30

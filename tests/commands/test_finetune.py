@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import WORDS, tokenizer_for
+from tiny_models import WORDS, train_tokenizer
 
 from antlm_bench import runs
 from antlm_bench.architectures.gpt_bert import GptBertConfig, GptBertForMaskedLM
@@ -193,7 +193,7 @@ def hybrid(tmp_path: Path) -> Path:
     )  # fmt: skip
     setattr(config, TRAINING_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]})
     GptBertForMaskedLM(config).save_pretrained(tmp_path / "hybrid")
-    tokenizer_for("causal", adds=True).save_pretrained(tmp_path / "hybrid")
+    train_tokenizer("causal", adds=True).save_pretrained(tmp_path / "hybrid")
     return tmp_path / "hybrid"
 
 

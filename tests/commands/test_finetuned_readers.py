@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import WORDS
+from tiny_models import WORDS
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run

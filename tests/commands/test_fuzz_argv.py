@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asking_score import agreement, pairs_of, write_pairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run
@@ -189,8 +189,10 @@ def place(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "models" / "chck_1M").symlink_to(make_checkpoint())
     (tmp_path / "models" / "chck_2M").symlink_to(make_checkpoint("masked"))
     (tmp_path / "frozen").write_text("a file")
-    write_pairs(tmp_path / "agree.csv", agreement(6))
-    pairs_of(tmp_path / "pairs.csv", ("the cat sleeps", "the cat sleep"), ("who", "what"))
+    write_pairs(tmp_path / "agree.csv", make_agreement_rows(6))
+    write_sentence_pairs(
+        tmp_path / "pairs.csv", ("the cat sleeps", "the cat sleep"), ("who", "what")
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "broken.csv").write_text("good,bad\nonly\n")

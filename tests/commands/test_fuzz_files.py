@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking_score import agreement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tokenizer_for
+from score_helpers import make_agreement_rows
+from tiny_models import train_tokenizer
 
 from antlm_bench import runs, score
 from antlm_bench.checkpoints.loader import Checkpoint
@@ -49,7 +49,7 @@ class Instant:
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """`score` opens an Instant, whatever it is told; nothing waits for the disk."""
     monkeypatch.setattr("os.fsync", lambda _: None)
-    tokenizer = tokenizer_for("causal", adds=True)
+    tokenizer = train_tokenizer("causal", adds=True)
     encoder = TextEncoder(tokenizer, Specials((1,)), max_length=64, vocab_size=len(tokenizer))
     facts = dict.fromkeys(("architecture", "dtype", "bos", "specials", "config", "tokenizer"), "x")
     model = Checkpoint(
@@ -310,7 +310,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "none"))
     monkeypatch.setenv("ANTLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    rows = [json.dumps({**row, "number": number}) for number, row in enumerate(agreement(12))]
+    rows = [
+        json.dumps({**row, "number": number}) for number, row in enumerate(make_agreement_rows(12))
+    ]
     (tmp_path / "small.jsonl").write_text("\n".join(rows))
     (tmp_path / "small.toml").write_text(SMALL)
     return tmp_path / "small.toml"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tiny import tokenizer_for
+from tiny_models import train_tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
@@ -242,7 +242,7 @@ def test_spans_of_a_fast_tokenizer_are_those_of_its_offsets(
     ]
 
 
-FAST = tokenizer_for("causal", adds=True)
+FAST = train_tokenizer("causal", adds=True)
 
 
 def characters(text: str) -> list[tuple[int, int]]:

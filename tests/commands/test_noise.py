@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asking_score import agreement, write_pairs
+from score_helpers import make_agreement_rows, write_pairs
 
 from antlm_bench.cli.app import run
 from antlm_bench.commands import noise as noises
@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "pairs.csv", agreement())
+    return write_pairs(tmp_path / "pairs.csv", make_agreement_rows())
 
 
 def test_batches_of_other_sizes_flip_nothing(make_checkpoint: Make, suite: Path) -> None:

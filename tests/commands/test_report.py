@@ -12,8 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_runs import (
+    METRIC_BY_TASK,
+    TASKS_2024,
+    make_cell,
+    make_class_predictions,
+    make_finetuned_cell,
+    make_glue_cells,
+    make_zero_shot_cells,
+    write_run,
+)
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from toy_reports import METRIC, TASKS_2024, classified, glue, scored, tuned, written, zero_shot
 
 from antlm_bench.commands.report import build_report
 from antlm_bench.declarations import catalog
@@ -34,7 +43,7 @@ from antlm_bench.types import Cell, Estimate, Prediction, Summary
 PIQA = (
     ("parallel", 32, 104),
     ("nonparallel", 62, 100),
-)  # right, of: two halves of equal accuracy, see toy_reports
+)  # right, of: two halves of equal accuracy, see report_runs
 
 OURS = """
 kind = "collection"
@@ -67,15 +76,16 @@ def marks(column: ReportColumn) -> str:
 def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
     column = only(
         build_report(
-            [written(tmp_path / "m", zero_shot("causal") + glue())], collection="babylm-2024"
+            [write_run(tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells())],
+            collection="babylm-2024",
         )
     )
     measure = {"f1": f1_score, "mcc": matthews_corrcoef, "accuracy": accuracy_score}
     tasks = []
     for task in TASKS_2024:
-        seeds = [classified(task, 28 + seed, 40, seed) for seed in (1, 2, 3)]
+        seeds = [make_class_predictions(task, 28 + seed, 40, seed) for seed in (1, 2, 3)]
         per_seed = [
-            measure[METRIC.get(task, "accuracy")]([p.gold for p in s], [p.pred for p in s])
+            measure[METRIC_BY_TASK.get(task, "accuracy")]([p.gold for p in s], [p.pred for p in s])
             for s in seeds
         ]
         tasks.append(statistics.mean(per_seed))
@@ -98,7 +108,9 @@ def test_the_macro_average_is_that_of_the_leaderboard(tmp_path: Path) -> None:
 
 def test_intervals_of_independent_members_add_up_in_squares(tmp_path: Path) -> None:
     column = only(
-        build_report([written(tmp_path / "m", zero_shot("causal"))], collection="zero-shot-2024")
+        build_report(
+            [write_run(tmp_path / "m", make_zero_shot_cells("causal"))], collection="zero-shot-2024"
+        )
     )
     halves = [
         (e.score.high - e.score.low) / 2
@@ -119,14 +131,15 @@ def test_weights_are_the_collection_s(tmp_path: Path) -> None:
     )
     column = only(
         build_report(
-            [written(tmp_path / "m", zero_shot("causal"))], collection=own(tmp_path, members)
+            [write_run(tmp_path / "m", make_zero_shot_cells("causal"))],
+            collection=own(tmp_path, members),
         )
     )
     assert column.macro and column.macro.value == pytest.approx((3 * 0.7 + 0.6) / 4)
 
 
 def test_a_member_may_be_a_view_or_the_mean_over_groups(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", [scored("blimp-filtered", "causal", 71, 101)])
+    run = write_run(tmp_path / "m", [make_cell("blimp-filtered", "causal", 71, 101)])
     members = '[[members]]\nsuite = "blimp-filtered"\nlabel = "{}"\n{}\n'
     both = members.format("micro", 'metric = "micro"') + members.format(
         "groups", 'over = "paradigm"'
@@ -143,9 +156,9 @@ def test_a_member_of_two_suites_is_their_unweighted_mean(tmp_path: Path) -> None
     """Global PIQA: however many items, each part counts one half, and the row of the leaderboard
     stands beside it.
     """
-    parts = [scored(f"global-piqa-{part}-2026", "causal", n, of) for part, n, of in PIQA]
+    parts = [make_cell(f"global-piqa-{part}-2026", "causal", n, of) for part, n, of in PIQA]
     made = build_report(
-        [written(tmp_path / "m", parts)],
+        [write_run(tmp_path / "m", parts)],
         collection="babylm-2026",
         published=["looped"],
         partial=True,
@@ -163,7 +176,7 @@ def test_a_member_without_one_suite_names_the_command_for_it(
     tmp_path: Path,
 ) -> None:
     ((part, n, of), _) = PIQA
-    run = written(tmp_path / "m", [scored(f"global-piqa-{part}-2026", "causal", n, of)])
+    run = write_run(tmp_path / "m", [make_cell(f"global-piqa-{part}-2026", "causal", n, of)])
     ref = own(
         tmp_path, '[[members]]\nsuite = "g"\nsuites = ["global-piqa-parallel-2026", "supplement"]\n'
     )
@@ -181,8 +194,11 @@ def test_a_member_without_one_suite_names_the_command_for_it(
 
 
 def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole", zero_shot("causal") + glue())
-    holes = written(tmp_path / "a b", zero_shot("mlm")[:2] + glue("full", (1,), ("rte", "mrpc")))
+    whole = write_run(tmp_path / "whole", make_zero_shot_cells("causal") + make_glue_cells())
+    holes = write_run(
+        tmp_path / "a b",
+        make_zero_shot_cells("mlm")[:2] + make_glue_cells("full", (1,), ("rte", "mrpc")),
+    )
     with pytest.raises(IncompleteError, match="no macro-average is taken over a hole") as caught:
         build_report([whole, holes], collection="babylm-2024")
     (made,) = caught.value.runs
@@ -205,7 +221,10 @@ def test_nothing_is_averaged_over_a_hole(tmp_path: Path) -> None:
 
 
 def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", zero_shot("causal")[:2] + glue("causal", (1,), ("rte", "sst2")))
+    run = write_run(
+        tmp_path / "m",
+        make_zero_shot_cells("causal")[:2] + make_glue_cells("causal", (1,), ("rte", "sst2")),
+    )
     column = only(build_report([run], collection="babylm-2024", partial=True))
     rte = column.results[3].task_scores["rte"].value
     assert column.results[3].score and column.results[3].score.value == pytest.approx(rte)
@@ -217,9 +236,9 @@ def test_partial_averages_what_is_there_and_says_so_everywhere(tmp_path: Path) -
 
 
 def test_averages_over_different_members_are_no_race(tmp_path: Path) -> None:
-    one = written(tmp_path / "one", zero_shot("causal")[:2])
-    two = written(tmp_path / "two", zero_shot("causal")[1:])
-    same = written(tmp_path / "same", zero_shot("causal")[:2])
+    one = write_run(tmp_path / "one", make_zero_shot_cells("causal")[:2])
+    two = write_run(tmp_path / "two", make_zero_shot_cells("causal")[1:])
+    same = write_run(tmp_path / "same", make_zero_shot_cells("causal")[:2])
     marked = [
         marks(c)
         for c in build_report([one, two], collection="zero-shot-2024", partial=True).columns
@@ -239,7 +258,13 @@ def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> 
     assert "finetune --model CKPT --suite glue-2024" in caught.value.hint
     column = only(
         build_report(
-            [written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 32)])], collection=ref
+            [
+                write_run(
+                    tmp_path / "m",
+                    [make_finetuned_cell("rte", 1, 30), make_finetuned_cell("rte", 2, 32)],
+                )
+            ],
+            collection=ref,
         )
     )
     assert column.macro and column.macro.value == pytest.approx(31 / 40)
@@ -248,7 +273,7 @@ def test_a_collection_without_a_member_to_score_is_finetuned(tmp_path: Path) -> 
 def test_what_nothing_computes_is_missing_and_said(tmp_path: Path) -> None:
     ref = own(tmp_path, '[[members]]\nsuite = "hidden"\nmade_by = "nothing"\n')
     with pytest.raises(IncompleteError, match="hidden: nothing here computes hidden yet") as caught:
-        build_report([written(tmp_path / "m", zero_shot("causal"))], collection=ref)
+        build_report([write_run(tmp_path / "m", make_zero_shot_cells("causal"))], collection=ref)
     assert caught.value.runs[0].columns[0].missing_members == ("hidden",)
 
 
@@ -259,9 +284,9 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
         '[[members]]\nsuite = "aoa-2026"\nlabel = "AoA"\nmade_by = "acquisition"\n'
         '[[members]]\nsuite = "blimp"\n',
     )
-    there = scored("blimp", "causal", 70, 100)
+    there = make_cell("blimp", "causal", 70, 100)
     with pytest.raises(IncompleteError, match="lacks AoA") as caught:
-        build_report([written(tmp_path / "runs" / "main", [there])], collection=ref)
+        build_report([write_run(tmp_path / "runs" / "main", [there])], collection=ref)
     runs_of_all = tmp_path / "runs"
     command = "score --model FOLDER_OF_CHECKPOINTS --suite aoa-2026 --method causal"
     assert f"{command} --out {runs_of_all}\n" in str(
@@ -273,7 +298,7 @@ def test_an_age_of_acquisition_is_a_member_made_of_several_runs(tmp_path: Path) 
     cell = Cell("aoa-2026", "causal", "k", {}, summary)
     curve = Prediction("cat", 20.0, 0, (-3.0, -2.0, -1.0), (1,) * 3, (3,) * 3)
     column = only(
-        build_report([written(tmp_path / "whole", [there, (cell, [curve])])], collection=ref)
+        build_report([write_run(tmp_path / "whole", [there, (cell, [curve])])], collection=ref)
     )
     assert column.macro and column.macro.value == pytest.approx((-0.2 + 0.7) / 2)
     assert column.results[0].score and any(
@@ -308,12 +333,12 @@ def test_glue_stands_beside_scores_of_the_same_attention(
     pairs: list[tuple[str, str, bool]],
 ) -> None:
     right = {"causal": 30, "full": 35}
-    cells = [scored("blimp-filtered", method, 70, 100) for method in methods]
-    cells += [tuned("rte", 1, right[way], way=way) for way in ways]
+    cells = [make_cell("blimp-filtered", method, 70, 100) for method in methods]
+    cells += [make_finetuned_cell("rte", 1, right[way], way=way) for way in ways]
     members = '[[members]]\nsuite = "blimp-filtered"\n'
     members += '[[members]]\nsuite = "glue-2024"\nmade_by = "finetune"\ntasks = ["rte"]\n'
     made = build_report(
-        [written(tmp_path / "m", cells)], collection=own(tmp_path, members), partial=True
+        [write_run(tmp_path / "m", cells)], collection=own(tmp_path, members), partial=True
     )
     found = []
     for column in made.columns:
@@ -343,12 +368,16 @@ def test_glue_stands_beside_scores_of_the_same_attention(
 def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
     tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
-    cells = zero_shot("causal") + glue(seeds=(1, 2), tasks=[t for t in TASKS_2024 if t != "rte"])
+    cells = make_zero_shot_cells("causal") + make_glue_cells(
+        seeds=(1, 2), tasks=[t for t in TASKS_2024 if t != "rte"]
+    )
     cells += [
-        tuned("rte", 1, 30, **change),
-        tuned("rte", 2, 30, **({"preset": "babylm-2025"} if "preset" in change else {})),
+        make_finetuned_cell("rte", 1, 30, **change),
+        make_finetuned_cell(
+            "rte", 2, 30, **({"preset": "babylm-2025"} if "preset" in change else {})
+        ),
     ]
-    column = only(build_report([written(tmp_path / "m", cells)], collection="babylm-2024"))
+    column = only(build_report([write_run(tmp_path / "m", cells)], collection="babylm-2024"))
     glue_entry = column.results[3]
     assert glue_entry.score and column.macro
     for number in (glue_entry.task_scores["rte"], glue_entry.score, column.macro):
@@ -361,17 +390,20 @@ def test_doubts_of_a_seed_are_marked_at_task_member_and_average(
     ("cell", "sentence"),
     [
         (
-            scored("blimp-filtered", "causal", 7, 9, ["incomplete: 9 of 99 pairs (short)"]),
+            make_cell("blimp-filtered", "causal", 7, 9, ["incomplete: 9 of 99 pairs (short)"]),
             "incomplete: 9 of 99",
         ),
         (
-            scored("blimp-filtered", "causal", 7, 9, ["limit: the first 9 of each paradigm"]),
+            make_cell("blimp-filtered", "causal", 7, 9, ["limit: the first 9 of each paradigm"]),
             "limit: the first 9",
         ),
-        (scored("blimp-filtered", "causal", 7, 9, compat="lm-eval"), "conventions of lm-eval"),
-        (scored("blimp-filtered", "causal", 7, 9, ties="first"), "A tie goes to the first option"),
+        (make_cell("blimp-filtered", "causal", 7, 9, compat="lm-eval"), "conventions of lm-eval"),
         (
-            scored("blimp-filtered", "causal", 7, 9, suite_digest="other"),
+            make_cell("blimp-filtered", "causal", 7, 9, ties="first"),
+            "A tie goes to the first option",
+        ),
+        (
+            make_cell("blimp-filtered", "causal", 7, 9, suite_digest="other"),
             "other items than a (causal) answered",
         ),
     ],
@@ -380,8 +412,8 @@ def test_doubts_of_a_scored_suite_are_marked(
     tmp_path: Path, cell: tuple[object, ...], sentence: str
 ) -> None:
     runs = [
-        written(tmp_path / "a", zero_shot("causal")),
-        written(tmp_path / "b", [cell, *zero_shot("causal")[1:]]),
+        write_run(tmp_path / "a", make_zero_shot_cells("causal")),
+        write_run(tmp_path / "b", [cell, *make_zero_shot_cells("causal")[1:]]),
     ]
     first, second = build_report(runs, collection="zero-shot-2024").columns
     assert sentence in marks(second) and not marks(first)
@@ -391,7 +423,11 @@ def test_doubts_of_a_scored_suite_are_marked(
 def test_one_seed_is_said(tmp_path: Path) -> None:
     column = only(
         build_report(
-            [written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))],
+            [
+                write_run(
+                    tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells(seeds=(1,))
+                )
+            ],
             collection="babylm-2024",
         )
     )
@@ -399,7 +435,7 @@ def test_one_seed_is_said(tmp_path: Path) -> None:
 
 
 def test_a_stand_in_is_named(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", zero_shot("causal", ewok="ewok-fast-2025"))
+    run = write_run(tmp_path / "m", make_zero_shot_cells("causal", ewok="ewok-fast-2025"))
     with pytest.raises(IncompleteError):  # never silently
         build_report([run], collection="zero-shot-2024")
     made = build_report(
@@ -420,7 +456,7 @@ def test_a_stand_in_is_named(tmp_path: Path) -> None:
 
 
 def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", zero_shot("causal") + glue())
+    run = write_run(tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells())
     made = build_report([run], collection="babylm-2024", published=["ltg-bert 10m, org"])
     row = made.columns[1]
     assert [100 * e.score.value for e in row.results if e.score] == pytest.approx(
@@ -435,11 +471,17 @@ def test_published_rows_stand_beside_with_their_source_and_no_interval(tmp_path:
 
 
 def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> None:
-    one = written(
-        tmp_path / "one", [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 2, 32)]
+    one = write_run(
+        tmp_path / "one",
+        [
+            make_cell("nano", "causal", 3, 4),
+            make_finetuned_cell("rte", 1, 30),
+            make_finetuned_cell("rte", 2, 32),
+        ],
     )
-    two = written(
-        tmp_path / "two", [scored("mine", "causal", 1, 4), tuned("wsc", 1, 30, way="full")]
+    two = write_run(
+        tmp_path / "two",
+        [make_cell("mine", "causal", 1, 4), make_finetuned_cell("wsc", 1, 30, way="full")],
     )
     made = build_report([tmp_path])
     assert [member.name for member in made.members] == ["nano", "glue-2024", "mine"]
@@ -450,15 +492,19 @@ def test_without_a_collection_the_suites_stand_side_by_side(tmp_path: Path) -> N
 
 
 def test_without_a_collection_both_attentions_have_columns(tmp_path: Path) -> None:
-    cells = [scored("nano", "causal", 3, 4), tuned("rte", 1, 30), tuned("rte", 1, 32, way="full")]
-    assert [c.method for c in build_report([written(tmp_path / "m", cells)]).columns] == [
+    cells = [
+        make_cell("nano", "causal", 3, 4),
+        make_finetuned_cell("rte", 1, 30),
+        make_finetuned_cell("rte", 1, 32, way="full"),
+    ]
+    assert [c.method for c in build_report([write_run(tmp_path / "m", cells)]).columns] == [
         "causal",
         "finetune-full",
     ]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", zero_shot("causal") + glue(seeds=(1,)))
+    run = write_run(tmp_path / "m", make_zero_shot_cells("causal") + make_glue_cells(seeds=(1,)))
     with pytest.raises(RunError, match="not a run folder"):
         build_report([tmp_path / "nowhere"])
     with pytest.raises(UsageError, match="no run folder"):
@@ -476,7 +522,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 
 
 def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
-    run = written(tmp_path / "m", [tuned("rte", 1, 30), tuned("rte", 2, 30, n=41)])
+    run = write_run(
+        tmp_path / "m", [make_finetuned_cell("rte", 1, 30), make_finetuned_cell("rte", 2, 30, n=41)]
+    )
     with pytest.raises(NotComparable, match="40 items"):
         build_report([run])
 
@@ -565,7 +613,7 @@ def test_reading_counts_once_and_so_does_the_age_of_acquisition(year: str) -> No
 def test_the_table_is_printed_before_the_missing_members(
     tmp_path: Path,
 ) -> None:
-    run = written(tmp_path / "m", zero_shot("causal"))
+    run = write_run(tmp_path / "m", make_zero_shot_cells("causal"))
     argv = ["report", str(run), "--collection", "babylm-2024", "--json"]
     code = "import sys; from antlm_bench.cli.app import run; rc = run(sys.argv[1:]); "
     code += "print(*sys.modules, file=sys.stderr); "

@@ -9,21 +9,31 @@ import re
 from pathlib import Path
 
 import pytest
-from toy_pages import log, model
-from toy_reports import glue, written, zero_shot
+from large_runs import write_model_run, write_training_log
+from report_runs import make_glue_cells, make_zero_shot_cells, write_run
 
 from antlm_bench.cli.app import run
 
 
 @pytest.fixture
 def ran(tmp_path: Path) -> str:
-    return str(model(tmp_path / "run", "llama", 0.7))
+    return str(write_model_run(tmp_path / "run", "llama", 0.7))
 
 
 def test_a_page_is_one_file(ran: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     assert (
-        run(["report", ran, "--html", str(page), "--training", str(log(tmp_path / "trained"))]) == 0
+        run(
+            [
+                "report",
+                ran,
+                "--html",
+                str(page),
+                "--training",
+                str(write_training_log(tmp_path / "trained")),
+            ]
+        )
+        == 0
     )
     assert (
         page.read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -39,7 +49,7 @@ def test_figures_are_files_of_their_own(ran: str, tmp_path: Path) -> None:
 def test_a_collection_opens_the_page_as_the_terminal_shows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = written(tmp_path / "whole", zero_shot("causal") + glue())
+    whole = write_run(tmp_path / "whole", make_zero_shot_cells("causal") + make_glue_cells())
     asked = ["--collection", "babylm-2024", "--baseline", "BabyLlama 10M"]
     page = tmp_path / "page.html"
     assert run(["report", str(whole), *asked, "--html", str(page)]) == 0
@@ -69,7 +79,7 @@ def test_a_collection_opens_the_page_as_the_terminal_shows_it(
 def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    part = str(written(tmp_path / "part", zero_shot("causal")))
+    part = str(write_run(tmp_path / "part", make_zero_shot_cells("causal")))
     asked = ["report", part, "--collection", "babylm-2024", "--html", str(tmp_path / "page.html")]
     assert run(asked) == 5
     text = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking_score import agreement, count_work, snapshot, write_pairs
+from score_helpers import count_work, hash_files, make_agreement_rows, write_pairs
 
 from antlm_bench import runs, score
 from antlm_bench.checkpoints import pretrained
@@ -30,7 +30,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "agree.csv", agreement())
+    return write_pairs(tmp_path / "agree.csv", make_agreement_rows())
 
 
 # ---- what is kept
@@ -41,11 +41,11 @@ def test_the_command_repeated_computes_nothing_and_touches_nothing(
 ) -> None:
     work, ask = count_work(monkeypatch), {"out": tmp_path / "run", "device": "cpu", "limit": 5}
     [first] = score(make_checkpoint(), [str(suite), "nano"], **ask)
-    assert work.reads == 2 and [cell.suite for cell in first] == ["agree", "nano"]
-    before = snapshot(tmp_path / "run")
+    assert work.calls == 2 and [cell.suite for cell in first] == ["agree", "nano"]
+    before = hash_files(tmp_path / "run")
     [second] = score(make_checkpoint(), [str(suite), "nano"], **ask)
-    assert work.reads == 2 and second == first
-    assert snapshot(tmp_path / "run") == before
+    assert work.calls == 2 and second == first
+    assert hash_files(tmp_path / "run") == before
 
 
 def test_again_computes_anew_and_finds_the_same(
@@ -53,13 +53,13 @@ def test_again_computes_anew_and_finds_the_same(
 ) -> None:
     work, out = count_work(monkeypatch), tmp_path / "run"
     [first] = score(make_checkpoint(), str(suite), out=out, device="cpu")
-    before = snapshot(out)
+    before = hash_files(out)
     [second] = score(make_checkpoint(), str(suite), out=out, device="cpu", again=True)
-    assert work.reads == 2 and second == first
-    assert {name: digest for name, (_, digest) in snapshot(out).items()} == {
+    assert work.calls == 2 and second == first
+    assert {name: digest for name, (_, digest) in hash_files(out).items()} == {
         n: d for n, (_, d) in before.items()
     }
-    assert snapshot(out)["run.json"][0] > before["run.json"][0]
+    assert hash_files(out)["run.json"][0] > before["run.json"][0]
 
 
 def test_damaged_predictions_are_computed_again(
@@ -116,7 +116,7 @@ def test_what_no_score_depends_on_does_not_change_the_key(
 
 def test_a_changed_text_changes_the_key(make_checkpoint: Make, suite: Path, tmp_path: Path) -> None:
     [[first]] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
-    rows = agreement()
+    rows = make_agreement_rows()
     rows[7]["bad"] += "?"
     write_pairs(suite, rows)
     [[second]] = score(make_checkpoint(), str(suite), out=tmp_path / "run", device="cpu")
@@ -176,14 +176,14 @@ def test_several_methods_in_one_call_share_their_work_and_give_what_each_gives_a
             make_checkpoint(), str(suite), methods=name, out=tmp_path / name, device="cpu"
         )
         spent[name] = work.nodes - before
-    before, reads = work.nodes, work.reads
+    before, calls = work.nodes, work.calls
     [together] = score(
         make_checkpoint(), str(suite), methods=names, out=tmp_path / "all", device="cpu"
     )
     for name in names:
         assert np.abs(scores(together, name) - scores(alone[name], name)).max() <= 1e-5
         assert next(c for c in together if c.method == name).key == alone[name].cells[0].key
-    assert work.reads == reads + 1
+    assert work.calls == calls + 1
     # mntp hides what mlm hides and fused is causal + mntp, so that none of their rows is new
     # (batches re-read shared prefixes at their borders, hence the small allowance).
     assert work.nodes - before <= 1.02 * (spent["causal"] + spent["mlm"] + spent["mlm-l2r"])

@@ -11,9 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ltg_models
 import pytest
-import small_models
-from asking_score import agreement, by_hand, pairs_of, write_pairs
+from score_helpers import (
+    make_agreement_rows,
+    sum_logprobs_by_hand,
+    write_pairs,
+    write_sentence_pairs,
+)
 
 from antlm_bench import runs, score
 from antlm_bench.errors import DataError, UsageError
@@ -37,7 +42,7 @@ def ask(folder: Path, suite: Path, out: Path, **options: Any) -> tuple[Cell, lis
 
 
 def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Path) -> None:
-    suite = pairs_of(tmp_path / "x.csv", *[("the cat sleeps", "the cat sleeps")] * 6)
+    suite = write_sentence_pairs(tmp_path / "x.csv", *[("the cat sleeps", "the cat sleeps")] * 6)
     values = {}
     for ties in ("half", "strict", "first", "random"):
         cell, predictions = ask(make_checkpoint(), suite, tmp_path / "run", ties=ties)
@@ -58,7 +63,9 @@ def test_identical_pairs_tie_and_are_counted(make_checkpoint: Make, tmp_path: Pa
 def test_pairs_whose_difference_is_never_scored_are_blind(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
-    suite = pairs_of(tmp_path / "x.csv", ("cat sleeps", "dog sleeps"), ("cat sleeps", "cat sleep"))
+    suite = write_sentence_pairs(
+        tmp_path / "x.csv", ("cat sleeps", "dog sleeps"), ("cat sleeps", "cat sleep")
+    )
     folder = make_checkpoint("causal", adds=False)
     cell, (first, second) = ask(folder, suite, tmp_path / "never", bos="never")
     assert (first.flags, second.flags) == (("blind",), ()) and cell.summary.headline.flags == {
@@ -84,7 +91,7 @@ def test_unknown_words_are_counted(make_checkpoint: Make, tmp_path: Path) -> Non
     PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", bos_token="<s>"
     ).save_pretrained(folder)
-    suite = pairs_of(
+    suite = write_sentence_pairs(
         tmp_path / "x.csv", ("the cat", "the cats"), ("the wug", "the cat"), ("the cat", "the wugs")
     )
     cell, predictions = ask(folder, suite, tmp_path / "run")
@@ -97,9 +104,12 @@ def test_what_does_not_fit_is_named_counts_as_wrong_and_is_never_cut(
 ) -> None:
     fits, long = ("the cat sleeps", "the cat sleep"), ("the cat " * 40, "the cat sleep")
     ordinary, _ = ask(
-        make_checkpoint(), pairs_of(tmp_path / "y.csv", fits), tmp_path / "ordinary", ties="first"
+        make_checkpoint(),
+        write_sentence_pairs(tmp_path / "y.csv", fits),
+        tmp_path / "ordinary",
+        ties="first",
     )
-    suite = pairs_of(tmp_path / "x.csv", fits, long, tuple(reversed(long)))
+    suite = write_sentence_pairs(tmp_path / "x.csv", fits, long, tuple(reversed(long)))
     cell, predictions = ask(make_checkpoint(), suite, tmp_path / "run", ties="first")
     assert [p.flags for p in predictions] == [(), ("too-long",), ("too-long",)]
     assert predictions[1].tokens == (0, 0)
@@ -110,7 +120,7 @@ def test_what_does_not_fit_is_named_counts_as_wrong_and_is_never_cut(
 def test_a_text_of_which_nothing_can_be_scored_is_an_error_that_names_it(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
-    suite = pairs_of(tmp_path / "x.csv", ("the cat", "cats"))
+    suite = write_sentence_pairs(tmp_path / "x.csv", ("the cat", "cats"))
     with pytest.raises(DataError, match="no token of option 2 can be scored") as caught:
         ask(make_checkpoint(), suite, tmp_path / "run", bos="never")
     assert caught.value.location == "item x_0" and "--bos" in caught.value.hint
@@ -136,12 +146,18 @@ def test_a_text_of_which_nothing_can_be_scored_is_an_error_that_names_it(
 def test_causal_bundles_are_the_peers_choices(
     make_checkpoint: Make, tmp_path: Path, compat: str, adds: bool, specials: str, ties: str
 ) -> None:
-    folder, suite = make_checkpoint("causal", adds=adds), pairs_of(tmp_path / "x.csv", *PAIRS)
+    folder, suite = (
+        make_checkpoint("causal", adds=adds),
+        write_sentence_pairs(tmp_path / "x.csv", *PAIRS),
+    )
     cell, predictions = ask(folder, suite, tmp_path / "run", compat=compat)
     assert (cell.settings["ties"], cell.settings["compat"]) == (ties, compat)
     before = " " if compat in ("lm-eval", "babylm-2024") else ""
     for prediction, pair in zip(predictions, PAIRS, strict=True):
-        found = (by_hand(folder, before + text, masked=False, specials=specials) for text in pair)
+        found = (
+            sum_logprobs_by_hand(folder, before + text, masked=False, specials=specials)
+            for text in pair
+        )
         sums, counts = zip(*found, strict=True)
         assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
         decides = (
@@ -154,7 +170,9 @@ def test_the_mean_per_token_decides_where_the_peer_takes_it(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
     """The longer sentence has the lower sum; only with the mean can it win."""
-    suite = pairs_of(tmp_path / "x.csv", *[(bad, good) for good, bad in PAIRS[1:]], *PAIRS[1:])
+    suite = write_sentence_pairs(
+        tmp_path / "x.csv", *[(bad, good) for good, bad in PAIRS[1:]], *PAIRS[1:]
+    )
     folder = make_checkpoint()
     by_sum, summed = ask(folder, suite, tmp_path / "run")
     by_mean, averaged = ask(folder, suite, tmp_path / "run", compat="minicons")
@@ -207,7 +225,10 @@ def test_the_mean_per_token_decides_in_a_suite_that_says_so(
         texts = [f"{row['prompt']} {row[f'solution{k}']}" for k in (0, 1)]
         start, masked = len(row["prompt"]), kind == "masked"
         sums, counts = zip(
-            *(by_hand(folder, text, masked=masked, specials="own", start=start) for text in texts),
+            *(
+                sum_logprobs_by_hand(folder, text, masked=masked, specials="own", start=start)
+                for text in texts
+            ),
             strict=True,
         )
         means = [s / n for s, n in zip(sums, counts, strict=True)]
@@ -303,7 +324,10 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
         tokenizer.save_pretrained(folder)
     prefix = "</s>" if eos else "None"  # two spaces follow, and are scored
     cell, predictions = ask(
-        folder, pairs_of(tmp_path / "x.csv", *PAIRS), tmp_path / "run", compat="babylm-2024"
+        folder,
+        write_sentence_pairs(tmp_path / "x.csv", *PAIRS),
+        tmp_path / "run",
+        compat="babylm-2024",
     )
     assert (cell.settings["context"], cell.settings["reduction"], cell.settings["ties"]) == (
         "eos",
@@ -313,7 +337,9 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
     for prediction, pair in zip(predictions, PAIRS, strict=True):
         sums, counts = zip(
             *(
-                by_hand(folder, f"{prefix}  {text}", masked=True, specials="own", start=len(prefix))
+                sum_logprobs_by_hand(
+                    folder, f"{prefix}  {text}", masked=True, specials="own", start=len(prefix)
+                )
                 for text in pair
             ),
             strict=True,
@@ -327,11 +353,12 @@ def test_babylm_2024_puts_its_eos_or_the_word_none_before_masked_sentences(
 def test_masked_sentences_stand_in_the_tokenizers_own_template(
     make_checkpoint: Make, tmp_path: Path, compat: str
 ) -> None:
-    folder, suite = make_checkpoint("masked"), pairs_of(tmp_path / "x.csv", *PAIRS)
+    folder, suite = make_checkpoint("masked"), write_sentence_pairs(tmp_path / "x.csv", *PAIRS)
     _, predictions = ask(folder, suite, tmp_path / "run", compat=compat)
     for prediction, pair in zip(predictions, PAIRS, strict=True):
         sums, counts = zip(
-            *(by_hand(folder, text, masked=True, specials="own") for text in pair), strict=True
+            *(sum_logprobs_by_hand(folder, text, masked=True, specials="own") for text in pair),
+            strict=True,
         )
         assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
 
@@ -341,7 +368,7 @@ def test_a_bundles_rules_for_masking_leave_causal_scores_alone(
 ) -> None:
     """BabyLM 2024 scores causal models as lm-eval does, in one call with its own masked rules."""
     suite, options = (
-        write_pairs(tmp_path / "x.csv", agreement()),
+        write_pairs(tmp_path / "x.csv", make_agreement_rows()),
         {"device": "cpu", "methods": ["causal", "mlm"]},
     )
     [found] = score(
@@ -358,7 +385,7 @@ def test_a_bundles_rules_for_masking_leave_causal_scores_alone(
 def test_what_is_said_explicitly_wins_over_the_bundle(
     make_checkpoint: Make, tmp_path: Path
 ) -> None:
-    suite = pairs_of(tmp_path / "x.csv", *PAIRS)
+    suite = write_sentence_pairs(tmp_path / "x.csv", *PAIRS)
     cell, _ = ask(
         make_checkpoint(), suite, tmp_path / "run", compat="babylm-2026", ties="strict", bos="never"
     )
@@ -391,10 +418,10 @@ def test_babylm_scores_relative_positions_beyond_the_limit(
     masked = architecture == "gpt-bert"
     folder = shutil.copytree(make_checkpoint("masked" if masked else "causal"), tmp_path / "model")
     if masked:
-        small_models.make("gpt", vocab_size=400).save_pretrained(folder)
+        ltg_models.build_ltg_model("gpt", vocab_size=400).save_pretrained(folder)
     with_short_limit(folder, 16, 16)
     long = "the old cat " * 8
-    suite = pairs_of(tmp_path / "x.csv", (f"{long}sleeps", f"{long}sleep"))
+    suite = write_sentence_pairs(tmp_path / "x.csv", (f"{long}sleeps", f"{long}sleep"))
     cell, [prediction] = ask(folder, suite, tmp_path / "ours")
     assert prediction.flags == ("too-long",) and "lengths" not in cell.settings
     official = "mlm" if masked else "causal"
@@ -403,7 +430,8 @@ def test_babylm_scores_relative_positions_beyond_the_limit(
     )
     texts = (f"{long}sleeps", f"{long}sleep")
     sums, counts = zip(
-        *(by_hand(folder, text, masked=masked, specials="own") for text in texts), strict=True
+        *(sum_logprobs_by_hand(folder, text, masked=masked, specials="own") for text in texts),
+        strict=True,
     )
     assert prediction.flags == () and min(counts) > 16
     assert prediction.scores == pytest.approx(sums, abs=1e-3) and prediction.tokens == counts
@@ -420,7 +448,7 @@ def test_learned_positions_end_where_they_end_under_babylm(
         ("the old cat sleeps near", "the old cat sleep near"),
         ("the cat " * 40, "the cat sleep"),
     )
-    suite = pairs_of(
+    suite = write_sentence_pairs(
         tmp_path / "x.csv", tuple(f"the {text} every old house" for text in fits), long
     )
     cell, predictions = ask(folder, suite, tmp_path / "run", compat="babylm-2025")

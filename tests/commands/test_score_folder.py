@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking_score import agreement, pairs_of, snapshot, write_pairs
+from score_helpers import hash_files, make_agreement_rows, write_pairs, write_sentence_pairs
 
 from antlm_bench import runs, score
 from antlm_bench.cli.app import run
@@ -25,7 +25,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "agree.csv", agreement())
+    return write_pairs(tmp_path / "agree.csv", make_agreement_rows())
 
 
 # ---- what a run leaves
@@ -60,7 +60,7 @@ def test_the_files_are_those_that_the_readme_describes(
         "flags",
         "labels",
     ]
-    rows = agreement()
+    rows = make_agreement_rows()
     assert len(frame) == len(rows) and frame.id.is_unique and (frame.gold == 0).all()
     assert [list(c) for c in frame.characters] == [[len(r["good"]), len(r["bad"])] for r in rows]
     assert list(frame.pred) == [int(np.argmax(s)) for s in frame.scores]
@@ -94,7 +94,7 @@ def test_the_numbers_of_run_json_are_those_of_the_predictions(
     make_checkpoint: Make, suite: Path, tmp_path: Path
 ) -> None:
     pandas = pytest.importorskip("pandas")
-    twins = pairs_of(
+    twins = write_sentence_pairs(
         tmp_path / "twins.csv", ("the cat sleeps", "the cat sleep"), ("the dog", "the dog")
     )
     [found] = score(
@@ -151,7 +151,7 @@ def test_nan_fails_and_leaves_no_finished_cell_but_keeps_what_was_finished(
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][word] = float("nan")  # a model that fails at one word only
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    bad = pairs_of(
+    bad = write_sentence_pairs(
         tmp_path / "bad.csv",
         *[(f"the cat {n}", f"a cat {n}") for n in range(9)],
         ("himself a", "the a"),
@@ -180,7 +180,7 @@ def test_a_second_process_that_writes_the_same_run_is_refused(
 ) -> None:
     out = tmp_path / "run"
     score(make_checkpoint(), str(suite), limit=2, out=out, device="cpu")
-    before = snapshot(out)
+    before = hash_files(out)
     argv = [
         "score",
         "--model",
@@ -198,7 +198,7 @@ def test_a_second_process_that_writes_the_same_run_is_refused(
         assert run(argv) == 3
         said = capsys.readouterr().err
         assert f"another process (pid {other.pid}) is writing this run" in said and "--out" in said
-        assert {name: value for name, value in snapshot(out).items() if name != ".lock"} == before
+        assert {name: value for name, value in hash_files(out).items() if name != ".lock"} == before
     assert run(argv) == 0
 
 
@@ -252,9 +252,9 @@ def test_a_disk_that_fills_up_is_said_and_nothing_finished_is_lost(
     its middle.
     """
     out, whole = tmp_path / "run", tmp_path / "whole"
-    small = pairs_of(tmp_path / "small.csv", ("the cat sleeps", "the cat sleep"))
+    small = write_sentence_pairs(tmp_path / "small.csv", ("the cat sleeps", "the cat sleep"))
     score(make_checkpoint(), str(small), out=out, device="cpu")
-    before = snapshot(out)
+    before = hash_files(out)
     argv = [
         "score",
         "--model",
@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_finished_is_lost(
     )
     assert full.returncode == 3, full.stderr
     assert "file-size limit is reached" in full.stderr and "Traceback" not in full.stderr
-    assert snapshot(out) == before  # what was finished, and no half-written file beside it
+    assert hash_files(out) == before  # what was finished, and no half-written file beside it
     assert run([*argv, "--out", str(out)]) == run([*argv, "--out", str(whole)]) == 0
     assert (out / "predictions/agree.causal.parquet").read_bytes() == (
         whole / "predictions/agree.causal.parquet"

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from asking_score import ADJECTIVES, NOUNS, snapshot, write_pairs
+from score_helpers import ADJECTIVES, NOUNS, hash_files, write_pairs
 
 Make = Callable[..., Path]
 Start = Callable[[Path], subprocess.Popen[str]]
@@ -69,7 +69,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     finish(start(out))
-    assert set(snapshot(out)) == FILES
+    assert set(hash_files(out)) == FILES
     return out
 
 
@@ -102,7 +102,7 @@ def document(out: Path) -> dict[str, object]:
 
 
 def same(out: Path, whole: Path) -> bool:
-    assert set(snapshot(out)) == FILES  # nothing is left behind
+    assert set(hash_files(out)) == FILES  # nothing is left behind
     assert document(out) == document(whole)
     return all(
         (out / name).read_bytes() == (whole / name).read_bytes()
@@ -131,7 +131,7 @@ def test_killed_at_its_start_in_its_middle_and_at_its_end_it_still_ends_with_the
         if not (out / "predictions").exists():
             now = {
                 name: facts
-                for name, facts in snapshot(out).items()
+                for name, facts in hash_files(out).items()
                 if Path(out, name) in chunks(out)
             }
             assert kept.items() <= now.items()  # what was stored was not computed again

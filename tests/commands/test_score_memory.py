@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from asking_score import write_pairs
+from score_helpers import write_pairs
 
 Make = Callable[..., Path]
 # Kept for every pair: its Item with two texts (0.7 kB of Python objects), its Prediction (0.3 kB,

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
 import typer.main
 
 from antlm_bench import runs
@@ -36,8 +36,10 @@ STRICT_SMALL = [*range(1, 10), *range(10, 101, 10)]
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three items per group instead of the official numbers, in schema, data and runs alike."""
-    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
-    monkeypatch.setattr(loader, "load_suite", lambda name, **_: toy.toy_suite(name, 3))
+    monkeypatch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 3))
+    monkeypatch.setattr(
+        loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, 3)
+    )
     return 3
 
 
@@ -46,8 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folders of a complete submission of 2025, three items per group; to be copied."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 3))
-        toy.final_run(root / "main", "2025", 3)
+        patch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 3))
+        leaderboard_runs.write_final_run(root / "main", "2025", 3)
         milestones(root, "2025")
     return root
 
@@ -60,11 +62,15 @@ def complete(small: int, made: Path, tmp_path: Path) -> list[Path]:
 
 
 def milestones(folder: Path, year: str) -> list[Path]:
-    return [toy.fast_run(folder / f"r{m}", year, m) for m in STRICT_SMALL]
+    return [leaderboard_runs.write_milestone_run(folder / f"r{m}", year, m) for m in STRICT_SMALL]
 
 
 def send(folders: list[Path], tmp_path: Path, year: str = "2025", **options: Any) -> dict[str, Any]:
-    options = {"parts": toy.elsewhere(tmp_path / "parts", year), "track": "strict-small", **options}
+    options = {
+        "parts": leaderboard_runs.write_acquisition_files(tmp_path / "parts", year),
+        "track": "strict-small",
+        **options,
+    }
     done = submit(folders, year=year, out=tmp_path / "file.json", **options)
     return dict(json.loads(done.path.read_text()))
 
@@ -73,7 +79,10 @@ def send(folders: list[Path], tmp_path: Path, year: str = "2025", **options: Any
 def test_complete_runs_become_the_official_collators_file(
     year: str, small: int, tmp_path: Path
 ) -> None:
-    folders = [toy.final_run(tmp_path / "main", year, small), *milestones(tmp_path, year)]
+    folders = [
+        leaderboard_runs.write_final_run(tmp_path / "main", year, small),
+        *milestones(tmp_path, year),
+    ]
     document = send(folders, tmp_path, year)
     assert list(document) == [
         p.key for p in leaderboard.load_leaderboard(year).parts("strict-small")
@@ -111,11 +120,15 @@ def test_complete_runs_become_the_official_collators_file(
 
 
 def test_global_piqa_has_one_answer_per_example_and_all_of_them(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2026", small, without="global-piqa-parallel-2026")
-    suite = toy.toy_suite("global-piqa-parallel-2026", 2)
-    predictions = [toy.prediction(item) for item in suite.items]
+    final = leaderboard_runs.write_final_run(
+        tmp_path / "main", "2026", small, without="global-piqa-parallel-2026"
+    )
+    suite = leaderboard_runs.make_suite("global-piqa-parallel-2026", 2)
+    predictions = [leaderboard_runs.make_prediction(item) for item in suite.items]
     with runs.RunWriter(final, runs.open_run(final).manifest) as writer:
-        writer.write_cell(toy.scored("global-piqa-parallel-2026", predictions), predictions)
+        writer.write_cell(
+            leaderboard_runs.make_cell("global-piqa-parallel-2026", predictions), predictions
+        )
     done = submit(
         [final], year="2026", track="strict-small", out=tmp_path / "f.json", allow_partial=True
     )
@@ -133,11 +146,12 @@ def test_where_the_mean_per_token_decided_its_choice_is_written(small: int, tmp_
     """Sums say the first solution, means the second: the file says what the run counted."""
     name = "global-piqa-nonparallel-2026"
     made = [
-        toy.prediction(i, scores=(-2.0, -3.0), tokens=(1, 3)) for i in toy.toy_suite(name, 3).items
+        leaderboard_runs.make_prediction(i, scores=(-2.0, -3.0), tokens=(1, 3))
+        for i in leaderboard_runs.make_suite(name, 3).items
     ]
     for reduction, k in (("sum", 0), ("per-token", 1)):
-        cell = toy.scored(name, made, reduction=reduction)
-        final = toy.write(tmp_path / reduction, "m", [(cell, made)])
+        cell = leaderboard_runs.make_cell(name, made, reduction=reduction)
+        final = leaderboard_runs.write_run(tmp_path / reduction, "m", [(cell, made)])
         done = submit(
             [final],
             year="2026",
@@ -166,8 +180,10 @@ def test_a_wug_answer_carries_the_softmax_share_of_the_first_form(
 
 
 def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2024", small)
-    milestone = toy.fast_run(tmp_path / "r1", "2025", 1)  # of another year's: no word about it
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2024", small)
+    milestone = leaderboard_runs.write_milestone_run(
+        tmp_path / "r1", "2025", 1
+    )  # of another year's: no word about it
     done = submit([final, milestone], year="2024", track="strict", out=tmp_path)
     assert done.path.name == "main_textonly_predictions.json.gz" and not done.missing
     assert not any("milestone" in note for note in done.notes)
@@ -184,7 +200,7 @@ def test_2024_is_packed_and_holds_no_milestones(small: int, tmp_path: Path) -> N
 
 
 def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     options = {"allow_partial": True, "allow_conventions": True}  # the run is by those of 2025
     (missing,) = submit([final], year="2024", track="strict", out=tmp_path, **options).missing
     command = "antlm-bench finetune --model out/llama/main --suite glue-2024 --attention causal"
@@ -193,9 +209,13 @@ def test_a_suite_that_was_never_finetuned_is_one_hole(small: int, tmp_path: Path
 
 
 def test_milestones_of_equal_weights_are_refused(complete: list[Path], tmp_path: Path) -> None:
-    predictions = [toy.prediction(toy.toy_suite("comps", 1).items[0])]
-    cells = [(toy.scored("comps", predictions), predictions)]
-    twin = toy.write(tmp_path / "twin", "out/llama/chck_200M", cells, weights="out/llama/chck_7M")
+    predictions = [
+        leaderboard_runs.make_prediction(leaderboard_runs.make_suite("comps", 1).items[0])
+    ]
+    cells = [(leaderboard_runs.make_cell("comps", predictions), predictions)]
+    twin = leaderboard_runs.write_run(
+        tmp_path / "twin", "out/llama/chck_200M", cells, weights="out/llama/chck_7M"
+    )
     with pytest.raises(UsageError, match="chck_7M and out/llama/chck_200M have the same weights"):
         send([*complete, twin], tmp_path)
 
@@ -284,7 +304,7 @@ def test_holes_are_written_on_request_and_announced(complete: list[Path], tmp_pa
 
 
 def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2026", small)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2026", small)
     document = send([final], tmp_path, "2026", parts={}, allow_partial=True)
     assert (
         document["aoa"] is None
@@ -294,11 +314,14 @@ def test_2026_writes_null_where_its_collator_does(small: int, tmp_path: Path) ->
 
 
 def test_an_item_that_did_not_fit_is_written_as_wrong(small: int, tmp_path: Path) -> None:
-    suite = toy.toy_suite("supplement", 3)
+    suite = leaderboard_runs.make_suite("supplement", 3)
     lost = [
-        toy.prediction(item, 0, scores=(-1.0, -1.0), flags=("too-long",)) for item in suite.items
+        leaderboard_runs.make_prediction(item, 0, scores=(-1.0, -1.0), flags=("too-long",))
+        for item in suite.items
     ]
-    final = toy.write(tmp_path / "run", "m", [(toy.scored("supplement", lost), lost)])
+    final = leaderboard_runs.write_run(
+        tmp_path / "run", "m", [(leaderboard_runs.make_cell("supplement", lost), lost)]
+    )
     document = send([final], tmp_path, parts={}, allow_partial=True)
     texts = [
         row["pred"] for part in document["blimp_supplement"].values() for row in part["predictions"]
@@ -307,10 +330,12 @@ def test_an_item_that_did_not_fit_is_written_as_wrong(small: int, tmp_path: Path
 
 
 def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path: Path) -> None:
-    suite = toy.toy_suite("comps", 3)
-    predictions = [toy.prediction(item) for item in suite.items]
+    suite = leaderboard_runs.make_suite("comps", 3)
+    predictions = [leaderboard_runs.make_prediction(item) for item in suite.items]
     with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
-        writer.write_cell(toy.scored("comps", predictions, suite_digest="another"), predictions)
+        writer.write_cell(
+            leaderboard_runs.make_cell("comps", predictions, suite_digest="another"), predictions
+        )
     with pytest.raises(IncompleteError, match=r"not those that .* was scored on"):
         send(complete, tmp_path)
 
@@ -318,7 +343,7 @@ def test_other_data_than_were_scored_are_refused(complete: list[Path], tmp_path:
 def test_a_suite_that_lacks_items_is_a_hole(
     complete: list[Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 4))
+    monkeypatch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 4))
     with pytest.raises(
         IncompleteError, match="adjunct_island 3 of 4, anaphor_gender_agreement 3 of 4"
     ):
@@ -326,7 +351,7 @@ def test_a_suite_that_lacks_items_is_a_hole(
 
 
 def test_a_run_of_a_few_items_is_a_hole(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small, limit=3)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small, limit=3)
     with pytest.raises(IncompleteError, match="scored with --limit 3"):
         submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
 
@@ -335,11 +360,19 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(
     small: int, tmp_path: Path
 ) -> None:
     def with_seeds(name: str, *seeds: int) -> Path:
-        cells = [(toy.finetuned("rte", seed), toy.labels("rte", 3)) for seed in seeds]
-        scored = toy.toy_suite("supplement", 3)
-        predictions = [toy.prediction(item) for item in scored.items]
-        return toy.write(
-            tmp_path / name, "m", [*cells, (toy.scored("supplement", predictions), predictions)]
+        cells = [
+            (
+                leaderboard_runs.make_finetuned_cell("rte", seed),
+                leaderboard_runs.make_class_predictions("rte", 3),
+            )
+            for seed in seeds
+        ]
+        scored = leaderboard_runs.make_suite("supplement", 3)
+        predictions = [leaderboard_runs.make_prediction(item) for item in scored.items]
+        return leaderboard_runs.write_run(
+            tmp_path / name,
+            "m",
+            [*cells, (leaderboard_runs.make_cell("supplement", predictions), predictions)],
         )
 
     def ask(folder: Path, seed: int | None = None) -> Any:
@@ -368,21 +401,37 @@ def test_the_official_seed_is_taken_and_said_and_others_must_be_chosen(
 
 def test_the_official_seed_of_2024_is_another(small: int, tmp_path: Path) -> None:
     cells = [
-        (toy.finetuned("rte", seed, suite="glue-2024"), toy.labels("rte", 3))
+        (
+            leaderboard_runs.make_finetuned_cell("rte", seed, suite="glue-2024"),
+            leaderboard_runs.make_class_predictions("rte", 3),
+        )
         for seed in (1, 12, 42)
     ]
-    predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
-    scored = toy.scored("supplement", predictions, **toy.CONVENTIONS["2024"])
-    final = toy.write(tmp_path / "run", "m", [*cells, (scored, predictions)])
+    predictions = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("supplement", 3).items
+    ]
+    scored = leaderboard_runs.make_cell(
+        "supplement", predictions, **leaderboard_runs.CONVENTIONS["2024"]
+    )
+    final = leaderboard_runs.write_run(tmp_path / "run", "m", [*cells, (scored, predictions)])
     done = submit([final], year="2024", track="strict", out=tmp_path / "f", allow_partial=True)
     assert "glue: the labels of seed 12" in done.notes
 
 
 def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
-    cell = toy.finetuned("rte", 42, "finetune-full", {"collapsed": ["always 0"]})
-    predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", 3).items]
-    cells = [(cell, toy.labels("rte", 3)), (toy.scored("supplement", predictions), predictions)]
-    final = toy.write(tmp_path / "run", "m", cells)
+    cell = leaderboard_runs.make_finetuned_cell(
+        "rte", 42, "finetune-full", {"collapsed": ["always 0"]}
+    )
+    predictions = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("supplement", 3).items
+    ]
+    cells = [
+        (cell, leaderboard_runs.make_class_predictions("rte", 3)),
+        (leaderboard_runs.make_cell("supplement", predictions), predictions),
+    ]
+    final = leaderboard_runs.write_run(tmp_path / "run", "m", cells)
     done = submit(
         [final], year="2026", track="strict-small", out=tmp_path / "f", allow_partial=True
     )
@@ -391,8 +440,11 @@ def test_collapsed_labels_are_said(small: int, tmp_path: Path) -> None:
 
 
 def test_a_hybrid_s_methods_are_submitted_one_by_one(complete: list[Path], tmp_path: Path) -> None:
-    predictions = [toy.prediction(item) for item in toy.toy_suite("comps", 3).items]
-    cell = toy.scored("comps", predictions)
+    predictions = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("comps", 3).items
+    ]
+    cell = leaderboard_runs.make_cell("comps", predictions)
     with runs.RunWriter(complete[0], runs.open_run(complete[0]).manifest) as writer:
         writer.write_cell(
             type(cell)("comps", "mntp", "k", cell.settings, cell.summary), predictions
@@ -431,7 +483,9 @@ def test_a_part_made_elsewhere_must_be_one_of_the_file_and_right(
     (tmp_path / "x.json").write_text('{"metadata": {}}')
     with pytest.raises(UsageError, match="no part 'vqa'"):
         send(complete, tmp_path, parts={"vqa": str(tmp_path / "x.json")})
-    parts = toy.elsewhere(tmp_path / "parts", "2025") | {"aoa": str(tmp_path / "x.json")}
+    parts = leaderboard_runs.write_acquisition_files(tmp_path / "parts", "2025") | {
+        "aoa": str(tmp_path / "x.json")
+    }
     with pytest.raises(DataError, match="'results' is a required property"):
         send(complete, tmp_path, parts=parts)
     assert not (tmp_path / "file.json").exists()
@@ -464,7 +518,7 @@ def test_a_part_made_elsewhere_brings_no_hole_that_nobody_announced(
     key: str, value: Any, words: str, allow: bool, small: int, tmp_path: Path
 ) -> None:
     """2026's schema has null for what is missing: it fits, and is a hole all the same."""
-    final = toy.final_run(tmp_path / "main", "2026", small)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2026", small)
     (tmp_path / "x.json").write_text(json.dumps(value))
     parts = {key: str(tmp_path / "x.json")}
     with pytest.raises(DataError, match=words):
@@ -473,7 +527,7 @@ def test_a_part_made_elsewhere_brings_no_hole_that_nobody_announced(
 
 
 def test_a_short_part_made_elsewhere_is_no_announced_hole(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     (tmp_path / "x.json").write_text('{"wh_island": {"predictions": []}}')
     with pytest.raises(DataError, match=r"'adjunct_island' is a required property") as caught:
         send([final], tmp_path, parts={"blimp": str(tmp_path / "x.json")}, allow_partial=True)
@@ -483,10 +537,10 @@ def test_a_short_part_made_elsewhere_is_no_announced_hole(small: int, tmp_path: 
 def test_two_final_models_or_twice_a_milestone_are_refused(
     complete: list[Path], tmp_path: Path
 ) -> None:
-    other = toy.fast_run(tmp_path / "again", "2025", 5)
+    other = leaderboard_runs.write_milestone_run(tmp_path / "again", "2025", 5)
     with pytest.raises(UsageError, match="two runs of chck_5M"):
         send([*complete, other], tmp_path)
-    final = toy.fast_run(tmp_path / "second", "2025", 5, "other")
+    final = leaderboard_runs.write_milestone_run(tmp_path / "second", "2025", 5, "other")
     with pytest.raises(UsageError, match="2 runs of final models"):
         send([*complete, final], tmp_path)
 
@@ -494,8 +548,8 @@ def test_two_final_models_or_twice_a_milestone_are_refused(
 def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
     complete: list[Path], tmp_path: Path
 ) -> None:
-    extra = toy.fast_run(tmp_path / "extra", "2025", 200)
-    parts = toy.elsewhere(tmp_path / "parts", "2025")
+    extra = leaderboard_runs.write_milestone_run(tmp_path / "extra", "2025", 200)
+    parts = leaderboard_runs.write_acquisition_files(tmp_path / "parts", "2025")
     done = submit(
         [*complete, extra], year="2025", track="strict-small", out=tmp_path / "f.json", parts=parts
     )
@@ -506,7 +560,7 @@ def test_milestones_that_a_track_does_not_have_are_left_out_and_said(
     "name", ["a b'; rm -rf $HOME", "models/émile\n\x1b[31m", "../../etc/passwd", "x" * 300, "/"]
 )
 def test_hostile_names_of_models_stay_names(name: str, small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small, name=name)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small, name=name)
     drop(final, "comps")
     with pytest.raises(IncompleteError) as caught:
         submit([final], year="2025", track="strict-small", out=tmp_path / "f.json")
@@ -526,7 +580,10 @@ def test_a_folder_of_runs_stands_for_them(complete: list[Path], tmp_path: Path) 
 
 def test_the_verb_says_what_it_wrote(complete: list[Path], tmp_path: Path, capsys: Any) -> None:
     flags = [
-        f"--part={key}={file}" for key, file in toy.elsewhere(tmp_path / "parts", "2025").items()
+        f"--part={key}={file}"
+        for key, file in leaderboard_runs.write_acquisition_files(
+            tmp_path / "parts", "2025"
+        ).items()
     ]
     argv = [
         "submit",
@@ -561,7 +618,7 @@ def test_a_hub_model_s_command_names_its_revision() -> None:
 
 
 def test_no_milestone_at_all_is_one_line_per_suite(small: int, tmp_path: Path) -> None:
-    final = toy.final_run(tmp_path / "main", "2025", small)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2025", small)
     done = submit([final], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)
     why = {missing.key: missing.reason for missing in done.missing}
     assert why["fast_eval_results.blimp"] == "no run folder (all 28 milestones)"
@@ -599,8 +656,15 @@ def test_an_unknown_method_is_refused(complete: list[Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("year", ["2024", "2025", "2026"])
 def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path: Path) -> None:
-    predictions = [toy.prediction(item) for item in toy.toy_suite("blimp-fast", 3).items]
-    run = toy.write(tmp_path / "run", "m", [(toy.scored("blimp-fast", predictions), predictions)])
+    predictions = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("blimp-fast", 3).items
+    ]
+    run = leaderboard_runs.write_run(
+        tmp_path / "run",
+        "m",
+        [(leaderboard_runs.make_cell("blimp-fast", predictions), predictions)],
+    )
     with pytest.raises(
         IncompleteError, match=f"no part of the {year} file is there; nothing was written"
     ) as caught:
@@ -620,7 +684,16 @@ def test_a_file_without_any_part_is_not_written(year: str, small: int, tmp_path:
 def test_a_run_of_finetuned_tasks_alone_is_told_the_method(
     way: str, name: str, small: int, tmp_path: Path
 ) -> None:
-    run = toy.write(tmp_path / "run", "m", [(toy.finetuned("rte", 42, way), toy.labels("rte", 3))])
+    run = leaderboard_runs.write_run(
+        tmp_path / "run",
+        "m",
+        [
+            (
+                leaderboard_runs.make_finetuned_cell("rte", 42, way),
+                leaderboard_runs.make_class_predictions("rte", 3),
+            )
+        ],
+    )
     with pytest.raises(UsageError, match="holds no scored suite") as caught:
         submit([run], year="2026", track="strict", out=tmp_path / "f.json")
     assert f"--method {name} --allow-partial" in caught.value.hint
@@ -638,12 +711,15 @@ def test_a_file_of_the_user_is_not_counted_and_said(
     for name, origin in [("blimp-filtered", ("/data/own/blimp-filtered.csv",))] + [
         ("supplement", ())
     ] * beside:
-        predictions = [toy.prediction(item) for item in toy.toy_suite(name, 3).items]
-        cell = toy.scored(name, predictions)
+        predictions = [
+            leaderboard_runs.make_prediction(item)
+            for item in leaderboard_runs.make_suite(name, 3).items
+        ]
+        cell = leaderboard_runs.make_cell(name, predictions)
         cells.append(
             (Cell(name, "causal", "k", cell.settings, cell.summary, origin=origin), predictions)
         )
-    run = toy.write(tmp_path / "run", "m", cells)
+    run = leaderboard_runs.write_run(tmp_path / "run", "m", cells)
     words = "is a file of the user's and not the suite blimp-filtered: not counted"
     options: dict[str, Any] = {
         "year": "2025",

@@ -10,10 +10,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-import invented_suites
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
-from tiny import WORDS
+import synthetic_suites
+from tiny_models import WORDS
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -51,16 +51,16 @@ def small(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     monkeypatch.setattr(leaderboard, "load_leaderboard", boards.__getitem__)
     monkeypatch.setattr(preflight, "load_leaderboard", boards.__getitem__)
     monkeypatch.setattr(leaderboard, "schema", schemas.__getitem__)
-    invented_suites.serve(monkeypatch, ITEMS)
+    synthetic_suites.serve_synthetic_data(monkeypatch, ITEMS)
 
 
 def small_schema(name: str, curves: str) -> dict[str, Any]:
-    made = toy.small_schema(name, ITEMS)
+    made = leaderboard_runs.shrink_schema(name, ITEMS)
     if not curves:
         return made
     parts = made["properties"]
     parts["reading"] = leaderboard.schema(name)["properties"]["reading"]
-    words = len(MILESTONES) * invented_suites.LEARNED * invented_suites.CONTEXTS
+    words = len(MILESTONES) * synthetic_suites.NUM_WORDS * synthetic_suites.CONTEXTS_PER_WORD
     parts[curves]["properties"]["results"] |= {"minItems": words, "maxItems": words}
     for part in parts["fast_eval_results"]["properties"].values():
         part["anyOf"] = [{"minItems": len(MILESTONES), "maxItems": len(MILESTONES)}]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_tokenizers
 import torch
-import toy_tokenizers as toys
-from tiny import model_for
+from tiny_models import build_model
 from tokenizers import processors
 
 from antlm_bench import runs
@@ -30,7 +30,7 @@ def checkpoint(
     folder: Path, tokenizer: Any, vocabulary: int, architecture: str = "", **config: Any
 ) -> Path:
     kind = "masked" if "Masked" in architecture else "causal"
-    model_for(kind, 0, architecture, vocab_size=vocabulary, **config).save_pretrained(folder)
+    build_model(kind, 0, architecture, vocab_size=vocabulary, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -93,7 +93,7 @@ def causal_by_hand(model: Any, ids: list[int]) -> float:
 def test_a_model_without_a_usable_mask_token_is_told_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
 ) -> None:
-    tokenizer = toys.word_level("<unk>")
+    tokenizer = small_tokenizers.build_word_level("<unk>")
     vocabulary = len(tokenizer)
     if named:
         tokenizer.add_special_tokens({"mask_token": "[HIDE]"})
@@ -128,7 +128,7 @@ def test_a_model_without_a_usable_mask_token_is_told_so(
 def test_a_bos_without_an_embedding_is_refused_and_can_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = toys.byte_level()
+    tokenizer = small_tokenizers.train_byte_level()
     vocabulary = len(tokenizer)
     tokenizer.add_special_tokens({"bos_token": "[BOS]"})
     model = checkpoint(tmp_path / "model", tokenizer, vocabulary)
@@ -146,7 +146,9 @@ def test_a_bos_without_an_embedding_is_refused_and_can_be_left_out(
 def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = toys.word_level(words=["the", "cat", "sat", "on", "mat", ".", "a"])
+    tokenizer = small_tokenizers.build_word_level(
+        words=["the", "cat", "sat", "on", "mat", ".", "a"]
+    )
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", bos)]
@@ -165,7 +167,7 @@ def test_a_tokenizer_without_an_unknown_token_scores_what_it_can_read(
 def test_lost_characters_are_counted_beside_the_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = toys.gemma_like()
+    tokenizer = small_tokenizers.train_gemma_like()
     model = checkpoint(tmp_path / "model", tokenizer, len(tokenizer))
     code, predictions = score(tmp_path, model, [*PAIRS, ("the ☕ cat", "the ☕ dog")])
     assert code == 0 and [p.flags for p in predictions] == [(), (), ("lost",)]
@@ -177,7 +179,7 @@ def test_lost_characters_are_counted_beside_the_accuracy(
 def test_mlm_l2r_of_a_tokenizer_that_tells_no_words_says_where_they_come_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = toys.superword()
+    tokenizer = small_tokenizers.train_superword()
     model = checkpoint(tmp_path / "model", tokenizer, len(tokenizer), "BertForMaskedLM")
     code, predictions = score(tmp_path, model, PAIRS, "--method", "mlm-l2r")
     out = " ".join(capsys.readouterr().out.split())
@@ -188,7 +190,7 @@ def test_mlm_l2r_of_a_tokenizer_that_tells_no_words_says_where_they_come_from(
 
 
 def test_rows_up_to_the_last_position_are_scored_and_longer_ones_flagged(tmp_path: Path) -> None:
-    tokenizer = toys.byte_level()
+    tokenizer = small_tokenizers.train_byte_level()
     model = checkpoint(
         tmp_path / "model",
         tokenizer,
@@ -216,7 +218,7 @@ def test_the_lm_eval_model_warns_of_what_the_tokenizer_loses(
     lm_eval = pytest.importorskip("lm_eval.api.instance")
     from antlm_bench.lm_eval_bridge.model import AntlmBench
 
-    tokenizer = toys.gemma_like()
+    tokenizer = small_tokenizers.train_gemma_like()
     model = AntlmBench(str(checkpoint(tmp_path / "model", tokenizer, len(tokenizer))))
     asked = [
         lm_eval.Instance("loglikelihood", {}, pair, 0)

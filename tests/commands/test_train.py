@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import CAUSAL, RECIPE, STEPS, contents, records, weights, write_recipe
+from train_helpers import CAUSAL, RECIPE, STEPS, read_files, read_log, read_weights, write_recipe
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import open_checkpoint
@@ -148,10 +148,10 @@ class TestRefusals:
             tmp_path / "out",
             TrainOptions(device="cpu", stop_after=stop_after),
         )
-        before = contents(tmp_path / "out")
+        before = read_files(tmp_path / "out")
         code, message = run_train("--precision", "bfloat16")
         assert code == 2 and "precision is 'float32' there and 'bfloat16' here" in message
-        assert contents(tmp_path / "out") == before
+        assert read_files(tmp_path / "out") == before
 
     def test_another_format_of_the_stream_is_another_run(
         self, run_train: RunTrain, whole: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,10 +187,10 @@ class TestRefusals:
         assert code == 3 and "a file, not a folder" in message
 
     def test_another_recipe_names_the_key(self, run_train: RunTrain, whole: Path) -> None:
-        before = contents(whole)
+        before = read_files(whole)
         code, message = run_train("--set", "optimizer.lr=2e-3", out=whole)
         assert code == 2 and "recipe.optimizer.lr is 0.001 there and 0.002 here" in message
-        assert contents(whole) == before
+        assert read_files(whole) == before
 
     def test_another_text_is_another_run(
         self, run_train: RunTrain, whole: Path, tmp_path: Path
@@ -233,7 +233,7 @@ class TestRefusals:
             and "step 2, rows 4 to 7 of pass 1" in message
             and "--set optimizer.lr=" in message
         )
-        assert "Traceback" not in message and len(records(tmp_path / "out")) == 1
+        assert "Traceback" not in message and len(read_log(tmp_path / "out")) == 1
 
 
 class TestRun:
@@ -252,7 +252,7 @@ class TestRun:
         assert (whole / "main" / "ltg_bert.py").exists()
 
     def test_the_log_has_a_line_per_step_and_one_switch(self, whole: Path) -> None:
-        result = records(whole)
+        result = read_log(whole)
         assert [record["step"] for record in result] == list(range(1, STEPS + 1))
         assert [[*record["loss"]] for record in result] == [["clm"]] * 6 + [["mlm"]] * 6
         assert [(record["step"], record["switch"]) for record in result if "switch" in record] == [
@@ -264,9 +264,9 @@ class TestRun:
     def test_a_finished_run_is_left_alone(
         self, run_train: RunTrain, whole: Path, options: tuple[str, ...]
     ) -> None:
-        before = contents(whole)
+        before = read_files(whole)
         assert run_train(*options, out=whole)[0] == 0
-        assert contents(whole) == before
+        assert read_files(whole) == before
 
     def test_batch_tokens_and_states_change_nothing(
         self, run_train: RunTrain, whole: Path, tmp_path: Path
@@ -279,7 +279,7 @@ class TestRun:
 
     def test_the_same_text_from_the_grammar(self, run_train: RunTrain, tmp_path: Path) -> None:
         assert run_train("--set", "corpus.words=200", corpus="nano")[0] == 0
-        assert records(tmp_path / "out")[-1]["step"] == STEPS
+        assert read_log(tmp_path / "out")[-1]["step"] == STEPS
 
     def test_a_recipe_that_extends_a_shipped_one(self, run_train: RunTrain, tmp_path: Path) -> None:
         lines = ['extends = "babyllama"']
@@ -313,7 +313,7 @@ class TestRun:
             patch.setattr(commands_score, "score", killed)
             train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
         train(str(own), str(text), tmp_path / "out", TrainOptions(device="cpu"))
-        scored = [record for record in records(tmp_path / "out") if "scores" in record]
+        scored = [record for record in read_log(tmp_path / "out") if "scores" in record]
         assert [record["checkpoint"] for record in scored] == ["chck_3M", "main"], (
             "also after a kill while scoring"
         )
@@ -383,7 +383,7 @@ class TestTeachers:
             TrainOptions(device="cpu", changes=["seed=7"], teachers=given),
         )
         assert not (tmp_path / "b" / "teachers").exists()
-        assert weights(tmp_path / "a") == weights(tmp_path / "b")
+        assert read_weights(tmp_path / "a") == read_weights(tmp_path / "b")
         alone = [*map(str, ("seed=7", "distil.alpha=1.0"))]
         train(
             "student",
@@ -391,7 +391,7 @@ class TestTeachers:
             tmp_path / "c",
             TrainOptions(device="cpu", changes=alone, teachers=given),
         )
-        assert weights(tmp_path / "a") != weights(tmp_path / "c")
+        assert read_weights(tmp_path / "a") != read_weights(tmp_path / "c")
 
     def test_the_same_recipe_twice_is_two_models(
         self, student: Path, text: Path, tmp_path: Path
@@ -409,7 +409,7 @@ class TestTeachers:
             for name in ("wide", "wide-2")
         ]
         assert [card["antlm_bench"]["seed"] for card in cards] == [7, 8]
-        assert weights(taught / "wide") != weights(taught / "wide-2")
+        assert read_weights(taught / "wide") != read_weights(taught / "wide-2")
 
     def test_too_few_are_refused(self, student: Path, text: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="1 given, but student has 2: wide, deep"):
@@ -456,7 +456,7 @@ class TestTeachers:
         others: list[list[str]] = [[deep, deep], []]
         for stop_after in (3, None):
             train("student", str(text), tmp_path / "out", replace(one, stop_after=stop_after))
-            before = contents(tmp_path / "out")
+            before = read_files(tmp_path / "out")
             for teachers in others:
                 with pytest.raises(UsageError, match=r"another run is here: .*teachers"):
                     train(
@@ -465,13 +465,13 @@ class TestTeachers:
                         tmp_path / "out",
                         replace(one, teachers=teachers, stop_after=None),
                     )
-            assert contents(tmp_path / "out") == before
+            assert read_files(tmp_path / "out") == before
         swapped = replace(one, teachers=[deep, wide], stop_after=None)
         assert train("student", str(text), tmp_path / "out", swapped), "the mean has no order"
         recorded = json.loads((tmp_path / "out" / "train.json").read_text(encoding="utf-8"))[
             "teachers"
         ]
-        expected = [hashlib.sha256(weights(tmp_path / name)).hexdigest() for name in names]
+        expected = [hashlib.sha256(read_weights(tmp_path / name)).hexdigest() for name in names]
         assert recorded == {"given": True, "weights": expected}
 
     def test_a_record_without_teachers_still_continues(
@@ -588,11 +588,11 @@ class TestInterruptions:
             actual_code, message = run_train()
         assert actual_code == code and "continues where this one stopped" in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000007"]
-        assert len(records(tmp_path / "out")) == 7
+        assert len(read_log(tmp_path / "out")) == 7
         assert run_train("--resume")[0] == 0
-        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(
-            whole
-        )
+        assert read_weights(tmp_path / "out") == read_weights(whole) and read_log(
+            tmp_path / "out"
+        ) == read_log(whole)
 
     def test_a_full_disk_is_named_and_costs_nothing_older(
         self, run_train: RunTrain, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -611,9 +611,9 @@ class TestInterruptions:
         assert code == 3 and "No space left on device" in message and "Traceback" not in message
         assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["00000004"]
         assert run_train()[0] == 0
-        assert weights(tmp_path / "out") == weights(whole) and records(tmp_path / "out") == records(
-            whole
-        )
+        assert read_weights(tmp_path / "out") == read_weights(whole) and read_log(
+            tmp_path / "out"
+        ) == read_log(whole)
 
     def test_half_a_line_in_the_log_is_taken_back(
         self, run_train: RunTrain, recipe: Path, text: Path, tmp_path: Path, whole: Path
@@ -621,7 +621,7 @@ class TestInterruptions:
         train(str(recipe), str(text), tmp_path / "out", TrainOptions(device="cpu", stop_after=5))
         with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as log:
             log.write('{"step": 6, "loss": {"clm": 1.5}')
-        assert run_train()[0] == 0 and records(tmp_path / "out") == records(whole)
+        assert run_train()[0] == 0 and read_log(tmp_path / "out") == read_log(whole)
 
     def test_an_error_leaves_the_folder_free(
         self, run_train: RunTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -716,15 +716,27 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
         assert {str(path.relative_to(out)) for path in out.rglob("*")} == {
             str(path.relative_to(whole)) for path in whole.rglob("*")
         }, f"{kill}: nothing is left behind"
-        assert records(out) == records(whole), kill
+        assert read_log(out) == read_log(whole), kill
         for checkpoint in ("chck_4M", "main"):
-            assert weights(out, checkpoint) == weights(whole, checkpoint), kill
+            assert read_weights(out, checkpoint) == read_weights(whole, checkpoint), kill
 
 
-def test_a_real_signal_stops_a_real_command(recipe: Path, text: Path, tmp_path: Path) -> None:
+def test_sigterm_stops_a_command_after_its_first_step(
+    recipe: Path, text: Path, tmp_path: Path
+) -> None:
     """The nano scale of a shipped recipe."""
     out, log = tmp_path / "out", tmp_path / "out" / "train.jsonl"
-    command = [*PROGRAM, "train", "babyllama", "--scale", "nano", "--corpus", "nano"]
+    command = [
+        *PROGRAM,
+        "train",
+        "babyllama",
+        "--scale",
+        "nano",
+        "--corpus",
+        "nano",
+        "--out",
+        str(out),
+    ]
     with subprocess.Popen(
         [*command, "--out", str(out), "--device", "cpu"],
         env=ENVIRONMENT,
@@ -788,7 +800,7 @@ def test_two_processes_learn_what_one_does(
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-    for one, other in zip(records(tmp_path / "out"), records(whole), strict=True):
+    for one, other in zip(read_log(tmp_path / "out"), read_log(whole), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert (
             one["norm"] == pytest.approx(other["norm"], rel=1e-4)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking_score import agreement, pairs_of, write_pairs
+from score_helpers import make_agreement_rows, write_pairs, write_sentence_pairs
 
 from antlm_bench.checkpoints import OpenOptions
 from antlm_bench.cli.app import run
@@ -47,7 +47,7 @@ DOC = Path(__file__).parents[2] / "docs" / "verify.md"
 
 @pytest.fixture
 def suite(tmp_path) -> Path:
-    return write_pairs(tmp_path / "agree.csv", agreement())
+    return write_pairs(tmp_path / "agree.csv", make_agreement_rows())
 
 
 @pytest.fixture
@@ -167,14 +167,14 @@ def test_a_policy_that_lm_eval_does_not_have_is_compared_with_minicons_alone(
 
 
 def test_our_own_architectures_are_known_to_the_peers(suite, tmp_path):
-    from small_models import SIZES
-    from tiny import tokenizer_for
+    from ltg_models import SIZES
+    from tiny_models import train_tokenizer
 
     from antlm_bench.architectures import gpt_bert
 
     config = gpt_bert.GptBertConfig(**SIZES | {"vocab_size": 400, "max_position_embeddings": 64})
     gpt_bert.GptBertForCausalLM(config).save_pretrained(tmp_path / "gpt")
-    tokenizer_for("causal", True).save_pretrained(tmp_path / "gpt")
+    train_tokenizer("causal", True).save_pretrained(tmp_path / "gpt")
     found = verify(tmp_path / "gpt", str(suite), limit=5)
     assert len(found.agreements) == 2 and all(a.is_within(1e-3) for a in found.agreements)
 
@@ -186,7 +186,7 @@ def test_the_sample_is_evenly_spaced():
 
 
 def test_items_that_do_not_fit_are_left_out_and_counted(make_checkpoint, tmp_path):
-    suite = pairs_of(
+    suite = write_sentence_pairs(
         tmp_path / "x.csv",
         ("the cat", "a cat"),
         ("the old cat sees the dogs near a house", "the cat"),
@@ -305,7 +305,7 @@ def test_an_offset_is_a_difference_even_where_no_decision_moves(
 
 
 def test_a_decision_between_equal_texts_may_fall_either_way(make_checkpoint, tmp_path, monkeypatch):
-    suite = pairs_of(tmp_path / "twins.csv", ("the cat sleeps", "the cat sleeps"))
+    suite = write_sentence_pairs(tmp_path / "twins.csv", ("the cat sleeps", "the cat sleeps"))
     plant(monkeypatch, lambda scores: scores + np.array([0.0, 1e-5]))
     found = verify(make_checkpoint(), str(suite))
     [flip] = found.agreements[0].flips

@@ -9,9 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pair_runs import (
+    PARADIGMS_BY_PHENOMENON,
+    PHENOMENON_BY_PARADIGM,
+    draw_logprob_gaps,
+    make_cell,
+    make_predictions,
+    write_run,
+    write_toy_run,
+)
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from toy_pairs import PHENOMENON, TREE, cell, margins, predictions, toy, write
 
 from antlm_bench import statistics
 from antlm_bench.comparison import Comparison, Difference, compare_runs
@@ -29,11 +37,16 @@ def pair(
     tmp_path: Path, items: int = 60
 ) -> tuple[Run, Run, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Two runs of one test, the second slightly worse, and their margins."""
-    first = margins(items, 0.8, seed=1)
+    first = draw_logprob_gaps(items, 0.8, seed=1)
     second = {
         name: each + np.random.default_rng(2).normal(-0.2, 1, items) for name, each in first.items()
     }
-    return toy(tmp_path / "a", first), toy(tmp_path / "b", second), first, second
+    return (
+        write_toy_run(tmp_path / "a", first),
+        write_toy_run(tmp_path / "b", second),
+        first,
+        second,
+    )
 
 
 def test_every_level_is_what_counting_by_hand_gives(tmp_path: Path) -> None:
@@ -49,17 +62,17 @@ def test_every_level_is_what_counting_by_hand_gives(tmp_path: Path) -> None:
         tuple(run.cells[0].summary.headline.value for run in (a, b))
     )
     groups = {(g.level, g.name): g for g in found.groups}
-    assert set(groups) == {("phenomenon", name) for name in TREE} | {
-        ("paradigm", name) for name in PHENOMENON
+    assert set(groups) == {("phenomenon", name) for name in PARADIGMS_BY_PHENOMENON} | {
+        ("paradigm", name) for name in PHENOMENON_BY_PARADIGM
     }
     for (level, name), g in groups.items():
-        inside = TREE[name] if level == "phenomenon" else [name]
+        inside = PARADIGMS_BY_PHENOMENON[name] if level == "phenomenon" else [name]
         x, y = (np.concatenate([side[p] for p in inside]) for side in (first, second))
         assert (g.a, g.b, g.n) == pytest.approx(((x >= 0).mean(), (y >= 0).mean(), len(x)))
         assert g.gained == ((x < 0) & (y >= 0)).sum() and g.lost == ((x >= 0) & (y < 0)).sum()
         assert g.margin and g.margin.value == pytest.approx((y - x).mean())
         assert g.low < g.value < g.high
-        assert g.within == ("" if level == "phenomenon" else PHENOMENON[name])
+        assert g.within == ("" if level == "phenomenon" else PHENOMENON_BY_PARADIGM[name])
         fewer, both = min(g.gained, g.lost), g.gained + g.lost
         mid = 2 * stats.binom.cdf(fewer, both, 0.5) - stats.binom.pmf(fewer, both, 0.5)
         assert g.p == pytest.approx(min(1.0, mid))
@@ -109,12 +122,12 @@ def test_flips_are_the_items_answered_differently_the_worst_first(tmp_path: Path
     assert list(flipped[: len(lost)]) == lost == sorted(lost, key=lambda flip: flip.margin or 0.0)
     for flip in flipped:
         paradigm, _, i = flip.id.rpartition("_")
-        assert flip.labels == {"paradigm": paradigm, "phenomenon": PHENOMENON[paradigm]}
+        assert flip.labels == {"paradigm": paradigm, "phenomenon": PHENOMENON_BY_PARADIGM[paradigm]}
         assert flip.margin == pytest.approx(second[paradigm][int(i)] - first[paradigm][int(i)])
 
 
 def test_a_run_against_itself_is_certain_to_be_equal(tmp_path: Path) -> None:
-    a = toy(tmp_path / "a", margins(20))
+    a = write_toy_run(tmp_path / "a", draw_logprob_gaps(20))
     found = only(compare_runs(a, a))
     for d in (found.headline, *found.groups):
         assert (d.value, d.low, d.high, d.p, d.adjusted, d.gained, d.lost) == (0, 0, 0, 1, 1, 0, 0)
@@ -122,10 +135,10 @@ def test_a_run_against_itself_is_certain_to_be_equal(tmp_path: Path) -> None:
 
 
 def test_equal_decisions_of_unequal_models_are_not_certainty(tmp_path: Path) -> None:
-    first = margins(20)
+    first = draw_logprob_gaps(20)
     a, b = (
-        toy(tmp_path / "a", first),
-        toy(tmp_path / "b", {name: 2 * each for name, each in first.items()}),
+        write_toy_run(tmp_path / "a", first),
+        write_toy_run(tmp_path / "b", {name: 2 * each for name, each in first.items()}),
     )
     found = only(compare_runs(a, b))
     assert found.headline.value == 0 and found.headline.low < 0 < found.headline.high
@@ -136,26 +149,31 @@ def test_equal_decisions_of_unequal_models_are_not_certainty(tmp_path: Path) -> 
 def test_ties_share_credit_and_are_tested_by_permutation(tmp_path: Path) -> None:
     first = {"adjunct_island": np.array([1.0, 1, 1, -1, 0, 1, 1, 1])}
     second = {"adjunct_island": np.array([0.0, 0, 0, -1, 0, 1, 0, -1])}
-    found = only(compare_runs(toy(tmp_path / "a", first), toy(tmp_path / "b", second)))
+    found = only(
+        compare_runs(write_toy_run(tmp_path / "a", first), write_toy_run(tmp_path / "b", second))
+    )
     assert (found.headline.a, found.headline.b) == (6.5 / 8, 3.5 / 8)
     assert (found.headline.gained, found.headline.lost) == (0, 5)
     assert found.headline.p == pytest.approx(2 / 2**5, abs=0.02)  # five signs, all one way
     strict = only(
         compare_runs(
-            toy(tmp_path / "c", first, ties="strict"), toy(tmp_path / "d", second, ties="strict")
+            write_toy_run(tmp_path / "c", first, ties="strict"),
+            write_toy_run(tmp_path / "d", second, ties="strict"),
         )
     )
     assert (strict.headline.a, strict.headline.b) == (6 / 8, 1 / 8)
 
 
 def test_only_the_phenomenon_that_got_worse_is_blamed(tmp_path: Path) -> None:
-    first = margins(400, 0.85, seed=3)
+    first = draw_logprob_gaps(400, 0.85, seed=3)
     second = {
         name: each + np.random.default_rng(4).normal(0, 0.05, 400) for name, each in first.items()
     }
-    for name in TREE["islands"]:
+    for name in PARADIGMS_BY_PHENOMENON["islands"]:
         second[name] = second[name] - 0.5
-    found = only(compare_runs(toy(tmp_path / "a", first), toy(tmp_path / "b", second)))
+    found = only(
+        compare_runs(write_toy_run(tmp_path / "a", first), write_toy_run(tmp_path / "b", second))
+    )
     blamed = [g.name for g in found.groups if g.level == "phenomenon" and (g.adjusted or 1) < 0.05]
     assert blamed == ["islands"]
     assert found.headline.adjusted is not None and found.headline.adjusted < 0.001
@@ -194,11 +212,12 @@ def test_small_families_use_holm_and_large_ones_bh() -> None:
 
 
 def test_what_was_not_scored_counts_as_wrong_and_has_no_margin(tmp_path: Path) -> None:
-    made = predictions(margins(10, 1.0), PHENOMENON)
+    made = make_predictions(draw_logprob_gaps(10, 1.0), PHENOMENON_BY_PARADIGM)
     long = replace(made[0], scores=(), tokens=(), characters=(), flags=("too-long",))
     found = only(
         compare_runs(
-            write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell([long, *made[1:]]))
+            write_run(tmp_path / "a", make_cell(made)),
+            write_run(tmp_path / "b", make_cell([long, *made[1:]])),
         )
     )
     paradigm = next(g for g in found.groups if g.name == "adjunct_island")
@@ -220,9 +239,11 @@ def test_correlations_are_compared_on_the_same_items(tmp_path: Path) -> None:
     ratings = rng.random(80)
     x, y = 3 * ratings + rng.normal(0, 1, 80), 3 * ratings + rng.normal(0, 3, 80)
     runs = [
-        write(
+        write_run(
             tmp_path / name,
-            cell(rated(v, ratings), suite="wug", metric="spearman", macro=(), groups=("kind",)),
+            make_cell(
+                rated(v, ratings), suite="wug", metric="spearman", macro=(), groups=("kind",)
+            ),
         )
         for name, v in (("a", x), ("b", y))
     ]
@@ -254,13 +275,13 @@ def test_correlations_are_compared_on_the_same_items(tmp_path: Path) -> None:
 def test_an_undefined_correlation_knows_nothing(tmp_path: Path) -> None:
     flat, ratings = np.zeros(20), np.random.default_rng(0).random(20)
     options = {"suite": "wug", "metric": "spearman", "macro": (), "groups": ()}
-    a = write(tmp_path / "a", cell(rated(flat, ratings), **options))
-    b = write(tmp_path / "b", cell(rated(ratings, ratings), **options))
+    a = write_run(tmp_path / "a", make_cell(rated(flat, ratings), **options))
+    b = write_run(tmp_path / "b", make_cell(rated(ratings, ratings), **options))
     head = only(compare_runs(a, b)).headline
     assert (head.a, head.b, head.low, head.high, head.p) == (0, pytest.approx(1), -2, 2, None)
     assert head.detectable is None
     few = np.where(np.arange(20) < 5, ratings, 0.0)
-    c = write(tmp_path / "c", cell(rated(few, ratings), **options))
+    c = write_run(tmp_path / "c", make_cell(rated(few, ratings), **options))
     found = only(compare_runs(b, c))
     assert (found.headline.low, found.headline.high, found.headline.p) == (
         -2,
@@ -290,7 +311,7 @@ def finetuned(
                     f"t{i}", gold, int(np.argmax(scores)), scores, (9, 9), (30, 30), {"task": task}
                 )
             )
-        one, _ = cell(
+        one, _ = make_cell(
             made,
             suite=f"glue-2025.{task}",
             method="finetune-causal",
@@ -307,8 +328,8 @@ def finetuned(
 
 
 def test_tasks_are_compared_over_seeds_and_items_and_averaged(tmp_path: Path) -> None:
-    a = write(tmp_path / "a", *finetuned("rte", 3), *finetuned("boolq", 3))
-    b = write(
+    a = write_run(tmp_path / "a", *finetuned("rte", 3), *finetuned("boolq", 3))
+    b = write_run(
         tmp_path / "b", *finetuned("rte", 2, 0.2), *finetuned("boolq", 2, 0.2), *finetuned("wsc", 2)
     )
     found = only(compare_runs(a, b))
@@ -346,15 +367,15 @@ def test_a_task_whose_items_all_moved_alike_is_not_certain(tmp_path: Path) -> No
         (one, made), *_ = finetuned("rte", 1)
         sides.append((one, [replace(p, gold=0, pred=0, scores=scores) for p in made]))
     found = only(
-        compare_runs(write(tmp_path / "a", sides[0]), write(tmp_path / "b", sides[1]))
+        compare_runs(write_run(tmp_path / "a", sides[0]), write_run(tmp_path / "b", sides[1]))
     ).groups[0]
     assert (found.value, found.low) == (-1, -1) and -1 < found.high < -0.8
     assert found.p is not None and found.p < 0.001
 
 
 def test_one_seed_and_collapsed_seeds_are_said(tmp_path: Path) -> None:
-    a = write(tmp_path / "a", *finetuned("rte", 1))
-    b = write(tmp_path / "b", *finetuned("rte", 1, 0.1, collapsed=["constant prediction"]))
+    a = write_run(tmp_path / "a", *finetuned("rte", 1))
+    b = write_run(tmp_path / "b", *finetuned("rte", 1, 0.1, collapsed=["constant prediction"]))
     found = only(compare_runs(a, b))
     assert any("one seed: the interval does not know" in note for note in found.notes)
     assert "rte: 1 of 1 seeds of the second run collapsed" in found.notes

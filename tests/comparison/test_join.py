@@ -15,7 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_pairs import PHENOMENON, SETTINGS, cell, margins, predictions, toy, write
+from pair_runs import (
+    PHENOMENON_BY_PARADIGM,
+    SETTINGS,
+    draw_logprob_gaps,
+    make_cell,
+    make_predictions,
+    write_run,
+    write_toy_run,
+)
 
 from antlm_bench import runs
 from antlm_bench.comparison import compare_runs
@@ -66,7 +74,7 @@ def predicted(draw: st.DrawFn) -> list[Prediction]:
 def test_columns_say_what_the_predictions_say(
     made: list[Prediction], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    run = write(tmp_path_factory.mktemp("run"), (Cell("toy", "causal", "k", {}, SUMMARY), made))
+    run = write_run(tmp_path_factory.mktemp("run"), (Cell("toy", "causal", "k", {}, SUMMARY), made))
     fast, slow = load_table(run, run.cells[0]), build_table(made, {"field", "paradigm"})
     assert fast.ids == slow.ids
     for name in ("gold", "scores", "tokens", "characters", "valid"):
@@ -85,9 +93,11 @@ def joined(a: Run, b: Run, allow_mixed: bool = False):  # type: ignore[no-untype
 
 
 def test_items_are_found_in_whatever_order_they_stand(tmp_path: Path) -> None:
-    made = predictions(margins(5), PHENOMENON)
+    made = make_predictions(draw_logprob_gaps(5), PHENOMENON_BY_PARADIGM)
     shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
-    one = joined(write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(shuffled)))
+    one = joined(
+        write_run(tmp_path / "a", make_cell(made)), write_run(tmp_path / "b", make_cell(shuffled))
+    )
     assert one.tables_a[0].ids == one.tables_b[0].ids == tuple(p.id for p in made)
     np.testing.assert_array_equal(one.tables_a[0].scores, one.tables_b[0].scores)
     for level in ("phenomenon", "paradigm"):
@@ -100,10 +110,12 @@ def test_items_are_found_in_whatever_order_they_stand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", DECISIVE_SETTINGS)
 def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: Path) -> None:
-    a = toy(tmp_path / "a", margins(4))
+    a = write_toy_run(tmp_path / "a", draw_logprob_gaps(4))
     first = a.cells[0]
     other = replace(first, settings={**SETTINGS, setting: "strict"})
-    b = write(tmp_path / "b", (other, predictions(margins(4), PHENOMENON)))
+    b = write_run(
+        tmp_path / "b", (other, make_predictions(draw_logprob_gaps(4), PHENOMENON_BY_PARADIGM))
+    )
     with pytest.raises(NotComparable) as refused:
         joined(a, b)
     said = str(first.settings[setting]) if first.settings.get(setting) else ""
@@ -119,10 +131,10 @@ def test_a_rule_that_differs_is_named_with_both_values(setting: str, tmp_path: P
 
 
 def test_the_metric_and_the_averaging_are_rules_too(tmp_path: Path) -> None:
-    made = predictions(margins(4), PHENOMENON)
+    made = make_predictions(draw_logprob_gaps(4), PHENOMENON_BY_PARADIGM)
     a, b = (
-        write(tmp_path / "a", cell(made)),
-        write(tmp_path / "b", cell(made, macro=("phenomenon",))),
+        write_run(tmp_path / "a", make_cell(made)),
+        write_run(tmp_path / "b", make_cell(made, macro=("phenomenon",))),
     )
     with pytest.raises(NotComparable, match=r"metric: .*paradigm.* / .*phenomenon"):
         joined(a, b)
@@ -130,7 +142,10 @@ def test_the_metric_and_the_averaging_are_rules_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", NOTED_SETTINGS)
 def test_numerical_noise_and_treatments_are_noted_only(setting: str, tmp_path: Path) -> None:
-    a, b = toy(tmp_path / "a", margins(4)), toy(tmp_path / "b", margins(4), **{setting: "other"})
+    a, b = (
+        write_toy_run(tmp_path / "a", draw_logprob_gaps(4)),
+        write_toy_run(tmp_path / "b", draw_logprob_gaps(4), **{setting: "other"}),
+    )
     assert [
         note
         for note in joined(a, b).notes
@@ -139,8 +154,11 @@ def test_numerical_noise_and_treatments_are_noted_only(setting: str, tmp_path: P
 
 
 def test_missing_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    made = predictions(margins(4), PHENOMENON)
-    a, b = write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(made[3:]))
+    made = make_predictions(draw_logprob_gaps(4), PHENOMENON_BY_PARADIGM)
+    a, b = (
+        write_run(tmp_path / "a", make_cell(made)),
+        write_run(tmp_path / "b", make_cell(made[3:])),
+    )
     with pytest.raises(
         NotComparable, match=f"items: {len(made) - 3} shared of {len(made)} / {len(made) - 3}"
     ):
@@ -152,29 +170,38 @@ def test_missing_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> No
 
 
 def test_no_shared_item_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
-    made = predictions(margins(2), PHENOMENON)
+    made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     other = [replace(p, id=f"x{p.id}") for p in made]
     with pytest.raises(NotComparable, match="0 shared"):
         joined(
-            write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True
+            write_run(tmp_path / "a", make_cell(made)),
+            write_run(tmp_path / "b", make_cell(other)),
+            allow_mixed=True,
         )
 
 
 def test_another_right_answer_is_another_question(tmp_path: Path) -> None:
-    made = predictions(margins(2), PHENOMENON)
+    made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
     other = [replace(made[0], gold=1), *made[1:]]
     with pytest.raises(
         NotComparable, match="right answer differs in 1 items, first 'adjunct_island_0'"
     ):
         joined(
-            write(tmp_path / "a", cell(made)), write(tmp_path / "b", cell(other)), allow_mixed=True
+            write_run(tmp_path / "a", make_cell(made)),
+            write_run(tmp_path / "b", make_cell(other)),
+            allow_mixed=True,
         )
 
 
 def test_equal_methods_go_together_and_others_only_when_asked(tmp_path: Path) -> None:
-    made = predictions(margins(2), PHENOMENON)
-    a = write(tmp_path / "a", cell(made), cell(made, method="mntp"), cell(made, suite="other"))
-    b = write(tmp_path / "b", cell(made, method="mlm"), cell(made, method="mntp"))
+    made = make_predictions(draw_logprob_gaps(2), PHENOMENON_BY_PARADIGM)
+    a = write_run(
+        tmp_path / "a",
+        make_cell(made),
+        make_cell(made, method="mntp"),
+        make_cell(made, suite="other"),
+    )
+    b = write_run(tmp_path / "b", make_cell(made, method="mlm"), make_cell(made, method="mntp"))
     names = [(x[0].suite, x[0].method, y[0].method) for x, y in match_cells(a, b)]
     assert names == [("toy", "mntp", "mntp")]
     names = [
@@ -182,19 +209,19 @@ def test_equal_methods_go_together_and_others_only_when_asked(tmp_path: Path) ->
         for x, y in match_cells(a, b, methods=[("causal", "mlm"), ("mntp", "mntp")])
     ]
     assert names == [("causal", "mlm"), ("mntp", "mntp")]
-    c = write(tmp_path / "c", cell(made, method="mlm"))
+    c = write_run(tmp_path / "c", make_cell(made, method="mlm"))
     with pytest.raises(NotComparable, match="causal, mntp / mlm") as refused:
         match_cells(a, c)
     assert "--method causal=mlm" in refused.value.hint
     with pytest.raises(UsageError, match="has no suite 'blimp'"):
         match_cells(a, b, suites=["blimp"])
     with pytest.raises(NotComparable, match="no suite is in both"):
-        match_cells(a, write(tmp_path / "d", cell(made, suite="fourth")))
+        match_cells(a, write_run(tmp_path / "d", make_cell(made, suite="fourth")))
 
 
 def forged(folder: Path, change) -> Run:  # type: ignore[no-untyped-def]
     """A run whose predictions were changed by somebody who also mended the digest in run.json."""
-    toy(folder, margins(3))
+    write_toy_run(folder, draw_logprob_gaps(3))
     (file,) = (folder / "predictions").iterdir()
     table = pq.read_table(file)
     pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), file)
@@ -245,9 +272,9 @@ def test_what_no_model_says_is_an_error_that_names_the_run(complaint: str, tmp_p
 
 
 def test_a_label_that_the_headline_averages_over_is_needed(tmp_path: Path) -> None:
-    made = predictions(margins(3), PHENOMENON)
-    (one, _) = cell(made)
-    run = write(tmp_path / "a", (one, [replace(p, labels={"phenomenon": "x"}) for p in made]))
+    made = make_predictions(draw_logprob_gaps(3), PHENOMENON_BY_PARADIGM)
+    (one, _) = make_cell(made)
+    run = write_run(tmp_path / "a", (one, [replace(p, labels={"phenomenon": "x"}) for p in made]))
     with pytest.raises(DataError, match="no label 'paradigm', which the headline averages over"):
         compare_runs(run, run)
 
@@ -255,14 +282,14 @@ def test_a_label_that_the_headline_averages_over_is_needed(tmp_path: Path) -> No
 def test_a_table_beyond_all_memory_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = toy(tmp_path / "a", margins(3))
+    run = write_toy_run(tmp_path / "a", draw_logprob_gaps(3))
     monkeypatch.setattr("antlm_bench.comparison.join.MAX_SCORES", 35)  # 18 items of 2 options
     with pytest.raises(RunError, match="2 options of one item are too many"):
         joined(run, run)
 
 
 def test_a_file_cut_short_or_gone_is_an_error(tmp_path: Path) -> None:
-    run = toy(tmp_path / "a", margins(3))
+    run = write_toy_run(tmp_path / "a", draw_logprob_gaps(3))
     (file,) = (tmp_path / "a" / "predictions").iterdir()
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(RunError, match="cut short or edited"):

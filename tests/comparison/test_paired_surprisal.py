@@ -11,8 +11,8 @@ from xml.etree import ElementTree as Xml
 
 import numpy as np
 import pytest
+from pair_runs import SETTINGS, write_run
 from scipy import stats
-from toy_pairs import SETTINGS, write
 
 from antlm_bench.cli.app import run
 from antlm_bench.comparison import Comparison, Difference, compare_runs
@@ -43,7 +43,9 @@ def said(folder: Path, nats: Floats, long: Sequence[int] = ()) -> Run:
     summary = summarize(
         made, suite="words", method="causal", metric="surprisal", macro=(), groups=()
     )
-    return write(folder, (Cell("words", "causal", "k", SETTINGS, summary), made), name=folder.name)
+    return write_run(
+        folder, (Cell("words", "causal", "k", SETTINGS, summary), made), name=folder.name
+    )
 
 
 def test_words_are_paired_and_are_the_sample(tmp_path: Path) -> None:

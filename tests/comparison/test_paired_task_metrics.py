@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pair_runs import make_cell, write_run
 from scipy import stats
-from toy_pairs import cell, write
 
 from antlm_bench.comparison import Comparison, compare_runs
 from antlm_bench.comparison.verdict import Margins, judge
@@ -26,7 +26,9 @@ def run(folder: Path, values: list[float], metric: str, tasks: list[str] | None 
         for n, value in enumerate(values)
     ]
     levels = ("task",) if tasks else ()
-    return write(folder, cell(made, "lm-eval.toy", metric=metric, macro=levels, groups=levels))
+    return write_run(
+        folder, make_cell(made, "lm-eval.toy", metric=metric, macro=levels, groups=levels)
+    )
 
 
 def only(a: Run, b: Run) -> Comparison:
@@ -106,7 +108,9 @@ def documents(folder: Path, nats: np.ndarray, sizes: np.ndarray) -> Run:
         Prediction(f"d{n}", 0, 0, (-one,), (9,), (9,), judged=(float(size), math.nan))
         for n, (one, size) in enumerate(zip(nats.tolist(), sizes.tolist(), strict=True))
     ]
-    return write(folder, cell(made, "lm-eval.whole", metric="bits-per-byte", macro=(), groups=()))
+    return write_run(
+        folder, make_cell(made, "lm-eval.whole", metric="bits-per-byte", macro=(), groups=())
+    )
 
 
 def test_fewer_bits_per_byte_are_better_and_documents_are_paired(tmp_path: Path) -> None:

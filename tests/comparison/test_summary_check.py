@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_pairs import margins, toy
+from pair_runs import draw_logprob_gaps, write_toy_run
 
 from antlm_bench import runs
 from antlm_bench.comparison.summary_check import read_run
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    return Path(toy(tmp_path / "run", margins(20)).path)
+    return Path(write_toy_run(tmp_path / "run", draw_logprob_gaps(20)).path)
 
 
 def edit(run_dir: Path, change: Change) -> None:
@@ -138,7 +138,7 @@ def test_score_computes_an_edited_cell_again(run_dir: Path) -> None:
 
 
 def test_the_bytes_of_predictions_follow_their_numbers_alone(tmp_path: Path) -> None:
-    one, other = (toy(tmp_path / name, margins(20)) for name in "ab")
+    one, other = (write_toy_run(tmp_path / name, draw_logprob_gaps(20)) for name in "ab")
     assert one.cells[0].digest == other.cells[0].digest
     summary = replace(one.cells[0].summary, notes=("another remark",))
     with runs.RunWriter(tmp_path / "c", one.manifest) as writer:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
 
 from antlm_bench import runs
 from antlm_bench.exports import leaderboard
@@ -48,7 +48,7 @@ def words(milestone: int, **settings: Any) -> tuple[Cell, list[Prediction]]:
         )
         for n, item in enumerate(suite().items)
     ]
-    cell = toy.scored(WORDS, made, suite_digest="the digest", **settings)
+    cell = leaderboard_runs.make_cell(WORDS, made, suite_digest="the digest", **settings)
     return replace(cell, summary=replace(cell.summary, metric="surprisal")), made
 
 
@@ -56,7 +56,7 @@ def words(milestone: int, **settings: Any) -> tuple[Cell, list[Prediction]]:
 def checkpoints(tmp_path: Path) -> dict[int, Run]:
     milestones = leaderboard.load_leaderboard("2026").milestones("strict-small")
     return {
-        m: runs.open_run(toy.write(tmp_path / f"r{m}", f"chck_{m}M", [words(m)]))
+        m: runs.open_run(leaderboard_runs.write_run(tmp_path / f"r{m}", f"chck_{m}M", [words(m)]))
         for m in milestones
     }
 
@@ -82,7 +82,7 @@ def collated(final: Run, checkpoints: dict[int, Run], year: str = "2026") -> Lea
 
 
 def final_of(path: Path, cells: list[tuple[Cell, list[Prediction]]]) -> Run:
-    return runs.open_run(toy.write(path, "llama", cells))
+    return runs.open_run(leaderboard_runs.write_run(path, "llama", cells))
 
 
 def why(collation: LeaderboardFile, key: str) -> str:
@@ -133,7 +133,9 @@ def test_the_number_may_lie_beside_the_last_milestone(
     tmp_path: Path, checkpoints: dict[int, Run]
 ) -> None:
     kept = number(checkpoints, 0.125)
-    last = runs.open_run(toy.write(tmp_path / "r100", "chck_100M", [words(100), kept]))
+    last = runs.open_run(
+        leaderboard_runs.write_run(tmp_path / "r100", "chck_100M", [words(100), kept])
+    )
     made = collated(final_of(tmp_path / "main", [words(100)]), checkpoints | {100: last})
     assert made.document["aoa"] == {"aoa": 0.125}
 
@@ -156,7 +158,7 @@ def test_a_number_of_other_surprisals_is_not_sent(
     kept, curves = number(checkpoints)
     changed, made = words(5)
     made[0] = replace(made[0], scores=(-0.5,))
-    again = runs.open_run(toy.write(tmp_path / "r5", "chck_5M", [(changed, made)]))
+    again = runs.open_run(leaderboard_runs.write_run(tmp_path / "r5", "chck_5M", [(changed, made)]))
     said = collated(final_of(tmp_path / "main", [(kept, curves)]), checkpoints | {5: again})
     assert "is of 19 checkpoints, not of these 19 as they are scored now" in why(said, "aoa")
     some = {m: run for m, run in checkpoints.items() if m < 10}
@@ -169,7 +171,9 @@ def test_a_number_of_other_surprisals_is_not_sent(
 def test_other_texts_or_not_all_of_them_are_refused(
     tmp_path: Path, checkpoints: dict[int, Run]
 ) -> None:
-    limited = runs.open_run(toy.write(tmp_path / "r1", "chck_1M", [words(1, limit=3)]))
+    limited = runs.open_run(
+        leaderboard_runs.write_run(tmp_path / "r1", "chck_1M", [words(1, limit=3)])
+    )
     final = final_of(tmp_path / "main", [number(checkpoints)])
     assert "scored with --limit 3 (chck_1M)" in why(
         collated(final, checkpoints | {1: limited}), "aoa_surprisals"
@@ -177,6 +181,8 @@ def test_other_texts_or_not_all_of_them_are_refused(
     old, made = words(2)
     settings = {**old.settings, "suite_digest": "another"}
     other = runs.open_run(
-        toy.write(tmp_path / "r2", "chck_2M", [(replace(old, settings=settings), made)])
+        leaderboard_runs.write_run(
+            tmp_path / "r2", "chck_2M", [(replace(old, settings=settings), made)]
+        )
     )
     assert "not those that" in why(collated(final, checkpoints | {2: other}), "aoa_surprisals")

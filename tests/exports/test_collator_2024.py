@@ -7,9 +7,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import leaderboard_runs
 import numpy as np
 import pytest
-import toy_leaderboard as toy
 
 from antlm_bench.exports import leaderboard
 from antlm_bench.exports.leaderboard_answers import build_text_answers
@@ -71,20 +71,25 @@ def collated(subtask: str, samples: list[dict[str, Any]]) -> list[dict[str, Any]
 @pytest.mark.parametrize("part", PARTS, ids=[part.key for part in PARTS])
 def test_answers_are_those_of_the_official_collator(part: leaderboard.PartSpec) -> None:
     assert len(PARTS) == len(GROUPS)
-    spec, group, rng = toy.SPECS[part.suite], GROUPS[part.key], random.Random(part.key)
+    spec, group, rng = (
+        leaderboard_runs.TEXT_SUITE_SPECS[part.suite],
+        GROUPS[part.key],
+        random.Random(part.key),
+    )
     lines = [record(part.key, *pair) for pair in PAIRS * 8]
     scores = [(-rng.random(), -rng.random()) for _ in lines] + [(-1.0, -1.0)] * len(PAIRS)
     lines += lines[: len(PAIRS)]
     made = loader.build_items(spec, [(f"{group}.jsonl", "here", list(enumerate(lines, 1)))])
     predictions = [
-        toy.prediction(item, scores=pair) for item, pair in zip(made, scores, strict=True)
+        leaderboard_runs.make_prediction(item, scores=pair)
+        for item, pair in zip(made, scores, strict=True)
     ]
     suite = Suite(spec.name, "1", "", "", spec.metric, spec.groups, spec.macro, tuple(made), "d")
     answers, _ = build_text_answers(
         part,
         predictions,
         suite,
-        toy.scored(spec.name, []),
+        leaderboard_runs.make_cell(spec.name, []),
         leaderboard.load_leaderboard("2024").ties,
     )
     samples = [sample(part.key, line, pair) for line, pair in zip(lines, scores, strict=True)]

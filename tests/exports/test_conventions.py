@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import numpy as np
 import pytest
-import toy_leaderboard as toy
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
@@ -38,8 +38,12 @@ SAME = {"auto": {"causal": "<s> ...", "full": "<s> ... </s>"}} | {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, MOST))
-    monkeypatch.setattr(loader, "load_suite", lambda name, **_: toy.toy_suite(name, MOST))
+    monkeypatch.setattr(
+        leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
+    )
+    monkeypatch.setattr(
+        loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, MOST)
+    )
 
 
 def sent(
@@ -52,14 +56,16 @@ def sent(
 ) -> Submission:
     """A file of one suite, of a run with these settings."""
     predictions = [
-        toy.prediction(item, tokens=tuple(range(3, 3 + len(item.options))))
-        for item in toy.toy_suite(suite, MOST).items
+        leaderboard_runs.make_prediction(item, tokens=tuple(range(3, 3 + len(item.options))))
+        for item in leaderboard_runs.make_suite(suite, MOST).items
     ]
     allow, flags = settings.pop("allow_conventions", False), settings.pop("flags", {})
-    cell = toy.scored(suite, predictions, **toy.CONVENTIONS[year] | settings)
+    cell = leaderboard_runs.make_cell(
+        suite, predictions, **leaderboard_runs.CONVENTIONS[year] | settings
+    )
     cell = Cell(suite, method, "k", cell.settings, cell.summary)
     cell.summary.headline.flags.update(flags)  # type: ignore[attr-defined]
-    run = toy.write(folder / "run", "lab/m", [])
+    run = leaderboard_runs.write_run(folder / "run", "lab/m", [])
     manifest = Manifest(
         runs.SCHEMA_VERSION,
         {"name": "out/m", "weights": "w", **(model or {})},
@@ -252,7 +258,7 @@ def test_real_runs_are_refused_where_the_bos_differs(
     which it is.
     """
     folder = make_checkpoint("causal", adds=adds)
-    suite = replace(toy.toy_suite("supplement", MOST), version="2025")
+    suite = replace(leaderboard_runs.make_suite("supplement", MOST), version="2025")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "load_suite", lambda name, **_: suite)
         score(folder, "supplement", out=tmp_path / "run", device="cpu")
@@ -277,13 +283,14 @@ def test_the_file_ranks_float32_probabilities_whatever_the_run(tmp_path: Path) -
     """Near 1 they are equal in float32 and not in float64: the official collator correlates the
     former.
     """
-    toys = toy.toy_suite("wug-adj", MOST).items
+    toys = leaderboard_runs.make_suite("wug-adj", MOST).items
     gaps = (20.0, 25.0, 3.0)  # of which float32 cannot tell the first two apart
     predictions = [
-        toy.prediction(i, scores=(0.0, -gap, -200.0)) for i, gap in zip(toys, gaps, strict=True)
+        leaderboard_runs.make_prediction(i, scores=(0.0, -gap, -200.0))
+        for i, gap in zip(toys, gaps, strict=True)
     ]
-    cell = toy.scored("wug-adj", predictions, softmax="float64")
-    run = toy.write(tmp_path / "r1", "chck_1M", [(cell, predictions)])
+    cell = leaderboard_runs.make_cell("wug-adj", predictions, softmax="float64")
+    run = leaderboard_runs.write_run(tmp_path / "r1", "chck_1M", [(cell, predictions)])
     done = submit([run], year="2025", track="strict", out=tmp_path / "f.json", allow_partial=True)
     rows = json.loads(done.path.read_text())["wug_adj"]["wug_adj"]["predictions"]
     probabilities = [float(1 / (np.float32(1) + np.exp(np.float32(-gap)))) for gap in gaps]
@@ -305,17 +312,26 @@ SUBSTITUTE = "trained on a substitute, the 1,635 rows of SuperGLUE's validation 
 def with_labels(
     folder: Path, task: str = "rte", notes: tuple[str, ...] = (), **changes: Any
 ) -> Path:
-    cell = toy.finetuned(task, 42, **changes)
+    cell = leaderboard_runs.make_finetuned_cell(task, 42, **changes)
     cell = Cell(
         cell.suite, cell.method, "k", cell.settings, replace(cell.summary, notes=notes), seed=42
     )
-    predictions = [toy.prediction(item) for item in toy.toy_suite("supplement", MOST).items]
-    cells = [(cell, toy.labels(task, MOST)), (toy.scored("supplement", predictions), predictions)]
-    return toy.write(folder, "out/m", cells)
+    predictions = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("supplement", MOST).items
+    ]
+    cells = [
+        (cell, leaderboard_runs.make_class_predictions(task, MOST)),
+        (leaderboard_runs.make_cell("supplement", predictions), predictions),
+    ]
+    return leaderboard_runs.write_run(folder, "out/m", cells)
 
 
 def official_training(**changes: Any) -> dict[str, Any]:
-    return {"training": toy.official("glue-2025", "rte", "babylm-2025")["training"] | changes}
+    return {
+        "training": leaderboard_runs.preset_settings("glue-2025", "rte", "babylm-2025")["training"]
+        | changes
+    }
 
 
 @pytest.mark.parametrize(
@@ -359,7 +375,7 @@ def test_a_substitute_train_set_is_refused(tmp_path: Path) -> None:
     spec, _ = task_types.read_declaration("glue-2025")
     says = spec.task["boolq"].substitutes[0].says  # type: ignore[union-attr]
     assert SUBSTITUTE in says
-    official = toy.official("glue-2025", "boolq", "babylm-2025")
+    official = leaderboard_runs.preset_settings("glue-2025", "boolq", "babylm-2025")
     run = with_labels(tmp_path / "run", "boolq", (says,), **official)
     with pytest.raises(NotComparable, match=f"glue.boolq: {SUBSTITUTE}"):
         submit([run], year="2026", track="strict", out=tmp_path / "f", allow_partial=True)
@@ -391,10 +407,16 @@ def family(folder: Path, **of_milestone_two: Any) -> list[Path]:
     made = []
     for name, number in (("main", 0), ("chck_1M", 1), ("chck_2M", 2)):
         suite = "supplement-fast" if number else "supplement"
-        predictions = [toy.prediction(item) for item in toy.toy_suite(suite, MOST).items]
+        predictions = [
+            leaderboard_runs.make_prediction(item)
+            for item in leaderboard_runs.make_suite(suite, MOST).items
+        ]
         changed = of_milestone_two if number == 2 else {}
-        groups = tuple(Group("paradigm", name, toy.HALF) for name in toy.counts(suite))
-        cell = toy.scored(
+        groups = tuple(
+            Group("paradigm", name, leaderboard_runs.HALF)
+            for name in leaderboard_runs.group_sizes(suite)
+        )
+        cell = leaderboard_runs.make_cell(
             suite, predictions, groups, **{k: v for k, v in changed.items() if k not in MODEL}
         )
         model = MODEL | {k: v for k, v in changed.items() if k in MODEL}
@@ -509,7 +531,7 @@ def test_the_verb_names_the_mending_command_and_marks(
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz", "x"])
 def test_2024_is_what_its_scorer_opens_whatever_the_name(name: str, tmp_path: Path) -> None:
     """score_predictions.py opens the file with gzip."""
-    final = toy.final_run(tmp_path / "main", "2024", MOST)
+    final = leaderboard_runs.write_final_run(tmp_path / "main", "2024", MOST)
     done = submit([final], year="2024", track="strict", out=tmp_path / name)
     with gzip.open(done.path, "rt") as file:
         assert list(json.load(file)) == ["glue", "blimp", "blimp_supplement", "ewok"]
@@ -527,7 +549,7 @@ def part(key: str, year: str = "2025") -> leaderboard.PartSpec:
 def supplement(**change: Any) -> dict[str, Any]:
     """A right part; `change` is of the first answer."""
     made: dict[str, Any] = {}
-    for item in toy.toy_suite("supplement", MOST).items:
+    for item in leaderboard_runs.make_suite("supplement", MOST).items:
         rows = made.setdefault(item.labels["paradigm"], {"predictions": []})["predictions"]
         rows.append({"id": item.id, "pred": item.options[1].text})
     next(iter(made.values()))["predictions"][0].update(change)
@@ -542,7 +564,7 @@ def glue(task: str, *labels: Any, start: int = 0) -> dict[str, Any]:
 def wug(**change: Any) -> dict[str, Any]:
     rows = [
         {"id": i.id, "pred": i.options[0].text, "prob": 0.5}
-        for i in toy.toy_suite("wug-adj", MOST).items
+        for i in leaderboard_runs.make_suite("wug-adj", MOST).items
     ]
     rows[0].update(change)
     return {"wug_adj": {"predictions": rows}}
@@ -628,7 +650,9 @@ def test_a_part_made_elsewhere_that_is_not_the_part_is_refused(
     key: str, value: Callable[[], Any], words: str
 ) -> None:
     def texts(name: str) -> Any:
-        return reading_suite() if name == "reading-2025" else toy.toy_suite(name, MOST)
+        return (
+            reading_suite() if name == "reading-2025" else leaderboard_runs.make_suite(name, MOST)
+        )
 
     with pytest.raises(DataError) as caught:
         check(key, value(), [1], texts)
@@ -636,7 +660,7 @@ def test_a_part_made_elsewhere_that_is_not_the_part_is_refused(
 
 
 def reading_suite() -> Any:
-    suite = toy.toy_suite("supplement", MOST)
+    suite = leaderboard_runs.make_suite("supplement", MOST)
     return replace(suite, items=(reading_item(1), reading_item(2)))
 
 
@@ -645,7 +669,7 @@ def reading_item(options: int) -> Item:
 
 
 def test_parts_made_elsewhere_that_are_right_pass() -> None:
-    texts = toy.toy_suite
+    texts = leaderboard_runs.make_suite
     right = {
         "blimp_supplement": supplement(),
         "glue": glue("rte", 0, 1, 1),
@@ -696,7 +720,7 @@ def curves(**change: Any) -> dict[str, Any]:
 
 
 def words_suite(_: str) -> Any:
-    suite = toy.toy_suite("supplement", MOST)
+    suite = leaderboard_runs.make_suite("supplement", MOST)
     words = [("cat_0", "the cat"), ("cat_1", "an old cat"), ("dog_0", "a dog")]
     made = tuple(Item(name, (Option(text, (len(text) - 3, len(text))),), 0) for name, text in words)
     return replace(suite, items=made)
@@ -752,7 +776,9 @@ ODD += [
 def test_odd_json_is_an_error_or_left_to_the_schema(key: str) -> None:
     def texts(name: str) -> Any:
         return (
-            words_suite(name) if name.startswith(("aoa", "reading")) else toy.toy_suite(name, MOST)
+            words_suite(name)
+            if name.startswith(("aoa", "reading"))
+            else leaderboard_runs.make_suite(name, MOST)
         )
 
     for value in ODD:

@@ -13,8 +13,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Path:
     scores = [(-3.0, -1.0, -2.5), (-1.0, -1.0, -1.5), (-1.0, -2.0, -3.0), (-1.0, -1.0, -1.0)]
     flags: list[tuple[str, ...]] = [(), ("unk",), (), ("too-long",)]
     predictions = [
-        toy.prediction(item, s.index(max(s)), scores=s, flags=f, tokens=(5, 6, 7))
+        leaderboard_runs.make_prediction(item, s.index(max(s)), scores=s, flags=f, tokens=(5, 6, 7))
         for item, s, f in zip(items, scores, flags, strict=True)
     ]
     summary = summarize(
@@ -50,23 +50,25 @@ def run(tmp_path: Path) -> Path:
         groups=("field", "paradigm"),
     )
     wug = [
-        toy.prediction(item, scores=(-1.0, -2.0, -1.5))
-        for item in toy.toy_suite("wug-past", 5).items
+        leaderboard_runs.make_prediction(item, scores=(-1.0, -2.0, -1.5))
+        for item in leaderboard_runs.make_suite("wug-past", 5).items
     ]
     rated = summarize(
         wug, suite="wug-past", method="mlm", metric="spearman", macro=(), groups=("paradigm",)
     )
-    labels = toy.labels("rte", 2)
-    words = [toy.word(0), toy.word(1)]
-    reading = toy.scored("reading-2025", words)
-    times = type(reading.summary)("reading-2025", "mlm", "delta-r2", (), toy.HALF, {}, ())
+    labels = leaderboard_runs.make_class_predictions("rte", 2)
+    words = [leaderboard_runs.make_word_prediction(0), leaderboard_runs.make_word_prediction(1)]
+    reading = leaderboard_runs.make_cell("reading-2025", words)
+    times = type(reading.summary)(
+        "reading-2025", "mlm", "delta-r2", (), leaderboard_runs.HALF, {}, ()
+    )
     cells = [
         (Cell("blimp", "mlm", "k", {"ties": "half", "suite_version": "1"}, summary), predictions),
         (Cell("wug-past", "mlm", "k", {}, rated), wug),
-        (toy.finetuned("rte", 7), labels),
+        (leaderboard_runs.make_finetuned_cell("rte", 7), labels),
         (Cell("reading-2025", "mlm", "k", {}, times), words),
     ]
-    return toy.write(tmp_path / "run", NAME, cells)
+    return leaderboard_runs.write_run(tmp_path / "run", NAME, cells)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -300,12 +300,12 @@ def ours(tmp_path: Path) -> Path:
     """Two paradigms with a tie in one, a hybrid's second method, WUG, a finetuned task."""
     items = [
         i
-        for i in toy.toy_suite("blimp-fast", 3).items
+        for i in leaderboard_runs.make_suite("blimp-fast", 3).items
         if i.id.startswith(("wh_island", "passive_1"))
     ]
     scores = [(-1.0, -2.0), (-1.5, -1.5), (-3.0, -2.0), (-1.0, -2.0), (-1.0, -4.0), (-2.0, -1.0)]
     predictions = [
-        toy.prediction(item, s.index(max(s)), scores=s)
+        leaderboard_runs.make_prediction(item, s.index(max(s)), scores=s)
         for item, s in zip(items, scores, strict=True)
     ]
     cells = []
@@ -326,13 +326,21 @@ def ours(tmp_path: Path) -> Path:
             "limit": None,
         }
         cells.append((Cell("blimp-fast", method, "k", settings, summary), predictions))
-    wug = [toy.prediction(item) for item in toy.toy_suite("wug-past", 5).items]
+    wug = [
+        leaderboard_runs.make_prediction(item)
+        for item in leaderboard_runs.make_suite("wug-past", 5).items
+    ]
     summary = summarize(
         wug, suite="wug-past", method="causal", metric="spearman", macro=(), groups=("paradigm",)
     )
     cells.append((Cell("wug-past", "causal", "k", {"reduction": "sum"}, summary), wug))
-    cells.append((toy.finetuned("rte", 1), toy.labels("rte", 4)))
-    return toy.write(tmp_path / "run", "lab/..\\<model>:1", cells)
+    cells.append(
+        (
+            leaderboard_runs.make_finetuned_cell("rte", 1),
+            leaderboard_runs.make_class_predictions("rte", 4),
+        )
+    )
+    return leaderboard_runs.write_run(tmp_path / "run", "lab/..\\<model>:1", cells)
 
 
 def test_results_have_the_harness_s_shape_and_our_numbers(ours: Path, tmp_path: Path) -> None:
@@ -391,7 +399,9 @@ def test_a_run_twice_is_no_two_runs(ours: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_scored_is_nothing_to_export(tmp_path: Path) -> None:
-    empty = toy.write(tmp_path / "run", "m", [(toy.scored("comps", []), [])])
+    empty = leaderboard_runs.write_run(
+        tmp_path / "run", "m", [(leaderboard_runs.make_cell("comps", []), [])]
+    )
     document = json.loads((empty / "run.json").read_text())
     (empty / "run.json").write_text(json.dumps({**document, "cells": []}))
     with pytest.raises(UsageError, match="nothing is scored"):

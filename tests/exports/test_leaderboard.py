@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import official_collators
 import pytest
-import toy_leaderboard as toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -32,7 +32,7 @@ PARTS = [
     pytest.param(board, part, id=f"{board.year}-{part.key}")
     for board in map(leaderboard.load_leaderboard, YEARS)
     for part in board.part
-    if part.suite in toy.SPECS
+    if part.suite in leaderboard_runs.TEXT_SUITE_SPECS
 ]
 
 
@@ -50,9 +50,11 @@ def test_every_leaderboard_has_a_schema_that_is_one(year: str) -> None:
 
 @pytest.mark.parametrize(("board", "part"), PARTS)
 def test_official_counts_are_those_of_our_suites(board: Any, part: Any) -> None:
-    assert leaderboard.expected_counts(board.name, part.key) == toy.counts(part.suite)
+    assert leaderboard.expected_counts(board.name, part.key) == leaderboard_runs.group_sizes(
+        part.suite
+    )
     assert leaderboard.expected_subkeys(board.name, part.key) == (
-        toy.SPECS[part.suite].expect.items if part.by else None
+        leaderboard_runs.TEXT_SUITE_SPECS[part.suite].expect.items if part.by else None
     )
 
 
@@ -61,8 +63,8 @@ def test_fast_keys_are_those_of_our_suites(year: str) -> None:
     board = leaderboard.load_leaderboard(year)
     known = leaderboard.schema(board.name)["properties"]["fast_eval_results"]["properties"]
     for part in board.fast:
-        if part.suite in toy.SPECS:
-            groups = set(toy.counts(part.suite)) or {part.key}
+        if part.suite in leaderboard_runs.TEXT_SUITE_SPECS:
+            groups = set(leaderboard_runs.group_sizes(part.suite)) or {part.key}
             assert set(known[part.key]["items"]["properties"]) == groups
 
 
@@ -102,10 +104,12 @@ def test_milestones_are_the_nineteen_and_the_twenty_eight() -> None:
 
 def test_a_file_of_official_size_validates(tmp_path: Path) -> None:
     """100,000 answers of 2025; COMPS, as many again, is of the same kind."""
-    final = runs.open_run(toy.final_run(tmp_path / "main", "2025", without="comps"))
+    final = runs.open_run(
+        leaderboard_runs.write_final_run(tmp_path / "main", "2025", without="comps")
+    )
     board = leaderboard.load_leaderboard("2025")
     collation = LeaderboardFileBuilder(
-        board, "strict-small", final, {}, toy.toy_suite, "causal"
+        board, "strict-small", final, {}, leaderboard_runs.make_suite, "causal"
     ).build({})
     absent = {missing.key for missing in collation.missing}
     assert absent == {"aoa", "comps", *(f"fast_eval_results.{part.key}" for part in board.fast)}
@@ -116,12 +120,17 @@ def test_global_piqa_of_official_size_validates(tmp_path: Path) -> None:
     cells = []
     for kind in ("parallel", "nonparallel"):
         name = f"global-piqa-{kind}-2026"
-        predictions = [toy.prediction(item) for item in toy.toy_suite(name).items]
-        cells.append((toy.scored(name, predictions, reduction="per-token"), predictions))
-    final = runs.open_run(toy.write(tmp_path / "main", "m", cells))
+        predictions = [
+            leaderboard_runs.make_prediction(item)
+            for item in leaderboard_runs.make_suite(name).items
+        ]
+        cells.append(
+            (leaderboard_runs.make_cell(name, predictions, reduction="per-token"), predictions)
+        )
+    final = runs.open_run(leaderboard_runs.write_run(tmp_path / "main", "m", cells))
     board = leaderboard.load_leaderboard("2026")
     collation = LeaderboardFileBuilder(
-        board, "strict-small", final, {}, toy.toy_suite, "causal"
+        board, "strict-small", final, {}, leaderboard_runs.make_suite, "causal"
     ).build({})
     document, absent = collation.document, [missing.key for missing in collation.missing]
     leaderboard.validate_document(document, board.name, missing_keys=absent)
@@ -140,16 +149,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(document, schema) of 2025 with two items per group."""
     root = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, 2))
-        final = runs.open_run(toy.final_run(root / "main", "2025", 2))
-        milestone = runs.open_run(toy.fast_run(root / "fast", "2025", 1))
+        patch.setattr(leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, 2))
+        final = runs.open_run(leaderboard_runs.write_final_run(root / "main", "2025", 2))
+        milestone = runs.open_run(leaderboard_runs.write_milestone_run(root / "fast", "2025", 1))
         board = leaderboard.load_leaderboard("2025")
         runs_of = dict.fromkeys(board.milestones("strict-small"), milestone)
         given = {
             key: json.loads(Path(file).read_text())
-            for key, file in toy.elsewhere(root / "p", "2025").items()
+            for key, file in leaderboard_runs.write_acquisition_files(root / "p", "2025").items()
         }
-        texts = partial(toy.toy_suite, most=2)
+        texts = partial(leaderboard_runs.make_suite, most=2)
         collation = LeaderboardFileBuilder(
             board, "strict-small", final, runs_of, texts, "causal"
         ).build(given)
@@ -213,12 +222,15 @@ def test_the_text_is_always_a_best_option(scores: Any, ties: str, rule: Any) -> 
     ]
     suite = Suite("s", "1", "", "", "accuracy", ("g",), ("g",), tuple(made), "d")
     predictions = [
-        toy.prediction(item, scores=tuple(s)) for item, s in zip(made, scores, strict=True)
+        leaderboard_runs.make_prediction(item, scores=tuple(s))
+        for item, s in zip(made, scores, strict=True)
     ]
     part = leaderboard.PartSpec(key="s")
-    answers, _ = build_text_answers(part, predictions, suite, toy.scored("s", [], ties=ties), rule)
+    answers, _ = build_text_answers(
+        part, predictions, suite, leaderboard_runs.make_cell("s", [], ties=ties), rule
+    )
     again, _ = build_text_answers(
-        part, predictions[::-1], suite, toy.scored("s", [], ties=ties), rule
+        part, predictions[::-1], suite, leaderboard_runs.make_cell("s", [], ties=ties), rule
     )
     rows = answers["g"]["predictions"]
     assert (
@@ -238,9 +250,11 @@ def test_texts_are_those_of_the_official_files(
     """
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(data_root))
     suite = loader.load_suite(name)
-    predictions = [toy.prediction(item, n % 2) for n, item in enumerate(suite.items)]
-    cell = toy.scored(name, predictions, suite_digest=suite.digest)
-    final = runs.open_run(toy.write(tmp_path / "run", "m", [(cell, predictions)]))
+    predictions = [
+        leaderboard_runs.make_prediction(item, n % 2) for n, item in enumerate(suite.items)
+    ]
+    cell = leaderboard_runs.make_cell(name, predictions, suite_digest=suite.digest)
+    final = runs.open_run(leaderboard_runs.write_run(tmp_path / "run", "m", [(cell, predictions)]))
     board = leaderboard.load_leaderboard("2025")
     document = (
         LeaderboardFileBuilder(board, "strict-small", final, {}, loader.load_suite, "causal")
@@ -269,7 +283,7 @@ def test_texts_are_those_of_the_official_files(
 @pytest.mark.parametrize("year", YEARS)
 def test_official_counts_are_those_of_the_official_collators(year: str) -> None:
     """Their tables against our schemas, which say nothing of each other."""
-    for part, wanted in official_collators.sizes(year).items():
+    for part, wanted in official_collators.expected_sizes(year).items():
         ours = leaderboard.expected_counts(f"babylm-{year}", part)
         assert {key.lower(): n for key, n in ours.items()} == wanted
     for part, n in official_collators.GLOBAL_PIQA.items() if year == "2026" else ():

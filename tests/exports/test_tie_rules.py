@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import pytest
-import toy_leaderboard as toy
-from official_collators import first_of_the_best, shares_right
+from official_collators import argmax_first, compute_subtask_accuracies
 
 from antlm_bench import runs
 from antlm_bench.commands.submit import Submission, submit
@@ -29,14 +29,18 @@ PARTS = [
     pytest.param(year, part, id=f"{year}-{part.key}")
     for year in ("2024", "2025")
     for part in leaderboard.load_leaderboard(year).part
-    if part.suite in toy.SPECS
+    if part.suite in leaderboard_runs.TEXT_SUITE_SPECS
 ]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaderboard, "schema", lambda name: toy.small_schema(name, MOST))
-    monkeypatch.setattr(loader, "load_suite", lambda name, **_: toy.toy_suite(name, MOST))
+    monkeypatch.setattr(
+        leaderboard, "schema", lambda name: leaderboard_runs.shrink_schema(name, MOST)
+    )
+    monkeypatch.setattr(
+        loader, "load_suite", lambda name, **_: leaderboard_runs.make_suite(name, MOST)
+    )
 
 
 def planted(suite: str, share: float = 0.5) -> list[Prediction]:
@@ -45,12 +49,12 @@ def planted(suite: str, share: float = 0.5) -> list[Prediction]:
     """
     rng = random.Random(f"{suite} {share}")
     made = []
-    for item in toy.toy_suite(suite, MOST).items:
+    for item in leaderboard_runs.make_suite(suite, MOST).items:
         k, tied = len(item.options), rng.random() < share
         scores = [-1.0] * k if tied else [-rng.random() for _ in range(k)]
         if tied and k > 2 and rng.random() < 0.5:
             scores[0] = -2.0
-        made.append(toy.prediction(item, scores=tuple(scores)))
+        made.append(leaderboard_runs.make_prediction(item, scores=tuple(scores)))
     return made
 
 
@@ -58,17 +62,17 @@ def cell_of(
     suite: str, predictions: list[Prediction], ties: str = "half", year: str = "2025"
 ) -> Cell:
     """As `score` leaves it, with a summary by a rule of the run's own."""
-    spec = toy.SPECS[suite]
+    spec = leaderboard_runs.TEXT_SUITE_SPECS[suite]
     known = {"macro": spec.macro, "groups": spec.groups[-1:], "ties": ties}
     summary = summarize(predictions, suite=suite, method="causal", metric=spec.metric, **known)
     known = {"ties": ties, "reduction": "sum", "suite_digest": f"digest of {suite}", "limit": None}
-    return Cell(suite, "causal", "k", known | toy.CONVENTIONS[year], summary)
+    return Cell(suite, "causal", "k", known | leaderboard_runs.CONVENTIONS[year], summary)
 
 
 def sent(
     folder: Path, year: str, suite: str, predictions: list[Prediction], **options: Any
 ) -> tuple[Any, Submission]:
-    final = toy.write(
+    final = leaderboard_runs.write_run(
         folder, "m", [(cell_of(suite, predictions, options.pop("run", "half"), year), predictions)]
     )
     out = folder / "file.json"
@@ -97,11 +101,11 @@ def test_a_tie_is_answered_as_the_official_code_answers_it(
     predictions = planted(part.suite)
     document, done = sent(tmp_path, year, part.suite, predictions, run=run)
     wanted: dict[str, list[str]] = {}
-    for item, prediction in zip(toy.toy_suite(part.suite, MOST).items, predictions, strict=True):
-        key = item.labels[toy.SPECS[part.suite].groups[-1]]
-        wanted.setdefault(key, []).append(
-            text(year, part, item, first_of_the_best(prediction.scores))
-        )
+    for item, prediction in zip(
+        leaderboard_runs.make_suite(part.suite, MOST).items, predictions, strict=True
+    ):
+        key = item.labels[leaderboard_runs.TEXT_SUITE_SPECS[part.suite].groups[-1]]
+        wanted.setdefault(key, []).append(text(year, part, item, argmax_first(prediction.scores)))
     assert texts_of(document[part.key]) == wanted
     tied = sum(Counter(p.scores)[max(p.scores)] > 1 for p in predictions)
     assert any(
@@ -115,16 +119,16 @@ def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path)
     """Against files of both rules, marked by the official scorer."""
     predictions, marks = planted(suite), {}
     part = next(part for part in leaderboard.load_leaderboard("2025").part if part.suite == suite)
-    toys = toy.toy_suite(suite, MOST).items
+    toys = leaderboard_runs.make_suite(suite, MOST).items
     ties = {p.id for p in predictions if Counter(p.scores)[max(p.scores)] > 1}
     targets: dict[str, list[str]] = {}
     for item in toys:
-        key = item.labels[toy.SPECS[suite].groups[-1]]
+        key = item.labels[leaderboard_runs.TEXT_SUITE_SPECS[suite].groups[-1]]
         targets.setdefault(key, []).append(text("2025", part, item, 0))
     notes = {}
     for rule in ("first", "random"):
         document, done = sent(tmp_path / rule, "2025", suite, predictions, ties=rule)
-        shares = shares_right(texts_of(document[part.key]), targets)
+        shares = compute_subtask_accuracies(texts_of(document[part.key]), targets)
         right = {
             row["id"]: "right" in row["pred"]
             for value in document[part.key].values()
@@ -148,22 +152,22 @@ def test_a_note_gives_the_score_under_the_other_rule(suite: str, tmp_path: Path)
 )
 def test_fast_scores_are_the_official_collators(part: leaderboard.PartSpec, tmp_path: Path) -> None:
     checkpoints, wanted = {}, []
-    toys = toy.toy_suite(part.suite, MOST).items
-    level = toy.SPECS[part.suite].groups[-1]
+    toys = leaderboard_runs.make_suite(part.suite, MOST).items
+    level = leaderboard_runs.TEXT_SUITE_SPECS[part.suite].groups[-1]
     for number, share in zip((1, 2, 3), (0.0, 0.4, 1.0), strict=True):
         predictions = planted(part.suite, share)
         cells = [(cell_of(part.suite, predictions), predictions)]
         checkpoints[number] = runs.open_run(
-            toy.write(tmp_path / f"r{number}", f"chck_{number}M", cells)
+            leaderboard_runs.write_run(tmp_path / f"r{number}", f"chck_{number}M", cells)
         )
         answers: dict[str, list[str]] = {}
         targets: dict[str, list[str]] = {}
         for item, prediction in zip(toys, predictions, strict=True):
             answers.setdefault(item.labels[level], []).append(
-                item.options[first_of_the_best(prediction.scores)].text
+                item.options[argmax_first(prediction.scores)].text
             )
             targets.setdefault(item.labels[level], []).append(item.options[0].text)
-        wanted.append(shares_right(answers, targets))
+        wanted.append(compute_subtask_accuracies(answers, targets))
     made = fast_entries(part, checkpoints)
     assert [list(entry) for entry in made] == [list(entry) for entry in wanted]
     assert made == [pytest.approx(entry) for entry in wanted]
@@ -174,7 +178,7 @@ def fast_entries(part: leaderboard.PartSpec, checkpoints: Mapping[int, Run]) -> 
     track = leaderboard.TrackSpec(names=("strict-small",), milestones=(1, 2, 3))
     board = leaderboard.load_leaderboard("2025").model_copy(update={"track": (track,)})
     collation = LeaderboardFileBuilder(
-        board, "strict-small", checkpoints[3], checkpoints, toy.toy_suite, "causal"
+        board, "strict-small", checkpoints[3], checkpoints, leaderboard_runs.make_suite, "causal"
     )
     made = collation.build({})
     assert any(
@@ -187,8 +191,8 @@ def fast_entries(part: leaderboard.PartSpec, checkpoints: Mapping[int, Run]) -> 
 def test_of_two_equal_texts_either_counts_as_right(tmp_path: Path) -> None:
     """The official scorer compares texts: no rule moves the score of such a pair."""
     predictions = [
-        toy.prediction(i, scores=(-1.0, -1.0), flags=("identical",))
-        for i in toy.toy_suite("supplement", MOST).items
+        leaderboard_runs.make_prediction(i, scores=(-1.0, -1.0), flags=("identical",))
+        for i in leaderboard_runs.make_suite("supplement", MOST).items
     ]
     for rule in ("first", "random"):
         _, done = sent(tmp_path / rule, "2025", "supplement", predictions, ties=rule)
@@ -214,7 +218,7 @@ def test_a_rating_that_cannot_be_had_is_a_hole_and_not_a_nan(tmp_path: Path) -> 
         (cell_of(name, some, "half", "2025"), some)
         for name, some in (("wug-adj", predictions), ("wug-past", whole))
     ]
-    final = toy.write(tmp_path, "m", cells)
+    final = leaderboard_runs.write_run(tmp_path, "m", cells)
     done = submit(
         [final], year="2025", track="strict-small", out=tmp_path / "file.json", allow_partial=True
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import make
-from tiny import model_for, tokenizer_for
-from toy_backbones import task
+from finetuning_helpers import make_task
+from ltg_models import build_ltg_model
+from tiny_models import build_model, train_tokenizer
 
 from antlm_bench.checkpoints import (
     TRAINING_KEY,
@@ -33,7 +33,7 @@ def test_a_body_is_described_as_the_scored_checkpoint_is(make_checkpoint, kind):
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, kind):
     body = open_backbone(str(make_checkpoint(kind, mask=kind == "masked")))
-    plain = model_for(kind, 0).base_model
+    plain = build_model(kind, 0).base_model
     ids = torch.arange(5, 25).view(2, 10)
     with torch.no_grad():
         torch.testing.assert_close(body.model(ids)[0], plain(ids)[0], atol=1e-5, rtol=1e-5)
@@ -44,15 +44,15 @@ def test_a_backbone_is_the_library_model_without_its_lm_head(make_checkpoint, ki
 
 
 def test_a_hybrids_card_opens_both_attentions(tmp_path):
-    model = make("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
+    model = build_ltg_model("gpt", "ForCausalLM", vocab_size=400, max_position_embeddings=64)
     setattr(
         model.config, TRAINING_KEY, {"attends": ["causal", "full"], "methods": ["mntp", "causal"]}
     )
     model.save_pretrained(tmp_path)
-    tokenizer_for("masked", True).save_pretrained(tmp_path)
+    train_tokenizer("masked", True).save_pretrained(tmp_path)
     body = open_backbone(str(tmp_path))
     assert body.attends == {"causal", "full"} and body.trained_methods == ("mntp", "causal")
-    toy = task(60, 20, epochs=1)
+    toy = make_task(60, 20, epochs=1)
     full, causal = (
         finetune(body, toy, 1, way, FinetuneSettings("cpu")) for way in ("full", "causal")
     )

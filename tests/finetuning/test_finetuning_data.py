@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_tokenizers
 import torch
-import toy_tokenizers as toys
+from finetuning_helpers import make_backbone, make_example
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import model_for
+from tiny_models import build_model
 from tokenizers import processors
-from toy_backbones import example, make_backbone
 from transformers import PreTrainedTokenizerFast
 
 from antlm_bench.errors import CheckpointError, DataError, UsageError
@@ -31,12 +31,12 @@ from antlm_bench.types import Example
 
 @pytest.fixture(scope="module")
 def masked():
-    return make_backbone(model_for("masked", 0), "masked")
+    return make_backbone(build_model("masked", 0), "masked")
 
 
 @pytest.fixture(scope="module")
 def causal():
-    return make_backbone(model_for("causal", 0), "causal")
+    return make_backbone(build_model("causal", 0), "causal")
 
 
 def slowly(first: int, second: int, room: int) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def test_causal_rows_begin_with_bos_and_end_with_the_text(causal):
 
 
 def test_causal_rows_end_as_the_tokenizers_own_template_does():
-    body = make_backbone(model_for("causal", 0), "causal")
+    body = make_backbone(build_model("causal", 0), "causal")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -76,7 +76,7 @@ def test_causal_rows_end_as_the_tokenizers_own_template_does():
     ("template", "between"), [("<s> $A </s> </s> $B </s>", (2, 2)), ("<s> $A $B </s>", (2,))]
 )
 def test_the_pair_template_goes_before_the_separator_token(template, between):
-    body = make_backbone(model_for("masked", 0), "masked")
+    body = make_backbone(build_model("masked", 0), "masked")
     body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -92,7 +92,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
         iter(["the cat sees a dog"] * 3), TokenizerSpec(vocabulary=300), corpus
     )
     body = make_backbone(
-        model_for("masked" if attention == "full" else "causal", 0), "causal", both=True
+        build_model("masked" if attention == "full" else "causal", 0), "causal", both=True
     )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
     around = {a: build_specials(wrapped, a, "auto") for a in ("causal", "full")}
@@ -107,7 +107,7 @@ def test_finetuning_frames_pairs_as_our_trainers_tokenizers_do(eos, attention):
 
 
 def test_without_separator_and_eos_a_line_end_stands_between():
-    body = make_backbone(model_for("causal", 0), "causal", adds=False)
+    body = make_backbone(build_model("causal", 0), "causal", adds=False)
     assert resolve_special_tokens(body, "causal").between == (body.tokenizer.eos_token_id,)
     body.tokenizer.eos_token = None
     assert body.tokenizer.decode(resolve_special_tokens(body, "causal").between).strip(" ") == "\n"
@@ -160,21 +160,21 @@ def test_what_cannot_be_a_row_is_said(masked):
     with pytest.raises(UsageError, match="no room for text"):
         encode_examples(masked, "full", [Example("e", "the cat", "a dog", 0)], 4)
     with pytest.raises(DataError, match="no token") as error:
-        encode_examples(masked, "full", [example(1), Example("empty_7", "", "", 0)], 40)
+        encode_examples(masked, "full", [make_example(1), Example("empty_7", "", "", 0)], 40)
     assert error.value.location == "empty_7"
 
 
 def test_what_a_tokenizer_does_not_know_is_flagged_per_example(masked):
     losing, unknowing = (
-        replace(masked, tokenizer=toys.gemma_like()),
-        replace(masked, tokenizer=toys.unigram()),
+        replace(masked, tokenizer=small_tokenizers.train_gemma_like()),
+        replace(masked, tokenizer=small_tokenizers.build_unigram()),
     )
     examples = [Example("a", "the cat", "a dog", 0), Example("b", "the cat", "a ☕ dog", 0)]
     assert encode_examples(losing, "full", examples, 40).flags == ((), ("lost",))
     assert encode_examples(unknowing, "full", examples, 40).flags == ((), ("unk",))
     with pytest.raises(CheckpointError, match="cannot read 'a zebra'"):
         encode_examples(
-            replace(masked, tokenizer=toys.word_level()),
+            replace(masked, tokenizer=small_tokenizers.build_word_level()),
             "full",
             [Example("z", "the cat", "a zebra", 0)],
             40,

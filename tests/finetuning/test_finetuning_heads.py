@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import make
-from tiny import model_for
+from finetuning_helpers import make_backbone, make_example, make_task
+from ltg_models import build_ltg_model
+from tiny_models import build_model
 from torch.nn import functional
-from toy_backbones import example, make_backbone, task
 
 from antlm_bench.errors import UsageError
 from antlm_bench.finetuning.batches import PaddedBatch, pad_batch
@@ -26,7 +26,7 @@ WIDE = {"vocab_size": 400, "hidden_size": 24, "max_position_embeddings": 64}
 def backbone_named(name: str, both: bool = False):
     if name in ("ltg-bert", "gpt-bert"):
         causal = "ForCausalLM" if both else "ForMaskedLM"
-        model = make("gpt" if name == "gpt-bert" else "", causal, **WIDE)
+        model = build_ltg_model("gpt" if name == "gpt-bert" else "", causal, **WIDE)
         return make_backbone(model, "causal" if both else "masked", both=both)
     classes = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM",
                "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}  # fmt: skip
@@ -36,7 +36,7 @@ def backbone_named(name: str, both: bool = False):
         "roberta": {"max_position_embeddings": 80},
         "llama": {"num_key_value_heads": 2},
     }
-    model = model_for("", 0, classes[name], **more.get(name, {}))
+    model = build_model("", 0, classes[name], **more.get(name, {}))
     return make_backbone(
         model, "causal" if name in ("llama", "gpt2", "opt") else "masked", both=both
     )
@@ -71,7 +71,7 @@ def test_padding_never_moves_a_logit(name, way, pooling):
     body = backbone_named(name, both=bool(way))
     attention = way or body.native_attention
     pooling = resolve_pooling(body, attention, pooling)
-    rows = encode_examples(body, attention, [example(i) for i in range(8)], 40)
+    rows = encode_examples(body, attention, [make_example(i) for i in range(8)], 40)
     alone = torch.cat([logits(body, attention, pooling, rows, [i]) for i in range(8)])
     assert len(set(rows.lengths.tolist())) > 2
     torch.testing.assert_close(
@@ -96,7 +96,7 @@ def test_narrowing_the_last_layer_changes_nothing(name, way, pooling):
     """Logits and gradients, narrowed and whole, without dropout."""
     body = backbone_named(name, both=name != "gpt2")
     rows = pad_batch(
-        encode_examples(body, way, [example(i) for i in range(6)], 40),
+        encode_examples(body, way, [make_example(i) for i in range(6)], 40),
         np.arange(6),
         resolve_pad_id(body),
         False,
@@ -168,7 +168,7 @@ def test_pooling_follows_from_attention_and_tokenizer():
     assert resolve_pooling(causal, "causal", "auto") == "last"
     assert resolve_pooling(masked, "full", "auto") == "first"
     assert resolve_pooling(masked, "full", "mean") == "mean"
-    bare = make_backbone(model_for("masked", 0), "masked", adds=False)
+    bare = make_backbone(build_model("masked", 0), "masked", adds=False)
     assert (
         resolve_pooling(bare, "full", "auto") == "first"
     )  # a cls token there is, though no template names it
@@ -191,7 +191,7 @@ def test_the_head_is_the_one_that_is_described():
 def test_low_rank_training_changes_only_adapters_and_head(name):
     body = backbone_named(name)
     learner = ClassifierTrainer(
-        body, task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
+        body, make_task(20, 5), 1, body.native_attention, FinetuneSettings("cpu", lora_rank=3)
     )
     learned = [n for n, p in learner.model.named_parameters() if p.requires_grad]
     assert all("lora_" in n or n.startswith("head.") for n in learned)
@@ -218,7 +218,7 @@ def test_low_rank_adapters_without_peft_say_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "bert", "ltg-bert"])
 def test_bf16_learns_the_same_task(name):
     body = backbone_named(name)
-    toy = task(200, 60, epochs=6, lr=2e-3)
+    toy = make_task(200, 60, epochs=6, lr=2e-3)
     outcome = finetune(
         body, toy, 1, body.native_attention, FinetuneSettings("cpu", dtype="bfloat16")
     )

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from finetuning_helpers import make_backbone, make_example, make_task
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import model_for
+from tiny_models import build_model
 from torch.nn import functional
-from toy_backbones import example, make_backbone, task
 
 from antlm_bench.errors import DataError, MethodNotSupported, TrainingError, UsageError
 from antlm_bench.finetuning import loop
@@ -40,18 +40,18 @@ DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 @pytest.fixture(scope="module")
 def causal():
-    return make_backbone(model_for("causal", 0), "causal")
+    return make_backbone(build_model("causal", 0), "causal")
 
 
 @pytest.fixture(scope="module")
 def masked():
-    return make_backbone(model_for("masked", 0, **DROPPED), "masked")
+    return make_backbone(build_model("masked", 0, **DROPPED), "masked")
 
 
 @pytest.fixture(scope="module")
 def gpt2():
     return make_backbone(
-        model_for("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2),
+        build_model("", 0, "GPT2LMHeadModel", n_positions=64, attn_pdrop=0.3, resid_pdrop=0.2),
         "causal",
     )
 
@@ -138,10 +138,10 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
         else {}
     )
     body, attention = (
-        make_backbone(model_for(kind, 0, **off), kind),
+        make_backbone(build_model(kind, 0, **off), kind),
         "causal" if kind == "causal" else "full",
     )
-    toy = task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
+    toy = make_task(200, 20, epochs=2, dropout=0.0, select="valid", patience=0)
     callback = RecordingCallback()
     outcome = finetune(
         body, toy, 3, attention, replace(CPU, pooling=pooling, batch_tokens=100), callback
@@ -157,25 +157,25 @@ def test_the_loop_learns_what_a_plain_one_learns(kind, pooling):
 
 
 def test_a_task_that_can_be_learnt_is_learnt_to_the_last_text(causal):
-    outcome = finetune(causal, task(300, 80, epochs=6), 1, "causal", CPU)
+    outcome = finetune(causal, make_task(300, 80, epochs=6), 1, "causal", CPU)
     assert all(p.pred == p.gold for p in outcome.predictions)
     assert outcome.history["collapsed"] == []
     assert outcome.history["pooling"] == "last"
 
 
 def test_which_of_two_texts_is_meant_can_be_learnt(masked):
-    outcome = finetune(masked, task(500, 80, "second", epochs=8, lr=2e-3), 1, "full", CPU)
+    outcome = finetune(masked, make_task(500, 80, "second", epochs=8, lr=2e-3), 1, "full", CPU)
     assert sum(p.pred == p.gold for p in outcome.predictions) >= 70
 
 
 def test_random_labels_stay_at_chance(causal):
-    outcome = finetune(causal, task(200, 400, "coin", epochs=3), 1, "causal", CPU)
+    outcome = finetune(causal, make_task(200, 400, "coin", epochs=3), 1, "causal", CPU)
     right = sum(p.pred == p.gold for p in outcome.predictions)
     assert abs(right - 200) < 3.5 * 10  # 3.5 standard deviations of 400 coins
 
 
 def test_predictions_are_of_the_scored_texts_in_order(causal):
-    toy = task(60, 20, epochs=1)
+    toy = make_task(60, 20, epochs=1)
     result = finetune(causal, toy, 1, "causal", CPU).predictions
     rows = encode_examples(causal, "causal", toy.valid, 40)
     assert [p.id for p in result] == [e.id for e in toy.valid]
@@ -190,7 +190,7 @@ def test_predictions_are_of_the_scored_texts_in_order(causal):
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
-    toy = task(80, 30, epochs=2)
+    toy = make_task(80, 30, epochs=2)
     one, same, other = (finetune(masked, toy, seed, "full", CPU).predictions for seed in (1, 1, 2))
     assert one == same
     assert [p.scores for p in one] != [p.scores for p in other]
@@ -198,8 +198,8 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(masked):
 
 def test_finetuning_leaves_the_backbone_unchanged(masked):
     before = {name: p.clone() for name, p in masked.model.named_parameters()}
-    finetune(masked, task(60, 20, epochs=1), 1, "full", CPU)
-    finetune(masked, task(60, 20, epochs=1), 1, "full", replace(CPU, lora_rank=2))
+    finetune(masked, make_task(60, 20, epochs=1), 1, "full", CPU)
+    finetune(masked, make_task(60, 20, epochs=1), 1, "full", replace(CPU, lora_rank=2))
     assert {n: p.shape for n, p in before.items()} == {
         n: p.shape for n, p in masked.model.named_parameters()
     }
@@ -209,7 +209,7 @@ def test_finetuning_leaves_the_backbone_unchanged(masked):
 
 def gradients(body, attention: str, tokens: int, dropout: float = 0.3):
     learner = ClassifierTrainer(
-        body, task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens)
+        body, make_task(32, 10, dropout=dropout), 1, attention, replace(CPU, batch_tokens=tokens)
     )
     rows = encode_examples(body, attention, learner.task.train, 40)
     result = {}
@@ -270,23 +270,25 @@ def test_the_best_epoch_is_predicted_from_and_patience_ends_it(
         "predict_logprobs",
         lambda self, rows: (kept.append(self), read(self, rows))[1],
     )
-    history = finetune(causal, task(40, 20, epochs=5, patience=2), 1, "causal", CPU).history
+    history = finetune(causal, make_task(40, 20, epochs=5, patience=2), 1, "causal", CPU).history
     assert history["best"] == best and len(history["epochs"]) == epochs
     final = dict(kept[-1].model.named_parameters())
     assert all(torch.equal(final[name], value) for name, value in weights[best - 1].items())
 
 
 def test_the_published_recipe_selects_on_the_scored_texts(causal):
-    history = finetune(causal, task(60, 20, select="valid", epochs=1), 1, "causal", CPU).history
+    history = finetune(
+        causal, make_task(60, 20, select="valid", epochs=1), 1, "causal", CPU
+    ).history
     assert (history["train"], history["selection"], history["valid"]) == (60, 20, 20)
-    history = finetune(causal, task(60, 20, epochs=1), 1, "causal", CPU).history
+    history = finetune(causal, make_task(60, 20, epochs=1), 1, "causal", CPU).history
     assert (history["train"], history["selection"], history["valid"]) == (54, 6, 20)
 
 
 def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
     callback = RecordingCallback()
     outcome = finetune(
-        causal, task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, callback
+        causal, make_task(60, 20, lr=1e30, warmup=0.0, clip=None), 1, "causal", CPU, callback
     )
     assert outcome.history["collapsed"][0].startswith("the loss became NaN at update ")
     assert np.isfinite([p.scores for p in outcome.predictions]).all()
@@ -294,13 +296,15 @@ def test_a_nan_loss_is_reported_and_the_best_weights_are_used(causal):
 
 
 def test_a_constant_prediction_is_told(causal):
-    outcome = finetune(causal, task(60, 20, lr=1e-12, epochs=1), 1, "causal", CPU)
+    outcome = finetune(causal, make_task(60, 20, lr=1e-12, epochs=1), 1, "causal", CPU)
     assert outcome.history["collapsed"]
 
 
 def test_the_callback_receives_every_update_and_epoch(causal):
     callback = RecordingCallback()
-    history = finetune(causal, task(60, 20, epochs=2, batch=20), 1, "causal", CPU, callback).history
+    history = finetune(
+        causal, make_task(60, 20, epochs=2, batch=20), 1, "causal", CPU, callback
+    ).history
     assert [(done, total) for done, total, _ in callback.steps] == [(n, 6) for n in range(1, 7)]
     assert callback.epochs == [(e["epoch"], e["selection"]) for e in history["epochs"]]
     assert history["updates"] == 6
@@ -312,20 +316,20 @@ def test_what_does_not_fit_into_memory_is_said(causal, monkeypatch):
 
     monkeypatch.setattr(ClassifierTrainer, "_train_step", full)
     with pytest.raises(TrainingError, match="does not fit into memory"):
-        finetune(causal, task(40, 10), 1, "causal", CPU)
+        finetune(causal, make_task(40, 10), 1, "causal", CPU)
 
 
 def test_bad_wishes_are_errors(causal, masked):
     with pytest.raises(MethodNotSupported, match="cannot attend full"):
-        finetune(causal, task(), 1, "full", CPU)
+        finetune(causal, make_task(), 1, "full", CPU)
     with pytest.raises(UsageError, match="nothing but itself"):
-        finetune(causal, task(), 1, "causal", replace(CPU, pooling="first"))
+        finetune(causal, make_task(), 1, "causal", replace(CPU, pooling="first"))
     with pytest.raises(UsageError, match="unknown pooling"):
-        finetune(masked, task(), 1, "full", replace(CPU, pooling="middle"))
+        finetune(masked, make_task(), 1, "full", replace(CPU, pooling="middle"))
     with pytest.raises(DataError, match="no rows"):
-        finetune(masked, task(10, 0), 1, "full", CPU)
+        finetune(masked, make_task(10, 0), 1, "full", CPU)
     with pytest.raises(DataError, match="cannot be split"):
-        finetune(masked, task(1, 5), 1, "full", CPU)
+        finetune(masked, make_task(1, 5), 1, "full", CPU)
 
 
 # ---- split, order, rate
@@ -345,7 +349,7 @@ def test_a_split_holds_its_share_of_every_class(gold, share, seed):
 
 
 def test_groups_stay_on_one_side_and_seeds_split_differently():
-    examples = [replace(example(i), group=f"p{i // 7}") for i in range(400)]
+    examples = [replace(make_example(i), group=f"p{i // 7}") for i in range(400)]
     train, held = split_examples(examples, 0.2, 1)
     assert not {e.group for e in train} & {e.group for e in held}
     assert 60 <= len(held) <= 100
@@ -394,7 +398,7 @@ def test_an_update_holds_texts_of_like_length(lengths, batch):
     ],
 )
 def test_the_learning_rate_warms_up_and_comes_down(schedule, floor, expected):
-    spec = task(lr=1.0, warmup=0.2, schedule=schedule, floor=floor).training
+    spec = make_task(lr=1.0, warmup=0.2, schedule=schedule, floor=floor).training
     assert [loop.learning_rate(spec, done, 10) for done in range(10)] == pytest.approx(expected)
 
 

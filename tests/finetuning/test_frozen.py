@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import leaderboard_runs
 import numpy as np
 import pytest
 import torch
-import toy_leaderboard
 import transformers
+from finetuning_helpers import make_backbone, make_task
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import WORDS, model_for
-from toy_backbones import make_backbone, task
+from tiny_models import WORDS, build_model
 
 from antlm_bench import runs
 from antlm_bench.checkpoints import Backbone
@@ -47,7 +47,7 @@ CLASSES = ("cat", "dog", "nothing")
 
 
 def toy_backbone() -> Backbone:
-    return make_backbone(model_for("causal", 0), "causal")
+    return make_backbone(build_model("causal", 0), "causal")
 
 
 def write_texts(path: Path, count: int, start: int = 0) -> Path:
@@ -139,7 +139,7 @@ def test_predictions_equal_plain_scikit_learn(
 
 
 def test_c_is_the_best_on_the_held_out_split() -> None:
-    history = fit_frozen(toy_backbone(), task(), 1, "causal", CPU).history
+    history = fit_frozen(toy_backbone(), make_task(), 1, "causal", CPU).history
     ranks = {c["C"]: (c["selection"], -c["selection_loss"]) for c in history["candidates"]}
     assert tuple(ranks) == C_GRID
     assert history["C"] == max(ranks, key=ranks.__getitem__)
@@ -148,7 +148,7 @@ def test_c_is_the_best_on_the_held_out_split() -> None:
 
 def test_a_word_can_be_read_from_frozen_features() -> None:
     result = fit_frozen(
-        toy_backbone(), task(), 1, "causal", FinetuneSettings("cpu", pooling="mean")
+        toy_backbone(), make_task(), 1, "causal", FinetuneSettings("cpu", pooling="mean")
     )
     correct = [p.pred == p.gold for p in result.predictions]
     assert np.mean(correct) > 0.9
@@ -157,14 +157,14 @@ def test_a_word_can_be_read_from_frozen_features() -> None:
 def test_the_fit_is_deterministic_and_leaves_the_backbone() -> None:
     backbone = toy_backbone()
     weights = {name: p.clone() for name, p in backbone.model.named_parameters()}
-    first, second = (fit_frozen(backbone, task(60, 20), 1, "causal", CPU) for _ in range(2))
+    first, second = (fit_frozen(backbone, make_task(60, 20), 1, "causal", CPU) for _ in range(2))
     assert first == second
     assert all(torch.equal(p, weights[name]) for name, p in backbone.model.named_parameters())
 
 
 def test_batching_changes_rounding_only() -> None:
     results = [
-        fit_frozen(toy_backbone(), task(60, 20), 1, "causal", settings)
+        fit_frozen(toy_backbone(), make_task(60, 20), 1, "causal", settings)
         for settings in (CPU, FinetuneSettings("cpu", batch_tokens=8))
     ]
     scores = [np.array([p.scores for p in result.predictions]) for result in results]
@@ -172,7 +172,7 @@ def test_batching_changes_rounding_only() -> None:
 
 
 def test_an_absent_class_gets_a_finite_score() -> None:
-    toy = task(60, 20)
+    toy = make_task(60, 20)
     toy.classes = ("no", "perhaps", "yes")
     toy.train = tuple(replace(example, gold=2 * example.gold) for example in toy.train)
     scores = np.array(
@@ -183,7 +183,7 @@ def test_an_absent_class_gets_a_finite_score() -> None:
 
 
 def test_a_training_split_of_one_class_is_refused() -> None:
-    toy = task(60, 20)
+    toy = make_task(60, 20)
     toy.train = tuple(replace(example, gold=1) for example in toy.train)
     with pytest.raises(DataError, match="every label of the training split is 'yes'"):
         fit_frozen(toy_backbone(), toy, 1, "causal", CPU)
@@ -193,19 +193,20 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     backbone = toy_backbone()
     backbone.model.norm.weight.data[0] = torch.nan
     with pytest.raises(CheckpointError, match="not finite"):
-        fit_frozen(backbone, task(60, 20), 1, "causal", CPU)
+        fit_frozen(backbone, make_task(60, 20), 1, "causal", CPU)
 
 
 def test_an_attention_that_is_not_there_is_refused() -> None:
     with pytest.raises(MethodNotSupported, match="cannot attend full"):
-        fit_frozen(toy_backbone(), task(60, 20), 1, "full", CPU)
+        fit_frozen(toy_backbone(), make_task(60, 20), 1, "full", CPU)
 
 
 def test_both_attentions_of_a_hybrid_give_their_own_features() -> None:
-    model = model_for("causal", 0)
+    model = build_model("causal", 0)
     backbone = make_backbone(model, "causal", both=True)
     causal, full = (
-        fit_frozen(backbone, task(60, 20), 1, attention, CPU) for attention in ("causal", "full")
+        fit_frozen(backbone, make_task(60, 20), 1, attention, CPU)
+        for attention in ("causal", "full")
     )
     assert causal.history["attention"] == "causal" and full.history["attention"] == "full"
     assert [p.scores for p in causal.predictions] != [p.scores for p in full.predictions]
@@ -285,10 +286,13 @@ def test_options_without_an_effect_are_refused(
 
 def test_a_leaderboard_file_takes_no_frozen_labels(tmp_path: Path) -> None:
     cells = [
-        (toy_leaderboard.finetuned("rte", seed, "frozen-causal"), toy_leaderboard.labels("rte", 3))
+        (
+            leaderboard_runs.make_finetuned_cell("rte", seed, "frozen-causal"),
+            leaderboard_runs.make_class_predictions("rte", 3),
+        )
         for seed in (1, 42)
     ]
-    run_dir = toy_leaderboard.write(tmp_path / "run", "m", cells)
+    run_dir = leaderboard_runs.write_run(tmp_path / "run", "m", cells)
     with pytest.raises(IncompleteError, match=r"has no glue-2025\.rte"):
         submit(
             [run_dir],

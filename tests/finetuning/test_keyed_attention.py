@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import model_for
+from tiny_models import build_model
 from torch.nn import functional
 
 from antlm_bench.training.dropout import KeyedDropout, keyed_dropout_attention, keyed_samples
@@ -75,7 +75,7 @@ def test_a_text_drops_the_same_however_far_it_is_padded():
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_a_model_whose_dropout_is_keyed_answers_as_before(kind):
-    model = model_for(kind, 0).base_model
+    model = build_model(kind, 0).base_model
     ids, mask = torch.arange(5, 25).view(2, 10), torch.ones(2, 10, dtype=torch.bool)
     mask[1, 6:] = False
     with torch.no_grad():

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from finetuning_helpers import TRAINING_SETTINGS, make_backbone, make_example, make_task
 from test_finetuning_heads import backbone_named as other_body_named
-from tiny import model_for
+from tiny_models import build_model
 from tokenizers import processors
 from torch import nn
-from toy_backbones import QUICK, example, make_backbone, task
 
 from antlm_bench.declarations import find_declaration
 from antlm_bench.errors import UsageError
@@ -46,7 +46,7 @@ def official(train: int = 83, valid: int = 20, law: str = "word", **training: ob
         "clip": None,
         "dropout": 0.0,
     }
-    return task(train, valid, law, "valid", **(OFFICIAL | numbers | training))
+    return make_task(train, valid, law, "valid", **(OFFICIAL | numbers | training))
 
 
 def backbone_named(name: str):
@@ -59,7 +59,7 @@ def backbone_named(name: str):
         if name == "gpt2"
         else {}
     )
-    return make_backbone(model_for(kind, 0, architecture, **more), kind)
+    return make_backbone(build_model(kind, 0, architecture, **more), kind)
 
 
 # -- the whole
@@ -161,7 +161,7 @@ def test_our_recipe_differs_from_the_official_one():
     """Else the test above could not fail."""
     body, ours = (
         backbone_named("masked"),
-        task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0),
+        make_task(83, 20, "second", "valid", batch=8, epochs=2, dropout=0.0),
     )
     callbacks = RecordingCallback(), RecordingCallback()
     finetune(body, official(law="second"), 5, "full", CPU, callbacks[0])
@@ -236,7 +236,7 @@ def test_every_tensor_decays():
     [group] = learner.optimizer.param_groups
     assert group["weight_decay"] == 0.01
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
-    ours = ClassifierTrainer(backbone_named("masked"), task(weight_decay=0.01), 1, "full", CPU)
+    ours = ClassifierTrainer(backbone_named("masked"), make_task(weight_decay=0.01), 1, "full", CPU)
     groups = ours.optimizer.param_groups
     fewest_dims = {bool(g["weight_decay"]): min(p.dim() for p in g["params"]) for g in groups}
     assert fewest_dims == {True: 2, False: 1}
@@ -302,7 +302,7 @@ def test_rows_are_the_tokenizers_own(template, max_length):
         body.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair=template, special_tokens=[("<s>", 1), ("</s>", 2)]
         )
-    examples = [example(number) for number in range(30)]
+    examples = [make_example(number) for number in range(30)]
     rows = encode_with_tokenizer(body, examples, max_length)
     for number, one in enumerate(examples):
         texts = (one.first, one.second) if one.second else (one.first,)
@@ -397,7 +397,7 @@ def test_the_preset_declares_every_law_and_number(suite):
 
 def test_the_key_of_a_cell_with_our_laws_is_as_it_was():
     """Before there were laws, a key held these fields; those of finished cells must stay valid."""
-    spec = TrainingSpec(**QUICK)
+    spec = TrainingSpec(**TRAINING_SETTINGS)
     assert list(spec.settings_for_key()) == [
         "lr", "batch", "epochs", "patience", "warmup", "schedule", "floor", "weight_decay", "clip",
         "dropout",

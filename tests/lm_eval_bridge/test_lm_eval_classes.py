@@ -8,8 +8,8 @@ import json
 import random
 
 import pytest
-from lm_eval_itself import evaluated, ref
-from scored_tasks import read_by_every_command, scored
+from lm_eval_reference import evaluate_tasks, task_ref
+from task_runs import run_every_command, score_task
 
 from antlm_bench import runs
 from antlm_bench.errors import UsageError
@@ -222,8 +222,8 @@ def test_a_class_s_numbers_are_lm_eval_s(make_checkpoint, make_class, tmp_path, 
         make_class(kind),
         make_checkpoint("causal", adds=True, max_position_embeddings=256),
     )
-    run, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
-    (results, scores), summary = evaluated([file], folder, logits_cache=False), cell.summary
+    run, cell = score_task(folder, file, tmp_path / "run", compat="lm-eval")
+    (results, scores), summary = evaluate_tasks([file], folder, logits_cache=False), cell.summary
     metric, names = NUMBERS[kind]
     found = {**summary.views, names[0]: summary.headline}
     assert (summary.metric, summary.headline.n) == (metric, 24)
@@ -240,8 +240,8 @@ def test_a_class_of_whole_documents_has_lm_eval_s_perplexities(
     make_checkpoint, make_class, tmp_path
 ):
     file, folder = make_class("Whole"), make_checkpoint("causal")
-    _, cell = scored(folder, file, tmp_path / "run")
-    (results, _), views = evaluated([file], folder, add_bos_token=False), cell.summary.views
+    _, cell = score_task(folder, file, tmp_path / "run")
+    (results, _), views = evaluate_tasks([file], folder, add_bos_token=False), cell.summary.views
     assert cell.summary.metric == "bits-per-byte"
     for name in ("byte_perplexity", "word_perplexity"):
         assert views[name.replace("_", "-")].value == pytest.approx(
@@ -257,8 +257,8 @@ def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
 ):
     register_model()
     file, folder = make_class("Quality"), make_checkpoint(architecture, max_position_embeddings=256)
-    _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
+    _, cell = score_task(folder, file, tmp_path / "run", methods=method)
+    results, _ = evaluate_tasks([file], folder, model=MODEL_NAME, method=method)
     for name in ("acc", "acc_norm"):
         assert cell.summary.views[name].value == pytest.approx(
             results["toy_quality"][f"{name},none"], abs=1e-4
@@ -273,7 +273,7 @@ def test_such_runs_are_compared_gated_reported_and_exported(
         make_checkpoint("causal", max_position_embeddings=256),
         make_checkpoint("causal", architecture="GPT2LMHeadModel", n_positions=256),
     ]
-    values, found, _, results = read_by_every_command(folders, file, tmp_path, capsys)
+    values, found, _, results = run_every_command(folders, file, tmp_path, capsys)
     assert found["metric"] == "task-score"
     assert results["results"]["lm-eval.toy_contractnli"]["em,none"] == pytest.approx(values[0])
 
@@ -289,12 +289,12 @@ def test_such_runs_are_compared_gated_reported_and_exported(
 )
 def test_a_class_with_other_requests_is_refused(make_class, kind, says):
     with pytest.raises(UsageError, match=says) as caught:
-        load_suite(ref(make_class(kind)))
+        load_suite(task_ref(make_class(kind)))
     assert f"--tasks toy_{kind.lower()}" in caught.value.hint
 
 
 def test_the_gold_of_a_class_is_its_target_continuation(make_class):
-    suite, docs = load_suite(ref(make_class("ContractNLI"))), made("ContractNLI")
+    suite, docs = load_suite(task_ref(make_class("ContractNLI"))), made("ContractNLI")
     right = [item.options[item.gold].text for item in suite.items]
     assert all(
         text.endswith(f"Conclusion: {doc['output']}") for text, doc in zip(right, docs, strict=True)

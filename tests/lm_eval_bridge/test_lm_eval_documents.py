@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lm_eval_itself import evaluated, ref
-from scored_tasks import read_by_every_command, scored
+from lm_eval_reference import evaluate_tasks, task_ref
+from task_runs import run_every_command, score_task
 
 from antlm_bench import runs
 from antlm_bench.lm_eval_bridge.registration import MODEL_NAME, register_model
@@ -104,8 +104,8 @@ def test_all_numbers_of_a_task_are_lm_eval_s(
     own = [one["aggregation"] for one in metrics if "." in one.get("aggregation", "")]
     file = function(make_task("toy_whole", drawn(options), metric_list=metrics), *own)
     folder = make_checkpoint("causal", adds=True)
-    _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
-    (results, _), summary = evaluated([file], folder), cell.summary
+    _, cell = score_task(folder, file, tmp_path / "run", compat="lm-eval")
+    (results, _), summary = evaluate_tasks([file], folder), cell.summary
     names = [one["metric"] for one in metrics]
     found = (
         {**summary.views, "acc": summary.headline} if metric == "accuracy" else dict(summary.views)
@@ -134,8 +134,8 @@ def test_other_methods_numbers_are_those_of_our_model_in_lm_eval(
         make_task("toy_ways", drawn(2), metric_list=listed(("mcc",), ("f1",))),
         make_checkpoint(architecture),
     )
-    _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
+    _, cell = score_task(folder, file, tmp_path / "run", methods=method)
+    results, _ = evaluate_tasks([file], folder, model=MODEL_NAME, method=method)
     assert cell.summary.headline.value == pytest.approx(results["toy_ways"]["mcc,none"], abs=1e-4)
     assert cell.summary.views["f1"].value == pytest.approx(results["toy_ways"]["f1,none"], abs=1e-4)
 
@@ -149,8 +149,8 @@ def test_greedy_accuracy_is_shown_where_it_is_the_only_metric(make_checkpoint, m
     }
     file = make_task("toy_sums", drawn(2), metric_list=listed(("acc", "mean", True)), **changes)
     folder = make_checkpoint("causal", adds=True)
-    _, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    _, cell = score_task(folder, file, tmp_path / "run")
+    results, _ = evaluate_tasks([file], folder)
     assert (cell.summary.metric, cell.summary.headline.n) == ("task-score", 48)
     assert cell.summary.headline.value == pytest.approx(results["toy_sums"]["acc,none"])
 
@@ -168,8 +168,8 @@ def test_a_group_s_f1_is_the_mean_of_its_tasks_own(make_checkpoint, make_task, t
         )
     )
     folder = make_checkpoint("causal", adds=True)
-    _, cell = scored(folder, file, tmp_path / "run")
-    (results, _), summary = evaluated([file], folder), cell.summary
+    _, cell = score_task(folder, file, tmp_path / "run")
+    (results, _), summary = evaluate_tasks([file], folder), cell.summary
     assert summary.headline.value == pytest.approx(results["toy_fs"]["f1,none"], abs=1e-4)
     assert {group.name: group.estimate.value for group in summary.groups} == {
         name: pytest.approx(results[name]["f1,none"], abs=1e-9) for name in ("toy_f0", "toy_f1")
@@ -221,8 +221,8 @@ def test_bias_scores_are_lm_eval_s(make_checkpoint, tmp_path, place):
     )
     source.unlink()
     folder = make_checkpoint("causal", adds=True, max_position_embeddings=256)
-    _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
-    (results, _), summary = evaluated([file], folder), cell.summary
+    _, cell = score_task(folder, file, tmp_path / "run", compat="lm-eval")
+    (results, _), summary = evaluate_tasks([file], folder), cell.summary
     theirs = {
         name.removesuffix(",none"): value
         for name, value in results["toy_bbq"].items()
@@ -273,8 +273,8 @@ def test_a_regression_over_all_documents_is_a_suite(make_checkpoint, tmp_path):
     file.write_text(yaml.safe_dump(config))
     function(file, "utils.one", "utils.agg_demographic_bias_regression")
     folder = make_checkpoint("causal", adds=True)
-    run, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    run, cell = score_task(folder, file, tmp_path / "run")
+    results, _ = evaluate_tasks([file], folder)
     assert (cell.summary.metric, cell.summary.headline.n) == ("whole-penalty", len(docs))
     assert cell.summary.headline.value == pytest.approx(
         results["toy_discrim"]["female_bias,none"], abs=1e-4
@@ -315,8 +315,8 @@ def test_record_loads_and_is_scored(make_checkpoint, tmp_path):
     )
     (tmp_path / "default.yaml").unlink()
     folder = make_checkpoint("causal", adds=True)
-    _, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    _, cell = score_task(folder, file, tmp_path / "run")
+    results, _ = evaluate_tasks([file], folder)
     assert cell.summary.headline.value == pytest.approx(results["toy_record"]["f1,none"], abs=1e-4)
     assert cell.summary.views["em"].value == pytest.approx(
         results["toy_record"]["em,none"], abs=1e-4
@@ -329,7 +329,7 @@ def test_such_runs_are_compared_gated_reported_and_exported(
 ):
     file = make_task("toy_all", drawn(2), metric_list=listed(("mcc",), ("acc",)))
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
-    values, found, said, results = read_by_every_command(folders, file, tmp_path, capsys)
+    values, found, said, results = run_every_command(folders, file, tmp_path, capsys)
     head = found["headline"]
     assert found["metric"] == "whole-score"
     assert head["low"] < head["value"] < head["high"] and 0 <= head["p"] <= 1
@@ -345,12 +345,12 @@ def test_other_code_of_an_aggregation_is_another_suite(make_task, tmp_path):
         make_task("toy_code", drawn(2), metric_list=listed(("f1", "averages.weighted"))),
         "averages.weighted",
     )
-    before = load_suite(ref(file)).digest
-    assert load_suite(ref(file)).digest == before
+    before = load_suite(task_ref(file)).digest
+    assert load_suite(task_ref(file)).digest == before
     (tmp_path / "averages.py").write_text(
         F1S.replace("weighted(items):", "weighted(items):  # newly")
     )
-    assert load_suite(ref(file)).digest != before
+    assert load_suite(task_ref(file)).digest != before
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_path, monkeypatch):
@@ -365,7 +365,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_
         make_task("toy_kill", drawn(2), metric_list=listed(("mcc",))),
         make_checkpoint("causal"),
     )
-    _, whole = scored(folder, file, tmp_path / "whole")
+    _, whole = score_task(folder, file, tmp_path / "whole")
     put, count = runs.RunWriter.save_chunk, []
 
     def killed(self, *args):
@@ -376,6 +376,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(make_checkpoint, make_task, tmp_
 
     monkeypatch.setattr(runs.RunWriter, "save_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
-        scored(folder, file, tmp_path / "killed")
-    _, resumed = scored(folder, file, tmp_path / "killed")
+        score_task(folder, file, tmp_path / "killed")
+    _, resumed = score_task(folder, file, tmp_path / "killed")
     assert (resumed.digest, resumed.summary) == (whole.digest, whole.summary)

@@ -83,12 +83,12 @@ def test_an_eos_that_the_tokenizer_adds_is_never_scored(make_checkpoint, tmp_pat
     """HFLM counts the context's EOS among its tokens, and scores the EOS of the whole;
     docs/lm-eval.md says so.
     """
-    from tiny import tokenizer_for
+    from tiny_models import train_tokenizer
     from transformers import AutoModelForCausalLM
 
     folder, pairs = make_checkpoint("causal", adds=True), instances([("the cat", " sees the dog")])
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
-    tokenizer_for("masked", True).save_pretrained(tmp_path)  # <s> ... </s>
+    train_tokenizer("masked", True).save_pretrained(tmp_path)  # <s> ... </s>
     ours = AntlmBench(str(tmp_path), method="causal", device="cpu").loglikelihood(pairs)
     same(ours, AntlmBench(str(folder), device="cpu").loglikelihood(pairs))
     assert abs(ours[0][0] - hf(tmp_path).loglikelihood(pairs, disable_tqdm=True)[0][0]) > 0.1

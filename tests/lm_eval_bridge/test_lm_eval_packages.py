@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from lm_eval_itself import evaluated, ref
-from scored_tasks import scored
+from lm_eval_reference import evaluate_tasks, task_ref
 from sklearn.metrics import f1_score
+from task_runs import score_task
 
 from antlm_bench.errors import DataError
 from antlm_bench.suites.loader import load_suite
@@ -74,7 +74,7 @@ TINY = rows(100, input_formatted=several, answer=lambda rng: rng.randrange(4))
 def test_a_package_that_is_absent_is_named_with_its_remedy(make_shipped, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinyBenchmarks", None)
     with pytest.raises(DataError, match=r"pip install git.*tinyBenchmarks") as caught:
-        load_suite(ref(make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY)))
+        load_suite(task_ref(make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY)))
     assert "pip install 'lm_eval[tasks]'" in caught.value.hint
 
 
@@ -92,8 +92,8 @@ def test_tinybenchmarks_weigh_a_hundred_documents_by_their_places(
         make_shipped("tinyBenchmarks/tinyMMLU.yaml", TINY),
         make_checkpoint("causal", adds=True),
     )
-    _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
-    results, _ = evaluated([file], folder)
+    _, cell = score_task(folder, file, tmp_path / "run", compat="lm-eval")
+    results, _ = evaluate_tasks([file], folder)
     head = cell.summary.headline
     assert (cell.summary.metric, head.n) == ("whole-score", 100)
     assert head.value == pytest.approx(results["toy_tinyMMLU"]["acc_norm,none"], abs=1e-9)
@@ -120,8 +120,8 @@ def test_basqueglue_s_f1_is_lm_eval_s(make_checkpoint, make_shipped, tmp_path, m
         make_shipped(f"basqueglue/{name}.yaml", docs),
         make_checkpoint("causal", max_position_embeddings=256),
     )
-    _, cell = scored(folder, file, tmp_path / "run", compat="lm-eval")
-    results, _ = evaluated([file], folder)
+    _, cell = score_task(folder, file, tmp_path / "run", compat="lm-eval")
+    results, _ = evaluate_tasks([file], folder)
     assert cell.summary.metric == "whole-score"
     assert cell.summary.headline.value == pytest.approx(results[f"toy_{name}"]["f1,none"], abs=1e-9)
     assert 0 < cell.summary.headline.value < 1
@@ -150,7 +150,7 @@ def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, 
     monkeypatch.setattr(evaluate, "load", absent)
     monkeypatch.delitem(sys.modules, "lm_eval.tasks.mts_dialog.utils", raising=False)
     with pytest.raises(DataError, match=says) as caught:
-        load_suite(ref(make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES)))
+        load_suite(task_ref(make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES)))
     assert remedy in caught.value.hint
 
 
@@ -164,8 +164,8 @@ def test_perplexities_with_sibling_metrics_are_lm_eval_s(
         make_shipped("mts_dialog/mts_dialog_perplexity.yaml", NOTES),
         make_checkpoint("causal"),
     )
-    _, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder, add_bos_token=False)
+    _, cell = score_task(folder, file, tmp_path / "run")
+    results, _ = evaluate_tasks([file], folder, add_bos_token=False)
     assert cell.summary.headline.value == pytest.approx(
         results["toy_mts_dialog_perplexity"]["bits_per_byte,none"], abs=1e-4
     )
@@ -177,4 +177,4 @@ def test_a_task_that_ends_the_process_is_an_error_like_any_other(make_task, tmp_
     file = make_task("toy_leaving", process_docs="leaving.any")
     file.write_text(file.read_text().replace("process_docs: ", "process_docs: !function "))
     with pytest.raises(DataError, match="SystemExit: no such program"):
-        load_suite(ref(file))
+        load_suite(task_ref(file))

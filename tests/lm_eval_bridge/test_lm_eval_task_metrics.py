@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 import pytest
 import yaml
-from lm_eval_itself import evaluated, ref
-from scored_tasks import read_by_every_command
-from scored_tasks import scored as scored_by
+from lm_eval_reference import evaluate_tasks, task_ref
+from task_runs import run_every_command
+from task_runs import score_task as scored_by
 
 from antlm_bench import runs
 from antlm_bench.commands.score import score
@@ -107,7 +107,7 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
     )
     folder = make_checkpoint("causal", adds=True)
     run, cell = scored(folder, file, tmp_path / "run")
-    (results, _), summary = evaluated([file], folder), cell.summary
+    (results, _), summary = evaluate_tasks([file], folder), cell.summary
     assert summary.metric == "task-score" and summary.headline.n == 5
     assert summary.headline.value == pytest.approx(results["toy_mass"]["mass,none"], abs=1e-4)
     assert summary.headline.low < summary.headline.value < summary.headline.high
@@ -141,7 +141,7 @@ def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_judg
     file = make_judged("toy_less", "single", **changes, metric_list=listed)
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    results, _ = evaluate_tasks([file], folder)
     assert cell.summary.metric == "task-penalty"
     assert cell.summary.headline.value == pytest.approx(results["toy_less"]["miss,none"])
     assert (
@@ -160,7 +160,7 @@ def test_masked_answers_are_judged_as_our_model_s_are_in_lm_eval(
         make_checkpoint("masked"),
     )
     _, cell = scored(folder, file, tmp_path / "run", methods=method)
-    results, _ = evaluated([file], folder, model=MODEL_NAME, method=method)
+    results, _ = evaluate_tasks([file], folder, model=MODEL_NAME, method=method)
     assert cell.summary.headline.value == pytest.approx(
         results["toy_masked"]["mass,none"], abs=1e-4
     )
@@ -175,9 +175,11 @@ def test_several_methods_are_judged_by_one_reading_and_fused_too(
         make_checkpoint("causal"),
     )
     names = ("causal", "mntp", "fused")
-    (together,) = score(folder, ref(file), methods=names, out=tmp_path / "together", device="cpu")
+    (together,) = score(
+        folder, task_ref(file), methods=names, out=tmp_path / "together", device="cpu"
+    )
     for name, cell in zip(names, together.cells, strict=True):
-        (alone,) = score(folder, ref(file), methods=name, out=tmp_path / name, device="cpu")
+        (alone,) = score(folder, task_ref(file), methods=name, out=tmp_path / name, device="cpu")
         assert cell.method == name
         for ours, theirs in zip(
             runs.read_predictions(together.path, cell),
@@ -200,7 +202,7 @@ def test_shares_of_marked_documents_are_means(make_checkpoint, make_judged, tmp_
     file.write_text(text)
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
-    (results, _), summary = evaluated([file], folder), cell.summary
+    (results, _), summary = evaluate_tasks([file], folder), cell.summary
     assert (summary.headline.value, summary.headline.n) == (
         pytest.approx(results["toy_marked"]["of_two,none"]),
         4,
@@ -224,7 +226,7 @@ def test_the_best_of_several_right_options_is_right(make_checkpoint, make_task, 
     file = make_task("toy_several", SEVERAL, metric_list=metrics("acc", "acc_norm"))
     folder = make_checkpoint("causal", adds=True)
     run, cell = scored(folder, file, tmp_path / "run")
-    results, scores = evaluated([file], folder)
+    results, scores = evaluate_tasks([file], folder)
     found = runs.read_predictions(run.path, cell)
     assert cell.summary.metric == "task-score"
     assert [p.judged[0] for p in found] == [
@@ -240,7 +242,7 @@ def test_the_best_of_several_right_options_is_right(make_checkpoint, make_task, 
 def test_an_option_that_is_none_is_no_right_one_of_several(make_task):
     docs = [*SEVERAL, {"q": "a", "choices": ["b", "c"], "gold": [0, 2]}]
     with pytest.raises(DataError, match="none of its 2 options"):
-        load_suite(ref(make_task("toy_beyond", docs)))
+        load_suite(task_ref(make_task("toy_beyond", docs)))
 
 
 def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task, tmp_path):
@@ -259,7 +261,7 @@ def test_what_else_lm_eval_makes_of_choices_is_a_view(make_checkpoint, make_task
         make_checkpoint("causal", adds=True),
     )
     run, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    results, _ = evaluate_tasks([file], folder)
     assert all(len(p.scores) == 3 for p in runs.read_predictions(run.path, cell))
     views = {
         "acc": cell.summary.headline,
@@ -290,7 +292,7 @@ def test_a_single_continuation_is_the_first_choice_or_not(make_checkpoint, make_
         "toy_first", docs, **changes, metric_list=[{"metric": "perplexity"}, *metrics("acc")]
     )
     _, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated([file], folder)
+    results, _ = evaluate_tasks([file], folder)
     assert cell.summary.metric == "surprisal"
     found = cell.summary.views["acc"]
     assert 0 < found.value == pytest.approx(results["toy_first"]["acc,none"])
@@ -328,7 +330,7 @@ def test_perplexities_of_long_documents_are_lm_eval_s(
     )
     folder = make_checkpoint("causal")
     run, cell = scored(folder, file, tmp_path / "run")
-    results, _ = evaluated(
+    results, _ = evaluate_tasks(
         [file], folder, max_length=64, add_bos_token=False
     )  # else it begins with two
     theirs, summary = results["toy_whole"], cell.summary
@@ -362,11 +364,11 @@ def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task
     )
     for file in (one, tmp_path / "group.yaml"):
         with pytest.raises(MethodNotSupported, match="needs the method 'causal', not 'mlm'"):
-            score(make_checkpoint("masked"), ref(file), out=tmp_path / "run", device="cpu")
+            score(make_checkpoint("masked"), task_ref(file), out=tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="cannot build"):
         score(
             make_checkpoint("causal"),
-            ref(one),
+            task_ref(one),
             methods="causal",
             out=tmp_path / "run",
             device="cpu",
@@ -378,16 +380,16 @@ def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_judged
     with pytest.raises(
         DataError, match="own code fails on the answer: ZeroDivisionError"
     ) as caught:
-        score(make_checkpoint("causal"), ref(file), out=tmp_path / "run", device="cpu")
+        score(make_checkpoint("causal"), task_ref(file), out=tmp_path / "run", device="cpu")
     assert caught.value.location.endswith("toy_broken, document 1")
 
 
 def test_other_code_is_another_suite(make_judged, tmp_path):
     file = make_judged("toy_code", "mass", metric_list=metrics("mass"))
-    before = load_suite(ref(file)).digest
-    assert load_suite(ref(file)).digest == before
+    before = load_suite(task_ref(file)).digest
+    assert load_suite(task_ref(file)).digest == before
     (tmp_path / "judges.py").write_text(CODE.replace('doc["gold"] == 0', 'doc["gold"] == 1'))
-    assert load_suite(ref(file)).digest != before
+    assert load_suite(task_ref(file)).digest != before
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
@@ -399,7 +401,7 @@ def test_runs_of_task_metrics_pass_all_commands(
     else:
         file = make_task("toy_all", TEXTS, **WHOLE, metric_list=PERPLEXITIES)
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
-    values, found, _, results = read_by_every_command(folders, file, tmp_path, capsys)
+    values, found, _, results = run_every_command(folders, file, tmp_path, capsys)
     assert (found["metric"], found["headline"]["lower_is_better"]) == (
         metric,
         metric == "bits-per-byte",
@@ -416,5 +418,5 @@ def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judge
     )
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):
         with pytest.raises(UsageError, match="toy_peer asks for") as caught:
-            score(folder, ref(file), out=tmp_path / "run", device="cpu", **options)
+            score(folder, task_ref(file), out=tmp_path / "run", device="cpu", **options)
         assert "reads log-probabilities and first choices" in caught.value.hint

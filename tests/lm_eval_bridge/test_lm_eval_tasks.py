@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from lm_eval_itself import evaluated, ref
+from lm_eval_reference import evaluate_tasks, task_ref
 
 from antlm_bench import runs
 from antlm_bench.cli.app import run as cli
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
 
 def test_a_document_is_an_item_with_the_continuation_as_span(make_task):
-    suite = load_suite(ref(make_task("toy_a")))
+    suite = load_suite(task_ref(make_task("toy_a")))
     assert (suite.name, suite.version, suite.metric, suite.groups) == (
         "lm-eval.toy_a",
         "1.0",
@@ -68,7 +68,7 @@ def test_shots_are_those_that_lm_eval_draws(make_task):
     task.set_fewshot_seed(seed=1234)
     task.build_all_requests(rank=0, world_size=1)
     theirs = [request.args for request in task.instances]
-    suite = load_suite(ref(file))
+    suite = load_suite(task_ref(file))
     ours = [option for item in suite.items for option in item.options]
     assert [option.text for option in ours] == [
         context + continuation for context, continuation in theirs
@@ -80,7 +80,7 @@ def test_shots_are_those_that_lm_eval_draws(make_task):
 def test_the_caller_s_random_numbers_are_his_own(make_task):
     random.seed(7), np.random.seed(7)
     wanted = random.Random(7).random(), np.random.RandomState(7).rand()
-    load_suite(ref(make_task("toy_seed", num_fewshot=1, fewshot_split="test")))
+    load_suite(task_ref(make_task("toy_seed", num_fewshot=1, fewshot_split="test")))
     assert (random.random(), np.random.rand()) == wanted
 
 
@@ -96,13 +96,13 @@ def group_of(folder, make_task, weigh):
 
 @pytest.mark.parametrize(("weigh", "macro"), [(True, ()), (False, ("task",))])
 def test_a_group_is_one_suite_averaged_as_it_says(make_task, tmp_path, weigh, macro):
-    suite = load_suite(ref(group_of(tmp_path, make_task, weigh)))
+    suite = load_suite(task_ref(group_of(tmp_path, make_task, weigh)))
     assert (suite.name, suite.groups, suite.macro) == ("lm-eval.toy_group", ("task",), macro)
     assert [item.labels["task"] for item in suite.items] == ["toy_g1"] * 5 + ["toy_g2"]
 
 
 def test_a_limit_counts_per_task(make_task, tmp_path):
-    suite = load_suite(ref(group_of(tmp_path, make_task, False)), limit=2)
+    suite = load_suite(task_ref(group_of(tmp_path, make_task, False)), limit=2)
     assert [item.id for item in suite.items] == ["toy_g1_0", "toy_g1_1", "toy_g2_0"]
     assert "limit: the first 2 of each task" in suite.notes
 
@@ -112,26 +112,26 @@ def test_a_digest_knows_texts_answers_and_the_version(make_task):
     changed = [{"q": "a", "choices": ["b", "d"], "gold": 0}]
     answered = [{"q": "a", "choices": ["b", "c"], "gold": 1}]
     made = [make_task("t0", docs), make_task("t0b", changed), make_task("t0c", answered)]
-    digests = [load_suite(ref(file)).digest for file in made]
-    again = load_suite(ref(make_task("t0", docs))).digest
-    newer = load_suite(ref(make_task("t0", docs, metadata={"version": 2.0}))).digest
+    digests = [load_suite(task_ref(file)).digest for file in made]
+    again = load_suite(task_ref(make_task("t0", docs))).digest
+    newer = load_suite(task_ref(make_task("t0", docs, metadata={"version": 2.0}))).digest
     assert again == digests[0] and len({*digests, newer}) == 4
 
 
 def test_a_task_s_name_leads_no_file_astray(make_task):
     file = make_task("toy_name")
     file.write_text(file.read_text().replace("task: toy_name", "task: ../../toy name"))
-    assert load_suite(ref(file)).name == "lm-eval...-..-toy-name"
+    assert load_suite(task_ref(file)).name == "lm-eval...-..-toy-name"
 
 
 def test_a_file_without_a_task_says_so(tmp_path):
     file = tmp_path / "none.yaml"
     file.write_text("dataset_path: json\n")
     with pytest.raises(DataError, match="no task or group"):
-        load_suite(ref(file))
+        load_suite(task_ref(file))
     file.write_text("task: [")
     with pytest.raises(DataError, match="no task or group"):
-        load_suite(ref(file))
+        load_suite(task_ref(file))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_generation_is_refused_before_data_are_looked_for(make_task, tmp_path, k
     group.write_text(yaml.safe_dump({"group": "toy_others", "task": ["toy_other"]}))
     for each in (file, group):
         with pytest.raises(UsageError, match=f"{each.stem!r} asks for generated text") as caught:
-            load_suite(ref(each))
+            load_suite(task_ref(each))
         assert f"lm_eval run --model hf --tasks {each.stem}" in caught.value.hint
     group.write_text(
         yaml.safe_dump(
@@ -154,7 +154,7 @@ def test_generation_is_refused_before_data_are_looked_for(make_task, tmp_path, k
         )
     )
     with pytest.raises(DataError, match="cannot build"):  # the group's word counts: no generation
-        load_suite(ref(group))
+        load_suite(task_ref(group))
 
 
 def test_a_misspelt_name_gets_a_suggestion_at_once(monkeypatch):
@@ -196,15 +196,17 @@ def test_a_comma_belongs_to_the_tasks_of_lm_eval():
 def test_bad_documents_are_named_with_their_place(make_task, changes, says):
     file = make_task("toy_bad", **changes)
     with pytest.raises(DataError, match=says) as caught:
-        load_suite(ref(file))
+        load_suite(task_ref(file))
     assert "toy_bad" in caught.value.location
 
 
 @pytest.mark.parametrize(("adds", "bos"), [(True, "auto"), (False, "tokenizer")])
 def test_causal_scores_are_lm_eval_s_and_so_is_acc(make_checkpoint, make_task, tmp_path, adds, bos):
     folder, file = make_checkpoint("causal", adds=adds), make_task("toy_parity")
-    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval", bos=bos)
-    results, scores = evaluated([file], folder)
+    (run,) = score(
+        folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval", bos=bos
+    )
+    results, scores = evaluate_tasks([file], folder)
     (cell,) = run.cells
     found = {p.id: list(p.scores) for p in runs.read_predictions(run.path, cell)}
     assert found.keys() == scores.keys()
@@ -233,12 +235,12 @@ def test_sentences_are_scored_after_lm_eval_s_delimiter(make_checkpoint, make_ta
     pairs.write_text(
         "good,bad\n" + "".join(f"{doc['good']},{doc['bad']}\n" for doc in docs), encoding="utf-8"
     )
-    scores = evaluated([file], folder)[1]
+    scores = evaluate_tasks([file], folder)[1]
     found = {}
     for name, suite, compat in (
         ("theirs", str(pairs), "lm-eval"),
         ("ours", str(pairs), None),
-        ("task", ref(file), None),
+        ("task", task_ref(file), None),
     ):
         (run,) = score(folder, suite, out=tmp_path / name, device="cpu", compat=compat)
         found[name] = {p.id: p.scores for p in runs.read_predictions(run.path, run.cells[0])}
@@ -266,10 +268,10 @@ def test_the_view_per_character_is_lm_eval_s_acc_norm(
     ]
     file = make_task("toy_norm", docs, metric_list=both, target_delimiter=delimiter)
     folder = make_checkpoint("causal", adds=True)
-    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
     found = runs.read_predictions(run.path, run.cells[0])
     assert [p.characters for p in found] == [tuple(map(len, four)) for four in choices]
-    results, scores = evaluated([file], folder)
+    results, scores = evaluate_tasks([file], folder)
     view = run.cells[0].summary.views["per-character"].value
     assert view == pytest.approx(results["toy_norm"]["acc_norm,none"])
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_norm"]["acc,none"])
@@ -302,8 +304,8 @@ def test_surprisal_is_the_logarithm_of_lm_eval_s_perplexity(make_checkpoint, mak
         make_task("toy_alone", ENDS, metric_list=both, **ALONE),
         make_checkpoint("causal", adds=True),
     )
-    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
-    results, scores = evaluated([file], folder)
+    (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, scores = evaluate_tasks([file], folder)
     (cell,) = run.cells
     assert cell.summary.metric == "surprisal" and cell.summary.headline.n == 3
     assert {p.id: list(p.scores) for p in runs.read_predictions(run.path, cell)} == {
@@ -321,14 +323,14 @@ def test_choices_and_single_continuations_have_no_common_number(make_task, tmp_p
         yaml.safe_dump({"group": "toy_mixed", "task": ["toy_one", "toy_two"]})
     )
     with pytest.raises(UsageError, match="no common number"):
-        load_suite(ref(tmp_path / "toy_mixed.yaml"))
+        load_suite(task_ref(tmp_path / "toy_mixed.yaml"))
 
 
 @pytest.mark.parametrize("weigh", [True, False])
 def test_a_group_has_lm_eval_s_own_mean(make_checkpoint, make_task, tmp_path, weigh):
     folder, file = make_checkpoint("causal", adds=True), group_of(tmp_path, make_task, weigh)
-    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
-    results, _ = evaluated([file], folder)
+    (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, _ = evaluate_tasks([file], folder)
     assert run.cells[0].summary.headline.value == pytest.approx(results["toy_group"]["acc,none"])
 
 
@@ -340,8 +342,8 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
     ]
     changes = {"doc_to_text": "gold", "doc_to_choice": "{{opts}}", "doc_to_target": "{{end}}"}
     file, folder = make_task("toy_contexts", docs, **changes), make_checkpoint("causal", adds=True)
-    (run,) = score(folder, ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
-    results, scores = evaluated([file], folder)
+    (run,) = score(folder, task_ref(file), out=tmp_path / "run", device="cpu", compat="lm-eval")
+    results, scores = evaluate_tasks([file], folder)
     found = runs.read_predictions(run.path, run.cells[0])
     assert [p.gold for p in found] == [1, 0]
     assert [p.characters for p in found] == [(7, 8), (6, 11)]  # of the choices, as acc_norm has it
@@ -351,7 +353,7 @@ def test_contexts_may_differ_and_the_continuation_be_one(make_checkpoint, make_t
 
 def test_what_is_asked_for_mutual_information_alone_is_no_option(make_task):
     metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
-    suite = load_suite(ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
+    suite = load_suite(task_ref(make_task("toy_mutual", DOCS, metric_list=metrics)))
     assert suite.items[0].options == (Option("a b", (1, 3), 1), Option("a c", (1, 3), 1))
     assert "toy_mutual: acc_mutual_info, computed by the task's own code" in suite.notes
 
@@ -362,7 +364,7 @@ def test_a_group_with_different_first_metrics_is_choices(make_task, tmp_path):
     make_task("toy_mcc", DOCS, metric_list=[{"metric": "mcc"}])
     file = tmp_path / "toy_glue.yaml"
     file.write_text(yaml.safe_dump({"group": "toy_glue", "task": ["toy_acc", "toy_mcc"]}))
-    suite = load_suite(ref(file))
+    suite = load_suite(task_ref(file))
     assert suite.metric == "accuracy"
     assert "toy_mcc: lm-eval reports mcc; this is the accuracy of the same choices" in suite.notes
 
@@ -375,7 +377,7 @@ def test_groups_within_a_group_are_labels_too(make_task, tmp_path):
     (tmp_path / "toy_outer.yaml").write_text(
         yaml.safe_dump({"group": "toy_outer", "task": ["toy_inner", "toy_three"]})
     )
-    suite = load_suite(ref(tmp_path / "toy_outer.yaml"))
+    suite = load_suite(task_ref(tmp_path / "toy_outer.yaml"))
     assert suite.groups == ("group", "task") and suite.macro == ("task",)
     assert [dict(item.labels) for item in suite.items] == [
         {"group": "toy_inner", "task": "toy_one"},
@@ -427,7 +429,7 @@ def test_masked_and_hybrid_methods_score_the_same_tasks(make_checkpoint, make_ta
 def test_fused_scores_are_the_sum_of_both_ways(make_checkpoint, make_task, tmp_path):
     folder, file = make_checkpoint("causal"), make_task("toy_fused")
     methods = ("causal", "mntp", "fused")
-    (run,) = score(folder, ref(file), methods=methods, out=tmp_path / "run", device="cpu")
+    (run,) = score(folder, task_ref(file), methods=methods, out=tmp_path / "run", device="cpu")
     causal, mntp, fused = (
         np.concatenate([p.scores for p in runs.read_predictions(run.path, cell)])
         for name in methods
@@ -441,8 +443,8 @@ def test_a_finished_task_is_not_scored_twice_and_holds_no_text(
     make_checkpoint, make_task, tmp_path
 ):
     folder, file, out = make_checkpoint("causal"), make_task("toy_again"), tmp_path / "run"
-    (first,) = score(folder, ref(file), out=out, device="cpu")
-    (second,) = score(folder, ref(file), out=out, device="cpu")
+    (first,) = score(folder, task_ref(file), out=out, device="cpu")
+    (second,) = score(folder, task_ref(file), out=out, device="cpu")
     assert (
         first.cells[0].key == second.cells[0].key
         and first.cells[0].digest == second.cells[0].digest

@@ -1,4 +1,4 @@
-"""Every --compat bundle, item by item: recorded official scores, the peers, plain loops."""
+"""Every --compat bundle against recorded official scores, the peers themselves and plain loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import opened
+from peer_helpers import load_transformers
 from scipy.stats import spearmanr
 
 from antlm_bench import runs, score
@@ -43,7 +43,7 @@ RECORDED = [
     )
     for checkpoint in checkpoints
 ]
-# (context, continuations as they are asked for); "" = no context.
+# (context, continuations); "" = no context.
 REQUESTS = [
     ("", ("the cat sleeps near the house.", "the cat sleep near the house.")),
     ("", ("who sees himself?", "what does every old girl see that the boys never see?")),
@@ -54,29 +54,26 @@ REQUESTS = [
     ),
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 
-def deciding(cell: Cell, prediction: Prediction) -> list[float]:
-    """The scores that decide: sums, or means per token."""
+def deciding_scores(cell: Cell, prediction: Prediction) -> list[float]:
+    """Return the scores that decide: sums, or means per token."""
     if cell.settings["reduction"] == "sum":
         return list(prediction.scores)
     return [s / n for s, n in zip(prediction.scores, prediction.tokens, strict=True)]
 
 
-def first_best(scores: list[float]) -> int:
+def argmax_first(scores: list[float]) -> int:
     return max(range(len(scores)), key=lambda k: (scores[k], -k))
 
 
-# ---- the official code's recorded scores
-# -------------------------------------------------------------------------
+# --- the official code's recorded scores ---
 
 
 @pytest.fixture
 def official_data(cases_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our loaders read the fixture's small files in place of the official ones, whose digests they
-    would ask for.
-    """
+    """Make our loaders read the small recorded files instead of the official ones."""
     root = cases_root / "official"
 
     def rows(spec: Any, folder: Path) -> Iterator[Any]:
@@ -95,7 +92,9 @@ def test_scores_equal_those_of_the_official_code(
     name: str, official_data: Path, tmp_path: Path
 ) -> None:
     recorded = json.loads((official_data / "scores" / f"{name}.json").read_text())
-    suites = [SUITES[one] for one in dict.fromkeys(item["dataset"] for item in recorded["items"])]
+    suites = [
+        SUITES[dataset] for dataset in dict.fromkeys(item["dataset"] for item in recorded["items"])
+    ]
     [run] = score(
         official_data / "checkpoints" / recorded["checkpoint"],
         suites,
@@ -105,44 +104,42 @@ def test_scores_equal_those_of_the_official_code(
         device="cpu",
         out=tmp_path / "run",
     )
-    ours = {p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)}
-    assert len(ours) == len(recorded["items"])
+    predictions_by_id = {
+        p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)
+    }
+    assert len(predictions_by_id) == len(recorded["items"])
     for item in recorded["items"]:
-        cell, prediction = ours[item["id"]]
-        wanted = item.get(
-            "scores_in_place", item["scores"]
-        )  # not the order fault of 2024's masked backend
-        assert deciding(cell, prediction) == pytest.approx(wanted, abs=1e-4), item["id"]
-        best, second = sorted(wanted, reverse=True)[:2]
-        if best == second or best - second > 1e-4:  # nearer ones are decided by rounding
-            assert prediction.pred == first_best(wanted)
+        cell, prediction = predictions_by_id[item["id"]]
+        # The masked backend of 2024 shuffles scores; `scores_in_place` has the right order.
+        expected = item.get("scores_in_place", item["scores"])
+        assert deciding_scores(cell, prediction) == pytest.approx(expected, abs=1e-4), item["id"]
+        best, second = sorted(expected, reverse=True)[:2]
+        if best == second or best - second > 1e-4:  # closer ones are decided by rounding
+            assert prediction.pred == argmax_first(expected)
         if "scores_in_place" not in item:
             assert prediction.pred == item["choice"]
     for cell in run:
         if cell.summary.metric == "spearman":
-            assert_as_official_ratings(cell, run.path, recorded["items"])
+            assert_official_ratings(cell, run.path, recorded["items"])
 
 
-def assert_as_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
-    """The probabilities that are ranked, and their correlation with the ratings, as the official
-    code has them.
-    """
+def assert_official_ratings(cell: Cell, path: str, recorded: list[dict[str, Any]]) -> None:
+    """Compare ranked probabilities and their correlation with ratings to the official code."""
     predictions = runs.read_predictions(path, cell)
     probabilities = {item["id"]: item["prob"] for item in recorded if "prob" in item}
     theirs = [probabilities[p.id] for p in predictions]
     ours = load_cell_metric(cell).per_item(build_table(predictions, set()))
     assert ours.tolist() == pytest.approx(theirs, abs=5e-5)  # as the scores allow
-    wanted = spearmanr(theirs, [p.gold for p in predictions])[0]
-    assert cell.summary.headline.value == pytest.approx(wanted, abs=1e-9)
+    expected = spearmanr(theirs, [p.gold for p in predictions])[0]
+    assert cell.summary.headline.value == pytest.approx(expected, abs=1e-9)
 
 
-# ---- the same conventions, rebuilt
-# -------------------------------------------------------------------------------
+# --- the same conventions, rebuilt ---
 
 
 @pytest.fixture
 def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two suites of REQUESTS: sentences, and options after contexts, as EWoK's."""
+    """Two suites of REQUESTS: sentences, and options after contexts as in EWoK."""
     rows = {"plain": [], "after": []}  # type: dict[str, list[dict[str, str]]]
     for number, (context, (good, bad)) in enumerate(REQUESTS):
         rows["after" if context else "plain"].append(
@@ -152,65 +149,65 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("ANTLM_BENCH_DATA", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
     paths = []
-    for name, some in rows.items():
+    for name, suite_rows in rows.items():
         (tmp_path / "data" / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in some)
+            "".join(json.dumps(row) + "\n" for row in suite_rows)
         )
         options = ", ".join(
             f"{{ {option[name].replace('KIND', kind)} }}" for kind in ("good", "bad")
         )
-        lines = [
-            'kind = "suite"',
-            f'name = "{name}"',
-            'version = "1"',
-            'title = "x"',
-            'licence = "CC0"',
-        ]
-        lines += [
-            'citation = "x"',
-            "groups = []",
-            "macro = []",
-            "[item]",
-            f"options = [{options}]",
-            'id = "{name}"',
-        ]
-        lines += ["[data]", 'where = ["{file}"]', f'files = {{ "{name}.jsonl" = {{}} }}']
+        declaration = f"""
+kind = "suite"
+name = "{name}"
+version = "1"
+title = "x"
+licence = "CC0"
+citation = "x"
+groups = []
+macro = []
+[item]
+options = [{options}]
+id = "{{name}}"
+[data]
+where = ["{{file}}"]
+files = {{ "{name}.jsonl" = {{}} }}
+"""
         path = tmp_path / f"{name}.toml"
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text(declaration)
         paths.append(str(path))
     return paths
 
 
-def ask(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
-    """The deciding scores of both options of every request."""
+def score_requests(folder: Path, suites: list[str], out: Path, **options: Any) -> list[list[float]]:
+    """Return the deciding scores of both options of every request."""
     [run] = score(folder, suites, out=out, device="cpu", **options)
-    found = {p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)}
+    predictions_by_id = {
+        p.id: (cell, p) for cell in run for p in runs.read_predictions(run.path, cell)
+    }
     scores = []
     for number in range(len(REQUESTS)):
-        cell, prediction = found[f"request_{number}"]
-        scores.append(deciding(cell, prediction))
-        assert prediction.pred == first_best(scores[-1])
+        cell, prediction = predictions_by_id[f"request_{number}"]
+        scores.append(deciding_scores(cell, prediction))
+        assert prediction.pred == argmax_first(scores[-1])
     return scores
 
 
-def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
+def compute_logprobs(model: Any, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         return model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
-def causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """BOS before a text without a context only; the continuation begins with a space, which is
-    scored.
-    """
+def score_causal_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """BOS only before texts without a context; the space before a continuation is scored."""
     plain = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     before = plain(context) if context else [tokenizer.bos_token_id]
     ids = plain(f"{context} {continuation}") if context else before + plain(f" {continuation}")
-    table = log_probabilities(model, ids)
+    table = compute_logprobs(model, ids)
     return sum(table[at - 1, ids[at]].item() for at in range(len(before), len(ids)))
 
 
-def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Two spaces after the context, or after EOS or "None"; the mean of what follows it."""
+def score_masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """Two spaces after the context (EOS or "None" if empty); the mean over what follows it."""
     context = context or str(tokenizer.eos_token)
     left_out = {tokenizer.pad_token_id, tokenizer.sep_token_id}
     start = sum(token not in left_out for token in tokenizer(context)["input_ids"])
@@ -218,7 +215,7 @@ def masked_2024(model: Any, tokenizer: Any, context: str, continuation: str) -> 
     for at, token in enumerate(ids):
         if at >= start and token not in left_out | {tokenizer.cls_token_id}:
             hidden = [*ids[:at], tokenizer.mask_token_id, *ids[at + 1 :]]
-            values.append(log_probabilities(model, hidden)[at, token].item())
+            values.append(compute_logprobs(model, hidden)[at, token].item())
     return sum(values) / len(values)
 
 
@@ -227,33 +224,32 @@ def test_2024_causal_puts_bos_before_texts_without_context_only(
     adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
 ) -> None:
     folder = make_checkpoint("causal", adds=adds)
-    ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
-    model, tokenizer = opened(folder)
+    ours = score_requests(folder, requests, tmp_path / "run", compat="babylm-2024")
+    model, tokenizer = load_transformers(folder)
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
         assert scores == pytest.approx(
-            [causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
+            [score_causal_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
         )
-    explicit = ask(folder, requests, tmp_path / "bos", compat="babylm-2024", bos="auto")
-    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(
-        ours[2], abs=1e-3
-    )  # --bos is of all texts
+    explicit = score_requests(folder, requests, tmp_path / "bos", compat="babylm-2024", bos="auto")
+    # An explicit --bos applies to all texts.
+    assert explicit[:2] == ours[:2] and explicit[2] != pytest.approx(ours[2], abs=1e-3)
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_2024_masked_joins_with_two_spaces_and_stands_in_for_contexts(
+def test_2024_masked_joins_with_two_spaces(
     eos: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(make_checkpoint("masked"), tmp_path / "model")
     if not eos:
-        _, tokenizer = opened(folder)
+        _, tokenizer = load_transformers(folder)
         tokenizer.eos_token = None
         tokenizer.save_pretrained(folder)
-    ours = ask(folder, requests, tmp_path / "run", compat="babylm-2024")
-    model, tokenizer = opened(folder)
+    ours = score_requests(folder, requests, tmp_path / "run", compat="babylm-2024")
+    model, tokenizer = load_transformers(folder)
     assert (tokenizer.eos_token is not None) == eos
     for (context, pair), scores in zip(REQUESTS, ours, strict=True):
         assert scores == pytest.approx(
-            [masked_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
+            [score_masked_2024(model, tokenizer, context, text) for text in pair], abs=1e-3
         )
 
 
@@ -263,28 +259,27 @@ def test_minicons_reads_requests_of_2024_as_our_engine_does(
 ) -> None:
     """--engine minicons gives the same numbers under a bundle with two BOS policies."""
     folder = make_checkpoint("causal", adds=adds)
-    ours = ask(folder, requests, tmp_path / "ours", compat="babylm-2024")
-    theirs = ask(folder, requests, tmp_path / "theirs", compat="babylm-2024", engine="minicons")
+    ours = score_requests(folder, requests, tmp_path / "ours", compat="babylm-2024")
+    theirs = score_requests(
+        folder, requests, tmp_path / "theirs", compat="babylm-2024", engine="minicons"
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-3)
 
 
-# ---- the peers themselves
-# ----------------------------------------------------------------------------------------
+# --- the peers themselves ---
 
 
 @pytest.fixture(
     params=[("$A </s>", "<pad>"), ("<s> $A </s>", "<pad>"), ("<s> $A </s>", None)], ids=str
 )
 def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path: Path) -> Path:
-    """A causal checkpoint whose tokenizer puts EOS after every text; without padding token minicons
-    pads with EOS.
-    """
+    """A causal checkpoint whose tokenizer ends texts with EOS; minicons may pad with EOS, too."""
     from tokenizers import processors
 
     template, padding = request.param
     folder = shutil.copytree(make_checkpoint("causal"), tmp_path / "model")
-    _, tokenizer = opened(folder)
+    _, tokenizer = load_transformers(folder)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -294,35 +289,33 @@ def ending_in_eos(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_pat
 
 
 def lm_eval_scores(folder: Path) -> list[float]:
-    """Of every option of REQUESTS, with lm-eval's target_delimiter."""
+    """Score every option of REQUESTS with lm-eval and its target_delimiter."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     pairs = [(context, f" {text}") for context, texts in REQUESTS for text in texts]
-    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    instances = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     answers = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(
-        asked, disable_tqdm=True
+        instances, disable_tqdm=True
     )
     return [answer[0] for answer in answers]
 
 
 def minicons_scores(kind: str, folder: Path) -> list[float]:
-    """Of every option of REQUESTS: sequence_score, and conditional_score after a context, joined
-    with one space.
-    """
-    scorer = peers.make_minicons_scorer(kind, *opened(folder))
-    theirs = []
+    """Score every option of REQUESTS: conditional_score after a context, else sequence_score."""
+    scorer = peers.make_minicons_scorer(kind, *load_transformers(folder))
+    scores = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for context, texts in REQUESTS:
             for text in texts:
-                theirs += (
+                scores += (
                     scorer.conditional_score([context], [text])
                     if context
                     else scorer.sequence_score([text])
                 )
-    return [float(score) for score in theirs]
+    return [float(score) for score in scores]
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -330,7 +323,7 @@ def test_the_lm_eval_bundle_equals_lm_eval(
     adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
 ) -> None:
     folder = make_checkpoint("causal", adds=adds)
-    ours = ask(folder, requests, tmp_path / "run", compat="lm-eval")
+    ours = score_requests(folder, requests, tmp_path / "run", compat="lm-eval")
     assert [x for scores in ours for x in scores] == pytest.approx(lm_eval_scores(folder), abs=1e-3)
 
 
@@ -339,7 +332,7 @@ def test_the_minicons_bundle_equals_minicons(
     kind: str, adds: bool, make_checkpoint: Make, requests: list[str], tmp_path: Path
 ) -> None:
     folder = make_checkpoint(kind, adds=adds)
-    ours = ask(folder, requests, tmp_path / "run", compat="minicons")
+    ours = score_requests(folder, requests, tmp_path / "run", compat="minicons")
     assert [x for scores in ours for x in scores] == pytest.approx(
         minicons_scores(kind, folder), abs=1e-3
     )
@@ -348,34 +341,40 @@ def test_the_minicons_bundle_equals_minicons(
 def test_lm_eval_scores_eos_after_a_context(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
-    ours = ask(ending_in_eos, requests, tmp_path / "run", compat="lm-eval")
+    ours = score_requests(ending_in_eos, requests, tmp_path / "run", compat="lm-eval")
     assert [x for scores in ours for x in scores] == pytest.approx(
         lm_eval_scores(ending_in_eos), abs=1e-3
     )
     with pytest.raises(MethodNotSupported, match="no row of minicons"):
-        ask(ending_in_eos, requests, tmp_path / "minicons", compat="lm-eval", engine="minicons")
+        score_requests(
+            ending_in_eos, requests, tmp_path / "minicons", compat="lm-eval", engine="minicons"
+        )
 
 
 def test_minicons_scores_eos_of_every_text(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
-    wanted = pytest.approx(minicons_scores("causal", ending_in_eos), abs=1e-3)
+    expected = pytest.approx(minicons_scores("causal", ending_in_eos), abs=1e-3)
     for engine in ("native", "minicons"):
-        ours = ask(ending_in_eos, requests, tmp_path / engine, compat="minicons", engine=engine)
-        assert [x for scores in ours for x in scores] == wanted
+        ours = score_requests(
+            ending_in_eos, requests, tmp_path / engine, compat="minicons", engine=engine
+        )
+        assert [x for scores in ours for x in scores] == expected
 
 
 def test_an_explicit_bos_leaves_eos_unscored(
     ending_in_eos: Path, requests: list[str], tmp_path: Path
 ) -> None:
-    explicit = ask(ending_in_eos, requests, tmp_path / "bos", compat="minicons", bos="tokenizer")
-    model, tokenizer = opened(ending_in_eos)
+    explicit = score_requests(
+        ending_in_eos, requests, tmp_path / "bos", compat="minicons", bos="tokenizer"
+    )
+    model, tokenizer = load_transformers(ending_in_eos)
     for (context, pair), scores in zip(REQUESTS, explicit, strict=True):
         for text, value in zip(pair, scores, strict=True):
             ids = tokenizer(f"{context} {text}" if context else text)["input_ids"][:-1]
             first = len(tokenizer(context)["input_ids"]) - 1 if context else 0
-            at = range(max(first, 1), len(ids))
-            table = log_probabilities(model, ids)
+            positions = range(max(first, 1), len(ids))
+            table = compute_logprobs(model, ids)
             assert value == pytest.approx(
-                sum(table[i - 1, ids[i]].item() for i in at) / len(at), abs=1e-3
+                sum(table[i - 1, ids[i]].item() for i in positions) / len(positions), abs=1e-3
             )

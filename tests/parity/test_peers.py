@@ -1,6 +1,4 @@
-"""Our numbers beside minicons', lm-eval's and a plain loop: equal where conventions agree,
-explained where not.
-"""
+"""Our scores against minicons, lm-eval and a plain loop: equal where the conventions agree."""
 
 from __future__ import annotations
 
@@ -9,17 +7,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from asking import opened, ours
+from peer_helpers import load_transformers, sum_logprobs
 
 from antlm_bench.scoring import peers
 
 TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the peers
 
 
-def minicons(folder, kind, texts, **options):
-    model, tokenizer = opened(folder)
+def score_with_minicons(folder, kind, texts, **options):
+    model, tokenizer = load_transformers(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peers.score_with_minicons(
@@ -27,48 +25,44 @@ def minicons(folder, kind, texts, **options):
         )
 
 
-def lm_eval(folder, texts):
-    model, tokenizer = opened(folder)
+def score_with_lm_eval(folder, texts):
+    model, tokenizer = load_transformers(folder)
     return peers.score_with_lm_eval(model, tokenizer, texts, 8)
 
 
-def close(a, b):
+def all_close(a, b):
     return np.abs(np.array(a) - np.array(b)).max() <= TOLERANCE
 
 
 def test_causal_with_a_bos_in_the_tokenizer_equals_both_peers(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
-    scores = ours(folder, sentences, "causal")
-    assert close(scores, minicons(folder, "causal", sentences))
-    assert close(scores, lm_eval(folder, sentences))
+    scores = sum_logprobs(folder, sentences, "causal")
+    assert all_close(scores, score_with_minicons(folder, "causal", sentences))
+    assert all_close(scores, score_with_lm_eval(folder, sentences))
 
 
-def test_causal_without_a_bos_in_the_tokenizer_equals_lm_eval_by_default(
-    make_checkpoint, sentences
-):
+def test_causal_without_a_tokenizer_bos_equals_lm_eval(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
-    assert close(ours(folder, sentences, "causal"), lm_eval(folder, sentences))
+    assert all_close(
+        sum_logprobs(folder, sentences, "causal"), score_with_lm_eval(folder, sentences)
+    )
 
 
-def test_without_a_bos_minicons_leaves_the_first_token_unscored_and_we_do_on_request(
-    make_checkpoint, sentences
-):
+def test_bos_tokenizer_leaves_the_first_token_unscored(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=False)
-    theirs = minicons(folder, "causal", sentences)
-    assert close(ours(folder, sentences, "causal", bos="tokenizer"), theirs)
-    assert not close(ours(folder, sentences, "causal"), theirs)
+    theirs = score_with_minicons(folder, "causal", sentences)
+    assert all_close(sum_logprobs(folder, sentences, "causal", bos="tokenizer"), theirs)
+    assert not all_close(sum_logprobs(folder, sentences, "causal"), theirs)
 
 
-def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
-    make_checkpoint, sentences
-):
+def test_the_bos_option_of_minicons_may_double_the_bos(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
-    doubled = minicons(folder, "causal", sentences, bos_token=True)
-    assert not close(ours(folder, sentences, "causal", bos="always"), doubled)
+    doubled = score_with_minicons(folder, "causal", sentences, bos_token=True)
+    assert not all_close(sum_logprobs(folder, sentences, "causal", bos="always"), doubled)
     bare = make_checkpoint("causal", adds=False)
-    assert close(
-        ours(bare, sentences, "causal", bos="always"),
-        minicons(bare, "causal", sentences, bos_token=True),
+    assert all_close(
+        sum_logprobs(bare, sentences, "causal", bos="always"),
+        score_with_minicons(bare, "causal", sentences, bos_token=True),
     )
 
 
@@ -76,71 +70,72 @@ def test_minicons_bos_option_prepends_a_second_bos_where_the_tokenizer_has_one(
 def test_pseudo_log_likelihood_equals_minicons_original(make_checkpoint, sentences, adds):
     folder = make_checkpoint("masked", adds=adds)
     policy = "auto" if adds else "tokenizer"
-    scores = ours(folder, sentences, "mlm", bos=policy)
-    assert close(scores, minicons(folder, "masked", sentences, PLL_metric="original"))
+    scores = sum_logprobs(folder, sentences, "mlm", bos=policy)
+    assert all_close(
+        scores, score_with_minicons(folder, "masked", sentences, PLL_metric="original")
+    )
 
 
 def test_within_word_pseudo_log_likelihood_equals_minicons(make_checkpoint, sentences):
     folder = make_checkpoint("masked", adds=True)
-    theirs = minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
-    assert close(ours(folder, sentences, "mlm-l2r"), theirs)
-    assert not close(ours(folder, sentences, "mlm"), theirs)
+    theirs = score_with_minicons(folder, "masked", sentences, PLL_metric="within_word_l2r")
+    assert all_close(sum_logprobs(folder, sentences, "mlm-l2r"), theirs)
+    assert not all_close(sum_logprobs(folder, sentences, "mlm"), theirs)
 
 
-def by_hand(folder, text, hide, read, span_start=0):
-    """A plain loop over BabyLM's definition: `hide` and `read` are offsets from the scored token."""
-    model, tokenizer = opened(folder)
-    found = tokenizer(text, return_offsets_mapping=True)
+def sum_logprobs_in_loop(folder, text, hide, read, span_start=0):
+    """Loop over BabyLM's definition; `hide` and `read` are offsets from the scored token."""
+    model, tokenizer = load_transformers(folder)
+    encoding = tokenizer(text, return_offsets_mapping=True)
     total = 0.0
-    for at, (token, (_, end)) in enumerate(
-        zip(found["input_ids"], found["offset_mapping"], strict=True)
+    for position, (token, (_, end)) in enumerate(
+        zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ):
-        if end <= span_start or at + read < 0:
+        if end <= span_start or position + read < 0:
             continue
-        ids = torch.tensor([found["input_ids"]])
+        ids = torch.tensor([encoding["input_ids"]])
         if hide is not None:
-            ids[0, at] = tokenizer.mask_token_id
+            ids[0, position] = tokenizer.mask_token_id
         with torch.inference_mode():
-            total += model(input_ids=ids).logits[0, at + read].log_softmax(-1)[token].item()
+            total += model(input_ids=ids).logits[0, position + read].log_softmax(-1)[token].item()
     return total
 
 
 @pytest.mark.parametrize(("name", "read"), [("mlm", 0), ("mntp", -1)])
-def test_masked_methods_equal_a_loop_over_the_definition_of_babylm_2025(
-    make_checkpoint, sentences, name, read
-):
+def test_masked_methods_equal_a_loop_over_babylm_2025(make_checkpoint, sentences, name, read):
     folder = make_checkpoint("masked", adds=True)
-    some = sentences[:6] + sentences[-4:]
-    assert close(ours(folder, some, name), [by_hand(folder, text, 0, read) for text in some])
+    texts = sentences[:6] + sentences[-4:]
+    assert all_close(
+        sum_logprobs(folder, texts, name),
+        [sum_logprobs_in_loop(folder, text, 0, read) for text in texts],
+    )
 
 
 def test_a_span_counts_the_tokens_that_end_in_it(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     texts = [text for text in sentences if " " in text][:20]
-    starts = [
-        text.index(" ") for text in texts
-    ]  # the completion begins with its space, as EWoK's does
+    # The completion begins with its space, as in EWoK.
+    starts = [text.index(" ") for text in texts]
     spans = [(start, len(text)) for start, text in zip(starts, texts, strict=True)]
     theirs = [
-        by_hand(folder, text, None, -1, start) for text, start in zip(texts, starts, strict=True)
+        sum_logprobs_in_loop(folder, text, None, -1, start)
+        for text, start in zip(texts, starts, strict=True)
     ]
-    assert close(ours(folder, texts, "causal", spans), theirs)
+    assert all_close(sum_logprobs(folder, texts, "causal", spans), theirs)
 
 
 def test_fused_is_the_sum_of_its_parts(make_checkpoint, sentences):
     folder = make_checkpoint("causal", adds=True)
     causal, mntp, fused = (
-        np.array(ours(folder, sentences, name)) for name in ("causal", "mntp", "fused")
+        np.array(sum_logprobs(folder, sentences, name)) for name in ("causal", "mntp", "fused")
     )
     assert np.abs(causal + mntp - fused).max() <= 1e-5
 
 
-def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_checkpoint):
-    """A 4-D mask of zeros is the library's own way to let a Llama attend both ways; ours must agree
-    with it.
-    """
+def test_full_attention_on_a_causal_checkpoint(make_checkpoint):
+    """A 4-D mask of zeros makes the Llama of transformers attend both ways; ours agrees with it."""
     folder = make_checkpoint("causal", adds=True)
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     text = "the cat sees some dogs near the house."
     ids = tokenizer(text)["input_ids"]
     total = 0.0
@@ -152,4 +147,4 @@ def test_full_attention_on_a_causal_checkpoint_sees_the_right_context(make_check
                 input_ids=row, attention_mask=torch.zeros(1, 1, len(ids), len(ids))
             ).logits
         total += logits[0, at].log_softmax(-1)[ids[at]].item()
-    assert close(ours(folder, [text], "mlm"), [total])
+    assert all_close(sum_logprobs(folder, [text], "mlm"), [total])

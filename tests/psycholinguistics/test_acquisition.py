@@ -1,6 +1,4 @@
-"""Age of acquisition: curves whose answer is known, and a folder of checkpoints from score to
-correlation.
-"""
+"""Age of acquisition: curves with a known solution, and checkpoints from scores to correlation."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def sigmoid(x, height, slope, middle, bottom=0.0):
 
 
 @pytest.mark.parametrize("middle", [18.0, 22.5, 27.0])
-def test_the_age_is_the_middle_of_the_children_s_sigmoid(middle):
+def test_children_acquire_a_word_at_the_sigmoid_midpoint(middle):
     assert curves.child_age_of_acquisition(AGES, sigmoid(AGES, 1, 0.4, middle)) == pytest.approx(
         middle, abs=0.05
     )
@@ -50,7 +48,7 @@ def test_a_lower_ceiling_moves_the_half():
     )
 
 
-def test_missing_ages_are_left_out_and_some_curves_have_no_age():
+def test_missing_ages_are_skipped_and_some_words_have_no_age():
     shares = sigmoid(AGES, 1, 0.4, 22)
     shares[[2, 5]] = np.nan
     assert curves.child_age_of_acquisition(AGES, shares) == pytest.approx(22, abs=0.05)
@@ -62,7 +60,7 @@ def test_missing_ages_are_left_out_and_some_curves_have_no_age():
 
 
 @pytest.mark.parametrize("middle", [6.5, 7.0, 7.6])
-def test_a_word_is_acquired_halfway_from_chance_to_best(middle):
+def test_a_model_acquires_a_word_halfway_below_chance(middle):
     chance, best = 2 * math.log(8000), 5.0
     surprisal = chance - sigmoid(np.log10(STEPS + 1), chance - best, 6.0, middle)
     level = 0.5 * (chance + surprisal.min())  # where the curve passes it, solved by hand
@@ -82,7 +80,7 @@ def test_a_word_that_is_never_or_always_known_has_no_age():
 
 
 def test_chance_is_per_token_in_nats():
-    """Against base 2, or one token, the same curve has another half: 2025's mistakes."""
+    """In base 2, or for one token, the same curve has another midpoint (the errors of 2025)."""
     surprisal = 18 - sigmoid(np.log10(STEPS + 1), 14, 4.0, 7.0)
     right = curves.model_age_of_acquisition(STEPS, surprisal, 2 * math.log(8000))
     assert right is not None
@@ -106,8 +104,7 @@ def test_correlation_is_pearsons_with_fishers_interval():
     )
 
 
-# ---- from checkpoints to the number
-# ---------------------------------------------------------------------------------
+# --- from checkpoints to the number ---
 
 
 CONTEXTS = {
@@ -121,16 +118,16 @@ CONTEXTS |= {"girl": ["a small", "the"], "never": []}
 
 @pytest.fixture
 def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped declarations over a handful of words; the folder of their data."""
+    """The shipped declarations over six words; returns the folder of their data."""
     folder = tmp_path / "own" / "tasks"
     folder.mkdir(parents=True)
     monkeypatch.delenv("ANTLM_BENCH_DATA", raising=False)
     monkeypatch.setenv("ANTLM_BENCH_PATH", str(folder.parent))
-    whole = {
-        word: [{"context": c, "word_in_context_stats": {"count": 1}} for c in some]
-        for word, some in CONTEXTS.items()
+    contexts = {
+        word: [{"context": c, "word_in_context_stats": {"count": 1}} for c in texts]
+        for word, texts in CONTEXTS.items()
     }
-    (folder / "cdi_childes.json").write_text(json.dumps(whole))
+    (folder / "cdi_childes.json").write_text(json.dumps(contexts))
     with (folder / "cdi_human.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", "word", *range(16, 31)])
@@ -150,15 +147,15 @@ def own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoints(make_checkpoint, tmp_path: Path) -> Path:
-    """Four checkpoints that know more and more (their logits are scaled up)."""
+    """Four checkpoints that know more and more: their logits are scaled up."""
     source = make_checkpoint("causal", adds=True, tie_word_embeddings=False)
     folder = tmp_path / "model"
     for number, words in enumerate((1, 2, 3, 10)):
-        scaled(source, folder / f"chck_{words}M", 0.05 + 0.3 * number)
+        scale_logits(source, folder / f"chck_{words}M", 0.05 + 0.3 * number)
     return folder
 
 
-def scaled(source: Path, folder: Path, by: float) -> Path:
+def scale_logits(source: Path, folder: Path, by: float) -> Path:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, folder)
@@ -175,17 +172,17 @@ def scored(checkpoints: Path, tmp_path: Path, own_words: Path) -> Path:
     return tmp_path / "runs"
 
 
-def run_of(runs_: Path, name: str) -> Run:
+def open_run_of(runs_: Path, name: str) -> Run:
     return open_run(next(path for path in runs_.iterdir() if path.name.startswith(f"{name}-")))
 
 
-def by_hand(runs_: Path, words: int, word: str) -> np.ndarray:
-    """Log-probabilities of a word in its contexts at a checkpoint."""
-    opened = run_of(runs_, f"chck_{words}M")
+def read_word_logprobs(runs_: Path, words: int, word: str) -> np.ndarray:
+    """Return the log-probabilities of a word in its contexts at a checkpoint."""
+    checkpoint_run = open_run_of(runs_, f"chck_{words}M")
     return np.array(
         [
             p.scores[0]
-            for p in read_predictions(opened.path, opened.cells[0])
+            for p in read_predictions(checkpoint_run.path, checkpoint_run.cells[0])
             if p.labels["word"] == word
         ]
     )
@@ -203,51 +200,51 @@ def test_contexts_are_items_and_words_without_any_are_none():
 
 @pytest.mark.parametrize("suite", ["aoa-2026", "aoa-2025"])
 def test_a_folder_of_checkpoints_becomes_a_curve_per_word(scored, suite):
-    (found,) = compute_acquisition([scored], suite)
-    assert (found.cell.suite, found.cell.method) == (suite, "causal")
-    made = read_predictions(found.run_dir, found.cell)
-    assert [p.id for p in made] == ["cat", "dog", "house", "boy", "girl"]
-    assert [p.gold for p in made] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
-    seen = np.array([1, 2, 3, 10]) * 1e6
+    (result,) = compute_acquisition([scored], suite)
+    assert (result.cell.suite, result.cell.method) == (suite, "causal")
+    predictions = read_predictions(result.run_dir, result.cell)
+    assert [p.id for p in predictions] == ["cat", "dog", "house", "boy", "girl"]
+    assert [p.gold for p in predictions] == pytest.approx([19, 20, 21, 22, 23], abs=0.1)
+    words_seen = np.array([1, 2, 3, 10]) * 1e6
     ages = []
-    for row, p in zip(found.word_rows(), made, strict=True):
-        each = [by_hand(scored, words, p.id) for words in (1, 2, 3, 10)]
+    for row, p in zip(result.word_rows(), predictions, strict=True):
+        logprobs = [read_word_logprobs(scored, words, p.id) for words in (1, 2, 3, 10)]
         if suite == "aoa-2026":
-            expected = [some.mean() for some in each]
+            expected = [values.mean() for values in logprobs]
             age = curves.model_age_of_acquisition(
-                seen, -np.array(expected), p.tokens[0] * math.log(400)
+                words_seen, -np.array(expected), p.tokens[0] * math.log(400)
             )
         else:
-            expected = [one for some in each for one in some]
-            steps = np.repeat(seen, [len(some) for some in each])
+            expected = [value for values in logprobs for value in values]
+            steps = np.repeat(words_seen, [len(values) for values in logprobs])
             age = curves.model_age_of_acquisition(
                 steps, -np.array(expected), math.log2(300_000), bounded=False
             )
         assert p.scores == pytest.approx(expected) and row["model_log10_words"] == age
         ages.append(age)
-    known = [(a, p.gold) for a, p in zip(ages, made, strict=True) if a is not None]
-    headline = found.cell.summary.headline
-    assert headline.n == len(known)
-    if len(known) >= 3:
-        r, p_value = pearsonr(*zip(*known, strict=True))
+    pairs = [(a, p.gold) for a, p in zip(ages, predictions, strict=True) if a is not None]
+    headline = result.cell.summary.headline
+    assert headline.n == len(pairs)
+    if len(pairs) >= 3:
+        r, p_value = pearsonr(*zip(*pairs, strict=True))
         assert headline.value == pytest.approx(0 if suite == "aoa-2026" and p_value > 0.1 else r)
 
 
-def test_the_number_is_kept_in_the_last_run_and_not_made_twice(scored, monkeypatch):
-    (found,) = compute_acquisition([scored])
-    assert Path(found.run_dir) == Path(run_of(scored, "chck_10M").path)
-    assert [base_suite_name(cell) for cell in open_run(found.run_dir)] == [
+def test_the_cell_is_stored_in_the_last_run_and_reused(scored, monkeypatch):
+    (result,) = compute_acquisition([scored])
+    assert Path(result.run_dir) == Path(open_run_of(scored, "chck_10M").path)
+    assert [base_suite_name(cell) for cell in open_run(result.run_dir)] == [
         "aoa-words-2026",
         "aoa-2026",
     ]
-    before = (Path(found.run_dir) / "run.json").read_bytes()
+    before = (Path(result.run_dir) / "run.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "model_age_of_acquisition", None)  # nothing is fitted again
-        assert compute_acquisition([scored])[0].cell == found.cell
-    assert (Path(found.run_dir) / "run.json").read_bytes() == before
+        patch.setattr(curves, "model_age_of_acquisition", None)  # nothing may be fitted again
+        assert compute_acquisition([scored])[0].cell == result.cell
+    assert (Path(result.run_dir) / "run.json").read_bytes() == before
 
 
-def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_words):
+def test_rescored_checkpoints_make_the_number_stale(scored, own_words):
     (old,) = compute_acquisition([scored])
     (own_words / "cdi_human.csv").write_text(
         (own_words / "cdi_human.csv").read_text().replace("0.5", "0.51")
@@ -259,19 +256,19 @@ def test_a_checkpoint_that_was_scored_again_makes_the_number_stale(scored, own_w
     )
 
 
-def test_the_result_goes_to_the_final_model_s_run(scored, checkpoints):
-    final = scaled(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
+def test_the_final_model_gets_the_cell_but_no_curve_point(scored, checkpoints):
+    final = scale_logits(checkpoints / "chck_3M", checkpoints.parent / "main", 1.5)
     score(str(final), "aoa-words-2026", out=scored / "main")
-    (found,) = compute_acquisition([scored])
-    assert Path(found.run_dir) == scored / "main"
-    assert [one["words"] for one in found.cell.settings["checkpoints"]] == [
+    (result,) = compute_acquisition([scored])
+    assert Path(result.run_dir) == scored / "main"
+    assert [checkpoint["words"] for checkpoint in result.cell.settings["checkpoints"]] == [
         10**6,
         2 * 10**6,
         3 * 10**6,
         10**7,
     ]
     score(
-        str(scaled(final, checkpoints.parent / "other" / "main", 1.1)),
+        str(scale_logits(final, checkpoints.parent / "other" / "main", 1.1)),
         "aoa-words-2026",
         out=scored / "other",
     )
@@ -286,11 +283,11 @@ def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_pa
         run(["score", "--model", str(checkpoints), "--suite", "aoa-2026", "--out", str(out)]) == 0
     )
     assert "aoa-2026" in capsys.readouterr().out
-    assert [base_suite_name(cell) for cell in run_of(out, "chck_10M")] == [
+    assert [base_suite_name(cell) for cell in open_run_of(out, "chck_10M")] == [
         "aoa-words-2026",
         "aoa-2026",
     ]
-    (words,) = run_of(out, "chck_1M")
+    (words,) = open_run_of(out, "chck_1M")
     assert (
         base_suite_name(words) == "aoa-words-2026" and words.suite == "tasks/aoa-words-2026"
     )  # these are other words
@@ -299,11 +296,11 @@ def test_one_command_scores_the_words_and_derives_the_number(checkpoints, tmp_pa
     assert "--suite aoa-words-2026" in caught.value.hint and not (tmp_path / "one").exists()
 
 
-def test_the_verb_prints_the_score_and_writes_the_words(scored, tmp_path, capsys):
+def test_the_command_prints_the_score_and_writes_the_words(scored, tmp_path, capsys):
     out = tmp_path / "words.csv"
     assert run(["acquisition", str(scored), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "over 4 checkpoints, 1M to 10M words" in said and "chck_10M" in said
+    printed = capsys.readouterr().out
+    assert "over 4 checkpoints, 1M to 10M words" in printed and "chck_10M" in printed
     with out.open(newline="") as file:
         assert [row["word"] for row in csv.DictReader(file)] == [
             "cat",
@@ -314,16 +311,16 @@ def test_the_verb_prints_the_score_and_writes_the_words(scored, tmp_path, capsys
         ]
 
 
-def test_what_cannot_be_is_said(scored, own_words, tmp_path):
-    one = run_of(scored, "chck_10M").path
+def test_invalid_requests_are_refused(scored, own_words, tmp_path):
+    run_dir = open_run_of(scored, "chck_10M").path
     with pytest.raises(UsageError, match="no model has 3 checkpoints"):
-        compute_acquisition([one])
+        compute_acquisition([run_dir])
     with pytest.raises(UsageError, match="not an age of acquisition"):
         compute_acquisition([scored], "blimp")
     score(
         str(tmp_path / "model" / "chck_2M"),
         "aoa-words-2026",
-        out=run_of(scored, "chck_2M").path,
+        out=open_run_of(scored, "chck_2M").path,
         limit=5,
     )
     with pytest.raises(UsageError, match=r"not scored alike: .*--limit"):
@@ -339,41 +336,46 @@ def test_what_cannot_be_is_said(scored, own_words, tmp_path):
         suites.load_suite("aoa-words-2026")
 
 
-# ---- from ages to the number
-# ----------------------------------------------------------------------------------------
+# --- from ages to the number ---
 
 
-def curve(word: str, months: float) -> Prediction:
+def make_prediction(word: str, months: float) -> Prediction:
     return Prediction(word, months, 0, (-9.0, -5.0, -1.0), (1,) * 3, (3,) * 3)
 
 
 def test_an_insignificant_correlation_may_count_as_0():
     months, ages = [18.0, 20, 22, 24, 26], [6.0, 7.0, 6.2, 7.1, None]
-    made = [curve(str(n), one) for n, one in enumerate(months)]
+    predictions = [make_prediction(str(n), age) for n, age in enumerate(months)]
     r, p = pearsonr(months[:4], ages[:4])
     assert p > 0.1
-    told = {
-        s: summarize_acquisition(made, ages, significance=s, suite="s", method="m")
-        for s in (None, 0.1)
+    summaries = {
+        significance: summarize_acquisition(
+            predictions, ages, significance=significance, suite="s", method="m"
+        )
+        for significance in (None, 0.1)
     }
-    assert told[None].headline.value == pytest.approx(r) and told[0.1].headline.value == 0
-    assert told[0.1].views["pearson"] == told[None].headline
-    assert (told[0.1].headline.low, told[0.1].headline.n) == (told[None].headline.low, 4)
+    assert summaries[None].headline.value == pytest.approx(r) and summaries[0.1].headline.value == 0
+    assert summaries[0.1].views["pearson"] == summaries[None].headline
+    assert (summaries[0.1].headline.low, summaries[0.1].headline.n) == (
+        summaries[None].headline.low,
+        4,
+    )
     assert (
-        f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words" in told[0.1].notes[-1]
+        f"r = {r:.3f} counts as 0, since p > 0.1: p = {p:.2g}, 4 of 5 words"
+        in summaries[0.1].notes[-1]
     )
 
 
 def test_too_few_ages_are_no_correlation():
-    made = [curve(str(n), 20.0 + n) for n in range(4)]
-    told = summarize_acquisition(
-        made, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m"
+    predictions = [make_prediction(str(n), 20.0 + n) for n in range(4)]
+    summary = summarize_acquisition(
+        predictions, [6.0, None, None, 7.0], significance=0.1, suite="s", method="m"
     )
-    assert (told.headline.value, told.headline.low, told.headline.high) == (
+    assert (summary.headline.value, summary.headline.low, summary.headline.high) == (
         0,
         -1,
         1,
-    ) and "undefined" in told.notes[0]
+    ) and "undefined" in summary.notes[0]
 
 
 def test_unbounded_fits_are_levenberg_marquardts_and_may_fail():
@@ -395,7 +397,7 @@ def test_unbounded_fits_are_levenberg_marquardts_and_may_fail():
 @pytest.mark.parametrize(
     ("suite", "rule"), [("aoa-2026", "0 where p > 0.1"), ("aoa-2025", "18.19 nats")]
 )
-def test_an_age_of_acquisition_is_shown_and_names_its_words(suite, rule, capsys):
+def test_a_suite_over_checkpoints_stands_for_its_words(suite, rule, capsys):
     assert run(["show", suite]) == 0
     assert rule in capsys.readouterr().out
     assert suites.list_suite_refs(suite) == ["aoa-words-2026"]

@@ -1,6 +1,4 @@
-"""The worked examples of docs/surprisal.md and docs/reading.md, run as they stand on a small
-checkpoint.
-"""
+"""The examples of docs/surprisal.md and docs/reading.md, run unchanged on a small checkpoint."""
 
 from __future__ import annotations
 
@@ -19,49 +17,52 @@ from antlm_bench.cli.app import run
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def blocks(name: str) -> list[tuple[str, str]]:
-    """(language, content) of the code blocks of a document."""
+def read_code_blocks(name: str) -> list[tuple[str, str]]:
+    """Return (language, content) of the code blocks of a document."""
     return re.findall(
         r"^```(\w+)\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
 
 
 @pytest.fixture
-def try_out(make_checkpoint, tmp_path, monkeypatch):
+def run_example(make_checkpoint, tmp_path, monkeypatch):
     """try_out(line): run a command of a document in an empty folder, on a real checkpoint."""
     monkeypatch.chdir(tmp_path)
     model = str(make_checkpoint("causal", adds=True, max_position_embeddings=256))
 
-    def go(line: str, *more: str) -> None:
+    def run_line(line: str, *options: str) -> None:
         assert (
-            run([model if word == "CKPT" else word for word in shlex.split(line)[1:]] + list(more))
+            run(
+                [model if word == "CKPT" else word for word in shlex.split(line)[1:]]
+                + list(options)
+            )
             == 0
         )
 
-    return go
+    return run_line
 
 
-def test_the_documented_table_has_the_real_columns(try_out):
-    (_, stimuli), (_, line), (_, expected) = blocks("surprisal.md")[:3]
+def test_the_documented_surprisal_table_is_reproduced(run_example):
+    (_, stimuli), (_, line), (_, expected) = read_code_blocks("surprisal.md")[:3]
     Path("stimuli.csv").write_text(stimuli, encoding="utf-8")
-    try_out(line.strip())
-    made, shown = (
+    run_example(line.strip())
+    computed, documented = (
         list(csv.DictReader(io.StringIO(text)))
         for text in (Path("long.csv").read_text(encoding="utf-8"), expected)
     )
-    assert list(made[0]) == list(shown[0])
-    of_the_model = {"n_tokens", "surprisal_bits"}
-    for a, b in zip(made, shown, strict=True):
-        assert {k: v for k, v in a.items() if k not in of_the_model} == {
-            k: v for k, v in b.items() if k not in of_the_model
+    assert list(computed[0]) == list(documented[0])
+    model_columns = {"n_tokens", "surprisal_bits"}
+    for a, b in zip(computed, documented, strict=True):
+        assert {k: v for k, v in a.items() if k not in model_columns} == {
+            k: v for k, v in b.items() if k not in model_columns
         }
         assert float(a["surprisal_bits"]) > 0 and float(b["surprisal_bits"]) > 0
 
 
-def test_the_syntaxgym_suite_of_the_document_is_scored(try_out, capsys):
-    (_, content), (_, line) = blocks("surprisal.md")[3:5]
+def test_the_syntaxgym_suite_of_the_document_is_scored(run_example, capsys):
+    (_, content), (_, line) = read_code_blocks("surprisal.md")[3:5]
     Path("agreement.json").write_text(content, encoding="utf-8")
-    try_out(line.strip(), "--out", "run")
+    run_example(line.strip(), "--out", "run")
     (cell,) = runs.open_run("run")
     assert (cell.suite, cell.summary.headline.n, cell.summary.groups[0].level) == (
         "agreement",
@@ -73,20 +74,20 @@ def test_the_syntaxgym_suite_of_the_document_is_scored(try_out, capsys):
 
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
-    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+    reason="needs the real data: set ANTLM_BENCH_DATA",
 )
-def test_both_reading_suites_stand_side_by_side(try_out, capsys):
+def test_both_reading_suites_stand_side_by_side(run_example, capsys):
     if not (Path(os.environ["ANTLM_BENCH_DATA"]) / "reading").is_dir():
         pytest.skip("no reading/ in ANTLM_BENCH_DATA")
-    (_, line) = blocks("reading.md")[0]
-    try_out(line.strip(), "--out", "run")
+    (_, line) = read_code_blocks("reading.md")[0]
+    run_example(line.strip(), "--out", "run")
     assert [cell.suite for cell in runs.open_run("run")] == ["reading-2025", "reading"]
     out = capsys.readouterr().out
     assert out.count("eye-tracking") == out.count("self-paced-reading") == 2
 
 
 def test_the_commands_about_acquisition_are_understood(capsys):
-    for line in blocks("reading.md")[1][1].strip().splitlines():
+    for line in read_code_blocks("reading.md")[1][1].strip().splitlines():
         assert run([shlex.split(line)[1], "--help"]) == 0
-        shown = capsys.readouterr().out
-        assert all(f"{word} " in shown for word in shlex.split(line) if word.startswith("--"))
+        printed = capsys.readouterr().out
+        assert all(f"{word} " in printed for word in shlex.split(line) if word.startswith("--"))

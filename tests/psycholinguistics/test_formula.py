@@ -1,4 +1,4 @@
-"""SyntaxGym's formulas: Python's own evaluation is the oracle of what they say."""
+"""SyntaxGym formulas, with Python's evaluation as the oracle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BITS = {
 }
 
 
-def margin(text: str) -> float:
+def surprisal_gap(text: str) -> float:
     return parse_formula(text).surprisal_gap(BITS.__getitem__)
 
 
@@ -30,9 +30,9 @@ def margin(text: str) -> float:
         ("(2;%a%)<(2;%b%)", -3.5),
         ("(*;%a%) > (1;%a%) + (2;%a%) + (3;%a%)", 0.0),
         ("(3;%a%) - (1;%a%) - (2;%a%) > 0", 1.0),  # from the left: 9 - 3 - 5
-        ("(3;%a%) - (1;%a%) + (2;%a%) > 10.5", 0.5),  # and alike: 9 - 3 + 5
+        ("(3;%a%) - (1;%a%) + (2;%a%) > 10.5", 0.5),  # 9 - 3 + 5
         ("[ (1;%a%) + (2;%a%) ] < [ (1;%b%) + (2;%b%) ]", -2.5),
-        ("((1;%b%) > (1;%a%)) & ((2;%a%) > (2;%b%))", 1.0),  # the smaller margin of 1 and 3.5
+        ("((1;%b%) > (1;%a%)) & ((2;%a%) > (2;%b%))", 1.0),  # the smaller gap of 1 and 3.5
         ("(1;%b%) > (1;%a%) & (2;%a%) < (2;%b%)", -3.5),
         ("(1;%b%) > (1;%a%) | (2;%a%) < (2;%b%)", 1.0),
         ("[(3;%a%)-(1;%a%)]-[(3;%b%)-(1;%b%)]>0", 4.0),
@@ -40,23 +40,23 @@ def margin(text: str) -> float:
     ],
 )
 def test_a_formula_holds_by_as_many_bits_as_computed_by_hand(text: str, expected: float) -> None:
-    assert margin(text) == pytest.approx(expected)
+    assert surprisal_gap(text) == pytest.approx(expected)
 
 
 def test_equality_has_the_tolerance_of_syntaxgym() -> None:
-    assert margin("(1;%a%) = 3") > 0
-    assert margin(f"(1;%a%) = {3 + ATOL / 2}") > 0
-    assert margin(f"(1;%a%) = {3 + 2 * ATOL}") < 0
+    assert surprisal_gap("(1;%a%) = 3") > 0
+    assert surprisal_gap(f"(1;%a%) = {3 + ATOL / 2}") > 0
+    assert surprisal_gap(f"(1;%a%) = {3 + 2 * ATOL}") < 0
 
 
-def test_a_formula_knows_its_regions_once_and_in_order() -> None:
+def test_a_formula_lists_its_regions_once_and_in_order() -> None:
     assert parse_formula("(2;%b%) + (1;%a%) > (2;%b%) + (*;%no_gap%)").regions == (
         Region("2", "b"), Region("1", "a"), Region("*", "no_gap"),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong"),
+    ("text", "message"),
     [
         ("", "got the end of the formula"),
         ("(1;%a%)", "a comparison"),
@@ -75,8 +75,8 @@ def test_a_formula_knows_its_regions_once_and_in_order() -> None:
         ("(1;%a%) >= (2;%a%)", "got '='"),
     ],
 )
-def test_what_is_wrong_with_a_formula_is_said(text: str, wrong: str) -> None:
-    with pytest.raises(ValueError, match=wrong):
+def test_errors_in_a_formula_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_formula(text)
 
 
@@ -86,23 +86,25 @@ REGION = st.sampled_from(sorted(BITS)).map(
 NUMBER = st.integers(0, 20).map(lambda n: (str(n), str(n)))
 
 
-def joined(signs: list[str], python: dict[str, str], bracket: bool):
-    def both(draw: tuple[tuple[str, str], str, tuple[str, str]]) -> tuple[str, str]:
-        (a, x), sign, (b, y) = draw
-        ours = f"({a} {sign} {b})" if bracket else f"[{a}{sign}{b}]"
-        return ours, f"({x} {python.get(sign, sign)} {y})"
+def join_operands(operators: list[str], python: dict[str, str], bracket: bool):
+    def join(draw: tuple[tuple[str, str], str, tuple[str, str]]) -> tuple[str, str]:
+        (a, x), operator, (b, y) = draw
+        ours = f"({a} {operator} {b})" if bracket else f"[{a}{operator}{b}]"
+        return ours, f"({x} {python.get(operator, operator)} {y})"
 
-    return lambda part: st.tuples(part, st.sampled_from(signs), part).map(both)
+    return lambda part: st.tuples(part, st.sampled_from(operators), part).map(join)
 
 
-SUM = st.recursive(REGION | NUMBER, joined(["+", "-"], {}, True), max_leaves=5)
-CLAIM = joined(["<", ">"], {}, False)(SUM)
-FORMULA = st.recursive(CLAIM, joined(["&", "|"], {"&": "and", "|": "or"}, True), max_leaves=4)
+EXPRESSION = st.recursive(REGION | NUMBER, join_operands(["+", "-"], {}, True), max_leaves=5)
+COMPARISON = join_operands(["<", ">"], {}, False)(EXPRESSION)
+FORMULA = st.recursive(
+    COMPARISON, join_operands(["&", "|"], {"&": "and", "|": "or"}, True), max_leaves=4
+)
 
 
 @given(FORMULA)
 def test_any_formula_holds_where_python_says_so(pair: tuple[str, str]) -> None:
     text, python = pair
-    found = margin(text)
-    if not math.isclose(found, 0, abs_tol=1e-9):
-        assert (found > 0) == eval(python, {"BITS": {tuple(r): bits for r, bits in BITS.items()}})
+    gap = surprisal_gap(text)
+    if not math.isclose(gap, 0, abs_tol=1e-9):
+        assert (gap > 0) == eval(python, {"BITS": {tuple(r): bits for r, bits in BITS.items()}})

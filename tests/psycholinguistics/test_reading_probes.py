@@ -1,6 +1,4 @@
-"""Words after their contexts against the official procedure of BabyLM 2025, written out slowly from
-its description.
-"""
+"""Words after their contexts, against a plain implementation of the procedure of BabyLM 2025."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ WORDS = [
 CASES = [("causal", "causal"), ("masked", "mlm"), ("masked", "mntp")]
 
 
-def library(folder):
+def load_transformers(folder):
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -30,8 +28,8 @@ def library(folder):
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def next_token(model, tokenizer, text, target, method):
-    """log P(target) after a text: at its end, or at the first of three masks (mntp: before it)."""
+def next_token_logprob(model, tokenizer, text, target, method):
+    """Return log P(target) after a text: at its end, or at the first mask (mntp: before it)."""
     masks = "" if method == "causal" else tokenizer.mask_token * NUM_MASKS
     ids = tokenizer(text + masks)["input_ids"]
     at = (
@@ -43,39 +41,42 @@ def next_token(model, tokenizer, text, target, method):
         return model(torch.tensor([ids])).logits[0, at].log_softmax(-1)[target].item()
 
 
-def official(model, tokenizer, context, word, method):
-    """The word tokenised alone; further pieces are spelled out, tokenised again, and follow what
-    was spelled so far.
-    """
+def score_official_word(model, tokenizer, context, word, method):
+    """Tokenize the word without its context; decode and tokenize each further piece again."""
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
-    total = next_token(model, tokenizer, context, pieces[0], method)
+    total = next_token_logprob(model, tokenizer, context, pieces[0], method)
     for number in range(1, len(pieces)):
         context += tokenizer.decode(pieces[number - 1])
-        again = tokenizer(tokenizer.decode(pieces[number]), add_special_tokens=False)["input_ids"][
+        token = tokenizer(tokenizer.decode(pieces[number]), add_special_tokens=False)["input_ids"][
             0
         ]
-        total += next_token(model, tokenizer, context, again, method)
+        total += next_token_logprob(model, tokenizer, context, token, method)
     return total
 
 
-def attached(model, tokenizer, context, word, method):
-    """The word in one text with its context, every token after those before it."""
-    found = tokenizer(f"{context} {word}", add_special_tokens=False, return_offsets_mapping=True)
-    ids, total = found["input_ids"], 0.0
-    for at, (_, end) in enumerate(found["offset_mapping"]):
+def score_attached_word(model, tokenizer, context, word, method):
+    """Score the tokens of the word in one text with its context, each after those before it."""
+    encoding = tokenizer(f"{context} {word}", add_special_tokens=False, return_offsets_mapping=True)
+    ids, total = encoding["input_ids"], 0.0
+    for index, (_, end) in enumerate(encoding["offset_mapping"]):
         if end > len(context):
-            first = [tokenizer.bos_token_id, *ids[:at]]
+            prefix = [tokenizer.bos_token_id, *ids[:index]]
             if method == "causal":
-                row, place = first, len(first) - 1
+                row, position = prefix, len(prefix) - 1
             else:
-                row = [*first, *[tokenizer.mask_token_id] * NUM_MASKS, tokenizer.eos_token_id]
-                place = len(first) - (method == "mntp")
+                row = [*prefix, *[tokenizer.mask_token_id] * NUM_MASKS, tokenizer.eos_token_id]
+                position = len(prefix) - (method == "mntp")
             with torch.inference_mode():
-                total += model(torch.tensor([row])).logits[0, place].log_softmax(-1)[ids[at]].item()
+                total += (
+                    model(torch.tensor([row]))
+                    .logits[0, position]
+                    .log_softmax(-1)[ids[index]]
+                    .item()
+                )
     return total
 
 
-def items(space):
+def make_items(space):
     def option(context, word):
         return Option(context + space + word, (len(context), len(context + space + word)))
 
@@ -83,34 +84,44 @@ def items(space):
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
-def test_glued_words_are_scored_as_the_official_pipeline_does(make_checkpoint, kind, method):
+def test_words_without_a_space_equal_the_official_pipeline(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
     model = open_checkpoint(str(folder), OpenOptions(device="cpu"))
-    (found,) = predict(model, items(""), [METHODS[method]], decode_token=model.decode_token)
-    theirs = library(folder)
-    for (context, word), one in zip(WORDS, found, strict=True):
-        assert one.scores[0] == pytest.approx(official(*theirs, context, word, method), abs=1e-4)
-        assert one.scores[1] == pytest.approx(official(*theirs, "a", "cat", method), abs=1e-4)
-    assert max(one.tokens[0] for one in found) > 3  # the loop over pieces was needed
+    (predictions,) = predict(
+        model, make_items(""), [METHODS[method]], decode_token=model.decode_token
+    )
+    model_and_tokenizer = load_transformers(folder)
+    for (context, word), prediction in zip(WORDS, predictions, strict=True):
+        assert prediction.scores[0] == pytest.approx(
+            score_official_word(*model_and_tokenizer, context, word, method), abs=1e-4
+        )
+        assert prediction.scores[1] == pytest.approx(
+            score_official_word(*model_and_tokenizer, "a", "cat", method), abs=1e-4
+        )
+    assert (
+        max(prediction.tokens[0] for prediction in predictions) > 3
+    )  # the loop over pieces was needed
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
-def test_attached_words_see_their_left_context_alone(make_checkpoint, kind, method):
+def test_words_with_a_space_see_their_left_context_only(make_checkpoint, kind, method):
     folder = make_checkpoint(kind, adds=True)
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", batch_tokens=40))
-    (found,) = predict(model, items(" "), [METHODS[method]])
-    theirs = library(folder)
-    for (context, word), one in zip(WORDS, found, strict=True):
-        assert one.scores[0] == pytest.approx(attached(*theirs, context, word, method), abs=1e-4)
+    (predictions,) = predict(model, make_items(" "), [METHODS[method]])
+    model_and_tokenizer = load_transformers(folder)
+    for (context, word), prediction in zip(WORDS, predictions, strict=True):
+        assert prediction.scores[0] == pytest.approx(
+            score_attached_word(*model_and_tokenizer, context, word, method), abs=1e-4
+        )
 
 
-def test_whole_sentence_methods_are_refused(make_checkpoint):
+def test_each_method_has_its_list_of_predictions(make_checkpoint):
     model = open_checkpoint(str(make_checkpoint("masked", adds=True)), OpenOptions(device="cpu"))
-    mlm, mntp = predict(model, items(" "), [METHODS["mlm"], METHODS["mntp"]])
+    mlm, mntp = predict(model, make_items(" "), [METHODS["mlm"], METHODS["mntp"]])
     assert [p.id for p in mlm] == [p.id for p in mntp] and mlm[0].scores != mntp[0].scores
     for name in ("mlm-l2r", "fused"):
         with pytest.raises(MethodNotSupported):
-            predict(model, items(" "), [METHODS[name]])
+            predict(model, make_items(" "), [METHODS[name]])
 
 
 @pytest.mark.parametrize("glued", [True, False])
@@ -122,11 +133,11 @@ def test_a_context_that_does_not_fit_with_its_masks_is_flagged(make_checkpoint, 
         Item("l", (Option("the old cat sees some dogs the", (26, 30)),), 0),
         Item("s", (Option("a cat", (1, 5)),), 0),
     )
-    (found,) = predict(
+    (predictions,) = predict(
         model, [long, short], [METHODS["mlm"]], decode_token=model.decode_token if glued else None
     )
-    assert [p.flags for p in found] == [("too-long",), ()]
-    assert found[0].scores == (-1.0,) and found[1].scores[0] < 0
+    assert [p.flags for p in predictions] == [("too-long",), ()]
+    assert predictions[0].scores == (-1.0,) and predictions[1].scores[0] < 0
 
 
 def test_a_word_with_nothing_before_it_is_an_error(make_checkpoint):

@@ -1,6 +1,4 @@
-"""Reading times from the CSV to the numbers that are published, against the official formulas
-fitted plainly.
-"""
+"""Reading times from the CSV to the measures, against plain fits of the official formulas."""
 
 from __future__ import annotations
 
@@ -22,55 +20,43 @@ from antlm_bench.errors import BenchError, DataError, DeclarationError, NotCompa
 from antlm_bench.suites import loader as suites
 
 TASKS = Path(__file__).parents[2] / "tasks"
-WORDS = (
-    "the",
-    "a",
-    "old",
-    "small",
-    "every",
-    "some",
-    "cat",
-    "cats",
-    "dog",
-    "dogs",
-    "boy",
-    "girl",
-    "house",
-    "sees",
-)
+WORD_LIST = "the a old small every some cat cats dog dogs boy girl house sees"
+WORDS = WORD_LIST.split()
 EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
 BASE = ("Subtlex_log10", "length", "context_length")
 
 
-def rows(sentences: int = 24) -> list[dict[str, object]]:
-    """The words of made-up sentences but the first, with times that depend on their length, and
-    some missing.
-    """
-    rng, made = np.random.default_rng(0), []
+def make_rows(sentences: int = 24) -> list[dict[str, object]]:
+    """Make rows of words with reading times that depend on their length; some are missing."""
+    rng, table = np.random.default_rng(0), []
     for sentence in range(sentences):
         words = ["None", *rng.choice(WORDS, 6)] if sentence == 3 else list(rng.choice(WORDS, 7))
-        for at in range(1, len(words)):
-            before = " ".join(words[: at - 1])
+        for position in range(1, len(words)):
+            context = " ".join(words[: position - 1])
             row = {
-                "item": " ".join(words[:at]), "word": words[at],
-                "sent_id": sentence, "context_length": at,
-                "Subtlex_log10": round(rng.normal(10, 2), 3), "length": len(words[at]),
-                "prev_item": before, "prev_word": words[at - 1] if at > 1 else "",
-                "prev_length": len(words[at - 1]) if at > 1 else -1,
-            }  # fmt: skip
+                "item": " ".join(words[:position]),
+                "word": words[position],
+                "sent_id": sentence,
+                "context_length": position,
+                "Subtlex_log10": round(rng.normal(10, 2), 3),
+                "length": len(words[position]),
+                "prev_item": context,
+                "prev_word": words[position - 1] if position > 1 else "",
+                "prev_length": len(words[position - 1]) if position > 1 else -1,
+            }
             times = {
-                name: round(100 + 9 * len(words[at]) + rng.normal(0, 20), 2)
+                name: round(100 + 9 * len(words[position]) + rng.normal(0, 20), 2)
                 for name in (*EYES, SELF_PACED)
             }
-            made.append(row | times)
-    made[18]["item"] = ""  # the word None, as pandas wrote it
-    made[5]["Subtlex_log10"] = made[7]["RTgopast"] = ""
-    return made
+            table.append(row | times)
+    table[18]["item"] = ""  # the word None, as pandas writes it
+    table[5]["Subtlex_log10"] = table[7]["RTgopast"] = ""
+    return table
 
 
 @pytest.fixture
-def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def declare_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """declared(name, rows) -> the shipped declaration over a small CSV of its form."""
 
     def declare(name: str, content: Sequence[dict[str, object]]) -> str:
@@ -93,10 +79,10 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return declare
 
 
-def plain(
+def fit_partial_r2(
     table: dict[str, np.ndarray], outcome: str, predictors: Sequence[str]
 ) -> tuple[float, int]:
-    """(R2 with surprisal - R2 without) / (1 - R2 without), without rows that have a hole."""
+    """Return (R2 with surprisal - R2 without) / (1 - R2 without) and n, over complete rows."""
     keep = np.all([np.isfinite(table[name]) for name in (outcome, "pred", *predictors)], axis=0)
     x = {name: table[name][keep] for name in (outcome, "pred", *predictors)}
     base = [
@@ -107,53 +93,59 @@ def plain(
 
     def r2(columns):
         design = np.stack(columns, axis=1)
-        left = x[outcome] - design @ np.linalg.lstsq(design, x[outcome], rcond=None)[0]
-        return 1 - left.var() / x[outcome].var()
+        residual = x[outcome] - design @ np.linalg.lstsq(design, x[outcome], rcond=None)[0]
+        return 1 - residual.var() / x[outcome].var()
 
-    without, both = r2(base), r2([*base, x["pred"]])
-    return (both - without) / (1 - without), int(keep.sum())
+    without, with_surprisal = r2(base), r2([*base, x["pred"]])
+    return (with_surprisal - without) / (1 - without), int(keep.sum())
 
 
-def by_hand(content, found):
-    """The two official scores, in 0..1, from the predictions of a run and the rows of the CSV."""
+def compute_measures(content, predictions):
+    """Return the official measures, in 0..1, from the predictions of a run and the CSV rows."""
     table = {k: np.array([float(r[k] or "nan") if r[k] != "" else np.nan for r in content])
              for k in (*EYES, SELF_PACED, *BASE, "prev_length")}  # fmt: skip
-    table["pred"] = np.array([-p.scores[0] for p in found])
-    table["prev_pred"] = np.array([-p.scores[1] if len(p.scores) > 1 else np.nan for p in found])
-    eyes = [plain(table, outcome, BASE) for outcome in EYES]
-    paced = plain(table, SELF_PACED, (*BASE, "prev_length", "prev_pred"))
-    return float(np.mean([value for value, _ in eyes])), paced, eyes
+    table["pred"] = np.array([-p.scores[0] for p in predictions])
+    table["prev_pred"] = np.array(
+        [-p.scores[1] if len(p.scores) > 1 else np.nan for p in predictions]
+    )
+    eye_tracking = [fit_partial_r2(table, outcome, BASE) for outcome in EYES]
+    self_paced = fit_partial_r2(table, SELF_PACED, (*BASE, "prev_length", "prev_pred"))
+    return float(np.mean([value for value, _ in eye_tracking])), self_paced, eye_tracking
 
 
 @pytest.mark.parametrize("name", ["reading-2025", "reading"])
-def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, declared, name):
-    content = rows()
+def test_the_measures_are_the_official_regressions(make_checkpoint, tmp_path, declare_suite, name):
+    content = make_rows()
     (run,) = score(
-        make_checkpoint("causal", adds=True), declared(name, content), out=tmp_path / "run"
+        make_checkpoint("causal", adds=True), declare_suite(name, content), out=tmp_path / "run"
     )
     (cell,) = run
-    found = runs.read_predictions(run.path, cell)
-    assert [p.id for p in found[:2]] == [f"{name}_0", f"{name}_1"] and len(found) == len(content)
-    assert [len(p.scores) for p in found[:7]] == [1, 2, 2, 2, 2, 2, 1]
-    eye_tracking, (paced, paced_n), outcomes = by_hand(content, found)
-    shown = {group.name: group.estimate for group in cell.summary.groups}
-    assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-9)
-    assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-9)
-    assert [shown[o].value for o in EYES] == pytest.approx(
+    predictions = runs.read_predictions(run.path, cell)
+    assert [p.id for p in predictions[:2]] == [f"{name}_0", f"{name}_1"] and len(
+        predictions
+    ) == len(content)
+    assert [len(p.scores) for p in predictions[:7]] == [1, 2, 2, 2, 2, 2, 1]
+    eye_tracking, (self_paced, self_paced_n), outcomes = compute_measures(content, predictions)
+    estimates = {group.name: group.estimate for group in cell.summary.groups}
+    assert estimates["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-9)
+    assert estimates["self-paced-reading"].value == pytest.approx(self_paced, abs=1e-9)
+    assert [estimates[o].value for o in EYES] == pytest.approx(
         [value for value, _ in outcomes], abs=1e-9
     )
-    assert [shown[o].n for o in EYES] == [n for _, n in outcomes] and shown[SELF_PACED].n == paced_n
-    assert cell.summary.headline.value == pytest.approx((eye_tracking + paced) / 2, abs=1e-9)
-    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in shown.values())
+    assert [estimates[o].n for o in EYES] == [n for _, n in outcomes] and estimates[
+        SELF_PACED
+    ].n == self_paced_n
+    assert cell.summary.headline.value == pytest.approx((eye_tracking + self_paced) / 2, abs=1e-9)
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in estimates.values())
     assert cell.summary.metric == "delta-r2"
 
 
-def test_an_empty_context_is_spelled_none(
-    declared,
+def test_the_official_suite_drops_the_previous_word_none(
+    declare_suite,
 ):
-    content = rows()
+    content = make_rows()
     official, ours = (
-        suites.load_suite(declared(name, content)) for name in ("reading-2025", "reading")
+        suites.load_suite(declare_suite(name, content)) for name in ("reading-2025", "reading")
     )
     word = content[18]["word"]
     assert (official.items[18].options[0].text, ours.items[18].options[0].text) == (
@@ -166,15 +158,15 @@ def test_an_empty_context_is_spelled_none(
     assert [len(ours.items[n].options) for n in (19, 20)] == [2, 2]
 
 
-def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, declared):
-    suite, model = declared("reading", rows()), make_checkpoint("causal", adds=True)
+def test_a_killed_or_repeated_run_keeps_its_cell(make_checkpoint, tmp_path, declare_suite):
+    suite, model = declare_suite("reading", make_rows()), make_checkpoint("causal", adds=True)
     (first,) = score(model, suite, out=tmp_path / "run")
     (again,) = score(model, suite, out=tmp_path / "run")
     assert first.cells == again.cells
 
 
-def test_masked_models_read_words_after_masks(make_checkpoint, tmp_path, declared):
-    model, suite = make_checkpoint("masked", adds=True), declared("reading", rows())
+def test_masked_models_score_reading_suites(make_checkpoint, tmp_path, declare_suite):
+    model, suite = make_checkpoint("masked", adds=True), declare_suite("reading", make_rows())
     (run,) = score(model, suite, methods=["mlm", "mntp"], out=tmp_path / "run")
     assert {cell.method for cell in run} == {"mlm", "mntp"}
     with pytest.raises(BenchError, match="left context"):
@@ -183,10 +175,10 @@ def test_masked_models_read_words_after_masks(make_checkpoint, tmp_path, declare
         score(model, suite, precision="adaptive", out=tmp_path / "adaptive")
 
 
-def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, declared):
+def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, declare_suite):
     (run,) = score(
         make_checkpoint("causal", adds=True),
-        declared("reading", rows()),
+        declare_suite("reading", make_rows()),
         limit=8,
         out=tmp_path / "run",
     )
@@ -199,7 +191,7 @@ def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, de
 
 
 @pytest.mark.parametrize(
-    ("change", "wrong"),
+    ("change", "message"),
     [
         (
             lambda c: c[2].update(length="long"),
@@ -212,9 +204,9 @@ def test_too_few_words_for_a_regression_count_as_0(make_checkpoint, tmp_path, de
         (lambda c: c.pop(), "incomplete: 143 of 144 items"),
     ],
 )
-def test_what_is_wrong_with_the_data_is_said_with_its_place(declared, change, wrong):
-    content = rows()
-    reference = declared("reading", content)
+def test_errors_in_the_data_name_the_location(declare_suite, change, message):
+    content = make_rows()
+    reference = declare_suite("reading", content)
     change(content)
     path = Path(reference).with_name("reading_data.csv")
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -223,12 +215,12 @@ def test_what_is_wrong_with_the_data_is_said_with_its_place(declared, change, wr
         writer.writerows(content)
     with pytest.raises(DataError) as caught:
         suites.load_suite(reference)
-    assert wrong in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_declaration_without_times_is_refused(tmp_path):
     text = (TASKS / "reading.toml").read_text(encoding="utf-8")
-    for old, new, wrong in (
+    for old, new, message in (
         ("[times]", "[time]", "unknown key 'time'"),
         ('metric = "delta-r2"', 'metric = "accuracy"', "go together"),
         ('"prev_length", "previous_surprisal"', '"surprisal"', "surprisal is what is added"),
@@ -239,19 +231,19 @@ def test_a_declaration_without_times_is_refused(tmp_path):
             if old == "[times]"
             else text.replace(old, new)
         )
-        with pytest.raises(DeclarationError, match=wrong):
+        with pytest.raises(DeclarationError, match=message):
             suites.load_suite(str(path))
 
 
 @pytest.mark.skipif(
     not os.environ.get("ANTLM_BENCH_DATA"),
-    reason="the real data are not at hand (ANTLM_BENCH_DATA)",
+    reason="needs the real data: set ANTLM_BENCH_DATA",
 )
 def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
-    place = Path(os.environ["ANTLM_BENCH_DATA"]) / "reading" / "reading_data.csv"
-    if not place.is_file():
+    file_path = Path(os.environ["ANTLM_BENCH_DATA"]) / "reading" / "reading_data.csv"
+    if not file_path.is_file():
         pytest.skip("no reading/ in ANTLM_BENCH_DATA")
-    with place.open(newline="", encoding="utf-8") as file:
+    with file_path.open(newline="", encoding="utf-8") as file:
         content = list(csv.DictReader(file))
     (run,) = score(
         make_checkpoint("causal", adds=True, max_position_embeddings=256),
@@ -259,79 +251,94 @@ def test_the_real_words_give_the_official_numbers(make_checkpoint, tmp_path):
         out=tmp_path / "run",
     )
     (cell,) = run
-    eye_tracking, (paced, n), _ = by_hand(content, runs.read_predictions(run.path, cell))
-    shown = {group.name: group.estimate for group in cell.summary.groups}
-    assert (shown["eye-tracking"].n, shown["self-paced-reading"].n) == (1696, n) and n == 1496
-    assert shown["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-8)
-    assert shown["self-paced-reading"].value == pytest.approx(paced, abs=1e-8)
+    eye_tracking, (self_paced, n), _ = compute_measures(
+        content, runs.read_predictions(run.path, cell)
+    )
+    estimates = {group.name: group.estimate for group in cell.summary.groups}
+    assert (estimates["eye-tracking"].n, estimates["self-paced-reading"].n) == (
+        1696,
+        n,
+    ) and n == 1496
+    assert estimates["eye-tracking"].value == pytest.approx(eye_tracking, abs=1e-8)
+    assert estimates["self-paced-reading"].value == pytest.approx(self_paced, abs=1e-8)
 
 
-def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, declared):
+def test_compare_skips_reading_times_without_data(make_checkpoint, tmp_path, declare_suite):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat sleeps,the cat sleep\nthe dogs see,the dogs sees\n")
-    asked, folders = [declared("reading", rows()), str(pairs)], []
+    suite_refs, folders = [declare_suite("reading", make_rows()), str(pairs)], []
     for seed in (0, 1):
         folders.append(tmp_path / f"run-{seed}")
-        score(make_checkpoint("causal", adds=True, seed=seed), asked, out=folders[-1])
-    (versus,) = compare(folders)  # a user's own file is found where the run says it stands
+        score(make_checkpoint("causal", adds=True, seed=seed), suite_refs, out=folders[-1])
+    (versus,) = compare(folders)  # the run records the path of a user's own file
     assert len(versus.comparisons) == 2 and not versus.unmatched
-    Path(asked[0]).parent.rename(tmp_path / "elsewhere")
+    Path(suite_refs[0]).parent.rename(tmp_path / "elsewhere")
     (versus,) = compare(folders)
-    assert [found.suite for found in versus.comparisons] == ["pairs"]
+    assert [comparison.suite for comparison in versus.comparisons] == ["pairs"]
     assert all("not compared, its data is not at hand" in note for note in versus.unmatched)
     with pytest.raises(NotComparable, match=r"reading times are not at hand|not what was scored"):
         compare(folders, suites=["own-reading/reading"])
 
 
 def test_two_runs_are_compared_by_drawing_the_same_sentences(
-    make_checkpoint, tmp_path, declared, monkeypatch
+    make_checkpoint, tmp_path, declare_suite, monkeypatch
 ):
-    content, folders = rows(40), []
-    place = Path(declared("reading", content))
-    place.parent.rename(tmp_path / "tasks")
+    content, folders = make_rows(40), []
+    declaration = Path(declare_suite("reading", content))
+    declaration.parent.rename(tmp_path / "tasks")
     monkeypatch.setenv("ANTLM_BENCH_PATH", str(tmp_path))
     for seed in (0, 1):
         folders.append(tmp_path / f"run-{seed}")
         score(make_checkpoint("causal", adds=True, seed=seed), "reading", out=folders[-1])
     (versus,) = compare(folders)
-    (found,) = versus.comparisons
+    (comparison,) = versus.comparisons
     cells = [next(iter(runs.open_run(folder))) for folder in folders]
     a, b = (cell.summary.headline.value for cell in cells)
-    assert (found.headline.a, found.headline.b, found.headline.value) == pytest.approx(
-        (a, b, b - a), abs=1e-9
-    )
-    shown = [{g.name: g.estimate.value for g in cell.summary.groups} for cell in cells]
-    assert {g.name: (g.a, g.b) for g in found.groups} == {
-        name: pytest.approx((shown[0][name], shown[1][name]), abs=1e-9) for name in shown[0]
+    assert (
+        comparison.headline.a,
+        comparison.headline.b,
+        comparison.headline.value,
+    ) == pytest.approx((a, b, b - a), abs=1e-9)
+    estimates = [{g.name: g.estimate.value for g in cell.summary.groups} for cell in cells]
+    assert {g.name: (g.a, g.b) for g in comparison.groups} == {
+        name: pytest.approx((estimates[0][name], estimates[1][name]), abs=1e-9)
+        for name in estimates[0]
     }
     rng, drawn = np.random.default_rng(3), []
     predicted = [
         runs.read_predictions(folder, cell) for folder, cell in zip(folders, cells, strict=True)
     ]
     sentences = {}
-    for at, row in enumerate(content):
-        sentences.setdefault(row["sent_id"], []).append(at)
+    for index, row in enumerate(content):
+        sentences.setdefault(row["sent_id"], []).append(index)
     for _ in range(300):
-        picked = [at for s in rng.choice(list(sentences), len(sentences)) for at in sentences[s]]
-        sides = []
-        for made in predicted:
-            eyes, (paced, _), _ = by_hand(
-                [content[at] for at in picked], [made[at] for at in picked]
+        drawn_rows = [
+            index
+            for sentence in rng.choice(list(sentences), len(sentences))
+            for index in sentences[sentence]
+        ]
+        measures = []
+        for predictions in predicted:
+            eye_tracking, (self_paced, _), _ = compute_measures(
+                [content[index] for index in drawn_rows],
+                [predictions[index] for index in drawn_rows],
             )
-            sides.append((eyes + paced) / 2)
-        drawn.append(sides[1] - sides[0])
+            measures.append((eye_tracking + self_paced) / 2)
+        drawn.append(measures[1] - measures[0])
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.headline.high - found.headline.low == pytest.approx(high - low, rel=0.3)
+    assert comparison.headline.high - comparison.headline.low == pytest.approx(high - low, rel=0.3)
     assert (
-        found.headline.p is not None
-        and found.headline.low < found.headline.value < found.headline.high
+        comparison.headline.p is not None
+        and comparison.headline.low < comparison.headline.value < comparison.headline.high
     )
-    error = abs(found.headline.value) / stats.t.isf(found.headline.p / 2, len(sentences) - 1)
+    error = abs(comparison.headline.value) / stats.t.isf(
+        comparison.headline.p / 2, len(sentences) - 1
+    )
     assert error == pytest.approx(np.std(drawn), rel=0.5)
-    assert {group.family for group in found.groups} >= {"Holm over 2 measures"}
+    assert {group.family for group in comparison.groups} >= {"Holm over 2 measures"}
     first = runs.open_run(folders[0])
     (same,) = differences(first, first)
     assert all((d.value, d.low, d.high, d.p) == (0, 0, 0, 1) for d in (same.headline, *same.groups))
     (back,) = compare([folders[0]], against=folders[1])
     assert back.comparisons[0].headline.value == pytest.approx(a - b, abs=1e-9)
-    assert back.comparisons[0].headline.p == pytest.approx(found.headline.p)
+    assert back.comparisons[0].headline.p == pytest.approx(comparison.headline.p)

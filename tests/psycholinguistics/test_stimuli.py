@@ -1,6 +1,4 @@
-"""Stimuli files in every form: the same texts, words and regions, and what is wrong with a file
-named by its line.
-"""
+"""Stimuli files of every format: texts, words and regions, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from antlm_bench.suites import stimuli
 from antlm_bench.suites.stimuli import Stimulus, StimulusSegment
 
 
-def written(folder: Path, name: str, text: str | bytes) -> Path:
+def write_file(folder: Path, name: str, text: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
-def asked(path: Path, by: str = "word", **columns: str):
+def read_units(path: Path, by: str = "word", **columns: str):
     return [
         (a.option.text[slice(*a.option.span)], a.row)
         for a in stimuli.split_into_units(stimuli.read_stimuli(path, columns), by)
@@ -39,8 +37,8 @@ LONG = """item,condition,region,text,list
 
 
 def test_a_text_file_holds_a_sentence_per_line(tmp_path):
-    path = written(tmp_path, "s.txt", "\ufeffThe cat sleeps.\n\n  No  dog \n")
-    assert asked(path) == [
+    path = write_file(tmp_path, "s.txt", "\ufeffThe cat sleeps.\n\n  No  dog \n")
+    assert read_units(path) == [
         ("The", {"item": "1", "word_index": 1, "word": "The"}),
         (" cat", {"item": "1", "word_index": 2, "word": "cat"}),
         (" sleeps.", {"item": "1", "word_index": 3, "word": "sleeps."}),
@@ -50,7 +48,7 @@ def test_a_text_file_holds_a_sentence_per_line(tmp_path):
 
 
 def test_rows_of_regions_make_texts_and_carry_their_columns(tmp_path):
-    rows = [row for _, row in asked(written(tmp_path, "r.csv", LONG))]
+    rows = [row for _, row in read_units(write_file(tmp_path, "r.csv", LONG))]
     assert [
         (r["item"], r["condition"], r["region"], r["word_index"], r["word"], r["list"])
         for r in rows
@@ -63,11 +61,11 @@ def test_rows_of_regions_make_texts_and_carry_their_columns(tmp_path):
         ("1", "ok", "crit", 1, "It", "A"),
         ("1", "ok", "crit", 2, "fell.", "A"),
     ]
-    regions = asked(written(tmp_path, "r.csv", LONG), "region")
+    regions = read_units(write_file(tmp_path, "r.csv", LONG), "region")
     assert [(text, row["region"]) for text, row in regions] == [
         ("The horse", "noun"), (" raced past", "verb"), (" fell.", "crit"), ("It fell.", "crit"),
     ]  # fmt: skip
-    sentences = asked(written(tmp_path, "r.csv", LONG), "sentence")
+    sentences = read_units(write_file(tmp_path, "r.csv", LONG), "sentence")
     assert [(text, row["list"]) for text, row in sentences] == [
         ("The horse raced past fell.", None),
         ("It fell.", "A"),
@@ -75,18 +73,22 @@ def test_rows_of_regions_make_texts_and_carry_their_columns(tmp_path):
 
 
 def test_a_row_per_sentence_may_name_its_critical_part(tmp_path):
-    path = written(
+    path = write_file(
         tmp_path,
         "w.tsv",
         "stimulus\tregion\tfreq\nThe cat has slept here.\thas slept\t3\nA dog.\t\t4\n",
     )
-    rows = asked(path, sentence="stimulus")
+    rows = read_units(path, sentence="stimulus")
     assert [(text, row["region"], row["freq"]) for text, row in rows] == [
-        ("The", "", "3"), (" cat", "", "3"),
-        (" has", "has slept", "3"), (" slept", "has slept", "3"),
-        (" here.", "", "3"), ("A", "", "4"), (" dog.", "", "4"),
-    ]  # fmt: skip
-    assert [text for text, _ in asked(path, "region", sentence="stimulus")] == [" has slept"]
+        ("The", "", "3"),
+        (" cat", "", "3"),
+        (" has", "has slept", "3"),
+        (" slept", "has slept", "3"),
+        (" here.", "", "3"),
+        ("A", "", "4"),
+        (" dog.", "", "4"),
+    ]
+    assert [text for text, _ in read_units(path, "region", sentence="stimulus")] == [" has slept"]
 
 
 def test_syntaxgym_names_its_regions(tmp_path):
@@ -109,15 +111,17 @@ def test_syntaxgym_names_its_regions(tmp_path):
             }
         ],
     }
-    rows = [row for _, row in asked(written(tmp_path, "g.json", json.dumps(suite)))]
+    rows = [row for _, row in read_units(write_file(tmp_path, "g.json", json.dumps(suite)))]
     assert [(r["item"], r["condition"], r["region"], r["word"]) for r in rows] == [
-        ("7", "a", "np", "The"), ("7", "a", "np", "cat"),
-        ("7", "a", "3", "sleeps"), ("7", "a", "3", "."),
-    ]  # fmt: skip
+        ("7", "a", "np", "The"),
+        ("7", "a", "np", "cat"),
+        ("7", "a", "3", "sleeps"),
+        ("7", "a", "3", "."),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "wrong"),
+    ("name", "text", "message"),
     [
         ("a.csv", "item,stimulus\n1,x y\n", "a.csv:2: the column 'sentence' is missing"),
         ("a.csv", "sentence\n", "0 texts"),
@@ -148,14 +152,14 @@ def test_syntaxgym_names_its_regions(tmp_path):
         ("a.json", "{}", "the list `items` is missing"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, text, wrong):
+def test_errors_in_a_file_name_the_location(tmp_path, name, text, message):
     with pytest.raises(DataError) as caught:
-        stimuli.read_stimuli(written(tmp_path, name, text))
-    assert wrong in str(caught.value)
+        stimuli.read_stimuli(write_file(tmp_path, name, text))
+    assert message in str(caught.value)
 
 
 def test_options_that_cannot_apply_are_usage_errors(tmp_path):
-    path = written(tmp_path, "a.csv", "sentence\nA cat.\n")
+    path = write_file(tmp_path, "a.csv", "sentence\nA cat.\n")
     for call in (
         lambda: stimuli.read_stimuli(path, {"phrase": "x"}),
         lambda: stimuli.split_into_units(stimuli.read_stimuli(path), "region"),

@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import large_runs
 import pytest
-import toy_pages
-import toy_results
+import table_runs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +72,7 @@ class Parsed(HTMLParser):
 def one(
     name: str, suite: str = "blimp", group: str = "binding", note: str = "complete"
 ) -> ReportData:
-    estimate = toy_results.estimate(0.7, 100, 0.05, tie=1)
+    estimate = table_runs.make_estimate(0.7, 100, 0.05, tie=1)
     groups = [Group("phenomenon", label, estimate) for label in (group, f"{group} 2")]
     groups += [Group("paradigm", f"{group} {n}", estimate, group) for n in (1, 2)]
     summary = Summary(suite, "causal", "accuracy", (), estimate, {}, tuple(groups), (note,))
@@ -97,7 +97,7 @@ def counted(contents: ReportData) -> Counter[str]:
 
 PLAIN = counted(one("babyllama"))
 ODD = [
-    *toy_pages.HOSTILE,
+    *large_runs.HOSTILE_NAMES,
     "]]>",
     "<!--",
     "-->",
@@ -124,7 +124,7 @@ def test_no_name_adds_an_element(name: str, suite: str, group: str, note: str) -
     assert counted(one(name, suite, group, note)) == PLAIN
 
 
-@pytest.mark.parametrize("name", toy_pages.HOSTILE)
+@pytest.mark.parametrize("name", large_runs.HOSTILE_NAMES)
 def test_hostile_names_are_shown_and_survive_in_the_data(name: str) -> None:
     parsed = Parsed(render_page(one(name), METHODS))
     assert make_printable(name) in parsed.text
@@ -135,9 +135,9 @@ def test_hostile_names_are_shown_and_survive_in_the_data(name: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     for name, method, skill in (("babyllama", "causal", 0.68), ("ltg-bert", "mlm", 0.74)):
-        toy_pages.model(root / "runs" / name, name, skill, method, seeds=2, items=4)
-    toy_pages.checkpoints(root / "runs", 0.8, [1, 2, 4, 5], twins=[2])
-    toy_pages.log(root / "train")
+        large_runs.write_model_run(root / "runs" / name, name, skill, method, seeds=2, items=4)
+    large_runs.write_checkpoint_runs(root / "runs", 0.8, [1, 2, 4, 5], twins=[2])
+    large_runs.write_training_log(root / "train")
     return root
 
 
@@ -269,9 +269,9 @@ def test_seeds_are_averaged_and_compared_with_the_method_that_each_model_has(fol
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     for name, version in (("one", "1"), ("two", "2")):
-        with runs.RunWriter(tmp_path / name, toy_pages.manifest(name)) as writer:
-            answers = toy_pages.pairs(0.7, name, toy_pages.PARADIGMS[:2], 5)
-            toy_pages.suite(writer, "blimp", "causal", answers, digest=version)
+        with runs.RunWriter(tmp_path / name, large_runs.make_manifest(name)) as writer:
+            answers = large_runs.draw_pairs(0.7, name, large_runs.PARADIGMS[:2], 5)
+            large_runs.write_suite(writer, "blimp", "causal", answers, digest=version)
     contents = html_data.gather_report_data([tmp_path])
     assert not contents.pairs
     assert "one and two are not compared: blimp" in contents.remarks[0]

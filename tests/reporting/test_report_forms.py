@@ -16,7 +16,14 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from toy_reports import TASKS_2024, glue, scored, tuned, written, zero_shot
+from report_runs import (
+    TASKS_2024,
+    make_cell,
+    make_finetuned_cell,
+    make_glue_cells,
+    make_zero_shot_cells,
+    write_run,
+)
 
 from antlm_bench.cli.app import run as command
 from antlm_bench.commands.report import build_report
@@ -48,13 +55,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
     root = tmp_path_factory.mktemp("runs")
     rest = [task for task in TASKS_2024 if task != "rte"]
     fallen = [
-        tuned("rte", seed, 30, collapsed=["constant prediction"] if seed == 2 else [])
+        make_finetuned_cell("rte", seed, 30, collapsed=["constant prediction"] if seed == 2 else [])
         for seed in (1, 2, 3)
     ]
-    written(root / "babyllama", zero_shot("causal") + glue(tasks=rest) + fallen)
-    written(
+    write_run(
+        root / "babyllama", make_zero_shot_cells("causal") + make_glue_cells(tasks=rest) + fallen
+    )
+    write_run(
         root / "gpt-bert",
-        zero_shot("causal", more=9) + zero_shot("mntp", more=12) + glue("full", (1,)),
+        make_zero_shot_cells("causal", more=9)
+        + make_zero_shot_cells("mntp", more=12)
+        + make_glue_cells("full", (1,)),
     )
     folders = [root / "babyllama", root / "gpt-bert"]
     found = build_report(folders, collection="babylm-2024", published=["LTG-BERT 10M, org"])
@@ -138,7 +149,7 @@ def test_the_hub_reads_the_model_card(made: Report) -> None:
 
 
 def test_a_card_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = written(tmp_path / "m", zero_shot("causal")[:2])
+    run = write_run(tmp_path / "m", make_zero_shot_cells("causal")[:2])
     assert command(["report", str(run), "--collection", "babylm-2024", "--model-index"]) == 5
     text = capsys.readouterr().out
     assert "# missing (causal): EWoK, GLUE" in text
@@ -162,8 +173,8 @@ def named(name: str) -> Report:
 
 @pytest.fixture(scope="module", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> None:
-    cells = [scored("nano", "causal", 3, 4), scored("mine", "causal", 1, 4)]
-    named.base = build_report([written(tmp_path_factory.mktemp("base") / "m", cells)])  # type: ignore[attr-defined]
+    cells = [make_cell("nano", "causal", 3, 4), make_cell("mine", "causal", 1, 4)]
+    named.base = build_report([write_run(tmp_path_factory.mktemp("base") / "m", cells)])  # type: ignore[attr-defined]
 
 
 HOSTILE = st.text(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_results import HYBRID, ONE, READ, SWEEP, TWO, run
+from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
 from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
@@ -27,18 +27,22 @@ def show(runs: list[Run], by: str, form: str) -> str:
 
 @pytest.mark.parametrize("form", ["markdown", "csv", "json"])
 def test_golden(form: str) -> None:
-    assert show(TWO, "paradigm", form) == (GOLDEN / f"table.{form}").read_text(encoding="utf-8")
+    assert show(TWO_RUNS, "paradigm", form) == (GOLDEN / f"table.{form}").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_markdown_has_one_table_of_even_width() -> None:
     lines = [
-        line for line in show(HYBRID, "paradigm", "markdown").splitlines() if line.startswith("|")
+        line
+        for line in show(HYBRID_RUN, "paradigm", "markdown").splitlines()
+        if line.startswith("|")
     ]
     assert {line.count("|") for line in lines} == {6}
 
 
 def test_csv_is_tidy_and_exact() -> None:
-    rows = list(csv.DictReader(io.StringIO(show(TWO, "paradigm", "csv"))))
+    rows = list(csv.DictReader(io.StringIO(show(TWO_RUNS, "paradigm", "csv"))))
     headline = next(
         row
         for row in rows
@@ -56,7 +60,7 @@ def test_csv_is_tidy_and_exact() -> None:
 
 
 def test_json_holds_everything_at_any_depth() -> None:
-    document = json.loads(show(ONE, "suite", "json"))
+    document = json.loads(show(ONE_RUN, "suite", "json"))
     assert len(document["runs"][0]["cells"][0]["summary"]["groups"]) == 5
     assert document["runs"][0]["manifest"]["model"]["name"] == "out/babyllama"
 
@@ -73,11 +77,11 @@ def test_json_holds_everything_at_any_depth() -> None:
 def test_depth_falls_back_to_what_the_headline_averages_over(
     by: str, levels: tuple[str, ...]
 ) -> None:
-    assert results_table.select_levels(ONE[0].cells[0].summary, by) == levels
+    assert results_table.select_levels(ONE_RUN[0].cells[0].summary, by) == levels
 
 
 def test_paradigms_stand_under_their_phenomenon() -> None:
-    block = results_table.build_blocks(results_table.build_columns(ONE), "paradigm")[0]
+    block = results_table.build_blocks(results_table.build_columns(ONE_RUN), "paradigm")[0]
     assert [(line.depth, line.name) for line in block.rows] == [
         (0, "blimp"),
         (1, "anaphor_agreement"),
@@ -89,9 +93,9 @@ def test_paradigms_stand_under_their_phenomenon() -> None:
 
 
 def test_a_suite_that_one_checkpoint_lacks_has_a_gap() -> None:
-    short = run("out/short", "causal")
+    short = make_run("out/short", "causal")
     without = type(short)(short.path, short.manifest, short.cells[:1])
-    blocks = results_table.build_blocks(results_table.build_columns([*ONE, without]), "suite")
+    blocks = results_table.build_blocks(results_table.build_columns([*ONE_RUN, without]), "suite")
     assert blocks[1].rows[0].estimates[1] is None
     assert results_table.format_estimate(None, "accuracy") == "–"
 
@@ -110,11 +114,11 @@ def test_a_suite_that_one_checkpoint_lacks_has_a_gap() -> None:
     ],
 )
 def test_models_are_named_by_what_tells_them_apart(names: list[str], shown: list[str]) -> None:
-    assert model_names([run(name, "causal") for name in names]) == shown
+    assert model_names([make_run(name, "causal") for name in names]) == shown
 
 
 def test_names_cannot_break_the_markdown_table() -> None:
-    text = show([run("a|b`<script>\n*x*", "causal")], "suite", "markdown")
+    text = show([make_run("a|b`<script>\n*x*", "causal")], "suite", "markdown")
     assert r"a\|b\`\<script\>" in text and "\n*x*" not in text
 
 
@@ -134,21 +138,21 @@ def test_only_what_can_be_wrong_is_counted_wrong() -> None:
             if words.startswith("too long")
         ]
 
-    assert said(results_table.build_blocks(results_table.build_columns(ONE), "suite")[0]) == [
+    assert said(results_table.build_blocks(results_table.build_columns(ONE_RUN), "suite")[0]) == [
         "too long, counted wrong"
     ]
     assert [
         said(block)
-        for block in results_table.build_blocks(results_table.build_columns(READ), "suite")
+        for block in results_table.build_blocks(results_table.build_columns(READING_RUN), "suite")
     ] == 2 * [["too long, left out"]]
 
 
 def test_reading_times_and_surprisals_are_in_their_own_units() -> None:
-    reading, words = results_table.build_blocks(results_table.build_columns(READ), "suite")
+    reading, words = results_table.build_blocks(results_table.build_columns(READING_RUN), "suite")
     assert (reading.average, words.average) == ("100 ΔR², mean of 2 measures", "nats, mean by word")
     assert results_table.format_estimate(Estimate(0.0123, 9, 0.004, 0.02), "delta-r2") == "1.2 ±0.8"
     assert results_table.format_estimate(Estimate(7.25, 9, 7.0, 7.5), "surprisal") == "7.25 ±0.25"
-    legend = results_table.build_legend(results_table.build_columns(READ))
+    legend = results_table.build_legend(results_table.build_columns(READING_RUN))
     assert "sentences resampled" in legend and "Surprisal in nats" in legend
     assert not any(words in legend for words in ("right", "tie", "Options are compared"))
 
@@ -159,13 +163,13 @@ def test_a_metric_of_a_newer_version_is_named() -> None:
 
 
 def test_the_legend_says_which_tie_rules_hold() -> None:
-    assert "counts 1/k" in results_table.build_legend(results_table.build_columns(SWEEP))
+    assert "counts 1/k" in results_table.build_legend(results_table.build_columns(CHECKPOINT_RUNS))
 
 
 def test_the_legend_says_when_means_decide() -> None:
-    cell = ONE[0].cells[0]
+    cell = ONE_RUN[0].cells[0]
     mean = replace(
-        ONE[0], cells=(replace(cell, settings={"ties": "first", "reduction": "per-token"}),)
+        ONE_RUN[0], cells=(replace(cell, settings={"ties": "first", "reduction": "per-token"}),)
     )
     assert (
         "compared by log-probability per token. A tie goes to the first"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from toy_results import HYBRID, NOTE, ONE, READ, SWEEP, TWO, run
+from table_runs import CHECKPOINT_RUNS, HYBRID_RUN, NOTE, ONE_RUN, READING_RUN, TWO_RUNS, make_run
 
 from antlm_bench.console import print_error
 from antlm_bench.errors import DataError
@@ -26,7 +26,13 @@ def show_runs(runs: list[Run], by: str = "phenomenon") -> None:
     print_table(build_results_table(runs, by))
 
 
-CASES = {"one": ONE, "hybrid": HYBRID, "two": TWO, "sweep": SWEEP, "read": READ}
+CASES = {
+    "one": ONE_RUN,
+    "hybrid": HYBRID_RUN,
+    "two": TWO_RUNS,
+    "sweep": CHECKPOINT_RUNS,
+    "read": READING_RUN,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +56,7 @@ def test_golden(
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 @pytest.mark.parametrize("by", ["suite", "phenomenon", "paradigm"])
 @pytest.mark.parametrize(
-    "runs", [*CASES.values(), [run("a-very-long-name-of-a-checkpoint-" * 4, "causal", "mlm")]]
+    "runs", [*CASES.values(), [make_run("a-very-long-name-of-a-checkpoint-" * 4, "causal", "mlm")]]
 )
 def test_no_line_is_wider_than_the_terminal(
     runs: list[Run],
@@ -67,16 +73,16 @@ def test_no_line_is_wider_than_the_terminal(
 
 
 def test_every_number_of_every_checkpoint_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_runs(SWEEP, "suite")
+    show_runs(CHECKPOINT_RUNS, "suite")
     out = capsys.readouterr().out
-    assert out.count("63.4 ±0.4") == len(SWEEP)
+    assert out.count("63.4 ±0.4") == len(CHECKPOINT_RUNS)
     assert all(f"chck_{words}M" in out for words in (1, 10, 20)) and NOTE in out
 
 
 def test_names_are_not_markup_and_cannot_steer_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_runs([run("[red]x[/red]\x1b[2J:smile:", "causal")], "suite")
+    show_runs([make_run("[red]x[/red]\x1b[2J:smile:", "causal")], "suite")
     out = capsys.readouterr().out
     assert "[red]x[/red]" in out and ":smile:" in out and "\x1b" not in out
 
@@ -91,20 +97,20 @@ def test_colour_on_a_terminal_and_none_under_no_color(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    show_runs(ONE)
+    show_runs(ONE_RUN)
     assert "\x1b[33m" in capsys.readouterr().out  # the yellow note
     monkeypatch.setenv("NO_COLOR", "1")
-    show_runs(ONE)
+    show_runs(ONE_RUN)
     assert "\x1b[33m" not in capsys.readouterr().out
 
 
 def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     here = Path(__file__).parent
-    code = f"import sys; sys.path.insert(0, {str(here)!r}); from toy_results import ONE; "
+    code = f"import sys; sys.path.insert(0, {str(here)!r}); from table_runs import ONE_RUN; "
     code += (
         "from antlm_bench.reporting.results_table import build_results_table as build; "
         "from antlm_bench.reporting.writers import print_table; "
-        "print_table(build(ONE)); print_table(build(ONE), 'markdown')"
+        "print_table(build(ONE_RUN)); print_table(build(ONE_RUN), 'markdown')"
     )
     environment = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run(
@@ -128,5 +134,5 @@ def test_a_problem_goes_to_stderr_with_its_place_and_hint(
 
 def test_output_may_be_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sink := io.StringIO())
-    show_runs(ONE, "suite")
+    show_runs(ONE_RUN, "suite")
     assert "blimp" in sink.getvalue()

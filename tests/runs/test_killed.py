@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_run import MANIFEST, write
+from killable_run import MANIFEST, write_run
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError
 
-SCORER = Path(__file__).with_name("toy_run.py")
-# Counted in toy_run.die_at; they fall before, inside and after chunks, final files, run.json and
-# the clearing up.
+SCORER = Path(__file__).with_name("killable_run.py")
+# Counted in killable_run.kill_at; they fall before, inside and after chunks, final files, run.json
+# and the clearing up.
 MOMENTS = (1, 3, 6, 11, 24, 33, 36, 41, 45, 49, 52, 57, 58, 90, 95)
 
 
@@ -66,7 +66,7 @@ def test_killed_and_repeated_ends_with_the_same_bytes(
     killed = scorer(tmp_path, moment)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    computed = write(str(tmp_path))
+    computed = write_run(str(tmp_path))
     assert computed < 8 or moment < 8  # what was finished is not computed again
     assert files(tmp_path) == whole
 
@@ -75,14 +75,14 @@ def test_killed_again_and_again_it_still_ends(tmp_path: Path, whole: dict[str, s
     for _ in range(4):
         killed = scorer(tmp_path, 19)
         killed.communicate()
-    write(str(tmp_path))
+    write_run(str(tmp_path))
     assert files(tmp_path) == whole
 
 
 def test_repeated_it_does_nothing(tmp_path: Path) -> None:
-    write(str(tmp_path))
+    write_run(str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert write(str(tmp_path)) == 0
+    assert write_run(str(tmp_path)) == 0
     assert {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
     } == before
@@ -91,7 +91,7 @@ def test_repeated_it_does_nothing(tmp_path: Path) -> None:
 HOLD = """
 import sys
 sys.path.insert(0, {here!r})
-from toy_run import MANIFEST
+from killable_run import MANIFEST
 from antlm_bench import runs
 with runs.RunWriter({folder!r}, MANIFEST):
     print("holding", flush=True)

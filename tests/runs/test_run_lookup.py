@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from toy_run import CHUNKS, score, write
+from killable_run import CHUNKS, make_predictions, write_run
 
 from antlm_bench import notebook, runs
 from antlm_bench.errors import BenchError, RunError, UnknownCell, UsageError
@@ -18,7 +18,7 @@ from antlm_bench.types import Run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    write(str(tmp_path / "run"))
+    write_run(str(tmp_path / "run"))
     return runs.open_run(tmp_path / "run")
 
 
@@ -60,7 +60,9 @@ def test_an_unknown_name_lists_what_there_is(run: Run) -> None:
 
 
 def test_predictions_have_one_row_per_item(run: Run) -> None:
-    items = [prediction for index in range(CHUNKS) for prediction in score("alpha", index)]
+    items = [
+        prediction for index in range(CHUNKS) for prediction in make_predictions("alpha", index)
+    ]
     table = run.predictions("alpha")
     assert len(table) == len(items)
     assert table.column("id") == [item.id for item in items]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from toy_run import CHUNKS, KEY, MANIFEST, score, write
+from killable_run import CHUNKS, KEY, MANIFEST, make_predictions, write_run
 
 from antlm_bench import runs
 from antlm_bench.errors import RunError
@@ -29,7 +29,7 @@ SUMMARY = Summary(
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    write(str(tmp_path / "run"))
+    write_run(str(tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -48,7 +48,9 @@ def test_what_was_written_is_read(finished: Path) -> None:
         ("alpha", "causal", KEY),
         ("beta", "causal", KEY),
     ]
-    everything = [prediction for index in range(CHUNKS) for prediction in score("alpha", index)]
+    everything = [
+        prediction for index in range(CHUNKS) for prediction in make_predictions("alpha", index)
+    ]
     assert runs.read_predictions(run.path, run.cells[0]) == everything
     assert runs.read_predictions_table(run.path, run.cells[0])["id"].to_pylist() == [
         p.id for p in everything
@@ -60,12 +62,12 @@ def test_predictions_are_plain_parquet_for_pandas(finished: Path) -> None:
     frame = pandas.read_parquet(finished / "predictions" / "alpha.causal.parquet")
     columns = ["id", "gold", "pred", "scores", "tokens", "characters", "flags", "labels"]
     assert list(frame.columns) == columns
-    assert list(frame.scores[0]) == list(score("alpha", 0)[0].scores)
+    assert list(frame.scores[0]) == list(make_predictions("alpha", 0)[0].scores)
     assert frame.labels[0] == {"phenomenon": "alpha", "paradigm": "p0"}
 
 
 def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
-    predictions = score("alpha", 0)
+    predictions = make_predictions("alpha", 0)
     with runs.RunWriter(tmp_path / "a", MANIFEST) as writer:
         for index in range(5):
             writer.save_chunk("alpha", "causal", "k", index, predictions[5 * index : 5 * index + 5])
@@ -74,10 +76,10 @@ def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
 
 
 def test_a_stale_cell_is_replaced_in_its_place_and_others_stay(finished: Path) -> None:
-    add(finished, "alpha", "new", score("alpha", 1), replace(SUMMARY, notes=("new",)))
+    add(finished, "alpha", "new", make_predictions("alpha", 1), replace(SUMMARY, notes=("new",)))
     run = runs.open_run(finished)
     assert [(cell.suite, cell.key) for cell in run] == [("alpha", "new"), ("beta", KEY)]
-    assert runs.read_predictions(finished, run.cells[0]) == score("alpha", 1)
+    assert runs.read_predictions(finished, run.cells[0]) == make_predictions("alpha", 1)
     with runs.RunWriter(finished, MANIFEST) as writer:
         assert not writer.is_complete("alpha", "causal", KEY)
         assert writer.is_complete("beta", "causal", KEY)
@@ -86,10 +88,10 @@ def test_a_stale_cell_is_replaced_in_its_place_and_others_stay(finished: Path) -
 def test_discard_forgets_the_chunks_of_one_cell_only(tmp_path: Path) -> None:
     with runs.RunWriter(tmp_path, MANIFEST) as writer:
         for method in ("mlm", "mlm-l2r"):
-            writer.save_chunk("alpha", method, "k", 0, score("alpha", 0))
+            writer.save_chunk("alpha", method, "k", 0, make_predictions("alpha", 0))
         writer.discard_chunks("alpha", "mlm")
         assert writer.load_chunk("alpha", "mlm", "k", 0) is None
-        assert writer.load_chunk("alpha", "mlm-l2r", "k", 0) == score("alpha", 0)
+        assert writer.load_chunk("alpha", "mlm-l2r", "k", 0) == make_predictions("alpha", 0)
 
 
 def damage_cut(data: bytes) -> bytes:
@@ -110,7 +112,7 @@ DAMAGES = [damage_cut, damage_flip, damage_empty]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_chunk_is_never_trusted(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     with runs.RunWriter(tmp_path, MANIFEST) as writer:
-        writer.save_chunk("alpha", "causal", "k", 0, score("alpha", 0))
+        writer.save_chunk("alpha", "causal", "k", 0, make_predictions("alpha", 0))
         (path,) = (tmp_path / "partial").rglob("*.parquet")
         path.write_bytes(damage(path.read_bytes()))
         assert writer.load_chunk("alpha", "causal", "k", 0) is None
@@ -121,14 +123,14 @@ def test_a_damaged_chunk_is_never_trusted(tmp_path: Path, damage: Callable[[byte
 
 def test_a_chunk_of_another_key_or_place_is_never_trusted(tmp_path: Path) -> None:
     with runs.RunWriter(tmp_path, MANIFEST) as writer:
-        writer.save_chunk("alpha", "causal", "old", 0, score("alpha", 0))
-        writer.save_chunk("alpha", "causal", "new", 1, score("alpha", 1))
+        writer.save_chunk("alpha", "causal", "old", 0, make_predictions("alpha", 0))
+        writer.save_chunk("alpha", "causal", "new", 1, make_predictions("alpha", 1))
         (old,) = (tmp_path / "partial" / "alpha.causal.old").iterdir()
         old.rename(tmp_path / "partial" / "alpha.causal.new" / old.name)
         assert (
             writer.load_chunk("alpha", "causal", "new", 0) is None
         )  # says it was written for another key
-        assert writer.load_chunk("alpha", "causal", "new", 1) == score("alpha", 1)
+        assert writer.load_chunk("alpha", "causal", "new", 1) == make_predictions("alpha", 1)
         assert writer.load_chunk("alpha", "causal", "new", 2) is None
 
 
@@ -141,7 +143,7 @@ def test_damaged_predictions_fail_to_read_and_are_written_again(
     file.write_bytes(damage(whole))
     with pytest.raises(RunError, match=r"alpha\.causal\.parquet"):
         runs.read_predictions(finished, runs.open_run(finished).cells[0])
-    assert write(str(finished)) == CHUNKS  # only this suite is computed again
+    assert write_run(str(finished)) == CHUNKS  # only this suite is computed again
     assert file.read_bytes() == whole
 
 
@@ -160,7 +162,7 @@ def test_a_folder_keeps_its_checkpoint_and_its_creation_time(finished: Path) -> 
     with runs.RunWriter(
         finished, replace(MANIFEST, created="2030-01-01", software={"torch": "9"})
     ) as writer:
-        writer.save_chunk("gamma", "causal", "k", 0, score("gamma", 0))
+        writer.save_chunk("gamma", "causal", "k", 0, make_predictions("gamma", 0))
         writer.finish_cell(Cell("gamma", "causal", "k", {}, SUMMARY), 1)
     manifest = runs.open_run(finished).manifest
     assert (manifest.created, manifest.software) == (MANIFEST.created, {"torch": "9"})
@@ -170,8 +172,10 @@ def test_hostile_names_stay_inside_the_folder(tmp_path: Path) -> None:
     outside = tmp_path / "precious"
     outside.mkdir()
     for suite in ("../../precious", "..", ".", "a/b", "lm-eval:piqa", "ä\n", "*", "[x]", "C:\\x"):
-        cell = add(tmp_path / "runs" / "run", suite, "../..", score("alpha", 0))
-        assert runs.read_predictions(tmp_path / "runs" / "run", cell) == score("alpha", 0)
+        cell = add(tmp_path / "runs" / "run", suite, "../..", make_predictions("alpha", 0))
+        assert runs.read_predictions(tmp_path / "runs" / "run", cell) == make_predictions(
+            "alpha", 0
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"precious", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert len(runs.open_run(tmp_path / "runs" / "run").cells) == 9
@@ -179,7 +183,7 @@ def test_hostile_names_stay_inside_the_folder(tmp_path: Path) -> None:
 
 def test_a_leftover_of_a_killed_write_is_swept_away(finished: Path) -> None:
     (finished / "predictions" / ".alpha.causal.parquet.tmp").write_bytes(b"half")
-    assert write(str(finished)) == 0
+    assert write_run(str(finished)) == 0
     assert not list(finished.rglob("*.tmp"))
 
 
@@ -224,21 +228,21 @@ def test_a_failing_disk_is_a_clear_error_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(store.os, "fsync", failing)
         with pytest.raises(RunError, match=words):
-            write(str(tmp_path))
+            write_run(str(tmp_path))
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / ".lock").exists()
     stored = len(list((tmp_path / "partial").rglob("*.parquet")))
-    assert write(str(tmp_path)) == 2 * CHUNKS - stored
+    assert write_run(str(tmp_path)) == 2 * CHUNKS - stored
     assert len(runs.open_run(tmp_path).cells) == 2
 
 
 LIMITED = """
 import resource, sys
 sys.path.insert(0, {here!r})
-from toy_run import write
+from killable_run import write_run
 from antlm_bench.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    write({folder!r})
+    write_run({folder!r})
 except RunError as error:
     print(error)
 """
@@ -252,18 +256,18 @@ def test_a_write_that_the_system_really_cuts_short(tmp_path: Path, limit: int) -
     )
     assert "file-size limit" in done.stdout
     assert not list(tmp_path.rglob("*.tmp"))
-    write(str(tmp_path))
+    write_run(str(tmp_path))
     assert len(runs.open_run(tmp_path).cells) == 2
 
 
 NOBODY = """
 import fcntl, os, sys
 sys.path.insert(0, {here!r})
-from toy_run import write
+from killable_run import write_run
 from antlm_bench.errors import RunError
 os.setuid({user})
 try:
-    write({folder!r})
+    write_run({folder!r})
 except RunError as error:
     print(error)
 """
@@ -297,7 +301,7 @@ def test_what_is_no_run_folder_is_said_to_be_none(tmp_path: Path, name: str) -> 
 
 def test_a_run_that_was_only_begun_is_said_to_be_resumable(tmp_path: Path) -> None:
     with runs.RunWriter(tmp_path, MANIFEST) as writer:
-        writer.save_chunk("alpha", "causal", "k", 0, score("alpha", 0))
+        writer.save_chunk("alpha", "causal", "k", 0, make_predictions("alpha", 0))
     with pytest.raises(RunError, match="goes on where it stopped"):
         runs.open_run(tmp_path)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from asking import ours
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
+from peer_helpers import sum_logprobs
 
 from antlm_bench.checkpoints import OpenOptions, open_checkpoint
 from antlm_bench.errors import CheckpointError
@@ -54,9 +54,9 @@ SHORT = [
 
 def by_library(folder, texts, kind):
     """The library's own forward, one unpadded row at a time."""
-    from asking import opened
+    from peer_helpers import load_transformers
 
-    model, tokenizer = opened(folder)
+    model, tokenizer = load_transformers(folder)
     totals = []
     for text in texts:
         ids = tokenizer(text)["input_ids"]
@@ -81,7 +81,7 @@ def test_every_architecture_gives_the_numbers_of_its_own_library(make_checkpoint
         "5.23"
     ):  # older ones need plain rows more often, for OPT for one
         assert opened.metadata["layout"] == ("rows" if name in PLAIN else "packed")
-    scores = ours(folder, SHORT, "causal" if kind == "causal" else "mlm")
+    scores = sum_logprobs(folder, SHORT, "causal" if kind == "causal" else "mlm")
     np.testing.assert_allclose(scores, by_library(folder, SHORT, kind), rtol=1e-5, atol=1e-4)
 
 

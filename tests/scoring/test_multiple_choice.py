@@ -5,9 +5,9 @@ against its promise.
 from __future__ import annotations
 
 import pytest
-from doubles import Lookup
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lookup_model import LookupModel
 
 from antlm_bench.errors import DataError
 from antlm_bench.scoring import adaptive, conventions, multiple_choice
@@ -24,7 +24,7 @@ def pair(good: str, bad: str, gold: float = 0, spans=(None, None)) -> Item:
 
 def ask(item: Item, **options):
     bos = options.pop("bos", True)
-    return multiple_choice.predict(Lookup(WORDS, bos), [item], CAUSAL, **options)[0][0]
+    return multiple_choice.predict(LookupModel(WORDS, bos), [item], CAUSAL, **options)[0][0]
 
 
 def test_a_score_is_a_sum_and_carries_its_counts():
@@ -65,7 +65,7 @@ def test_an_option_without_a_scored_token_names_its_item():
 
 def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
     masked = conventions.PEER_CONVENTIONS["babylm-2024"].for_method(METHODS["mlm"])
-    [moved] = conventions.apply_conventions([pair("the cat", "a cat")], masked, Lookup(WORDS))
+    [moved] = conventions.apply_conventions([pair("the cat", "a cat")], masked, LookupModel(WORDS))
     assert [o.text for o in moved.options] == ["None  the cat", "None  a cat"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  the cat", "  a cat"]
     assert [o.length for o in moved.options] == [
@@ -73,7 +73,7 @@ def test_2024_masked_texts_get_a_stand_in_context_and_two_spaces():
         5,
     ]  # the added spaces are no characters of the option
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
-    [moved] = conventions.apply_conventions([spanned], masked, Lookup(WORDS))
+    [moved] = conventions.apply_conventions([spanned], masked, LookupModel(WORDS))
     assert [o.text for o in moved.options] == ["the  cat", "the  cats"]
     assert [o.text[slice(*o.span)] for o in moved.options] == ["  cat", "  cats"]
     assert [o.length for o in moved.options] == [4, 5]
@@ -84,7 +84,7 @@ def test_words_within_texts_keep_their_texts_under_every_bundle():
     for peer in conventions.PEER_CONVENTIONS.values():
         for method in METHODS:
             policy = peer.for_method(method).for_suite("sum", scores_words=True)
-            assert conventions.apply_conventions([asked], policy, Lookup(WORDS)) == [asked]
+            assert conventions.apply_conventions([asked], policy, LookupModel(WORDS)) == [asked]
             assert policy.bos_before_context == ""
 
 
@@ -93,7 +93,7 @@ def test_a_delimiter_precedes_sentences_only_and_is_scored(peer):
     causal = conventions.PEER_CONVENTIONS[peer].for_method(METHODS["causal"])
     spanned = pair("the cat", "the cats", spans=((3, 7), (3, 8)))
     sentences, behind = conventions.apply_conventions(
-        [pair("the cat", "a cat"), spanned], causal, Lookup(WORDS)
+        [pair("the cat", "a cat"), spanned], causal, LookupModel(WORDS)
     )
     assert [(o.text, o.span, o.length) for o in sentences.options] == [
         (" the cat", None, 7),
@@ -103,7 +103,7 @@ def test_a_delimiter_precedes_sentences_only_and_is_scored(peer):
     requests = [pair(" the cat", " a cat")]
     assert (
         conventions.apply_conventions(
-            requests, causal.for_suite("sum", has_delimiters=True), Lookup(WORDS)
+            requests, causal.for_suite("sum", has_delimiters=True), LookupModel(WORDS)
         )
         == requests
     )
@@ -131,7 +131,7 @@ def test_adaptive_decisions_are_the_exact_ones_whatever_the_noise(pairs, noise):
     is.
     """
     items = [Item(str(n), (Option(a), Option(b)), 0) for n, (a, b) in enumerate(pairs)]
-    exact, quick = Lookup(WORDS), Lookup(WORDS, noise=noise)
+    exact, quick = LookupModel(WORDS), LookupModel(WORDS, noise=noise)
     both = adaptive.AdaptiveScorer(quick, exact).calibrate(items, CAUSAL)
     found, truth = both.predict(items, CAUSAL)[0], multiple_choice.predict(exact, items, CAUSAL)[0]
     for adapted, right in zip(found, truth, strict=True):
@@ -150,7 +150,7 @@ def test_adaptive_rescoring_raises_a_bound_that_is_too_small():
     ]  # quick margins 0.5, 0.9, 2.1
 
     def rescored(bound: float) -> list[bool]:
-        model = adaptive.AdaptiveScorer(Lookup(quick), Lookup(exact), bounds=(bound,))
+        model = adaptive.AdaptiveScorer(LookupModel(quick), LookupModel(exact), bounds=(bound,))
         return ["float32" in p.flags for p in model.predict(items, CAUSAL)[0]]
 
     assert rescored(0.1) == [False, False, False]
@@ -163,6 +163,6 @@ def test_adaptive_rescoring_raises_a_bound_that_is_too_small():
 
 def test_graded_items_are_always_scored_exactly():
     [found] = adaptive.AdaptiveScorer(
-        Lookup(WORDS, noise=0.1), Lookup(WORDS), bounds=(0.0,)
+        LookupModel(WORDS, noise=0.1), LookupModel(WORDS), bounds=(0.0,)
     ).predict([pair("the cat", "a cats", gold=0.7)], CAUSAL)[0]
     assert found.flags == ("float32",) and found.scores == (-4.0, -7.0)

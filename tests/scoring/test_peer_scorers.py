@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import ours
-from tiny import WORDS, model_for, tokenizer_for
+from peer_helpers import sum_logprobs
+from tiny_models import WORDS, build_model, train_tokenizer
 
 from antlm_bench.checkpoints import OpenOptions
 from antlm_bench.checkpoints.minicons_backend import open_minicons_checkpoint
@@ -65,7 +65,8 @@ def test_causal_scores_are_ours_under_every_bos_policy(make_checkpoint, architec
     )
     for spans in (None, SPANS):
         assert close(
-            foreign(folder, "causal", spans, bos=bos), ours(folder, TEXTS, "causal", spans, bos=bos)
+            foreign(folder, "causal", spans, bos=bos),
+            sum_logprobs(folder, TEXTS, "causal", spans, bos=bos),
         )
 
 
@@ -76,7 +77,7 @@ def test_masked_scores_are_ours(make_checkpoint, architecture, adds, name):
     folder = make_checkpoint("masked", adds=adds, architecture=architecture)
     for bos, spans in (("auto", None), ("auto", SPANS), ("never", SPANS), ("tokenizer", None)):
         assert close(
-            foreign(folder, name, spans, bos=bos), ours(folder, TEXTS, name, spans, bos=bos)
+            foreign(folder, name, spans, bos=bos), sum_logprobs(folder, TEXTS, name, spans, bos=bos)
         )
 
 
@@ -85,7 +86,7 @@ def test_a_span_that_ends_before_its_text_counts_the_tokens_inside(make_checkpoi
     for kind, name in (("causal", "causal"), ("masked", "mlm")):
         folder = make_checkpoint(kind)
         found = foreign(folder, name, spans, texts)
-        assert close(found, ours(folder, texts, name, spans)) and 0 < found[0].tokens[0] < 7
+        assert close(found, sum_logprobs(folder, texts, name, spans)) and 0 < found[0].tokens[0] < 7
         assert found[0].characters == (8,)
 
 
@@ -94,7 +95,9 @@ def test_a_bos_that_the_tokenizer_adds_is_not_doubled(make_checkpoint):
     and score it.
     """
     folder = make_checkpoint("causal", adds=True)
-    assert close(foreign(folder, "causal", bos="always"), ours(folder, TEXTS, "causal", bos="auto"))
+    assert close(
+        foreign(folder, "causal", bos="always"), sum_logprobs(folder, TEXTS, "causal", bos="auto")
+    )
 
 
 def test_tokens_and_flags_are_ours_too(make_checkpoint):
@@ -124,15 +127,15 @@ def test_tokens_and_flags_are_ours_too(make_checkpoint):
 
 
 def test_without_a_pad_or_eos_token_no_row_is_added_to_the_softmax(tmp_path):
-    tokenizer = tokenizer_for("causal", True)
+    tokenizer = train_tokenizer("causal", True)
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
-    model_for("causal", 0).save_pretrained(tmp_path)
-    assert close(foreign(tmp_path, "causal"), ours(tmp_path, TEXTS, "causal"))
+    build_model("causal", 0).save_pretrained(tmp_path)
+    assert close(foreign(tmp_path, "causal"), sum_logprobs(tmp_path, TEXTS, "causal"))
 
 
 def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
-    from small_models import SIZES
+    from ltg_models import SIZES
 
     from antlm_bench.architectures import gpt_bert
 
@@ -144,15 +147,15 @@ def test_our_hybrid_architectures_are_read_the_way_they_were_saved(tmp_path):
         getattr(gpt_bert, "GptBert" + suffix)(gpt_bert.GptBertConfig(**settings)).save_pretrained(
             tmp_path / kind
         )
-        tokenizer_for(kind, True).save_pretrained(tmp_path / kind)
-        assert close(foreign(tmp_path / kind, name), ours(tmp_path / kind, TEXTS, name))
+        train_tokenizer(kind, True).save_pretrained(tmp_path / kind)
+        assert close(foreign(tmp_path / kind, name), sum_logprobs(tmp_path / kind, TEXTS, name))
 
 
 def test_a_checkpoint_in_its_authors_layout_is_converted_first(tmp_path):
     from test_conversion import LTG, ltg_layout, saved, weights_for
 
     folder = saved(tmp_path / "public", ltg_layout(weights_for("")[0]), LTG)
-    assert close(foreign(folder, "mlm", texts=TEXTS[:3]), ours(folder, TEXTS[:3], "mlm"))
+    assert close(foreign(folder, "mlm", texts=TEXTS[:3]), sum_logprobs(folder, TEXTS[:3], "mlm"))
 
 
 def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypatch):
@@ -163,7 +166,7 @@ def test_a_model_that_our_engine_cannot_run_is_scored(make_checkpoint, monkeypat
         raise CheckpointError("has no body apart from its LM head")
 
     folder = make_checkpoint("causal")
-    expected = ours(folder, TEXTS, "causal")
+    expected = sum_logprobs(folder, TEXTS, "causal")
     monkeypatch.setattr(Engine, "_forward_logprobs", cannot)
     with pytest.raises(CheckpointError):
         open_checkpoint(str(folder))
@@ -210,15 +213,15 @@ def test_a_text_that_a_spelled_bos_changes_is_refused(tmp_path):
     """
     from tokenizers import pre_tokenizers
 
-    tokenizer = tokenizer_for("causal", adds=False)
+    tokenizer = train_tokenizer("causal", adds=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.save_pretrained(tmp_path)
-    model_for("causal", 0).save_pretrained(tmp_path)
+    build_model("causal", 0).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="differently between special tokens"):
         foreign(tmp_path, "causal", texts=["the cat sleeps"])
     assert close(
         foreign(tmp_path, "causal", texts=["the cat sleeps"], bos="tokenizer"),
-        ours(tmp_path, ["the cat sleeps"], "causal", bos="tokenizer"),
+        sum_logprobs(tmp_path, ["the cat sleeps"], "causal", bos="tokenizer"),
     )
 
 
@@ -246,11 +249,11 @@ def test_the_minicons_bundle_decides_by_the_mean(make_checkpoint, tmp_path):
 def test_nan_is_an_error(make_checkpoint, tmp_path):
     import torch
 
-    model = model_for("causal", 0)
+    model = build_model("causal", 0)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
-    tokenizer_for("causal", True).save_pretrained(tmp_path)
+    train_tokenizer("causal", True).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="NaN"):
         foreign(tmp_path, "causal")
 

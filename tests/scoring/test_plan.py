@@ -4,6 +4,8 @@ for.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,14 +99,16 @@ def test_a_batch_stays_within_its_budget_unless_one_row_is_larger(rows, budget):
         assert single or gathered <= MAX_ROW_TOKENS_PER_NODE * budget
 
 
-def test_a_large_plan_is_cut_in_a_fraction_of_a_second():
-    import time
-
+def test_a_plan_is_cut_without_a_call_per_token():
     rng = np.random.default_rng(0)
-    rows = np.sort(rng.integers(0, 40, (60_000, 12)), axis=1).astype(np.int32)
+    rows = np.sort(rng.integers(0, 40, (6_000, 12)), axis=1).astype(np.int32)
     order = np.arange(len(rows), dtype=np.int32)
     plan_probes = [Probes(rows, "causal", order, np.full_like(order, 11), order, order)]
-    start = time.perf_counter()
-    total = sum(len(b.ids) for b in batches(Plan(plan_probes), 1024))
+    calls = []
+    sys.setprofile(lambda frame, event, arg: calls.append(1) if event.endswith("call") else None)
+    try:
+        total = sum(len(b.ids) for b in batches(Plan(plan_probes), 1024))
+    finally:
+        sys.setprofile(None)
     assert total < rows.size
-    assert time.perf_counter() - start < 5  # about 0.3 s; a loop per token would take minutes
+    assert len(calls) < total

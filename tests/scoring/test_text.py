@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tokenizer_for
+from tiny_models import train_tokenizer
 from transformers import ByT5Tokenizer
 
 from antlm_bench.errors import CheckpointError
 from antlm_bench.scoring.text import Specials, TextEncoder, build_specials, detect_template
 
-FAST = tokenizer_for("causal", adds=True)
+FAST = train_tokenizer("causal", adds=True)
 SLOW = ByT5Tokenizer()
 BOS = Specials((1,))
 
@@ -93,8 +93,8 @@ def test_words_are_those_of_the_pre_tokenizer():
 
 def test_the_template_is_detected_and_altered_text_refused():
     assert detect_template(FAST) == Specials((1,))
-    assert detect_template(tokenizer_for("masked", adds=True)) == Specials((1,), (2,))
-    assert detect_template(tokenizer_for("causal", adds=False)) == Specials()
+    assert detect_template(train_tokenizer("masked", adds=True)) == Specials((1,), (2,))
+    assert detect_template(train_tokenizer("causal", adds=False)) == Specials()
 
     class Altering:
         def __call__(self, text, add_special_tokens=True):
@@ -115,7 +115,7 @@ def test_the_template_is_detected_and_altered_text_refused():
     ],
 )
 def test_policies_for_a_tokenizer_that_knows_cls_and_sep(adds, bos, causal, full):
-    tokenizer = tokenizer_for("masked", adds)
+    tokenizer = train_tokenizer("masked", adds)
     assert build_specials(tokenizer, "full", bos) == full
     assert build_specials(tokenizer, "causal", bos) == causal
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_tokenizers as toys
+import small_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -31,17 +31,17 @@ from antlm_bench.types import EncodedBatch
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 UNTOLD = {
-    "byte-level": toys.byte_level(split=False),
-    "byte-level with prefix": toys.byte_level(split=False, prefix=True),
-    "metaspace": toys.metaspace(split=False),
-    "gemma": toys.gemma_like(),
-    "superword": toys.superword(),
+    "byte-level": small_tokenizers.train_byte_level(split=False),
+    "byte-level with prefix": small_tokenizers.train_byte_level(split=False, prefix=True),
+    "metaspace": small_tokenizers.train_metaspace(split=False),
+    "gemma": small_tokenizers.train_gemma_like(),
+    "superword": small_tokenizers.train_superword(),
 }
 TOLD = {
-    "byte-level": toys.byte_level(),
-    "metaspace": toys.metaspace(),
-    "word-piece": toys.word_piece(),
-    "unigram": toys.unigram(),
+    "byte-level": small_tokenizers.train_byte_level(),
+    "metaspace": small_tokenizers.train_metaspace(),
+    "word-piece": small_tokenizers.train_word_piece(),
+    "unigram": small_tokenizers.build_unigram(),
 }
 plain_text = st.text(
     st.sampled_from("the cat sod.,;' n"), min_size=1, max_size=30
@@ -123,7 +123,9 @@ def test_words_that_a_tokenizer_tells_are_kept(kind: str) -> None:
 
 
 def test_tokens_that_span_words_are_flagged() -> None:
-    found = TextTokenizer(toys.gemma_like()).tokenize(["the cat sat on the mat .", "zcat", "m."])
+    found = TextTokenizer(small_tokenizers.train_gemma_like()).tokenize(
+        ["the cat sat on the mat .", "zcat", "m."]
+    )
     assert len(found.ids[0]) == 1 and found.flags["spans-words"].tolist() == [True, False, False]
 
 
@@ -144,7 +146,7 @@ def test_the_rest_of_both_words_of_a_spanning_token_is_hidden() -> None:
 
 
 def test_spans_after_a_dropped_character_are_where_they_should_be() -> None:
-    tokenizer = toys.metaspace(split=False)
+    tokenizer = small_tokenizers.train_metaspace(split=False)
     encoder = TextEncoder(tokenizer, Specials(), max_length=None, vocab_size=len(tokenizer))
     for text in ("☕☕☕ the zz cat", "the z☕z cat", "\u200b☕a cat"):
         [encoded] = encoder.encode([text], [(text.index("cat"), len(text))]).batches
@@ -154,7 +156,7 @@ def test_spans_after_a_dropped_character_are_where_they_should_be() -> None:
 
 
 def test_a_dropped_character_is_flagged_as_lost() -> None:
-    found = TextTokenizer(toys.gemma_like()).tokenize(
+    found = TextTokenizer(small_tokenizers.train_gemma_like()).tokenize(
         ["the cat", "☕ cat", "☕   ", "cat ☕", "the\u200bcat"]
     )
     assert found.flags["lost"].tolist() == [False, True, True, True, False]
@@ -162,17 +164,17 @@ def test_a_dropped_character_is_flagged_as_lost() -> None:
 
 
 def test_half_a_character_is_lost_without_its_byte() -> None:
-    partial = toys.byte_level(
-        alphabet=[symbol for symbol in toys.BYTES if symbol != "¶"]
+    partial = small_tokenizers.train_byte_level(
+        alphabet=[symbol for symbol in small_tokenizers.BYTES if symbol != "¶"]
     )  # byte 0xB6
     found = TextTokenizer(partial).tokenize(["é", "ö", "cat"])
     assert found.ids[1] and found.flags["lost"].tolist() == [False, True, False]
-    whole = TextTokenizer(toys.byte_level()).tokenize(["é", "ö", "☕"])
+    whole = TextTokenizer(small_tokenizers.train_byte_level()).tokenize(["é", "ö", "☕"])
     assert not whole.flags["lost"].any()
 
 
 def test_an_unknown_token_of_the_vocabulary_is_flagged() -> None:
-    unnamed = toys.unigram()
+    unnamed = small_tokenizers.build_unigram()
     assert unnamed.unk_token_id is None
     found = TextTokenizer(unnamed).tokenize(["the cat", "the ☕"])
     assert found.flags["unk"].tolist() == [False, True] and not found.flags["lost"].any()
@@ -188,7 +190,7 @@ def test_a_slow_tokenizer_that_drops_characters_is_told() -> None:
 
 
 def test_bpe_dropout_is_off(tmp_path: Path) -> None:
-    tokenizer = toys.byte_level()
+    tokenizer = small_tokenizers.train_byte_level()
     [ids] = TextTokenizer(tokenizer).tokenize(["the cat sat on"]).ids
     tokenizer.backend_tokenizer.model.dropout = 0.9
     tokenizer.save_pretrained(tmp_path)
@@ -197,20 +199,22 @@ def test_bpe_dropout_is_off(tmp_path: Path) -> None:
 
 
 def test_a_text_that_the_tokenizer_cannot_read_is_named() -> None:
-    reader = TextTokenizer(toys.word_level())
+    reader = TextTokenizer(small_tokenizers.build_word_level())
     with pytest.raises(CheckpointError, match=r"cannot read 'the zebra'.*UNK") as error:
         reader.tokenize(["the cat", "the zebra", "a lion"])
     assert "unknown token" in str(error.value)
     with pytest.raises(CheckpointError, match="cannot read"):
-        TextTokenizer(toys.unigram(unk=False)).tokenize(["the ☕"])
+        TextTokenizer(small_tokenizers.build_unigram(unk=False)).tokenize(["the ☕"])
     with pytest.raises(DataError, match="surrogate"):
         reader.tokenize(["the cat", "half \ud83d"])
 
 
 @pytest.mark.parametrize("kind", ["raises", "drops"])
 def test_the_template_is_found_where_the_probe_cannot_be_read(kind: str) -> None:
-    drops = toys.wrapped(Tokenizer(models.BPE({"é": 0, "<s>": 1}, [])), bos_token="<s>")
-    tokenizer = toys.word_level() if kind == "raises" else drops
+    drops = small_tokenizers.wrap_tokenizer(
+        Tokenizer(models.BPE({"é": 0, "<s>": 1}, [])), bos_token="<s>"
+    )
+    tokenizer = small_tokenizers.build_word_level() if kind == "raises" else drops
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", bos)]
@@ -220,11 +224,11 @@ def test_the_template_is_found_where_the_probe_cannot_be_read(kind: str) -> None
 
 def test_a_tokenizer_that_reads_nothing_is_refused() -> None:
     with pytest.raises(CheckpointError, match="reads neither"):
-        detect_template(toys.wrapped(Tokenizer(models.BPE({}, []))))
+        detect_template(small_tokenizers.wrap_tokenizer(Tokenizer(models.BPE({}, []))))
 
 
 def test_specials_without_an_embedding_are_refused() -> None:
-    tokenizer = toys.word_level()
+    tokenizer = small_tokenizers.build_word_level()
     tokenizer.add_special_tokens({"bos_token": "[BOS]", "mask_token": "[HIDE]"})
     vocabulary = len(tokenizer) - 2
     with pytest.raises(
@@ -234,19 +238,26 @@ def test_specials_without_an_embedding_are_refused() -> None:
     assert find_mask_token(tokenizer, vocabulary)[0] is None
     assert f"'[HIDE]' has the id {vocabulary + 1}" in find_mask_token(tokenizer, vocabulary)[1]
     assert find_mask_token(tokenizer, vocabulary + 2) == (vocabulary + 1, "")
-    assert find_mask_token(toys.word_level(), 99) == (None, "its tokenizer has no mask token")
+    assert find_mask_token(small_tokenizers.build_word_level(), 99) == (
+        None,
+        "its tokenizer has no mask token",
+    )
 
 
 KINDS = {
-    "byte-level": lambda unk: toys.byte_level(prefix=unk),
-    "byte-level without split": lambda unk: toys.byte_level(split=False, prefix=unk),
-    "byte-level, few bytes": lambda unk: toys.byte_level(alphabet=toys.BYTES[:60] if unk else []),
-    "word-piece": lambda unk: toys.word_piece("[UNK]" if unk else "<none>"),
-    "unigram": toys.unigram,
-    "unigram without split": lambda unk: toys.unigram(unk, split=False),
-    "word-level": lambda unk: toys.word_level("<unk>" if unk else None),
-    "metaspace": lambda unk: toys.metaspace(unk="<unk>" if unk else None),
-    "gemma": lambda unk: toys.gemma_like("<unk>" if unk else None),
+    "byte-level": lambda unk: small_tokenizers.train_byte_level(prefix=unk),
+    "byte-level without split": lambda unk: small_tokenizers.train_byte_level(
+        split=False, prefix=unk
+    ),
+    "byte-level, few bytes": lambda unk: small_tokenizers.train_byte_level(
+        alphabet=small_tokenizers.BYTES[:60] if unk else []
+    ),
+    "word-piece": lambda unk: small_tokenizers.train_word_piece("[UNK]" if unk else "<none>"),
+    "unigram": small_tokenizers.build_unigram,
+    "unigram without split": lambda unk: small_tokenizers.build_unigram(unk, split=False),
+    "word-level": lambda unk: small_tokenizers.build_word_level("<unk>" if unk else None),
+    "metaspace": lambda unk: small_tokenizers.train_metaspace(unk="<unk>" if unk else None),
+    "gemma": lambda unk: small_tokenizers.train_gemma_like("<unk>" if unk else None),
 }
 ANY = st.text(st.characters() | st.sampled_from("the cat <s>mask."), max_size=30)
 

@@ -4,7 +4,7 @@ simulation.
 
 from __future__ import annotations
 
-import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -127,13 +127,11 @@ def test_a_difference_is_covered_95_times_in_100() -> None:
     assert 0.93 - NOISE <= hits / TRIALS <= 0.97 + NOISE
 
 
-def test_a_better_correlation_is_found_at_any_scale() -> None:
+def test_a_better_correlation_is_found_whatever_its_scale() -> None:
     rng = np.random.default_rng(4)
     ratings = rng.normal(size=5000)
     x, z = ratings + rng.normal(0, 2, 5000), ratings + rng.normal(0, 0.7, 5000)
-    start = time.process_time()
     (low, high), p = statistics.spearman_difference(x, z, ratings)
-    assert time.process_time() - start < 0.5
     assert 0 < low < high and p < 0.001
     back, same = statistics.spearman_difference(z, x, ratings)
     assert tuple(back) == pytest.approx((-high, -low)) and same == p
@@ -205,3 +203,15 @@ def test_ties_on_the_same_items_leave_a_correlation_covered(outside: int) -> Non
         low, high = statistics.spearman_interval(*alike(rng, 100, 0.5, 1 - outside / 100)[1:])
         hits += [low <= truth <= high] if high < 1 else []
     assert 0.93 - NOISE <= np.mean(hits) <= 0.97 + NOISE
+
+
+def test_no_table_of_pairs_of_items_is_built() -> None:
+    rng, n = np.random.default_rng(4), 5000
+    ratings, x, z = rng.normal(size=(3, n))
+    tracemalloc.start()
+    try:
+        statistics.spearman_difference(x, z, ratings)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < n * n  # bytes: one boolean per pair

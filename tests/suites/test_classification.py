@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_tasks import MINE, SHIPPED, declared
+from classification_suites import DECLARATION, SHIPPED, write_declaration
 
 from antlm_bench.commands.list import list_catalog
 from antlm_bench.commands.show import describe_entry
@@ -25,8 +25,8 @@ SELF_TESTS = [
 ]
 
 
-def spec_of(folder: Path, body: str = MINE) -> ClassificationSpec:
-    spec = read_declaration_file(declared(folder, body))
+def spec_of(folder: Path, body: str = DECLARATION) -> ClassificationSpec:
+    spec = read_declaration_file(write_declaration(folder, body))
     assert isinstance(spec, ClassificationSpec)
     return spec
 
@@ -204,9 +204,9 @@ SLIPS = [
 
 @pytest.mark.parametrize(("old", "new", "says"), SLIPS)
 def test_a_slip_in_a_declaration_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
-    assert MINE.count(old)
+    assert DECLARATION.count(old)
     with pytest.raises(DeclarationError) as caught:
-        read_declaration_file(declared(tmp_path, MINE.replace(old, new, 1)))
+        read_declaration_file(write_declaration(tmp_path, DECLARATION.replace(old, new, 1)))
     assert says in str(caught.value) and "mine.toml" in str(caught.value)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classification_suites import DECLARATION, SHIPPED, write_declaration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_tasks import MINE, SHIPPED, declared
 
 from antlm_bench.commands import data
 from antlm_bench.declarations import find_declaration
@@ -29,11 +29,11 @@ VALID: list[Record] = [{"text": "a dax", "label": "good"}, {"text": "a blick ", 
 
 
 def written(
-    folder: Path, train: list[Record] = TRAIN, valid: list[Record] = VALID, body: str = MINE
+    folder: Path, train: list[Record] = TRAIN, valid: list[Record] = VALID, body: str = DECLARATION
 ) -> str:
     for split, rows in (("train", train), ("valid", valid)):
         (folder / f"mood.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(declared(folder, body))
+    return str(write_declaration(folder, body))
 
 
 # ---- the real files
@@ -167,7 +167,9 @@ def test_a_substitute_replaces_only_an_absent_file(tmp_path: Path) -> None:
     raw = "".join(json.dumps(row) + "\n" for row in TRAIN).encode()
     sha256 = hashlib.sha256(raw).hexdigest()
     told = f'file = "stand-in.jsonl", sha256 = "{sha256}", rows = 10, says = "a stand-in"'
-    body = MINE.replace('first = "{text}"', f'first = "{{text}}"\nsubstitutes = [{{ {told} }}]', 1)
+    body = DECLARATION.replace(
+        'first = "{text}"', f'first = "{{text}}"\nsubstitutes = [{{ {told} }}]', 1
+    )
     ref = written(
         tmp_path, body=body.replace('"mood.train.jsonl" = {}', '"mood.train.jsonl" = { rows = 11 }')
     )
@@ -263,7 +265,7 @@ def test_names_that_are_numbers_are_names_and_no_positions(
     tmp_path: Path, label: object, gold: int | None
 ) -> None:
     """Label 1 is the class called 1, in whatever order the classes stand."""
-    numbers = MINE.replace(
+    numbers = DECLARATION.replace(
         'classes = ["bad", "good"]',
         'classes = ["0", "1"]' if gold is not None else 'classes = ["1", "0"]',
     )
@@ -295,7 +297,7 @@ def test_what_cannot_be_learnt_of_or_scored_is_refused(tmp_path: Path) -> None:
     assert classification_loader.load_task(written(tmp_path, valid=alike), "mood").notes == (
         "all scored rows are of one class",
     )
-    mine = MINE.replace('first = "{text}"', 'first = "{text}"\nid = "{name}"')
+    mine = DECLARATION.replace('first = "{text}"', 'first = "{text}"\nid = "{name}"')
     named = [{**row, "name": f"n{number}"} for number, row in enumerate(TRAIN)]
     assert (
         classification_loader.load_task(written(tmp_path, named, named, mine), "mood").valid[1].id
@@ -393,7 +395,7 @@ ROW = st.fixed_dictionaries({"text": CELL, "label": st.integers(0, 1)})
 def test_digests_are_equal_where_the_questions_are(
     tmp_path: Path, one: list[Record], other: list[Record], spare: str
 ) -> None:
-    def digest(valid: list[Record], body: str = MINE) -> str:
+    def digest(valid: list[Record], body: str = DECLARATION) -> str:
         return classification_loader.load_task(
             written(tmp_path, valid=valid, body=body), "mood"
         ).digest
@@ -405,17 +407,17 @@ def test_digests_are_equal_where_the_questions_are(
     assert digest([{**row, "unread": spare} for row in one]) == digest(
         one
     )  # what no template reads changes nothing
-    assert digest(one, MINE.replace("epochs = 10", "epochs = 11")) == digest(
+    assert digest(one, DECLARATION.replace("epochs = 10", "epochs = 11")) == digest(
         one
     )  # settings are no question
-    assert digest(one, MINE.replace('metric = "f1"', 'metric = "mcc"')) != digest(one)
+    assert digest(one, DECLARATION.replace('metric = "f1"', 'metric = "mcc"')) != digest(one)
 
 
 def test_a_digest_sees_train_and_groups(tmp_path: Path) -> None:
-    grouped = MINE.replace('first = "{text}"', 'first = "{text}"\ngroup = "{text}"', 1)
+    grouped = DECLARATION.replace('first = "{text}"', 'first = "{text}"\ngroup = "{text}"', 1)
     digests = [
         classification_loader.load_task(written(tmp_path, body=body), "mood").digest
-        for body in (MINE, grouped)
+        for body in (DECLARATION, grouped)
     ]
     digests.append(
         classification_loader.load_task(written(tmp_path, [*TRAIN, TRAIN[0]]), "mood").digest

@@ -1,16 +1,18 @@
-"""Names of weights in the authors' checkpoints of LTG-BERT, ELC-BERT and GPT-BERT, as ours."""
+"""Names of weights in the original LTG-BERT, ELC-BERT and GPT-BERT checkpoints, and ours."""
 
 from __future__ import annotations
 
 import re
 
 PARTS = {
-    "in_proj_qk": "attention.query_key", "in_proj_vg": "attention.value_gate",
+    "in_proj_qk": "attention.query_key",
+    "in_proj_vg": "attention.value_gate",
     "in_proj_v": "attention.value",
-    "out_proj": "attention.output", "post_layer_norm": "attention.norm_out",
+    "out_proj": "attention.output",
+    "post_layer_norm": "attention.norm_out",
     "1": "feed_forward.wide",
     "4": "feed_forward.narrow",
-}  # fmt: skip
+}
 OUTSIDE = {
     "embedding.word_embedding.weight": "model.embedding.weight",
     "embedding.relative_embedding": "model.positions.table.weight",
@@ -23,7 +25,7 @@ OUTSIDE = {
 }
 
 
-def our_name(original: str, gpt: bool = False) -> str:
+def convert_weight_name(original: str, gpt: bool = False) -> str:
     """gpt: of GPT-BERT, whose ungated values are held by the same module as gated ones."""
     if original in OUTSIDE:
         return OUTSIDE[original]

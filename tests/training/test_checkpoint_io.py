@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_helpers import make_recipe
 from safetensors import SafetensorError
-from tiny import tokenizer_for
-from toy_recipe import toy
+from tiny_models import train_tokenizer
 
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.commands.portability import find_portability_problems
@@ -57,11 +57,11 @@ class TestCheckpoints:
     def save(self, folder: Path, architecture: str = "llama", **card: Any) -> Any:
         torch.manual_seed(0)
         model = build_model(
-            toy(model={"architecture": architecture}).model,
+            make_recipe(model={"architecture": architecture}).model,
             400,
             masked=architecture.endswith("bert"),
         )
-        save_checkpoint(folder, model, tokenizer_for("causal", adds=True), CARD | card)
+        save_checkpoint(folder, model, train_tokenizer("causal", adds=True), CARD | card)
         return model
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])

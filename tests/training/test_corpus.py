@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_text import corpus_for, write_text
-from toy_recipe import toy
+from recipe_helpers import make_recipe
+from training_text import build_corpus, write_text
 
 from antlm_bench.errors import DataError
 from antlm_bench.training import corpus as corpora
@@ -37,7 +37,7 @@ def built(folder: Path, *files: str, **corpus: Any) -> Corpus:
     text.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(files):
         (text / f"{number}.txt").write_text(content, encoding="utf-8")
-    return corpus_for(toy(corpus=corpus), text, folder / "corpus")
+    return build_corpus(make_recipe(corpus=corpus), text, folder / "corpus")
 
 
 def decoded(corpus: Corpus) -> list[str]:
@@ -55,7 +55,7 @@ def test_specials_come_first(tmp_path: Path) -> None:
     named = {tokenizer.pad_token: PAD_ID, tokenizer.bos_token: BOS_ID, tokenizer.eos_token: EOS_ID}
     named |= {tokenizer.mask_token: MASK_ID, tokenizer.unk_token: UNK_ID}
     assert named == {"<pad>": 0, "<s>": 1, "</s>": 2, "<mask>": 3, "<unk>": 4}
-    assert tokenizer.model_max_length == toy().model.positions
+    assert tokenizer.model_max_length == make_recipe().model.positions
 
 
 MASKED = "has <mask> ever"
@@ -80,7 +80,7 @@ def test_a_mask_takes_the_space_before_it(tmp_path: Path, layout: str) -> None:
 def test_a_literal_mask_is_streamed_as_before(tmp_path: Path) -> None:
     """The stream of a text does not depend on what the saved tokenizer strips."""
     corpus = built(tmp_path, f"{MASKED}\nno\n")
-    recipe = toy()
+    recipe = make_recipe()
     plain = corpora.train_tokenizer(iter([MASKED, "no"]), recipe.tokenizer, recipe.corpus)
     first = corpus.tokens[: corpus.line_starts[1]].tolist()
     assert first == [BOS_ID, *plain.encode(MASKED, add_special_tokens=False).ids]
@@ -88,7 +88,7 @@ def test_a_literal_mask_is_streamed_as_before(tmp_path: Path) -> None:
 
 
 def test_older_tokenizers_read_the_same_tokens(tmp_path: Path) -> None:
-    recipe = toy()
+    recipe = make_recipe()
     plain = corpora.train_tokenizer(iter([MASKED, "no"]), recipe.tokenizer, recipe.corpus)
     other = corpora.train_tokenizer(iter(["some other text"]), recipe.tokenizer, recipe.corpus)
     stripped = corpora.strip_space_before_mask(plain)
@@ -139,13 +139,19 @@ def test_the_tokenizer_reads_as_the_recipe_says(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("ﬁne 2024 2024 2024 2024\n" * 9, encoding="utf-8")
-    kept = corpus_for(toy(tokenizer={"normalizer": ""}), text, tmp_path / "kept")
-    split = corpus_for(toy(tokenizer={"single_digits": True}), text, tmp_path / "split")
+    kept = build_corpus(make_recipe(tokenizer={"normalizer": ""}), text, tmp_path / "kept")
+    split = build_corpus(make_recipe(tokenizer={"single_digits": True}), text, tmp_path / "split")
     assert "ﬁne" in decoded(kept)[0] and "fine" in decoded(split)[0]
     assert "Ġ2024" in kept.tokenizer.tokenize("2024") and len(split.tokenizer.tokenize("2024")) >= 4
     large, small = ({"vocabulary": size} for size in (300, 261))
-    assert len(corpus_for(toy(tokenizer=small), text, tmp_path / "small").tokenizer) == 261
-    assert 261 < len(corpus_for(toy(tokenizer=large), text, tmp_path / "large").tokenizer) <= 300
+    assert (
+        len(build_corpus(make_recipe(tokenizer=small), text, tmp_path / "small").tokenizer) == 261
+    )
+    assert (
+        261
+        < len(build_corpus(make_recipe(tokenizer=large), text, tmp_path / "large").tokenizer)
+        <= 300
+    )
 
 
 @pytest.mark.parametrize(("document", "begin"), [("file", [0, 2]), ("line", [0, 1, 2])])
@@ -243,7 +249,9 @@ class TestWholeFiles:
         text = "\n".join(lines)
         assert "".join(line for part in parts for line in part.lines) == text
         learnt = iter([*map("{}\n".format, lines), "a  b\n\n  c"])
-        tokenizer = corpora.train_tokenizer(learnt, toy().tokenizer, CorpusSpec(**self.WHOLE))
+        tokenizer = corpora.train_tokenizer(
+            learnt, make_recipe().tokenizer, CorpusSpec(**self.WHOLE)
+        )
         ids_by_block = [tokenizer.encode("".join(part.lines)).ids for part in parts]
         assert [i for ids in ids_by_block for i in ids] == tokenizer.encode(text).ids
 
@@ -251,8 +259,8 @@ class TestWholeFiles:
         (tmp_path / "text").mkdir()
         records = '{"text": "one\\ntwo"}\n{"text": "three\\n"}\n'
         (tmp_path / "text" / "a.jsonl").write_text(records, encoding="utf-8")
-        recipe = toy(corpus={"layout": "files", "document": "file"})
-        corpus = corpus_for(recipe, tmp_path / "text", tmp_path / "corpus")
+        recipe = make_recipe(corpus={"layout": "files", "document": "file"})
+        corpus = build_corpus(recipe, tmp_path / "text", tmp_path / "corpus")
         assert stream_of(corpus) == "one\ntwo\nthree\n" and len(corpus.document_starts) == 3
 
     def test_lines_know_their_tokens_and_words(self, tmp_path: Path) -> None:
@@ -266,11 +274,11 @@ class TestWholeFiles:
         text = tmp_path / "text"
         text.mkdir()
         (text / "a.txt").write_text("abc abd\n" * 9, encoding="utf-8")
-        seen = corpus_for(
-            toy(tokenizer={"alphabet": "seen"}, corpus=self.WHOLE), text, tmp_path / "seen"
+        seen = build_corpus(
+            make_recipe(tokenizer={"alphabet": "seen"}, corpus=self.WHOLE), text, tmp_path / "seen"
         )
         assert "<unk>" in seen.tokenizer.tokenize("xyz abc") and len(seen.tokenizer) < 261
-        every = corpus_for(toy(corpus=self.WHOLE), text, tmp_path / "every")
+        every = build_corpus(make_recipe(corpus=self.WHOLE), text, tmp_path / "every")
         assert "<unk>" not in every.tokenizer.tokenize("xyz ☕")
 
 
@@ -320,7 +328,7 @@ class TestPreparing:
     def prepared(
         self, text: TextSource, folder: Path, positions: int = 64, **changes: Any
     ) -> Corpus:
-        recipe = toy(**changes)
+        recipe = make_recipe(**changes)
         return prepare_corpus(text, recipe.corpus, recipe.tokenizer, positions, folder)
 
     def test_the_same_again_is_opened(

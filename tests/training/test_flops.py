@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_recipe import blocks, toy
+from recipe_helpers import make_phases, make_recipe
 
 from antlm_bench.declarations import catalog
 from antlm_bench.errors import DeclarationError
@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_parameters_are_those_of_the_module(shape: str, masked: bool) -> None:
-    spec = toy(model={"layers": 3, **SHAPES[shape]}).model
+    spec = make_recipe(model={"layers": 3, **SHAPES[shape]}).model
     model = build_model(spec, 311, masked)
     assert compute_model_size(spec, 311).parameters == sum(p.numel() for p in model.parameters())
 
@@ -99,8 +99,8 @@ def counted(recipe: Recipe, rows: int, length: int) -> int:
 def test_a_forward_costs_what_its_products_cost(shape: str) -> None:
     """All positions masked, so that the head runs everywhere, as it does in the module."""
     model = {**SHAPES[shape], "buckets": 4}
-    full = toy(
-        **blocks((1, 0, 1)),
+    full = make_recipe(
+        **make_phases((1, 0, 1)),
         model=model,
         objective={"rate": 1.0},
         batch={"tokens": 16 * 512},
@@ -123,7 +123,7 @@ def test_flops_follow_the_rule_of_six() -> None:
 
 def test_head_flops_count_targets_and_causal_attention_is_half() -> None:
     d, layers, vocabulary, length = 32, 2, 300, 16
-    causal, masked = toy(), toy(**blocks((1, 0, 1)), objective={"rate": 0.25})
+    causal, masked = make_recipe(), make_recipe(**make_phases((1, 0, 1)), objective={"rate": 0.25})
     weights = layers * (4 * d * d + 3 * d * 48)
     per_token = 2 * weights + 2 * vocabulary * d + layers * 2 * d * length
     steps = plan_steps(causal, 64)
@@ -140,6 +140,6 @@ def test_a_distilled_run_pays_for_its_teachers_forward_passes() -> None:
     assert training_flops(distilled, steps) == pytest.approx(
         3 * forward_flops(plain, steps) + theirs
     )
-    nobody = toy(distil={"teachers": ["nobody"], "temperature": 2.0, "alpha": 0.5})
+    nobody = make_recipe(distil={"teachers": ["nobody"], "temperature": 2.0, "alpha": 0.5})
     with pytest.raises(DeclarationError, match="unknown recipe 'nobody'"):
         training_flops(nobody, steps)

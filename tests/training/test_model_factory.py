@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_recipe import toy
+from recipe_helpers import make_recipe
 
 from antlm_bench.declarations import catalog
 from antlm_bench.training.corpus import FIRST_TEXT_ID, Int64
@@ -39,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def spec_of(shape: str) -> ModelSpec:
-    return toy(model=SHAPES[shape] | {"buckets": 4}).model
+    return make_recipe(model=SHAPES[shape] | {"buckets": 4}).model
 
 
 def made(shape: str, masked: bool = False) -> Any:
@@ -109,7 +109,9 @@ def test_packed_documents_are_separate_rows(shape: str, causal: bool) -> None:
 def test_the_causal_loss_is_the_librarys(architecture: str, tied: bool) -> None:
     torch.manual_seed(0)
     model = build_model(
-        toy(model={"architecture": architecture, "tied": tied}).model, VOCABULARY, masked=False
+        make_recipe(model={"architecture": architecture, "tied": tied}).model,
+        VOCABULARY,
+        masked=False,
     ).eval()
     ids = ids_of(3)
     batch = batch_of(ids, causal=True)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from original_names import our_name
+from original_names import convert_weight_name
+from recipe_helpers import make_phases, make_recipe
 from safetensors.torch import load_file
-from tiny_text import corpus_for, write_text
 from tokenizers import Tokenizer, pre_tokenizers
-from toy_recipe import blocks, toy
+from training_text import build_corpus, write_text
 
 from antlm_bench.architectures import gpt_bert, ltg_bert
 from antlm_bench.training import optim
@@ -158,7 +158,9 @@ def test_the_same_weights_decay_as_in_the_original_code(case: str, training_case
     for group in recorded[case]["groups"]:
         for one in group["names"] if group["weight_decay"] else ():
             first = one.partition(" = ")[0]
-            expected.add(first if "babyllama" in case else our_name(first, "gpt-bert" in case))
+            expected.add(
+                first if "babyllama" in case else convert_weight_name(first, "gpt-bert" in case)
+            )
     assert decays == expected
     assert (
         list(optimizer.betas) == recorded[case]["betas"] and optimizer.eps == recorded[case]["eps"]
@@ -186,22 +188,22 @@ def recorded_steps(
     optimizer |= (
         {"cooldown": 0.2, "ema": 0.999, "decay_mixing": True} if gpt else {"exempt": ["embeddings"]}
     )
-    phases = blocks((10, 1.0, 1.0) if gpt else (10, 0.0, 1.0), unit="steps")
-    recipe = toy(
+    phases = make_phases((10, 1.0, 1.0) if gpt else (10, 0.0, 1.0), unit="steps")
+    recipe = make_recipe(
         **(phases | {"methods": ["mntp" if gpt else "mlm"]}),
         model=SHAPE | {"architecture": name, "norm_eps": facts["configuration"]["layer_norm_eps"]},
         objective={"masked": "mntp" if gpt else "mlm", "z_loss": 1e-4 if gpt else 0.0},
         batch={"tokens": 72 if gpt else 36, "length": 12},
         optimizer=optimizer,
     )
-    corpus = corpus_for(recipe, write_text(tmp_path / "text"), tmp_path / "corpus")
+    corpus = build_corpus(recipe, write_text(tmp_path / "text"), tmp_path / "corpus")
     training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"))
     training.model = build_model(recipe.model, VOCABULARY, masked=True).train()
     with torch.no_grad():
         weights = dict(training.model.named_parameters())
         for key, tensor in tensors.items():
             if key.startswith("initial."):
-                weights[our_name(key.removeprefix("initial."), gpt)].copy_(tensor)
+                weights[convert_weight_name(key.removeprefix("initial."), gpt)].copy_(tensor)
     spec = recipe.optimizer
     decay = optim.build_param_groups(
         training.model, spec.weight_decay, spec.exempt, spec.decay_mixing
@@ -247,7 +249,7 @@ def test_ten_steps_are_those_of_the_original_loop(
         compared = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{kind}.")}
         assert len(compared) == len(weights)
         for key, tensor in compared.items():
-            apart = (weights[our_name(key.removeprefix(f"{kind}."), gpt)] - tensor).abs()
+            apart = (weights[convert_weight_name(key.removeprefix(f"{kind}."), gpt)] - tensor).abs()
             # Adam's division magnifies the rounding of gradients near 0: in float64 three of
             # LTG-BERT's embeddings are up to 3e-5 from the record, whose arithmetic was float32.
             assert (apart > 1e-5).sum() <= 3 and apart.max() < 5e-5, key

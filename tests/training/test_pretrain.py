@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recipe_helpers import make_phases, make_recipe
 from safetensors.torch import load_file
-from tiny_text import corpus_for, write_text
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from toy_recipe import blocks, toy
+from training_text import build_corpus, write_text
 
 from antlm_bench.checkpoints import open_checkpoint
 from antlm_bench.errors import DataError, TrainingError
@@ -72,7 +72,7 @@ def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> CorpusOf:
     def corpus(recipe: Recipe) -> Corpus:
         key = recipe.corpus.model_dump_json()
         if key not in created:
-            created[key] = corpus_for(recipe, text, root / str(len(created)))
+            created[key] = build_corpus(recipe, text, root / str(len(created)))
         return created[key]
 
     return corpus
@@ -103,14 +103,14 @@ def farthest(ours: Weights, theirs: Weights) -> float:
 
 
 def steps(many: int, causal: float, masked: float) -> dict[str, Any]:
-    return blocks((many, causal, masked), unit="steps")
+    return make_phases((many, causal, masked), unit="steps")
 
 
 RESUMED = {
-    "adamw": toy(
+    "adamw": make_recipe(
         model={"architecture": "gpt2", "dropout": 0.1, "attention_dropout": 0.1}, **steps(20, 1, 0)
     ),
-    "lamb, averaged": toy(
+    "lamb, averaged": make_recipe(
         model=GPT_BERT,
         optimizer={"name": "lamb", "ema": 0.9, "schedule": "linear", "weight_decay": 0.1},
         objective={
@@ -123,20 +123,24 @@ RESUMED = {
         corpus={"offset": "random"},
         **steps(20, 1, 3),
     ),
-    "alternating": toy(model=LTG, **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps")),
-    "reset at the switch": toy(
-        optimizer={"at_switch": "reset", "restart": "phase", "warmup": 0.2},
-        **blocks((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps"),
+    "alternating": make_recipe(
+        model=LTG, **make_phases((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps")
     ),
-    "growing": toy(batch={"final_tokens": 128, "longer": [[0.4, 32]]}, **steps(20, 1, 1)),
-    "evened out": toy(
+    "reset at the switch": make_recipe(
+        optimizer={"at_switch": "reset", "restart": "phase", "warmup": 0.2},
+        **make_phases((4, 1, 0), (8, 0, 1), (8, 1, 0), unit="steps"),
+    ),
+    "growing": make_recipe(batch={"final_tokens": 128, "longer": [[0.4, 32]]}, **steps(20, 1, 1)),
+    "evened out": make_recipe(
         model=GPT_BERT,
         objective={"masked": "mntp", "spans": "uniform", "even": True},
         corpus={"offset": "random"},
         **steps(20, 1, 3),
     ),
-    "short rows": toy(batch={"short": 0.5}, objective={"spans": "geometric"}, **steps(20, 1, 1)),
-    "whole files": toy(
+    "short rows": make_recipe(
+        batch={"short": 0.5}, objective={"spans": "geometric"}, **steps(20, 1, 1)
+    ),
+    "whole files": make_recipe(
         corpus={"layout": "files", "document": "corpus", "offset": "row"}, **steps(20, 1, 0)
     ),
 }
@@ -160,7 +164,7 @@ def test_twenty_steps_are_ten_and_ten_more(name: str, corpus_of: CorpusOf, tmp_p
 
 
 def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe = toy(**steps(6, 1, 0))
+    recipe = make_recipe(**steps(6, 1, 0))
     assert run(recipe, corpus_of(recipe), tmp_path, RecordingCallback(stop_at=4)).steps_done == 4
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000004"]
     assert run(recipe, corpus_of(recipe), tmp_path, RecordingCallback(stop_at=2)).steps_done == 6, (
@@ -171,9 +175,9 @@ def test_it_stops_when_asked_and_keeps_what_it_has(corpus_of: CorpusOf, tmp_path
 @pytest.mark.parametrize(
     "recipe",
     [
-        toy(model={"attention_dropout": 0.1}, optimizer=SMOOTH, **steps(6, 1, 0)),
-        toy(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
-        toy(
+        make_recipe(model={"attention_dropout": 0.1}, optimizer=SMOOTH, **steps(6, 1, 0)),
+        make_recipe(model=LTG, optimizer=SMOOTH, **steps(6, 0, 1)),
+        make_recipe(
             model=GPT_BERT,
             optimizer=SMOOTH | {"name": "lamb"},
             batch={"tokens": 96},
@@ -195,7 +199,7 @@ def test_the_layout_of_a_batch_changes_rounding_only(
 
 def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusOf) -> None:
     for offset in ("fixed", "random", "row"):
-        recipe = toy(corpus={"offset": offset})
+        recipe = make_recipe(corpus={"offset": offset})
         corpus = corpus_of(recipe)
         training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"))
         passes: dict[int, list[int]] = {}
@@ -257,7 +261,9 @@ def slopes(training: Trainer, loss: torch.Tensor) -> Weights:
 def test_two_losses_weigh_what_the_phase_says(
     model: dict[str, Any], corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = toy(model=model, optimizer={"clip": 1e9}, batch={"tokens": 128}, **steps(3, 1, 3))
+    recipe = make_recipe(
+        model=model, optimizer={"clip": 1e9}, batch={"tokens": 128}, **steps(3, 1, 3)
+    )
     training = Trainer(
         recipe, corpus_of(recipe), RuntimeSettings(device="cpu", micro_batch_tokens=32)
     )
@@ -269,7 +275,7 @@ def test_two_losses_weigh_what_the_phase_says(
 
 
 def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = toy(**steps(3, 1, 1)), RecordingCallback()
+    recipe, log = make_recipe(**steps(3, 1, 1)), RecordingCallback()
     training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
     step = plan_steps(recipe, len(training.corpus))[0]
     batches = training._make_batches(step, training._row_starts(step))
@@ -281,7 +287,7 @@ def test_the_log_has_the_mean_of_each_loss(corpus_of: CorpusOf, tmp_path: Path) 
 
 
 def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = toy(**blocks((1, 1, 0), (2, 0, 1), (1, 1, 0))), RecordingCallback()
+    recipe, log = make_recipe(**make_phases((1, 1, 0), (2, 0, 1), (1, 1, 0))), RecordingCallback()
     corpus = corpus_of(recipe)
     run(recipe, corpus, tmp_path, log)
     epoch = math.ceil(count_rows(len(corpus), 16, "fixed") / 4)
@@ -297,7 +303,7 @@ def test_objectives_alternate_at_the_ends_of_epochs(corpus_of: CorpusOf, tmp_pat
 def test_short_rows_are_as_short_as_in_the_original_code(
     corpus_of: CorpusOf, cases_root: Path
 ) -> None:
-    recipe = toy(batch={"tokens": 14 * 200, "length": 14, "short": 0.1}, **steps(50, 0, 1))
+    recipe = make_recipe(batch={"tokens": 14 * 200, "length": 14, "short": 0.1}, **steps(50, 0, 1))
     training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
     lengths = np.concatenate([training._row_lengths(step) for step in plan_steps(recipe, 10**6)])
     shares = np.bincount(lengths, minlength=15) / len(lengths)
@@ -315,13 +321,15 @@ def test_short_rows_are_as_short_as_in_the_original_code(
 def test_the_optimizer_forgets_at_a_switch_if_told_to(
     rule: str, updates: int, corpus_of: CorpusOf, tmp_path: Path
 ) -> None:
-    recipe = toy(optimizer={"at_switch": rule}, **blocks((5, 1, 0), (4, 0, 1), unit="steps"))
+    recipe = make_recipe(
+        optimizer={"at_switch": rule}, **make_phases((5, 1, 0), (4, 0, 1), unit="steps")
+    )
     training = run(recipe, corpus_of(recipe), tmp_path)
     assert {int(state["step"]) for state in training.optimizer.state.values()} == {updates}
 
 
 def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe, log = toy(objective={"rate": 0.0}, **steps(2, 0, 1)), RecordingCallback()
+    recipe, log = make_recipe(objective={"rate": 0.0}, **steps(2, 0, 1)), RecordingCallback()
     corpus = corpus_of(recipe)
     before = weights(Trainer(recipe, corpus, RuntimeSettings(device="cpu")))
     assert farthest(weights(run(recipe, corpus, tmp_path, log)), before) == 0
@@ -331,7 +339,7 @@ def test_a_step_without_a_target_moves_nothing(corpus_of: CorpusOf, tmp_path: Pa
 def test_an_objective_without_targets_yields_its_weight(
     corpus_of: CorpusOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = toy(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
+    recipe = make_recipe(objective={"rate": 0.0}, optimizer={"clip": 1e9}, **steps(2, 1, 1))
     training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
     step = plan_steps(recipe, len(training.corpus))[0]
     expected = slopes(
@@ -343,7 +351,7 @@ def test_an_objective_without_targets_yields_its_weight(
 def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
     """Words drawn alike from 35, 1 to 9 in a line: far below guessing among 300, and both ways."""
     recipe, log = (
-        toy(model={"positions": 16}, optimizer={"lr": 1e-2}, **steps(120, 1, 1)),
+        make_recipe(model={"positions": 16}, optimizer={"lr": 1e-2}, **steps(120, 1, 1)),
         RecordingCallback(),
     )
     run(recipe, corpus_of(recipe), tmp_path, log)
@@ -356,7 +364,7 @@ def test_it_learns(corpus_of: CorpusOf, tmp_path: Path) -> None:
 
 
 class TestDistillation:
-    RECIPE = toy(
+    RECIPE = make_recipe(
         distil={"teachers": ["a", "b"], "temperature": 2.0, "alpha": 0.3},
         optimizer={"clip": 1e9},
         **steps(2, 1, 0),
@@ -367,7 +375,7 @@ class TestDistillation:
         for number, architecture in enumerate(architectures):
             torch.manual_seed(number)
             model = build_model(
-                toy(model={"architecture": architecture, "hidden": 16}).model,
+                make_recipe(model={"architecture": architecture, "hidden": 16}).model,
                 vocabulary,
                 masked=False,
             )
@@ -451,10 +459,10 @@ def test_counts_of_what_was_hidden_add_up_over_processes() -> None:
 
 
 class TestHeldOut:
-    RECIPE = toy(
+    RECIPE = make_recipe(
         corpus={"held_out": 0.2},
         optimizer={"lr": 0.05, "schedule": "constant"},
-        **blocks((6, 1, 0)),
+        **make_phases((6, 1, 0)),
     )
 
     def held_out_loss(self, training: Trainer) -> float:
@@ -514,18 +522,18 @@ class TestHeldOut:
         self, share: float, said: str, tmp_path: Path
     ) -> None:
         (tmp_path / "a.txt").write_text("a b c d e f g h\n" * 60, encoding="utf-8")
-        recipe = toy(corpus={"held_out": share}, **blocks((1, 1, 0)))
+        recipe = make_recipe(corpus={"held_out": share}, **make_phases((1, 1, 0)))
         with pytest.raises(DataError, match=said):
             run(
                 recipe,
-                corpus_for(recipe, tmp_path / "a.txt", tmp_path / "corpus"),
+                build_corpus(recipe, tmp_path / "a.txt", tmp_path / "corpus"),
                 tmp_path / "out",
             )
         assert not (tmp_path / "out" / "main").exists()
 
     def test_a_teacher_counts_in_the_selection(self, corpus_of: CorpusOf) -> None:
         distil = {"teachers": ["a"], "temperature": 2.0, "alpha": 0.3}
-        recipe = toy(corpus={"held_out": 0.2}, distil=distil, **blocks((2, 1, 0)))
+        recipe = make_recipe(corpus={"held_out": 0.2}, distil=distil, **make_phases((2, 1, 0)))
         corpus = corpus_of(recipe)
         (teacher,) = TestDistillation().teachers("llama", vocabulary=len(corpus.tokenizer))
         training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"), [teacher])
@@ -541,7 +549,7 @@ class TestFailure:
         """RMSNorm (Llama) divides by a variance that overflows: by the CPU's order of sums, all is
         0 then, or NaN.
         """
-        recipe = toy(
+        recipe = make_recipe(
             model={"architecture": architecture},
             optimizer={"lr": 1e6, "schedule": "constant"},
             **steps(9, 1, 0),
@@ -560,7 +568,7 @@ class TestFailure:
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         """All is 0, and the loss that of guessing for ever."""
-        recipe = toy(**steps(9, 1, 0))
+        recipe = make_recipe(**steps(9, 1, 0))
         training = Trainer(recipe, corpus_of(recipe), RuntimeSettings(device="cpu"))
 
         def empty(record: dict[str, Any]) -> None:
@@ -573,7 +581,9 @@ class TestFailure:
         assert error.value.location == "step 2, rows 4 to 7 of pass 1"
 
     @pytest.mark.parametrize(
-        "recipe", [toy(**steps(12, 1, 0)), toy(**steps(12, 1, 1))], ids=["clm", "mixed"]
+        "recipe",
+        [make_recipe(**steps(12, 1, 0)), make_recipe(**steps(12, 1, 1))],
+        ids=["clm", "mixed"],
     )
     def test_not_a_number_stops_and_the_earlier_state_still_serves(
         self, recipe: Recipe, corpus_of: CorpusOf, tmp_path: Path
@@ -601,7 +611,7 @@ class TestFailure:
 
 
 def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe = toy(optimizer={"lr": 3.0, "schedule": "constant"}, **steps(40, 1, 0))
+    recipe = make_recipe(optimizer={"lr": 3.0, "schedule": "constant"}, **steps(40, 1, 0))
     with pytest.raises(TrainingError, match="the loss left all bounds") as error:
         run(recipe, corpus_of(recipe), tmp_path)
     assert "nan" not in error.value.message and "lr=1)" in error.value.hint
@@ -630,7 +640,7 @@ class TestMilestones:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        recipe, log = toy(**blocks((1, 1, 0))), RecordingCallback()
+        recipe, log = make_recipe(**make_phases((1, 1, 0))), RecordingCallback()
         words = run(recipe, corpus_of(recipe), tmp_path / "once").words_seen
         monkeypatch.setattr(loop, "MILESTONES", (int(beyond * words) // 10 * 10,))
         run(recipe, corpus_of(recipe), tmp_path / "again", log)
@@ -642,7 +652,7 @@ class TestMilestones:
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = (
-            toy(model=GPT_BERT, optimizer={"ema": 0.9}, **blocks((1, 1, 1))),
+            make_recipe(model=GPT_BERT, optimizer={"ema": 0.9}, **make_phases((1, 1, 1))),
             RecordingCallback(),
         )
         training = run(recipe, corpus_of(recipe), tmp_path, log)
@@ -665,7 +675,7 @@ class TestMilestones:
         self, corpus_of: CorpusOf, tmp_path: Path
     ) -> None:
         recipe, log = (
-            toy(optimizer={"ema": 0.9, "schedule": "constant"}, **steps(30, 1, 0)),
+            make_recipe(optimizer={"ema": 0.9, "schedule": "constant"}, **steps(30, 1, 0)),
             RecordingCallback(),
         )
         training = run(recipe, corpus_of(recipe), tmp_path / "whole", log)
@@ -678,7 +688,7 @@ class TestMilestones:
             assert farthest(saved, weights(source)) > 1e-4
 
     def test_a_state_is_saved_with_each(self, corpus_of: CorpusOf, tmp_path: Path) -> None:
-        recipe = toy(**steps(30, 1, 0))
+        recipe = make_recipe(**steps(30, 1, 0))
         whole = RecordingCallback()
         run(recipe, corpus_of(recipe), tmp_path / "a", whole)
         at = next(record["step"] for record in whole.records if record["words"] >= DENSE[-1])
@@ -693,7 +703,7 @@ class TestMilestones:
 
 
 def test_states_are_saved_as_often_as_asked(corpus_of: CorpusOf, tmp_path: Path) -> None:
-    recipe = toy(**steps(4, 1, 0))
+    recipe = make_recipe(**steps(4, 1, 0))
     seen: list[list[str]] = []
 
     def look(_: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_recipe import TABLES
+from recipe_helpers import TABLES
 
 from antlm_bench.errors import BenchError, DeclarationError, UsageError
 from antlm_bench.training.recipe import list_scales, read_recipe

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_text import corpus_for, write_text
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
+from training_text import build_corpus, write_text
 
 from antlm_bench.training.corpus import Corpus
 from antlm_bench.training.model_factory import (
@@ -68,7 +68,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def corpus(recipe: Recipe) -> Corpus:
         key = recipe.corpus.model_dump_json() + recipe.tokenizer.model_dump_json()
         if key not in created:
-            created[key] = corpus_for(recipe, text, text.parent / str(len(created)))
+            created[key] = build_corpus(recipe, text, text.parent / str(len(created)))
         return created[key]
 
     return corpus

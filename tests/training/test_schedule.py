@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_recipe import blocks, toy
+from recipe_helpers import make_phases, make_recipe
 
 from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import OptimizerSpec, read_recipe
@@ -23,7 +23,7 @@ from antlm_bench.training.schedule import (
     plan_steps,
 )
 
-ANTLM = blocks((4, 1, 0), (16, 0, 1), (4, 1, 0))
+ANTLM = make_phases((4, 1, 0), (16, 0, 1), (4, 1, 0))
 
 
 def passes(steps: list[Step]) -> list[list[Step]]:
@@ -40,8 +40,10 @@ def passes(steps: list[Step]) -> list[list[Step]]:
 def test_blocks_switch_exactly_where_epochs_end(
     tokens: int, batch: int, offset: str, lasts: tuple[int, int, int]
 ) -> None:
-    phases = blocks(*((n, causal, 1 - causal) for n, causal in zip(lasts, (1, 0, 1), strict=True)))
-    recipe = toy(**phases, batch={"tokens": batch}, corpus={"offset": offset})
+    phases = make_phases(
+        *((n, causal, 1 - causal) for n, causal in zip(lasts, (1, 0, 1), strict=True))
+    )
+    recipe = make_recipe(**phases, batch={"tokens": batch}, corpus={"offset": offset})
     steps = plan_steps(recipe, tokens)
     epochs = passes(steps)
     assert len(epochs) == sum(lasts)
@@ -66,7 +68,7 @@ def test_blocks_switch_exactly_where_epochs_end(
     offset=st.sampled_from(["fixed", "random"]),
 )
 def test_every_row_of_an_epoch_is_taken_exactly_once(tokens: int, batch: int, offset: str) -> None:
-    recipe = toy(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
+    recipe = make_recipe(batch={"tokens": batch}, corpus={"offset": offset}, **ANTLM)
     existing = (tokens - 15) // 16 if offset == "random" else tokens // 16
     for epoch in passes(plan_steps(recipe, tokens)):
         taken = [
@@ -100,7 +102,7 @@ def test_tokens_seen_are_about_epochs_times_corpus(
         "final_tokens": 64 * growth,
         "longer": [[0.7, 32], [0.9, 64]] if longer else [],
     }
-    recipe = toy(batch=batch, phase=[{"epochs": epochs, "causal": 1}])
+    recipe = make_recipe(batch=batch, phase=[{"epochs": epochs, "causal": 1}])
     steps = plan_steps(recipe, tokens)
     assert all(
         step.num_rows >= 1 and step.row_length * step.num_rows <= 64 * growth for step in steps
@@ -118,7 +120,9 @@ def test_tokens_seen_are_about_epochs_times_corpus(
 
 def test_a_batch_larger_than_the_corpus_is_the_whole_corpus() -> None:
     steps = plan_steps(
-        toy(batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]),
+        make_recipe(
+            batch={"tokens": 6400, "final_tokens": 25_600}, phase=[{"epochs": 10, "causal": 1}]
+        ),
         320,
     )
     assert len(steps) == 10
@@ -126,7 +130,9 @@ def test_a_batch_larger_than_the_corpus_is_the_whole_corpus() -> None:
 
 
 def test_blocks_of_a_growing_batch_end_by_epochs_not_by_steps() -> None:
-    recipe = toy(**blocks((10, 1, 0), (10, 0, 1)), batch={"tokens": 16, "final_tokens": 1584})
+    recipe = make_recipe(
+        **make_phases((10, 1, 0), (10, 0, 1)), batch={"tokens": 16, "final_tokens": 1584}
+    )
     steps = plan_steps(recipe, 160_000)
     causal = sum(step.num_tokens for step in steps if step.num_causal_rows)
     assert causal / sum(step.num_tokens for step in steps) == pytest.approx(0.5, abs=0.02)
@@ -136,23 +142,23 @@ def test_blocks_of_a_growing_batch_end_by_epochs_not_by_steps() -> None:
 
 
 def test_gpt_bert_keeps_its_mixture_in_every_batch() -> None:
-    mixture = blocks((2, 1, 15))
-    steps = plan_steps(toy(**mixture, batch={"tokens": 16 * 64}), 16 * 64 * 5)
+    mixture = make_phases((2, 1, 15))
+    steps = plan_steps(make_recipe(**mixture, batch={"tokens": 16 * 64}), 16 * 64 * 5)
     assert {(step.num_rows, step.num_causal_rows, step.loss_weights) for step in steps} == {
         (64, 4, (1 / 16, 15 / 16))
     }
     (small, *_) = plan_steps(
-        toy(**mixture, batch={"tokens": 64}), 640
+        make_recipe(**mixture, batch={"tokens": 64}), 640
     )  # 4 rows: one is causal, but weighs a sixteenth
     assert (small.num_rows, small.num_causal_rows, small.loss_weights) == (4, 1, (1 / 16, 15 / 16))
-    (single, *_) = plan_steps(toy(**mixture, batch={"tokens": 16}), 160)
+    (single, *_) = plan_steps(make_recipe(**mixture, batch={"tokens": 16}), 160)
     assert (single.num_rows, single.num_causal_rows, single.loss_weights) == (1, 0, (0.0, 1.0))
     assert not any(step.objective_switch for step in steps)
 
 
 def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
-    recipe = toy(
-        **blocks((1000, 1, 15), unit="steps"),
+    recipe = make_recipe(
+        **make_phases((1000, 1, 15), unit="steps"),
         objective={"rate": 0.3, "final_rate": 0.15},
         batch={"tokens": 256, "final_tokens": 1024, "longer": [[0.7, 32], [0.9, 64]]},
     )
@@ -177,16 +183,16 @@ def test_batch_length_and_masking_move_as_gpt_bert_s() -> None:
 
 
 def test_phases_in_steps_last_as_many() -> None:
-    recipe = toy(**blocks((3, 1, 0), (9, 0, 1), unit="steps"))
+    recipe = make_recipe(**make_phases((3, 1, 0), (9, 0, 1), unit="steps"))
     assert [step.phase for step in plan_steps(recipe, 160)] == [0] * 3 + [1] * 9
 
 
 def test_a_corpus_that_fills_no_row_is_refused() -> None:
     with pytest.raises(DataError, match="15 tokens, less than one row of 16"):
-        plan_steps(toy(), 15)
+        plan_steps(make_recipe(), 15)
     with pytest.raises(DataError, match="less than one row of 32"):
-        plan_steps(toy(batch={"longer": [[0.9, 32]]}), 31)
-    assert count_steps(toy(), 16) == 2
+        plan_steps(make_recipe(batch={"longer": [[0.9, 32]]}), 31)
+    assert count_steps(make_recipe(), 16) == 2
 
 
 def spec(**settings: object) -> OptimizerSpec:
@@ -262,7 +268,7 @@ def test_gpt_bert_s_batches_are_those_of_the_original_code(cases_root: Path) -> 
 
 def test_a_batch_may_change_only_where_a_pass_begins() -> None:
     batch = {"tokens": 32, "final_tokens": 160, "longer": [[0.5, 32]], "grows": "pass"}
-    steps = plan_steps(toy(**blocks((40, 1, 0), unit="steps"), batch=batch), 16 * 24)
+    steps = plan_steps(make_recipe(**make_phases((40, 1, 0), unit="steps"), batch=batch), 16 * 24)
     for one in passes(steps):
         assert len({step.row_length for step in one}) == 1
         assert (
@@ -296,9 +302,9 @@ def test_a_rate_rises_then_falls_and_is_zero_only_at_the_start(
 
 def test_a_schedule_spans_the_run_or_each_phase() -> None:
     optimizer = {"schedule": "linear", "warmup_steps": 1, "lr": 1.0}
-    run = plan_steps(toy(**ANTLM, optimizer=optimizer), 64)
+    run = plan_steps(make_recipe(**ANTLM, optimizer=optimizer), 64)
     assert [s.lr for s in run] == pytest.approx([0.0, *(1 - n / 23 for n in range(23))])
-    phased = plan_steps(toy(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
+    phased = plan_steps(make_recipe(**ANTLM, optimizer={**optimizer, "restart": "phase"}), 64)
     block = [0.0, 1.0, 2 / 3, 1 / 3]
     assert [s.lr for s in phased] == pytest.approx(
         [*block, 0.0, *(1 - n / 15 for n in range(15)), *block]

@@ -1,4 +1,4 @@
-"""One way for the parity tests to ask our scorer for plain summed log-probabilities."""
+"""Summed log-probabilities by our scorer, and models as the peers load them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from antlm_bench.scoring.methods import resolve_method
 from antlm_bench.types import Item, Option
 
 
-def ours(folder, texts, name, spans=None, **options) -> list[float]:
-    """Summed log-probability of each text under one method."""
+def sum_logprobs(folder, texts, name, spans=None, **options) -> list[float]:
+    """Return the summed log-probability of each text under one method."""
     model = open_checkpoint(str(folder), OpenOptions(device="cpu", **options))
     items = [
         Item(str(i), (Option(t, None if spans is None else spans[i]),), 0)
@@ -20,8 +20,8 @@ def ours(folder, texts, name, spans=None, **options) -> list[float]:
     ]
 
 
-def opened(folder):
-    """(model, tokenizer) as the peers want them."""
+def load_transformers(folder):
+    """Load (model, tokenizer) with transformers, as the peers expect them."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -32,17 +32,15 @@ TABLES: dict[str, Any] = {
 }
 
 
-def toy(**changes: Any) -> Recipe:
-    """The recipe with tables merged over it: toy(batch={"tokens": 128})."""
+def make_recipe(**changes: Any) -> Recipe:
+    """Return the recipe with changed tables: make_recipe(batch={"tokens": 128})."""
     return validate_tables(merge_tables(copy.deepcopy(TABLES), changes), Recipe, Path("toy.toml"))
 
 
-def blocks(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
-    """What makes a recipe of (lasts, causal, masked) phases, with a method that fits it."""
-    created = [
-        {unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases
-    ]
+def make_phases(*phases: tuple[int, float, float], unit: str = "epochs") -> dict[str, Any]:
+    """Return the tables of a recipe of (duration, causal, masked) phases, with its method."""
+    tables = [{unit: lasts, "causal": causal, "masked": masked} for lasts, causal, masked in phases]
     return {
-        "phase": created,
+        "phase": tables,
         "methods": ["causal" if any(causal for _, causal, _ in phases) else "mlm"],
     }

@@ -1,6 +1,4 @@
-"""A recipe and a text so small that a test can train: both ways, with dropout, alternating at step
-7 of 12.
-"""
+"""A recipe that a test can train: 6 causal, then 6 masked steps, with dropout."""
 
 from __future__ import annotations
 
@@ -56,19 +54,19 @@ def write_recipe(folder: Path, name: str = "tiny", text: str = RECIPE) -> Path:
     return path
 
 
-def records(out: Path) -> list[dict[str, Any]]:
-    """The log, without the one field that differs from run to run."""
-    result = [
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Read the training log without the seconds, which differ from run to run."""
+    records = [
         json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in result]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-def contents(out: Path) -> dict[str, tuple[bytes, float]]:
-    """Every file with its bytes and the time it was written."""
+def read_files(out: Path) -> dict[str, tuple[bytes, float]]:
+    """Return name -> (bytes, time of change) of every file."""
     files = (path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): (path.read_bytes(), path.stat().st_mtime) for path in files}
 
 
-def weights(out: Path, checkpoint: str = "main") -> bytes:
+def read_weights(out: Path, checkpoint: str = "main") -> bytes:
     return (out / checkpoint / "model.safetensors").read_bytes()

@@ -1,12 +1,11 @@
-"""A data folder in which what is missing is invented, for timing whole runs without data that are
-gated or not at hand.
+"""Fill a data folder with synthetic files, to time whole runs without gated or missing data.
 
-    python benchmarks/invented.py DIR
+    python benchmarks/synthetic.py DIR
 
-DIR becomes a value for ANTLM_BENCH_DATA: links to every file of the present one, and in place of
-those that leaderboards want and that are absent or lack rows, files of the official layout and
-number of rows, made of children's words in any order (rows that are there stay, first). What is
-invented is printed. No number that comes of such data says anything about a model.
+DIR becomes a value for ANTLM_BENCH_DATA. It links to every file of the present data folder. Files
+that a leaderboard needs and that are absent or lack rows get synthetic rows in the official layout
+and number, with random words of children (existing rows stay, first). Synthetic files are
+printed. Scores on such data say nothing about a model.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ TEXTS = (
 )
 
 
-def rows(
+def make_rows(
     spec: SuiteSpec | ClassificationSpec, file: str, words: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one file, as many as officially, of texts to be scored or classified."""
+    """Yield the rows of one file, of the official number, with texts to be scored or classified."""
     return (
-        scored_rows(spec, file, words)
+        make_scored_rows(spec, file, words)
         if isinstance(spec, SuiteSpec)
-        else classified_rows(spec, file, words)
+        else make_classified_rows(spec, file, words)
     )
 
 
-def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The record of the suite's own example, with other words, in the groups that it expects."""
+def make_scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the example record of the suite with other words, in the expected groups."""
     assert spec.expect
     rng = random.Random(f"{spec.name} {file}")
     for group, n in (spec.expect.counts or {"": spec.expect.items}).items():
@@ -65,42 +64,44 @@ def scored_rows(spec: SuiteSpec, file: str, words: Sequence[str]) -> Iterator[di
         if group and file != f"{stem}.jsonl":
             continue
         for i in range(n):
-            worded = {
-                key: reworded(value, words, rng)
+            texts = {
+                key: replace_words(value, words, rng)
                 for key, value in record.items()
                 if key.startswith(TEXTS)
             }
-            yield record | worded | ({"example_id": f"example {i}"} if not group else {})
+            yield record | texts | ({"example_id": f"example {i}"} if not group else {})
 
 
-def classified_rows(
+def make_classified_rows(
     spec: ClassificationSpec, file: str, words: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The record of the task's own example, with other words and classes."""
+    """Yield the example record of the task with other words and classes."""
     rng = random.Random(f"{spec.name} {file}")
     name, task = next(
         (name, task) for name, task in spec.task.items() if file in (task.train, task.valid)
     )
     record = next(example.record for example in spec.example if example.task == name)
     for _ in range(spec.data.files[file].rows or 0):
-        worded = {
-            key: reworded(value, words, rng)
+        texts = {
+            key: replace_words(value, words, rng)
             for key, value in record.items()
             if isinstance(value, str)
         }
-        yield record | worded | {task.label: rng.randrange(len(task.classes))}
+        yield record | texts | {task.label: rng.randrange(len(task.classes))}
 
 
-def reworded(value: str | list[str], words: Sequence[str], rng: random.Random) -> str | list[str]:
+def replace_words(
+    value: str | list[str], words: Sequence[str], rng: random.Random
+) -> str | list[str]:
     if isinstance(value, list):
-        return [str(reworded(one, words, rng)) for one in value]
+        return [str(replace_words(text, words, rng)) for text in value]
     return " ".join(rng.choices(words, k=rng.randint(2, 5))) + " " * value.endswith(" ")
 
 
-def linked(root: Path, folder: Path) -> None:
-    """Every file under `root` as a link in `folder`, which must be new or empty."""
+def link_files(root: Path, folder: Path) -> None:
+    """Link every file under `root` in `folder`, which must be new or empty."""
     if folder.exists() and any(folder.iterdir()):
-        raise SystemExit(f"{folder} holds something else")
+        raise SystemExit(f"{folder} is not empty: choose a new folder")
     for path in root.rglob("*"):
         if path.is_file():
             link = folder / path.relative_to(root)
@@ -108,8 +109,8 @@ def linked(root: Path, folder: Path) -> None:
             link.symlink_to(path.resolve())
 
 
-def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
-    """The suites of every leaderboard whose items are texts to be scored, or classified."""
+def load_leaderboard_specs() -> dict[str, SuiteSpec | ClassificationSpec]:
+    """Load the specs of all leaderboard suites whose items are texts to be scored or classified."""
     parts = [
         part
         for year in list_years()
@@ -128,38 +129,43 @@ def wanted() -> dict[str, SuiteSpec | ClassificationSpec]:
     }
 
 
-def replaceable(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileStatus]:
-    """The files of a suite that are absent or short; of what is finetuned, train files without a
-    substitute.
-    """
-    found = {row.file: row for row in sources.verify_files(spec)}
+def list_missing_files(spec: SuiteSpec | ClassificationSpec) -> Iterator[sources.FileStatus]:
+    """Yield the absent or incomplete files of a suite (classification: training files only)."""
+    status_by_file = {row.file: row for row in sources.verify_files(spec)}
     if isinstance(spec, SuiteSpec):
-        yield from (row for row in found.values() if row.state in ("absent", "incomplete"))
+        yield from (row for row in status_by_file.values() if row.state in ("absent", "incomplete"))
         return
     for task in spec.task.values():
-        if task.train and found[task.train].state == "absent":
-            known = [(one.file, FileSpec(sha256=one.sha256)) for one in task.substitutes]
-            if not any(sources.find_local_file(spec, file, sha) for file, sha in known):
-                yield found[task.train]
+        if task.train and status_by_file[task.train].state == "absent":
+            candidates = [
+                (substitute.file, FileSpec(sha256=substitute.sha256))
+                for substitute in task.substitutes
+            ]
+            if not any(sources.find_local_file(spec, file, sha) for file, sha in candidates):
+                yield status_by_file[task.train]
 
 
-def fill(
+def write_missing_files(
     root: Path, folder: Path, spec: SuiteSpec | ClassificationSpec, words: Sequence[str]
 ) -> Iterator[tuple[Path, int, int]]:
-    """(file, rows invented, rows in all) of a suite, for what has to be replaced."""
+    """Write the missing files of a suite; yield (file, synthetic rows, all rows)."""
     assert spec.data
-    for row in replaceable(spec):
-        place = spec.data.where[0].format(file=row.file, stem=row.file.rpartition(".")[0])
-        path = folder / (row.path.relative_to(root) if row.path else f"{place}.gz")
+    for row in list_missing_files(spec):
+        default_path = spec.data.where[0].format(file=row.file, stem=row.file.rpartition(".")[0])
+        path = folder / (row.path.relative_to(root) if row.path else f"{default_path}.gz")
         if path.exists() and not path.is_symlink():
             continue  # two years of a suite have one file
-        there = sources.get_file(spec, row.file).raw.decode().splitlines() if row.path else []
-        made = [json.dumps(record) for record in rows(spec, row.file, words)]
+        present_rows = (
+            sources.get_file(spec, row.file).raw.decode().splitlines() if row.path else []
+        )
+        synthetic_rows = [json.dumps(record) for record in make_rows(spec, row.file, words)]
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = "".join(f"{line}\n" for line in [*there, *made[len(there) :]]).encode()
+        raw = "".join(
+            f"{line}\n" for line in [*present_rows, *synthetic_rows[len(present_rows) :]]
+        ).encode()
         path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
-        yield path, len(made) - len(there), len(made)
+        yield path, len(synthetic_rows) - len(present_rows), len(synthetic_rows)
 
 
 def main() -> None:
@@ -167,12 +173,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     root = sources.data_roots()[0]
-    linked(root, folder)
-    suites = wanted()
+    link_files(root, folder)
+    suites = load_leaderboard_specs()
     words = list(json.loads(sources.get_file(suites["aoa-words-2026"], "cdi_childes.json").raw))
     for spec in suites.values():
-        for path, invented, n in fill(root, folder, spec, words):
-            print(f"{path.relative_to(folder)}: {invented:,} of {n:,} rows are invented")
+        for path, num_synthetic, n in write_missing_files(root, folder, spec, words):
+            print(f"{path.relative_to(folder)}: {num_synthetic:,} of {n:,} rows are synthetic")
 
 
 if __name__ == "__main__":

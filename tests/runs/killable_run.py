@@ -1,7 +1,6 @@
-"""A stand-in for `score`, run as a process of its own so that tests can kill it: writes a run chunk
-by chunk.
+"""Write a run chunk by chunk in a process that tests can kill.
 
-python toy_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
+python killable_run.py FOLDER [MOMENT]    MOMENT: kill myself at the n-th moment (before or inside a
 write); none = finish
 """
 
@@ -24,7 +23,7 @@ MANIFEST = Manifest(
 )
 
 
-def score(suite: str, index: int) -> list[Prediction]:
+def make_predictions(suite: str, index: int) -> list[Prediction]:
     labels = {"phenomenon": suite, "paradigm": f"p{index}"}
     return [
         Prediction(
@@ -34,10 +33,8 @@ def score(suite: str, index: int) -> list[Prediction]:
     ]
 
 
-def write(path: str) -> int:
-    """Score two suites, taking from the folder what is there; returns how many chunks had to be
-    computed.
-    """
+def write_run(path: str) -> int:
+    """Score two suites, reusing existing chunks; return the number of computed chunks."""
     computed = 0
     with runs.RunWriter(path, MANIFEST) as writer:
         for suite in ("alpha", "beta"):
@@ -46,7 +43,7 @@ def write(path: str) -> int:
             for index in range(CHUNKS):
                 chunk = writer.load_chunk(suite, "causal", KEY, index)
                 if chunk is None:
-                    writer.save_chunk(suite, "causal", KEY, index, score(suite, index))
+                    writer.save_chunk(suite, "causal", KEY, index, make_predictions(suite, index))
                     computed += 1
             summary = Summary(
                 suite, "causal", "accuracy", (), Estimate(0.5, CHUNKS * ITEMS, 0.4, 0.6), {}, ()
@@ -55,16 +52,14 @@ def write(path: str) -> int:
     return computed
 
 
-def die_at(moment: int) -> None:
-    """Count every write, flush to disk, rename and removal; SIGKILL this process in the middle of
-    the n-th.
-    """
-    left = moment
+def kill_at(moment: int) -> None:
+    """Count writes, flushes, renames and removals; SIGKILL this process in the n-th."""
+    remaining = moment
 
-    def spend() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def count_moment() -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for module, name in (
@@ -75,16 +70,16 @@ def die_at(moment: int) -> None:
     ):
         original = getattr(module, name)
 
-        def counted(*arguments, original=original, **options):  # type: ignore[no-untyped-def]
-            spend()
+        def call_counted(*arguments, original=original, **options):  # type: ignore[no-untyped-def]
+            count_moment()
             result = original(*arguments, **options)
-            spend()
+            count_moment()
             return result
 
-        setattr(module, name, counted)
+        setattr(module, name, call_counted)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        die_at(int(sys.argv[2]))
-    print(write(sys.argv[1]))
+        kill_at(int(sys.argv[2]))
+    print(write_run(sys.argv[1]))

@@ -1,6 +1,4 @@
-"""Run folders as `score` and `finetune` leave them, written without a model: what a report is
-derived from.
-"""
+"""Run folders as `score` and `finetune` write them, without a model, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -14,24 +12,13 @@ from antlm_bench import runs
 from antlm_bench.metrics import summarize
 from antlm_bench.types import Cell, Manifest, Prediction
 
-TASKS_2024 = (
-    "boolq",
-    "cola",
-    "mnli",
-    "mnli-mm",
-    "mrpc",
-    "multirc",
-    "qnli",
-    "qqp",
-    "rte",
-    "sst2",
-    "wsc",
-)
-METRIC = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
+TASK_LIST = "boolq cola mnli mnli-mm mrpc multirc qnli qqp rte sst2 wsc"
+TASKS_2024 = tuple(TASK_LIST.split())
+METRIC_BY_TASK = {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
-def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
-    """n minimal pairs in two paradigms, the first `right` of them right."""
+def make_pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
+    """Make n minimal pairs in two paradigms, the first `right` of them right."""
     scores = [(-1.0, -2.0) if i < right else (-2.0, -1.0) for i in range(n)]
     return [
         Prediction(
@@ -47,26 +34,29 @@ def pairs(right: int, n: int, labels: str = "p") -> list[Prediction]:
     ]
 
 
-def classified(
+def make_class_predictions(
     task: str, right: int, n: int, seed: int = 0, constant: bool = False
 ) -> list[Prediction]:
-    """n texts of two classes, `right` of them right, which ones depends on the seed; or class 0 for
-    all of them.
+    """Make predictions of n texts of two classes, `right` of them right (chosen by the seed).
+
+    `constant`: class 0 is predicted for all of them.
     """
     order = np.random.default_rng(seed).permutation(n)
-    made = []
+    predictions = []
     for i in range(n):
         gold = i % 2
-        said = 0 if constant else gold if order[i] < right else 1 - gold
-        scores = (-0.1, -2.4) if said == 0 else (-2.4, -0.1)
-        made.append(Prediction(f"{task}_{i}", gold, said, scores, (9, 9), (40, 40), {"task": task}))
-    return made
+        pred = 0 if constant else gold if order[i] < right else 1 - gold
+        scores = (-0.1, -2.4) if pred == 0 else (-2.4, -0.1)
+        predictions.append(
+            Prediction(f"{task}_{i}", gold, pred, scores, (9, 9), (40, 40), {"task": task})
+        )
+    return predictions
 
 
-def scored(
+def make_cell(
     suite: str, method: str, right: int, n: int, notes: Sequence[str] = (), **settings: Any
 ) -> tuple[Any, ...]:
-    predictions = pairs(right, n)
+    predictions = make_pairs(right, n)
     summary = summarize(
         predictions,
         suite=suite,
@@ -80,7 +70,7 @@ def scored(
     return Cell(suite, method, "k", facts, summary), predictions
 
 
-def tuned(
+def make_finetuned_cell(
     task: str,
     seed: int,
     right: int,
@@ -89,11 +79,11 @@ def tuned(
     suite: str = "glue-2024",
     **more: Any,
 ) -> tuple[Any, ...]:
-    """more: collapsed (words), notes, and settings of the cell."""
+    """Make the cell of one finetuned task; `more`: collapse warnings, notes and settings."""
     collapsed, notes = list(more.pop("collapsed", ())), list(more.pop("notes", ()))
     name, method = f"{suite}.{task}", f"finetune-{way}"
-    predictions = classified(task, right, n, seed, bool(collapsed))
-    metric = METRIC.get(task, "accuracy")
+    predictions = make_class_predictions(task, right, n, seed, bool(collapsed))
+    metric = METRIC_BY_TASK.get(task, "accuracy")
     summary = summarize(
         predictions,
         suite=name,
@@ -117,30 +107,34 @@ def tuned(
     ), predictions
 
 
-def written(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
-    """A run folder with these cells; its checkpoint is called as the folder, or `name`."""
-    about: Mapping[str, Any] = {
+def write_run(folder: Path, cells: Sequence[tuple[Any, ...]], name: str = "", **model: Any) -> Path:
+    """Write a run folder with these cells; the checkpoint is named after the folder, or `name`."""
+    model_facts: Mapping[str, Any] = {
         "name": name or folder.name,
         "weights": f"w of {folder.name}",
         **model,
     }
     with runs.RunWriter(
         folder,
-        Manifest(runs.SCHEMA_VERSION, about, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00"),
+        Manifest(
+            runs.SCHEMA_VERSION, model_facts, {"antlm-bench": "0"}, "2026-01-01T00:00:00+00:00"
+        ),
     ) as writer:
         for cell, predictions in cells:
             writer.write_cell(cell, predictions)
     return folder
 
 
-def zero_shot(method: str, *, ewok: str = "ewok-2025", more: int = 0) -> list[tuple[Any, ...]]:
-    """The scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
+def make_zero_shot_cells(
+    method: str, *, ewok: str = "ewok-2025", more: int = 0
+) -> list[tuple[Any, ...]]:
+    """Make the scored members of babylm-2024: 70 (+ more), 60 and 50 of 100 right."""
     right = {"blimp-filtered": 70 + more, "supplement": 60, ewok: 50}
-    return [scored(suite, method, count, 100) for suite, count in right.items()]
+    return [make_cell(suite, method, count, 100) for suite, count in right.items()]
 
 
-def glue(
+def make_glue_cells(
     way: str = "causal", seeds: Sequence[int] = (1, 2, 3), tasks: Sequence[str] = TASKS_2024
 ) -> list[tuple[Any, ...]]:
-    """Each task of glue-2024 with these seeds, 28 + seed of 40 right."""
-    return [tuned(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]
+    """Make a cell per task of glue-2024 and seed, 28 + seed of 40 right."""
+    return [make_finetuned_cell(task, seed, 28 + seed, way=way) for task in tasks for seed in seeds]

@@ -1,4 +1,4 @@
-"""A language model in twenty lines: scores are looked up, so that choices can be checked by hand."""
+"""A language model that looks scores up, so that choices can be checked by hand."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import numpy as np
 from antlm_bench.types import EncodedBatch, Encodings
 
 
-class Lookup:
-    """Knows the words of `scores` (word -> log-probability, whatever stands before it); one token
-    per word.
-    """
+class LookupModel:
+    """One token per word of `scores` (word -> log-probability in any context)."""
 
     name, eos, attends, mask_id, max_length = "lookup", "None", frozenset({"causal"}), None, 8
 

@@ -1,4 +1,4 @@
-"""What the tests of classification share: the suites that ship, and one of two small tasks."""
+"""The shipped classification suites, and a declaration with two small tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHIPPED = {
     for name, path in catalog("tasks").items()
     if isinstance(spec := read_declaration_file(path), ClassificationSpec)
 }
-MINE = """
+DECLARATION = """
 kind = "classification"
 name = "mine"
 version = "1"
@@ -60,7 +60,7 @@ files = { "mood.train.jsonl" = {}, "mood.valid.jsonl" = {} }
 """
 
 
-def declared(folder: Path, body: str = MINE) -> Path:
+def write_declaration(folder: Path, body: str = DECLARATION) -> Path:
     path = folder / "mine.toml"
     path.write_text(body)
     return path

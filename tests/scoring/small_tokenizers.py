@@ -1,6 +1,4 @@
-"""Tiny tokenizers of every kind, trained on a few sentences: well-behaved ones and those that cause
-trouble.
-"""
+"""Small tokenizers of every kind, trained on a few sentences, regular and troublesome ones."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ TEXTS = ["the cat sat on the mat .", "a cat, of the dog; of the house", "The dog
 BYTES = pre_tokenizers.ByteLevel.alphabet()
 
 
-def wrapped(tokenizer: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
+def wrap_tokenizer(tokenizer: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def bpe(
+def train_bpe(
     pre: Any = None,
     normalizer: Any = None,
     *,
@@ -25,7 +23,7 @@ def bpe(
     size: int = 90,
     unk: str | None = None,
 ) -> Any:
-    """Byte-pair encoding with special tokens <pad> 0, <s> 1, </s> 2, <mask> 3."""
+    """Train a BPE tokenizer with special tokens <pad> 0, <s> 1, </s> 2, <mask> 3."""
     tokenizer = Tokenizer(models.BPE(unk_token=unk))
     if pre is not None:
         tokenizer.pre_tokenizer = pre
@@ -40,40 +38,40 @@ def bpe(
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
-    return wrapped(tokenizer, **names, **({"unk_token": unk} if unk else {}))
+    return wrap_tokenizer(tokenizer, **names, **({"unk_token": unk} if unk else {}))
 
 
-def byte_level(split: bool = True, prefix: bool = False, alphabet: Any = BYTES) -> Any:
-    return bpe(
+def train_byte_level(split: bool = True, prefix: bool = False, alphabet: Any = BYTES) -> Any:
+    return train_bpe(
         pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=split), alphabet=alphabet
     )
 
 
-def metaspace(split: bool = True, unk: str | None = None) -> Any:
-    return bpe(pre_tokenizers.Metaspace(split=split), unk=unk)
+def train_metaspace(split: bool = True, unk: str | None = None) -> Any:
+    return train_bpe(pre_tokenizers.Metaspace(split=split), unk=unk)
 
 
-def gemma_like(unk: str | None = None) -> Any:
-    """SentencePiece's spelling of spaces by a normalizer, and no pre-tokenizer."""
-    return bpe(None, normalizers.Replace(" ", "▁"), unk=unk)
+def train_gemma_like(unk: str | None = None) -> Any:
+    """Train a tokenizer that replaces spaces in a normalizer and has no pre-tokenizer."""
+    return train_bpe(None, normalizers.Replace(" ", "▁"), unk=unk)
 
 
-def superword() -> Any:
-    """Pieces of text up to a full stop, in which tokens may span words."""
-    return bpe(pre_tokenizers.Split(".", "isolated"), size=140)
+def train_superword() -> Any:
+    """Train a tokenizer whose tokens may span words up to a full stop."""
+    return train_bpe(pre_tokenizers.Split(".", "isolated"), size=140)
 
 
-def word_level(unk: str | None = None, words: Any = None) -> Any:
+def build_word_level(unk: str | None = None, words: Any = None) -> Any:
     words = (
         sorted({word for text in TEXTS for word in text.split()}) if words is None else list(words)
     )
     vocabulary = {word: n for n, word in enumerate([*([unk] if unk else []), "<s>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unk or "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return wrapped(tokenizer, bos_token="<s>", **({"unk_token": unk} if unk else {}))
+    return wrap_tokenizer(tokenizer, bos_token="<s>", **({"unk_token": unk} if unk else {}))
 
 
-def word_piece(unk: str = "[UNK]") -> Any:
+def train_word_piece(unk: str = "[UNK]") -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
     tokenizer.normalizer, tokenizer.pre_tokenizer = (
         normalizers.BertNormalizer(),
@@ -83,10 +81,10 @@ def word_piece(unk: str = "[UNK]") -> Any:
         vocab_size=90, special_tokens=["[PAD]", unk], show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return wrapped(tokenizer, unk_token=unk, pad_token="[PAD]")
+    return wrap_tokenizer(tokenizer, unk_token=unk, pad_token="[PAD]")
 
 
-def unigram(unk: bool = True, split: bool = True) -> Any:
+def build_unigram(unk: bool = True, split: bool = True) -> Any:
     characters = sorted({character for text in TEXTS for character in text if character != " "})
     pieces = [
         ("<unk>", 0.0),
@@ -97,4 +95,4 @@ def unigram(unk: bool = True, split: bool = True) -> Any:
     ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0 if unk else None))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=split)
-    return wrapped(tokenizer)
+    return wrap_tokenizer(tokenizer)

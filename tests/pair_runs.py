@@ -1,6 +1,4 @@
-"""Runs with chosen answers, written through runs.RunWriter: what the tests of compare and check
-read.
-"""
+"""Runs with chosen predictions, for the tests of compare and check."""
 
 from __future__ import annotations
 
@@ -25,51 +23,56 @@ SETTINGS = {
     "conventions": 1,
     "dtype": "float32",
 }
-TREE = {
+PARADIGMS_BY_PHENOMENON = {
     "islands": ("adjunct_island", "wh_island"),
     "agreement": ("anaphor", "determiner"),
     "binding": ("case", "c_command"),
 }
 
 
-def predictions(
-    margins: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
+def make_predictions(
+    gaps_by_paradigm: Mapping[str, Sequence[float]], phenomenon: Mapping[str, str] | None = None
 ) -> list[Prediction]:
-    """One pair per margin (log P of the right minus that of the wrong option); keys are paradigms."""
-    made = []
-    for paradigm, each in margins.items():
+    """Make one minimal pair per gap (log P of the good minus that of the bad option).
+
+    `gaps_by_paradigm`: paradigm -> gaps; `phenomenon`: paradigm -> phenomenon.
+    """
+    predictions = []
+    for paradigm, gaps in gaps_by_paradigm.items():
         labels = {"phenomenon": (phenomenon or {}).get(paradigm, "all"), "paradigm": paradigm}
-        for i, margin in enumerate(each):
-            pred = 0 if margin >= 0 else 1
-            made.append(
+        for i, gap in enumerate(gaps):
+            pred = 0 if gap >= 0 else 1
+            predictions.append(
                 Prediction(
-                    f"{paradigm}_{i}", 0, pred, (float(margin) - 9, -9.0), (3, 3), (9, 9), labels
+                    f"{paradigm}_{i}", 0, pred, (float(gap) - 9, -9.0), (3, 3), (9, 9), labels
                 )
             )
-    return made
+    return predictions
 
 
-def margins(
+def draw_logprob_gaps(
     items: int, rates: Mapping[str, float] | float = 0.8, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Margins of each paradigm of TREE: positive with the rate of its phenomenon."""
+    """Draw log-probability gaps of each paradigm, positive with the rate of its phenomenon."""
     rng = np.random.default_rng(seed)
-    made = {}
-    for phenomenon, paradigms in TREE.items():
+    gaps = {}
+    for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items():
         rate = rates if isinstance(rates, float) else rates[phenomenon]
         for paradigm in paradigms:
             size, sign = rng.uniform(0.1, 3.0, items), np.where(rng.random(items) < rate, 1, -1)
-            made[paradigm] = size * sign
-    return made
+            gaps[paradigm] = size * sign
+    return gaps
 
 
-PHENOMENON = {
-    paradigm: phenomenon for phenomenon, paradigms in TREE.items() for paradigm in paradigms
+PHENOMENON_BY_PARADIGM = {
+    paradigm: phenomenon
+    for phenomenon, paradigms in PARADIGMS_BY_PHENOMENON.items()
+    for paradigm in paradigms
 }
 
 
-def cell(
-    made: Sequence[Prediction],
+def make_cell(
+    predictions: Sequence[Prediction],
     suite: str = "toy",
     method: str = "causal",
     metric: str = "accuracy",
@@ -77,21 +80,21 @@ def cell(
     groups: Sequence[str] = ("phenomenon", "paradigm"),
     **settings: Any,
 ) -> tuple[Cell, Sequence[Prediction]]:
-    asked = {
+    rules = {
         "ties": "half",
         "reduction": "sum",
         **{k: v for k, v in settings.items() if k in ("ties", "reduction")},
     }
     summary = summarize(
-        made, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **asked
+        predictions, suite=suite, method=method, metric=metric, macro=macro, groups=groups, **rules
     )
-    return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), made
+    return Cell(suite, method, "k", {**SETTINGS, **settings}, summary), predictions
 
 
-def write(
+def write_run(
     folder: Path, *cells: tuple[Cell, Sequence[Prediction]], name: str = "toy", weights: str = ""
 ) -> Run:
-    """A run folder of these cells, read back."""
+    """Write a run folder of these cells and read it back."""
     manifest = Manifest(
         runs.SCHEMA_VERSION,
         {"name": name, "weights": weights or folder.name},
@@ -99,11 +102,15 @@ def write(
         "2026-01-01",
     )
     with runs.RunWriter(folder, manifest) as writer:
-        for one, made in cells:
-            writer.write_cell(one, made)
+        for cell, predictions in cells:
+            writer.write_cell(cell, predictions)
     return runs.open_run(folder)
 
 
-def toy(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
-    """A run of the suite "toy" with these margins."""
-    return write(folder, cell(predictions(values, PHENOMENON), **settings), name=folder.name)
+def write_toy_run(folder: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Run:
+    """Write a run of the suite "toy" with these log-probability gaps."""
+    return write_run(
+        folder,
+        make_cell(make_predictions(values, PHENOMENON_BY_PARADIGM), **settings),
+        name=folder.name,
+    )

@@ -1,26 +1,33 @@
-"""Tasks that a tiny model can or cannot learn, and backbones to learn them with."""
+"""Tasks that a tiny model can or cannot learn, and backbones for them."""
 
 from __future__ import annotations
 
 import random
 from types import SimpleNamespace
 
-from tiny import WORDS, tokenizer_for
+from tiny_models import WORDS, train_tokenizer
 
 from antlm_bench.checkpoints.backbone import Backbone
 from antlm_bench.scoring.text import build_specials
 from antlm_bench.suites.classification import TrainingSpec
 from antlm_bench.types import Example
 
-QUICK = {
-    "lr": 1e-3, "batch": 16, "epochs": 5, "patience": 0, "warmup": 0.1, "schedule": "linear",
+TRAINING_SETTINGS = {
+    "lr": 1e-3,
+    "batch": 16,
+    "epochs": 5,
+    "patience": 0,
+    "warmup": 0.1,
+    "schedule": "linear",
     "weight_decay": 0.01,
-    "clip": 1.0, "dropout": 0.1, "max_length": 40,
-}  # fmt: skip
+    "clip": 1.0,
+    "dropout": 0.1,
+    "max_length": 40,
+}
 
 
-def example(number: int, law: str = "word", pairs: bool = True) -> Example:
-    """Build an example; `law`: a word is there, it is in the second text, or a coin toss."""
+def make_example(number: int, law: str = "word", pairs: bool = True) -> Example:
+    """Make an example; `law`: the class says whether a word occurs, occurs second, or is random."""
     rng = random.Random(number)
     gold = rng.randrange(2)
     first, second = (rng.choices(WORDS[:10], k=rng.randint(2, 9)) for _ in range(2))
@@ -33,32 +40,41 @@ def example(number: int, law: str = "word", pairs: bool = True) -> Example:
     return Example(f"e{number}", " ".join(first), " ".join(second), gold)
 
 
-def task(
+def make_task(
     train: int = 300,
     valid: int = 80,
     law: str = "word",
     select: str = "held-out",
     **training: object,
 ):
-    """Of the shape of suites.classification_loader.Task."""
-    created = [example(number, law) for number in range(train + valid)]
+    """Make a task with the fields of suites.classification_loader.ClassificationTask."""
+    examples = [make_example(number, law) for number in range(train + valid)]
     return SimpleNamespace(
         suite="toy", name=law, full_name=f"toy.{law}", metric="accuracy", classes=("no", "yes"),
-        train=tuple(created[:train]), valid=tuple(created[train:]), select=select, held_out=0.1,
-        training=TrainingSpec(**(QUICK | training)),
+        train=tuple(examples[:train]), valid=tuple(examples[train:]), select=select, held_out=0.1,
+        training=TrainingSpec(**(TRAINING_SETTINGS | training)),
     )  # fmt: skip
 
 
 def make_backbone(
     model, kind: str, *, adds: bool = True, max_length: int | None = 64, both: bool = False
 ) -> Backbone:
-    """A body around any model with the vocabulary of `tiny.tokenizer_for`."""
-    tokenizer = tokenizer_for(kind, adds)
+    """Make a Backbone of any model with the vocabulary of `tiny_models.train_tokenizer`."""
+    tokenizer = train_tokenizer(kind, adds)
     if kind == "masked":  # BERT's own names them, too
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    natively = "causal" if kind == "causal" else "full"
-    attends = frozenset({"causal", "full"} if both else {natively})
-    around = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
+    own_attention = "causal" if kind == "causal" else "full"
+    attends = frozenset({"causal", "full"} if both else {own_attention})
+    specials = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
     return Backbone(
-        "toy", kind, attends, natively, model.base_model, tokenizer, around, max_length, (), {}
+        "toy",
+        kind,
+        attends,
+        own_attention,
+        model.base_model,
+        tokenizer,
+        specials,
+        max_length,
+        (),
+        {},
     )

@@ -1,6 +1,4 @@
-"""Runs and suites of the size that a leaderboard wants, or of a few items per group; no model, no
-data.
-"""
+"""Runs and suites for a leaderboard, of official or reduced size, without a model or data."""
 
 from __future__ import annotations
 
@@ -20,16 +18,16 @@ from antlm_bench.suites.spec import SuiteSpec
 from antlm_bench.suites.task_types import Suite, read_declaration_file
 from antlm_bench.types import Cell, Estimate, Group, Item, Manifest, Option, Prediction, Summary
 
-DECLARED = {
+SUITE_SPECS = {
     name: spec
     for name, path in catalog("tasks").items()
     if isinstance(spec := read_declaration_file(path), SuiteSpec)
 }
-SPECS = {
-    name: spec for name, spec in DECLARED.items() if not spec.times and not spec.item.alone
+TEXT_SUITE_SPECS = {
+    name: spec for name, spec in SUITE_SPECS.items() if not spec.times and not spec.item.alone
 }  # choices of texts
 HALF = Estimate(0.5, 2, 0.0, 1.0)
-SHIPPED = leaderboard.schema  # tests replace the name
+load_shipped_schema = leaderboard.schema  # tests replace the name
 # Settings of a causal run by a year's conventions, as `score --compat babylm-YEAR` records them.
 CONVENTIONS: dict[str, dict[str, Any]] = {
     "2024": {"bos": "auto", "bos_before_context": "never", "context": "", "delimiter": " "},
@@ -38,24 +36,25 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def counts(suite: str, most: int | None = None) -> dict[str, int]:
-    spec = SPECS[suite]
+def group_sizes(suite: str, most: int | None = None) -> dict[str, int]:
+    spec = TEXT_SUITE_SPECS[suite]
     assert spec.expect
     return {name: min(n, most or n) for name, n in spec.expect.counts.items()}
 
 
-def toy_suite(name: str, most: int | None = None) -> Suite:
-    """The suite with as many items per group as officially (or `most`), of made-up texts; the first
-    option is right.
+def make_suite(name: str, most: int | None = None) -> Suite:
+    """Make a suite with the official number of items per group (at most `most`).
+
+    Texts are synthetic; the first option is right.
     """
-    if name not in SPECS:
-        raise DataError(f"{name} has no toy", location=name)
-    spec = SPECS[name]
+    if name not in TEXT_SUITE_SPECS:
+        raise DataError(f"no synthetic suite of {name}", location=name)
+    spec = TEXT_SUITE_SPECS[name]
     if not spec.groups:
-        return ungrouped(name, most)
+        return make_ungrouped_suite(name, most)
     with_context = any(option.context for option in spec.item.options)
     items = []
-    for group, n in counts(name, most).items():
+    for group, n in group_sizes(name, most).items():
         for i in range(n):
             text = [f"{group} {i} {which}." for which in ("right", "wrong", "odd")][
                 : 3 if spec.item.each else 2
@@ -78,9 +77,9 @@ def toy_suite(name: str, most: int | None = None) -> Suite:
     )
 
 
-def ungrouped(name: str, most: int | None = None) -> Suite:
-    """The suite with as many examples as officially (or `most`), every one under an id of its own."""
-    spec = SPECS[name]
+def make_ungrouped_suite(name: str, most: int | None = None) -> Suite:
+    """Make a suite without groups with the official number of examples (at most `most`)."""
+    spec = TEXT_SUITE_SPECS[name]
     assert spec.expect
     items = []
     for i in range(min(spec.expect.items, most or spec.expect.items)):
@@ -96,7 +95,7 @@ def ungrouped(name: str, most: int | None = None) -> Suite:
     return Suite(name, "1", "", "", spec.metric, (), (), tuple(items), f"digest of {name}")
 
 
-def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
+def make_prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
     k = len(item.options)
     fields: dict[str, Any] = {
         "scores": tuple(-1.0 if i == pred else -2.0 for i in range(k)),
@@ -108,32 +107,32 @@ def prediction(item: Item, pred: int = 1, **changes: Any) -> Prediction:
     return Prediction(item.id, item.gold, pred, **fields)
 
 
-def scored(
+def make_cell(
     suite: str, predictions: list[Prediction], groups: tuple[Group, ...] = (), **settings: Any
 ) -> Cell:
-    metric = SPECS[suite].metric if suite in SPECS else "accuracy"
+    metric = TEXT_SUITE_SPECS[suite].metric if suite in TEXT_SUITE_SPECS else "accuracy"
     summary = Summary(
         suite, "causal", metric, (), Estimate(0.5, max(len(predictions), 1), 0, 1), {}, groups
     )
-    reduction = SPECS[suite].reduction if suite in SPECS else "sum"
-    known = {
+    reduction = TEXT_SUITE_SPECS[suite].reduction if suite in TEXT_SUITE_SPECS else "sum"
+    defaults = {
         "ties": "half",
         "reduction": reduction,
         "suite_digest": f"digest of {suite}",
         "limit": None,
     }
-    return Cell(suite, "causal", "k", known | CONVENTIONS["2025"] | settings, summary)
+    return Cell(suite, "causal", "k", defaults | CONVENTIONS["2025"] | settings, summary)
 
 
-def word(i: int) -> Prediction:
-    """A word of a reading suite; every tenth has no word before it."""
+def make_word_prediction(i: int) -> Prediction:
+    """Make the prediction of a word of a reading suite; every tenth has no previous word."""
     k = 1 if i % 10 == 0 else 2
     return Prediction(
         f"reading_{i}", 0, 0, (-3.5, -1.25)[:k], (1,) * k, (4,) * k, {"sentence": str(i // 10)}
     )
 
 
-def finetuned(
+def make_finetuned_cell(
     task: str,
     seed: int,
     method: str = "finetune-causal",
@@ -148,14 +147,14 @@ def finetuned(
         "pooling": "auto",
         "lora": 0,
         "dtype": "float32",
-    } | official(suite, task, "babylm-2024" if suite == "glue-2024" else "babylm-2025")
+    } | preset_settings(suite, task, "babylm-2024" if suite == "glue-2024" else "babylm-2025")
     return Cell(
         f"{suite}.{task}", method, "k", settings | more, summary, seed=seed, history=history or {}
     )
 
 
-def official(suite: str, task: str, preset: str) -> dict[str, Any]:
-    """Hyper-parameters of a cell that was finetuned by a preset."""
+def preset_settings(suite: str, task: str, preset: str) -> dict[str, Any]:
+    """Return the settings of a cell that was finetuned by a preset."""
     spec = read_declaration_file(catalog("tasks")[suite])
     assert isinstance(spec, ClassificationSpec)
     return {
@@ -164,7 +163,7 @@ def official(suite: str, task: str, preset: str) -> dict[str, Any]:
     }
 
 
-def labels(task: str, n: int) -> list[Prediction]:
+def make_class_predictions(task: str, n: int) -> list[Prediction]:
     row = {"scores": (-1.0, -0.5), "tokens": (4, 4), "characters": (9, 9)}
     return [
         Prediction(f"{task}:{i}", i % 2, (i + 1) % 2, labels={"task": task}, **row)
@@ -172,10 +171,10 @@ def labels(task: str, n: int) -> list[Prediction]:
     ]
 
 
-def write(
+def write_run(
     path: Path, name: str, cells: list[tuple[Cell, list[Prediction]]], weights: str = ""
 ) -> Path:
-    """A run folder of a checkpoint of that name."""
+    """Write the run folder of a checkpoint called `name`."""
     with runs.RunWriter(
         path,
         Manifest(
@@ -190,7 +189,7 @@ def write(
     return path
 
 
-def final_run(
+def write_final_run(
     path: Path,
     year: str,
     most: int | None = None,
@@ -198,8 +197,9 @@ def final_run(
     without: str = "",
     **settings: Any,
 ) -> Path:
-    """The final model's run: every part of the year that is ours (`without` one), GLUE with seed
-    42.
+    """Write the run of a final model: every part of the year that we score but `without`.
+
+    GLUE has seed 42.
     """
     board = leaderboard.load_leaderboard(year)
     settings = CONVENTIONS[year] | settings
@@ -208,68 +208,65 @@ def final_run(
         if part.writes == "class":
             sizes = leaderboard.expected_counts(board.name, part.key)
             cells += [
-                (finetuned(task, 42, suite=part.suite), labels(task, n))
+                (make_finetuned_cell(task, 42, suite=part.suite), make_class_predictions(task, n))
                 for task, n in sizes.items()
             ]
         elif part.writes == "surprisal":
-            words = [word(i) for i in range(reading_size(year))]
-            cells.append((scored(part.suite, words, **settings), words))
-        elif part.suite in SPECS and part.suite != without:
+            words = [make_word_prediction(i) for i in range(count_reading_words(year))]
+            cells.append((make_cell(part.suite, words, **settings), words))
+        elif part.suite in TEXT_SUITE_SPECS and part.suite != without:
             predictions = [
-                prediction(item, i % 2) for i, item in enumerate(toy_suite(part.suite, most).items)
+                make_prediction(item, i % 2)
+                for i, item in enumerate(make_suite(part.suite, most).items)
             ]
-            cells.append((scored(part.suite, predictions, **settings), predictions))
-    return write(path, name, cells)
+            cells.append((make_cell(part.suite, predictions, **settings), predictions))
+    return write_run(path, name, cells)
 
 
-def fast_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
-    """A milestone's run: the fast suites, with one prediction each; the numbers lie in the
-    summaries.
-    """
+def write_milestone_run(path: Path, year: str, milestone: int, name: str = "") -> Path:
+    """Write the run of a milestone: summaries of the fast suites, with one prediction each."""
     cells = []
     for part in leaderboard.load_leaderboard(year).fast:
-        if part.suite in SPECS:
+        if part.suite in TEXT_SUITE_SPECS:
             value = milestone / 1000
             estimate = Estimate(value, 2, 0, 1)
-            level = SPECS[part.suite].finest_level or ""
-            groups = tuple(Group(level, group, estimate) for group in counts(part.suite))
-            cell = scored(part.suite, [], groups)
+            level = TEXT_SUITE_SPECS[part.suite].finest_level or ""
+            groups = tuple(Group(level, group, estimate) for group in group_sizes(part.suite))
+            cell = make_cell(part.suite, [], groups)
             cell = replace(cell, summary=replace(cell.summary, headline=estimate))
-            cells.append((cell, [prediction(toy_suite(part.suite, 1).items[0])]))
+            cells.append((cell, [make_prediction(make_suite(part.suite, 1).items[0])]))
         elif part.names:
             groups = tuple(Group("measure", name, Estimate(0.01, 2, 0, 1)) for name in part.names)
-            cells.append((scored(part.suite, [], groups), [word(0)]))
-    return write(path, name or f"out/llama/chck_{milestone}M", cells)
+            cells.append((make_cell(part.suite, [], groups), [make_word_prediction(0)]))
+    return write_run(path, name or f"out/llama/chck_{milestone}M", cells)
 
 
-def elsewhere(folder: Path, year: str) -> dict[str, str]:
-    """The age of acquisition, as files of the official pipeline, of one word."""
+def write_acquisition_files(folder: Path, year: str) -> dict[str, str]:
+    """Write the official files of the age of acquisition for one word; part -> path."""
     word = {"target_word": "dog", "context": "a", "context_id": 0, "surprisal": 1.5}
     milestones = leaderboard.load_leaderboard(year).milestones("strict-small")
     rows = [
         word | {"step": f"chck_{number}M", "word_count": number * 10**6} for number in milestones
     ]
     surprisals = {"metadata": {"model_name": "x"}, "results": rows}
-    made: dict[str, Any] = {}
+    documents: dict[str, Any] = {}
     if year == "2025":
-        made["aoa"] = surprisals
+        documents["aoa"] = surprisals
     else:
-        made |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
+        documents |= {"aoa_surprisals": surprisals, "aoa": {"aoa": 0.5}}
     folder.mkdir(exist_ok=True)
-    for key, value in made.items():
+    for key, value in documents.items():
         (folder / f"{key}.json").write_text(json.dumps(value))
-    return {key: str(folder / f"{key}.json") for key in made}
+    return {key: str(folder / f"{key}.json") for key in documents}
 
 
-def reading_size(year: str) -> int:
+def count_reading_words(year: str) -> int:
     return leaderboard.expected_counts(f"babylm-{year}", "reading")["reading"]
 
 
-def small_schema(name: str, most: int) -> dict[str, Any]:
-    """The shipped schema with at most so many predictions under a key, and one word at each
-    milestone.
-    """
-    document = deepcopy(SHIPPED(name))
+def shrink_schema(name: str, most: int) -> dict[str, Any]:
+    """Return the shipped schema with at most `most` predictions per key, one word per milestone."""
+    document = deepcopy(load_shipped_schema(name))
 
     def shrink(node: Any) -> None:
         if isinstance(node, dict):

@@ -1,6 +1,4 @@
-"""The command line with real (tiny) checkpoints: doctor's findings, a score that a scheduler stops
-and that resumes.
-"""
+"""The command line with tiny checkpoints: doctor, and a score that resumes after SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,23 +18,13 @@ from antlm_bench.cli.app import run
 Make = Callable[..., Path]
 
 
-def test_doctor_prints_what_was_found(
+def test_doctor_prints_models_and_methods(
     make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        run(
-            [
-                "doctor",
-                "--model",
-                str(make_checkpoint("causal")),
-                "--model",
-                str(make_checkpoint("masked")),
-            ]
-        )
-        == 0
-    )
+    causal, masked = (str(make_checkpoint(kind)) for kind in ("causal", "masked"))
+    assert run(["doctor", "--model", causal, "--model", masked]) == 0
     out = capsys.readouterr().out
-    for part in (
+    for line in (
         "LlamaForCausalLM",
         "BertForMaskedLM",
         "<s> ...",
@@ -44,10 +32,10 @@ def test_doctor_prints_what_was_found(
         "default: causal",
         "default: mlm",
     ):
-        assert part in out
+        assert line in out
 
 
-def test_doctor_goes_on_after_a_failure_and_does_not_forget_it(
+def test_doctor_continues_after_a_failure(
     make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
@@ -60,7 +48,7 @@ def test_doctor_goes_on_after_a_failure_and_does_not_forget_it(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """More pairs than one chunk of a masked method holds."""
+    """A file with more pairs than one chunk of a masked method."""
     words = ["the", "cat", "dog", "boy", "girl", "house", "old", "small", "near", "that"]
     lines = [f"{a} {b} {c} sleeps,{a} {b} {c} sleep" for a, b, c in product(words, repeat=3)]
     file = tmp_path / "pairs.csv"
@@ -68,32 +56,38 @@ def pairs(tmp_path: Path) -> Path:
     return file
 
 
-def command(checkpoint: Path, pairs: Path, out: Path) -> list[str]:
+def score_command(checkpoint: Path, pairs: Path, out: Path) -> list[str]:
     script = [sys.executable, "-m", "antlm_bench", "score", "--device", "cpu", "--method", "mlm"]
     return [*script, "--model", str(checkpoint), "--suite", str(pairs), "--out", str(out)]
 
 
-def predictions(out: Path) -> dict[str, bytes]:
+def read_prediction_files(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.rglob("predictions/*.parquet")}
 
 
-def test_a_score_that_a_scheduler_stops_says_so_and_resumes(
+def test_a_score_stopped_by_sigterm_resumes(
     make_checkpoint: Make, pairs: Path, tmp_path: Path
 ) -> None:
     checkpoint, environment = make_checkpoint("masked"), {**os.environ, "OMP_NUM_THREADS": "1"}
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     child = subprocess.Popen(
-        command(checkpoint, pairs, stopped), env=environment, stderr=subprocess.PIPE, text=True
+        score_command(checkpoint, pairs, stopped),
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while child.poll() is None and not list(stopped.rglob("partial/*/*.parquet")):
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 75, said
-    assert "SIGTERM" in said and "continues" in said and "Traceback" not in said
-    assert not predictions(stopped)  # the suite was in the middle
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 75, stderr
+    assert "SIGTERM" in stderr and "continues" in stderr and "Traceback" not in stderr
+    assert not read_prediction_files(stopped)  # the suite was in the middle
     for out in (stopped, whole):
         subprocess.run(
-            command(checkpoint, pairs, out), env=environment, check=True, capture_output=True
+            score_command(checkpoint, pairs, out), env=environment, check=True, capture_output=True
         )
-    assert predictions(stopped) == predictions(whole) and len(predictions(whole)) == 1
+    assert (
+        read_prediction_files(stopped) == read_prediction_files(whole)
+        and len(read_prediction_files(whole)) == 1
+    )

@@ -1,6 +1,4 @@
-"""What the tests of `score` share: files of pairs, a count of what the model computed, a plain loop
-as oracle.
-"""
+"""Helpers of the tests of `score`: pair files, counts of model calls, a plain loop as oracle."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ NOUNS = ["cat", "dog", "boy", "girl", "house"]
 ADJECTIVES = ["old", "small", "near", "every"]
 
 
-def agreement(limit: int = 40) -> list[dict[str, str]]:
-    """Rows of a small suite: two phenomena, three paradigms of unequal size."""
+def make_agreement_rows(limit: int = 40) -> list[dict[str, str]]:
+    """Make rows of a small suite: two phenomena, three paradigms of unequal size."""
     rows = []
     for number, (adjective, noun, verb) in enumerate(product(ADJECTIVES, NOUNS, ["sleep", "see"])):
         paradigm = ("number", "object", "gender")[number % 7 % 3]
@@ -41,34 +39,34 @@ def write_pairs(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     return path
 
 
-def pairs_of(path: Path, *pairs: tuple[str, str]) -> Path:
-    """A file of bare pairs; `x.csv` holds the items x_0, x_1, ..."""
+def write_sentence_pairs(path: Path, *pairs: tuple[str, str]) -> Path:
+    """Write a file of pairs without labels; `x.csv` holds the items x_0, x_1, ..."""
     return write_pairs(path, [{"good": good, "bad": bad} for good, bad in pairs])
 
 
 @dataclass
-class Work:
-    """What models were asked for after they were opened: calls, and tokens computed."""
+class ModelWork:
+    """Counts of scorer calls and of computed tokens after models were opened."""
 
-    reads: int = 0
+    calls: int = 0
     nodes: int = 0
 
 
-def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    work, original = Work(), Checkpoint.score_probes
+def count_work(monkeypatch: pytest.MonkeyPatch) -> ModelWork:
+    work, original = ModelWork(), Checkpoint.score_probes
 
-    def counted(self: Checkpoint, *args: Any, **options: Any) -> Any:
+    def score_counted(self: Checkpoint, *args: Any, **options: Any) -> Any:
         before = self.engine.nodes_computed
         result = original(self, *args, **options)
-        work.reads, work.nodes = work.reads + 1, work.nodes + self.engine.nodes_computed - before
+        work.calls, work.nodes = work.calls + 1, work.nodes + self.engine.nodes_computed - before
         return result
 
-    monkeypatch.setattr(Checkpoint, "score_probes", counted)
+    monkeypatch.setattr(Checkpoint, "score_probes", score_counted)
     return work
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every file below a folder: (time of change, hash)."""
+def hash_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return path -> (time of change, hash) of every file below a folder."""
     return {
         str(path.relative_to(folder)): (
             path.stat().st_mtime_ns,
@@ -79,14 +77,12 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def by_hand(
+def sum_logprobs_by_hand(
     folder: Path, text: str, *, masked: bool, specials: str, start: int = 0
 ) -> tuple[float, int]:
-    """(sum of log-probabilities, tokens) by the library's own forward, one row at a time, no code
-    of ours.
+    """Return (sum of log-probabilities, number of tokens) by transformers, one row at a time.
 
-    specials: "own" = what the tokenizer adds, "bos" = one BOS of ours, "none". start: first
-    character that counts.
+    specials: "own" (of the tokenizer), "bos" (one BOS) or "none". start: first scored character.
     """
     import torch
     import transformers
@@ -94,18 +90,18 @@ def by_hand(
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    found = tokenizer(text, add_special_tokens=specials == "own", return_offsets_mapping=True)
-    ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
+    encoding = tokenizer(text, add_special_tokens=specials == "own", return_offsets_mapping=True)
+    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
     if specials == "bos":
         ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
     total, count = 0.0, 0
-    for at, (token, (_, end)) in enumerate(zip(ids, offsets, strict=True)):
-        if end <= start or (at == 0 and not masked):
+    for position, (token, (_, end)) in enumerate(zip(ids, offsets, strict=True)):
+        if end <= start or (position == 0 and not masked):
             continue
         row = torch.tensor([ids])
         if masked:
-            row[0, at] = tokenizer.mask_token_id
+            row[0, position] = tokenizer.mask_token_id
         with torch.inference_mode():
-            logits = model(input_ids=row).logits[0, at if masked else at - 1]
+            logits = model(input_ids=row).logits[0, position if masked else position - 1]
         total, count = total + logits.log_softmax(-1)[token].item(), count + 1
     return total, count

@@ -1,5 +1,5 @@
-"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with invented
-answers.
+"""Run folders as large as real ones (67 paradigms, 19 checkpoints, GLUE by seed), with random
+predictions.
 """
 
 from __future__ import annotations
@@ -16,36 +16,25 @@ from antlm_bench import metrics, runs
 from antlm_bench.types import Cell, Manifest, Prediction
 
 FIELDS = ("morphology", "semantics", "syntax", "syntax/semantics")
-PHENOMENA = [
-    "anaphor_agreement",
-    "argument_structure",
-    "binding",
-    "control_raising",
-    "determiner_noun_agreement",
-]
-PHENOMENA += [
-    "ellipsis",
-    "filler_gap",
-    "irregular_forms",
-    "island_effects",
-    "npi_licensing",
-    "quantifiers",
-]
-PHENOMENA += ["subject_verb_agreement"]
+PHENOMENON_LIST = """
+anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis
+filler_gap irregular_forms island_effects npi_licensing quantifiers subject_verb_agreement
+"""
+PHENOMENA = PHENOMENON_LIST.split()
 PARADIGMS = [
     (f"{PHENOMENA[i % 12]}_with_adjective_irregular_{i // 12 + 1}", PHENOMENA[i % 12])
     for i in range(67)
 ]
 TASKS = {"rte": "accuracy", "mrpc": "f1", "boolq": "accuracy", "cola": "mcc"}
 MILESTONES = [*range(1, 10), *range(10, 101, 10)]
-HOSTILE = [
+HOSTILE_NAMES = [
     '</script><img src=x onerror="alert(1)">',
     "‮עברית\u0007 🦙",
     '"><svg/onload=alert(2)>&amp;{{ 7*7 }}' + "x" * 60,
 ]
 
 
-def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
+def make_manifest(name: str, weights: str = "", **more: Any) -> Manifest:
     model = {
         "name": name,
         "weights": weights or name,
@@ -61,11 +50,11 @@ def manifest(name: str, weights: str = "", **more: Any) -> Manifest:
     )
 
 
-def pairs(
+def draw_pairs(
     skill: float, salt: str, paradigms: Sequence[tuple[str, str]], items: int
 ) -> list[Prediction]:
-    """Answers right with a probability that depends on skill and, whoever answers, on the paradigm."""
-    found = []
+    """Draw predictions: the chance of a right one depends on the skill and on the paradigm."""
+    predictions = []
     rng = np.random.default_rng(zlib.crc32(salt.encode()))
     for paradigm, phenomenon in paradigms:
         hard = np.random.default_rng(zlib.crc32(paradigm.encode()))
@@ -78,21 +67,21 @@ def pairs(
                 "paradigm": paradigm,
             }
             scores = (-20.0, -21.5) if right else (-21.0, -20.25)
-            found.append(
+            predictions.append(
                 Prediction(f"{paradigm}.{i}", 0, int(not right), scores, (7, 7), (31, 30), labels)
             )
-    return found
+    return predictions
 
 
-def suite(
+def write_suite(
     writer: runs.RunWriter, name: str, method: str, answers: list[Prediction], digest: str = "d"
 ) -> None:
-    about = {
+    options = {
         "metric": "accuracy",
         "macro": ["paradigm"],
         "groups": ["field", "phenomenon", "paradigm"],
     }
-    summary = metrics.summarize(answers, suite=name, method=method, **about)  # type: ignore[arg-type]
+    summary = metrics.summarize(answers, suite=name, method=method, **options)  # type: ignore[arg-type]
     settings = {
         "suite_digest": digest,
         "suite_version": "1",
@@ -103,13 +92,13 @@ def suite(
     writer.write_cell(Cell(name, method, "k", settings, summary), answers)
 
 
-def task(
-    writer: runs.RunWriter, name: str, skill: float, seed: int, *, fallen: bool = False
+def write_task(
+    writer: runs.RunWriter, name: str, skill: float, seed: int, *, constant: bool = False
 ) -> None:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     gold = np.random.default_rng(zlib.crc32(name.encode())).integers(2, size=120)
     pred = np.where(rng.uniform(size=120) < skill + rng.normal() / 40, gold, 1 - gold) * (
-        not fallen
+        not constant
     )
     answers = [
         Prediction(
@@ -123,9 +112,9 @@ def task(
         )
         for i, (g, p) in enumerate(zip(gold, pred, strict=True))
     ]
-    about = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
+    options = {"metric": TASKS[name], "macro": [], "groups": [], "reduction": "class"}
     summary = metrics.summarize(
-        answers, suite=f"glue-2025.{name}", method="finetune-causal", **about
+        answers, suite=f"glue-2025.{name}", method="finetune-causal", **options
     )  # type: ignore[arg-type]
     settings = {
         "task": name,
@@ -134,50 +123,57 @@ def task(
         "preset": "",
         "suite_digest": name,
     }
-    history = {"collapsed": ["always answers class 0"] if fallen else []}
+    history = {"collapsed": ["always answers class 0"] if constant else []}
     cell = Cell(
         f"glue-2025.{name}", "finetune-causal", "k", settings, summary, seed=seed, history=history
     )
     writer.write_cell(cell, answers)
 
 
-def model(
+def write_model_run(
     folder: Path, name: str, skill: float, method: str = "causal", seeds: int = 0, items: int = 12
 ) -> Path:
-    """A run of everything: 67 paradigms, a supplement, and four tasks under each of so many seeds."""
-    with runs.RunWriter(folder, manifest(name)) as writer:
-        suite(writer, "blimp-filtered", method, pairs(skill, name, PARADIGMS, items))
-        suite(writer, "supplement", method, pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40))
+    """Write a run of 67 paradigms, a supplement, and four classification tasks per seed."""
+    with runs.RunWriter(folder, make_manifest(name)) as writer:
+        write_suite(writer, "blimp-filtered", method, draw_pairs(skill, name, PARADIGMS, items))
+        write_suite(
+            writer, "supplement", method, draw_pairs(skill - 0.1, name + "s", PARADIGMS[:5], 40)
+        )
         for seed in range(1, seeds + 1):
-            for number, one in enumerate(TASKS):
-                task(
+            for number, task_name in enumerate(TASKS):
+                write_task(
                     writer,
-                    one,
+                    task_name,
                     skill + 0.03 * number,
                     seed,
-                    fallen=(seed, one, name[0]) == (2, "rte", "l"),
+                    constant=(seed, task_name, name[0]) == (2, "rte", "l"),
                 )
     return folder
 
 
-def checkpoints(
+def write_checkpoint_runs(
     folder: Path, top: float, marks: Sequence[int] = MILESTONES, twins: Sequence[int] = ()
 ) -> list[Path]:
-    """Runs of chck_1M ...; those in twins have the weights of the one before."""
-    made, weights = [], ""
+    """Write runs of chck_1M ...; those in `twins` have the weights of the checkpoint before."""
+    run_dirs, weights = [], ""
     for mark in marks:
         weights = weights if mark in twins else f"{folder.name}-{mark}"
-        place = folder / f"chck_{mark}M"
-        with runs.RunWriter(place, manifest(f"chck_{mark}M", weights)) as writer:
-            for name, few in (("blimp-fast", PARADIGMS[:4]), ("supplement-fast", PARADIGMS[4:6])):
+        run_dir = folder / f"chck_{mark}M"
+        with runs.RunWriter(run_dir, make_manifest(f"chck_{mark}M", weights)) as writer:
+            for name, paradigms in (
+                ("blimp-fast", PARADIGMS[:4]),
+                ("supplement-fast", PARADIGMS[4:6]),
+            ):
                 skill = top - 0.3 / (1 + mark / 12)
-                suite(writer, name, "causal", pairs(skill, f"{weights}{name}", few, 50))
-        made.append(place)
-    return made
+                write_suite(
+                    writer, name, "causal", draw_pairs(skill, f"{weights}{name}", paradigms, 50)
+                )
+        run_dirs.append(run_dir)
+    return run_dirs
 
 
-def log(folder: Path, steps: int = 600) -> Path:
-    """A training folder's log: causal, masked, causal."""
+def write_training_log(folder: Path, steps: int = 600) -> Path:
+    """Write the training log of a causal, then masked, then causal run."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     lines, before = [], "clm"

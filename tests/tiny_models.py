@@ -1,48 +1,19 @@
-"""A tokenizer and models small enough for a test, built from nothing."""
+"""A tokenizer and random models that are small enough for tests."""
 
 from __future__ import annotations
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "cats",
-    "dog",
-    "dogs",
-    "sees",
-    "see",
-    "sleeps",
-    "sleep",
-    "who",
-    "what",
-    "which",
-    "never",
-    "ever",
-    "no",
-    "every",
-    "some",
-    "has",
-    "have",
-    "seen",
-    "not",
-    "himself",
-    "herself",
-    "themselves",
-    "boy",
-    "girl",
-    "boys",
-    "girls",
-    "that",
-    "near",
-    "old",
-    "small",
-    "house",
-    "houses",
-]
+WORD_LIST = """
+the a cat cats dog dogs sees see sleeps sleep who what which never ever no every some has have seen
+not himself herself themselves boy girl boys girls that near old small house houses
+"""
+WORDS = WORD_LIST.split()
 
 
-def tokenizer_for(kind: str, adds: bool, mask: bool = True):
-    """A word-level-ish byte BPE with <s> (causal) or <s> ... </s> (masked) as specials."""
+def train_tokenizer(kind: str, adds: bool, mask: bool = True):
+    """Train a byte-level BPE on WORDS.
+
+    `adds`: it adds <s> (causal) or <s> ... </s> (masked) to a text. `mask`: it has a mask token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -70,19 +41,26 @@ def tokenizer_for(kind: str, adds: bool, mask: bool = True):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def model_for(kind: str, seed: int, architecture: str = "", **config: object):
-    """A random transformers model: Llama or BERT shape unless `architecture` names another class."""
+def build_model(kind: str, seed: int, architecture: str = "", **config: object):
+    """Build a random transformers model: Llama or BERT, or the class named by `architecture`."""
     import torch
     import transformers
 
     name = architecture or {"causal": "LlamaForCausalLM", "masked": "BertForMaskedLM"}[kind]
-    make = getattr(transformers, name)
+    model_class = getattr(transformers, name)
     settings = {
-        "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     torch.manual_seed(seed)
-    model = make(make.config_class(**(settings | config)))
+    model = model_class(model_class.config_class(**(settings | config)))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -1,5 +1,4 @@
-"""Score tiny random checkpoints of every causal and masked architecture of transformers; compare
-with a plain loop.
+"""Compare our scores with a plain loop, for every causal and masked architecture of transformers.
 
 `make sweep` prints the table of docs/models.md. Each architecture is exact, or refused with a
 reason.
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny import WORDS, tokenizer_for
+from tiny_models import WORDS, train_tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -35,30 +34,49 @@ from antlm_bench.scoring.methods import METHODS
 from antlm_bench.types import Item, Option
 
 TOLERANCE = 1e-4  # nats per text, relative to its size from 1 nat on
-LARGEST = 30_000_000  # parameters: what the sizes below could not shrink
+LARGEST = 30_000_000  # parameters: larger ones were not shrunk by the sizes below
 SECONDS = 200  # per architecture
 SIZES: dict[int, str] = {
-    32: "hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim embedding_size "
-    "hidden_dim_size attention_hidden_size",
-    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers "
-    "num_decoder_layers num_key_value_heads num_experts_per_tok moe_topk moe_k top_k_experts num_blocks",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-    "attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads num_hash_functions",
-    8: "head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state swa_head_dim "
-    "chunk_size mamba_chunk_size attention_head_dim linear_key_head_dim linear_value_head_dim mamba_head_dim "
-    "kv_channels",
-    16: "q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window attention_window "
-    "attention_window_size lru_width_ index_head_dim",
-    48: "intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim decoder_ffn_dim "
-    "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size "
-    "moe_shared_expert_intermediate_size shared_intermediate_size",
-    1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace pretraining_tp",
-    130: "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length context_length",
+    32: """
+    hidden_size d_model n_embd dim emb_dim embed_dim model_dim word_embed_proj_dim
+    embedding_size hidden_dim_size attention_hidden_size
+    """,
+    2: """
+    num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers
+    num_encoder_layers num_decoder_layers num_key_value_heads num_experts_per_tok moe_topk
+    moe_k top_k_experts num_blocks
+    """,
+    4: """
+    num_attention_heads n_head n_heads num_heads encoder_attention_heads
+    decoder_attention_heads attention_heads num_experts num_local_experts n_routed_experts
+    moe_num_experts mamba_n_heads num_hash_functions
+    """,
+    8: """
+    head_dim qk_nope_head_dim v_head_dim qk_rope_head_dim d_kv state_size mamba_d_state
+    swa_head_dim chunk_size mamba_chunk_size attention_head_dim linear_key_head_dim
+    linear_value_head_dim mamba_head_dim kv_channels
+    """,
+    16: """
+    q_lora_rank kv_lora_rank lora_rank time_step_rank mamba_dt_rank sliding_window
+    attention_window attention_window_size lru_width_ index_head_dim
+    """,
+    48: """
+    intermediate_size ffn_dim d_ff d_inner hidden_dim n_inner inner_dim encoder_ffn_dim
+    decoder_ffn_dim moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size
+    mlp_hidden_size moe_shared_expert_intermediate_size shared_intermediate_size
+    """,
+    1: """
+    n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace
+    pretraining_tp
+    """,
+    130: """
+    max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_seq_length
+    context_length
+    """,
 }
 SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
-POSITIONS_FROM_MASK = (
-    "opt",
-)  # these count positions from a mask that says which tokens are padding
+# These count positions from a mask of padding.
+POSITIONS_FROM_MASK = ("opt",)
 IDS = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -90,61 +108,64 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: outcome is exact, refused, wrong, or not built; `detail` says which
-    methods, or why.
-    """
+class SweepRow:
+    """One row of the table."""
 
     architecture: str
     kind: str
+    """causal or masked."""
     outcome: str
+    """exact, refused, wrong, or not built."""
     detail: str
+    """Methods, or the reason."""
     shortcuts: str = ""
 
 
-def pairs() -> list[Item]:
-    """20 minimal pairs of 4 to 14 words."""
+def make_pairs() -> list[Item]:
+    """Draw 20 minimal pairs of 4 to 14 words."""
     rng = np.random.default_rng(1)
-    made = []
+    items = []
     for number in range(20):
         words = list(rng.choice(WORDS, int(rng.integers(4, 15))))
-        other = list(words)
-        other[int(rng.integers(len(words)))] = str(rng.choice(WORDS))
-        other[-1] = "themselves" if other == words else other[-1]
-        made.append(Item(str(number), (Option(" ".join(words)), Option(" ".join(other))), 0))
-    return made
+        changed_words = list(words)
+        changed_words[int(rng.integers(len(words)))] = str(rng.choice(WORDS))
+        changed_words[-1] = "themselves" if changed_words == words else changed_words[-1]
+        items.append(
+            Item(str(number), (Option(" ".join(words)), Option(" ".join(changed_words))), 0)
+        )
+    return items
 
 
-def architectures() -> Iterator[tuple[str, str, str]]:
-    """(model type, kind, class name) of every entry of the library's causal and masked mappings."""
+def iter_architectures() -> Iterator[tuple[str, str, str]]:
+    """Yield (model type, kind, class name) of all causal and masked classes of transformers."""
     for kind, mapping in (
         ("causal", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("masked", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     ):
         for model_type, name in mapping.items():
-            for one in [name] if isinstance(name, str) else name:
-                if hasattr(transformers, one):
-                    yield model_type, kind, one
+            for class_name in [name] if isinstance(name, str) else name:
+                if hasattr(transformers, class_name):
+                    yield model_type, kind, class_name
 
 
-def small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
-    """The default configuration of a model type with small sizes, inner configurations too."""
+def build_small_config(model_type: str, vocabulary: int, variant: Mapping[str, Any]) -> Any:
+    """Return the default configuration with small sizes, inner configurations included."""
     config_class = CONFIG_MAPPING[model_type]
     values = config_class().to_dict()
-    shrunken = _shrunken(values, vocabulary)
-    for inner in [v for v in shrunken.values() if isinstance(v, dict)]:
+    small = _shrink_sizes(values, vocabulary)
+    for inner in [v for v in small.values() if isinstance(v, dict)]:
         inner.update(
             {k: v for k, v in variant.items() if k in values.get(inner["model_type"], inner)}
         )
-    shrunken |= {k: v for k, v in variant.items() if k in values}
-    return config_class(**shrunken | EXTRA.get(model_type, {}))
+    small |= {k: v for k, v in variant.items() if k in values}
+    return config_class(**small | EXTRA.get(model_type, {}))
 
 
-def _shrunken(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+def _shrink_sizes(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     small: dict[str, Any] = {}
     for name, value in values.items():
         if name.endswith("_config") and isinstance(value, dict) and "model_type" in value:
-            small[name] = {"model_type": value["model_type"], **_shrunken(value, vocabulary)}
+            small[name] = {"model_type": value["model_type"], **_shrink_sizes(value, vocabulary)}
         elif name in ("vocab_size", "n_words"):
             small[name] = vocabulary
         elif (
@@ -164,7 +185,7 @@ def _shrunken(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """TimeoutError after so many seconds."""
+    """Raise TimeoutError after so many seconds."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise TimeoutError(f"longer than {seconds} s")
@@ -178,17 +199,19 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# Checked by hand: what is refused, and by which words; what no small configuration builds, and why.
+# Checked by hand: architectures that are refused (and the message), or that no small configuration
+# builds (and the error).
+OTHER_INPUTS = "generates text from images, sounds or other inputs"
 REFUSED: dict[str, str] = {
     "BartForConditionalGeneration": "is an encoder-decoder",
     "CpmAntForCausalLM": "not a causal model",
     "FunnelForMaskedLM": "doesn't match the broadcast shape",
-    "Gemma3ForConditionalGeneration": "generates text from images, sounds or other inputs",
-    "Gemma4UnifiedForConditionalGeneration": "generates text from images, sounds or other inputs",
-    "GotOcr2ForConditionalGeneration": "generates text from images, sounds or other inputs",
+    "Gemma3ForConditionalGeneration": OTHER_INPUTS,
+    "Gemma4UnifiedForConditionalGeneration": OTHER_INPUTS,
+    "GotOcr2ForConditionalGeneration": OTHER_INPUTS,
     "MBartForConditionalGeneration": "is an encoder-decoder",
     "MllamaForCausalLM": "cannot load the weights",
-    "MossTranscribeDiarizeForConditionalGeneration": "generates text from images, sounds or other inputs",
+    "MossTranscribeDiarizeForConditionalGeneration": OTHER_INPUTS,
     "MvpForConditionalGeneration": "is an encoder-decoder",
     "XLNetLMHeadModel": "not a causal model",
 }
@@ -233,16 +256,20 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_key_value_heads": 4, "head_dim": 16},
     {"num_key_value_heads": 1, "pad_token_id": 0},
     {"num_hidden_layers": 4},
-    {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
-     "vocab_size_per_layer_input": 400},
-)  # fmt: skip
+    {
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 400,
+    },
+)
 
 
 def build(model_type: str, kind: str, name: str, folder: Path) -> None:
     """Save a random tiny checkpoint of an architecture with a tokenizer, and see that it runs.
 
-    Raises whatever the library raises for the first variant of sizes, if none of them can be built
-    and run.
+    If no variant of sizes can be built, raises the error of the first.
     """
     first: Exception | None = None
     for variant in VARIANTS:
@@ -257,8 +284,8 @@ def build(model_type: str, kind: str, name: str, folder: Path) -> None:
 
 
 def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping[str, Any]) -> None:
-    tokenizer = tokenizer_for(kind, True)
-    config = small_config(model_type, len(tokenizer), variant)
+    tokenizer = train_tokenizer(kind, True)
+    config = build_small_config(model_type, len(tokenizer), variant)
     if kind == "causal" and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     if kind == "causal" and hasattr(config, "causal"):
@@ -281,7 +308,7 @@ def _build(model_type: str, kind: str, name: str, folder: Path, variant: Mapping
 
 
 class PlainLoop:
-    """The library's own forward, one row at a time: every token hidden in turn, or every prefix."""
+    """The forward pass of transformers, one row per hidden token or prefix."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         auto = (
@@ -294,31 +321,37 @@ class PlainLoop:
         self.kind, self.rows = kind, dict[tuple[int, ...], torch.Tensor]()
 
     def scores(self, method: str, texts: Sequence[str]) -> list[float]:
-        """Summed log-probabilities (nats) of texts under a scoring method."""
+        """Return the summed log-probabilities (nats) of texts under a scoring method."""
         if method == "fused":
             both = (self.scores(name, texts) for name in ("causal", "mntp"))
             return [a + b for a, b in zip(*both, strict=True)]
         return [self._score(method, self.tokenizer(text)) for text in texts]
 
     def _score(self, method: str, encoded: Any) -> float:
-        ids, words, total = list(encoded["input_ids"]), encoded.word_ids(), 0.0
-        for at in range(1, len(ids) if self.kind == "causal" else len(ids) - 1):
+        ids, word_ids, total = list(encoded["input_ids"]), encoded.word_ids(), 0.0
+        for position in range(1, len(ids) if self.kind == "causal" else len(ids) - 1):
             if method == "causal":
-                total += self._logprobs(ids[:at], full=False)[at - 1, ids[at]].item()
+                total += self._logprobs(ids[:position], full=False)[
+                    position - 1, ids[position]
+                ].item()
                 continue
-            ends = len(ids) if method == "mlm-l2r" else at + 1
-            hidden = [i for i in range(at, ends) if i == at or words[i] == words[at]]
+            ends = len(ids) if method == "mlm-l2r" else position + 1
+            hidden = [
+                i
+                for i in range(position, ends)
+                if i == position or word_ids[i] == word_ids[position]
+            ]
             row = [
                 self.tokenizer.mask_token_id if i in hidden else token
                 for i, token in enumerate(ids)
             ]
             total += self._logprobs(row, full=self.kind == "causal")[
-                at - (method == "mntp"), ids[at]
+                position - (method == "mntp"), ids[position]
             ].item()
         return total
 
     def _logprobs(self, row: list[int], full: bool) -> torch.Tensor:
-        """(t, vocabulary) log-probabilities of one row; `full`: a causal model attends both ways."""
+        """Return (t, vocabulary) log-probabilities of a row; `full`: attend to the whole row."""
         if (key := (full, *row)) not in self.rows:
             mask = (
                 {"attention_mask": torch.ones(1, 1, len(row), len(row), dtype=torch.bool)}
@@ -337,37 +370,43 @@ class PlainLoop:
         return self.rows[key]
 
 
-def examine(model_type: str, kind: str, name: str, folder: Path) -> Row:
+def examine_architecture(model_type: str, kind: str, name: str, folder: Path) -> SweepRow:
     """Build, open and score one architecture, and compare every method that it offers."""
     try:
         with time_limit(SECONDS):
             build(model_type, kind, name, folder)
     except Exception as error:  # whatever a configuration of unknown rules raises
-        return Row(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
+        return SweepRow(name, kind, "not built", f"{type(error).__name__}: {first_line(error)}")
     try:
         with time_limit(SECONDS):
-            opened = open_checkpoint(str(folder), OpenOptions(device="cpu"))
+            checkpoint = open_checkpoint(str(folder), OpenOptions(device="cpu"))
             plain = PlainLoop(folder, kind)
-            worst = {method: difference(opened, plain, method) for method in opened.methods}
+            differences = {
+                method: max_difference(checkpoint, plain, method) for method in checkpoint.methods
+            }
     except BenchError as error:
-        return Row(name, kind, "refused", first_line(error))
-    except Exception as error:  # a fault of ours: its row says so
-        return Row(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
-    wrong = [
-        f"{method} off by {off:.2g} nats" for method, off in worst.items() if not off < TOLERANCE
+        return SweepRow(name, kind, "refused", first_line(error))
+    except Exception as error:  # an error of ours
+        return SweepRow(name, kind, "wrong", f"{type(error).__name__}: {first_line(error)}")
+    deviations = [
+        f"{method} off by {deviation:.2g} nats"
+        for method, deviation in differences.items()
+        if not deviation < TOLERANCE
     ]
-    used = ", ".join(opened.engine.shortcuts)
-    return Row(
-        name, kind, "wrong" if wrong else "exact", "; ".join(wrong) or ", ".join(worst), used
+    shortcuts = ", ".join(checkpoint.engine.shortcuts)
+    return SweepRow(
+        name,
+        kind,
+        "wrong" if deviations else "exact",
+        "; ".join(deviations) or ", ".join(differences),
+        shortcuts,
     )
 
 
-def difference(opened: Checkpoint, plain: PlainLoop, method: str) -> float:
-    """Largest difference (nats, relative from 1 nat on) of a text's score between ours and the
-    plain loop.
-    """
-    items = pairs()
-    [predictions] = multiple_choice.predict(opened, items, [METHODS[method]])
+def max_difference(checkpoint: Checkpoint, plain: PlainLoop, method: str) -> float:
+    """Return the largest difference of a text score (nats; relative from 1 nat on)."""
+    items = make_pairs()
+    [predictions] = multiple_choice.predict(checkpoint, items, [METHODS[method]])
     ours = np.array([p.scores for p in predictions]).ravel()
     expected = np.array(plain.scores(method, [o.text for item in items for o in item.options]))
     return float((np.abs(ours - expected) / np.maximum(1, np.abs(expected))).max())
@@ -377,19 +416,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0].split(": ", 1)[-1][:140]
 
 
-def examine_in_a_folder(entry: tuple[str, str, str]) -> Row:
-    """Examine one architecture in a temporary folder, in a process of its own."""
+def examine_in_temporary_folder(entry: tuple[str, str, str]) -> SweepRow:
+    """Examine one architecture in a temporary folder, in a worker process."""
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        return examine(*entry, Path(folder) / entry[2])
+        return examine_architecture(*entry, Path(folder) / entry[2])
 
 
-def judged(row: Row) -> Row:
-    """Call an exception wrong that is on no list, or is there for another reason."""
-    listed = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
-    if listed is None or (row.architecture in listed and listed[row.architecture] in row.detail):
+def check_exceptions(row: SweepRow) -> SweepRow:
+    """Call an exception wrong that is not listed, or is listed with another reason."""
+    exceptions = {"refused": REFUSED, "not built": NOT_BUILT}.get(row.outcome)
+    if exceptions is None or (
+        row.architecture in exceptions and exceptions[row.architecture] in row.detail
+    ):
         return row
     return replace(
         row, outcome="wrong", detail=f"not on the list of exceptions: {row.outcome}, {row.detail}"
@@ -397,15 +438,14 @@ def judged(row: Row) -> Row:
 
 
 def main(names: Sequence[str]) -> int:
-    """Print a Markdown row per architecture (of those named, or all); 1 where one is wrong."""
-    entries = [entry for entry in architectures() if not names or entry[2] in names]
-    print(
-        "| architecture | read as | outcome | methods, or the reason | shortcuts |\n| --- | --- | --- | --- | --- |"
-    )
+    """Print a Markdown row per architecture (default: all); return 1 if one is wrong."""
+    entries = [entry for entry in iter_architectures() if not names or entry[2] in names]
+    print("| architecture | read as | outcome | methods, or the reason | shortcuts |")
+    print("| --- | --- | --- | --- | --- |")
     wrong, seen = 0, set[tuple[str, ...]]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(examine_in_a_folder, entries):
-            row = judged(found)
+        for result in pool.map(examine_in_temporary_folder, entries):
+            row = check_exceptions(result)
             line = (row.architecture, row.kind, row.outcome, row.detail, row.shortcuts)
             if line not in seen:  # several model types share a class
                 print(f"| {' | '.join(line)} |", flush=True)

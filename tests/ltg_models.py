@@ -1,6 +1,4 @@
-"""Small LTG-BERT, ELC-BERT and GPT-BERT models with a reference's weights, for the tests of
-architectures.
-"""
+"""Small LTG-BERT, ELC-BERT and GPT-BERT models with the weights of the reference models."""
 
 from __future__ import annotations
 
@@ -11,19 +9,27 @@ import torch
 from antlm_bench.architectures import gpt_bert, ltg_bert
 
 SIZES = {
-    "vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 16,
-    "position_bucket_size": 8, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 20,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 16,
+    "position_bucket_size": 8,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 KINDS = ("", "base", "zero", "normalized", "weighted_output", "gpt")
 
 
-def settings(mix: str, **more):
+def reference_settings(mix: str, **more):
     eps = 1e-5 if mix == "gpt" else 1e-7
     return {"heads": 3, "eps": eps, "buckets": 8, "furthest": 32, "mix": mix, **more}
 
 
-def make(kind: str, suffix: str = "ForMaskedLM", **config):
-    """A random model in evaluation mode; kind: layer_mix of LTG-BERT, or "gpt"."""
+def build_ltg_model(kind: str, suffix: str = "ForMaskedLM", **config):
+    """Build a random model in evaluation mode; kind: layer_mix of LTG-BERT, or "gpt"."""
     torch.manual_seed(0)
     module, prefix = (gpt_bert, "GptBert") if kind == "gpt" else (ltg_bert, "LtgBert")
     extra = {} if kind == "gpt" else {"layer_mix": kind}
@@ -32,8 +38,8 @@ def make(kind: str, suffix: str = "ForMaskedLM", **config):
     ).eval()
 
 
-def ours(weights):
-    """A reference's weights under this package's names."""
+def convert_weights(weights):
+    """Convert the weights of a reference model to the names of this package."""
     state = {
         "model.embedding.weight": weights["embedding"],
         "model.positions.table.weight": weights["table"],
@@ -69,21 +75,21 @@ def ours(weights):
             }
         if "alpha" in layer:
             state[to + "mix.alpha"] = layer["alpha"]
-        for place, alpha in enumerate(layer.get("alphas", ())):
-            state[to + f"mixes.{place}.alpha"] = alpha
+        for index, alpha in enumerate(layer.get("alphas", ())):
+            state[to + f"mixes.{index}.alpha"] = alpha
     return {
         name: torch.tensor(np.asarray(value), dtype=torch.float32) for name, value in state.items()
     }
 
 
-def filled(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
-    """(model, weights): a model with random reference weights."""
+def build_reference_model(kind: str, suffix: str = "ForMaskedLM", seed: int = 0, **config):
+    """Return (model, weights): a model of this package with random reference weights."""
     weights = reference.random_weights(
         np.random.default_rng(seed),
         kind,
         gate=config.get("attention_gate", True),
         learned=config.get("layer_weights", True),
     )
-    model = make(kind, suffix, **config)
-    model.load_state_dict(ours(weights))
+    model = build_ltg_model(kind, suffix, **config)
+    model.load_state_dict(convert_weights(weights))
     return model, weights
