@@ -17,8 +17,8 @@ from antlm_bench import runs
 from antlm_bench.errors import RunError
 
 SCORER = Path(__file__).with_name("killable_run.py")
-# Counted in killable_run.kill_at; they fall before, inside and after chunks, final files, run.json and
-# the clearing up.
+# Counted in killable_run.kill_at; they fall before, inside and after chunks, final files, run.json
+# and the clearing up.
 MOMENTS = (1, 3, 6, 11, 24, 33, 36, 41, 45, 49, 52, 57, 58, 90, 95)
 
 
