@@ -136,7 +136,7 @@ NOTES = rows(12, dialogue=several, section_text=several)
         (
             FileNotFoundError("Couldn't find Module 'bleu'"),
             "RuntimeError: .*Module 'bleu'",
-            "or the hub in reach",
+            "or the hub within reach",
         ),
         (ImportError("bert_score"), r"pip install evaluate bert-score", "install what it names"),
     ],
