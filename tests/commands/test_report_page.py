@@ -95,7 +95,11 @@ def test_a_page_of_what_is_missing_says_so_and_so_does_the_exit_code(
         ("--html", ["--json"], "--json"),
         ("--html", ["--partial"], "only a collection has members"),
         ("--html", ["--baseline", "x"], "only a collection has members"),
-        ("--svg", ["--collection", "babylm-2024"], "--collection: a collection is a table"),
+        (
+            "--svg",
+            ["--collection", "babylm-2024"],
+            "--collection: --svg and --png cannot show a collection",
+        ),
     ],
 )
 def test_what_has_no_place_on_the_page_is_not_ignored(

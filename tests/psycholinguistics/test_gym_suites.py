@@ -157,7 +157,7 @@ def test_a_sentence_that_does_not_fit_is_flagged_and_wrong(tmp_path):
         ({"predictions": [{"type": "formula"}]}, "predictions[0]: `formula` is missing"),
         (
             {"predictions": ["(1;%match%) >"]},
-            "predictions[0]: no formula: '(1;%match%) >': a region like",
+            "predictions[0]: no formula: '(1;%match%) >': expected a region like",
         ),
         ({"predictions": ["(" * 5000]}, "brackets are nested too deeply"),
         (
