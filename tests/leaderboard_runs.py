@@ -204,7 +204,7 @@ def write_final_run(
     board = leaderboard.load_leaderboard(year)
     settings = CONVENTIONS[year] | settings
     cells: list[tuple[Cell, list[Prediction]]] = []
-    for part in board.parts("strict-small"):
+    for part in board.parts_of_track("strict-small"):
         if part.writes == "class":
             sizes = leaderboard.expected_counts(board.name, part.key)
             cells += [

@@ -102,7 +102,7 @@ class LeaderboardSpec(Declaration):
         hint = suggest_name(track, known) or f"tracks of {self.year}: {', '.join(known)}"
         raise UsageError(f"unknown track {track!r}", location="--track", hint=hint)
 
-    def parts(self, track: str) -> tuple[PartSpec, ...]:
+    def parts_of_track(self, track: str) -> tuple[PartSpec, ...]:
         """Return the parts of a track's file."""
         return tuple(part for part in self.part if not part.tracks or track in part.tracks)
 

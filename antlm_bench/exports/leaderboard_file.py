@@ -125,7 +125,7 @@ class LeaderboardFileBuilder:
         a choice; DataError for a part made elsewhere that is wrong (see given_parts).
         """
         milestones_key, milestones = self.board.milestones_in, self.board.milestones(self.track)
-        parts = {part.key: part for part in self.board.parts(self.track)}
+        parts = {part.key: part for part in self.board.parts_of_track(self.track)}
         fast = {f"{milestones_key}.{part.key}": part for part in self.board.fast if milestones}
         if unknown := external_parts.keys() - parts.keys() - fast.keys():
             hint = f"its parts: {', '.join([*parts, *fast])}"

@@ -86,13 +86,13 @@ class UncertainValue:
     @property
     def variance(self) -> float:
         """The variance of the estimation; 0 without parts."""
-        items, seeds = self._parts
+        items, seeds = self._variance_components
         return items.variance + seeds.variance
 
     @property
     def df(self) -> float:
         """The degrees of freedom whose t quantile at CONFIDENCE_LEVEL the interval has."""
-        (items, seeds), whole = self._parts, self.variance
+        (items, seeds), whole = self._variance_components, self.variance
         share = 0.0
         if whole > 0:
             excess = max(seeds.variance / whole - NEGLIGIBLE_SEED_SHARE, 0.0)
@@ -116,7 +116,7 @@ class UncertainValue:
         return float(2 * stdtr(self.df, -abs(self.value) / self.variance**0.5))
 
     @property
-    def _parts(self) -> tuple[VarianceComponent, VarianceComponent]:
+    def _variance_components(self) -> tuple[VarianceComponent, VarianceComponent]:
         """The sums over items and over seeds."""
         return _sum_components(self.item_components), _sum_seed_components(self.seed_components)
 

@@ -85,7 +85,7 @@ def test_complete_runs_become_the_official_collators_file(
     ]
     document = send(folders, tmp_path, year)
     assert list(document) == [
-        p.key for p in leaderboard.load_leaderboard(year).parts("strict-small")
+        p.key for p in leaderboard.load_leaderboard(year).parts_of_track("strict-small")
     ] + ["fast_eval_results"]
     rows = document["blimp"]["wh_island"]["predictions"]
     assert [row["id"] for row in rows] == ["wh_island_0", "wh_island_1", "wh_island_2"]
