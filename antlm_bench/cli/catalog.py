@@ -103,5 +103,5 @@ def doctor_command(
     from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, locals()))
-    descriptions = map(dict, checkpoints)
-    print_tables((build_facts_table(str(d.pop("name")), d) for d in descriptions), table_format)
+    facts = ({**checkpoint} for checkpoint in checkpoints)
+    print_tables((build_facts_table(str(f.pop("name")), f) for f in facts), table_format)

@@ -34,7 +34,7 @@ def build_options(
 
 def split_names(values: Sequence[str] | None) -> list[str]:
     """Split `a,b` into two names, except for an existing file and for `lm-eval:a,b`."""
-    names = []
+    names: list[str] = []
     for value in values or ():
         is_one_name = value.startswith("lm-eval:") or _path_exists(value)
         names += [value] if is_one_name else value.split(",")
