@@ -45,7 +45,7 @@ MethodOption = Annotated[
 AllowMixedOption = Annotated[
     bool,
     run_option(
-        "--allow-mixed", help="Compare runs of different settings on shared items; add a note."
+        "--allow-mixed", help="Compare shared items of runs with different settings, with a note."
     ),
 ]
 

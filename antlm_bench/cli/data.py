@@ -53,7 +53,7 @@ def data_fetch_command(
 
 @with_table_format()
 def data_verify_command(suites: SuitesArgument = None, table_format: str = "table") -> None:
-    """Compare the checksum of every local file with the published one."""
+    """Compare every local file with the published one."""
     from antlm_bench.commands.data import raise_on_bad_files, verify_files
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table

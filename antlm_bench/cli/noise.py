@@ -59,7 +59,7 @@ def noise_command(
 ) -> None:
     """Score the same weights with other batch sizes and dtypes.
 
-    The result is the smallest difference that can mean anything.
+    Differences between models that are smaller than this mean nothing.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise

@@ -73,7 +73,7 @@ def submit_command(
     allow_conventions: Annotated[
         bool,
         typer.Option(
-            "--allow-conventions", help="Accept runs of another year's conventions, marked."
+            "--allow-conventions", help="Accept runs not scored by the year's conventions, marked."
         ),
     ] = False,
     table_format: str = "table",
