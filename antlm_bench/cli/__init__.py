@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one module per command or group of related commands."""

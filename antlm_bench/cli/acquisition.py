@@ -1,4 +1,4 @@
-"""`acquisition`: when a model's checkpoints acquired the words of the CDI, beside children."""
+"""The command `acquisition`: correlate ages of word acquisition of a model and of children."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from antlm_bench.cli.shared_options import (
-    model_option,
-    table_option,
-    with_table_format,
-)
+from antlm_bench.cli.shared_options import model_option, table_option, with_table_format
 
 
 @with_table_format()
@@ -21,15 +17,17 @@ def acquisition_command(
         typer.Argument(metavar="RUN...", help="Run folders of checkpoints, or folders of them."),
     ],
     suite: Annotated[
-        str, model_option(metavar="NAME", help="aoa-2026 or aoa-2025: whose rules.")
+        str, model_option(metavar="NAME", help="Rules to apply: aoa-2026 or aoa-2025.")
     ] = "aoa-2026",
     out: Annotated[
-        Path | None, table_option("--out", metavar="FILE", help="Every word: .csv .tsv .parquet")
+        Path | None,
+        table_option("--out", metavar="FILE", help="Table of all words: .csv .tsv .parquet"),
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Correlate the order in which a model and children acquire words, from scored checkpoints;
-    kept in a run.
+    """Correlate the ages at which a model and children acquire words.
+
+    The model's ages come from scored checkpoints. The result is written into a run folder.
     """
     from antlm_bench.commands.acquisition import compute_acquisition
     from antlm_bench.reporting.table import TableCell, build_facts_table
@@ -38,23 +36,23 @@ def acquisition_command(
 
     if out:
         check_table_suffix(out)
-    found = compute_acquisition(run, suite)
+    results = compute_acquisition(run, suite)
     tables = []
-    for one in found:
-        score = one.cell.summary.headline
+    for result in results:
+        score = result.cell.summary.headline
         text = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
         facts = {
-            "method": one.cell.method,
+            "method": result.cell.method,
             suite: TableCell(score.value, text, score.low, score.high, unit="Pearson's r"),
-            "how": "\n".join(one.cell.summary.notes),
-            "kept in": one.run_dir,
+            "how": "\n".join(result.cell.summary.notes),
+            "kept in": result.run_dir,
         }
-        tables.append(build_facts_table(one.model, facts))
+        tables.append(build_facts_table(result.model, facts))
     print_tables(tables, table_format)
     if out:
         rows = [
-            {"model": one.model, "method": one.cell.method, **row}
-            for one in found
-            for row in one.word_rows()
+            {"model": result.model, "method": result.cell.method, **row}
+            for result in results
+            for row in result.word_rows()
         ]
         write_table(out, rows)

@@ -1,7 +1,7 @@
-"""The peers' option names become ours: lm-eval's and BabyLM's command lines work here unchanged; a
-number that may be left out is put in.
+"""Translate option names of lm-eval and BabyLM into ours: their command lines work here.
 
-A pure function from argv to argv, so that the commands know one name per thing.
+`normalize_argv` is a pure function from argv to argv: the commands know one name per option. It
+also inserts the default number of options whose number is optional.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from difflib import get_close_matches
 
 from antlm_bench.errors import UsageError
 
-# theirs (hyphenated) -> ours
 OPTION_ALIASES: dict[str, str] = {
     "--tasks": "--suite",
     "--suites": "--suite",
@@ -21,6 +20,7 @@ OPTION_ALIASES: dict[str, str] = {
     "--model-path-or-name": "--model",
     "--revision-name": "--revision",
 }
+"""Option of lm-eval or BabyLM, hyphenated -> our option."""
 # What lm-eval calls a model type is not a checkpoint; the one thing it may say is how to score.
 LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
     "hf": [],
@@ -28,19 +28,19 @@ LM_EVAL_MODEL_TYPES: dict[str, list[str]] = {
     "huggingface": [],
     "hf-mlm": ["--method", "mlm"],
 }
-# Options whose number may be left out, which typer does not know how to say.
+"""Value of lm-eval's `--model` -> our options. It is a model type, not a checkpoint."""
 DEFAULT_NUMBERS: dict[str, str] = {"--flips": "20"}
+"""Options with an optional number -> its default. typer has no such options."""
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
 NUMBER_PATTERN = re.compile(r"[-+]?\d+(\.\d*)?")
 TOKENS_PER_SEQUENCE = 128
+"""Tokens of our batch per sequence of lm-eval's --batch_size."""
 
 
 def normalize_argv(argv: Sequence[str]) -> list[str]:
-    """argv in our spelling. Raises UsageError for a model type without model_args and for unknown
-    model_args.
-    """
+    """Return argv with our option names. Raises UsageError for unknown --model_args."""
     words, out = list(argv), list[str]()
-    typed = any(word.replace("_", "-").startswith("--model-args") for word in words)
+    has_model_args = any(word.replace("_", "-").startswith("--model-args") for word in words)
     while words:
         word = words.pop(0)
         if word == "--":
@@ -57,27 +57,26 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
         ):
             out += [name, DEFAULT_NUMBERS[name]]
             continue
-        special = OPTION_CONVERTERS.get(name)
-        if special is None:
+        convert = OPTION_CONVERTERS.get(name)
+        if convert is None:
             out.append(OPTION_ALIASES.get(name, name) + equals + value)
             continue
         if not equals and not words:
             raise UsageError("the option needs a value", location=written)
-        out += special(value if equals else words.pop(0), typed)
+        out += convert(value if equals else words.pop(0), has_model_args)
     return out
 
 
 def _convert_model(value: str, has_model_args: bool) -> list[str]:
-    return (
-        LM_EVAL_MODEL_TYPES[value]
-        if has_model_args and value in LM_EVAL_MODEL_TYPES
-        else ["--model", value]
-    )
+    if has_model_args and value in LM_EVAL_MODEL_TYPES:
+        return LM_EVAL_MODEL_TYPES[value]
+    return ["--model", value]
 
 
 def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
-    """Peers count sequences, we count tokens; scores depend on neither. `auto:4` is lm-eval's for
-    "try again".
+    """Convert a number of sequences into a number of tokens. Scores depend on neither.
+
+    lm-eval also accepts `auto:N`, which repeats its search N times.
     """
     if value.partition(":")[0] == "auto":
         return ["--batch-tokens", "auto"]
@@ -91,17 +90,14 @@ def _convert_batch_size(value: str, _has_model_args: bool = True) -> list[str]:
 
 
 def _convert_model_args(text: str, _has_model_args: bool) -> list[str]:
-    """`pretrained=X,dtype=float32` -> our options."""
+    """Convert `pretrained=X,dtype=float32` into our options."""
     out: list[str] = []
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or key not in MODEL_ARG_CONVERTERS:
             near = get_close_matches(key, MODEL_ARG_CONVERTERS, 1)
-            hint = (
-                f"did you mean {near[0]}=...?"
-                if near
-                else "understood here: " + ", ".join(MODEL_ARG_CONVERTERS)
-            )
+            supported = "supported: " + ", ".join(MODEL_ARG_CONVERTERS)
+            hint = f"did you mean {near[0]}=...?" if near else supported
             raise UsageError(
                 f"{pair!r} is not understood" if equals else f"{pair!r} is not key=value",
                 location="--model_args",
@@ -116,12 +112,12 @@ def _renamed_option(option: str) -> Callable[[str], list[str]]:
 
 
 def _boolean_option(key: str, on: list[str], off: list[str]) -> Callable[[str], list[str]]:
-    def read(value: str) -> list[str]:
+    def convert(value: str) -> list[str]:
         if value.lower() not in TRUE | FALSE:
             raise UsageError(f"{key}={value!r} is neither True nor False", location="--model_args")
         return on if value.lower() in TRUE else off
 
-    return read
+    return convert
 
 
 MODEL_ARG_CONVERTERS: dict[str, Callable[[str], list[str]]] = {
@@ -133,8 +129,7 @@ MODEL_ARG_CONVERTERS: dict[str, Callable[[str], list[str]]] = {
     "device": _renamed_option("--device"),
     "max_length": _renamed_option("--max-length"),
     "batch_size": _convert_batch_size,
-    # lm-eval stands a BOS (or EOS) before every sentence whatever this says; our `auto` is that
-    # rule.
+    # lm-eval puts a BOS (or EOS) before every sentence whatever the value is, as our `auto` does
     "add_bos_token": _boolean_option("add_bos_token", ["--bos", "always"], ["--bos", "auto"]),
     "trust_remote_code": _boolean_option("trust_remote_code", ["--trust-remote-code"], []),
 }

@@ -1,8 +1,7 @@
-"""The command line: argv to a verb, a verb's result to the terminal, an error to a message and an
-exit code.
+"""The command line application: the table of commands, and the entry point `main`.
 
-Nothing heavy is imported here or in `verbs`: each verb imports what it needs, so that `--help`
-answers at once.
+Modules of this package import nothing heavy at the top. Each command imports what it needs when it
+runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ EXIT_CODES_HELP = (
     "6 not comparable · 70 a bug of ours · 75 stopped by a signal, the same command resumes · 130 "
     "Ctrl-C"
 )
-# name -> (the verb, what stands below its help)
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "score": (score.score_command, score.PEER_SPELLINGS_HELP),
     "finetune": (finetune.finetune_command, ""),
@@ -63,6 +61,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "show": (catalog.show_command, ""),
     "doctor": (catalog.doctor_command, ""),
 }
+"""Name -> (function, text below its help)."""
 COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "baseline": (
         "Runs that others are checked against.",
@@ -78,6 +77,7 @@ COMMAND_GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         },
     ),
 }
+"""Name of a group -> (its help, name -> function)."""
 
 
 def print_version(value: bool) -> None:
@@ -97,7 +97,7 @@ def root_callback(version: VersionOption = False) -> None:
 
 
 def build_app() -> typer.Typer:
-    """The verbs and groups of verbs of the tables above."""
+    """Build the typer application from COMMANDS and COMMAND_GROUPS."""
     app = typer.Typer(
         name="antlm-bench",
         help="Honest, fast, comparable evaluation of small language models.",
@@ -107,12 +107,12 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(root_callback)
-    for name, (verb, epilog) in COMMANDS.items():
-        app.command(name, epilog=epilog or None)(verb)
-    for name, (says, verbs) in COMMAND_GROUPS.items():
-        group = typer.Typer(help=says)
-        for inner, verb in verbs.items():
-            group.command(inner)(verb)
+    for name, (command, epilog) in COMMANDS.items():
+        app.command(name, epilog=epilog or None)(command)
+    for name, (help_text, subcommands) in COMMAND_GROUPS.items():
+        group = typer.Typer(help=help_text)
+        for subcommand_name, command in subcommands.items():
+            group.command(subcommand_name)(command)
         app.add_typer(group, name=name)
     return app
 
@@ -128,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def report_error(error: BenchError) -> None:
-    from antlm_bench.console import print_error
+    from antlm_bench.console import print_error  # rich is slow to import
 
     print_error(error)
 

@@ -1,4 +1,4 @@
-"""`list`, `show` and `doctor`: what there is, before anything is computed."""
+"""The commands `list`, `show` and `doctor`: describe suites, recipes and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from antlm_bench.cli.shared_options import (
     with_table_format,
 )
 
-recipe_option = partial(typer.Option, rich_help_panel="Of a recipe")
+recipe_option = partial(typer.Option, rich_help_panel="For a recipe")
 
 
 @with_table_format()
@@ -35,7 +35,7 @@ def list_command(
     ] = "suites",
     table_format: str = "table",
 ) -> None:
-    """List what can be scored, and how."""
+    """List suites, collections, training recipes, scoring methods or architectures."""
     from antlm_bench.commands.list import list_catalog
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
@@ -52,22 +52,26 @@ def show_command(
         ),
     ],
     scale: Annotated[
-        str, recipe_option(metavar="NAME", help="A smaller version that it declares: nano, small.")
+        str,
+        recipe_option(
+            metavar="NAME", help="A smaller version that the recipe declares: nano, small."
+        ),
     ] = "",
     change: Annotated[
         list[str] | None,
-        recipe_option("--set", metavar="KEY=VALUE", help="Change a number of it. Repeatable."),
+        recipe_option(
+            "--set", metavar="KEY=VALUE", help="Change a number of the recipe. Repeatable."
+        ),
     ] = None,
     words: Annotated[
         int | None,
-        recipe_option(metavar="N", min=1, help="Of the corpus.", show_default="10,000,000"),
+        recipe_option(metavar="N", min=1, help="Words of the corpus.", show_default="10,000,000"),
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Show one declaration: what it says, what it counts or costs, whom to cite, where its data
-    lies.
+    """Show one declaration: its values, its size or cost, its citation, the location of its data.
 
-    Of a recipe also a table of what differs from its paper.
+    For a recipe, also list the differences from its paper.
     """
     from antlm_bench.commands.show import describe_entry, list_recipe_differences
     from antlm_bench.reporting.table import build_facts_table, build_records_table
@@ -92,14 +96,12 @@ def doctor_command(
     original_layout: OriginalLayoutOption = None,
     table_format: str = "table",
 ) -> None:
-    """Open checkpoints and print what was found, without scoring: architecture, methods, special
-    tokens, dtype.
-    """
+    """Open checkpoints without scoring; print architecture, methods, special tokens and dtype."""
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.doctor import inspect_checkpoints
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_tables
 
     checkpoints = inspect_checkpoints(model, build_options(OpenOptions, locals()))
-    facts = ({**found} for found in checkpoints)
+    facts = ({**checkpoint} for checkpoint in checkpoints)
     print_tables((build_facts_table(str(f.pop("name")), f) for f in facts), table_format)

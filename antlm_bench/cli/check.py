@@ -1,5 +1,6 @@
-"""`check` and `baseline`: is a checkpoint worse than the one before? The exit code says it to a CI
-system.
+"""The commands `check` and `baseline`: test a run for a regression against a saved run.
+
+The exit code tells a CI system the verdict.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def check_command(
         float | None,
         run_option(
             metavar="POINTS",
-            help="How much worse a suite may be; hundredths of a correlation, of a nat.",
+            help="Tolerated loss per suite; in hundredths of a correlation or a nat.",
             show_default="policy, suite, 1.0",
         ),
     ] = None,
     group_margin: Annotated[
         float | None,
         run_option(
-            metavar="POINTS", help="How much worse a phenomenon may be.", show_default="not judged"
+            metavar="POINTS", help="Tolerated loss per phenomenon.", show_default="not judged"
         ),
     ] = None,
     policy: Annotated[
@@ -53,25 +54,33 @@ def check_command(
     method: MethodOption = None,
     allow_mixed: AllowMixedOption = False,
     strict: Annotated[
-        bool, run_option("--strict", help="Too few items for the margin is a failure (exit 4).")
+        bool,
+        run_option(
+            "--strict", help="Fail with exit code 4 if there are too few items for the margin."
+        ),
     ] = False,
-    junit: Annotated[Path | None, table_option(metavar="FILE", help="JUnit XML as well.")] = None,
-    markdown: Annotated[Path | None, table_option(metavar="FILE", help="Markdown as well.")] = None,
+    junit: Annotated[
+        Path | None, table_option(metavar="FILE", help="Also write JUnit XML.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, table_option(metavar="FILE", help="Also write Markdown.")
+    ] = None,
     github: Annotated[
         bool,
         table_option("--github", help="Annotations and the step's summary for GitHub Actions."),
     ] = False,
     table_format: str = "table",
 ) -> None:
-    """Gate a checkpoint: is it worse than its baseline, by more than a margin? Exit code 0: no; 1:
-    yes.
+    """Check whether a run is worse than its baseline by more than a margin.
+
+    Exit code 0: no; 1: yes.
     """
     pairs = parse_method_pairs(method)
     if github and table_format != "table":
         raise UsageError(
             f"annotations and {table_format.upper()} are both for stdout",
             location=f"--{table_format}",
-            hint="two commands",
+            hint="run two commands",
         )
 
     from antlm_bench.commands.check import check
@@ -88,8 +97,8 @@ def check_command(
         methods=pairs,
         allow_mixed=allow_mixed,
     )
-    found = exit_error(checked, strict)
-    table = build_check_table(checked, found.exit_code if found else 0)
+    error = exit_error(checked, strict)
+    table = build_check_table(checked, error.exit_code if error else 0)
     print_table(table, table_format)
     if junit:
         from antlm_bench.reporting.junit import to_junit_xml
@@ -103,24 +112,26 @@ def check_command(
         print(workflow_commands(checked), end="")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             append_summary(summary, write_markdown(table))
-    if found:
-        raise found
+    if error:
+        raise error
 
 
 def baseline_save_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     name: Annotated[
         str,
-        run_folder_option(metavar="NAME", help="Of the baseline.", show_default="the run folder's"),
+        run_folder_option(
+            metavar="NAME", help="Name of the baseline.", show_default="the run folder's"
+        ),
     ] = "",
     to: Annotated[Path, run_folder_option(metavar="DIR", help="Folder of baselines.")] = Path(
         "reports/baselines"
     ),
     overwrite: Annotated[
-        bool, run_folder_option("--overwrite", help="Replace a baseline of that name.")
+        bool, run_folder_option("--overwrite", help="Replace an existing baseline.")
     ] = False,
 ) -> None:
-    """Save a slim copy of a run (ids and numbers, no texts) to be committed and checked against."""
+    """Save a small copy of a run (ids and numbers, no texts) as a baseline for `check`."""
     from antlm_bench.commands.baseline import save_baseline
 
     print(save_baseline(run, name, baselines_dir=to, overwrite=overwrite))
@@ -133,7 +144,7 @@ def baseline_list_command(
     ] = Path("reports/baselines"),
     table_format: str = "table",
 ) -> None:
-    """List the baselines that are saved."""
+    """List the saved baselines."""
     from antlm_bench.commands.baseline import list_baselines
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table

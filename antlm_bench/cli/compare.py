@@ -1,4 +1,4 @@
-"""`compare`: run folders against a reference."""
+"""The command `compare`: compare run folders with a reference."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import (
-    split_names,
-    table_option,
-    with_table_format,
-)
+from antlm_bench.cli.shared_options import split_names, table_option, with_table_format
 from antlm_bench.errors import UsageError
 
 run_option = partial(typer.Option, rich_help_panel="What is compared")
 
 
 def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
-    """`causal=mlm` -> ("causal", "mlm"): the reference's method and the run's; `mlm` alone is
-    both.
+    """Parse `causal=mlm` into ("causal", "mlm"): the reference's method and the run's.
+
+    A single name stands for both. Raises UsageError.
     """
     pairs = [value.partition("=") for value in split_names(values)]
     if wrong := [first for first, equals, second in pairs if not first or (equals and not second)]:
@@ -34,18 +31,22 @@ def parse_method_pairs(values: Sequence[str] | None) -> list[tuple[str, str]]:
 
 
 SuiteOption = Annotated[
-    list[str] | None, run_option("--suite", metavar="NAME", help="Only these. Repeatable, or a,b.")
+    list[str] | None,
+    run_option("--suite", metavar="NAME", help="Only these suites. Repeatable, or a,b."),
 ]
 MethodOption = Annotated[
     list[str] | None,
     run_option(
         "--method",
         metavar="NAME",
-        help="Only this; causal=mlm: the reference's against the run's. Repeatable.",
+        help="Only this method; causal=mlm: the reference's and the run's. Repeatable.",
     ),
 ]
 AllowMixedOption = Annotated[
-    bool, run_option("--allow-mixed", help="Compare what differing settings share, and say so.")
+    bool,
+    run_option(
+        "--allow-mixed", help="Compare shared items of runs with different settings, with a note."
+    ),
 ]
 
 
@@ -74,27 +75,28 @@ def compare_command(
         ),
     ] = 0,
     show_texts: Annotated[
-        bool, table_option("--show-texts", help="With their texts, looked up in the data here.")
+        bool,
+        table_option("--show-texts", help="Show the texts of these items, read from local data."),
     ] = False,
     table_format: str = "table",
 ) -> None:
-    """Compare runs item by item: paired differences with intervals and tests, suite by suite, group
-    by group.
-    """
+    """Compare runs item by item: paired differences with intervals and tests."""
     pairs = parse_method_pairs(method)
 
     from antlm_bench.commands.compare import compare, load_item_texts, resolve_suite_files
     from antlm_bench.reporting.comparison_table import build_comparison_table
     from antlm_bench.reporting.writers import print_table
 
-    asked = resolve_suite_files(split_names(suite), [*([against] if against else []), *run])
-    found = compare(
-        run, against=against or "", suites=list(asked), methods=pairs, allow_mixed=allow_mixed
+    suite_files = resolve_suite_files(split_names(suite), [*([against] if against else []), *run])
+    run_comparisons = compare(
+        run, against=against or "", suites=list(suite_files), methods=pairs, allow_mixed=allow_mixed
     )
-    shown = {}
+    texts = {}
     if show_texts:
         flips = flips or 10
-        compared = [found[0].path_a, *(versus.path_b for versus in found)]
-        flipped = [c.suite for versus in found for c in versus.comparisons if c.flipped]
-        shown = {name: load_item_texts(compared, name, asked.get(name, "")) for name in flipped}
-    print_table(build_comparison_table(found, by, flips, shown), table_format)
+        run_dirs = [run_comparisons[0].path_a, *(each.path_b for each in run_comparisons)]
+        flipped = [c.suite for each in run_comparisons for c in each.comparisons if c.flipped]
+        texts = {
+            name: load_item_texts(run_dirs, name, suite_files.get(name, "")) for name in flipped
+        }
+    print_table(build_comparison_table(run_comparisons, by, flips, texts), table_format)

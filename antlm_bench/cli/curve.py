@@ -1,4 +1,4 @@
-"""`curve`: what suites say of a model's checkpoints over the words they have seen."""
+"""The command `curve`: learning curves of a model's checkpoints over the words seen."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ def curve_command(
         model_option(metavar="NAME", help="Only these suites. Repeatable, or a,b."),
     ] = None,
     svg: Annotated[
-        Path | None, table_option(metavar="FILE", help="Draw the curves, too: a figure for a page.")
+        Path | None, table_option(metavar="FILE", help="Also draw the curves as one SVG figure.")
     ] = None,
     png: Annotated[
-        Path | None, table_option(metavar="FILE", help="The same in 300 dots per inch.")
+        Path | None,
+        table_option(metavar="FILE", help="Also draw the curves as PNG, at 300 dots per inch."),
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Show learning curves: a line per suite and model, over the words that its checkpoints have
-    seen.
-    """
+    """Show learning curves over the words seen, one line per suite and model."""
     from antlm_bench.commands.curve import load_curves
     from antlm_bench.reporting.curve_table import build_curve_table
     from antlm_bench.reporting.writers import print_table
 
-    found, lost = load_curves(run, split_names(suite))
+    curves, unplaced_checkpoints = load_curves(run, split_names(suite))
     for file, kind in ((svg, "svg"), (png, "png")):
         if file:
             from antlm_bench.reporting.figure_export import write_curves  # slow to import
 
-            write_curves(found, file, kind)
-    print_table(build_curve_table(found, lost), table_format)
+            write_curves(curves, file, kind)
+    print_table(build_curve_table(curves, unplaced_checkpoints), table_format)

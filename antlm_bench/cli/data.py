@@ -1,4 +1,4 @@
-"""`data list|fetch|verify|where`: the files of the suites."""
+"""The commands `data list|fetch|verify|where`: the data files of the suites."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from antlm_bench.cli.shared_options import (
-    with_table_format,
-)
+from antlm_bench.cli.shared_options import with_table_format
 
 SuitesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[SUITE]...", help="All of them when none is named.")
+    list[str] | None, typer.Argument(metavar="[SUITE]...", help="Suites. Default: all.")
 ]
 
 
@@ -23,7 +21,7 @@ def data_list_command(
     suites: SuitesArgument = None,
     table_format: str = "table",
 ) -> None:
-    """What is here, suite by suite; of named suites, file by file."""
+    """List the data files present: one row per suite, or per file of the suites given."""
     from antlm_bench.commands.data import list_file_status
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
@@ -37,12 +35,13 @@ def data_fetch_command(
     suites: Annotated[list[str], typer.Argument(metavar="SUITE...", help="Suites or collections.")],
     to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to fetch into.", show_default="the cache"),
+        typer.Option(metavar="DIR", help="Folder to download into.", show_default="the cache"),
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Download from the official places, verify, store; a folder given by --to then serves as
-    ANTLM_BENCH_DATA.
+    """Download the files of suites from their official sources and verify them.
+
+    To use a folder given by --to, set ANTLM_BENCH_DATA to it.
     """
     from antlm_bench.commands.data import fetch_suites
     from antlm_bench.reporting.table import build_facts_table
@@ -54,7 +53,7 @@ def data_fetch_command(
 
 @with_table_format()
 def data_verify_command(suites: SuitesArgument = None, table_format: str = "table") -> None:
-    """Read every file that is here and compare it with what is published."""
+    """Compare every local file with the published one."""
     from antlm_bench.commands.data import raise_on_bad_files, verify_files
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
@@ -69,7 +68,7 @@ def data_verify_command(suites: SuitesArgument = None, table_format: str = "tabl
 
 @with_table_format()
 def data_where_command(table_format: str = "table") -> None:
-    """The folders that are searched, in order."""
+    """List the folders that are searched for data, in order."""
     from antlm_bench.commands.data import list_data_dirs
     from antlm_bench.reporting.table import build_records_table
     from antlm_bench.reporting.writers import print_table
@@ -78,7 +77,7 @@ def data_where_command(table_format: str = "table") -> None:
 
 
 def _with_sizes(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the rows with sizes that people read: `12.3 MB`."""
+    """Yield the rows with readable sizes: `12.3 MB`."""
     from antlm_bench.reporting.table import TableCell
 
     for row in rows:

@@ -1,6 +1,4 @@
-"""What a process owes its shell: every way a command can end becomes one message and one exit
-code.
-"""
+"""Turn every way in which a command can end into one message and one exit code."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ TRACEBACK_VARIABLE = "ANTLM_BENCH_TRACEBACK"
 
 
 class StopSignal(BaseException):
-    """A signal arrived. Outside the error tree, so that no library's `except Exception` swallows
-    it.
-    """
+    """A signal arrived. Not an Exception, so that no library's `except Exception` swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -29,34 +25,30 @@ class StopSignal(BaseException):
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does; what it has
-    finished stays.
-    """
+    """Let SIGTERM and SIGUSR1 (a scheduler's warning) end a command as Ctrl-C does."""
 
-    def stop(signum: int, _frame: FrameType | None) -> None:
+    def raise_stop(signum: int, _frame: FrameType | None) -> None:
         raise StopSignal(signum)
 
     signals = [
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
     ]
-    before = {signum: signal.signal(signum, stop) for signum in signals}
+    previous_handlers = {signum: signal.signal(signum, raise_stop) for signum in signals}
     try:
         yield
     finally:
-        for signum, handler in before.items():
+        for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)
 
 
 def run_command(
     command: Callable[[], int | None], report_error: Callable[[BenchError], None]
 ) -> int:
-    """Run `command`; whatever it raises is reported once and becomes an exit code (table in the
-    README).
-    """
+    """Run `command` and return its exit code. An error is reported once; README lists the codes."""
     try:
         with raise_on_signals():
             code = command() or 0
-            # so that a closed pipe shows here and not at exit, where nobody can answer
+            # raises BrokenPipeError here rather than at exit, where nothing catches it
             sys.stdout.flush()
             return code
     except StopSignal as stop:
@@ -66,17 +58,16 @@ def run_command(
     except BenchError as error:
         report_error(error)
         return error.exit_code
-    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has seen enough
+    except BrokenPipeError:  # `antlm-bench list | head -1`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if hasattr(
-            error, "format_message"
-        ):  # typer's own, under whichever name its version gives it
-            message = error.format_message().replace(
-                "Value error, ", ""
-            )  # pydantic's mark, where typer uses it
-            report_error(UsageError(message, hint="antlm-bench --help, or antlm-bench VERB --help"))
+        # typer's usage errors have different classes in different versions, but all this method
+        if hasattr(error, "format_message"):
+            message = error.format_message().replace("Value error, ", "")  # pydantic's prefix
+            report_error(
+                UsageError(message, hint="antlm-bench --help, or antlm-bench COMMAND --help")
+            )
             return UsageError.exit_code
         if os.environ.get(TRACEBACK_VARIABLE):
             raise

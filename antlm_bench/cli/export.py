@@ -1,6 +1,4 @@
-"""`export` and `import`: other tools' files out of run folders, and a run folder out of
-lm-eval's.
-"""
+"""The commands `export` and `import`: convert run folders to other tools' files, and back."""
 
 from __future__ import annotations
 
@@ -10,10 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import (
-    SHORT_FORMATS,
-    with_table_format,
-)
+from antlm_bench.cli.shared_options import SHORT_FORMATS, with_table_format
 
 
 @with_table_format(options=SHORT_FORMATS)
@@ -31,7 +26,7 @@ def export_command(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="PATH", help="A folder; of csv and model-index the file.")
+        Path, typer.Option(metavar="PATH", help="Folder to write; for csv and model-index a file.")
     ],
     table_format: str = "table",
 ) -> None:
@@ -40,12 +35,12 @@ def export_command(
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
-    done = export(run, output_format, out)
-    shown = {
-        "files": "\n".join(map(str, done.files[:20])) + ("\n..." if len(done.files) > 20 else "")
-    }
-    notes = {"notes": "\n".join(done.notes)} if done.notes else {}
-    print_table(build_facts_table(f"{len(done.files)} written", shown | notes), table_format)
+    exported = export(run, output_format, out)
+    more = "\n..." if len(exported.files) > 20 else ""
+    facts = {"files": "\n".join(map(str, exported.files[:20])) + more}
+    if exported.notes:
+        facts["notes"] = "\n".join(exported.notes)
+    print_table(build_facts_table(f"{len(exported.files)} written", facts), table_format)
 
 
 @with_table_format()
@@ -53,13 +48,14 @@ def import_command(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="lm-eval's --output_path with --log_samples, or its results."
+            metavar="PATH",
+            help="lm-eval's --output_path (with --log_samples), or its results file.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to write.")],
     table_format: str = "table",
 ) -> None:
-    """Make a run folder of lm-eval's results, so that `compare` and `check` work on them."""
+    """Convert lm-eval's results into a run folder, for `compare` and `check`."""
     from antlm_bench.commands.export import import_results
     from antlm_bench.reporting.results_table import build_results_table
     from antlm_bench.reporting.table import build_facts_table

@@ -41,12 +41,14 @@ def finetune_command(
     task: Annotated[
         list[str] | None,
         model_option(
-            metavar="NAME", help="Some of its tasks. Repeatable, or a,b.", show_default="all"
+            metavar="NAME",
+            help="Only these tasks of the suite. Repeatable, or a,b.",
+            show_default="all",
         ),
     ] = None,
     valid: Annotated[
         Path | None,
-        model_option(metavar="FILE", help="The file to score, with a train.csv."),
+        model_option(metavar="FILE", help="File to evaluate on, if the suite is a train.csv."),
     ] = None,
     revision: RevisionOption = None,
     limit_train: Annotated[
@@ -56,7 +58,8 @@ def finetune_command(
         ),
     ] = None,
     limit_valid: Annotated[
-        list[str] | None, model_option(metavar="N", help="Score N rows, likewise.")
+        list[str] | None,
+        model_option(metavar="N", help="Evaluate on N rows; TASK=N for one task. Repeatable."),
     ] = None,
     seeds: Annotated[
         int, scoring_option(metavar="N", min=1, help="Seeds 1 to N; 5 for a report.")
@@ -127,7 +130,7 @@ def finetune_command(
     again: AgainOption = False,
     table_format: str = "table",
 ) -> None:
-    """Finetune checkpoints on classification tasks, several seeds each, in `score`'s run folder."""
+    """Finetune checkpoints on classification tasks, several seeds each; write the run folder."""
     if seed is not None and any(number < 0 for number in seed):
         raise UsageError("a seed is 0 or more", location="--seed")
     if preset and compat and preset != compat:
@@ -164,7 +167,7 @@ def finetune_command(
         if error.location == "--preset":
             error.location = typed_option
         raise
-    except IncompleteError as error:  # print what did finish, then the error
+    except IncompleteError as error:  # print the finished tasks before the error
         print_table(build_finetune_table(error.runs), table_format)
         raise
     print_table(build_finetune_table(runs), table_format)

@@ -1,4 +1,4 @@
-"""`noise`: how far arithmetic alone moves a score."""
+"""The command `noise`: measure how far batch size and dtype move a score."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def noise_command(
         model_option(metavar="NAME", help="Suite or collection of pairs. Repeatable, or a,b."),
     ],
     revision: RevisionOption = None,
-    limit: Annotated[int, model_option(metavar="N", min=1, help="Items of every paradigm.")] = 50,
+    limit: Annotated[int, model_option(metavar="N", min=1, help="Items per paradigm.")] = 50,
     method: Annotated[
         str,
         scoring_option(
-            metavar="NAME", help="One of its methods.", show_default="the checkpoint's first"
+            metavar="NAME", help="Scoring method.", show_default="the checkpoint's first"
         ),
     ] = "",
     condition: Annotated[
@@ -57,14 +57,15 @@ def noise_command(
     original_layout: OriginalLayoutOption = None,
     table_format: str = "table",
 ) -> None:
-    """Score the same weights under other batch sizes and dtypes: the floor below which no margin
-    means anything.
+    """Score the same weights with other batch sizes and dtypes.
+
+    Differences between models that are smaller than this mean nothing.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.noise import CONDITIONS, measure_noise
     from antlm_bench.reporting.writers import print_table
 
-    found = measure_noise(
+    rows = measure_noise(
         model,
         split_names(suite),
         method=method,
@@ -72,7 +73,7 @@ def noise_command(
         conditions=condition or tuple(CONDITIONS),
         options=build_options(OpenOptions, locals()),
     )
-    print_table(_build_noise_table(found), table_format)
+    print_table(_build_noise_table(rows), table_format)
 
 
 def _build_noise_table(rows: Sequence[Mapping[str, Any]]) -> Table:

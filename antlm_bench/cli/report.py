@@ -1,10 +1,10 @@
-"""`report`: run folders as the table that the field publishes."""
+"""The command `report`: a table, page or figures of run folders."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial as with_panel
+from functools import partial as bind_arguments
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +21,10 @@ from antlm_bench.errors import IncompleteError, UsageError
 if TYPE_CHECKING:
     from antlm_bench.results.reports import Report
 
-output_option = with_panel(typer.Option, rich_help_panel="What is drawn")
+output_option = bind_arguments(typer.Option, rich_help_panel="Pages and figures")
 ModelIndexOption = Annotated[
-    bool, table_option("--model-index", help="Front matter for the model card of one checkpoint.")
+    bool,
+    table_option("--model-index", help="Print front matter for the model card of one checkpoint."),
 ]
 
 
@@ -42,52 +43,61 @@ def report_command(
     ] = "",
     member: Annotated[
         list[str] | None,
-        model_option(
-            metavar="MEMBER=SUITE", help="Show another suite in a member's place. Repeatable."
-        ),
+        model_option(metavar="MEMBER=SUITE", help="Replace a member by another suite. Repeatable."),
     ] = None,
     partial: Annotated[
-        bool, model_option("--partial", help="Average the members that are there, marked.")
+        bool, model_option("--partial", help="Average the members present, and mark the average.")
     ] = False,
     published: Annotated[
-        bool, table_option("--published", help="The collection's published rows beside.")
+        bool, table_option("--published", help="Add the collection's published rows.")
     ] = False,
     baseline: Annotated[
         list[str] | None,
         table_option(
-            metavar="TEXT", help="Only published rows with this in their name. Repeatable, or a,b."
+            metavar="TEXT", help="Add published rows whose name contains this. Repeatable, or a,b."
         ),
     ] = None,
     model_index: ModelIndexOption = False,
     html: Annotated[
         Path | None,
-        output_option(metavar="FILE", help="One page that works offline, instead of a table."),
+        output_option(
+            metavar="FILE", help="Write one HTML page that works offline, instead of a table."
+        ),
     ] = None,
     svg: Annotated[
         Path | None,
-        output_option(metavar="DIR", help="Its figures, one file each, instead of a table."),
+        output_option(
+            metavar="DIR", help="Write the page's figures as SVG files, instead of a table."
+        ),
     ] = None,
     png: Annotated[
-        Path | None, output_option(metavar="DIR", help="The same in 300 dots per inch.")
+        Path | None,
+        output_option(metavar="DIR", help="Write the figures as PNG files, at 300 dots per inch."),
     ] = None,
     training: Annotated[
         list[Path] | None,
-        output_option(metavar="DIR", help="Folders of `train`, for its losses. Repeatable."),
+        output_option(
+            metavar="DIR", help="Folder that `train` wrote, to draw its losses. Repeatable."
+        ),
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Show suites and macro-average of runs side by side; what is missing is said, not averaged
-    over.
+    """Show suites and macro-average of runs side by side.
+
+    Missing members are listed, never averaged over.
     """
     if model_index and table_format != "table":
         raise UsageError(
             f"--model-index and --{table_format} exclude each other",
             hint="each prints the same rows",
         )
-    stand_ins = _parse_member_replacements(member)
-    words = split_names(baseline)
-    asked: dict[str, Any] = {"collection": collection, "stand_ins": stand_ins, "partial": partial}
-    asked |= {"published": words if words or published else None}
+    name_parts = split_names(baseline)
+    arguments: dict[str, Any] = {
+        "collection": collection,
+        "stand_ins": _parse_member_replacements(member),
+        "partial": partial,
+        "published": name_parts if name_parts or published else None,
+    }
     if html or svg or png:
         if model_index or table_format != "table":
             option = "--model-index" if model_index else f"--{table_format}"
@@ -115,48 +125,48 @@ def report_command(
     from antlm_bench.reporting.writers import print_table
     from antlm_bench.results.model_card import build_model_card
 
-    def show(made: Report) -> None:
+    def print_report(report: Report) -> None:
         if html or svg or png:
-            written = _write_page_and_figures(
-                runs, html, {"svg": svg, "png": png}, training or (), made
+            files = _write_page_and_figures(
+                runs, html, {"svg": svg, "png": png}, training or (), report
             )
-            print_table(build_facts_table("report", written))
+            print_table(build_facts_table("report", files))
         elif model_index:
-            sys.stdout.write(build_model_card(made))
+            sys.stdout.write(build_model_card(report))
         else:
-            print_table(build_report_table(made), table_format)
+            print_table(build_report_table(report), table_format)
 
     try:
-        made = build_report(runs, **asked)
-    except IncompleteError as error:  # what is there is shown before what is missing is said
-        for unfinished in error.runs:
-            show(unfinished)
+        report = build_report(runs, **arguments)
+    except IncompleteError as error:  # print the results present before the error
+        for incomplete_report in error.runs:
+            print_report(incomplete_report)
         raise
-    show(made)
+    print_report(report)
 
 
 def _write_page_and_figures(
     runs: Sequence[Path],
     html: Path | None,
     folders: Mapping[str, Path | None],
-    trainings: Sequence[Path],
+    training_dirs: Sequence[Path],
     report: Report,
 ) -> dict[str, object]:
+    """Write the files asked for. Return their paths as facts: "page", "svg", "png"."""
     from antlm_bench.reporting.html_data import write_figures, write_page
 
-    made: dict[str, object] = {}
+    facts: dict[str, object] = {}
     if html:
-        made["page"] = str(write_page(runs, html, training_dirs=trainings, report=report))
-    for form, folder in folders.items():
+        facts["page"] = str(write_page(runs, html, training_dirs=training_dirs, report=report))
+    for image_format, folder in folders.items():
         if folder:
-            made[form] = [
-                str(file) for file in write_figures(runs, folder, form, training_dirs=trainings)
-            ]
-    return made
+            files = write_figures(runs, folder, image_format, training_dirs=training_dirs)
+            facts[image_format] = list(map(str, files))
+    return facts
 
 
 def _parse_member_replacements(values: list[str] | None) -> dict[str, str]:
-    """`ewok=ewok-fast-2025` -> {"ewok": "ewok-fast-2025"}."""
+    """Parse `ewok=ewok-fast-2025` into {"ewok": "ewok-fast-2025"}. Raises UsageError."""
     pairs = [value.partition("=") for value in values or ()]
     if wrong := [name for name, _, suite in pairs if not (name and suite)]:
         hint = "e.g. --member ewok=ewok-fast-2025"

@@ -1,4 +1,4 @@
-"""`score`: checkpoints on suites."""
+"""The command `score`: score checkpoints on suites."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def score_command(
         Literal["half", "strict", "first", "random"] | None,
         scoring_option(
             metavar="RULE",
-            help="What a tie counts: half (1/k), strict (0), first, random.",
+            help="Value of a tie: half (1/k), strict (0), first, random.",
             show_default="half",
         ),
     ] = None,
@@ -100,7 +100,7 @@ def score_command(
         Literal["native", "minicons"] | None,
         scoring_option(
             metavar="NAME",
-            help="native, or minicons: for models that ours cannot run.",
+            help="native, or minicons: for models that native cannot run.",
             show_default="native",
         ),
     ] = None,
@@ -120,7 +120,7 @@ def score_command(
     ] = "phenomenon",
     table_format: str = "table",
 ) -> None:
-    """Score checkpoints on suites, print the table, keep every prediction in a run folder."""
+    """Score checkpoints on suites, print a table, write all predictions into a run folder."""
     from antlm_bench.commands.score import ScoreOptions, score
     from antlm_bench.console import print_warning
     from antlm_bench.reporting.results_table import build_results_table
@@ -132,7 +132,7 @@ def score_command(
         runs = score(
             model, split_names(suite), methods=split_names(method), out=out, options=options
         )
-    except IncompleteError as error:  # what did finish is shown before the error is
+    except IncompleteError as error:  # print the finished cells before the error
         print_table(build_results_table(error.runs, by), table_format)
         raise
     print_table(build_results_table(runs, by), table_format)

@@ -1,6 +1,6 @@
-"""Options that several commands share: their types, their panels of the help, their parsers.
+"""Options that several commands share: their types, help panels and parsers.
 
-An error names the option that it stands in.
+Every UsageError names its option.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ Options = TypeVar("Options")
 def build_options(
     options_class: type[Options], values: Mapping[str, Any], **parsed: Any
 ) -> Options:
-    """A dataclass of options out of a verb's values of the same names, `read` before them.
+    """Build an options dataclass from command-line values of the same names.
 
-    None is what was not said, and stays the dataclass's own default: only there is it written.
+    `parsed` values replace raw ones. None means "not given" and keeps the dataclass's default.
     """
-    found = {**values, **parsed}
+    given = {name: value for name, value in {**values, **parsed}.items() if value is not None}
     names = [field.name for field in fields(options_class)]  # type: ignore[arg-type]
-    return options_class(**{name: found[name] for name in names if found.get(name) is not None})
+    return options_class(**{name: given[name] for name in names if name in given})
 
 
 def split_names(values: Sequence[str] | None) -> list[str]:
-    """`a,b` is two names, unless a file is really called that, or they are tasks of lm-eval
-    (`lm-eval:a,b`).
-    """
-    whole = [(value, value.startswith("lm-eval:") or path_exists(value)) for value in values or ()]
-    return [part for value, one in whole for part in ([value] if one else value.split(",")) if part]
+    """Split `a,b` into two names, except for an existing file and for `lm-eval:a,b`."""
+    names: list[str] = []
+    for value in values or ():
+        is_one_name = value.startswith("lm-eval:") or _path_exists(value)
+        names += [value] if is_one_name else value.split(",")
+    return list(filter(None, names))
 
 
-def path_exists(name: str) -> bool:
-    """Whether something is there; a name that no file system could hold is not."""
+def _path_exists(name: str) -> bool:
+    """Return whether the path exists; False for a name that the file system does not allow."""
     with suppress(OSError, ValueError):
         return Path(name).exists()
     return False
 
 
 def parse_column_map(values: Sequence[str] | None) -> dict[str, str] | None:
-    """`good=A,bad=B` -> {"good": "A", "bad": "B"}."""
+    """Parse `good=A,bad=B` into {"good": "A", "bad": "B"}. Raises UsageError."""
     if not values:
         return None
     pairs = [pair.partition("=") for value in values for pair in value.split(",")]
@@ -62,8 +63,11 @@ def parse_column_map(values: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int]:
-    """`500` is of every task ("" -> 500), `qqp=2000` of one; repeatable, or with commas."""
-    found = {}
+    """Parse limits of rows: `500` is for every task ("" -> 500), `qqp=2000` for one task.
+
+    Limits are repeated or separated by commas. Raises UsageError.
+    """
+    limits = {}
     for value in ",".join(values or ()).split(",") if values else ():
         name, _, count = value.rpartition("=")
         if not count.isdecimal() or int(count) < 1:
@@ -72,11 +76,12 @@ def parse_row_limits(values: Sequence[str] | None, option: str) -> dict[str, int
                 location=option,
                 hint="e.g. 500, or qqp=2000,mnli=2000",
             )
-        found[name] = int(count)
-    return found
+        limits[name] = int(count)
+    return limits
 
 
 def parse_token_budget(text: str) -> int | None:
+    """Parse a number of tokens. "auto" is None. Raises UsageError."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -93,7 +98,7 @@ scoring_option = partial(typer.Option, rich_help_panel="How it is scored")
 run_folder_option = partial(typer.Option, rich_help_panel="The run")
 table_option = partial(typer.Option, rich_help_panel="What is shown")
 
-# What is opened, and how: the same words in every verb that opens a checkpoint.
+# Options of every command that opens a checkpoint.
 ModelsOption = Annotated[
     list[str],
     model_option(
@@ -103,13 +108,13 @@ ModelsOption = Annotated[
 RevisionOption = Annotated[str | None, model_option(metavar="REV", help="Revision of a hub model.")]
 ColumnsOption = Annotated[
     list[str] | None,
-    model_option("--columns", metavar="good=A,bad=B", help="How a file names its columns."),
+    model_option("--columns", metavar="good=A,bad=B", help="Column names of your file."),
 ]
 TrustRemoteCodeOption = Annotated[
-    bool, scoring_option("--trust-remote-code", help="Run the checkpoint's own Python.")
+    bool, scoring_option("--trust-remote-code", help="Run Python code of the checkpoint.")
 ]
 AllowPickleOption = Annotated[
-    bool, scoring_option("--allow-pickle", help="Open weights that can run code.")
+    bool, scoring_option("--allow-pickle", help="Open pickled weights, which can run code.")
 ]
 AdapterOption = Annotated[
     str | None,
@@ -132,7 +137,9 @@ AllowUnusedOption = Annotated[
 ]
 AllowMissingOption = Annotated[
     bool,
-    scoring_option("--allow-missing", help="Open files that lack parameters: these are random."),
+    scoring_option(
+        "--allow-missing", help="Open files that lack parameters, initialized at random."
+    ),
 ]
 OriginalLayoutOption = Annotated[
     str | None,
@@ -148,7 +155,7 @@ BatchTokensOption = Annotated[
     scoring_option(
         "--batch-tokens",
         metavar="N",
-        help="Tokens per forward: speed and memory only.",
+        help="Tokens per forward pass; changes speed and memory only.",
         show_default="auto",
         parser=parse_token_budget,
     ),
@@ -166,13 +173,13 @@ MaxLengthOption = Annotated[
     scoring_option(
         metavar="N",
         min=1,
-        help="Tokens per text; longer ones are counted and not scored, never cut.",
+        help="Longest text in tokens; longer texts are counted and not scored.",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
     scoring_option(
-        metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best there is"
+        metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="the best available"
     ),
 ]
 DtypeOption = Annotated[
@@ -180,7 +187,7 @@ DtypeOption = Annotated[
     scoring_option(metavar="NAME", help="float32, bfloat16, float16.", show_default="float32"),
 ]
 AgainOption = Annotated[
-    bool, run_folder_option("--again", help="Compute even what the run already holds.")
+    bool, run_folder_option("--again", help="Recompute cells that the run folder already has.")
 ]
 OutOption = Annotated[
     Path | None,
@@ -235,17 +242,13 @@ def _format_parameter(name: str) -> inspect.Parameter:
 
 
 def _choose_format(chosen: Mapping[str, Any]) -> str:
-    """Return the one format that was asked for, else "table". Raises UsageError for several."""
-    given = {
-        value if name == "format" else name: f"--format {value}"
-        if name == "format"
-        else f"--{name}"
-        for name, value in chosen.items()
-        if value
-    }
-    if len(given) > 1:
-        first, second, *_ = given.values()
+    """Return the one format that was given, else "table". Raises UsageError for several."""
+    options = {name: f"--{name}" for name, value in chosen.items() if value and name != "format"}
+    if long_form := chosen.get("format"):
+        options = {long_form: f"--format {long_form}", **options}
+    if len(options) > 1:
+        first, second, *_ = options.values()
         raise UsageError(
             f"{first} and {second} exclude each other", hint="each prints the same rows"
         )
-    return next(iter(given), "table")
+    return next(iter(options), "table")

@@ -1,6 +1,4 @@
-"""`submit` and `preflight`: what a leaderboard wants, from run folders and from a folder of
-checkpoints.
-"""
+"""The commands `submit` and `preflight`: write and check a submission to a BabyLM leaderboard."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from antlm_bench.cli.shared_options import (
-    with_table_format,
-)
+from antlm_bench.cli.shared_options import with_table_format
 from antlm_bench.errors import UsageError
 
 YearOption = Annotated[str, typer.Option(metavar="YEAR", help="2024, 2025, 2026.")]
@@ -26,21 +22,23 @@ def submit_command(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Run folders: the final model's and its milestones', or a folder of them.",
+            help="Run folders of the final model and its milestones, or a folder of them.",
         ),
     ],
     year: YearOption,
     track: TrackOption,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The file, or a folder for one with the official name."),
+        typer.Option(
+            metavar="FILE", help="File to write, or a folder: the file gets the official name."
+        ),
     ],
     method: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="The zero-shot method of the file.",
-            show_default="the only one there",
+            help="Zero-shot scoring method.",
+            show_default="the only one in the runs",
         ),
     ] = "",
     seed: Annotated[
@@ -48,37 +46,43 @@ def submit_command(
         typer.Option(
             metavar="N",
             min=0,
-            help="The finetuning seed of the file.",
+            help="Finetuning seed.",
             show_default="the only one, or 42",
         ),
     ] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=FILE", help="A part made elsewhere, as JSON. Repeatable."),
+        typer.Option(
+            metavar="KEY=FILE", help="JSON of a part computed by another tool. Repeatable."
+        ),
     ] = None,
     ties: Annotated[
         Literal["first", "random"] | None,
         typer.Option(
             metavar="RULE",
-            help="Of several best options: first, random.",
-            show_default="as officially",
+            help="Choice among several best options: first, random.",
+            show_default="the official rule",
         ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Write a file with holes, and say which.")
+        bool,
+        typer.Option(
+            "--allow-partial", help="Write the file even if parts are missing, and list them."
+        ),
     ] = False,
     allow_conventions: Annotated[
         bool,
         typer.Option(
-            "--allow-conventions", help="Write runs of other conventions than the year's, marked."
+            "--allow-conventions", help="Accept runs not scored by the year's conventions, marked."
         ),
     ] = False,
     table_format: str = "table",
 ) -> None:
-    """Write a BabyLM leaderboard's file from run folders, checked against its schema; holes are
-    refused.
+    """Write a leaderboard's submission file from run folders and check it against the schema.
+
+    A missing part is an error, unless --allow-partial is given.
     """
-    pairs = [given.partition("=") for given in part or ()]
+    pairs = [value.partition("=") for value in part or ()]
     if wrong := [key for key, _, file in pairs if not file]:
         raise UsageError(
             f"{wrong[0]!r} is not KEY=FILE", location="--part", hint="--part vqa=predictions.json"
@@ -87,7 +91,7 @@ def submit_command(
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
 
-    done = submit(
+    submission = submit(
         run,
         year=year,
         track=track,
@@ -99,11 +103,13 @@ def submit_command(
         allow_conventions=allow_conventions,
         ties=ties,
     )
-    holes = {missing.key: f"{missing.reason}\n{missing.hint}" for missing in done.missing}
-    shown = {"sha256": done.digest, "notes": "\n".join(done.notes)} | (
-        {"empty": holes} if holes else {}
-    )
-    print_table(build_facts_table(str(done.path), shown), table_format)
+    facts: dict[str, object] = {
+        "sha256": submission.digest,
+        "notes": "\n".join(submission.notes),
+    }
+    if submission.missing:
+        facts["empty"] = {hole.key: f"{hole.reason}\n{hole.hint}" for hole in submission.missing}
+    print_table(build_facts_table(str(submission.path), facts), table_format)
 
 
 @with_table_format()
@@ -116,9 +122,7 @@ def preflight_command(
     year: YearOption = "2026",
     table_format: str = "table",
 ) -> None:
-    """Check a folder of checkpoints against a track's rules: milestones, names, weights,
-    tokenizers.
-    """
+    """Check milestones, names, weights and tokenizers of checkpoints against a track's rules."""
     from antlm_bench.commands.preflight import preflight
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table

@@ -1,4 +1,4 @@
-"""`surprisal`: words and regions of stimuli, one row each."""
+"""The command `surprisal`: surprisal of words, regions or sentences of stimuli."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ from antlm_bench.cli.shared_options import (
     with_table_format,
 )
 
-input_option = partial(typer.Option, rich_help_panel="What is read")
+input_option = partial(typer.Option, rich_help_panel="Input and output")
 
 STIMULI_HELP = (
-    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (sentence) or "
-    "per region (text and "
-    "region), item and condition if there are any; SyntaxGym's .json. All other columns are "
-    "carried over."
+    "Stimuli: .txt, a sentence per line; .csv, .tsv or .jsonl with a row per text (column "
+    "sentence) or per region (columns text and region), optionally columns item and condition; "
+    "SyntaxGym's .json. All other columns are copied to the result."
 )
 
 
@@ -51,7 +50,7 @@ def surprisal_command(
     ] = "word",
     columns: Annotated[
         list[str] | None,
-        input_option(metavar="sentence=A,item=B", help="How the file names its columns."),
+        input_option(metavar="sentence=A,item=B", help="Column names of your file."),
     ] = None,
     revision: RevisionOption = None,
     method: Annotated[
@@ -64,7 +63,7 @@ def surprisal_command(
         bool,
         scoring_option(
             "--bow-correction",
-            help="Count the end of a word to the word (Pimentel & Meister 2024).",
+            help="Add the end of a word to its surprisal (Pimentel & Meister 2024).",
         ),
     ] = False,
     bos: BosOption = None,
@@ -81,10 +80,11 @@ def surprisal_command(
     original_layout: OriginalLayoutOption = None,
     table_format: str = "table",
 ) -> None:
-    """Surprisal of every word, region or sentence of your stimuli, in bits, as a table for R or
-    pandas.
+    """Compute the surprisal, in bits, of every word, region or sentence of your stimuli.
+
+    The result is a table for R or pandas.
     """
-    renamed = parse_column_map(columns)
+    column_map = parse_column_map(columns)
 
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.surprisal import surprisal
@@ -93,29 +93,29 @@ def surprisal_command(
     from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, locals())
-    found = surprisal(
+    result = surprisal(
         model,
         source,
         out,
         method=method,
         by=by,
-        columns=renamed,
+        columns=column_map,
         bow_correction=bow_correction,
         options=options,
     )
-    shown: dict[str, object] = {
-        f"{by}s": f"{len(found.rows):,} of {found.texts:,} texts",
-        "method": found.method,
+    facts: dict[str, object] = {
+        f"{by}s": f"{len(result.rows):,} of {result.texts:,} texts",
+        "method": result.method,
     }
-    shown["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
-    if found.unscored:
-        shown["without a number"] = (
-            f"{found.unscored:,}: nothing stands before their first token (see --bos)"
+    facts["unit"] = "bits" + (", the end of a word counted to the word" if bow_correction else "")
+    if result.unscored:
+        facts["without a number"] = (
+            f"{result.unscored:,}: nothing stands before their first token (see --bos)"
         )
-    if found.too_long:
-        shown["too long"] = f"{found.too_long:,}: their text does not fit into the model"
-    for flag, count in found.flags.items():
-        shown[FLAG_LABELS[flag]] = f"in {count:,} different texts"
-    if found.notes:
-        shown["note"] = "\n".join(found.notes)
-    print_table(build_facts_table(str(found.path), shown), table_format)
+    if result.too_long:
+        facts["too long"] = f"{result.too_long:,}: their text does not fit into the model"
+    for flag, count in result.flags.items():
+        facts[FLAG_LABELS[flag]] = f"in {count:,} different texts"
+    if result.notes:
+        facts["note"] = "\n".join(result.notes)
+    print_table(build_facts_table(str(result.path), facts), table_format)

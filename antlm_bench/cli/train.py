@@ -1,4 +1,4 @@
-"""The command `train`: train a recipe on text."""
+"""The command `train`: pretrain a model by a recipe on a text corpus."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_command(
         list[str] | None,
         model_option(
             metavar="CKPT",
-            help="Teachers of a distilled recipe, in order.",
+            help="Teacher checkpoints of a distillation recipe, in order.",
             show_default="trained first",
         ),
     ] = None,
@@ -56,7 +56,7 @@ def train_command(
         bool,
         run_folder_option(
             "--resume",
-            help="Fail if there is no run to resume. The same command resumes without it, too.",
+            help="Fail if there is no run to resume. Without it, the command also resumes a run.",
         ),
     ] = False,
     save_every: Annotated[
@@ -64,7 +64,7 @@ def train_command(
     ] = 10.0,
     device: Annotated[
         Literal["auto", "cpu"],
-        scoring_option(metavar="NAME", help="auto: what Accelerate finds; cpu."),
+        scoring_option(metavar="NAME", help="auto (Accelerate's choice) or cpu."),
     ] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
@@ -82,7 +82,7 @@ def train_command(
     ] = None,
     table_format: str = "table",
 ) -> None:
-    """Train a recipe on text: checkpoints by words seen, a log, and a state to resume from."""
+    """Pretrain a model by a recipe; write checkpoints by words seen, a log, a state to resume."""
     from antlm_bench.commands.train import TrainOptions, train
     from antlm_bench.reporting.table import build_facts_table
     from antlm_bench.reporting.writers import print_table
@@ -96,7 +96,7 @@ def train_command(
         trackers=track,
     )
     checkpoint = train(recipe, corpus, out, options)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes (torchrun) prints
+    if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun prints
         suite = corpus if corpus == "nano" else "blimp"
         score_command = f"antlm-bench score --model {checkpoint} --suite {suite} --method all"
         facts = {"checkpoint": str(checkpoint), "score it": score_command}

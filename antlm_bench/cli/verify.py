@@ -1,4 +1,4 @@
-"""`verify`: our scores beside the peers'."""
+"""The command `verify`: compare our scores with those of minicons and lm-eval."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def verify_command(
     ],
     limit: Annotated[
         int,
-        model_option(
-            metavar="N", min=1, help="So many items of every suite, evenly spaced over it."
-        ),
+        model_option(metavar="N", min=1, help="Items per suite, evenly spaced."),
     ] = 100,
     revision: RevisionOption = None,
     columns: ColumnsOption = None,
@@ -60,12 +58,14 @@ def verify_command(
     allow_unused: AllowUnusedOption = False,
     allow_missing: AllowMissingOption = False,
     tolerance: Annotated[
-        float, table_option(metavar="NATS", help="The largest difference of a score that passes.")
+        float,
+        table_option(metavar="NATS", help="Largest score difference that counts as agreement."),
     ] = 1e-3,
     table_format: str = "table",
 ) -> None:
-    """Score a sample with our engine, minicons and lm-eval, all on the CPU in float32; show every
-    difference.
+    """Score a sample with our engine, minicons and lm-eval, and list all differences.
+
+    All three run on the CPU in float32.
     """
     from antlm_bench.checkpoints import OpenOptions
     from antlm_bench.commands.verify import verify
@@ -73,7 +73,7 @@ def verify_command(
     from antlm_bench.reporting.writers import print_table
 
     options = build_options(OpenOptions, locals(), device="cpu")
-    found = verify(
+    verification = verify(
         model,
         split_names(suite),
         limit=limit,
@@ -82,5 +82,5 @@ def verify_command(
         tolerance=tolerance,
         options=options,
     )
-    print_table(build_verification_table(found), table_format)
-    found.raise_on_disagreement()
+    print_table(build_verification_table(verification), table_format)
+    verification.raise_on_disagreement()

@@ -1,4 +1,4 @@
-"""Follow a training run: its log, a progress bar, trackers, and scores of its milestones."""
+"""The training callback: log, progress bar, experiment trackers, and scores of milestones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from antlm_bench.training.recipe import Recipe
 if TYPE_CHECKING:
     from antlm_bench.training.pretrain import RuntimeSettings, Trainer
 
-LOSS_SMOOTHING = 0.95  # weight of the earlier steps in the loss on the bar
+LOSS_SMOOTHING = 0.95
+"""Weight of the earlier steps in the loss that the progress bar shows."""
 
 
 class ProgressLog:
-    """The callback of `pretrain`. A context manager.
+    """Write the log of `pretrain`, update its progress bar and trackers, and score milestones.
 
-    It writes the log, moves the bar, reports to trackers, and scores milestones where the recipe
-    asks for it.
+    A context manager: it closes the progress bar and the trackers.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ProgressLog:
             self.progress_bar.log(
                 f"{self.label}: held-out loss {record['held_out']:.4f} after {step}"
             )
-        for name, loss in record["loss"].items():  # the log holds the losses as they are
+        for name, loss in record["loss"].items():  # only the progress bar smooths losses
             earlier_loss = self.smoothed_losses.get(name, loss)
             self.smoothed_losses[name] = LOSS_SMOOTHING * earlier_loss + (1 - LOSS_SMOOTHING) * loss
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in self.smoothed_losses.items())

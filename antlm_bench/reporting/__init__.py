@@ -1,3 +1,1 @@
-"""What people see: tables in every format, figures, pages, progress. Nothing here computes a
-number.
-"""
+"""Output: tables in every format, figures and HTML pages. This package computes no statistics."""

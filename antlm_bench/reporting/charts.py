@@ -1,8 +1,7 @@
-"""The marks of a result: dots with intervals, lines over words, tiles. Rows in, an Altair chart
-out, nothing computed.
+"""Altair charts: dots with intervals, lines over words seen, heat maps. Nothing is computed here.
 
-A chart says in words what each mark shows (`says`), for screen readers and for the page's hover.
-Names come from outside and are only ever values of a fixed field, never part of an expression.
+Each row describes its mark in words (`says`), for screen readers and for hovering. Names come from
+outside: they are only values of a fixed field, never part of an expression.
 """
 
 from __future__ import annotations
@@ -17,16 +16,19 @@ from antlm_bench.reporting import palette
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ChartRow = Mapping[str, Any]
-POINT_AREA = 46  # area of a mark in square pixels
+POINT_AREA = 46
+"""Area of a point in square pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChartStyle:
-    """How a chart is drawn: total width in px, colours by role, with a legend of its own or not."""
+    """How a chart is drawn."""
 
     width: int
+    """Total width in px."""
     colours: palette.Colours
     legend: bool = False
+    """Whether the chart has its own legend."""
 
     @property
     def is_narrow(self) -> bool:
@@ -34,7 +36,7 @@ class ChartStyle:
 
     @property
     def label_width(self) -> int:
-        """Room for the names on the left: half of a phone, a third of a page."""
+        """Width in px of the names on the left."""
         return round(self.width * (0.42 if self.is_narrow else 0.32))
 
 
@@ -45,11 +47,10 @@ def dot_plot(
     title: str,
     zero: bool = False,
 ) -> alt.Chart:
-    """A line of dots with 95% intervals per `row`, one dot per series. zero: with a rule at 0, for
-    differences.
+    """Draw dots with 95% intervals: a line per `row`, a dot per series.
 
-    rows: row, series, value, low, high (None = no interval), says; hollow (an outline), faint (one
-    of several seeds).
+    rows: row, series, value, low, high (None = no interval), says, hollow (draw an outline), faint
+    (one of several seeds). zero: draw a rule at 0, for differences.
     """
     order = list(dict.fromkeys(row["row"] for row in rows))
     axis = alt.Axis(
@@ -67,13 +68,13 @@ def dot_plot(
     x = alt.X(
         "value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=6)
     )
-    drawn = alt.Chart(_inline_data(rows)).encode(
+    base = alt.Chart(_inline_data(rows)).encode(
         y=y, yOffset=lanes, color=_series_colour(names, style, _present_series(rows, names))
     )
-    intervals = drawn.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6, aria=False)
+    intervals = base.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6, aria=False)
     layers = [
         intervals.encode(x=alt.X("low:Q", title=title), x2="high:Q"),
-        _draw_points(drawn, names, style, present).encode(x=x),
+        _draw_points(base, names, style, present).encode(x=x),
     ]
     if zero:
         rule = alt.Chart(_inline_data([{"zero": 0}])).mark_rule(
@@ -87,35 +88,35 @@ def dot_plot(
 def line_plot(
     rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle, title: str
 ) -> alt.Chart:
-    """Values over words seen (log axis) with a band of 95% intervals; dashed where checkpoints
-    between are missing.
+    """Draw values over words seen (log axis) with a band of 95% intervals.
 
-    rows: series, stretch (a run of neighbours), words, value, low, high, says, hollow (True:
-    weights seen before).
+    Lines are dashed where checkpoints are missing. rows: series, stretch (number of the segment
+    without missing checkpoints), words, value, low, high, says, hollow (weights of an earlier
+    checkpoint).
     """
     x = _words_axis(rows, style)
     y = alt.Y(
         "value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5)
     )
-    drawn = alt.Chart(_inline_data(rows)).encode(
+    base = alt.Chart(_inline_data(rows)).encode(
         x=x, color=_series_colour(names, style, _present_series(rows, names))
     )
     neighbours = [alt.Detail("series:N"), alt.Detail("stretch:N")]
-    band = drawn.mark_area(opacity=0.14, aria=False).encode(
+    band = base.mark_area(opacity=0.14, aria=False).encode(
         alt.Y("low:Q", title=title), y2="high:Q", detail=neighbours
     )
-    bridge = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1, aria=False).encode(
+    bridge = base.mark_line(strokeDash=[2, 3], strokeWidth=1, aria=False).encode(
         y=y, detail="series:N"
     )
-    line = drawn.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=neighbours)
-    points = _draw_points(drawn, names, style, _present_series(rows, names), 0.55).encode(y=y)
+    line = base.mark_line(strokeWidth=1.8, aria=False).encode(y=y, detail=neighbours)
+    points = _draw_points(base, names, style, _present_series(rows, names), 0.55).encode(y=y)
     return alt.layer(band, bridge, line, points).properties(height=170, width=style.width)
 
 
 def loss_plot(
     rows: Sequence[ChartRow], switches: Sequence[ChartRow], names: Sequence[str], style: ChartStyle
 ) -> alt.Chart:
-    """Losses of a training run over words seen; a rule at each switch of objectives, named above.
+    """Draw the losses of a training run over words seen, with a labelled rule at each switch.
 
     rows: series (the objective), stretch, words, value, says. switches: words, label.
     """
@@ -126,20 +127,20 @@ def loss_plot(
         scale=alt.Scale(nice=False),
     )
     y = alt.Y("value:Q", title="loss, nats per target", scale=alt.Scale(zero=False, nice=True))
-    drawn = alt.Chart(_inline_data(rows)).encode(
+    base = alt.Chart(_inline_data(rows)).encode(
         x=x, y=y, color=_series_colour(names, style, _present_series(rows, names))
     )
-    line = drawn.mark_line(strokeWidth=1.5, aria=False).encode(
+    line = base.mark_line(strokeWidth=1.5, aria=False).encode(
         detail=[alt.Detail("series:N"), alt.Detail("stretch:N")]
     )
-    marks = drawn.mark_point(size=30, opacity=0, filled=True).encode(description="says:N")
-    layers: list[alt.Chart] = [line, marks]
+    points = base.mark_point(size=30, opacity=0, filled=True).encode(description="says:N")
+    layers: list[alt.Chart] = [line, points]
     if switches:
-        at = alt.Chart(_inline_data(switches)).encode(x=x)
+        switch_base = alt.Chart(_inline_data(switches)).encode(x=x)
         layers.append(
-            at.mark_rule(strokeDash=[3, 3], color=style.colours["strong-rule"], aria=False)
+            switch_base.mark_rule(strokeDash=[3, 3], color=style.colours["strong-rule"], aria=False)
         )
-        text = at.mark_text(
+        text = switch_base.mark_text(
             align="left",
             baseline="top",
             dx=4,
@@ -152,8 +153,9 @@ def loss_plot(
 
 
 def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -> alt.Chart:
-    """A heat map of percentages: one tile per `row` and series, its number in it; orange below 50,
-    blue above.
+    """Draw a heat map of percentages: a tile with its number per `row` and series.
+
+    Tiles are orange below 50 and blue above.
 
     rows: row, series, value (percent), text, says.
     """
@@ -161,37 +163,37 @@ def heatmap(rows: Sequence[ChartRow], names: Sequence[str], style: ChartStyle) -
     y = alt.Y(
         "row:N", sort=order, title=None, axis=alt.Axis(labelLimit=style.label_width, labelPadding=8)
     )
-    head = alt.Axis(orient="top", labelAngle=-30, labelLimit=160, labelAlign="left", labelPadding=4)
-    x = alt.X("series:N", sort=list(names), title=None, axis=head)
-    ground = [style.colours["below"], style.colours["ground"], style.colours["above"]]
+    header = alt.Axis(
+        orient="top", labelAngle=-30, labelLimit=160, labelAlign="left", labelPadding=4
+    )
+    x = alt.X("series:N", sort=list(names), title=None, axis=header)
+    colour_range = [style.colours["below"], style.colours["ground"], style.colours["above"]]
     colour = alt.Color(
         "value:Q",
         legend=None,
-        scale=alt.Scale(domain=[0, 50, 100], range=ground, interpolate="rgb"),
+        scale=alt.Scale(domain=[0, 50, 100], range=colour_range, interpolate="rgb"),
     )
-    drawn = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
-    text = drawn.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(
-        text="text:N"
-    )
-    tiled = alt.layer(drawn.mark_rect().encode(color=colour, description="says:N"), text)
-    return tiled.properties(height=18 * len(order), width=style.width)
+    base = alt.Chart(_inline_data(rows)).encode(x=x, y=y)
+    text = base.mark_text(fontSize=10, color=style.colours["ink"], aria=False).encode(text="text:N")
+    tiles = alt.layer(base.mark_rect().encode(color=colour, description="says:N"), text)
+    return tiles.properties(height=18 * len(order), width=style.width)
 
 
 def concatenate(charts: Sequence[alt.Chart], columns: int) -> alt.Chart:
-    """Small charts as one figure, row by row."""
+    """Arrange small charts in rows of one figure."""
     return alt.concat(*charts, columns=columns)
 
 
-# 2,000,000 -> 2M, on an axis.
 SHORT_NUMBER_EXPR = (
     "datum.value >= 1e9 ? format(datum.value / 1e9, '~g') + 'B' : datum.value >= 1e6 ? "
     "format(datum.value / 1e6, '~g') + 'M' : datum.value >= 1e3 ? format(datum.value / 1e3, '~g') "
     "+ 'k' : datum.label"
 )
+"""Vega expression for labels of an axis: 2,000,000 -> 2M."""
 
 
 def _words_axis(rows: Sequence[ChartRow], style: ChartStyle) -> alt.X:
-    """The log axis of words seen, ticks at round numbers of checkpoints only."""
+    """Build the log axis of words seen, with ticks at round numbers only."""
     first, last = min(row["words"] for row in rows), max(row["words"] for row in rows)
     steps = (1, 3) if style.width > 300 and last / first < 1e4 else (1,)
     ticks = [
@@ -206,14 +208,13 @@ def _words_axis(rows: Sequence[ChartRow], style: ChartStyle) -> alt.X:
 
 
 def _present_series(rows: Sequence[ChartRow], names: Sequence[str]) -> list[str]:
-    """The series that have a row; the others keep their colour, that it may mean the same in every
-    figure.
-    """
-    found = {row["series"] for row in rows}
-    return [name for name in names if name in found]
+    """Return the series that have a row, in the order of names."""
+    present = {row["series"] for row in rows}
+    return [name for name in names if name in present]
 
 
 def _series_colour(names: Sequence[str], style: ChartStyle, present: Sequence[str]) -> alt.Color:
+    """Encode the series as a colour. The domain is all names: colours agree between figures."""
     colours = [style.colours[palette.colour_role(index)] for index in range(len(names))]
     return alt.Color(
         "series:N",
@@ -243,7 +244,7 @@ def _draw_points(
     present: Sequence[str],
     scale: float = 1,
 ) -> alt.Chart:
-    """Each series' own shape; filled, or an outline where the row is hollow."""
+    """Draw points in the shape of their series, filled, or as an outline if the row is hollow."""
     shapes = alt.Scale(
         domain=list(names), range=[palette.shape(index) for index in range(len(names))]
     )
@@ -261,7 +262,7 @@ def _inline_data(rows: Sequence[ChartRow]) -> alt.Data:
 
 
 def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
-    """The chart as Vega-Lite, in the look's colours."""
+    """Return the chart as a Vega-Lite specification in the style's colours."""
     ink, muted, rule = (style.colours[role] for role in ("ink", "muted", "rule"))
     axis = {
         "domain": False,
@@ -269,14 +270,14 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
         "gridColor": rule,
         "domainColor": rule,
         "tickColor": rule,
-    }
-    axis |= {
         "labelColor": ink,
         "titleColor": muted,
         "titleFontWeight": "normal",
         "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titlePadding": 8,
+        "labelOverlap": True,
     }
-    axis |= {"titleFontSize": 12, "titlePadding": 8, "labelOverlap": True}
     legend = {"labelColor": ink, "labelFontSize": 12, "symbolStrokeWidth": 1.4}
     title = {
         "color": ink,
@@ -285,29 +286,27 @@ def vega_lite_spec(chart: alt.Chart, style: ChartStyle) -> dict[str, Any]:
         "fontWeight": 600,
         "limit": style.width,
     }
-    dressed = chart.configure(background="transparent", font=FONT, padding=2)
-    dressed = dressed.configure_axis(**axis).configure_legend(**legend).configure_title(**title)
-    made: dict[str, Any] = _escape_for_vega(dict(dressed.configure_view(stroke=None).to_dict()))
-    if "concat" not in made:  # the width includes the names on the left
-        made["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return made
+    styled = chart.configure(background="transparent", font=FONT, padding=2)
+    styled = styled.configure_axis(**axis).configure_legend(**legend).configure_title(**title)
+    spec: dict[str, Any] = _escape_for_vega(dict(styled.configure_view(stroke=None).to_dict()))
+    if "concat" not in spec:  # the width includes the names on the left
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return spec
 
 
 def _escape_for_vega(value: Any) -> Any:
-    """The same with texts on which Vega breaks spelled otherwise.
+    """Replace texts in a specification that Vega cannot draw.
 
-    Characters beyond 16 bits become their code points: a long label is cut through the middle of
-    one, and then cannot be drawn. A name that is `if` gets a mark of no width: in the order of a
-    scale it would be taken for the function.
+    Characters beyond 16 bits become their code points: Vega may cut a long label through the middle
+    of one. The name `if` gets a zero-width space: in the order of a scale Vega would read it as the
+    function.
     """
     if isinstance(value, dict):
-        return {_escape_for_vega(key): _escape_for_vega(inside) for key, inside in value.items()}
+        return {_escape_for_vega(key): _escape_for_vega(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escape_for_vega(inside) for inside in value]
+        return list(map(_escape_for_vega, value))
     if not isinstance(value, str):
         return value
-    return (
-        "if\u200b"
-        if value == "if"
-        else "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value)
-    )
+    if value == "if":
+        return "if\u200b"
+    return "".join(c if c <= "\uffff" else f"U+{ord(c):X}" for c in value)

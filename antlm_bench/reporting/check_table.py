@@ -1,4 +1,4 @@
-"""The table of a check: per suite the difference, the margin and the verdict."""
+"""The table of `check`: per suite the difference, the margin and the verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from antlm_bench.reporting.table import Table, TableCell, TableColumn, TableRow,
 TONES: dict[str, Tone] = {"pass": "good", "regression": "bad", "inconclusive": "doubtful"}
 UNPAIRED_NOTE = "single items contribute nothing to it that could be compared"
 HEADERS = ("base", "run", "diff", "95% CI", "margin", "verdict")
-MAX_NAMED_GROUPS = 3  # groups that a sentence names
+MAX_NAMED_GROUPS = 3
+"""Most groups that a sentence names."""
 VERDICT_LEGEND = (
     "pass: the 95% interval of the difference holds no loss as large as the margin. "
     "regression: it holds losses only, and the difference is the margin or more. "
@@ -36,29 +37,28 @@ VERDICT_LEGEND = (
 
 
 def summarize_verdict(verdict: Verdict) -> str:
-    """One printable line: the suite, what happened to it, and the groups that explain a drop."""
+    """Describe a verdict in one printable line, with the groups that explain a drop."""
     judged, metric = verdict.headline, verdict.comparison.metric
     head = judged.difference
     before, after, margin = (format_number(x, metric) for x in (head.a, head.b, judged.tolerance))
     line = f"{format_title(verdict.comparison)}: {verdict.status}: {before} -> {after}, "
     line += f"{format_change(head, metric)}, margin {margin}"
-    failed = [one.difference for one in verdict.groups if one.status == "regression"]
+    failed = [group.difference for group in verdict.groups if group.status == "regression"]
     if judged.status != "regression" and failed:
         line += f"; {len(failed)} with margins of their own failed"
     elif judged.status == "pass" and judged.is_significantly_worse:
         line += "; significantly worse, within the margin"
     failed = sorted(failed, key=lambda d: d.gain)
-    named = [*failed, *(culprit for culprit in verdict.worse_groups if culprit not in failed)][
-        :MAX_NAMED_GROUPS
-    ]
-    line += f"; {', '.join(f'{d.name} {format_change(d, metric)}' for d in named)}" if named else ""
+    groups = [*failed, *(group for group in verdict.worse_groups if group not in failed)]
+    changes = [f"{d.name} {format_change(d, metric)}" for d in groups[:MAX_NAMED_GROUPS]]
+    line += f"; {', '.join(changes)}" if changes else ""
     return make_printable(line)
 
 
 def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
-    """Return the error that a command line ends with, or None if the check passed.
+    """Return the error that the command ends with, or None if the check passed.
 
-    A regression goes before missing cells, and those before too little data (only with `strict`).
+    A regression precedes missing cells, which precede too little data (an error only if `strict`).
     """
     lines = {
         status: [summarize_verdict(v) for v in result.verdicts if v.status == status]
@@ -78,18 +78,18 @@ def exit_error(result: CheckResult, strict: bool = False) -> BenchError | None:
 
 
 def format_change(difference: Difference, metric: str) -> str:
-    """`-3.1 (95% CI -4.9..-1.3)`"""
+    """Return a difference with its interval: `-3.1 (95% CI -4.9..-1.3)`."""
     low, high = format_interval(difference, metric).split("..")
     return f"{format_number(difference.value, metric, '+')} (95% CI {low}..{high})"
 
 
 def list_judgements(verdict: Verdict) -> list[Judgement]:
-    """The headline and what else was judged."""
+    """Return the judgements of the headline and of the groups with margins."""
     return [verdict.headline, *verdict.groups]
 
 
 def build_check_table(checked: CheckResult, exit_code: int) -> Table:
-    """Build the table of what was judged. exit_code: stands in JSON."""
+    """Build the table of a check. exit_code: exit code of the command, for JSON."""
     versus = checked.run_comparison
     rows = [
         _build_judgement_row(verdict, judgement)
@@ -135,12 +135,12 @@ def _build_judgement_row(verdict: Verdict, judgement: Judgement) -> TableRow:
 
 
 def _verdict_notes(verdict: Verdict) -> Iterator[str]:
-    """Yield notes that qualify a verdict."""
+    """Yield the notes of a verdict."""
     metric, judged = verdict.comparison.metric, verdict.headline
     if worse := verdict.worse_groups:
-        named = ", ".join(f"{d.name} {format_change(d, metric)}" for d in worse[:MAX_NAMED_GROUPS])
+        groups = ", ".join(f"{d.name} {format_change(d, metric)}" for d in worse[:MAX_NAMED_GROUPS])
         more = len(worse) - MAX_NAMED_GROUPS
-        yield f"significantly worse in {named}" + (f" and {more} more" if more > 0 else "")
+        yield f"significantly worse in {groups}" + (f" and {more} more" if more > 0 else "")
     if judged.status == "pass" and judged.is_significantly_worse:
         yield "significantly worse, within the margin"
     if verdict.status == "inconclusive" and (needed := judged.difference.detectable):
@@ -153,12 +153,12 @@ def _describe_margin_sources(checked: CheckResult) -> list[str]:
     sources: dict[str, dict[str, None]] = {}
     for verdict in checked.verdicts:
         sources.setdefault(verdict.headline.source, {})[verdict.comparison.suite] = None
-    named = [
+    margins = [
         f"{', '.join(suites)} by {source}"
         for source, suites in sources.items()
         if source != FALLBACK_MARGINS.source
     ]
-    return [f"margin of {'; of '.join(named)}"] if named else []
+    return [f"margin of {'; of '.join(margins)}"] if margins else []
 
 
 def _build_long_table(checked: CheckResult) -> Table:
@@ -184,14 +184,14 @@ def _build_long_table(checked: CheckResult) -> Table:
 
 
 def overall_status(checked: CheckResult) -> str:
-    """The gravest of it in a word; what is missing is graver than what is inconclusive."""
-    return (
-        "incomplete" if checked.missing_cells and checked.status != "regression" else checked.status
-    )
+    """Return the most serious status. "incomplete" lies between "regression" and "inconclusive"."""
+    if checked.missing_cells and checked.status != "regression":
+        return "incomplete"
+    return checked.status
 
 
 def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
-    """Return the verdict with all that was judged, in full precision."""
+    """Return all verdicts as a JSON object, in full precision."""
     versus = checked.run_comparison
     suites = [
         {
@@ -201,8 +201,8 @@ def _build_document(checked: CheckResult, exit_code: int) -> dict[str, Any]:
             "lower_is_better": verdict.comparison.headline.lower_is_better,
             "status": verdict.status,
             "headline": _judgement_fields(verdict.headline),
-            "groups": [_judgement_fields(one) for one in verdict.groups],
-            "worse": [_difference_fields(culprit) for culprit in verdict.worse_groups],
+            "groups": [_judgement_fields(group) for group in verdict.groups],
+            "worse": [_difference_fields(group) for group in verdict.worse_groups],
             "notes": verdict.comparison.notes,
         }
         for verdict in checked.verdicts
@@ -227,12 +227,14 @@ def _judgement_fields(judgement: Judgement) -> dict[str, Any]:
 
 
 def _difference_fields(d: Difference) -> dict[str, Any]:
-    about = {
+    return {
         "level": d.level,
         "name": d.name,
         "n": d.n,
         "baseline": d.a,
         "run": d.b,
         "difference": d.value,
+        "low": d.low,
+        "high": d.high,
+        "p": d.p if d.adjusted is None else d.adjusted,
     }
-    return about | {"low": d.low, "high": d.high, "p": d.p if d.adjusted is None else d.adjusted}

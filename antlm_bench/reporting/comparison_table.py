@@ -1,4 +1,4 @@
-"""The table of a comparison: per suite and group the paired difference of two runs."""
+"""The table of `compare`: per suite and group the paired difference of two runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from antlm_bench.metrics import get_metric_spec
 from antlm_bench.reporting import results_table
 from antlm_bench.reporting.results_table import raw_unit
 from antlm_bench.reporting.table import (
+    MISSING,
+    Emphasis,
     Table,
     TableCell,
     TableColumn,
@@ -20,7 +22,8 @@ from antlm_bench.reporting.table import (
     build_row,
 )
 
-TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]  # suite -> id -> texts
+TextsBySuite = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Suite -> id of an item -> its texts."""
 WORSE, BETTER = "▼", "▲"
 LEGEND = (
     "Values in percent, differences in points (correlations, nats, bits and tasks' own scores"
@@ -41,8 +44,8 @@ def build_comparison_table(
 ) -> Table:
     """Build the table of runs against a reference, one part per run.
 
-    by: "suite", or a level of labels. flips: how many of the items that moved are listed per suite
-    (JSON holds all of them). texts: the texts of the items, shown beside them.
+    by: "suite", or a level of labels. flips: most flipped items to list per suite (JSON has all of
+    them). texts: the texts of the items to show.
     """
     parts = [_build_part(each, by, flips, texts or {}) for each in run_comparisons]
     parts[-1] = replace(parts[-1], legend=(*parts[-1].legend, LEGEND))
@@ -61,17 +64,9 @@ def _build_part(run_comparison: RunComparison, by: str, flips: int, texts: Texts
         notes = tuple(collect_notes(comparison, by))
         name = TableCell(comparison.suite, format_title(comparison), notes=notes)
         for depth, difference in select_differences(comparison, by):
-            rows.append(
-                build_row(
-                    *(
-                        difference.name if depth else name,
-                        *_difference_cells(comparison, difference),
-                    ),
-                    depth=depth,
-                    emphasis="" if depth else "strong",
-                    space_above=not depth,
-                )
-            )
+            cells = (difference.name if depth else name, *_difference_cells(comparison, difference))
+            emphasis: Emphasis = "" if depth else "strong"
+            rows.append(build_row(*cells, depth=depth, emphasis=emphasis, space_above=not depth))
     return Table(
         tuple(columns),
         tuple(rows),
@@ -130,8 +125,8 @@ def _build_flips_table(
 
 def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
     """Build the long form: a row per difference, every level."""
-    about = ("reference", "run", "suite", "method_a", "method_b", "metric", "seeds_a", "seeds_b")
-    numbers: tuple[str, ...] = (
+    labels = ("reference", "run", "suite", "method_a", "method_b", "metric", "seeds_a", "seeds_b")
+    numbers = (
         "level",
         "name",
         "within",
@@ -143,8 +138,11 @@ def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
         "high",
         "p",
         "adjusted",
+        "family",
+        "gained",
+        "lost",
+        "detectable",
     )
-    numbers += ("family", "gained", "lost", "detectable")
     rows = []
     for run_comparison in run_comparisons:
         for c in run_comparison.comparisons:
@@ -156,38 +154,37 @@ def _build_long_table(run_comparisons: Sequence[RunComparison]) -> Table:
                 )
                 margin = (d.margin.value, d.margin.low, d.margin.high) if d.margin else [None] * 3
                 rows.append(build_row(*names, c.metric, *c.seeds, *values.values(), *margin))
-    keys = (*about, *numbers, "margin", "margin_low", "margin_high")
+    keys = (*labels, *numbers, "margin", "margin_low", "margin_high")
     return Table(tuple(map(TableColumn, keys)), tuple(rows))
 
 
 def select_differences(comparison: Comparison, by: str) -> list[tuple[int, Difference]]:
-    """The differences to show with their depth: the headline, then groups of `by` under those of
-    the level above.
+    """Return (depth, difference) to show: the headline, then the groups of level `by`.
+
+    Paradigms stand below the groups of the level above them.
     """
     levels = list(dict.fromkeys(group.level for group in comparison.groups))
-    made = [(0, comparison.headline)]
+    differences = [(0, comparison.headline)]
     if by == results_table.SUITE_LEVEL or not levels:
-        return made
+        return differences
     level = by if by in levels else explanatory_level(comparison)
     inner = [group for group in comparison.groups if group.level == level]
     above = levels[levels.index(level) - 1] if by == "paradigm" and level in levels[1:] else ""
     for outer in [group for group in comparison.groups if group.level == above]:
-        made += [(1, outer), *((2, group) for group in inner if group.within == outer.name)]
-    shown = {id(group) for _, group in made}
-    return made + [(1, group) for group in inner if id(group) not in shown]
+        differences += [(1, outer), *((2, group) for group in inner if group.within == outer.name)]
+    shown = {id(group) for _, group in differences}
+    return differences + [(1, group) for group in inner if id(group) not in shown]
 
 
 def format_number(value: float, metric: str, sign: str = "") -> str:
-    """A value in percent or a difference in points with its `sign` ("+" asks for one); others as
-    they are.
-    """
-    of = get_metric_spec(metric)
-    made = f"{of.scale * value:{sign}.{of.decimals}f}"
-    return made if made.strip("+-0.") else made.lstrip("+-")  # no "-0.0"
+    """Return a value or difference in the metric's scale. sign: "+" also marks positive numbers."""
+    spec = get_metric_spec(metric)
+    text = f"{spec.scale * value:{sign}.{spec.decimals}f}"
+    return text if text.strip("+-0.") else text.lstrip("+-")  # no "-0.0"
 
 
 def unit_suffix(metric: str) -> str:
-    """What stands behind a difference of this metric."""
+    """Return the unit of a difference with a space before it, or ""."""
     return f" {get_metric_spec(metric).difference_unit}".rstrip()
 
 
@@ -197,69 +194,65 @@ def format_interval(difference: Difference, metric: str) -> str:
 
 
 def format_p_value(p: float | None) -> str:
-    return (
-        "–"
-        if p is None
-        else "<.001"
-        if p < 0.001
-        else f"{p:.3f}".lstrip("0")
-        if p < 0.9995
-        else "1"
-    )
+    """Return `.042`, `<.001`, `1`, or `–` for None."""
+    if p is None:
+        return MISSING
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
 def change_symbol(difference: Difference) -> str:
-    return "" if not is_significant(difference) else WORSE if difference.gain < 0 else BETTER
+    """Return the mark of a significant change, else ""."""
+    if not is_significant(difference):
+        return ""
+    return WORSE if difference.gain < 0 else BETTER
 
 
 def describe_families(comparison: Comparison, by: str) -> str:
-    """The families of tests behind the lines shown, named once."""
-    return "; ".join(
-        dict.fromkeys(
-            d.family for depth, d in select_differences(comparison, by) if depth and d.family
-        )
-    )
+    """Name the families of tests of the groups shown, each once."""
+    shown = select_differences(comparison, by)
+    return "; ".join(dict.fromkeys(d.family for depth, d in shown if depth and d.family))
 
 
 def format_title(comparison: Comparison) -> str:
-    ways = dict.fromkeys((comparison.method_a, comparison.method_b))
-    seeds = comparison.seeds
-    several = f" · seeds {seeds[0]} / {seeds[1]}" if max(seeds) > 1 else ""
-    of = ", ".join(
-        filter(None, (get_metric_spec(comparison.metric).difference_unit, "lower is better"))
-    )
-    less = f" · {of}" if comparison.headline.lower_is_better else ""
-    return f"{comparison.suite} · {' / '.join(ways)}{several}{less}"
+    """Return `blimp · causal / mlm`: the suite, its methods, and what is special about them."""
+    parts = [
+        comparison.suite,
+        " / ".join(dict.fromkeys((comparison.method_a, comparison.method_b))),
+    ]
+    if max(comparison.seeds) > 1:
+        parts.append(f"seeds {comparison.seeds[0]} / {comparison.seeds[1]}")
+    if comparison.headline.lower_is_better:
+        unit = get_metric_spec(comparison.metric).difference_unit
+        parts.append(", ".join(filter(None, (unit, "lower is better"))))
+    return " · ".join(parts)
 
 
 def collect_notes(comparison: Comparison, by: str) -> list[str]:
-    """Sentences that qualify the headline."""
+    """Return the notes on a headline: items, power, views, tests, and the comparison's own."""
     head, metric = comparison.headline, comparison.metric
     counts = zip((head.gained, head.lost), get_metric_spec(metric).change_labels, strict=False)
-    said = [
-        f"{head.n:,} items: {', '.join(f'{n:,} {what}' for n, what in counts)}".removesuffix(": ")
-    ]
+    changes = ", ".join(f"{n:,} {label}" for n, label in counts)
+    notes = [f"{head.n:,} items: {changes}".removesuffix(": ")]
     if head.detectable is not None:
         least = f"{format_number(head.detectable, metric)}{unit_suffix(metric)}"
-        said[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"
+        notes[0] += f"; a true difference of {least} would be seen in 4 of 5 such comparisons"
     if clustered := head.views.get("clustered"):
-        low, high = (
-            format_number(clustered.low, metric, "+"),
-            format_number(clustered.high, metric, "+"),
-        )
-        said.append(
+        low, high = (format_number(end, metric, "+") for end in (clustered.low, clustered.high))
+        notes.append(
             f"were the {results_table.pluralize(comparison.macro[-1])} themselves a sample: "
             f"95% CI {low}..{high}"
         )
     if head.margin:
         m = head.margin
-        said.append(
+        notes.append(
             f"margin of the right option: {m.value:+.3f} nats (95% CI {m.low:+.3f}..{m.high:+.3f})"
         )
     if tests := describe_families(comparison, by):
-        said.append(f"p of groups: {tests}")
+        notes.append(f"p of groups: {tests}")
     if not is_significant(head) and any(is_significant(group) for group in comparison.groups):
-        said.append(
+        notes.append(
             "the headline shows no difference: differences of single groups are for exploration"
         )
-    return said + list(comparison.notes)
+    return notes + list(comparison.notes)

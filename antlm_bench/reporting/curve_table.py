@@ -1,4 +1,4 @@
-"""The table of learning curves: a line of bars per suite and model."""
+"""The table of learning curves: a sparkline per suite and model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEGEND = (
 
 
 def sparkline(curve: LearningCurve, low: float, high: float) -> str:
-    """One sign per mark: the value's eighth of [low, high], a gap, or a twin."""
+    """Draw one sign per milestone: a bar of eight heights in [low, high], a gap, or a duplicate."""
     points = {point.milestone: point for point in curve.points}
     signs = []
-    for mark in curve.milestones:
-        point = points.get(mark)
+    for milestone in curve.milestones:
+        point = points.get(milestone)
         level = (point.estimate.value - low) / (high - low) if point and high > low else 0.5
         bar = BARS[min(int(level * len(BARS)), len(BARS) - 1)]
         signs.append(GAP_SIGN if point is None else TWIN_SIGN if point.duplicate_of else bar)
@@ -33,10 +33,10 @@ def sparkline(curve: LearningCurve, low: float, high: float) -> str:
 def build_curve_table(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> Table:
-    """Build the table of curves, those of one suite together and under one scale.
+    """Build the table of curves. Curves of one suite are grouped and share a scale.
 
-    unplaced_checkpoints: names of runs that say nothing of the words that they have seen. The long
-    form has a row per checkpoint.
+    unplaced_checkpoints: names of runs without a number of words seen. The long form has a row per
+    checkpoint.
     """
     return replace(
         build_records_table(list(_summarize_curves(curves))),
@@ -69,8 +69,9 @@ def _summarize_curves(curves: Sequence[LearningCurve]) -> Iterator[dict[str, obj
 
 
 def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
-    """A row per checkpoint, suite and method, in full precision; `twin` names an earlier one of
-    equal weights.
+    """Return a row per checkpoint, suite and method, in full precision.
+
+    `twin` names an earlier checkpoint with equal weights.
     """
     return [
         {
@@ -94,30 +95,30 @@ def to_tidy_rows(curves: Sequence[LearningCurve]) -> list[dict[str, object]]:
 def collect_notes(
     curves: Sequence[LearningCurve], unplaced_checkpoints: Sequence[str]
 ) -> list[str]:
-    """What a reader must know of checkpoints that are missing, twins, or without a place."""
-    said = []
+    """Describe checkpoints that are duplicates, missing, or without a number of words seen."""
+    notes = []
     twins = {
         (c.series_name, p.checkpoint, p.duplicate_of): None
         for c in curves
         for p in c.points
         if p.duplicate_of
     }
-    said += [f"{family}: {one} has the same weights as {other}." for family, one, other in twins]
+    notes += [f"{series}: {name} has the same weights as {other}." for series, name, other in twins]
     gaps = {
         (c.series_name, m): None
         for c in curves
         for m in c.milestones
         if m not in {p.milestone for p in c.points}
     }
-    for family in dict.fromkeys(family for family, _ in gaps):
-        missing = ", ".join(format_word_count(mark) for of, mark in gaps if of == family)
-        said.append(f"{family}: no result at {missing} words.")
+    for series in dict.fromkeys(series for series, _ in gaps):
+        missing = ", ".join(format_word_count(words) for name, words in gaps if name == series)
+        notes.append(f"{series}: no result at {missing} words.")
     if unplaced_checkpoints:
-        said.append(
+        notes.append(
             "Left out, nothing says how many words they have seen: "
             f"{', '.join(unplaced_checkpoints)}."
         )
-    return said
+    return notes
 
 
 def _format_value(curve: LearningCurve, point: CurvePoint) -> str:

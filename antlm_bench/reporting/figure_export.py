@@ -1,6 +1,4 @@
-"""Figures as files for a paper: SVG or PNG on white, with their legend, in a font that every system
-has.
-"""
+"""Export figures for papers: SVG or PNG on white, with a legend, in a font of every system."""
 
 from __future__ import annotations
 
@@ -18,25 +16,22 @@ from antlm_bench.reporting.report_data import Figure
 if TYPE_CHECKING:
     from antlm_bench.results.checkpoint_series import LearningCurve
 
-WIDTH, SMALL_WIDTH, SMALL_FIGURES_PER_ROW, DPI = (
-    640,
-    300,
-    3,
-    300,
-)  # px of a figure, of one among several, how many of these, dots/inch
+WIDTH, SMALL_WIDTH = 640, 300
+"""Width in px of a single figure, and of one of several."""
+SMALL_FIGURES_PER_ROW = 3
+DPI = 300
 
 
 def render_figures(figures: Sequence[Figure], image_format: str) -> bytes:
-    """The bytes of one figure, or of several small ones beside one another. form: svg or png."""
-    look = charts.ChartStyle(SMALL_WIDTH if len(figures) > 1 else WIDTH, palette.PAPER, legend=True)
-    drawn = [figure.draw(look) for figure in figures]
-    if len(drawn) > 1:
-        drawn = [
-            chart.properties(title=figure.title)
-            for chart, figure in zip(drawn, figures, strict=True)
-        ]
-    chart = drawn[0] if len(drawn) == 1 else charts.concatenate(drawn, SMALL_FIGURES_PER_ROW)
-    specification = charts.vega_lite_spec(chart, look) | {"background": palette.PAPER["ground"]}
+    """Render one figure, or several small ones side by side. image_format: "svg" or "png"."""
+    width = SMALL_WIDTH if len(figures) > 1 else WIDTH
+    style = charts.ChartStyle(width, palette.PAPER, legend=True)
+    if len(figures) == 1:
+        chart = figures[0].draw(style)
+    else:
+        panels = [figure.draw(style).properties(title=figure.title) for figure in figures]
+        chart = charts.concatenate(panels, SMALL_FIGURES_PER_ROW)
+    specification = charts.vega_lite_spec(chart, style) | {"background": palette.PAPER["ground"]}
     specification["config"] |= {"font": "Helvetica, Arial, sans-serif"}
     if image_format == "svg":
         return str(vl_convert.vegalite_to_svg(specification)).encode()

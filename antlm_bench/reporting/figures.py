@@ -1,6 +1,4 @@
-"""The figures of a report, once for the page and for files: what each shows, how it is drawn, its
-numbers.
-"""
+"""Build the figures of a report, for the HTML page and for files."""
 
 from __future__ import annotations
 
@@ -33,14 +31,12 @@ SIGNIFICANCE_LEVEL = 0.05
 
 
 def build_figures(report_data: ReportData) -> Iterator[Figure]:
-    """Every figure that the contents give something to show for, in reading order, each under a
-    name of its own.
-    """
-    taken: Counter[str] = Counter()
+    """Yield all figures that have data, in reading order, with unique names."""
+    counts: Counter[str] = Counter()
     for figure in _iter_figures(report_data):
-        taken[figure.name] += 1
-        again = taken[figure.name]
-        yield figure if again == 1 else replace(figure, name=f"{figure.name}.{again}")
+        counts[figure.name] += 1
+        count = counts[figure.name]
+        yield figure if count == 1 else replace(figure, name=f"{figure.name}.{count}")
 
 
 def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
@@ -55,12 +51,10 @@ def _iter_figures(report_data: ReportData) -> Iterator[Figure]:
 def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
     names = tuple(series_names(columns))
     for block in results_table.build_blocks(columns, "phenomenon"):
-        lines = sorted(
-            (line for line in block.rows if line.depth), key=lambda line: -_mean_value(line)
-        )
-        if len(lines) < 2:
+        groups = sorted((row for row in block.rows if row.depth), key=_mean_value, reverse=True)
+        if len(groups) < 2:
             continue
-        rows = _estimate_rows(lines, block.metric, names)
+        rows = _estimate_rows(groups, block.metric, names)
         yield Figure(
             section="phenomena",
             name=f"phenomena.{block.suite}",
@@ -77,16 +71,16 @@ def _phenomenon_figures(columns: Sequence[results_table.ResultsColumn]) -> Itera
 def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterator[Figure]:
     names = tuple(series_names(columns))
     for block in results_table.build_blocks(columns, "paradigm"):
-        lines = [line for line in block.rows if line.depth]
-        rows = _estimate_rows([line for line in lines if line.depth == 2], block.metric, names)
+        groups = [row for row in block.rows if row.depth]
+        rows = _estimate_rows([row for row in groups if row.depth == 2], block.metric, names)
         if get_metric_spec(block.metric).trivial_baseline != "chance" or not rows:
             continue
         present = [index for index, name in enumerate(names) if name in _present_series(rows)]
-        tiled = []
-        for line in lines:
-            head = line.depth == 1
-            cells = [_heatmap_cell(line.estimates[index], block.metric, head) for index in present]
-            tiled.append((HeatmapCell(line.name, is_group=head), *cells))
+        table_rows = []
+        for row in groups:
+            is_group = row.depth == 1
+            cells = [_heatmap_cell(row.estimates[i], block.metric, is_group) for i in present]
+            table_rows.append((HeatmapCell(row.name, is_group=is_group), *cells))
         yield Figure(
             section="paradigms",
             name=f"paradigms.{block.suite}",
@@ -96,21 +90,25 @@ def _paradigm_figures(columns: Sequence[results_table.ResultsColumn]) -> Iterato
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.heatmap, rows, [names[index] for index in present]),
-            table=FigureTable(("", *(names[index] for index in present)), tuple(tiled)),
+            table=FigureTable(("", *(names[index] for index in present)), tuple(table_rows)),
             is_heatmap=True,
         )
 
 
 def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> Iterator[Figure]:
     for reference in dict.fromkeys(pair.reference for pair in pairs):
-        those = [pair for pair in pairs if pair.reference == reference]
-        for suite in dict.fromkeys(one.suite for pair in those for one in pair.comparisons):
+        comparisons = [
+            (pair.other, comparison)
+            for pair in pairs
+            if pair.reference == reference
+            for comparison in pair.comparisons
+        ]
+        for suite in dict.fromkeys(comparison.suite for _, comparison in comparisons):
             rows = [
-                _difference_row(difference, pair.other, one)
-                for pair in those
-                for one in pair.comparisons
-                if one.suite == suite
-                for difference in (one.headline, *_coarsest_groups(one.groups))
+                _difference_row(difference, other, comparison)
+                for other, comparison in comparisons
+                if comparison.suite == suite
+                for difference in (comparison.headline, *_coarsest_groups(comparison.groups))
             ]
             yield Figure(
                 section="differences",
@@ -127,35 +125,37 @@ def _difference_figures(pairs: Sequence[SeriesPair], names: tuple[str, ...]) -> 
 
 
 def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
-    """One small figure per suite: every family and method over the words it has seen."""
-    several = len({curve.method for curve in curves}) > 1
-    called = {
-        (c.series_name, c.method): f"{c.series_name} · {c.method}" if several else c.series_name
+    """Yield one small figure per suite: every series and method over the words seen."""
+    several_methods = len({curve.method for curve in curves}) > 1
+    display_names = {
+        (c.series_name, c.method): f"{c.series_name} · {c.method}"
+        if several_methods
+        else c.series_name
         for c in curves
     }
-    names = tuple(called.values())
+    names = tuple(display_names.values())
     for suite in dict.fromkeys(curve.suite for curve in curves):
-        those = [curve for curve in curves if curve.suite == suite]
-        metric = those[0].metric
+        suite_curves = [curve for curve in curves if curve.suite == suite]
+        metric = suite_curves[0].metric
         rows = [
             _scaled_values(point.estimate, metric)
             | {
                 "row": point.checkpoint,
-                "series": called[c.series_name, c.method],
+                "series": display_names[c.series_name, c.method],
                 "words": point.words_seen,
-            }
-            | {"stretch": stretch, "hollow": bool(point.duplicate_of), "faint": False}
-            | {
+                "stretch": segment,
+                "hollow": bool(point.duplicate_of),
+                "faint": False,
                 "text": _format_estimate(point.estimate, metric)
-                + (f", the weights of {point.duplicate_of}" if point.duplicate_of else "")
+                + (f", the weights of {point.duplicate_of}" if point.duplicate_of else ""),
             }
-            for c in those
-            for stretch, points in enumerate(c.segments)
+            for c in suite_curves
+            for segment, points in enumerate(c.segments)
             for point in points
         ]
         for row in rows:
             row["says"] = f"{row['series']}, {row['row']}: {row['text']}"
-        told = [(row["series"], row["row"], f"{row['words']:,}", row["text"]) for row in rows]
+        cells = [(row["series"], row["row"], f"{row['words']:,}", row["text"]) for row in rows]
         yield Figure(
             section="curves",
             name=f"curve.{suite}",
@@ -164,7 +164,7 @@ def learning_curve_figures(curves: Sequence[LearningCurve]) -> Iterator[Figure]:
             series=names,
             present_series=_present_series(rows),
             draw=partial(charts.line_plot, rows, names, title=_axis_title(metric)),
-            table=_figure_table(("model", "checkpoint", "words seen", "value"), told),
+            table=_figure_table(("model", "checkpoint", "words seen", "value"), cells),
             small=True,
         )
 
@@ -177,13 +177,16 @@ def _training_figure(training: TrainingLog) -> Figure:
             "stretch": loss.stretch,
             "words": loss.words,
             "value": loss.value,
+            "says": f"{loss.objective}, {loss.words:,.0f} words: {loss.value:.3f}",
         }
-        | {"says": f"{loss.objective}, {loss.words:,.0f} words: {loss.value:.3f}"}
         for loss in training.losses
     ]
     switches = [{"words": words, "label": f"→ {name}"} for words, name in training.switches]
-    ends = [[loss for loss in training.losses if loss.objective == name][-1] for name in names]
-    cells = [(loss.objective, f"{loss.words:,.0f}", f"{loss.value:.3f}") for loss in ends]
+    final_losses = {loss.objective: loss for loss in training.losses}  # the last one stays
+    cells = [
+        (loss.objective, f"{loss.words:,.0f}", f"{loss.value:.3f}")
+        for loss in final_losses.values()
+    ]
     cells += [(f"switch to {name}", f"{words:,.0f}", "") for words, name in training.switches]
     return Figure(
         section="training",
@@ -201,24 +204,22 @@ def _training_figure(training: TrainingLog) -> Figure:
 
 def _seed_figures(seeds: Sequence[SeedResult], names: tuple[str, ...]) -> Iterator[Figure]:
     for suite in dict.fromkeys(seed.suite for seed in seeds):
-        those = [seed for seed in seeds if seed.suite == suite]
         rows = []
-        for seed in those:
-            fallen = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
+        for seed in (seed for seed in seeds if seed.suite == suite):
+            collapsed = f"; collapsed: {', '.join(seed.collapsed)}" if seed.collapsed else ""
             task = f"{seed.task.removeprefix(f'{suite}.')} ({seed.metric})"
-            number = _scaled_values(seed.estimate, seed.metric) | {"low": None, "high": None}
+            value = get_metric_spec(seed.metric).scale * seed.estimate.value
             rows.append(
-                number
-                | {
+                {
+                    "value": value,
+                    "low": None,
+                    "high": None,
                     "row": make_printable(task),
                     "series": seed.series,
-                    "hollow": bool(fallen),
-                    "faint": not fallen,
-                }
-                | {"text": f"{number['value']:.1f}{'×' if fallen else ''}"}
-                | {
-                    "says": f"{task}, {seed.series}, seed {seed.seed}: "
-                    f"{number['value']:.1f}{fallen}"
+                    "hollow": bool(collapsed),
+                    "faint": not collapsed,
+                    "text": f"{value:.1f}{'×' if collapsed else ''}",
+                    "says": f"{task}, {seed.series}, seed {seed.seed}: {value:.1f}{collapsed}",
                 }
             )
         yield Figure(
@@ -242,14 +243,19 @@ def _present_series(rows: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 def _estimate_rows(
     result_rows: Sequence[results_table.ResultsRow], metric: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row per line and column that has a value there."""
+    """Return a chart row per result row and series with a value."""
     return [
         _scaled_values(estimate, metric)
-        | {"row": line.name, "series": name, "hollow": False, "faint": False}
-        | {"text": f"{get_metric_spec(metric).scale * estimate.value:.0f}"}
-        | {"says": f"{line.name}, {name}: {_format_estimate(estimate, metric)}, n {estimate.n:,}"}
-        for line in result_rows
-        for name, estimate in zip(names, line.estimates, strict=True)
+        | {
+            "row": row.name,
+            "series": name,
+            "hollow": False,
+            "faint": False,
+            "text": f"{get_metric_spec(metric).scale * estimate.value:.0f}",
+            "says": f"{row.name}, {name}: {_format_estimate(estimate, metric)}, n {estimate.n:,}",
+        }
+        for row in result_rows
+        for name, estimate in zip(names, row.estimates, strict=True)
         if estimate
     ]
 
@@ -257,25 +263,22 @@ def _estimate_rows(
 def _heatmap_cell(estimate: Estimate | None, metric: str, is_group: bool) -> HeatmapCell:
     if estimate is None:
         return HeatmapCell("–", is_group=is_group)
-    said = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
-    return HeatmapCell(
-        f"{100 * estimate.value:.1f}", None if is_group else estimate.value, is_group, said
-    )
+    tooltip = f"{_format_estimate(estimate, metric)}, n {estimate.n:,}"
+    share = None if is_group else estimate.value
+    return HeatmapCell(f"{100 * estimate.value:.1f}", share, is_group, tooltip)
 
 
 def _difference_row(difference: Difference, other: str, comparison: Comparison) -> dict[str, Any]:
-    """A row of the forest: value and interval in points (a correlation: as it is)."""
-    scale, digits = (
-        get_metric_spec(comparison.metric).scale,
-        get_metric_spec(comparison.metric).decimals,
-    )
+    """Return a chart row of a difference, in the metric's scale."""
+    spec = get_metric_spec(comparison.metric)
+    digits = spec.decimals
     p = difference.adjusted if difference.adjusted is not None else difference.p
     name = "headline" if difference.level == "headline" else make_printable(difference.name)
     value, low, high = (
-        scale * number for number in (difference.value, difference.low, difference.high)
+        spec.scale * number for number in (difference.value, difference.low, difference.high)
     )
-    chance = "" if p is None else f", p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
-    text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}{chance})"
+    p_text = "" if p is None else f", p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
+    text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}{p_text})"
     return {
         "row": name,
         "series": other,
@@ -286,26 +289,26 @@ def _difference_row(difference: Difference, other: str, comparison: Comparison) 
         "faint": False,
         "text": text,
         "says": f"{name}, {other}: {text}",
-        "axis_title": get_metric_spec(comparison.metric).difference_axis_title,
+        "axis_title": spec.difference_axis_title,
     }
 
 
 def _coarsest_groups(groups: Sequence[Difference]) -> list[Difference]:
-    """The groups of one level: phenomena where there are any, else the coarsest."""
+    """Return the groups of one level: phenomena if there are any, else the first level."""
     levels = list(dict.fromkeys(group.level for group in groups))
-    level = "phenomenon" if "phenomenon" in levels else (levels or [""])[0]
+    level = "phenomenon" if "phenomenon" in levels else next(iter(levels), "")
     return [group for group in groups if group.level == level]
 
 
 def _series_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> FigureTable:
-    """Rows by series; several values of one cell (seeds) stand side by side."""
+    """Build the table of chart rows by series. Several values of a cell (seeds) are listed."""
     cells: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         cells.setdefault((row["row"], row["series"]), []).append(_cell_text(row))
     present = [name for name in names if name in _present_series(rows)]
-    lines = dict.fromkeys(row["row"] for row in rows)
     body = [
-        (line, *(", ".join(cells.get((line, name), ["–"])) for name in present)) for line in lines
+        (label, *(", ".join(cells.get((label, name), ["–"])) for name in present))
+        for label in dict.fromkeys(row["row"] for row in rows)
     ]
     return _figure_table(("", *present), body)
 
@@ -330,11 +333,13 @@ def _scaled_values(estimate: Estimate, metric: str) -> dict[str, Any]:
 
 
 def _format_estimate(estimate: Estimate | None, metric: str) -> str:
-    """`63.4 (63.0–63.8)`."""
+    """Return `63.4 (63.0–63.8)`: the value and its interval."""
     if estimate is None:
         return "–"
-    written = get_metric_spec(metric).format
-    return f"{written(estimate.value)} ({written(estimate.low)}–{written(estimate.high)})"
+    value, low, high = map(
+        get_metric_spec(metric).format, (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low}–{high})"
 
 
 def _axis_title(metric: str) -> str:

@@ -1,6 +1,4 @@
-"""A gate's verdict for GitHub Actions: annotations by workflow commands, and the job's summary
-page.
-"""
+"""Write a check's result for GitHub Actions: workflow commands (annotations), and a job summary."""
 
 from __future__ import annotations
 
@@ -11,15 +9,17 @@ from antlm_bench.errors import UsageError
 from antlm_bench.printable import make_printable
 from antlm_bench.reporting.check_table import summarize_verdict
 
-MAX_ANNOTATIONS = (
-    10  # annotations of one kind and step that GitHub shows; it drops the others silently
-)
-MAX_SUMMARY_BYTES = 1024 * 1024  # bytes that a step's summary may have, else none of it is shown
+MAX_ANNOTATIONS = 10
+"""Annotations per kind and step. GitHub drops further ones silently."""
+MAX_SUMMARY_BYTES = 1024 * 1024
+"""Size of a step's summary. GitHub shows nothing of a larger one."""
 
 
 def workflow_commands(checked: CheckResult) -> str:
-    """Workflow commands, one per line: regressions and missing cells as errors, inconclusive suites
-    as warnings.
+    """Return workflow commands, one per line.
+
+    Regressions and missing cells are errors. Inconclusive suites and drops within the margin are
+    warnings.
     """
     errors = [
         ("regression", summarize_verdict(v)) for v in checked.verdicts if v.status == "regression"
@@ -43,39 +43,40 @@ def workflow_commands(checked: CheckResult) -> str:
 
 def _annotation_lines(kind: str, messages: list[tuple[str, str]]) -> list[str]:
     if len(messages) > MAX_ANNOTATIONS:
-        rest = [said for _, said in messages[MAX_ANNOTATIONS - 1 :]]
+        rest = [message for _, message in messages[MAX_ANNOTATIONS - 1 :]]
         messages = [*messages[: MAX_ANNOTATIONS - 1], (f"{len(rest)} more", "\n".join(rest))]
     return [
-        f"::{kind} title={escape_property(f'antlm-bench: {title}')}::{escape_message(said)}"
-        for title, said in messages
+        f"::{kind} title={escape_property(f'antlm-bench: {title}')}::{escape_message(message)}"
+        for title, message in messages
     ]
 
 
 def escape_message(text: str) -> str:
-    """Escaped as the toolkit does: https://github.com/actions/toolkit,
-    packages/core/src/command.ts.
+    """Escape a message of a workflow command.
+
+    Source: https://github.com/actions/toolkit, packages/core/src/command.ts.
     """
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def escape_property(text: str) -> str:
+    """Escape a property of a workflow command, e.g. its title."""
     return escape_message(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def append_summary(summary_file: str | Path, text: str) -> None:
-    """Add Markdown to the step's summary, cut at a line where it would grow beyond what GitHub
-    shows.
+    """Append Markdown to the step's summary, cut at a line end to fit MAX_SUMMARY_BYTES.
 
-    Raises UsageError where the file cannot be written.
+    Raises UsageError if the file cannot be written.
     """
     path = Path(summary_file)
     note = "\n\n_(cut: a summary holds 1 MiB)_\n"
     try:
-        there = path.stat().st_size if path.exists() else 0
-        room = MAX_SUMMARY_BYTES - there - len(note.encode())
+        size = path.stat().st_size if path.exists() else 0
+        room = MAX_SUMMARY_BYTES - size - len(note.encode())
         if len(text.encode()) > room:
-            whole = text.encode()[: max(room, 0)].decode(errors="ignore")
-            text = whole[: whole.rfind("\n") + 1] + note if room > 0 else ""
+            kept = text.encode()[: max(room, 0)].decode(errors="ignore")
+            text = kept[: kept.rfind("\n") + 1] + note if room > 0 else ""
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:

@@ -1,11 +1,9 @@
-"""The report as one HTML file: works offline, on a phone, without scripts, and whatever a model
-calls itself.
+"""Render a report as one HTML file that works offline, on a phone and without scripts.
 
-Charts are static SVG, drawn twice (for a page and for a phone) in colours that the style sheet
-decides. A chart library in the page would weigh 0.9 MB, need `eval` and draw nothing where scripts
-are off; all that a reader would gain is hovering, which 30 lines do here. Everything is escaped by
-Jinja, and a Content-Security-Policy forbids whatever else might come in: requests, and every script
-but ours.
+Charts are static SVG, drawn for two widths (laptop and phone). The style sheet sets their colours.
+A chart library in the page would weigh 0.9 MB, need `eval` and draw nothing without scripts. It
+would add hovering only, which a short script does here. Names come from outside: Jinja escapes
+everything, and a Content-Security-Policy forbids requests and every script but ours.
 """
 
 from __future__ import annotations
@@ -35,18 +33,16 @@ from antlm_bench.runs import cell_to_dict
 from antlm_bench.types import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = (
-    880,
-    340,
-    290,
-)  # px: a laptop's column, a phone's, one of several small figures beside one another
+WIDE_WIDTH, NARROW_WIDTH, SMALL_WIDTH = 880, 340, 290
+"""Widths of figures in px: on a laptop, on a phone, and of a small one beside others."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 ALLOWED_ELEMENTS = frozenset(
     ["svg", "g", "path", "line", "rect", "text", "tspan", "circle", "defs", "clipPath", "title"]
 )
 DROPPED_ATTRIBUTES = frozenset(
     ["role", "aria-roledescription", "aria-hidden", "class", "pointer-events"]
-)  # we say it ourselves
+)
+"""Attributes that Vega writes. The page sets its own."""
 SECTIONS: dict[str, tuple[str, str]] = {
     "phenomena": ("Phenomena", "Where models differ: one line per phenomenon, one mark per model."),
     "paradigms": ("Paradigms", "Every paradigm, by phenomenon."),
@@ -61,10 +57,11 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "training": ("Training", "The loss of the run that made the checkpoints."),
     "seeds": ("Finetuning, seed by seed", "How far the seeds of one task lie apart."),
 }
+"""Section of the page -> (its title, its introduction)."""
 
 
 def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
-    """The HTML document. methods: what each scoring method is, in words."""
+    """Return the HTML document. methods: name -> description of each scoring method used."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -77,13 +74,13 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
     names = series_names(report_data.columns)
     script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    drawn = list(build_figures(report_data))
+    figures = list(build_figures(report_data))
     sections = [
         {
             "key": key,
             "title": title,
             "lead": lead,
-            "figures": [_figure_context(f) for f in drawn if f.section == key],
+            "figures": [_figure_context(f) for f in figures if f.section == key],
         }
         for key, (title, lead) in SECTIONS.items()
     ]
@@ -116,18 +113,12 @@ def render_page(report_data: ReportData, methods: Mapping[str, str]) -> str:
 
 
 def add_break_points(text: str) -> Markup:
-    """The text, escaped, with a place to break after each underscore: names of paradigms are
-    long.
-    """
+    """Escape text and allow a line break after each underscore: names of paradigms are long."""
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
-def figure_spec(figure: Figure, style: charts.ChartStyle) -> dict[str, Any]:
-    return charts.vega_lite_spec(figure.draw(style), style)
-
-
 def build_page_data(report_data: ReportData) -> dict[str, Any]:
-    """Every number of the page, for reuse: values as fractions, in full precision."""
+    """Return all numbers of the page for reuse: values as fractions, in full precision."""
     return {
         "runs": [
             {
@@ -138,9 +129,9 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
             for run in report_data.runs
         ],
         "comparisons": [
-            {"reference": pair.reference, "other": pair.other, **asdict(replace(one, flipped=()))}
+            {"reference": pair.reference, "other": pair.other, **asdict(replace(each, flipped=()))}
             for pair in report_data.pairs
-            for one in pair.comparisons
+            for each in pair.comparisons
         ],
         "collection": report_to_dict(report_data.report) if report_data.report else None,
         "curves": to_tidy_rows(report_data.curves),
@@ -149,9 +140,9 @@ def build_page_data(report_data: ReportData) -> dict[str, Any]:
 
 
 def _figure_context(figure: Figure) -> dict[str, Any]:
-    widths = (
-        () if figure.is_heatmap else (SMALL_WIDTH,) if figure.small else (WIDE_WIDTH, NARROW_WIDTH)
-    )
+    """Return what the template needs of a figure: its keys, and (width, SVG) of its drawings."""
+    widths = (SMALL_WIDTH,) if figure.small else (WIDE_WIDTH, NARROW_WIDTH)
+    styles = [charts.ChartStyle(width, palette.PAGE) for width in widths]
     keys = [
         _legend_key(i, name)
         for i, name in enumerate(figure.series)
@@ -163,46 +154,46 @@ def _figure_context(figure: Figure) -> dict[str, Any]:
         "keys": keys if len(figure.series) > 1 else [],
         "drawings": [
             (
-                width,
+                style.width,
                 render_svg(
-                    figure_spec(figure, charts.ChartStyle(width, palette.PAGE)),
-                    f"{figure.name}.{width}",
+                    charts.vega_lite_spec(figure.draw(style), style),
+                    f"{figure.name}.{style.width}",
                     label,
                 ),
             )
-            for width in widths
+            for style in ([] if figure.is_heatmap else styles)
         ],
     }
 
 
 def render_svg(specification: Mapping[str, Any], name: str, label: str) -> Markup:
-    """Vega-Lite as an <svg> that may stand beside others in a page: ids of its own, a label, and
-    nothing but shapes.
+    """Render Vega-Lite as an <svg> element with unique ids, a label, and shapes and text only.
 
-    It is parsed and written anew, so that what arrives in the page is well-formed whatever the
-    names in it.
+    Vega's SVG is parsed and serialized again, so that the page is well-formed whatever names it
+    shows. Raises ValueError for an element that is not allowed.
     """
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(specification)))
-    mine = f"d{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
+    id_prefix = f"d{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG_NAMESPACE}}}")
         if element.tag not in ALLOWED_ELEMENTS:
             raise ValueError(f"a chart with <{element.tag}>")
         for key, value in list(element.attrib.items()):
-            if key in DROPPED_ATTRIBUTES or (
-                key == "aria-label" and element.tag == "g"
-            ):  # the latter: an axis, in Vega's words
+            is_axis_label = key == "aria-label" and element.tag == "g"
+            if key in DROPPED_ATTRIBUTES or is_axis_label:
                 del element.attrib[key]
             elif key == "id":
-                element.attrib[key] = mine + value
+                element.attrib[key] = id_prefix + value
             elif key != "aria-label":
-                element.attrib[key] = _round_coordinates(value.replace("url(#", f"url(#{mine}"))
+                element.attrib[key] = _round_coordinates(
+                    value.replace("url(#", f"url(#{id_prefix}")
+                )
     root.attrib |= {"role": "img", "aria-label": label, "class": "chart"}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _round_coordinates(value: str) -> str:
-    """Coordinates to a hundredth of a pixel."""
+    """Round the coordinates in an attribute to a hundredth of a pixel."""
     return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", value)
 
 
@@ -211,49 +202,40 @@ def _legend_key(index: int, name: str) -> dict[str, str]:
 
 
 def _collection_context(report_data: ReportData) -> dict[str, Any] | None:
-    """The table of the collection: heads with the key of a series that the column is of, rows, what
-    is said below.
-    """
+    """Return what the template needs of a collection: table, headers with keys of series, gaps."""
     report = report_data.report
     if report is None:
         return None
     context = _table_context(build_report_table(report))
-    known = [(column.model, column.method.split(" + ")) for column in report_data.columns]
     heads = []
     for column, (model, reading) in zip(report.columns, context.pop("heads"), strict=True):
-        mine = [
-            i
-            for i, (name, methods) in enumerate(known)
-            if (column.model, column.method in methods) == (name, True)
+        indices = [
+            index
+            for index, series in enumerate(report_data.columns)
+            if column.model == series.model and column.method in series.method.split(" + ")
         ]
-        heads.append(
-            {
-                "name": model,
-                "reading": reading,
-                "key": _legend_key(mine[0], model) if mine and not column.source else None,
-            }
-        )
-    holes = [
+        key = _legend_key(indices[0], model) if indices and not column.source else None
+        heads.append({"name": model, "reading": reading, "key": key})
+    gaps = [
         f"{make_printable(c.model)} ({c.method}) lacks {', '.join(c.missing_members)}: no average "
         "is taken over a hole"
         for c in report.columns
         if c.missing_members and not c.macro
     ]
-    return {"sheet": context, "heads": heads, "holes": holes}
+    return {"sheet": context, "heads": heads, "holes": gaps}
 
 
 def _table_context(table: Table) -> dict[str, Any]:
-    """Return a report's table as the template wants it, printable, with letters for its notes."""
+    """Return what the template needs of a report's table: printable, with letters for its notes."""
     marks = NoteMarks()
     heads = []
     for column in table.columns[1:]:
         model, method = map(make_printable, column.label_lines)
         heads.append((model, {"text": method, "letters": marks.mark(column.notes)}))
+    kinds = {"strong": "macro", "faint": "aside"}
     rows = [
         {
-            "kind": {"strong": "macro", "faint": "aside", "": "task" if row.depth else "member"}[
-                row.emphasis
-            ],
+            "kind": kinds.get(row.emphasis) or ("task" if row.depth else "member"),
             "name": make_printable(row.cells[0].shown),
             "cells": [
                 {"text": make_printable(cell.shown), "letters": marks.mark(cell.notes)}
@@ -274,12 +256,10 @@ def _table_context(table: Table) -> dict[str, Any]:
 
 
 def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
-    """A row of the first table: per column its value, half its interval, and where both lie between
-    0 and 1.
-    """
-    line = block.rows[0]
+    """Return a row of the first table: per column its value, half its interval, and a bar in %."""
+    headline = block.rows[0]
     cells = []
-    for estimate in line.estimates:
+    for estimate in headline.estimates:
         value, _, half = results_table.format_estimate(estimate, block.metric).partition(" ")
         bar = None
         if estimate and get_metric_spec(block.metric).scale == 100:
@@ -294,19 +274,17 @@ def _headline_context(block: results_table.SuiteBlock) -> dict[str, Any]:
         for label, cells_of_label in results_table.headline_annotations(block)
     ]
     return {
-        "suite": line.name,
+        "suite": headline.name,
         "average": block.average,
-        "count": results_table.format_item_count(line),
+        "count": results_table.format_item_count(headline),
         "cells": cells,
         "notes": (*block.notes, *asides),
     }
 
 
 def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
-    """The settings that a number depends on, each with the values in force; one value where all
-    cells agree.
-    """
-    shown = {
+    """Return the settings that numbers depend on: (label, values used in any cell)."""
+    labels = {
         "suite_digest": "suite (version, digest)",
         "bos": "BOS before a text",
         "ties": "ties",
@@ -324,24 +302,26 @@ def _settings_in_force(report_data: ReportData) -> list[tuple[str, list[str]]]:
         "select": "epochs chosen on",
         "preset": "preset",
     }
-    found: dict[str, dict[str, None]] = {label: {} for label in shown.values()}
+    values_by_label: dict[str, dict[str, None]] = {label: {} for label in labels.values()}
     for run in report_data.runs:
         for cell in run:
-            for key, label in shown.items():
+            for key, label in labels.items():
                 value = cell.settings.get(key)
                 if value in (None, ""):
                     continue
-                digest = f"{cell.suite} {cell.settings.get('suite_version', '')} {str(value)[:12]}"
-                found[label][make_printable(digest if key == "suite_digest" else str(value))] = None
-    return [(label, list(values)) for label, values in found.items() if values]
+                text = str(value)
+                if key == "suite_digest":
+                    text = f"{cell.suite} {cell.settings.get('suite_version', '')} {text[:12]}"
+                values_by_label[label][make_printable(text)] = None
+    return [(label, list(values)) for label, values in values_by_label.items() if values]
 
 
 def _manifest_context(run: Run, name: str) -> dict[str, Any]:
-    """A run's checkpoint and software as rows of text."""
-    about = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
+    """Return a run's checkpoint and software as rows of text."""
+    facts = {**run.manifest.model, "scored": run.manifest.created, **run.manifest.software}
     rows = [
         (make_printable(str(key)), _plain_text(value))
-        for key, value in about.items()
+        for key, value in facts.items()
         if value not in (None, "", {})
     ]
     return {"name": name, "rows": rows}
@@ -349,11 +329,9 @@ def _manifest_context(run: Run, name: str) -> dict[str, Any]:
 
 def _plain_text(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_plain_text(key)}: {_plain_text(one)}" for key, one in value.items())
+        return ", ".join(f"{_plain_text(key)}: {_plain_text(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_plain_text, value))
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else make_printable(str(value))
-    )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return make_printable(str(value))

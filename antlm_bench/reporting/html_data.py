@@ -1,6 +1,4 @@
-"""Run folders -> one HTML page, or its figures as files: gathers what there is to show, and has it
-drawn.
-"""
+"""Gather the data of a report from run folders, and write it as an HTML page or as figures."""
 
 from __future__ import annotations
 
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
     from antlm_bench.results.reports import Report
 
 IMAGE_FORMATS = ("svg", "png")
-# so many checkpoints of one family are a curve; only the last of them stands beside other models
 MIN_CURVE_CHECKPOINTS = 3
+"""Checkpoints of one model that make a curve. Only the last one is compared with other models."""
 
 
 def write_page(
@@ -46,18 +44,18 @@ def write_page(
     title: str = "",
     report: Report | None = None,
 ) -> Path:
-    """Write the report of run folders (or folders of them) as one HTML file; returns its path.
+    """Write the report of run folders (or folders of them) as one HTML file. Return its path.
 
-    trainings: folders that `train` wrote. report: of the same runs; that of a collection opens the
-    page. Raises RunError (a folder that is none or damaged, a file that cannot be written),
-    UsageError.
+    training_dirs: folders that `train` wrote. report: the report of the same runs. If it is of a
+    collection, its table opens the page. Raises RunError (a folder is no run or damaged, a file
+    cannot be written), UsageError.
     """
-    from antlm_bench.reporting.html import render_page as html
+    from antlm_bench.reporting.html import render_page  # slow to import
 
-    contents = gather_report_data(paths, training_dirs, title, report)
-    used = {part for column in contents.columns for part in column.method.split(" + ")}
-    said = {method.name: method.description for method in METHODS if method.name in used}
-    runs.write_atomically(out, html(contents, said).encode())
+    report_data = gather_report_data(paths, training_dirs, title, report)
+    used = {method for column in report_data.columns for method in column.method.split(" + ")}
+    descriptions = {method.name: method.description for method in METHODS if method.name in used}
+    runs.write_atomically(out, render_page(report_data, descriptions).encode())
     return out
 
 
@@ -68,19 +66,20 @@ def write_figures(
     *,
     training_dirs: Sequence[str | Path] = (),
 ) -> list[Path]:
-    """Write each figure of the report into the folder as `phenomena.blimp.svg`, ...; form: svg or
-    png.
+    """Write each figure of the report into the folder as `phenomena.blimp.svg`, ...
+
+    image_format: "svg" or "png". Raises RunError, UsageError.
     """
-    from antlm_bench.reporting.figure_export import render_figures
-    from antlm_bench.reporting.figures import build_figures as drawn
+    from antlm_bench.reporting.figure_export import render_figures  # slow to import
+    from antlm_bench.reporting.figures import build_figures
 
     if image_format not in IMAGE_FORMATS:
         raise UsageError(
-            f"no figure is written as {image_format!r}", hint=f"one of {', '.join(IMAGE_FORMATS)}"
+            f"unknown image format {image_format!r}", hint=f"one of {', '.join(IMAGE_FORMATS)}"
         )
     runs.make_folder(folder)
     written = []
-    for figure in drawn(gather_report_data(paths, training_dirs)):
+    for figure in build_figures(gather_report_data(paths, training_dirs)):
         path = folder / f"{quote(figure.name, safe='')}.{image_format}"
         runs.write_atomically(path, render_figures([figure], image_format))
         written.append(path)
@@ -93,31 +92,31 @@ def gather_report_data(
     title: str = "",
     report: Report | None = None,
 ) -> ReportData:
-    """Everything that a page of these runs shows."""
-    opened = read_runs(expand_run_dirs(paths))
-    seeded = {run.path: average_seeds(run) for run in opened}
-    whole = [seeded[run.path] for run in opened]
-    families = {
-        name: members
-        for name, members in group_checkpoints(whole).items()
-        if len(members) >= MIN_CURVE_CHECKPOINTS
+    """Gather the data of a page. Arguments and errors are those of `write_page`."""
+    all_runs = read_runs(expand_run_dirs(paths))
+    averaged_by_path = {run.path: average_seeds(run) for run in all_runs}
+    averaged_runs = [averaged_by_path[run.path] for run in all_runs]
+    checkpoint_series = {
+        name: checkpoints
+        for name, checkpoints in group_checkpoints(averaged_runs).items()
+        if len(checkpoints) >= MIN_CURVE_CHECKPOINTS
     }
-    early = [run for members in families.values() for run in members[:-1]]
-    beside = [run for run in whole if all(run is not one for one in early)]
-    families_of = {run.path: name for name, members in families.items() for run in members}
-    plain = [model_name(run) for run in opened]
-    names = _name_runs(beside, families)
-    columns, owners = _build_columns(beside, names)
-    called = {
+    early = [run for checkpoints in checkpoint_series.values() for run in checkpoints[:-1]]
+    shown_runs = [run for run in averaged_runs if all(run is not other for other in early)]
+    shown_paths = {run.path for run in shown_runs}
+    series_by_path = {run.path: name for name, group in checkpoint_series.items() for run in group}
+    names = _name_runs(shown_runs, checkpoint_series)
+    columns, owners = _build_columns(shown_runs, names)
+    display_names = {
         (owner.path, method): name
         for name, owner, column in zip(series_names(columns), owners, columns, strict=True)
         for method in column.method.split(" + ")
     }
-    pairs = list(_compare_to_first(beside, opened, called))
+    pairs = list(_compare_to_first(shown_runs, all_runs, display_names))
     remarks = [
-        f"Of {len(members)} checkpoints of {name} the last stands beside other models; all are in "
-        "the learning curves."
-        for name, members in families.items()
+        f"Of {len(checkpoints)} checkpoints of {name} the last stands beside other models; all are "
+        "in the learning curves."
+        for name, checkpoints in checkpoint_series.items()
     ]
     remarks += [
         f"{pair.reference} and {pair.other} are not compared: {pair.refusal}"
@@ -126,30 +125,29 @@ def gather_report_data(
     ]
     return ReportData(
         title=title or _default_title(names),
-        runs=tuple(opened),
+        runs=tuple(all_runs),
         display_names=tuple(
-            f"{families_of[run.path]} · {name}" if run.path in families_of else name
-            for run, name in zip(opened, plain, strict=True)
+            " · ".join(filter(None, (series_by_path.get(run.path), model_name(run))))
+            for run in all_runs
         ),
         columns=tuple(columns),
         seeds=tuple(
-            _iter_seed_scores(
-                [run for run in opened if any(run.path == one.path for one in beside)], called
-            )
+            _iter_seed_scores([run for run in all_runs if run.path in shown_paths], display_names)
         ),
         pairs=tuple(pair for pair in pairs if not pair.refusal),
-        curves=tuple(build_curves([run for members in families.values() for run in members])),
+        curves=tuple(build_curves([run for group in checkpoint_series.values() for run in group])),
         trainings=tuple(map(read_training_log, training_dirs)),
         remarks=tuple(remarks),
         report=_select_report_columns(
-            report, dict(zip([run.path for run in beside], names, strict=True))
+            report, {run.path: name for run, name in zip(shown_runs, names, strict=True)}
         ),
     )
 
 
 def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> Report | None:
-    """The report of a collection with the columns of these runs (path -> name) and the published
-    ones.
+    """Return the report of a collection with published columns and those of the runs in names.
+
+    names: path of a run -> its name. None if the report is of no collection.
     """
     if report is None or report.collection is None:
         return None
@@ -162,6 +160,7 @@ def _select_report_columns(report: Report | None, names: Mapping[str, str]) -> R
 
 
 def _default_title(names: Sequence[str]) -> str:
+    """Return `a, b and c`, or `a, b and 4 more`."""
     few = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
     return " and ".join(part for part in (", ".join(few[:-1]), *few[-1:]) if part) or "Nothing yet"
 
@@ -169,31 +168,29 @@ def _default_title(names: Sequence[str]) -> str:
 def _name_runs(
     shown_runs: Sequence[Run], checkpoint_series: Mapping[str, Sequence[Run]]
 ) -> list[str]:
-    """Each run's name; the last checkpoint of a family is called after the family, and says how far
-    it is.
-    """
-    last = {members[-1].path: name for name, members in checkpoint_series.items()}
-    plain = model_names(shown_runs)
+    """Name the runs. The last checkpoint of a series gets the series' name and its words seen."""
+    series_by_path = {group[-1].path: name for name, group in checkpoint_series.items()}
     return [
-        f"{last[run.path]} ({format_word_count(words_seen(run) or 0)} words)"
-        if run.path in last
+        f"{series_by_path[run.path]} ({format_word_count(words_seen(run) or 0)} words)"
+        if run.path in series_by_path
         else name
-        for run, name in zip(shown_runs, plain, strict=True)
+        for run, name in zip(shown_runs, model_names(shown_runs), strict=True)
     ]
 
 
 def _build_columns(
     shown_runs: Sequence[Run], names: Sequence[str]
 ) -> tuple[list[results_table.ResultsColumn], list[Run]]:
-    """A column per checkpoint and method, and whose it is; one method and one kind of finetuning
-    share a column.
+    """Build a column per checkpoint and method. Return the columns and the run of each.
+
+    The methods of a run share a column if there is one scoring method and one kind of finetuning.
     """
     columns, owners = [], []
     for run, name in zip(shown_runs, names, strict=True):
         methods = list(dict.fromkeys(cell.method for cell in run))
         kinds = [_method_kind(method) for method in methods]
-        alone = len(set(kinds)) == len(kinds) and "frozen" not in kinds
-        for method in [" + ".join(methods)] if alone and methods else methods:
+        share_column = len(set(kinds)) == len(kinds) and "frozen" not in kinds
+        for method in [" + ".join(methods)] if share_column and methods else methods:
             cells = {cell.suite: cell for cell in run if cell.method in method.split(" + ")}
             columns.append(results_table.ResultsColumn(name, method, cells))
             owners.append(run)
@@ -203,53 +200,54 @@ def _build_columns(
 def _iter_seed_scores(
     all_runs: Sequence[Run], display_names: Mapping[tuple[str, str], str]
 ) -> Iterator[SeedResult]:
+    """Yield the score of every finetuning seed. display_names: (path, method) -> series."""
     for run in all_runs:
         for cell in run:
-            if cell.seed is not None:
-                summary = cell.summary
-                fallen = tuple(
-                    make_printable(str(word)) for word in cell.history.get("collapsed", ())
-                )
-                name = display_names[run.path, cell.method]
-                suite = cell.finetuned_task[0]
-                yield SeedResult(
-                    suite, cell.suite, name, cell.seed, summary.metric, summary.headline, fallen
-                )
+            if cell.seed is None:
+                continue
+            reasons = cell.history.get("collapsed", ())
+            yield SeedResult(
+                suite=cell.finetuned_task[0],
+                task=cell.suite,
+                series=display_names[run.path, cell.method],
+                seed=cell.seed,
+                metric=cell.summary.metric,
+                estimate=cell.summary.headline,
+                collapsed=tuple(make_printable(str(reason)) for reason in reasons),
+            )
 
 
 def _compare_to_first(
     shown_runs: Sequence[Run], all_runs: Sequence[Run], display_names: Mapping[tuple[str, str], str]
 ) -> Iterator[SeriesPair]:
-    """The first run against each other one, suite by suite; what may not be compared is left out,
-    with the reason.
+    """Compare the first run with each other one, suite by suite.
+
+    Suites that cannot be compared yield a pair with a refusal. display_names: (path, method) ->
+    series.
     """
     from antlm_bench.comparison.runs import compare_runs
 
-    whole = {run.path: run for run in all_runs}
+    runs_by_path = {run.path: run for run in all_runs}
     for other in shown_runs[1:]:
         first = shown_runs[0]
-        ways = _match_methods(first, other)
-        together: dict[tuple[str, str], list[Comparison]] = {}
-        for suite in _shared_suites(whole[first.path], whole[other.path]):
+        a, b = runs_by_path[first.path], runs_by_path[other.path]
+        methods = _match_methods(first, other)
+        comparisons: dict[tuple[str, str], list[Comparison]] = {}
+        for suite in _shared_suites(a, b):
             try:
-                found = compare_runs(
-                    whole[first.path], whole[other.path], suites=[suite], methods=ways
-                )
+                suite_comparisons = compare_runs(a, b, suites=[suite], methods=methods)
             except NotComparable as error:
-                yield SeriesPair(
-                    model_name(first),
-                    model_name(other),
-                    (),
-                    f"{suite}: {error.message}",
-                )
+                refusal = f"{suite}: {error.message}"
+                yield SeriesPair(model_name(first), model_name(other), (), refusal)
                 continue
-            for one in found:
+            for comparison in suite_comparisons:
                 names = (
-                    display_names[first.path, one.method_a],
-                    display_names[other.path, one.method_b],
+                    display_names[first.path, comparison.method_a],
+                    display_names[other.path, comparison.method_b],
                 )
-                together.setdefault(names, []).append(one)
-        yield from (SeriesPair(a, b, tuple(those)) for (a, b), those in together.items())
+                comparisons.setdefault(names, []).append(comparison)
+        for (reference, name), group in comparisons.items():
+            yield SeriesPair(reference, name, tuple(group))
 
 
 def _method_kind(method: str) -> str:
@@ -259,18 +257,20 @@ def _method_kind(method: str) -> str:
 
 
 def _match_methods(first: Run, other: Run) -> list[tuple[str, str]]:
-    """The methods that go together: of each kind the one that a run has, else those of equal
-    names.
+    """Pair the methods of each kind of which both runs have exactly one.
+
+    Without any such kind, `compare_runs` pairs methods of equal names.
     """
-    ways: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for kind in ("score", "finetune", "frozen"):
         a, b = ({c.method for c in run if _method_kind(c.method) == kind} for run in (first, other))
-        ways += [(*a, *b)] if len(a) == len(b) == 1 else []  # type: ignore[list-item]
-    return ways
+        if len(a) == len(b) == 1:
+            pairs.append((a.pop(), b.pop()))
+    return pairs
 
 
 def _shared_suites(first: Run, other: Run) -> list[str]:
-    """Suites that both hold, the tasks of a collection that was finetuned as one."""
+    """Return the suites of both runs. The finetuned tasks of a collection are one suite."""
     names = [
         {str(cell.settings.get("collection") or cell.suite): None for cell in run}
         for run in (first, other)

@@ -1,6 +1,4 @@
-"""A gate's verdict as JUnit XML, the file that every CI system shows: a test case per difference
-that was judged.
-"""
+"""Write a check's result as JUnit XML: a test suite per suite, a case per judged difference."""
 
 from __future__ import annotations
 
@@ -14,9 +12,11 @@ from antlm_bench.reporting.comparison_table import format_number
 
 
 def to_junit_xml(checked: CheckResult, strict: bool = False) -> bytes:
-    """The XML document (UTF-8). A regression is a failure, too little data a skipped case (under
-    `strict` a failure), a cell that the run lacks an error. Names are made printable: XML 1.0 has
-    no control characters, not even escaped.
+    """Return the XML document (UTF-8).
+
+    A regression is a failure, a missing cell is an error, an inconclusive case is skipped (if
+    `strict`, a failure). Names are made printable: XML 1.0 has no control characters, not even
+    escaped.
     """
     root = Xml.Element("testsuites", name="antlm-bench check")
     for verdict in checked.verdicts:
@@ -60,13 +60,13 @@ def _add_suite(root: Xml.Element, verdict: Verdict, strict: bool) -> None:
     }
     for key, value in facts.items():
         Xml.SubElement(properties, "property", name=key, value=repr(value))
-    for one in list_judgements(verdict):
-        d = one.difference
-        inside = f"{name}.{make_printable(d.within)}" if d.within else name
+    for judgement in list_judgements(verdict):
+        d = judgement.difference
+        class_name = f"{name}.{make_printable(d.within)}" if d.within else name
         case = Xml.SubElement(
-            suite, "testcase", classname=inside, name=make_printable(d.name), time="0"
+            suite, "testcase", classname=class_name, name=make_printable(d.name), time="0"
         )
-        _add_outcome(case, one, verdict, strict)
+        _add_outcome(case, judgement, verdict, strict)
 
 
 def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, strict: bool) -> None:
@@ -78,7 +78,7 @@ def _add_outcome(case: Xml.Element, judgement: Judgement, verdict: Verdict, stri
         failure = Xml.SubElement(case, "failure", type="regression", message=message)
         failure.text = make_printable(summarize_verdict(verdict)) if headline else None
     elif judgement.status == "inconclusive":
-        # A group was never promised to be large enough for its margin, so it fails nothing.
+        # only a headline fails: a group may be too small for its margin
         if strict and headline:
             Xml.SubElement(case, "failure", type="inconclusive", message=message)
         else:

@@ -1,8 +1,8 @@
-"""The colours of pages and figures: by role, so that one drawing serves light, dark and paper.
+"""Colours of pages and figures by role, so that one drawing serves light, dark and paper.
 
-Series colours are Okabe & Ito's (2008, "Color Universal Design"), darkened or lightened until each
-stands out at 3:1 or more from its ground (WCAG 2.1, 1.4.11); every series also has a shape of its
-own, so that no reading rests on colour.
+Series colours are from Okabe & Ito (2008, "Color Universal Design"), darkened or lightened to a
+contrast of at least 3:1 with the background (WCAG 2.1, 1.4.11). Every series also has its own
+shape, so that colour is never the only difference.
 """
 
 from __future__ import annotations
@@ -72,30 +72,27 @@ DARK: Colours = {
     "warn": "#ffab70",
     **_series_colours(_DARK_SERIES),
 }
-PAPER: Colours = {
-    **LIGHT,
-    "ground": "#ffffff",
-    "raised": "#ffffff",
-}  # a figure of its own, for a page of a journal
-PAGE: Colours = {role: f"var(--{role})" for role in LIGHT}  # the style sheet decides: light or dark
+PAPER: Colours = {**LIGHT, "ground": "#ffffff", "raised": "#ffffff"}
+"""Colours of a figure in a file, for a paper."""
+PAGE: Colours = {role: f"var(--{role})" for role in LIGHT}
+"""CSS variables: the style sheet of the page chooses light or dark."""
 
 
 def colour_role(index: int) -> str:
-    """The colour role of the index-th series; they come round again after eight, with another
-    shape.
-    """
+    """Return the colour role of the index-th series. Colours repeat after eight series."""
     return f"series-{index % len(_LIGHT_SERIES) + 1}"
 
 
 def _shape_index(index: int) -> int:
+    """Return an index that is shifted each time the colours repeat: each pair occurs once."""
     return (index + index // len(_VEGA_SHAPES)) % len(_VEGA_SHAPES)
 
 
 def shape(index: int) -> str:
-    """The index-th series' mark, as Vega calls it."""
+    """Return Vega's name of the index-th series' shape."""
     return _VEGA_SHAPES[_shape_index(index)]
 
 
 def glyph(index: int) -> str:
-    """The same mark as a character (text presentation, never an emoji)."""
+    """Return the same shape as a character (text presentation, never an emoji)."""
     return _GLYPHS[_shape_index(index)] + "\N{VARIATION SELECTOR-15}"

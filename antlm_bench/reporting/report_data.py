@@ -1,6 +1,4 @@
-"""What a report holds, gathered and not yet drawn: the values that a page and its figures are made
-of.
-"""
+"""The data of an HTML report and its figures, before rendering."""
 
 from __future__ import annotations
 
@@ -21,86 +19,100 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
-    """One finetuning: suite, task (its full name), series, score, and what went wrong with it."""
+    """The score of one finetuning seed."""
 
     suite: str
     task: str
+    """Full name: "glue-2025.rte"."""
     series: str
+    """Name of the column, see `series_names`."""
     seed: int
     metric: str
     estimate: Estimate
     collapsed: tuple[str, ...]
+    """Why the run counts as collapsed. Empty if it did not collapse."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesPair:
-    """Two series compared: what each suite says of `other` minus `reference`; `refused` why some
-    could not be.
-    """
+    """The comparison of two series."""
 
     reference: str
     other: str
     comparisons: tuple[Comparison, ...]
+    """One per suite: `other` minus `reference`."""
     refusal: str = ""
+    """Why the two could not be compared, or ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """All that a page shows. beside: the columns side by side, seeds averaged; runs: as read;
-    called: their names. report: of a collection, if one was asked for.
-    """
+    """The data of a page."""
 
     title: str
     runs: tuple[Run, ...]
+    """The runs as read."""
     display_names: tuple[str, ...]
+    """Names of `runs`."""
     columns: tuple[results_table.ResultsColumn, ...]
+    """The columns that are shown side by side, seeds averaged."""
     seeds: tuple[SeedResult, ...] = ()
     pairs: tuple[SeriesPair, ...] = ()
+    """Comparisons of the first run with each other one."""
     curves: tuple[LearningCurve, ...] = ()
     trainings: tuple[TrainingLog, ...] = ()
     remarks: tuple[str, ...] = ()
+    """Sentences about runs that are not shown or not compared."""
     report: Report | None = None
+    """The report of a collection, if one was given."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeatmapCell:
-    """A cell of a table; share (0..1) gives it a colour, head marks the line of a group, says is
-    told on hovering.
-    """
+    """A cell of a figure's table."""
 
     text: str
     share: float | None = None
+    """Value in 0..1 that sets the colour. None = no colour."""
     is_group: bool = False
+    """Whether the cell belongs to the row of a group."""
     tooltip: str = ""
+    """Text shown on hovering."""
 
 
 @dataclass(frozen=True, slots=True)
 class FigureTable:
-    """The numbers of a figure: what a reader without the drawing has."""
+    """The numbers of a figure, for readers who cannot see the drawing."""
 
     heads: tuple[str, ...]
+    """Headers of the columns."""
     rows: tuple[tuple[HeatmapCell, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """name: of its file. series: who has a colour; present: who is in it. tiled: its table is its
-    best drawing.
-    """
+    """A figure of a report, for the page and for files."""
 
     section: str
+    """Key of its section of the page, see `html.SECTIONS`."""
     name: str
+    """Name of its file without suffix, unique in the report."""
     title: str
     caption: str
     series: tuple[str, ...]
+    """All series of the page: each has its colour and shape in every figure."""
     present_series: frozenset[str]
+    """The series that appear in this figure."""
     draw: Callable[[ChartStyle], Any]
+    """Return the Altair chart."""
     table: FigureTable
     small: bool = False
+    """Whether several such figures fit side by side."""
     is_heatmap: bool = False
+    """Whether the page shows the coloured table instead of a drawing."""
 
 
 def series_names(columns: Sequence[results_table.ResultsColumn]) -> list[str]:
-    """What each column is called: its model, and its method where one model has several columns."""
+    """Name the columns: by model, and by method where one model has several columns."""
     models = [column.model for column in columns]
     return [c.model if models.count(c.model) == 1 else f"{c.model} · {c.method}" for c in columns]

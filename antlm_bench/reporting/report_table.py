@@ -1,4 +1,4 @@
-"""The table of a report, a column per checkpoint and method."""
+"""The table of a report: a row per member, a column per checkpoint and method."""
 
 from __future__ import annotations
 
@@ -32,8 +32,15 @@ LONG_KEYS: tuple[str, ...] = (
     "metric",
     "weight",
     "value",
+    "low",
+    "high",
+    "n",
+    "seeds",
+    "sd",
+    "remarks",
+    "source",
 )
-LONG_KEYS += ("low", "high", "n", "seeds", "sd", "remarks", "source")
+"""Columns of the long form."""
 
 
 def build_report_table(report: Report) -> Table:
@@ -58,7 +65,10 @@ def build_report_table(report: Report) -> Table:
     if report.collection:
         averages = (score_cell(column.macro) for column in columns)
         rows.append(build_row(MACRO, *averages, emphasis="strong", space_above=True))
-    sentences = (*_sources(columns), *(report.collection.notes if report.collection else ()))
+    sentences = (
+        *_describe_sources(columns),
+        *(report.collection.notes if report.collection else ()),
+    )
     models = (
         TableColumn(
             f"{i}",
@@ -100,7 +110,7 @@ def _build_narrow_table(report: Report, sentences: Sequence[str]) -> Table:
 
 
 def score_cell(score: ReportedScore | None) -> TableCell:
-    """Return a score with its interval and caveats as a cell."""
+    """Build the cell of a score with its interval and caveats."""
     if score is None:
         return TableCell()
     spec = get_metric_spec(score.metric)
@@ -118,36 +128,38 @@ def _task_cell(result: MemberResult, task: str) -> TableCell:
     return score_cell(result.task_scores.get(task)) if result.task_scores else TableCell(text="")
 
 
-def _sources(columns: Sequence[ReportColumn]) -> Iterator[str]:
-    """One line per source, with the columns that are its."""
-    for source in dict.fromkeys(column.source for column in columns if column.source):
-        named = [column.model for column in columns if column.source == source]
-        every = len(named) > 1 and len(named) == sum(bool(column.source) for column in columns)
-        yield f"{'all published rows' if every else '; '.join(named)}: {source}"
+def _describe_sources(columns: Sequence[ReportColumn]) -> Iterator[str]:
+    """Yield one line per source of published numbers, with the models that it covers."""
+    published = [column for column in columns if column.source]
+    for source in dict.fromkeys(column.source for column in published):
+        models = [column.model for column in published if column.source == source]
+        covers_all = 1 < len(models) == len(published)
+        yield f"{'all published rows' if covers_all else '; '.join(models)}: {source}"
 
 
-def format_value(number: ReportedScore | None) -> str:
-    """`63.4 ±0.4`: percent, a correlation times 100, nats, and half the width of the interval where
-    it is known.
+def format_value(score: ReportedScore | None) -> str:
+    """Return `63.4 ±0.4`: a value and half the width of its interval, if it has one.
+
+    Values are in percent, correlations times 100, or in nats.
     """
-    if number is None:
+    if score is None:
         return MISSING
-    written = get_metric_spec(number.metric).format_beside_percent
-    if number.low is None or number.high is None:
-        return written(number.value)
-    return f"{written(number.value)} ±{written((number.high - number.low) / 2)}"
+    format_number = get_metric_spec(score.metric).format_beside_percent
+    if score.low is None or score.high is None:
+        return format_number(score.value)
+    return f"{format_number(score.value)} ±{format_number((score.high - score.low) / 2)}"
 
 
 def _seed_rows(results: Sequence[MemberResult]) -> Iterator[TableRow]:
-    """Yield rows below what was finetuned: how many seeds, and how far they differ."""
+    """Yield the rows below finetuned tasks: number of seeds, largest standard deviation."""
     if not any(result.task_scores for result in results):
         return
     counts = [sorted({score.seeds for score in r.task_scores.values()}) for r in results]
     cells = [
-        TableCell(text=f"{found[0]}–{found[-1]}")
-        if len(found) > 1
-        else TableCell(found[0] if found else None, f"{found[0]}" if found else "")
-        for found in counts
+        TableCell(text=f"{sizes[0]}–{sizes[-1]}")
+        if len(sizes) > 1
+        else TableCell(sizes[0] if sizes else None, f"{sizes[0]}" if sizes else "")
+        for sizes in counts
     ]
     yield build_row("seeds", *cells, depth=1, emphasis="faint")
     spreads = [
@@ -162,26 +174,27 @@ def _seed_rows(results: Sequence[MemberResult]) -> Iterator[TableRow]:
 
 
 def build_legend(report: Report) -> str:
-    """What the numbers, their intervals and their average are, in a few words."""
-    numbers = [entry.score for column in report.columns for entry in column.results if entry.score]
-    tuned = any(entry.task_scores for column in report.columns for entry in column.results)
-    over = "items, and over seeds where there are several" if tuned else "items"
-    specs = [get_metric_spec(metric) for metric in dict.fromkeys(n.metric for n in numbers)]
+    """Describe the numbers, their intervals and the macro-average."""
+    results = [result for column in report.columns for result in column.results]
+    scores = [result.score for result in results if result.score]
+    is_finetuned = any(result.task_scores for result in results)
+    over = "items, and over seeds where there are several" if is_finetuned else "items"
+    specs = [get_metric_spec(metric) for metric in dict.fromkeys(s.metric for s in scores)]
     percent_names = [spec.percent_name for spec in specs if spec.percent_name]
     like = f"correlations and {', '.join(percent_names)}" if percent_names else "a correlation"
     units = [spec.label for spec in specs if not spec.is_bounded]
-    others = "".join(f", {what[0].lower()}{what[1:]}" for what in units)
-    said = [f"Percent ({like} times 100{others}) ± half the 95% interval over {over}."]
-    if any(number.low is None for number in numbers):
-        said.append("Published numbers have no interval.")
+    others = "".join(f", {unit[0].lower()}{unit[1:]}" for unit in units)
+    sentences = [f"Percent ({like} times 100{others}) ± half the 95% interval over {over}."]
+    if any(score.low is None for score in scores):
+        sentences.append("Published numbers have no interval.")
     if report.collection:
         weights = {member.weight for member in report.members}
-        odd = [f"{m.name} {m.weight:g}" for m in report.members if m.weight != 1]
-        kind = f"weighted ({', '.join(odd)}, else 1)" if len(weights) > 1 else "unweighted"
-        said.append(
+        exceptions = [f"{m.name} {m.weight:g}" for m in report.members if m.weight != 1]
+        kind = f"weighted ({', '.join(exceptions)}, else 1)" if len(weights) > 1 else "unweighted"
+        sentences.append(
             f"{MACRO}: {kind} mean of the {len(report.members)} members, taken as independent."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _build_long_table(report: Report) -> Table:
@@ -194,7 +207,7 @@ def _build_long_table(report: Report) -> Table:
 
 
 def report_to_dict(report: Report) -> dict[str, Any]:
-    """Return a report as JSON holds it."""
+    """Return a report as a JSON object."""
     spec = report.collection
     return {
         "collection": {"name": spec.name, "version": spec.version, "notes": spec.notes}
@@ -230,48 +243,38 @@ def report_to_dict(report: Report) -> dict[str, Any]:
 
 
 def _iter_rows(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield a record with LONG_KEYS per column and member, task and macro-average."""
     for column in report.columns:
-        for member, entry in zip(report.members, column.results, strict=True):
+        for member, result in zip(report.members, column.results, strict=True):
             weight = member.weight if report.collection else None
-            about = {"member": member.name, "suite": member.suite, "weight": weight}
-            if entry.score:
-                yield _row_fields(column, entry.score, about)
+            labels = {"member": member.name, "suite": member.suite, "weight": weight}
+            if result.score:
+                yield _row_fields(column, result.score, labels)
             for task in subtasks(member):
-                if number := entry.task_scores.get(task):
-                    part = {
-                        "suite": task_full_name(member.suite, task),
-                        "task": task,
-                        "weight": None,
-                    }
-                    yield _row_fields(column, number, about | part)
+                if task_score := result.task_scores.get(task):
+                    suite = task_full_name(member.suite, task)
+                    task_labels = {**labels, "suite": suite, "task": task, "weight": None}
+                    yield _row_fields(column, task_score, task_labels)
         if column.macro:
             suite = report.collection.name if report.collection else ""
             yield _row_fields(column, column.macro, {"member": MACRO, "suite": suite})
 
 
 def _row_fields(
-    column: ReportColumn, number: ReportedScore, about: dict[str, Any]
+    column: ReportColumn, score: ReportedScore, labels: dict[str, Any]
 ) -> dict[str, Any]:
-    line = {
-        "model": make_printable(column.model),
-        "reading": make_printable(column.method),
-        "run": make_printable(column.run),
+    fields: dict[str, Any] = {"model": column.model, "reading": column.method, "run": column.run}
+    fields |= {**labels, "source": column.source}
+    fields = {
+        key: make_printable(value) if isinstance(value, str) else value
+        for key, value in fields.items()
     }
-    line |= {
-        key: make_printable(cell) if isinstance(cell, str) else cell for key, cell in about.items()
+    numbers = {"value": score.value, "low": score.low, "high": score.high, "sd": score.sd}
+    fields |= {
+        key: round(number, 12)  # as metrics round their values
+        for key, number in numbers.items()
+        if number is not None and not math.isnan(number)
     }
-    figures = {"value": number.value, "low": number.low, "high": number.high, "sd": number.sd}
-    known = {
-        name: figure
-        for name, figure in figures.items()
-        if figure is not None and not math.isnan(figure)
-    }
-    found: dict[str, Any] = {
-        name: round(figure, 12) for name, figure in known.items()
-    }  # as metrics round theirs
-    found |= {"metric": number.metric, "n": number.n or None, "seeds": number.seeds or None}
-    found |= {
-        "remarks": [make_printable(mark) for mark in number.caveats],
-        "source": make_printable(column.source),
-    }
-    return {key: {**line, **found}.get(key) for key in LONG_KEYS}
+    fields |= {"metric": score.metric, "n": score.n or None, "seeds": score.seeds or None}
+    fields["remarks"] = list(map(make_printable, score.caveats))
+    return {key: fields.get(key) for key in LONG_KEYS}

@@ -17,26 +17,24 @@ from antlm_bench.reporting.table import (
     build_records_table,
     build_row,
 )
-from antlm_bench.results.display_names import (
-    TIE_RULE_TEXTS,
-    model_name,
-    model_names,
-)
+from antlm_bench.results.display_names import TIE_RULE_TEXTS, model_name, model_names
 from antlm_bench.results.seeds import summarize_finetuned_tasks
 from antlm_bench.types import FLAGS, Cell, Estimate, Group, Run, Summary
 
-SUITE_LEVEL = "suite"  # the depth that shows headlines only
+SUITE_LEVEL = "suite"
+"""The level `by` that shows headlines only."""
 FLAG_LABELS: dict[str, str] = {
     "tie": "ties",
     "unk": "unknown tokens",
     "lost": "characters lost by the tokenizer",
     "spans-words": "tokens that span words",
-    "too-long": "too long",  # and what became of them: Unit.lost
+    "too-long": "too long",  # followed by the metric's `too_long_outcome`
     "blind": "differ in unscored tokens",
     "identical": "identical texts",
     "cut": "texts cut",
     "float32": "rescored in float32",
 }
+"""Flag of an estimate -> its label in tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,50 +44,52 @@ class ResultsColumn:
     model: str
     method: str
     cells: Mapping[str, Cell]
+    """Suite -> cell."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsRow:
-    """One row: a name and, per column, an estimate or None. depth 0 is the headline of a suite."""
+    """The headline of a suite, or one of its groups."""
 
     name: str
     depth: int
+    """0: a headline, 1: a group, 2: a group within another group."""
     estimates: tuple[Estimate | None, ...]
+    """One per column, None where the column lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteBlock:
-    """The results of one suite: its headline, then its groups. `average` describes what the
-    headline is.
-    """
+    """The rows of one suite."""
 
     suite: str
     metric: str
     average: str
+    """What the headline is, in words: "mean of 12 phenomena"."""
     notes: tuple[str, ...]
+    """Notes on the suite, from all columns."""
     rows: tuple[ResultsRow, ...]
+    """The headline, then its groups."""
     clustered: tuple[Estimate | None, ...]
+    """Per column, the headline with an interval that treats the groups as a sample."""
 
 
 def build_columns(runs: Sequence[Run]) -> list[ResultsColumn]:
-    """One column per checkpoint and method, in the order given. Seeds of finetuned tasks have a
-    table of their own.
+    """Build a column per checkpoint and method, in the order given.
+
+    Seeds of finetuned tasks are left out: `build_finetune_table` shows them.
     """
-    names = model_names(runs)
-    found = []
-    for run, name in zip(runs, names, strict=True):
+    columns = []
+    for run, name in zip(runs, model_names(runs), strict=True):
         scored = [cell for cell in run if cell.seed is None]
         for method in dict.fromkeys(cell.method for cell in scored):
-            found.append(
-                ResultsColumn(
-                    name, method, {cell.suite: cell for cell in scored if cell.method == method}
-                )
-            )
-    return found
+            cells = {cell.suite: cell for cell in scored if cell.method == method}
+            columns.append(ResultsColumn(name, method, cells))
+    return columns
 
 
 def build_blocks(columns: Sequence[ResultsColumn], by: str) -> list[SuiteBlock]:
-    """The rows of every suite at depth `by` (suite, or a label level; see `depth`)."""
+    """Build the rows of every suite. by: "suite", or a level of labels (see `select_levels`)."""
     return [
         _build_block(suite, columns, by)
         for suite in dict.fromkeys(suite for column in columns for suite in column.cells)
@@ -97,54 +97,53 @@ def build_blocks(columns: Sequence[ResultsColumn], by: str) -> list[SuiteBlock]:
 
 
 def select_levels(summary: Summary, by: str) -> tuple[str, ...]:
-    """The label levels to show for `by`: that level, or, in a suite without it, the one its
-    headline averages over.
+    """Return the levels of labels to show for `by`, outer level first.
 
-    At the depth of paradigms the level above them stands over them.
+    A suite without the level `by` shows the level that its headline averages over. Paradigms are
+    shown within the level above them.
     """
     levels = tuple(dict.fromkeys(group.level for group in summary.groups))
     if by == SUITE_LEVEL or not levels:
         return ()
-    level = (
-        by
-        if by in levels
-        else next((level for level in summary.macro if level in levels), levels[0])
-    )
-    at = levels.index(level)
-    return levels[at - 1 : at + 1] if by == "paradigm" and at else (level,)
+    averaged = next((level for level in summary.macro if level in levels), levels[0])
+    level = by if by in levels else averaged
+    index = levels.index(level)
+    return levels[index - 1 : index + 1] if by == "paradigm" and index else (level,)
 
 
 def _build_block(suite: str, columns: Sequence[ResultsColumn], by: str) -> SuiteBlock:
     summaries = [
         column.cells[suite].summary if suite in column.cells else None for column in columns
     ]
-    known = [summary for summary in summaries if summary]
-    levels = select_levels(known[0], by)
+    present = [summary for summary in summaries if summary]
+    levels = select_levels(present[0], by)
     rows: list[tuple[int, Group]] = []
-    for summary in known:
+    for summary in present:
         rows += [(level, group) for level, group in _nested_groups(summary, levels)]
-    lines = [
+    result_rows = [
         ResultsRow(make_printable(suite), 0, tuple(s.headline if s else None for s in summaries))
     ]
     for level, name, within in dict.fromkeys(
         (level, group.name, group.within) for level, group in rows
     ):
         estimates = tuple(_group_estimate(s, levels[level], name) for s in summaries)
-        lines.append(ResultsRow(make_printable(name), 2 if level and within else 1, estimates))
+        result_rows.append(
+            ResultsRow(make_printable(name), 2 if level and within else 1, estimates)
+        )
     return SuiteBlock(
         suite=suite,
-        metric=known[0].metric,
-        average=describe_headline(known[0]),
+        metric=present[0].metric,
+        average=describe_headline(present[0]),
         notes=tuple(
-            dict.fromkeys(make_printable(note) for summary in known for note in summary.notes)
+            dict.fromkeys(make_printable(note) for summary in present for note in summary.notes)
         ),
-        rows=tuple(lines),
+        rows=tuple(result_rows),
         clustered=tuple(s.views.get("clustered") if s else None for s in summaries),
     )
 
 
 def _nested_groups(summary: Summary, levels: tuple[str, ...]) -> Iterator[tuple[int, Group]]:
-    """Groups of the outer level, each followed by the inner ones that lie within it."""
+    """Yield (index of the level, group): outer groups, each followed by the groups within it."""
     outer = [group for group in summary.groups if levels and group.level == levels[0]]
     inner = [group for group in summary.groups if len(levels) > 1 and group.level == levels[1]]
     for group in outer:
@@ -161,16 +160,16 @@ def _group_estimate(summary: Summary | None, level: str, name: str) -> Estimate 
 
 
 def describe_headline(summary: Summary) -> str:
-    """In words, what the headline is; its metric is named, unless that is accuracy."""
+    """Describe the headline in words. The metric is named, unless it is accuracy."""
     spec = get_metric_spec(summary.metric)
-    named = [spec.heading if spec.headline_name is None else spec.headline_name]
+    parts = [spec.heading if spec.headline_name is None else spec.headline_name]
     if summary.macro:
         level = summary.macro[0]
         count = sum(group.level == level for group in summary.groups)
-        named.append(f"mean of {count} {pluralize(level)}" if count else f"mean by {level}")
+        parts.append(f"mean of {count} {pluralize(level)}" if count else f"mean by {level}")
     else:
-        named.append(spec.headline_basis)
-    return ", ".join(filter(None, named))
+        parts.append(spec.headline_basis)
+    return ", ".join(filter(None, parts))
 
 
 def pluralize(word: str) -> str:
@@ -182,18 +181,18 @@ def format_estimate(estimate: Estimate | None, metric: str) -> str:
     """Return `63.4 ±0.4`: the value in its unit and half the width of the 95% interval."""
     if estimate is None:
         return MISSING
-    written = get_metric_spec(metric).format
-    return f"{written(estimate.value)} ±{written((estimate.high - estimate.low) / 2)}"
+    format_number = get_metric_spec(metric).format
+    return f"{format_number(estimate.value)} ±{format_number((estimate.high - estimate.low) / 2)}"
 
 
 def raw_unit(metric: str) -> str:
     """Return the unit of a metric's unscaled values, as JSON names it."""
-    unit = get_metric_spec(metric)
-    return "fraction" if unit.scale == 100 else unit.heading
+    spec = get_metric_spec(metric)
+    return "fraction" if spec.scale == 100 else spec.heading
 
 
 def estimate_cell(estimate: Estimate | None, metric: str) -> TableCell:
-    """Return an estimate with its interval as a cell."""
+    """Build the cell of an estimate with its interval."""
     if estimate is None:
         return TableCell()
     return TableCell(
@@ -250,20 +249,18 @@ def build_results_table(runs: Sequence[Run], by: str = "phenomenon") -> Table:
 
 
 def _column_label(column: ResultsColumn, columns: Sequence[ResultsColumn]) -> list[str]:
-    """Return what tells a column from the others: its model, its method, or both.
+    """Return what distinguishes a column from the others: its model, its method, or both.
 
-    A single column is labelled by what its numbers are.
+    If nothing does, the label is the unit of its numbers.
     """
-    models, methods = {c.model for c in columns}, {c.method for c in columns}
+    label = [column.model] if len({c.model for c in columns}) > 1 else []
+    label += [column.method] if len({c.method for c in columns}) > 1 else []
     units = {get_metric_spec(cell.summary.metric).heading for cell in column.cells.values()}
-    named = ([column.model] if len(models) > 1 else []) + (
-        [column.method] if len(methods) > 1 else []
-    )
-    return named or [units.pop() if len(units) == 1 else "value"]
+    return label or [units.pop() if len(units) == 1 else "value"]
 
 
 def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
-    """Yield the headline of a suite, its notes, then its groups."""
+    """Yield the rows of a suite: its headline, annotations of the headline, then its groups."""
     head, *groups = block.rows
     name = TableCell(head.name, detail=block.average, notes=block.notes)
     cells = [estimate_cell(estimate, block.metric) for estimate in head.estimates]
@@ -276,9 +273,9 @@ def _block_rows(block: SuiteBlock) -> Iterator[TableRow]:
 
 
 def headline_annotations(block: SuiteBlock) -> list[tuple[str, list[TableCell]]]:
-    """Return notes that qualify a headline, per column.
+    """Return the annotations of a headline: (label, a cell per column).
 
-    These are the flags that were raised, and the interval if the groups were a sample too.
+    They are the counts of flags, and half the interval that treats the groups as a sample.
     """
     rows = [(label, list(map(TableCell, counts))) for label, counts in count_flags(block)]
     if any(block.clustered):
@@ -335,12 +332,12 @@ def _build_long_table(runs: Sequence[Run], by: str) -> Table:
     for run in runs:
         for cell in (cell for cell in run if cell.seed is None):
             metric = cell.summary.metric
-            about = (model_name(run), cell.suite, cell.method, metric)
-            for level, label, within, e in _iter_estimates(cell.summary, by):
+            labels = (model_name(run), cell.suite, cell.method, metric)
+            for level, name, within, e in _iter_estimates(cell.summary, by):
                 value = TableCell(e.value, format_estimate(e, metric), unit=raw_unit(metric))
                 counts = [e.flags.get(flag, 0) for flag in flags]
                 rows.append(
-                    build_row(*about, level, label, within, value, e.low, e.high, e.n, *counts)
+                    build_row(*labels, level, name, within, value, e.low, e.high, e.n, *counts)
                 )
     numbers = ("value", "low", "high", "n", *flags)
     return Table(tuple(map(TableColumn, (*keys, *numbers))), tuple(rows))
@@ -354,7 +351,7 @@ def build_finetune_table(runs: Sequence[Run]) -> Table:
     summaries = [summary for run in runs for summary in summarize_finetuned_tasks(run)]
     records = []
     for summary in summaries:
-        # a column that is the same in every row says nothing
+        # with one run, the column would be the same in every row
         record: dict[str, object] = {"model": summary.model} if len(runs) > 1 else {}
         record |= {
             "task": summary.task,
@@ -378,37 +375,36 @@ def _fraction_cell(value: float | None, metric: str) -> TableCell:
 
 
 def build_legend(columns: Sequence[ResultsColumn], *, explain_clustered: bool = True) -> str:
-    """What the numbers, their averages and their intervals are, in a few words."""
+    """Describe the numbers, their averages and their intervals."""
     cells = [cell for column in columns for cell in column.cells.values()]
     units = dict.fromkeys(get_metric_spec(cell.summary.metric) for cell in cells)
     numbers = " ".join(
         f"{u.label}{' ± half the 95% interval' * (i == 0)}: {u.interval}."
         for i, u in enumerate(units)
     )
-    compared = [
+    option_cells = [
         cell for cell in cells if get_metric_spec(cell.summary.metric).item_kind in OPTION_KINDS
     ]
-    means = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in compared)
-    decides = "".join(
+    reductions = dict.fromkeys(str(cell.settings.get("reduction", "sum")) for cell in option_cells)
+    reduction_note = "".join(
         f" Options are compared by log-probability {r.replace('-', ' ')}."
-        for r in means
+        for r in reductions
         if r != "sum"
     )
-    rules = dict.fromkeys(
+    tie_rules = dict.fromkeys(
         str(cell.settings.get("ties", "half"))
         for cell in cells
         if get_metric_spec(cell.summary.metric).tie_rule_matters
     )
-    explain_clustered = explain_clustered and any(
-        "clustered" in cell.summary.views for cell in cells
-    )
-    like = " “Like these”: were the groups themselves a sample." if explain_clustered else ""
-    ties = "".join(f" {TIE_RULE_TEXTS.get(rule, rule)}." for rule in rules)
-    return f"{numbers}{like}{decides}{ties}"
+    clustered_note = ""
+    if explain_clustered and any("clustered" in cell.summary.views for cell in cells):
+        clustered_note = " “Like these”: were the groups themselves a sample."
+    ties = "".join(f" {TIE_RULE_TEXTS.get(rule, rule)}." for rule in tie_rules)
+    return f"{numbers}{clustered_note}{reduction_note}{ties}"
 
 
 def format_item_count(row: ResultsRow) -> str:
-    """The number of items behind a row; `a–b` where columns differ."""
+    """Return the number of items of a row, `a–b` if columns differ."""
     n = sorted({estimate.n for estimate in row.estimates if estimate})
     return f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,}–{n[-1]:,}" if n else ""
 
@@ -417,21 +413,20 @@ def count_flags(block: SuiteBlock) -> list[tuple[str, tuple[int, ...]]]:
     """Return each flag that was raised in some column of a headline, with its count per column."""
     estimates = block.rows[0].estimates
     raised = {flag for estimate in estimates if estimate for flag in estimate.flags}
-    order = [
-        *(flag for flag in FLAG_LABELS if flag in raised),
-        *sorted(raised - FLAG_LABELS.keys()),
-    ]
+    order = [flag for flag in FLAG_LABELS if flag in raised]
+    order += sorted(raised - FLAG_LABELS.keys())
     counts = {flag: tuple(e.flags.get(flag, 0) if e else 0 for e in estimates) for flag in order}
-    words = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in order}
-    if "too-long" in words:
-        words["too-long"] += f", {get_metric_spec(block.metric).too_long_outcome}"
+    labels = {flag: FLAG_LABELS.get(flag, make_printable(flag)) for flag in order}
+    if "too-long" in labels:
+        labels["too-long"] += f", {get_metric_spec(block.metric).too_long_outcome}"
     if "tie" in counts and counts.get("identical") == counts["tie"]:
-        words["tie"] = "ties, all of identical texts"
-        del words["identical"]
-    return [(words[flag], counts[flag]) for flag in words]
+        labels["tie"] = "ties, all of identical texts"
+        del labels["identical"]
+    return [(label, counts[flag]) for flag, label in labels.items()]
 
 
 def _iter_estimates(summary: Summary, by: str) -> Iterator[tuple[str, str, str, Estimate]]:
+    """Yield (level, name, name of the outer group, estimate): headline, views, groups of `by`."""
     yield "headline", summary.suite, "", summary.headline
     yield from (("view", name, "", estimate) for name, estimate in summary.views.items())
     shown = select_levels(summary, by)

@@ -24,9 +24,9 @@ class TableCell:
     """A typed value with the text that people read."""
 
     value: Value = None
-    """What CSV and JSON hold: unrounded, in the unit of the column."""
+    """The value in CSV and JSON: unrounded, in the unit of the column."""
     text: str | None = None
-    """What people read. None = `value` in plain words, "" = nothing."""
+    """The text shown. None = `value` as text, "" = nothing."""
     low: float | None = None
     """Lower end of the 95% interval, in the unit of `value`."""
     high: float | None = None
@@ -36,7 +36,7 @@ class TableCell:
     detail: str = ""
     """A few words that explain the text, in a lighter style behind it."""
     notes: tuple[str, ...] = ()
-    """Sentences that qualify the cell. Writers number them and print them below."""
+    """Caveats of the value. Writers mark them with letters and print them below the table."""
     tone: Tone = ""
     """Colour on a terminal. No other format shows it."""
 
@@ -58,7 +58,7 @@ class TableColumn:
     key: str
     """Header in CSV and key in JSON, unique in the table."""
     label: str | None = None
-    """What stands above the column, lines separated by newlines. None = `key`."""
+    """Header shown above the column, lines separated by newlines. None = `key`."""
     unit: str = ""
     """Unit of the values, e.g. "fraction", "nats". "" = none, or a unit per cell."""
     align: Alignment = "left"
@@ -230,7 +230,7 @@ def to_json_value(value: object) -> Any:
 
 
 class NoteMarks:
-    """The marks a, b, ..., z, aa, ... of notes, given in the order in which a reader meets them."""
+    """Assign the marks a, b, ..., z, aa, ... to notes, in reading order."""
 
     def __init__(self, sentences: Iterable[str] = ()) -> None:
         self.sentences: list[str] = []

@@ -27,11 +27,11 @@ TONES = {"": "", "good": "green", "bad": "red", "doubtful": "yellow"}
 
 
 def write_terminal(table: Table) -> str:
-    """Write a table for the terminal behind stdout: as wide as that, coloured if it has colours.
+    """Write a table for the terminal of stdout: in its width, and coloured if it has colours.
 
-    Numbers are never cut. If the table is too wide, columns of text wrap, then the table's
-    `narrow` form takes its place, then columns are folded into blocks below each other, and at last
-    the cells of a row are stacked.
+    Numbers are never cut. If the table is too wide, columns of text wrap. If that is not enough,
+    the table's `narrow` form replaces it, then columns are folded into blocks below each other, and
+    at last the cells of a row are stacked.
     """
     out = open_console()
     with out.capture() as capture:
@@ -47,7 +47,7 @@ def _print_table(out: Console, table: Table) -> None:
     if table.title and table.header:
         print_paragraph(out, table.title, "bold")
         out.print()
-    elif table.title:  # a path that somebody copies: in one piece
+    elif table.title:  # often a path to copy, so it is not wrapped
         out.print(Text(f" {clean_lines(table.title)}", style="bold"))
     marks = NoteMarks()
     if table.rows:
@@ -67,10 +67,7 @@ def _print_table(out: Console, table: Table) -> None:
 
 
 def _print_blocks(out: Console, table: Table) -> NoteMarks:
-    """Print the rows, in as many blocks of columns as the width asks for.
-
-    Return the marks of their notes.
-    """
+    """Print the rows in as many blocks of columns as the width needs; return the note marks."""
     marks, start, count = NoteMarks(), 1, len(table.columns)
     while True:
         end = count
@@ -88,10 +85,10 @@ def _print_blocks(out: Console, table: Table) -> NoteMarks:
 
 
 class _Block:
-    """The first column and some others side by side, all cells as text with marks of notes."""
+    """The first column and some others side by side, all cells as text with note marks."""
 
     def __init__(self, table: Table, indices: Iterable[int], sentences: Iterable[str]) -> None:
-        """sentences: notes that have marks already, from the blocks above."""
+        """sentences: notes that the blocks above have already marked."""
         self.table = table
         self.marks = NoteMarks(sentences)
         chosen = [0, *indices]

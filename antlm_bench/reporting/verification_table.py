@@ -20,7 +20,7 @@ def build_verification_table(verification: Verification) -> Table:
     tolerance = verification.tolerance
     rows = [_agreement_row(agreement, tolerance) for agreement in verification.agreements]
     flips = [row for agreement in verification.agreements for row in _flip_rows(agreement)]
-    conventions = {title: "\n".join(v) for title, v in _conventions_by_peer(verification)}
+    conventions = {peer: "\n".join(lines) for peer, lines in _conventions_by_peer(verification)}
     document = asdict(verification)
     for record, agreement in zip(document["agreements"], verification.agreements, strict=True):
         record["holds"] = agreement.is_within(tolerance)
@@ -68,12 +68,12 @@ def _flip_rows(agreement: PeerAgreement) -> list[VerificationRow]:
 
 
 def _conventions_by_peer(verification: Verification) -> list[tuple[str, list[str]]]:
-    """Per peer what was aligned and what was not, and who could not be asked."""
-    said: dict[str, dict[str, None]] = {}
+    """Return per peer its aligned conventions, those not aligned, and refused methods."""
+    lines_by_peer: dict[str, dict[str, None]] = {}
     for agreement in verification.agreements:
-        mine = said.setdefault(agreement.peer, {})
-        mine.update(dict.fromkeys(agreement.aligned))
-        mine.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
-    for peer, method, why in verification.refused:
-        said.setdefault(peer, {})[f"not asked about {method}: {why}"] = None
-    return [(title, list(lines)) for title, lines in said.items()]
+        lines = lines_by_peer.setdefault(agreement.peer, {})
+        lines.update(dict.fromkeys(agreement.aligned))
+        lines.update(dict.fromkeys(f"not aligned: {line}" for line in agreement.apart))
+    for peer, method, reason in verification.refused:
+        lines_by_peer.setdefault(peer, {})[f"not asked about {method}: {reason}"] = None
+    return [(peer, list(lines)) for peer, lines in lines_by_peer.items()]

@@ -32,10 +32,12 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """A way to write a table, and the name that `--format` takes."""
+    """A writer of tables."""
 
     name: str
+    """The value of `--format`."""
     write: Callable[[Table], str]
+    """Return the table as text."""
 
 
 # Markdown
@@ -67,12 +69,8 @@ def _markdown_blocks(table: Table) -> Iterator[str]:
 
 
 def _markdown_label(column: TableColumn, marks: NoteMarks, header: bool) -> str:
-    raised = _raise(marks.mark(column.notes))
-    return (
-        "<br>".join(map(markdown_text, filter(None, column.label_lines))) + raised
-        if header
-        else raised
-    )
+    label = "<br>".join(map(markdown_text, filter(None, column.label_lines))) if header else ""
+    return label + _superscript(marks.mark(column.notes))
 
 
 def _markdown_row(row: TableRow, marks: NoteMarks) -> list[str]:
@@ -81,35 +79,34 @@ def _markdown_row(row: TableRow, marks: NoteMarks) -> list[str]:
     texts[0] = "&emsp;" * row.depth + style + texts[0] + style
     details = [f" ({markdown_text(cell.detail)})" if cell.detail else "" for cell in row.cells]
     return [
-        text + detail + _raise(marks.mark(cell.notes))
+        text + detail + _superscript(marks.mark(cell.notes))
         for text, detail, cell in zip(texts, details, row.cells, strict=True)
     ]
 
 
-def _raise(mark: str) -> str:
+def _superscript(mark: str) -> str:
     return f"<sup>{mark}</sup>" if mark else ""
 
 
 def markdown_text(text: str) -> str:
-    """Return text that Markdown shows as it is.
+    """Escape text for Markdown.
 
-    GitHub's own marks ($ for formulas, ~ for strokes) and entities are escaped too. Newlines become
-    line breaks.
+    GitHub's own markup ($ for formulas, ~ for strikethrough) and entities are escaped too. Newlines
+    become line breaks.
     """
     lines = (make_printable(line).strip() for line in text.splitlines())
     escaped = "<br>".join(
         "".join(f"\\{c}" if c in "\\`*|[]<>$~&" else c for c in line) for line in lines
     )
-    return re.sub(
-        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped
-    )  # inside a word it is plain
+    # an underscore inside a word is no markup
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
 
 
 # CSV
 
 
 def write_csv(table: Table) -> str:
-    """Write the long form as CSV: one header, raw numbers, "" for what is not known."""
+    """Write the long form as CSV: one header, raw numbers, "" for missing values."""
     source = table.long or table
     keys = [key for key, _, _ in _flat_columns(source)]
     sink = io.StringIO()
@@ -123,7 +120,7 @@ def write_csv(table: Table) -> str:
 def csv_text(value: Any) -> str:
     """Return a value for a CSV field: numbers in full precision, text without control characters.
 
-    The field is quoted where it has to be when it is written.
+    The csv writer adds the quotes.
     """
     if value is None:
         return ""
@@ -158,8 +155,8 @@ def write_json(table: Table) -> str:
     """Write a JSON document: the table's own members, and `table` with `columns` and `rows`.
 
     Numbers are numbers. In a row, `KEY_low` and `KEY_high` are the ends of an interval, `KEY_text`
-    is what people read instead of the value, `KEY_unit` is the unit of a value that differs from
-    its column's, and `KEY_notes` holds notes that qualify the value.
+    is the value as text for people, `KEY_unit` is the unit of a value if it differs from its
+    column's, and `KEY_notes` are the notes on the value.
     """
     members = {**to_json_value(table.document), "table": _json_table(table)}
     document = {"schema_version": SCHEMA_VERSION, **members}
@@ -188,7 +185,7 @@ def _json_table(table: Table) -> dict[str, Any]:
 
 
 def _json_additions(table: Table, row: TableRow) -> dict[str, Any]:
-    """Return what stands beside the values of a row: texts, units, notes."""
+    """Return the texts, units and notes of the values of a row."""
     additions: dict[str, Any] = {}
     for column, cell in zip(table.columns, row.cells, strict=True):
         if cell.text is not None and cell.text != cell.value:
@@ -201,7 +198,7 @@ def _json_additions(table: Table, row: TableRow) -> dict[str, Any]:
 
 
 def _notes_of(table: Table) -> Iterator[str]:
-    """Yield the notes of a table in the order in which a reader of its rows meets them."""
+    """Yield the notes of a table in reading order."""
     for column in table.columns:
         yield from column.notes
     for row in table.rows:
@@ -210,13 +207,13 @@ def _notes_of(table: Table) -> Iterator[str]:
 
 
 def json_text(document: str) -> str:
-    """Escape what a terminal would obey in a JSON document. The document means the same."""
+    """Escape control characters in a JSON document. The document means the same."""
     return "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in document)
 
 
 def _json_escape(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 # LaTeX
@@ -238,7 +235,7 @@ def _latex_blocks(table: Table) -> Iterator[str]:
     if sentences:
         yield "{\\footnotesize\n" + "\\\\\n".join(sentences) + "\n\\par}\n"
     for part in table.parts:
-        if part.title:  # the title of the whole is the caption that a paper gives it
+        if part.title:  # the title of the whole table is left to the caption in the paper
             yield f"\\paragraph{{{latex_text(part.title)}}}\n"
         yield from _latex_blocks(part)
 
@@ -277,11 +274,13 @@ def _latex_power(mark: str) -> str:
     return f"$^{{{mark}}}$" if mark else ""
 
 
-# LaTeX's own words for what it would read as a command, a ligature, or not at all.
-_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
-_WORDS |= {"|": "bar", "–": "endash", "“": "quotedblleft", "”": "quotedblright"}
-_WORDS |= {'"': "quotedblright", "’": "quoteright", "`": "quoteleft", "'": "quoteright"}
-_LATEX = {c: f"\\text{word}{{}}" for c, word in _WORDS.items()} | {c: f"\\{c}" for c in "{}$&#_%"}
+# LaTeX commands for characters that it would read as a command or a ligature, or cannot read.
+_COMMANDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_COMMANDS |= {"|": "bar", "–": "endash", "“": "quotedblleft", "”": "quotedblright"}
+_COMMANDS |= {'"': "quotedblright", "’": "quoteright", "`": "quoteleft", "'": "quoteright"}
+_LATEX = {c: f"\\text{word}{{}}" for c, word in _COMMANDS.items()} | {
+    c: f"\\{c}" for c in "{}$&#_%"
+}
 # A row that begins with [ or * would be read as an argument of the \\ before it.
 _LATEX |= {"±": "$\\pm$", "[": "{[}", "]": "{]}", "*": "{*}"}
 _LATEX |= {
@@ -292,13 +291,13 @@ _LATEX |= {
     "²": "$^{2}$",
 }
 # Latin letters that pdflatex's default encoding (OT1) cannot set.
-_UNSET = frozenset("«»ÐðÞþĄąĘęĮįŲųĐđĦħĲĳĸĿŀŉŊŋŦŧſ")
+_UNSUPPORTED = frozenset("«»ÐðÞþĄąĘęĮįŲųĐđĦħĲĳĸĿŀŉŊŋŦŧſ")
 
 
 def latex_text(text: str) -> str:
-    """Return text as LaTeX source that pdflatex sets.
+    """Escape text for LaTeX so that pdflatex sets it.
 
-    What lies beyond Latin letters is spelled as its code point.
+    Characters beyond Latin letters become their code points.
     """
     spelled = "".join(map(_latex_character, "\n".join(text.splitlines())))
     return re.sub("([-,])(?=\\1)", "\\1{}", spelled)  # two hyphens stay two
@@ -307,8 +306,8 @@ def latex_text(text: str) -> str:
 def _latex_character(character: str) -> str:
     if character in _LATEX:
         return _LATEX[character]
-    plain = character < "\u0180" and character.isprintable() and character not in _UNSET
-    return character if plain else f"U+{ord(character):04X}"
+    is_plain = character < "\u0180" and character.isprintable() and character not in _UNSUPPORTED
+    return character if is_plain else f"U+{ord(character):04X}"
 
 
 FORMATS: Registry[OutputFormat] = Registry(
@@ -324,9 +323,9 @@ LATEX = OutputFormat("latex", write_latex)
 
 
 def print_tables(tables: Iterable[Table], output_format: str = "table") -> None:
-    """Print tables on stdout: on a terminal as they come, in other formats as parts of one.
+    """Print tables on stdout: in the terminal format one by one, else as parts of one table.
 
-    What an error leaves behind is printed before the error is raised.
+    If the iterable raises an error, the tables before it are printed first.
     """
     if output_format == "table":
         for table in tables:

@@ -1,4 +1,4 @@
-"""Finetuned tasks with their seeds together, as averaged cells or as summaries."""
+"""Aggregate the seeds of finetuned tasks: as averaged cells of a run, or as summaries."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from antlm_bench.types import Cell, Estimate, Run, Summary, finetune_method
 
 
 def average_seeds(run: Run) -> Run:
-    """The run with one cell per finetuned task instead of one per seed: the mean, its interval over
-    seeds and items.
+    """Return the run with one cell per finetuned task instead of one per seed.
+
+    Its value is the mean over seeds, its interval is over seeds and items. Raises RunError where
+    predictions are damaged.
     """
     cells = [cell for cell in run if cell.seed is None]
     for (suite, method), seeds in group_seeds(run).items():
         metric = seeds[0].summary.metric
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in seeds], metric)
-        fallen = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
+        collapsed_seeds = [str(cell.seed) for cell in seeds if cell.history.get("collapsed")]
         notes = [note for cell in seeds[:1] for note in cell.summary.notes]
         if spread.num_seeds > 1:
             notes.append(f"mean of {spread.num_seeds} seeds, sd {100 * spread.sd:.1f}")
         elif not seeds[0].is_frozen:
             notes.append("one seed")
-        notes += [f"collapsed with seed {', '.join(fallen)}"] if fallen else []
+        if collapsed_seeds:
+            notes.append(f"collapsed with seed {', '.join(collapsed_seeds)}")
         if any(cell.settings.get("select") == "valid" for cell in seeds):
             notes.append(
                 "epochs were selected on the scored examples, as BabyLM's official recipe does"
@@ -37,7 +40,7 @@ def average_seeds(run: Run) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class FinetunedTaskSummary:
-    """One task under one attention, its seeds together. Values are fractions."""
+    """Summary of one task under one attention mask over its seeds. Values are fractions."""
 
     model: str
     task: str
@@ -47,24 +50,25 @@ class FinetunedTaskSummary:
     mean: Estimate
     """Mean over seeds; its interval is over seeds and items."""
     sd: float | None
-    """Standard deviation over seeds, None of a single seed."""
+    """Standard deviation over seeds. None if there is one seed."""
     worst: float | None
-    """Value of the worst seed, None of a single seed."""
+    """Value of the worst seed. None if there is one seed."""
     majority: float
     """Value of always predicting the most frequent class."""
     num_seeds: int
     flags: tuple[str, ...]
-    """Sentences that qualify the mean."""
+    """Caveats of the mean."""
 
 
 def group_seeds(run: Run) -> dict[tuple[str, str], list[Cell]]:
-    """(suite, method) -> the cells of its seeds, in order of seed."""
-    together: dict[tuple[str, str], list[Cell]] = {}
+    """Return the cells of each (suite, method), sorted by seed."""
+    cells_by_task: dict[tuple[str, str], list[Cell]] = {}
     for cell in run:
         if cell.seed is not None:
-            together.setdefault((cell.suite, cell.method), []).append(cell)
+            cells_by_task.setdefault((cell.suite, cell.method), []).append(cell)
     return {
-        name: sorted(cells, key=lambda cell: cell.seed or 0) for name, cells in together.items()
+        task: sorted(cells, key=lambda cell: cell.seed or 0)
+        for task, cells in cells_by_task.items()
     }
 
 
@@ -73,15 +77,15 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
     for (suite, method), cells in group_seeds(run).items():
         metric = cells[0].summary.metric
         spread = summarize_seeds([runs.read_predictions(run.path, cell) for cell in cells], metric)
-        several = spread.num_seeds > 1
+        has_several_seeds = spread.num_seeds > 1
         yield FinetunedTaskSummary(
             model=str(run.manifest.model.get("name", run.path)),
             task=suite,
             attention=method.removeprefix("finetune-"),
             metric=metric,
             mean=spread.mean,
-            sd=spread.sd if several else None,
-            worst=spread.low if several else None,
+            sd=spread.sd if has_several_seeds else None,
+            worst=spread.low if has_several_seeds else None,
             majority=cells[0].summary.views["majority"].value,
             num_seeds=spread.num_seeds,
             flags=tuple(_collect_flags(cells)),
@@ -89,14 +93,14 @@ def summarize_finetuned_tasks(run: Run) -> Iterator[FinetunedTaskSummary]:
 
 
 def _collect_flags(cells: Sequence[Cell]) -> Iterator[str]:
-    """Sentences that qualify a number: collapsed seeds, texts that were cut or trained on, how
-    epochs were chosen.
-    """
-    fallen = [cell for cell in cells if cell.history.get("collapsed")]
-    if fallen:
-        words = dict.fromkeys(str(word) for cell in fallen for word in cell.history["collapsed"])
-        count = "" if cells[0].is_frozen else f"{len(fallen)} of {len(cells)} seeds "
-        yield f"{count}collapsed ({', '.join(words)})"
+    """Yield the caveats of a mean: collapsed seeds, texts cut or trained on, choice of epochs."""
+    collapsed = [cell for cell in cells if cell.history.get("collapsed")]
+    if collapsed:
+        reasons = dict.fromkeys(
+            str(text) for cell in collapsed for text in cell.history["collapsed"]
+        )
+        count = "" if cells[0].is_frozen else f"{len(collapsed)} of {len(cells)} seeds "
+        yield f"{count}collapsed ({', '.join(reasons)})"
     if cut := max(cell.summary.headline.flags.get("cut", 0) for cell in cells):
         yield f"{cut} texts cut"
     if any(cell.settings.get("select") == "valid" for cell in cells):
