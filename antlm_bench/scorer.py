@@ -255,9 +255,9 @@ class Scorer:
         """Run the self-test if these texts are longer than all that were tested before."""
         texts = [option.text for item in items for option in item.options]
         longest = max(map(len, texts), default=0)
-        if any(longest > self._tested_characters.get(name, 0) for name in method.attends):
+        if any(longest > self._tested_characters.get(name, 0) for name in method.attentions):
             checkpoint.run_self_test(texts, [method])
-            self._tested_characters |= dict.fromkeys(method.attends, longest)
+            self._tested_characters |= dict.fromkeys(method.attentions, longest)
 
 
 def _with_bos(checkpoint: Checkpoint, method: Method, bos: str) -> Checkpoint:

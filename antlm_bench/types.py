@@ -379,7 +379,7 @@ class ModelInfo(Protocol):
     def name(self) -> str: ...
 
     @property
-    def attends(self) -> frozenset[str]:
+    def attentions(self) -> frozenset[str]:
         """Attentions that it can be run with: {"causal"}, {"full"} or both."""
         ...
 

@@ -86,8 +86,8 @@ def _carried_classes(config: Any) -> dict[str, str]:
     architecture, training = find_architecture(config.get("model_type")), config.get(TRAINING_KEY)
     if architecture is None:
         return {}
-    attends = training.get("attends", []) if isinstance(training, dict) else []
-    needed = not architecture.is_from_library or "full" in attends
+    attentions = training.get("attends", []) if isinstance(training, dict) else []
+    needed = not architecture.is_from_library or "full" in attentions
     return architecture.own_classes if needed else {}
 
 

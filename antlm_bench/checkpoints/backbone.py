@@ -23,7 +23,7 @@ class Backbone:
 
     name: str
     kind: str
-    attends: frozenset[str]
+    attentions: frozenset[str]
     """The attentions that it can be trained with."""
     native_attention: Attention
     """The one that it has without a mask."""
@@ -61,7 +61,7 @@ def open_backbone(ref: str, options: OpenOptions | None = None) -> Backbone:
         return Backbone(
             name=loaded.name,
             kind=loaded.kind,
-            attends=frozenset(_trainable_attentions(loaded)),
+            attentions=frozenset(_trainable_attentions(loaded)),
             native_attention=loaded.forward_config.native_attention,
             model=loaded.model.base_model,
             tokenizer=loaded.tokenizer,

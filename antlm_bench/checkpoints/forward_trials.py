@@ -158,7 +158,7 @@ def _plain_scores(
     return expected, forward_config if same else whole
 
 
-def obeys_attention_masks(model: Any, attends: Attention) -> bool:
+def obeys_attention_masks(model: Any, attention: Attention) -> bool:
     """Return whether a 4-D mask decides which way rows attend, tried on two rows that differ in
     their last token.
     """
@@ -183,7 +183,7 @@ def obeys_attention_masks(model: Any, attends: Attention) -> bool:
         return False
     sees = [not torch.allclose(states[0], states[1], atol=1e-5) for states in (full, causal)]
     return sees == [True, False] and torch.allclose(
-        own, full if attends == "full" else causal, atol=1e-4
+        own, full if attention == "full" else causal, atol=1e-4
     )
 
 

@@ -66,7 +66,7 @@ class Checkpoint:
     name: str
     kind: str
     """causal or masked."""
-    attends: frozenset[str]
+    attentions: frozenset[str]
     """The attentions ("causal", "full") that the model can run with."""
     eos: str
     """The EOS token as text; "None" without one."""
@@ -99,7 +99,7 @@ class Checkpoint:
         return run_self_test(
             self,
             select_texts_by_length(texts),
-            {attention for method in methods for attention in method.attends},
+            {attention for method in methods for attention in method.attentions},
         )
 
     def decode_token(self, token: int) -> str:
@@ -143,7 +143,7 @@ class Checkpoint:
         if not self.methods:
             return {**self.metadata, "methods": f"none: {self.no_mask_reason}"}
         methods = f"{', '.join(self.methods)} (default: {self.methods[0]})"
-        if self.no_mask_reason and "full" in self.attends:
+        if self.no_mask_reason and "full" in self.attentions:
             methods += f"; no masked method: {self.no_mask_reason}"
         return {**self.metadata, **({"words": notes[0]} if notes else {}), "methods": methods}
 
@@ -191,7 +191,7 @@ def build_checkpoint(
     return Checkpoint(
         name=loaded.name,
         kind=loaded.kind,
-        attends=frozenset(loaded.specials),
+        attentions=frozenset(loaded.specials),
         eos=str(tokenizer.eos_token),
         mask_id=loaded.mask_id,
         no_mask_reason=loaded.no_mask_reason,
@@ -209,7 +209,7 @@ def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> No
     """Run the self-test and record it. Raises CheckpointError as `run_self_test`.
 
     If it fails only with an attention that the model was not trained with, that attention is
-    removed from `checkpoint.attends`, and nothing is raised.
+    removed from `checkpoint.attentions`, and nothing is raised.
     """
     texts = trial_texts(loaded.tokenizer)
     trained_attentions = {
@@ -217,13 +217,13 @@ def self_test_on_opening(checkpoint: Checkpoint, loaded: LoadedCheckpoint) -> No
         *_training_metadata(checkpoint.engine.model.config).get("attends", []),
     }
     result = run_self_test(
-        checkpoint, texts, trained_attentions & checkpoint.attends, max_predictions=6
+        checkpoint, texts, trained_attentions & checkpoint.attentions, max_predictions=6
     )
-    if others := checkpoint.attends - trained_attentions:
+    if others := checkpoint.attentions - trained_attentions:
         try:
             run_self_test(checkpoint, texts, others, max_predictions=6)
         except CheckpointError:
-            checkpoint.attends &= trained_attentions
+            checkpoint.attentions &= trained_attentions
     checkpoint.metadata |= {
         "shortcuts": checkpoint.engine.shortcuts,
         "self_test": result.to_record(),
@@ -317,7 +317,7 @@ def detect_capabilities(
     training = _training_metadata(config)
     trained_attentions = {native_attention, *training.get("attends", [])}
     others = _other_attentions(forward_config, training, mask_id is not None)
-    attends = {native_attention, *others}
+    attentions = {native_attention, *others}
     return LoadedCheckpoint(
         name=loaded.name,
         sources=loaded.sources,
@@ -327,7 +327,7 @@ def detect_capabilities(
         forward_config=forward_config,
         max_length=limit,
         specials=_specials_by_attention(
-            tokenizer, attends, trained_attentions, options.bos, num_embeddings
+            tokenizer, attentions, trained_attentions, options.bos, num_embeddings
         ),
         trained_methods=tuple(training.get("methods", [])),
         allowed=loaded.allowed,
@@ -382,7 +382,7 @@ def display_name(ref: str, options: OpenOptions) -> str:
 
 def _specials_by_attention(
     tokenizer: Any,
-    attends: set[str],
+    attentions: set[str],
     trained_attentions: set[str],
     bos_policy: str,
     num_embeddings: int,
@@ -394,7 +394,7 @@ def _specials_by_attention(
     """
     specials = {
         attention: build_specials(tokenizer, _as_attention(attention), bos_policy)
-        for attention in sorted(attends)
+        for attention in sorted(attentions)
     }
     for attention in list(specials):
         try:

@@ -31,7 +31,7 @@ class MiniconsCheckpoint:
     """A checkpoint (see loader.Checkpoint) whose predictions minicons computes."""
 
     name: str
-    attends: frozenset[str]
+    attentions: frozenset[str]
     eos: str
     mask_id: int | None
     max_length: int | None
@@ -155,11 +155,11 @@ def open_minicons_checkpoint(ref: str, options: OpenOptions) -> MiniconsCheckpoi
     methods = tuple(
         name
         for name in loaded.trained_methods
-        if name in peer_methods(MINICONS) and METHODS[name].attends <= set(loaded.specials)
+        if name in peer_methods(MINICONS) and METHODS[name].attentions <= set(loaded.specials)
     )
     return MiniconsCheckpoint(
         name=loaded.name,
-        attends=frozenset(loaded.specials),
+        attentions=frozenset(loaded.specials),
         eos=str(loaded.tokenizer.eos_token),
         mask_id=loaded.mask_id,
         no_mask_reason=loaded.no_mask_reason,

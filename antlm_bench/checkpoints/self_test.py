@@ -51,7 +51,7 @@ class CheckpointLike(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def attends(self) -> frozenset[str]: ...
+    def attentions(self) -> frozenset[str]: ...
     def encode(
         self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
     ) -> Encodings: ...
@@ -98,7 +98,7 @@ def run_self_test(
     computed = engine.nodes_computed, engine.head_rows_computed
     try:
         return _compare_with_plain_forward(
-            checkpoint, texts, sorted(attentions or checkpoint.attends), max_predictions
+            checkpoint, texts, sorted(attentions or checkpoint.attentions), max_predictions
         )
     finally:
         engine.nodes_computed, engine.head_rows_computed = computed  # they count what is scored

@@ -272,7 +272,7 @@ def _load_task(suite: str, task: str, options: FinetuneOptions) -> Classificatio
 
 def _resolve_attentions(backbone: Backbone, names: Sequence[str]) -> list[Attention]:
     """Return the attentions to use: as named, else that of the checkpoint's first method."""
-    available = [attention for attention in ATTENTIONS if attention in backbone.attends]
+    available = [attention for attention in ATTENTIONS if attention in backbone.attentions]
     if not names:
         first = backbone.trained_methods[0] if backbone.trained_methods else ""
         prefers_full = bool(first) or backbone.kind == "masked"

@@ -76,7 +76,7 @@ def _method_rows() -> list[CatalogRow]:
         {
             "method": method.name,
             "what it is": method.description,
-            "attention": " and ".join(sorted(method.attends)),
+            "attention": " and ".join(sorted(method.attentions)),
         }
         for method in METHODS
     ]

@@ -211,11 +211,11 @@ def _pair_methods(run: Run, *, include_all_finetuned: bool) -> Iterator[tuple[st
     finetuned = [method for method in seeded if method.startswith("finetune-")]
     if not include_all_finetuned:  # a run with frozen cells only lacks what the collection asks for
         seeded = finetuned or [method.replace("frozen-", "finetune-") for method in seeded]
-    attentions: tuple[Attention, ...] = ("full", "causal")
+    full_first: tuple[Attention, ...] = ("full", "causal")
     shown = set()
     for method in scored:
-        attends = METHODS[method].attends if method in METHODS else {"full", "causal"}
-        fitting = [finetune_method(attention) for attention in attentions if attention in attends]
+        attentions = METHODS[method].attentions if method in METHODS else set(full_first)
+        fitting = [finetune_method(name) for name in full_first if name in attentions]
         partner = next((name for name in (*fitting, *finetuned) if name in finetuned), "")
         attention = partner.removeprefix("finetune-")
         caveat = f"scored by {method}, finetuned with {attention} attention"

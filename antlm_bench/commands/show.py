@@ -189,6 +189,6 @@ def _estimate_costs(recipe: Recipe, corpus_words: int) -> Facts:
 
 def _describe_method(name: str) -> tuple[str, Facts]:
     method = get_method(name)
-    needs = f"{' and '.join(sorted(method.attends))} attention"
+    needs = f"{' and '.join(sorted(method.attentions))} attention"
     needs += ", a mask token" if method.needs_mask else ""
     return f"{name} (method)", {"score": method.description, "needs": needs}

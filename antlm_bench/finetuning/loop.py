@@ -129,11 +129,11 @@ def encode_splits(
     backbone: Backbone, task: ClassificationTask, seed: int, attention: Attention
 ) -> EncodedSplits:
     """Hold out texts of task.train as `seed` says, and encode all splits. Raises as `finetune`."""
-    if attention not in backbone.attends:
+    if attention not in backbone.attentions:
         raise MethodNotSupported(
             f"{backbone.name} cannot attend {attention}",
             location="--attention",
-            hint=f"it attends {' and '.join(sorted(backbone.attends))}",
+            hint=f"it attends {' and '.join(sorted(backbone.attentions))}",
         )
     if not task.train or not task.valid:
         raise DataError(

@@ -52,7 +52,11 @@ class GreedyTracker:
             checkpoint,
             engine=GreedyEngine(engine.model, engine.name, engine.forward_config, engine.budget),
         )
-        self.name, self.attends, self.eos = checkpoint.name, checkpoint.attends, checkpoint.eos
+        self.name, self.attentions, self.eos = (
+            checkpoint.name,
+            checkpoint.attentions,
+            checkpoint.eos,
+        )
         self.mask_id, self.no_mask_reason = checkpoint.mask_id, checkpoint.no_mask_reason
         self.max_length = checkpoint.max_length
         self.num_non_greedy = np.zeros(0)

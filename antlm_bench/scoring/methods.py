@@ -55,21 +55,21 @@ class Method:
     """Peers that score with this method -> their name of it, "" where it needs none."""
 
     @property
-    def attends(self) -> frozenset[Attention]:
+    def attentions(self) -> frozenset[Attention]:
         """The attentions that it runs a model with."""
         return frozenset(attention for attention, _ in self.parts)
 
     @property
     def main_attention(self) -> Attention:
         """The attention of the finetuned results that stand beside it: full if any part has it."""
-        return "full" if "full" in self.attends else "causal"
+        return "full" if "full" in self.attentions else "causal"
 
     @property
     def is_left_to_right(self) -> bool:
         """Whether each token is predicted from the tokens before it alone, so that the sum is the
         log-probability of the text by the chain rule.
         """
-        return not self.needs_mask and self.attends == {"causal"}
+        return not self.needs_mask and self.attentions == {"causal"}
 
     def with_relevant_flags(self, encodings: Encodings) -> Encodings:
         """Return the encodings without flags that do not matter here: a token that spans words is
@@ -112,7 +112,7 @@ def resolve_method(name: str, model: ModelInfo) -> Method:
             hint=(f"score it with --method {' or '.join(others)}, or " if others else "")
             + "save it with a tokenizer whose mask token the model has an embedding for",
         )
-    if lacking := sorted(method.attends - model.attends):
+    if lacking := sorted(method.attentions - model.attentions):
         raise MethodNotSupported(
             f"{model.name} cannot be scored with {name!r}: "
             f"it does not attend {' and '.join(lacking)}",
@@ -133,7 +133,7 @@ def default_method(model: ModelInfo, methods: Sequence[str]) -> str:
     """
     if methods:
         return methods[0]
-    reason = model.no_mask_reason or f"it attends {' and '.join(sorted(model.attends))}"
+    reason = model.no_mask_reason or f"it attends {' and '.join(sorted(model.attentions))}"
     raise MethodNotSupported(
         f"{model.name} cannot be scored with any method: {reason}",
         location="--model",
@@ -146,5 +146,6 @@ def supported_methods(model: ModelInfo) -> list[str]:
     return [
         method.name
         for method in METHODS
-        if method.attends <= model.attends and (model.mask_id is not None or not method.needs_mask)
+        if method.attentions <= model.attentions
+        and (model.mask_id is not None or not method.needs_mask)
     ]

@@ -410,7 +410,7 @@ class Recipe(Declaration):
                 hint = suggest_name(name, METHODS.names()) or ", ".join(METHODS.names())
                 raise ValueError(f"methods: unknown method {name!r}: {hint}")
         objective, attentions = self.objective.masked, set(self.attentions)
-        trained = [method for method in METHODS if method.attends <= attentions]
+        trained = [method for method in METHODS if method.attentions <= attentions]
         fitting = [method.name for method in trained if method.objective in ("", objective)]
         fix = f"give one or several of methods = {json.dumps(fitting)}"
         if not self.methods:

@@ -53,7 +53,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = TextEncoder(tokenizer, Specials((1,)), max_length=64, vocab_size=len(tokenizer))
     facts = dict.fromkeys(("architecture", "dtype", "bos", "specials", "config", "tokenizer"), "x")
     model = Checkpoint(
-        name="instant", kind="causal", attends=frozenset({"causal"}), eos="</s>", mask_id=3,
+        name="instant", kind="causal", attentions=frozenset({"causal"}), eos="</s>", mask_id=3,
         max_length=64,
         engine=Instant(), encoders={"causal": encoder}, metadata={**facts, "weights": "0" * 64,
         "max_length": 64},

@@ -64,12 +64,12 @@ def make_backbone(
     if kind == "masked":  # BERT's own names them, too
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     own_attention = "causal" if kind == "causal" else "full"
-    attends = frozenset({"causal", "full"} if both else {own_attention})
-    specials = {a: build_specials(tokenizer, a, "auto") for a in sorted(attends)}
+    attentions = frozenset({"causal", "full"} if both else {own_attention})
+    specials = {a: build_specials(tokenizer, a, "auto") for a in sorted(attentions)}
     return Backbone(
         "toy",
         kind,
-        attends,
+        attentions,
         own_attention,
         model.base_model,
         tokenizer,

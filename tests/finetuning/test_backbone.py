@@ -27,7 +27,7 @@ def test_a_body_is_described_as_the_scored_checkpoint_is(make_checkpoint, kind):
     assert body.metadata == {k: v for k, v in scored.metadata.items() if k not in of_the_engine}
     assert key_settings(body) == key_settings(scored)
     assert (body.name, body.kind, body.max_length) == (scored.name, scored.kind, scored.max_length)
-    assert body.attends == scored.attends
+    assert body.attentions == scored.attentions
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
@@ -51,7 +51,7 @@ def test_a_hybrids_card_opens_both_attentions(tmp_path):
     model.save_pretrained(tmp_path)
     train_tokenizer("masked", True).save_pretrained(tmp_path)
     body = open_backbone(str(tmp_path))
-    assert body.attends == {"causal", "full"} and body.trained_methods == ("mntp", "causal")
+    assert body.attentions == {"causal", "full"} and body.trained_methods == ("mntp", "causal")
     toy = make_task(60, 20, epochs=1)
     full, causal = (
         finetune(body, toy, 1, way, FinetuneSettings("cpu")) for way in ("full", "causal")

@@ -10,7 +10,7 @@ from antlm_bench.types import EncodedBatch, Encodings
 class LookupModel:
     """One token per word of `scores` (word -> log-probability in any context)."""
 
-    name, eos, attends, mask_id, max_length = "lookup", "None", frozenset({"causal"}), None, 8
+    name, eos, attentions, mask_id, max_length = "lookup", "None", frozenset({"causal"}), None, 8
 
     def __init__(self, scores: dict[str, float], bos: bool = True, noise: float = 0.0) -> None:
         self.words, self.scores, self.bos, self.noise = (

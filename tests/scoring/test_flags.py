@@ -15,7 +15,7 @@ from antlm_bench.types import EncodedBatch, Encodings, Floats, Item, Option, Pro
 class Words:
     """A test double: one token per word, no specials, every token costs one nat."""
 
-    name, attends, mask_id, eos = "words", frozenset({"causal", "full"}), 0, "</s>"
+    name, attentions, mask_id, eos = "words", frozenset({"causal", "full"}), 0, "</s>"
     max_length: int | None = 4
 
     def __init__(self) -> None:

@@ -85,8 +85,8 @@ def test_words_that_a_tokenizer_cannot_tell_are_an_error_for_l2r():
 class Fake:
     name, no_mask_reason = "fake", "its tokenizer has no mask token"
 
-    def __init__(self, attends, mask_id):
-        self.attends, self.mask_id = frozenset(attends), mask_id
+    def __init__(self, attentions, mask_id):
+        self.attentions, self.mask_id = frozenset(attentions), mask_id
 
 
 def test_a_model_is_only_asked_what_it_can_answer():
