@@ -112,13 +112,18 @@ class TestCheckpoints:
                 ["causal", "full"],
                 "`AutoModelForMaskedLM` and the pipeline `fill-mask` need",
             ),
-            ("gpt2", ["causal", "mlm"], ["causal", "full"], "its masked reading needs antlm-bench"),
+            (
+                "gpt2",
+                ["causal", "mlm"],
+                ["causal", "full"],
+                "scoring it as a masked LM needs antlm-bench",
+            ),
             ("ltg-bert", ["mlm"], ["full"], "opens it after `import antlm_bench`"),
             (
                 "gpt-bert",
                 ["mntp", "causal"],
                 ["causal", "full"],
-                "A hidden token is read one position before it",
+                "predicts a hidden token at the position before it",
             ),
         ],
     )
@@ -127,10 +132,10 @@ class TestCheckpoints:
         tmp_path: Path,
         architecture: str,
         methods: list[str],
-        attentions: list[str],
+        attends: list[str],
         advice: str,
     ) -> None:
-        self.save(tmp_path / "main", architecture, methods=methods, attentions=attentions)
+        self.save(tmp_path / "main", architecture, methods=methods, attends=attends)
         assert advice in (tmp_path / "main" / "README.md").read_text()
 
     @pytest.mark.parametrize("fails", [full, refused])
