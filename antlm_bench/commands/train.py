@@ -410,7 +410,7 @@ def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
 
 
 def _load_teacher(folder: Path, corpus: Corpus) -> Any:
-    """Load a teacher's model. Raises CheckpointError if it is unreadable or has another tokenizer."""
+    """Load a teacher. Raises CheckpointError if it is unreadable or has another tokenizer."""
     from antlm_bench.checkpoints import OpenOptions, pretrained
     from antlm_bench.checkpoints.resolve import locate_checkpoint
     from antlm_bench.training.corpus import tokenizers_match

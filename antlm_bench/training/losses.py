@@ -38,7 +38,7 @@ class LazyLogits(NamedTuple):
         return LazyLogits(self.hidden.to(dtype), self.weight.to(dtype), bias)
 
     def compute(self, rows: slice, out: Tensor) -> Tensor:
-        """Write the logits of some rows into `out` (rows, V); the product has the dtype of hidden."""
+        """Write the logits of some rows to `out` (rows, V). The product has the dtype of hidden."""
         hidden, weight = self.hidden[rows], self.weight.t()
         if out.dtype == hidden.dtype:
             torch.mm(hidden, weight, out=out)

@@ -48,7 +48,7 @@ class TrainingBatch:
 
     @property
     def masked_positions(self) -> NDArray[np.bool_]:
-        """(b, t), True for tokens that masking chose; mntp has their targets one position before."""
+        """(b, t), True for chosen tokens. With mntp their targets are one position before."""
         has_target: NDArray[np.bool_] = self.targets != IGNORE_INDEX
         if self.objective != "mntp":
             return has_target

@@ -289,7 +289,7 @@ class Trainer:
 
     @property
     def _distils_all_positions(self) -> bool:
-        """Whether the divergence from the teachers is computed at all positions, not only targets."""
+        """Whether the divergence from the teachers is computed at all positions."""
         return bool(self.recipe.distil and self.recipe.distil.divergence == "per-sequence")
 
     def _backward(

@@ -114,7 +114,7 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _read_lines(file: Path) -> Iterator[Line]:
-    """Yield the lines of a file. Each JSON object of a .jsonl is a document; so is any other file."""
+    """Yield the lines of a file. It is one document, or a .jsonl with one document per line."""
     raw = _read_bytes(file)
     if file.suffix == ".gz":
         try:
@@ -141,7 +141,7 @@ def _mark_document_start(lines: Iterator[str]) -> Iterator[Line]:
 
 
 def _document_lines(text: str) -> Iterator[Line]:
-    """Yield the lines of a document, and a final line break, so that no word spans two documents."""
+    """Yield the lines of a document, and a line break, so that no word spans two documents."""
     return _mark_document_start(iter([*text.removesuffix("\n").split("\n"), ""]))
 
 

@@ -81,7 +81,7 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
         task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
     }
     assert "per-token" not in cell.summary.views
-    assert left_out == ("toy_ll: one continuation per item, no choice (loglikelihood)",)
+    assert left_out == ("toy_ll: its items have one continuation and no choice (loglikelihood)",)
 
 
 def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
@@ -144,16 +144,16 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
-        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no file of lm-eval.s results"),
-        (lambda f: next(f.glob("results*")).write_text("{"), DataError, "no JSON"),
-        (lambda f: results_file(f).write_text("[]"), DataError, "not the results of lm-eval"),
+        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no results file of lm-eval"),
+        (lambda f: next(f.glob("results*")).write_text("{"), DataError, "not JSON"),
+        (lambda f: results_file(f).write_text("[]"), DataError, "not a results file of lm-eval"),
         (
             lambda f: results_file(f).write_text('{"results": 1, "config": {}}'),
             DataError,
             "not the results",
         ),
-        (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "a sample is an object"),
-        (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: no JSON"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "is not an object"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: not JSON"),
         (lambda f: samples(f, "toy_a").write_bytes(b"\xff\n"), DataError, "not UTF-8"),
         (lambda f: [p.unlink() for p in f.glob("samples*")], DataError, "run with --log_samples"),
     ],

@@ -138,7 +138,11 @@ NOTES = rows(12, dialogue=several, section_text=several)
             "RuntimeError: .*Module 'bleu'",
             "or the hub within reach",
         ),
-        (ImportError("bert_score"), r"pip install evaluate bert-score", "install what it names"),
+        (
+            ImportError("bert_score"),
+            r"pip install evaluate bert-score",
+            "install the missing package",
+        ),
     ],
 )
 def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, says, remedy):

@@ -377,9 +377,7 @@ def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task
 
 def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_judged, tmp_path):
     file = make_judged("toy_broken", "broken", metric_list=metrics("acc"))
-    with pytest.raises(
-        DataError, match="own code fails on the answer: ZeroDivisionError"
-    ) as caught:
+    with pytest.raises(DataError, match="own metric code fails: ZeroDivisionError") as caught:
         score(make_checkpoint("causal"), task_ref(file), out=tmp_path / "run", device="cpu")
     assert caught.value.location.endswith("toy_broken, document 1")
 

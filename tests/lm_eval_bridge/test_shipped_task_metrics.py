@@ -15,7 +15,7 @@ from antlm_bench.lm_eval_bridge.shims import install_shims
 from antlm_bench.lm_eval_bridge.task_metrics import (
     LENGTH_EXTRACTORS,
     MISSING_VALUE,
-    DocumentScorer,
+    DocumentMetrics,
     find_mean_metrics,
 )
 
@@ -57,7 +57,7 @@ def said(place, document, answers):
     return dict(
         zip(
             readings,
-            DocumentScorer(document, task.process, readings, place).score(answers).values,
+            DocumentMetrics(document, task.process, readings, place).compute(answers).values,
             strict=True,
         )
     )
@@ -113,10 +113,10 @@ def test_discrim_eval_s_regression_is_no_mean():
     ("place", "text"), [("wikitext/wikitext.yaml", "page"), ("c4/c4.yaml", "text")]
 )
 def test_documents_are_as_long_as_their_task_counts(place, text):
-    case = DocumentScorer(
+    case = DocumentMetrics(
         {text: "a café\n @-@ b"}, shipped(place).process, LENGTH_EXTRACTORS, place
     )
-    assert case.score([-5.0]) == ((14.0, 4.0), ())
+    assert case.compute([-5.0]) == ((14.0, 4.0), ())
 
 
 def test_a_failing_shipped_metric_is_an_error_with_location():
