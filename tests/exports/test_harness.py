@@ -120,7 +120,8 @@ def test_a_task_without_acc_is_left_out_with_its_group(results: Path) -> None:
     imported = read_results(results)
     assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_b"]
     assert any(
-        "toy_a: item 3: its samples do not give back" in line for line in imported.skipped_tasks
+        "toy_a: item 3: its log-probabilities do not give" in line
+        for line in imported.skipped_tasks
     )
 
 
@@ -150,7 +151,7 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
         (
             lambda f: results_file(f).write_text('{"results": 1, "config": {}}'),
             DataError,
-            "not the results",
+            "not a results file",
         ),
         (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "is not an object"),
         (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: not JSON"),
@@ -284,7 +285,7 @@ def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_pa
 def test_samples_given_for_results_are_named(results: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_results(samples(results, "toy_a"))
-    assert "give the file of results" in caught.value.hint
+    assert "give the results file" in caught.value.hint
 
 
 def test_results_of_two_models_are_two_runs() -> None:

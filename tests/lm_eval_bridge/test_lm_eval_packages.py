@@ -136,7 +136,7 @@ NOTES = rows(12, dialogue=several, section_text=several)
         (
             FileNotFoundError("Couldn't find Module 'bleu'"),
             "RuntimeError: .*Module 'bleu'",
-            "or the hub within reach",
+            "or the hub must be reachable",
         ),
         (
             ImportError("bert_score"),
