@@ -25,9 +25,19 @@ from antlm_bench.types import FLAGS, Item
 
 logger = logging.getLogger(__name__)
 TRUNCATION_MODES = ("never", "left")
+# Model arguments that have the names and meanings of the options of `score`.
 CHECKPOINT_OPTIONS = (
-    *("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle"),
-    *("peft", "tokenizer", "allow_unused", "allow_missing", "original_layout"),
+    "revision",
+    "dtype",
+    "max_length",
+    "batch_tokens",
+    "trust_remote_code",
+    "allow_pickle",
+    "peft",
+    "tokenizer",
+    "allow_unused",
+    "allow_missing",
+    "original_layout",
 )
 MODEL_ARGS = "--model_args"
 

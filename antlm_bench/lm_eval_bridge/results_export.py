@@ -102,11 +102,11 @@ def add_cell_results(
     1.96); lm-eval used another estimator for groups until June 2026 (#3882).
     """
     spec = get_metric_spec(cell.summary.metric)
-    lm_eval = spec.lm_eval or LmEvalFormat()
+    lm_eval_format = spec.lm_eval or LmEvalFormat()
     metric, item_values = compute_item_values(cell, predictions)
     # lm-eval's samples have no value for corpus metrics, so contributions are not exported.
     sample_values: Sequence[float | None] = [None] * len(predictions)
-    if lm_eval.sample_values and item_values is not None:
+    if lm_eval_format.sample_values and item_values is not None:
         sample_values = list(item_values)
     headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
@@ -118,21 +118,23 @@ def add_cell_results(
         indices_by_task.setdefault(task, []).append(index)
     for task, indices in indices_by_task.items():
         value: float = headline.value
-        error: float | None = standard_error(headline)
+        stderr: float | None = standard_error(headline)
         if item_values is not None:
             values = item_values[indices]
             values = values[~np.isnan(values)]  # as in lm-eval
             value = float(values.mean()) if len(values) else value
-            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-        entry = build_result_entry(task, metric, value, error, len(indices))
+            stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        entry = build_result_entry(task, metric, value, stderr, len(indices))
         entry |= {
-            f"{v.replace('-', '_')},none": views[v].value for v in PERPLEXITY_VIEWS if v in views
+            f"{view.replace('-', '_')},none": views[view].value
+            for view in PERPLEXITY_VIEWS
+            if view in views
         }
         results["results"][task] = entry
         results["configs"][task] = {
             "task": task,
             "dataset_name": cell.suite,
-            "output_type": lm_eval.output_type,
+            "output_type": lm_eval_format.output_type,
         }
         results["versions"][task] = version
         results["n-shot"][task] = 0
@@ -160,11 +162,11 @@ def compute_item_values(cell: Cell, predictions: Sequence[Prediction]) -> tuple[
     The values are None if the metric is not a mean over items, NaN for items without a value.
     """
     spec = get_metric_spec(cell.summary.metric)
-    lm_eval = spec.lm_eval or LmEvalFormat()
-    name = lm_eval.metric or spec.name.replace("-", "_")
+    lm_eval_format = spec.lm_eval or LmEvalFormat()
+    name = lm_eval_format.metric or spec.name.replace("-", "_")
     if spec.item_kind is ItemKind.TASK_VALUE:
         name = str(cell.settings["judge"][1])
-    if not lm_eval.is_item_mean:
+    if not lm_eval_format.is_item_mean:
         return name, None
     table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
     return name, load_cell_metric(cell).per_item(table)
@@ -176,7 +178,7 @@ def standard_error(estimate: Estimate) -> float:
 
 
 def build_result_entry(
-    name: str, metric: str, value: float, error: float | None, n: int
+    name: str, metric: str, value: float, stderr: float | None, n: int
 ) -> dict[str, Any]:
     """Return one entry of `results`."""
     return {
@@ -184,7 +186,7 @@ def build_result_entry(
         "alias": name,
         "sample_len": n,
         f"{metric},none": value,
-        f"{metric}_stderr,none": "N/A" if error is None else error,
+        f"{metric}_stderr,none": "N/A" if stderr is None else stderr,
     }
 
 

@@ -57,6 +57,7 @@ PREFIX = "lm-eval:"
 GENERATE_UNTIL = "generate_until"
 DEFAULT_METRICS = {MULTIPLE_CHOICE: ACCURACY, LOGLIKELIHOOD: SURPRISAL}
 """Output type -> our metric. The first of its equivalents is lm-eval's default metric."""
+# Item kind of the suite's metric -> task type of the suite.
 TASK_TYPE_OF_ITEMS = {
     ItemKind.CHOICE: "suite",
     ItemKind.TEXT: "surprisal",

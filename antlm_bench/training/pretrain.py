@@ -176,19 +176,22 @@ class Trainer:
         if step.objective_switch and self.recipe.optimizer.at_switch == "reset":
             self.optimizer.state.clear()
         batches = self._make_batches(step, row_starts)
-        counts = self._sum_across_processes(
+        target_counts = self._sum_across_processes(
             {batch.objective: batch.num_targets for batch in batches}
         )
-        weights = self._objective_weights(step, counts)
-        nats = dict.fromkeys(counts, 0.0)
+        weights = self._objective_weights(step, target_counts)
+        nats = dict.fromkeys(target_counts, 0.0)
         for batch in batches:
             name = batch.objective
-            for part in self._micro_batches(batch) if counts[name] else ():
-                nats[name] += self._backward(part, step, counts[name], weights[name])
+            if target_counts[name]:
+                for micro_batch in self._micro_batches(batch):
+                    nats[name] += self._backward(
+                        micro_batch, step, target_counts[name], weights[name]
+                    )
         losses = {
-            name: total / counts[name]
+            name: total / target_counts[name]
             for name, total in self._sum_across_processes(nats).items()
-            if counts[name]
+            if target_counts[name]
         }
         self._sum_gradients()
         norm = optim.clip_gradients(self.model.parameters(), self.recipe.optimizer.clip)
@@ -242,31 +245,38 @@ class Trainer:
         Of n processes, each trains on every n-th row of the step.
         """
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        own_rows = np.arange(process, step.num_rows, num_processes)
-        is_causal = own_rows < step.num_causal_rows
+        samples = np.arange(process, step.num_rows, num_processes)
         batches = []
-        for causal, samples in ((True, own_rows[is_causal]), (False, own_rows[~is_causal])):
-            num_objective_rows = (
-                step.num_causal_rows if causal else step.num_rows - step.num_causal_rows
-            )
-            if not num_objective_rows:
-                continue
-            ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
-            if self.recipe.batch.short:
-                ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
-            if causal:
-                batches.append(make_clm_batch(ids, segments, samples))
-                continue
-            positions = row_starts[samples][:, None] + np.arange(step.row_length)
-            counts = self.mask_counts.counts[positions] if self.mask_counts else None
-            seed_key = (self.recipe.seed, step.index)
-            masking = StepMasking(
-                self.recipe.objective, step.mask_rate, seed_key, self.vocab_size, counts
-            )
-            batches.append(make_masked_batch(ids, segments, samples, masking))
-            if self.mask_counts:
-                self.mask_counts.counts[positions] += batches[-1].masked_positions
+        # All processes make the same objectives; a batch may be empty in one of them.
+        if step.num_causal_rows:
+            causal = samples[samples < step.num_causal_rows]
+            batches.append(make_clm_batch(*self._read_rows(step, row_starts, causal), causal))
+        if step.num_causal_rows < step.num_rows:
+            masked = samples[samples >= step.num_causal_rows]
+            batches.append(self._make_masked_batch(step, row_starts, masked))
         return batches
+
+    def _read_rows(self, step: Step, row_starts: Int64, samples: Int64) -> tuple[Int64, Int64]:
+        """Return (ids, segments) of some rows of a step, cut and padded if the recipe says so."""
+        ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
+        if self.recipe.batch.short:
+            ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
+        return ids, segments
+
+    def _make_masked_batch(self, step: Step, row_starts: Int64, samples: Int64) -> TrainingBatch:
+        """Return a masked batch of some rows of a step, and update the mask counts."""
+        positions = row_starts[samples][:, None] + np.arange(step.row_length)
+        masking = StepMasking(
+            self.recipe.objective,
+            step.mask_rate,
+            seed_key=(self.recipe.seed, step.index),
+            vocab_size=self.vocab_size,
+            mask_counts=self.mask_counts.counts[positions] if self.mask_counts else None,
+        )
+        batch = make_masked_batch(*self._read_rows(step, row_starts, samples), samples, masking)
+        if self.mask_counts:
+            self.mask_counts.counts[positions] += batch.masked_positions
+        return batch
 
     def _objective_weights(self, step: Step, target_counts: dict[str, float]) -> dict[str, float]:
         """Return the weight of each objective's mean loss.
@@ -353,16 +363,16 @@ class Trainer:
         text, length = self.corpus.held_out, self.recipe.batch.length
         row_starts = np.arange(count_rows(len(text), length, "fixed")) * length
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        own_rows = np.arange(process, len(row_starts), num_processes)
-        batch = make_clm_batch(*text.read_rows(row_starts[own_rows], length), own_rows)
-        targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
+        samples = np.arange(process, len(row_starts), num_processes)
+        batch = make_clm_batch(*text.read_rows(row_starts[samples], length), samples)
+        num_targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
         total = 0.0
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for part in self._micro_batches(batch):
-                total += float(self._compute_loss(part, targets, len(row_starts))[0])
+            for micro_batch in self._micro_batches(batch):
+                total += float(self._compute_loss(micro_batch, num_targets, len(row_starts))[0])
         self.model.train()
-        return self._sum_across_processes({"loss": total})["loss"] / targets
+        return self._sum_across_processes({"loss": total})["loss"] / num_targets
 
     def _sum_across_processes(self, values: dict[str, float] | dict[str, int]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
