@@ -210,6 +210,7 @@ def _get_gold(task: LmEvalTask, document: Any) -> Any:
 
     Returns NO_GOLD if a task with its own code declares none.
     """
+    # With several inputs (winogrande) doc_to_text gives the index of the right input.
     multiple_input = getattr(task.task_object, "multiple_input", 0)
     to_gold = task.task_object.doc_to_text if multiple_input else task.task_object.doc_to_target
     if not task.custom_process_results:

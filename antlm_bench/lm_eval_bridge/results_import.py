@@ -373,8 +373,8 @@ def _build_cell(
     )
     summary = summarize_accuracy(groups=macro, notes=_import_notes(results))
     reported = results["results"].get(suite, {}).get("acc,none")
-    ours = summarize_accuracy(groups=(), ties="first").headline.value
-    if macro and isinstance(reported, float) and abs(reported - ours) > TOLERANCE:
+    recomputed = summarize_accuracy(groups=(), ties="first").headline.value
+    if macro and isinstance(reported, float) and abs(reported - recomputed) > TOLERANCE:
         note = f"lm-eval reports another average for this group ({reported:.4f})"
         summary = replace(summary, notes=(*summary.notes, note))
     version, limit = (results.get("versions") or {}).get(suite), results["config"].get("limit")

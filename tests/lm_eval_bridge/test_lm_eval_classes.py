@@ -1,5 +1,5 @@
-"""Tasks of lm-eval that are written as Python classes: what they ask for decides, and their own
-code judges.
+"""Tasks of lm-eval that are Python classes: their requests decide the output type, and their own
+code computes their metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The judges that lm-eval ships: their own code and aggregations, on documents made up in their
+"""The metric code that lm-eval ships: functions and aggregations, on documents made up in their
 form, offline.
 """
 
@@ -92,7 +92,7 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
          {"acc": MASS}),
     ],
 )  # fmt: skip
-def test_a_shipped_judge_says_numbers_that_have_a_mean(place, document, answers, wanted):
+def test_shipped_metric_code_gives_values_that_have_a_mean(place, document, answers, wanted):
     if place.startswith("truthfulqa"):
         pytest.importorskip("rouge_score")
         pytest.importorskip("sacrebleu")
