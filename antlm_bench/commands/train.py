@@ -1,4 +1,4 @@
-"""Train a recipe on text: checkpoints and a log; the same command again resumes the run."""
+"""`train`: train a recipe on text. The same command again resumes a run that was stopped."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
     from antlm_bench.training.corpus import Corpus
     from antlm_bench.training.pretrain import RuntimeSettings
 
-RECORD_FILE = "train.json"
-# Entries of the record that must be equal for a run to resume, beside its teachers.
+RUN_METADATA_FILE = "train.json"
+# Entries of train.json that must be equal to resume a run. Its teachers are compared separately.
 COMPARED_KEYS = ("recipe", "text", "corpus_format", "precision")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """Options of `train`, beside recipe, corpus and folder."""
+    """Options of `train` besides recipe, corpus and output folder."""
 
     scale: str = ""
-    """A smaller version that the recipe declares: nano, small."""
+    """A scale that the recipe declares, e.g. "nano"; "" = none."""
     changes: Sequence[str] = ()
-    """Changes of the recipe, as "optimizer.lr=1e-3"."""
+    """Changes of the recipe, e.g. "optimizer.lr=1e-3"."""
     teachers: Sequence[str] = ()
-    """Checkpoints for a distilled recipe, in its order; () = train them first."""
+    """Teacher checkpoints in the order of distil.teachers; () = train the teachers first."""
     resume: bool = False
-    """Refuse to begin anew."""
+    """Raise UsageError if there is no run to resume."""
     device: str = "auto"
-    """auto (what Accelerate finds) or cpu."""
+    """auto (chosen by Accelerate) or cpu."""
     precision: str = "float32"
     """dtype of matrix products: float32 or bfloat16."""
     micro_tokens: int | None = None
-    """Tokens per forward, None = by device."""
+    """Tokens per forward pass; None = depends on the device."""
     compiled: bool = False
     """Run torch.compile on the model."""
     save_every: float = 10.0
     """Minutes between two saved states."""
     stop_after: int | None = None
-    """Stop after so many steps, with a saved state."""
+    """Save the state and stop after this step; None = train to the end."""
     trackers: Sequence[str] = field(default_factory=tuple)
     """Names of Accelerate's experiment trackers."""
 
@@ -71,9 +71,9 @@ def train(
 
     Returns None if training was stopped before the end by `stop_after`. recipe: a name
     (`antlm-bench list models`) or a TOML. corpus: a folder of texts, a hub dataset, or "nano". out:
-    receives the record of the run (train.json), the log (train.jsonl), corpus/, state/, and the
-    checkpoints chck_1M ... and main. settings: options of the command line by their names, on top
-    of `options`.
+    the output folder, for the run's metadata (train.json), the log (train.jsonl), corpus/, state/,
+    and the checkpoints chck_1M ... and main. settings: options of the command line by their names,
+    on top of `options`.
 
     A finished run is left alone. An unfinished one resumes if recipe, text, precision and the
     weights of its teachers are the same.
@@ -87,7 +87,7 @@ def train(
     resolved_recipe = read_recipe(recipe, options.scale, options.changes)
     _check_trackers(options.trackers)
     source = load_text_source(str(corpus))
-    # Before anything is written: a teacher that does not fit must not cost an hour.
+    # Check all teachers before the training of the first one.
     for _, teacher in _resolve_teachers(resolved_recipe, options):
         if teacher:
             _check_teacher(teacher, resolved_recipe)
@@ -109,18 +109,14 @@ def _train_recipe(
         if is_main:
             runs.make_folder(folder)
             stack.enter_context(runs.lock_folder(folder))
-            record = _build_record(recipe, source, options, teacher_hashes)
-            _claim_folder(folder, record, options.resume)
-        if _read_record(folder).get("finished"):
+            run_metadata = _build_run_metadata(recipe, source, options, teacher_hashes)
+            _claim_folder(folder, run_metadata, options.resume)
+        if _read_run_metadata(folder).get("finished"):
             return folder / "main"
-        teachers = [
-            _obtain_teacher(name_or_path, teacher, source, folder, options)
-            for name_or_path, teacher in _resolve_teachers(recipe, options)
-        ]
-        teacher_paths = [path for path in teachers if path is not None]
-        if len(teacher_paths) < len(teachers):
+        teacher_paths = _train_teachers(recipe, source, folder, options)
+        if teacher_paths is None:
             return None
-        if is_main and teachers and not options.teachers:
+        if is_main and teacher_paths and not options.teachers:
             _claim_trained_teachers(folder, _hash_teachers(teacher_paths))
         with processes.main_process_first():
             corpus = prepare_corpus(
@@ -132,10 +128,11 @@ def _train_recipe(
         stop_signals = stack.enter_context(_catch_stop_signals())
         log = stack.enter_context(ProgressLog(folder, recipe, stop_signals, settings, trainer))
         checkpoint = pretrain(trainer, folder, log, settings)
-        # Only now: after a kill behind the last step, the next call scores the checkpoint.
+        # Written last: if the process is killed while the final checkpoint is scored, the next call
+        # scores it again.
         if checkpoint and is_main:
-            _write_record(folder, _read_record(folder) | {"finished": True})
-    if checkpoint is None and stop_signals:  # all is saved: now the signal may end the process
+            _write_run_metadata(folder, _read_run_metadata(folder) | {"finished": True})
+    if checkpoint is None and stop_signals:  # The state is saved, so the signal may take effect.
         signal.raise_signal(stop_signals[0])
     return checkpoint
 
@@ -156,7 +153,7 @@ def _runtime_settings(options: TrainOptions, folder: Path) -> RuntimeSettings:
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:
-    """Raise UsageError for a tracker that Accelerate does not know, or would silently leave out."""
+    """Raise UsageError for a tracker that Accelerate does not know, or that is not installed."""
     if not trackers:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -172,18 +169,17 @@ def _check_trackers(trackers: Sequence[str]) -> None:
             )
 
 
-def _build_record(
+def _build_run_metadata(
     recipe: Recipe, source: TextSource, options: TrainOptions, teacher_hashes: list[str]
 ) -> dict[str, Any]:
-    """Describe a run by everything that changes its weights by more than rounding.
+    """Return the content of train.json: everything that determines the weights, up to rounding.
 
-    teacher_hashes: of the weights of the teachers that --teacher names. Teachers that are trained
-    first have no hash yet: `_claim_trained_teachers` adds it. A run without teachers has no such
-    entry.
+    teacher_hashes: hashes of the weights that --teacher names. For teachers that are trained first
+    it is empty, and `_claim_trained_teachers` adds the hashes later.
     """
     from antlm_bench.training.corpus import CORPUS_FORMAT_VERSION
 
-    record: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "corpus": source.name,
         "text": source.digest,
@@ -192,58 +188,71 @@ def _build_record(
         "version": __version__,
     }
     if recipe.distil:
-        record["teachers"] = {"given": bool(teacher_hashes), "weights": teacher_hashes}
-    return record
+        metadata["teachers"] = {"given": bool(teacher_hashes), "weights": teacher_hashes}
+    return metadata
 
 
-def _claim_folder(folder: Path, record: dict[str, Any], resume: bool) -> None:
-    """Write the record of a new run, or check that the folder's run is the same one.
+def _claim_folder(folder: Path, metadata: dict[str, Any], resume: bool) -> None:
+    """Write train.json for a new run, or check that the folder holds the same run.
 
-    A record of another run is replaced if that run ended before its first step. Entries that older
+    The metadata of another run are overwritten if that run made no step. Entries that older
     versions did not write are not compared. Raises UsageError, RunError.
     """
-    existing = _read_record(folder)
-    if existing:
-        compared = {key: record[key] for key in COMPARED_KEYS if key in existing or key == "recipe"}
-        difference = _describe_difference(existing, compared)
-        difference = difference or _describe_teacher_difference(existing, record)
+    old = _read_run_metadata(folder)
+    if old:
+        compared = {key: metadata[key] for key in COMPARED_KEYS if key in old or key == "recipe"}
+        difference = _describe_difference(old, compared)
+        difference = difference or _describe_teacher_difference(old, metadata)
         if not difference:
             return
-        if resume or _has_steps(folder, existing):
-            hint = "choose another --out, or give the same options to continue"
-            raise UsageError(f"another run is here: {difference}", location=str(folder), hint=hint)
+        if resume or _has_steps(folder, old):
+            raise UsageError(
+                f"the folder holds another run: {difference}",
+                location=str(folder),
+                hint="choose another --out, or give the options of that run to continue it",
+            )
     elif resume:
         raise UsageError(
-            "there is nothing to resume", location=str(folder), hint="leave --resume out to begin"
+            "there is nothing to resume", location=str(folder), hint="leave out --resume"
         )
     elif any(not file.name.startswith(".") for file in folder.iterdir()):
         raise UsageError(
-            "this folder holds something else", location=str(folder), hint="choose another --out"
+            f"the folder holds no training run (no {RUN_METADATA_FILE}), and is not empty",
+            location=str(folder),
+            hint="choose another --out",
         )
-    _write_record(folder, record)
+    _write_run_metadata(folder, metadata)
 
 
-def _has_steps(folder: Path, record: dict[str, Any]) -> bool:
+def _has_steps(folder: Path, metadata: dict[str, Any]) -> bool:
     """Return whether a run has made a step: it is finished, or has a state or a line in its log."""
     log = folder / LOG_FILE
     has_log = log.exists() and log.stat().st_size > 0
-    return bool(record.get("finished")) or (folder / "state").exists() or has_log
+    return bool(metadata.get("finished")) or (folder / "state").exists() or has_log
 
 
-def _describe_teacher_difference(existing: dict[str, Any], record: dict[str, Any]) -> str:
-    """Describe how the teachers of two records differ; "" if they agree or one has no entry.
+def _describe_teacher_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Describe how the teachers of two runs differ; "" if they agree or one has no entry.
 
-    Their order is not compared: it changes the mean of their logits by rounding only.
+    The order of teachers is not compared, because it changes the mean of their logits by rounding
+    only.
     """
-    old, new = existing.get("teachers"), record.get("teachers")
-    if old is None or new is None or sorted(old["weights"]) == sorted(new["weights"]):
+    old_teachers, new_teachers = old.get("teachers"), new.get("teachers")
+    if old_teachers is None or new_teachers is None:
         return ""
-    if not new["given"]:
-        return "its teachers were given with --teacher, and here none are" if old["given"] else ""
-    if not old["weights"]:
-        return "its teachers are trained first, and here they are given with --teacher"
-    old_hashes, new_hashes = (_shorten_hashes(entry["weights"]) for entry in (old, new))
-    return f"the weights of its teachers are {old_hashes} there and {new_hashes} here"
+    old_hashes, new_hashes = old_teachers["weights"], new_teachers["weights"]
+    if sorted(old_hashes) == sorted(new_hashes):
+        return ""
+    if not new_teachers["given"]:
+        if old_teachers["given"]:
+            return "its teachers were given with --teacher, but --teacher is missing now"
+        return ""  # trained first in both runs: _claim_trained_teachers compares the hashes
+    if not old_hashes:
+        return "its teachers are trained first, but --teacher is given now"
+    return (
+        f"the weights of its teachers were {_shorten_hashes(old_hashes)} "
+        f"and are {_shorten_hashes(new_hashes)} now"
+    )
 
 
 def _shorten_hashes(hashes: list[str]) -> str:
@@ -251,29 +260,30 @@ def _shorten_hashes(hashes: list[str]) -> str:
 
 
 def _claim_trained_teachers(folder: Path, hashes: list[str]) -> None:
-    """Record the teachers that were trained first, or check that they are the recorded ones.
+    """Write the hashes of teachers that were trained first, or check those in train.json.
 
-    Raises UsageError if the run's first steps learned from other weights.
+    Raises UsageError if earlier steps of the run learned from other weights.
     """
-    record = _read_record(folder)
-    if "teachers" not in record:  # written by an older version
+    metadata = _read_run_metadata(folder)
+    if "teachers" not in metadata:  # written by an older version
         return
-    recorded = record["teachers"]["weights"]
-    if recorded and _has_steps(folder, record):
-        if sorted(recorded) != sorted(hashes):
+    old_hashes = metadata["teachers"]["weights"]
+    if old_hashes and _has_steps(folder, metadata):
+        if sorted(old_hashes) != sorted(hashes):
             raise UsageError(
                 "the teachers have changed: their weights were "
-                f"{_shorten_hashes(recorded)} and are {_shorten_hashes(hashes)}",
+                f"{_shorten_hashes(old_hashes)} and are {_shorten_hashes(hashes)} now",
                 location=str(folder / "teachers"),
                 hint="choose another --out",
             )
         return
-    _write_record(folder, record | {"teachers": {"given": False, "weights": hashes}})
+    teachers = {"given": False, "weights": hashes}
+    _write_run_metadata(folder, metadata | {"teachers": teachers})
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """Return the record of the folder's run, empty if there is none. Raises RunError."""
-    path = folder / RECORD_FILE
+def _read_run_metadata(folder: Path) -> dict[str, Any]:
+    """Return the content of the folder's train.json, {} if there is none. Raises RunError."""
+    path = folder / RUN_METADATA_FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -284,38 +294,38 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    runs.write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1).encode())
+def _write_run_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    runs.write_atomically(folder / RUN_METADATA_FILE, json.dumps(metadata, indent=1).encode())
 
 
-def _describe_difference(existing: Any, new: Any, key_path: str = "") -> str:
-    """Return the first key by which two records differ, with both values; "" if they agree."""
-    if existing == new:
+def _describe_difference(old: Any, new: Any, key_path: str = "") -> str:
+    """Return the first key of `new` that has another value in `old`, with both values, or ""."""
+    if old == new:
         return ""
-    if not (isinstance(existing, dict) and isinstance(new, dict)):
-        return f"{key_path} is {existing!r} there and {new!r} here"
-    differences = (
-        _describe_difference(existing.get(key), value, f"{key_path}.{key}".lstrip("."))
-        for key, value in new.items()
-    )
-    return next(filter(None, differences), "")
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{key_path} is {old!r} there and {new!r} here"
+    for key, value in new.items():
+        difference = _describe_difference(old.get(key), value, f"{key_path}.{key}".lstrip("."))
+        if difference:
+            return difference
+    return ""
 
 
 @contextmanager
 def _catch_stop_signals() -> Iterator[list[int]]:
-    """Collect the signals that arrive inside: the loop looks here after each step."""
+    """Collect stop signals inside this context, so that training can finish its step first."""
     stop_signals: list[int] = []
 
     def handle_signal(signum: int, _frame: FrameType | None) -> None:
         stop_signals.append(signum)
 
     names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    caught = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {signum: signal.signal(signum, handle_signal) for signum in caught}
+    signums = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    old_handlers = {signum: signal.signal(signum, handle_signal) for signum in signums}
     try:
         yield stop_signals
     finally:
-        for signum, handler in handlers.items():
+        for signum, handler in old_handlers.items():
             signal.signal(signum, handler)
 
 
@@ -323,11 +333,10 @@ def _catch_stop_signals() -> Iterator[list[int]]:
 
 
 def _resolve_teachers(recipe: Recipe, options: TrainOptions) -> list[tuple[str, Recipe | None]]:
-    """Return (checkpoint, None) per given teacher, or (name of a folder, recipe) per teacher to be
-    trained.
+    """Return one pair per teacher: (checkpoint, None), or (folder name, recipe) to train it first.
 
-    A recipe that is named twice is trained with two seeds. Raises UsageError if the number of given
-    teachers is wrong.
+    A recipe that occurs twice is trained with two seeds. Raises UsageError if `options.teachers`
+    has the wrong number of teachers.
     """
     names = recipe.distil.teachers if recipe.distil else ()
     if options.teachers and len(options.teachers) != len(names):
@@ -335,56 +344,59 @@ def _resolve_teachers(recipe: Recipe, options: TrainOptions) -> list[tuple[str, 
             f"{len(options.teachers)} given, but {recipe.name} has {len(names)}: "
             f"{', '.join(names) or 'none'}",
             location="--teacher",
-            hint="give all of them in this order, or none to have them trained first",
+            hint="give all teachers in this order, or none to train them first",
         )
     if options.teachers:
         return [(path, None) for path in options.teachers]
-    # Teachers read the same tokens as the student.
-    shared = [c for c in options.changes if c.startswith(("corpus.", "tokenizer."))]
+    # Changes that teachers need, too, to have the same tokens as the student.
+    token_changes = [c for c in options.changes if c.startswith(("corpus.", "tokenizer."))]
     teachers: list[tuple[str, Recipe | None]] = []
     for index, name in enumerate(names):
         repeat = names[:index].count(name)
         scale = recipe.scale if recipe.scale in list_scales(name) else ""
-        teacher = read_recipe(name, scale, [*shared, f"seed={recipe.seed + repeat}"])
+        teacher = read_recipe(name, scale, [*token_changes, f"seed={recipe.seed + repeat}"])
         teachers.append((f"{name}-{repeat + 1}" if repeat else name, teacher))
     return teachers
 
 
 def _check_teacher(teacher: Recipe, student: Recipe) -> None:
-    """Raise DeclarationError unless teacher and student read the same tokens."""
+    """Raise DeclarationError unless teacher and student have the same tokens and scale."""
     pairs: dict[str, tuple[Any, Any]] = {
         "tokenizer": (teacher.tokenizer, student.tokenizer),
         "scale": (teacher.scale, student.scale),
     }
     for key in ("layout", "eos", "words", "held_out"):
         pairs[f"corpus.{key}"] = getattr(teacher.corpus, key), getattr(student.corpus, key)
-    for key, (of_teacher, of_student) in pairs.items():
-        if of_teacher != of_student:
+    for key, (teacher_value, student_value) in pairs.items():
+        if teacher_value != student_value:
             raise DeclarationError(
-                f"{teacher.name} cannot teach {student.name}: "
-                f"{of_teacher!r} there, {of_student!r} here",
+                f"{teacher.name} cannot teach {student.name}: the teacher has {teacher_value!r}, "
+                f"the student {student_value!r}",
                 location=f"{student.name}: {key}",
-                hint="teacher and student read the same tokens",
+                hint="use recipes with the same tokenizer, corpus and scale",
             )
 
 
-def _obtain_teacher(
-    name_or_path: str,
-    recipe: Recipe | None,
-    source: TextSource,
-    folder: Path,
-    options: TrainOptions,
-) -> Path | str | None:
-    """Return a teacher's checkpoint: the given one, or one trained under the student's folder.
+def _train_teachers(
+    recipe: Recipe, source: TextSource, folder: Path, options: TrainOptions
+) -> list[str | Path] | None:
+    """Return the checkpoints of all teachers. Those that are not given are trained in `folder`.
 
-    Return None if its training was stopped.
+    Returns None if their training was stopped.
     """
-    if recipe is None:
-        return name_or_path
-    own_options = replace(
+    teacher_options = replace(
         options, scale="", changes=(), teachers=(), resume=False, stop_after=None, trackers=()
     )
-    return _train_recipe(recipe, source, folder / "teachers" / name_or_path, own_options)
+    checkpoints: list[str | Path] = []
+    for name_or_path, teacher in _resolve_teachers(recipe, options):
+        checkpoint: str | Path | None = name_or_path
+        if teacher:
+            teacher_folder = folder / "teachers" / name_or_path
+            checkpoint = _train_recipe(teacher, source, teacher_folder, teacher_options)
+        if checkpoint is None:
+            return None
+        checkpoints.append(checkpoint)
+    return checkpoints
 
 
 def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
@@ -398,9 +410,7 @@ def _hash_teachers(teachers: Sequence[str | Path]) -> list[str]:
 
 
 def _load_teacher(folder: Path, corpus: Corpus) -> Any:
-    """Load a teacher's model. Raises CheckpointError if it cannot be read, or reads other tokens
-    than the student.
-    """
+    """Load a teacher. Raises CheckpointError if it is unreadable or has another tokenizer."""
     from antlm_bench.checkpoints import OpenOptions, pretrained
     from antlm_bench.checkpoints.resolve import locate_checkpoint
     from antlm_bench.training.corpus import tokenizers_match
@@ -414,9 +424,9 @@ def _load_teacher(folder: Path, corpus: Corpus) -> Any:
             tokenizer.backend_tokenizer, corpus.tokenizer.backend_tokenizer
         ):
             raise CheckpointError(
-                "this teacher has another tokenizer than the student",
+                "the teacher has another tokenizer than the student",
                 location=str(folder),
-                hint="train it on the same --corpus with the same [tokenizer], "
-                "or leave --teacher out",
+                hint="train the teacher on the same --corpus with the same [tokenizer], "
+                "or leave out --teacher",
             )
         return pretrained.load_model(path, pretrained.detect_kind(config, path), config, options)

@@ -1,3 +1,3 @@
-"""Our engine as a model of lm-evaluation-harness (`--model antlm-bench`), whose tasks may then ask
-it anything; and what `score` needs of that, too.
+"""Both directions between antlm-bench and lm-evaluation-harness: this package's engine as a model
+of lm-eval (`--model antlm-bench`), lm-eval's tasks as suites of `score`, and its result files.
 """

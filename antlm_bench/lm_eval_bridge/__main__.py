@@ -1,9 +1,9 @@
-"""`python -m antlm_bench.lm_eval_bridge ...` is `lm_eval ...` with our model in its registry.
+"""`python -m antlm_bench.lm_eval_bridge ...`: run `lm_eval ...` with the model `antlm-bench` in its
+registry.
 
-lm_eval 0.4.13 knows the models of its own source tree only (MODEL_MAPPING in
-lm_eval/models/__init__.py). Versions after it read the entry point `lm_eval.models` of installed
-packages, which pyproject.toml declares; with them plain `lm_eval --model antlm-bench` does the
-same.
+lm_eval up to 0.4.13 knows only the models of its own source tree (MODEL_MAPPING in
+lm_eval/models/__init__.py). Later versions read the entry point `lm_eval.models` of installed
+packages, so that plain `lm_eval --model antlm-bench` works, too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from antlm_bench.lm_eval_bridge.registration import register_model
 
 
 def main() -> int:
-    """lm_eval's exit code, or ours where an error is ours; the harness's own errors keep their
-    traceback.
+    """Run lm_eval's command line and return the exit code.
+
+    Errors of antlm-bench are printed without a traceback; errors of lm_eval keep theirs.
     """
     limit_thread_spinning()
     from lm_eval.__main__ import cli_evaluate

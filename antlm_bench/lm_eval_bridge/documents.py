@@ -1,4 +1,4 @@
-"""Documents of a task of lm-evaluation-harness as items: its own requests, gold, and metrics."""
+"""Turn documents of an lm-eval task into items with the task's own requests, gold and metrics."""
 
 from __future__ import annotations
 
@@ -17,67 +17,70 @@ from antlm_bench.lm_eval_bridge.jackknife import Aggregation
 from antlm_bench.lm_eval_bridge.shims import install_shims
 from antlm_bench.lm_eval_bridge.task_metrics import (
     LENGTH_EXTRACTORS,
-    DocumentScorer,
+    DocumentMetrics,
     MetricExtractor,
 )
 from antlm_bench.metrics.records import WORD_LABEL
 from antlm_bench.suites.templates import check_text
 from antlm_bench.types import Item, Option
 
-# The output types of lm-eval that are scored.
+# The output types of lm-eval that can be scored.
 MULTIPLE_CHOICE = "multiple_choice"
 LOGLIKELIHOOD = "loglikelihood"
 ROLLING = "loglikelihood_rolling"
-GROUP_LEVELS = ("group", "task")  # labels of an item of a group, coarse to fine
-NO_GOLD = -1  # the gold of a document that only its task's own code can score
+GROUP_LEVELS = ("group", "task")  # label levels of items of an lm-eval group, outermost first
+NO_GOLD = -1  # gold of a document whose right answer only the task's own code knows
 BUILD_HINT = (
-    "does `lm_eval run --tasks` take it? "
-    "Its data set and metrics must be installed, or the hub within reach"
+    "check whether `lm_eval run --tasks` can build the task: "
+    "its data set and metrics must be installed, or the hub must be reachable"
 )
 INSTALL_HINT = (
-    "install what it names; for most tasks `pip install 'lm_eval[tasks]'` is enough "
-    "(lm-eval's README has the extras)"
+    "install the missing package; for most tasks `pip install 'lm_eval[tasks]'` is enough "
+    "(lm-eval's README lists its extras)"
 )
-# The defaults of lm-eval (lm_eval/defaults).
+# lm-eval's default seeds (lm_eval/defaults).
 RANDOM_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalTask:
-    """A task that lm-eval has built."""
+    """A task object of lm-eval and its metrics."""
 
     name: str
     group: str
-    """The group it belongs to; "" where the task itself was requested."""
+    """The lm-eval group of the task; "" if the reference names the task itself."""
     task_object: Any
+    """lm-eval's Task."""
     mean_metrics: Mapping[str, MetricExtractor]
-    """The metrics that are means over documents, in the task's order."""
+    """Metrics that are means over documents, in the task's order."""
     corpus_metrics: Mapping[str, Aggregation]
-    """The other metrics."""
+    """Metrics that are not means, with the function that computes them from all documents."""
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of the metrics that the task reports, its first metric first."""
+        """Names of the metrics that the task reports, in its order."""
         return [str(name) for name in self.task_object.aggregation()]
 
     @property
     def custom_process_results(self) -> Any:
-        """The task's own code that scores responses; None where lm-eval's is used.
+        """The task's own function that scores responses; None if the task uses lm-eval's.
 
-        A task class that builds its own requests also scores them with its own code.
+        A task class with its own requests counts as having its own function, too.
         """
         configured = self.task_object.config.process_results
         if callable(configured):
             return configured
-        inherited = self._inherits_method("process_results") and self.has_standard_requests
-        return None if inherited else self.task_object.process_results
+        if self._inherits_method("process_results") and self.has_standard_requests:
+            return None
+        return self.task_object.process_results
 
     @property
     def has_standard_requests(self) -> bool:
-        """Whether lm-eval builds the requests from the choices of the task's configuration."""
+        """Whether lm-eval builds the requests from the choices in the task's configuration."""
         return self._inherits_method("construct_requests")
 
     def _inherits_method(self, method: str) -> bool:
+        """Return whether the task's class has lm-eval's own implementation of a method."""
         code = getattr(type(self.task_object), method)
         return (code.__module__, code.__qualname__) == (
             "lm_eval.api.task",
@@ -85,9 +88,9 @@ class LmEvalTask:
         )
 
     def build_requests(self, limit: int | None, location: str) -> list[list[Any]]:
-        """Return the requests per document, in the order in which their responses are scored.
+        """Return lm-eval's requests (Instances) of each document, in the order of its choices.
 
-        Raises DataError where lm-eval fails.
+        limit: documents. Raises DataError if lm-eval fails.
         """
         with lm_eval_context(location):
             self.task_object.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -96,40 +99,42 @@ class LmEvalTask:
             return [sorted(requests, key=lambda request: request.idx) for _, requests in documents]
 
     def infer_output_type(self, requests_by_document: Sequence[Sequence[Any]]) -> str:
-        """Return MULTIPLE_CHOICE, LOGLIKELIHOOD or ROLLING, or the other types of requests.
+        """Return MULTIPLE_CHOICE, LOGLIKELIHOOD or ROLLING; else a description of other requests.
 
-        It is inferred from the requests, for a class may keep a default that is wrong for it
-        (lm_eval 0.4.13's scrolls are choices, and declare `generate_until`).
+        The declared output type may be wrong (lm_eval 0.4.13's scrolls have choices and declare
+        `generate_until`), so the type is inferred from the requests.
         """
         requests = [request for document in requests_by_document for request in document]
         types = {request.request_type for request in requests}
         is_text = all(isinstance(part, str) for request in requests for part in request.args)
         if types <= {LOGLIKELIHOOD, ROLLING} and not is_text:
-            types.add("more than text")
+            types.add("inputs other than text")
         has_choices = any(len(document) > 1 for document in requests_by_document)
         if types == {LOGLIKELIHOOD}:
-            declared = self.task_object.OUTPUT_TYPE == MULTIPLE_CHOICE
-            return MULTIPLE_CHOICE if has_choices or declared else LOGLIKELIHOOD
-        return ROLLING if types == {ROLLING} and not has_choices else " and ".join(sorted(types))
+            declares_choices = self.task_object.OUTPUT_TYPE == MULTIPLE_CHOICE
+            return MULTIPLE_CHOICE if has_choices or declares_choices else LOGLIKELIHOOD
+        if types == {ROLLING} and not has_choices:
+            return ROLLING
+        return " and ".join(sorted(types))
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentItem:
-    """A document of a task."""
+    """A document of a task as an item, with the code that computes its task metric values."""
 
     item: Item
-    scorer: DocumentScorer
+    metrics: DocumentMetrics
     has_multiple_golds: bool = False
-    """Whether several options are right, so that only lm-eval's own code can score it."""
+    """Whether several options are right. Then only lm-eval's code can score the document."""
 
 
 def request_to_option(context: str, continuation: str) -> Option:
-    """Return a request of lm-eval as one text whose scored span is the continuation.
+    """Return a request of lm-eval as one text, of which the continuation is scored.
 
     White space at the end of the context is scored with the continuation, as in lm-eval
-    (`TemplateLM._encode_pair`, 0.4.13), for tokens carry the space before them. Where a token
-    straddles the border, our span rule counts it whole; lm-eval drops as many tokens as the context
-    has when it is tokenized alone.
+    (`TemplateLM._encode_pair`, 0.4.13), because a token includes the space before it. A token
+    across the border of context and continuation is scored here. lm-eval instead scores the tokens
+    after the first n, where n is the number of tokens of the context alone.
     """
     start = len(context.rstrip())
     text = context + continuation
@@ -142,57 +147,70 @@ def build_document_items(
     with_group_labels: bool,
     location: str,
 ) -> Iterator[DocumentItem]:
-    """Yield the documents of a task as items; their ids are those of imported lm-eval results."""
-    levels = zip(GROUP_LEVELS, (task.group, task.name), strict=True) if with_group_labels else ()
-    labels = {level: name for level, name in levels if name}
+    """Yield the documents of a task as items. Their ids equal those of imported lm-eval results."""
+    labels: dict[str, str] = {}
+    if with_group_labels:
+        names = zip(GROUP_LEVELS, (task.group, task.name), strict=True)
+        labels = {level: name for level, name in names if name}
     output_type = task.infer_output_type(requests_by_document)
     for requests in requests_by_document:
-        document, number = requests[0].doc, requests[0].doc_id
-        place, item_id = f"{location}, document {number}", f"{task.name}_{number}"
-        scorer = DocumentScorer(
-            document, task.task_object.process_results, task.mean_metrics, place, task=task.name
+        document, doc_id = requests[0].doc, requests[0].doc_id
+        item_id = f"{task.name}_{doc_id}"
+        metrics = DocumentMetrics(
+            document,
+            task.task_object.process_results,
+            task.mean_metrics,
+            location=f"{location}, document {doc_id}",
+            task=task.name,
         )
         if output_type == ROLLING:
-            text = check_text(requests[0].args[0], "document", place)
+            text = check_text(requests[0].args[0], "document", metrics.location)
             item = Item(item_id, (Option(text),), 0, labels)
-            yield DocumentItem(item, replace(scorer, extractors=LENGTH_EXTRACTORS))
+            yield DocumentItem(item, replace(metrics, extractors=LENGTH_EXTRACTORS))
         elif output_type == LOGLIKELIHOOD:
-            option = _build_option(requests[0].args, None, place)
-            # Each document is a word of its own, so that the headline is the mean over documents.
+            option = _build_option(requests[0].args, None, metrics.location)
+            # The headline of SURPRISAL is a mean over words: here each document counts as one word.
             word = {} if task.custom_process_results else {WORD_LABEL: item_id}
-            yield DocumentItem(Item(item_id, (option,), 0, {**labels, **word}), scorer)
+            yield DocumentItem(Item(item_id, (option,), 0, {**labels, **word}), metrics)
         else:
-            yield _build_choice(task, requests, scorer, item_id, labels)
+            yield _build_choice_item(task, requests, metrics, item_id, labels)
 
 
-def _build_choice(
+def _build_choice_item(
     task: LmEvalTask,
     requests: Sequence[Any],
-    scorer: DocumentScorer,
+    metrics: DocumentMetrics,
     item_id: str,
     labels: Mapping[str, str],
 ) -> DocumentItem:
-    document, location = requests[0].doc, scorer.location
+    document, location = requests[0].doc, metrics.location
     with lm_eval_context(location):
         choices = [request.args[1] for request in requests]
         if task.has_standard_requests:
             choices = task.task_object.doc_to_choice(document)
         gold = _get_gold(task, document)
-    # For mutual information lm-eval requests every continuation twice; the first half has the
-    # context.
+    # With acc_mutual_info, the requests of all choices are followed by those without context.
+    choice_requests, unconditional = requests[: len(choices)], requests[len(choices) :]
     lengths = [len(choice) if task.has_standard_requests else None for choice in choices]
     options = [
         _build_option(request.args, length, location)
-        for request, length in zip(requests, lengths, strict=False)
+        for request, length in zip(choice_requests, lengths, strict=False)
     ]
-    extra = [_build_option(request.args, None, location) for request in requests[len(options) :]]
+    unconditional_options = [
+        _build_option(request.args, None, location) for request in unconditional
+    ]
     golds = _resolve_gold_indices(gold, choices, location, bool(task.custom_process_results))
     item = Item(item_id, tuple(options), golds[0], labels)
-    return DocumentItem(item, replace(scorer, extra_requests=tuple(extra)), len(golds) > 1)
+    metrics = replace(metrics, unconditional_options=tuple(unconditional_options))
+    return DocumentItem(item, metrics, len(golds) > 1)
 
 
 def _get_gold(task: LmEvalTask, document: Any) -> Any:
-    """Return the gold as the task declares it; NO_GOLD where a task with own metrics has none."""
+    """Return the gold as the task declares it.
+
+    Returns NO_GOLD if a task with its own code declares none.
+    """
+    # With several inputs (winogrande) doc_to_text gives the index of the right input.
     multiple_input = getattr(task.task_object, "multiple_input", 0)
     to_gold = task.task_object.doc_to_text if multiple_input else task.task_object.doc_to_target
     if not task.custom_process_results:
@@ -203,22 +221,23 @@ def _get_gold(task: LmEvalTask, document: Any) -> Any:
 
 
 def _build_option(request: tuple[Any, ...], length: int | None, location: str) -> Option:
-    """Return a request as an option. length: of the choice, which acc_norm divides by."""
+    """Return a request as an option. length: characters, by which acc_norm divides."""
     context, continuation = request[:2]
     check_text(context, "context", location)
     check_text(continuation, "continuation", location)
     if not continuation:
-        hint = "mend the task's doc_to_choice or doc_to_target"
+        hint = "correct the task's doc_to_choice or doc_to_target"
         raise DataError("a continuation is empty", location=location, hint=hint)
     return replace(request_to_option(context, continuation), length=length)
 
 
 def _resolve_gold_indices(
-    gold: Any, choices: list[str], location: str, has_custom_scorer: bool
+    gold: Any, choices: list[str], location: str, has_own_code: bool
 ) -> tuple[int, ...]:
-    """Return the indices of the right options: gold is an index or a choice's text, or several.
+    """Return the indices of the right options.
 
-    (NO_GOLD,) where a task with code of its own declares no such gold. Raises DataError elsewhere.
+    gold: the index or the text of an option, or a list of these. If it is neither, the result is
+    (NO_GOLD,) for a task with its own code; other tasks raise DataError.
     """
     golds = gold if isinstance(gold, list) else [gold]
     indices = [choices.index(g) if isinstance(g, str) and g in choices else g for g in golds]
@@ -227,21 +246,20 @@ def _resolve_gold_indices(
         for i in indices
     ):
         return tuple(map(int, indices))
-    if has_custom_scorer:
+    if has_own_code:
         return (NO_GOLD,)
     message = f"the right answer {gold!r} is none of its {len(choices)} options"
     hint = (
-        "is it a split without answers, or does doc_to_target not give an index "
-        "or one of doc_to_choice?"
+        "use a split with answers, and a doc_to_target that gives an index or one of doc_to_choice"
     )
     raise DataError(message, location=location, hint=hint)
 
 
 @contextmanager
 def lm_eval_context(location: str) -> Iterator[None]:
-    """Run code of lm-eval: with its seeds, silent progress bars, and the shims its tasks import.
+    """Run code of lm-eval with its default seeds, without progress bars, and with shims installed.
 
-    Raises DataError, naming the location, for any error of lm-eval.
+    Raises DataError at `location` for any error in this context.
     """
     install_shims()
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -251,8 +269,8 @@ def lm_eval_context(location: str) -> Iterator[None]:
         with redirect_stderr(io.StringIO()):
             yield
     except (Exception, SystemExit) as error:
-        # SystemExit: a task that misses a program ends the process (0.4.13's slr_bench).
-        message = f"lm-eval cannot build it: {type(error).__name__}: {error}"
+        # SystemExit: 0.4.13's slr_bench ends the process if a program is not installed.
+        message = f"lm-eval cannot build the task: {type(error).__name__}: {error}"
         hint = INSTALL_HINT if isinstance(error, ImportError) else BUILD_HINT
         raise DataError(message, location=location, hint=hint) from error
     finally:

@@ -1,4 +1,4 @@
-"""Whether each scored token is the model's argmax, computed by the same forward as its score."""
+"""Detect whether scored tokens are the model's argmax, in the same forward pass as the scores."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from antlm_bench.types import Attention, Encodings, Floats, Ints, Probes
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A read of target GREEDY_TARGET - t gives 0 where token t is the model's argmax, else -1.
+# The target GREEDY_TARGET - t asks whether token t is the argmax: its score is 0 if it is, else -1.
 GREEDY_TARGET = -2
 
 
 class GreedyEngine(Engine):
-    """An Engine that also answers reads of targets <= GREEDY_TARGET, which cost no forward."""
+    """An Engine that also accepts targets <= GREEDY_TARGET. They need no further forward pass."""
 
     def _forward_logprobs(
         self, ids: Any, read_positions: Any, read_index: Any, target: Any, extra_inputs: Any
     ) -> Floats:
         self._argmax_ids: list[Ints] = []
-        is_greedy_read = target <= GREEDY_TARGET
-        token = np.where(is_greedy_read, GREEDY_TARGET - target, target)
-        logp = super()._forward_logprobs(ids, read_positions, read_index, token, extra_inputs)
-        # One per position that the LM head saw: _lm_head_logits was called on them in order.
+        is_greedy_target = target <= GREEDY_TARGET
+        token = np.where(is_greedy_target, GREEDY_TARGET - target, target)
+        logprobs = super()._forward_logprobs(ids, read_positions, read_index, token, extra_inputs)
+        # One entry per position of the LM head, in the order of the calls of _lm_head_logits.
         argmax_ids = np.concatenate(self._argmax_ids)
-        misses = np.where(argmax_ids[read_index] == token, 0.0, -1.0)
-        return np.where(is_greedy_read, misses, logp)
+        minus_misses = np.where(argmax_ids[read_index] == token, 0.0, -1.0)
+        return np.where(is_greedy_target, minus_misses, logprobs)
 
     def _lm_head_logits(self, output: Any, hidden: Tensor) -> Tensor:
         logits = super()._lm_head_logits(output, hidden)
@@ -40,11 +40,12 @@ class GreedyEngine(Engine):
         return logits
 
 
-class GreedyTracker:
-    """A LanguageModel (types) around an opened checkpoint that also counts non-greedy tokens."""
+class GreedyTrackingModel:
+    """A LanguageModel that scores like a checkpoint, and also counts non-greedy tokens."""
 
     num_non_greedy: Floats
-    """(n,): per text of the last `score_probes`, how many scored tokens were not the argmax."""
+    """(n,): number of scored tokens that were not the argmax, per text of the last `score_probes`.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         engine = checkpoint.engine
@@ -52,11 +53,8 @@ class GreedyTracker:
             checkpoint,
             engine=GreedyEngine(engine.model, engine.name, engine.forward_config, engine.budget),
         )
-        self.name, self.attentions, self.eos = (
-            checkpoint.name,
-            checkpoint.attentions,
-            checkpoint.eos,
-        )
+        self.name, self.eos = checkpoint.name, checkpoint.eos
+        self.attentions = checkpoint.attentions
         self.mask_id, self.no_mask_reason = checkpoint.mask_id, checkpoint.no_mask_reason
         self.max_length = checkpoint.max_length
         self.num_non_greedy = np.zeros(0)
@@ -69,7 +67,9 @@ class GreedyTracker:
     def score_probes(
         self, probes: Iterable[Probes], num_texts: int, tick: Callable[[float], None] | None = None
     ) -> Floats:
-        doubled = [
+        # Each target occurs twice: for its log-probability, and for whether it is greedy. The
+        # latter are summed as the scores of `num_texts` additional texts.
+        with_greedy_targets = [
             replace(
                 p,
                 row=np.tile(p.row, 2),
@@ -79,6 +79,6 @@ class GreedyTracker:
             )
             for p in probes
         ]
-        sums = self.checkpoint.score_probes(doubled, 2 * num_texts, tick)
+        sums = self.checkpoint.score_probes(with_greedy_targets, 2 * num_texts, tick)
         self.num_non_greedy = -sums[num_texts:]
         return sums[:num_texts]

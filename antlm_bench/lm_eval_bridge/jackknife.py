@@ -1,8 +1,9 @@
-"""Contributions of documents to corpus metrics (F1, a bias score, a regression), by the jackknife.
+"""Compute each document's contribution to a corpus metric by the jackknife.
 
-A task's aggregation is code of its own, and may take minutes. It runs when the task is scored, and
-never when runs are read: of each document its raw value (JSON) is kept, and its contribution, which
-can be averaged, paired and resampled like any metric of a document.
+A corpus metric (F1, a bias score, a regression) is computed from all documents by code of the task,
+which may take minutes. So it runs once, when the task is scored. A run stores each document's raw
+value (JSON) and its contribution. Contributions can be averaged, paired and resampled like the
+values of any per-document metric.
 """
 
 from __future__ import annotations
@@ -21,75 +22,86 @@ from antlm_bench.errors import DataError
 from antlm_bench.types import Floats, Ints
 
 Aggregation = Callable[[list[Any]], Any]
-# Groups that are left out where no two documents are alike: an aggregation may take half a minute.
+# Few groups, because one aggregation may take half a minute.
 NUM_JACKKNIFE_GROUPS = 10
 
 
 def to_json(value: Any) -> str:
-    """Return a task's result for a document as JSON. Raises TypeError for what has no JSON."""
+    """Return a raw value as JSON. Raises TypeError for a value that has no JSON form."""
     return json.dumps(value, default=_json_default)
 
 
 def jackknife_contributions(
     aggregate: Aggregation, document_values: Sequence[str], location: str
 ) -> Floats:
-    """Return the jackknife contribution (n,) of each document, NaN if the metric is NaN.
+    """Return the jackknife contribution (n,) of each document; all NaN if the metric is NaN.
 
-    Their mean is the metric, and their variance divided by n the variance of its estimate (Efron &
-    Tibshirani 1993, ch. 11). document_values: per document, as `to_json` gives it.
+    The mean of the contributions is the metric. Their variance divided by n estimates the variance
+    of the metric (Efron & Tibshirani 1993, ch. 11). document_values: raw values as JSON
+    (`to_json`).
 
-    Labels and counts take few values, so that every document is left out in turn, once per distinct
-    value. Other values are contributions themselves where the metric is their mean; else documents
-    are left out in NUM_JACKKNIFE_GROUPS random groups and share their group's contribution. Where
-    the metric of the remaining documents is NaN, the whole's is used. An aggregation may refuse
-    fewer documents, because it knows each by its position (lm-eval's tinyBenchmarks weigh a
-    hundred): then the mean of the others replaces the document that is left out. Raises DataError
-    where the aggregation fails or returns no number.
+    The first matching rule holds:
+
+    - All values are labels or whole numbers: each document is left out in turn. Documents with
+      equal values have equal contributions, so each distinct value is left out only once.
+    - The metric is the mean of the metrics of the single documents: these are the contributions.
+    - Else NUM_JACKKNIFE_GROUPS random groups of documents are left out, and the documents of a
+      group share its contribution.
+
+    If the metric of the remaining documents is NaN, the metric of all documents is used. Some
+    aggregations fail for fewer documents, because they know each by its position (lm-eval's
+    tinyBenchmarks): then each document is not left out but replaced by the mean of the others.
+    Raises DataError if the aggregation fails or does not return a number.
     """
     values = [_lists_to_tuples(json.loads(text)) for text in document_values]
     n = len(values)
 
-    def compute_metric(kept: Sequence[Any]) -> float:
-        return _finite_float(aggregate(list(kept)))
+    def compute_metric(subset: Sequence[Any]) -> float:
+        return _finite_float(aggregate(list(subset)))
 
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            whole = compute_metric(values)
-            if math.isnan(whole) or n == 1:
-                return np.full(n, whole)
+            full_metric = compute_metric(values)
+            if math.isnan(full_metric) or n == 1:
+                return np.full(n, full_metric)
             is_discrete = all(map(_is_discrete, values))
             if not is_discrete:
                 with suppress(Exception):  # an aggregation may fail for one document
                     singles = np.array([compute_metric([value]) for value in values])
-                    if math.isclose(singles.mean(), whole, rel_tol=1e-9, abs_tol=1e-12):
+                    if math.isclose(singles.mean(), full_metric, rel_tol=1e-9, abs_tol=1e-12):
                         return singles
             groups, group_index, scale = (
                 _group_equal_values(document_values) if is_discrete else _random_groups(n)
             )
             try:
-                rests = [
+                metrics_without_group = [
                     compute_metric([v for i, v in enumerate(values) if i not in group])
                     for group in groups
                 ]
             except Exception:
                 if not all(isinstance(value, int | float) for value in values):
                     raise
-                rests = [compute_metric(_replace_with_mean(values, i)) for i in range(n)]
+                metrics_without_group = [
+                    compute_metric(_replace_with_mean(values, i)) for i in range(n)
+                ]
                 group_index, scale = np.arange(n, dtype=np.int32), n - 1.0
     except Exception as error:  # the task's own code may raise anything
         message = f"the task's own aggregation fails: {type(error).__name__}: {error}"
-        hint = "does `lm_eval run --tasks` take it?"
+        hint = "check whether `lm_eval run --tasks` can score the task"
         raise DataError(message, location=location, hint=hint) from error
-    without = np.where(np.isnan(rests), whole, rests)[group_index]
-    contributions = whole + scale * (without.mean() - without)
-    # Rounded, so that right and wrong are exactly 1 and 0.
+    is_nan = np.isnan(metrics_without_group)
+    metrics_without = np.where(is_nan, full_metric, metrics_without_group)[group_index]
+    contributions = full_metric + scale * (metrics_without.mean() - metrics_without)
+    # Rounded, so that contributions to an accuracy are exactly 1 and 0.
     return np.asarray(np.round(contributions, 12))
 
 
 def _group_equal_values(document_values: Sequence[str]) -> tuple[list[set[int]], Ints, float]:
-    """Return one document of each distinct value, the group index (n,) of every document, and the
-    factor from the effect of leaving one out to its contribution.
+    """Group documents with equal values. Return (groups to leave out, group_index, scale).
+
+    A group to leave out holds one document of each distinct value. group_index: (n,). scale: factor
+    between the change of the metric without a group and a document's contribution.
     """
     _, first, group_index = np.unique(
         np.array(document_values), return_index=True, return_inverse=True
@@ -99,7 +111,7 @@ def _group_equal_values(document_values: Sequence[str]) -> tuple[list[set[int]],
 
 
 def _random_groups(n: int) -> tuple[list[set[int]], Ints, float]:
-    """Return random groups that only depend on n, the group index (n,), and the factor as above."""
+    """Group documents at random (depends on n only). Return as `_group_equal_values` does."""
     count = min(NUM_JACKKNIFE_GROUPS, n)
     group_index = (np.random.default_rng(0).permutation(n) % count).astype(np.int32)
     groups = [set(np.flatnonzero(group_index == group).tolist()) for group in range(count)]
@@ -107,7 +119,7 @@ def _random_groups(n: int) -> tuple[list[set[int]], Ints, float]:
 
 
 def _replace_with_mean(values: Sequence[float], index: int) -> list[float]:
-    """Return the values, one of them replaced by the mean of the others."""
+    """Return the values with the one at `index` replaced by the mean of the others."""
     others = [*values[:index], *values[index + 1 :]]
     return [*values[:index], float(np.mean(others)), *values[index + 1 :]]
 
@@ -120,7 +132,7 @@ def _finite_float(value: Any) -> float:
 
 
 def _is_discrete(value: Any) -> bool:
-    """Return whether a value consists of labels and whole numbers only."""
+    """Return whether a raw value holds only labels and whole numbers."""
     if isinstance(value, tuple):
         return all(map(_is_discrete, value))
     if isinstance(value, dict):
@@ -131,11 +143,11 @@ def _is_discrete(value: Any) -> bool:
 def _json_default(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{value!r} cannot be kept")
+    raise TypeError(f"{value!r} has no JSON form")
 
 
 def _lists_to_tuples(value: Any) -> Any:
-    """Return JSON's lists as tuples, which most tasks return and which can be keys."""
+    """Return JSON's lists as tuples: most tasks return tuples, and these can be dict keys."""
     if isinstance(value, dict):
         return {name: _lists_to_tuples(inner) for name, inner in value.items()}
     return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,5 @@
-"""The model `antlm-bench` of lm-evaluation-harness: its requests, our methods and engine.
+"""The model `antlm-bench` of lm-evaluation-harness. It answers lm-eval's requests with this
+package's scoring methods and engine:
 
 lm_eval run --model antlm-bench --model_args pretrained=CKPT,method=mlm --tasks blimp
 """
@@ -24,15 +25,25 @@ from antlm_bench.types import FLAGS, Item
 
 logger = logging.getLogger(__name__)
 TRUNCATION_MODES = ("never", "left")
+# Model arguments that have the names and meanings of the options of `score`.
 CHECKPOINT_OPTIONS = (
-    *("revision", "dtype", "max_length", "batch_tokens", "trust_remote_code", "allow_pickle"),
-    *("peft", "tokenizer", "allow_unused", "allow_missing", "original_layout"),
+    "revision",
+    "dtype",
+    "max_length",
+    "batch_tokens",
+    "trust_remote_code",
+    "allow_pickle",
+    "peft",
+    "tokenizer",
+    "allow_unused",
+    "allow_missing",
+    "original_layout",
 )
 MODEL_ARGS = "--model_args"
 
 
 class Request(Protocol):
-    """The part of lm_eval's Instance that is used."""
+    """The attributes of lm_eval's Instance that are used."""
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -41,13 +52,14 @@ class Request(Protocol):
 
 
 class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
-    """A checkpoint that answers lm-eval's log-likelihood requests and refuses generation.
+    """A checkpoint that answers lm-eval's log-likelihood requests. It does not generate text.
 
     pretrained: folder or hub id. method: a name in scoring.methods.METHODS, "" = the checkpoint's
-    own. bos: "lm-eval" (see RequestEncoder) or a value of `score --bos`. truncate: "never" refuses
-    requests that do not fit, "left" cuts their contexts as lm-eval's own models do, and warns.
-    device: "" and lm-eval's default cuda:0 mean the best device. batch_size is ignored: scores do
-    not depend on it, and speed depends on batch_tokens. checkpoint_options: CHECKPOINT_OPTIONS.
+    default. bos: "lm-eval" (see RequestEncoder) or a value of `score --bos`. truncate: "never" = a
+    request that does not fit raises DataError, "left" = its context is cut with a warning, as
+    lm-eval's own models do. device: "" and lm-eval's default cuda:0 select the best device.
+    batch_size is ignored, because scores do not depend on it; batch_tokens sets the batch size.
+    checkpoint_options: options in CHECKPOINT_OPTIONS.
     """
 
     def __init__(
@@ -66,11 +78,11 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
         for name in checkpoint_options:
             if name not in CHECKPOINT_OPTIONS:
                 names = ("pretrained", "method", "bos", "truncate", "device", *CHECKPOINT_OPTIONS)
-                hint = suggest_name(name, names) or f"there are {', '.join(names)}"
+                hint = suggest_name(name, names) or f"one of {', '.join(names)}"
                 raise UsageError(f"unknown argument {name!r}", location=MODEL_ARGS, hint=hint)
         if truncate not in TRUNCATION_MODES:
             hint = f"one of {', '.join(TRUNCATION_MODES)}"
-            raise UsageError(f"truncate={truncate!r}", location=MODEL_ARGS, hint=hint)
+            raise UsageError(f"unknown value truncate={truncate!r}", location=MODEL_ARGS, hint=hint)
         device = "auto" if device in (None, "", "cuda", "cuda:0") else str(device)
         checkpoint_bos = "auto" if bos == "lm-eval" else bos
         options = OpenOptions(bos=checkpoint_bos, device=device, **checkpoint_options)
@@ -83,19 +95,18 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Return (summed log-probability in nats, whether every scored token is greedy) per
-        request.
+        """Return (log-probability of the continuation in nats, is_greedy) per request.
 
-        Under a masked method these are the pseudo-log-likelihood and the argmax where the token is
-        hidden. Raises DataError for a request that does not fit (see truncate), or without a token
-        that can be scored.
+        is_greedy: whether every scored token is the argmax. A masked method gives the
+        pseudo-log-likelihood, and the argmax at the position where the token is masked. Raises
+        DataError for a request that does not fit (see truncate), or has no token to score.
         """
         del disable_tqdm
         encoder = self.request_encoder
         options = [request_to_option(*request.args[:2]) for request in requests]
         encoder.checkpoint.run_self_test([option.text for option in options], [self.method])
-        # The longest contexts first, so that a request that does not fit is found at once, and
-        # equal contexts share a chunk.
+        # Longest contexts first, so that a request that does not fit raises its error early. Equal
+        # contexts are neighbours, so that they are in one chunk.
         contexts = [request.args[0] for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (-len(contexts[i]), contexts[i]))
         responses: dict[int, tuple[float, bool]] = {}
@@ -115,42 +126,43 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
             logger.info("%d of %d requests answered", len(responses), len(requests))
         for flag, count in flag_counts.items():
             logger.warning("%d requests: %s", count, FLAGS[flag])
-        if num_cut := encoder.num_truncated - num_truncated_before:
+        num_truncated = encoder.num_truncated - num_truncated_before
+        if num_truncated:
             message = "%d texts lost the beginning of their context: max_length=%s"
-            logger.warning(message, num_cut, encoder.max_length)
+            logger.warning(message, num_truncated, encoder.max_length)
         return [responses[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Request], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-probability (nats) of whole texts, see rolling.score_documents.
+        """Return the log-probability (nats) of each whole text, see rolling.score_documents.
 
         Raises MethodNotSupported for a masked method.
         """
         del disable_tqdm
-        hint = "method=causal, if the model attends that way"
+        hint = "use method=causal, if the model has causal attention"
         require_causal_method(self.method_name, MODEL_ARGS, hint)
         texts = [request.args[0] for request in requests]
         documents = score_documents(self.request_encoder.checkpoint, texts)
         for flag in documents.encodings.collect_flags(range(len(texts))):
-            logger.warning("of %d documents at least one: %s", len(texts), FLAGS[flag])
+            logger.warning("at least one of %d documents: %s", len(texts), FLAGS[flag])
         scores = [float(score) for score in documents.scores]
         for text, score in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), score)
         return scores
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Raise MethodNotSupported: no text is generated."""
+        """Raise MethodNotSupported, because this package does not generate text."""
         del requests, disable_tqdm
-        message = "antlm-bench scores texts, and generates none"
+        message = "antlm-bench scores texts, and does not generate text"
         hint = "use --model hf for this task"
         if self.method.needs_mask:
-            message = "a masked model generates no text"
-            hint = "leave out the tasks of output_type generate_until"
+            message = "a masked model does not generate text"
+            hint = "leave out tasks of output_type generate_until"
         raise MethodNotSupported(message, location="--tasks", hint=hint)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what lm-eval writes into its results besides the arguments."""
+        """Return the model information that lm-eval writes into its results file."""
         metadata = self.request_encoder.checkpoint.metadata
         return {
             "model_num_parameters": metadata["parameters"],
@@ -171,5 +183,5 @@ class AntlmBench(LM):  # type: ignore[misc]  # lm_eval is not typed
             f"a request of {len(context) + len(continuation)} characters does not fit into the "
             f"{encoder.max_length} tokens of {encoder.name}: ...{context[-40:]!r}",
             location=MODEL_ARGS,
-            hint="truncate=left cuts contexts on the left, as --model hf does; or fewer shots",
+            hint="use truncate=left to cut contexts as --model hf does, or fewer shots",
         )

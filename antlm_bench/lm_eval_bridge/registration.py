@@ -1,4 +1,4 @@
-"""Register our model in lm_eval, for `lm_eval.simple_evaluate` and old versions of lm_eval."""
+"""Register the model `antlm-bench` in lm_eval, for old versions and `lm_eval.simple_evaluate`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ MODEL_NAME, MODEL_CLASS = "antlm-bench", "antlm_bench.lm_eval_bridge.model:Antlm
 
 
 def register_model() -> None:
-    """Register `model="antlm-bench"` in this process, unless it is registered, and install the
-    shims that lm-eval's tasks import.
-    """
-    import lm_eval.models  # noqa: F401 - lm_eval fills its registry only while it is empty
+    """Register `model="antlm-bench"` in this process, and install the shims of lm-eval's tasks."""
+    # lm_eval fills its registry at this import, and only if it is empty.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 
     install_shims()

@@ -1,4 +1,4 @@
-"""Encode requests of lm-eval: with the BOS of lm-eval, and cut on the left on request."""
+"""Encode requests of lm-eval with the BOS rule and the truncation of lm-eval."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ import numpy as np
 
 from antlm_bench.checkpoints import Checkpoint
 from antlm_bench.errors import DataError
-from antlm_bench.lm_eval_bridge.greedy import GreedyTracker
+from antlm_bench.lm_eval_bridge.greedy import GreedyTrackingModel
 from antlm_bench.scoring.text import TextEncoder, build_specials, check_specials
 from antlm_bench.types import Attention, Bools, EncodedBatch, Encodings, Ints
 
 
-class RequestEncoder(GreedyTracker):
-    """A GreedyTracker that encodes texts as lm-eval would.
+class RequestEncoder(GreedyTrackingModel):
+    """A GreedyTrackingModel that encodes texts as lm-eval does.
 
-    bos: "lm-eval" = before an empty context BOS or EOS, before any other what the tokenizer adds by
-    itself (HFLM's rule for causal models, lm_eval 0.4.13, `TemplateLM.loglikelihood`); else the
-    checkpoint's own policy, for all texts. truncate: whether texts that are too long lose their
-    beginning.
+    bos: "lm-eval" = HFLM's rule for causal models (lm_eval 0.4.13, `TemplateLM.loglikelihood`): BOS
+    or EOS before a text without context, and before other texts the special tokens that the
+    tokenizer adds by default. Else the checkpoint's BOS policy holds for all texts. truncate:
+    whether texts that are too long are cut on the left.
     """
 
     num_truncated: int
-    """How many texts were truncated so far."""
+    """Number of texts that were cut so far."""
 
     def __init__(self, checkpoint: Checkpoint, bos: str, truncate: bool) -> None:
         super().__init__(checkpoint)
         self.truncate = truncate
-        # Without length limits: long texts are detected, and perhaps cut, in `encode`.
+        # Without length limits, because `encode` detects long texts and may cut them.
         self.no_context_encoders = {
             attention: _without_length_limit(encoder, encoder.specials)
             for attention, encoder in checkpoint.encoders.items()
         }
         self.context_encoders = dict(self.no_context_encoders)
-        if bos == "lm-eval" and (causal := self.no_context_encoders.get("causal")):
-            around = build_specials(causal.tokenizer, "causal", "tokenizer")
-            check_specials(causal.tokenizer, around, causal.vocab_size)
-            self.context_encoders["causal"] = _without_length_limit(causal, around)
+        if bos == "lm-eval" and "causal" in self.context_encoders:
+            causal = self.no_context_encoders["causal"]
+            specials = build_specials(causal.tokenizer, "causal", "tokenizer")
+            check_specials(causal.tokenizer, specials, causal.vocab_size)
+            self.context_encoders["causal"] = _without_length_limit(causal, specials)
         self.num_truncated = 0
 
     def encode(
         self, texts: Sequence[str], spans: Sequence[tuple[int, int] | None], attention: Attention
     ) -> Encodings:
-        unk, too_long = np.zeros(len(texts), np.bool_), np.zeros(len(texts), np.bool_)
+        unk = np.zeros(len(texts), np.bool_)
+        too_long = np.zeros(len(texts), np.bool_)
         flags: dict[str, Bools] = {}
         batches: list[EncodedBatch] = []
         for encoder, indices in self._group_by_context(spans, attention):
@@ -55,17 +57,17 @@ class RequestEncoder(GreedyTracker):
                 flags.setdefault(name, np.zeros(len(texts), np.bool_))[indices] = raised
             for batch in encodings.batches:
                 batch = replace(batch, text_index=indices[batch.text_index])
-                fitting = self._fit_to_model(batch, attention, len(encoder.specials.before))
-                if fitting is None:
+                fitted = self._fit_to_model(batch, attention, len(encoder.specials.before))
+                if fitted is None:
                     too_long[batch.text_index] = True
                 else:
-                    batches.append(fitting)
+                    batches.append(fitted)
         return Encodings(tuple(batches), unk, too_long, flags)
 
     def _group_by_context(
         self, spans: Sequence[tuple[int, int] | None], attention: Attention
     ) -> Iterator[tuple[TextEncoder, Ints]]:
-        """Yield (encoder, indices) of the texts without a context, and of those with one."""
+        """Yield (encoder, indices of its texts) for texts without and with a context."""
         no_context = np.array([span is None for span in spans], np.bool_)
         for encoder, selected in (
             (self.no_context_encoders[attention], no_context),
@@ -77,39 +79,41 @@ class RequestEncoder(GreedyTracker):
     def _fit_to_model(
         self, encoded: EncodedBatch, attention: Attention, num_prefix_tokens: int
     ) -> EncodedBatch | None:
-        """Return rows that fit the model; None where they do not and must not be cut.
+        """Return rows that fit the model, cut if allowed; None if they do not fit.
 
-        The last token of a causal row is only ever a target, so that a row may be one longer than
-        the model. Rows are cut as in lm-eval (`HFLM._loglikelihood_tokens`): on the left, including
-        the BOS of a causal row; a masked row keeps it. Raises DataError where that would cut scored
-        tokens, or leave nothing before them.
+        The last token of a causal row is a target but no input, so a row may have one token more
+        than the model's maximum. Rows are cut on the left as in lm-eval
+        (`HFLM._loglikelihood_tokens`): causal rows lose their BOS, masked rows keep it. Raises
+        DataError if this would cut scored tokens, or leave no token before them.
         """
+        if self.max_length is None:
+            return encoded
         length = encoded.ids.shape[1]
-        limit = length if self.max_length is None else self.max_length + (attention == "causal")
+        limit = self.max_length + 1 if attention == "causal" else self.max_length
         if length <= limit:
             return encoded
         if not self.truncate:
             return None
-        keep = 0 if attention == "causal" else num_prefix_tokens
-        first_kept = keep + length - limit
-        if encoded.score_mask[:, : max(first_kept, length - limit + 1)].any():
+        num_prefix_kept = 0 if attention == "causal" else num_prefix_tokens
+        num_cut = length - limit
+        end_of_cut = num_prefix_kept + num_cut
+        if encoded.score_mask[:, : max(end_of_cut, num_cut + 1)].any():
             raise DataError(
                 f"a continuation alone is longer than the {self.max_length} tokens of {self.name}",
                 location="--model_args truncate=left",
-                hint="leave this task out, or take a model with a longer context",
+                hint="leave out this task, or use a model with a longer context",
             )
         self.num_truncated += len(encoded.ids)
-        columns = np.r_[:keep, first_kept:length]
-        last = None if encoded.last_word_ids is None else encoded.last_word_ids[:, columns]
-        return EncodedBatch(
-            encoded.ids[:, columns],
-            encoded.score_mask[:, columns],
-            encoded.word_ids[:, columns],
-            encoded.text_index,
-            last,
+        columns = np.r_[:num_prefix_kept, end_of_cut:length]
+        last_word_ids = encoded.last_word_ids
+        return replace(
+            encoded,
+            ids=encoded.ids[:, columns],
+            score_mask=encoded.score_mask[:, columns],
+            word_ids=encoded.word_ids[:, columns],
+            last_word_ids=None if last_word_ids is None else last_word_ids[:, columns],
         )
 
 
-def _without_length_limit(encoder: TextEncoder, special_tokens: Any) -> TextEncoder:
-    size = encoder.vocab_size
-    return TextEncoder(encoder.tokenizer, special_tokens, max_length=None, vocab_size=size)
+def _without_length_limit(encoder: TextEncoder, specials: Any) -> TextEncoder:
+    return TextEncoder(encoder.tokenizer, specials, max_length=None, vocab_size=encoder.vocab_size)

@@ -1,8 +1,8 @@
-"""Export runs as results of lm-evaluation-harness: its results file and its samples.
+"""Export a run as a results file and samples files of lm-evaluation-harness.
 
-Keys as lm_eval 0.4.13 writes them (result_schema.py, loggers/evaluation_tracker.py). A suite with
-groups becomes a group of tasks "<suite>_<group>", as lm-eval's BLiMP is. Samples hold ids, labels
-and log-probabilities, never a text.
+The keys are those of lm_eval 0.4.13 (result_schema.py, loggers/evaluation_tracker.py). A suite with
+groups becomes a group of tasks "<suite>_<group>", like lm-eval's BLiMP. Samples hold ids, labels
+and log-probabilities, but no texts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from antlm_bench.metrics import ItemKind, LmEvalFormat, get_metric_spec, load_ce
 from antlm_bench.metrics.prediction_table import build_table
 from antlm_bench.types import Cell, Estimate, Floats, Prediction, Run
 
-FileContents = dict[str, bytes]
-PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that lm-eval reports, too
+FileContents = dict[str, bytes]  # file name -> content
+PERPLEXITY_VIEWS = ("byte-perplexity", "word-perplexity")  # views that lm-eval also reports
 
 
 def build_files(run: Run, method: str) -> FileContents:
-    """Return name -> bytes of the files that lm-eval would have written for a method's cells."""
+    """Return the files that lm-eval would have written for the cells of a method."""
     stamp = run.manifest.created.replace(":", "-")
     results = build_results_header(run, method)
     contents: FileContents = {}
@@ -42,17 +42,17 @@ def build_files(run: Run, method: str) -> FileContents:
 
 
 def is_exportable(cell: Cell) -> bool:
-    """Return whether lm-eval's results can hold a cell: they have no seeds, and not all metrics."""
+    """Return whether a cell has no seed, and its metric has an lm-eval format."""
     return cell.seed is None and get_metric_spec(cell.summary.metric).lm_eval is not None
 
 
 def sanitize_name(name: str) -> str:
-    """Return a name as that of a file or folder (evaluation_tracker's rule), never a path."""
+    """Replace characters that a file name cannot have, as lm-eval's evaluation_tracker does."""
     return re.sub(r"[\"<>:/|\\?*\[\]\x00-\x1f]+", "__", name)[:180].lstrip(".") or "_"
 
 
 def build_results_header(run: Run, method: str) -> dict[str, Any]:
-    """Return the results file without results. What only lm-eval knows is null."""
+    """Return the content of a results file without results. Values unknown here are null."""
     model, software = run.manifest.model, run.manifest.software
     name = str(model.get("name", ""))
     settings: Mapping[str, Any] = next((cell.settings for cell in run if cell.method == method), {})
@@ -95,18 +95,18 @@ def build_results_header(run: Run, method: str) -> dict[str, Any]:
 def add_cell_results(
     results: dict[str, Any], cell: Cell, predictions: Sequence[Prediction]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Add a cell to the results, and yield (task, samples) of each of its tasks.
+    """Add a cell to the results, and yield (task, samples) for each of its tasks.
 
-    Standard errors: of a task as in lm-eval (sample deviation / sqrt n); of a group, and of any
-    other metric, the width of our 95% interval / (2 * 1.96). lm-eval used another estimator for
-    groups until June 2026 (#3882). "N/A", as in lm-eval, for a single item.
+    The standard error of a mean over items is that of lm-eval (sample deviation / sqrt n), "N/A"
+    for a single item. For groups and other metrics it is the width of our 95% interval / (2 *
+    1.96); lm-eval used another estimator for groups until June 2026 (#3882).
     """
     spec = get_metric_spec(cell.summary.metric)
-    lm_eval = spec.lm_eval or LmEvalFormat()
+    lm_eval_format = spec.lm_eval or LmEvalFormat()
     metric, item_values = compute_item_values(cell, predictions)
-    # A document's contribution to a corpus metric is not a value of its sample.
+    # lm-eval's samples have no value for corpus metrics, so contributions are not exported.
     sample_values: Sequence[float | None] = [None] * len(predictions)
-    if lm_eval.sample_values and item_values is not None:
+    if lm_eval_format.sample_values and item_values is not None:
         sample_values = list(item_values)
     headline, views = cell.summary.headline, cell.summary.views
     version = str(cell.settings.get("suite_version", ""))
@@ -118,21 +118,23 @@ def add_cell_results(
         indices_by_task.setdefault(task, []).append(index)
     for task, indices in indices_by_task.items():
         value: float = headline.value
-        error: float | None = standard_error(headline)
+        stderr: float | None = standard_error(headline)
         if item_values is not None:
             values = item_values[indices]
-            values = values[~np.isnan(values)]  # lm-eval, too, leaves out items without a value
+            values = values[~np.isnan(values)]  # as in lm-eval
             value = float(values.mean()) if len(values) else value
-            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-        entry = build_result_entry(task, metric, value, error, len(indices))
+            stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        entry = build_result_entry(task, metric, value, stderr, len(indices))
         entry |= {
-            f"{v.replace('-', '_')},none": views[v].value for v in PERPLEXITY_VIEWS if v in views
+            f"{view.replace('-', '_')},none": views[view].value
+            for view in PERPLEXITY_VIEWS
+            if view in views
         }
         results["results"][task] = entry
         results["configs"][task] = {
             "task": task,
             "dataset_name": cell.suite,
-            "output_type": lm_eval.output_type,
+            "output_type": lm_eval_format.output_type,
         }
         results["versions"][task] = version
         results["n-shot"][task] = 0
@@ -155,39 +157,46 @@ def add_cell_results(
 
 
 def compute_item_values(cell: Cell, predictions: Sequence[Prediction]) -> tuple[str, Floats | None]:
-    """Return lm-eval's name of a metric, and the items' values (n,) where it is their mean.
+    """Return lm-eval's name of the cell's metric, and the values (n,) of which it is the mean.
 
-    NaN where an item has no value.
+    The values are None if the metric is not a mean over items, NaN for items without a value.
     """
     spec = get_metric_spec(cell.summary.metric)
-    lm_eval = spec.lm_eval or LmEvalFormat()
-    name = lm_eval.metric or spec.name.replace("-", "_")
+    lm_eval_format = spec.lm_eval or LmEvalFormat()
+    name = lm_eval_format.metric or spec.name.replace("-", "_")
     if spec.item_kind is ItemKind.TASK_VALUE:
         name = str(cell.settings["judge"][1])
-    if not lm_eval.is_item_mean:
+    if not lm_eval_format.is_item_mean:
         return name, None
     table = build_table(predictions, set(), str(cell.settings.get("reduction", "sum")))
     return name, load_cell_metric(cell).per_item(table)
 
 
 def standard_error(estimate: Estimate) -> float:
-    """Return the standard error behind a 95% interval."""
+    """Return the standard error that a 95% interval implies."""
     return (estimate.high - estimate.low) / (2 * statistics.Z)
 
 
 def build_result_entry(
-    name: str, metric: str, value: float, error: float | None, n: int
+    name: str, metric: str, value: float, stderr: float | None, n: int
 ) -> dict[str, Any]:
     """Return one entry of `results`."""
-    numbers = {f"{metric},none": value, f"{metric}_stderr,none": "N/A" if error is None else error}
-    return {"name": name, "alias": name, "sample_len": n, **numbers}
+    return {
+        "name": name,
+        "alias": name,
+        "sample_len": n,
+        f"{metric},none": value,
+        f"{metric}_stderr,none": "N/A" if stderr is None else stderr,
+    }
 
 
 def build_sample(
     doc_id: int, prediction: Prediction, metric: str, value: float | None
 ) -> dict[str, Any]:
-    """Return one sample. Log-probabilities are texts, as lm-eval writes them; whether an option is
-    greedy is unknown: null.
+    """Return one sample.
+
+    As in lm-eval, log-probabilities are strings. is_greedy is null, because a run does not store
+    it.
     """
     doc = {"id": prediction.id, **prediction.labels}
     responses = [[repr(score), None] for score in prediction.scores]

@@ -1,8 +1,8 @@
 """Import results of lm-evaluation-harness with samples (--log_samples) as a run.
 
-Multiple-choice tasks are imported, whose samples hold the log-probability of every option. A task
-is skipped where the meaning of its numbers is unknown: its samples do not give lm-eval's own `acc`,
-item by item and as their mean, or are not as many as the results state.
+Only multiple-choice tasks can be imported, because their samples have a log-probability per option.
+A task is skipped if its samples contradict its results: if they do not give lm-eval's `acc` for
+each item and as the mean, or if their number differs from the number in the results.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from antlm_bench.metrics import summarize
 from antlm_bench.suites import files
 from antlm_bench.types import Cell, Manifest, Prediction
 
-METHOD = "lm-eval"  # the method of imported cells: whatever lm-eval's model class did
-TASK_LEVEL = "task"  # the label of a group's items: their task
-TOLERANCE = 1e-6  # between our mean and lm-eval's
+METHOD = "lm-eval"  # method of imported cells, which depends on lm-eval's model class
+TASK_LEVEL = "task"  # label level of the tasks of an lm-eval group
+TOLERANCE = 1e-6  # largest accepted difference between two means
 NO_SAMPLES = "no samples: run with --log_samples"
 DAMAGED_HINT = "the file is damaged: run lm-eval again"
-# Table of a results file -> whether its values are tables, too.
+# Key of a results file whose value must be a table -> whether the table's values are tables, too.
 RESULT_TABLES = {
     "results": True,
     "groups": False,
@@ -46,7 +46,7 @@ JsonObject = Mapping[str, Any]
 
 
 class _TaskSkipped(Exception):
-    """Why a task is not imported."""
+    """Raised for a task that cannot be imported, with the reason as the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,17 @@ class ImportedRun:
     manifest: Manifest
     cells: tuple[tuple[Cell, list[Prediction]], ...]
     skipped_tasks: tuple[str, ...]
-    """Lines of task and reason."""
+    """One line per task that was not imported, with the reason."""
 
 
 def read_results(path: Path) -> ImportedRun:
-    """Read the results below a folder, or those of one file; of each suite the newest.
+    """Read one results file, or all in a folder. The newest result of each suite counts.
 
-    Formats: lm-eval 0.4.0 to 0.4.2 and BabyLM 2024 (results.json or a name of the user's, samples
-    as one JSON list), 0.4.3 to 0.4.13 (results_<date>.json, samples as JSON lines). A group is one
-    suite, its tasks' mean the headline; suites are called "lm-eval.<task>". Raises DataError for
-    files that are absent, damaged or hold nothing that can be read, UsageError for two models.
+    Formats: lm-eval 0.4.0 to 0.4.2 and BabyLM 2024 (results.json or any name, samples as one JSON
+    list), 0.4.3 to 0.4.13 (results_<date>.json, samples as JSON lines). A task or group becomes the
+    suite "lm-eval.<name>"; the headline of a group is the mean of its tasks. Raises DataError for
+    files that are absent, damaged or have nothing to import, UsageError for results of several
+    models.
     """
     newest_first = _load_results_files(path)
     models = {str(_build_manifest(results).model["weights"]) for _, results in newest_first}
@@ -73,12 +74,12 @@ def read_results(path: Path) -> ImportedRun:
         names = {file.parent.name for file, _ in newest_first}
         names |= {_model_name(results) for _, results in newest_first}
         message = f"results of several models: {', '.join(sorted(names))}"
-        raise UsageError(message, location=str(path), hint="give one model's folder or file")
+        raise UsageError(message, location=str(path), hint="give the folder or file of one model")
     cells: dict[str, tuple[Cell, list[Prediction]]] = {}
     skipped: list[str] = []
     for file, results in newest_first:
-        tasks, digests, skipped_here = _load_tasks(file, results)
-        skipped += skipped_here
+        tasks, digests, skipped_in_file = _load_tasks(file, results)
+        skipped += skipped_in_file
         for suite, members in _group_into_suites(results, tasks):
             if suite in cells:
                 skipped.append(f"{suite}: an older result ({file})")
@@ -86,9 +87,8 @@ def read_results(path: Path) -> ImportedRun:
                 cells[suite] = _build_cell(suite, members, tasks, digests, results)
     if not cells:
         hint = (
-            "run lm-eval again where samples and results contradict each other; only "
-            "multiple-choice tasks with a log-probability per option and one right option can be "
-            "imported"
+            "if samples and results contradict each other, run lm-eval again; only multiple-choice "
+            "tasks with a log-probability per option and one right option can be imported"
         )
         if skipped and all(line.endswith(NO_SAMPLES) for line in skipped):
             hint = "run with --log_samples"
@@ -99,9 +99,9 @@ def read_results(path: Path) -> ImportedRun:
 
 
 def _load_results_files(path: Path) -> list[tuple[Path, JsonObject]]:
-    """Return the results files with their contents, the newest first.
+    """Return (path, content) of the results files, the newest first.
 
-    Raises DataError where there is none, or one is damaged.
+    Raises DataError if there is none, or one is damaged.
     """
     candidates = [path] if path.is_file() else sorted(path.rglob("*.json"))
     results_files = []
@@ -117,18 +117,18 @@ def _load_results_files(path: Path) -> list[tuple[Path, JsonObject]]:
             _check_tables(results, str(file))
             results_files.append((file, results))
         elif has_results_name:
-            message = "not the results of lm-eval: no `results` or no `config`"
-            hint = "give the file of results (results_<date>.json), or the folder that holds it"
+            message = "not a results file of lm-eval: `results` or `config` is missing"
+            hint = "give the results file (results_<date>.json), or its folder"
             raise DataError(message, location=str(file), hint=hint)
     if not results_files:
-        message = "no file of lm-eval's results (results_<date>.json, results.json)"
+        message = "no results file of lm-eval (results_<date>.json, results.json)"
         hint = "give the --output_path of an lm-eval run"
         raise DataError(message, location=str(path), hint=hint)
     return sorted(results_files, key=lambda f: (_get_timestamp(f[1]), f[0].name), reverse=True)
 
 
 def _check_tables(results: JsonObject, location: str) -> None:
-    """Raise DataError where a part of a results file is not the table that it has to be."""
+    """Raise DataError if a value has the wrong type, or a group contains itself."""
 
     def damaged(message: str) -> DataError:
         return DataError(message, location=location, hint=DAMAGED_HINT)
@@ -148,7 +148,7 @@ def _check_tables(results: JsonObject, location: str) -> None:
             raise damaged(f"`group_subtasks` of {name!r} is not a list of names")
     finished: set[str] = set()
     for name in groups:
-        # Depth first, without recursion, for a file may nest arbitrarily deep.
+        # Depth first, without recursion, because a damaged file may nest very deep.
         stack = [iter([name])]
         ancestors: list[str] = []
         while stack:
@@ -158,7 +158,7 @@ def _check_tables(results: JsonObject, location: str) -> None:
                 finished |= set(ancestors[-1:])
                 ancestors = ancestors[:-1]
             elif member in ancestors:
-                raise damaged(f"`group_subtasks`: {member!r} is a part of itself")
+                raise damaged(f"`group_subtasks`: {member!r} contains itself")
             elif member not in finished:
                 ancestors.append(member)
                 stack.append(iter(groups.get(member) or ()))
@@ -167,7 +167,7 @@ def _check_tables(results: JsonObject, location: str) -> None:
 def _load_tasks(
     file: Path, results: JsonObject
 ) -> tuple[dict[str, list[Prediction]], dict[str, str], list[str]]:
-    """Return (task -> predictions, task -> digest, skipped tasks and why) of one results file."""
+    """Return (task -> predictions, task -> digest, skipped tasks with reasons) of a file."""
     tasks: dict[str, list[Prediction]] = {}
     digests: dict[str, str] = {}
     skipped: list[str] = []
@@ -185,9 +185,9 @@ def _load_tasks(
 
 
 def _find_samples(file: Path, results: JsonObject, task: str) -> list[JsonObject]:
-    """Return the samples of a task, from where its version of lm-eval puts them.
+    """Return the samples of a task; their location depends on the version of lm-eval.
 
-    Raises _TaskSkipped, DataError.
+    Raises _TaskSkipped if there are none, DataError for damaged ones.
     """
     samples = results.get("samples")
     if isinstance(samples, dict) and isinstance(samples.get(task), list):
@@ -204,47 +204,48 @@ def _find_samples(file: Path, results: JsonObject, task: str) -> list[JsonObject
 
 
 def _check_totals(results: JsonObject, task: str, samples: Sequence[JsonObject]) -> None:
-    """Raise _TaskSkipped where number or mean `acc` of samples differ from the task's results."""
+    """Raise _TaskSkipped if the number or the mean `acc` of the samples differ from the results."""
     counts = (results.get("n-samples") or {}).get(task) or {}
     expected = counts.get("effective")
     if isinstance(expected, int) and expected != len(samples):
-        raise _TaskSkipped(f"{len(samples)} of {expected} samples are there (n-samples)")
+        raise _TaskSkipped(f"it has {len(samples)} samples, but n-samples is {expected}")
     metric = f"acc,{samples[0].get('filter', 'none')}"
     reported = results["results"][task].get(metric)
     mean = sum(float(row["acc"]) for row in samples) / len(samples)
     if isinstance(reported, int | float) and not abs(reported - mean) <= TOLERANCE:
         raise _TaskSkipped(
             f"the mean `acc` of its {len(samples)} samples is {mean:.4f}, "
-            f"and its results say {reported:.4f}"
+            f"but {reported:.4f} in the results file"
         )
 
 
 def _group_into_suites(
     results: JsonObject, tasks: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, tasks) of every complete top group, then of every task in none of these."""
+    """Yield (name, tasks) of each complete outermost group, then of each remaining task."""
     subtasks = results.get("group_subtasks") or {}
     groups = {name: members or () for name, members in subtasks.items()}
     subgroups = {member for members in groups.values() for member in members}
 
-    def list_leaves(name: str) -> list[str]:
-        leaves, seen, todo = [], set(), [*reversed(groups[name])]
-        while todo:
-            member = todo.pop()
+    def list_member_tasks(name: str) -> list[str]:
+        member_tasks, seen, pending = [], set(), [*reversed(groups[name])]
+        while pending:
+            member = pending.pop()
             if member not in seen:
                 seen.add(member)
                 if groups.get(member):
-                    todo += reversed(groups[member])
+                    pending += reversed(groups[member])
                 else:
-                    leaves.append(member)
-        return leaves
+                    member_tasks.append(member)
+        return member_tasks
 
     grouped: set[str] = set()
     for name in groups:
-        leaves = list_leaves(name)
-        if name not in subgroups and leaves and all(leaf in tasks for leaf in leaves):
-            yield name, leaves
-            grouped |= set(leaves)
+        member_tasks = list_member_tasks(name)
+        is_complete = bool(member_tasks) and all(task in tasks for task in member_tasks)
+        if name not in subgroups and is_complete:
+            yield name, member_tasks
+            grouped |= set(member_tasks)
     yield from ((task, [task]) for task in tasks if task not in grouped)
 
 
@@ -253,8 +254,8 @@ def _build_predictions(
 ) -> list[Prediction]:
     """Return the samples of a task as Predictions.
 
-    A target that is a number may be the text of an option or its index; lm-eval's own acc tells
-    which. Raises _TaskSkipped where neither gives lm-eval's own acc.
+    A target such as "1" may be the text of an option or its index. The reading that gives lm-eval's
+    acc for all samples is used. Raises _TaskSkipped if neither does.
     """
     if not samples:
         raise _TaskSkipped(NO_SAMPLES)
@@ -276,26 +277,27 @@ class _Sample:
 
     id: str
     choices: list[str]
-    """The texts of the options, without the delimiter."""
+    """Texts of the options, without the delimiter before them."""
     scores: tuple[float, ...]
-    """Their log-probabilities."""
+    """Log-probabilities of the options."""
     target: str
+    """Text or index of the right option."""
     acc: float
-    """lm-eval's own accuracy of this sample."""
+    """lm-eval's accuracy of this sample."""
 
     @classmethod
     def from_json(cls, sample: JsonObject, delimiter: str) -> _Sample:
-        """Parse a sample. Raises _TaskSkipped where it has no log-probability per option."""
+        """Parse a sample. Raises _TaskSkipped if it has no log-probability per option."""
         try:
             choices = [choice.removeprefix(delimiter) for choice in _list_continuations(sample)]
             scores = tuple(float(response[0]) for response in _list_responses(sample))
             sample_id, target = str(sample["doc_id"]), str(sample.get("target"))
             acc = float(sample["acc"])
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
-            message = "its samples hold no log-probability per option with an `acc`"
+            message = "its samples have no log-probability per option, or no `acc`"
             raise _TaskSkipped(message) from None
         if len(scores) < 2:
-            raise _TaskSkipped("one continuation per item, no choice (loglikelihood)")
+            raise _TaskSkipped("its items have one continuation and no choice (loglikelihood)")
         for number, score in enumerate(scores, start=1):
             if math.isnan(score) or score == math.inf:
                 message = f"item {sample_id}: the log-probability of option {number} is {score}"
@@ -303,8 +305,9 @@ class _Sample:
         return cls(sample_id, choices, scores, target, acc)
 
     def gold_index(self, by_text: bool) -> int | None:
-        """Return the index of the right option: the option with the target as text, or the target
-        itself.
+        """Return the index of the right option; None if the target gives no option.
+
+        by_text: look for the target among the texts of the options first.
         """
         if by_text and self.target in self.choices:
             return self.choices.index(self.target)
@@ -312,15 +315,15 @@ class _Sample:
         return index if 0 <= index < len(self.scores) else None
 
     def find_contradiction(self, gold: int | None) -> str:
-        """Return why a gold contradicts this sample's own acc; "" where it does not."""
+        """Return why a gold index contradicts the sample's acc; "" if it does not."""
         if gold is None or gold >= len(self.scores):
             options = f"none of its {len(self.scores)} options"
             return f"item {self.id}: the target {self.target[:60]!r} is {options}"
-        # lm-eval gives a tie to the first option; our own exports give each of k its share.
+        # In lm-eval a tie is decided for the first option; exports of this package credit 1/k.
         best = self._best_options()
         if self.acc in (float(best[0] == gold), (gold in best) / len(best)):
             return ""
-        return f"item {self.id}: its samples do not give back lm-eval's own acc"
+        return f"item {self.id}: its log-probabilities do not give lm-eval's acc"
 
     def _best_options(self) -> list[int]:
         return [i for i, score in enumerate(self.scores) if score == max(self.scores)]
@@ -340,14 +343,17 @@ class _Sample:
 
 
 def _list_continuations(sample: JsonObject) -> list[str]:
-    """Return the continuations: {"gen_args_0": {"arg_1": ...}}, or [[context, continuation]]."""
+    """Return the continuations of a sample.
+
+    `arguments` is {"gen_args_0": {"arg_1": continuation}, ...} or [[context, continuation], ...].
+    """
     arguments = sample.get("arguments") or []
     requests = list(arguments.values()) if isinstance(arguments, dict) else arguments
     return [str(r.get("arg_1", "") if isinstance(r, dict) else r[1]) for r in requests]
 
 
 def _list_responses(sample: JsonObject) -> list[Any]:
-    """Return (log-probability, is greedy) of each continuation; without filters the first ones."""
+    """Return (log-probability, is_greedy) of each continuation."""
     if "filtered_resps" in sample:
         return list(sample["filtered_resps"])
     return [responses[0] for responses in sample["resps"]]
@@ -367,9 +373,9 @@ def _build_cell(
     )
     summary = summarize_accuracy(groups=macro, notes=_import_notes(results))
     reported = results["results"].get(suite, {}).get("acc,none")
-    ours = summarize_accuracy(groups=(), ties="first").headline.value
-    if macro and isinstance(reported, float) and abs(reported - ours) > TOLERANCE:
-        note = f"lm-eval averages this group otherwise ({reported:.4f})"
+    recomputed = summarize_accuracy(groups=(), ties="first").headline.value
+    if macro and isinstance(reported, float) and abs(reported - recomputed) > TOLERANCE:
+        note = f"lm-eval reports another average for this group ({reported:.4f})"
         summary = replace(summary, notes=(*summary.notes, note))
     version, limit = (results.get("versions") or {}).get(suite), results["config"].get("limit")
     digest = hashlib.sha256("".join(digests[task] for task in task_names).encode()).hexdigest()
@@ -386,14 +392,15 @@ def _build_cell(
         "model_args": results["config"].get("model_args"),
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    # Samples do not hold the number of an option's tokens, so there is no mean per token.
+    # Samples do not hold token counts, so the view per-token would be wrong.
     views = {name: view for name, view in summary.views.items() if name != "per-token"}
     return Cell(name, METHOD, key[:16], settings, replace(summary, views=views)), predictions
 
 
 def _import_notes(results: JsonObject) -> list[str]:
-    if own_version := results.get("antlm_bench_version"):
-        return [f"imported from an export of antlm-bench {own_version}"]
+    exporting_version = results.get("antlm_bench_version")
+    if exporting_version:
+        return [f"imported from an export of antlm-bench {exporting_version}"]
     version = results.get("lm_eval_version") or "of unknown version"
     return [
         f"imported from lm-eval {version}; ties count half here, and go to the first option there"
@@ -403,7 +410,7 @@ def _import_notes(results: JsonObject) -> list[str]:
 def _build_manifest(results: JsonObject) -> Manifest:
     """Return the manifest of an imported run.
 
-    lm-eval does not hash weights; a hash of its model arguments stands for them.
+    lm-eval does not hash weights, so `weights` is a hash of the model arguments.
     """
     config = results["config"]
     model_settings = [config.get("model"), config.get("model_args"), config.get("model_sha")]
@@ -424,7 +431,7 @@ def _build_manifest(results: JsonObject) -> Manifest:
 
 
 def _model_name(results: JsonObject) -> str:
-    """Return lm-eval's name of the model; before 0.4.3 it is in the arguments: pretrained=NAME."""
+    """Return the model's name. Before lm-eval 0.4.3 it is only in model_args: pretrained=NAME."""
     config = results["config"]
     arguments = config.get("model_args")
     pattern = r"(?:^|,)\s*pretrained=([^,]+)"
@@ -434,15 +441,15 @@ def _model_name(results: JsonObject) -> str:
 
 
 def _get_timestamp(results: JsonObject) -> float:
-    """Return when lm-eval ran, in seconds since 1970; 0 where that is unknown."""
+    """Return the time of the run in seconds since 1970; 0 if it is unknown."""
     date = results.get("date")
     return float(date) if isinstance(date, int | float) and 0 <= date < 1e11 else 0.0
 
 
 def _read_samples_file(file: Path) -> list[JsonObject]:
-    """Read the samples of a file: JSON lines, or (before lm-eval 0.4.3) one JSON list.
+    """Read a samples file: JSON lines, or one JSON list (before lm-eval 0.4.3).
 
-    Raises DataError where it is damaged.
+    Raises DataError if it is damaged.
     """
     text = decode_utf8(files.read_bytes(file), str(file), DataError)
     if text.lstrip().startswith("["):
@@ -459,14 +466,15 @@ def _add_locations(samples: Sequence[Any], location: str) -> list[tuple[str, Any
 
 
 def _select_first_filter(located_samples: Sequence[tuple[str, Any]]) -> list[JsonObject]:
-    """Return the samples of the first filter, where a task has several.
+    """Return one sample per document: that of the first filter, if the task has several filters.
 
-    located_samples: (location, sample). Older files do not name the filter, but repeat documents.
-    Raises DataError for invalid samples, and for a document with two answers.
+    located_samples: (location, sample). Older files do not name the filter, but repeat the document
+    for each. Raises DataError for invalid samples, and if the samples of a document have different
+    answers.
     """
     for location, sample in located_samples:
         if not isinstance(sample, dict):
-            raise DataError("a sample is an object", location=location, hint=DAMAGED_HINT)
+            raise DataError("a sample is not an object", location=location, hint=DAMAGED_HINT)
     for location, sample in located_samples:
         if sample.get("doc_id") is None:
             raise DataError("a sample has no `doc_id`", location=location, hint=DAMAGED_HINT)
@@ -476,16 +484,16 @@ def _select_first_filter(located_samples: Sequence[tuple[str, Any]]) -> list[Jso
             first = samples.setdefault(str(sample["doc_id"]), sample)
             if _answer_key(first) != _answer_key(sample):
                 message = f"two samples of doc_id {sample['doc_id']} have different answers"
-                hint = "the file holds two runs: import each by itself"
+                hint = "the file holds two runs: import them separately"
                 raise DataError(message, location=location, hint=hint)
     return list(samples.values())
 
 
 def _answer_key(sample: JsonObject) -> str:
-    """Return question and answer of a sample, for comparison.
+    """Return a key that is equal for equal questions and answers.
 
-    Filters change the filtered responses, and so the acc: where a sample does not name its filter,
-    only the model's responses are compared.
+    Filters change the filtered responses and the acc. So these are not compared if a sample does
+    not name its filter.
     """
     names = ["target", "arguments", "resps"]
     if "resps" not in sample or "filter" in sample:
@@ -494,7 +502,7 @@ def _answer_key(sample: JsonObject) -> str:
 
 
 def _digest(samples: Sequence[JsonObject]) -> str:
-    """Return the sha256 of the questions and right answers, as lm-eval hashed them."""
+    """Return the sha256 of the questions and right answers, from lm-eval's own hashes if any."""
     names = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
     older_names = (*names, "doc", "target", "arguments")  # lm-eval before 0.4.3 had no hashes
     questions = [
@@ -513,13 +521,14 @@ def _parse_json(data: bytes, location: str, is_jsonl: bool = False) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        samples_hint = "these are samples; give the file of results beside them"
-        hint = samples_hint if is_jsonl else "the file is damaged"
-        raise DataError(f"no JSON: {error}", location=location, hint=hint) from None
+        hint = "the file is damaged"
+        if is_jsonl:
+            hint = "this is a samples file; give the results file of the same folder"
+        raise DataError(f"not JSON: {error}", location=location, hint=hint) from None
 
 
 def _load_json_or_none(file: Path) -> Any:
-    """Return the content of a file that may be no JSON, None then."""
+    """Return the content of a JSON file, None if it is not JSON."""
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,10 @@
-"""Log-probability of whole documents of any length, in lm-eval's rolling windows."""
+"""Log-probabilities of whole documents of any length, computed in lm-eval's rolling windows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,14 @@ from antlm_bench.scoring.probes import causal
 from antlm_bench.scoring.text import Specials, build_specials, check_ids, check_specials
 from antlm_bench.types import EncodedBatch, Encodings, Floats, Ints
 
-Window = tuple[int, list[int], int]  # (index of the text, ids, start of the scored part)
+
+class Window(NamedTuple):
+    """A part of a text that fits the model."""
+
+    text_index: int
+    ids: list[int]
+    first_scored: int
+    """Index of the first scored token; the tokens before it are context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +34,15 @@ class DocumentScores:
     tokens: Ints
     """(n,): number of tokens."""
     encodings: Encodings
-    """Flags of the texts; holds no batches."""
+    """The flags of the texts, without batches."""
 
 
 def require_causal_method(
-    method: str, location: str, hint: str = "--method causal, if the model attends that way"
+    method: str, location: str, hint: str = "--method causal, if the model has causal attention"
 ) -> None:
     """Raise MethodNotSupported unless a method can score documents of any length.
 
-    A text longer than the model's maximum has no pseudo-log-likelihood.
+    A masked method cannot: it has no score for a text that is longer than the model's maximum.
     """
     if not get_method(method).is_left_to_right:
         raise MethodNotSupported(
@@ -47,10 +55,10 @@ def require_causal_method(
 def score_documents(
     checkpoint: Checkpoint, texts: Sequence[str], tick: Callable[[float], None] | None = None
 ) -> DocumentScores:
-    """Score every text in windows that overlap by one token (lm-eval's own rule).
+    """Score every text in windows that overlap by one token (lm-eval's rule).
 
-    Every text begins after exactly one BOS or EOS; HFLM doubles it where the tokenizer adds one by
-    itself.
+    Every text begins after exactly one BOS or EOS. lm-eval's HFLM has two of them if the tokenizer
+    adds one by default.
     """
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -58,7 +66,9 @@ def score_documents(
     before = build_specials(encoder.tokenizer, "causal", "auto").before
     if not before:
         raise CheckpointError(
-            "the tokenizer knows no BOS or EOS to begin a text with", location=checkpoint.name
+            "the tokenizer has no BOS or EOS token, which must begin a text",
+            location=checkpoint.name,
+            hint="use --tokenizer to give a tokenizer that has one",
         )
     check_specials(encoder.tokenizer, Specials(before), encoder.vocab_size)
     tokenized = encoder.text_tokenizer.tokenize(texts)
@@ -69,24 +79,29 @@ def score_documents(
         max_length = checkpoint.max_length or len(ids) or 1
         for window in get_rolling_token_windows(ids, before[-1], max_length, 1):
             context, scored = make_disjoint_window(window)
-            windows.append((index, [*context, *scored], len(context)))
+            windows.append(Window(index, [*context, *scored], len(context)))
     probes = [causal(batch) for batch in _encode_windows(windows)]
     scores = np.zeros(len(texts))
     if probes:
         scores = checkpoint.score_probes(probes, len(texts), tick)
-    flags = {n: raised for n, raised in tokenized.flags.items() if n not in ("unk", "spans-words")}
+    flags = {
+        name: raised
+        for name, raised in tokenized.flags.items()
+        if name not in ("unk", "spans-words")
+    }
     none_too_long = np.zeros(len(texts), np.bool_)
     encodings = Encodings((), tokenized.flags["unk"], none_too_long, flags)
     return DocumentScores(scores, np.array(list(map(len, tokenized.ids)), np.int32), encodings)
 
 
 def _encode_windows(windows: Sequence[Window]) -> Iterator[EncodedBatch]:
-    """Yield one batch per length."""
+    """Yield one batch per window length."""
     by_length: dict[int, list[Window]] = {}
     for window in windows:
-        by_length.setdefault(len(window[1]), []).append(window)
+        by_length.setdefault(len(window.ids), []).append(window)
     for length, same_length in by_length.items():
-        texts, rows, starts = zip(*same_length, strict=True)
-        ids: Ints = np.array(rows, np.int32)
-        scored = np.arange(length) >= np.array(starts)[:, None]
-        yield EncodedBatch(ids, scored, np.full_like(ids, -1), np.array(texts, np.int32))
+        ids: Ints = np.array([window.ids for window in same_length], np.int32)
+        first_scored = np.array([window.first_scored for window in same_length])
+        score_mask = np.arange(length) >= first_scored[:, None]
+        text_index = np.array([window.text_index for window in same_length], np.int32)
+        yield EncodedBatch(ids, score_mask, np.full_like(ids, -1), text_index)

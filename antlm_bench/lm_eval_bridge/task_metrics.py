@@ -1,8 +1,10 @@
-"""Metrics that a task's own code computes: values per document, whose mean is the task's metric.
+"""Compute the metrics of an lm-eval task with the task's own code. Does not import lm-eval.
 
-Nothing here imports lm-eval. A trial finds out whether an aggregation is a mean. If it is not, the
-results of a document are stored as they are (raw values), and become numbers when all documents
-have been scored (lm_eval_bridge.jackknife).
+The task's `process_results` gives results per document, and its aggregations turn them into
+metrics. A trial with known inputs detects whether an aggregation is a mean. If it is, each document
+has a value, and the metric is the mean of the values. If it is not, a prediction stores the
+document's result as a raw value (JSON). When all documents are scored, raw values become the
+documents' contributions to the metric (lm_eval_bridge.jackknife).
 """
 
 from __future__ import annotations
@@ -24,41 +26,47 @@ from antlm_bench.errors import DataError
 from antlm_bench.lm_eval_bridge.jackknife import Aggregation, jackknife_contributions, to_json
 from antlm_bench.types import Option, Prediction
 
-MISSING_VALUE = float("nan")  # value of a document that is left out
-MetricExtractor = Callable[[Mapping[str, Any]], float]  # results of a document -> one metric
-ValueParser = Callable[[Any], float]
+MISSING_VALUE = float("nan")  # value of a document that a metric leaves out
+MetricExtractor = Callable[[Mapping[str, Any]], float]  # (results of a document) -> metric value
+ValueParser = Callable[[Any], float]  # (one result) -> metric value
 
 
-class DocumentMetrics(NamedTuple):
-    """The metrics of one document."""
+class MetricValues(NamedTuple):
+    """The task metric values of one document."""
 
     values: tuple[float, ...]
+    """One value per metric."""
     raw_values: tuple[str, ...]
-    """JSON of the results that an aggregation over all documents needs; "" = no such result."""
+    """One result (JSON) per metric that is not a mean; "" = the document has no such result."""
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentScorer:
-    """One document, and the code that scores its responses."""
+class DocumentMetrics:
+    """The code that computes the task metric values of one document from a model's responses."""
 
     document: Any
+    """lm-eval's doc."""
     process_results: Callable[[Any, list[Any]], Mapping[str, Any]]
-    """lm-eval's function of that name: (document, responses) -> results by name. A response is the
-    log-probability of an option and whether it is greedy; of a whole document the former only.
+    """The task's method: (document, responses) -> results by metric name. A response is (the
+    log-probability of an option, whether it is greedy); for a whole document its log-probability.
     """
     extractors: Mapping[str, MetricExtractor]
+    """Metric name -> extractor of its value."""
     location: str
     """The document, as error messages name it."""
-    extra_requests: tuple[Option, ...] = ()
-    """Texts that are scored after the item's options."""
+    unconditional_options: tuple[Option, ...] = ()
+    """The item's options without context, which acc_mutual_info needs. Their responses follow those
+    of the options.
+    """
     task: str = ""
+    """The task's name."""
     raw_value_names: tuple[str, ...] = ()
-    """Names of results that have no number yet."""
+    """Names of the metrics that are not means."""
 
-    def score(self, responses: Sequence[Any]) -> DocumentMetrics:
-        """Return the metrics in the order of `extractors` and `raw_value_names`.
+    def compute(self, responses: Sequence[Any]) -> MetricValues:
+        """Return the values in the order of `extractors`, raw values in that of `raw_value_names`.
 
-        Raises DataError where the task's code fails, or returns no number.
+        Raises DataError if the task's code fails or returns no number.
         """
         try:
             with np.errstate(all="ignore"), redirect_stdout(io.StringIO()):
@@ -68,49 +76,51 @@ class DocumentScorer:
                     to_json(results[name]) if name in results else ""
                     for name in self.raw_value_names
                 )
-                return DocumentMetrics(tuple(values), tuple(raw_values))
+                return MetricValues(tuple(values), tuple(raw_values))
         except Exception as error:  # the task's own code may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(
-                f"the task's own code fails on the answer: {reason}",
+                f"the task's own metric code fails: {reason}",
                 location=self.location,
-                hint="does `lm_eval run --tasks` take it?",
+                hint="check whether `lm_eval run --tasks` can score the task",
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
-    """The metrics of a suite, and the scorers of its documents."""
+    """The task metrics of a suite."""
 
     metric_names: tuple[str, ...]
-    scorers: Mapping[str, DocumentScorer]
-    """Item id -> its scorer."""
+    document_metrics: Mapping[str, DocumentMetrics]
+    """Item id -> the metrics of its document."""
     code_digest: str
     """sha256 of lm-eval's version and of the task's own code."""
     corpus_metrics: Mapping[str, Mapping[str, Aggregation]] = field(default_factory=dict)
-    """Task -> name -> aggregation, for metrics that are not means; the names are the same, in the
-    same order, for all tasks.
+    """Task -> metric name -> aggregation, for metrics that are not means. All tasks have the same
+    names in the same order.
     """
 
     def key_parts(self) -> list[str]:
-        """Return what enters a cell's content key."""
+        """Return the strings that are part of a cell's content key."""
         return [self.code_digest, *self.metric_names]
 
-    def missing_metrics(self) -> DocumentMetrics:
-        """Return the metrics of a document that does not fit the model."""
+    def missing_values(self) -> MetricValues:
+        """Return the values of a document that does not fit the model."""
         num_raw_values = len(next(iter(self.corpus_metrics.values()), ()))
-        return DocumentMetrics((MISSING_VALUE,) * len(self.metric_names), ("",) * num_raw_values)
+        return MetricValues((MISSING_VALUE,) * len(self.metric_names), ("",) * num_raw_values)
 
     def with_corpus_metrics(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return all predictions of a suite with their contributions to its task's corpus metrics.
+        """Return all predictions of a suite with their contributions to corpus metrics.
 
-        Predictions of another engine, which have no metrics, stay as they are. Raises DataError
-        where an aggregation fails.
+        Predictions without raw values (those of other engines) do not change. Raises DataError if
+        an aggregation fails.
         """
         values = np.array([p.judged for p in predictions], float).reshape(len(predictions), -1)
         for task, aggregations in self.corpus_metrics.items():
             of_task = [
-                n for n, p in enumerate(predictions) if p.kept and self.scorers[p.id].task == task
+                n
+                for n, p in enumerate(predictions)
+                if p.kept and self.document_metrics[p.id].task == task
             ]
             for column, (name, aggregate) in enumerate(aggregations.items()):
                 rows = [n for n in of_task if predictions[n].kept[column]]
@@ -123,16 +133,16 @@ class TaskMetrics:
         return [replace(prediction, judged=tuple(row)) for prediction, row in pairs]
 
 
-def missing(results: Mapping[str, Any]) -> float:
-    """Return NaN: the extractor of a metric that needs all documents."""
+def extract_nan(results: Mapping[str, Any]) -> float:
+    """Return NaN. This is the extractor of a corpus metric until all documents are scored."""
     del results
     return MISSING_VALUE
 
 
-def to_number(value: Any) -> float:
-    """Return a number, perhaps NaN. Raises TypeError for anything else.
+def parse_number(value: Any) -> float:
+    """Return a number or NaN. Raises TypeError for anything else.
 
-    bbq's marks are arrays without dimensions.
+    Arrays without dimensions count as numbers: bbq's flags are such arrays.
     """
     value = value.item() if isinstance(value, np.ndarray) and not value.ndim else value
     if not isinstance(value, Real | np.bool_) or math.isinf(value):
@@ -140,42 +150,46 @@ def to_number(value: Any) -> float:
     return float(value)
 
 
-def number_if_marked(value: Any) -> float:
-    """Return the number of (number, mark) where the mark is set, else NaN."""
-    number, mark = value
-    if to_number(mark) not in (0, 1):
-        raise TypeError(f"{value!r} has no mark")
-    return to_number(number) if mark else MISSING_VALUE
+def parse_included(value: Any) -> float:
+    """Return the number of a pair (number, is_included), NaN if it is not included."""
+    number, is_included = value
+    if parse_number(is_included) not in (0, 1):
+        raise TypeError(f"{value!r} is not a pair of a number and a flag")
+    return parse_number(number) if is_included else MISSING_VALUE
 
 
-def number_if_unmarked(value: Any) -> float:
-    """Return the number of (number, mark) where the mark is not set, else NaN."""
-    number, mark = value
-    return number_if_marked((number, not to_number(mark)))
+def parse_not_excluded(value: Any) -> float:
+    """Return the number of a pair (number, is_excluded), NaN if it is excluded."""
+    number, is_excluded = value
+    return parse_included((number, not parse_number(is_excluded)))
 
 
-# (values that an aggregation may take, its result if it is a mean, how such values are read then)
+# An aggregation that gives this mean for these results is a mean over documents; their values are
+# then parsed by the third entry.
 MEAN_TRIALS: tuple[tuple[list[Any], float, ValueParser], ...] = (
-    ([1.0, 0.0, 0.0, 0.5], 0.375, to_number),
-    ([(1, 1), (0, 1), (1, 1), (0, 0)], 2 / 3, number_if_marked),
-    ([(1, 0), (0, 0), (1, 0), (0, 1)], 2 / 3, number_if_unmarked),
+    ([1.0, 0.0, 0.0, 0.5], 0.375, parse_number),
+    ([(1, 1), (0, 1), (1, 1), (0, 0)], 2 / 3, parse_included),
+    ([(1, 0), (0, 0), (1, 0), (0, 1)], 2 / 3, parse_not_excluded),
 )
-LM_EVAL_METRICS_MODULE = "lm_eval.api.metrics"  # lm-eval's own aggregations
-# Those of them that are means. The others need no trial, and some take a second to import.
+LM_EVAL_METRICS_MODULE = "lm_eval.api.metrics"  # the module of lm-eval's own aggregations
+# The means in this module. Its other aggregations need no trial, which may import a slow library.
 MEAN_AGGREGATIONS = ("mean", "nanmean")
 
 
 def find_mean_metrics(
     aggregations: Mapping[str, Callable[[list[Any]], Any]],
 ) -> dict[str, MetricExtractor]:
-    """Return the extractors of all metrics that are means over documents (or marked ones)."""
+    """Return the extractors of all metrics that are means over (included) documents."""
     parsers = {name: _infer_value_parser(aggregation) for name, aggregation in aggregations.items()}
-    return {name: partial(_extract_number, name, parse) for name, parse in parsers.items() if parse}
+    return {
+        name: partial(_extract_value, name, parser) for name, parser in parsers.items() if parser
+    }
 
 
 def _infer_value_parser(aggregation: Callable[[list[Any]], Any]) -> ValueParser | None:
+    """Return the parser of an aggregation's values; None if the aggregation is not a mean."""
     if getattr(aggregation, "__module__", "") == LM_EVAL_METRICS_MODULE:
-        return to_number if aggregation.__name__ in MEAN_AGGREGATIONS else None
+        return parse_number if aggregation.__name__ in MEAN_AGGREGATIONS else None
     for values, mean, parser in MEAN_TRIALS:
         with suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -184,16 +198,16 @@ def _infer_value_parser(aggregation: Callable[[list[Any]], Any]) -> ValueParser 
     return None
 
 
-def _extract_number(name: str, parser: ValueParser, results: Mapping[str, Any]) -> float:
-    """Return a result's number; NaN where it is absent, for lm-eval leaves such documents out."""
+def _extract_value(name: str, parser: ValueParser, results: Mapping[str, Any]) -> float:
+    """Return a metric value; NaN if the document has no such result (lm-eval leaves it out)."""
     return parser(results[name]) if name in results else MISSING_VALUE
 
 
 def make_length_extractor(*names: str) -> MetricExtractor:
-    """Return the extractor of a document's bytes or words: the divisor in these perplexities."""
+    """Return an extractor of a document's length: the divisor in the perplexities `names`."""
 
     def extract_length(results: Mapping[str, Any]) -> float:
-        lengths = (to_number(results[name][1]) for name in names if name in results)
+        lengths = (parse_number(results[name][1]) for name in names if name in results)
         return next(lengths, MISSING_VALUE)
 
     return extract_length
@@ -206,7 +220,7 @@ LENGTH_EXTRACTORS: dict[str, MetricExtractor] = {
 
 
 def read_source_code(function: Any) -> str:
-    """Return the source of the file that defines a function; "" where there is none."""
+    """Return the source code of the module that defines a function; "" if there is none."""
     with suppress(OSError, TypeError):
         return inspect.getsource(inspect.getmodule(inspect.unwrap(function)) or function)
     return ""

@@ -1,4 +1,4 @@
-"""Score items of lm-eval's tasks, and add the values of the task's own metrics."""
+"""Score items of lm-eval's tasks, and compute the values of the tasks' own metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from antlm_bench.checkpoints import Checkpoint
-from antlm_bench.lm_eval_bridge.greedy import GreedyTracker
+from antlm_bench.lm_eval_bridge.greedy import GreedyTrackingModel
 from antlm_bench.lm_eval_bridge.rolling import score_documents
 from antlm_bench.lm_eval_bridge.task_metrics import TaskMetrics
 from antlm_bench.scoring import multiple_choice
@@ -22,17 +22,17 @@ def predict_choices(
     task_metrics: TaskMetrics,
     reduction: str,
 ) -> list[list[Prediction]]:
-    """Predict as multiple_choice.predict does, and add the values of the task's metrics.
+    """Predict as multiple_choice.predict does, and add the task metric values of every item.
 
-    They are NaN if a text that they need does not fit the model.
+    These values are NaN if a text that they need does not fit the model.
     """
-    greedy_model = GreedyTracker(checkpoint)
-    scorers = task_metrics.scorers
-    # The extra texts of an item (acc_mutual_info: its options without context) form another item,
-    # after all others. Its gold is not used.
-    items_with_extras = [item for item in items if scorers[item.id].extra_requests]
+    greedy_model = GreedyTrackingModel(checkpoint)
+    document_metrics = task_metrics.document_metrics
+    # The unconditional options of an item form an additional item, after all others. Its gold is
+    # not used.
+    items_with_extras = [item for item in items if document_metrics[item.id].unconditional_options]
     extra_items = [
-        Item(f"{item.id}, without its context", scorers[item.id].extra_requests, 0)
+        Item(f"{item.id}, without its context", document_metrics[item.id].unconditional_options, 0)
         for item in items_with_extras
     ]
     extra_indices = {item.id: len(items) + n for n, item in enumerate(items_with_extras)}
@@ -49,9 +49,9 @@ def predict_choices(
             if prediction.id in extra_indices:
                 indices.append(extra_indices[prediction.id])
             if any("too-long" in predictions[i].flags for i in indices):
-                metrics = task_metrics.missing_metrics()
+                metrics = task_metrics.missing_values()
             else:
-                metrics = scorers[prediction.id].score(
+                metrics = document_metrics[prediction.id].compute(
                     [response for i in indices for response in responses[i]]
                 )
             with_metrics.append(replace(prediction, judged=metrics.values, kept=metrics.raw_values))
@@ -68,8 +68,8 @@ def predict_documents(
 ) -> list[list[Prediction]]:
     """Score whole documents (lm-eval's loglikelihood_rolling).
 
-    The values of the task are each document's bytes and words, which normalise perplexities.
-    methods: exactly one, which is causal (rolling.require_causal_method has checked it).
+    The task metric values are the numbers of bytes and words of each document, which normalise
+    perplexities. methods: the causal method only (see rolling.require_causal_method).
     """
     texts = [item.options[0].text for item in items]
     documents = score_documents(checkpoint, texts, tick)
@@ -85,7 +85,7 @@ def predict_documents(
             characters=(len(texts[n]),),
             labels=item.labels,
             flags=documents.encodings.collect_flags([n]),
-            judged=task_metrics.scorers[item.id].score([score]).values,
+            judged=task_metrics.document_metrics[item.id].compute([score]).values,
         )
         predictions.append(prediction)
     return [predictions for _ in methods]

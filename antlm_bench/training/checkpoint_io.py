@@ -1,7 +1,7 @@
 """Write checkpoints that others can open, and the state from which a training run resumes.
 
-Everything is written beside its final place and renamed into it: a full disk or SIGKILL costs
-nothing older.
+Each folder is written under a temporary name and then renamed, so a full disk or SIGKILL never
+damages an older checkpoint or state.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, training: Mapping[
     """Write a Hugging Face folder: safetensors, tokenizer, README, and the training metadata in
     config.json.
 
-    Our architectures carry their source file, so that others can open them with remote code. Raises
-    RunError.
+    For architectures of this package the folder also holds the source file of the model class, so
+    that `trust_remote_code=True` opens it. Raises RunError.
     """
 
     def write(directory: Path) -> None:
         setattr(model.config, TRAINING_KEY, dict(training))
-        with silence_transformers():  # the library's progress bars
+        with silence_transformers():  # hide its progress bars
             model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         registration.add_remote_code(directory)
@@ -52,38 +52,41 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, training: Mapping[
 def make_transformers4_compatible(folder: Path) -> None:
     """Rewrite a saved checkpoint so that transformers 4 reads it as transformers 5 does.
 
-    BabyLM's official pipelines pin 4.51: it does not know the tokenizer class that 5 writes, looks
-    for the base of rotary positions under its old key, passes token types to any model, and
-    switches a tokenizer's prefix space off unless tokenizer_config.json repeats it.
+    BabyLM's official pipelines pin transformers 4.51. That version does not know the tokenizer
+    class that version 5 writes, expects `rope_theta` at the top level of config.json, passes token
+    types to every model, and ignores the prefix space of tokenizer.json unless
+    tokenizer_config.json repeats it.
     """
-    tokenizer = folder / "tokenizer_config.json"
-    settings = json.loads(tokenizer.read_text(encoding="utf-8"))
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings["model_input_names"] = ["input_ids", "attention_mask"]
-    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here
-        settings.pop(key, None)
-    serialized = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    pre_tokenizer = serialized["pre_tokenizer"] or {}
+    tokenizer_path, model_path = folder / "tokenizer_config.json", folder / "config.json"
+    tokenizer_config = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer_config["model_input_names"] = ["input_ids", "attention_mask"]
+    for key in ("backend", "is_local", "local_files_only"):  # describe only this process
+        tokenizer_config.pop(key, None)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pre_tokenizer = tokenizer["pre_tokenizer"] or {}
     if "add_prefix_space" in pre_tokenizer:
-        settings["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
-    config = folder / "config.json"
-    model = json.loads(config.read_text(encoding="utf-8"))
-    if isinstance(rope := model.get("rope_parameters"), dict) and "rope_theta" in rope:
-        model["rope_theta"] = rope["rope_theta"]
-    for path, content in ((tokenizer, settings), (config, model)):
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tokenizer_config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
+    model_config = json.loads(model_path.read_text(encoding="utf-8"))
+    rope = model_config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        model_config["rope_theta"] = rope["rope_theta"]
+    for path, config in ((tokenizer_path, tokenizer_config), (model_path, model_config)):
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def render_readme(checkpoint_name: str, model: Any, training: Mapping[str, Any]) -> str:
-    """Return the training metadata as Markdown, with the front matter that the hub reads."""
-    count = sum(p.numel() for p in model.parameters())
+    """Return the training metadata as Markdown, with YAML front matter for the Hugging Face hub."""
+    num_parameters = sum(p.numel() for p in model.parameters())
     scale = f", scale {training['scale']}" if training["scale"] else ""
     methods = ", ".join(f"`{method}`" for method in training["methods"])
     return (
         "---\nlibrary_name: transformers\ntags: [babylm, antlm-bench]\n---\n\n"
         f"# {training['recipe']}{scale}: {checkpoint_name}\n\n"
-        f"| | |\n| --- | --- |\n| architecture | {type(model).__name__}, {count:,} parameters |\n"
-        f"| attends | {' and '.join(training['attends'])} |\n| scored as | {methods} |\n"
+        "| | |\n| --- | --- |\n"
+        f"| architecture | {type(model).__name__}, {num_parameters:,} parameters |\n"
+        f"| attention | {' and '.join(training['attends'])} |\n"
+        f"| scoring methods | {methods} |\n"
         f"| words seen | {training['words_seen']:,} |\n"
         f"| tokens seen | {training['tokens_seen']:,} |\n"
         f"| steps | {training['steps']:,} |\n| seed | {training['seed']} |\n\n"
@@ -93,34 +96,38 @@ def render_readme(checkpoint_name: str, model: Any, training: Mapping[str, Any])
 
 
 def describe_loading(model: Any, training: Mapping[str, Any]) -> str:
-    """Return sentences on how transformers opens the checkpoint."""
-    architecture, masked = find_architecture(model.config.model_type), "full" in training["attends"]
-    own_classes = architecture.own_classes if architecture else {}
-    if architecture and own_classes and not architecture.is_from_library:
+    """Return sentences that tell a user of transformers how to open the checkpoint."""
+    architecture = find_architecture(model.config.model_type)
+    is_masked = "full" in training["attends"]
+    has_own_classes = architecture is not None and bool(architecture.own_classes)
+    if architecture is not None and has_own_classes and not architecture.is_from_library:
         text = (
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` "
-            "from the file that lies beside the weights.\n"
+            "from the source file in this folder.\n"
         )
-    elif masked and own_classes:
+    elif is_masked and has_own_classes:
         text = (
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline "
-            "`fill-mask` need `trust_remote_code=True` for the file that lies beside the weights.\n"
+            "`fill-mask` need `trust_remote_code=True`, which runs the source file in this "
+            "folder.\n"
         )
-    elif masked:
-        text = "transformers opens it as a causal LM; its masked reading needs antlm-bench.\n"
+    elif is_masked:
+        text = (
+            "transformers opens it as a causal LM; scoring it as a masked LM needs antlm-bench.\n"
+        )
     else:
         text = "transformers opens it.\n"
-    shifts = {METHODS[name].mask_shift for name in training["methods"]} - {None}
-    if shifts and 0 not in shifts:
+    mask_shifts = {METHODS[name].mask_shift for name in training["methods"]} - {None}
+    if mask_shifts and 0 not in mask_shifts:
         text += (
-            "A hidden token is read one position before it: the pipeline `fill-mask` reads at the "
-            "token itself, and does not say what the model predicts.\n"
+            "The model predicts a hidden token at the position before it. The pipeline `fill-mask` "
+            "reads the token's own position, so its output is not the model's prediction.\n"
         )
     return text
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
-    """Write the state after `step` steps, then delete older ones. Raises RunError."""
+    """Write the state after `step` steps, then delete older states. Raises RunError."""
 
     def write(directory: Path) -> None:
         saved = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -136,7 +143,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata:
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
-    """Load the newest state; None if there is none. Raises RunError if it cannot be read."""
+    """Load the newest state, or return None without one. Raises RunError if it is unreadable."""
     states = [path for path in folder.glob("*") if path.name.isdecimal()]
     if not states:
         return None
@@ -144,11 +151,11 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], Metadata] | None:
     try:
         metadata = json.loads((newest / "facts.json").read_text(encoding="utf-8"))
         return load_file(newest / "tensors"), metadata
-    except Exception as error:  # safetensors and json raise types of their own
+    except Exception as error:  # safetensors and json raise many types
         raise RunError(
             f"the state cannot be read: {error}",
             location=str(newest),
-            hint="delete the folder: training starts anew",
+            hint="delete the folder to train from the beginning",
         ) from error
 
 
@@ -175,11 +182,12 @@ def restore_optimizer_state(
 
 
 def add_prefix(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return a dict of the (name, tensor) pairs with `prefix` before every name."""
     return {prefix + name: tensor for name, tensor in tensors}
 
 
 def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, and remove it from their names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -188,10 +196,10 @@ def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and put it in the place of `folder`.
+    """Replace `folder` by a new folder that `write` fills.
 
-    Raises RunError, and leaves no trace, if that fails. The temporary names are always the same:
-    what a killed process left there is cleared by the next.
+    On an error, raise RunError and keep the old folder. The temporary names are always the same, so
+    that the next call deletes what a killed process left behind.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     try:

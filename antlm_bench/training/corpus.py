@@ -1,10 +1,11 @@
 """Turn text into rows of token ids: train a tokenizer, encode the corpus, read windows of it.
 
-The corpus is one memory-mapped stream of tokens. Either every line begins with <s> (and ends with
-</s> if the recipe says so), so that a checkpoint knows the token that scoring puts before a
-sentence; or files are encoded whole, as BabyLlama's are. A row is a window of the stream; the index
-of lines and documents gives its attention and its number of words. A corpus is built once per
-output folder, atomically.
+The corpus is one memory-mapped stream of tokens. A row is a window of this stream. With layout
+"lines" every line begins with <s> (and ends with </s> if the recipe has `eos = true`), so that the
+model is trained with the token that scoring puts before a sentence. With layout "files" every file
+is encoded as one text, as in BabyLlama. An index of documents tells which tokens may attend to each
+other, and an index of lines tells how many words a row has. A corpus is built once per output
+folder, atomically.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ from antlm_bench.training.text_sources import (
     limit_words,
 )
 
-CORPUS_FORMAT_VERSION = 1  # raised whenever the same text and recipe give another stream
+CORPUS_FORMAT_VERSION = 1  # increase it if the same text and recipe give another token stream
 PAD_ID, BOS_ID, EOS_ID, MASK_ID, UNK_ID = range(5)
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -51,8 +52,8 @@ SPECIAL_TOKENS = {
     "mask_token": "<mask>",
     "unk_token": "<unk>",
 }
-FIRST_TEXT_ID = len(SPECIAL_TOKENS)  # ids from here on are text
-HELD_OUT_DIR = "held_out"  # subfolder of the corpus: the text that is not trained on
+FIRST_TEXT_ID = len(SPECIAL_TOKENS)  # smaller ids are special tokens
+HELD_OUT_DIR = "held_out"  # subfolder with the text that is not trained on
 
 Int64 = NDArray[np.int64]
 
@@ -62,13 +63,13 @@ class Corpus:
     """A stream of n token ids with an index of its l lines and d documents."""
 
     tokens: NDArray[Any]
-    """(n,)."""
+    """(n,) token ids."""
     line_starts: Int64
-    """(l + 1,) where each line begins, and n."""
+    """(l + 1,) index of each line's first token; the last entry is n."""
     words_before_line: Int64
-    """(l + 1,) words before each line, and in all."""
+    """(l + 1,) number of words before each line; the last entry is the total."""
     document_starts: Int64
-    """(d + 1,) where each document begins, and n."""
+    """(d + 1,) index of each document's first token; the last entry is n."""
     tokenizer: Any
     digest: str
     """Hash of text, tokenizer and format."""
@@ -79,13 +80,19 @@ class Corpus:
         return len(self.tokens)
 
     def read_rows(self, starts: Int64, length: int) -> tuple[Int64, Int64]:
-        """Return the windows that begin at `starts` (r,): ids and documents, both (r, length)."""
+        """Return windows of the stream as (ids, segments), both (r, length).
+
+        starts: (r,) index of each window's first token. segments: the document of each token.
+        """
         positions = starts[:, None] + np.arange(length)
         segments = np.searchsorted(self.document_starts, positions, side="right")
         return self.tokens[positions].astype(np.int64), segments
 
     def count_words(self, starts: Int64, length: int | Int64) -> float:
-        """Count the words (as BabyLM does) in windows; a part of a line counts by its tokens."""
+        """Count the words (as BabyLM does) in windows that begin at `starts`.
+
+        Part of a line counts in proportion to its tokens.
+        """
         borders = np.stack([starts, starts + length])
         words = np.interp(borders, self.line_starts, self.words_before_line)
         return float((words[1] - words[0]).sum())
@@ -98,8 +105,9 @@ def prepare_corpus(
     max_length: int,
     folder: Path,
 ) -> Corpus:
-    """Open the corpus in `folder` if it is this one, else build it. Raises DataError for an empty
-    text.
+    """Load the corpus in `folder`, after (re)building it unless it fits all arguments.
+
+    max_length: written into the tokenizer. Raises DataError for an empty text.
     """
     key = [
         CORPUS_FORMAT_VERSION,
@@ -110,7 +118,7 @@ def prepare_corpus(
     ]
     digest = sha256(json.dumps(key).encode()).hexdigest()
     if not _is_up_to_date(folder, digest):
-        # Always the same name: what a killed process left there is cleared here.
+        # The name is always the same, so that leftovers of a killed process are deleted.
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -134,7 +142,7 @@ def load_corpus(folder: Path) -> Corpus:
             held_out = _load_token_stream(folder / HELD_OUT_DIR, tokenizer, digest, None)
         return _load_token_stream(folder, tokenizer, digest, held_out)
     except (OSError, ValueError, EOFError) as error:
-        hint = "delete that folder: it is built again from the text"
+        hint = "delete the folder; the next run builds it again from the text"
         raise DataError(f"cannot be read: {error}", location=str(folder), hint=hint) from error
 
 
@@ -169,14 +177,14 @@ def _build_corpus(
     if held_out:
         if not any(True for file in held_out.files for _ in file.iter_non_blank_lines()):
             raise DataError(
-                f"no line is held out by a share of {spec.held_out:g}",
+                f"no line is held out: corpus.held_out = {spec.held_out:g} is too small",
                 location=source.name,
                 hint="give a larger --corpus, or --set corpus.held_out=0",
             )
         (folder / HELD_OUT_DIR).mkdir()
         _write_token_stream(held_out, tokenizer, spec, folder / HELD_OUT_DIR)
     saved_tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=strip_space_before_mask(tokenizer),  # the stream is encoded without this
+        tokenizer_object=strip_space_before_mask(tokenizer),  # only for users of the checkpoint
         **SPECIAL_TOKENS,
         model_max_length=max_length,
     )
@@ -184,10 +192,10 @@ def _build_corpus(
 
 
 def strip_space_before_mask(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy whose <mask> takes the space before it, as RoBERTa's does.
+    """Return a copy in which <mask> absorbs the space before it, as in RoBERTa.
 
-    In training the space before a word is part of the word's first token, so it is hidden with it.
-    The library ignores a second definition of an added token, so its serialised form is changed.
+    In training the space before a word is part of the word's first token, so masking hides both.
+    `tokenizers` cannot redefine an added token, so this function edits the serialised tokenizer.
     """
     settings = json.loads(tokenizer.to_str())
     for token in settings["added_tokens"]:
@@ -197,15 +205,15 @@ def strip_space_before_mask(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def tokenizers_match(tokenizer: Tokenizer, other: Tokenizer) -> bool:
-    """Return whether two of our tokenizers give every training text the same tokens.
+    """Return whether two tokenizers of this package give every training text the same tokens.
 
-    The space before a <mask>, which tokenizers of older versions keep, is not a difference.
+    Older versions did not call `strip_space_before_mask`; this difference is ignored.
     """
     return strip_space_before_mask(tokenizer).to_str() == strip_space_before_mask(other).to_str()
 
 
 def _tokenizer_training_lines(source: TextSource, spec: CorpusSpec) -> Iterator[str]:
-    """Yield the tokenizer's training lines, with line ends if files are encoded whole."""
+    """Yield the tokenizer's training lines; they keep their line breaks with layout 'files'."""
     for file in source.files:
         if spec.layout == "lines":
             yield from (text for _, text in file.iter_non_blank_lines())
@@ -219,36 +227,51 @@ def _write_token_stream(
 ) -> None:
     id_type = np.uint16 if len(tokenizer.get_vocab()) <= 2**16 else np.uint32
     tokens: list[NDArray[Any]] = []
-    lengths: list[int] = []
-    words: list[int] = []
+    line_lengths: list[int] = []
+    line_words: list[int] = []
     starts_document: list[bool] = []
-    encode = _encode_lines if spec.layout == "lines" else encode_file
     for file in source.files:
-        for ids, block_lengths, block_words, starts in encode(tokenizer, file, spec.eos):
-            tokens.append(np.asarray(ids, id_type))
-            lengths += block_lengths
-            words += block_words
-            starts_document += [start or spec.document == "line" for start in starts]
-    if not sum(words):
+        if spec.layout == "lines":
+            blocks = _encode_lines(tokenizer, file, spec.eos)
+        else:
+            blocks = encode_file(tokenizer, file)
+        for block in blocks:
+            tokens.append(np.asarray(block.ids, id_type))
+            line_lengths += block.line_lengths
+            line_words += block.line_words
+            starts_document += [
+                starts or spec.document == "line" for starts in block.starts_document
+            ]
+    if not sum(line_words):
         raise DataError(
-            "the corpus holds no text", location=source.name, hint="all of its lines are empty"
+            "the corpus holds no text", location=source.name, hint="all lines are empty"
         )
     if spec.document == "corpus":
         starts_document = [index == 0 for index in range(len(starts_document))]
-    lines = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    documents = np.append(lines[:-1][np.array(starts_document)], lines[-1])
+    line_starts = np.concatenate([[0], np.cumsum(line_lengths, dtype=np.int64)])
+    words_before_line = np.concatenate([[0], np.cumsum(line_words, dtype=np.int64)])
+    document_starts = np.append(line_starts[:-1][np.array(starts_document)], line_starts[-1])
     np.save(folder / "tokens.npy", np.concatenate(tokens))
-    np.save(folder / "lines.npy", lines)
-    np.save(folder / "words.npy", np.concatenate([[0], np.cumsum(words, dtype=np.int64)]))
-    np.save(folder / "documents.npy", documents)
+    np.save(folder / "lines.npy", line_starts)
+    np.save(folder / "words.npy", words_before_line)
+    np.save(folder / "documents.npy", document_starts)
 
 
-EncodedBlock = tuple[list[int], list[int], list[int], list[bool]]
-"""The ids of some lines, and per line: tokens, words, whether a document begins with it."""
+class EncodedBlock(NamedTuple):
+    """Encoded lines of a file."""
+
+    ids: list[int]
+    """Token ids of all lines, one after another."""
+    line_lengths: list[int]
+    """Number of tokens per line."""
+    line_words: list[int]
+    """Number of words per line."""
+    starts_document: list[bool]
+    """Whether a document begins with the line."""
 
 
 def _encode_lines(tokenizer: Tokenizer, text_file: TextFile, eos: bool) -> Iterator[EncodedBlock]:
-    """Encode every line by itself, after <s>."""
+    """Encode every line separately, with <s> before it and, if `eos`, </s> after it."""
     suffix = [EOS_ID] if eos else []
     for block in batch_lines(text_file.iter_non_blank_lines()):
         texts = [text for _, text in block]
@@ -256,17 +279,14 @@ def _encode_lines(tokenizer: Tokenizer, text_file: TextFile, eos: bool) -> Itera
         lines = [[BOS_ID, *encoding.ids, *suffix] for encoding in encodings]
         ids = [token for line in lines for token in line]
         starts = [starts_document for starts_document, _ in block]
-        yield ids, [*map(len, lines)], [*map(count_words, texts)], starts
+        yield EncodedBlock(ids, [*map(len, lines)], [*map(count_words, texts)], starts)
 
 
-def encode_file(
-    tokenizer: Tokenizer, text_file: TextFile, eos: bool = False
-) -> Iterator[EncodedBlock]:
-    """Encode a file as one text, with its line breaks, in blocks that change no token.
+def encode_file(tokenizer: Tokenizer, text_file: TextFile) -> Iterator[EncodedBlock]:
+    """Encode a file as one text, with its line breaks.
 
-    The blocks save memory.
+    The file is read in blocks to save memory; their borders do not change the tokens.
     """
-    del eos  # recipes with eos and layout 'files' are rejected
     for block in iter_document_blocks(text_file.iter_lines()):
         encoding = tokenizer.encode("".join(block.lines), add_special_tokens=False)
         line_starts = np.cumsum([0, *map(len, block.lines)])[:-1]
@@ -274,7 +294,7 @@ def encode_file(
         line_of_token = np.searchsorted(line_starts, token_starts, side="right") - 1
         lengths = np.bincount(line_of_token, minlength=len(line_starts)).tolist()
         starts = [block.starts_document and index == 0 for index in range(len(line_starts))]
-        yield encoding.ids, lengths, [*map(count_words, block.lines)], starts
+        yield EncodedBlock(encoding.ids, lengths, [*map(count_words, block.lines)], starts)
 
 
 def train_tokenizer(
@@ -282,13 +302,13 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a byte-level BPE with the special tokens at ids 0 to 4.
 
-    For a corpus of lines it puts a space before the first word and writes `<s> A`, for a pair `<s>
-    A <s> B`: <s> is the only special token between two texts that the model has seen. If rows hold
-    </s>, it writes `<s> A </s>` and `<s> A </s> B </s>`.
+    With layout "lines" the tokenizer puts a space before the first word, encodes a text A as `<s>
+    A`, and a pair as `<s> A <s> B`, because <s> is the only special token between two texts in
+    training. With `eos` it gives `<s> A </s>` and `<s> A </s> B </s>`.
 
-    For files that are encoded whole it adds nothing to a text, not even a space: it is trained with
-    one before every line and used without, as BabyLlama's is (the library of that time switched it
-    off). It separates the texts of a pair: `A <s> B`.
+    With layout "files" it adds neither a space nor a special token to a text, and encodes a pair as
+    `A <s> B`. Only its training puts a space before every line, because BabyLlama's tokenizer was
+    trained with one and used without (its version of `tokenizers` switched the space off).
     """
     bpe = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     if spec.normalizer:

@@ -1,12 +1,13 @@
-"""Dropout whose masks belong to a sample, not to a batch.
+"""Dropout whose random masks depend on the sample and not on the batch (keyed dropout).
 
-A mask depends on (seed, step, sample) and on which dropout of the model draws it, never on the
-other rows of the batch. So one process with four rows, two processes with two, and accumulation
-learn the same weights, and resuming needs no generator's state. Masks from raw 16-bit draws are
-also several times faster than torch's own on a CPU.
+A mask depends on the seed, the step, the sample and the dropout module, never on the other rows of
+the batch. So the learned weights do not depend on how a step is split into micro-batches and
+processes, and a resumed run needs no saved state of a random generator. On a CPU, masks from raw
+16-bit draws are also several times faster than those of torch.
 
-Some models hand attention dropout to scaled_dot_product_attention as a number (Llama, GPT-2, BERT):
-`keyed_dropout_attention` replaces it there, see model_factory.use_keyed_dropout.
+Llama, GPT-2 and BERT have no nn.Dropout in their attention: they pass its rate to
+scaled_dot_product_attention. `keyed_dropout_attention` replaces that function (see
+model_factory.use_keyed_dropout).
 """
 
 from __future__ import annotations
@@ -19,32 +20,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-SHARED_STREAM_KEY = 2**32 - 1  # in place of a sample's index: the masks that all samples share
-PROBABILITY_LEVELS = 2**16  # p is rounded to a multiple of 1 / PROBABILITY_LEVELS
+SHARED_STREAM_KEY = 2**32 - 1  # replaces the sample index in the key of the shared stream
+PROBABILITY_LEVELS = 2**16  # the dropout rate is rounded to a multiple of 1 / 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class _SampleStreams:
-    """The streams of randomness of the samples in a batch."""
+    """The random generators of the samples in a batch."""
 
     streams: tuple[np.random.SFC64, ...]
-    """One per sample."""
+    """One generator per sample."""
     rows_per_sample: tuple[int, ...]
-    """How many rows of the current tensors each sample fills."""
+    """How many rows each sample has in the tensors that reach a dropout module."""
     device_seed_key: tuple[int, ...]
-    """Key of the one generator that devices other than the CPU use."""
+    """Seed of the generators for devices other than the CPU."""
     device_generators: dict[torch.device, torch.Generator]
+    """One generator per such device, created at its first use."""
     row_lengths: tuple[int, ...] | None
-    """Tokens of rows that are padded."""
+    """Tokens per row without padding; None = no row is padded."""
     shared_stream: np.random.SFC64
-    """For tensors that all samples of a step share."""
+    """Generator for `SharedDropout`."""
 
     def keep_mask(self, like: Tensor, dropped_levels: int) -> Tensor:
-        """Return a mask of 0 and 1, uint8, in the shape of `like` (rows, ...).
+        """Return a uint8 mask with the shape of `like` (rows, ...): 1 = keep, 0 = drop.
 
-        Each element is kept with probability 1 - dropped_levels / PROBABILITY_LEVELS.
+        Each element is 1 with probability 1 - dropped_levels / PROBABILITY_LEVELS.
         """
         if like.device.type != "cpu":
             return self._device_keep_mask(like, dropped_levels)
@@ -55,32 +58,37 @@ class _SampleStreams:
         end = 0
         for stream, rows in zip(self.streams, self.rows_per_sample, strict=True):
             start, end = end, end + rows * width
-            draws = stream.random_raw(-(-(end - start) // 4)).view(np.uint16)[: end - start]
-            np.greater_equal(draws, dropped_levels, out=out[start:end])
+            np.greater_equal(_draw_uint16(stream, end - start), dropped_levels, out=out[start:end])
         return torch.from_numpy(out).view(torch.uint8).view(like.shape)
 
     def _padded_keep_mask(self, shape: torch.Size, dropped_levels: int) -> Tensor:
-        """As `keep_mask` for padded (rows, t, d) or (rows, heads, t, t); padding draws nothing."""
+        """Return a `keep_mask` (rows, t, d) or (rows, heads, t, t); padding uses no draws."""
         out = np.zeros(shape, np.bool_)
         for row, stream, length in zip(out, self.streams, self.row_lengths or (), strict=True):
-            part = row[:length] if row.ndim == 2 else row[:, :length, :length]
-            draws = stream.random_raw(-(-part.size // 4)).view(np.uint16)[: part.size]
-            np.greater_equal(draws.reshape(part.shape), dropped_levels, out=part)
+            unpadded = row[:length] if row.ndim == 2 else row[:, :length, :length]
+            draws = _draw_uint16(stream, unpadded.size).reshape(unpadded.shape)
+            np.greater_equal(draws, dropped_levels, out=unpadded)
         return torch.from_numpy(out).view(torch.uint8)
 
     def _device_keep_mask(self, like: Tensor, dropped_levels: int) -> Tensor:
-        """Draw from one generator for the whole batch, so its layout matters: one kernel per row
-        would be slow.
+        """Return a `keep_mask` from one generator for the whole batch.
+
+        The mask depends on the batch, because one kernel launch per row would be slow.
         """
         generator = self.device_generators.get(like.device)
         if generator is None:
             (seed,) = np.random.SeedSequence(self.device_seed_key).generate_state(1, np.uint64)
-            generator = self.device_generators[like.device] = torch.Generator(
-                like.device
-            ).manual_seed(int(seed))
+            generator = torch.Generator(like.device).manual_seed(int(seed))
+            self.device_generators[like.device] = generator
         return torch.empty(like.shape, dtype=torch.uint8, device=like.device).bernoulli_(
             1 - dropped_levels / PROBABILITY_LEVELS, generator=generator
         )
+
+
+def _draw_uint16(stream: np.random.SFC64, count: int) -> NDArray[np.uint16]:
+    """Draw `count` uniform 16-bit integers, four from each 64-bit draw."""
+    draws: NDArray[np.uint64] = stream.random_raw(-(-count // 4))
+    return draws.view(np.uint16)[:count]
 
 
 _current_samples: ContextVar[_SampleStreams] = ContextVar("samples")
@@ -90,15 +98,15 @@ _current_samples: ContextVar[_SampleStreams] = ContextVar("samples")
 def keyed_samples(
     seed: int, step: int, sample_indices: Sequence[int], row_lengths: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Set the samples of a batch: inside, row b (dim 0) of every tensor is sample
-    `sample_indices[b]`.
+    """Declare the samples of the batch that runs inside this context.
 
-    All numbers are >= 0. row_lengths: of rows that are padded on the right to one length t, in
-    tensors (b, t, d) and (b, heads, t, t); masks then do not depend on the padding.
+    sample_indices: row b (dim 0) of every tensor belongs to sample `sample_indices[b]`.
+    row_lengths: number of tokens per row if rows are padded on the right, for tensors (b, t, d) and
+    (b, heads, t, t); masks then do not depend on the padding. All numbers are >= 0.
 
-    Each sample's masks are drawn in the order of the calls, so the dropouts of a model differ. On
-    devices other than the CPU, masks are keyed by (seed, step, sample_indices[0]): repeatable, but
-    dependent on the layout of the batch.
+    Each dropout module takes the next draws of a sample's generator, so their masks differ. On
+    devices other than the CPU the key is (seed, step, sample_indices[0]): masks are reproducible,
+    but depend on the batch.
     """
     streams = tuple(
         np.random.SFC64(np.random.SeedSequence((seed, step, int(index))))
@@ -122,15 +130,15 @@ def keyed_samples(
 
 @contextmanager
 def gathered_positions(rows_per_sample: Sequence[int]) -> Iterator[None]:
-    """Set the rows per sample of tensors (N, d) with gathered positions, inside `keyed_samples`.
+    """Declare tensors (N, d) that hold only some positions, inside `keyed_samples`.
 
-    Sample b fills rows_per_sample[b] consecutive rows: a head computes only positions with a
-    target. Raises ValueError if the number of samples differs.
+    An LM head runs only at positions with a target: sample b has rows_per_sample[b] consecutive
+    rows. Raises ValueError if the number of samples differs.
     """
     current = _get_current_samples()
     if len(rows_per_sample) != len(current.streams):
         raise ValueError(
-            f"{len(rows_per_sample)} counts of rows for {len(current.streams)} samples"
+            f"rows_per_sample has {len(rows_per_sample)} entries for {len(current.streams)} samples"
         )
     token = _current_samples.set(replace(current, rows_per_sample=tuple(map(int, rows_per_sample))))
     try:
@@ -150,15 +158,12 @@ def _get_current_samples() -> _SampleStreams:
 
 
 class KeyedDropout(nn.Dropout):  # type: ignore[misc]
-    """nn.Dropout (Srivastava et al. 2014) with the masks of `keyed_samples`.
-
-    It has no parameters or buffers, as the original.
-    """
+    """nn.Dropout (Srivastava et al. 2014) with the masks of `keyed_samples`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop out elements of x (rows, ...).
+        """Drop elements of x (rows, ...).
 
-        Raises RuntimeError outside `keyed_samples`, or if dim 0 is not its rows.
+        Raises RuntimeError outside `keyed_samples`, or if the samples have another number of rows.
         """
         dropped_levels = round(self.p * PROBABILITY_LEVELS)
         if not self.training or not dropped_levels:
@@ -166,32 +171,31 @@ class KeyedDropout(nn.Dropout):  # type: ignore[misc]
         current = _get_current_samples()
         if x.dim() == 0 or len(x) != sum(current.rows_per_sample):
             raise RuntimeError(
-                f"dropout on {tuple(x.shape)}, but the samples at hand fill "
+                f"dropout on a tensor {tuple(x.shape)}, but the current samples have "
                 f"{sum(current.rows_per_sample)} rows"
             )
         return _drop_out(x, current.keep_mask(x, dropped_levels), dropped_levels)
 
 
 class SharedDropout(nn.Dropout):  # type: ignore[misc]
-    """Dropout of a tensor without a dimension of samples: one mask for all samples of a step.
+    """Dropout with one mask for all samples of a step, for tensors without a batch dimension.
 
-    The mask depends on (seed, step) and on the order of the calls, so that micro-batches and
-    processes agree on it.
+    The mask depends on the seed, the step and the order of the calls only, so that all
+    micro-batches and processes use the same mask.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop out elements of x, of any shape. Raises RuntimeError outside `keyed_samples`."""
+        """Drop elements of x, of any shape. Raises RuntimeError outside `keyed_samples`."""
         dropped_levels = round(self.p * PROBABILITY_LEVELS)
         if not self.training or not dropped_levels:
             return x
-        stream = _get_current_samples().shared_stream
-        draws = stream.random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
-        kept = torch.from_numpy((draws >= dropped_levels).view(np.uint8))
-        return _drop_out(x, kept.view(x.shape).to(x.device), dropped_levels)
+        draws = _draw_uint16(_get_current_samples().shared_stream, x.numel())
+        keep_mask = torch.from_numpy((draws >= dropped_levels).view(np.uint8))
+        return _drop_out(x, keep_mask.view(x.shape).to(x.device), dropped_levels)
 
 
 def _drop_out(x: Tensor, keep_mask: Tensor, dropped_levels: int) -> Tensor:
-    """Apply a mask, and scale what is kept by the inverse of the rounded probability."""
+    """Apply a mask, and divide by the (rounded) probability of keeping an element."""
     kept_levels = PROBABILITY_LEVELS - dropped_levels
     scale = PROBABILITY_LEVELS / kept_levels if kept_levels else 0.0
     output: Tensor = _DropoutFunction.apply(x, keep_mask, scale)
@@ -199,7 +203,7 @@ def _drop_out(x: Tensor, keep_mask: Tensor, dropped_levels: int) -> Tensor:
 
 
 class _DropoutFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x * keep_mask * scale; backward keeps one byte per element, not four."""
+    """Compute x * keep_mask * scale. The backward pass stores only the mask (1 byte/element)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep_mask: Tensor, scale: float) -> Tensor:
@@ -223,9 +227,9 @@ def keyed_dropout_attention(
     scaling: float | None,
     causal: bool,
 ) -> Tensor:
-    """Compute attention (b, heads, t, d) with keyed dropout on its probabilities.
+    """Return attention outputs (b, heads, t, d), with keyed dropout of attention probabilities.
 
-    mask: bool, True = may attend, or additive. causal: no position attends to later ones.
+    mask: bool (True = may attend) or additive. causal: no position attends to later positions.
     """
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -242,17 +246,17 @@ def keyed_dropout_attention(
 
 
 def replace_dropout_modules(model: nn.Module) -> int:
-    """Replace every nn.Dropout(p > 0) of the model in place; return how many.
+    """Replace every nn.Dropout(p > 0) of a model in place; return the number of modules replaced.
 
-    Saved weights do not change. A dropout with `shared = True` acts on a tensor without samples,
-    e.g. embeddings of positions.
+    A dropout with the attribute `shared = True` becomes a SharedDropout (e.g. after position
+    embeddings, which have no batch dimension). The state dict does not change.
     """
     replacements: dict[nn.Module, KeyedDropout | SharedDropout] = {}
     for parent in list(model.modules()):
-        # named_children() would skip the second name of a dropout.
+        # named_children() skips a module that has a second name.
         for name, child in list(parent._modules.items()):
             if type(child) is nn.Dropout and child.p > 0:
-                kind = SharedDropout if getattr(child, "shared", False) else KeyedDropout
-                replacement = replacements.setdefault(child, kind(child.p))
+                dropout_class = SharedDropout if getattr(child, "shared", False) else KeyedDropout
+                replacement = replacements.setdefault(child, dropout_class(child.p))
                 setattr(parent, name, replacement.train(child.training))
     return len(replacements)

@@ -1,10 +1,9 @@
-"""Compute the size of a model and the cost of its training from the declaration, without building
-it.
+"""Compute the size and the training FLOPs of a model from its recipe, without building it.
 
-FLOPs are those of the necessary matrix products (Kaplan et al. 2020, arXiv 2001.08361, section 2.1;
-PaLM, arXiv 2204.02311, appendix B): 2 per weight and token forward, twice that backward, and
-attention. Not counted: norms, activations, softmax, embeddings, the optimizer, and what is computed
-twice or masked away.
+FLOPs count the necessary matrix products (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; PaLM,
+arXiv 2204.02311, appendix B): 2 per weight and token in the forward pass, twice as many in the
+backward pass, and the products of attention. Not counted: norms, activations, softmax, embeddings,
+the optimizer, recomputed values and masked attention scores.
 """
 
 from __future__ import annotations
@@ -17,41 +16,46 @@ from antlm_bench.training.schedule import Step
 
 
 def compute_model_size(spec: ModelSpec, vocab_size: int) -> ModelSize:
-    """Return the exact size of the model that `training.model_factory` builds from a shape."""
+    """Return the parameter counts of the model that `model_factory.build_model` builds."""
     return ARCHITECTURES[spec.architecture].compute_size(spec, vocab_size)
 
 
 def training_flops(recipe: Recipe, steps: Sequence[Step]) -> float:
-    """Return the FLOPs of a run, with the forward passes of its teachers if it is distilled.
+    """Return the FLOPs of a run, including forward passes of its teachers.
 
     Raises DeclarationError or UsageError if a teacher is not a recipe with the student's scale.
     """
-    names = recipe.distil.teachers if recipe.distil else ()
-    teachers = [read_recipe(name, recipe.scale) for name in names]
-    return 3 * forward_flops(recipe, steps) + sum(forward_flops(t, steps) for t in teachers)
+    teacher_names = recipe.distil.teachers if recipe.distil else ()
+    teachers = [read_recipe(name, recipe.scale) for name in teacher_names]
+    teacher_flops = sum(forward_flops(teacher, steps) for teacher in teachers)
+    return 3 * forward_flops(recipe, steps) + teacher_flops
 
 
 def forward_flops(recipe: Recipe, steps: Sequence[Step]) -> float:
     """Return the FLOPs of the forward passes of a recipe's model over these steps.
 
-    Attention: query times key and probabilities times value, 4 x hidden x length per token and
-    layer; half of that if it is causal. Relative positions add two products with their 2 x buckets
-    - 1 vectors. In masked rows the masking rate is the share of tokens with a target.
+    Attention costs two products (query x key, probabilities x value): 4 x hidden x length FLOPs per
+    token and layer, half of that if it is causal. Relative positions add two products with their
+    2 x buckets - 1 vectors. The LM head runs at every token of causal rows, and at a share
+    `mask_rate` of the tokens of masked rows.
     """
-    spec, weights = recipe.model, compute_model_size(recipe.model, recipe.tokenizer.vocabulary)
-    architecture = ARCHITECTURES[spec.architecture]
-    vectors = 2 * spec.buckets - 1 if architecture.relative_positions else 0
+    spec = recipe.model
+    size = compute_model_size(spec, recipe.tokenizer.vocabulary)
+    has_relative_positions = ARCHITECTURES[spec.architecture].relative_positions
+    num_position_vectors = 2 * spec.buckets - 1 if has_relative_positions else 0
     total = 0.0
     for step in steps:
         length = step.row_length
-        causal = step.num_causal_rows * length
-        masked = (step.num_rows - step.num_causal_rows) * length
-        attended = causal * (length / 2 + vectors) + masked * (length + vectors)
-        targets = causal + masked * step.mask_rate
-        products = (
-            weights.weights_per_token * step.num_tokens
-            + weights.weights_per_target * targets
-            + 2 * spec.layers * spec.hidden * attended
+        causal_tokens = step.num_causal_rows * length
+        masked_tokens = step.num_tokens - causal_tokens
+        attended_positions = causal_tokens * (length / 2 + num_position_vectors) + masked_tokens * (
+            length + num_position_vectors
         )
-        total += 2 * products
+        num_targets = causal_tokens + masked_tokens * step.mask_rate
+        multiply_adds = (
+            size.weights_per_token * step.num_tokens
+            + size.weights_per_target * num_targets
+            + 2 * spec.layers * spec.hidden * attended_positions
+        )
+        total += 2 * multiply_adds
     return total

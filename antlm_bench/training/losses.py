@@ -1,8 +1,9 @@
-"""Compute the loss of a language model without holding all its logits.
+"""Compute the loss of a language model without storing all logits.
 
-A vocabulary is some thirty times as wide as a small model, so logits and their gradients, (N, V)
-each, are most of a step's memory. Here rows pass the head in slices, and the forward pass computes
-each slice's gradients; only gradients of the shapes of the inputs outlive the slice.
+The vocabulary of a small model is some thirty times as large as its hidden size, so the logits and
+their gradients (N, V) would need most of a step's memory. Here the LM head runs on slices of the N
+rows. The forward pass also computes the gradients of each slice, adds them to the gradients of the
+inputs, and frees the slice.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from antlm_bench.errors import DeclarationError
 
-# On a CPU fewer rows make matrix products slow, and more leave the caches (measured for V of 2,000
-# to 16,000); a GPU is faster with fewer, larger products.
+# On a CPU, fewer rows make matrix products slow, and more rows do not fit the caches (measured for
+# V of 2,000 to 16,000). A GPU is faster with fewer, larger products.
 SLICE_ROWS_BY_DEVICE = {"cpu": 512}
 DEFAULT_SLICE_ROWS = 8192
 
 
 class LazyLogits(NamedTuple):
-    """Logits that are not computed yet: hidden @ weight.T + bias."""
+    """The inputs of logits: hidden @ weight.T + bias."""
 
     hidden: Tensor
     """(N, d)."""
@@ -37,7 +38,7 @@ class LazyLogits(NamedTuple):
         return LazyLogits(self.hidden.to(dtype), self.weight.to(dtype), bias)
 
     def compute(self, rows: slice, out: Tensor) -> Tensor:
-        """Write the logits of some rows into `out` (rows, V), computed in the head's own dtype."""
+        """Write the logits of some rows to `out` (rows, V). The product has the dtype of hidden."""
         hidden, weight = self.hidden[rows], self.weight.t()
         if out.dtype == hidden.dtype:
             torch.mm(hidden, weight, out=out)
@@ -48,21 +49,20 @@ class LazyLogits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DistillationTargets:
-    """Distillation (Hinton et al. 2015, arXiv 1503.02531) from averaged teachers (BabyLlama, arXiv
-    2308.02019).
+    """The teachers' logits for distillation (Hinton et al. 2015, arXiv 1503.02531).
+
+    The logits of several teachers are averaged (BabyLlama, arXiv 2308.02019).
     """
 
     teachers: Sequence[LazyLogits]
-    """At the student's N rows, in any (low) precision. Their logits are averaged, never
-    differentiated.
-    """
+    """Logits at the student's N rows, in any (low) precision. They get no gradients."""
     temperature: float = 2.0
-    """T of teachers and student."""
+    """Divides the logits of teachers and student."""
     alpha: float = 0.5
-    """Weight of the hard targets."""
+    """Weight of the cross-entropy; the divergence has weight 1 - alpha."""
     divergence_weight: float = 1.0
-    """Factor of the divergence, for a caller that divides it by another number than the
-    cross-entropy.
+    """Additional factor of the divergence, for a caller that divides the whole loss by the number
+    of targets but wants the divergence divided by another number.
     """
 
 
@@ -78,34 +78,39 @@ def sliced_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss of N rows, and their summed cross-entropy (detached, for the log).
 
-    The loss of a row is alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2. CE =
-    lse - logit[target] in nats; lse is the log-sum-exp of the row's logits. Without distillation
-    alpha is 1; w is `distillation.divergence_weight`. z_loss keeps lse near 0 (PaLM, arXiv
-    2204.02311, section 5; 1e-4 there and in GPT-BERT). KL is summed over the vocabulary; T^2 keeps
-    the size of its gradient (Hinton et al. 2015, section 2.1).
+    The loss of a row is alpha CE + (1 - alpha) T^2 w KL(teachers || student) + z_loss lse^2:
 
-    hidden: (N, d). weight: (V, d) and bias: (V,), the head. targets: (N,) ids; negative = no
-    target: such a row has only the teachers' divergence. slice_rows: rows whose logits exist at a
-    time.
+    - CE = lse - logit[target] in nats; lse is the log-sum-exp of the row's logits.
+    - KL is summed over the vocabulary. T^2 makes the size of its gradient independent of T (Hinton
+      et al. 2015, section 2.1). w is `distillation.divergence_weight`. Without distillation there
+      is no KL, and alpha is 1.
+    - z_loss keeps lse near 0 (PaLM, arXiv 2204.02311, section 5; 1e-4 there and in GPT-BERT).
 
-    Both results are scalars in fp32 (fp64 for fp64 inputs). Matrix products run in autocast's
-    precision if it is on, all else in fp32. The loss can be differentiated once. Raises
-    DeclarationError if a teacher has another vocabulary.
+    hidden: (N, d). weight: (V, d) and bias: (V,) of the LM head. targets: (N,) ids; negative = no
+    target, then the row's loss is the KL only. slice_rows: number of rows whose logits are in
+    memory at a time.
+
+    Both results are scalars in fp32 (fp64 for fp64 inputs). Under autocast, matrix products run in
+    its precision and everything else in fp32. The loss supports one backward pass. Raises
+    DeclarationError if a teacher has another vocabulary size.
     """
     for number, teacher in enumerate(distillation.teachers if distillation else (), 1):
         if len(teacher.weight) != len(weight):
             raise DeclarationError(
-                f"teacher {number} has {len(teacher.weight)} words, the student {len(weight)}",
+                f"teacher {number} has a vocabulary of {len(teacher.weight)} tokens, "
+                f"the student of {len(weight)}",
                 location="distil.teachers",
                 hint="distil from teachers that were trained with the student's tokenizer",
             )
-    kind = hidden.device.type
-    autocasts = torch.is_autocast_enabled(kind)
-    product_dtype = torch.get_autocast_dtype(kind) if autocasts else hidden.dtype
-    rows = slice_rows or SLICE_ROWS_BY_DEVICE.get(kind, DEFAULT_SLICE_ROWS)
-    needs_grad = torch.is_grad_enabled()  # inside a Function's forward it never is
-    settings = _LossSettings(z_loss, distillation, rows, product_dtype, needs_grad)
-    with torch.autocast(kind, enabled=False):
+    device_type = hidden.device.type
+    product_dtype = hidden.dtype
+    if torch.is_autocast_enabled(device_type):
+        product_dtype = torch.get_autocast_dtype(device_type)
+    slice_rows = slice_rows or SLICE_ROWS_BY_DEVICE.get(device_type, DEFAULT_SLICE_ROWS)
+    # Read here, because it is always False inside the forward of a torch.autograd.Function.
+    needs_grad = torch.is_grad_enabled()
+    settings = _LossSettings(z_loss, distillation, slice_rows, product_dtype, needs_grad)
+    with torch.autocast(device_type, enabled=False):
         loss, entropy = _SlicedCrossEntropy.apply(hidden, weight, bias, targets, settings)
     return loss, entropy
 
@@ -138,23 +143,24 @@ class _SlicedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             for tensor, needed in inputs
         ]
         losses, entropies = hidden.new_zeros((2, len(hidden)), dtype=sum_dtype)
-        # One memory for all slices: on a CPU fresh pages cost more than the arithmetic on them.
-        num_buffers, max_rows = 4 if distillation else 1, min(settings.slice_rows, len(hidden))
+        # All slices reuse the same buffers: on a CPU fresh memory pages cost more than the sums.
+        num_buffers = 4 if distillation else 1
+        max_rows = min(settings.slice_rows, len(hidden))
         buffers = hidden.new_empty((num_buffers, max_rows, len(weight)), dtype=sum_dtype)
 
         for start in range(0, len(hidden), settings.slice_rows):
             rows = slice(start, min(start + settings.slice_rows, len(hidden)))
-            logits, *spare = buffers[:, : rows.stop - start]
+            logits, *work_buffers = buffers[:, : rows.stop - start]
             head.compute(rows, out=logits)
             if distillation:
-                losses[rows] = _distillation_with_grad(distillation, rows, logits, *spare)
+                losses[rows] = _distillation_with_grad(distillation, rows, logits, *work_buffers)
             alpha = distillation.alpha if distillation else 1.0
-            entropies[rows], hard_losses = _cross_entropy_with_grad(
+            entropies[rows], target_losses = _cross_entropy_with_grad(
                 logits, targets[rows], alpha, settings.z_loss
             )
-            losses[rows] += hard_losses
+            losses[rows] += target_losses
             if distillation:
-                logits.add_(spare[0])
+                logits.add_(work_buffers[0])  # now the gradient of both losses
             if settings.needs_grad:
                 _accumulate_gradients(gradients, head, rows, logits.to(settings.product_dtype))
 
@@ -168,28 +174,26 @@ class _SlicedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "sliced_cross_entropy can be differentiated once: "
-                "its gradients were scaled in place"
+                "sliced_cross_entropy supports one backward pass, "
+                "because it scales its gradients in place"
             )
-        scaled, ctx.gradients = [None if g is None else g.mul_(grad) for g in ctx.gradients], None
-        hidden, weight, bias = scaled
         hidden_dtype, weight_dtype = ctx.dtypes
-        head = _cast(weight, weight_dtype), _cast(bias, weight_dtype)
-        return _cast(hidden, hidden_dtype), *head, None, None
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+        dtypes = (hidden_dtype, weight_dtype, weight_dtype)
+        input_grads = [
+            None if gradient is None else gradient.mul_(grad).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, dtypes, strict=True)
+        ]
+        ctx.gradients = None
+        return *input_grads, None, None
 
 
 def _cross_entropy_with_grad(
     logits: Tensor, targets: Tensor, alpha: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (CE, alpha CE + z_loss lse^2) of each row, and turn `logits` (n, V) into the gradient
-    of the second.
+    """Return (CE, alpha CE + z_loss lse^2) of each row.
 
-    d CE / d logits = softmax - onehot, and d lse / d logits = softmax. Both are 0 if the target is
-    negative.
+    Overwrites `logits` (n, V) with the gradient of the second result. d CE / d logits = softmax -
+    onehot, and d lse / d logits = softmax. Results and gradients are 0 if the target is negative.
     """
     index = targets.clamp(min=0)[:, None]
     has_target = (targets >= 0).to(logits.dtype)[:, None]
@@ -210,9 +214,10 @@ def _distillation_with_grad(
     teacher_buffer: Tensor,
     scratch_buffer: Tensor,
 ) -> Tensor:
-    """Return (1 - alpha) T^2 w KL of each row; write its gradient to `grad_buffer`, keep `logits`.
+    """Return (1 - alpha) T^2 w KL of each row, and write its gradient to `grad_buffer`.
 
-    d KL / d logits = (softmax(logits / T) - teachers' softmax) / T. All tensors are (n, V).
+    d KL / d logits = (softmax(logits / T) - teachers' softmax) / T. All tensors are (n, V); the
+    other two buffers are overwritten, too.
     """
     temperature = distillation.temperature
     weight = (1 - distillation.alpha) * distillation.divergence_weight
@@ -232,9 +237,9 @@ def _distillation_with_grad(
 def _accumulate_gradients(
     gradients: Sequence[Tensor | None], lazy_logits: LazyLogits, rows: slice, logits_grad: Tensor
 ) -> None:
-    """Add one slice to the gradients of hidden, weight and bias.
+    """Add the gradients of one slice to those of hidden, weight and bias.
 
-    logits_grad: (n, V), the gradient of the slice's logits.
+    logits_grad: (n, V), the gradient with respect to the slice's logits.
     """
     hidden, weight, bias = gradients
     if hidden is not None:
@@ -242,7 +247,7 @@ def _accumulate_gradients(
     if weight is not None and weight.dtype == logits_grad.dtype:
         weight.addmm_(logits_grad.t(), lazy_logits.hidden[rows])
     elif weight is not None:
-        # Products in low precision, their sum in fp32.
+        # The products are in low precision, their sum is in fp32.
         weight.add_(logits_grad.t() @ lazy_logits.hidden[rows])
     if bias is not None:
         bias.add_(logits_grad.sum(0, dtype=bias.dtype))

@@ -1,8 +1,8 @@
-"""Build a model from its declaration, and run the two halves of its forward pass.
+"""Build a model from its declaration, and compute the hidden states that its LM head needs.
 
-The halves are hidden states and the input of the LM head. They are separate because a masked
-objective has a target at one position in seven, and the head is the widest matrix of a small model:
-it runs only at positions with a target.
+The LM head is the largest matrix of a small model, and a masked objective has a target at only one
+position in seven. So the head does not run inside the model: the training loop applies it only at
+positions with a target.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from antlm_bench.training.recipe import ModelSpec
 
 
 def build_model(spec: ModelSpec, vocab_size: int, masked: bool) -> Any:
-    """Build a freshly initialised model from torch's global seed.
+    """Build a model with random weights from torch's global generator.
 
-    masked: an encoder is built as a masked LM, else as a causal one; the weights have the same
-    names in both. Raises DeclarationError for a shape that its configuration refuses.
+    masked: build an encoder as a masked LM, else as a causal LM (the weights have the same names).
+    Raises DeclarationError if the configuration class refuses the shape.
     """
     architecture = ARCHITECTURES[spec.architecture]
     settings = {
@@ -52,32 +52,31 @@ def build_model(spec: ModelSpec, vocab_size: int, masked: bool) -> Any:
 def hidden_states_at_targets(
     model: Any, batch: TrainingBatch, all_positions: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the input of the output embedding (n, d) at positions with a target, and the targets
+    """Return the inputs (n, d) of the output embedding at positions with a target, and targets
     (n,).
 
-    all_positions: at all n = b x t positions; targets are negative where there is none.
+    all_positions: return all n = b x t positions; targets are negative at positions without one.
     """
     device = model.get_input_embeddings().weight.device
     targets = torch.from_numpy(batch.targets).flatten()
-    selected = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
-    indices = torch.from_numpy(selected).flatten().nonzero()[:, 0]
+    is_selected = np.full(batch.targets.shape, True) if all_positions else batch.targets >= 0
+    indices = torch.from_numpy(is_selected).flatten().nonzero()[:, 0]
     hidden = compute_hidden_states(model, batch).flatten(0, 1).index_select(0, indices.to(device))
-    if hasattr(model, "head"):
-        rows_per_sample = selected.sum(1).tolist()
+    if hasattr(model, "head"):  # encoders: layers between hidden states and output embedding
+        rows_per_sample = is_selected.sum(1).tolist()
         with dropout.gathered_positions(rows_per_sample) if model.training else nullcontext():
             hidden = model.head.transform(hidden)
     return hidden, targets[indices].to(device)
 
 
 def compute_hidden_states(model: Any, batch: TrainingBatch) -> Tensor:
-    """Return hidden states (b, t, d), each row attending as the batch says, whatever the model's
-    own direction.
-    """
+    """Return hidden states (b, t, d), with the attention direction and documents of the batch."""
     device = model.get_input_embeddings().weight.device
-    mask, model_inputs = batch.attention_mask(), {}
+    mask = batch.attention_mask()
+    model_inputs = {}
     architecture = find_architecture(model.config.model_type)
     if architecture is not None and architecture.learned_positions:
-        # Each document must count from 0.
+        # Positions restart at 0 in every document.
         model_inputs["position_ids"] = torch.from_numpy(batch.position_ids).to(device)
     return forward_with_mask(
         model.base_model,
@@ -98,17 +97,18 @@ def forward_with_mask(
     natively_causal: bool,
     **model_inputs: Tensor,
 ) -> Tensor:
-    """Return hidden states (b, t, d) of ids (b, t), attending causally or fully, whatever the
-    backbone's own direction.
+    """Return hidden states (b, t, d) of ids (b, t) with causal or full attention.
 
-    attention_mask: None if no row is padded; (b, t), 1 = a token, if the backbone attends fully by
-    itself; or (b, 1, t, t), which decides everything. natively_causal: whether the backbone is
-    causal without a mask. model_inputs: further inputs of the backbone.
+    causal: the attention direction, used only if there is no mask. attention_mask: None if every
+    row is one document without padding; (b, t), 1 = token, 0 = padding, for a natively
+    bidirectional backbone; or (b, 1, t, t), which also sets the direction. natively_causal: whether
+    the backbone is causal without a mask. model_inputs: further inputs of the backbone.
     """
     if attention_mask is None and causal != natively_causal:
         shape = (1, 1, input_ids.shape[1], input_ids.shape[1])
         attention_mask = torch.ones(shape, dtype=torch.bool, device=input_ids.device)
-        attention_mask = attention_mask.tril() if causal else attention_mask
+        if causal:
+            attention_mask = attention_mask.tril()
     inputs: dict[str, Any] = {"input_ids": input_ids, **model_inputs}
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
@@ -123,8 +123,9 @@ KEYED_ATTENTION = "antlm_keyed"  # name of `_keyed_attention_forward` in transfo
 
 
 def use_keyed_dropout(model: Any) -> None:
-    """Key all dropout of a model by sample (see `dropout`), also the attention dropout that
-    transformers takes as a number.
+    """Replace all dropout of a model by keyed dropout (see `dropout`).
+
+    This includes attention dropout, for which transformers has a rate but no module.
     """
     dropout.replace_dropout_modules(model)
     if model.config._attn_implementation == "sdpa" and model._supports_sdpa:
@@ -142,7 +143,7 @@ def _keyed_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Use the library's attention, unless there is dropout."""
+    """Run transformers' SDPA attention, or attention with keyed dropout if there is dropout."""
     if not dropout or kwargs.get("position_bias") is not None:
         return cast(
             tuple[Tensor, None],
@@ -151,7 +152,7 @@ def _keyed_attention_forward(
     is_causal = kwargs.get("is_causal")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    causal = attention_mask is None and query.shape[2] > 1 and is_causal
+    causal = attention_mask is None and query.shape[2] > 1 and is_causal  # as transformers does
     context = keyed_attention(
         query, key, value, attention_mask, p=dropout, scaling=kwargs.get("scaling"), causal=causal
     )
@@ -159,8 +160,10 @@ def _keyed_attention_forward(
 
 
 def is_natively_causal(model: Any) -> bool:
-    """Return whether the model is causal without a mask: our encoders have an attribute for it,
-    the library's decoders are causal.
+    """Return whether the model is causal without a mask.
+
+    The encoders of this package have the attribute `causal`; models of transformers without it are
+    decoders.
     """
     return bool(getattr(model.base_model, "causal", True))
 

@@ -1,13 +1,14 @@
-"""Make batches for the training objectives: inputs, targets, and the attention between them.
+"""Make batches for the training objectives: inputs, targets and the attention mask.
 
-All objectives share one alignment: the output at position i predicts targets[i]; -100 means no
-target. `clm` and `mntp` predict the token after i, `mlm` the token at i.
+Under every objective the output at position i predicts targets[i], and -100 means no target.
+targets[i] is the token at i + 1 for `clm` and `mntp` (masked next-token prediction), and the token
+at i for `mlm`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,31 +24,31 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """b rows of one length t, all causal or all fully attending."""
+    """b rows of t tokens, all with causal or all with full attention."""
 
     objective: str
     """clm, mlm or mntp."""
     input_ids: Int64
-    """(b, t)."""
+    """(b, t) token ids."""
     targets: Int64
-    """(b, t) ids, or -100."""
+    """(b, t) token ids, or -100."""
     segments: Int64
-    """(b, t) document of each token, counted from 0 in every row."""
+    """(b, t) index of each token's document, counted from 0 in every row."""
     causal: bool
+    """Whether attention is causal, else full."""
     sample_indices: Int64
-    """(b,) each row's position in the step, which keys its randomness."""
+    """(b,) index of each row among all rows of the step; part of the row's random key."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def num_targets(self) -> int:
-        """Number of targets in the batch."""
         return int((self.targets != IGNORE_INDEX).sum())
 
     @property
     def masked_positions(self) -> NDArray[np.bool_]:
-        """(b, t) which tokens were chosen to be hidden; mntp predicts them one position before."""
+        """(b, t), True for chosen tokens. With mntp their targets are one position before."""
         has_target: NDArray[np.bool_] = self.targets != IGNORE_INDEX
         if self.objective != "mntp":
             return has_target
@@ -55,24 +56,27 @@ class TrainingBatch:
         return np.concatenate([first_column, has_target[:, :-1]], axis=1)
 
     def __getitem__(self, rows: slice) -> TrainingBatch:
-        inputs, targets, segments = (x[rows] for x in (self.input_ids, self.targets, self.segments))
-        return TrainingBatch(
-            self.objective, inputs, targets, segments, self.causal, self.sample_indices[rows]
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            targets=self.targets[rows],
+            segments=self.segments[rows],
+            sample_indices=self.sample_indices[rows],
         )
 
     @property
     def position_ids(self) -> Int64:
-        """(b, t) the position of every token within its document's part of the row."""
+        """(b, t) position of every token, counted from 0 at each start of a document in the row."""
         positions = np.arange(self.input_ids.shape[1])
         is_start = np.diff(self.segments, axis=1, prepend=-1) != 0
         starts: Int64 = np.maximum.accumulate(np.where(is_start, positions, 0), axis=1)
         return positions - starts
 
     def attention_mask(self) -> Tensor | None:
-        """Return (b, 1, t, t), True where a position may attend: in its own document, and not after
-        itself if causal.
+        """Return (b, 1, t, t), True if the query position may attend to the key position.
 
-        None if every row is one document: then only the direction matters.
+        A position attends within its document and, if causal, not to later positions. Returns None
+        if every row is one document, because `causal` then says everything.
         """
         if (self.segments == 0).all():
             return None
@@ -82,7 +86,10 @@ class TrainingBatch:
 
 
 def make_clm_batch(ids: Int64, segments: Int64, sample_indices: Int64) -> TrainingBatch:
-    """Predict every token from those before it in its document. Padding is not a target."""
+    """Make a batch that predicts every token from earlier tokens of its document.
+
+    Padding is not a target.
+    """
     targets = np.full_like(ids, IGNORE_INDEX)
     is_target = (segments[:, 1:] == segments[:, :-1]) & (ids[:, 1:] != PAD_ID)
     targets[:, :-1] = np.where(is_target, ids[:, 1:], IGNORE_INDEX)
@@ -91,45 +98,45 @@ def make_clm_batch(ids: Int64, segments: Int64, sample_indices: Int64) -> Traini
 
 @dataclass(frozen=True, slots=True)
 class StepMasking:
-    """How a step masks tokens."""
+    """How one step masks tokens."""
 
     spec: ObjectiveSpec
     mask_rate: float
-    """Share of tokens."""
+    """Share of the tokens that are masked, 0 to 1."""
     seed_key: Sequence[int]
-    """(seed of the run, step); with a row's sample index it keys what is hidden in the row."""
+    """(seed of the run, step). With a row's sample index it is the random key of the row."""
     vocab_size: int
-    """Random words are drawn from the ids below it."""
+    """Random replacement tokens are text ids below it."""
     mask_counts: Ids | None = None
-    """(b, t) how often each token was hidden before."""
+    """(b, t) how often each token was chosen before; None = not counted."""
 
 
 def make_masked_batch(
     ids: Int64, segments: Int64, sample_indices: Int64, masking: StepMasking
 ) -> TrainingBatch:
-    """Predict hidden tokens from all others in their document: at their own position (mlm), or one
-    before it (mntp).
+    """Make a batch that predicts masked tokens from their document.
 
-    Special tokens are never hidden.
+    The prediction is at the token's own position (mlm) or one position before (mntp). Special
+    tokens are never masked.
     """
     spec = masking.spec
-    candidates = ids >= FIRST_TEXT_ID
-    if spec.masked == "mntp":  # the first token of a document's part has no position before it
-        candidates[:, 0] = False
-        candidates[:, 1:] &= segments[:, 1:] == segments[:, :-1]
-    mask, random, _ = spec.corrupt
+    maskable = ids >= FIRST_TEXT_ID
+    if spec.masked == "mntp":  # a document's first token has no position before it
+        maskable[:, 0] = False
+        maskable[:, 1:] &= segments[:, 1:] == segments[:, :-1]
+    mask_share, random_share, _ = spec.corrupt
     corruption = Corruption(
         MASK_ID,
         np.arange(FIRST_TEXT_ID, masking.vocab_size),
         spec.spans,
         corrupt_whole_spans=spec.spans != "token",
-        mask_share=mask,
-        random_share=random,
+        mask_share=mask_share,
+        random_share=random_share,
         min_masked=spec.least,
     )
-    keys = [(*masking.seed_key, int(sample)) for sample in sample_indices]
-    rows = MaskableRows(ids, candidates, segments, masking.mask_counts)
-    inputs, chosen = apply_masking(rows, masking.mask_rate, keys, corruption)
+    row_seeds = [(*masking.seed_key, int(sample)) for sample in sample_indices]
+    rows = MaskableRows(ids, maskable, segments, masking.mask_counts)
+    inputs, chosen = apply_masking(rows, masking.mask_rate, row_seeds, corruption)
     targets = np.where(chosen, ids, IGNORE_INDEX)
     if spec.masked == "mntp":
         targets = np.concatenate([targets[:, 1:], np.full((len(ids), 1), IGNORE_INDEX)], axis=1)
@@ -139,11 +146,13 @@ def make_masked_batch(
 
 
 def truncate_rows(ids: Int64, segments: Int64, lengths: Int64) -> tuple[Int64, Int64]:
-    """Keep the first `lengths` (b,) tokens of rows (b, t); the rest becomes padding, a document of
-    its own.
+    """Keep the first `lengths` (b,) tokens of rows (b, t), and replace the others by padding.
+
+    The padding gets a new segment, so that no token attends to it.
     """
-    cut = np.arange(ids.shape[1]) >= lengths[:, None]
-    return np.where(cut, PAD_ID, ids), np.where(cut, segments.max(initial=0) + 1, segments)
+    is_padding = np.arange(ids.shape[1]) >= lengths[:, None]
+    padding_segment = segments.max(initial=0) + 1
+    return np.where(is_padding, PAD_ID, ids), np.where(is_padding, padding_segment, segments)
 
 
 def _renumber_documents(segments: Int64) -> Int64:

@@ -1,6 +1,6 @@
 """Parameter groups, optimizers, gradient clipping, and the moving average of weights.
 
-The schedule decides learning rates: the loop writes them into `param_groups` before each step.
+The training loop sets the learning rate in `param_groups` before each step (see schedule).
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from antlm_bench.errors import CheckpointError, DeclarationError
 
 ParamGroup = dict[str, Any]
 
-DECAY_EXEMPTIONS = ("embeddings", "positions")  # what a recipe may exempt from weight decay
-LAYER_MIX_PATTERN = re.compile(r"alphas?(\.\d+)?$")  # names of the weights of layer mixes
+DECAY_EXEMPTIONS = ("embeddings", "positions")  # values of the recipe key optimizer.exempt
+# Names of the weights with which a layer sums the outputs of earlier layers (ELC-BERT, GPT-BERT).
+LAYER_MIX_PATTERN = re.compile(r"alphas?(\.\d+)?$")
 
 
 def build_param_groups(
     model: nn.Module, weight_decay: float, exempt: Collection[str] = (), decay_mixing: bool = False
 ) -> list[ParamGroup]:
-    """Return groups {params, weight_decay}: parameters that decay, then those that do not.
+    """Return two groups {params, weight_decay}: parameters with weight decay, and without.
 
-    Matrices decay; biases and norms (fewer than 2 dimensions) do not. Weights of layer mixes decay
-    with `decay_mixing` (GPT-BERT, arXiv 2410.24159) and not without (ELC-BERT, arXiv 2311.02265).
-    exempt: "positions" exempts the embeddings of relative positions, "embeddings" all embeddings,
-    also if a head is tied to one. Tied weights occur once, frozen parameters not at all. Raises
-    DeclarationError for other names in `exempt`.
+    Matrices decay; biases and norms (fewer than 2 dimensions) do not. decay_mixing: whether layer
+    mixing weights decay, as in GPT-BERT (arXiv 2410.24159), or not, as in ELC-BERT (arXiv
+    2311.02265). exempt: "positions" exempts relative position embeddings, "embeddings" exempts all
+    embeddings, including one that is tied to the LM head. Each tied weight is listed once, and
+    frozen parameters are left out. An empty group is left out. Raises DeclarationError for other
+    names in `exempt`.
     """
     unknown = sorted(set(exempt) - set(DECAY_EXEMPTIONS))
     if unknown:
         hint = f"one of {', '.join(DECAY_EXEMPTIONS)}; biases and norms never decay"
         raise DeclarationError(
-            f"nothing is called {unknown[0]!r} here", location="optimizer.exempt", hint=hint
+            f"unknown exemption {unknown[0]!r}", location="optimizer.exempt", hint=hint
         )
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -46,16 +48,16 @@ def build_param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # The embeddings of relative positions are a bare parameter.
+        # Relative position embeddings are a parameter without an nn.Embedding.
         is_embedding = id(parameter) in embeddings or "embedding" in name.rpartition(".")[2]
         is_relative = is_embedding and ("relative" in name or "positions" in name)
-        is_exempt = is_embedding and "embeddings" in exempt
-        is_exempt |= is_relative and "positions" in exempt
-        if LAYER_MIX_PATTERN.search(name):
-            is_exempt = is_exempt or not decay_mixing
+        if (is_embedding and "embeddings" in exempt) or (is_relative and "positions" in exempt):
+            decays = False
+        elif LAYER_MIX_PATTERN.search(name):
+            decays = decay_mixing
         else:
-            is_exempt = is_exempt or parameter.dim() < 2
-        (exempted if is_exempt else decayed).append(parameter)
+            decays = parameter.dim() >= 2
+        (decayed if decays else exempted).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": exempted, "weight_decay": 0.0},
@@ -64,8 +66,7 @@ def build_param_groups(
 
 
 class Lamb(torch.optim.Optimizer):  # type: ignore[misc]
-    """LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2), with the trust ratio only for weights
-    that decay.
+    """LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2), with LTG-BERT's rule for biases.
 
     With Adam's bias-corrected moments m and v: u = m / (sqrt(v) + eps) + weight_decay w, then w -=
     lr r u. The trust ratio is r = |w| / |u| per tensor (1 if either norm is 0). In groups without
@@ -86,7 +87,7 @@ class Lamb(torch.optim.Optimizer):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient. closure: evaluated first, if given."""
+        """Update every parameter that has a gradient. closure: called first to compute the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -110,7 +111,8 @@ class Lamb(torch.optim.Optimizer):  # type: ignore[misc]
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
 
-        # m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), with both corrections in the divisor
+        # divisor = (sqrt(v) / sqrt(1 - beta2^t) + eps) (1 - beta1^t), so that m / divisor is Adam's
+        # u
         divisors = torch._foreach_sqrt(squares)
         torch._foreach_div_(divisors, [(1 - beta2 ** state["step"]) ** 0.5 for state in states])
         torch._foreach_add_(divisors, group["eps"])
@@ -138,15 +140,15 @@ def build_optimizer(
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> float:
-    """Return the 2-norm of all gradients; scale them down to `max_norm` in place if it is larger.
+    """Scale all gradients in place to a 2-norm of at most `max_norm`; return the norm before.
 
-    max_norm None: never scale. A norm that is infinite or NaN is returned as it is, and no gradient
-    is touched: the loop must stop.
+    max_norm: None = do not scale. If the norm is infinite or NaN, gradients stay unchanged, and the
+    caller must stop.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients, foreach=None))
     if max_norm is not None and max_norm < norm < float("inf"):
-        # as torch.nn.utils.clip_grad_norm_
+        # 1e-6 as in torch.nn.utils.clip_grad_norm_
         torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
     return norm
 
@@ -155,7 +157,7 @@ class Ema:
     """Exponential moving average of a model's trainable weights, in fp32 (GPT-BERT: decay 0.999).
 
     It starts at the initial weights. After every step average += (1 - decay) (weights - average),
-    with a constant decay as in GPT-BERT's code. The averages are all its state.
+    with a constant decay as in GPT-BERT's code.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -172,34 +174,33 @@ class Ema:
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return name -> average: the tensors themselves, not copies."""
+        """Return name -> average. The tensors are not copied."""
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the averages. Raises CheckpointError if names or shapes differ from the model's."""
-        own, loaded = (
-            {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            for tensors in (self.average, state)
-        )
-        if own != loaded:
-            name = sorted(dict(own.items() ^ loaded.items()))[0]
-            hint = "resume with the recipe that the run began with"
+        model_shapes = {name: tuple(tensor.shape) for name, tensor in self.average.items()}
+        state_shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if model_shapes != state_shapes:
+            name = sorted(dict(model_shapes.items() ^ state_shapes.items()))[0]
             raise CheckpointError(
-                f"an average of another model: {name} differs", location="ema", hint=hint
+                f"the saved average belongs to another model: {name} differs",
+                location="ema",
+                hint="resume with the recipe that the run began with",
             )
         for name, average in self.average.items():
             average.copy_(state[name])
 
     @contextmanager
     def averaged_weights(self, model: nn.Module) -> Iterator[None]:
-        """Give `model` the averaged weights inside; restore its own afterwards, bit for bit."""
+        """Replace the model's weights by their averages inside this context, then restore them."""
         weights = dict(model.named_parameters())
-        kept = {name: weights[name].detach().clone() for name in self.average}
+        current = {name: weights[name].detach().clone() for name in self.average}
         try:
             _copy_tensors(weights, self.average)
             yield
         finally:
-            _copy_tensors(weights, kept)
+            _copy_tensors(weights, current)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

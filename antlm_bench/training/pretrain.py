@@ -1,9 +1,11 @@
-"""Train a model: one loop for causal, masked, alternating (AntLM), mixed (GPT-BERT) and distilled.
+"""Train a model. One loop covers causal, masked, alternating (AntLM) and mixed (GPT-BERT)
+objectives, and distillation.
 
-The loop holds weights and optimizer state only. What a step does follows from its number (see
-schedule), and all randomness is keyed by (seed, step, sample). So a killed run continues bit for
-bit. How a step is spread over processes and micro-batches changes sums by rounding only: each loss
-is divided by the number of its targets in the whole step, and gradients are summed, not averaged.
+A step is determined by its index (see schedule), and all randomness is keyed by (seed, step,
+sample). So a killed run continues from saved weights and optimizer state with bit-identical
+results. Splitting a step into processes and micro-batches changes results by rounding only, because
+each loss is divided by its number of targets in the whole step, and gradients are summed over
+processes, not averaged.
 """
 
 from __future__ import annotations
@@ -43,36 +45,36 @@ from antlm_bench.training.objectives import (
 from antlm_bench.training.recipe import Recipe
 from antlm_bench.training.schedule import Step, count_rows, plan_steps
 
-MICRO_BATCH_TOKENS_BY_DEVICE = {"cpu": 4096}  # per forward
+MICRO_BATCH_TOKENS_BY_DEVICE = {"cpu": 4096}  # tokens per forward pass
 DEFAULT_MICRO_BATCH_TOKENS = 65_536
-MAX_LOSS_RATIO = 3.0  # times the loss of a uniform guess, ln(vocabulary)
+MAX_LOSS_RATIO = 3.0  # largest accepted loss, as a multiple of a uniform guess, ln(vocabulary)
 MILLION = 1_000_000
-# BabyLM's milestones in words seen: every million up to ten, every ten up to a hundred, every
-# hundred up to a billion.
+# BabyLM's checkpoints in words seen: every 1M up to 10M, every 10M up to 100M, every 100M up to 1B.
 MILESTONES = (
     *(n * scale for scale in (MILLION, 10 * MILLION, 100 * MILLION) for n in range(1, 10)),
     1000 * MILLION,
 )
-# A run that ends this close before a milestone has reached it: ten passes over "10M words" are
-# 99.9M words. This rule is ours.
+# At its end, a run has reached a milestone if at most this share of the words is missing: ten
+# passes over "10M words" are 99.9M words. BabyLM has no such rule.
 MILESTONE_TOLERANCE = 0.02
-ROW_LENGTHS_KEY = 2**32 - 1  # in the key of a step's row lengths: no sample has this number
+ROW_LENGTHS_KEY = 2**32 - 1  # replaces the sample index in the random key of row lengths
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """Where and how a recipe is run. Nothing here changes what is learned by more than rounding."""
+    """How a recipe is run. These settings change the learned weights by rounding only."""
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     """dtype of matrix products. Weights are float32."""
     micro_batch_tokens: int | None = None
-    """Tokens per forward, None = by device."""
+    """Tokens per forward pass; None = depends on the device."""
     compile_model: bool = False
+    """Whether to run torch.compile on the model."""
     save_every_minutes: float = 10.0
     """Minutes between two saved states."""
     stop_after: int | None = None
-    """End after so many steps, as if killed there."""
+    """Save the state and stop after this step; None = train to the end."""
     trackers: tuple[str, ...] = ()
     """Names of Accelerate's experiment trackers."""
     tracker_dir: str | None = None
@@ -80,7 +82,7 @@ class RuntimeSettings:
 
 
 class PretrainCallback(Protocol):
-    """Receives the progress of training, in the main process only."""
+    """What `pretrain` calls during training, in the main process only."""
 
     def on_train_begin(self, total_tokens: int, steps_done: int, tokens_seen: int) -> None: ...
     def on_step_end(self, record: dict[str, Any]) -> None: ...
@@ -89,26 +91,31 @@ class PretrainCallback(Protocol):
 
 
 class MaskCounts:
-    """How often each token of a stream was hidden. Within a pass no token stands in two rows."""
+    """Counts how often each token of the corpus was masked."""
 
     def __init__(
         self, num_tokens: int, sum_across_processes: Callable[[NDArray[Any]], NDArray[Any]]
     ) -> None:
         self.counts = np.zeros(num_tokens, np.int16)
-        """(n,) counts of this process, and of all processes up to the last `synchronize`."""
+        """(n,) counts of all processes up to the last `synchronize`, then of this process only.
+
+        Other processes count other tokens, because the rows of a pass do not overlap (unless
+        corpus.offset = "row").
+        """
         self._synchronized = self.counts.copy()
         self._sum_across_processes = sum_across_processes
 
     def synchronize(self) -> None:
-        """Add what the other processes counted since the last call. All must call it at once."""
+        """Add the counts of the other processes since the last call. All processes must call it."""
         self.load(self._synchronized + self._sum_across_processes(self.counts - self._synchronized))
 
     def load(self, counts: NDArray[Any]) -> None:
-        self.counts, self._synchronized = counts.astype(np.int16), counts.astype(np.int16)
+        self.counts = counts.astype(np.int16)
+        self._synchronized = self.counts.copy()
 
 
 class Trainer:
-    """Trains a model: holds its weights, their average, the optimizer, and what was seen so far."""
+    """Makes optimizer steps. Holds the model, its averaged weights, the optimizer and counters."""
 
     def __init__(
         self,
@@ -119,10 +126,9 @@ class Trainer:
     ) -> None:
         keep_freed_memory()
         self.recipe, self.corpus = recipe, corpus
-        bf16 = settings.precision == "bfloat16"
         self.accelerator = Accelerator(
             cpu=settings.device == "cpu",
-            mixed_precision="bf16" if bf16 else "no",
+            mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
             log_with=list(settings.trackers) or None,
             project_dir=settings.tracker_dir,
         )
@@ -158,7 +164,8 @@ class Trainer:
             if recipe.objective.even
             else None
         )
-        self._epoch_row_starts: tuple[int, Int64] = (-1, np.empty(0, np.int64))
+        self._pass_row_starts: tuple[int, Int64] = (-1, np.empty(0, np.int64))
+        """Index of the current pass, and where its rows begin in the stream."""
 
     def train_step(self, step: Step) -> dict[str, Any]:
         """Make one optimizer step and return its log record.
@@ -169,19 +176,22 @@ class Trainer:
         if step.objective_switch and self.recipe.optimizer.at_switch == "reset":
             self.optimizer.state.clear()
         batches = self._make_batches(step, row_starts)
-        counts = self._sum_across_processes(
+        target_counts = self._sum_across_processes(
             {batch.objective: batch.num_targets for batch in batches}
         )
-        weights = self._objective_weights(step, counts)
-        nats = dict.fromkeys(counts, 0.0)
+        weights = self._objective_weights(step, target_counts)
+        nats = dict.fromkeys(target_counts, 0.0)
         for batch in batches:
             name = batch.objective
-            for part in self._micro_batches(batch) if counts[name] else ():
-                nats[name] += self._backward(part, step, counts[name], weights[name])
+            if target_counts[name]:
+                for micro_batch in self._micro_batches(batch):
+                    nats[name] += self._backward(
+                        micro_batch, step, target_counts[name], weights[name]
+                    )
         losses = {
-            name: total / counts[name]
+            name: total / target_counts[name]
             for name, total in self._sum_across_processes(nats).items()
-            if counts[name]
+            if target_counts[name]
         }
         self._sum_gradients()
         norm = optim.clip_gradients(self.model.parameters(), self.recipe.optimizer.clip)
@@ -204,85 +214,100 @@ class Trainer:
         }
 
     def _row_starts(self, step: Step) -> Int64:
-        """Return where the rows of a step begin in the stream. Each pass has its own order."""
-        if self._epoch_row_starts[0] != step.epoch_index:
+        """Return where the rows of a step begin in the stream. Each pass shuffles the rows anew."""
+        if self._pass_row_starts[0] != step.pass_index:
             if self.mask_counts:
                 self.mask_counts.synchronize()
-            rng = np.random.default_rng([self.recipe.seed, step.epoch_index])
-            rule = self.recipe.corpus.offset
-            offset = int(rng.integers(step.row_length)) if rule == "random" else 0
-            order = rng.permutation(count_rows(len(self.corpus), step.row_length, rule))
+            rng = np.random.default_rng([self.recipe.seed, step.pass_index])
+            offset_rule = self.recipe.corpus.offset
+            offset = int(rng.integers(step.row_length)) if offset_rule == "random" else 0
+            order = rng.permutation(count_rows(len(self.corpus), step.row_length, offset_rule))
             starts = offset + order * step.row_length
-            if rule == "row":
+            if offset_rule == "row":
                 starts = starts + rng.integers(step.row_length, size=len(order))
-            self._epoch_row_starts = step.epoch_index, starts
-        return self._epoch_row_starts[1][step.first_row : step.first_row + step.num_rows]
+            self._pass_row_starts = step.pass_index, starts
+        return self._pass_row_starts[1][step.first_row : step.first_row + step.num_rows]
 
     def _row_lengths(self, step: Step) -> Int64:
-        """Return how many tokens of each row of a step are text; the rest is padding."""
+        """Return the number of tokens of each row of a step, without padding."""
         lengths = np.full(step.num_rows, step.row_length)
-        if short := self.recipe.batch.short:
+        short_share = self.recipe.batch.short
+        if short_share:
             rng = np.random.default_rng([self.recipe.seed, step.index, ROW_LENGTHS_KEY])
-            is_short = rng.random(step.num_rows) < short
+            is_short = rng.random(step.num_rows) < short_share
             shortened = rng.integers(1, step.row_length, size=step.num_rows)
             lengths = np.where(is_short, shortened, lengths)
         return lengths
 
     def _make_batches(self, step: Step, row_starts: Int64) -> list[TrainingBatch]:
-        """Return this process's part of a step: a batch per objective, of every n-th row of n
-        processes.
+        """Return the batches of this process, one per objective.
+
+        Of n processes, each trains on every n-th row of the step.
         """
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        own_rows = np.arange(process, step.num_rows, num_processes)
-        is_causal = own_rows < step.num_causal_rows
+        samples = np.arange(process, step.num_rows, num_processes)
         batches = []
-        for causal, samples in ((True, own_rows[is_causal]), (False, own_rows[~is_causal])):
-            if step.num_causal_rows == (0 if causal else step.num_rows):
-                continue
-            ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
-            if self.recipe.batch.short:
-                ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
-            if causal:
-                batches.append(make_clm_batch(ids, segments, samples))
-                continue
-            positions = row_starts[samples][:, None] + np.arange(step.row_length)
-            counts = self.mask_counts.counts[positions] if self.mask_counts else None
-            seed_key = (self.recipe.seed, step.index)
-            masking = StepMasking(
-                self.recipe.objective, step.mask_rate, seed_key, self.vocab_size, counts
-            )
-            batches.append(make_masked_batch(ids, segments, samples, masking))
-            if self.mask_counts:
-                self.mask_counts.counts[positions] += batches[-1].masked_positions
+        # All processes make the same objectives; a batch may be empty in one of them.
+        if step.num_causal_rows:
+            causal = samples[samples < step.num_causal_rows]
+            batches.append(make_clm_batch(*self._read_rows(step, row_starts, causal), causal))
+        if step.num_causal_rows < step.num_rows:
+            masked = samples[samples >= step.num_causal_rows]
+            batches.append(self._make_masked_batch(step, row_starts, masked))
         return batches
 
+    def _read_rows(self, step: Step, row_starts: Int64, samples: Int64) -> tuple[Int64, Int64]:
+        """Return (ids, segments) of some rows of a step, cut and padded if the recipe says so."""
+        ids, segments = self.corpus.read_rows(row_starts[samples], step.row_length)
+        if self.recipe.batch.short:
+            ids, segments = truncate_rows(ids, segments, self._row_lengths(step)[samples])
+        return ids, segments
+
+    def _make_masked_batch(self, step: Step, row_starts: Int64, samples: Int64) -> TrainingBatch:
+        """Return a masked batch of some rows of a step, and update the mask counts."""
+        positions = row_starts[samples][:, None] + np.arange(step.row_length)
+        masking = StepMasking(
+            self.recipe.objective,
+            step.mask_rate,
+            seed_key=(self.recipe.seed, step.index),
+            vocab_size=self.vocab_size,
+            mask_counts=self.mask_counts.counts[positions] if self.mask_counts else None,
+        )
+        batch = make_masked_batch(*self._read_rows(step, row_starts, samples), samples, masking)
+        if self.mask_counts:
+            self.mask_counts.counts[positions] += batch.masked_positions
+        return batch
+
     def _objective_weights(self, step: Step, target_counts: dict[str, float]) -> dict[str, float]:
-        """Return the weight of each objective's mean loss. An objective without a target leaves its
-        weight to the other.
+        """Return the weight of each objective's mean loss.
+
+        They sum to 1. An objective without targets has weight 0.
         """
+        causal_weight, masked_weight = step.loss_weights
         weights = {
-            name: step.loss_weights[name != "clm"] if count else 0.0
+            name: (causal_weight if name == "clm" else masked_weight) if count else 0.0
             for name, count in target_counts.items()
         }
-        return {name: weight / (sum(weights.values()) or 1.0) for name, weight in weights.items()}
+        total = sum(weights.values()) or 1.0
+        return {name: weight / total for name, weight in weights.items()}
 
     def _micro_batches(self, batch: TrainingBatch) -> Iterator[TrainingBatch]:
-        """Yield parts of a batch that fit into memory, without those that have no target."""
+        """Yield the batch in parts that fit into memory. Parts without a loss are skipped."""
         size = max(1, self.micro_batch_tokens // batch.input_ids.shape[1])
         parts = (batch[start : start + size] for start in range(0, len(batch), size))
         return (part for part in parts if part.num_targets or self._distils_all_positions)
 
     @property
     def _distils_all_positions(self) -> bool:
-        """Whether the divergence to teachers counts at every position, not only at targets."""
+        """Whether the divergence from the teachers is computed at all positions."""
         return bool(self.recipe.distil and self.recipe.distil.divergence == "per-sequence")
 
     def _backward(
         self, batch: TrainingBatch, step: Step, num_targets: float, loss_weight: float
     ) -> float:
-        """Add the gradients of a part's loss; return its summed cross-entropy in nats.
+        """Add the gradients of a micro-batch; return its summed cross-entropy in nats.
 
-        The loss is `loss_weight` times the mean over the step's `num_targets`.
+        Its loss is `loss_weight` x (summed loss) / `num_targets`. num_targets: of the whole step.
         """
         samples = batch.sample_indices.tolist()
         keyed = dropout.keyed_samples(self.recipe.seed, step.index, samples)
@@ -294,7 +319,7 @@ class Trainer:
     def _compute_loss(
         self, batch: TrainingBatch, num_targets: float, num_rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a part of a step, and its summed cross-entropy in nats.
+        """Return the summed loss of a micro-batch, and its summed cross-entropy in nats.
 
         num_targets, num_rows: of the whole step.
         """
@@ -313,14 +338,14 @@ class Trainer:
     def _distillation_targets(
         self, batch: TrainingBatch, num_targets: float, num_rows: int
     ) -> DistillationTargets:
-        """Return what the teachers say of a batch.
+        """Run the teachers on a micro-batch and return their logits (lazily).
 
-        The weight corrects the divergence of a per-sequence recipe: it is divided by the number of
-        rows, all else by the number of targets.
+        num_targets, num_rows: of the whole step. The caller divides the loss by the number of
+        targets; `weight` makes a per-sequence divergence a mean over rows.
         """
         assert self.recipe.distil is not None
         with torch.no_grad():
-            heads = [
+            teacher_logits = [
                 LazyLogits(
                     hidden_states_at_targets(teacher, batch, self._distils_all_positions)[0],
                     *lm_head_parameters(teacher),
@@ -329,7 +354,7 @@ class Trainer:
             ]
         weight = num_targets / num_rows if self._distils_all_positions else 1.0
         return DistillationTargets(
-            heads, self.recipe.distil.temperature, self.recipe.distil.alpha, weight
+            teacher_logits, self.recipe.distil.temperature, self.recipe.distil.alpha, weight
         )
 
     def compute_held_out_loss(self) -> float:
@@ -338,16 +363,16 @@ class Trainer:
         text, length = self.corpus.held_out, self.recipe.batch.length
         row_starts = np.arange(count_rows(len(text), length, "fixed")) * length
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        own_rows = np.arange(process, len(row_starts), num_processes)
-        batch = make_clm_batch(*text.read_rows(row_starts[own_rows], length), own_rows)
-        targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
+        samples = np.arange(process, len(row_starts), num_processes)
+        batch = make_clm_batch(*text.read_rows(row_starts[samples], length), samples)
+        num_targets = self._sum_across_processes({"targets": batch.num_targets})["targets"]
         total = 0.0
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for part in self._micro_batches(batch):
-                total += float(self._compute_loss(part, targets, len(row_starts))[0])
+            for micro_batch in self._micro_batches(batch):
+                total += float(self._compute_loss(micro_batch, num_targets, len(row_starts))[0])
         self.model.train()
-        return self._sum_across_processes({"loss": total})["loss"] / targets
+        return self._sum_across_processes({"loss": total})["loss"] / num_targets
 
     def _sum_across_processes(self, values: dict[str, float] | dict[str, int]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
@@ -364,39 +389,38 @@ class Trainer:
         return np.asarray(total.astype(values.dtype))
 
     def _sum_gradients(self) -> None:
-        """Sum gradients over all processes, as one flat tensor; a parameter without one counts as
-        zeros.
-        """
+        """Sum gradients over all processes. A parameter without a gradient counts as zeros."""
         if self.accelerator.num_processes == 1:
             return
-        learned = [p for p in self.model.parameters() if p.requires_grad]
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learned]
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         total: Tensor = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
-        for parameter, grad in zip(learned, total.split([g.numel() for g in grads]), strict=True):
+        sizes = [g.numel() for g in grads]
+        for parameter, grad in zip(parameters, total.split(sizes), strict=True):
             parameter.grad = grad.view_as(parameter)
 
     def _check_stability(self, step: Step, losses: dict[str, float], norm: float) -> None:
-        bound = MAX_LOSS_RATIO * math.log(self.vocab_size)
-        worst = max(losses.values(), default=0.0)
-        # NaN satisfies none of these.
-        if math.isfinite(norm) and worst <= bound and (norm or not losses):
-            return
-        problem = "the loss left all bounds"
-        if not norm:
-            problem = "the gradient is zero: the weights have overflown"
+        """Raise TrainingError if the loss is out of bounds or the gradient is zero."""
+        max_loss = MAX_LOSS_RATIO * math.log(self.vocab_size)
+        if losses and norm == 0:
+            problem = "the gradient is zero: the weights have overflowed"
+        elif math.isfinite(norm) and all(loss <= max_loss for loss in losses.values()):
+            return  # not for NaN, which is not <= max_loss
+        else:
+            problem = f"the loss is out of bounds (at most {max_loss:.4g} nats)"
         numbers = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         last_row = step.first_row + step.num_rows - 1
         raise TrainingError(
-            f"{problem} ({numbers}; gradient norm {norm:.4g}); nothing of this step was learned",
+            f"{problem}: {numbers}; gradient norm {norm:.4g}. The weights were not updated",
             location=f"step {step.index + 1}, rows {step.first_row} to {last_row} "
-            f"of pass {step.epoch_index + 1}",
-            hint="begin anew in another --out with a lower learning rate "
+            f"of pass {step.pass_index + 1}",
+            hint="train anew in another --out with a lower learning rate "
             f"(--set optimizer.lr={self.recipe.optimizer.lr / 3:.2g}), a longer warm-up "
             "or --precision float32; the last state and all checkpoints are kept",
         )
 
     def training_metadata(self) -> dict[str, Any]:
-        """Return how the checkpoint was trained, as its config.json records it."""
+        """Return the training metadata that is written into the checkpoint's config.json."""
         recipe = self.recipe
         return {
             "recipe": recipe.name,
@@ -417,17 +441,15 @@ class Trainer:
             )
 
     def save_state(self, folder: Path) -> None:
-        """Save all that resuming needs. `mask_counts.synchronize` must have run since the last
-        step.
-        """
-        moments, other_state = checkpoint_io.flatten_optimizer_state(self.optimizer)
+        """Save everything that a resumed run needs. Call `mask_counts.synchronize` before."""
+        moments, non_tensors = checkpoint_io.flatten_optimizer_state(self.optimizer)
         tensors = checkpoint_io.add_prefix("model.", self.model.named_parameters())
         tensors |= checkpoint_io.add_prefix("optimizer.", moments.items())
         if self.ema:
             tensors |= checkpoint_io.add_prefix("ema.", self.ema.state_dict().items())
         if self.mask_counts:
             tensors["hidden"] = torch.from_numpy(self.mask_counts.counts)
-        metadata = self._progress_metadata() | {"optimizer": other_state}
+        metadata = self._progress_metadata() | {"optimizer": non_tensors}
         checkpoint_io.save_state(folder, self.steps_done, tensors, metadata)
 
     def load_state(self, folder: Path) -> bool:
@@ -446,7 +468,7 @@ class Trainer:
         return True
 
     def save_if_best(self, folder: Path, loss: float) -> None:
-        """Save the weights in `folder`, unless it holds weights with a held-out loss as low."""
+        """Save the weights in `folder` if `loss` is lower than that of the weights saved there."""
         state = checkpoint_io.load_state(folder)
         if state is None or loss < state[1]["held_out"]:
             tensors = checkpoint_io.add_prefix("model.", self.model.named_parameters())
@@ -454,7 +476,7 @@ class Trainer:
             checkpoint_io.save_state(folder, self.steps_done, tensors, metadata)
 
     def load_best(self, folder: Path) -> None:
-        """Load the weights that `save_if_best` kept. The model cannot be trained further."""
+        """Load the weights of `save_if_best`, without the optimizer state that training needs."""
         state = checkpoint_io.load_state(folder)
         assert state is not None
         self._restore(*state)
@@ -474,10 +496,11 @@ class Trainer:
 def pretrain(
     trainer: Trainer, out: Path, callback: PretrainCallback, settings: RuntimeSettings
 ) -> Path | None:
-    """Train to the end, or until a stop is requested; return the final checkpoint, or None.
+    """Train to the end and return the final checkpoint, or None if training was stopped before.
 
-    `out` receives state/, chck_1M ... by words seen, main, and best/ if the recipe selects a pass
-    by held-out loss. Raises DataError, TrainingError and RunError.
+    Writes to `out`: state/ (to resume), checkpoints chck_1M ... by words seen, the final checkpoint
+    main, and best/ (weights of the best pass) if the recipe selects a pass by held-out loss. Raises
+    DataError, TrainingError and RunError.
     """
     steps = plan_steps(trainer.recipe, len(trainer.corpus))
     held_out, length = trainer.corpus.held_out, trainer.recipe.batch.length
@@ -496,7 +519,7 @@ def pretrain(
         words_before, start_time = trainer.words_seen, time.monotonic()
         record = trainer.train_step(step)
         is_last = step is steps[-1]
-        pass_ends = is_last or steps[step.index + 1].epoch_index != step.epoch_index
+        pass_ends = is_last or steps[step.index + 1].pass_index != step.pass_index
         if pass_ends and held_out:
             record["held_out"] = trainer.compute_held_out_loss()
             if is_main:
@@ -505,7 +528,7 @@ def pretrain(
             seconds = time.monotonic() - start_time
             callback.on_step_end(record | {"seconds": seconds, "switch": step.objective_switch})
         words_seen = trainer.words_seen
-        if is_last:
+        if is_last:  # see MILESTONE_TOLERANCE
             words_seen /= 1 - MILESTONE_TOLERANCE
         milestones = [words for words in MILESTONES if words_before < words <= words_seen]
         if is_main:
@@ -514,8 +537,8 @@ def pretrain(
                 callback.on_save(out / f"chck_{words // MILLION}M", trainer.steps_done)
         stop = _any_process(trainer, callback.stop_requested())
         stop = stop or trainer.steps_done == settings.stop_after
-        is_late = time.monotonic() - last_save > 60 * settings.save_every_minutes
-        if _any_process(trainer, is_main and (stop or bool(milestones) or is_late)):
+        is_save_due = time.monotonic() - last_save > 60 * settings.save_every_minutes
+        if _any_process(trainer, is_main and (stop or bool(milestones) or is_save_due)):
             _save_state(trainer, out)
             last_save = time.monotonic()
         if stop and trainer.steps_done < len(steps):
@@ -531,7 +554,7 @@ def pretrain(
 
 
 def _save_state(trainer: Trainer, out: Path) -> None:
-    """Save the state. All processes must call it; the main one writes."""
+    """Save the state. All processes must call this; the main process writes."""
     if trainer.mask_counts:
         trainer.mask_counts.synchronize()
     if trainer.accelerator.is_main_process:
@@ -539,4 +562,5 @@ def _save_state(trainer: Trainer, out: Path) -> None:
 
 
 def _any_process(trainer: Trainer, flag: bool) -> bool:
-    return bool(trainer._sum_across_processes({"stop": float(flag)})["stop"])
+    """Return whether `flag` is true in any process."""
+    return bool(trainer._sum_across_processes({"flag": float(flag)})["flag"])

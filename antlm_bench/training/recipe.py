@@ -1,8 +1,8 @@
-"""Recipes: every number of a training run, as typed declarations.
+"""Recipes: typed declarations of all settings of a training run.
 
-A recipe is a TOML in `models/`. It may extend one other recipe, may declare smaller scales of
-itself, and can be changed on the command line (`--set optimizer.lr=1e-3`). The result is one flat
-declaration, which a run stores whole.
+A recipe is a TOML in `models/`. It may extend another recipe, may declare smaller scales, and can
+be changed on the command line (`--set optimizer.lr=1e-3`). `read_recipe` resolves all of these to
+one `Recipe`, which the run stores.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from antlm_bench.declarations import (
 from antlm_bench.errors import DeclarationError, UsageError
 from antlm_bench.scoring.methods import METHODS
 
-Tables = dict[str, Any]
+Tables = dict[str, Any]  # the content of a TOML
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-# (table, key, key that it excludes)
+# (table, key, key that must not be given with it)
 EXCLUSIVE_KEYS = (("optimizer", "warmup", "warmup_steps"), ("optimizer", "warmup_steps", "warmup"))
 
 
@@ -39,18 +39,19 @@ class ModelSpec(Declaration):
     """The shape of the network."""
 
     architecture: str
-    """A name of architectures.records.ARCHITECTURES."""
+    """A name in architectures.records.ARCHITECTURES."""
     layers: Count
+    """Number of layers."""
     hidden: Count
-    """Width of hidden states."""
+    """Size of the hidden states."""
     heads: Count
     """Attention heads per layer."""
     kv_heads: Count | None = None
-    """Key and value heads of grouped-query attention (llama); None = as many as heads."""
+    """Key and value heads of grouped-query attention (llama only); None = same as heads."""
     ffn: Count
-    """Width of the feed-forward layer."""
+    """Size of the feed-forward layer."""
     positions: Count
-    """Tokens of the longest row."""
+    """Maximum number of tokens per row."""
     tied: bool
     """Whether input and output embeddings are one matrix."""
     dropout: Share = 0.0
@@ -58,14 +59,19 @@ class ModelSpec(Declaration):
     attention_dropout: Share = 0.0
     """Dropout rate of attention probabilities."""
     norm_eps: Positive
+    """Epsilon of the norms."""
     buckets: Count = 32
-    """Buckets of relative positions: 2 x buckets - 1 vectors (ltg-bert, gpt-bert)."""
+    """Buckets of relative positions (ltg-bert, gpt-bert), which have 2 x buckets - 1 vectors."""
     layer_mix: Literal["", "base", "zero", "normalized", "weighted_output"] = ""
-    """The ELC-BERT variant of ltg-bert; "" = plain LTG-BERT."""
+    """ltg-bert only: the variant of ELC-BERT by which a layer sums the outputs of earlier layers;
+    "" = LTG-BERT without such sums.
+    """
     attention_gate: bool = True
-    """Whether attention is gated (gpt-bert)."""
+    """gpt-bert only: whether attention has a gate."""
     layer_weights: bool = True
-    """Whether each sub-layer reads a learned sum of all earlier states (gpt-bert)."""
+    """gpt-bert only: whether the input of a sub-layer is a learned weighted sum of all earlier
+    outputs.
+    """
 
     @field_validator("architecture")
     @classmethod
@@ -86,9 +92,9 @@ class ModelSpec(Declaration):
         architecture = ARCHITECTURES[self.architecture]
         for key in ("kv_heads", "layer_mix"):
             if getattr(self, key) and key not in architecture.optional_keys:
-                owners = [other.name for other in ARCHITECTURES if key in other.optional_keys]
+                supporting = [other.name for other in ARCHITECTURES if key in other.optional_keys]
                 raise ValueError(
-                    f"{key} is for {' and '.join(owners)}, not for {architecture.name}"
+                    f"{key} is for {' and '.join(supporting)}, not for {architecture.name}"
                 )
         if architecture.relative_positions and self.buckets >= self.positions:
             raise ValueError(
@@ -104,66 +110,69 @@ class TokenizerSpec(Declaration):
     """
 
     vocabulary: Annotated[int, Field(ge=261)]
-    """Tokens, special ones included. At least 256 bytes and the five special tokens."""
+    """Number of tokens, including 256 bytes and the five special tokens."""
     alphabet: Literal["bytes", "seen"] = "bytes"
-    """Whether every byte has a token, or only the bytes of the corpus."""
+    """bytes: every byte has a token. seen: only the bytes that occur in the corpus."""
     min_frequency: Count = 2
-    """How often a pair must occur to be merged."""
+    """Minimum frequency of a pair of tokens to be merged."""
     normalizer: Literal["", "NFC", "NFKC"] = "NFKC"
-    """Unicode normalisation of the text; "" = none."""
+    """Unicode normalisation; "" = none."""
     single_digits: bool = False
-    """Whether every digit is a token of its own."""
+    """Whether every digit is a separate token."""
 
 
 class CorpusSpec(Declaration):
-    """How text becomes rows: windows of one stream of tokens that never attend across documents."""
+    """How text becomes rows, which are windows of one stream of tokens."""
 
     layout: Literal["lines", "files"] = "lines"
-    """lines: every line begins with <s>, and blank lines are left out. files: a file is encoded
-    whole, with its line breaks and without special tokens, as BabyLlama does.
+    """lines: every line begins with <s>, and blank lines are left out. files: each file is encoded
+    as one text, with line breaks and without special tokens, as in BabyLlama.
     """
     document: Literal["file", "line", "corpus"]
-    """What a document of a text file is. A record of a .jsonl always is one; `corpus` ignores all
-    borders.
+    """What is one document; attention never crosses documents. corpus: the whole corpus. file or
+    line: of a text file; each JSON object of a .jsonl is a document with `file`.
     """
     eos: bool = False
-    """Whether a </s> ends each line."""
+    """Whether each line ends with </s>."""
     offset: Literal["random", "fixed", "row"] = "fixed"
-    """Where a pass over the corpus begins to cut rows: always at token 0 (fixed), at one random
-    token (random), or each row at a random token of its own (row, as BabyLlama does).
+    """Where rows begin. fixed: the first row at token 0, each other where the last one ends.
+    random: each pass shifts all rows by the same random offset. row: each row has its own random
+    offset, as in BabyLlama.
     """
     words: Count | None = None
-    """Train on about so many words; every file keeps its share. None = all."""
+    """Approximate number of words to train on; every file is cut by the same share. None = all."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """This share of every file, its last lines, is not trained on. The loss on it is measured after
-    every pass, and the weights of the pass with the lowest loss are the result.
+    """Share of every file, taken from its end, that is not trained on. The loss on it is computed
+    after every pass, and the final checkpoint has the weights of the pass with the lowest loss.
     """
 
     @model_validator(mode="after")
     def _check_layout(self) -> CorpusSpec:
         if self.layout == "files" and (self.document == "line" or self.eos):
             raise ValueError(
-                "layout = 'files' has no lines: document must be 'file' or 'corpus', eos false"
+                "layout = 'files' needs document = 'file' or 'corpus', and eos = false"
             )
         return self
 
 
 class PhaseSpec(Declaration):
-    """A block of training: its duration, and the mixture of objectives in every batch."""
+    """A phase of training: its duration, and the mixture of objectives in every batch."""
 
     epochs: Count | None = None
+    """Duration in epochs; excludes `steps`."""
     steps: Count | None = None
+    """Duration in optimizer steps; excludes `epochs`."""
     causal: Annotated[float, Field(ge=0)] = 0.0
-    """Parts of a batch that are causal rows; only the ratio to `masked` counts."""
+    """Relative number of causal rows in a batch."""
     masked: Annotated[float, Field(ge=0)] = 0.0
-    """Parts of a batch that are masked rows."""
+    """Relative number of masked rows in a batch."""
 
     @model_validator(mode="after")
     def _check_phase(self) -> PhaseSpec:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a phase lasts for either epochs or steps")
+            raise ValueError("give either epochs or steps")
         if not self.causal + self.masked:
-            raise ValueError("a phase needs causal or masked above 0: it trains nothing")
+            raise ValueError("a phase needs causal or masked above 0")
         return self
 
     @property
@@ -173,31 +182,31 @@ class PhaseSpec(Declaration):
 
 
 class ObjectiveSpec(Declaration):
-    """The masked objective: what is predicted, and which tokens are hidden."""
+    """The masked objective: which tokens are masked, and where they are predicted."""
 
     masked: Literal["mlm", "mntp"] = "mlm"
-    """mlm predicts a hidden token at its own position, mntp one position before it."""
+    """mlm predicts a masked token at its own position, mntp one position before it."""
     rate: Share = 0.15
-    """Share of tokens that are hidden, at the start of training."""
+    """Share of tokens that are masked at the start of training."""
     final_rate: Share | None = None
-    """The rate at the end, reached linearly; None = constant."""
+    """Share at the end of training, reached linearly; None = same as `rate`."""
     spans: Literal["token", "geometric", "uniform"] = "token"
-    """Distribution of span lengths: single tokens, Geometric(1/3) mod 10 (LTG-BERT), or Uniform(1,
-    3) (GPT-BERT). See training.masking.
+    """Distribution of the lengths of masked spans: single tokens, geometric (LTG-BERT), or uniform
+    in 1 to 3 (GPT-BERT). See training.masking.
     """
     least: Literal[0, 1] = 1
-    """Fewest tokens that geometric spans hide in a row."""
+    """Minimum number of tokens that geometric spans mask in a row."""
     even: bool = False
-    """Whether uniform spans prefer tokens that were hidden less often so far, as GPT-BERT does."""
+    """Whether uniform spans prefer tokens that were masked less often before, as in GPT-BERT."""
     corrupt: TomlTuple[Share] = (0.8, 0.1, 0.1)
-    """Shares of the hidden tokens that become <mask>, become a random token, or stay."""
+    """Shares of the masked tokens that become <mask>, become a random token, or stay unchanged."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-normaliser in the loss: see training.losses."""
+    """Weight of the squared log-sum-exp of the logits in the loss, see training.losses."""
 
     @model_validator(mode="after")
     def _check_objective(self) -> ObjectiveSpec:
         if len(self.corrupt) != 3 or abs(sum(self.corrupt) - 1) > 1e-9:
-            raise ValueError("corrupt is [mask, random, kept], adding up to 1")
+            raise ValueError("corrupt is [mask, random, unchanged], three shares with sum 1")
         if self.even and self.spans != "uniform":
             raise ValueError(f"even = true needs spans = 'uniform', not {self.spans!r}")
         return self
@@ -207,21 +216,21 @@ class BatchSpec(Declaration):
     """The size of an optimizer step."""
 
     tokens: Count
-    """Tokens per step, at the start of training."""
+    """Tokens per step at the start of training."""
     final_tokens: Count | None = None
-    """Tokens per step at the end, reached linearly; None = constant."""
+    """Tokens per step at the end, reached linearly; None = same as `tokens`."""
     length: Annotated[int, Field(ge=2)]
-    """Tokens per row."""
+    """Tokens per row at the start of training."""
     longer: TomlTuple[TomlTuple[float]] = ()
-    """[[share, length], ...]: from this share of training on, rows have this length. The tokens of
-    a step stay the same, so there are fewer rows.
+    """[[share, length], ...]: after this share of training, rows have this length. The tokens per
+    step stay the same, so a step has fewer rows.
     """
     grows: Literal["step", "pass"] = "step"
-    """Whether tokens and length change at every step, or when a pass over the corpus begins
+    """When tokens and length change: at every step, or when a pass over the corpus begins
     (GPT-BERT).
     """
     short: Share = 0.0
-    """This share of the rows is cut to a random number of tokens and padded (LTG-BERT)."""
+    """Share of the rows that are cut to a random length and padded (LTG-BERT)."""
 
     @model_validator(mode="after")
     def _check_row_lengths(self) -> BatchSpec:
@@ -234,13 +243,15 @@ class BatchSpec(Declaration):
                 or pair[1] <= lengths[-1]
             ):
                 raise ValueError(
-                    "longer is [[share, length], ...]: shares within 0..1, lengths growing"
+                    "longer is [[share, length], ...]: shares between 0 and 1, "
+                    "increasing whole lengths"
                 )
             lengths.append(pair[1])
-        if [p[0] for p in self.longer] != sorted({p[0] for p in self.longer}):
-            raise ValueError("longer is [[share, length], ...] with growing shares")
+        shares = [share for share, _ in self.longer]
+        if shares != sorted(set(shares)):
+            raise ValueError("longer is [[share, length], ...] with increasing shares")
         if min(self.tokens, self.final_tokens or self.tokens) < max(lengths):
-            raise ValueError(f"tokens must hold at least one row of {max(lengths):.0f}")
+            raise ValueError(f"tokens must be at least one row of {max(lengths):.0f}")
         return self
 
     @property
@@ -252,8 +263,8 @@ class BatchSpec(Declaration):
 class OptimizerSpec(Declaration):
     """Optimizer and learning-rate schedule.
 
-    The rate rises linearly from 0 to `lr` in the warm-up, then follows `schedule` down to `final` x
-    lr. Over the last share `cooldown` of steps it falls linearly to 0.
+    The learning rate rises linearly from 0 to `lr` in the warm-up, then falls to `final` x lr by
+    `schedule`. In the cooldown it falls linearly to 0.
     """
 
     name: Literal["adamw", "lamb"]
@@ -263,55 +274,60 @@ class OptimizerSpec(Declaration):
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     exempt: TomlTuple[Literal["embeddings", "positions"]] = ()
-    """Weights without decay, beside biases and norms: all embeddings, or those of relative
-    positions.
+    """Parameters without weight decay in addition to biases and norms: all embeddings, or relative
+    position embeddings.
     """
     decay_mixing: bool = False
-    """Whether the weights of layer mixes decay, too."""
+    """Whether the weights of sums over layer outputs (layer_mix, layer_weights) decay."""
     clip: Positive = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient; a larger gradient is scaled down."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final: Share = 0.0
-    """Final learning rate of the schedule, as a share of lr."""
+    """Learning rate at the end of the schedule, as a share of lr."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of the warm-up; excludes `warmup`."""
+    """Number of warm-up steps; excludes `warmup`."""
     warmup: Share | None = None
-    """Share of steps of the warm-up; excludes `warmup_steps`."""
+    """Share of the steps that are warm-up; excludes `warmup_steps`."""
     cooldown: Share = 0.0
+    """Share of the steps, at the end, that are cooldown."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the averaged weights that are saved instead of the last ones; 0 = no average."""
+    """Decay of an exponential moving average of the weights. Checkpoints hold the average; 0 =
+    none.
+    """
     at_switch: Literal["keep", "reset"] = "keep"
-    """What happens to the optimizer's state when the mixture of objectives changes."""
+    """Whether the optimizer's state is kept or reset when the mixture of objectives changes."""
     restart: Literal["run", "phase"] = "run"
     """Whether one schedule covers the whole run, or each phase has its own."""
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> OptimizerSpec:
         if self.warmup_steps is not None and self.warmup is not None:
-            raise ValueError(
-                "warmup (a share of the steps) and warmup_steps exclude each other: give one"
-            )
+            raise ValueError("give warmup (a share of the steps) or warmup_steps, not both")
         if len(self.betas) != 2:
             raise ValueError("betas are two numbers")
         if self.cooldown and self.schedule != "constant" and not self.final:
-            raise ValueError("a cooldown needs final above 0: it falls from there to zero")
+            raise ValueError(
+                "a cooldown needs final above 0, because it falls from final x lr to 0"
+            )
         return self
 
 
 class DistilSpec(Declaration):
-    """Distillation: alpha x cross-entropy + (1 - alpha) x temperature^2 x KL to the teachers.
+    """Distillation with the loss alpha x CE + (1 - alpha) x temperature^2 x KL(teachers ||
+    student).
 
-    The teachers' logits are averaged. The cross-entropy is a mean over targets.
+    The teachers' logits are averaged. The cross-entropy CE is a mean over targets.
     """
 
     teachers: TomlTuple[str]
-    """Names of recipes. A name that is given twice is trained with two seeds."""
+    """Names of recipes. A name that occurs twice is trained with two seeds."""
     temperature: Positive
+    """Divides the logits of teachers and student."""
     alpha: Share
     """Weight of the cross-entropy."""
     divergence: Literal["per-sequence", "per-token"] = "per-sequence"
-    """per-sequence: KL is summed over all positions of a row and averaged over rows, as the code of
-    both BabyLlama papers computes it. per-token: it is averaged over targets.
+    """per-sequence: KL is summed over all positions of a row and averaged over rows, as in the code
+    of both BabyLlama papers. per-token: KL is averaged over targets.
     """
 
     @model_validator(mode="after")
@@ -322,27 +338,30 @@ class DistilSpec(Declaration):
 
 
 class DifferenceSpec(Declaration):
-    """Where a recipe departs from its paper, or decides what the paper leaves open.
+    """A difference between a recipe and its paper, or a choice that the paper leaves open.
 
     A recipe inherits the differences of the recipe that it extends. An entry with the same `number`
-    replaces one; an entry without `ours` removes it.
+    replaces an inherited entry. An entry with only a `number` removes it.
     """
 
     number: str
-    """The difference; the name of a recipe key where it is one."""
+    """What differs: a recipe key, or a short description."""
     paper: str = ""
     """The value in the paper."""
     ours: str = ""
-    """The value here."""
+    """The value in this recipe."""
     why: str = ""
+    """The reason for the difference."""
     option: str = ""
-    """`--set KEY=VALUE ...` that gives the original or the other choice; "" if there is none."""
+    """`--set KEY=VALUE ...` that gives the paper's value or the other choice; "" if there is none.
+    """
 
 
 class EvaluateSpec(Declaration):
-    """What every milestone is scored on, as by `antlm-bench score`."""
+    """The suites on which `train` scores every milestone checkpoint."""
 
     suites: TomlTuple[str]
+    """Names of suites, as in `antlm-bench score --suite`."""
     limit: Count | None = None
     """Items per paradigm; None = all."""
 
@@ -350,7 +369,7 @@ class EvaluateSpec(Declaration):
     def _check_suites(self) -> EvaluateSpec:
         if not self.suites:
             raise ValueError(
-                "suites is empty: name at least one, or leave the table [evaluate] out"
+                "suites is empty: name at least one suite, or leave out the table [evaluate]"
             )
         return self
 
@@ -361,20 +380,20 @@ class Recipe(Declaration):
     name: str
     title: str
     scale: str = ""
-    """The scale that was chosen; "" = the recipe itself."""
+    """The declared scale to which the recipe was changed; "" = none."""
     sources: TomlTuple[str]
     """Papers and code that the recipe follows."""
     notes: TomlTuple[str] = ()
     difference: TomlTuple[DifferenceSpec] = ()
-    """Departures of the recipe from its sources."""
+    """Differences between the recipe and its sources."""
     methods: TomlTuple[str]
-    """Scoring methods of its checkpoints; the first is the default."""
+    """Scoring methods for the checkpoints of the recipe; the first is the default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     model: ModelSpec
     tokenizer: TokenizerSpec
     corpus: CorpusSpec
     phase: TomlTuple[PhaseSpec]
-    """Phases in order, all in epochs or all in steps."""
+    """Phases in order. Either all have `epochs`, or all have `steps`."""
     objective: ObjectiveSpec = ObjectiveSpec()
     batch: BatchSpec
     optimizer: OptimizerSpec
@@ -385,7 +404,7 @@ class Recipe(Declaration):
     def _check_consistency(self) -> Recipe:
         has_masked_phase = any(phase.masked for phase in self.phase)
         if not self.phase or len({phase.epochs is None for phase in self.phase}) != 1:
-            raise ValueError("phase: at least one, all in epochs or all in steps")
+            raise ValueError("give at least one phase, and either all in epochs or all in steps")
         if self.batch.max_row_length > self.model.positions:
             raise ValueError(
                 f"batch: rows of {self.batch.max_row_length} do not fit "
@@ -397,59 +416,64 @@ class Recipe(Declaration):
             raise ValueError("corpus.held_out: needs causal phases only, and optimizer.ema = 0")
         if self.batch.grows == "pass" and self.phase[0].steps is None:
             raise ValueError(
-                "batch.grows = 'pass' needs phases in steps: passes of unequal batches are not "
-                "counted"
+                "batch.grows = 'pass' needs phases in steps, because the number of passes is not "
+                "known before"
             )
         self._check_methods()
         return self
 
     def _check_methods(self) -> None:
-        """Raise ValueError for a scoring method that the trained objectives do not support."""
+        """Raise ValueError for a scoring method that the phases and objectives do not train."""
         for name in self.methods:
             if name not in METHODS:
                 hint = suggest_name(name, METHODS.names()) or ", ".join(METHODS.names())
                 raise ValueError(f"methods: unknown method {name!r}: {hint}")
         objective, attentions = self.objective.masked, set(self.attentions)
-        trained = [method for method in METHODS if method.attentions <= attentions]
-        fitting = [method.name for method in trained if method.objective in ("", objective)]
-        fix = f"give one or several of methods = {json.dumps(fitting)}"
+        with_attention = [method for method in METHODS if method.attentions <= attentions]
+        supported = [
+            method.name for method in with_attention if method.objective in ("", objective)
+        ]
+        fix = f"give one or several of methods = {json.dumps(supported)}"
         if not self.methods:
             raise ValueError(f"methods is empty: {fix}")
         for name in self.methods:
-            if METHODS[name] not in trained:
+            if METHODS[name] not in with_attention:
                 raise ValueError(
                     f"methods: {name!r} needs an attention that no phase trains; {fix}"
                 )
-            if name not in fitting:
-                needed = METHODS[name].objective
+            if name not in supported:
+                required = METHODS[name].objective
                 raise ValueError(
-                    f"methods: {name!r} needs objective.masked = {needed!r}, not {objective!r}; "
+                    f"methods: {name!r} needs objective.masked = {required!r}, not {objective!r}; "
                     f"{fix}"
                 )
 
     @property
     def attentions(self) -> tuple[str, ...]:
-        """The attentions that some phase trains: "causal", "full"."""
+        """The attentions that the phases train: "causal", "full" or both, in this order."""
         causal = ("causal",) if any(phase.causal for phase in self.phase) else ()
-        return (*causal, "full") if any(phase.masked for phase in self.phase) else causal
+        full = ("full",) if any(phase.masked for phase in self.phase) else ()
+        return (*causal, *full)
 
 
 def read_recipe(ref: str, scale: str = "", overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by its name or .toml, with a scale and `key=value` overrides applied.
+    """Read a recipe by its name or .toml, and apply a scale and `key=value` overrides.
 
-    Raises DeclarationError (with file and key) and UsageError (an impossible scale or override).
+    Raises DeclarationError (with file and key), and UsageError for an impossible scale or override.
     """
     path = find_declaration("models", ref)
     tables = _load_tables(path)
     scales: Tables = tables.pop("scale", {})
     if not (isinstance(scales, dict) and all(isinstance(t, dict) for t in scales.values())):
         raise DeclarationError(
-            "scales are tables: [scale.nano], [scale.nano.model]", location=f"{path}: scale"
+            "scale is not a table of tables",
+            location=f"{path}: scale",
+            hint="e.g. [scale.nano.model]",
         )
     if scale:
         if scale not in scales:
-            known = f"it has {', '.join(scales)}" if scales else "it declares none"
-            raise UsageError(f"{path.stem} has no scale {scale!r}: {known}", location="--scale")
+            available = f"it has {', '.join(scales)}" if scales else "it declares none"
+            raise UsageError(f"{path.stem} has no scale {scale!r}: {available}", location="--scale")
         tables = merge_tables(tables, scales[scale])
     tables |= {"name": path.stem, "scale": scale}
     try:
@@ -459,43 +483,47 @@ def read_recipe(ref: str, scale: str = "", overrides: Sequence[str] = ()) -> Rec
 
 
 def _apply_overrides(tables: Tables, overrides: Sequence[str]) -> Tables:
-    """Return a recipe's tables with `--set` overrides applied; later ones win.
+    """Return the recipe's tables with `--set` overrides applied in order.
 
-    If two keys exclude each other, an override of one removes the recipe's other one.
+    An override of one of two EXCLUSIVE_KEYS removes the other key from the recipe.
     """
-    changed: Tables = {}
-    for change in overrides:
-        changed = merge_tables(changed, _parse_override(change))
-    out = merge_tables({}, tables)
-    for table, key, rival in EXCLUSIVE_KEYS:
-        override, original = changed.get(table), out.get(table)
+    changes: Tables = {}
+    for text in overrides:
+        changes = merge_tables(changes, _parse_override(text))
+    changed = dict(tables)
+    for table, key, excluded in EXCLUSIVE_KEYS:
+        override, original = changes.get(table), changed.get(table)
         if isinstance(override, dict) and isinstance(original, dict) and key in override:
-            out[table] = {name: value for name, value in original.items() if name != rival}
-    return merge_tables(out, changed)
+            changed[table] = {name: value for name, value in original.items() if name != excluded}
+    return merge_tables(changed, changes)
 
 
 def _blame_overrides(
     error: DeclarationError, tables: Tables, overrides: Sequence[str], path: Path
 ) -> DeclarationError:
-    """Return an error that names the `--set` overrides that cause it, if any do."""
-    blamed = list(overrides)
-    for change in overrides:
-        rest = [other for other in blamed if other is not change]
+    """Return an error that names the `--set` overrides that cause it.
+
+    These are the overrides that remain after removing each override without which the same error
+    occurs. Returns `error` itself if none remains.
+    """
+    causes = list(overrides)
+    for override in overrides:
+        others = [other for other in causes if other is not override]
         try:
-            validate_tables(_apply_overrides(tables, rest), Recipe, path)
+            validate_tables(_apply_overrides(tables, others), Recipe, path)
         except DeclarationError as other_error:
             if (other_error.message, other_error.location) == (error.message, error.location):
-                blamed = rest
-    if not blamed:
+                causes = others
+    if not causes:
         return error
     key = error.location.removeprefix(str(path)).removeprefix(": ")
-    value: Any = tables
+    original_value: Any = tables
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        original_value = original_value.get(part) if isinstance(original_value, dict) else None
     hint = ""
-    if isinstance(value, int | float | str | list):
-        hint = f"the recipe has {key} = {json.dumps(value)}"
-    location = " ".join(f"--set {change}" for change in blamed)
+    if isinstance(original_value, int | float | str | list):
+        hint = f"the recipe has {key} = {json.dumps(original_value)}"
+    location = " ".join(f"--set {override}" for override in causes)
     message = f"{key}: {error.message}" if key else error.message
     return DeclarationError(message, location=location, hint=hint)
 
@@ -506,9 +534,7 @@ def list_scales(ref: str) -> tuple[str, ...]:
 
 
 def merge_tables(base: Tables, overrides: Tables) -> Tables:
-    """Merge nested tables key by key. A list replaces a list: half of a list of phases means
-    nothing.
-    """
+    """Merge nested tables key by key. A list replaces the whole list."""
     merged = dict(base)
     for key, value in overrides.items():
         old = merged.get(key)
@@ -519,17 +545,19 @@ def merge_tables(base: Tables, overrides: Tables) -> Tables:
 
 
 def _load_tables(path: Path) -> Tables:
-    """Read a file's tables, merged over those of the recipe that it extends (one level)."""
+    """Read the tables of a recipe, merged into those of the recipe that it extends."""
     tables = parse_toml(path)
     parent = tables.pop("extends", None)
     if parent is None:
         return tables
     if not isinstance(parent, str):
-        raise DeclarationError("extends is the name of one recipe", location=f"{path}: extends")
+        raise DeclarationError(
+            f"extends = {parent!r} is not the name of a recipe", location=f"{path}: extends"
+        )
     base = parse_toml(find_declaration("models", parent))
     if "extends" in base:
         raise DeclarationError(
-            f"{parent!r} itself extends {base['extends']!r}: one level only",
+            f"{parent!r} itself extends {base['extends']!r}, but only one level is possible",
             location=f"{path}: extends",
         )
     merged = merge_tables(base, tables)
@@ -539,25 +567,23 @@ def _load_tables(path: Path) -> Tables:
 
 
 def _merge_differences(base: list[Any], overrides: list[Any]) -> list[Any]:
-    """Replace entries by overrides of the same number; an override without `ours` removes one."""
-    rows = {
-        row.get("number") if isinstance(row, dict) else number: row
-        for number, row in enumerate(base)
-    }
-    rows |= {
-        row.get("number") if isinstance(row, dict) else -1 - number: row
-        for number, row in enumerate(overrides)
-    }
-    return [row for row in rows.values() if not isinstance(row, dict) or len(row) > 1]
+    """Merge lists of `difference` tables as `DifferenceSpec` documents.
+
+    Entries that are not tables stay in the list, so that validation reports them.
+    """
+    merged: dict[Any, Any] = {}
+    for index, entry in enumerate([*base, *overrides]):
+        merged[entry.get("number") if isinstance(entry, dict) else index] = entry
+    return [entry for entry in merged.values() if not isinstance(entry, dict) or len(entry) > 1]
 
 
 def _parse_override(text: str) -> Tables:
-    """Parse `optimizer.lr=1e-3` to nested tables."""
+    """Parse e.g. `optimizer.lr=1e-3` to nested tables."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UsageError(
-            f"{text!r} is not key=value", location="--set", hint="e.g. --set optimizer.lr=1e-3"
+            f"{text!r} is not KEY=VALUE", location="--set", hint="e.g. --set optimizer.lr=1e-3"
         )
     if parts[0] in ("extends", "scale", "name"):
         raise UsageError(f"{parts[0]!r} cannot be set", location="--set")

@@ -1,8 +1,8 @@
-"""Plan the steps of a run as a pure function of recipe and corpus size.
+"""Plan all steps of a run from its recipe and the size of its corpus.
 
-A step takes rows of one length out of one pass over the corpus. A pass is an epoch, or the part of
-one with rows of that length. Everything is known before the first step, so resuming needs no
-memory.
+All rows of a step have one length and belong to one pass over the corpus. A pass is an epoch; if
+the row length changes within an epoch, a new pass begins. The plan is known before the first step,
+so a resumed run needs only the number of the steps that it has done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from antlm_bench.errors import DataError
 from antlm_bench.training.recipe import OptimizerSpec, Recipe
 from antlm_bench.types import Floats
 
-PROGRESS_BINS = (
-    1000  # equal parts of a run, in which every step counts as the same part of an epoch
-)
+# A run is cut into this many equal bins to integrate how much of an epoch its steps cover. Batch
+# size and row length count as constant within a bin.
+PROGRESS_BINS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +28,27 @@ class Step:
     """One optimizer step."""
 
     index: int
-    """0, 1, ..."""
+    """Index of the step in the run, from 0."""
     phase: int
     """Index into Recipe.phase."""
-    epoch_index: int
-    """Number of the pass over the corpus, from 0."""
+    pass_index: int
+    """Index of the pass over the corpus, from 0."""
     first_row: int
-    """The step takes rows first_row .. first_row + num_rows - 1 of the pass."""
+    """The step has rows first_row .. first_row + num_rows - 1 of the pass."""
     num_rows: int
     row_length: int
-    """In tokens."""
+    """Tokens per row."""
     num_causal_rows: int
-    """The first rows of the step; the others are masked."""
+    """Number of causal rows. They come first; the others are masked."""
     loss_weights: tuple[float, float]
-    """Weights of the causal and of the masked loss."""
+    """Weights of the mean causal and the mean masked loss."""
     lr: float
     mask_rate: float
+    """Share of the tokens of masked rows that are masked."""
     tokens_before: int
-    """Tokens seen before this step."""
+    """Tokens in all earlier steps."""
     objective_switch: bool
-    """Whether the mixture of objectives differs from that of the step before."""
+    """Whether the share of causal rows that the phase declares differs from the previous step's."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,61 +56,66 @@ class Step:
 
 
 def count_rows(num_tokens: int, row_length: int, offset: str) -> int:
-    """Return the rows of one pass under a rule of `CorpusSpec.offset`, equal for all passes."""
-    if offset == "row":  # any row may begin up to length - 1 tokens later
+    """Return the number of rows of every pass. offset: see `CorpusSpec.offset`."""
+    if offset == "row":  # each row begins up to row_length - 1 tokens later
         return num_tokens // row_length - 1
-    return (num_tokens - (row_length - 1 if offset == "random" else 0)) // row_length
+    max_offset = row_length - 1 if offset == "random" else 0
+    return (num_tokens - max_offset) // row_length
 
 
 def plan_steps(recipe: Recipe, num_tokens: int) -> list[Step]:
     """Return every step of a run. Raises DataError if the corpus does not fill one row."""
     batch, offset = recipe.batch, recipe.corpus.offset
     if count_rows(num_tokens, batch.max_row_length, offset) < 1:
-        least = "the two rows that offset = 'row' needs, each" if offset == "row" else "one row"
+        minimum = "the two rows that offset = 'row' needs, each" if offset == "row" else "one row"
         raise DataError(
-            f"the corpus has {num_tokens:,} tokens, less than {least} of {batch.max_row_length}",
+            f"the corpus has {num_tokens:,} tokens, less than {minimum} of {batch.max_row_length}",
             hint="give a larger --corpus, or a smaller --scale",
         )
     total = count_steps(recipe, num_tokens)
-    ends = _phase_ends(recipe, num_tokens, total)
+    phase_ends = _phase_ends(recipe, num_tokens, total)
     steps: list[Step] = []
-    length, next_length, full_rows = 0, 0, 0
-    epoch_index, first_row, rows_left, tokens = -1, 0, 0, 0
+    pass_index, first_row, rows_left, tokens_before = -1, 0, 0, 0
+    row_length = next_row_length = max_rows = 0
     for index in range(total):
-        fraction, phase = index / total, bisect(ends, index)
+        fraction, phase = index / total, bisect(phase_ends, index)
         if not rows_left or batch.grows == "step":
-            next_length = _row_length(recipe, (index + (batch.grows == "pass")) / total)
-            full_rows = _rows_per_step(recipe, fraction, next_length)
-        if not rows_left or next_length != length:
-            length, epoch_index, first_row = next_length, epoch_index + 1, 0
-            rows_left = count_rows(num_tokens, length, offset)
+            # As in GPT-BERT's code, a pass looks up the length at index + 1.
+            length_fraction = (index + 1) / total if batch.grows == "pass" else fraction
+            next_row_length = _row_length(recipe, length_fraction)
+            max_rows = _rows_per_step(recipe, fraction, next_row_length)
+        if not rows_left or next_row_length != row_length:  # a new pass begins
+            row_length, pass_index, first_row = next_row_length, pass_index + 1, 0
+            rows_left = count_rows(num_tokens, row_length, offset)
         causal_share = recipe.phase[phase].causal_share
-        num_rows = min(rows_left, full_rows)
+        num_rows = min(rows_left, max_rows)
         num_causal = _count_causal_rows(num_rows, causal_share)
         step = Step(
             index=index,
             phase=phase,
-            epoch_index=epoch_index,
+            pass_index=pass_index,
             first_row=first_row,
             num_rows=num_rows,
-            row_length=length,
+            row_length=row_length,
             num_causal_rows=num_causal,
             loss_weights=_loss_weights(num_rows, num_causal, causal_share),
-            lr=_step_learning_rate(recipe.optimizer, index, total, ends, phase),
+            lr=_step_learning_rate(recipe.optimizer, index, phase_ends, phase),
             mask_rate=_interpolate(recipe.objective.rate, recipe.objective.final_rate, fraction),
-            tokens_before=tokens,
+            tokens_before=tokens_before,
             objective_switch=bool(steps)
             and causal_share != recipe.phase[steps[-1].phase].causal_share,
         )
         steps.append(step)
         first_row, rows_left = first_row + num_rows, rows_left - num_rows
-        tokens += step.num_tokens
+        tokens_before += step.num_tokens
     return steps
 
 
 def count_steps(recipe: Recipe, num_tokens: int) -> int:
-    """Return the number of optimizer steps: exact for epochs of one row length and batch size,
-    nearly so if they grow.
+    """Return the number of optimizer steps of a run.
+
+    For phases in epochs with a growing batch or row length the run covers nearly these epochs, else
+    exactly.
     """
     if recipe.phase[0].steps is not None:
         return sum(phase.steps or 0 for phase in recipe.phase)
@@ -118,12 +124,13 @@ def count_steps(recipe: Recipe, num_tokens: int) -> int:
 
 
 def _epoch_progress(recipe: Recipe, num_tokens: int) -> Floats:
-    """Return the parts of an epoch that an average step covers, cumulated over the run.
+    """Return the cumulative sum over bins of the share of an epoch that a step covers.
 
-    (PROGRESS_BINS + 1,), rising from 0. The last step of a pass takes the rows that are left, so a
-    step is one part in a whole number, however large a batch is.
+    (PROGRESS_BINS + 1,), from 0 to the mean share per step. Times the number of steps it gives the
+    epochs done. A step covers 1 / (steps per pass), and a pass has a whole number of steps, because
+    its last step has the remaining rows.
     """
-    epochs_per_step = []
+    epochs_per_step = []  # for each bin
     for index in range(PROGRESS_BINS):
         fraction = (index + 0.5) / PROGRESS_BINS
         length = _row_length(recipe, fraction)
@@ -134,7 +141,7 @@ def _epoch_progress(recipe: Recipe, num_tokens: int) -> Floats:
 
 
 def _phase_ends(recipe: Recipe, num_tokens: int, total: int) -> list[int]:
-    """Return the step before which each phase ends; the last one is `total`."""
+    """Return for each phase the index of the first step after it; the last entry is `total`."""
     ends = np.cumsum([phase.epochs or phase.steps or 0 for phase in recipe.phase])
     if recipe.phase[0].steps is not None:
         return [int(end) for end in ends]
@@ -145,7 +152,7 @@ def _phase_ends(recipe: Recipe, num_tokens: int, total: int) -> list[int]:
 
 
 def _rows_per_step(recipe: Recipe, run_fraction: float, row_length: int) -> int:
-    """Return the rows of a full step, rounded as in GPT-BERT's code if the batch grows."""
+    """Return the maximum rows of a step. A growing batch is rounded as in GPT-BERT's code."""
     tokens = _interpolate(recipe.batch.tokens, recipe.batch.final_tokens, run_fraction)
     rows = tokens / row_length
     return max(1, int(rows) if recipe.batch.final_tokens is None else round(rows))
@@ -161,37 +168,40 @@ def _interpolate(start: float, end: float | None, fraction: float) -> float:
 
 
 def _count_causal_rows(num_rows: int, causal_share: float) -> int:
-    """Return the causal rows of a batch; both objectives get a row if there are two rows."""
+    """Return the number of causal rows. With two or more rows, each objective has at least one."""
     if causal_share in (0.0, 1.0) or num_rows < 2:
         return num_rows if causal_share >= 0.5 else 0
     return min(num_rows - 1, max(1, round(num_rows * causal_share)))
 
 
 def _loss_weights(num_rows: int, num_causal_rows: int, causal_share: float) -> tuple[float, float]:
-    """Return the weights of the two losses: the phase's, unless the batch holds one objective."""
+    """Return the weights of the causal and the masked loss.
+
+    They are the shares of the phase, or 1 and 0 if all rows have the same objective.
+    """
     if 0 < num_causal_rows < num_rows:
         return causal_share, 1 - causal_share
     return float(num_causal_rows > 0), float(num_causal_rows == 0)
 
 
 def _step_learning_rate(
-    spec: OptimizerSpec, step: int, total: int, ends: Sequence[int], phase: int
+    spec: OptimizerSpec, step: int, phase_ends: Sequence[int], phase: int
 ) -> float:
-    """Return the learning rate of a step: over the run, or over its phase."""
+    """Return the learning rate of a step. Its schedule covers the phase or the whole run."""
     if spec.restart == "phase":
-        start = ends[phase - 1] if phase else 0
-        return learning_rate(spec, step - start, ends[phase] - start)
-    return learning_rate(spec, step, total)
+        start = phase_ends[phase - 1] if phase else 0
+        return learning_rate(spec, step - start, phase_ends[phase] - start)
+    return learning_rate(spec, step, phase_ends[-1])
 
 
 def learning_rate(spec: OptimizerSpec, step: int, total: int) -> float:
-    """Return the rate of optimizer step 0, 1, ... of `total`, as the schedulers of transformers and
-    LTG compute it.
+    """Return the learning rate of step 0, 1, ... of `total` steps.
 
-    Warm-up: int(share x total) steps that rise linearly from 0, so the first step moves nothing.
-    Then `schedule` from lr to final x lr over the remaining steps. The last int(cooldown x total)
-    steps fall linearly to 0 from final x lr (from lr if the schedule is constant), whatever the
-    schedule reached before.
+    The rules are those of the schedulers of transformers and LTG. Warm-up: int(share x total) steps
+    rise linearly from 0, so the first step changes no weight. Then `schedule` goes from lr to final
+    x lr over the remaining steps. In the last int(cooldown x total) steps the rate falls linearly
+    to 0; it starts at final x lr (at lr if the schedule is constant), which need not be the value
+    of the schedule before.
     """
     warmup = spec.warmup_steps
     if warmup is None:
@@ -200,8 +210,12 @@ def learning_rate(spec: OptimizerSpec, step: int, total: int) -> float:
     if step < warmup:
         return spec.lr * step / warmup
     if step >= total - cooldown:
-        top = 1.0 if spec.schedule == "constant" else spec.final
-        return spec.lr * top * (total - step) / cooldown
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    shapes = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done, "constant": 1.0}
-    return spec.lr * (spec.final + (1 - spec.final) * shapes[spec.schedule])
+        cooldown_start = 1.0 if spec.schedule == "constant" else spec.final
+        return spec.lr * cooldown_start * (total - step) / cooldown
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    factors = {
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }
+    return spec.lr * (spec.final + (1 - spec.final) * factors[spec.schedule])

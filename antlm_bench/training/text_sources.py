@@ -1,8 +1,7 @@
-"""Read training text from files, a hub dataset or a grammar, as lines with document borders.
+"""Read training text from files, a hub dataset or a grammar, as lines with document starts.
 
-Text is read anew for every use (counting, the tokenizer, the tokens) and never held whole: a corpus
-may be larger than memory. Blank lines are left out if a corpus is made of lines; nothing else is
-changed.
+A corpus may be larger than memory. So its lines are iterated again for every use (counting words,
+training the tokenizer, encoding), and are never all in memory.
 """
 
 from __future__ import annotations
@@ -26,23 +25,24 @@ from antlm_bench.suites.sources import load_hub_rows
 from antlm_bench.suites.task_types import read_declaration
 
 Line = tuple[bool, str]
-"""Whether a document begins here, and the text without its line end."""
+"""(whether a document begins with the line, the text without its line break)."""
 TEXT_SUFFIXES = (".txt", ".train", ".jsonl")  # each also with .gz
-GRAMMAR_SENTENCES, GRAMMAR_SEED = 40_000, 1  # of a grammar's training text
+# Size and seed of the training text that a grammar generates.
+GRAMMAR_SENTENCES, GRAMMAR_SEED = 40_000, 1
 
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """One file of a training text, or a part that stands for one; read anew at every call."""
+    """A file of a training text. Datasets and grammars have one TextFile."""
 
     name: str
     iter_lines: Callable[[], Iterator[Line]]
-    """All lines, also blank ones. A file that ends with a line break has an empty last line, so
-    that joining the lines gives the text again.
+    """Read the file again and yield all lines, including blank ones. After a final line break comes
+    an empty line, so that `"\\n".join` of the lines is the text.
     """
 
     def iter_non_blank_lines(self) -> Iterator[Line]:
-        """Yield the lines that are not blank; a document begins at its first such line."""
+        """Yield the lines that are not blank; a document begins with its first non-blank line."""
         starts_document = False
         for starts, text in self.iter_lines():
             starts_document |= starts
@@ -53,20 +53,22 @@ class TextFile:
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """A training text: its files, and a digest of everything in them."""
+    """A training text."""
 
     name: str
     files: tuple[TextFile, ...]
     digest: str
+    """sha256 of the content of all files."""
 
 
 def load_text_source(ref: str) -> TextSource:
     """Return the text of a folder, a file, a suite with a grammar (`nano`), or a hub dataset.
 
-    Raises DataError, with file and line, if there is no text, or if it is not UTF-8 or not JSON.
+    Raises DataError if there is no text. Iterating the lines raises DataError, with file and line,
+    for text that is not UTF-8 or not valid JSON.
     """
     path, exists = expand_user_path(ref), False
-    with suppress(OSError):  # the name is too long for a file
+    with suppress(OSError):  # raised if the reference is too long for a file name
         exists = path.exists()
     if exists:
         return _source_from_files(path)
@@ -77,7 +79,7 @@ def load_text_source(ref: str) -> TextSource:
     raise DataError(
         "no such file or folder",
         location=ref,
-        hint="--corpus takes a folder of text, `nano`, or owner/name of the hub",
+        hint="give --corpus a folder or file of text, `nano`, or owner/name of a hub dataset",
     )
 
 
@@ -86,9 +88,9 @@ def _source_from_files(path: Path) -> TextSource:
     files = [file for file in files if _text_suffix(file)]
     if not files:
         raise DataError(
-            "no text here",
+            "no text files found",
             location=str(path),
-            hint=f"files ending in {', '.join(TEXT_SUFFIXES)}, each also with .gz",
+            hint=f"text files end with {', '.join(TEXT_SUFFIXES)}, or these followed by .gz",
         )
     digest = hashlib.sha256()
     for file in files:
@@ -99,7 +101,7 @@ def _source_from_files(path: Path) -> TextSource:
 
 
 def _text_suffix(file: Path) -> str:
-    """Return the suffix without .gz if it is one of text, else ""."""
+    """Return which of TEXT_SUFFIXES a file has, or "". A final .gz is ignored."""
     name = file.name.removesuffix(".gz")
     return next((suffix for suffix in TEXT_SUFFIXES if name.endswith(suffix)), "")
 
@@ -112,7 +114,7 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _read_lines(file: Path) -> Iterator[Line]:
-    """Yield the lines of a file. A record of a .jsonl is a document; so is a whole text file."""
+    """Yield the lines of a file. It is one document, or a .jsonl with one document per line."""
     raw = _read_bytes(file)
     if file.suffix == ".gz":
         try:
@@ -120,43 +122,44 @@ def _read_lines(file: Path) -> Iterator[Line]:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"damaged gzip file: {error}", location=str(file)) from None
     text = decode_utf8(raw, str(file), DataError)
-    numbered = enumerate(text.split("\n"), 1)
+    lines = text.split("\n")
     if _text_suffix(file) == ".jsonl":
-        for number, line in numbered:
+        for line_number, line in enumerate(lines, 1):
             if line.strip():
-                text = _parse_record(line, f"{file}:{number}")
-                yield from _mark_document_start(_split_record(text))
+                document = _parse_json_line(line, f"{file}:{line_number}")
+                yield from _document_lines(document)
     else:
-        yield from _mark_document_start(line for _, line in numbered)
+        yield from _mark_document_start(iter(lines))
 
 
 def _mark_document_start(lines: Iterator[str]) -> Iterator[Line]:
+    """Yield the lines of one document."""
     starts_document = True
     for line in lines:
         yield starts_document, line.removesuffix("\r")
         starts_document = False
 
 
-def _split_record(text: str) -> Iterator[str]:
-    """Split a record into lines. A line break ends it, so that no word spans two records."""
-    return iter([*text.removesuffix("\n").split("\n"), ""])
+def _document_lines(text: str) -> Iterator[Line]:
+    """Yield the lines of a document, and a line break, so that no word spans two documents."""
+    return _mark_document_start(iter([*text.removesuffix("\n").split("\n"), ""]))
 
 
-def _parse_record(line: str, location: str) -> str:
+def _parse_json_line(line: str, location: str) -> str:
+    """Return the text of a line of a .jsonl. Raises DataError."""
     try:
-        record: Any = json.loads(line)
+        row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", location=location) from None
-    text = record.get("text") if isinstance(record, dict) else None
+    text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise DataError(
-            "a record needs its text as a string under the key 'text'", location=location
-        )
+        raise DataError("no string under the key 'text'", location=location)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"not text: half of a surrogate pair at character {error.start}", location=location
+            f"not valid Unicode: half of a surrogate pair at character {error.start}",
+            location=location,
         ) from None
     return text
 
@@ -165,7 +168,7 @@ def _source_from_grammar(ref: str) -> TextSource:
     rules = getattr(read_declaration(ref)[0], "grammar", None)
     if rules is None:
         raise DataError(
-            f"{ref!r} has no grammar to make text from",
+            f"the suite {ref!r} has no grammar to generate text from",
             location="--corpus",
             hint="give a folder of text",
         )
@@ -187,7 +190,7 @@ def _source_from_hub(ref: str) -> TextSource:
 
     def lines() -> Iterator[Line]:
         for row in rows:
-            yield from _mark_document_start(_split_record(_row_text(row, ref)))
+            yield from _document_lines(_row_text(row, ref))
 
     return TextSource(ref, (TextFile(ref, lines),), digest.hexdigest())
 
@@ -196,13 +199,16 @@ def _row_text(row: Any, ref: str) -> str:
     text = row.get("text")
     if not isinstance(text, str):
         raise DataError(
-            f"its rows hold {', '.join(row)}, but no text under the key 'text'", location=ref
+            f"its rows have {', '.join(row)}, but no string in the column 'text'", location=ref
         )
     return text
 
 
 def limit_words(source: TextSource, max_words: int | None) -> TextSource:
-    """Keep the first lines of every file: about `max_words` words, with the files' shares."""
+    """Keep the first lines of every file, about `max_words` words in all.
+
+    Every file is cut by the same share.
+    """
     if max_words is None:
         return source
     counts = [
@@ -220,6 +226,7 @@ def limit_words(source: TextSource, max_words: int | None) -> TextSource:
 
 
 def _take_words(text_file: TextFile, remaining_words: int) -> Iterator[Line]:
+    """Yield lines until they have `remaining_words` words."""
     for starts_document, text in text_file.iter_lines():
         if remaining_words <= 0:
             return
@@ -228,35 +235,35 @@ def _take_words(text_file: TextFile, remaining_words: int) -> Iterator[Line]:
 
 
 def hold_out_lines(source: TextSource, share: float) -> tuple[TextSource, TextSource]:
-    """Return the text to train on, and the last `share` of every file's lines.
+    """Return (the text to train on, the last `share` of every file's lines).
 
-    Rounded as BabyLlama-2's authors do.
+    The number of lines is rounded as in BabyLlama-2's code.
     """
     train, held_out = [], []
     for file in source.files:
         is_text = [text != "" for _, text in file.iter_lines()]
-        num_lines = len(is_text) - (is_text[-1:] == [False])  # not the empty line at the end
+        num_lines = len(is_text) - (is_text[-1:] == [False])  # without an empty last line
         cut = round((1 - share) * num_lines)
         train.append(TextFile(file.name, partial(_slice_lines, file, 0, cut)))
         held_out.append(TextFile(file.name, partial(_slice_lines, file, cut, num_lines)))
-    digests = [
+    train_digest, held_out_digest = (
         hashlib.sha256(f"{source.digest} {share} {name}".encode()).hexdigest()
         for name in ("kept", "rest")
-    ]
+    )
     return (
-        TextSource(source.name, tuple(train), digests[0]),
-        TextSource(source.name, tuple(held_out), digests[1]),
+        TextSource(source.name, tuple(train), train_digest),
+        TextSource(source.name, tuple(held_out), held_out_digest),
     )
 
 
 def _slice_lines(text_file: TextFile, first: int, end: int) -> Iterator[Line]:
-    """Yield lines first .. end - 1; a document begins with the first one."""
+    """Yield lines first .. end - 1; a document begins with line `first`."""
     for index, (starts, text) in enumerate(islice(text_file.iter_lines(), first, end)):
         yield starts or index == 0, text
 
 
 def count_words(text: str) -> int:
-    """Count words as BabyLM does: separated by white space."""
+    """Count the words of a text as BabyLM does, by splitting at white space."""
     return len(text.split())
 
 
@@ -264,14 +271,15 @@ class LineBlock(NamedTuple):
     """Lines of one document, with their line breaks."""
 
     starts_document: bool
+    """Whether the document begins with this block."""
     lines: list[str]
 
 
 def iter_document_blocks(lines: Iterator[Line], block_size: int = 8192) -> Iterator[LineBlock]:
-    """Yield documents in blocks of about `block_size` lines, also blank ones.
+    """Yield documents in blocks of about `block_size` lines, including blank lines.
 
-    A document is cut at a line break between two characters that are not white space: a tokenizer
-    that splits at white space gives the same tokens.
+    A document is cut only at a line break between two characters that are not white space, so that
+    a tokenizer that splits at white space gives the same tokens for the blocks as for the document.
     """
     block, starts_document = list[str](), True
     for starts, text in lines:
@@ -289,12 +297,13 @@ def iter_document_blocks(lines: Iterator[Line], block_size: int = 8192) -> Itera
 
 
 def _make_block(starts_document: bool, lines: list[str]) -> Iterator[LineBlock]:
-    """Yield a block without the empty line after the last line break, or nothing if it is empty."""
-    kept = lines if lines and lines[-1] else lines[:-1]
-    if kept:
-        yield LineBlock(starts_document, kept)
+    """Yield one block without an empty last line, or nothing if no line remains."""
+    block = lines if lines and lines[-1] else lines[:-1]
+    if block:
+        yield LineBlock(starts_document, block)
 
 
 def batch_lines(lines: Iterator[Line], batch_size: int = 8192) -> Iterator[list[Line]]:
+    """Yield lists of up to `batch_size` lines."""
     while block := list(islice(lines, batch_size)):
         yield block

@@ -96,7 +96,7 @@ class TestRefusals:
                 "optimizer: unknown key 'lrr': did you mean 'lr'?",
             ),
             (("--set", "optimizer.lr=fast"), {}, 2, "optimizer.lr"),
-            (("--set", "optimizer.lr"), {}, 2, "is not key=value"),
+            (("--set", "optimizer.lr"), {}, 2, "is not KEY=VALUE"),
             (("--set", "batch.length=64"), {}, 2, "rows of 64 do not fit"),
             (("--scale", "huge"), {}, 2, "has no scale 'huge'"),
             (("--batch-tokens", "many"), {}, 2, "not a number of tokens"),
@@ -178,7 +178,7 @@ class TestRefusals:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("precious", encoding="utf-8")
         code, message = run_train()
-        assert code == 2 and "holds something else" in message
+        assert code == 2 and "holds no training run" in message
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
     def test_a_file_for_a_folder(self, run_train: RunTrain, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ class TestRefusals:
         (tmp_path / "text").mkdir()
         (tmp_path / "text" / "b.txt").write_text("the cat sleeps", encoding="utf-8")
         code, message = run_train(corpus=tmp_path / "text", out=whole)
-        assert code == 2 and "text is" in message and "another run is here" in message
+        assert code == 2 and "text is" in message and "the folder holds another run" in message
 
     def test_a_record_that_cannot_be_read(self, run_train: RunTrain, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
@@ -458,7 +458,7 @@ class TestTeachers:
             train("student", str(text), tmp_path / "out", replace(one, stop_after=stop_after))
             before = read_files(tmp_path / "out")
             for teachers in others:
-                with pytest.raises(UsageError, match=r"another run is here: .*teachers"):
+                with pytest.raises(UsageError, match=r"the folder holds another run: .*teachers"):
                     train(
                         "student",
                         str(text),

@@ -81,7 +81,7 @@ def test_a_group_comes_in_as_one_suite_with_lm_eval_s_own_numbers(
         task: said[task]["acc_norm,none"] for task in ("toy_a", "toy_b")
     }
     assert "per-token" not in cell.summary.views
-    assert left_out == ("toy_ll: one continuation per item, no choice (loglikelihood)",)
+    assert left_out == ("toy_ll: its items have one continuation and no choice (loglikelihood)",)
 
 
 def test_what_the_harness_says_of_the_model_is_kept(tmp_path: Path) -> None:
@@ -120,7 +120,8 @@ def test_a_task_without_acc_is_left_out_with_its_group(results: Path) -> None:
     imported = read_results(results)
     assert [cell.suite for cell, _ in imported.cells] == ["lm-eval.toy_b"]
     assert any(
-        "toy_a: item 3: its samples do not give back" in line for line in imported.skipped_tasks
+        "toy_a: item 3: its log-probabilities do not give" in line
+        for line in imported.skipped_tasks
     )
 
 
@@ -144,16 +145,16 @@ def test_a_second_filter_is_no_second_answer(results: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
-        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no file of lm-eval.s results"),
-        (lambda f: next(f.glob("results*")).write_text("{"), DataError, "no JSON"),
-        (lambda f: results_file(f).write_text("[]"), DataError, "not the results of lm-eval"),
+        (lambda f: shutil.rmtree(f) or f.mkdir(), DataError, "no results file of lm-eval"),
+        (lambda f: next(f.glob("results*")).write_text("{"), DataError, "not JSON"),
+        (lambda f: results_file(f).write_text("[]"), DataError, "not a results file of lm-eval"),
         (
             lambda f: results_file(f).write_text('{"results": 1, "config": {}}'),
             DataError,
-            "not the results",
+            "not a results file",
         ),
-        (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "a sample is an object"),
-        (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: no JSON"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n[1]\n"), DataError, "is not an object"),
+        (lambda f: samples(f, "toy_a").write_text("{}\n{\n"), DataError, r"jsonl:2: not JSON"),
         (lambda f: samples(f, "toy_a").write_bytes(b"\xff\n"), DataError, "not UTF-8"),
         (lambda f: [p.unlink() for p in f.glob("samples*")], DataError, "run with --log_samples"),
     ],
@@ -284,7 +285,7 @@ def test_of_several_results_the_newest_of_a_suite_is_taken(results: Path, tmp_pa
 def test_samples_given_for_results_are_named(results: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_results(samples(results, "toy_a"))
-    assert "give the file of results" in caught.value.hint
+    assert "give the results file" in caught.value.hint
 
 
 def test_results_of_two_models_are_two_runs() -> None:

@@ -1,5 +1,5 @@
-"""Tasks of lm-eval that are written as Python classes: what they ask for decides, and their own
-code judges.
+"""Tasks of lm-eval that are Python classes: their requests decide the output type, and their own
+code computes their metrics.
 """
 
 from __future__ import annotations
@@ -281,10 +281,10 @@ def test_such_runs_are_compared_gated_reported_and_exported(
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("GovReport", "asks for generated text"),
-        ("Qasper", r"asks for generated text \(generate_until and loglikelihood\)"),
-        ("Pictured", r"not known here \(loglikelihood and more than text\)"),
-        ("Mixed", r"not known here \(loglikelihood and loglikelihood_rolling\)"),
+        ("GovReport", "needs generated text"),
+        ("Qasper", r"needs generated text \(generate_until and loglikelihood\)"),
+        ("Pictured", r"cannot be scored \(inputs other than text and loglikelihood\)"),
+        ("Mixed", r"cannot be scored \(loglikelihood and loglikelihood_rolling\)"),
     ],
 )
 def test_a_class_with_other_requests_is_refused(make_class, kind, says):

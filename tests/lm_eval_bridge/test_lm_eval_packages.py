@@ -136,9 +136,13 @@ NOTES = rows(12, dialogue=several, section_text=several)
         (
             FileNotFoundError("Couldn't find Module 'bleu'"),
             "RuntimeError: .*Module 'bleu'",
-            "or the hub within reach",
+            "or the hub must be reachable",
         ),
-        (ImportError("bert_score"), r"pip install evaluate bert-score", "install what it names"),
+        (
+            ImportError("bert_score"),
+            r"pip install evaluate bert-score",
+            "install the missing package",
+        ),
     ],
 )
 def test_a_metric_that_is_absent_is_named_too(make_shipped, monkeypatch, error, says, remedy):

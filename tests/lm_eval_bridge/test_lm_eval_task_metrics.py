@@ -78,16 +78,16 @@ def metrics(*names, better=True):
 
 
 @pytest.fixture
-def make_judged(make_task, tmp_path):
-    """make_judged(name, function, **changes): a task that judges by a function of CODE."""
+def make_custom_task(make_task, tmp_path):
+    """make_custom_task(name, function, **changes): a task that calls a function of CODE."""
 
     def make(name, function, **changes):
-        (tmp_path / "judges.py").write_text(CODE)
-        file = make_task(name, process_results=f"!judges.{function}", **changes)
+        (tmp_path / "task_code.py").write_text(CODE)
+        file = make_task(name, process_results=f"!task_code.{function}", **changes)
         text = (
             file.read_text()
-            .replace("'!judges.", "!function 'judges.")
-            .replace("!judges.", "!function judges.")
+            .replace("'!task_code.", "!function 'task_code.")
+            .replace("!task_code.", "!function task_code.")
         )
         file.write_text(text)
         return file
@@ -98,9 +98,9 @@ def make_judged(make_task, tmp_path):
 scored = partial(scored_by, compat="lm-eval")
 
 
-def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tmp_path):
+def test_a_task_s_own_code_gives_the_values_of_lm_eval(make_checkpoint, make_custom_task, tmp_path):
     names = ("mass", "gap", "first", "gap_of_some", "nan")
-    file = make_judged(
+    file = make_custom_task(
         "toy_mass",
         "paired",
         metric_list=[*metrics(*names), {"metric": "pair", "aggregation": "f1"}],
@@ -131,14 +131,14 @@ def test_a_task_s_own_code_judges_as_in_lm_eval(make_checkpoint, make_judged, tm
     assert [math.isnan(p.judged[3]) for p in found] == [p.gold != 0 for p in found]
 
 
-def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_judged, tmp_path):
+def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_custom_task, tmp_path):
     changes = {
         "doc_to_choice": None,
         "doc_to_target": " {{choices[0]}}",
         "output_type": "loglikelihood",
     }
     listed = [{"metric": "miss", "aggregation": "nanmean", "higher_is_better": False}]
-    file = make_judged("toy_less", "single", **changes, metric_list=listed)
+    file = make_custom_task("toy_less", "single", **changes, metric_list=listed)
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
     results, _ = evaluate_tasks([file], folder)
@@ -151,12 +151,12 @@ def test_lower_may_be_better_for_single_continuations(make_checkpoint, make_judg
 
 
 @pytest.mark.parametrize("method", ["mlm", "mlm-l2r"])
-def test_masked_answers_are_judged_as_our_model_s_are_in_lm_eval(
-    make_checkpoint, make_judged, tmp_path, method
+def test_masked_methods_give_the_values_of_our_model_in_lm_eval(
+    make_checkpoint, make_custom_task, tmp_path, method
 ):
     register_model()
     file, folder = (
-        make_judged("toy_masked", "mass", metric_list=metrics("mass", "first")),
+        make_custom_task("toy_masked", "mass", metric_list=metrics("mass", "first")),
         make_checkpoint("masked"),
     )
     _, cell = scored(folder, file, tmp_path / "run", methods=method)
@@ -167,11 +167,11 @@ def test_masked_answers_are_judged_as_our_model_s_are_in_lm_eval(
     assert cell.summary.views["first"].value == pytest.approx(results["toy_masked"]["first,none"])
 
 
-def test_several_methods_are_judged_by_one_reading_and_fused_too(
-    make_checkpoint, make_judged, tmp_path
+def test_several_methods_and_fused_have_task_metric_values(
+    make_checkpoint, make_custom_task, tmp_path
 ):
     file, folder = (
-        make_judged("toy_fused", "mass", metric_list=metrics("mass", "first")),
+        make_custom_task("toy_fused", "mass", metric_list=metrics("mass", "first")),
         make_checkpoint("causal"),
     )
     names = ("causal", "mntp", "fused")
@@ -189,16 +189,16 @@ def test_several_methods_are_judged_by_one_reading_and_fused_too(
             assert ours.judged == pytest.approx(theirs.judged, abs=1e-5)
 
 
-def test_shares_of_marked_documents_are_means(make_checkpoint, make_judged, tmp_path):
+def test_shares_of_marked_documents_are_means(make_checkpoint, make_custom_task, tmp_path):
     listed = [
         {"metric": n, "aggregation": f"!{f}"} for n, f in (("of_two", "share"), ("of_more", "rest"))
     ]
-    file = make_judged(
+    file = make_custom_task(
         "toy_marked", "marked", metric_list=[*listed, {"metric": "odds", "aggregation": "!odds"}]
     )
     text = file.read_text()
     for name in ("share", "rest", "odds"):
-        text = text.replace(f"'!{name}'", f"!function judges.{name}")
+        text = text.replace(f"'!{name}'", f"!function task_code.{name}")
     file.write_text(text)
     folder = make_checkpoint("causal", adds=True)
     _, cell = scored(folder, file, tmp_path / "run")
@@ -320,11 +320,11 @@ PERPLEXITIES = [
 
 @pytest.mark.parametrize("own", [False, True])
 def test_perplexities_of_long_documents_are_lm_eval_s(
-    make_checkpoint, make_task, make_judged, tmp_path, own
+    make_checkpoint, make_task, make_custom_task, tmp_path, own
 ):
     changes = {**WHOLE, "metric_list": PERPLEXITIES}
     file = (
-        make_judged("toy_whole", "lengths", docs=TEXTS, **changes)
+        make_custom_task("toy_whole", "lengths", docs=TEXTS, **changes)
         if own
         else make_task("toy_whole", TEXTS, **changes)
     )
@@ -375,29 +375,27 @@ def test_a_method_without_perplexity_is_refused_early(make_checkpoint, make_task
         )
 
 
-def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_judged, tmp_path):
-    file = make_judged("toy_broken", "broken", metric_list=metrics("acc"))
-    with pytest.raises(
-        DataError, match="own code fails on the answer: ZeroDivisionError"
-    ) as caught:
+def test_code_that_fails_is_named_with_its_document(make_checkpoint, make_custom_task, tmp_path):
+    file = make_custom_task("toy_broken", "broken", metric_list=metrics("acc"))
+    with pytest.raises(DataError, match="own metric code fails: ZeroDivisionError") as caught:
         score(make_checkpoint("causal"), task_ref(file), out=tmp_path / "run", device="cpu")
     assert caught.value.location.endswith("toy_broken, document 1")
 
 
-def test_other_code_is_another_suite(make_judged, tmp_path):
-    file = make_judged("toy_code", "mass", metric_list=metrics("mass"))
+def test_other_code_is_another_suite(make_custom_task, tmp_path):
+    file = make_custom_task("toy_code", "mass", metric_list=metrics("mass"))
     before = load_suite(task_ref(file)).digest
     assert load_suite(task_ref(file)).digest == before
-    (tmp_path / "judges.py").write_text(CODE.replace('doc["gold"] == 0', 'doc["gold"] == 1'))
+    (tmp_path / "task_code.py").write_text(CODE.replace('doc["gold"] == 0', 'doc["gold"] == 1'))
     assert load_suite(task_ref(file)).digest != before
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("mass", "task-score"), ("whole", "bits-per-byte")])
 def test_runs_of_task_metrics_pass_all_commands(
-    make_checkpoint, make_task, make_judged, tmp_path, capsys, kind, metric
+    make_checkpoint, make_task, make_custom_task, tmp_path, capsys, kind, metric
 ):
     if kind == "mass":
-        file = make_judged("toy_all", "mass", metric_list=metrics("mass", "gap"))
+        file = make_custom_task("toy_all", "mass", metric_list=metrics("mass", "gap"))
     else:
         file = make_task("toy_all", TEXTS, **WHOLE, metric_list=PERPLEXITIES)
     folders = [make_checkpoint("causal"), make_checkpoint("causal", architecture="GPT2LMHeadModel")]
@@ -411,9 +409,9 @@ def test_runs_of_task_metrics_pass_all_commands(
     assert results["higher_is_better"]["lm-eval.toy_all"] == {name: metric == "task-score"}
 
 
-def test_what_another_engine_cannot_judge_is_refused(make_checkpoint, make_judged, tmp_path):
+def test_another_engine_has_no_task_metric_values(make_checkpoint, make_custom_task, tmp_path):
     file, folder = (
-        make_judged("toy_peer", "mass", metric_list=metrics("mass")),
+        make_custom_task("toy_peer", "mass", metric_list=metrics("mass")),
         make_checkpoint("causal"),
     )
     for options in ({"engine": "minicons"}, {"precision": "adaptive"}):

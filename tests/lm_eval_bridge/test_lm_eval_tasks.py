@@ -127,10 +127,10 @@ def test_a_task_s_name_leads_no_file_astray(make_task):
 def test_a_file_without_a_task_says_so(tmp_path):
     file = tmp_path / "none.yaml"
     file.write_text("dataset_path: json\n")
-    with pytest.raises(DataError, match="no task or group"):
+    with pytest.raises(DataError, match="not a task or group"):
         load_suite(task_ref(file))
     file.write_text("task: [")
-    with pytest.raises(DataError, match="no task or group"):
+    with pytest.raises(DataError, match="not a task or group"):
         load_suite(task_ref(file))
 
 
@@ -145,7 +145,7 @@ def test_generation_is_refused_before_data_are_looked_for(make_task, tmp_path, k
     group = tmp_path / "toy_others.yaml"
     group.write_text(yaml.safe_dump({"group": "toy_others", "task": ["toy_other"]}))
     for each in (file, group):
-        with pytest.raises(UsageError, match=f"{each.stem!r} asks for generated text") as caught:
+        with pytest.raises(UsageError, match=f"{each.stem!r} needs generated text") as caught:
             load_suite(task_ref(each))
         assert f"lm_eval run --model hf --tasks {each.stem}" in caught.value.hint
     group.write_text(
@@ -189,8 +189,11 @@ def test_a_comma_belongs_to_the_tasks_of_lm_eval():
         ({"docs": [*DOCS, {"q": "a", "choices": ["b", "c"], "gold": 2}]}, "none of its 2 options"),
         ({"docs": [*DOCS, {"q": "a", "choices": ["b", "c"], "gold": -1}]}, "none of its 2 options"),
         ({"docs": [*DOCS, {"q": "a", "choices": ["b\0", "c"], "gold": 0}]}, "NUL"),
-        ({"dataset_kwargs": {"data_files": {"test": "absent.jsonl"}}}, "lm-eval cannot build it"),
-        ({"doc_to_text": "{{q"}, "lm-eval cannot build it"),
+        (
+            {"dataset_kwargs": {"data_files": {"test": "absent.jsonl"}}},
+            "lm-eval cannot build the task",
+        ),
+        ({"doc_to_text": "{{q"}, "lm-eval cannot build the task"),
     ],
 )
 def test_bad_documents_are_named_with_their_place(make_task, changes, says):
@@ -322,7 +325,7 @@ def test_choices_and_single_continuations_have_no_common_number(make_task, tmp_p
     (tmp_path / "toy_mixed.yaml").write_text(
         yaml.safe_dump({"group": "toy_mixed", "task": ["toy_one", "toy_two"]})
     )
-    with pytest.raises(UsageError, match="no common number"):
+    with pytest.raises(UsageError, match="no common metric"):
         load_suite(task_ref(tmp_path / "toy_mixed.yaml"))
 
 

@@ -94,7 +94,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "ltg-bert", "gpt-bert"])
     def test_it_fits_the_official_environment(self, tmp_path: Path, architecture: str) -> None:
-        self.save(tmp_path / "main", architecture, attends=["causal", "full"])
+        self.save(tmp_path / "main", architecture, attentions=["causal", "full"])
         assert not list(find_portability_problems(tmp_path / "main"))
         tokenizer = json.loads((tmp_path / "main" / "tokenizer_config.json").read_text())
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -112,18 +112,28 @@ class TestCheckpoints:
                 ["causal", "full"],
                 "`AutoModelForMaskedLM` and the pipeline `fill-mask` need",
             ),
-            ("gpt2", ["causal", "mlm"], ["causal", "full"], "its masked reading needs antlm-bench"),
+            (
+                "gpt2",
+                ["causal", "mlm"],
+                ["causal", "full"],
+                "scoring it as a masked LM needs antlm-bench",
+            ),
             ("ltg-bert", ["mlm"], ["full"], "opens it after `import antlm_bench`"),
             (
                 "gpt-bert",
                 ["mntp", "causal"],
                 ["causal", "full"],
-                "A hidden token is read one position before it",
+                "predicts a hidden token at the position before it",
             ),
         ],
     )
     def test_its_readme_says_how_to_open_it(
-        self, tmp_path: Path, architecture: str, methods: list[str], attends: list[str], advice: str
+        self,
+        tmp_path: Path,
+        architecture: str,
+        methods: list[str],
+        attends: list[str],
+        advice: str,
     ) -> None:
         self.save(tmp_path / "main", architecture, methods=methods, attends=attends)
         assert advice in (tmp_path / "main" / "README.md").read_text()

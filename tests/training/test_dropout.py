@@ -84,7 +84,7 @@ def test_gathered_rows_belong_to_their_samples() -> None:
     assert torch.equal(all_three[2:], alone)
     with (
         keyed_samples(1, 2, [3]),
-        pytest.raises(ValueError, match="2 counts"),
+        pytest.raises(ValueError, match="rows_per_sample has 2 entries"),
         gathered_positions([1, 1]),
     ):
         pass

@@ -323,11 +323,11 @@ def test_ids_keep_their_type() -> None:
     [
         (
             {"span_length_distribution": "word"},
-            r"masking\.spans: unknown distribution of spans 'word'",
+            r"masking\.spans: unknown span distribution 'word'",
         ),
-        ({"mask_share": 0.8, "random_share": 0.3}, "masking: 0.8 masked and 0.3 random"),
-        ({"mask_share": -0.1}, "masking: -0.1 masked"),
-        ({"random_token_ids": WORDS[:0]}, r"masking\.random: no words"),
+        ({"mask_share": 0.8, "random_share": 0.3}, "masking: shares of 0.8 masked and 0.3 random"),
+        ({"mask_share": -0.1}, "masking: shares of -0.1 masked"),
+        ({"random_token_ids": WORDS[:0]}, r"masking\.random: there are no ids"),
     ],
 )
 def test_a_corruption_that_makes_no_sense_is_refused(change: dict[str, Any], place: str) -> None:

@@ -83,7 +83,7 @@ def test_weights_of_a_layer_mix_decay_if_asked() -> None:
 
 
 def test_an_unknown_exemption_is_refused() -> None:
-    with pytest.raises(DeclarationError, match=r"optimizer\.exempt: nothing is called 'embedings'"):
+    with pytest.raises(DeclarationError, match=r"optimizer\.exempt: unknown exemption 'embedings'"):
         build_param_groups(Toy(), 0.1, ["embedings"])
 
 
@@ -257,7 +257,7 @@ def test_the_average_resumes_exactly_and_checks_the_model() -> None:
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     assert all(torch.equal(one.average[name], two.average[name]) for name in one.average)
     with pytest.raises(
-        CheckpointError, match=r"ema: an average of another model: alphas\.0 differs"
+        CheckpointError, match=r"ema: the saved average belongs to another model: alphas\.0 differs"
     ):
         two.load_state_dict({"linear.weight": torch.zeros(4, 4)})
 

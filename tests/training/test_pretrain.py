@@ -204,7 +204,7 @@ def test_rows_of_a_pass_come_once_each_in_an_order_of_its_own(corpus_of: CorpusO
         training = Trainer(recipe, corpus, RuntimeSettings(device="cpu"))
         passes: dict[int, list[int]] = {}
         for step in plan_steps(recipe, len(corpus)):
-            passes.setdefault(step.epoch_index, []).extend(training._row_starts(step).tolist())
+            passes.setdefault(step.pass_index, []).extend(training._row_starts(step).tolist())
         many = count_rows(len(corpus), 16, offset)
         assert len(passes) == 2 and passes[0] != passes[1]
         for rows in passes.values():
@@ -555,8 +555,8 @@ class TestFailure:
             **steps(9, 1, 0),
         )
         message = {
-            "gpt2": "the loss left all bounds .*nan",
-            "llama": "the loss left all bounds|the gradient is zero",
+            "gpt2": "the loss is out of bounds .*nan",
+            "llama": "the loss is out of bounds|the gradient is zero",
         }
         with pytest.raises(TrainingError, match=message[architecture]) as error:
             run(recipe, corpus_of(recipe), tmp_path)
@@ -612,7 +612,7 @@ class TestFailure:
 
 def test_a_loss_that_explodes_is_named(corpus_of: CorpusOf, tmp_path: Path) -> None:
     recipe = make_recipe(optimizer={"lr": 3.0, "schedule": "constant"}, **steps(40, 1, 0))
-    with pytest.raises(TrainingError, match="the loss left all bounds") as error:
+    with pytest.raises(TrainingError, match="the loss is out of bounds") as error:
         run(recipe, corpus_of(recipe), tmp_path)
     assert "nan" not in error.value.message and "lr=1)" in error.value.hint
 

@@ -27,7 +27,7 @@ ANTLM = make_phases((4, 1, 0), (16, 0, 1), (4, 1, 0))
 
 
 def passes(steps: list[Step]) -> list[list[Step]]:
-    return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.epoch_index)]
+    return [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.pass_index)]
 
 
 @settings(deadline=None)

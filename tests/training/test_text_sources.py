@@ -92,7 +92,7 @@ def test_any_text_comes_back_as_its_lines(
         ("a.jsonl", b'\n{"content": "a"}\n', "a.jsonl:2", "under the key 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1", "under the key 'text'"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1", "under the key 'text'"),
-        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "not text"),
+        ("a.jsonl", b'{"text": "half \\ud83d a pair"}\n', "a.jsonl:1", "not valid Unicode"),
     ],
 )
 def test_bad_text_names_file_and_line(
@@ -116,7 +116,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, cut: int) -> None:
 
 def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "README.md", "no text")
-    with pytest.raises(DataError, match="no text here") as error:
+    with pytest.raises(DataError, match="no text files found") as error:
         load_text_source(str(tmp_path))
     assert ".jsonl" in error.value.hint
     for missing in (str(tmp_path / "absent"), "absent", "x" * 5000, "a/b/c", "nul\0"):
@@ -221,7 +221,7 @@ class TestHub:
         ]
 
     def test_rows_without_text_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="its rows hold content, title"):
+        with pytest.raises(DataError, match="its rows have content, title"):
             text_sources._source_from_hub(self.rows(tmp_path, {"content": "a", "title": "b"}))
 
     def test_owner_and_name_ask_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:

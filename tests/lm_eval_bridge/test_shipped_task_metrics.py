@@ -1,4 +1,4 @@
-"""The judges that lm-eval ships: their own code and aggregations, on documents made up in their
+"""The metric code that lm-eval ships: functions and aggregations, on documents made up in their
 form, offline.
 """
 
@@ -15,7 +15,7 @@ from antlm_bench.lm_eval_bridge.shims import install_shims
 from antlm_bench.lm_eval_bridge.task_metrics import (
     LENGTH_EXTRACTORS,
     MISSING_VALUE,
-    DocumentScorer,
+    DocumentMetrics,
     find_mean_metrics,
 )
 
@@ -57,7 +57,7 @@ def said(place, document, answers):
     return dict(
         zip(
             readings,
-            DocumentScorer(document, task.process, readings, place).score(answers).values,
+            DocumentMetrics(document, task.process, readings, place).compute(answers).values,
             strict=True,
         )
     )
@@ -92,7 +92,7 @@ MASS = math.exp(-1) / (math.exp(-1) + math.exp(-2))
          {"acc": MASS}),
     ],
 )  # fmt: skip
-def test_a_shipped_judge_says_numbers_that_have_a_mean(place, document, answers, wanted):
+def test_shipped_metric_code_gives_values_that_have_a_mean(place, document, answers, wanted):
     if place.startswith("truthfulqa"):
         pytest.importorskip("rouge_score")
         pytest.importorskip("sacrebleu")
@@ -113,10 +113,10 @@ def test_discrim_eval_s_regression_is_no_mean():
     ("place", "text"), [("wikitext/wikitext.yaml", "page"), ("c4/c4.yaml", "text")]
 )
 def test_documents_are_as_long_as_their_task_counts(place, text):
-    case = DocumentScorer(
+    case = DocumentMetrics(
         {text: "a café\n @-@ b"}, shipped(place).process, LENGTH_EXTRACTORS, place
     )
-    assert case.score([-5.0]) == ((14.0, 4.0), ())
+    assert case.compute([-5.0]) == ((14.0, 4.0), ())
 
 
 def test_a_failing_shipped_metric_is_an_error_with_location():
