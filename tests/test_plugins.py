@@ -274,7 +274,8 @@ def test_an_architecture_of_a_package(
     install(documented("# wide_record.py"), ARCHITECTURES, "wide-llama = stranger:WIDE_LLAMA")
     model_file = documented("# wide_llama.py")
     (tmp_path / "site-packages" / "wide_llama.py").write_text(model_file)
-    registration.register_architectures()  # a fresh process does this when transformers is used
+    registration.register_architectures.cache_clear()  # as in a new process
+    registration.register_architectures()
     assert run(["list", "architectures", "--csv"]) == 0
     assert "wide-llama,wide_llama,Llama under another name" in capsys.readouterr().out
 

@@ -274,7 +274,7 @@ def test_wrong_arguments_name_the_fix():
     scorer = Scorer(
         build_model("causal", 0, mask=False), train_tokenizer("causal", True, mask=False)
     )
-    with pytest.raises(UsageError, match=r"not a list\n  hint: \[text\]"):
+    with pytest.raises(UsageError, match=r"not a list\n  hint: give \[text\]"):
         scorer.logprobs(TEXTS[0])
     with pytest.raises(UsageError, match=r"pairs\[1\]: .* is not a pair of texts"):
         scorer.compare([("a cat", "a dog"), ("a cat",)])

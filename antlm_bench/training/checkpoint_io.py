@@ -95,13 +95,13 @@ def render_readme(checkpoint_name: str, model: Any, training: Mapping[str, Any])
 def describe_loading(model: Any, training: Mapping[str, Any]) -> str:
     """Return sentences on how transformers opens the checkpoint."""
     architecture, masked = find_architecture(model.config.model_type), "full" in training["attends"]
-    own_classes = architecture.own_classes if architecture else {}
-    if architecture and own_classes and not architecture.is_from_library:
+    custom_classes = architecture.custom_classes if architecture else {}
+    if architecture and custom_classes and not architecture.is_from_library:
         text = (
             "transformers opens it after `import antlm_bench`, or with `trust_remote_code=True` "
             "from the file that lies beside the weights.\n"
         )
-    elif masked and own_classes:
+    elif masked and custom_classes:
         text = (
             "transformers opens it as a causal LM; `AutoModelForMaskedLM` and the pipeline "
             "`fill-mask` need `trust_remote_code=True` for the file that lies beside the weights.\n"
