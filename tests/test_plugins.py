@@ -303,6 +303,6 @@ def test_an_output_format_is_one_record_of_a_package(
     assert run(["list", "methods", "--format", "org"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "| method | what it is | attention |"
-    assert "| mntp | one token hidden, read one position to its left | full |" in out
+    assert "| mntp | one token masked, read one position to its left | full |" in out
     assert run(["list", "--format", "orq"]) == 2
     assert "Did you mean 'org'?" in capsys.readouterr().err
