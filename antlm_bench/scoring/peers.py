@@ -260,7 +260,7 @@ class MiniconsScorer:
         row_texts = [prefix + text + suffix for text in texts]
         options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
         encoded = tokenizer(row_texts, add_special_tokens=not spells, verbose=False, **options)
-        offsets = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+        offsets = encoded["offset_mapping"] if tokenizer.is_fast else None
         rows = []
         for n, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
             if ids != [*specials.before, *ids_without_specials[n], *after]:
@@ -269,12 +269,10 @@ class MiniconsScorer:
                     "minicons needs as part of the text",
                     hint="use --bos tokenizer, or the native engine",
                 )
-            row_offsets = None
-            if offsets[n] is not None:
-                row_offsets = [
-                    (start - len(prefix), end - len(prefix)) for start, end in offsets[n]
-                ]
-            rows.append(_MiniconsRow(row_texts[n], ids, row_offsets))
+            shifted = None
+            if offsets is not None:
+                shifted = [(start - len(prefix), end - len(prefix)) for start, end in offsets[n]]
+            rows.append(_MiniconsRow(row_texts[n], ids, shifted))
         return rows, slice(len(specials.before), -len(after) or None)
 
     def _scored_positions(self, row: _MiniconsRow, span: Span, text_slice: slice) -> list[int]:

@@ -59,7 +59,7 @@ def _predict_with_method(
                     raise DataError(
                         f"region {region.number} of {region.condition!r} cannot be scored",
                         location=f"item {item.id}",
-                        hint="no token precedes its first token (see --bos)",
+                        hint="nothing stands before its first token (see --bos)",
                     )
             scores = (formula.surprisal_gap(surprisals.__getitem__) * NATS_PER_BIT, 0.0)
             num_tokens = int(spans.token_counts[regions].sum())
