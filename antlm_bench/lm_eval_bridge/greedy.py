@@ -50,7 +50,9 @@ class GreedyTracker:
         engine = checkpoint.engine
         self.checkpoint = replace(
             checkpoint,
-            engine=GreedyEngine(engine.model, engine.name, engine.forward_config, engine.budget),
+            engine=GreedyEngine(
+                engine.model, engine.name, engine.forward_config, engine.batch_tokens
+            ),
         )
         self.name, self.attentions, self.eos = (
             checkpoint.name,
