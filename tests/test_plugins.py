@@ -207,7 +207,7 @@ def test_a_scoring_method_of_a_package(
 ) -> None:
     install(documented("# neighbour.py"), METHODS, "mlm-neighbour = stranger:NEIGHBOUR")
     assert run(["list", "methods", "--csv"]) == 0
-    assert "mlm-neighbour,mlm with the token before it hidden too,full" in capsys.readouterr().out
+    assert "mlm-neighbour,mlm with the token before it masked too,full" in capsys.readouterr().out
     assert run(["show", "mlm-neighbour"]) == 0
 
     folder, out = make_checkpoint("masked"), tmp_path / "run"

@@ -225,7 +225,7 @@ class Engine:
                         f"{self.name} returns NaN",
                         hint="the weights are damaged, or the dtype is too small: --dtype float32",
                     )
-                scores += np.bincount(batch.text, weights=logp, minlength=num_texts)
+                scores += np.bincount(batch.text_index, weights=logp, minlength=num_texts)
                 self.nodes_computed += len(batch.ids)
                 self.head_rows_computed += len(batch.read_nodes)
                 start = end

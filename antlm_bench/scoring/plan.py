@@ -46,7 +46,7 @@ class PackedBatch:
     """(k,) index into `read_nodes` of each read."""
     target: IndexArray
     """(k,) token id whose log-probability is read, or WORD_START_TARGET."""
-    text: IndexArray
+    text_index: IndexArray
     """(k,) index of the text to whose score the read is added."""
 
 
@@ -68,7 +68,7 @@ class Plan:
             lengths[top:end] = p.ids.shape[1]
             reads.append((p.row + np.int64(top), p.position, p.target, p.text_index))
             top = end
-        unsorted_row, self._position, self._target, self._text = (
+        unsorted_row, self._position, self._target, self._text_index = (
             np.concatenate(column).astype(np.int64) for column in zip(*reads, strict=True)
         )
         order = _lexicographic_order(rows, lengths if self.attention == "full" else None)
@@ -148,7 +148,7 @@ class Plan:
             read_nodes=read_nodes,
             read_index=read_index,
             target=self._target[reads],
-            text=self._text[reads],
+            text_index=self._text_index[reads],
         )
 
 
