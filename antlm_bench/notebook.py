@@ -64,7 +64,7 @@ class ArrowTable:
     def column(self, name: str) -> list[Any]:
         """Return a column as Python objects. Raises UsageError for an unknown name."""
         if name not in self.columns:
-            hint = f"columns are {', '.join(self.columns)}"
+            hint = f"there are {', '.join(self.columns)}"
             raise UsageError(f"there is no column {name!r}", hint=hint)
         values: list[Any] = self._arrow[name].to_pylist()
         return values
