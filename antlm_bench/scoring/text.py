@@ -151,24 +151,19 @@ def build_specials(tokenizer: Any, attention: Attention, bos_policy: str) -> Spe
         return Specials()
     if bos_policy == "tokenizer":
         return template if attention == "full" else Specials(template.before)
-    bos_id, cls_id, sep_id = (special_id(tokenizer, name) for name in ("bos", "cls", "sep"))
-    first = bos_id if bos_id is not None else special_id(tokenizer, "eos")
-    if attention == "full":
-        if template.before or template.after:
-            return template
-        first = first if cls_id is None else cls_id
-        last = () if sep_id is None else (sep_id,)
-    else:
-        last = ()
-    if first is None and template.before:
-        return Specials(template.before)
-    if first is None and bos_policy == "always":
+    if attention == "full" and (template.before or template.after):
+        return template
+    names = ("bos", "eos") if attention == "causal" else ("cls", "bos", "eos")
+    ids = [special_id(tokenizer, name) for name in names]
+    before = tuple(token_id for token_id in ids if token_id is not None)[:1] or template.before
+    if not before and bos_policy == "always":
         raise CheckpointError(
             "the tokenizer has no BOS, EOS or CLS token",
             location="--bos always",
             hint="use --bos auto, which does not score the first token of a text and reports this",
         )
-    return Specials(() if first is None else (first,), last)
+    sep_id = special_id(tokenizer, "sep") if attention == "full" else None
+    return Specials(before, () if sep_id is None else (sep_id,))
 
 
 def word_start_ids(tokenizer: Any) -> Ints:
